@@ -1,0 +1,59 @@
+"""Single-cell data on disk and in training: AnnData files to archives, archives to batches.
+
+Everything listed in ``__all__`` is loaded when it is first used, so that ``import scdl`` is quick
+and asks for torch, anndata or numba only where they do something.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from storage_backends import __version__ as __version__
+
+if TYPE_CHECKING:
+    from scdl import errors as errors
+    from scdl.batch import CellBatch as CellBatch
+    from scdl.collate import (
+        collate_neighbor_sparse_matrix_batch as collate_neighbor_sparse_matrix_batch,
+    )
+    from scdl.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
+    from scdl.convert import ConversionReport as ConversionReport
+    from scdl.convert import convert as convert
+    from scdl.dataset import SingleCellDataset as SingleCellDataset
+    from scdl.dataset import SingleCellMemMapDataset as SingleCellMemMapDataset
+    from scdl.dataset import open as open
+    from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
+
+_HOMES = {
+    "CellBatch": "scdl.batch",
+    "ConversionReport": "scdl.convert",
+    "NeighborSamplingStrategy": "scdl.neighbors",
+    "SingleCellDataset": "scdl.dataset",
+    "SingleCellMemMapDataset": "scdl.dataset",
+    "collate_neighbor_sparse_matrix_batch": "scdl.collate",
+    "collate_sparse_matrix_batch": "scdl.collate",
+    "convert": "scdl.convert",
+    "open": "scdl.dataset",
+}
+
+__all__ = [  # noqa: PLE0604 - the names are those of the table above
+    *_HOMES,
+    "__version__",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("scdl.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scdl' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    # A submodule of the same name, such as scdl.convert, must not hide the function.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,134 @@
+"""Compiled loops over plain arrays, each beside the NumPy form it is tested against.
+
+All release the GIL and are cached on disk. They know nothing of archives or torch, and never
+write outside their output, whatever the column ids are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Returned in place of a count where a column id is not below the number of columns.
+OUT_OF_RANGE = -1
+
+
+def _kernel(function: _F) -> _F:
+    compiled: _F = numba.njit(nogil=True, cache=True)(function)
+    return compiled
+
+
+# Position of the only bit set in a word, by De Bruijn's sequence.
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_POSITION = np.zeros(64, np.uint8)
+for _bit in range(64):
+    _BIT_POSITION[(int(_DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
+
+
+@_kernel
+def row_order(
+    indptr: NDArray[np.int64], indices: NDArray[Any], n_vars: int, order: NDArray[np.int64]
+) -> int:
+    """Stable order of the column ids within each row.
+
+    Parameters
+    ----------
+    indptr
+        n + 1 offsets from 0.
+    indices
+        Column ids, any unsigned type.
+    n_vars
+        Columns.
+    order
+        Output, as long as `indices`: ``indices[order]`` is sorted within rows.
+
+    Returns
+    -------
+    int
+        Rows that were not in order, or :data:`OUT_OF_RANGE`.
+    """
+    seen = np.zeros((n_vars + 63) // 64, np.uint64)
+    where = np.empty(n_vars, np.int64)
+    n_unsorted = 0
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        in_order = True
+        previous = -1
+        for k in range(start, stop):
+            column = np.int64(indices[k])
+            if column >= n_vars:
+                return OUT_OF_RANGE
+            if column < previous:
+                in_order = False
+            previous = column
+            order[k] = k
+        if in_order:
+            continue
+        n_unsorted += 1
+        # One bit a column; reading the set bits back in order sorts without comparing.
+        repeated = False
+        for k in range(start, stop):
+            column = np.int64(indices[k])
+            bit = np.uint64(1) << np.uint64(column & 63)
+            if seen[column >> 6] & bit:
+                repeated = True
+            seen[column >> 6] |= bit
+            where[column] = k
+        position = start
+        for word_index in range(len(seen)):
+            word = seen[word_index]
+            seen[word_index] = np.uint64(0)
+            while word != np.uint64(0) and not repeated:
+                lowest = word & (~word + np.uint64(1))
+                bit_position = _BIT_POSITION[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+                order[position] = where[(word_index << 6) + np.int64(bit_position)]
+                position += 1
+                word ^= lowest
+        if repeated:
+            order[start:stop] = start + np.argsort(indices[start:stop], kind="mergesort")
+    return n_unsorted
+
+
+def row_order_numpy(
+    indptr: NDArray[np.int64], indices: NDArray[Any], n_vars: int, order: NDArray[np.int64]
+) -> int:
+    """The same as :func:`row_order` in NumPy."""
+    if len(indices) and int(indices.max()) >= n_vars:
+        return OUT_OF_RANGE
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order[:] = np.lexsort((indices, rows))
+    falls = indices[1:] < indices[:-1]
+    return len(np.unique(rows[1:][falls & (rows[1:] == rows[:-1])]))
+
+
+@_kernel
+def fill_dense(
+    data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[Any]
+) -> bool:
+    """Add the stored values to `out`, a zeroed array of n x n_vars; False for a column outside."""
+    n_vars = out.shape[1]
+    for row in range(len(indptr) - 1):
+        target = out[row]
+        for k in range(indptr[row], indptr[row + 1]):
+            column = np.int64(indices[k])
+            if column >= n_vars:
+                return False
+            target[column] += data[k]
+    return True
+
+
+def fill_dense_numpy(
+    data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[Any]
+) -> bool:
+    """The same as :func:`fill_dense` in NumPy."""
+    if len(indices) and int(indices.max()) >= out.shape[1]:
+        return False
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    np.add.at(out, (rows, indices.astype(np.int64)), data)
+    return True

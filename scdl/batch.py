@@ -1,0 +1,105 @@
+"""A batch of cells as plain arrays, and its conversions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.errors import ArchiveFormatError
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    import torch
+
+Layout = Literal["csr", "coo", "dense"]
+
+
+@dataclass(frozen=True, eq=False)
+class CellBatch:
+    """Cells in compressed sparse row form.
+
+    Plain arrays travel between processes cheaply; sparse tensors are built by who uses them.
+
+    Parameters
+    ----------
+    data
+        Stored values, of the archive's dtype.
+    indices
+        Gene of each stored value, rising within a cell; of the archive's unsigned dtype.
+    indptr
+        n + 1 offsets into `data` and `indices` from 0, int64.
+    n_vars
+        Genes.
+    rows
+        Row of each cell in its dataset, int64.
+    obs
+        Columns of obs that were asked for, one value a cell.
+    obsm
+        Dense vectors that were asked for, n x width.
+    """
+
+    data: NDArray[Any]
+    indices: NDArray[Any]
+    indptr: NDArray[np.int64]
+    n_vars: int
+    rows: NDArray[np.int64]
+    obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    obsm: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+        return len(self.rows), self.n_vars
+
+    def to_scipy(self) -> scipy.sparse.csr_matrix:
+        """As a scipy CSR matrix of n x n_vars; float16 becomes float32, which scipy needs."""
+        import scipy.sparse
+
+        # scipy computes with signed indices only.
+        wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
+        index_type = np.int64 if wide else np.int32
+        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        matrix = scipy.sparse.csr_matrix(
+            (data, self.indices.astype(index_type), self.indptr.astype(index_type)),
+            shape=self.shape,
+        )
+        return matrix
+
+    def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """As a dense array of n x n_vars, of the stored dtype or of `dtype`."""
+        from scdl import _kernels
+
+        dtype = np.dtype(self.data.dtype if dtype is None else dtype)
+        # numba cannot compute with float16.
+        working = np.dtype(np.float32) if dtype == np.float16 else dtype
+        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        out = np.zeros(self.shape, working)
+        if not _kernels.fill_dense(data, self.indices, self.indptr, out):
+            raise ArchiveFormatError(
+                f"column id {int(self.indices.max())} is stored for {self.n_vars} genes; "
+                "the archive is damaged, convert the source again"
+            )
+        return out.astype(dtype, copy=False)
+
+    def to_torch(self, layout: Layout = "csr") -> torch.Tensor:
+        """As a torch tensor of n x n_vars: ``csr``, ``coo`` or ``dense``.
+
+        Values keep their dtype where torch computes with it; unsigned integers wider than uint8
+        become the next wider signed type.
+        """
+        from scdl import tensors
+
+        return tensors.batch_tensor(self, layout)
+
+    def pin_memory(self) -> CellBatch:
+        """The batch in page-locked memory, for copies to a GPU; itself where there is no GPU."""
+        from scdl import tensors
+
+        return tensors.pinned(self)

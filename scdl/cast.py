@@ -1,0 +1,105 @@
+"""Changing the type of stored values without losing what they say."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.errors import CastError, ScdlWarning
+
+#: Types that an archive stores values as.
+DATA_DTYPES = (
+    "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)  # fmt: skip
+
+
+class Caster:
+    """Casts blocks of values to one type, and remembers how far floats were rounded.
+
+    Parameters
+    ----------
+    dtype
+        One of :data:`DATA_DTYPES`.
+    tolerance
+        Largest absolute difference to pass over; integers must be met within it, and rounding
+        of floats beyond it is told by :meth:`warn`.
+
+    Raises
+    ------
+    CastError
+        An archive cannot store that type.
+    """
+
+    def __init__(self, dtype: DTypeLike, tolerance: float = 1e-8) -> None:
+        self.dtype = np.dtype(dtype)
+        if self.dtype.name not in DATA_DTYPES:
+            raise CastError(
+                f"values cannot be stored as {self.dtype}; choose one of {', '.join(DATA_DTYPES)}"
+            )
+        self.max_rounding = 0.0
+        self._tolerance = tolerance
+
+    def __call__(self, values: NDArray[Any], where: str) -> NDArray[Any]:
+        """The values as the type; `where` opens the message of an error.
+
+        Raises
+        ------
+        CastError
+            A value overflows, or is negative, fractional or not finite where an unsigned integer
+            is asked for.
+        """
+        if values.dtype == self.dtype or not len(values):
+            return values.astype(self.dtype, copy=False)
+        if self.dtype.kind == "u":
+            return self._to_integer(values, where)
+        return self._to_float(values, where)
+
+    def _to_integer(self, values: NDArray[Any], where: str) -> NDArray[Any]:
+        limit = int(np.iinfo(self.dtype).max)
+        if values.dtype.kind == "f":
+            if not np.isfinite(values).all():
+                raise self._error(where, values[~np.isfinite(values)][0])
+            whole = np.rint(values)
+            off = np.abs(values - whole)
+            if float(off.max()) > self._tolerance:
+                raise self._error(where, values[off.argmax()])
+            values = whole
+        # As Python numbers: they compare exactly, whatever the types are.
+        for extreme in (values.min().item(), values.max().item()):
+            if not 0 <= extreme <= limit:
+                raise self._error(where, extreme)
+        return values.astype(self.dtype)
+
+    def _to_float(self, values: NDArray[Any], where: str) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            cast = values.astype(self.dtype)
+        if np.can_cast(values.dtype, self.dtype):
+            return cast
+        finite = np.isfinite(values)
+        overflown = finite & np.isinf(cast)
+        if overflown.any():
+            raise self._error(where, values[overflown][0])
+        wide = np.float64 if values.dtype.kind == "f" else np.longdouble
+        with np.errstate(invalid="ignore"):
+            off = np.abs(cast.astype(wide) - values.astype(wide))
+        self.max_rounding = max(self.max_rounding, float(off[finite].max(initial=0.0)))
+        return cast
+
+    def warn(self, where: str) -> None:
+        """Warn once where rounding went beyond the tolerance, with the measured maximum."""
+        if self.max_rounding > self._tolerance:
+            warnings.warn(
+                f"{where}: storing the values as {self.dtype} rounded them by up to "
+                f"{self.max_rounding:.3g}, more than the tolerance of {self._tolerance:g}; "
+                "choose a wider data_dtype to keep them exact",
+                ScdlWarning,
+                stacklevel=4,
+            )
+
+    def _error(self, where: str, value: Any) -> CastError:
+        return CastError(
+            f"{where}: {self.dtype} cannot hold the value {value}; choose another data_dtype"
+        )

@@ -1,0 +1,162 @@
+"""Reading HDF5 datasets in ranges of rows, decompressing in parallel.
+
+HDF5 decompresses one chunk at a time under one lock. Chunks that are compressed with gzip, alone or
+after the shuffle filter, are therefore fetched raw and decompressed in threads; everything else is
+read by h5py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
+from numpy.typing import NDArray
+
+_T = TypeVar("_T")
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scdl-inflate")
+
+
+class RowReader:
+    """Reads rows of an HDF5 dataset of numbers.
+
+    Parameters
+    ----------
+    dataset
+        At least one-dimensional.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        plist = dataset.id.get_create_plist()
+        self._filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+        self._raw = self._filters in ([FILTER_DEFLATE], [FILTER_SHUFFLE, FILTER_DEFLATE])
+        # Blocks of rows rarely end with a chunk: the next block begins with the same chunk.
+        self._last: dict[tuple[int, ...], NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return int(self._dataset.shape[0])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers as they are stored."""
+        return np.dtype(self._dataset.dtype)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``, of the stored dtype."""
+        shape = (stop - start, *self._dataset.shape[1:])
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        if self._raw:
+            chunks = self._inflated(start, stop)
+            if chunks is not None:
+                return self._assemble(chunks, start, stop)
+        out = np.empty(shape, self.dtype)
+        self._dataset.read_direct(out, np.s_[start:stop])
+        return out
+
+    def _inflated(self, start: int, stop: int) -> dict[tuple[int, ...], NDArray[Any]] | None:
+        """Decompressed chunks by their offset; None where one is not stored like the others."""
+        size = self._dataset.chunks
+        grids = [range(start // size[0] * size[0], stop, size[0])]
+        grids += [range(0, n, c) for n, c in zip(self._dataset.shape[1:], size[1:], strict=True)]
+        pending: dict[tuple[int, ...], Future[NDArray[Any]]] = {}
+        found = {}
+        for offset in itertools.product(*grids):
+            if offset in self._last:
+                found[offset] = self._last[offset]
+                continue
+            try:
+                mask, raw = self._dataset.id.read_direct_chunk(offset)
+            except (OSError, RuntimeError, ValueError):
+                return None  # never written; h5py gives the fill value, or says what is wrong
+            if mask:
+                return None  # a filter was left out for this chunk
+            pending[offset] = _pool().submit(self._inflate, raw)
+        found |= {offset: future.result() for offset, future in pending.items()}
+        last = max(offset[0] for offset in found)
+        self._last = {offset: chunk for offset, chunk in found.items() if offset[0] == last}
+        return found
+
+    def _inflate(self, raw: bytes) -> NDArray[Any]:
+        size, itemsize = self._dataset.chunks, self.dtype.itemsize
+        expected = int(np.prod(size)) * itemsize
+        decompressor = zlib.decompressobj()
+        plain = decompressor.decompress(raw, expected)
+        if len(plain) != expected or not decompressor.eof and decompressor.decompress(b"", 1):
+            raise zlib.error(f"a chunk holds {len(plain)} bytes, expected {expected}")
+        if FILTER_SHUFFLE in self._filters and itemsize > 1:
+            planes = np.frombuffer(plain, np.uint8).reshape(itemsize, -1)
+            plain = np.ascontiguousarray(planes.T)
+        return np.frombuffer(plain, self.dtype).reshape(size)
+
+    def _assemble(
+        self, chunks: dict[tuple[int, ...], NDArray[Any]], start: int, stop: int
+    ) -> NDArray[Any]:
+        shape = self._dataset.shape
+        out = np.empty((stop - start, *shape[1:]), self.dtype)
+        for offset, chunk in chunks.items():
+            first, last = max(offset[0], start), min(offset[0] + len(chunk), stop)
+            if first >= last:
+                continue
+            rest = zip(offset[1:], chunk.shape[1:], shape[1:], strict=True)
+            columns = tuple(slice(o, min(o + n, end)) for o, n, end in rest)
+            inside = tuple(slice(0, c.stop - c.start) for c in columns)
+            piece = chunk[(slice(first - offset[0], last - offset[0]), *inside)]
+            out[(slice(first - start, last - start), *columns)] = piece
+        return out
+
+
+def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
+    """Draw items in a thread, at most `depth` ahead of the consumer.
+
+    What the thread raises is raised here; leaving the loop early ends the thread.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> bool:
+        while not left.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def draw() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:
+            put((False, error))
+
+    thread = threading.Thread(target=draw, name="scdl-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if more:
+                yield item
+            elif item is not None:
+                raise item
+            else:
+                return
+    finally:
+        left.set()
+        thread.join()

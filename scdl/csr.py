@@ -1,0 +1,131 @@
+"""Rows of the sparse arrays of a store: plan, read, assemble."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.errors import ArchiveFormatError, RowIndexError
+from scdl.schema import DATA, INDICES, INDPTR
+from storage_backends.base import ArrayStore
+
+#: What may select cells: one, a slice, positions, or a mask.
+Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
+
+
+class SparseRows(NamedTuple):
+    """Some rows in compressed sparse row form; `indptr` is int64 from 0."""
+
+    data: NDArray[Any]
+    indices: NDArray[Any]
+    indptr: NDArray[np.int64]
+
+
+def position(index: SupportsIndex, n_obs: int) -> int:
+    """One row as a position from the front; negative ones count from the end."""
+    row = operator.index(index)
+    if not -n_obs <= row < n_obs:
+        raise RowIndexError(f"row {row} is out of range for a dataset of {n_obs} cells")
+    return row + n_obs if row < 0 else row
+
+
+def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
+    """A selection of rows as int64 positions, in the order given.
+
+    Raises
+    ------
+    RowIndexError
+        A position is out of range, a mask has the wrong length, or `rows` is no selection.
+    """
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(n_obs), dtype=np.int64)
+    if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
+        return np.array([position(rows, n_obs)], np.int64)
+    selected = np.asarray(rows)
+    if selected.dtype == bool:
+        if selected.shape != (n_obs,):
+            raise RowIndexError(
+                f"a mask for {n_obs} cells must have shape ({n_obs},), not {selected.shape}"
+            )
+        return np.flatnonzero(selected).astype(np.int64, copy=False)
+    if selected.size == 0:
+        selected = selected.astype(np.int64)
+    if selected.dtype.kind not in "iu" or selected.ndim > 1:
+        raise RowIndexError(
+            f"rows must be integers, a slice or a mask, not {selected.dtype} "
+            f"of {selected.ndim} dimensions"
+        )
+    selected = np.atleast_1d(selected)
+    outside = (selected < -n_obs) | (selected >= n_obs) if len(selected) else np.zeros(0, bool)
+    if outside.any():
+        raise RowIndexError(
+            f"row {selected[outside.argmax()]} is out of range for a dataset of {n_obs} cells"
+        )
+    selected = selected.astype(np.int64, copy=False)
+    return np.where(selected < 0, selected + n_obs, selected)
+
+
+def plan(
+    store: ArrayStore, prefix: str, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Half-open ranges of the stored values of some rows, read from the offsets.
+
+    Parameters
+    ----------
+    prefix
+        What stands before ``data``, ``indices`` and ``indptr``: empty for the expression matrix.
+    rows
+        Positions, int64.
+    """
+    name = prefix + INDPTR
+    bounds = np.empty(2 * len(rows), store.spec(name).dtype)
+    store.read_ranges(name, rows, rows + 2, bounds)
+    bounds = bounds.astype(np.int64)
+    starts, stops = bounds[0::2], bounds[1::2]
+    nnz = store.spec(prefix + DATA).length
+    if len(rows) and (int((stops - starts).min()) < 0 or int(stops.max()) > nnz):
+        bad = int(np.argmax((stops < starts) | (stops > nnz)))
+        raise ArchiveFormatError(
+            f"{store.path}: {name} says that row {rows[bad]} is [{starts[bad]}, {stops[bad]}) of "
+            f"{nnz} values; the archive is damaged, convert the source again"
+        )
+    return starts, stops
+
+
+def read(store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> SparseRows:
+    """Rows of a sparse matrix, in the order asked for and as they are stored."""
+    starts, stops = plan(store, prefix, rows)
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(stops - starts, out=indptr[1:])
+    total = int(indptr[-1])
+    data = np.empty(total, store.spec(prefix + DATA).dtype)
+    indices = np.empty(total, store.spec(prefix + INDICES).dtype)
+    store.read_ranges(prefix + DATA, starts, stops, data)
+    store.read_ranges(prefix + INDICES, starts, stops, indices)
+    return SparseRows(data, indices, indptr)
+
+
+def ordered(rows: SparseRows, n_vars: int, where: str) -> SparseRows:
+    """The same rows with the genes of each in rising order.
+
+    Parameters
+    ----------
+    where
+        Opens the message of the ArchiveFormatError for a gene that is not below `n_vars`.
+    """
+    from scdl import _kernels
+
+    order = np.empty(len(rows.indices), np.int64)
+    n_unsorted = _kernels.row_order(rows.indptr, rows.indices, n_vars, order)
+    if n_unsorted == _kernels.OUT_OF_RANGE:
+        raise ArchiveFormatError(
+            f"{where}: column id {int(rows.indices.max())} is stored for {n_vars} genes; "
+            "the archive is damaged, convert the source again"
+        )
+    if n_unsorted == 0:
+        return rows
+    return SparseRows(rows.data[order], rows.indices[order], rows.indptr)

@@ -1,0 +1,523 @@
+"""One archive as a dataset."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl import __version__, csr
+from scdl.batch import CellBatch
+from scdl.errors import ArchiveFormatError, FeatureNotFoundError
+from scdl.features import Columns, ObsFeatures, VarFeatures
+from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy
+from scdl.rows import CellReader, Row
+from scdl.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDEX,
+    INDICES,
+    INDPTR,
+    MATRIX,
+    NEIGHBOR_KEY,
+    OBS,
+    Info,
+    graph_array,
+    keys,
+    obsm_array,
+)
+from storage_backends import registry
+from storage_backends.base import ArrayStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scdl.convert import ConvertOptions
+
+Path = str | os.PathLike[str]
+
+#: What gene and cell names are called as columns: on disk, and in the documentation.
+_VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
+_OBS_INDEX_NAMES = ("obs_feature_id",)
+
+#: Attributes that opening makes or that are read on first use; pickles go without them.
+_DERIVED = ("_store", "_info", "_views", "graph", "_var", "_obs")
+
+
+class SingleCellDataset(CellReader):
+    """An archive of any backend, read by row and by batch.
+
+    Indexing gives what a PyTorch map-style dataset gives, so that a ``DataLoader`` takes it.
+    Pickling carries paths, never data.
+
+    Parameters
+    ----------
+    path
+        Where the archive is, or is made.
+    h5ad_path
+        AnnData file to make it from; without one, the archive at `path` is opened.
+    backend
+        Storage backend of an archive that is made; one that is opened tells its own.
+    load_neighbors
+        Whether to use a neighbour graph, and to carry it over from an AnnData file. None: use one
+        where the archive has it.
+    neighbor_key
+        Key of the graph in ``obsp``.
+    neighbor_sampling_strategy
+        How :meth:`sample_neighbor_index` chooses: ``"random"`` or ``"first"``.
+    fallback_to_identity
+        Whether a cell without neighbours is its own.
+    **options
+        For the conversion, see :func:`scdl.convert`.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        There is nothing at `path`, and no `h5ad_path`.
+    ArchiveExistsError
+        Something is at `path`, with an `h5ad_path`.
+    ArchiveFormatError
+        What is at `path` is no archive, or a damaged one.
+    SourceError
+        What is at `h5ad_path` cannot be converted.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        h5ad_path: Path | None = None,
+        *,
+        backend: str = "memmap",
+        load_neighbors: bool | None = None,
+        neighbor_key: str = NEIGHBOR_KEY,
+        neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+        fallback_to_identity: bool = True,
+        **options: Unpack[ConvertOptions],
+    ) -> None:
+        self.data_path = os.fspath(path)
+        self._load_neighbors = load_neighbors
+        self._neighbor_key = neighbor_key
+        self._sampling: dict[str, Any] = {
+            "strategy": NeighborSamplingStrategy(neighbor_sampling_strategy),
+            "fallback_to_identity": fallback_to_identity,
+        }
+        self._var_index_names: tuple[str, ...] = _VAR_INDEX_NAMES
+        self._obs_index_names: tuple[str, ...] = _OBS_INDEX_NAMES
+        if h5ad_path is not None:
+            from scdl.convert import convert
+
+            if load_neighbors:
+                options.setdefault("neighbor_key", neighbor_key)
+            convert(h5ad_path, self.data_path, backend=backend, **options)
+        self._open()
+
+    def _open(self) -> None:
+        self._store: ArrayStore = registry.detect(self.data_path).store.open(self.data_path)
+        self._info = Info.from_attrs(self._store.attrs, self._store.path)
+        n_obs = self._store.spec(INDPTR).length - 1
+        if self._info.n_obs != n_obs:
+            raise ArchiveFormatError(
+                f"{self._store.path}: its feature blocks describe {self._info.n_obs} cells, but "
+                f"the archive has {n_obs}"
+            )
+        views = [self._store.view(name) for name in MATRIX]
+        # Plain arrays slice several times faster than numpy.memmap does.
+        self._views = [np.asarray(view) for view in views if view is not None]
+
+    def _reopen(self) -> None:
+        """Open what now stands at the path, and forget what was read from the old."""
+        for name in _DERIVED:
+            self.__dict__.pop(name, None)
+        self._store.close()
+        self._open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
+        return state | {"data_path": os.path.abspath(self.data_path)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.data_path!r}): {self.n_obs} cells x {self.n_vars} genes"
+
+    # -- reading ---------------------------------------------------------------------------
+
+    @property
+    def info(self) -> Info:
+        """Feature blocks, and what the archive says of itself."""
+        return self._info
+
+    def read_rows(
+        self, rows: csr.Rows, *, obs: Sequence[str] = (), obsm: Sequence[str] = ()
+    ) -> CellBatch:
+        """Read cells as one batch.
+
+        Parameters
+        ----------
+        rows
+            One row, a slice, positions in any order (they may repeat; negative ones count from
+            the end), or a mask of all cells.
+        obs
+            Columns of obs to read along; categorical ones give their categories' values.
+        obsm
+            Dense vectors to read along, by key.
+
+        Returns
+        -------
+        CellBatch
+            In the order of `rows`, n_vars wide (as wide as the widest of several feature blocks).
+
+        Raises
+        ------
+        RowIndexError
+            A row is out of range, or a mask has the wrong length.
+        FeatureNotFoundError
+            There is no such column of obs, or no such key of obsm.
+        """
+        at = csr.positions(rows, self.n_obs)
+        cells = csr.read(self._store, "", at)
+        if not self._info.is_sorted:
+            cells = csr.ordered(cells, self._info.max_n_vars, self._store.path)
+        return CellBatch(
+            *cells,
+            n_vars=self._info.max_n_vars,
+            rows=at,
+            obs={name: self._required_obs().columns.values(name, at) for name in obs},
+            obsm={key: self._vectors(key, at) for key in obsm},
+        )
+
+    def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        name = obsm_array(key)
+        if name not in self._store.arrays:
+            known = ", ".join(keys(self._store.arrays, "obsm")) or "none"
+            raise FeatureNotFoundError(
+                f"{self._store.path}: there is no obsm {key!r}; it holds: {known}"
+            )
+        spec = self._store.spec(name)
+        out = np.empty((len(rows), *spec.item_shape), spec.dtype)
+        self._store.read_ranges(name, rows, rows + 1, out)
+        return out
+
+    def _row(self, index: SupportsIndex) -> Row:
+        if len(self._views) < len(MATRIX):
+            return super()._row(index)
+        data, indices, indptr = self._views
+        at = csr.position(index, len(indptr) - 1)
+        start, stop = indptr.item(at), indptr.item(at + 1)
+        if not start <= stop <= len(data):
+            raise ArchiveFormatError(
+                f"{self._store.path}: row {at} is [{start}, {stop}) of {len(data)} values; "
+                "the archive is damaged, convert the source again"
+            )
+        columns = indices[start:stop]
+        if self._info.is_sorted or bool((columns[1:] >= columns[:-1]).all()):
+            return data[start:stop], columns
+        return super()._row(index)
+
+    # -- tables ----------------------------------------------------------------------------
+
+    @cached_property
+    def _var(self) -> VarFeatures:
+        return VarFeatures(self._store, self._info, self._var_index_names)
+
+    @cached_property
+    def _obs(self) -> ObsFeatures | None:
+        if OBS not in self._store.tables:
+            return None
+        return ObsFeatures(self._store, self._info, self._obs_index_names)
+
+    def _required_obs(self) -> ObsFeatures:
+        if self._obs is None:
+            raise FeatureNotFoundError(f"{self._store.path}: the archive has no obs")
+        return self._obs
+
+    def var_features(self) -> VarFeatures:
+        """Columns of var by cell."""
+        return self._var
+
+    def obs_features(self) -> ObsFeatures | None:
+        """Columns of obs by cell; None where the archive has no obs."""
+        return self._obs
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The table of cells, indexed by their names where these are stored; read each time."""
+        return self._required_obs().columns.frame()
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The table of genes, of the first feature block, indexed by their names."""
+        return self._var.blocks[0].frame()
+
+    @property
+    def obs_names(self) -> NDArray[Any]:
+        """Names of the cells, as objects."""
+        return self._names(self._required_obs().columns)
+
+    @property
+    def var_names(self) -> NDArray[Any]:
+        """Names of the genes of the first feature block, as objects."""
+        return self._names(self._var.blocks[0])
+
+    def _names(self, columns: Columns) -> NDArray[Any]:
+        return columns.values(INDEX)
+
+    # -- neighbours ------------------------------------------------------------------------
+
+    @cached_property
+    def graph(self) -> NeighborGraph | None:  # type: ignore[override]
+        """The neighbour graph; None where there is none, or `load_neighbors` was False."""
+        graphs = keys(self._store.arrays, "graphs")
+        if self._load_neighbors is False or not graphs:
+            return None
+        key = self._neighbor_key
+        # The documented format holds one graph and does not say its key.
+        if key not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (key, *graphs):
+            key = graphs[0]
+        return NeighborGraph(self._store, key, **self._sampling)
+
+    # -- the archive -----------------------------------------------------------------------
+
+    @property
+    def store(self) -> ArrayStore:
+        """The storage backend's view of the archive."""
+        return self._store
+
+    @property
+    def data(self) -> NDArray[Any]:
+        """All stored values, read-only; mapped to memory where the backend can."""
+        return self._whole(DATA)
+
+    @property
+    def col_index(self) -> NDArray[Any]:
+        """Gene of every stored value, read-only."""
+        return self._whole(INDICES)
+
+    @property
+    def row_index(self) -> NDArray[Any]:
+        """n_obs + 1 offsets, read-only."""
+        return self._whole(INDPTR)
+
+    def _whole(self, name: str) -> NDArray[Any]:
+        view = self._store.view(name)
+        if view is None:
+            view = self._store.read(name)
+            view.flags.writeable = False
+        return view
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Types of the arrays by documented file name."""
+        files = {"data.npy": DATA, "col_ptr.npy": INDICES, "row_ptr.npy": INDPTR}
+        found = {file: self._store.spec(name).dtype.name for file, name in files.items()}
+        if self.graph is not None:
+            parts = {DATA: "values", INDICES: "indices", INDPTR: "indptr"}
+            found |= {
+                f"neighbor_{parts[part]}.npy": dtype.name for part, dtype in GRAPH_DTYPES.items()
+            }
+        return found
+
+    @property
+    def metadata(self) -> dict[str, int]:
+        """The documented ``{"num_rows": n_obs}``."""
+        return {"num_rows": self.n_obs}
+
+    def number_nonzero_values(self) -> int:
+        """Stored values."""
+        return self._store.spec(DATA).length
+
+    def version(self) -> str:
+        """Version of this package."""
+        return __version__
+
+    def close(self) -> None:
+        """Let go of files and memory."""
+        self._views = []
+        self._store.close()
+
+    def load(self, stored_path: Path) -> None:
+        """Open another archive in place of this one."""
+        self.data_path = os.fspath(stored_path)
+        self._reopen()
+
+    def load_h5ad(self, anndata_path: Path) -> None:
+        """Replace the archive by what an AnnData file holds, atomically."""
+        from scdl.convert import convert
+
+        key = {"neighbor_key": self._neighbor_key} if self._load_neighbors else {}
+        convert(anndata_path, self.data_path, backend=self._backend, replace=True, **key)
+        self._reopen()
+
+    @property
+    def _backend(self) -> str:
+        return registry.detect(self.data_path).name
+
+    def save(self, output_path: Path | None = None) -> bool:
+        """Make sure that the archive on disk is valid, or copy it.
+
+        What is on disk is valid at any time; this rewrites an archive whose header another program
+        left stale. With `output_path` a full copy goes there.
+
+        Returns
+        -------
+        bool
+            True.
+        """
+        if output_path is not None or self._store.stale:
+            self._write([self], output_path)
+        return True
+
+    def cast_data_to_dtype(self, dtype: DTypeLike) -> None:
+        """Store the values as another type, in place and atomically.
+
+        Raises
+        ------
+        CastError
+            The type cannot hold a value. The archive stays as it was.
+        """
+        self._write([self], None, np.dtype(dtype))
+
+    def concat(
+        self,
+        other_dataset: SingleCellDataset | Sequence[SingleCellDataset],
+        extend_copy_size: int = 10_485_760,
+        output_path: Path | None = None,
+        destroy_on_copy: bool = False,
+    ) -> None:
+        """Append the cells of other datasets: rows, feature blocks, obs, names and graphs.
+
+        Parameters
+        ----------
+        other_dataset
+            One dataset or several.
+        extend_copy_size
+            Bytes copied at once.
+        output_path
+            Where the result goes; default: in place, atomically.
+        destroy_on_copy
+            Whether to remove the archives of `other_dataset` after the result is complete.
+
+        Raises
+        ------
+        CastError
+            Integer data meets float data; ``cast_data_to_dtype`` makes them alike.
+        """
+        others = [other_dataset] if isinstance(other_dataset, SingleCellDataset) else other_dataset
+        self._write([self, *others], output_path, chunk_bytes=extend_copy_size)
+        if destroy_on_copy:
+            for other in others:
+                shutil.rmtree(other.data_path)
+
+    def _write(
+        self,
+        datasets: Sequence[SingleCellDataset],
+        output_path: Path | None,
+        dtype: np.dtype[Any] | None = None,
+        **bounds: int,
+    ) -> None:
+        """Write datasets one after the other, in place of this one or to a new path."""
+        from scdl.concatenate import concatenate
+
+        path = self.data_path if output_path is None else os.fspath(output_path)
+        writer = registry.backend(self._backend).writer.create(path, replace=output_path is None)
+        with writer:
+            concatenate([dataset.store for dataset in datasets], writer, dtype, **bounds)
+        if output_path is None:
+            self._reopen()
+
+
+class SingleCellMemMapDataset(SingleCellDataset):
+    """The documented class of BioNeMo-SCDL: an archive that is made with the memmap backend.
+
+    Parameters
+    ----------
+    data_path, h5ad_path
+        As for :class:`SingleCellDataset`.
+    num_elements, num_rows
+        Not supported: a TypeError names :func:`scdl.convert`.
+    mode
+        Accepted and without effect; archives are opened read-only.
+    paginated_load_cutoff
+        Accepted and without effect; every file is read in blocks.
+    load_block_row_size
+        Most rows read at once in a conversion; the result does not depend on it.
+    feature_index_name, var_feature_index_name, obs_feature_index_name
+        What gene and cell names are called as columns.
+    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
+        As for :class:`SingleCellDataset`.
+    data_dtype, data_dtype_tolerance
+        Type of the stored values, default float32; see :func:`scdl.convert`.
+    use_X_not_raw
+        Take ``X`` where the file has ``raw/X``, which is otherwise taken.
+    """
+
+    def __init__(
+        self,
+        data_path: Path,
+        h5ad_path: Path | None = None,
+        num_elements: int | None = None,
+        num_rows: int | None = None,
+        mode: Any = "r",
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        feature_index_name: str = "feature_id",
+        load_neighbors: bool = False,
+        neighbor_key: str = NEIGHBOR_KEY,
+        neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+        fallback_to_identity: bool = True,
+        *,
+        var_feature_index_name: str = "var_feature_id",
+        obs_feature_index_name: str = "obs_feature_id",
+        data_dtype: DTypeLike | None = None,
+        data_dtype_tolerance: float = 1e-8,
+        use_X_not_raw: bool = False,  # noqa: N803 - the documented name
+    ) -> None:
+        if num_elements is not None or num_rows is not None:
+            raise TypeError(
+                "num_elements and num_rows make empty arrays to fill in place, which is not "
+                "supported; write an archive with scdl.convert(h5ad_path, path)"
+            )
+        options: ConvertOptions = {
+            "matrix": "X" if use_X_not_raw else None,
+            "data_dtype": "float32" if data_dtype is None else data_dtype,
+            "data_dtype_tolerance": data_dtype_tolerance,
+            "block_rows": load_block_row_size,
+        }
+        super().__init__(
+            data_path,
+            h5ad_path,
+            load_neighbors=load_neighbors,
+            neighbor_key=neighbor_key,
+            neighbor_sampling_strategy=neighbor_sampling_strategy,
+            fallback_to_identity=fallback_to_identity,
+            **options,
+        )
+        self._var_index_names = (var_feature_index_name, feature_index_name, *_VAR_INDEX_NAMES)
+        self._obs_index_names = (obs_feature_index_name, *_OBS_INDEX_NAMES)
+
+
+def open(path: Path, **options: Any) -> SingleCellDataset:
+    """Open an archive of any backend.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    **options
+        As for :class:`SingleCellDataset`: ``load_neighbors``, ``neighbor_key`` and so on.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        There is nothing at `path`.
+    ArchiveFormatError
+        What is there is no archive, or a damaged one.
+    """
+    return SingleCellDataset(path, **options)

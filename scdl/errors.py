@@ -1,0 +1,62 @@
+"""Errors and warnings of scdl; those of the storage layer are the same classes.
+
+Every error derives from :class:`ScdlError` and from the builtin it refines.
+"""
+
+from storage_backends.errors import (
+    ArchiveClosedError,
+    ArchiveExistsError,
+    ArchiveFormatError,
+    ArchiveNotFoundError,
+    ArchiveWriteError,
+    ArrayNotFoundError,
+    BackendNotFoundError,
+    OutputError,
+    RangeError,
+    ScdlError,
+    ScdlWarning,
+)
+
+__all__ = [
+    "ArchiveClosedError",
+    "ArchiveExistsError",
+    "ArchiveFormatError",
+    "ArchiveNotFoundError",
+    "ArchiveWriteError",
+    "ArrayNotFoundError",
+    "BackendNotFoundError",
+    "CastError",
+    "FeatureNotFoundError",
+    "NeighborError",
+    "OutputError",
+    "RangeError",
+    "RowIndexError",
+    "ScdlError",
+    "ScdlWarning",
+    "SourceError",
+    "SourceNotFoundError",
+]
+
+
+class SourceError(ScdlError, ValueError):
+    """A file to convert is no valid AnnData file, or lacks what was asked of it."""
+
+
+class SourceNotFoundError(ScdlError, FileNotFoundError):
+    """A file to convert does not exist."""
+
+
+class CastError(ScdlError, ValueError):
+    """A dtype cannot hold a value: it overflows, is negative, fractional or not a number."""
+
+
+class RowIndexError(ScdlError, IndexError):
+    """A cell or gene index lies outside the dataset, or a mask has the wrong length."""
+
+
+class FeatureNotFoundError(ScdlError, ValueError):
+    """There is no column of that name in obs or var."""
+
+
+class NeighborError(ScdlError, ValueError):
+    """A neighbour graph was asked for where there is none, or is not one."""

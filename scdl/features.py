@@ -1,0 +1,208 @@
+"""The documented feature indexes: columns of var and obs, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl import __version__
+from scdl.csr import position
+from scdl.errors import FeatureNotFoundError
+from scdl.schema import INDEX, OBS, Info, var_table
+from storage_backends.base import ArrayStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+class Columns:
+    """The columns of one table, each read when it is first used.
+
+    Parameters
+    ----------
+    store, table
+        Where they are.
+    index_names
+        What the names (of cells or genes) may be called as a column. They count as the only column
+        of a table that has no other.
+    """
+
+    def __init__(self, store: ArrayStore, table: str, index_names: Sequence[str]) -> None:
+        self._store = store
+        self._table = table
+        self._index_names = index_names
+        self._arrays: dict[str, pa.Array] = {}
+        self._names: list[str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Column names as the documented API lists them."""
+        if self._names is None:
+            stored = self._store.table_schema(self._table).names
+            self._names = [n for n in stored if n != INDEX] or list(self._index_names[: len(stored)])
+        return self._names
+
+    def array(self, name: str) -> pa.Array:
+        """A column as an Arrow array; categorical ones are dictionary arrays.
+
+        Raises
+        ------
+        FeatureNotFoundError
+            There is no such column.
+        """
+        if name not in self._arrays:
+            stored = self._store.table_schema(self._table).names
+            key = INDEX if name in self._index_names and name not in stored else name
+            if key not in stored:
+                raise FeatureNotFoundError(
+                    f"{self._store.path}: {self._table} has no column {name!r}; "
+                    f"it has: {', '.join(self.names)}"
+                )
+            column = self._store.read_table(self._table, [key]).column(0)
+            # The categories of all chunks are the same, so that joining them copies codes only.
+            self._arrays[name] = column.combine_chunks()
+        return self._arrays[name]
+
+    def values(self, name: str, rows: NDArray[np.int64] | slice | None = None) -> NDArray[Any]:
+        """Values of a column, of all rows or some: strings and categories as objects."""
+        import pyarrow as pa
+
+        array = self.array(name)
+        if isinstance(rows, slice):
+            array = array[rows]
+        elif rows is not None:
+            array = array.take(pa.array(rows))
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+        return values
+
+    def frame(self) -> pd.DataFrame:
+        """The whole table, indexed by its names; integers and booleans with nulls stay what they are."""
+        import pandas as pd
+        import pyarrow as pa
+
+        table = self._store.read_table(self._table)
+        frame: pd.DataFrame = table.to_pandas()
+        for field in table.schema:
+            whole = pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)
+            if whole and table[field.name].null_count:
+                # Without this an integer with nulls would become a float.
+                name = "boolean" if pa.types.is_boolean(field.type) else _pandas_name(field.type)
+                frame[field.name] = pd.array(table[field.name].to_pylist(), dtype=name)
+        if INDEX in frame:
+            frame = frame.set_index(INDEX)
+            frame.index.name = None
+        return frame
+
+
+def _pandas_name(type_: pa.DataType) -> str:
+    """pandas' name of a nullable integer type: ``Int64`` for int64, ``UInt8`` for uint8."""
+    return str(type_).replace("int", "Int").replace("uI", "UI")
+
+
+class VarFeatures:
+    """Columns of var by cell, as ``features()`` of the documented API gives them.
+
+    Parameters
+    ----------
+    store, info
+        The archive.
+    index_names
+        What gene names may be called as a column.
+    """
+
+    def __init__(self, store: ArrayStore, info: Info, index_names: Sequence[str]) -> None:
+        self._info = info
+        self.blocks = [
+            Columns(store, var_table(i), index_names) for i in range(len(info.blocks))
+        ]
+
+    def lookup(
+        self, row: int, select_features: Sequence[str] | None = None
+    ) -> tuple[list[NDArray[Any]], str | None]:
+        """Columns of the block that holds a cell, one array of n_vars each, and the block's label.
+
+        Raises
+        ------
+        RowIndexError
+            The row is out of range.
+        FeatureNotFoundError
+            There is no such column.
+        """
+        block = self._info.block_of(position(row, self._info.n_obs))
+        columns = self.blocks[block]
+        names = columns.names if select_features is None else select_features
+        return [columns.values(name) for name in names], self._info.blocks[block].label
+
+    def number_vars_at_row(self, row: int) -> int:
+        """Genes of the block that holds a cell."""
+        return self._info.blocks[self._info.block_of(position(row, self._info.n_obs))].n_vars
+
+    def column_dims(self) -> list[int]:
+        """Genes of each block."""
+        return [block.n_vars for block in self._info.blocks]
+
+    def number_of_values(self) -> list[int]:
+        """Cells times genes of each block."""
+        starts = [0, *(block.stop for block in self._info.blocks)]
+        return [
+            (b.stop - start) * b.n_vars
+            for start, b in zip(starts, self._info.blocks, strict=False)
+        ]
+
+    def number_of_rows(self) -> int:
+        """Cells."""
+        return self._info.n_obs
+
+    def version(self) -> str:
+        """Version of this package."""
+        return __version__
+
+
+class ObsFeatures:
+    """Columns of obs by cell, as ``obs_features()`` of the documented API gives them."""
+
+    def __init__(self, store: ArrayStore, info: Info, index_names: Sequence[str]) -> None:
+        self._info = info
+        self.columns = Columns(store, OBS, index_names)
+
+    def lookup(
+        self, row: int, select_features: Sequence[str] | None = None
+    ) -> tuple[list[Any], str | None]:
+        """Values of one cell, and the label of the block that holds it."""
+        at = position(row, self._info.n_obs)
+        names = self.columns.names if select_features is None else select_features
+        values = [self.columns.values(name, slice(at, at + 1))[0] for name in names]
+        return values, self._info.blocks[self._info.block_of(at)].label
+
+    def __getitem__(
+        self, rows: int | slice
+    ) -> tuple[list[Any], str | None] | tuple[list[dict[str, NDArray[Any]]], list[str | None]]:
+        """One cell: its values and label; a slice: a dict of columns and a label for each block."""
+        if not isinstance(rows, slice):
+            return self.lookup(rows)
+        selected = np.arange(*rows.indices(self._info.n_obs))
+        block_of = np.searchsorted([b.stop for b in self._info.blocks], selected, side="right")
+        found, labels = [], []
+        for block in np.unique(block_of):
+            part = selected[block_of == block]
+            found.append({name: self.columns.values(name, part) for name in self.columns.names})
+            labels.append(self._info.blocks[block].label)
+        return found, labels
+
+    def column_dims(self) -> list[int]:
+        """Number of columns."""
+        return [len(self.columns.names)]
+
+    def number_of_rows(self) -> int:
+        """Cells."""
+        return self._info.n_obs
+
+    def version(self) -> str:
+        """Version of this package."""
+        return __version__

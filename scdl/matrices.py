@@ -1,0 +1,155 @@
+"""Matrices of an AnnData HDF5 file as blocks of sparse rows, whatever their encoding."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.chunks import RowReader
+from scdl.csr import SparseRows
+from scdl.errors import SourceError
+
+#: Stored values handled at once by default: 16 MB of int32 and float32.
+BLOCK_VALUES = 1 << 21
+
+
+class Bounds(NamedTuple):
+    """How much of a matrix is handled at once."""
+
+    values: int = BLOCK_VALUES
+    rows: int = 1 << 20
+    #: Where temporary files go; None: the system's choice.
+    scratch: str | None = None
+
+
+class Matrix(ABC):
+    """A matrix in a file, read as rows in order."""
+
+    #: Name within the file, and file, for messages.
+    where: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    #: Stored values, or how many there can be at most.
+    size: int
+
+    @abstractmethod
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        """Consecutive rows as the file stores them; column ids are checked to be in range."""
+
+
+class Csr(Matrix):
+    """A group with ``data``, ``indices`` and ``indptr``, by rows."""
+
+    def __init__(self, where: str, group: h5py.Group, shape: tuple[int, int]) -> None:
+        self.where, self.shape = where, shape
+        self.parts = readers(where, group, "data", "indices", "indptr")
+        self.dtype = self.parts["data"].dtype
+        self.size = check_offsets(where, self.parts, shape[0], "rows")
+
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        indptr = self.parts["indptr"]
+        for start, stop, offsets in compressed_ranges(
+            self.where, indptr, self.shape[0], self.size, bounds
+        ):
+            first, last = int(offsets[0]), int(offsets[-1])
+            indices = self.parts["indices"].read(first, last)
+            check_ids(self.where, indices, self.shape[1], f"rows {start} to {stop}")
+            yield SparseRows(self.parts["data"].read(first, last), indices, offsets - first)
+
+
+class Dense(Matrix):
+    """A two-dimensional dataset; zeros are not stored."""
+
+    def __init__(self, where: str, dataset: h5py.Dataset, shape: tuple[int, int]) -> None:
+        self.where, self.shape = where, shape
+        self._reader = RowReader(_numbers(where, dataset))
+        self.dtype = self._reader.dtype
+        self.size = shape[0] * shape[1]
+        self._chunk_rows = dataset.chunks[0] if dataset.chunks else 1
+
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        n_obs, n_vars = self.shape
+        rows = max(1, min(bounds.rows, bounds.values // max(n_vars, 1)))
+        if rows > self._chunk_rows:
+            rows -= rows % self._chunk_rows
+        for start in range(0, n_obs, rows):
+            values = self._reader.read(start, min(start + rows, n_obs))
+            row, column = np.nonzero(values)
+            indptr = np.zeros(len(values) + 1, np.int64)
+            np.cumsum(np.bincount(row, minlength=len(values)), out=indptr[1:])
+            yield SparseRows(values[row, column], column, indptr)
+
+
+def compressed_ranges(
+    where: str, indptr: RowReader, n: int, size: int, bounds: Bounds
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Split the compressed axis into ranges of at most `bounds` values, or one slice.
+
+    Yields
+    ------
+    start, stop, offsets
+        Half-open range, and its ``stop - start + 1`` offsets as int64.
+    """
+    start = 0
+    while start < n:
+        ahead = indptr.read(start, min(start + bounds.rows, n) + 1).astype(np.int64)
+        if (np.diff(ahead) < 0).any() or int(ahead[-1]) > size or int(ahead[0]) < 0:
+            raise SourceError(
+                f"{where}: indptr is not monotone between {start} and {start + len(ahead) - 1}; "
+                "the file is damaged"
+            )
+        position = 0
+        while position < len(ahead) - 1:
+            fits = int(np.searchsorted(ahead, ahead[position] + bounds.values, side="right")) - 1
+            end = min(max(fits, position + 1), len(ahead) - 1)
+            yield start + position, start + end, ahead[position : end + 1]
+            position = end
+        start += len(ahead) - 1
+
+
+def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
+    """Refuse row or column ids that are not in ``[0, n)``."""
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= n):
+        bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
+
+
+
+def _numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
+    if dataset.dtype.kind not in "biuf":
+        raise SourceError(f"{where}: expected numbers, found {dataset.dtype} values")
+    return dataset
+
+
+def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
+    """Readers of the datasets of a sparse matrix, the first of which holds the values."""
+    found = {}
+    for part in parts:
+        dataset = group.get(part)
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+            raise SourceError(f"{where}: expected a one-dimensional dataset {part}, found {dataset}")
+        if part != parts[0] and dataset.dtype.kind not in "iu":
+            raise SourceError(f"{where}/{part}: expected integers, found {dataset.dtype} values")
+        found[part] = RowReader(_numbers(f"{where}/{part}", dataset))
+    return found
+
+
+def check_offsets(where: str, parts: dict[str, RowReader], n: int, axis: str) -> int:
+    """Stored values; SourceError where offsets and lengths disagree."""
+    lengths = {part: len(reader) for part, reader in parts.items()}
+    if lengths["indptr"] != n + 1:
+        raise SourceError(
+            f"{where}: indptr has {lengths['indptr']} offsets, expected {n + 1} for {n} {axis}"
+        )
+    ends = [int(parts["indptr"].read(i, i + 1)[0]) for i in (0, n)]
+    if ends[0] != 0 or not ends[1] == lengths["data"] == lengths["indices"]:
+        raise SourceError(
+            f"{where}: indptr runs from {ends[0]} to {ends[1]}, but data holds {lengths['data']} "
+            f"and indices {lengths['indices']} values"
+        )
+    return ends[1]

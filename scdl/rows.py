@@ -1,0 +1,274 @@
+"""The documented API, written once over what a dataset can read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl import csr
+from scdl.batch import CellBatch
+from scdl.errors import NeighborError, RowIndexError
+from scdl.features import ObsFeatures, VarFeatures
+from scdl.neighbors import NeighborGraph
+from scdl.schema import Info
+
+if TYPE_CHECKING:
+    import torch
+
+#: Values and column ids of one cell.
+Row = tuple[NDArray[Any], NDArray[Any]]
+
+
+class NeighborPair(dict[str, Any]):
+    """A cell and its neighbour, which remember their number of genes for collating."""
+
+    def __init__(self, pair: dict[str, Any], n_vars: int) -> None:
+        super().__init__(pair)
+        self.n_vars = n_vars
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NeighborPair, (dict(self), self.n_vars)
+
+
+class CellReader(ABC):
+    """Cells by row: what users of BioNeMo-SCDL know, over four primitives.
+
+    A subclass provides :attr:`info`, :meth:`read_rows`, :meth:`var_features`, :meth:`obs_features`
+    and :attr:`graph`; it may override :meth:`_row` with something faster.
+    """
+
+    @property
+    @abstractmethod
+    def info(self) -> Info:
+        """Blocks of cells and their genes."""
+
+    @abstractmethod
+    def read_rows(
+        self, rows: csr.Rows, *, obs: Sequence[str] = (), obsm: Sequence[str] = ()
+    ) -> CellBatch:
+        """Read cells as one batch."""
+
+    @abstractmethod
+    def var_features(self) -> VarFeatures:
+        """Columns of var by cell."""
+
+    @abstractmethod
+    def obs_features(self) -> ObsFeatures | None:
+        """Columns of obs by cell; None where the archive has no obs."""
+
+    @property
+    @abstractmethod
+    def graph(self) -> NeighborGraph | None:
+        """The neighbour graph; None where there is none or it was not asked for."""
+
+    @abstractmethod
+    def number_nonzero_values(self) -> int:
+        """Stored values."""
+
+    def features(self) -> VarFeatures:
+        """The same as :meth:`var_features`."""
+        return self.var_features()
+
+    # -- counts ----------------------------------------------------------------------------
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return self.info.n_obs
+
+    @property
+    def n_vars(self) -> list[int]:
+        """Genes of each feature block."""
+        return [block.n_vars for block in self.info.blocks]
+
+    def __len__(self) -> int:
+        return self.info.n_obs
+
+    def number_of_rows(self) -> int:
+        """Cells."""
+        return self.info.n_obs
+
+    def number_of_variables(self) -> list[int]:
+        """Genes of each feature block."""
+        return self.n_vars
+
+    def number_of_values(self) -> int:
+        """Cells times genes, summed over the feature blocks."""
+        return sum(self.var_features().number_of_values())
+
+    def shape(self) -> tuple[int, list[int]]:
+        """Cells, and genes of each feature block."""
+        return self.n_obs, self.n_vars
+
+    def sparsity(self) -> float:
+        """Share of the values that are not stored; 1.0 where there are no values at all."""
+        values = self.number_of_values()
+        return 1.0 - self.number_nonzero_values() / values if values else 1.0
+
+    # -- one cell --------------------------------------------------------------------------
+
+    def _row(self, index: SupportsIndex) -> Row:
+        batch = self.read_rows(np.array([csr.position(index, self.n_obs)]))
+        return batch.data, batch.indices
+
+    def _n_vars_of(self, index: SupportsIndex) -> int:
+        blocks = self.info.blocks
+        if len(blocks) == 1:
+            return blocks[0].n_vars
+        return blocks[self.info.block_of(csr.position(index, self.n_obs))].n_vars
+
+    def __getitem__(self, index: SupportsIndex) -> torch.Tensor:
+        """One cell as a tensor of shape [2, nnz]: values, then column ids."""
+        from scdl.collate import row_tensor
+
+        values, columns = self._row(index)
+        return row_tensor(values, columns, self.info.max_n_vars)
+
+    def get_row(
+        self,
+        index: SupportsIndex,
+        return_features: bool = False,
+        feature_vars: Sequence[str] | None = None,
+    ) -> tuple[Row, list[NDArray[Any]] | None]:
+        """Stored values of one cell.
+
+        Parameters
+        ----------
+        index
+            Row; negative ones count from the end.
+        return_features
+            Whether to return columns of var.
+        feature_vars
+            Which columns; default all.
+
+        Returns
+        -------
+        (values, column_ids), features
+            Values of the archive's dtype and their genes in rising order, both read-only; `features`
+            is None, or one array of n_vars for each column.
+
+        Raises
+        ------
+        RowIndexError
+            The row is out of range.
+        FeatureNotFoundError
+            There is no such column.
+        """
+        if return_features:
+            return self._row(index), self._features_of(index, feature_vars)
+        return self._row(index), None
+
+    def get_row_padded(
+        self,
+        index: SupportsIndex,
+        return_features: bool = False,
+        feature_vars: Sequence[str] | None = None,
+    ) -> tuple[NDArray[Any], list[NDArray[Any]] | None]:
+        """One cell as a dense array of its block's n_vars; the rest as for :meth:`get_row`."""
+        (values, columns), features = self.get_row(index, return_features, feature_vars)
+        dense = np.zeros(self._n_vars_of(index), values.dtype)
+        dense[columns] = values
+        return dense, features
+
+    def get_row_column(
+        self, index: SupportsIndex, column: SupportsIndex, impute_missing_zeros: bool = True
+    ) -> float | None:
+        """One value; where none is stored 0.0, or None without `impute_missing_zeros`."""
+        values, columns = self._row(index)
+        n_vars = self._n_vars_of(index)
+        gene = int(column.__index__())
+        if not 0 <= gene < n_vars:
+            raise RowIndexError(f"column {gene} is out of range for {n_vars} genes")
+        at = int(np.searchsorted(columns, gene))
+        if at < len(columns) and columns[at] == gene:
+            value: float = values[at].item()
+            return value
+        return 0.0 if impute_missing_zeros else None
+
+    def _features_of(
+        self, index: SupportsIndex, names: Sequence[str] | None
+    ) -> list[NDArray[Any]]:
+        return self.var_features().lookup(csr.position(index, self.n_obs), names)[0]
+
+    # -- neighbours ------------------------------------------------------------------------
+
+    def _required_graph(self) -> NeighborGraph:
+        if self.graph is None:
+            raise NeighborError(
+                "no neighbours were loaded: convert with neighbor_key=…, and open with "
+                "load_neighbors=True"
+            )
+        return self.graph
+
+    def get_neighbor_indices_for_cell(self, cell_index: SupportsIndex) -> NDArray[Any]:
+        """Rows of a cell's neighbours, uint32; empty where it has none."""
+        return self._required_graph().neighbors(cell_index).indices
+
+    def get_neighbor_weights_for_cell(self, cell_index: SupportsIndex) -> NDArray[Any]:
+        """Weights of a cell's neighbours, float32; empty where it has none."""
+        return self._required_graph().neighbors(cell_index).data
+
+    def sample_neighbor_index(self, cell_index: SupportsIndex) -> int:
+        """One neighbour of a cell by the chosen strategy; the cell itself where it has none."""
+        return self._required_graph().sample(cell_index)
+
+    def get_row_with_neighbor(
+        self,
+        index: SupportsIndex,
+        return_features: bool = False,
+        feature_vars: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """One cell and one sampled neighbour, as by :meth:`get_row`.
+
+        Returns
+        -------
+        dict
+            ``current_cell``, ``next_cell``, ``current_cell_index``, ``next_cell_index``,
+            ``features``.
+        """
+        neighbor = self.sample_neighbor_index(index)
+        current, features = self.get_row(index, return_features, feature_vars)
+        return self._pair(index, current, neighbor, self._row(neighbor), features)
+
+    def get_row_padded_with_neighbor(
+        self,
+        index: SupportsIndex,
+        return_features: bool = False,
+        feature_vars: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """One cell and one sampled neighbour, both dense; the rest as for the sparse form."""
+        neighbor = self.sample_neighbor_index(index)
+        current, features = self.get_row_padded(index, return_features, feature_vars)
+        return self._pair(index, current, neighbor, self.get_row_padded(neighbor)[0], features)
+
+    def _pair(
+        self, index: SupportsIndex, current: Any, neighbor: int, following: Any, features: Any
+    ) -> dict[str, Any]:
+        return NeighborPair(
+            {
+                "current_cell": current,
+                "next_cell": following,
+                "current_cell_index": csr.position(index, self.n_obs),
+                "next_cell_index": neighbor,
+                "features": features,
+            },
+            n_vars=self.info.max_n_vars,
+        )
+
+    def get_neighbor_stats(self) -> dict[str, Any]:
+        """Counts over the neighbour graph, or only ``has_neighbors: False``."""
+        if self.graph is None:
+            return {"has_neighbors": False}
+        stats = self.graph.stats()
+        return {
+            "has_neighbors": True,
+            "total_connections": stats.total,
+            "min_neighbors_per_cell": stats.least,
+            "max_neighbors_per_cell": stats.most,
+            "avg_neighbors_per_cell": stats.total / self.n_obs if self.n_obs else 0.0,
+            "cells_with_no_neighbors": stats.n_isolated,
+        }

@@ -1,0 +1,146 @@
+"""Names and rules of an archive: what its arrays, tables and attributes are called and mean.
+
+========================== =====================================================================
+array                      content
+========================== =====================================================================
+``data``                   stored values of the expression matrix, cell by cell
+``indices``                gene of each stored value, unsigned
+``indptr``                 n_obs + 1 offsets into the two, unsigned
+``graphs/<key>/data`` …    a cells x cells graph in the same form: weights, neighbours, offsets
+``obsm/<key>``             one dense vector a cell
+========================== =====================================================================
+
+The tables are ``obs`` and one ``var/<i>`` a feature block; names of cells and genes are their column
+``_index``. The attributes are those of :class:`Info`.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from scdl.errors import ArchiveFormatError
+
+DATA, INDICES, INDPTR = "data", "indices", "indptr"
+MATRIX = (DATA, INDICES, INDPTR)
+OBS = "obs"
+INDEX = "_index"
+
+#: Key of ``obsp`` that the documented API reads a neighbour graph from.
+NEIGHBOR_KEY = "next_cell_ids"
+
+#: Types of a graph's weights, neighbours and offsets, as documented.
+GRAPH_DTYPES = {
+    DATA: np.dtype(np.float32),
+    INDICES: np.dtype(np.uint32),
+    INDPTR: np.dtype(np.uint64),
+}
+
+
+def var_table(block: int) -> str:
+    """Name of the var table of a feature block."""
+    return f"var/{block}"
+
+
+def graph_array(key: str, part: str) -> str:
+    """Name of one of the three arrays of a graph."""
+    return f"graphs/{key}/{part}"
+
+
+def obsm_array(key: str) -> str:
+    """Name of the array of dense vectors `key`."""
+    return f"obsm/{key}"
+
+
+def keys(names: Mapping[str, Any], kind: str) -> list[str]:
+    """Keys of the graphs (`kind` "graphs") or dense vectors ("obsm") among array names."""
+    found = (name.removeprefix(f"{kind}/") for name in names if name.startswith(f"{kind}/"))
+    return list(dict.fromkeys(k.rpartition("/")[0] if kind == "graphs" else k for k in found))
+
+
+def smallest_unsigned(largest: int) -> np.dtype[Any]:
+    """The smallest unsigned type that holds `largest`."""
+    return np.min_scalar_type(max(int(largest), 0))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive cells that share a var table.
+
+    Parameters
+    ----------
+    stop
+        Row after the last cell of the block.
+    n_vars
+        Genes.
+    label
+        File that the cells came from, where known.
+    """
+
+    stop: int
+    n_vars: int
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What an archive says of itself in its attributes.
+
+    Parameters
+    ----------
+    blocks
+        Feature blocks; the last one's stop is n_obs.
+    is_sorted
+        Whether the genes of each cell are stored in rising order, each once; False also where an
+        archive does not say.
+    matrices
+        Which matrix of each source file was taken, such as ``raw/X``.
+    """
+
+    blocks: tuple[Block, ...]
+    is_sorted: bool = False
+    matrices: tuple[str, ...] = ()
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return self.blocks[-1].stop
+
+    @property
+    def max_n_vars(self) -> int:
+        """Genes of the widest block: as wide as any row can be."""
+        return max(block.n_vars for block in self.blocks)
+
+    def block_of(self, row: int) -> int:
+        """Index of the block that holds a row."""
+        if len(self.blocks) == 1:
+            return 0
+        return bisect.bisect_right([block.stop for block in self.blocks], row)
+
+    def to_attrs(self) -> dict[str, Any]:
+        """As the JSON object that a backend stores."""
+        return {
+            "blocks": [{"stop": b.stop, "n_vars": b.n_vars, "label": b.label} for b in self.blocks],
+            "sorted": self.is_sorted,
+            "matrices": list(self.matrices),
+        }
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[str, Any], where: str) -> Info:
+        """From the JSON object; ArchiveFormatError opens with `where`."""
+        try:
+            blocks = tuple(
+                Block(int(b["stop"]), int(b["n_vars"]), b.get("label")) for b in attrs["blocks"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArchiveFormatError(f"{where}: its attributes lack valid blocks: {error!r}") from error
+        rising = all(a.stop <= b.stop for a, b in pairwise(blocks))
+        if not blocks or not rising or blocks[0].stop < 0 or min(b.n_vars for b in blocks) < 0:
+            raise ArchiveFormatError(f"{where}: its feature blocks are empty or out of order")
+        matrices: Sequence[Any] = attrs.get("matrices", ())
+        return cls(blocks, attrs.get("sorted") is True, tuple(map(str, matrices)))

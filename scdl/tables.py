@@ -1,0 +1,143 @@
+"""Tables of several origins as one, in bounded memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scdl.schema import INDEX
+from storage_backends.base import ArrayStore
+
+ROWS_AT_ONCE = 1 << 16
+
+
+class TableSource(ABC):
+    """A table that is read in batches of rows.
+
+    Attributes
+    ----------
+    num_rows
+        Rows.
+    schema
+        Names and types; categorical columns have dictionary types.
+    categories
+        Categories of each categorical column.
+    """
+
+    num_rows: int
+    schema: pa.Schema
+    categories: Mapping[str, pa.Array]
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        """Rows ``[start, stop)`` of all columns."""
+
+
+class StoredTable(TableSource):
+    """A table of an archive."""
+
+    def __init__(self, store: ArrayStore, name: str, num_rows: int) -> None:
+        self._store, self._name = store, name
+        self.num_rows = num_rows
+        self.schema = store.table_schema(name)
+        categorical = [f.name for f in self.schema if pa.types.is_dictionary(f.type)]
+        empty = store.read_table(name, categorical, 0, 0)
+        self.categories = {c: empty[c].chunk(0).dictionary for c in categorical}
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        table = self._store.read_table(self._name, None, start, stop).combine_chunks()
+        return pa.RecordBatch.from_arrays(
+            [column.chunk(0) if column.num_chunks else pa.array([], column.type)
+             for column in table.columns],
+            schema=table.schema,
+        )  # fmt: skip
+
+
+class NoTable(TableSource):
+    """What stands for a table that is not there: rows without columns."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.schema = pa.schema([])
+        self.categories = {}
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * (stop - start), pa.struct([])))
+
+
+def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
+    """The rows of all tables, with the columns of all.
+
+    Where a table lacks a column its rows are null; categorical columns get the categories of all
+    tables, in the order they are met; types that differ become one that holds both, at worst text.
+    """
+    names = list(dict.fromkeys(name for source in sources for name in source.schema.names))
+    names.sort(key=lambda name: name != INDEX)
+    columns = [_United(name, sources) for name in names]
+    schema = pa.schema([pa.field(column.name, column.type) for column in columns])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for source in sources:
+            for start in range(0, source.num_rows, ROWS_AT_ONCE):
+                batch = source.read(start, min(start + ROWS_AT_ONCE, source.num_rows))
+                arrays = [column.convert(batch) for column in columns]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        # A reader of no rows still learns the categories.
+        yield pa.RecordBatch.from_arrays([column.empty() for column in columns], schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+class _United:
+    """One column over several tables."""
+
+    def __init__(self, name: str, sources: Sequence[TableSource]) -> None:
+        self.name = name
+        having = [source for source in sources if name in source.schema.names]
+        types = [source.schema.field(name).type for source in having]
+        self.type: pa.DataType
+        self._categories: pa.Array | None = None
+        if not all(pa.types.is_dictionary(type_) for type_ in types):
+            self.type = _common_type([_plain(type_) for type_ in types])
+            return
+        values = _common_type([type_.value_type for type_ in types])
+        lists = [source.categories[name].cast(values) for source in having]
+        self._categories = pc.unique(pa.concat_arrays(lists))
+        # An order is kept only where all agree on it.
+        ordered = all(type_.ordered for type_ in types) and all(c.equals(lists[0]) for c in lists)
+        self.type = pa.dictionary(pa.int32(), values, ordered)
+
+    def convert(self, batch: pa.RecordBatch) -> pa.Array:
+        if self.name not in batch.schema.names:
+            if self._categories is None:
+                return pa.nulls(batch.num_rows, self.type)
+            return self._coded(pa.nulls(batch.num_rows, pa.int32()))
+        column = batch.column(self.name)
+        if self._categories is None:
+            column = column.dictionary_decode() if _plain(column.type) != column.type else column
+            return column.cast(self.type)
+        positions = pc.index_in(column.dictionary.cast(self._categories.type), self._categories)
+        return self._coded(positions.take(column.indices))
+
+    def empty(self) -> pa.Array:
+        if self._categories is None:
+            return pa.array([], self.type)
+        return self._coded(pa.array([], pa.int32()))
+
+    def _coded(self, codes: pa.Array) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(codes, self._categories, ordered=self.type.ordered)
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
+    try:
+        fields = [pa.schema([pa.field("x", type_)]) for type_ in types]
+        return pa.unify_schemas(fields, promote_options="permissive").field("x").type
+    except pa.ArrowTypeError:
+        return pa.large_string()

@@ -1,0 +1,178 @@
+"""The file ``header.sch`` of the documented memmap format, to and from bytes.
+
+Source: the schema document of BioNeMo-SCDL, format version 0.1.0. All numbers are big-endian::
+
+    char[4] "SCDL", uint8 major, minor, point, uint8 endianness = 1, uint32 backend = 1
+    uint32 n, n x array:  string name, uint64 length, uint32 dtype, uint8 has_shape, [shape]
+    uint32 n, n x index:  string name, uint64 length, uint32 dtype, uint32 m, m x string path,
+                          uint8 has_shape, [shape]
+
+A string is its uint32 length and UTF-8 bytes; a shape is a uint32 count and as many uint32.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage_backends.errors import ArchiveFormatError
+
+MAGIC = b"SCDL"
+VERSION = (0, 1, 0)
+_BIG_ENDIAN = 1
+_MEMMAP = 1
+
+_NUMBERS = ("u1", "u2", "u4", "u8", "f2", "f4", "f8")
+_STRING, _FIXED_STRING = 8, 9
+_CODES = {np.dtype(name): code for code, name in enumerate(_NUMBERS, start=1)}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+
+
+@dataclass(frozen=True)
+class HeaderArray:
+    """An array as the header lists it: name, number of elements, type."""
+
+    name: str
+    length: int
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class HeaderIndex:
+    """A feature index as the header lists it: name, rows, files relative to the archive."""
+
+    name: str
+    length: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything that ``header.sch`` says."""
+
+    arrays: tuple[HeaderArray, ...]
+    indexes: tuple[HeaderIndex, ...]
+    version: tuple[int, int, int] = VERSION
+
+    def to_bytes(self) -> bytes:
+        """The header as bytes; ArchiveFormatError for a dtype that the format has no code for."""
+        parts = [MAGIC, bytes(self.version), struct.pack(">BI", _BIG_ENDIAN, _MEMMAP)]
+        parts.append(struct.pack(">I", len(self.arrays)))
+        for array in self.arrays:
+            if array.dtype not in _CODES:
+                raise ArchiveFormatError(
+                    f"the memmap format has no place for {array.name} as {array.dtype}; "
+                    f"it knows {', '.join(str(d) for d in _CODES)}"
+                )
+            parts += [_string(array.name), struct.pack(">QIB", array.length, _CODES[array.dtype], 0)]
+        parts.append(struct.pack(">I", len(self.indexes)))
+        for index in self.indexes:
+            parts += [_string(index.name), struct.pack(">QI", index.length, _STRING)]
+            parts += [struct.pack(">I", len(index.files)), *map(_string, index.files), b"\0"]
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, buffer: bytes, where: str) -> Header:
+        """Parse and check every rule of the format; `where` opens the message of an error.
+
+        Raises
+        ------
+        ArchiveFormatError
+            A rule is broken.
+        """
+        reader = _Reader(buffer, where)
+        if reader.take(4, "magic") != MAGIC:
+            raise reader.error(f"it starts with {buffer[:4]!r}, not with {MAGIC!r}")
+        version = tuple(reader.take(3, "version"))
+        if version[:2] > VERSION[:2]:
+            raise reader.error(
+                f"its format version is {'.'.join(map(str, version))}, this release reads up to "
+                f"{'.'.join(map(str, VERSION))}; upgrade scdl-store"
+            )
+        endianness, backend = reader.unpack(">BI", "endianness and backend")
+        if endianness != _BIG_ENDIAN:
+            raise reader.error(f"its endianness is {endianness}, expected {_BIG_ENDIAN}")
+        if backend != _MEMMAP:
+            raise reader.error(f"its backend is {backend}, expected {_MEMMAP} (memmap)")
+        arrays = tuple(reader.array() for _ in reader.count("array"))
+        indexes = tuple(reader.index() for _ in reader.count("index"))
+        reader.finish()
+        names = [part.name for part in (*arrays, *indexes)]
+        if len(set(names)) != len(names):
+            raise reader.error(f"its names are not unique: {', '.join(names)}")
+        return cls(arrays, indexes, version)  # type: ignore[arg-type]
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack(">I", len(encoded)) + encoded
+
+
+class _Reader:
+    """Takes the header apart from front to back, and says where it breaks."""
+
+    def __init__(self, buffer: bytes, where: str) -> None:
+        self._buffer = buffer
+        self._position = 0
+        self._where = where
+
+    def error(self, problem: str) -> ArchiveFormatError:
+        return ArchiveFormatError(f"{self._where}: malformed header: {problem}")
+
+    def take(self, n: int, what: str) -> bytes:
+        piece = self._buffer[self._position : self._position + n]
+        if len(piece) < n:
+            raise self.error(
+                f"it ends at byte {len(self._buffer)}, within {what} of {n} bytes "
+                f"at byte {self._position}"
+            )
+        self._position += n
+        return piece
+
+    def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
+
+    def count(self, what: str) -> range:
+        return range(self.unpack(">I", f"the number of {what} entries")[0])
+
+    def string(self, what: str) -> str:
+        (length,) = self.unpack(">I", f"the length of {what}")
+        if length == 0:
+            raise self.error(f"{what} is empty at byte {self._position}")
+        try:
+            return self.take(length, what).decode()
+        except UnicodeDecodeError:
+            raise self.error(f"{what} before byte {self._position} is not UTF-8") from None
+
+    def skip_shape(self, what: str) -> None:
+        (has_shape,) = self.unpack(">B", f"the shape flag of {what}")
+        if has_shape not in (0, 1):
+            raise self.error(f"the shape flag of {what} is {has_shape}, expected 0 or 1")
+        if has_shape:
+            (dims,) = self.unpack(">I", f"the shape of {what}")
+            self.take(4 * dims, f"the shape of {what}")
+
+    def array(self) -> HeaderArray:
+        name = self.string("an array's name")
+        length, code = self.unpack(">QI", f"array {name}")
+        if code not in _DTYPES:
+            raise self.error(f"array {name} has dtype code {code}, expected 1 to {len(_NUMBERS)}")
+        self.skip_shape(f"array {name}")
+        return HeaderArray(name, length, _DTYPES[code])
+
+    def index(self) -> HeaderIndex:
+        name = self.string("an index's name")
+        length, code = self.unpack(">QI", f"index {name}")
+        if not 1 <= code <= _FIXED_STRING:
+            raise self.error(f"index {name} has dtype code {code}, expected 1 to {_FIXED_STRING}")
+        files = tuple(self.string(f"a file name of index {name}") for _ in self.count("file"))
+        self.skip_shape(f"index {name}")
+        return HeaderIndex(name, length, files)
+
+    def finish(self) -> None:
+        excess = len(self._buffer) - self._position
+        if excess:
+            raise self.error(f"{excess} bytes follow its end at byte {self._position}")

@@ -1,0 +1,192 @@
+"""Where the files of the memmap format are, and what they say of themselves.
+
+Everything here reads bytes that somebody else may have written: lengths are checked against the
+sizes of the files, and no file name is taken from a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends._header import Header
+from storage_backends.base import ArraySpec
+from storage_backends.errors import ArchiveFormatError, ScdlWarning
+
+HEADER = "header.sch"
+MANIFEST = os.path.join("scdl", "manifest.json")
+MANIFEST_FORMAT = 1
+
+#: File and specification of every array by name.
+Files = dict[str, tuple[str, ArraySpec]]
+
+
+class Documented(NamedTuple):
+    """An array that the format has a file for."""
+
+    file: str
+    header_name: str
+    #: Its type in archives that have no header, which were written before 0.1.1.
+    headerless: str
+
+
+MATRIX = {
+    "data": Documented("data.npy", "DATA", "<f4"),
+    "indptr": Documented("row_ptr.npy", "ROWPTR", "<u8"),
+    "indices": Documented("col_ptr.npy", "COLPTR", "<u4"),
+}
+GRAPH = {
+    "data": ("neighbor_values.npy", np.dtype("<f4")),
+    "indices": ("neighbor_indices.npy", np.dtype("<u4")),
+    "indptr": ("neighbor_indptr.npy", np.dtype("<u8")),
+}
+#: Name of the graph in archives that do not say: the documented default.
+DEFAULT_GRAPH = "next_cell_ids"
+
+
+def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
+    """The array, mapped read-only."""
+    shape = (spec.length, *spec.item_shape)
+    if spec.nbytes == 0:
+        empty = np.empty(shape, spec.dtype)
+        empty.flags.writeable = False
+        return empty
+    return np.memmap(file, spec.dtype, "r", shape=shape)
+
+
+def read_header(path: str) -> Header | None:
+    """The header; None where the archive has none."""
+    file = os.path.join(path, HEADER)
+    if not os.path.exists(file):
+        return None
+    with open(file, "rb") as stream:
+        header = Header.from_bytes(stream.read(), file)
+    known = {documented.header_name for documented in MATRIX.values()}
+    listed = {array.name for array in header.arrays}
+    if not known <= listed:
+        missing = ", ".join(sorted(known - listed))
+        raise ArchiveFormatError(f"{file}: malformed header: it does not list {missing}")
+    return header
+
+
+def matrix_files(path: str, header: Header | None) -> Files:
+    """The matrix: dtypes by the header, lengths by the files."""
+    dtypes = {array.name: array.dtype for array in header.arrays} if header else {}
+    return {
+        name: _measure_file(
+            os.path.join(path, documented.file),
+            dtypes.get(documented.header_name, np.dtype(documented.headerless)),
+        )
+        for name, documented in MATRIX.items()
+    }
+
+
+def _measure_file(file: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
+    try:
+        size = os.path.getsize(file)
+    except FileNotFoundError:
+        raise ArchiveFormatError(f"{file}: the file is missing; convert the source again") from None
+    if size % dtype.itemsize:
+        raise ArchiveFormatError(
+            f"{file}: {size} bytes are no whole number of {dtype}; the file is truncated"
+        )
+    return file, ArraySpec(dtype, size // dtype.itemsize)
+
+
+def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
+    """The documented graph, where all of its files are there."""
+    files = {part: os.path.join(path, file) for part, (file, _) in GRAPH.items()}
+    if not all(map(os.path.exists, files.values())):
+        return {}
+    key = manifest.get("documented_graph") or DEFAULT_GRAPH
+    return {
+        f"graphs/{key}/{part}": _measure_file(file, GRAPH[part][1]) for part, file in files.items()
+    }
+
+
+def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
+    """Arrays in ``scdl/arrays``; the manifest lists them in the order of their numbers."""
+    found = {}
+    elsewhere = f"graphs/{manifest.get('documented_graph')}/"
+    for i, entry in enumerate(manifest.get("arrays", [])):
+        if entry["name"].startswith(elsewhere):
+            continue
+        spec = ArraySpec(np.dtype(entry["dtype"]), entry["length"], tuple(entry["item_shape"]))
+        file = os.path.join(path, own_file(i))
+        if not os.path.exists(file) or os.path.getsize(file) != spec.nbytes:
+            raise ArchiveFormatError(
+                f"{file}: expected {spec.nbytes} bytes for {entry['name']}, "
+                f"found {os.path.getsize(file) if os.path.exists(file) else 'no file'}"
+            )
+        found[entry["name"]] = (file, spec)
+    return found
+
+
+def own_file(i: int) -> str:
+    """Path within the archive of the i-th array that the format has no file for."""
+    return os.path.join("scdl", "arrays", f"{i}.bin")
+
+
+def entry(name: str, spec: ArraySpec) -> dict[str, Any]:
+    """What the manifest says of an array."""
+    return {
+        "name": name,
+        "dtype": spec.dtype.name,
+        "length": spec.length,
+        "item_shape": list(spec.item_shape),
+    }
+
+
+def read_manifest(path: str, n_obs: int, nnz: int) -> Mapping[str, Any]:
+    """The manifest, empty where there is none or where another program changed the archive."""
+    file = os.path.join(path, MANIFEST)
+    if not os.path.exists(file):
+        return {}
+    try:
+        with open(file, "rb") as stream:
+            manifest: dict[str, Any] = json.loads(stream.read())
+        version, describes = manifest["format"], (manifest["n_obs"], manifest["nnz"])
+        for entry in manifest["arrays"]:
+            _check_entry(entry)
+        if not isinstance(manifest["attrs"], dict) or not isinstance(manifest["only_names"], dict):
+            raise ValueError("attrs and only_names must be objects")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArchiveFormatError(f"{file}: not a manifest of scdl ({error!r})") from error
+    if version > MANIFEST_FORMAT:
+        raise ArchiveFormatError(
+            f"{file}: its format is {version}, this release reads up to {MANIFEST_FORMAT}; "
+            "upgrade scdl-store"
+        )
+    if describes != (n_obs, nnz):
+        warnings.warn(
+            f"{path}: another program changed the archive from {describes[0]} to {n_obs} cells; "
+            "names, categories, obsm and further graphs no longer fit and are left out",
+            ScdlWarning,
+            stacklevel=5,
+        )
+        return {}
+    return manifest
+
+
+def _check_entry(entry: Any) -> None:
+    dtype = np.dtype(entry["dtype"])
+    extents = [entry["length"], *entry["item_shape"]]
+    plain = dtype.kind in "biuf" and all(isinstance(n, int) and 0 <= n < 2**62 for n in extents)
+    if not (plain and isinstance(entry["name"], str)):
+        raise ValueError(f"bad array entry {entry!r:.100}")
+
+
+def dataframe(block: int, n_blocks: int) -> str:
+    """File name of a block's table."""
+    return f"dataframe_{block:0{len(str(n_blocks))}d}.parquet"
+
+
+def beside(path: str, table: str, what: str) -> str:
+    """Path of the file that holds a table's names or categories."""
+    return os.path.join(path, "scdl", f"{table.replace('/', '_')}.{what}.parquet")

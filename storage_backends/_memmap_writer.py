@@ -1,0 +1,228 @@
+"""Writing the memmap format: arrays are appended to files, small files follow at the commit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends import __version__, _feature_index, _layout
+from storage_backends._header import Header, HeaderArray, HeaderIndex
+from storage_backends._staging import Staging, refused_write
+from storage_backends.base import ArraySpec, ArrayWriter
+from storage_backends.errors import ArchiveClosedError, OutputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class MemmapWriter(ArrayWriter):
+    """Writes an archive in the documented format."""
+
+    def __init__(self, path: str, staging: Staging) -> None:
+        self.path = path
+        self._staging: Staging | None = staging
+        self._arrays: dict[str, _ArrayFile] = {}
+        self._only_names: dict[str, str] = {}
+        self._tables: dict[str, int] = {}
+
+    @classmethod
+    def create(cls, path: str, *, replace: bool = False) -> Self:
+        staging = Staging.create(path, replace=replace)
+        with refused_write(staging.target):
+            os.makedirs(os.path.join(staging.path, "scdl", "arrays"))
+        return cls(staging.target, staging)
+
+    def _writing(self) -> str:
+        if self._staging is None:
+            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
+        return self._staging.path
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        directory = self._writing()
+        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        with refused_write(self.path):
+            if name not in self._arrays:
+                self._arrays[name] = _ArrayFile(os.path.join(directory, self._file_of(name)), values)
+            self._arrays[name].append(f"{self.path}: {name}", values)
+
+    def _file_of(self, name: str) -> str:
+        if name in _layout.MATRIX:
+            return _layout.MATRIX[name].file
+        own = sum(other not in _layout.MATRIX for other in self._arrays)
+        return _layout.own_file(own)
+
+    def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
+        from storage_backends import _parquet
+
+        directory = self._writing()
+        kind, _, block = name.partition("/")
+        if (kind, block.isdecimal()) not in (("obs", False), ("var", True)) or name in self._tables:
+            raise OutputError(
+                f"{self.path}: cannot write a table {name!r}: the names are obs and var/0, var/1 and "
+                "so on, each written once"
+            )
+        with refused_write(self.path):
+            os.makedirs(os.path.join(directory, f"{kind}_features"), exist_ok=True)
+            written = _parquet.write(
+                table,
+                os.path.join(directory, f"{kind}_features", f"{block or 0}.parquet"),
+                names=_layout.beside(directory, name, "names"),
+                categories=_layout.beside(directory, name, "categories"),
+                only_names=f"{kind}_feature_id",
+            )
+        self._tables[name] = written.num_rows
+        if written.only_names:
+            self._only_names[name] = f"{kind}_feature_id"
+
+    def commit(self, attrs: Mapping[str, Any]) -> None:
+        directory = self._writing()
+        for file in self._arrays.values():
+            file.close()
+        n_obs, nnz = self._check_complete(attrs)
+        blocks = attrs["blocks"]
+        with refused_write(self.path):
+            graph = self._place_documented_graph(directory)
+            indexes = [self._write_index(directory, "var", blocks)]
+            if "obs" in self._tables:
+                label = blocks[0]["label"] if len(blocks) == 1 else None
+                whole = [{"stop": n_obs, "label": label}]
+                indexes.append(self._write_index(directory, "obs", whole))
+            manifest = {
+                "format": _layout.MANIFEST_FORMAT,
+                "n_obs": n_obs,
+                "nnz": nnz,
+                "documented_graph": graph,
+                "arrays": [
+                    _layout.entry(name, file.spec)
+                    for name, file in self._arrays.items()
+                    if name not in _layout.MATRIX
+                ],
+                "only_names": self._only_names,
+                "attrs": dict(attrs),
+            }
+            _write_json(os.path.join(directory, _layout.MANIFEST), manifest)
+            _write_json(os.path.join(directory, "metadata.json"), {"num_rows": n_obs})
+            _write_json(os.path.join(directory, "version.json"), __version__)
+            with open(os.path.join(directory, _layout.HEADER), "wb") as stream:
+                stream.write(self._header(indexes).to_bytes())
+            assert self._staging is not None
+            self._staging.publish()
+        self._staging = None
+
+    def _check_complete(self, attrs: Mapping[str, Any]) -> tuple[int, int]:
+        """Cells and stored values; an error where what was written is no archive."""
+        missing = [name for name in _layout.MATRIX if name not in self._arrays]
+        if missing:
+            raise OutputError(f"{self.path}: cannot commit: {', '.join(missing)} not written")
+        lengths = {name: self._arrays[name].spec.length for name in _layout.MATRIX}
+        n_obs, nnz = lengths["indptr"] - 1, lengths["data"]
+        last = self._arrays["indptr"].last
+        stops = [block["stop"] for block in attrs.get("blocks", [])]
+        tables = [f"var/{i}" for i in range(len(stops))]
+        rows = {name: n for name, n in self._tables.items() if name != "obs"}
+        if n_obs < 0 or not last == nnz == lengths["indices"]:
+            problem = f"offsets end at {last}, with {nnz} values and {lengths['indices']} column ids"
+        elif not stops or stops[-1] != n_obs:
+            problem = f"blocks end at {stops}, with {n_obs} cells"
+        elif sorted(rows) != sorted(tables):
+            problem = f"blocks need the tables {tables}, written were {sorted(rows)}"
+        elif self._tables.get("obs", n_obs) != n_obs:
+            problem = f"obs has {self._tables['obs']} rows, with {n_obs} cells"
+        else:
+            return n_obs, nnz
+        raise OutputError(f"{self.path}: cannot commit: {problem}")
+
+    def _place_documented_graph(self, directory: str) -> str | None:
+        """Move the first graph whose types are the documented ones to the documented files."""
+        keys = dict.fromkeys(n.split("/", 1)[1].rpartition("/")[0] for n in self._graph_arrays)
+        for key in keys:
+            parts = {part: self._arrays.get(f"graphs/{key}/{part}") for part in _layout.GRAPH}
+            if all(
+                file is not None and (file.spec.dtype, file.spec.item_shape) == (dtype, ())
+                for file, (_, dtype) in zip(parts.values(), _layout.GRAPH.values(), strict=True)
+            ):
+                for part, file in parts.items():
+                    assert file is not None
+                    os.rename(file.path, os.path.join(directory, _layout.GRAPH[part][0]))
+                return key
+        return None
+
+    @property
+    def _graph_arrays(self) -> list[str]:
+        return [name for name in self._arrays if name.startswith("graphs/")]
+
+    def _write_index(
+        self, directory: str, kind: str, blocks: Sequence[Mapping[str, Any]]
+    ) -> HeaderIndex:
+        """Name the blocks' tables as documented, and write the small files beside them."""
+        index = f"{kind}_features"
+        path = os.path.join(directory, index)
+        tables = [_layout.dataframe(i, len(blocks)) for i in range(len(blocks))]
+        for i, table in enumerate(tables):
+            os.rename(os.path.join(path, f"{i}.parquet"), os.path.join(path, table))
+        stops = [int(block["stop"]) for block in blocks]
+        small = _feature_index.write(path, stops, [b.get("label") for b in blocks], __version__)
+        files = tuple(f"{index}/{file}" for file in (*small, *tables))
+        return HeaderIndex(index, stops[-1], files)
+
+    def _header(self, indexes: Sequence[HeaderIndex]) -> Header:
+        arrays = [
+            HeaderArray(documented.header_name, file.spec.length, file.spec.dtype)
+            for name, documented in _layout.MATRIX.items()
+            for file in [self._arrays[name]]
+        ]
+        return Header(tuple(arrays), tuple(indexes))
+
+    def abort(self) -> None:
+        if self._staging is not None:
+            for file in self._arrays.values():
+                file.close()
+            self._staging.discard()
+            self._staging = None
+
+
+class _ArrayFile:
+    """A file of raw numbers that grows."""
+
+    def __init__(self, path: str, first: NDArray[Any]) -> None:
+        self.path = path
+        self.last: int | None = None
+        self._dtype = first.dtype
+        self._item_shape = first.shape[1:]
+        self._length = 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    @property
+    def spec(self) -> ArraySpec:
+        return ArraySpec(self._dtype, self._length, self._item_shape)
+
+    def append(self, where: str, values: NDArray[Any]) -> None:
+        if (values.dtype, values.shape[1:]) != (self._dtype, self._item_shape):
+            raise OutputError(
+                f"{where} has items {self._dtype} {self._item_shape}, "
+                f"not {values.dtype} {values.shape[1:]}"
+            )
+        if values.size == 0:
+            self._length += len(values)
+            return
+        rest = memoryview(values.reshape(-1).view(np.uint8))
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+        self._length += len(values)
+        if values.ndim == 1 and values.dtype.kind == "u":
+            self.last = int(values[-1])
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _write_json(path: str, value: Any) -> None:
+    with open(path, "w") as stream:
+        json.dump(value, stream)

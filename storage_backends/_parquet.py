@@ -1,0 +1,311 @@
+"""Tables as parquet files, with what parquet alone would lose.
+
+Names (the column ``_index``) and the categories of categorical columns go to files of their own,
+so that the main file stays what readers of the documented format expect: plain columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage_backends.errors import (
+    ArchiveFormatError,
+    ArrayNotFoundError,
+    OutputError,
+    RangeError,
+)
+
+if TYPE_CHECKING:
+    from pyarrow import Schema, Table
+
+INDEX = "_index"
+_ROW_GROUP = 1 << 16
+
+
+class ParquetTable:
+    """One table in up to three files.
+
+    Parameters
+    ----------
+    where
+        Opens the message of an error.
+    columns
+        Files of the plain columns, one after the other; where their columns differ, they are
+        united, and what a file lacks is null.
+    names
+        File of the column ``_index``, or None.
+    categories
+        File of one row, whose columns are the lists of categories, or None.
+    only_names
+        Column of the main file that is the ``_index``, in a table that has nothing else, or None.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        columns: Sequence[str],
+        *,
+        names: str | None = None,
+        categories: str | None = None,
+        only_names: str | None = None,
+    ) -> None:
+        self._where = where
+        self._columns = columns
+        self._names = names
+        self._categories = categories
+        self._only_names = only_names
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        files = (*self._columns, self._names, self._categories)
+        return sum(os.path.getsize(file) for file in files if file)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, from the files' footers."""
+        return sum(int(_open(file).metadata.num_rows) for file in self._columns)
+
+    def schema(self) -> Schema:
+        """Names and types of the columns, ``_index`` first."""
+        plain = self._plain_schema()
+        if self._only_names:
+            return pa.schema([pa.field(INDEX, plain.field(self._only_names).type)])
+        types = {field.name: _plain_type(field.type) for field in plain}
+        types |= {name: category.type for name, category in self._read_categories().items()}
+        fields = [pa.field(name, type_) for name, type_ in types.items()]
+        if self._names:
+            fields.insert(0, _open(self._names).schema_arrow.field(INDEX).remove_metadata())
+        return pa.schema(fields)
+
+    def _plain_schema(self) -> Schema:
+        schemas = [_open(file).schema_arrow.remove_metadata() for file in self._columns]
+        try:
+            return pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise ArchiveFormatError(f"{self._where}: its blocks disagree: {error}") from error
+
+    def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
+        """Rows ``[start, stop)`` of some columns."""
+        known = self.schema().names
+        wanted = known if columns is None else list(columns)
+        for name in wanted:
+            if name not in known:
+                raise ArrayNotFoundError(
+                    f"{self._where} has no column {name!r}; it has: {', '.join(known)}"
+                )
+        n_rows = self.num_rows
+        stop = n_rows if stop is None else stop
+        if not 0 <= start <= stop <= n_rows:
+            raise RangeError(f"{self._where}: rows [{start}, {stop}) are not within [0, {n_rows}]")
+        if self._only_names:
+            table = self._read_plain([self._only_names], start, stop)
+            return table.rename_columns([INDEX]).select(wanted)
+        plain = [name for name in wanted if name != INDEX or self._names is None]
+        categories = {k: v for k, v in self._read_categories().items() if k in plain}
+        table = self._read_plain(plain, start, stop, as_dictionary=list(categories))
+        for name, category in categories.items():
+            position = table.column_names.index(name)
+            table = table.set_column(position, name, _to_categorical(table[name], category))
+        if INDEX in wanted and self._names:
+            names = _read_rows(self._names, [INDEX], start, stop)
+            table = table.append_column(names.schema.field(0), names.column(0))
+        return table.select(wanted)
+
+    def _read_plain(
+        self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
+    ) -> Table:
+        if len(self._columns) == 1:
+            return _read_rows(self._columns[0], columns, start, stop, as_dictionary)
+        schema = self._plain_schema()
+        schema = pa.schema([schema.field(name) for name in columns])
+        pieces, position = [], 0
+        for file in self._columns:
+            n_rows = int(_open(file).metadata.num_rows)
+            first, last = max(start - position, 0), min(stop - position, n_rows)
+            if first < last:
+                here = [name for name in columns if name in _open(file).schema_arrow.names]
+                pieces.append(_read_rows(file, here, first, last))
+            position += n_rows
+        if not pieces:
+            return schema.empty_table()
+        table = pa.concat_tables(pieces, promote_options="permissive")
+        missing = [field for field in schema if field.name not in table.column_names]
+        for field in missing:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        return table.select(columns).cast(schema)
+
+    def _read_categories(self) -> Mapping[str, pa.DictionaryArray]:
+        """An empty dictionary array a categorical column, which carries type and categories."""
+        if self._categories is None:
+            return {}
+        table = _open(self._categories).read()
+        found = {}
+        for field in table.schema:
+            # A column is [index type and order, categories]; see `_category_column`.
+            values = table[field.name].chunk(0).flatten()
+            meta = field.metadata or {}
+            index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
+            found[field.name] = pa.DictionaryArray.from_arrays(
+                pa.array([], index_type), values, ordered=meta.get(b"ordered") == b"1"
+            )
+        return found
+
+
+class Written(NamedTuple):
+    """What :func:`write` wrote."""
+
+    num_rows: int
+    #: Whether the table holds nothing but names.
+    only_names: bool
+
+
+def write(
+    table: Table | pa.RecordBatchReader,
+    columns: str,
+    *,
+    names: str,
+    categories: str,
+    only_names: str,
+) -> Written:
+    """Write a table to its files; one with nothing but names goes whole to `columns`.
+
+    Parameters
+    ----------
+    table
+        A stream must give every batch of a categorical column the same categories.
+    columns, names, categories
+        Paths of the files, as for :class:`ParquetTable`.
+    only_names
+        What the names are called in `columns` where there is nothing else.
+    """
+    if isinstance(table, pa.Table):
+        table = table.unify_dictionaries()
+        schema = table.schema
+        batches: Iterator[pa.RecordBatch] = iter(table.to_batches() or [_empty_batch(table)])
+    else:
+        schema, batches = table.schema, iter(table)
+    first = next(batches, None)
+    first = pa.RecordBatch.from_pylist([], schema=schema) if first is None else first
+    main = [field for field in schema if field.name != INDEX]
+    categorical = [f.name for f in main if pa.types.is_dictionary(f.type)]
+    targets = [_Target(columns, {f.name: f.name for f in main}, first)] if main else []
+    if INDEX in schema.names:
+        targets.append(
+            _Target(names, {INDEX: INDEX}, first)
+            if main
+            else _Target(columns, {INDEX: only_names}, first)
+        )
+    num_rows = 0
+    try:
+        for batch in _chain(first, batches):
+            num_rows += batch.num_rows
+            for name in categorical:
+                if not batch.column(name).dictionary.equals(first.column(name).dictionary):
+                    raise OutputError(f"batches of column {name!r} differ in their categories")
+            for target in targets:
+                target.write(batch)
+    finally:
+        for target in targets:
+            target.close()
+    if categorical:
+        pq.write_table(_category_table(first, categorical), categories, compression="zstd")
+    return Written(num_rows, only_names=not main)
+
+
+class _Target:
+    """One parquet file that takes some columns of every batch, under its own names."""
+
+    def __init__(self, path: str, names: Mapping[str, str], first: pa.RecordBatch) -> None:
+        self._names = names
+        schema = self._project(first).schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def _project(self, batch: pa.RecordBatch) -> Table:
+        columns = [_decode(batch.column(name)) for name in self._names]
+        return pa.table(columns, names=list(self._names.values()))
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            self._writer.write_table(self._project(batch), row_group_size=_ROW_GROUP)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _decode(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _plain_type(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from rest
+
+
+def _empty_batch(table: Table) -> pa.RecordBatch:
+    columns = [c.chunk(0) if c.num_chunks else pa.array([], c.type) for c in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
+
+
+def _category_table(batch: pa.RecordBatch, names: Sequence[str]) -> Table:
+    columns, fields = [], []
+    for name in names:
+        column = batch.column(name)
+        lists = pa.ListArray.from_arrays(pa.array([0, len(column.dictionary)]), column.dictionary)
+        meta = {"index": str(column.type.index_type), "ordered": str(int(column.type.ordered))}
+        columns.append(lists)
+        fields.append(pa.field(name, lists.type, metadata=meta))
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def _to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.ChunkedArray:
+    """Give the values of a column the codes that they have among the stored categories."""
+    chunks = []
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            codes = pc.index_in(chunk.dictionary, empty.dictionary).take(chunk.indices)
+        else:
+            codes = pc.index_in(chunk, empty.dictionary)
+            codes = pc.if_else(pc.is_null(chunk), pa.scalar(None, codes.type), codes)
+        codes = codes.cast(empty.type.index_type)
+        chunks.append(
+            pa.DictionaryArray.from_arrays(codes, empty.dictionary, ordered=empty.type.ordered)
+        )
+    return pa.chunked_array(chunks or [empty])
+
+
+def _read_rows(
+    path: str, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
+) -> Table:
+    file = _open(path, as_dictionary)
+    groups, first_row, position = [], 0, 0
+    for i in range(file.num_row_groups):
+        n_rows = file.metadata.row_group(i).num_rows
+        if position < stop and position + n_rows > start:
+            first_row = first_row if groups else position
+            groups.append(i)
+        position += n_rows
+    try:
+        table = file.read_row_groups(groups, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ArchiveFormatError(f"{path}: cannot be read as parquet ({error})") from error
+    return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+
+
+def _open(path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, read_dictionary=list(as_dictionary))
+    except FileNotFoundError:
+        raise ArchiveFormatError(f"{path}: the file is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ArchiveFormatError(f"{path}: not a parquet file ({error})") from error

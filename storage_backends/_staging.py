@@ -1,0 +1,161 @@
+"""Publishing a directory atomically: write beside the target, flush, rename.
+
+The staging directory is hidden, stands beside its target and is locked by its writer. A lock does
+not outlive its process, so what a killed writer left is recognised, and removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Self
+
+from storage_backends.errors import ArchiveExistsError, ArchiveWriteError
+
+_SUFFIX = ".scdl-part"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+class Staging:
+    """A directory that becomes `target` when it is published."""
+
+    def __init__(self, target: str, path: str, lock: int, *, replace: bool) -> None:
+        self.target = target
+        self.path = path
+        self._lock = lock
+        self._replace = replace
+
+    @classmethod
+    def create(cls, target: str, *, replace: bool) -> Self:
+        """Make the directory, and remove what killed writers of the same target left.
+
+        Raises
+        ------
+        ArchiveExistsError
+            `target` exists and `replace` is false.
+        ArchiveWriteError
+            The directory cannot be made.
+        """
+        target = os.path.abspath(target)
+        if os.path.lexists(target) and not replace:
+            raise ArchiveExistsError(
+                f"{target}: something exists here already; choose another path or remove it"
+            )
+        parent, name = os.path.split(target)
+        with refused_write(target):
+            if not os.path.isdir(parent):
+                raise ArchiveWriteError(
+                    errno.ENOENT, f"the directory above does not exist; create {parent} first", target
+                )
+            _remove_leftovers(target)
+            fresh = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+            os.chmod(fresh, 0o777 & ~_umask())
+            lock = os.open(fresh, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Only a directory that is locked already carries the suffix that leftovers have.
+            os.rename(fresh, fresh + _SUFFIX)
+        return cls(target, fresh + _SUFFIX, lock, replace=replace)
+
+    def publish(self) -> None:
+        """Flush everything to the disk, then rename to the target in one step."""
+        with refused_write(self.target):
+            _flush_tree(self.path)
+            if self._replace and os.path.lexists(self.target):
+                _exchange(self.path, self.target)
+                _flush(os.path.dirname(self.target))
+                _remove(self.path)
+            else:
+                try:
+                    os.rename(self.path, self.target)
+                except OSError as error:
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise ArchiveExistsError(
+                            f"{self.target}: something was put here meanwhile; choose another path"
+                        ) from error
+                    raise
+                _flush(os.path.dirname(self.target))
+        os.close(self._lock)
+
+    def discard(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+@contextlib.contextmanager
+def refused_write(path: str) -> Iterator[None]:
+    """Turn what the operating system says of a write into an ArchiveWriteError."""
+    try:
+        yield
+    except (ArchiveWriteError, ArchiveExistsError):
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArchiveWriteError(error.errno, f"cannot write: {reason}", path) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _remove_leftovers(target: str) -> None:
+    parent, name = os.path.split(target)
+    pattern = os.path.join(glob.escape(parent), glob.escape(f".{name}.") + "*" + _SUFFIX)
+    for path in glob.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            except BlockingIOError:
+                pass  # its writer is alive
+            finally:
+                os.close(lock)
+
+
+def _exchange(a: str, b: str) -> None:
+    """Swap two paths: in one step where the system can, else with a moment without `b`."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None:
+        done = rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+        if done == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), b)
+    aside = a + ".old"
+    os.rename(b, aside)
+    os.rename(a, b)
+    os.rename(aside, a)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.remove(path)
+
+
+def _flush_tree(root: str) -> None:
+    for directory, _, files in os.walk(root, topdown=False):
+        for name in files:
+            _flush(os.path.join(directory, name))
+        _flush(directory)
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

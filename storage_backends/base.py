@@ -1,0 +1,274 @@
+"""The seam: an archive is named one-dimensional arrays, tables and attributes.
+
+Everything above this interface is written once and never asks which backend is below. A backend
+implements :class:`ArrayStore` and :class:`ArrayWriter`, is announced as a :class:`Backend`, and
+passes :class:`storage_backends.testing.BackendTests`. ``memory.py`` is the executable
+specification.
+
+The interface is synchronous; a backend hides its own threads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.errors import ArrayNotFoundError, OutputError, RangeError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """What is known of a stored array without reading it.
+
+    Parameters
+    ----------
+    dtype
+        Type of one number, little-endian.
+    length
+        Number of items along the first axis.
+    item_shape
+        Shape of one item: ``()`` for plain arrays, ``(50,)`` for vectors of 50 numbers.
+    """
+
+    dtype: np.dtype[Any]
+    length: int
+    item_shape: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array in memory."""
+        return self.length * self.dtype.itemsize * int(np.prod(self.item_shape, dtype=np.int64))
+
+
+class ArrayStore(ABC):
+    """A committed archive, read-only.
+
+    Stores may be used from several threads at once and after a fork; pickling carries the path
+    and nothing else. Arrays and tables that a store hands out never change.
+    """
+
+    path: str
+
+    #: Whether what the archive says of itself disagrees with its arrays, which were believed;
+    #: writing it anew mends it.
+    stale: bool = False
+
+    @classmethod
+    @abstractmethod
+    def detect(cls, path: str) -> bool:
+        """Whether what stands at `path` looks like this backend's; cheap, and never raises."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: str) -> Self:
+        """Open the archive at `path`, in constant time and without permission to write.
+
+        Raises
+        ------
+        ArchiveNotFoundError
+            Nothing is there.
+        ArchiveFormatError
+            It is no archive of this backend, or a damaged one.
+        """
+
+    @property
+    @abstractmethod
+    def arrays(self) -> Mapping[str, ArraySpec]:
+        """Specification of every array by name."""
+
+    @property
+    @abstractmethod
+    def tables(self) -> Sequence[str]:
+        """Name of every table."""
+
+    @property
+    @abstractmethod
+    def attrs(self) -> Mapping[str, Any]:
+        """The JSON object given to ``commit``, or what a foreign archive says of itself."""
+
+    @property
+    @abstractmethod
+    def stored_bytes(self) -> Mapping[str, int]:
+        """Bytes on disk of every array and table by name."""
+
+    @abstractmethod
+    def read_ranges(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        """Read half-open ranges of one array, one after the other, into `out`.
+
+        Parameters
+        ----------
+        name
+            Name of the array.
+        starts, stops
+            Half-open item ranges, in any order; they may repeat, overlap and be empty.
+        out
+            C-contiguous and writable, of the array's dtype, of shape
+            ``(sum(stops - starts), *item_shape)``. It is filled in the order of the ranges.
+
+        Raises
+        ------
+        ArrayNotFoundError
+            There is no such array.
+        RangeError
+            A range lies outside ``[0, length]`` or ends before it starts; nothing is clipped.
+        OutputError
+            `out` has the wrong dtype, shape or layout, or is read-only.
+        """
+
+    @abstractmethod
+    def table_schema(self, name: str) -> pa.Schema:
+        """Names and types of a table's columns, without reading it."""
+
+    @abstractmethod
+    def read_table(
+        self, name: str, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> pa.Table:
+        """Read rows ``[start, stop)`` of some columns, in the order asked for (default: all).
+
+        Raises
+        ------
+        ArrayNotFoundError
+            There is no such table or column.
+        RangeError
+            The rows lie outside the table.
+        """
+
+    def close(self) -> None:  # noqa: B027 - a store without resources has nothing to do
+        """Let go of files and memory; views that were handed out stay valid."""
+
+    # -- derived ---------------------------------------------------------------------------
+
+    def view(self, name: str) -> NDArray[Any] | None:
+        """The whole array as a read-only view without a copy, where a backend can offer one."""
+        return None
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Read items ``[start, stop)`` of one array into new memory."""
+        spec = self.spec(name)
+        stop = spec.length if stop is None else stop
+        out = np.empty((max(stop - start, 0), *spec.item_shape), spec.dtype)
+        self.read_ranges(name, np.array([start]), np.array([stop]), out)
+        return out
+
+    def spec(self, name: str) -> ArraySpec:
+        """The specification of one array; ArrayNotFoundError names those there are."""
+        try:
+            return self.arrays[name]
+        except KeyError:
+            known = ", ".join(sorted(self.arrays)) or "none"
+            raise ArrayNotFoundError(
+                f"{self.path}: there is no array {name!r}; it holds: {known}"
+            ) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).open, (self.path,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class ArrayWriter(ABC):
+    """Writes one archive; a context manager.
+
+    An archive appears at its path whole, at ``commit``, or not at all: leaving the context
+    without a commit removes what was written.
+    """
+
+    path: str
+
+    @classmethod
+    @abstractmethod
+    def create(cls, path: str, *, replace: bool = False) -> Self:
+        """Begin an archive that will stand at `path`.
+
+        With `replace`, what stands there stays readable until the commit swaps the two.
+
+        Raises
+        ------
+        ArchiveExistsError
+            Something stands at `path`, and `replace` was not asked for.
+        ArchiveWriteError
+            The directory above does not exist or cannot be written.
+        """
+
+    @abstractmethod
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        """Append items to an array; the first call creates it and fixes dtype and item shape.
+
+        Raises
+        ------
+        OutputError
+            dtype or item shape differ from those of the first call.
+        ArchiveWriteError
+            The operating system refuses, for example because the disk is full.
+        """
+
+    @abstractmethod
+    def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
+        """Write a table, whole or as a stream of batches, once."""
+
+    @abstractmethod
+    def commit(self, attrs: Mapping[str, Any]) -> None:
+        """Publish the archive atomically and durably, with `attrs` as its JSON object."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Remove what was written; does nothing after a commit."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+
+class Backend(NamedTuple):
+    """A storage backend, as the registry and third parties' entry points announce it."""
+
+    name: str
+    store: type[ArrayStore]
+    writer: type[ArrayWriter]
+
+
+def check_ranges(
+    where: str, spec: ArraySpec, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+) -> None:
+    """Check the arguments of ``read_ranges``; `where` opens the message of an error."""
+    if starts.shape != stops.shape or starts.ndim != 1:
+        raise RangeError(f"{where}: starts {starts.shape} and stops {stops.shape} differ in shape")
+    total = 0
+    if len(starts):
+        lengths = stops - starts
+        if int(starts.min()) < 0 or int(stops.max()) > spec.length or int(lengths.min()) < 0:
+            bad = int(np.argmax((starts < 0) | (stops > spec.length) | (lengths < 0)))
+            raise RangeError(
+                f"{where}: range [{starts[bad]}, {stops[bad]}) is not within [0, {spec.length}]"
+            )
+        total = int(lengths.sum())
+    expected = (total, *spec.item_shape)
+    if out.dtype != spec.dtype or out.shape != expected:
+        raise OutputError(
+            f"{where}: out must be {spec.dtype} of shape {expected}, "
+            f"not {out.dtype} of shape {out.shape}"
+        )
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise OutputError(f"{where}: out must be C-contiguous and writable")

@@ -1,0 +1,73 @@
+"""Errors of the storage layer.
+
+Every error derives from :class:`ScdlError` and from the builtin it refines, so that callers may
+catch either. A message is one sentence or two: what is wrong, where, what was expected, what was
+found, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchiveClosedError",
+    "ArchiveExistsError",
+    "ArchiveFormatError",
+    "ArchiveNotFoundError",
+    "ArchiveWriteError",
+    "ArrayNotFoundError",
+    "BackendNotFoundError",
+    "OutputError",
+    "RangeError",
+    "ScdlError",
+    "ScdlWarning",
+]
+
+
+class ScdlError(Exception):
+    """Base of every error that scdl raises on purpose."""
+
+
+class ScdlWarning(UserWarning):
+    """Category of every warning that scdl gives."""
+
+
+class ArchiveNotFoundError(ScdlError, FileNotFoundError):
+    """There is nothing at the path of an archive."""
+
+
+class ArchiveExistsError(ScdlError, FileExistsError):
+    """Something already stands where an archive is to be written."""
+
+
+class ArchiveFormatError(ScdlError, ValueError):
+    """What stands at a path is no archive, or a damaged one."""
+
+
+class ArchiveWriteError(ScdlError, OSError):
+    """The operating system refused a write; ``errno`` tells why."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}" if self.filename else super().__str__()
+
+
+class ArchiveClosedError(ScdlError, ValueError):
+    """A store was used after ``close()``."""
+
+
+class ArrayNotFoundError(ScdlError, KeyError):
+    """An archive holds no array, table or column of that name."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument, which quotes the sentence.
+        return str(self.args[0]) if self.args else ""
+
+
+class RangeError(ScdlError, IndexError):
+    """A requested range lies outside an array, or ends before it starts."""
+
+
+class OutputError(ScdlError, ValueError):
+    """Values or an output array have the wrong dtype, shape or memory layout."""
+
+
+class BackendNotFoundError(ScdlError, ValueError):
+    """No storage backend of that name is installed."""

@@ -1,0 +1,231 @@
+"""Backend ``memmap``: the documented format of BioNeMo-SCDL, raw arrays that are mapped to memory.
+
+An archive is a directory. The documented files hold the expression matrix, one neighbour graph
+and the feature tables; what the format has no place for stands in the directory ``scdl/``, which
+other readers ignore::
+
+    header.sch  data.npy  col_ptr.npy  row_ptr.npy          the matrix; no headers in spite of .npy
+    neighbor_indices.npy  neighbor_indptr.npy  neighbor_values.npy
+    var_features/  obs_features/                            tables, see `_feature_index`
+    metadata.json  version.json
+    scdl/manifest.json                                      what is in scdl/, and the attributes
+    scdl/arrays/<i>.bin                                     arrays of other names
+    scdl/<table>.names.parquet  scdl/<table>.categories.parquet
+
+Of the attributes the format itself knows ``blocks``: a list of ``{"stop", "n_vars", "label"}``, the
+consecutive rows that share a table ``var/<i>``.
+
+Source: schema document of BioNeMo-SCDL, format 0.1.0, and archives that its releases 0.1.1, 0.1.3
+and head wrote. The manifest is believed only while it agrees with the documented files, so that
+other programs may change those.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends import _feature_index, _layout
+from storage_backends._header import Header
+from storage_backends._memmap_writer import MemmapWriter
+from storage_backends.base import ArraySpec, ArrayStore, Backend, check_ranges
+from storage_backends.errors import (
+    ArchiveClosedError,
+    ArchiveFormatError,
+    ArchiveNotFoundError,
+    ArrayNotFoundError,
+    ScdlWarning,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from storage_backends._parquet import ParquetTable
+
+
+class MemmapStore(ArrayStore):
+    """A committed archive in the documented format."""
+
+    def __init__(self, path: str, files: _layout.Files, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._specs = MappingProxyType({name: spec for name, (_, spec) in files.items()})
+        self._mapped: dict[str, NDArray[Any]] | None = {
+            name: _layout.map_file(file, spec) for name, (file, spec) in files.items()
+        }
+
+    @classmethod
+    def detect(cls, path: str) -> bool:
+        if os.path.isfile(os.path.join(path, _layout.HEADER)):
+            return True
+        return all(os.path.isfile(os.path.join(path, a.file)) for a in _layout.MATRIX.values())
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        path = os.path.abspath(path)
+        if not os.path.isdir(path):
+            raise ArchiveNotFoundError(f"{path}: there is no archive here")
+        header = _layout.read_header(path)
+        matrix = _layout.matrix_files(path, header)
+        n_obs, nnz = (matrix[name][1].length for name in ("indptr", "data"))
+        manifest = _layout.read_manifest(path, n_obs - 1, nnz)
+        own = _layout.graph_files(path, manifest) | _layout.own_files(path, manifest)
+        store = cls(path, matrix | own, manifest)
+        store._check_lengths()
+        store._check_features()
+        store.stale = header is not None and store._is_stale(header)
+        return store
+
+    def _check_lengths(self) -> None:
+        """Refuse files that disagree with each other."""
+        indptr = self._opened()["indptr"]
+        nnz, n_indices = self._specs["data"].length, self._specs["indices"].length
+        if len(indptr) == 0:
+            raise ArchiveFormatError(f"{self.path}: row_ptr.npy is empty, expected n_obs + 1 offsets")
+        first, last = int(indptr[0]), int(indptr[-1])
+        if first != 0 or not last == nnz == n_indices:
+            raise ArchiveFormatError(
+                f"{self.path}: row_ptr.npy runs from {first} to {last}, but data.npy holds {nnz} "
+                f"and col_ptr.npy {n_indices} values; a file is truncated or is not of the "
+                "header's dtype: convert the source again"
+            )
+
+    def _check_features(self) -> None:
+        """Refuse feature indexes that describe another number of rows."""
+        n_obs = self._specs["indptr"].length - 1
+        for name in filter(None, (self._var_directory, self._obs_directory)):
+            stops = _feature_index.read_stops(os.path.join(self.path, name))
+            described = stops[-1] if stops else 0
+            if described != n_obs:
+                raise ArchiveFormatError(
+                    f"{self.path}: {name} describes {described} rows, but the archive has {n_obs}"
+                )
+
+    def _is_stale(self, header: Header) -> bool:
+        listed = {array.name: array.length for array in header.arrays}
+        if all(
+            self._specs[name].length == listed[documented.header_name]
+            for name, documented in _layout.MATRIX.items()
+        ):
+            return False
+        warnings.warn(
+            f"{self.path}: the header's lengths disagree with the files, which agree with each "
+            "other and are used; scdl.open(path).save() writes the header anew",
+            ScdlWarning,
+            stacklevel=3,
+        )
+        return True
+
+    def _opened(self) -> dict[str, NDArray[Any]]:
+        if self._mapped is None:
+            raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
+        return self._mapped
+
+    @property
+    def arrays(self) -> Mapping[str, ArraySpec]:
+        self._opened()
+        return self._specs
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        self._opened()
+        if "attrs" in self._manifest:
+            return MappingProxyType(self._manifest["attrs"])
+        return {"blocks": self._documented_blocks}
+
+    @cached_property
+    def _documented_blocks(self) -> list[dict[str, Any]]:
+        labels = _feature_index.read_labels(self._path_of(self._var_directory), len(self._var_stops))
+        return [
+            {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
+            for i, (stop, label) in enumerate(zip(self._var_stops, labels, strict=True))
+        ]
+
+    @property
+    def tables(self) -> Sequence[str]:
+        self._opened()
+        obs = ["obs"] if self._obs_directory else []
+        return [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
+
+    @property
+    def stored_bytes(self) -> Mapping[str, int]:
+        sizes = {name: spec.nbytes for name, spec in self.arrays.items()}
+        return sizes | {name: self._table(name).nbytes for name in self.tables}
+
+    def view(self, name: str) -> NDArray[Any] | None:
+        self.spec(name)
+        return self._opened()[name]
+
+    def read_ranges(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        # Compiled code is loaded with the first batch, not with the first open.
+        from storage_backends._gather import gather
+
+        check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
+        gather(np.asarray(self._opened()[name]), starts, stops, out)
+
+    def table_schema(self, name: str) -> pa.Schema:
+        return self._table(name).schema()
+
+    def read_table(
+        self, name: str, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> pa.Table:
+        return self._table(name).read(columns, start, stop)
+
+    def close(self) -> None:
+        self._mapped = None
+
+    def _path_of(self, *parts: str) -> str:
+        return os.path.join(self.path, *parts)
+
+    @cached_property
+    def _var_directory(self) -> str:
+        for name in ("var_features", "features"):
+            if os.path.isdir(self._path_of(name)):
+                return name
+        raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
+
+    @cached_property
+    def _obs_directory(self) -> str | None:
+        return "obs_features" if os.path.isdir(self._path_of("obs_features")) else None
+
+    @cached_property
+    def _var_stops(self) -> list[int]:
+        return _feature_index.read_stops(self._path_of(self._var_directory))
+
+    def _table(self, name: str) -> ParquetTable:
+        from storage_backends._parquet import ParquetTable
+
+        if name not in self.tables:
+            raise ArrayNotFoundError(
+                f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
+            )
+        if name == "obs":
+            directory = self._path_of("obs_features")
+            n_blocks = len(_feature_index.read_stops(directory))
+            files = [_layout.dataframe(i, n_blocks) for i in range(n_blocks)]
+        else:
+            directory = self._path_of(self._var_directory)
+            files = [_layout.dataframe(int(name.removeprefix("var/")), len(self._var_stops))]
+        return ParquetTable(
+            f"{self.path}: the table {name}",
+            [os.path.join(directory, file) for file in files],
+            names=self._own_table_file(name, "names"),
+            categories=self._own_table_file(name, "categories"),
+            only_names=self._manifest.get("only_names", {}).get(name),
+        )
+
+    def _own_table_file(self, name: str, what: str) -> str | None:
+        file = _layout.beside(self.path, name, what)
+        return file if self._manifest and os.path.exists(file) else None
+
+
+BACKEND = Backend("memmap", MemmapStore, MemmapWriter)

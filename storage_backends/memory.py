@@ -1,0 +1,189 @@
+"""Backend ``memory``: archives in this process's memory, the interface's executable specification.
+
+Paths look like ``ram:NAME``. An archive lives until the process ends; other processes do not see
+it, save those forked later.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.base import ArraySpec, ArrayStore, ArrayWriter, Backend, check_ranges
+from storage_backends.errors import (
+    ArchiveClosedError,
+    ArchiveExistsError,
+    ArchiveNotFoundError,
+    ArchiveWriteError,
+    ArrayNotFoundError,
+    OutputError,
+    RangeError,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SCHEME = "ram:"
+
+
+@dataclass
+class _Content:
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+_committed: dict[str, _Content] = {}
+
+
+class MemoryStore(ArrayStore):
+    """A committed archive in memory."""
+
+    def __init__(self, path: str, content: _Content) -> None:
+        self.path = path
+        self._content: _Content | None = content
+
+    @classmethod
+    def detect(cls, path: str) -> bool:
+        return path in _committed
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        if path not in _committed:
+            raise ArchiveNotFoundError(f"{path}: no such archive in the memory of this process")
+        return cls(path, _committed[path])
+
+    def _opened(self) -> _Content:
+        if self._content is None:
+            raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
+        return self._content
+
+    @property
+    def arrays(self) -> Mapping[str, ArraySpec]:
+        return {
+            name: ArraySpec(a.dtype, len(a), a.shape[1:])
+            for name, a in self._opened().arrays.items()
+        }
+
+    @property
+    def tables(self) -> Sequence[str]:
+        return list(self._opened().tables)
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        return copy.deepcopy(self._opened().attrs)
+
+    @property
+    def stored_bytes(self) -> Mapping[str, int]:
+        content = self._opened()
+        sizes = {name: array.nbytes for name, array in content.arrays.items()}
+        return sizes | {name: table.nbytes for name, table in content.tables.items()}
+
+    def read_ranges(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
+        source = self._opened().arrays[name]
+        position = 0
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            out[position : position + stop - start] = source[start:stop]
+            position += stop - start
+
+    def table_schema(self, name: str) -> pa.Schema:
+        return self._table(name).schema
+
+    def read_table(
+        self, name: str, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> pa.Table:
+        table = self._table(name)
+        stop = table.num_rows if stop is None else stop
+        if not 0 <= start <= stop <= table.num_rows:
+            raise RangeError(
+                f"{self.path}: rows [{start}, {stop}) of {name} are not within [0, {table.num_rows}]"
+            )
+        for column in columns or ():
+            if column not in table.column_names:
+                raise ArrayNotFoundError(
+                    f"{self.path}: {name} has no column {column!r}; "
+                    f"it has: {', '.join(table.column_names)}"
+                )
+        table = table.slice(start, stop - start)
+        return table if columns is None else table.select(list(columns))
+
+    def _table(self, name: str) -> pa.Table:
+        try:
+            return self._opened().tables[name]
+        except KeyError:
+            raise ArrayNotFoundError(
+                f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
+            ) from None
+
+    def view(self, name: str) -> NDArray[Any] | None:
+        self.spec(name)
+        return self._opened().arrays[name]
+
+    def close(self) -> None:
+        self._content = None
+
+
+class MemoryWriter(ArrayWriter):
+    """Writes an archive into memory."""
+
+    def __init__(self, path: str, *, replace: bool) -> None:
+        self.path = path
+        self._replace = replace
+        self._pieces: dict[str, list[NDArray[Any]]] | None = {}
+        self._tables: dict[str, pa.Table] = {}
+
+    @classmethod
+    def create(cls, path: str, *, replace: bool = False) -> Self:
+        if not path.startswith(_SCHEME):
+            raise ArchiveWriteError(f"{path}: an archive in memory has a path like {_SCHEME}NAME")
+        if path in _committed and not replace:
+            raise ArchiveExistsError(f"{path}: an archive of this name exists already")
+        return cls(path, replace=replace)
+
+    def _writing(self) -> dict[str, list[NDArray[Any]]]:
+        if self._pieces is None:
+            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
+        return self._pieces
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        values = np.array(values, dtype=values.dtype.newbyteorder("<"), order="C")
+        pieces = self._writing().setdefault(name, [])
+        if pieces and (pieces[0].dtype, pieces[0].shape[1:]) != (values.dtype, values.shape[1:]):
+            raise OutputError(
+                f"{self.path}: {name} has items {pieces[0].dtype} {pieces[0].shape[1:]}, "
+                f"not {values.dtype} {values.shape[1:]}"
+            )
+        pieces.append(values)
+
+    def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
+        import pyarrow as pa
+
+        self._writing()
+        if name in self._tables:
+            raise OutputError(f"{self.path}: the table {name} was written already")
+        table = table if isinstance(table, pa.Table) else table.read_all()
+        self._tables[name] = table.replace_schema_metadata(None)
+
+    def commit(self, attrs: Mapping[str, Any]) -> None:
+        arrays = {name: np.concatenate(pieces) for name, pieces in self._writing().items()}
+        for array in arrays.values():
+            array.flags.writeable = False
+        if self.path in _committed and not self._replace:
+            raise ArchiveExistsError(f"{self.path}: an archive of this name exists already")
+        _committed[self.path] = _Content(arrays, self._tables, json.loads(json.dumps(attrs)))
+        self._pieces = None
+
+    def abort(self) -> None:
+        self._pieces = None
+
+
+BACKEND = Backend("memory", MemoryStore, MemoryWriter)

@@ -1,0 +1,76 @@
+"""Finding storage backends: by name, or by what stands at a path.
+
+A third party announces a backend as an entry point of the group ``scdl.storage_backends`` whose
+value is a :class:`storage_backends.base.Backend`.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from storage_backends.base import Backend
+from storage_backends.errors import (
+    ArchiveFormatError,
+    ArchiveNotFoundError,
+    BackendNotFoundError,
+)
+
+__all__ = ["ENTRY_POINTS", "backend", "detect", "names"]
+
+ENTRY_POINTS = "scdl.storage_backends"
+
+#: Modules of the backends that come with the package; each defines ``BACKEND``.
+_BUILTIN = {
+    "memmap": "storage_backends.memmap",
+    "memory": "storage_backends.memory",
+}
+
+
+def names() -> list[str]:
+    """Names of the installed backends, ours first."""
+    return [*_BUILTIN, *(p.name for p in entry_points(group=ENTRY_POINTS) if p.name not in _BUILTIN)]
+
+
+def backend(name: str) -> Backend:
+    """The backend called `name`; BackendNotFoundError names those there are."""
+    if name in _BUILTIN:
+        found: Backend = import_module(_BUILTIN[name]).BACKEND
+        return found
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        found = point.load()
+        return found
+    raise BackendNotFoundError(
+        f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
+    )
+
+
+def detect(path: str | os.PathLike[str]) -> Backend:
+    """The backend whose archive stands at `path`.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        Nothing stands there.
+    ArchiveFormatError
+        No installed backend knows what stands there.
+    """
+    path = os.fspath(path)
+    for name in _BUILTIN:
+        candidate = backend(name)
+        if candidate.store.detect(path):
+            return candidate
+    for name in names()[len(_BUILTIN) :]:
+        candidate = backend(name)
+        if candidate.store.detect(path):
+            return candidate
+    if not os.path.lexists(path):
+        raise ArchiveNotFoundError(
+            f"{path}: there is no archive here; make one with scdl.convert(h5ad, path) "
+            f"or `scdl convert FILE.h5ad {path}`"
+        )
+    raise ArchiveFormatError(
+        f"{path}: this is no archive that an installed backend ({', '.join(names())}) knows; "
+        "an h5ad file is converted first, with scdl.convert or `scdl convert`"
+    )
