@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         collate_neighbor_sparse_matrix_batch as collate_neighbor_sparse_matrix_batch,
     )
     from scdl.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
-    from scdl.convert import ConversionReport as ConversionReport
-    from scdl.convert import convert as convert
+    from scdl.conversion import ConversionReport as ConversionReport
+    from scdl.conversion import convert as convert
     from scdl.dataset import SingleCellDataset as SingleCellDataset
     from scdl.dataset import SingleCellMemMapDataset as SingleCellMemMapDataset
     from scdl.dataset import open as open
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CellBatch": "scdl.batch",
-    "ConversionReport": "scdl.convert",
+    "ConversionReport": "scdl.conversion",
     "NeighborSamplingStrategy": "scdl.neighbors",
     "SingleCellDataset": "scdl.dataset",
     "SingleCellMemMapDataset": "scdl.dataset",
     "collate_neighbor_sparse_matrix_batch": "scdl.collate",
     "collate_sparse_matrix_batch": "scdl.collate",
-    "convert": "scdl.convert",
+    "convert": "scdl.conversion",
     "open": "scdl.dataset",
 }
 
-__all__ = [  # noqa: PLE0604 - the names are those of the table above
+__all__ = [
     *_HOMES,
     "__version__",
     "errors",

@@ -7,7 +7,7 @@ write outside their output, whatever the column ids are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -20,8 +20,7 @@ OUT_OF_RANGE = -1
 
 
 def _kernel(function: _F) -> _F:
-    compiled: _F = numba.njit(nogil=True, cache=True)(function)
-    return compiled
+    return cast(_F, numba.njit(nogil=True, cache=True)(function))
 
 
 # Position of the only bit set in a word, by De Bruijn's sequence.
@@ -59,10 +58,11 @@ def row_order(
     for row in range(len(indptr) - 1):
         start, stop = indptr[row], indptr[row + 1]
         in_order = True
-        previous = -1
+        previous = np.int64(-1)
         for k in range(start, stop):
             column = np.int64(indices[k])
-            if column >= n_vars:
+            # The largest uint64 would be negative.
+            if column < 0 or column >= n_vars:
                 return OUT_OF_RANGE
             if column < previous:
                 in_order = False
@@ -117,7 +117,7 @@ def fill_dense(
         target = out[row]
         for k in range(indptr[row], indptr[row + 1]):
             column = np.int64(indices[k])
-            if column >= n_vars:
+            if column < 0 or column >= n_vars:
                 return False
             target[column] += data[k]
     return True

@@ -66,11 +66,10 @@ class CellBatch:
         wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
         index_type = np.int64 if wide else np.int32
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
-        matrix = scipy.sparse.csr_matrix(
+        return scipy.sparse.csr_matrix(
             (data, self.indices.astype(index_type), self.indptr.astype(index_type)),
             shape=self.shape,
         )
-        return matrix
 
     def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """As a dense array of n x n_vars, of the stored dtype or of `dtype`."""

@@ -14,6 +14,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -22,7 +23,21 @@ import numpy as np
 from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
 from numpy.typing import NDArray
 
+from scdl.errors import ScdlError, SourceError
+
 _T = TypeVar("_T")
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Say what HDF5 says of a damaged file in one sentence, as a SourceError."""
+    try:
+        yield
+    except ScdlError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, zlib.error) as error:
+        said = " ".join(str(error.args[0] if error.args else error).split())
+        raise SourceError(f"{where}: HDF5 cannot read it: {said}") from error
 
 
 @cache
@@ -53,20 +68,27 @@ class RowReader:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the numbers as they are stored."""
-        return np.dtype(self._dataset.dtype)
+        dtype: np.dtype[Any] = self._dataset.dtype
+        return dtype
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(int(n) for n in self._dataset.shape[1:])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows ``[start, stop)``, of the stored dtype."""
         shape = (stop - start, *self._dataset.shape[1:])
         if 0 in shape:
             return np.empty(shape, self.dtype)
-        if self._raw:
-            chunks = self._inflated(start, stop)
-            if chunks is not None:
-                return self._assemble(chunks, start, stop)
-        out = np.empty(shape, self.dtype)
-        self._dataset.read_direct(out, np.s_[start:stop])
-        return out
+        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
+            if self._raw:
+                chunks = self._inflated(start, stop)
+                if chunks is not None:
+                    return self._assemble(chunks, start, stop)
+            out = np.empty(shape, self.dtype)
+            self._dataset.read_direct(out, np.s_[start:stop])
+            return out
 
     def _inflated(self, start: int, stop: int) -> dict[tuple[int, ...], NDArray[Any]] | None:
         """Decompressed chunks by their offset; None where one is not stored like the others."""
@@ -96,12 +118,12 @@ class RowReader:
         expected = int(np.prod(size)) * itemsize
         decompressor = zlib.decompressobj()
         plain = decompressor.decompress(raw, expected)
-        if len(plain) != expected or not decompressor.eof and decompressor.decompress(b"", 1):
+        if len(plain) != expected or decompressor.decompress(decompressor.unconsumed_tail, 1):
             raise zlib.error(f"a chunk holds {len(plain)} bytes, expected {expected}")
+        values = np.frombuffer(plain, np.uint8)
         if FILTER_SHUFFLE in self._filters and itemsize > 1:
-            planes = np.frombuffer(plain, np.uint8).reshape(itemsize, -1)
-            plain = np.ascontiguousarray(planes.T)
-        return np.frombuffer(plain, self.dtype).reshape(size)
+            values = np.ascontiguousarray(values.reshape(itemsize, -1).T).reshape(-1)
+        return values.view(self.dtype).reshape(size)
 
     def _assemble(
         self, chunks: dict[tuple[int, ...], NDArray[Any]], start: int, stop: int
@@ -118,6 +140,33 @@ class RowReader:
             piece = chunk[(slice(first - offset[0], last - offset[0]), *inside)]
             out[(slice(first - start, last - start), *columns)] = piece
         return out
+
+
+class FieldReader:
+    """Reads rows of one field of a compound dataset, as files of old releases have.
+
+    Parameters
+    ----------
+    dataset
+        One-dimensional, compound.
+    name
+        The field; its items may be arrays.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, name: str) -> None:
+        self._dataset, self._name = dataset, name
+        field: np.dtype[Any] = dataset.dtype[name]
+        self.dtype: np.dtype[Any] = field.base
+        self.item_shape: tuple[int, ...] = field.shape
+
+    def __len__(self) -> int:
+        return int(self._dataset.shape[0])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``, of the stored dtype."""
+        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
+            rows: NDArray[Any] = self._dataset.fields(self._name)[start:stop]
+        return rows
 
 
 def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
@@ -143,7 +192,7 @@ def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
                 if not put((True, item)):
                     return
             put((False, None))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
             put((False, error))
 
     thread = threading.Thread(target=draw, name="scdl-prefetch", daemon=True)

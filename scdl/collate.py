@@ -80,7 +80,7 @@ def _tensors(batch: Sequence[Mapping[str, Any]], which: str) -> list[torch.Tenso
         if isinstance(cell, torch.Tensor):
             cells.append(cell)
         elif n_vars is None:
-            cells.append(tensors.row_tensor(*cell, 0))
+            cells.append(tensors.row_tensor(cell[0], cell[1], 0))
         else:
-            cells.append(row_tensor(*cell, n_vars))
+            cells.append(row_tensor(cell[0], cell[1], n_vars))
     return cells

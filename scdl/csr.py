@@ -109,8 +109,8 @@ def read(store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> SparseRows:
     return SparseRows(data, indices, indptr)
 
 
-def ordered(rows: SparseRows, n_vars: int, where: str) -> SparseRows:
-    """The same rows with the genes of each in rising order.
+def ordered(rows: SparseRows, n_vars: int, where: str) -> tuple[SparseRows, int]:
+    """The same rows with the genes of each in rising order, and how many were not.
 
     Parameters
     ----------
@@ -127,5 +127,20 @@ def ordered(rows: SparseRows, n_vars: int, where: str) -> SparseRows:
             "the archive is damaged, convert the source again"
         )
     if n_unsorted == 0:
+        return rows, 0
+    return SparseRows(rows.data[order], rows.indices[order], rows.indptr), n_unsorted
+
+
+def without_duplicates(rows: SparseRows) -> SparseRows:
+    """Ordered rows with repeated genes summed, integers in 64 bits so that they do not overflow."""
+    first = np.ones(len(rows.indices), bool)
+    first[1:] = rows.indices[1:] != rows.indices[:-1]
+    first[rows.indptr[:-1][rows.indptr[:-1] < len(first)]] = True
+    if first.all():
         return rows
-    return SparseRows(rows.data[order], rows.indices[order], rows.indptr)
+    kept = np.flatnonzero(first)
+    kind = rows.data.dtype.kind
+    wide = {"u": np.uint64, "i": np.int64, "b": np.uint64}.get(kind, rows.data.dtype)
+    data = np.add.reduceat(rows.data.astype(wide), kept)
+    indptr = np.concatenate([[0], np.cumsum(first)])[rows.indptr]
+    return SparseRows(data != 0 if kind == "b" else data, rows.indices[kept], indptr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
@@ -27,7 +26,6 @@ from scdl.schema import (
     NEIGHBOR_KEY,
     OBS,
     Info,
-    graph_array,
     keys,
     obsm_array,
 )
@@ -37,7 +35,7 @@ from storage_backends.base import ArrayStore
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scdl.convert import ConvertOptions
+    from scdl.conversion import ConvertOptions
 
 Path = str | os.PathLike[str]
 
@@ -95,7 +93,8 @@ class SingleCellDataset(CellReader):
         backend: str = "memmap",
         load_neighbors: bool | None = None,
         neighbor_key: str = NEIGHBOR_KEY,
-        neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+        neighbor_sampling_strategy: NeighborSamplingStrategy
+        | str = NeighborSamplingStrategy.RANDOM,
         fallback_to_identity: bool = True,
         **options: Unpack[ConvertOptions],
     ) -> None:
@@ -109,11 +108,10 @@ class SingleCellDataset(CellReader):
         self._var_index_names: tuple[str, ...] = _VAR_INDEX_NAMES
         self._obs_index_names: tuple[str, ...] = _OBS_INDEX_NAMES
         if h5ad_path is not None:
-            from scdl.convert import convert
+            from scdl.conversion import convert
 
-            if load_neighbors:
-                options.setdefault("neighbor_key", neighbor_key)
-            convert(h5ad_path, self.data_path, backend=backend, **options)
+            key = neighbor_key if load_neighbors else None
+            convert(h5ad_path, self.data_path, backend=backend, neighbor_key=key, **options)
         self._open()
 
     def _open(self) -> None:
@@ -131,9 +129,9 @@ class SingleCellDataset(CellReader):
 
     def _reopen(self) -> None:
         """Open what now stands at the path, and forget what was read from the old."""
+        self._store.close()
         for name in _DERIVED:
             self.__dict__.pop(name, None)
-        self._store.close()
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -145,7 +143,9 @@ class SingleCellDataset(CellReader):
         self._open()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.data_path!r}): {self.n_obs} cells x {self.n_vars} genes"
+        return (
+            f"{type(self).__name__}({self.data_path!r}): {self.n_obs} cells x {self.n_vars} genes"
+        )
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class SingleCellDataset(CellReader):
         at = csr.positions(rows, self.n_obs)
         cells = csr.read(self._store, "", at)
         if not self._info.is_sorted:
-            cells = csr.ordered(cells, self._info.max_n_vars, self._store.path)
+            cells, _ = csr.ordered(cells, self._info.max_n_vars, self._store.path)
         return CellBatch(
             *cells,
             n_vars=self._info.max_n_vars,
@@ -272,7 +272,7 @@ class SingleCellDataset(CellReader):
     # -- neighbours ------------------------------------------------------------------------
 
     @cached_property
-    def graph(self) -> NeighborGraph | None:  # type: ignore[override]
+    def graph(self) -> NeighborGraph | None:
         """The neighbour graph; None where there is none, or `load_neighbors` was False."""
         graphs = keys(self._store.arrays, "graphs")
         if self._load_neighbors is False or not graphs:
@@ -349,10 +349,10 @@ class SingleCellDataset(CellReader):
 
     def load_h5ad(self, anndata_path: Path) -> None:
         """Replace the archive by what an AnnData file holds, atomically."""
-        from scdl.convert import convert
+        from scdl.conversion import convert
 
-        key = {"neighbor_key": self._neighbor_key} if self._load_neighbors else {}
-        convert(anndata_path, self.data_path, backend=self._backend, replace=True, **key)
+        key = self._neighbor_key if self._load_neighbors else None
+        convert(anndata_path, self.data_path, backend=self._backend, neighbor_key=key, replace=True)
         self._reopen()
 
     @property
@@ -410,10 +410,13 @@ class SingleCellDataset(CellReader):
             Integer data meets float data; ``cast_data_to_dtype`` makes them alike.
         """
         others = [other_dataset] if isinstance(other_dataset, SingleCellDataset) else other_dataset
+        sources = {other.store.path: other.store for other in others}
+        if destroy_on_copy and self._store.path in sources:
+            raise ValueError(f"{self._store.path}: cannot be appended to itself and then removed")
         self._write([self, *others], output_path, chunk_bytes=extend_copy_size)
         if destroy_on_copy:
-            for other in others:
-                shutil.rmtree(other.data_path)
+            for source in sources.values():
+                source.remove()
 
     def _write(
         self,
@@ -470,14 +473,15 @@ class SingleCellMemMapDataset(SingleCellDataset):
         feature_index_name: str = "feature_id",
         load_neighbors: bool = False,
         neighbor_key: str = NEIGHBOR_KEY,
-        neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+        neighbor_sampling_strategy: NeighborSamplingStrategy
+        | str = NeighborSamplingStrategy.RANDOM,
         fallback_to_identity: bool = True,
         *,
         var_feature_index_name: str = "var_feature_id",
         obs_feature_index_name: str = "obs_feature_id",
         data_dtype: DTypeLike | None = None,
         data_dtype_tolerance: float = 1e-8,
-        use_X_not_raw: bool = False,  # noqa: N803 - the documented name
+        use_X_not_raw: bool = False,
     ) -> None:
         if num_elements is not None or num_rows is not None:
             raise TypeError(

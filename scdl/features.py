@@ -43,7 +43,9 @@ class Columns:
         """Column names as the documented API lists them."""
         if self._names is None:
             stored = self._store.table_schema(self._table).names
-            self._names = [n for n in stored if n != INDEX] or list(self._index_names[: len(stored)])
+            self._names = [n for n in stored if n != INDEX] or list(
+                self._index_names[: len(stored)]
+            )
         return self._names
 
     def array(self, name: str) -> pa.Array:
@@ -82,7 +84,7 @@ class Columns:
         return values
 
     def frame(self) -> pd.DataFrame:
-        """The whole table, indexed by its names; integers and booleans with nulls stay what they are."""
+        """The whole table, indexed by its names; columns with nulls keep their types."""
         import pandas as pd
         import pyarrow as pa
 
@@ -101,7 +103,7 @@ class Columns:
 
 
 def _pandas_name(type_: pa.DataType) -> str:
-    """pandas' name of a nullable integer type: ``Int64`` for int64, ``UInt8`` for uint8."""
+    """Name that pandas gives a nullable integer type: ``Int64`` for int64, ``UInt8`` for uint8."""
     return str(type_).replace("int", "Int").replace("uI", "UI")
 
 
@@ -118,9 +120,7 @@ class VarFeatures:
 
     def __init__(self, store: ArrayStore, info: Info, index_names: Sequence[str]) -> None:
         self._info = info
-        self.blocks = [
-            Columns(store, var_table(i), index_names) for i in range(len(info.blocks))
-        ]
+        self.blocks = [Columns(store, var_table(i), index_names) for i in range(len(info.blocks))]
 
     def lookup(
         self, row: int, select_features: Sequence[str] | None = None
@@ -151,8 +151,7 @@ class VarFeatures:
         """Cells times genes of each block."""
         starts = [0, *(block.stop for block in self._info.blocks)]
         return [
-            (b.stop - start) * b.n_vars
-            for start, b in zip(starts, self._info.blocks, strict=False)
+            (b.stop - start) * b.n_vars for start, b in zip(starts, self._info.blocks, strict=False)
         ]
 
     def number_of_rows(self) -> int:

@@ -119,7 +119,6 @@ def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
         raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
 
 
-
 def _numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
     if dataset.dtype.kind not in "biuf":
         raise SourceError(f"{where}: expected numbers, found {dataset.dtype} values")
@@ -132,7 +131,9 @@ def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
     for part in parts:
         dataset = group.get(part)
         if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
-            raise SourceError(f"{where}: expected a one-dimensional dataset {part}, found {dataset}")
+            raise SourceError(
+                f"{where}: expected a one-dimensional dataset {part}, found {dataset}"
+            )
         if part != parts[0] and dataset.dtype.kind not in "iu":
             raise SourceError(f"{where}/{part}: expected integers, found {dataset.dtype} values")
         found[part] = RowReader(_numbers(f"{where}/{part}", dataset))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +75,12 @@ class NeighborGraph:
         """Cells."""
         return self._store.spec(self._prefix + INDPTR).length - 1
 
-    def neighbors(self, index: int) -> csr.SparseRows:
+    def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
         """Neighbours of one cell and their weights."""
         row = np.array([csr.position(index, self.n_obs)], np.int64)
         return csr.read(self._store, self._prefix, row)
 
-    def sample(self, index: int, rng: np.random.Generator | None = None) -> int:
+    def sample(self, index: SupportsIndex, rng: np.random.Generator | None = None) -> int:
         """One neighbour of a cell.
 
         Raises
@@ -123,4 +123,4 @@ class NeighborGraph:
         for start in range(0, self.n_obs, _OFFSETS_AT_ONCE):
             stop = min(start + _OFFSETS_AT_ONCE, self.n_obs)
             offsets = self._store.read(self._prefix + INDPTR, start, stop + 1)
-            yield np.diff(offsets.astype(np.int64))
+            yield offsets[1:].astype(np.int64) - offsets[:-1].astype(np.int64)

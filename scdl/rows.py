@@ -148,8 +148,8 @@ class CellReader(ABC):
         Returns
         -------
         (values, column_ids), features
-            Values of the archive's dtype and their genes in rising order, both read-only; `features`
-            is None, or one array of n_vars for each column.
+            Values of the archive's dtype and their genes in rising order, both read-only;
+            `features` is None, or one array of n_vars for each column.
 
         Raises
         ------
@@ -189,9 +189,7 @@ class CellReader(ABC):
             return value
         return 0.0 if impute_missing_zeros else None
 
-    def _features_of(
-        self, index: SupportsIndex, names: Sequence[str] | None
-    ) -> list[NDArray[Any]]:
+    def _features_of(self, index: SupportsIndex, names: Sequence[str] | None) -> list[NDArray[Any]]:
         return self.var_features().lookup(csr.position(index, self.n_obs), names)[0]
 
     # -- neighbours ------------------------------------------------------------------------

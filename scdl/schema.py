@@ -10,8 +10,8 @@ array                      content
 ``obsm/<key>``             one dense vector a cell
 ========================== =====================================================================
 
-The tables are ``obs`` and one ``var/<i>`` a feature block; names of cells and genes are their column
-``_index``. The attributes are those of :class:`Info`.
+The tables are ``obs`` and one ``var/<i>`` a feature block; names of cells and genes are their
+column ``_index``. The attributes are those of :class:`Info`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INDEX = "_index"
 NEIGHBOR_KEY = "next_cell_ids"
 
 #: Types of a graph's weights, neighbours and offsets, as documented.
-GRAPH_DTYPES = {
+GRAPH_DTYPES: dict[str, np.dtype[Any]] = {
     DATA: np.dtype(np.float32),
     INDICES: np.dtype(np.uint32),
     INDPTR: np.dtype(np.uint64),
@@ -138,7 +138,9 @@ class Info:
                 Block(int(b["stop"]), int(b["n_vars"]), b.get("label")) for b in attrs["blocks"]
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArchiveFormatError(f"{where}: its attributes lack valid blocks: {error!r}") from error
+            raise ArchiveFormatError(
+                f"{where}: its attributes lack valid blocks: {error!r}"
+            ) from error
         rising = all(a.stop <= b.stop for a, b in pairwise(blocks))
         if not blocks or not rising or blocks[0].stop < 0 or min(b.n_vars for b in blocks) < 0:
             raise ArchiveFormatError(f"{where}: its feature blocks are empty or out of order")

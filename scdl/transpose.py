@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
 
 import h5py
@@ -26,6 +27,7 @@ from scdl.matrices import (
     compressed_ranges,
     readers,
 )
+from storage_backends.errors import refused_write
 
 
 class _Entries(NamedTuple):
@@ -56,10 +58,8 @@ class _ByEntry(Matrix):
         )  # fmt: skip
         with tempfile.TemporaryFile(dir=bounds.scratch) as file:
             self._deal(file, record, indptr, stops, bounds)
-            start = 0
-            for stop in stops:
+            for start, stop in pairwise([0, *stops.tolist()]):
                 yield _sorted_bucket(file, record, indptr, start, stop)
-                start = stop
 
     def _deal(
         self,
@@ -79,11 +79,13 @@ class _ByEntry(Matrix):
             records["column"] = entries.columns[order]
             records["value"] = entries.values[order] if entries.values is not None else 0
             used, first, count = np.unique(bucket[order], return_index=True, return_counts=True)
-            for b, f, n in zip(used.tolist(), first.tolist(), count.tolist(), strict=True):
-                file.seek(int(cursors[b]) * record.itemsize)
-                file.write(memoryview(records[f : f + n].view(np.uint8)))
-                cursors[b] += n
-        file.flush()
+            with refused_write("a temporary file"):
+                for b, f, n in zip(used.tolist(), first.tolist(), count.tolist(), strict=True):
+                    file.seek(int(cursors[b]) * record.itemsize)
+                    file.write(records[f : f + n].tobytes())
+                    cursors[b] += n
+        with refused_write("a temporary file"):
+            file.flush()
 
 
 class Csc(_ByEntry):
@@ -97,7 +99,7 @@ class Csc(_ByEntry):
 
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
         indptr = self._parts["indptr"]
-        for start, stop, offsets in compressed_ranges(
+        for start, _, offsets in compressed_ranges(
             self.where, indptr, self.shape[1], self.size, bounds
         ):
             first, last = int(offsets[0]), int(offsets[-1])

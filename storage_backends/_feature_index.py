@@ -1,7 +1,7 @@
 """Small files of the documented format's feature index directories, safely read.
 
-``var_features/`` and ``obs_features/`` hold, beside the tables, ``cumulative_sum_index.npy`` (int64:
--1, then the row at which each block ends), ``labels.json`` or ``labels.npy`` (where each block came
+``var_features/`` and ``obs_features/`` hold, beside the tables, ``cumulative_sum_index.npy``
+(int64: -1, then the row at which each block ends), ``labels.json`` or ``labels.npy`` (where each block came
 from) and ``version.npy``. Old ``labels.npy`` are pickles; they are read by an unpickler that can
 make nothing but lists, strings and paths.
 """
@@ -14,7 +14,7 @@ import os
 import pickle
 import struct
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,9 @@ def read_stops(directory: str) -> list[int]:
     values = _read_npy(path)
     rises = values.ndim == 1 and values.dtype.kind in "iu" and bool(np.all(np.diff(values) >= 0))
     if not rises or len(values) == 0 or values[0] not in (-1, 0):
-        raise ArchiveFormatError(f"{path}: expected -1 and rising row numbers, found {values!s:.80}")
+        raise ArchiveFormatError(
+            f"{path}: expected -1 and rising row numbers, found {values!s:.80}"
+        )
     return [int(v) for v in values[1:]]
 
 
@@ -152,7 +154,7 @@ def _reconstruct(*_: Any) -> _PickledArray:
 class _LabelUnpickler(pickle.Unpickler):
     """Knows an array of strings and paths, and refuses to look anything else up."""
 
-    _KNOWN = {  # noqa: RUF012
+    _KNOWN: ClassVar[dict[str, Any]] = {
         "_reconstruct": _reconstruct,
         "ndarray": _PickledArray,
         "dtype": _PickledDtype,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -13,8 +13,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _kernel(function: _F) -> _F:
-    compiled: _F = numba.njit(nogil=True, cache=True)(function)
-    return compiled
+    return cast(_F, numba.njit(nogil=True, cache=True)(function))
 
 
 def gather(

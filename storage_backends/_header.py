@@ -67,7 +67,10 @@ class Header:
                     f"the memmap format has no place for {array.name} as {array.dtype}; "
                     f"it knows {', '.join(str(d) for d in _CODES)}"
                 )
-            parts += [_string(array.name), struct.pack(">QIB", array.length, _CODES[array.dtype], 0)]
+            parts += [
+                _string(array.name),
+                struct.pack(">QIB", array.length, _CODES[array.dtype], 0),
+            ]
         parts.append(struct.pack(">I", len(self.indexes)))
         for index in self.indexes:
             parts += [_string(index.name), struct.pack(">QI", index.length, _STRING)]
@@ -100,7 +103,7 @@ class Header:
         arrays = tuple(reader.array() for _ in reader.count("array"))
         indexes = tuple(reader.index() for _ in reader.count("index"))
         reader.finish()
-        names = [part.name for part in (*arrays, *indexes)]
+        names = [array.name for array in arrays] + [index.name for index in indexes]
         if len(set(names)) != len(names):
             raise reader.error(f"its names are not unique: {', '.join(names)}")
         return cls(arrays, indexes, version)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ MATRIX = {
     "indptr": Documented("row_ptr.npy", "ROWPTR", "<u8"),
     "indices": Documented("col_ptr.npy", "COLPTR", "<u4"),
 }
-GRAPH = {
+GRAPH: dict[str, tuple[str, np.dtype[Any]]] = {
     "data": ("neighbor_values.npy", np.dtype("<f4")),
     "indices": ("neighbor_indices.npy", np.dtype("<u4")),
     "indptr": ("neighbor_indptr.npy", np.dtype("<u8")),
@@ -60,6 +60,15 @@ def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
     return np.memmap(file, spec.dtype, "r", shape=shape)
 
 
+def identity(path: str) -> tuple[int, int] | None:
+    """What tells the directory from another that takes its place; None where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def read_header(path: str) -> Header | None:
     """The header; None where the archive has none."""
     file = os.path.join(path, HEADER)
@@ -67,6 +76,11 @@ def read_header(path: str) -> Header | None:
         return None
     with open(file, "rb") as stream:
         header = Header.from_bytes(stream.read(), file)
+    for array in header.arrays:
+        if array.name in ("ROWPTR", "COLPTR") and array.dtype.kind != "u":
+            raise ArchiveFormatError(
+                f"{file}: malformed header: {array.name} is {array.dtype}, not an unsigned type"
+            )
     known = {documented.header_name for documented in MATRIX.values()}
     listed = {array.name for array in header.arrays}
     if not known <= listed:
@@ -77,11 +91,13 @@ def read_header(path: str) -> Header | None:
 
 def matrix_files(path: str, header: Header | None) -> Files:
     """The matrix: dtypes by the header, lengths by the files."""
-    dtypes = {array.name: array.dtype for array in header.arrays} if header else {}
+    dtypes: dict[str, np.dtype[Any]] = {}
+    for array in header.arrays if header else ():
+        dtypes[array.name] = array.dtype
     return {
         name: _measure_file(
             os.path.join(path, documented.file),
-            dtypes.get(documented.header_name, np.dtype(documented.headerless)),
+            dtypes.get(documented.header_name) or np.dtype(documented.headerless),
         )
         for name, documented in MATRIX.items()
     }
@@ -102,7 +118,7 @@ def _measure_file(file: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
 def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
     """The documented graph, where all of its files are there."""
     files = {part: os.path.join(path, file) for part, (file, _) in GRAPH.items()}
-    if not all(map(os.path.exists, files.values())):
+    if not any(map(os.path.exists, files.values())):
         return {}
     key = manifest.get("documented_graph") or DEFAULT_GRAPH
     return {

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from storage_backends import __version__, _feature_index, _layout
 from storage_backends._header import Header, HeaderArray, HeaderIndex
-from storage_backends._staging import Staging, refused_write
-from storage_backends.base import ArraySpec, ArrayWriter
-from storage_backends.errors import ArchiveClosedError, OutputError
+from storage_backends._staging import Staging
+from storage_backends.base import ArraySpec, ArrayWriter, little_endian
+from storage_backends.errors import ArchiveClosedError, OutputError, refused_write
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,10 +44,12 @@ class MemmapWriter(ArrayWriter):
 
     def append(self, name: str, values: NDArray[Any]) -> None:
         directory = self._writing()
-        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        values = little_endian(f"{self.path}: {name}", values)
         with refused_write(self.path):
             if name not in self._arrays:
-                self._arrays[name] = _ArrayFile(os.path.join(directory, self._file_of(name)), values)
+                self._arrays[name] = _ArrayFile(
+                    os.path.join(directory, self._file_of(name)), values
+                )
             self._arrays[name].append(f"{self.path}: {name}", values)
 
     def _file_of(self, name: str) -> str:
@@ -63,18 +65,18 @@ class MemmapWriter(ArrayWriter):
         kind, _, block = name.partition("/")
         if (kind, block.isdecimal()) not in (("obs", False), ("var", True)) or name in self._tables:
             raise OutputError(
-                f"{self.path}: cannot write a table {name!r}: the names are obs and var/0, var/1 and "
-                "so on, each written once"
+                f"{self.path}: cannot write a table {name!r}: the names are obs, var/0, "
+                "var/1 and so on, each written once"
             )
         with refused_write(self.path):
             os.makedirs(os.path.join(directory, f"{kind}_features"), exist_ok=True)
-            written = _parquet.write(
-                table,
-                os.path.join(directory, f"{kind}_features", f"{block or 0}.parquet"),
-                names=_layout.beside(directory, name, "names"),
-                categories=_layout.beside(directory, name, "categories"),
-                only_names=f"{kind}_feature_id",
-            )
+        written = _parquet.write(
+            table,
+            os.path.join(directory, f"{kind}_features", f"{block or 0}.parquet"),
+            names=_layout.beside(directory, name, "names"),
+            categories=_layout.beside(directory, name, "categories"),
+            only_names=f"{kind}_feature_id",
+        )
         self._tables[name] = written.num_rows
         if written.only_names:
             self._only_names[name] = f"{kind}_feature_id"
@@ -126,7 +128,9 @@ class MemmapWriter(ArrayWriter):
         tables = [f"var/{i}" for i in range(len(stops))]
         rows = {name: n for name, n in self._tables.items() if name != "obs"}
         if n_obs < 0 or not last == nnz == lengths["indices"]:
-            problem = f"offsets end at {last}, with {nnz} values and {lengths['indices']} column ids"
+            problem = (
+                f"offsets end at {last}, with {nnz} values and {lengths['indices']} column ids"
+            )
         elif not stops or stops[-1] != n_obs:
             problem = f"blocks end at {stops}, with {n_obs} cells"
         elif sorted(rows) != sorted(tables):
@@ -210,7 +214,7 @@ class _ArrayFile:
         if values.size == 0:
             self._length += len(values)
             return
-        rest = memoryview(values.reshape(-1).view(np.uint8))
+        rest = memoryview(values.reshape(-1).view(np.uint8).data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
         self._length += len(values)

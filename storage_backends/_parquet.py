@@ -19,6 +19,7 @@ from storage_backends.errors import (
     ArrayNotFoundError,
     OutputError,
     RangeError,
+    refused_write,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class ParquetTable:
     columns
         Files of the plain columns, one after the other; where their columns differ, they are
         united, and what a file lacks is null.
+    expected_rows
+        How many rows they must have; None: any.
     names
         File of the column ``_index``, or None.
     categories
@@ -50,6 +53,7 @@ class ParquetTable:
         self,
         where: str,
         columns: Sequence[str],
+        expected_rows: int | None,
         *,
         names: str | None = None,
         categories: str | None = None,
@@ -57,6 +61,7 @@ class ParquetTable:
     ) -> None:
         self._where = where
         self._columns = columns
+        self._expected_rows = expected_rows
         self._names = names
         self._categories = categories
         self._only_names = only_names
@@ -70,7 +75,12 @@ class ParquetTable:
     @property
     def num_rows(self) -> int:
         """Rows, from the files' footers."""
-        return sum(int(_open(file).metadata.num_rows) for file in self._columns)
+        n_rows = sum(int(_open(file).metadata.num_rows) for file in self._columns)
+        if self._expected_rows not in (None, n_rows):
+            raise ArchiveFormatError(
+                f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
+            )
+        return n_rows
 
     def schema(self) -> Schema:
         """Names and types of the columns, ``_index`` first."""
@@ -104,19 +114,22 @@ class ParquetTable:
         stop = n_rows if stop is None else stop
         if not 0 <= start <= stop <= n_rows:
             raise RangeError(f"{self._where}: rows [{start}, {stop}) are not within [0, {n_rows}]")
+        rows = pa.table({"": pa.nulls(stop - start)})
         if self._only_names:
-            table = self._read_plain([self._only_names], start, stop)
-            return table.rename_columns([INDEX]).select(wanted)
+            names = self._read_plain([self._only_names], start, stop)
+            return rows.append_column(INDEX, names.column(0)).select(wanted)
         plain = [name for name in wanted if name != INDEX or self._names is None]
         categories = {k: v for k, v in self._read_categories().items() if k in plain}
-        table = self._read_plain(plain, start, stop, as_dictionary=list(categories))
-        for name, category in categories.items():
-            position = table.column_names.index(name)
-            table = table.set_column(position, name, _to_categorical(table[name], category))
+        if plain:
+            table = self._read_plain(plain, start, stop, as_dictionary=list(categories))
+            for name in plain:
+                column = table[name]
+                if name in categories:
+                    column = _to_categorical(column, categories[name])
+                rows = rows.append_column(name, column)
         if INDEX in wanted and self._names:
-            names = _read_rows(self._names, [INDEX], start, stop)
-            table = table.append_column(names.schema.field(0), names.column(0))
-        return table.select(wanted)
+            rows = rows.append_column(INDEX, _read_rows(self._names, [INDEX], start, stop)[INDEX])
+        return rows.select(wanted)
 
     def _read_plain(
         self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
@@ -131,7 +144,11 @@ class ParquetTable:
             first, last = max(start - position, 0), min(stop - position, n_rows)
             if first < last:
                 here = [name for name in columns if name in _open(file).schema_arrow.names]
-                pieces.append(_read_rows(file, here, first, last))
+                piece = pa.table({"": pa.nulls(last - first)})
+                for name in here:
+                    column = _read_rows(file, [name], first, last).column(0)
+                    piece = piece.append_column(name, column)
+                pieces.append(piece)
             position += n_rows
         if not pieces:
             return schema.empty_table()
@@ -215,7 +232,8 @@ def write(
         for target in targets:
             target.close()
     if categorical:
-        pq.write_table(_category_table(first, categorical), categories, compression="zstd")
+        with refused_write(categories):
+            pq.write_table(_category_table(first, categorical), categories, compression="zstd")
     return Written(num_rows, only_names=not main)
 
 
@@ -224,8 +242,9 @@ class _Target:
 
     def __init__(self, path: str, names: Mapping[str, str], first: pa.RecordBatch) -> None:
         self._names = names
-        schema = self._project(first).schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._path = path
+        with refused_write(path):
+            self._writer = pq.ParquetWriter(path, self._project(first).schema, compression="zstd")
 
     def _project(self, batch: pa.RecordBatch) -> Table:
         columns = [_decode(batch.column(name)) for name in self._names]
@@ -233,10 +252,12 @@ class _Target:
 
     def write(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows:
-            self._writer.write_table(self._project(batch), row_group_size=_ROW_GROUP)
+            with refused_write(self._path):
+                self._writer.write_table(self._project(batch), row_group_size=_ROW_GROUP)
 
     def close(self) -> None:
-        self._writer.close()
+        with refused_write(self._path):
+            self._writer.close()
 
 
 def _decode(column: pa.Array) -> pa.Array:
@@ -288,7 +309,8 @@ def _read_rows(
     path: str, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
 ) -> Table:
     file = _open(path, as_dictionary)
-    groups, first_row, position = [], 0, 0
+    groups: list[int] = []
+    first_row, position = 0, 0
     for i in range(file.num_row_groups):
         n_rows = file.metadata.row_group(i).num_rows
         if position < stop and position + n_rows > start:

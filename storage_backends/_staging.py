@@ -14,10 +14,9 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from typing import Self
 
-from storage_backends.errors import ArchiveExistsError, ArchiveWriteError
+from storage_backends.errors import ArchiveExistsError, ArchiveWriteError, refused_write
 
 _SUFFIX = ".scdl-part"
 _AT_FDCWD = -100
@@ -53,7 +52,9 @@ class Staging:
         with refused_write(target):
             if not os.path.isdir(parent):
                 raise ArchiveWriteError(
-                    errno.ENOENT, f"the directory above does not exist; create {parent} first", target
+                    errno.ENOENT,
+                    f"the directory above does not exist; create {parent} first",
+                    target,
                 )
             _remove_leftovers(target)
             fresh = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
@@ -88,18 +89,6 @@ class Staging:
         """Remove the directory."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
-
-
-@contextlib.contextmanager
-def refused_write(path: str) -> Iterator[None]:
-    """Turn what the operating system says of a write into an ArchiveWriteError."""
-    try:
-        yield
-    except (ArchiveWriteError, ArchiveExistsError):
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ArchiveWriteError(error.errno, f"cannot write: {reason}", path) from error
 
 
 def _umask() -> int:

@@ -10,6 +10,7 @@ The interface is synchronous; a backend hides its own threads.
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from storage_backends.errors import ArrayNotFoundError, OutputError, RangeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+#: Types of numbers that every backend stores.
+DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +137,16 @@ class ArrayStore(ABC):
 
     @abstractmethod
     def read_table(
-        self, name: str, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
     ) -> pa.Table:
         """Read rows ``[start, stop)`` of some columns, in the order asked for (default: all).
+
+        Every chunk of a categorical column has all of its categories, and there is a chunk also
+        where there are no rows.
 
         Raises
         ------
@@ -149,6 +161,11 @@ class ArrayStore(ABC):
 
     # -- derived ---------------------------------------------------------------------------
 
+    def remove(self) -> None:
+        """Close the archive and remove it from where it stands."""
+        self.close()
+        shutil.rmtree(self.path)
+
     def view(self, name: str) -> NDArray[Any] | None:
         """The whole array as a read-only view without a copy, where a backend can offer one."""
         return None
@@ -157,7 +174,11 @@ class ArrayStore(ABC):
         """Read items ``[start, stop)`` of one array into new memory."""
         spec = self.spec(name)
         stop = spec.length if stop is None else stop
-        out = np.empty((max(stop - start, 0), *spec.item_shape), spec.dtype)
+        if not 0 <= start <= stop <= spec.length:
+            raise RangeError(
+                f"{self.path}: {name}: range [{start}, {stop}) is not within [0, {spec.length}]"
+            )
+        out = np.empty((stop - start, *spec.item_shape), spec.dtype)
         self.read_ranges(name, np.array([start]), np.array([stop]), out)
         return out
 
@@ -212,7 +233,8 @@ class ArrayWriter(ABC):
         Raises
         ------
         OutputError
-            dtype or item shape differ from those of the first call.
+            dtype or item shape differ from those of the first call, or the dtype is none of
+            :data:`DTYPES`.
         ArchiveWriteError
             The operating system refuses, for example because the disk is full.
         """
@@ -250,7 +272,11 @@ class Backend(NamedTuple):
 
 
 def check_ranges(
-    where: str, spec: ArraySpec, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    where: str,
+    spec: ArraySpec,
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    out: NDArray[Any],
 ) -> None:
     """Check the arguments of ``read_ranges``; `where` opens the message of an error."""
     if starts.shape != stops.shape or starts.ndim != 1:
@@ -272,3 +298,13 @@ def check_ranges(
         )
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise OutputError(f"{where}: out must be C-contiguous and writable")
+
+
+def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Values as an array may store them, C-contiguous; `where` opens the message of an error."""
+    if values.ndim == 0 or values.dtype.newbyteorder("=") not in DTYPES:
+        raise OutputError(
+            f"{where}: cannot store {values.dtype} of {values.ndim} dimensions; expected an array "
+            f"of {', '.join(map(str, DTYPES))}"
+        )
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))

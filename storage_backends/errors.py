@@ -7,6 +7,9 @@ found, and what to do.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 __all__ = [
     "ArchiveClosedError",
     "ArchiveExistsError",
@@ -19,6 +22,7 @@ __all__ = [
     "RangeError",
     "ScdlError",
     "ScdlWarning",
+    "refused_write",
 ]
 
 
@@ -71,3 +75,15 @@ class OutputError(ScdlError, ValueError):
 
 class BackendNotFoundError(ScdlError, ValueError):
     """No storage backend of that name is installed."""
+
+
+@contextlib.contextmanager
+def refused_write(path: str) -> Iterator[None]:
+    """Turn what the operating system says of a write into an ArchiveWriteError."""
+    try:
+        yield
+    except (ArchiveWriteError, ArchiveExistsError):
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArchiveWriteError(error.errno, f"cannot write: {reason}", path) from error

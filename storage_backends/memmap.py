@@ -56,6 +56,7 @@ class MemmapStore(ArrayStore):
     def __init__(self, path: str, files: _layout.Files, manifest: Mapping[str, Any]) -> None:
         self.path = path
         self._manifest = manifest
+        self._identity = _layout.identity(path)
         self._specs = MappingProxyType({name: spec for name, (_, spec) in files.items()})
         self._mapped: dict[str, NDArray[Any]] | None = {
             name: _layout.map_file(file, spec) for name, (file, spec) in files.items()
@@ -85,17 +86,26 @@ class MemmapStore(ArrayStore):
 
     def _check_lengths(self) -> None:
         """Refuse files that disagree with each other."""
-        indptr = self._opened()["indptr"]
-        nnz, n_indices = self._specs["data"].length, self._specs["indices"].length
-        if len(indptr) == 0:
-            raise ArchiveFormatError(f"{self.path}: row_ptr.npy is empty, expected n_obs + 1 offsets")
-        first, last = int(indptr[0]), int(indptr[-1])
-        if first != 0 or not last == nnz == n_indices:
-            raise ArchiveFormatError(
-                f"{self.path}: row_ptr.npy runs from {first} to {last}, but data.npy holds {nnz} "
-                f"and col_ptr.npy {n_indices} values; a file is truncated or is not of the "
-                "header's dtype: convert the source again"
-            )
+        n_obs = self._specs["indptr"].length - 1
+        for name in self._specs:
+            prefix, _, part = name.rpartition("indptr")
+            if part or not name.endswith("indptr"):
+                continue
+            indptr = self._opened()[name]
+            n_values, n_indices = (self._specs[prefix + p].length for p in ("data", "indices"))
+            ends = (int(indptr[0]), int(indptr[-1])) if len(indptr) else (0, 0)
+            if (
+                len(indptr) != n_obs + 1
+                or n_obs < 0
+                or ends != (0, n_values)
+                or n_indices != n_values
+            ):
+                raise ArchiveFormatError(
+                    f"{self.path}: the {len(indptr)} offsets of {name} run from {ends[0]} to "
+                    f"{ends[1]}, but the files hold {n_values} values and {n_indices} ids for "
+                    f"{n_obs} cells; a file is truncated or is not of the header's dtype: convert "
+                    "the source again"
+                )
 
     def _check_features(self) -> None:
         """Refuse feature indexes that describe another number of rows."""
@@ -142,7 +152,9 @@ class MemmapStore(ArrayStore):
 
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
-        labels = _feature_index.read_labels(self._path_of(self._var_directory), len(self._var_stops))
+        labels = _feature_index.read_labels(
+            self._path_of(self._var_directory), len(self._var_stops)
+        )
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
             for i, (stop, label) in enumerate(zip(self._var_stops, labels, strict=True))
@@ -176,7 +188,11 @@ class MemmapStore(ArrayStore):
         return self._table(name).schema()
 
     def read_table(
-        self, name: str, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
     ) -> pa.Table:
         return self._table(name).read(columns, start, stop)
 
@@ -204,6 +220,11 @@ class MemmapStore(ArrayStore):
     def _table(self, name: str) -> ParquetTable:
         from storage_backends._parquet import ParquetTable
 
+        # Arrays are mapped since the opening, tables are not: they must be of the same archive.
+        if _layout.identity(self.path) != self._identity:
+            raise ArchiveFormatError(
+                f"{self.path}: the archive was replaced since it was opened; open it again"
+            )
         if name not in self.tables:
             raise ArrayNotFoundError(
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
@@ -212,12 +233,16 @@ class MemmapStore(ArrayStore):
             directory = self._path_of("obs_features")
             n_blocks = len(_feature_index.read_stops(directory))
             files = [_layout.dataframe(i, n_blocks) for i in range(n_blocks)]
+            n_rows: int | None = self._specs["indptr"].length - 1
         else:
+            block = int(name.removeprefix("var/"))
             directory = self._path_of(self._var_directory)
-            files = [_layout.dataframe(int(name.removeprefix("var/")), len(self._var_stops))]
+            files = [_layout.dataframe(block, len(self._var_stops))]
+            n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
         return ParquetTable(
             f"{self.path}: the table {name}",
             [os.path.join(directory, file) for file in files],
+            n_rows,
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
             only_names=self._manifest.get("only_names", {}).get(name),

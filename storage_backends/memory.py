@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import ArraySpec, ArrayStore, ArrayWriter, Backend, check_ranges
+from storage_backends.base import (
+    ArraySpec,
+    ArrayStore,
+    ArrayWriter,
+    Backend,
+    check_ranges,
+    little_endian,
+)
 from storage_backends.errors import (
     ArchiveClosedError,
     ArchiveExistsError,
@@ -99,13 +106,17 @@ class MemoryStore(ArrayStore):
         return self._table(name).schema
 
     def read_table(
-        self, name: str, columns: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
     ) -> pa.Table:
         table = self._table(name)
         stop = table.num_rows if stop is None else stop
         if not 0 <= start <= stop <= table.num_rows:
             raise RangeError(
-                f"{self.path}: rows [{start}, {stop}) of {name} are not within [0, {table.num_rows}]"
+                f"{self.path}: {name}: rows [{start}, {stop}) are not within [0, {table.num_rows}]"
             )
         for column in columns or ():
             if column not in table.column_names:
@@ -127,6 +138,10 @@ class MemoryStore(ArrayStore):
     def view(self, name: str) -> NDArray[Any] | None:
         self.spec(name)
         return self._opened().arrays[name]
+
+    def remove(self) -> None:
+        self.close()
+        _committed.pop(self.path, None)
 
     def close(self) -> None:
         self._content = None
@@ -155,7 +170,7 @@ class MemoryWriter(ArrayWriter):
         return self._pieces
 
     def append(self, name: str, values: NDArray[Any]) -> None:
-        values = np.array(values, dtype=values.dtype.newbyteorder("<"), order="C")
+        values = little_endian(f"{self.path}: {name}", values).copy()
         pieces = self._writing().setdefault(name, [])
         if pieces and (pieces[0].dtype, pieces[0].shape[1:]) != (values.dtype, values.shape[1:]):
             raise OutputError(

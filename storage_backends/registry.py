@@ -6,6 +6,7 @@ value is a :class:`storage_backends.base.Backend`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -30,7 +31,10 @@ _BUILTIN = {
 
 def names() -> list[str]:
     """Names of the installed backends, ours first."""
-    return [*_BUILTIN, *(p.name for p in entry_points(group=ENTRY_POINTS) if p.name not in _BUILTIN)]
+    return [
+        *_BUILTIN,
+        *(p.name for p in entry_points(group=ENTRY_POINTS) if p.name not in _BUILTIN),
+    ]
 
 
 def backend(name: str) -> Backend:
@@ -39,7 +43,13 @@ def backend(name: str) -> Backend:
         found: Backend = import_module(_BUILTIN[name]).BACKEND
         return found
     for point in entry_points(group=ENTRY_POINTS, name=name):
-        found = point.load()
+        try:
+            found = point.load()
+        except (ImportError, AttributeError) as error:
+            raise BackendNotFoundError(
+                f"the storage backend {name!r} is installed, but {point.value} cannot be "
+                f"imported: {error}"
+            ) from error
         return found
     raise BackendNotFoundError(
         f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
@@ -62,9 +72,10 @@ def detect(path: str | os.PathLike[str]) -> Backend:
         if candidate.store.detect(path):
             return candidate
     for name in names()[len(_BUILTIN) :]:
-        candidate = backend(name)
-        if candidate.store.detect(path):
-            return candidate
+        with contextlib.suppress(BackendNotFoundError):
+            candidate = backend(name)
+            if candidate.store.detect(path):
+                return candidate
     if not os.path.lexists(path):
         raise ArchiveNotFoundError(
             f"{path}: there is no archive here; make one with scdl.convert(h5ad, path) "

@@ -1,0 +1,108 @@
+# Everything happens in .venv (and .venv-next), set up on demand: pyproject.toml names what is
+# needed, constraints.txt the versions it was tested with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NEXT := .venv-next
+LOCK := .venv-lock
+PYENV_ROOT ?= $(HOME)/.pyenv
+
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+
+# Pinned by hand: a newer one may come with gigabytes of CUDA.
+TORCH := torch==2.13.0
+
+# The real cells of the demo and the benchmarks are files inside these; nothing imports them.
+DEMO_DATA := scanpy==1.11.5
+BENCH_DATA := celltypist==1.7.1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types bench test-next wheel lock clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [DEST=archive]
+	@$(BIN)/python -m benchmarks.demo $(if $(H5AD),"$(H5AD)") $(if $(DEST),--dest "$(DEST)")
+
+test: lint types ## Run lint, types and tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-test ## Check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.installed-test ## Repair style and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.installed-test ## Check types
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench ## Run the benchmarks [ARGS=...]
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# A candidate must run: pyenv's shims answer to versions that are not active.
+test-next: ## Run the tests on the newest Python here, with the newest dependencies
+	@for version in 3.14 3.13 3.12; do \
+		for python in python$$version "$(PYENV_ROOT)"/versions/$$version.*/bin/python; do \
+			if "$$python" -c 'import ensurepip' 2>/dev/null; then \
+				exec $(MAKE) --no-print-directory NEXT_PYTHON="$$python" .test-next; \
+			fi; \
+		done; \
+	done; \
+	echo "test-next: skipped, there is no Python 3.12 or newer on this machine"
+
+.PHONY: .test-next
+.test-next: $(NEXT)/.installed
+	$(NEXT)/bin/pytest
+
+wheel: $(VENV)/.installed-test ## Build wheel and sdist into dist/
+	$(BIN)/python -m build --no-isolation
+
+lock: ## Resolve constraints.txt anew, from the newest releases
+	$(PYTHON) -m venv --clear $(LOCK)
+	$(LOCK)/bin/python $(PIP_INSTALL) --editable '.[test,bench]' $(TORCH)
+	$(LOCK)/bin/python $(PIP_INSTALL) --no-deps $(DEMO_DATA) $(BENCH_DATA)
+	{ echo "# Versions tested together on Python 3.11; written by \`make lock\`."; \
+	  $(LOCK)/bin/python -m pip list --format=freeze --exclude-editable --exclude pip \
+	  | sed 's/+cpu$$//'; } > constraints.txt
+	rm -rf $(LOCK)
+
+clean: ## Remove environments, caches and builds
+	rm -rf $(VENV) $(NEXT) $(LOCK) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing scdl in $(VENV), which takes a minute or two ..."
+	@$(INSTALL) --editable '.[torch]'
+	@$(INSTALL) --no-deps $(DEMO_DATA)
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "Installing what tests need ..."
+	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "Installing what benchmarks need ..."
+	@$(INSTALL) --editable '.[bench]'
+	@$(INSTALL) --no-deps $(BENCH_DATA)
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "scdl needs Python 3.11 or newer, and $(PYTHON) is not:" \
+			"name one that is, as in 'make PYTHON=python3.12 $(MAKECMDGOALS)'" >&2; \
+		exit 1; \
+	}
+	@$(PYTHON) -m venv $(VENV)
+
+$(NEXT)/.installed: pyproject.toml
+	@echo "Installing scdl in $(NEXT) with $(NEXT_PYTHON) ..."
+	@"$(NEXT_PYTHON)" -m venv --clear $(NEXT)
+	@$(NEXT)/bin/python $(PIP_INSTALL) --editable . anndata pytest hypothesis
+	@touch $@

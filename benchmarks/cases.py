@@ -1,0 +1,268 @@
+"""The cases: each measures one thing on both libraries and says what is required of it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.measure import ChildRun, Spread, rate, take_turns, timed
+from benchmarks.outcomes import Outcome, at_least, at_most
+from benchmarks.peers import BATCH_SIZE, OURS, PEERS, THEIRS, Peer
+from benchmarks.workspace import Workspace
+
+_OPENS = 10
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cases need.
+
+    Attributes
+    ----------
+    workspace
+        The data.
+    repeats
+        Repetitions of each measurement.
+    times
+        How many times the cells the large file has; 0 leaves out what needs it.
+    calls
+        Calls in a loop over single cells.
+    seconds
+        Least duration of a measured rate.
+    imports
+        Repetitions of the import of a package.
+    """
+
+    workspace: Workspace
+    repeats: int = 5
+    times: int = 10
+    calls: int = 10_000
+    seconds: float = 1.0
+    imports: int = 10
+
+
+def convert(bench: Bench) -> list[Outcome]:
+    return _conversion(bench, "none", "convert", required=3.0)
+
+
+def convert_gzip(bench: Bench) -> list[Outcome]:
+    return _conversion(bench, "gzip-4", "convert gzip-4", required=2.0)
+
+
+def _conversion(bench: Bench, compression: str, title: str, *, required: float) -> list[Outcome]:
+    source = bench.workspace.h5ad(compression=compression)
+
+    def measure(peer: Peer) -> Callable[[], ChildRun]:
+        return lambda: bench.workspace.conversion(peer, source)
+
+    runs = take_turns({name: measure(peer) for name, peer in PEERS.items()}, bench.repeats)
+    ours, theirs = (Spread.of([run.report["seconds"] for run in runs[name]]) for name in PEERS)
+    synced = Spread.of([run.report["sync_seconds"] for run in runs[OURS.name]])
+    speed = Outcome(
+        f"{title}: speed",
+        at_least(required, "x"),
+        theirs.over(ours),
+        ours,
+        theirs,
+        "s",
+        f"scdl's time includes {synced.median:.2f} s in fsync, which bionemo-scdl does not call",
+    )
+    return [speed, *_memory(f"{title}: memory", runs[OURS.name], runs[THEIRS.name])]
+
+
+def _memory(what: str, ours: list[ChildRun], theirs: list[ChildRun]) -> list[Outcome]:
+    our_peaks, their_peaks = (_known(run.peak_megabytes for run in runs) for runs in (ours, theirs))
+    over_import = _known(run.peak_over(run.report["imported"]) for run in ours)
+    if our_peaks is None or over_import is None:
+        return []
+    note = f"scdl's peak over what it was before those few cells is {over_import.median:.0f} MB"
+    return [Outcome(what, at_most(300, "MB"), our_peaks, our_peaks, their_peaks, "MB", note)]
+
+
+def _known(values: Iterable[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if known else None
+
+
+def convert_large(bench: Bench) -> list[Outcome]:
+    if not bench.times:
+        return []
+    sources = {times: bench.workspace.h5ad(times=times) for times in (1, bench.times)}
+    small, large = (bench.workspace.conversion(OURS, source) for source in sources.values())
+    memory = _memory(f"convert {bench.times} x the cells: memory", [large], [])
+    if not memory:
+        return []
+    assert small.peak_megabytes is not None
+    assert large.peak_megabytes is not None
+    # Sampling and the allocator make two runs on equal data differ by some percent.
+    growth = Outcome(
+        f"convert {bench.times} x the cells: growth of memory",
+        at_most(1.1, "x"),
+        Spread.of([large.peak_megabytes / small.peak_megabytes]),
+        note=f"{small.peak_megabytes:.0f} MB and {large.peak_megabytes:.0f} MB, one run each; "
+        f"the large conversion took {large.report['seconds']:.1f} s",
+    )
+    return [*memory, growth]
+
+
+def open_archive(bench: Bench) -> list[Outcome]:
+    outcomes = [_opening(bench, 1, "open")]
+    if bench.times:
+        outcomes.append(_opening(bench, bench.times, f"open, {bench.times} x the cells"))
+    return outcomes
+
+
+def _opening(bench: Bench, times: int, what: str) -> Outcome:
+    def measure(peer: Peer) -> Callable[[], float]:
+        path = bench.workspace.archive(peer, times=times)
+
+        def open_often() -> float:
+            return 1e3 * timed(lambda: [peer.open(path) for _ in range(_OPENS)]) / _OPENS
+
+        return open_often
+
+    peers = PEERS if times == 1 else {OURS.name: OURS}
+    spreads = _in_turn({name: measure(peer) for name, peer in peers.items()}, bench.repeats)
+    ours = spreads[OURS.name]
+    return Outcome(what, at_most(10, "ms"), ours, ours, spreads.get(THEIRS.name), "ms")
+
+
+def get_row(bench: Bench) -> list[Outcome]:
+    def loop(dataset: Any, rows: list[int]) -> None:
+        for row in rows:
+            dataset.get_row(row)
+
+    return [_single_cells(bench, "get_row in a loop", 1.0, loop)]
+
+
+def getitem(bench: Bench) -> list[Outcome]:
+    def loop(dataset: Any, rows: list[int]) -> None:
+        for row in rows:
+            dataset[row]
+
+    return [_single_cells(bench, "ds[i] in a loop", 1.5, loop)]
+
+
+def _single_cells(
+    bench: Bench, what: str, required: float, loop: Callable[[Any, list[int]], None]
+) -> Outcome:
+    datasets = _same_datasets(bench)
+    rows = np.random.default_rng(0).integers(0, bench.workspace.spec.cells, bench.calls).tolist()
+
+    def measure(dataset: Any) -> Callable[[], float]:
+        return lambda: 1e6 * timed(lambda: loop(dataset, rows)) / len(rows)
+
+    spreads = _in_turn({name: measure(ds) for name, ds in datasets.items()}, bench.repeats)
+    ours, theirs = spreads[OURS.name], spreads[THEIRS.name]
+    return Outcome(what, at_least(required, "x"), theirs.over(ours), ours, theirs, "µs")
+
+
+def read_rows(bench: Bench) -> list[Outcome]:
+    datasets = _same_datasets(bench)
+
+    def measure(peer: Peer) -> Callable[[], float]:
+        dataset = datasets[peer.name]
+        seeds = iter(range(1_000_000))
+
+        def epoch() -> int:
+            return sum(peer.batches(dataset, next(seeds)))
+
+        return lambda: rate(epoch, bench.seconds) / 1e3
+
+    spreads = _in_turn({name: measure(peer) for name, peer in PEERS.items()}, bench.repeats)
+    ours, theirs = spreads[OURS.name], spreads[THEIRS.name]
+    what = f"read_rows of {BATCH_SIZE:,} random cells"
+    note = "bionemo-scdl by DataLoader(shuffle=True) with collate_sparse_matrix_batch, no workers"
+    bound = at_least(10, "x")
+    return [Outcome(what, bound, ours.over(theirs), ours, theirs, "k cells/s", note)]
+
+
+def import_package(bench: Bench) -> list[Outcome]:
+    def measure(statement: str) -> Callable[[], float]:
+        return lambda: 1e3 * timed(lambda: _fresh_interpreter(statement))
+
+    statements = {name: f"import {peer.module}" for name, peer in PEERS.items()} | {"none": "pass"}
+    spreads = _in_turn({name: measure(code) for name, code in statements.items()}, bench.imports)
+    bare = spreads["none"]
+    ours, theirs = (
+        Spread.of([a - b for a, b in zip(spreads[name].samples, bare.samples, strict=True)])
+        for name in PEERS
+    )
+    note = (
+        f"time of a fresh interpreter less that of one that imports nothing "
+        f"({spreads[OURS.name].median:.0f} ms less {bare.median:.0f} ms), {bench.imports} of each"
+    )
+    return [Outcome("import scdl", at_most(150, "ms"), ours, ours, theirs, "ms", note)]
+
+
+def _fresh_interpreter(statement: str) -> None:
+    root = Path(__file__).parent.parent
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-W", "ignore", "-c", statement]
+    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+
+
+def pickled(bench: Bench) -> list[Outcome]:
+    sizes = {
+        name: Spread.of([len(pickle.dumps(dataset)) / 1e3])
+        for name, dataset in _same_datasets(bench).items()
+    }
+    ours, theirs = sizes[OURS.name], sizes[THEIRS.name]
+    return [Outcome("pickled dataset", at_most(10, "kB"), ours, ours, theirs, "kB")]
+
+
+def _in_turn(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:
+    """One call of each to warm up, then the repetitions in turn."""
+    take_turns(measures, 1)
+    return {name: Spread.of(samples) for name, samples in take_turns(measures, repeats).items()}
+
+
+def _same_datasets(bench: Bench) -> dict[str, Any]:
+    """The data opened by both libraries, after a look at whether both hold the same."""
+    datasets = {name: peer.open(bench.workspace.archive(peer)) for name, peer in PEERS.items()}
+    last = bench.workspace.spec.cells - 1
+    for row in {0, last // 2, last}:
+        ours, theirs = (_sorted_row(dataset, row) for dataset in datasets.values())
+        if not np.array_equal(ours, theirs):
+            raise RuntimeError(f"the libraries read cell {row} differently")
+    return datasets
+
+
+def _sorted_row(dataset: Any, row: int) -> npt.NDArray[np.float64]:
+    values, columns = dataset.get_row(row)[0]
+    pairs = np.stack([np.asarray(columns, np.float64), np.asarray(values, np.float64)])
+    return pairs[:, np.argsort(pairs[0])]
+
+
+CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
+    "convert": convert,
+    "convert-gzip": convert_gzip,
+    "convert-large": convert_large,
+    "open": open_archive,
+    "get-row": get_row,
+    "getitem": getitem,
+    "read-rows": read_rows,
+    "import": import_package,
+    "pickle": pickled,
+}
+
+
+def run(bench: Bench, names: list[str], announce: Callable[[str], None]) -> list[Outcome]:
+    """Run cases by name, in the order of `CASES`."""
+    outcomes: list[Outcome] = []
+    for name, case in CASES.items():
+        if name in names:
+            start = time.perf_counter()
+            outcomes += case(bench)
+            announce(f"{name}: done in {time.perf_counter() - start:.0f} s")
+    return outcomes

@@ -1,0 +1,207 @@
+"""What a benchmark must show, what it showed, and both as tables and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.measure import Spread
+
+_PACKAGES = ("anndata", "bionemo-scdl", "h5py", "numba", "numpy", "pyarrow", "scdl-store", "torch")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A figure that must be reached, or must not be exceeded."""
+
+    limit: float
+    unit: str
+    at_least: bool
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is within the bound."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {number(self.limit)} {self.unit}"
+
+
+def at_least(limit: float, unit: str) -> Bound:
+    return Bound(limit, unit, at_least=True)
+
+
+def at_most(limit: float, unit: str) -> Bound:
+    return Bound(limit, unit, at_least=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One figure of the report.
+
+    Attributes
+    ----------
+    what
+        What was measured.
+    bound
+        What is required of the median of `measured`.
+    measured
+        The figure in the unit of the bound.
+    ours, theirs
+        What the two libraries reached, where both were measured, in `unit`.
+    note
+        What a reader must know to judge the figure.
+    """
+
+    what: str
+    bound: Bound
+    measured: Spread
+    ours: Spread | None = None
+    theirs: Spread | None = None
+    unit: str = ""
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.bound.holds(self.measured.median)
+
+    def cells(self) -> list[str]:
+        """The outcome as a row of the report."""
+        return [
+            self.what,
+            str(self.bound),
+            _with_spread(self.measured, self.bound.unit),
+            _with_spread(self.ours, self.unit),
+            _with_spread(self.theirs, self.unit),
+            "pass" if self.passed else "MISS",
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The outcome with every sample, for JSON."""
+        return {
+            "what": self.what,
+            "required": asdict(self.bound),
+            "measured": _record(self.measured),
+            "ours": _record(self.ours),
+            "theirs": _record(self.theirs),
+            "unit": self.unit,
+            "passed": self.passed,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """All outcomes of one run, and what they were measured on."""
+
+    outcomes: Sequence[Outcome]
+    data: str
+    repeats: int
+    theirs: str
+
+    def show(self, console: Console) -> None:
+        """Print the table and the notes."""
+        table = Table(title=self.data, title_justify="left")
+        for position, header in enumerate(self._headers()):
+            table.add_column(header, justify="left" if position == 0 else "right")
+        for outcome in self.outcomes:
+            style = "green" if outcome.passed else "bold red"
+            *cells, verdict = map(Text, outcome.cells())
+            verdict.stylize(style)
+            table.add_row(*cells, verdict)
+        console.print(table)
+        for line in self._remarks():
+            console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def write(self, directory: Path, name: str) -> list[Path]:
+        """Write the report as Markdown and as JSON with every sample."""
+        directory.mkdir(parents=True, exist_ok=True)
+        files = [directory / f"{name}.md", directory / f"{name}.json"]
+        files[0].write_text(self.markdown())
+        record = {
+            "data": self.data,
+            "repeats": self.repeats,
+            "machine": machine(),
+            "outcomes": [outcome.record() for outcome in self.outcomes],
+        }
+        files[1].write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        return files
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        rows = [self._headers(), ["---", *["---:"] * (len(self._headers()) - 1)]]
+        rows += [outcome.cells() for outcome in self.outcomes]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        remarks = "\n".join(f"- {line}" for line in self._remarks())
+        return f"# {self.data}\n\n{table}\n\n{remarks}\n"
+
+    def _headers(self) -> list[str]:
+        return ["what", "required", "measured", "scdl", self.theirs, "verdict"]
+
+    def _remarks(self) -> list[str]:
+        notes = [f"{outcome.what}: {outcome.note}." for outcome in self.outcomes if outcome.note]
+        method = (
+            f"Medians of repetitions taken in turn ({self.repeats}; import: more), in brackets the "
+            "smallest and the largest. Ratios are taken between repetitions of the same turn. The "
+            "page cache is warm. Memory is the peak of resident anonymous memory, seen every 5 ms, "
+            "over that after import and a conversion of a few cells."
+        )
+        return [method, *notes, "; ".join(f"{key}: {value}" for key, value in machine().items())]
+
+
+def machine() -> dict[str, str]:
+    """Describe hardware and versions, nothing that identifies the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    description = {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory:.0f} GB",
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+    for package in _PACKAGES:
+        try:
+            description[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            description[package] = "source tree" if package == "scdl-store" else "not installed"
+    return description
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands separated."""
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:#.3g}"
+
+
+def _with_spread(spread: Spread | None, unit: str) -> str:
+    if spread is None:
+        return "-"
+    median = f"{number(spread.median)} {unit}"
+    if len(spread.samples) == 1:
+        return median
+    return f"{median} ({number(spread.low)} to {number(spread.high)})"
+
+
+def _record(spread: Spread | None) -> dict[str, Any] | None:
+    if spread is None:
+        return None
+    return {"median": spread.median, "samples": list(spread.samples)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,122 @@
+"""The two libraries that are compared, behind one small interface.
+
+Each is imported only when used, so that measurements of one never load the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+BATCH_SIZE = 1_024
+
+
+class Peer(Protocol):
+    """A library that converts an h5ad file and reads cells back."""
+
+    name: str
+    """Short name, for the command line and file names."""
+    module: str
+    """What a user imports."""
+
+    @property
+    def title(self) -> str:
+        """Name and version, for the report."""
+
+    def prepare(self) -> None:
+        """Import all that `convert` needs."""
+
+    def convert(self, source: Path, target: Path) -> None:
+        """Write an archive of the raw counts of an h5ad file."""
+
+    def open(self, path: Path) -> Any:
+        """Open an archive."""
+
+    def batches(self, dataset: Any, seed: int) -> Iterator[int]:
+        """Read all cells once, in random order, in batches of `BATCH_SIZE`; yield their sizes."""
+
+
+class Scdl:
+    """This project."""
+
+    name = "scdl"
+    module = "scdl"
+
+    @property
+    def title(self) -> str:
+        return f"scdl-store {_version('scdl-store')}"
+
+    def prepare(self) -> None:
+        import scdl
+
+        _ = scdl.convert  # resolved on first use
+
+    def convert(self, source: Path, target: Path) -> None:
+        import scdl
+
+        scdl.convert(source, target, backend="memmap", progress=False)
+
+    def open(self, path: Path) -> Any:
+        import scdl
+
+        return scdl.open(path)
+
+    def batches(self, dataset: Any, seed: int) -> Iterator[int]:
+        order = np.random.default_rng(seed).permutation(len(dataset))
+        for start in range(0, len(order), BATCH_SIZE):
+            batch = dataset.read_rows(order[start : start + BATCH_SIZE])
+            yield len(batch.indptr) - 1
+
+
+class BionemoScdl:
+    """The reference package: its documented API, its documented way to batch."""
+
+    name = "bionemo"
+    module = "bionemo.scdl.io.single_cell_memmap_dataset"
+
+    @property
+    def title(self) -> str:
+        return f"bionemo-scdl {_version('bionemo-scdl')}"
+
+    def prepare(self) -> None:
+        importlib.import_module(self.module)
+
+    def convert(self, source: Path, target: Path) -> None:
+        self._dataset_class()(str(target), str(source))
+
+    def open(self, path: Path) -> Any:
+        return self._dataset_class()(str(path))
+
+    def batches(self, dataset: Any, seed: int) -> Iterator[int]:
+        import torch
+        from bionemo.scdl.util.torch_dataloader_utils import collate_sparse_matrix_batch
+
+        loader = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=BATCH_SIZE,
+            shuffle=True,
+            collate_fn=collate_sparse_matrix_batch,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for batch in loader:
+            yield batch.shape[0]
+
+    def _dataset_class(self) -> Any:
+        return importlib.import_module(self.module).SingleCellMemMapDataset
+
+
+OURS: Peer = Scdl()
+THEIRS: Peer = BionemoScdl()
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (OURS, THEIRS)}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,5 @@
+"""``python -m scdl`` is ``scdl``."""
+
+from scdl.cli import main
+
+main()

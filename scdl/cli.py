@@ -1,0 +1,213 @@
+"""The command line: ``scdl`` and ``convert_h5ad_to_scdl``."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from scdl import __version__
+from scdl.errors import ScdlError, ScdlWarning, SourceNotFoundError
+
+app = typer.Typer(
+    name="scdl",
+    help="Single-cell data: AnnData files to archives that train fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"scdl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def convert(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="AnnData files (h5ad).")],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="Where the archive goes; must not exist.")
+    ],
+    backend: Annotated[str, typer.Option(help="Storage backend of the archive.")] = "memmap",
+    matrix: Annotated[
+        str | None,
+        typer.Option(help="X, raw/X or layers/<key>. [default: raw/X where present, else X]"),
+    ] = None,
+    obsm: Annotated[
+        list[str] | None, typer.Option(help="Dense vectors to carry over; may be repeated.")
+    ] = None,
+    neighbor_key: Annotated[
+        str | None, typer.Option(help="Key of obsp whose graph to carry over.")
+    ] = None,
+    data_dtype: Annotated[
+        str, typer.Option(help="Type of the stored values: uint8 to uint64, float16 to float64.")
+    ] = "float32",
+    data_dtype_tolerance: Annotated[
+        float, typer.Option(help="Rounding up to this is passed over without a warning.")
+    ] = 1e-8,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
+    ] = False,
+) -> None:
+    """Convert AnnData files to one archive, whose cells follow one another.
+
+    Files are read by blocks of rows, so that memory does not depend on their size. A conversion
+    that fails leaves nothing behind.
+    """
+    from scdl.conversion import convert as run
+
+    report = run(
+        sources,
+        dest,
+        backend=backend,
+        progress=not quiet,
+        matrix=matrix,
+        obsm=obsm or (),
+        neighbor_key=neighbor_key,
+        data_dtype=data_dtype,
+        data_dtype_tolerance=data_dtype_tolerance,
+    )
+    if not quiet:
+        typer.echo(str(report))
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive.")],
+) -> None:
+    """Show what an archive holds: cells, genes, types, sizes, tables and graphs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in _facts(path):
+        table.add_row(key, value)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def _facts(path: str) -> list[tuple[str, str]]:
+    from scdl.dataset import open as open_archive
+    from scdl.schema import DATA, INDEX, MATRIX, keys
+    from storage_backends import registry
+
+    dataset = open_archive(path)
+    store, sizes = dataset.store, dataset.store.stored_bytes
+    total, nnz = sum(sizes.values()), store.spec(DATA).length
+    facts = [
+        ("path", path),
+        ("backend", registry.detect(path).name),
+        ("cells", f"{dataset.n_obs:,}"),
+        ("genes", " + ".join(f"{n:,}" for n in dataset.n_vars)),
+        ("stored values", f"{nnz:,} ({1 - dataset.sparsity():.2%} of all)"),
+        ("dtypes", ", ".join(f"{name} {store.spec(name).dtype}" for name in MATRIX)),
+        ("on disk", f"{total:,} bytes" + (f", {total / nnz:.2f} per stored value" if nnz else "")),
+        ("source", ", ".join(_sources(dataset.info)) or "not recorded"),
+    ]
+    for name in store.tables:
+        columns = [column for column in store.table_schema(name).names if column != INDEX]
+        names = "names" if INDEX in store.table_schema(name).names else "no names"
+        listed = ", ".join([names, *columns])
+        facts.append((f"table {name}", f"{listed} ({sizes[name]:,} bytes)"))
+    for kind in ("graphs", "obsm"):
+        facts += [(kind, key) for key in keys(store.arrays, kind)]
+    facts += [
+        (f"array {name}", f"{size:,} bytes") for name, size in sizes.items() if name in store.arrays
+    ]
+    return facts
+
+
+def _sources(info: Any) -> list[str]:
+    matrices = dict.fromkeys(info.matrices)
+    labels = [block.label for block in info.blocks if block.label]
+    return [*matrices, *(["of"] if matrices and labels else []), *labels]
+
+
+_documented = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@_documented.command()
+def _convert_h5ad_to_scdl(
+    data_path: Annotated[str, typer.Option(help="Directory to search for *.h5ad, or a file.")],
+    save_path: Annotated[str, typer.Option(help="Where the archive goes; must not exist.")],
+    num_workers: Annotated[
+        int, typer.Option(help="Accepted; files are read one after the other, in threads.")
+    ] = 4,
+    use_mp: Annotated[bool, typer.Option("--use-mp", help="Accepted, and without effect.")] = False,
+    data_dtype: Annotated[str, typer.Option(help="Type of the stored values.")] = "float32",
+    paginated_load_cutoff: Annotated[
+        int, typer.Option(help="Accepted, and without effect: every file is read in blocks.")
+    ] = 10_000,
+    load_block_row_size: Annotated[int, typer.Option(help="Most rows read at once.")] = 1_000_000,
+    use_x_not_raw: Annotated[
+        bool, typer.Option("--use-X-not-raw", help="Take X also where a file has raw.")
+    ] = False,
+) -> None:
+    """Convert all AnnData files below a directory to one archive."""
+    from scdl.conversion import convert as run
+
+    report = run(
+        _h5ad_files(data_path),
+        save_path,
+        progress=True,
+        matrix="X" if use_x_not_raw else None,
+        data_dtype=data_dtype,
+        block_rows=load_block_row_size,
+    )
+    typer.echo(str(report))
+
+
+def _h5ad_files(path: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    found = sorted(glob.glob(os.path.join(glob.escape(path), "**", "*.h5ad"), recursive=True))
+    if not found:
+        raise SourceNotFoundError(f"{path}: there is no *.h5ad file here or below")
+    return found
+
+
+def _run(command: Callable[[], Any], name: str) -> None:
+    """Run a command; what goes wrong is told in one line."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        kind = "warning" if issubclass(category, ScdlWarning) else category.__name__
+        typer.echo(f"{name}: {kind}: {message}", err=True)
+
+    warnings.showwarning = show
+    try:
+        command()
+    except (ScdlError, ValueError) as error:
+        typer.echo(f"{name}: error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo(f"{name}: interrupted", err=True)
+        sys.exit(130)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``scdl``."""
+    _run(lambda: app(args=arguments, prog_name="scdl"), "scdl")
+
+
+def convert_h5ad_to_scdl(arguments: Sequence[str] | None = None) -> None:
+    """Run ``convert_h5ad_to_scdl``, as BioNeMo-SCDL documents it."""
+    name = "convert_h5ad_to_scdl"
+    _run(lambda: _documented(args=arguments, prog_name=name), name)

@@ -1,0 +1,207 @@
+"""Writing archives one after the other as one: copying, casting and concatenating."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl import csr
+from scdl.cast import Caster
+from scdl.errors import CastError, ScdlWarning
+from scdl.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDICES,
+    INDPTR,
+    OBS,
+    Block,
+    Info,
+    graph_array,
+    keys,
+    obsm_array,
+    smallest_unsigned,
+    var_table,
+)
+from scdl.tables import NoTable, StoredTable, TableSource, united
+from storage_backends.base import ArrayStore, ArrayWriter
+
+#: Bytes of stored values copied at once.
+CHUNK_BYTES = 10_485_760
+
+
+def concatenate(
+    stores: Sequence[ArrayStore],
+    writer: ArrayWriter,
+    dtype: np.dtype[Any] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> None:
+    """Write the cells of archives of any backends one after the other, and commit.
+
+    Feature blocks with the same genes that meet become one. obs gets the columns of all, null where
+    an archive has none; graphs are shifted to where their cells are; obsm is kept where all have it.
+    Genes that an archive stores out of order are sorted on the way.
+
+    Parameters
+    ----------
+    stores
+        At least one.
+    writer
+        Takes the result.
+    dtype
+        Type of the values; default the one that holds those of all archives.
+    chunk_bytes
+        Bytes of stored values handled at once.
+
+    Raises
+    ------
+    CastError
+        Integers meet floats and no `dtype` says which is meant, or `dtype` cannot hold a value.
+    """
+    infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
+    caster = Caster(_common_dtype(stores) if dtype is None else dtype)
+    values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
+    blocks = _write_var(stores, infos, writer)
+    if any(OBS in store.tables for store in stores):
+        writer.write_table(OBS, united([_obs(s, i) for s, i in zip(stores, infos, strict=True)]))
+    _write_vectors(stores, writer, values_at_once)
+    for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "graphs")):
+        _write_graph(key, stores, infos, writer, values_at_once)
+    _write_matrix(stores, infos, writer, caster, values_at_once)
+    matrices = tuple(name for info in infos for name in info.matrices)
+    writer.commit(Info(blocks, is_sorted=True, matrices=matrices).to_attrs())
+    caster.warn(writer.path)
+
+
+def _common_dtype(stores: Sequence[ArrayStore]) -> np.dtype[Any]:
+    dtypes = [store.spec(DATA).dtype for store in stores]
+    if len({dtype.kind for dtype in dtypes}) > 1:
+        listed = ", ".join(f"{s.path} has {d}" for s, d in zip(stores, dtypes, strict=True))
+        raise CastError(
+            f"integer and float data cannot be concatenated: {listed}; "
+            "make them alike with cast_data_to_dtype"
+        )
+    return np.result_type(*dtypes)
+
+
+def _write_var(
+    stores: Sequence[ArrayStore], infos: Sequence[Info], writer: ArrayWriter
+) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    previous = None
+    first_row = 0
+    for store, info in zip(stores, infos, strict=True):
+        for i, block in enumerate(info.blocks):
+            table = store.read_table(var_table(i))
+            stop = first_row + block.stop
+            if previous is not None and table.equals(previous):
+                blocks[-1] = Block(stop, block.n_vars, blocks[-1].label)
+                continue
+            writer.write_table(var_table(len(blocks)), table)
+            blocks.append(Block(stop, block.n_vars, block.label))
+            previous = table
+        first_row += info.n_obs
+    return tuple(blocks)
+
+
+def _obs(store: ArrayStore, info: Info) -> TableSource:
+    if OBS in store.tables:
+        return StoredTable(store, OBS, info.n_obs)
+    return NoTable(info.n_obs)
+
+
+def _write_vectors(stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int) -> None:
+    for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "obsm")):
+        name = obsm_array(key)
+        specs = [store.arrays.get(name) for store in stores]
+        kinds = {(spec.dtype, spec.item_shape) if spec else None for spec in specs}
+        if len(kinds) > 1:
+            warnings.warn(
+                f"{writer.path}: obsm {key!r} is left out: not all archives have it in one dtype "
+                "and width",
+                ScdlWarning,
+                stacklevel=5,
+            )
+            continue
+        for store in stores:
+            spec = store.spec(name)
+            rows = max(1, at_once // max(1, int(np.prod(spec.item_shape))))
+            for start, stop in _spans(spec.length, rows):
+                writer.append(name, store.read(name, start, stop))
+
+
+def _write_graph(
+    key: str,
+    stores: Sequence[ArrayStore],
+    infos: Sequence[Info],
+    writer: ArrayWriter,
+    at_once: int,
+) -> None:
+    names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
+    first_row, first_value = 0, 0
+    writer.append(names[INDPTR], np.zeros(1, GRAPH_DTYPES[INDPTR]))
+    for store, info in zip(stores, infos, strict=True):
+        n_values = 0
+        if names[DATA] in store.arrays:
+            n_values = store.spec(names[DATA]).length
+            for start, stop in _spans(n_values, at_once):
+                writer.append(names[DATA], store.read(names[DATA], start, stop))
+                neighbors = store.read(names[INDICES], start, stop).astype(np.int64) + first_row
+                writer.append(names[INDICES], neighbors.astype(GRAPH_DTYPES[INDICES]))
+        for start, stop in _spans(info.n_obs, at_once):
+            if names[INDPTR] in store.arrays:
+                ends = store.read(names[INDPTR], start + 1, stop + 1).astype(np.int64)
+            else:
+                ends = np.zeros(stop - start, np.int64)
+            writer.append(names[INDPTR], (ends + first_value).astype(GRAPH_DTYPES[INDPTR]))
+        first_row += info.n_obs
+        first_value += n_values
+    for part in (DATA, INDICES):
+        writer.append(names[part], np.empty(0, GRAPH_DTYPES[part]))
+
+
+def _write_matrix(
+    stores: Sequence[ArrayStore],
+    infos: Sequence[Info],
+    writer: ArrayWriter,
+    caster: Caster,
+    at_once: int,
+) -> None:
+    n_vars = max(info.max_n_vars for info in infos)
+    index_dtype = smallest_unsigned(n_vars - 1)
+    indptr_dtype = smallest_unsigned(sum(store.spec(DATA).length for store in stores))
+    writer.append(INDPTR, np.zeros(1, indptr_dtype))
+    first_value = 0
+    for store, info in zip(stores, infos, strict=True):
+        for start, stop, offsets in _row_spans(store, info.n_obs, at_once):
+            rows = csr.read(store, "", np.arange(start, stop))
+            if not info.is_sorted:
+                rows, _ = csr.ordered(rows, info.max_n_vars, store.path)
+            writer.append(DATA, caster(rows.data, store.path))
+            writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
+            writer.append(INDPTR, (offsets[1:] + first_value).astype(indptr_dtype))
+        first_value += store.spec(DATA).length
+    writer.append(DATA, np.empty(0, caster.dtype))
+    writer.append(INDICES, np.empty(0, index_dtype))
+
+
+def _row_spans(
+    store: ArrayStore, n_obs: int, at_once: int
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Ranges of rows of at most `at_once` values, or one row, with their offsets."""
+    for first, last in _spans(n_obs, at_once):
+        offsets = store.read(INDPTR, first, last + 1).astype(np.int64)
+        start = 0
+        while start < last - first:
+            fits = int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1
+            stop = min(max(fits, start + 1), last - first)
+            yield first + start, first + stop, offsets[start : stop + 1]
+            start = stop
+
+
+def _spans(n: int, at_once: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, n, at_once):
+        yield start, min(start + at_once, n)

@@ -1,0 +1,390 @@
+"""From AnnData files to an archive, in one streaming code path."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
+from tqdm import tqdm
+
+from scdl import csr
+from scdl.cast import Caster
+from scdl.chunks import FieldReader, RowReader, prefetch
+from scdl.csr import SparseRows
+from scdl.errors import ScdlWarning, SourceError
+from scdl.h5ad import H5adFile
+from scdl.matrices import BLOCK_VALUES, Bounds, Matrix
+from scdl.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDICES,
+    INDPTR,
+    OBS,
+    Block,
+    Info,
+    graph_array,
+    obsm_array,
+    smallest_unsigned,
+    var_table,
+)
+from scdl.tables import united
+from storage_backends import registry
+from storage_backends.base import ArrayWriter
+from storage_backends.errors import refused_write
+
+Path = str | os.PathLike[str]
+
+
+class ConvertOptions(TypedDict, total=False):
+    """What of a file is carried over, and how; every key may be left out."""
+
+    matrix: str | None
+    obsm: Sequence[str]
+    data_dtype: DTypeLike
+    data_dtype_tolerance: float
+    block_values: int
+    block_rows: int
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion wrote.
+
+    Parameters
+    ----------
+    path, backend
+        Where, and by which backend.
+    n_obs, n_vars, nnz
+        Cells, genes of each feature block, stored values.
+    dtype
+        Type of the values.
+    matrices
+        Which matrix of each file was taken.
+    rows_sorted, duplicates_summed
+        Rows whose genes were out of order, and stored values that were added to another of the same
+        gene.
+    not_carried
+        What is in the files and not in the archive.
+    max_rounding
+        Largest difference that rounding to `dtype` made.
+    nbytes
+        Bytes on disk.
+    seconds
+        Time it took.
+    """
+
+    path: str
+    backend: str
+    n_obs: int
+    n_vars: list[int]
+    nnz: int
+    dtype: str
+    matrices: list[str]
+    rows_sorted: int
+    duplicates_summed: int
+    not_carried: tuple[str, ...]
+    max_rounding: float
+    nbytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        genes = " + ".join(f"{n:,}" for n in self.n_vars)
+        source = ", ".join(dict.fromkeys(self.matrices))
+        lines = [
+            f"{self.path} ({self.backend}): {self.n_obs:,} cells x {genes} genes, "
+            f"{self.nnz:,} values as {self.dtype} from {source}",
+            f"{self.nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s",
+        ]
+        if self.rows_sorted:
+            lines.append(f"sorted: {self.rows_sorted:,} cells whose genes were out of order")
+        if self.duplicates_summed:
+            lines.append(f"summed: {self.duplicates_summed:,} repeated entries of a cell and gene")
+        if self.max_rounding:
+            lines.append(f"rounded: by up to {self.max_rounding:.3g}")
+        if self.not_carried:
+            lines.append(f"not carried over: {', '.join(self.not_carried)}")
+        return "\n".join(lines)
+
+
+def convert(
+    sources: Path | Sequence[Path],
+    path: Path,
+    *,
+    backend: str = "memmap",
+    neighbor_key: str | None = None,
+    progress: bool = False,
+    replace: bool = False,
+    **options: Unpack[ConvertOptions],
+) -> ConversionReport:
+    """Convert AnnData files (h5ad) to an archive.
+
+    Files are read by blocks of rows, so that memory does not depend on their size. The archive
+    appears when it is complete; a conversion that fails leaves nothing behind.
+
+    Parameters
+    ----------
+    sources
+        One file or several, whose cells follow one another. Files with the same var share a feature
+        block.
+    path
+        Where the archive goes; nothing may be there.
+    backend
+        Storage backend.
+    neighbor_key
+        Key of ``obsp`` whose graph to carry over; where no file has it, there is a warning.
+    progress
+        Whether to show a progress bar.
+    replace
+        Whether to replace what is at `path`, atomically.
+    matrix : str, optional
+        ``X``, ``raw/X`` (with ``raw/var``) or ``layers/<key>``. Default: ``raw/X`` where a file has
+        it, else ``X``.
+    obsm : sequence of str, optional
+        Keys of dense vectors to carry over.
+    data_dtype : dtype, default float32
+        Type of the stored values: uint8 to uint64, or float16 to float64.
+    data_dtype_tolerance : float, default 1e-8
+        Largest absolute difference made by rounding that is passed over without a warning.
+    block_values, block_rows : int, optional
+        Most stored values, and most rows, handled at once; the result does not depend on them.
+
+    Returns
+    -------
+    ConversionReport
+
+    Raises
+    ------
+    SourceNotFoundError
+        A file does not exist.
+    SourceError
+        A file is no valid AnnData file, or lacks what was asked for.
+    CastError
+        `data_dtype` cannot hold a value.
+    ArchiveExistsError
+        Something is at `path`.
+    ArchiveWriteError
+        The archive cannot be written, for example because the disk is full.
+    """
+    started = time.perf_counter()
+    files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not files:
+        raise SourceError("there is nothing to convert: the list of files is empty")
+    with ExitStack() as stack:
+        writer = registry.backend(backend).writer.create(os.fspath(path), replace=replace)
+        stack.enter_context(writer)
+        opened = [stack.enter_context(H5adFile(f, options.get("matrix"))) for f in files]
+        conversion = _Conversion(opened, writer, neighbor_key, options)
+        total = sum(file.matrix.size for file in opened)
+        with tqdm(total=total, unit="value", unit_scale=True, disable=not progress) as bar:
+            info = conversion.run(bar)
+    store = registry.detect(path).store.open(os.fspath(path))
+    caster = conversion.caster
+    caster.warn(os.fspath(path))
+    return ConversionReport(
+        path=os.fspath(path),
+        backend=backend,
+        n_obs=info.n_obs,
+        n_vars=[block.n_vars for block in info.blocks],
+        nnz=store.spec(DATA).length,
+        dtype=caster.dtype.name,
+        matrices=list(info.matrices),
+        rows_sorted=conversion.rows_sorted,
+        duplicates_summed=conversion.duplicates_summed,
+        not_carried=conversion.not_carried,
+        max_rounding=caster.max_rounding,
+        nbytes=sum(store.stored_bytes.values()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Conversion:
+    """One run: files that are open and checked, into a writer."""
+
+    def __init__(
+        self,
+        files: Sequence[H5adFile],
+        writer: ArrayWriter,
+        neighbor_key: str | None,
+        options: ConvertOptions,
+    ) -> None:
+        self._files = files
+        self._writer = writer
+        self._obsm = options.get("obsm", ())
+        self._neighbor_key = neighbor_key
+        self.caster = Caster(
+            options.get("data_dtype", np.float32), options.get("data_dtype_tolerance", 1e-8)
+        )
+        self._bounds = Bounds(
+            values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
+            rows=_positive("block_rows", options.get("block_rows", Bounds().rows)),
+            scratch=_scratch(writer.path),
+        )
+        self._index_dtype = smallest_unsigned(max(file.n_vars for file in files) - 1)
+        self.rows_sorted = 0
+        self.duplicates_summed = 0
+        carried = {obsm_array(key) for key in self._obsm} | {f"obsp/{self._neighbor_key}"}
+        self.not_carried = tuple(
+            dict.fromkeys(name for file in files for name in file.not_carried(carried))
+        )
+
+    def run(self, bar: tqdm[Any]) -> Info:
+        blocks = self._write_var()
+        self._writer.write_table(OBS, united([file.obs for file in self._files]))
+        for key in self._obsm:
+            self._write_vectors(key)
+        if self._neighbor_key is not None:
+            self._write_graph(self._neighbor_key)
+        self._write_matrix(bar)
+        matrices = tuple(file.matrix_name for file in self._files)
+        info = Info(blocks, is_sorted=True, matrices=matrices)
+        self._writer.commit(info.to_attrs())
+        return info
+
+    def _write_var(self) -> tuple[Block, ...]:
+        """One table for every run of files with the same genes."""
+        blocks: list[Block] = []
+        previous: pa.Table | None = None
+        stop = 0
+        for file in self._files:
+            stop += file.n_obs
+            table = file.var.whole()
+            if previous is not None and table.equals(previous):
+                blocks[-1] = Block(stop, file.n_vars, blocks[-1].label)
+                continue
+            self._writer.write_table(var_table(len(blocks)), table)
+            blocks.append(Block(stop, file.n_vars, file.path))
+            previous = table
+        return tuple(blocks)
+
+    def _write_matrix(self, bar: tqdm[Any]) -> None:
+        with _Offsets(self._bounds) as offsets:
+            for file in self._files:
+                where = file.matrix.where
+                for block in prefetch(file.matrix.blocks(self._bounds)):
+                    rows = self._clean(block, file.n_vars, where)
+                    self._append(DATA, self.caster(rows.data, where), self.caster.dtype)
+                    self._append(INDICES, rows.indices, self._index_dtype)
+                    offsets.add(rows.indptr)
+                    bar.update(len(block.data))
+            self._append(DATA, np.empty(0, self.caster.dtype), self.caster.dtype)
+            self._append(INDICES, np.empty(0, self._index_dtype), self._index_dtype)
+            for values in offsets.read(smallest_unsigned(offsets.total)):
+                self._writer.append(INDPTR, values)
+
+    def _append(self, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
+        self._writer.append(name, values.astype(dtype, copy=False))
+
+    def _clean(self, block: SparseRows, n_vars: int, where: str) -> SparseRows:
+        """Genes of each cell in rising order, each once."""
+        indices = block.indices.astype(self._index_dtype, copy=False)
+        falls = indices[1:] <= indices[:-1]
+        inner = block.indptr[(block.indptr > 0) & (block.indptr < len(indices))]
+        falls[inner - 1] = False
+        block = SparseRows(block.data, indices, block.indptr)
+        if not falls.any():
+            return block
+        ordered, n_unsorted = csr.ordered(block, n_vars, where)
+        summed = csr.without_duplicates(ordered)
+        self.rows_sorted += n_unsorted
+        self.duplicates_summed += len(block.data) - len(summed.data)
+        return summed
+
+    def _write_vectors(self, key: str) -> None:
+        readers = [file.vectors(key) for file in self._files]
+        items = {(reader.dtype.newbyteorder("="), reader.item_shape) for reader in readers}
+        if len(items) > 1:
+            raise SourceError(f"obsm/{key} differs between the files in dtype or width: {items}")
+        for reader in readers:
+            rows = max(1, self._bounds.values // max(int(np.prod(reader.item_shape)), 1))
+            for values in prefetch(_pieces(reader, rows)):
+                # Archives store no booleans.
+                plain = values.astype(np.uint8) if values.dtype == bool else values
+                self._writer.append(obsm_array(key), plain)
+
+    def _write_graph(self, key: str) -> None:
+        """The graphs of all files, shifted to where their cells are."""
+        graphs = [file.graph(key) for file in self._files]
+        if not any(graphs):
+            warnings.warn(
+                f"no file has obsp/{key}; the archive has no neighbours",
+                ScdlWarning,
+                stacklevel=5,
+            )
+            return
+        first_row = 0
+        names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
+        caster = Caster(GRAPH_DTYPES[DATA], np.inf)
+        with _Offsets(self._bounds) as offsets:
+            for file, graph in zip(self._files, graphs, strict=True):
+                for block in _graph_blocks(graph, file.n_obs, self._bounds):
+                    where = graph.where if graph else file.path
+                    neighbors = block.indices.astype(np.int64) + first_row
+                    self._append(names[DATA], caster(block.data, where), caster.dtype)
+                    self._append(names[INDICES], neighbors, GRAPH_DTYPES[INDICES])
+                    offsets.add(block.indptr)
+                first_row += file.n_obs
+            for part in (DATA, INDICES):
+                self._writer.append(names[part], np.empty(0, GRAPH_DTYPES[part]))
+            for values in offsets.read(GRAPH_DTYPES[INDPTR]):
+                self._writer.append(names[INDPTR], values)
+
+
+class _Offsets:
+    """Offsets of rows whose number of values is known only at the end: kept in a temporary file."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._file = tempfile.TemporaryFile(dir=bounds.scratch)  # noqa: SIM115 - closed on exit
+        self.total = 0
+
+    def __enter__(self) -> _Offsets:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    def add(self, indptr: NDArray[np.int64]) -> None:
+        """The offsets of the next rows, from 0."""
+        with refused_write("a temporary file"):
+            self._file.write((indptr[1:] + self.total).tobytes())
+        self.total += int(indptr[-1])
+
+    def read(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+        """All offsets from 0, piece by piece."""
+        yield np.zeros(1, dtype)
+        with refused_write("a temporary file"):
+            self._file.seek(0)
+        while piece := self._file.read(8 << 20):
+            yield np.frombuffer(piece, np.int64).astype(dtype)
+
+
+def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[SparseRows]:
+    if graph is None:
+        nothing = np.empty(0, GRAPH_DTYPES[DATA])
+        return [SparseRows(nothing, nothing.astype(np.int64), np.zeros(n_obs + 1, np.int64))]
+    return prefetch(graph.blocks(bounds))
+
+
+def _pieces(reader: RowReader | FieldReader, rows: int) -> Iterator[NDArray[Any]]:
+    for start in range(0, max(len(reader), 1), rows):
+        yield reader.read(start, min(start + rows, len(reader)))
+
+
+def _scratch(path: str) -> str | None:
+    """Where temporary files of the size of the data go: beside the target, if that is a place."""
+    parent = os.path.dirname(os.path.abspath(path))
+    return parent if os.access(parent, os.W_OK) else None
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value

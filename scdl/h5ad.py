@@ -1,0 +1,193 @@
+"""AnnData HDF5 files: what is in them, checked, and read by blocks.
+
+Nothing is read that is not asked for, so that a file with an element that nobody understands still
+converts. Source: anndata's on-disk format specification, and what older releases wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Self
+
+import h5py
+
+from scdl.chunks import FieldReader, RowReader, readable
+from scdl.dataframes import H5Table
+from scdl.errors import SourceError, SourceNotFoundError
+from scdl.matrices import Csr, Dense, Matrix
+from scdl.transpose import Coo, Csc
+
+_SPARSE = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
+#: Mappings of elements, of which some may be carried over.
+_MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+
+
+class H5adFile:
+    """An AnnData file, open for reading; a context manager.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    matrix
+        ``X``, ``raw/X`` or ``layers/<key>``; None: ``raw/X`` where the file has it, else ``X``.
+
+    Raises
+    ------
+    SourceNotFoundError
+        There is no such file.
+    SourceError
+        It is not HDF5, truncated, no AnnData, or lacks the matrix.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
+        self.path = os.fspath(path)
+        self._file = _open_hdf5(self.path)
+        try:
+            with readable(self.path):
+                self.matrix_name = self._choose_matrix(matrix)
+                self.obs = self._table("obs")
+                self.var = self._table("raw/var" if self.matrix_name == "raw/X" else "var")
+                self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return self.obs.num_rows
+
+    @property
+    def n_vars(self) -> int:
+        """Genes of the chosen matrix."""
+        return self.var.num_rows
+
+    def graph(self, key: str) -> Matrix | None:
+        """The cells x cells matrix ``obsp[key]``; None where there is none."""
+        name = f"obsp/{key}"
+        with readable(self.path):
+            return self._matrix(name, (self.n_obs, self.n_obs)) if name in self._file else None
+
+    def vectors(self, key: str) -> RowReader | FieldReader:
+        """The dense array ``obsm[key]``, one row a cell."""
+        obsm, where = self._file.get("obsm"), f"{self.path}: obsm/{key}"
+        if obsm is None or key not in self._names_in("obsm"):
+            raise SourceError(
+                f"{where} is missing; obsm holds: {', '.join(self._names_in('obsm')) or 'nothing'}"
+            )
+        old = isinstance(obsm, h5py.Dataset)
+        element = obsm if old else obsm[key]
+        dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
+        if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
+            raise SourceError(f"{where} is no dense array of numbers; leave it out")
+        if element.ndim < 1 or element.shape[0] != self.n_obs:
+            raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
+        return FieldReader(obsm, key) if old else RowReader(element)
+
+    def not_carried(self, carried: set[str]) -> list[str]:
+        """Elements of the file that are not among `carried`, by name."""
+        names = [name for name in ("X", "uns") if _is_filled(self._file.get(name))]
+        for mapping in _MAPPINGS:
+            names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
+        names += [f"raw/{key}" for key in self._names_in("raw")]
+        known = {"X", "obs", "var", "uns", "raw", *_MAPPINGS}
+        names += [name for name in self._file if name not in known and name != "__categories"]
+        names += [f"obs/{column}" for column in self.obs.unread]
+        names += [f"var/{column}" for column in self.var.unread]
+        carried = carried | {self.matrix_name, _OLD_NAMES.get(self.matrix_name, "")}
+        if self.matrix_name == "raw/X":
+            carried |= {"raw/var", "raw.var"}
+            # The genes outside raw are left out with X.
+            names += ["var"] if "var" in self._file else []
+        return [name for name in names if name not in carried]
+
+    def _names_in(self, mapping: str) -> list[str]:
+        group = self._file.get(mapping)
+        if isinstance(group, h5py.Dataset):
+            # Files of old releases keep some mappings as one compound dataset.
+            return list(group.dtype.names or ())
+        return [name for name in group if _is_filled(group[name])] if _is_group(group) else []
+
+    def _choose_matrix(self, name: str | None) -> str:
+        if "obs" not in self._file or "var" not in self._file:
+            found = ", ".join(self._file) or "nothing"
+            raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {found}")
+        chosen = name or ("raw/X" if self._element("raw/X") is not None else "X")
+        if self._element(chosen) is None:
+            there = [n for n in ("X", "raw/X") if self._element(n) is not None]
+            there += [f"layers/{key}" for key in self._names_in("layers")]
+            raise SourceError(
+                f"{self.path}: there is no matrix {chosen}; the file has: "
+                f"{', '.join(there) or 'none'}"
+            )
+        return chosen
+
+    def _element(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        return self._file.get(name, self._file.get(_OLD_NAMES.get(name, name)))
+
+    def _table(self, name: str) -> H5Table:
+        element = self._element(name)
+        if element is None:
+            raise SourceError(f"{self.path}: {name} is missing")
+        return H5Table(f"{self.path}: {name}", element)
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
+        element, where = self._element(name), f"{self.path}: {name}"
+        if isinstance(element, h5py.Dataset):
+            if element.shape is None:
+                raise SourceError(f"{where} is empty, expected a matrix of shape {shape}")
+            found = tuple(int(n) for n in element.shape)
+            kind: Any = Dense
+        else:
+            assert element is not None
+            attrs = element.attrs
+            # Names of the attributes before and since anndata 0.7.
+            encoding = attrs.get("encoding-type", attrs.get("h5sparse_format", ""))
+            encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
+            encoding = encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
+            if encoding not in _SPARSE:
+                raise SourceError(
+                    f"{where}: cannot read the encoding {encoding!r}; expected a dense array or "
+                    f"{', '.join(_SPARSE)}"
+                )
+            found = tuple(int(n) for n in attrs.get("shape", attrs.get("h5sparse_shape", ())))
+            kind = _SPARSE[encoding]
+        if found != shape:
+            raise SourceError(f"{where} has shape {found}, but obs and var say {shape}")
+        matrix: Matrix = kind(where, element, shape)
+        return matrix
+
+
+_OLD_NAMES = {"raw/X": "raw.X", "raw/var": "raw.var"}
+
+
+def _open_hdf5(path: str) -> h5py.File:
+    if not os.path.exists(path):
+        raise SourceNotFoundError(f"{path}: there is no such file")
+    if os.path.isdir(path):
+        raise SourceError(f"{path}: expected an h5ad file, found a directory")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        truncated = "truncated" in str(error)
+        problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
+        raise SourceError(f"{path}: {problem} ({_one_line(error)})") from error
+
+
+def _is_group(element: Any) -> bool:
+    return isinstance(element, h5py.Group)
+
+
+def _is_filled(element: Any) -> bool:
+    return element is not None and not (_is_group(element) and len(element) == 0)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())

@@ -1,0 +1,133 @@
+"""What may import what: layers only downwards, heavy packages only where they are needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Top to bottom: a module imports from its own group and those below. New files get a place here.
+LAYERS = [
+    {"scdl", "scdl.__main__", "scdl.cli"},
+    {"scdl.loader"},
+    {"scdl.collection", "scdl.genes"},
+    {"scdl.dataset"},
+    {"scdl.concatenate", "scdl.conversion", "scdl.export"},
+    {"scdl.h5ad"},
+    {"scdl.dataframes", "scdl.transpose"},
+    {"scdl.matrices"},
+    {"scdl.cast", "scdl.chunks", "scdl.tables"},
+    {"scdl.rows"},
+    {"scdl.features", "scdl.neighbors", "scdl.samplers"},
+    {"scdl.collate", "scdl.csr"},
+    {"scdl.batch"},
+    {"scdl.tensors"},
+    {"scdl._kernels"},
+    {"scdl.__version__", "scdl.errors", "scdl.schema"},
+]
+SEAM = {"storage_backends.base", "storage_backends.errors", "storage_backends.registry"}
+
+# Packages that only some modules import.
+CONFINED = {
+    "torch": {"scdl.tensors", "scdl.collate", "scdl.loader"},
+    "anndata": {
+        "scdl.export",
+        "storage_backends.zarr",
+    },
+}
+# Packages that `import scdl` leaves alone.
+HEAVY = {"anndata", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
+
+TYPE_CHECKING = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    module_name(path): path
+    for package in ("scdl", "storage_backends")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+# The package itself is left out: it names everything and imports it on demand.
+ABOVE_SEAM = [name for name in SOURCES if name.startswith("scdl.")]
+BELOW_SEAM = [name for name in SOURCES if name.split(".")[0] == "storage_backends"]
+
+
+def layer(module: str) -> int:
+    """Place of a module in the table, counted from the top."""
+    for depth, group in enumerate(LAYERS):
+        if module in group:
+            return depth
+    pytest.fail(f"{module} has no place in LAYERS")
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes below `node`, without what only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in TYPE_CHECKING:
+            for statement in child.orelse:
+                yield statement
+                yield from executed(statement)
+        else:
+            yield child
+            yield from executed(child)
+
+
+def imports(module: str) -> set[str]:
+    """Modules that a module imports, inside functions too; ours by their full name."""
+    found = set()
+    for node in executed(ast.parse(SOURCES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            ours = SOURCES.keys() | {"scdl.__version__"}
+            found |= {name if name in ours else str(node.module) for name in names}
+    return found
+
+
+@pytest.mark.parametrize("module", ABOVE_SEAM)
+def test_layers_import_only_downwards(module):
+    depth = layer(module)
+    ours = {name for name in imports(module) if name.split(".")[0] == "scdl"}
+    assert {name for name in ours if layer(name) < depth} == set()
+
+
+@pytest.mark.parametrize("module", ABOVE_SEAM)
+def test_only_the_seam_is_seen_from_above(module):
+    below = {name for name in imports(module) if name.split(".")[0] == "storage_backends"}
+    assert below <= SEAM
+
+
+@pytest.mark.parametrize("module", BELOW_SEAM)
+def test_backends_know_nothing_of_cells(module):
+    assert not {name for name in imports(module) if name.split(".")[0] == "scdl"}
+
+
+@pytest.mark.parametrize("package", CONFINED)
+def test_package_stays_where_it_is_needed(package):
+    importers = {
+        module for module in SOURCES if package in {name.split(".")[0] for name in imports(module)}
+    }
+    assert importers <= CONFINED[package]
+
+
+def test_import_is_light():
+    code = f"import sys, scdl; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    assert loaded.split() == []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_logging_is_left_to_the_application(module):
+    assert "basicConfig" not in SOURCES[module].read_text(encoding="utf-8")

@@ -1,0 +1,188 @@
+"""A writer that dies, at any access to the file system or any moment, leaves the old or the new."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from reading import assert_same
+from sources import Encoding, names, random_cells, write_h5ad
+
+import scdl
+
+DYING = Path(__file__).with_name("dying.py")
+CELLS = random_cells(2_000, 300, density=0.2, seed=1)
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are forks")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("crash")
+    obs = pd.DataFrame({"type": pd.Categorical(["B", "T"] * 1_000)}, index=names("cell", 2_000))
+    encoding = Encoding(storage={"compression": "gzip", "chunk": 5_000})
+    source = write_h5ad(place / "cells.h5ad", CELLS, encoding, obs=obs)
+    scdl.convert(source, place / "pristine")
+    return place
+
+
+@pytest.fixture
+def lives(files: Path, child_environment: dict[str, str]) -> Callable[..., list[dict[str, Any]]]:
+    """How writers lived and died: what was before, what a whole life gives, then each life."""
+
+    def run(mode: str, how: str) -> list[dict[str, Any]]:
+        (place := files / f"{mode}-{how}").mkdir()
+        done = subprocess.run(
+            [sys.executable, DYING, mode, how, place],
+            env=child_environment | {"PYTHONWARNINGS": "ignore::DeprecationWarning"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def check(before: Any, done: Any, lived: list[dict[str, Any]]) -> None:
+    assert before != done
+    for number, life in enumerate(lived, start=1):
+        where = f"life {number} of {len(lived)}: {life}"
+        assert life["state"] in (before, done), f"neither the old nor the new: {where}"
+        assert life["retry"] == 0, f"the retry failed: {where}"
+        assert life["retried"] == ["archive"], f"the retry left something: {where}"
+
+
+@pytest.mark.parametrize("mode", ["convert", "cast", "concat"])
+def test_killed_at_every_access(lives: Callable[..., list[dict[str, Any]]], mode: str) -> None:
+    before, done, *lived = lives(mode, "events")
+    *killed, last = lived
+    assert len(killed) > 20
+    assert {life["ended"] for life in killed} == {-signal.SIGKILL}
+    assert (last["ended"], last["state"]) == (0, done["done"])
+    check(before["before"], done["done"], lived)
+    states = [life["state"] == done["done"] for life in killed]
+    assert states == sorted(states), "once the new is there it stays"
+    assert not all(states)
+    assert any(states)
+
+
+@pytest.mark.parametrize("mode", ["convert", "concat"])
+def test_killed_at_any_moment(lives: Callable[..., list[dict[str, Any]]], mode: str) -> None:
+    before, done, *lived = lives(mode, "SIGKILL")
+    check(before["before"], done["done"], lived)
+    assert -signal.SIGKILL in {life["ended"] for life in lived}
+
+
+@pytest.mark.parametrize("mode", ["convert", "concat"])
+def test_interrupted_at_any_moment(lives: Callable[..., list[dict[str, Any]]], mode: str) -> None:
+    """Ctrl-C leaves nothing behind at all, without a retry."""
+    before, done, *lived = lives(mode, "SIGINT")
+    check(before["before"], done["done"], lived)
+    assert 130 in {life["ended"] for life in lived}
+    for life in lived:
+        assert life["ended"] in (0, 130), life
+        archive = ["archive"] if life["state"] != "absent" else []
+        assert life["after"] == archive, life
+
+
+def test_interrupted_command_is_brief(
+    files: Path, tmp_path: Path, child_environment: dict[str, str]
+) -> None:
+    cells = random_cells(20_000, 300, density=0.2)
+    source = write_h5ad(tmp_path / "a.h5ad", cells, Encoding(storage={"chunk": 1_000}))
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "scdl", "convert", source, tmp_path / "out" / "archive"]
+    child = subprocess.Popen(
+        [str(part) for part in command], env=child_environment, stderr=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "out").iterdir()) and child.poll() is None:
+        time.sleep(0.001)
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=60)
+    assert child.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in told
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_exception_in_the_middle(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in writing, nothing stays, and a retry works."""
+    from storage_backends import registry
+
+    writer = registry.backend("memmap").writer
+    append, calls = writer.append, []
+
+    def failing(self: Any, *arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 7:
+            raise RuntimeError("in the middle")
+        append(self, *arguments)
+
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "append", failing)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            scdl.convert(files / "cells.h5ad", tmp_path / "out" / "archive", block_values=10_000)
+    assert list((tmp_path / "out").iterdir()) == []
+    scdl.convert(files / "cells.h5ad", tmp_path / "out" / "archive", block_values=10_000)
+    assert_same_cells = scdl.open(tmp_path / "out" / "archive").read_rows(slice(None)).to_scipy()
+    assert (assert_same_cells != CELLS.csr()).nnz == 0
+
+
+def test_two_writers_of_one_target(files: Path, tmp_path: Path) -> None:
+    """The second to finish is refused, and neither disturbs the other."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def attempt(_: int) -> str:
+        try:
+            scdl.convert(files / "cells.h5ad", tmp_path / "archive", block_values=20_000)
+        except scdl.errors.ArchiveExistsError:
+            return "refused"
+        return "written"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(attempt, range(4))) == ["refused"] * 3 + ["written"]
+    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+    ds = scdl.open(tmp_path / "archive")
+    assert ds.number_nonzero_values() == CELLS.csr().nnz
+    assert_same_rows = ds.read_rows([0, -1]).to_dense()
+    assert (assert_same_rows == CELLS.csr().toarray()[[0, -1]]).all()
+
+
+def test_readers_during_a_replacement(files: Path, tmp_path: Path) -> None:
+    """Someone who reads all the time sees the old or the new, never neither."""
+    import shutil
+    import threading
+
+    shutil.copytree(files / "pristine", tmp_path / "archive")
+    seen: list[str] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            ds = scdl.open(tmp_path / "archive")
+            assert len(ds.get_row(-1)[0][0]) > 0
+            seen.append(ds.dtypes["data.npy"])
+
+    with pytest.MonkeyPatch.context():
+        reader = threading.Thread(target=read)
+        reader.start()
+        ds = scdl.open(tmp_path / "archive")
+        for dtype in ("float64", "float32") * 5:
+            ds.cast_data_to_dtype(dtype)
+        stop.set()
+        reader.join()
+    assert set(seen) == {"float32", "float64"}
+    assert_same(ds, CELLS.csr()) if len(ds) < 100 else None

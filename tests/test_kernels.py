@@ -1,0 +1,117 @@
+"""Every compiled kernel equals its NumPy twin."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scdl import _kernels
+from storage_backends import _gather
+
+UNSIGNED = ["u1", "u2", "u4", "u8"]
+
+
+@st.composite
+def csr_rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Data, indices (any order, repeats), indptr and number of genes, up to several words of 64."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_vars = draw(st.sampled_from([1, 2, 63, 64, 65, 128, 200]))
+    counts = draw(st.lists(st.integers(0, 40), max_size=6))
+    indptr = np.append(0, np.cumsum(counts)).astype(np.int64)
+    kind = draw(st.sampled_from(["sorted", "unsorted", "repeated"]))
+    rows = [
+        rng.integers(0, n_vars, n)
+        if kind == "repeated"
+        else rng.permutation(n_vars)[: min(n, n_vars)]
+        for n in counts
+    ]
+    if kind != "repeated":
+        indptr = np.append(0, np.cumsum([len(row) for row in rows])).astype(np.int64)
+    if kind == "sorted":
+        rows = [np.sort(row) for row in rows]
+    indices = np.concatenate([np.empty(0, int), *rows]).astype(draw(st.sampled_from(UNSIGNED)))
+    data = rng.integers(1, 50, len(indices)).astype(draw(st.sampled_from(["f4", "f8", "u1", "u8"])))
+    return data, indices, indptr, n_vars
+
+
+@given(csr_rows())
+def test_row_order(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
+    _, indices, indptr, n_vars = rows
+    order, twin = np.full((2, len(indices)), -7, np.int64)
+    unsorted = _kernels.row_order(indptr, indices, n_vars, order)
+    assert unsorted == _kernels.row_order_numpy(indptr, indices, n_vars, twin)
+    np.testing.assert_array_equal(order, twin)
+    pieces = [slice(a, b) for a, b in pairwise(indptr)]
+    falls = [bool((np.diff(indices[piece].astype(int)) < 0).any()) for piece in pieces]
+    assert unsorted == sum(falls)
+    for piece in pieces:
+        stable = piece.start + np.argsort(indices[piece], kind="stable")
+        np.testing.assert_array_equal(order[piece], stable)
+
+
+@given(csr_rows())
+def test_fill_dense(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
+    data, indices, indptr, n_vars = rows
+    out, twin = np.zeros((2, len(indptr) - 1, n_vars), data.dtype)
+    assert _kernels.fill_dense(data, indices, indptr, out)
+    assert _kernels.fill_dense_numpy(data, indices, indptr, twin)
+    np.testing.assert_array_equal(out, twin)
+    assert out.sum(dtype=data.dtype) == data.sum(dtype=data.dtype)
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+@pytest.mark.parametrize("column", [5, 6, 200])
+def test_column_out_of_range(dtype: str, column: int) -> None:
+    indices = np.array([4, column], dtype)
+    indptr = np.array([0, 2])
+    for kernel in (_kernels.row_order, _kernels.row_order_numpy):
+        assert kernel(indptr, indices, 5, np.empty(2, np.int64)) == _kernels.OUT_OF_RANGE
+    for fill in (_kernels.fill_dense, _kernels.fill_dense_numpy):
+        guarded = np.zeros((3, 5), "f4")
+        assert not fill(np.ones(2, "f4"), indices, indptr, guarded[1:2])
+        assert not guarded[[0, 2]].any(), "written outside the output"
+
+
+def test_largest_unsigned_column_is_out_of_range() -> None:
+    indices = np.array([2**64 - 1], np.uint64)
+    order = np.empty(1, np.int64)
+    assert _kernels.row_order(np.array([0, 1]), indices, 5, order) == _kernels.OUT_OF_RANGE
+    out = np.zeros((1, 5), "f4")
+    assert not _kernels.fill_dense(np.ones(1, "f4"), indices, np.array([0, 1]), out)
+
+
+ITEMS = [
+    (np.dtype(name), shape)
+    for name, shape in [
+        ("u1", ()),
+        ("<u2", ()),
+        ("<f2", ()),
+        ("<f4", ()),
+        ("<i8", ()),
+        ("<f8", ()),
+        ("<f4", (3,)),
+        ("u1", (2, 2)),
+        ("<f4", (0,)),
+    ]
+]
+
+
+@given(
+    st.sampled_from(ITEMS),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted), max_size=12),
+)
+def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]]) -> None:
+    dtype, shape = item
+    source = np.random.default_rng(0).integers(0, 100, (30, *shape)).astype(dtype)
+    source.flags.writeable = False
+    starts = np.array([start for start, _ in ranges], np.int64)
+    stops = np.array([stop for _, stop in ranges], np.int64)
+    expected = np.concatenate([source[:0], *(source[a:b] for a, b in ranges)])
+    for gather in (_gather.gather, _gather.gather_numpy):
+        out = np.full_like(expected, 111)
+        gather(source, starts, stops, out)
+        np.testing.assert_array_equal(out, expected)
