@@ -8,6 +8,7 @@ read by h5py.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import queue
 import threading
@@ -43,6 +44,17 @@ def readable(where: str) -> Iterator[None]:
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scdl-inflate")
+
+
+def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised array whose memory the next array of about its size can take over.
+
+    Blocks differ a little in size. Allocated as they are, they fragment the heap, which then grows
+    with the length of the file; rounded up they fit into each other's place.
+    """
+    items = math.prod(shape)
+    rounded = 1 << max(items - 1, 0).bit_length()
+    return np.empty(rounded, dtype)[:items].reshape(shape)
 
 
 class RowReader:
@@ -86,7 +98,7 @@ class RowReader:
                 chunks = self._inflated(start, stop)
                 if chunks is not None:
                     return self._assemble(chunks, start, stop)
-            out = np.empty(shape, self.dtype)
+            out = recyclable(shape, self.dtype)
             self._dataset.read_direct(out, np.s_[start:stop])
             return out
 
@@ -129,7 +141,7 @@ class RowReader:
         self, chunks: dict[tuple[int, ...], NDArray[Any]], start: int, stop: int
     ) -> NDArray[Any]:
         shape = self._dataset.shape
-        out = np.empty((stop - start, *shape[1:]), self.dtype)
+        out = recyclable((stop - start, *shape[1:]), self.dtype)
         for offset, chunk in chunks.items():
             first, last = max(offset[0], start), min(offset[0] + len(chunk), stop)
             if first >= last:

@@ -42,7 +42,8 @@ def concatenate(
     """Write the cells of archives of any backends one after the other, and commit.
 
     Feature blocks with the same genes that meet become one. obs gets the columns of all, null where
-    an archive has none; graphs are shifted to where their cells are; obsm is kept where all have it.
+    an archive has none; graphs are shifted to where their cells are; obsm is kept where all have
+    it.
     Genes that an archive stores out of order are sorted on the way.
 
     Parameters

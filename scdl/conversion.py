@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +17,11 @@ from tqdm import tqdm
 
 from scdl import csr
 from scdl.cast import Caster
-from scdl.chunks import FieldReader, RowReader, prefetch
+from scdl.chunks import FieldReader, RowReader, prefetch, recyclable
 from scdl.csr import SparseRows
 from scdl.errors import ScdlWarning, SourceError
 from scdl.h5ad import H5adFile
-from scdl.matrices import BLOCK_VALUES, Bounds, Matrix
+from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, scratch_file
 from scdl.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -39,7 +38,6 @@ from scdl.schema import (
 from scdl.tables import united
 from storage_backends import registry
 from storage_backends.base import ArrayWriter
-from storage_backends.errors import refused_write
 
 Path = str | os.PathLike[str]
 
@@ -201,7 +199,7 @@ def convert(
         duplicates_summed=conversion.duplicates_summed,
         not_carried=conversion.not_carried,
         max_rounding=caster.max_rounding,
-        nbytes=sum(store.stored_bytes.values()),
+        nbytes=store.nbytes,
         seconds=time.perf_counter() - started,
     )
 
@@ -225,8 +223,10 @@ class _Conversion:
         )
         self._bounds = Bounds(
             values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
-            rows=_positive("block_rows", options.get("block_rows", Bounds().rows)),
-            scratch=_scratch(writer.path),
+            rows=min(
+                _positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows
+            ),
+            target=writer.path,
         )
         self._index_dtype = smallest_unsigned(max(file.n_vars for file in files) - 1)
         self.rows_sorted = 0
@@ -285,8 +285,10 @@ class _Conversion:
 
     def _clean(self, block: SparseRows, n_vars: int, where: str) -> SparseRows:
         """Genes of each cell in rising order, each once."""
-        indices = block.indices.astype(self._index_dtype, copy=False)
-        falls = indices[1:] <= indices[:-1]
+        indices = recyclable(block.indices.shape, self._index_dtype)
+        np.copyto(indices, block.indices, casting="unsafe")
+        falls = recyclable((max(len(indices) - 1, 0),), np.dtype(bool))
+        np.less_equal(indices[1:], indices[:-1], out=falls)
         inner = block.indptr[(block.indptr > 0) & (block.indptr < len(indices))]
         falls[inner - 1] = False
         block = SparseRows(block.data, indices, block.indptr)
@@ -342,26 +344,25 @@ class _Offsets:
     """Offsets of rows whose number of values is known only at the end: kept in a temporary file."""
 
     def __init__(self, bounds: Bounds) -> None:
-        self._file = tempfile.TemporaryFile(dir=bounds.scratch)  # noqa: SIM115 - closed on exit
+        self._open = scratch_file(bounds)
         self.total = 0
 
     def __enter__(self) -> _Offsets:
+        self._file = self._open.__enter__()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
+    def __exit__(self, *exc_info: Any) -> None:
+        self._open.__exit__(*exc_info)
 
     def add(self, indptr: NDArray[np.int64]) -> None:
         """The offsets of the next rows, from 0."""
-        with refused_write("a temporary file"):
-            self._file.write((indptr[1:] + self.total).tobytes())
+        self._file.write((indptr[1:] + self.total).tobytes())
         self.total += int(indptr[-1])
 
     def read(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
         """All offsets from 0, piece by piece."""
         yield np.zeros(1, dtype)
-        with refused_write("a temporary file"):
-            self._file.seek(0)
+        self._file.seek(0)
         while piece := self._file.read(8 << 20):
             yield np.frombuffer(piece, np.int64).astype(dtype)
 
@@ -376,12 +377,6 @@ def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[
 def _pieces(reader: RowReader | FieldReader, rows: int) -> Iterator[NDArray[Any]]:
     for start in range(0, max(len(reader), 1), rows):
         yield reader.read(start, min(start + rows, len(reader)))
-
-
-def _scratch(path: str) -> str | None:
-    """Where temporary files of the size of the data go: beside the target, if that is a place."""
-    parent = os.path.dirname(os.path.abspath(path))
-    return parent if os.access(parent, os.W_OK) else None
 
 
 def _positive(name: str, value: int) -> int:

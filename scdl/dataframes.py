@@ -77,7 +77,7 @@ class H5Table(TableSource):
         for name in names:
             if name not in group:
                 raise SourceError(f"{self._where}: its column {name!r} is missing")
-            if _length(group[name]) != self.num_rows:
+            if _column(group[name]) and _length(group[name]) != self.num_rows:
                 raise SourceError(
                     f"{self._where}: column {name!r} has {_length(group[name])} rows, "
                     f"its index {self.num_rows}"
@@ -203,7 +203,8 @@ def _as_text(read: _Reader | None) -> _Reader | None:
 
 
 def _native(values: NDArray[Any]) -> NDArray[Any]:
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    # A field of a compound dataset is strided, which Arrow takes wrong for booleans.
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
 def _text(value: Any) -> str:

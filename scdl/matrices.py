@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -13,18 +16,41 @@ from numpy.typing import NDArray
 from scdl.chunks import RowReader
 from scdl.csr import SparseRows
 from scdl.errors import SourceError
+from storage_backends.errors import refused_write
 
-#: Stored values handled at once by default: 16 MB of int32 and float32.
-BLOCK_VALUES = 1 << 21
+#: Stored values handled at once by default: 8 MB of int32 and float32.
+BLOCK_VALUES = 1 << 20
 
 
 class Bounds(NamedTuple):
     """How much of a matrix is handled at once."""
 
     values: int = BLOCK_VALUES
-    rows: int = 1 << 20
-    #: Where temporary files go; None: the system's choice.
-    scratch: str | None = None
+    rows: int = 1 << 15
+    #: Beside which temporary files go; None: where the system puts them.
+    target: str | None = None
+
+
+@contextmanager
+def scratch_file(bounds: Bounds) -> Iterator[BinaryIO]:
+    """A temporary file without a name, which ends with its use.
+
+    Raises
+    ------
+    ArchiveWriteError
+        It cannot be written, for example because the disk is full.
+    """
+    target = bounds.target or tempfile.gettempdir()
+    parent = os.path.dirname(os.path.abspath(target))
+    with refused_write(target):
+        # Sizes of the data belong on the disk of the data, where that is a local one.
+        file = tempfile.TemporaryFile(dir=parent if os.access(parent, os.W_OK) else None)  # noqa: SIM115
+        try:
+            yield file
+        finally:
+            # What a full disk left in the buffer cannot be flushed, and is not needed.
+            with suppress(OSError):
+                file.close()
 
 
 class Matrix(ABC):

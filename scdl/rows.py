@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scdl import csr
 from scdl.batch import CellBatch
-from scdl.errors import NeighborError, RowIndexError
+from scdl.errors import ArchiveFormatError, NeighborError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.neighbors import NeighborGraph
 from scdl.schema import Info
@@ -171,6 +171,11 @@ class CellReader(ABC):
         """One cell as a dense array of its block's n_vars; the rest as for :meth:`get_row`."""
         (values, columns), features = self.get_row(index, return_features, feature_vars)
         dense = np.zeros(self._n_vars_of(index), values.dtype)
+        if len(columns) and columns[-1] >= len(dense):
+            raise ArchiveFormatError(
+                f"column id {columns[-1]} is stored for {len(dense)} genes; the archive is "
+                "damaged, convert the source again"
+            )
         dense[columns] = values
         return dense, features
 

@@ -8,7 +8,6 @@ memory is that of one bucket and 8 bytes a row, the disk that of the entries.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
@@ -26,8 +25,8 @@ from scdl.matrices import (
     check_offsets,
     compressed_ranges,
     readers,
+    scratch_file,
 )
-from storage_backends.errors import refused_write
 
 
 class _Entries(NamedTuple):
@@ -56,7 +55,7 @@ class _ByEntry(Matrix):
             [("row", _index_type(self.shape[0])), ("column", _index_type(self.shape[1])),
              ("value", self.dtype)]
         )  # fmt: skip
-        with tempfile.TemporaryFile(dir=bounds.scratch) as file:
+        with scratch_file(bounds) as file:
             self._deal(file, record, indptr, stops, bounds)
             for start, stop in pairwise([0, *stops.tolist()]):
                 yield _sorted_bucket(file, record, indptr, start, stop)
@@ -79,13 +78,11 @@ class _ByEntry(Matrix):
             records["column"] = entries.columns[order]
             records["value"] = entries.values[order] if entries.values is not None else 0
             used, first, count = np.unique(bucket[order], return_index=True, return_counts=True)
-            with refused_write("a temporary file"):
-                for b, f, n in zip(used.tolist(), first.tolist(), count.tolist(), strict=True):
-                    file.seek(int(cursors[b]) * record.itemsize)
-                    file.write(records[f : f + n].tobytes())
-                    cursors[b] += n
-        with refused_write("a temporary file"):
-            file.flush()
+            for b, f, n in zip(used.tolist(), first.tolist(), count.tolist(), strict=True):
+                file.seek(int(cursors[b]) * record.itemsize)
+                file.write(records[f : f + n].tobytes())
+                cursors[b] += n
+        file.flush()
 
 
 class Csc(_ByEntry):

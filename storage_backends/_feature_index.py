@@ -1,9 +1,9 @@
 """Small files of the documented format's feature index directories, safely read.
 
 ``var_features/`` and ``obs_features/`` hold, beside the tables, ``cumulative_sum_index.npy``
-(int64: -1, then the row at which each block ends), ``labels.json`` or ``labels.npy`` (where each block came
-from) and ``version.npy``. Old ``labels.npy`` are pickles; they are read by an unpickler that can
-make nothing but lists, strings and paths.
+(int64: -1, then the row at which each block ends), ``labels.json`` or ``labels.npy`` (where each
+block came from) and ``version.npy``. Old ``labels.npy`` are pickles; they are read by an unpickler
+that can make nothing but lists, strings and paths.
 """
 
 from __future__ import annotations

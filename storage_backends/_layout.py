@@ -104,10 +104,9 @@ def matrix_files(path: str, header: Header | None) -> Files:
 
 
 def _measure_file(file: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
-    try:
-        size = os.path.getsize(file)
-    except FileNotFoundError:
-        raise ArchiveFormatError(f"{file}: the file is missing; convert the source again") from None
+    if not os.path.isfile(file):
+        raise ArchiveFormatError(f"{file}: the file is missing; convert the source again")
+    size = os.path.getsize(file)
     if size % dtype.itemsize:
         raise ArchiveFormatError(
             f"{file}: {size} bytes are no whole number of {dtype}; the file is truncated"
@@ -172,6 +171,9 @@ def read_manifest(path: str, n_obs: int, nnz: int) -> Mapping[str, Any]:
             _check_entry(entry)
         if not isinstance(manifest["attrs"], dict) or not isinstance(manifest["only_names"], dict):
             raise ValueError("attrs and only_names must be objects")
+        for block in manifest["attrs"]["blocks"]:
+            if not (isinstance(block["stop"], int) and isinstance(block["n_vars"], int)):
+                raise ValueError(f"bad block {block!r:.100}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveFormatError(f"{file}: not a manifest of scdl ({error!r})") from error
     if version > MANIFEST_FORMAT:

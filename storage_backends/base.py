@@ -156,6 +156,11 @@ class ArrayStore(ABC):
             The rows lie outside the table.
         """
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk of the whole archive."""
+        return sum(self.stored_bytes.values())
+
     def close(self) -> None:  # noqa: B027 - a store without resources has nothing to do
         """Let go of files and memory; views that were handed out stay valid."""
 

@@ -82,7 +82,7 @@ def refused_write(path: str) -> Iterator[None]:
     """Turn what the operating system says of a write into an ArchiveWriteError."""
     try:
         yield
-    except (ArchiveWriteError, ArchiveExistsError):
+    except ScdlError:
         raise
     except OSError as error:
         reason = error.strerror or str(error)

@@ -53,14 +53,13 @@ if TYPE_CHECKING:
 class MemmapStore(ArrayStore):
     """A committed archive in the documented format."""
 
-    def __init__(self, path: str, files: _layout.Files, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._manifest = manifest
         self._identity = _layout.identity(path)
-        self._specs = MappingProxyType({name: spec for name, (_, spec) in files.items()})
-        self._mapped: dict[str, NDArray[Any]] | None = {
-            name: _layout.map_file(file, spec) for name, (file, spec) in files.items()
-        }
+        self._manifest: Mapping[str, Any] = {}
+        self._files: dict[str, str] = {}
+        self._specs: dict[str, ArraySpec] = {}
+        self._mapped: dict[str, NDArray[Any]] | None = {}
 
     @classmethod
     def detect(cls, path: str) -> bool:
@@ -73,50 +72,62 @@ class MemmapStore(ArrayStore):
         path = os.path.abspath(path)
         if not os.path.isdir(path):
             raise ArchiveNotFoundError(f"{path}: there is no archive here")
+        store = cls(path)
         header = _layout.read_header(path)
-        matrix = _layout.matrix_files(path, header)
-        n_obs, nnz = (matrix[name][1].length for name in ("indptr", "data"))
-        manifest = _layout.read_manifest(path, n_obs - 1, nnz)
-        own = _layout.graph_files(path, manifest) | _layout.own_files(path, manifest)
-        store = cls(path, matrix | own, manifest)
-        store._check_lengths()
+        store._map(_layout.matrix_files(path, header))
+        store._manifest = _layout.read_manifest(path, store._n_obs, store._specs["data"].length)
+        store._map(_layout.graph_files(path, store._manifest))
+        store._map(_layout.own_files(path, store._manifest))
         store._check_features()
         store.stale = header is not None and store._is_stale(header)
         return store
 
-    def _check_lengths(self) -> None:
-        """Refuse files that disagree with each other."""
-        n_obs = self._specs["indptr"].length - 1
-        for name in self._specs:
-            prefix, _, part = name.rpartition("indptr")
-            if part or not name.endswith("indptr"):
-                continue
-            indptr = self._opened()[name]
-            n_values, n_indices = (self._specs[prefix + p].length for p in ("data", "indices"))
-            ends = (int(indptr[0]), int(indptr[-1])) if len(indptr) else (0, 0)
-            if (
-                len(indptr) != n_obs + 1
-                or n_obs < 0
-                or ends != (0, n_values)
-                or n_indices != n_values
-            ):
-                raise ArchiveFormatError(
-                    f"{self.path}: the {len(indptr)} offsets of {name} run from {ends[0]} to "
-                    f"{ends[1]}, but the files hold {n_values} values and {n_indices} ids for "
-                    f"{n_obs} cells; a file is truncated or is not of the header's dtype: convert "
-                    "the source again"
-                )
+    @property
+    def _n_obs(self) -> int:
+        return self._specs["indptr"].length - 1
+
+    def _map(self, files: _layout.Files) -> None:
+        """Map arrays, and refuse sparse ones whose files disagree with each other."""
+        for name, (file, spec) in files.items():
+            self._files[name], self._specs[name] = file, spec
+            self._opened()[name] = _layout.map_file(file, spec)
+        for name in files:
+            if name.endswith("indptr"):
+                self._check_offsets(name.removesuffix("indptr"))
+
+    def _check_offsets(self, prefix: str) -> None:
+        parts = [prefix + part for part in ("data", "indices", "indptr")]
+        if missing := [part for part in parts if part not in self._specs]:
+            raise ArchiveFormatError(f"{self.path}: {', '.join(missing)} is missing")
+        values, ids, offsets = (self._specs[part].length for part in parts)
+        indptr = self._opened()[parts[2]]
+        ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
+        if offsets != self._n_obs + 1 or offsets == 0 or ends != (0, values) or ids != values:
+            found = ", ".join(
+                f"{os.path.basename(self._files[part])} has {self._specs[part].length}"
+                for part in parts
+            )
+            raise ArchiveFormatError(
+                f"{self.path}: {found} entries for {self._n_obs} cells, with offsets from "
+                f"{ends[0]} to {ends[1]}; a file is truncated or is not of the header's dtype: "
+                "convert the source again"
+            )
 
     def _check_features(self) -> None:
         """Refuse feature indexes that describe another number of rows."""
-        n_obs = self._specs["indptr"].length - 1
         for name in filter(None, (self._var_directory, self._obs_directory)):
             stops = _feature_index.read_stops(os.path.join(self.path, name))
             described = stops[-1] if stops else 0
-            if described != n_obs:
+            if described != self._n_obs:
                 raise ArchiveFormatError(
-                    f"{self.path}: {name} describes {described} rows, but the archive has {n_obs}"
+                    f"{self.path}: {name} describes {described} rows, "
+                    f"but the archive has {self._n_obs}"
                 )
+        if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
+            raise ArchiveFormatError(
+                f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "
+                "the manifest has others"
+            )
 
     def _is_stale(self, header: Header) -> bool:
         listed = {array.name: array.length for array in header.arrays}
@@ -141,7 +152,7 @@ class MemmapStore(ArrayStore):
     @property
     def arrays(self) -> Mapping[str, ArraySpec]:
         self._opened()
-        return self._specs
+        return MappingProxyType(self._specs)
 
     @property
     def attrs(self) -> Mapping[str, Any]:
@@ -170,6 +181,14 @@ class MemmapStore(ArrayStore):
     def stored_bytes(self) -> Mapping[str, int]:
         sizes = {name: spec.nbytes for name, spec in self.arrays.items()}
         return sizes | {name: self._table(name).nbytes for name in self.tables}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            os.path.getsize(os.path.join(directory, file))
+            for directory, _, files in os.walk(self.path)
+            for file in files
+        )
 
     def view(self, name: str) -> NDArray[Any] | None:
         self.spec(name)
@@ -233,7 +252,7 @@ class MemmapStore(ArrayStore):
             directory = self._path_of("obs_features")
             n_blocks = len(_feature_index.read_stops(directory))
             files = [_layout.dataframe(i, n_blocks) for i in range(n_blocks)]
-            n_rows: int | None = self._specs["indptr"].length - 1
+            n_rows: int | None = self._n_obs
         else:
             block = int(name.removeprefix("var/"))
             directory = self._path_of(self._var_directory)
