@@ -157,8 +157,9 @@ def _write_tables(
     else:
         write_elem(file, "obsp", {})
     if spec.raw:
-        write_elem(file, "raw/var", var, dataset_kwargs=compression)
-        write_elem(file, "raw/varm", {})
+        raw = file.require_group("raw")
+        write_elem(raw, "var", var, dataset_kwargs=compression)
+        write_elem(raw, "varm", {})
 
 
 def _blocks(spec: DataSpec, *, progress: bool) -> Iterator[slice]:

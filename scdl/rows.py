@@ -123,9 +123,9 @@ class CellReader(ABC):
 
     def __getitem__(self, index: SupportsIndex) -> torch.Tensor:
         """One cell as a tensor of shape [2, nnz]: values, then column ids."""
+        values, columns = self._row(index)
         from scdl.collate import row_tensor
 
-        values, columns = self._row(index)
         return row_tensor(values, columns, self.info.max_n_vars)
 
     def get_row(

@@ -88,6 +88,9 @@ class TestGenerate:
         frequencies = [np.diff(cells.raw.X.tocsc().indptr) / 300 for cells in (blocks, data)]
         assert np.corrcoef(*frequencies)[0, 1] > 0.98
 
+    @pytest.mark.skipif(
+        anndata.__version__ >= "0.13", reason="files of anndata 0.12 are what is generated"
+    )
     def test_is_encoded_as_anndata_encodes(self, data: anndata.AnnData, tmp_path: Path) -> None:
         ours, theirs = tmp_path / "ours.h5ad", tmp_path / "theirs.h5ad"
         read(ours, compression="gzip-4")
@@ -226,7 +229,7 @@ def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture
 
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     report = run.main(["--quick", *directories])
-    assert len(report.outcomes) == 13
+    assert len(report.outcomes) == 12
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
     assert "read_rows" in capsys.readouterr().out
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from reading import assert_same
+from reading import assert_counts
 from sources import Encoding, names, random_cells, write_h5ad
 
 import scdl
 
 DYING = Path(__file__).with_name("dying.py")
-CELLS = random_cells(2_000, 300, density=0.2, seed=1)
+CELLS = random_cells(1_000, 300, density=0.2, seed=1)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are forks")
 
@@ -28,7 +31,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("crash")
-    obs = pd.DataFrame({"type": pd.Categorical(["B", "T"] * 1_000)}, index=names("cell", 2_000))
+    obs = pd.DataFrame({"type": pd.Categorical(["B", "T"] * 500)}, index=names("cell", 1_000))
     encoding = Encoding(storage={"compression": "gzip", "chunk": 5_000})
     source = write_h5ad(place / "cells.h5ad", CELLS, encoding, obs=obs)
     scdl.convert(source, place / "pristine")
@@ -63,11 +66,11 @@ def check(before: Any, done: Any, lived: list[dict[str, Any]]) -> None:
         assert life["retried"] == ["archive"], f"the retry left something: {where}"
 
 
-@pytest.mark.parametrize("mode", ["convert", "cast", "concat"])
+@pytest.mark.parametrize("mode", ["convert", "cast"])
 def test_killed_at_every_access(lives: Callable[..., list[dict[str, Any]]], mode: str) -> None:
     before, done, *lived = lives(mode, "events")
     *killed, last = lived
-    assert len(killed) > 20
+    assert len(killed) > 15
     assert {life["ended"] for life in killed} == {-signal.SIGKILL}
     assert (last["ended"], last["state"]) == (0, done["done"])
     check(before["before"], done["done"], lived)
@@ -137,13 +140,11 @@ def test_an_exception_in_the_middle(
             scdl.convert(files / "cells.h5ad", tmp_path / "out" / "archive", block_values=10_000)
     assert list((tmp_path / "out").iterdir()) == []
     scdl.convert(files / "cells.h5ad", tmp_path / "out" / "archive", block_values=10_000)
-    assert_same_cells = scdl.open(tmp_path / "out" / "archive").read_rows(slice(None)).to_scipy()
-    assert (assert_same_cells != CELLS.csr()).nnz == 0
+    assert_counts(scdl.open(tmp_path / "out" / "archive"), CELLS.csr())
 
 
 def test_two_writers_of_one_target(files: Path, tmp_path: Path) -> None:
     """The second to finish is refused, and neither disturbs the other."""
-    from concurrent.futures import ThreadPoolExecutor
 
     def attempt(_: int) -> str:
         try:
@@ -156,16 +157,12 @@ def test_two_writers_of_one_target(files: Path, tmp_path: Path) -> None:
         assert sorted(pool.map(attempt, range(4))) == ["refused"] * 3 + ["written"]
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
     ds = scdl.open(tmp_path / "archive")
-    assert ds.number_nonzero_values() == CELLS.csr().nnz
-    assert_same_rows = ds.read_rows([0, -1]).to_dense()
-    assert (assert_same_rows == CELLS.csr().toarray()[[0, -1]]).all()
+    assert_counts(ds, CELLS.csr())
+    assert (ds.read_rows(slice(None)).to_dense() == CELLS.csr().toarray()).all()
 
 
 def test_readers_during_a_replacement(files: Path, tmp_path: Path) -> None:
     """Someone who reads all the time sees the old or the new, never neither."""
-    import shutil
-    import threading
-
     shutil.copytree(files / "pristine", tmp_path / "archive")
     seen: list[str] = []
     stop = threading.Event()
@@ -176,13 +173,11 @@ def test_readers_during_a_replacement(files: Path, tmp_path: Path) -> None:
             assert len(ds.get_row(-1)[0][0]) > 0
             seen.append(ds.dtypes["data.npy"])
 
-    with pytest.MonkeyPatch.context():
-        reader = threading.Thread(target=read)
-        reader.start()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read)
         ds = scdl.open(tmp_path / "archive")
         for dtype in ("float64", "float32") * 5:
             ds.cast_data_to_dtype(dtype)
         stop.set()
-        reader.join()
+        reader.result(timeout=60)
     assert set(seen) == {"float32", "float64"}
-    assert_same(ds, CELLS.csr()) if len(ds) < 100 else None
