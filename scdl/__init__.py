@@ -14,6 +14,7 @@ from storage_backends import __version__ as __version__
 if TYPE_CHECKING:
     from scdl import errors as errors
     from scdl.batch import CellBatch as CellBatch
+    from scdl.bionemo import SingleCellMemMapDataset as SingleCellMemMapDataset
     from scdl.collate import (
         collate_neighbor_sparse_matrix_batch as collate_neighbor_sparse_matrix_batch,
     )
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from scdl.conversion import ConversionReport as ConversionReport
     from scdl.conversion import convert as convert
     from scdl.dataset import SingleCellDataset as SingleCellDataset
-    from scdl.dataset import SingleCellMemMapDataset as SingleCellMemMapDataset
     from scdl.dataset import open as open
     from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
 
@@ -30,7 +30,7 @@ _HOMES = {
     "ConversionReport": "scdl.conversion",
     "NeighborSamplingStrategy": "scdl.neighbors",
     "SingleCellDataset": "scdl.dataset",
-    "SingleCellMemMapDataset": "scdl.dataset",
+    "SingleCellMemMapDataset": "scdl.bionemo",
     "collate_neighbor_sparse_matrix_batch": "scdl.collate",
     "collate_sparse_matrix_batch": "scdl.collate",
     "convert": "scdl.conversion",

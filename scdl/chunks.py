@@ -13,8 +13,8 @@ import os
 import queue
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -42,8 +42,13 @@ def readable(where: str) -> Iterator[None]:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scdl-inflate")
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of one process: a fork inherits none."""
+    return ThreadPoolExecutor(_n_threads(), thread_name_prefix="scdl-inflate")
+
+
+def _n_threads() -> int:
+    return os.cpu_count() or 1
 
 
 def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -94,64 +99,68 @@ class RowReader:
         if 0 in shape:
             return np.empty(shape, self.dtype)
         with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
-            if self._raw:
-                chunks = self._inflated(start, stop)
-                if chunks is not None:
-                    return self._assemble(chunks, start, stop)
             out = recyclable(shape, self.dtype)
-            self._dataset.read_direct(out, np.s_[start:stop])
+            if not (self._raw and self._inflate_into(out, start, stop)):
+                self._dataset.read_direct(out, np.s_[start:stop])
             return out
 
-    def _inflated(self, start: int, stop: int) -> dict[tuple[int, ...], NDArray[Any]] | None:
-        """Decompressed chunks by their offset; None where one is not stored like the others."""
+    def _inflate_into(self, out: NDArray[Any], start: int, stop: int) -> bool:
+        """Fill `out` by decompressing in threads; False where a chunk is not like the others."""
         size = self._dataset.chunks
         grids = [range(start // size[0] * size[0], stop, size[0])]
         grids += [range(0, n, c) for n, c in zip(self._dataset.shape[1:], size[1:], strict=True)]
-        pending: dict[tuple[int, ...], Future[NDArray[Any]]] = {}
-        found = {}
-        for offset in itertools.product(*grids):
+        offsets = list(itertools.product(*grids))
+        last_row = offsets[-1][0]
+        raw: dict[tuple[int, ...], bytes] = {}
+        for offset in offsets:
             if offset in self._last:
-                found[offset] = self._last[offset]
                 continue
             try:
-                mask, raw = self._dataset.id.read_direct_chunk(offset)
+                mask, raw[offset] = self._dataset.id.read_direct_chunk(offset)
             except (OSError, RuntimeError, ValueError):
-                return None  # never written; h5py gives the fill value, or says what is wrong
+                return False  # never written; h5py gives the fill value, or says what is wrong
             if mask:
-                return None  # a filter was left out for this chunk
-            pending[offset] = _pool().submit(self._inflate, raw)
-        found |= {offset: future.result() for offset, future in pending.items()}
-        last = max(offset[0] for offset in found)
-        self._last = {offset: chunk for offset, chunk in found.items() if offset[0] == last}
-        return found
+                return False  # a filter was left out for this chunk
+
+        def place(group: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], NDArray[Any]]:
+            kept = {}
+            for offset in group:
+                chunk = self._last[offset] if offset in self._last else self._inflate(raw[offset])
+                self._place(chunk, offset, out, start, stop)
+                if offset[0] == last_row:
+                    kept[offset] = chunk
+            return kept
+
+        # Several groups a thread, so that all end at about the same time.
+        step = -(-len(offsets) // (4 * _n_threads()))
+        groups = [offsets[i : i + step] for i in range(0, len(offsets), step)]
+        kept = list(_pool(os.getpid()).map(place, groups))
+        self._last = {offset: chunk for found in kept for offset, chunk in found.items()}
+        return True
 
     def _inflate(self, raw: bytes) -> NDArray[Any]:
         size, itemsize = self._dataset.chunks, self.dtype.itemsize
-        expected = int(np.prod(size)) * itemsize
+        expected = math.prod(size) * itemsize
+        # Never more than a chunk's size, whatever the bytes unpack to.
         decompressor = zlib.decompressobj()
         plain = decompressor.decompress(raw, expected)
         if len(plain) != expected or decompressor.decompress(decompressor.unconsumed_tail, 1):
-            raise zlib.error(f"a chunk holds {len(plain)} bytes, expected {expected}")
+            raise zlib.error(f"a chunk unpacks to another size than its {expected} bytes")
         values = np.frombuffer(plain, np.uint8)
         if FILTER_SHUFFLE in self._filters and itemsize > 1:
             values = np.ascontiguousarray(values.reshape(itemsize, -1).T).reshape(-1)
         return values.view(self.dtype).reshape(size)
 
-    def _assemble(
-        self, chunks: dict[tuple[int, ...], NDArray[Any]], start: int, stop: int
-    ) -> NDArray[Any]:
-        shape = self._dataset.shape
-        out = recyclable((stop - start, *shape[1:]), self.dtype)
-        for offset, chunk in chunks.items():
-            first, last = max(offset[0], start), min(offset[0] + len(chunk), stop)
-            if first >= last:
-                continue
-            rest = zip(offset[1:], chunk.shape[1:], shape[1:], strict=True)
-            columns = tuple(slice(o, min(o + n, end)) for o, n, end in rest)
-            inside = tuple(slice(0, c.stop - c.start) for c in columns)
-            piece = chunk[(slice(first - offset[0], last - offset[0]), *inside)]
-            out[(slice(first - start, last - start), *columns)] = piece
-        return out
+    def _place(
+        self, chunk: NDArray[Any], offset: tuple[int, ...], out: NDArray[Any], start: int, stop: int
+    ) -> None:
+        """Copy what of a chunk lies in rows ``[start, stop)`` and within the dataset."""
+        first, last = max(offset[0], start), min(offset[0] + len(chunk), stop)
+        rest = list(zip(offset[1:], chunk.shape[1:], self._dataset.shape[1:], strict=True))
+        columns = tuple(slice(o, min(o + n, end)) for o, n, end in rest)
+        inside = tuple(slice(0, c.stop - c.start) for c in columns)
+        piece = chunk[(slice(first - offset[0], last - offset[0]), *inside)]
+        out[(slice(first - start, last - start), *columns)] = piece
 
 
 class FieldReader:

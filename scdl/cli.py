@@ -95,10 +95,11 @@ def info(
     """Show what an archive holds: cells, genes, types, sizes, tables and graphs."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in _facts(path):
-        table.add_row(key, value)
+        table.add_row(key, Text(value))
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 
@@ -109,7 +110,7 @@ def _facts(path: str) -> list[tuple[str, str]]:
 
     dataset = open_archive(path)
     store, sizes = dataset.store, dataset.store.stored_bytes
-    total, nnz = sum(sizes.values()), store.spec(DATA).length
+    total, nnz = store.nbytes, store.spec(DATA).length
     facts = [
         ("path", path),
         ("backend", registry.detect(path).name),
@@ -118,7 +119,8 @@ def _facts(path: str) -> list[tuple[str, str]]:
         ("stored values", f"{nnz:,} ({1 - dataset.sparsity():.2%} of all)"),
         ("dtypes", ", ".join(f"{name} {store.spec(name).dtype}" for name in MATRIX)),
         ("on disk", f"{total:,} bytes" + (f", {total / nnz:.2f} per stored value" if nnz else "")),
-        ("source", ", ".join(_sources(dataset.info)) or "not recorded"),
+        ("source matrix", ", ".join(dict.fromkeys(dataset.info.matrices)) or "not recorded"),
+        ("source files", ", ".join(b.label for b in dataset.info.blocks if b.label) or "unknown"),
     ]
     for name in store.tables:
         columns = [column for column in store.table_schema(name).names if column != INDEX]
@@ -131,12 +133,6 @@ def _facts(path: str) -> list[tuple[str, str]]:
         (f"array {name}", f"{size:,} bytes") for name, size in sizes.items() if name in store.arrays
     ]
     return facts
-
-
-def _sources(info: Any) -> list[str]:
-    matrices = dict.fromkeys(info.matrices)
-    labels = [block.label for block in info.blocks if block.label]
-    return [*matrices, *(["of"] if matrices and labels else []), *labels]
 
 
 _documented = typer.Typer(

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 
 #: What gene and cell names are called as columns: on disk, and in the documentation.
-_VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
-_OBS_INDEX_NAMES = ("obs_feature_id",)
+VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
+OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes or that are read on first use; pickles go without them.
 _DERIVED = ("_store", "_info", "_views", "graph", "_var", "_obs")
@@ -105,8 +105,8 @@ class SingleCellDataset(CellReader):
             "strategy": NeighborSamplingStrategy(neighbor_sampling_strategy),
             "fallback_to_identity": fallback_to_identity,
         }
-        self._var_index_names: tuple[str, ...] = _VAR_INDEX_NAMES
-        self._obs_index_names: tuple[str, ...] = _OBS_INDEX_NAMES
+        self._var_index_names: tuple[str, ...] = VAR_INDEX_NAMES
+        self._obs_index_names: tuple[str, ...] = OBS_INDEX_NAMES
         if h5ad_path is not None:
             from scdl.conversion import convert
 
@@ -434,77 +434,6 @@ class SingleCellDataset(CellReader):
             concatenate([dataset.store for dataset in datasets], writer, dtype, **bounds)
         if output_path is None:
             self._reopen()
-
-
-class SingleCellMemMapDataset(SingleCellDataset):
-    """The documented class of BioNeMo-SCDL: an archive that is made with the memmap backend.
-
-    Parameters
-    ----------
-    data_path, h5ad_path
-        As for :class:`SingleCellDataset`.
-    num_elements, num_rows
-        Not supported: a TypeError names :func:`scdl.convert`.
-    mode
-        Accepted and without effect; archives are opened read-only.
-    paginated_load_cutoff
-        Accepted and without effect; every file is read in blocks.
-    load_block_row_size
-        Most rows read at once in a conversion; the result does not depend on it.
-    feature_index_name, var_feature_index_name, obs_feature_index_name
-        What gene and cell names are called as columns.
-    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
-        As for :class:`SingleCellDataset`.
-    data_dtype, data_dtype_tolerance
-        Type of the stored values, default float32; see :func:`scdl.convert`.
-    use_X_not_raw
-        Take ``X`` where the file has ``raw/X``, which is otherwise taken.
-    """
-
-    def __init__(
-        self,
-        data_path: Path,
-        h5ad_path: Path | None = None,
-        num_elements: int | None = None,
-        num_rows: int | None = None,
-        mode: Any = "r",
-        paginated_load_cutoff: int = 10_000,
-        load_block_row_size: int = 1_000_000,
-        feature_index_name: str = "feature_id",
-        load_neighbors: bool = False,
-        neighbor_key: str = NEIGHBOR_KEY,
-        neighbor_sampling_strategy: NeighborSamplingStrategy
-        | str = NeighborSamplingStrategy.RANDOM,
-        fallback_to_identity: bool = True,
-        *,
-        var_feature_index_name: str = "var_feature_id",
-        obs_feature_index_name: str = "obs_feature_id",
-        data_dtype: DTypeLike | None = None,
-        data_dtype_tolerance: float = 1e-8,
-        use_X_not_raw: bool = False,
-    ) -> None:
-        if num_elements is not None or num_rows is not None:
-            raise TypeError(
-                "num_elements and num_rows make empty arrays to fill in place, which is not "
-                "supported; write an archive with scdl.convert(h5ad_path, path)"
-            )
-        options: ConvertOptions = {
-            "matrix": "X" if use_X_not_raw else None,
-            "data_dtype": "float32" if data_dtype is None else data_dtype,
-            "data_dtype_tolerance": data_dtype_tolerance,
-            "block_rows": load_block_row_size,
-        }
-        super().__init__(
-            data_path,
-            h5ad_path,
-            load_neighbors=load_neighbors,
-            neighbor_key=neighbor_key,
-            neighbor_sampling_strategy=neighbor_sampling_strategy,
-            fallback_to_identity=fallback_to_identity,
-            **options,
-        )
-        self._var_index_names = (var_feature_index_name, feature_index_name, *_VAR_INDEX_NAMES)
-        self._obs_index_names = (obs_feature_index_name, *_OBS_INDEX_NAMES)
 
 
 def open(path: Path, **options: Any) -> SingleCellDataset:

@@ -165,13 +165,13 @@ def main(mode: str, how: str, place: Path) -> None:
     report(done=state(place, result))
     if how == "events":
         # Changes in place write as conversions do, and differ in how they replace at the end.
-        for n in range(1, 500, 1 if mode == "convert" else 3):
+        for n in range(1, 500, 2 if mode == "convert" else 3):
             prepare()
             ended = wait(fork(lambda n=n: (die_at(n, str(place)), act())[1]))
             record(ended)
             if ended == SURVIVED:
                 return
-    for share in np.linspace(0.02, 1.0, 12):
+    for share in np.linspace(0.02, 1.0, 8):
         prepare()
         pid = fork(act)
         time.sleep(whole * share)

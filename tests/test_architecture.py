@@ -15,6 +15,7 @@ LAYERS = [
     {"scdl", "scdl.__main__", "scdl.cli"},
     {"scdl.loader"},
     {"scdl.collection", "scdl.genes"},
+    {"scdl.bionemo"},
     {"scdl.dataset"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export"},
     {"scdl.h5ad"},

@@ -1,0 +1,300 @@
+"""Both directions with the real package: it opens what we write, we open what it writes."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reading import row_of
+from sources import Encoding, names, random_cells, write_h5ad
+
+import scdl
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("torch")
+    reference = pytest.importorskip(
+        "bionemo.scdl.io.single_cell_memmap_dataset", reason="bionemo-scdl is not installed"
+    )
+
+# What the reference warns of is its own affair.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:bionemo"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+DTYPES = ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+
+
+def theirs(path: Path, **options: Any) -> Any:
+    return reference.SingleCellMemMapDataset(str(path), **options)
+
+
+def assert_they_read(path: Path, *, features: bool = True, **options: Any) -> Any:
+    """Rows, numbers and features that the reference reads equal ours."""
+    ours, real = scdl.open(path), theirs(path, **options)
+    assert len(real) == ours.n_obs
+    assert real.shape() == ours.shape()
+    assert real.number_of_variables() == ours.number_of_variables()
+    assert real.number_of_values() == ours.number_of_values()
+    assert real.number_nonzero_values() == ours.number_nonzero_values()
+    for i in range(ours.n_obs):
+        (values, columns), var, obs = real.get_row(
+            i, return_var_features=features, return_obs_features=features
+        )
+        (expected, ids), our_var = ours.get_row(i, return_features=features)
+        assert values.dtype == expected.dtype
+        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(columns, ids)
+        if features:
+            assert [list(column) for column in var] == [list(column) for column in our_var]
+            assert_equal_values(obs, ours.obs_features()[i][0])
+    return real
+
+
+def assert_equal_values(theirs: list[Any], ours: list[Any]) -> None:
+    assert len(theirs) == len(ours)
+    for a, b in zip(theirs, ours, strict=True):
+        assert (pd.isna(a) and pd.isna(b)) or a == b
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_they_read_every_dtype(tmp_path: Path, dtype: str) -> None:
+    source = write_h5ad(tmp_path / "a.h5ad", random_cells(9, 7, dtype="<u2"))
+    scdl.convert(source, tmp_path / "archive", data_dtype=dtype)
+    assert_they_read(tmp_path / "archive")
+
+
+@pytest.mark.parametrize(("n_obs", "n_vars"), [(1, 1), (40, 300), (300, 2), (3, 70_000)])
+def test_they_read_every_width_of_ids_and_offsets(tmp_path: Path, n_obs: int, n_vars: int) -> None:
+    cells = random_cells(n_obs, n_vars, density=0.5 if n_vars < 1_000 else 0.001)
+    scdl.convert(write_h5ad(tmp_path / "a.h5ad", cells), tmp_path / "archive")
+    assert_they_read(tmp_path / "archive", features=n_vars < 1_000)
+
+
+def test_they_read_unsorted_and_repeated_once_converted(tmp_path: Path) -> None:
+    cells = random_cells(20, 9, is_sorted=False, repeated=True)
+    scdl.convert(write_h5ad(tmp_path / "a.h5ad", cells), tmp_path / "archive")
+    real = assert_they_read(tmp_path / "archive")
+    for i in range(20):
+        values, columns = row_of(cells.csr(), i)
+        assert real.get_row(i)[0][0].tolist() == values.tolist()
+        assert real.get_row(i)[0][1].tolist() == columns.tolist()
+
+
+def test_they_read_every_column(tmp_path: Path) -> None:
+    from test_tables import COLUMNS, N
+
+    for i, (name, values) in enumerate(COLUMNS.items()):
+        frame = pd.DataFrame({name: values, "other": range(N)}, index=names("n", N))
+        source = write_h5ad(
+            tmp_path / f"{i}.h5ad", random_cells(N, N), obs=frame, var=frame[["other"]]
+        )
+        scdl.convert(source, tmp_path / str(i))
+        assert_they_read(tmp_path / str(i))
+
+
+def test_they_read_tables_without_columns(tmp_path: Path) -> None:
+    scdl.convert(write_h5ad(tmp_path / "a.h5ad", random_cells(4, 3)), tmp_path / "archive")
+    real = assert_they_read(tmp_path / "archive")
+    _, (genes,), (cell,) = real.get_row(2, return_var_features=True, return_obs_features=True)
+    assert list(genes) == ["gene0", "gene1", "gene2"]
+    assert cell == "cell2"
+    by_name = {"var_feature_names": ["var_feature_id"], "obs_feature_names": ["obs_feature_id"]}
+    _, (genes,), (cell,) = real.get_row(
+        1, return_var_features=True, return_obs_features=True, **by_name
+    )
+    assert (list(genes), cell) == (["gene0", "gene1", "gene2"], "cell1")
+
+
+def test_they_read_ragged_archives(tmp_path: Path) -> None:
+    paths = []
+    for i in range(12):
+        var = pd.DataFrame({"symbol": [f"{i}-{j}" for j in range(i + 1)]}, index=names("g", i + 1))
+        columns = {"age": range(2)} | ({"dose": [0.5, 1.5]} if i % 3 else {})
+        obs = pd.DataFrame(columns, index=names(f"c{i}-", 2))
+        cells = random_cells(2, i + 1, density=0.9, seed=i)
+        paths.append(write_h5ad(tmp_path / f"{i}.h5ad", cells, obs=obs, var=var))
+    scdl.convert(paths, tmp_path / "archive")
+    ours, real = scdl.open(tmp_path / "archive"), theirs(tmp_path / "archive")
+    assert real.number_of_variables() == ours.number_of_variables() == list(range(1, 13))
+    assert real.number_of_values() == ours.number_of_values()
+    for row in range(24):
+        (values, columns), var, obs = real.get_row(
+            row, return_var_features=True, return_obs_features=True
+        )
+        expected = row_of(random_cells(2, row // 2 + 1, density=0.9, seed=row // 2).csr(), row % 2)
+        assert (values.tolist(), columns.tolist()) == tuple(part.tolist() for part in expected)
+        assert [list(column) for column in var] == [
+            [f"{row // 2}-{j}" for j in range(row // 2 + 1)]
+        ]
+        assert obs[0] == row % 2
+
+
+def test_they_read_graphs(tmp_path: Path) -> None:
+    graph = random_cells(15, 15, density=0.2, seed=3)
+    source = write_h5ad(
+        tmp_path / "a.h5ad", random_cells(15, 5), obsp={"knn": graph}, obsp_encoding=Encoding("csc")
+    )
+    scdl.convert(source, tmp_path / "archive", neighbor_key="knn")
+    real = assert_they_read(
+        tmp_path / "archive", load_neighbors=True, neighbor_sampling_strategy="first"
+    )
+    ours = scdl.open(tmp_path / "archive", neighbor_key="knn")
+    for i in range(15):
+        weights, neighbors = row_of(graph.csr(), i)
+        assert real.get_neighbor_indices_for_cell(i).tolist() == neighbors.tolist()
+        assert real.get_neighbor_weights_for_cell(i).tolist() == weights.tolist()
+    assert real.get_neighbor_stats() == ours.get_neighbor_stats()
+
+
+def test_they_read_what_was_changed_in_place(tmp_path: Path) -> None:
+    datasets = []
+    for name in "ab":
+        source = write_h5ad(tmp_path / f"{name}.h5ad", random_cells(90, 6, dtype="<u2"))
+        datasets.append(scdl.SingleCellMemMapDataset(tmp_path / name, source))
+    datasets[0].concat(datasets[1])
+    assert_they_read(tmp_path / "a")
+    datasets[0].cast_data_to_dtype("uint8")
+    assert_they_read(tmp_path / "a")
+    datasets[0].save(tmp_path / "copy")
+    assert_they_read(tmp_path / "copy")
+
+
+def test_they_can_save_and_reopen_ours(tmp_path: Path) -> None:
+    scdl.convert(write_h5ad(tmp_path / "a.h5ad", random_cells(9, 7)), tmp_path / "archive")
+    theirs(tmp_path / "archive").save()
+    assert_they_read(tmp_path / "archive")
+
+
+def their_archive(place: Path, name: str, n_obs: int, *, n_vars: int = 8, **options: Any) -> Any:
+    """An archive that the reference makes."""
+    source = write_h5ad(
+        place / f"{name}.h5ad",
+        random_cells(n_obs, n_vars, density=0.5, seed=len(name), dtype="<f4"),
+        obs=pd.DataFrame({"age": range(n_obs)}, index=names("cell", n_obs)),
+        var=pd.DataFrame({"symbol": [f"S{j}" for j in range(n_vars)]}, index=names("g", n_vars)),
+    )
+    real = reference.SingleCellMemMapDataset(
+        str(place / name), str(source), use_X_not_raw=True, **options
+    )
+    real.save()
+    return real
+
+
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
+@given(n_obs=st.integers(1, 12), n_vars=st.integers(1, 9), seed=st.integers(0, 99))
+def test_we_read_theirs(
+    tmp_path_factory: pytest.TempPathFactory, n_obs: int, n_vars: int, seed: int
+) -> None:
+    place = tmp_path_factory.mktemp("theirs")
+    cells = random_cells(n_obs, n_vars, density=0.7, seed=seed)
+    if cells.csr().nnz == 0:
+        return  # which the reference cannot convert
+    source = write_h5ad(place / "a.h5ad", cells)
+    real = reference.SingleCellMemMapDataset(str(place / "a"), str(source), use_X_not_raw=True)
+    real.save()
+    ours = scdl.open(place / "a")
+    np.testing.assert_array_equal(ours.read_rows(slice(None)).to_dense(), cells.csr().toarray())
+    assert ours.number_of_variables() == [n_vars]
+
+
+def test_lengths_that_their_concat_leaves_stale(tmp_path: Path) -> None:
+    """Opened again, `concat` and `save` keep the old lengths in the header: the files are right."""
+    their_archive(tmp_path, "a", 5)
+    their_archive(tmp_path, "bb", 6)
+    real = theirs(tmp_path / "a")
+    real.concat(theirs(tmp_path / "bb"))
+    real.save()
+    with pytest.warns(scdl.errors.ScdlWarning, match="save"):
+        ours = scdl.open(tmp_path / "a")
+    parts = [random_cells(n, 8, density=0.5, seed=len(x)).csr() for n, x in ((5, "a"), (6, "bb"))]
+    expected = sp.csr_array(sp.vstack(parts)).toarray()
+    np.testing.assert_array_equal(ours.read_rows(slice(None)).to_dense(), expected)
+    assert ours.number_of_rows() == 11
+    assert ours.obs["age"].tolist() == [*range(5), *range(6)]
+    assert ours.get_row(10, True, ["symbol"])[1][0].tolist() == [f"S{j}" for j in range(8)]
+    assert ours.save() is True
+    np.testing.assert_array_equal(
+        scdl.open(tmp_path / "a").read_rows(slice(None)).to_dense(), expected
+    )
+    assert_they_read(tmp_path / "a")
+
+
+@pytest.mark.filterwarnings("ignore::scdl.errors.ScdlWarning")
+def test_a_dtype_that_their_cast_leaves_stale_is_refused(tmp_path: Path) -> None:
+    """What the values are is written nowhere any more."""
+    their_archive(tmp_path, "a", 30)
+    real = theirs(tmp_path / "a")
+    real.cast_data_to_dtype("float64")
+    real.save()
+    with pytest.raises(scdl.errors.ArchiveFormatError, match=r"data\.npy"):
+        scdl.open(tmp_path / "a")
+
+
+def test_they_change_ours_and_we_say_what_no_longer_fits(tmp_path: Path) -> None:
+    """Names and vectors of ours lie beside the documented files, which the reference changes."""
+    cells = random_cells(9, 8, seed=1)
+    vectors = {"X_pca": np.eye(9, 2)}
+    source = write_h5ad(
+        tmp_path / "a.h5ad",
+        cells,
+        obs=pd.DataFrame({"age": range(9)}, index=names("cell", 9)),
+        var=pd.DataFrame({"symbol": [f"S{j}" for j in range(8)]}, index=names("g", 8)),
+        obsm=vectors,
+    )
+    scdl.convert(source, tmp_path / "a", obsm=["X_pca"])
+    their_archive(tmp_path, "bb", 6)
+    real = theirs(tmp_path / "a")
+    real.concat(theirs(tmp_path / "bb"))
+    real.save()
+    with pytest.warns(scdl.errors.ScdlWarning):
+        ours = scdl.open(tmp_path / "a")
+    joined = sp.vstack([cells.csr(), random_cells(6, 8, density=0.5, seed=2).csr()]).toarray()
+    np.testing.assert_array_equal(ours.read_rows(slice(None)).to_dense(), joined)
+    assert ours.obs["age"].tolist() == [*range(9), *range(6)]
+    with pytest.raises(scdl.errors.FeatureNotFoundError):
+        ours.read_rows([0], obsm=["X_pca"])
+
+
+def test_documented_code_runs_with_the_import_changed(tmp_path: Path) -> None:
+    """One user's script, run with both: the same numbers, rows and batches."""
+    source = write_h5ad(tmp_path / "a.h5ad", random_cells(20, 8, density=0.5))
+    found = []
+    for module, path in ((scdl, tmp_path / "ours"), (reference, tmp_path / "real")):
+        data = module.SingleCellMemMapDataset(str(path), str(source), use_X_not_raw=True)
+        data.save()
+        again = module.SingleCellMemMapDataset(str(path))
+        rows = [again.get_row(i)[0] for i in range(20)]
+        found.append(
+            (
+                [again.number_of_rows(), again.number_of_variables(), again.number_of_values()],
+                [again.number_nonzero_values(), again.shape(), again.sparsity()],
+                [(values.tolist(), columns.tolist()) for values, columns in rows],
+                [again.get_row_padded(i)[0].tolist() for i in range(20)],
+                [again.get_row_column(3, j) for j in range(8)],
+                [again.get_row_column(3, j, impute_missing_zeros=False) for j in range(8)],
+                [again[i].tolist() for i in range(20)],
+            )
+        )
+    assert found[0] == found[1]
+    pickle.dumps(found)
+
+
+def test_they_ignore_what_is_ours(tmp_path: Path) -> None:
+    """Nothing of ours lies where their readers look for tables."""
+    source = write_h5ad(tmp_path / "a.h5ad", random_cells(4, 3), obsm={"X_pca": np.eye(4)})
+    scdl.convert(source, tmp_path / "archive", obsm=["X_pca"])
+    for table in ("var_features", "obs_features"):
+        found = [path.name for path in (tmp_path / "archive" / table).rglob("*.parquet")]
+        assert found == ["dataframe_0.parquet"]
