@@ -14,6 +14,7 @@ from scdl.errors import CastError, ScdlWarning
 DATA_DTYPES = (
     "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
+_CHOICE = f"choose one of {', '.join(DATA_DTYPES)}"
 
 
 class Caster:
@@ -34,11 +35,12 @@ class Caster:
     """
 
     def __init__(self, dtype: DTypeLike, tolerance: float = 1e-8) -> None:
-        self.dtype = np.dtype(dtype)
+        try:
+            self.dtype = np.dtype(dtype)
+        except TypeError:
+            raise CastError(f"there is no dtype {dtype!r}; {_CHOICE}") from None
         if self.dtype.name not in DATA_DTYPES:
-            raise CastError(
-                f"values cannot be stored as {self.dtype}; choose one of {', '.join(DATA_DTYPES)}"
-            )
+            raise CastError(f"values cannot be stored as {self.dtype}; {_CHOICE}")
         self.max_rounding = 0.0
         self._tolerance = tolerance
 

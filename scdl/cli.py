@@ -77,7 +77,7 @@ def convert(
         sources,
         dest,
         backend=backend,
-        progress=not quiet,
+        progress=not quiet and sys.stderr.isatty(),
         matrix=matrix,
         obsm=obsm or (),
         neighbor_key=neighbor_key,
@@ -163,7 +163,7 @@ def _convert_h5ad_to_scdl(
     report = run(
         _h5ad_files(data_path),
         save_path,
-        progress=True,
+        progress=sys.stderr.isatty(),
         matrix="X" if use_x_not_raw else None,
         data_dtype=data_dtype,
         block_rows=load_block_row_size,

@@ -216,7 +216,8 @@ class _Conversion:
     ) -> None:
         self._files = files
         self._writer = writer
-        self._obsm = options.get("obsm", ())
+        # Opened here, so that a key that a file lacks is found before anything is written.
+        self._obsm = {key: [file.vectors(key) for file in files] for key in options.get("obsm", ())}
         self._neighbor_key = neighbor_key
         self.caster = Caster(
             options.get("data_dtype", np.float32), options.get("data_dtype_tolerance", 1e-8)
@@ -239,8 +240,8 @@ class _Conversion:
     def run(self, bar: tqdm[Any]) -> Info:
         blocks = self._write_var()
         self._writer.write_table(OBS, united([file.obs for file in self._files]))
-        for key in self._obsm:
-            self._write_vectors(key)
+        for key, readers in self._obsm.items():
+            self._write_vectors(key, readers)
         if self._neighbor_key is not None:
             self._write_graph(self._neighbor_key)
         self._write_matrix(bar)
@@ -300,8 +301,7 @@ class _Conversion:
         self.duplicates_summed += len(block.data) - len(summed.data)
         return summed
 
-    def _write_vectors(self, key: str) -> None:
-        readers = [file.vectors(key) for file in self._files]
+    def _write_vectors(self, key: str, readers: Sequence[RowReader | FieldReader]) -> None:
         items = {(reader.dtype.newbyteorder("="), reader.item_shape) for reader in readers}
         if len(items) > 1:
             raise SourceError(f"obsm/{key} differs between the files in dtype or width: {items}")

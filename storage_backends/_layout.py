@@ -57,16 +57,21 @@ def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
         empty = np.empty(shape, spec.dtype)
         empty.flags.writeable = False
         return empty
-    return np.memmap(file, spec.dtype, "r", shape=shape)
-
-
-def identity(path: str) -> tuple[int, int] | None:
-    """What tells the directory from another that takes its place; None where there is none."""
     try:
-        found = os.stat(path)
-    except FileNotFoundError:
+        return np.memmap(file, spec.dtype, "r", shape=shape)
+    except ValueError as error:
+        raise ArchiveFormatError(f"{file}: the file was cut while it was opened") from error
+
+
+def identity(path: str) -> tuple[int, ...] | None:
+    """What tells an archive from another that takes its place; None where there is none."""
+    try:
+        directory = os.stat(path)
+        # Numbers of directories are used again; the offsets tell when they were written.
+        offsets = os.stat(os.path.join(path, MATRIX["indptr"].file))
+    except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return directory.st_dev, directory.st_ino, offsets.st_ino, offsets.st_mtime_ns
 
 
 def read_header(path: str) -> Header | None:

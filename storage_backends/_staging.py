@@ -12,8 +12,9 @@ import errno
 import fcntl
 import glob
 import os
+import secrets
 import shutil
-import tempfile
+import weakref
 from typing import Self
 
 from storage_backends.errors import ArchiveExistsError, ArchiveWriteError, refused_write
@@ -24,13 +25,17 @@ _RENAME_EXCHANGE = 2
 
 
 class Staging:
-    """A directory that becomes `target` when it is published."""
+    """A directory that becomes `target` when it is published.
+
+    It is removed when it is discarded, when nothing refers to it any more, and at the latest when
+    the process ends.
+    """
 
     def __init__(self, target: str, path: str, lock: int, *, replace: bool) -> None:
         self.target = target
         self.path = path
-        self._lock = lock
         self._replace = replace
+        self._end = weakref.finalize(self, _end, path, lock, os.getpid())
 
     @classmethod
     def create(cls, target: str, *, replace: bool) -> Self:
@@ -57,13 +62,17 @@ class Staging:
                     target,
                 )
             _remove_leftovers(target)
-            fresh = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
-            os.chmod(fresh, 0o777 & ~_umask())
-            lock = os.open(fresh, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # Only a directory that is locked already carries the suffix that leftovers have.
-            os.rename(fresh, fresh + _SUFFIX)
-        return cls(target, fresh + _SUFFIX, lock, replace=replace)
+            while True:
+                path = os.path.join(parent, f".{name}.{secrets.token_hex(4)}{_SUFFIX}")
+                try:
+                    os.mkdir(path)
+                    lock = _lock(path)
+                    if lock is not None:
+                        return cls(target, path, lock, replace=replace)
+                    # Another writer took it for a leftover, in the moment before it was locked.
+                except BaseException:
+                    shutil.rmtree(path, ignore_errors=True)
+                    raise
 
     def publish(self) -> None:
         """Flush everything to the disk, then rename to the target in one step."""
@@ -83,18 +92,31 @@ class Staging:
                         ) from error
                     raise
                 _flush(os.path.dirname(self.target))
-        os.close(self._lock)
+        self._end()
 
     def discard(self) -> None:
         """Remove the directory."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        self._end()
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _end(path: str, lock: int, owner: int) -> None:
+    """Remove what has not been published, unless this is a fork of the process that writes it."""
+    if os.getpid() == owner:
+        shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
+
+
+def _lock(path: str) -> int | None:
+    """Lock a directory; None where it has been removed meanwhile."""
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if os.path.exists(path):
+        return lock
+    os.close(lock)
+    return None
 
 
 def _remove_leftovers(target: str) -> None:

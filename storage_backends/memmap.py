@@ -41,6 +41,7 @@ from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
     ArrayNotFoundError,
+    ScdlError,
     ScdlWarning,
 )
 
@@ -70,8 +71,21 @@ class MemmapStore(ArrayStore):
     @classmethod
     def open(cls, path: str) -> Self:
         path = os.path.abspath(path)
-        if not os.path.isdir(path):
-            raise ArchiveNotFoundError(f"{path}: there is no archive here")
+        while os.path.isdir(path):
+            identity = _layout.identity(path)
+            try:
+                store = cls._open(path)
+            except (ScdlError, OSError):
+                if identity == _layout.identity(path):
+                    raise
+            else:
+                if identity == store._identity == _layout.identity(path):
+                    return store
+            # The archive was replaced while its files were opened: they may be of either.
+        raise ArchiveNotFoundError(f"{path}: there is no archive here")
+
+    @classmethod
+    def _open(cls, path: str) -> Self:
         store = cls(path)
         header = _layout.read_header(path)
         store._map(_layout.matrix_files(path, header))
@@ -140,7 +154,7 @@ class MemmapStore(ArrayStore):
             f"{self.path}: the header's lengths disagree with the files, which agree with each "
             "other and are used; scdl.open(path).save() writes the header anew",
             ScdlWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return True
 

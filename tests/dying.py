@@ -165,7 +165,7 @@ def main(mode: str, how: str, place: Path) -> None:
     report(done=state(place, result))
     if how == "events":
         # Changes in place write as conversions do, and differ in how they replace at the end.
-        for n in range(1, 500, 2 if mode == "convert" else 3):
+        for n in range(1, 500, 3 if mode == "convert" else 5):
             prepare()
             ended = wait(fork(lambda n=n: (die_at(n, str(place)), act())[1]))
             record(ended)

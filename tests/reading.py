@@ -43,8 +43,8 @@ def assert_rows(ds: Any, expected: sp.csr_array) -> None:
         np.testing.assert_array_equal(padded, dense[i])
         if HAS_TORCH:
             np.testing.assert_array_equal(ds[i].numpy(), np.stack([values, columns]))
-        # Every column of small matrices, and some of large ones.
-        for j in range(0, n_vars, max(1, n_vars // 10)):
+        # Every column of small matrices, and some of some rows of large ones.
+        for j in range(0, n_vars if i < 60 else 0, max(1, n_vars // 10)):
             assert ds.get_row_column(i, j) == dense[i, j]
             stored = j in columns
             assert ds.get_row_column(i, j, False) == (dense[i, j] if stored else None)

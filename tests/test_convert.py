@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -482,14 +483,18 @@ class TestReport:
         for text in (str(tmp_path / "archive"), "30", "20", "X"):
             assert text in str(report)
 
-    def test_progress_bar(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_progress_bar(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a terminal and on request only: log files and error lines stay clean."""
         source = write_h5ad(tmp_path / "a.h5ad", random_cells(30, 20))
-        scdl.convert(source, tmp_path / "quiet")
-        assert capsys.readouterr() == ("", "")
-        scdl.convert(source, tmp_path / "loud", progress=True)
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert "100%" in printed.err
+        for is_terminal in (True, False):
+            for progress in (True, False):
+                stream = io.StringIO()
+                stream.isatty = lambda is_terminal=is_terminal: is_terminal
+                monkeypatch.setattr("sys.stderr", stream)
+                scdl.convert(source, tmp_path / f"{is_terminal}{progress}", progress=progress)
+                shown = "100%" in stream.getvalue()
+                assert shown == (is_terminal and progress)
+                assert shown or stream.getvalue() == ""
 
     def test_metadata_files(self, tmp_path: Path) -> None:
         source = write_h5ad(tmp_path / "a.h5ad", random_cells(30, 20))

@@ -70,7 +70,7 @@ def check(before: Any, done: Any, lived: list[dict[str, Any]]) -> None:
 def test_killed_at_every_access(lives: Callable[..., list[dict[str, Any]]], mode: str) -> None:
     before, done, *lived = lives(mode, "events")
     *killed, last = lived
-    assert len(killed) > 15
+    assert len(killed) > 10
     assert {life["ended"] for life in killed} == {-signal.SIGKILL}
     assert (last["ended"], last["state"]) == (0, done["done"])
     check(before["before"], done["done"], lived)
@@ -109,7 +109,7 @@ def test_interrupted_command_is_brief(
     child = subprocess.Popen(
         [str(part) for part in command], env=child_environment, stderr=subprocess.PIPE, text=True
     )
-    while not list((tmp_path / "out").iterdir()) and child.poll() is None:
+    while not list((tmp_path / "out").glob(".*/data.npy")) and child.poll() is None:
         time.sleep(0.001)
     child.send_signal(signal.SIGINT)
     _, told = child.communicate(timeout=60)

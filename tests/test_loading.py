@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,11 @@ import scdl
 
 torch = pytest.importorskip("torch")
 # torch calls its own CSR layout a beta.
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta"),
+    # Newer Pythons warn of any fork beside threads, torch's among them.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 N_OBS, N_VARS = 37, 12
 #: No cell has the last two genes.
@@ -43,10 +46,7 @@ def loader(ds: Any, **options: Any) -> Any:
 )
 def test_data_loader(archive: Path, num_workers: int, context: str | None) -> None:
     ds = scdl.SingleCellMemMapDataset(archive)
-    with warnings.catch_warnings():
-        # Newer Pythons warn of any fork beside threads, torch's among them.
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        batches = list(loader(ds, num_workers=num_workers, multiprocessing_context=context))
+    batches = list(loader(ds, num_workers=num_workers, multiprocessing_context=context))
     assert all(batch.layout == torch.sparse_csr for batch in batches)
     assert [tuple(batch.shape) for batch in batches] == [(8, N_VARS)] * 4 + [(5, N_VARS)]
     dense = torch.cat([batch.to_dense() for batch in batches]).numpy()
@@ -86,7 +86,7 @@ def test_pairs_of_neighbors(archive: Path, num_workers: int) -> None:
         Pairs(ds),
         batch_size=8,
         num_workers=num_workers,
-        multiprocessing_context="spawn" if num_workers else None,
+        multiprocessing_context="fork" if num_workers else None,
         collate_fn=scdl.collate_neighbor_sparse_matrix_batch,
     )
     assert set(batch) == {
