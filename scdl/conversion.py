@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -173,6 +173,7 @@ def convert(
         The archive cannot be written, for example because the disk is full.
     """
     started = time.perf_counter()
+    check_options(options)
     files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not files:
         raise SourceError("there is nothing to convert: the list of files is empty")
@@ -202,6 +203,16 @@ def convert(
         nbytes=store.nbytes,
         seconds=time.perf_counter() - started,
     )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """TypeError for a key that :class:`ConvertOptions` does not have."""
+    unknown = set(options) - set(ConvertOptions.__annotations__)
+    if unknown:
+        raise TypeError(
+            f"unknown options {', '.join(sorted(unknown))}; a conversion takes "
+            f"{', '.join(ConvertOptions.__annotations__)}"
+        )
 
 
 class _Conversion:
@@ -322,6 +333,8 @@ class _Conversion:
                 stacklevel=5,
             )
             return
+        if sum(file.n_obs for file in self._files) > 1 << 32:
+            raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
         first_row = 0
         names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
         caster = Caster(GRAPH_DTYPES[DATA], np.inf)

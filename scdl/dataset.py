@@ -107,6 +107,10 @@ class SingleCellDataset(CellReader):
         }
         self._var_index_names: tuple[str, ...] = VAR_INDEX_NAMES
         self._obs_index_names: tuple[str, ...] = OBS_INDEX_NAMES
+        if h5ad_path is None and options:
+            raise TypeError(
+                f"{', '.join(options)}: only for a conversion, which needs an h5ad_path"
+            )
         if h5ad_path is not None:
             from scdl.conversion import convert
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -111,7 +112,7 @@ class Info:
         """Cells."""
         return self.blocks[-1].stop
 
-    @property
+    @cached_property
     def max_n_vars(self) -> int:
         """Genes of the widest block: as wide as any row can be."""
         return max(block.n_vars for block in self.blocks)

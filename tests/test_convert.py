@@ -483,18 +483,17 @@ class TestReport:
         for text in (str(tmp_path / "archive"), "30", "20", "X"):
             assert text in str(report)
 
-    def test_progress_bar(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """On a terminal and on request only: log files and error lines stay clean."""
+    @pytest.mark.parametrize("progress", [True, False])
+    def test_progress_bar(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool
+    ) -> None:
         source = write_h5ad(tmp_path / "a.h5ad", random_cells(30, 20))
-        for is_terminal in (True, False):
-            for progress in (True, False):
-                stream = io.StringIO()
-                stream.isatty = lambda is_terminal=is_terminal: is_terminal
-                monkeypatch.setattr("sys.stderr", stream)
-                scdl.convert(source, tmp_path / f"{is_terminal}{progress}", progress=progress)
-                shown = "100%" in stream.getvalue()
-                assert shown == (is_terminal and progress)
-                assert shown or stream.getvalue() == ""
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr("sys.stderr", terminal)
+        scdl.convert(source, tmp_path / "archive", progress=progress)
+        assert ("100%" in terminal.getvalue()) == progress
+        assert progress or terminal.getvalue() == ""
 
     def test_metadata_files(self, tmp_path: Path) -> None:
         source = write_h5ad(tmp_path / "a.h5ad", random_cells(30, 20))
@@ -674,3 +673,13 @@ def test_matrix_of_a_group_that_is_a_link(tmp_path: Path) -> None:
         file["X"] = h5py.SoftLink("/elsewhere")
     scdl.convert(source, tmp_path / "archive")
     assert_same(scdl.open(tmp_path / "archive"), matrix.csr())
+
+
+def test_unknown_options_are_refused(tmp_path: Path) -> None:
+    source = write_h5ad(tmp_path / "a.h5ad", random_cells(3, 4))
+    with pytest.raises(TypeError, match="matrx"):
+        scdl.convert(source, tmp_path / "archive", matrx="X")
+    assert not (tmp_path / "archive").exists()
+    scdl.convert(source, tmp_path / "archive")
+    with pytest.raises(TypeError, match="data_dtype"):
+        scdl.open(tmp_path / "archive", data_dtype="uint8")
