@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("h5ad", nargs="?", type=Path, help="default: packaged with scanpy")
     parser.add_argument("--dest", type=Path, help="keep the archive here")
     arguments = parser.parse_args()
+    # torch says so of every sparse CSR tensor, once.
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
     h5ad = arguments.h5ad or packaged_h5ad()
     with tempfile.TemporaryDirectory(prefix="scdl-demo-") as scratch:
         demo(h5ad, arguments.dest or Path(scratch, h5ad.stem))

@@ -97,7 +97,8 @@ def info(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = Table("", "", show_header=False, box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"
     for key, value in _facts(path):
         table.add_row(key, Text(value))
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)

@@ -119,8 +119,10 @@ class H5adFile:
         if "obs" not in self._file or "var" not in self._file:
             found = ", ".join(self._file) or "nothing"
             raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {found}")
-        chosen = name or ("raw/X" if self._element("raw/X") is not None else "X")
-        if self._element(chosen) is None:
+        default = "raw/X" if self._element("raw/X") is not None else "X"
+        chosen = default if name is None else name
+        known = chosen in ("X", "raw/X") or chosen.startswith("layers/")
+        if not known or self._element(chosen) is None:
             there = [n for n in ("X", "raw/X") if self._element(n) is not None]
             there += [f"layers/{key}" for key in self._names_in("layers")]
             raise SourceError(
