@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import anndata
 import h5py
 import numpy as np
 import pytest
