@@ -106,7 +106,7 @@ class MemmapStore(ArrayStore):
             self._files[name], self._specs[name] = file, spec
             self._opened()[name] = _layout.map_file(file, spec)
         for name in files:
-            if name.endswith("indptr"):
+            if name == "indptr" or (name.startswith("graphs/") and name.endswith("/indptr")):
                 self._check_offsets(name.removesuffix("indptr"))
 
     def _check_offsets(self, prefix: str) -> None:

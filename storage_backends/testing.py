@@ -29,16 +29,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import json
 import multiprocessing
 import os
 import pickle
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +44,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage_backends import errors
+from storage_backends._testing_archives import (
+    DTYPES,
+    ITEM_SHAPES,
+    N_OBS,
+    ODD_KEYS,
+    ROUND_TRIPS,
+    Contents,
+    assert_holds,
+    assert_reads,
+    assert_same_bits,
+    assert_same_table,
+    broken,
+    every_array,
+    every_type,
+    large_archive,
+    names_of,
+    numbers,
+    random_ranges,
+    small_archive,
+    stream,
+)
 from storage_backends.base import ArrayStore, ArrayWriter, Backend
 
 try:
@@ -60,271 +78,8 @@ except ImportError as error:
 
 __all__ = ["BackendTests", "Contents", "assert_holds", "assert_same_table", "small_archive"]
 
-UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
-FLOATS = ("float16", "float32", "float64")
-DTYPES = (*UNSIGNED, "int8", "int16", "int32", "int64", *FLOATS)
-ITEM_SHAPES = ((), (1,), (3,), (2, 2))
-ODD_KEYS = ("X_pca", "X pca.ü", "X%20pca.ü", "X+pca", ".x", "data", "x.npy", "k" * 150)
-N_OBS = 2000
 # One subclass after another runs the same method, which hypothesis would report.
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
-
-# -- well-formed archives ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What an archive holds."""
-
-    arrays: Mapping[str, NDArray[Any]]
-    tables: Mapping[str, pa.Table]
-    attrs: Mapping[str, Any]
-
-    def write(self, writer: ArrayWriter, pieces: int = 1) -> None:
-        """Write arrays, in turns and in so many pieces, and tables; do not commit."""
-        for piece in range(pieces):
-            for name, values in self.arrays.items():
-                writer.append(name, np.array_split(values, pieces)[piece])
-        for name, table in self.tables.items():
-            writer.write_table(name, table)
-
-
-def numbers(dtype: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
-    """Draw random bits, hence NaNs of every payload, after the extremes of the dtype."""
-    kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64))
-    values = np.frombuffer(np.random.default_rng(seed).bytes(size * kind.itemsize), kind).copy()
-    if kind.kind == "f":
-        info = np.finfo(kind)
-        extremes = [-0.0, np.inf, -np.inf, np.nan, info.max, info.min, info.smallest_subnormal]
-    else:
-        extremes = [np.iinfo(kind).min, np.iinfo(kind).max]
-    values[: len(extremes)] = np.array(extremes, kind)[:size]
-    return values.reshape(shape)
-
-
-def every_array(n_obs: int) -> dict[str, NDArray[Any]]:
-    """Make an array of every dtype and item shape, such as ``obsm/float32x2x2``."""
-    kinds = [(dtype, shape) for dtype in DTYPES for shape in ITEM_SHAPES]
-    return {
-        f"obsm/{'x'.join(map(str, (d, *shape)))}": numbers(d, (n_obs, *shape), seed)
-        for seed, (d, shape) in enumerate(kinds)
-    }
-
-
-def names_of(n: int) -> dict[str, pa.Array]:
-    """Make the reserved column of names; some occur twice."""
-    return {"_index": pa.array([f"ü{i - (i % 10 == 1)}" for i in range(n)], pa.string())}
-
-
-def every_type(n: int) -> pa.Table:
-    """Make a table of `n` rows with a column of every type that a backend must keep."""
-
-    def column(kind: Any, *values: Any) -> pa.Array:
-        return pa.array([values[i % len(values)] for i in range(n)], kind)
-
-    def coded(codes: Any, kind: Any, *categories: Any, ordered: bool = False) -> pa.Array:
-        indices = column(codes, *range(len(categories) - 1), None)  # the last remains unused
-        return pa.DictionaryArray.from_arrays(indices, pa.array(categories, kind), ordered=ordered)
-
-    limits = {name: np.iinfo(name) for name in DTYPES if "int" in name}
-    return pa.table(
-        {
-            **names_of(n),
-            "string": column(pa.string(), "b", "", "ü", None, "a\0\nb"),
-            "large_string": column(pa.large_string(), "b", None, ""),
-            "no value": column(pa.string(), None),
-            **{k: column(k, v.min, v.max, None, 1) for k, v in limits.items()},
-            "float32": column("float32", 0.1, float("nan"), None, -0.0, float("inf")),
-            "float64": column("float64", 0.1, float("nan"), None, -0.0, 5e-324),
-            "plain float": column("float64", 0.1, float("nan")),
-            "bool": column("bool", True, False, None),
-            "plain bool": column("bool", True, False),
-            "timestamp": column(pa.timestamp("ns"), 1, None, 2**62),
-            "timestamp utc": column(pa.timestamp("us", tz="UTC"), 1, None, -1),
-            "categories": coded("int8", pa.string(), "b", "a", "ü", "unused"),
-            "ordered.ü": coded("int32", pa.string(), "low", "high", "", ordered=True),
-            "numbers as categories": coded("int16", pa.int64(), 10, -5, 7, 0),
-            "no category": coded("int8", pa.string(), ""),
-            "index": column("int64", *range(7)),
-        }
-    )
-
-
-def small_archive(
-    n_obs: int = 60,
-    n_vars: int = 40,
-    parts: Mapping[str, Any] | None = None,
-    *,
-    density: float = 0.3,
-    dtypes: tuple[str, str, str] = ("float32", "uint16", "uint32"),
-) -> Contents:
-    """Make a minimal archive.
-
-    `dtypes` are those of data, indices and indptr; `parts` are added or replaced: arrays, tables
-    and, where they are neither, attributes.
-    """
-    stored = np.random.default_rng(n_obs).random((n_obs, n_vars)) < density
-    indptr = np.concatenate([[0], np.cumsum(stored.sum(axis=1))])
-    everything = {
-        "data": numbers(dtypes[0], (int(indptr[-1]),)),
-        "indices": np.nonzero(stored)[1].astype(dtypes[1]),
-        "indptr": indptr.astype(dtypes[2]),
-        "obs": pa.table(names_of(n_obs)),
-        "var/0": pa.table({**names_of(n_vars), "n": pa.array(range(n_vars), pa.int32())}),
-        "blocks": [{"stop": n_obs, "n_vars": n_vars, "label": "a.h5ad"}],
-        **(parts or {}),
-    }
-    arrays = {k: v for k, v in everything.items() if isinstance(v, np.ndarray)}
-    tables = {k: v for k, v in everything.items() if isinstance(v, pa.Table)}
-    attrs = {k: v for k, v in everything.items() if k not in {*arrays, *tables}}
-    return Contents(arrays, tables, attrs)
-
-
-@functools.cache
-def large_archive() -> Contents:
-    """Make one of every dtype, item shape, odd name and column type, and of several chunks."""
-    parts: dict[str, Any] = {"obs": every_type(N_OBS), **every_array(N_OBS)}
-    parts |= {f"obsm/{key}": numbers("float32", (N_OBS, 2), i) for i, key in enumerate(ODD_KEYS)}
-    documented, other = ("float32", "uint32", "uint64"), ("float64", "uint16", "uint32")
-    for key, dtypes in {"next_cell_ids": documented, "k nn.ü": other}.items():
-        graph = small_archive(N_OBS, N_OBS, density=0.004, dtypes=dtypes).arrays
-        parts |= {f"graphs/{key}/{part}": values for part, values in graph.items()}
-    parts["nested"] = {"ü": [1, 1.0, None, True, {"": []}], "float": [0.1, 5e-324, -0.0]}
-    parts["large"] = [2**53 + 1, -(2**63), 2**64 + 1]
-    return small_archive(N_OBS, 300, parts, density=0.2)
-
-
-def without_values(n_obs: int, n_vars: int) -> Contents:
-    """Make an archive of an empty matrix, and the rest just as short."""
-    parts = {"obs": every_type(n_obs), **every_array(n_obs)}
-    return small_archive(n_obs, n_vars, parts, density=0)
-
-
-def counts(odd: float) -> Contents:
-    """Make an archive of small counts with one `odd` value among the last."""
-    data = np.random.default_rng(0).geometric(0.4, 400 * 50).astype("float32")
-    data[-5] = odd
-    return small_archive(400, 50, {"data": data}, density=1)
-
-
-def unsorted_rows() -> Contents:
-    """Make an archive whose column ids come in no order, and repeat."""
-    indices = np.random.default_rng(0).integers(0, 40, 60 * 40).astype("uint16")
-    return small_archive(parts={"indices": indices}, density=1)
-
-
-def two_blocks() -> Contents:
-    """Make an archive of rows with other columns, the second block's of unknown origin."""
-    ends = [(20, 40, "a.h5ad"), (60, 3, None)]
-    blocks = [dict(zip(("stop", "n_vars", "label"), end, strict=True)) for end in ends]
-    indices = small_archive().arrays["indices"] % 3
-    return small_archive(
-        parts={"indices": indices, "var/1": pa.table(names_of(3)), "blocks": blocks}
-    )
-
-
-def tables_of(*columns: str) -> Contents:
-    """Make an archive whose tables have only these columns."""
-    obs, var = (every_type(n).select(columns) for n in (60, 40))
-    return small_archive(parts={"obs": obs, "var/0": var})
-
-
-#: Archives to write and read back, each made when its test runs.
-ROUND_TRIPS: dict[str, Callable[[], Contents]] = {
-    **{
-        f"{data}, {ids}": functools.partial(small_archive, dtypes=(data, ids, ids), density=0.08)
-        for data in (*UNSIGNED, *FLOATS)
-        for ids in UNSIGNED
-    },
-    **{
-        f"{n_obs} x {n_vars}": functools.partial(without_values, n_obs, n_vars)
-        for n_obs, n_vars in [(0, 0), (0, 5), (5, 0), (5, 5), (1, 1)]
-    },
-    **{
-        f"counts and {odd}": functools.partial(counts, odd)
-        for odd in (1.0, -0.0, 0.5, -1.0, np.nan, np.inf, 2.0**24 + 2, 1e30)
-    },
-    **{
-        f"tables of {columns}": functools.partial(tables_of, *columns)
-        for columns in (["int8", "string"], ["categories"], ["_index"], ["_index", "index"])
-    },
-    "unsorted rows": unsorted_rows,
-    "two blocks": two_blocks,
-}
-
-# -- comparisons ---------------------------------------------------------------------------
-
-
-def assert_same_bits(actual: NDArray[Any], expected: NDArray[Any], name: str) -> None:
-    """Check that dtype (in native order), shape and bits are the same."""
-    assert actual.dtype == expected.dtype.newbyteorder("="), name
-    assert actual.shape == expected.shape, name
-    ours, theirs = (np.array(v, actual.dtype).reshape(-1) for v in (actual, expected))
-    bits = f"u{actual.itemsize}"
-    np.testing.assert_array_equal(ours.view(bits), theirs.view(bits), err_msg=name)
-
-
-def assert_same_table(actual: pa.Table, expected: pa.Table) -> None:
-    """Check that columns, their order, types, categories, nulls and values are the same."""
-    assert actual.column_names == expected.column_names
-    assert actual.schema.types == expected.schema.types
-    assert actual.num_rows == expected.num_rows
-    for name in expected.column_names:
-        ours, theirs = (t[name].unify_dictionaries().combine_chunks() for t in (actual, expected))
-        if pa.types.is_dictionary(theirs.type):
-            assert ours.dictionary.equals(theirs.dictionary), name
-            ours, theirs = ours.indices, theirs.indices
-        if pa.types.is_floating(theirs.type):
-            assert ours.is_null().equals(theirs.is_null()), name
-            assert_same_bits(np.array(ours.fill_null(0)), np.array(theirs.fill_null(0)), name)
-        else:
-            assert ours.equals(theirs), name
-
-
-def assert_holds(store: ArrayStore, contents: Contents) -> None:
-    """Check that `store` holds `contents` and nothing else."""
-    assert sorted(store.arrays) == sorted(contents.arrays)
-    assert sorted(store.tables) == sorted(contents.tables)
-    for name, values in contents.arrays.items():
-        spec = store.arrays[name]
-        assert (spec.length, spec.item_shape) == (len(values), values.shape[1:]), name
-        assert spec.dtype == values.dtype, name
-        assert_same_bits(store.read(name), values, name)
-    for name, table in contents.tables.items():
-        assert_same_table(store.read_table(name), table)
-    ours, theirs = (json.dumps(dict(a), sort_keys=True) for a in (store.attrs, contents.attrs))
-    assert ours == theirs
-
-
-def assert_reads(store: ArrayStore, name: str, ranges: Sequence[tuple[int, int]]) -> None:
-    """Read from the large archive; slices of what was written are the oracle."""
-    values = large_archive().arrays[name]
-    expected = np.concatenate([values[:0], *(values[start:stop] for start, stop in ranges)])
-    starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T.copy()
-    out = np.full_like(expected, 77)
-    store.read_ranges(name, starts, stops, out)
-    assert_same_bits(out, expected, f"{name}: {ranges}")
-
-
-def random_ranges(length: int, n: int, seed: int) -> list[tuple[int, int]]:
-    """Draw `n` short ranges."""
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, length + 1, n)
-    stops = np.minimum(starts + rng.integers(0, 6, n), length)
-    return list(zip(starts.tolist(), stops.tolist(), strict=True))
-
-
-def broken(error: type[BaseException]) -> Iterator[pa.RecordBatch]:
-    """Give a batch of names, then the `error`."""
-    yield from pa.table(names_of(3)).to_batches()
-    raise error
-
-
-def stream(batches: Iterator[pa.RecordBatch], schema: pa.Schema = None) -> pa.RecordBatchReader:
-    """Read from `batches`, by default of names alone."""
-    schema = pa.schema([("_index", pa.string())]) if schema is None else schema
-    return pa.RecordBatchReader.from_batches(schema, batches)
 
 
 class BackendTests:
