@@ -6,21 +6,15 @@ write outside their output, whatever the column ids are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+from storage_backends.jit import kernel
 
 #: Returned in place of a count where a column id is not below the number of columns.
 OUT_OF_RANGE = -1
-
-
-def _kernel(function: _F) -> _F:
-    return cast(_F, numba.njit(nogil=True, cache=True)(function))
 
 
 # Position of the only bit set in a word, by De Bruijn's sequence.
@@ -30,7 +24,7 @@ for _bit in range(64):
     _BIT_POSITION[(int(_DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 
 
-@_kernel
+@kernel
 def row_order(
     indptr: NDArray[np.int64], indices: NDArray[Any], n_vars: int, order: NDArray[np.int64]
 ) -> int:
@@ -107,7 +101,7 @@ def row_order_numpy(
     return len(np.unique(rows[1:][falls & (rows[1:] == rows[:-1])]))
 
 
-@_kernel
+@kernel
 def fill_dense(
     data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[Any]
 ) -> bool:

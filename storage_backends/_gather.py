@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _kernel(function: _F) -> _F:
-    return cast(_F, numba.njit(nogil=True, cache=True)(function))
+from storage_backends.jit import kernel
 
 
 def gather(
@@ -38,7 +32,7 @@ def gather(
     _copy_ranges(source.reshape(-1).view(unit), starts, stops, out.reshape(-1).view(unit))
 
 
-@_kernel
+@kernel
 def _copy_ranges(
     source: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
 ) -> None:

@@ -133,9 +133,9 @@ def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
 def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
     """Arrays in ``scdl/arrays``; the manifest lists them in the order of their numbers."""
     found = {}
-    elsewhere = f"graphs/{manifest.get('documented_graph')}/"
+    documented = manifest.get("documented_graph")
     for i, entry in enumerate(manifest.get("arrays", [])):
-        if entry["name"].startswith(elsewhere):
+        if documented is not None and entry["name"].startswith(f"graphs/{documented}/"):
             continue
         spec = ArraySpec(np.dtype(entry["dtype"]), entry["length"], tuple(entry["item_shape"]))
         file = os.path.join(path, own_file(i))
@@ -171,15 +171,18 @@ def read_manifest(path: str, n_obs: int, nnz: int) -> Mapping[str, Any]:
     try:
         with open(file, "rb") as stream:
             manifest: dict[str, Any] = json.loads(stream.read())
-        version, describes = manifest["format"], (manifest["n_obs"], manifest["nnz"])
+        version, describes = int(manifest["format"]), (manifest["n_obs"], manifest["nnz"])
         for entry in manifest["arrays"]:
             _check_entry(entry)
-        if not isinstance(manifest["attrs"], dict) or not isinstance(manifest["only_names"], dict):
-            raise ValueError("attrs and only_names must be objects")
+        if not isinstance(manifest["attrs"], dict):
+            raise ValueError("attrs must be an object")
+        for table in manifest["tables"].values():
+            if not isinstance(table.get("only_names"), str | None):
+                raise ValueError(f"bad table entry {table!r:.100}")
         for block in manifest["attrs"]["blocks"]:
             if not (isinstance(block["stop"], int) and isinstance(block["n_vars"], int)):
                 raise ValueError(f"bad block {block!r:.100}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArchiveFormatError(f"{file}: not a manifest of scdl ({error!r})") from error
     if version > MANIFEST_FORMAT:
         raise ArchiveFormatError(

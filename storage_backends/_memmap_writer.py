@@ -27,7 +27,7 @@ class MemmapWriter(ArrayWriter):
         self.path = path
         self._staging: Staging | None = staging
         self._arrays: dict[str, _ArrayFile] = {}
-        self._only_names: dict[str, str] = {}
+        self._side_files: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, int] = {}
 
     @classmethod
@@ -78,8 +78,11 @@ class MemmapWriter(ArrayWriter):
             only_names=f"{kind}_feature_id",
         )
         self._tables[name] = written.num_rows
-        if written.only_names:
-            self._only_names[name] = f"{kind}_feature_id"
+        self._side_files[name] = {
+            "names": written.names,
+            "categories": written.categories,
+            "only_names": f"{kind}_feature_id" if written.only_names else None,
+        }
 
     def commit(self, attrs: Mapping[str, Any]) -> None:
         directory = self._writing()
@@ -104,7 +107,7 @@ class MemmapWriter(ArrayWriter):
                     for name, file in self._arrays.items()
                     if name not in _layout.MATRIX
                 ],
-                "only_names": self._only_names,
+                "tables": self._side_files,
                 "attrs": dict(attrs),
             }
             _write_json(os.path.join(directory, _layout.MANIFEST), manifest)
@@ -135,6 +138,8 @@ class MemmapWriter(ArrayWriter):
             problem = f"blocks end at {stops}, with {n_obs} cells"
         elif sorted(rows) != sorted(tables):
             problem = f"blocks need the tables {tables}, written were {sorted(rows)}"
+        elif [rows[table] for table in tables] != [b["n_vars"] for b in attrs["blocks"]]:
+            problem = f"var tables have {rows} rows, the blocks say {attrs['blocks']}"
         elif self._tables.get("obs", n_obs) != n_obs:
             problem = f"obs has {self._tables['obs']} rows, with {n_obs} cells"
         else:

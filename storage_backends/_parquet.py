@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 INDEX = "_index"
 _ROW_GROUP = 1 << 16
+#: What pyarrow says of bytes that are no table, besides OSError.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, AttributeError, TypeError)
 
 
 class ParquetTable:
@@ -70,7 +72,10 @@ class ParquetTable:
     def nbytes(self) -> int:
         """Bytes on disk."""
         files = (*self._columns, self._names, self._categories)
-        return sum(os.path.getsize(file) for file in files if file)
+        try:
+            return sum(os.path.getsize(file) for file in files if file)
+        except FileNotFoundError as error:
+            raise ArchiveFormatError(f"{error.filename}: the file is missing") from None
 
     @property
     def num_rows(self) -> int:
@@ -128,7 +133,10 @@ class ParquetTable:
                     column = _to_categorical(column, categories[name])
                 rows = rows.append_column(name, column)
         if INDEX in wanted and self._names:
-            rows = rows.append_column(INDEX, _read_rows(self._names, [INDEX], start, stop)[INDEX])
+            names = _read_rows(self._names, [INDEX], start, stop)
+            if names.num_rows != stop - start:
+                raise ArchiveFormatError(f"{self._names}: there are fewer names than rows")
+            rows = rows.append_column(INDEX, names[INDEX])
         return rows.select(wanted)
 
     def _read_plain(
@@ -162,16 +170,19 @@ class ParquetTable:
         """An empty dictionary array a categorical column, which carries type and categories."""
         if self._categories is None:
             return {}
-        table = _open(self._categories).read()
         found = {}
-        for field in table.schema:
-            # A column is [index type and order, categories]; see `_category_column`.
-            values = table[field.name].chunk(0).flatten()
-            meta = field.metadata or {}
-            index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
-            found[field.name] = pa.DictionaryArray.from_arrays(
-                pa.array([], index_type), values, ordered=meta.get(b"ordered") == b"1"
-            )
+        try:
+            table = _open(self._categories).read()
+            for field in table.schema:
+                # See `_category_table`.
+                values = table[field.name].chunk(0).flatten()
+                meta = field.metadata or {}
+                index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
+                found[field.name] = pa.DictionaryArray.from_arrays(
+                    pa.array([], index_type), values, ordered=meta.get(b"ordered") == b"1"
+                )
+        except _UNREADABLE as error:
+            raise ArchiveFormatError(f"{self._categories}: not a table of categories") from error
         return found
 
 
@@ -179,6 +190,9 @@ class Written(NamedTuple):
     """What :func:`write` wrote."""
 
     num_rows: int
+    #: Whether there is a file of names, and one of categories.
+    names: bool
+    categories: bool
     #: Whether the table holds nothing but names.
     only_names: bool
 
@@ -233,8 +247,19 @@ def write(
             target.close()
     if categorical:
         with refused_write(categories):
-            pq.write_table(_category_table(first, categorical), categories, compression="zstd")
-    return Written(num_rows, only_names=not main)
+            pq.write_table(
+                _category_table(first, categorical),
+                categories,
+                compression="zstd",
+                write_page_checksum=True,
+            )
+    has_names = INDEX in schema.names
+    return Written(
+        num_rows,
+        names=has_names and bool(main),
+        categories=bool(categorical),
+        only_names=has_names and not main,
+    )
 
 
 class _Target:
@@ -244,7 +269,9 @@ class _Target:
         self._names = names
         self._path = path
         with refused_write(path):
-            self._writer = pq.ParquetWriter(path, self._project(first).schema, compression="zstd")
+            self._writer = pq.ParquetWriter(
+                path, self._project(first).schema, compression="zstd", write_page_checksum=True
+            )
 
     def _project(self, batch: pa.RecordBatch) -> Table:
         columns = [_decode(batch.column(name)) for name in self._names]
@@ -319,15 +346,21 @@ def _read_rows(
         position += n_rows
     try:
         table = file.read_row_groups(groups, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise ArchiveFormatError(f"{path}: cannot be read as parquet ({error})") from error
+        if set(table.column_names) != set(columns):
+            raise KeyError(*columns)
+    except _UNREADABLE as error:
+        said = " ".join(str(error).split())
+        raise ArchiveFormatError(f"{path}: {columns} cannot be read ({said})") from error
     return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
 
 
 def _open(path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, read_dictionary=list(as_dictionary))
+        return pq.ParquetFile(
+            path, read_dictionary=list(as_dictionary), page_checksum_verification=True
+        )
     except FileNotFoundError:
         raise ArchiveFormatError(f"{path}: the file is missing") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ArchiveFormatError(f"{path}: not a parquet file ({error})") from error
+    except _UNREADABLE as error:
+        said = " ".join(str(error).split())
+        raise ArchiveFormatError(f"{path}: not a parquet file ({said})") from error

@@ -20,6 +20,8 @@ from typing import Self
 from storage_backends.errors import ArchiveExistsError, ArchiveWriteError, refused_write
 
 _SUFFIX = ".scdl-part"
+_ASIDE = ".old"
+_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -48,7 +50,8 @@ class Staging:
         ArchiveWriteError
             The directory cannot be made.
         """
-        target = os.path.abspath(target)
+        # What is replaced is the archive, not a link to it.
+        target = os.path.realpath(target) if replace else os.path.abspath(target)
         if os.path.lexists(target) and not replace:
             raise ArchiveExistsError(
                 f"{target}: something exists here already; choose another path or remove it"
@@ -112,7 +115,12 @@ def _lock(path: str) -> int | None:
         lock = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        # Some network file systems do not lock directories; nobody removes leftovers there.
+        if error.errno not in _NO_LOCKS:
+            raise
     if os.path.exists(path):
         return lock
     os.close(lock)
@@ -122,14 +130,22 @@ def _lock(path: str) -> int | None:
 def _remove_leftovers(target: str) -> None:
     parent, name = os.path.split(target)
     pattern = os.path.join(glob.escape(parent), glob.escape(f".{name}.") + "*" + _SUFFIX)
+    for path in glob.glob(pattern + _ASIDE):
+        # Killed between the two renames of `_exchange`, or behind them.
+        if os.path.lexists(target):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.rename(path, target)
     for path in glob.glob(pattern):
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
-            except BlockingIOError:
-                pass  # its writer is alive
+            except OSError as error:
+                # Its writer is alive, or nobody can tell.
+                if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
+                    raise
             finally:
                 os.close(lock)
 
@@ -144,9 +160,13 @@ def _exchange(a: str, b: str) -> None:
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
             raise OSError(code, os.strerror(code), b)
-    aside = a + ".old"
+    aside = a + _ASIDE
     os.rename(b, aside)
-    os.rename(a, b)
+    try:
+        os.rename(a, b)
+    except BaseException:
+        os.rename(aside, b)
+        raise
     os.rename(aside, a)
 
 

@@ -286,6 +286,8 @@ def check_ranges(
     """Check the arguments of ``read_ranges``; `where` opens the message of an error."""
     if starts.shape != stops.shape or starts.ndim != 1:
         raise RangeError(f"{where}: starts {starts.shape} and stops {stops.shape} differ in shape")
+    if starts.dtype != np.int64 or stops.dtype != np.int64:
+        raise RangeError(f"{where}: ranges must be int64, not {starts.dtype} and {stops.dtype}")
     total = 0
     if len(starts):
         lengths = stops - starts

@@ -70,7 +70,7 @@ class MemmapStore(ArrayStore):
 
     @classmethod
     def open(cls, path: str) -> Self:
-        path = os.path.abspath(path)
+        path = os.path.realpath(path)
         while os.path.isdir(path):
             identity = _layout.identity(path)
             try:
@@ -278,12 +278,18 @@ class MemmapStore(ArrayStore):
             n_rows,
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
-            only_names=self._manifest.get("only_names", {}).get(name),
+            only_names=self._side_files(name).get("only_names"),
         )
 
-    def _own_table_file(self, name: str, what: str) -> str | None:
-        file = _layout.beside(self.path, name, what)
-        return file if self._manifest and os.path.exists(file) else None
+    def _side_files(self, table: str) -> Mapping[str, Any]:
+        """What the manifest says of a table's files in ``scdl/``."""
+        found: Mapping[str, Any] = self._manifest.get("tables", {}).get(table, {})
+        return found
+
+    def _own_table_file(self, table: str, what: str) -> str | None:
+        if not self._side_files(table).get(what):
+            return None
+        return _layout.beside(self.path, table, what)
 
 
 BACKEND = Backend("memmap", MemmapStore, MemmapWriter)

@@ -30,7 +30,12 @@ LAYERS = [
     {"scdl._kernels"},
     {"scdl.__version__", "scdl.errors", "scdl.schema"},
 ]
-SEAM = {"storage_backends.base", "storage_backends.errors", "storage_backends.registry"}
+SEAM = {
+    "storage_backends.base",
+    "storage_backends.errors",
+    "storage_backends.jit",
+    "storage_backends.registry",
+}
 
 # Packages that only some modules import.
 CONFINED = {
