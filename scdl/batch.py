@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from scdl.errors import ArchiveFormatError
+from scdl.schema import check_columns
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -62,6 +62,7 @@ class CellBatch:
         """As a scipy CSR matrix of n x n_vars; float16 becomes float32, which scipy needs."""
         import scipy.sparse
 
+        check_columns(self.indices, self.n_vars)
         # scipy computes with signed indices only.
         wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
         index_type = np.int64 if wide else np.int32
@@ -71,21 +72,16 @@ class CellBatch:
             shape=self.shape,
         )
 
-    def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
-        """As a dense array of n x n_vars, of the stored dtype or of `dtype`."""
+    def to_dense(self) -> NDArray[Any]:
+        """As a dense array of n x n_vars, of the stored dtype."""
         from scdl import _kernels
 
-        dtype = np.dtype(self.data.dtype if dtype is None else dtype)
         # numba cannot compute with float16.
-        working = np.dtype(np.float32) if dtype == np.float16 else dtype
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
-        out = np.zeros(self.shape, working)
+        out = np.zeros(self.shape, data.dtype)
         if not _kernels.fill_dense(data, self.indices, self.indptr, out):
-            raise ArchiveFormatError(
-                f"column id {int(self.indices.max())} is stored for {self.n_vars} genes; "
-                "the archive is damaged, convert the source again"
-            )
-        return out.astype(dtype, copy=False)
+            check_columns(self.indices, self.n_vars)
+        return out.astype(self.data.dtype, copy=False)
 
     def to_torch(self, layout: Layout = "csr") -> torch.Tensor:
         """As a torch tensor of n x n_vars: ``csr``, ``coo`` or ``dense``.

@@ -79,7 +79,7 @@ class SingleCellMemMapDataset(SingleCellDataset):
             neighbor_key=neighbor_key,
             neighbor_sampling_strategy=neighbor_sampling_strategy,
             fallback_to_identity=fallback_to_identity,
-            **(options if h5ad_path is not None else {}),
+            **options,
         )
         self._var_index_names = (var_feature_index_name, feature_index_name, *VAR_INDEX_NAMES)
         self._obs_index_names = (obs_feature_index_name, *OBS_INDEX_NAMES)

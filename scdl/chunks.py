@@ -29,6 +29,18 @@ from scdl.errors import ScdlError, SourceError
 _T = TypeVar("_T")
 
 
+#: What h5py says of a file whose parts are damaged or of other kinds than expected.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    zlib.error,
+)
+
+
 @contextmanager
 def readable(where: str) -> Iterator[None]:
     """Say what HDF5 says of a damaged file in one sentence, as a SourceError."""
@@ -36,7 +48,7 @@ def readable(where: str) -> Iterator[None]:
         yield
     except ScdlError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, zlib.error) as error:
+    except _UNREADABLE as error:
         said = " ".join(str(error.args[0] if error.args else error).split())
         raise SourceError(f"{where}: HDF5 cannot read it: {said}") from error
 

@@ -191,7 +191,7 @@ def _run(command: Callable[[], Any], name: str) -> None:
     warnings.showwarning = show
     try:
         command()
-    except (ScdlError, ValueError) as error:
+    except (ScdlError, ValueError, OSError) as error:
         typer.echo(f"{name}: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
 from scdl import csr
 from scdl.cast import Caster
@@ -36,7 +36,7 @@ CHUNK_BYTES = 10_485_760
 def concatenate(
     stores: Sequence[ArrayStore],
     writer: ArrayWriter,
-    dtype: np.dtype[Any] | None = None,
+    dtype: DTypeLike | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> None:
     """Write the cells of archives of any backends one after the other, and commit.
@@ -73,8 +73,9 @@ def concatenate(
         _write_graph(key, stores, infos, writer, values_at_once)
     _write_matrix(stores, infos, writer, caster, values_at_once)
     matrices = tuple(name for info in infos for name in info.matrices)
-    writer.commit(Info(blocks, is_sorted=True, matrices=matrices).to_attrs())
+    # Before the commit: a warning may be an error to the caller.
     caster.warn(writer.path)
+    writer.commit(Info(blocks, is_sorted=True, matrices=matrices).to_attrs())
 
 
 def _common_dtype(stores: Sequence[ArrayStore]) -> np.dtype[Any]:
@@ -177,29 +178,27 @@ def _write_matrix(
     writer.append(INDPTR, np.zeros(1, indptr_dtype))
     first_value = 0
     for store, info in zip(stores, infos, strict=True):
-        for start, stop, offsets in _row_spans(store, info.n_obs, at_once):
+        for start, stop in _row_spans(store, info.n_obs, at_once):
             rows = csr.read(store, "", np.arange(start, stop))
             if not info.is_sorted:
-                rows, _ = csr.ordered(rows, info.max_n_vars, store.path)
+                rows = csr.clean(rows, info.max_n_vars, store.path)
             writer.append(DATA, caster(rows.data, store.path))
             writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
-            writer.append(INDPTR, (offsets[1:] + first_value).astype(indptr_dtype))
-        first_value += store.spec(DATA).length
+            writer.append(INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
+            first_value += int(rows.indptr[-1])
     writer.append(DATA, np.empty(0, caster.dtype))
     writer.append(INDICES, np.empty(0, index_dtype))
 
 
-def _row_spans(
-    store: ArrayStore, n_obs: int, at_once: int
-) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """Ranges of rows of at most `at_once` values, or one row, with their offsets."""
+def _row_spans(store: ArrayStore, n_obs: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of at most `at_once` values, or one row."""
     for first, last in _spans(n_obs, at_once):
         offsets = store.read(INDPTR, first, last + 1).astype(np.int64)
         start = 0
         while start < last - first:
             fits = int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1
             stop = min(max(fits, start + 1), last - first)
-            yield first + start, first + stop, offsets[start : stop + 1]
+            yield first + start, first + stop
             start = stop
 
 

@@ -185,9 +185,8 @@ def convert(
         total = sum(file.matrix.size for file in opened)
         with tqdm(total=total, unit="value", unit_scale=True, disable=not progress) as bar:
             info = conversion.run(bar)
-    store = registry.detect(path).store.open(os.fspath(path))
+    store = registry.backend(backend).store.open(os.fspath(path))
     caster = conversion.caster
-    caster.warn(os.fspath(path))
     return ConversionReport(
         path=os.fspath(path),
         backend=backend,
@@ -225,6 +224,12 @@ class _Conversion:
         neighbor_key: str | None,
         options: ConvertOptions,
     ) -> None:
+        taken = {file.matrix_name for file in files}
+        if len(taken) > 1:
+            raise SourceError(
+                f"the files hold different matrices: {', '.join(sorted(taken))}; "
+                "say which to take with matrix="
+            )
         self._files = files
         self._writer = writer
         # Opened here, so that a key that a file lacks is found before anything is written.
@@ -258,6 +263,8 @@ class _Conversion:
         self._write_matrix(bar)
         matrices = tuple(file.matrix_name for file in self._files)
         info = Info(blocks, is_sorted=True, matrices=matrices)
+        # Before the commit: a warning may be an error to the caller.
+        self.caster.warn(self._writer.path)
         self._writer.commit(info.to_attrs())
         return info
 

@@ -43,7 +43,8 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
     """
     if isinstance(rows, slice):
         return np.arange(*rows.indices(n_obs), dtype=np.int64)
-    if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
+    # Arrays and tensors of one element are indices too, but have dimensions.
+    if isinstance(rows, SupportsIndex) and getattr(rows, "ndim", 0) == 0:
         return np.array([position(rows, n_obs)], np.int64)
     selected = np.asarray(rows)
     if selected.dtype == bool:
@@ -144,3 +145,23 @@ def without_duplicates(rows: SparseRows) -> SparseRows:
     data = np.add.reduceat(rows.data.astype(wide), kept)
     indptr = np.concatenate([[0], np.cumsum(first)])[rows.indptr]
     return SparseRows(data != 0 if kind == "b" else data, rows.indices[kept], indptr)
+
+
+def clean(rows: SparseRows, n_vars: int, where: str) -> SparseRows:
+    """Rows with the genes of each in rising order, each once, of the dtype that they have.
+
+    Parameters
+    ----------
+    where
+        Opens the message of the ArchiveFormatError for a gene that is not below `n_vars`, or a sum
+        that the dtype cannot hold.
+    """
+    summed = without_duplicates(ordered(rows, n_vars, where)[0])
+    if summed.data.dtype == rows.data.dtype:
+        return summed
+    if len(summed.data) and summed.data.max() > np.iinfo(rows.data.dtype).max:
+        raise ArchiveFormatError(
+            f"{where}: repeated entries of a cell and gene sum to {summed.data.max()}, which "
+            f"{rows.data.dtype} cannot hold; convert the source again with a wider data_dtype"
+        )
+    return summed._replace(data=summed.data.astype(rows.data.dtype))

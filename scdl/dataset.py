@@ -18,7 +18,6 @@ from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy
 from scdl.rows import CellReader, Row
 from scdl.schema import (
     DATA,
-    GRAPH_DTYPES,
     INDEX,
     INDICES,
     INDPTR,
@@ -26,6 +25,7 @@ from scdl.schema import (
     NEIGHBOR_KEY,
     OBS,
     Info,
+    graph_array,
     keys,
     obsm_array,
 )
@@ -71,7 +71,7 @@ class SingleCellDataset(CellReader):
     fallback_to_identity
         Whether a cell without neighbours is its own.
     **options
-        For the conversion, see :func:`scdl.convert`.
+        For conversions, also by :meth:`load_h5ad`; see :func:`scdl.convert`.
 
     Raises
     ------
@@ -107,10 +107,7 @@ class SingleCellDataset(CellReader):
         }
         self._var_index_names: tuple[str, ...] = VAR_INDEX_NAMES
         self._obs_index_names: tuple[str, ...] = OBS_INDEX_NAMES
-        if h5ad_path is None and options:
-            raise TypeError(
-                f"{', '.join(options)}: only for a conversion, which needs an h5ad_path"
-            )
+        self._options = options
         if h5ad_path is not None:
             from scdl.conversion import convert
 
@@ -140,7 +137,7 @@ class SingleCellDataset(CellReader):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
-        return state | {"data_path": os.path.abspath(self.data_path)}
+        return state | {"data_path": self._store.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -188,7 +185,7 @@ class SingleCellDataset(CellReader):
         at = csr.positions(rows, self.n_obs)
         cells = csr.read(self._store, "", at)
         if not self._info.is_sorted:
-            cells, _ = csr.ordered(cells, self._info.max_n_vars, self._store.path)
+            cells = csr.clean(cells, self._info.max_n_vars, self._store.path)
         return CellBatch(
             *cells,
             n_vars=self._info.max_n_vars,
@@ -221,7 +218,7 @@ class SingleCellDataset(CellReader):
                 "the archive is damaged, convert the source again"
             )
         columns = indices[start:stop]
-        if self._info.is_sorted or bool((columns[1:] >= columns[:-1]).all()):
+        if self._info.is_sorted or bool((columns[1:] > columns[:-1]).all()):
             return data[start:stop], columns
         return super()._row(index)
 
@@ -271,7 +268,7 @@ class SingleCellDataset(CellReader):
         return self._names(self._var.blocks[0])
 
     def _names(self, columns: Columns) -> NDArray[Any]:
-        return columns.values(INDEX)
+        return columns.column(INDEX)
 
     # -- neighbours ------------------------------------------------------------------------
 
@@ -285,6 +282,8 @@ class SingleCellDataset(CellReader):
         # The documented format holds one graph and does not say its key.
         if key not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (key, *graphs):
             key = graphs[0]
+        if key not in graphs and not self._load_neighbors:
+            return None
         return NeighborGraph(self._store, key, **self._sampling)
 
     # -- the archive -----------------------------------------------------------------------
@@ -323,9 +322,9 @@ class SingleCellDataset(CellReader):
         found = {file: self._store.spec(name).dtype.name for file, name in files.items()}
         if self.graph is not None:
             parts = {DATA: "values", INDICES: "indices", INDPTR: "indptr"}
-            found |= {
-                f"neighbor_{parts[part]}.npy": dtype.name for part, dtype in GRAPH_DTYPES.items()
-            }
+            for part, name in parts.items():
+                spec = self._store.spec(graph_array(self.graph.key, part))
+                found[f"neighbor_{name}.npy"] = spec.dtype.name
         return found
 
     @property
@@ -352,11 +351,21 @@ class SingleCellDataset(CellReader):
         self._reopen()
 
     def load_h5ad(self, anndata_path: Path) -> None:
-        """Replace the archive by what an AnnData file holds, atomically."""
+        """Replace the archive by what an AnnData file holds, atomically.
+
+        The options are those that the dataset was made with.
+        """
         from scdl.conversion import convert
 
         key = self._neighbor_key if self._load_neighbors else None
-        convert(anndata_path, self.data_path, backend=self._backend, neighbor_key=key, replace=True)
+        convert(
+            anndata_path,
+            self.data_path,
+            backend=self._backend,
+            neighbor_key=key,
+            replace=True,
+            **self._options,
+        )
         self._reopen()
 
     @property
@@ -386,7 +395,7 @@ class SingleCellDataset(CellReader):
         CastError
             The type cannot hold a value. The archive stays as it was.
         """
-        self._write([self], None, np.dtype(dtype))
+        self._write([self], None, dtype)
 
     def concat(
         self,
@@ -426,7 +435,7 @@ class SingleCellDataset(CellReader):
         self,
         datasets: Sequence[SingleCellDataset],
         output_path: Path | None,
-        dtype: np.dtype[Any] | None = None,
+        dtype: DTypeLike | None = None,
         **bounds: int,
     ) -> None:
         """Write datasets one after the other, in place of this one or to a new path."""
@@ -440,15 +449,22 @@ class SingleCellDataset(CellReader):
             self._reopen()
 
 
-def open(path: Path, **options: Any) -> SingleCellDataset:
+def open(
+    path: Path,
+    *,
+    load_neighbors: bool | None = None,
+    neighbor_key: str = NEIGHBOR_KEY,
+    neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+    fallback_to_identity: bool = True,
+) -> SingleCellDataset:
     """Open an archive of any backend.
 
     Parameters
     ----------
     path
         Where it is.
-    **options
-        As for :class:`SingleCellDataset`: ``load_neighbors``, ``neighbor_key`` and so on.
+    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
+        As for :class:`SingleCellDataset`.
 
     Raises
     ------
@@ -457,4 +473,10 @@ def open(path: Path, **options: Any) -> SingleCellDataset:
     ArchiveFormatError
         What is there is no archive, or a damaged one.
     """
-    return SingleCellDataset(path, **options)
+    return SingleCellDataset(
+        path,
+        load_neighbors=load_neighbors,
+        neighbor_key=neighbor_key,
+        neighbor_sampling_strategy=neighbor_sampling_strategy,
+        fallback_to_identity=fallback_to_identity,
+    )

@@ -36,6 +36,7 @@ class Columns:
         self._table = table
         self._index_names = index_names
         self._arrays: dict[str, pa.Array] = {}
+        self._values: dict[str, NDArray[Any]] = {}
         self._names: list[str] | None = None
 
     @property
@@ -69,19 +70,20 @@ class Columns:
             self._arrays[name] = column.combine_chunks()
         return self._arrays[name]
 
-    def values(self, name: str, rows: NDArray[np.int64] | slice | None = None) -> NDArray[Any]:
-        """Values of a column, of all rows or some: strings and categories as objects."""
+    def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
+        """Some values of a column: strings and categories as objects."""
         import pyarrow as pa
 
         array = self.array(name)
-        if isinstance(rows, slice):
-            array = array[rows]
-        elif rows is not None:
-            array = array.take(pa.array(rows))
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-        return values
+        return _numpy(array[rows] if isinstance(rows, slice) else array.take(pa.array(rows)))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """All values of a column, read-only; made once."""
+        if name not in self._values:
+            values = _numpy(self.array(name)).view()
+            values.flags.writeable = False
+            self._values[name] = values
+        return self._values[name]
 
     def frame(self) -> pd.DataFrame:
         """The whole table, indexed by its names; columns with nulls keep their types."""
@@ -100,6 +102,15 @@ class Columns:
             frame = frame.set_index(INDEX)
             frame.index.name = None
         return frame
+
+
+def _numpy(array: pa.Array) -> NDArray[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values
 
 
 def _pandas_name(type_: pa.DataType) -> str:
@@ -137,7 +148,7 @@ class VarFeatures:
         block = self._info.block_of(position(row, self._info.n_obs))
         columns = self.blocks[block]
         names = columns.names if select_features is None else select_features
-        return [columns.values(name) for name in names], self._info.blocks[block].label
+        return [columns.column(name) for name in names], self._info.blocks[block].label
 
     def number_vars_at_row(self, row: int) -> int:
         """Genes of the block that holds a cell."""

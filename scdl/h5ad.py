@@ -15,8 +15,10 @@ from scdl.chunks import FieldReader, RowReader, readable
 from scdl.dataframes import H5Table
 from scdl.errors import SourceError, SourceNotFoundError
 from scdl.matrices import Csr, Dense, Matrix
-from scdl.transpose import Coo, Csc
+from scdl.transpose import Coo, Csc, DenseTiles
 
+#: Bytes of the chunks that hold the same rows of a dense matrix, above which it is read by chunks.
+_LARGEST_BAND = 16 << 20
 _SPARSE = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
 #: Mappings of elements, of which some may be carried over.
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
@@ -77,6 +79,10 @@ class H5adFile:
 
     def vectors(self, key: str) -> RowReader | FieldReader:
         """The dense array ``obsm[key]``, one row a cell."""
+        with readable(self.path):
+            return self._vectors(key)
+
+    def _vectors(self, key: str) -> RowReader | FieldReader:
         obsm, where = self._file.get("obsm"), f"{self.path}: obsm/{key}"
         if obsm is None or key not in self._names_in("obsm"):
             raise SourceError(
@@ -93,6 +99,10 @@ class H5adFile:
 
     def not_carried(self, carried: set[str]) -> list[str]:
         """Elements of the file that are not among `carried`, by name."""
+        with readable(self.path):
+            return self._not_carried(carried)
+
+    def _not_carried(self, carried: set[str]) -> list[str]:
         names = [name for name in ("X", "uns") if _is_filled(self._file.get(name))]
         for mapping in _MAPPINGS:
             names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
@@ -113,7 +123,7 @@ class H5adFile:
         if isinstance(group, h5py.Dataset):
             # Files of old releases keep some mappings as one compound dataset.
             return list(group.dtype.names or ())
-        return [name for name in group if _is_filled(group[name])] if _is_group(group) else []
+        return [name for name in group if _is_filled(group.get(name))] if _is_group(group) else []
 
     def _choose_matrix(self, name: str | None) -> str:
         if "obs" not in self._file or "var" not in self._file:
@@ -146,7 +156,7 @@ class H5adFile:
             if element.shape is None:
                 raise SourceError(f"{where} is empty, expected a matrix of shape {shape}")
             found = tuple(int(n) for n in element.shape)
-            kind: Any = Dense
+            kind: Any = DenseTiles if _is_banded(element) else Dense
         else:
             assert element is not None
             attrs = element.attrs
@@ -181,6 +191,13 @@ def _open_hdf5(path: str) -> h5py.File:
         truncated = "truncated" in str(error)
         problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
         raise SourceError(f"{path}: {problem} ({_one_line(error)})") from error
+
+
+def _is_banded(dataset: h5py.Dataset) -> bool:
+    """Whether a row of chunks is too large to be held while its rows are read."""
+    if dataset.ndim != 2 or not dataset.chunks:
+        return False
+    return bool(dataset.chunks[0] * dataset.shape[1] * dataset.dtype.itemsize > _LARGEST_BAND)
 
 
 def _is_group(element: Any) -> bool:

@@ -93,7 +93,7 @@ class Dense(Matrix):
 
     def __init__(self, where: str, dataset: h5py.Dataset, shape: tuple[int, int]) -> None:
         self.where, self.shape = where, shape
-        self._reader = RowReader(_numbers(where, dataset))
+        self._reader = RowReader(numbers(where, dataset))
         self.dtype = self._reader.dtype
         self.size = shape[0] * shape[1]
         self._chunk_rows = dataset.chunks[0] if dataset.chunks else 1
@@ -145,7 +145,8 @@ def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
         raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
 
 
-def _numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
+def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
+    """The dataset; SourceError where it holds something else than numbers."""
     if dataset.dtype.kind not in "biuf":
         raise SourceError(f"{where}: expected numbers, found {dataset.dtype} values")
     return dataset
@@ -162,7 +163,7 @@ def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
             )
         if part != parts[0] and dataset.dtype.kind not in "iu":
             raise SourceError(f"{where}/{part}: expected integers, found {dataset.dtype} values")
-        found[part] = RowReader(_numbers(f"{where}/{part}", dataset))
+        found[part] = RowReader(numbers(f"{where}/{part}", dataset))
     return found
 
 

@@ -64,6 +64,7 @@ class NeighborGraph:
                 f"{store.path}: there is no neighbour graph {key!r}; "
                 f"it holds: {', '.join(keys(store.arrays, 'graphs')) or 'none'}"
             )
+        self.key = key
         self._store = store
         self._prefix = graph_array(key, "")
         self._strategy = NeighborSamplingStrategy(strategy)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from scdl import csr
 from scdl.batch import CellBatch
-from scdl.errors import ArchiveFormatError, NeighborError, RowIndexError
+from scdl.errors import NeighborError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.neighbors import NeighborGraph
-from scdl.schema import Info
+from scdl.schema import Info, check_columns
 
 if TYPE_CHECKING:
     import torch
@@ -171,11 +171,7 @@ class CellReader(ABC):
         """One cell as a dense array of its block's n_vars; the rest as for :meth:`get_row`."""
         (values, columns), features = self.get_row(index, return_features, feature_vars)
         dense = np.zeros(self._n_vars_of(index), values.dtype)
-        if len(columns) and columns[-1] >= len(dense):
-            raise ArchiveFormatError(
-                f"column id {columns[-1]} is stored for {len(dense)} genes; the archive is "
-                "damaged, convert the source again"
-            )
+        check_columns(columns, len(dense))
         dense[columns] = values
         return dense, features
 
@@ -215,9 +211,14 @@ class CellReader(ABC):
         """Weights of a cell's neighbours, float32; empty where it has none."""
         return self._required_graph().neighbors(cell_index).data
 
-    def sample_neighbor_index(self, cell_index: SupportsIndex) -> int:
-        """One neighbour of a cell by the chosen strategy; the cell itself where it has none."""
-        return self._required_graph().sample(cell_index)
+    def sample_neighbor_index(
+        self, cell_index: SupportsIndex, *, rng: np.random.Generator | None = None
+    ) -> int:
+        """One neighbour of a cell by the chosen strategy; the cell itself where it has none.
+
+        Without an `rng` every process draws from a generator of its own.
+        """
+        return self._required_graph().sample(cell_index, rng)
 
     def get_row_with_neighbor(
         self,

@@ -17,13 +17,14 @@ column ``_index``. The attributes are those of :class:`Info`.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scdl.errors import ArchiveFormatError
 
@@ -67,6 +68,15 @@ def keys(names: Mapping[str, Any], kind: str) -> list[str]:
 def smallest_unsigned(largest: int) -> np.dtype[Any]:
     """The smallest unsigned type that holds `largest`."""
     return np.min_scalar_type(max(int(largest), 0))
+
+
+def check_columns(columns: NDArray[Any], n_vars: int) -> None:
+    """ArchiveFormatError where a gene is not below `n_vars`."""
+    if len(columns) and int(columns.max()) >= n_vars:
+        raise ArchiveFormatError(
+            f"column id {int(columns.max())} is stored for {n_vars} genes; the archive is damaged, "
+            "convert the source again"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,8 @@ class Info:
         """From the JSON object; ArchiveFormatError opens with `where`."""
         try:
             blocks = tuple(
-                Block(int(b["stop"]), int(b["n_vars"]), b.get("label")) for b in attrs["blocks"]
+                Block(int(b["stop"]), int(b["n_vars"]), b["label"] and str(b["label"]))
+                for b in attrs["blocks"]
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArchiveFormatError(
@@ -145,5 +156,6 @@ class Info:
         rising = all(a.stop <= b.stop for a, b in pairwise(blocks))
         if not blocks or not rising or blocks[0].stop < 0 or min(b.n_vars for b in blocks) < 0:
             raise ArchiveFormatError(f"{where}: its feature blocks are empty or out of order")
-        matrices: Sequence[Any] = attrs.get("matrices", ())
-        return cls(blocks, attrs.get("sorted") is True, tuple(map(str, matrices)))
+        matrices = attrs.get("matrices")
+        names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
+        return cls(blocks, attrs.get("sorted") is True, names)

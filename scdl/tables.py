@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scdl.errors import CastError
 from scdl.schema import INDEX
 from storage_backends.base import ArrayStore
 
@@ -65,7 +66,7 @@ class NoTable(TableSource):
         self.categories = {}
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
-        return pa.RecordBatch.from_struct_array(pa.array([{}] * (stop - start), pa.struct([])))
+        return pa.RecordBatch.from_arrays([pa.nulls(stop - start)], [""])
 
 
 def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
@@ -104,7 +105,7 @@ class _United:
             self.type = _common_type([_plain(type_) for type_ in types])
             return
         values = _common_type([type_.value_type for type_ in types])
-        lists = [source.categories[name].cast(values) for source in having]
+        lists = [_cast(source.categories[name], values, name) for source in having]
         self._categories = pc.unique(pa.concat_arrays(lists))
         # An order is kept only where all agree on it.
         ordered = all(type_.ordered for type_ in types) and all(c.equals(lists[0]) for c in lists)
@@ -118,8 +119,9 @@ class _United:
         column = batch.column(self.name)
         if self._categories is None:
             column = column.dictionary_decode() if _plain(column.type) != column.type else column
-            return column.cast(self.type)
-        positions = pc.index_in(column.dictionary.cast(self._categories.type), self._categories)
+            return _cast(column, self.type, self.name)
+        dictionary = _cast(column.dictionary, self._categories.type, self.name)
+        positions = pc.index_in(dictionary, self._categories)
         return self._coded(positions.take(column.indices))
 
     def empty(self) -> pa.Array:
@@ -129,6 +131,17 @@ class _United:
 
     def _coded(self, codes: pa.Array) -> pa.Array:
         return pa.DictionaryArray.from_arrays(codes, self._categories, ordered=self.type.ordered)
+
+
+def _cast(values: pa.Array, type_: pa.DataType, name: str) -> pa.Array:
+    try:
+        return values.cast(type_)
+    except pa.ArrowInvalid as error:
+        said = " ".join(str(error).split())
+        raise CastError(
+            f"column {name!r} is {values.type} in one table and {type_} in another, which does not "
+            f"hold all of its values ({said}); make the types alike"
+        ) from error
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:

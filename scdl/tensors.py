@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl.errors import ArchiveFormatError, CastError
+from scdl.errors import CastError
+from scdl.schema import check_columns
 
 if TYPE_CHECKING:
     from scdl.batch import CellBatch, Layout
@@ -23,11 +24,7 @@ def batch_tensor(batch: CellBatch, layout: Layout) -> torch.Tensor:
     if layout == "dense":
         return torch.from_numpy(_computable(batch.to_dense()))
     values = torch.from_numpy(_computable(batch.data))
-    if len(batch.indices) and int(batch.indices.max()) >= batch.n_vars:
-        raise ArchiveFormatError(
-            f"column id {int(batch.indices.max())} is stored for {batch.n_vars} genes; "
-            "the archive is damaged, convert the source again"
-        )
+    check_columns(batch.indices, batch.n_vars)
     columns = torch.from_numpy(batch.indices.astype(np.int64))
     if layout == "csr":
         indptr = torch.from_numpy(batch.indptr)

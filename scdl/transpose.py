@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.chunks import readable
 from scdl.csr import SparseRows
 from scdl.errors import SourceError
 from scdl.matrices import (
@@ -24,6 +25,7 @@ from scdl.matrices import (
     check_ids,
     check_offsets,
     compressed_ranges,
+    numbers,
     readers,
     scratch_file,
 )
@@ -127,6 +129,28 @@ class Coo(_ByEntry):
             values = self._parts["data"].read(start, stop) if with_values else None
             rows, columns = (self._parts[part].read(start, stop) for part in ("row", "col"))
             yield _Entries(rows, columns, values)
+
+
+class DenseTiles(_ByEntry):
+    """A two-dimensional dataset whose chunks are so high that a row of them exceeds the memory.
+
+    It is read chunk by chunk, each once a pass; zeros are not stored.
+    """
+
+    def __init__(self, where: str, dataset: h5py.Dataset, shape: tuple[int, int]) -> None:
+        self.where, self.shape = where, shape
+        self._dataset = numbers(where, dataset)
+        self.dtype = dataset.dtype
+        self.size = shape[0] * shape[1]
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+        height, width = self._dataset.chunks
+        for top in range(0, self.shape[0], height):
+            for left in range(0, self.shape[1], width):
+                with readable(self.where):
+                    tile = self._dataset[top : top + height, left : left + width]
+                row, column = np.nonzero(tile)
+                yield _Entries(row + top, column + left, tile[row, column] if with_values else None)
 
 
 def _index_type(n: int) -> type[np.unsignedinteger[Any]]:

@@ -683,3 +683,20 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
     scdl.convert(source, tmp_path / "archive")
     with pytest.raises(TypeError, match="data_dtype"):
         scdl.open(tmp_path / "archive", data_dtype="uint8")
+
+
+def test_dense_in_high_chunks_is_read_by_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As h5py lays dense matrices out by itself; a row of chunks may exceed the memory."""
+    monkeypatch.setattr("scdl.h5ad._LARGEST_BAND", 1_000)
+    cells = random_cells(90, 40, density=0.3)
+    source = write_h5ad(tmp_path / "a.h5ad", cells, Encoding("dense"))
+    with h5py.File(source, "r+") as file:
+        values, attributes = file["X"][:], dict(file["X"].attrs)
+        del file["X"]
+        file.create_dataset("X", data=values, chunks=(50, 7), compression="gzip")
+        file["X"].attrs.update(attributes)
+    report = scdl.convert(source, tmp_path / "archive", block_values=200)
+    assert_same(scdl.open(tmp_path / "archive"), cells.csr())
+    assert report.rows_sorted == 0
