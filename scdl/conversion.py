@@ -256,6 +256,8 @@ class _Conversion:
     def run(self, bar: tqdm[Any]) -> Info:
         blocks = self._write_var()
         self._writer.write_table(OBS, united([file.obs for file in self._files]))
+        # Arrow's allocator would keep what the tables took through the rest of the conversion.
+        pa.default_memory_pool().release_unused()
         for key, readers in self._obsm.items():
             self._write_vectors(key, readers)
         if self._neighbor_key is not None:
