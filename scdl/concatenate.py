@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import DTypeLike
 
 from scdl import csr
@@ -18,7 +19,6 @@ from scdl.schema import (
     INDICES,
     INDPTR,
     OBS,
-    Block,
     Info,
     graph_array,
     keys,
@@ -26,7 +26,7 @@ from scdl.schema import (
     smallest_unsigned,
     var_table,
 )
-from scdl.tables import NoTable, StoredTable, TableSource, united
+from scdl.tables import NoTable, StoredTable, TableSource, united, write_var
 from storage_backends.base import ArrayStore, ArrayWriter
 
 #: Bytes of stored values copied at once.
@@ -65,7 +65,7 @@ def concatenate(
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     caster = Caster(_common_dtype(stores) if dtype is None else dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
-    blocks = _write_var(stores, infos, writer)
+    blocks = write_var(writer, _var_blocks(stores, infos))
     if any(OBS in store.tables for store in stores):
         writer.write_table(OBS, united([_obs(s, i) for s, i in zip(stores, infos, strict=True)]))
     _write_vectors(stores, writer, values_at_once)
@@ -89,24 +89,15 @@ def _common_dtype(stores: Sequence[ArrayStore]) -> np.dtype[Any]:
     return np.result_type(*dtypes)
 
 
-def _write_var(
-    stores: Sequence[ArrayStore], infos: Sequence[Info], writer: ArrayWriter
-) -> tuple[Block, ...]:
-    blocks: list[Block] = []
-    previous = None
-    first_row = 0
+def _var_blocks(
+    stores: Sequence[ArrayStore], infos: Sequence[Info]
+) -> Iterator[tuple[pa.Table, int, str | None]]:
+    """The var table, number of cells and label of every feature block."""
     for store, info in zip(stores, infos, strict=True):
+        start = 0
         for i, block in enumerate(info.blocks):
-            table = store.read_table(var_table(i))
-            stop = first_row + block.stop
-            if previous is not None and table.equals(previous):
-                blocks[-1] = Block(stop, block.n_vars, blocks[-1].label)
-                continue
-            writer.write_table(var_table(len(blocks)), table)
-            blocks.append(Block(stop, block.n_vars, block.label))
-            previous = table
-        first_row += info.n_obs
-    return tuple(blocks)
+            yield store.read_table(var_table(i)), block.stop - start, block.label
+            start = block.stop
 
 
 def _obs(store: ArrayStore, info: Info) -> TableSource:

@@ -21,21 +21,19 @@ from scdl.chunks import FieldReader, RowReader, prefetch, recyclable
 from scdl.csr import SparseRows
 from scdl.errors import ScdlWarning, SourceError
 from scdl.h5ad import H5adFile
-from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, scratch_file
+from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets
 from scdl.schema import (
     DATA,
     GRAPH_DTYPES,
     INDICES,
     INDPTR,
     OBS,
-    Block,
     Info,
     graph_array,
     obsm_array,
     smallest_unsigned,
-    var_table,
 )
-from scdl.tables import united
+from scdl.tables import united, write_var
 from storage_backends import registry
 from storage_backends.base import ArrayWriter
 
@@ -254,7 +252,9 @@ class _Conversion:
         )
 
     def run(self, bar: tqdm[Any]) -> Info:
-        blocks = self._write_var()
+        blocks = write_var(
+            self._writer, ((file.var.whole(), file.n_obs, file.path) for file in self._files)
+        )
         self._writer.write_table(OBS, united([file.obs for file in self._files]))
         # Arrow's allocator would keep what the tables took through the rest of the conversion.
         pa.default_memory_pool().release_unused()
@@ -270,24 +270,8 @@ class _Conversion:
         self._writer.commit(info.to_attrs())
         return info
 
-    def _write_var(self) -> tuple[Block, ...]:
-        """One table for every run of files with the same genes."""
-        blocks: list[Block] = []
-        previous: pa.Table | None = None
-        stop = 0
-        for file in self._files:
-            stop += file.n_obs
-            table = file.var.whole()
-            if previous is not None and table.equals(previous):
-                blocks[-1] = Block(stop, file.n_vars, blocks[-1].label)
-                continue
-            self._writer.write_table(var_table(len(blocks)), table)
-            blocks.append(Block(stop, file.n_vars, file.path))
-            previous = table
-        return tuple(blocks)
-
     def _write_matrix(self, bar: tqdm[Any]) -> None:
-        with _Offsets(self._bounds) as offsets:
+        with Offsets(self._bounds) as offsets:
             for file in self._files:
                 where = file.matrix.where
                 for block in prefetch(file.matrix.blocks(self._bounds)):
@@ -347,7 +331,7 @@ class _Conversion:
         first_row = 0
         names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
         caster = Caster(GRAPH_DTYPES[DATA], np.inf)
-        with _Offsets(self._bounds) as offsets:
+        with Offsets(self._bounds) as offsets:
             for file, graph in zip(self._files, graphs, strict=True):
                 for block in _graph_blocks(graph, file.n_obs, self._bounds):
                     where = graph.where if graph else file.path
@@ -360,33 +344,6 @@ class _Conversion:
                 self._writer.append(names[part], np.empty(0, GRAPH_DTYPES[part]))
             for values in offsets.read(GRAPH_DTYPES[INDPTR]):
                 self._writer.append(names[INDPTR], values)
-
-
-class _Offsets:
-    """Offsets of rows whose number of values is known only at the end: kept in a temporary file."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        self._open = scratch_file(bounds)
-        self.total = 0
-
-    def __enter__(self) -> _Offsets:
-        self._file = self._open.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._open.__exit__(*exc_info)
-
-    def add(self, indptr: NDArray[np.int64]) -> None:
-        """The offsets of the next rows, from 0."""
-        self._file.write((indptr[1:] + self.total).tobytes())
-        self.total += int(indptr[-1])
-
-    def read(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-        """All offsets from 0, piece by piece."""
-        yield np.zeros(1, dtype)
-        self._file.seek(0)
-        while piece := self._file.read(8 << 20):
-            yield np.frombuffer(piece, np.int64).astype(dtype)
 
 
 def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[SparseRows]:

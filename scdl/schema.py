@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.errors import ArchiveFormatError
+from storage_backends.base import INDEX as INDEX
 
 DATA, INDICES, INDPTR = "data", "indices", "indptr"
 MATRIX = (DATA, INDICES, INDPTR)
 OBS = "obs"
-INDEX = "_index"
 
 #: Key of ``obsp`` that the documented API reads a neighbour graph from.
 NEIGHBOR_KEY = "next_cell_ids"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from scdl.errors import CastError
-from scdl.schema import INDEX
-from storage_backends.base import ArrayStore
+from scdl.schema import INDEX, Block, var_table
+from storage_backends.base import ArrayStore, ArrayWriter
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -90,6 +91,30 @@ def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
         yield pa.RecordBatch.from_arrays([column.empty() for column in columns], schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def write_var(
+    writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | None]]
+) -> tuple[Block, ...]:
+    """Write var tables, one for every run of parts with the same genes.
+
+    Parameters
+    ----------
+    parts
+        Of each its var table, number of cells and label.
+    """
+    blocks: list[Block] = []
+    previous: pa.Table | None = None
+    stop = 0
+    for table, n_obs, label in parts:
+        stop += n_obs
+        if previous is not None and table.equals(previous):
+            blocks[-1] = replace(blocks[-1], stop=stop)
+            continue
+        writer.write_table(var_table(len(blocks)), table)
+        blocks.append(Block(stop, table.num_rows, label))
+        previous = table
+    return tuple(blocks)
 
 
 class _United:

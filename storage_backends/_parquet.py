@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage_backends.base import INDEX
 from storage_backends.errors import (
     ArchiveFormatError,
     ArrayNotFoundError,
@@ -25,7 +26,6 @@ from storage_backends.errors import (
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
-INDEX = "_index"
 _ROW_GROUP = 1 << 16
 #: What pyarrow says of bytes that are no table, besides OSError.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, AttributeError, TypeError)

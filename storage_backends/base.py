@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+#: Column of a table that holds the names of its rows, which readers may set apart.
+INDEX = "_index"
+
 #: Types of numbers that every backend stores.
 DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))
 
