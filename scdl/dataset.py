@@ -173,7 +173,8 @@ class SingleCellDataset(CellReader):
         Returns
         -------
         CellBatch
-            In the order of `rows`, n_vars wide (as wide as the widest of several feature blocks).
+            In the order of `rows`, n_vars wide. Of several feature blocks it is as wide as the
+            widest, and the column ids of a cell mean the genes of its own block.
 
         Raises
         ------

@@ -113,6 +113,8 @@ class CellReader(ABC):
 
     def _row(self, index: SupportsIndex) -> Row:
         batch = self.read_rows(np.array([csr.position(index, self.n_obs)]))
+        # As the mapped rows are, which a subclass may give.
+        batch.data.flags.writeable = batch.indices.flags.writeable = False
         return batch.data, batch.indices
 
     def _n_vars_of(self, index: SupportsIndex) -> int:

@@ -254,3 +254,11 @@ class TestCallers:
         ds.load_h5ad(write_h5ad(tmp_path / "b.h5ad", random_cells(7, 5, dtype="<u2")))
         assert len(ds) == 7
         assert ds.dtypes["data.npy"] == "uint16"
+
+
+@pytest.mark.parametrize("name", ["neighbors_v013", "pbmc68k_v013"])
+def test_rows_are_read_only_however_they_are_stored(name: str) -> None:
+    (values, columns), _ = scdl.open(GOLDEN / name).get_row(0)
+    for array in (values, columns):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
