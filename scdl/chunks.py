@@ -25,6 +25,7 @@ from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
 from numpy.typing import NDArray
 
 from scdl.errors import ScdlError, SourceError
+from storage_backends.errors import one_line
 
 _T = TypeVar("_T")
 
@@ -49,8 +50,7 @@ def readable(where: str) -> Iterator[None]:
     except ScdlError:
         raise
     except _UNREADABLE as error:
-        said = " ".join(str(error.args[0] if error.args else error).split())
-        raise SourceError(f"{where}: HDF5 cannot read it: {said}") from error
+        raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error)}") from error
 
 
 @cache

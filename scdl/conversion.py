@@ -183,21 +183,22 @@ def convert(
         total = sum(file.matrix.size for file in opened)
         with tqdm(total=total, unit="value", unit_scale=True, disable=not progress) as bar:
             info = conversion.run(bar)
-    store = registry.backend(backend).store.open(os.fspath(path))
+    with registry.backend(backend).store.open(os.fspath(path)) as store:
+        nnz, nbytes = store.spec(DATA).length, store.nbytes
     caster = conversion.caster
     return ConversionReport(
         path=os.fspath(path),
         backend=backend,
         n_obs=info.n_obs,
         n_vars=[block.n_vars for block in info.blocks],
-        nnz=store.spec(DATA).length,
+        nnz=nnz,
         dtype=caster.dtype.name,
         matrices=list(info.matrices),
         rows_sorted=conversion.rows_sorted,
         duplicates_summed=conversion.duplicates_summed,
         not_carried=conversion.not_carried,
         max_rounding=caster.max_rounding,
-        nbytes=store.nbytes,
+        nbytes=nbytes,
         seconds=time.perf_counter() - started,
     )
 

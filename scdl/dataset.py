@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from scdl import __version__, csr
 from scdl.batch import CellBatch
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
-from scdl.features import Columns, ObsFeatures, VarFeatures
+from scdl.features import ObsFeatures, VarFeatures
 from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy
 from scdl.rows import CellReader, Row
 from scdl.schema import (
@@ -261,15 +261,12 @@ class SingleCellDataset(CellReader):
     @property
     def obs_names(self) -> NDArray[Any]:
         """Names of the cells, as objects."""
-        return self._names(self._required_obs().columns)
+        return self._required_obs().columns.column(INDEX)
 
     @property
     def var_names(self) -> NDArray[Any]:
         """Names of the genes of the first feature block, as objects."""
-        return self._names(self._var.blocks[0])
-
-    def _names(self, columns: Columns) -> NDArray[Any]:
-        return columns.column(INDEX)
+        return self._var.blocks[0].column(INDEX)
 
     # -- neighbours ------------------------------------------------------------------------
 

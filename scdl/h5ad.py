@@ -16,6 +16,7 @@ from scdl.dataframes import H5Table
 from scdl.errors import SourceError, SourceNotFoundError
 from scdl.matrices import Csr, Dense, Matrix
 from scdl.transpose import Coo, Csc, DenseTiles
+from storage_backends.errors import one_line
 
 #: Bytes of the chunks that hold the same rows of a dense matrix, above which it is read by chunks.
 _LARGEST_BAND = 16 << 20
@@ -190,7 +191,7 @@ def _open_hdf5(path: str) -> h5py.File:
     except OSError as error:
         truncated = "truncated" in str(error)
         problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
-        raise SourceError(f"{path}: {problem} ({_one_line(error)})") from error
+        raise SourceError(f"{path}: {problem} ({one_line(error)})") from error
 
 
 def _is_banded(dataset: h5py.Dataset) -> bool:
@@ -206,7 +207,3 @@ def _is_group(element: Any) -> bool:
 
 def _is_filled(element: Any) -> bool:
     return element is not None and not (_is_group(element) and len(element) == 0)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from scdl.errors import CastError
 from scdl.schema import INDEX, Block, var_table
 from storage_backends.base import ArrayStore, ArrayWriter
+from storage_backends.errors import one_line
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -162,10 +163,9 @@ def _cast(values: pa.Array, type_: pa.DataType, name: str) -> pa.Array:
     try:
         return values.cast(type_)
     except pa.ArrowInvalid as error:
-        said = " ".join(str(error).split())
         raise CastError(
             f"column {name!r} is {values.type} in one table and {type_} in another, which does not "
-            f"hold all of its values ({said}); make the types alike"
+            f"hold all of its values ({one_line(error)}); make the types alike"
         ) from error
 
 

@@ -6,6 +6,7 @@ so that the main file stays what readers of the documented format expect: plain 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +21,7 @@ from storage_backends.errors import (
     ArrayNotFoundError,
     OutputError,
     RangeError,
+    one_line,
     refused_write,
 )
 
@@ -104,7 +106,9 @@ class ParquetTable:
         try:
             return pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
-            raise ArchiveFormatError(f"{self._where}: its blocks disagree: {error}") from error
+            raise ArchiveFormatError(
+                f"{self._where}: its blocks disagree: {one_line(error)}"
+            ) from error
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
@@ -235,7 +239,7 @@ def write(
         )
     num_rows = 0
     try:
-        for batch in _chain(first, batches):
+        for batch in itertools.chain([first], batches):
             num_rows += batch.num_rows
             for name in categorical:
                 if not batch.column(name).dictionary.equals(first.column(name).dictionary):
@@ -295,11 +299,6 @@ def _plain_type(type_: pa.DataType) -> pa.DataType:
     return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
-def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from rest
-
-
 def _empty_batch(table: Table) -> pa.RecordBatch:
     columns = [c.chunk(0) if c.num_chunks else pa.array([], c.type) for c in table.columns]
     return pa.RecordBatch.from_arrays(columns, schema=table.schema)
@@ -349,8 +348,7 @@ def _read_rows(
         if set(table.column_names) != set(columns):
             raise KeyError(*columns)
     except _UNREADABLE as error:
-        said = " ".join(str(error).split())
-        raise ArchiveFormatError(f"{path}: {columns} cannot be read ({said})") from error
+        raise ArchiveFormatError(f"{path}: {columns} cannot be read ({one_line(error)})") from error
     return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
 
 
@@ -362,5 +360,4 @@ def _open(path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     except FileNotFoundError:
         raise ArchiveFormatError(f"{path}: the file is missing") from None
     except _UNREADABLE as error:
-        said = " ".join(str(error).split())
-        raise ArchiveFormatError(f"{path}: not a parquet file ({said})") from error
+        raise ArchiveFormatError(f"{path}: not a parquet file ({one_line(error)})") from error

@@ -22,6 +22,7 @@ __all__ = [
     "RangeError",
     "ScdlError",
     "ScdlWarning",
+    "one_line",
     "refused_write",
 ]
 
@@ -87,3 +88,8 @@ def refused_write(path: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ArchiveWriteError(error.errno, f"cannot write: {reason}", path) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, as a part of a sentence."""
+    return " ".join(str(error.args[0] if error.args else error).split())
