@@ -20,7 +20,7 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types bench test-next wheel lock clean
+.PHONY: help demo test lint format types bench bench-zarr test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ types: $(VENV)/.installed-test ## Check types
 
 bench: $(VENV)/.installed-bench ## Run the benchmarks [ARGS=...]
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-zarr: $(VENV)/.installed-bench ## Compare Zarr archives with annbatch [ARGS=...]
+	$(BIN)/python -m benchmarks.zarr $(ARGS)
 
 # A candidate must run: pyenv's shims answer to versions that are not active.
 test-next: ## Run the tests on the newest Python here, with the newest dependencies
@@ -73,7 +76,7 @@ lock: ## Resolve constraints.txt anew, from the newest releases
 	rm -rf $(LOCK)
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) $(NEXT) $(LOCK) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEXT) $(LOCK) .venv-annbatch build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -156,6 +156,13 @@ def clean(rows: SparseRows, n_vars: int, where: str) -> SparseRows:
         Opens the message of the ArchiveFormatError for a gene that is not below `n_vars`, or a sum
         that the dtype cannot hold.
     """
+    from storage_backends import rowsort
+
+    out = rows._replace(data=np.empty_like(rows.data), indices=np.empty_like(rows.indices))
+    n_unsorted = rowsort.sort_rows(*rows, n_vars, out.data, out.indices)
+    if n_unsorted >= 0:
+        return out
+    # Damaged, or with repeated genes: either is rare, and takes the long way.
     summed = without_duplicates(ordered(rows, n_vars, where)[0])
     if summed.data.dtype == rows.data.dtype:
         return summed

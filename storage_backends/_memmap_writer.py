@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends import __version__, _feature_index, _layout
+from storage_backends._completeness import check_complete
 from storage_backends._header import Header, HeaderArray, HeaderIndex
 from storage_backends._staging import Staging
 from storage_backends.base import ArraySpec, ArrayWriter, little_endian
@@ -88,7 +89,11 @@ class MemmapWriter(ArrayWriter):
         directory = self._writing()
         for file in self._arrays.values():
             file.close()
-        n_obs, nnz = self._check_complete(attrs)
+        specs = {name: file.spec for name, file in self._arrays.items()}
+        offsets = self._arrays.get("indptr")
+        n_obs, nnz = check_complete(
+            self.path, specs, offsets and offsets.last, self._tables, attrs
+        )
         blocks = attrs["blocks"]
         with refused_write(self.path):
             graph = self._place_documented_graph(directory)
@@ -118,33 +123,6 @@ class MemmapWriter(ArrayWriter):
             assert self._staging is not None
             self._staging.publish()
         self._staging = None
-
-    def _check_complete(self, attrs: Mapping[str, Any]) -> tuple[int, int]:
-        """Cells and stored values; an error where what was written is no archive."""
-        missing = [name for name in _layout.MATRIX if name not in self._arrays]
-        if missing:
-            raise OutputError(f"{self.path}: cannot commit: {', '.join(missing)} not written")
-        lengths = {name: self._arrays[name].spec.length for name in _layout.MATRIX}
-        n_obs, nnz = lengths["indptr"] - 1, lengths["data"]
-        last = self._arrays["indptr"].last
-        stops = [block["stop"] for block in attrs.get("blocks", [])]
-        tables = [f"var/{i}" for i in range(len(stops))]
-        rows = {name: n for name, n in self._tables.items() if name != "obs"}
-        if n_obs < 0 or not last == nnz == lengths["indices"]:
-            problem = (
-                f"offsets end at {last}, with {nnz} values and {lengths['indices']} column ids"
-            )
-        elif not stops or stops[-1] != n_obs:
-            problem = f"blocks end at {stops}, with {n_obs} cells"
-        elif sorted(rows) != sorted(tables):
-            problem = f"blocks need the tables {tables}, written were {sorted(rows)}"
-        elif [rows[table] for table in tables] != [b["n_vars"] for b in attrs["blocks"]]:
-            problem = f"var tables have {rows} rows, the blocks say {attrs['blocks']}"
-        elif self._tables.get("obs", n_obs) != n_obs:
-            problem = f"obs has {self._tables['obs']} rows, with {n_obs} cells"
-        else:
-            return n_obs, nnz
-        raise OutputError(f"{self.path}: cannot commit: {problem}")
 
     def _place_documented_graph(self, directory: str) -> str | None:
         """Move the first graph whose types are the documented ones to the documented files."""

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.errors import ArrayNotFoundError, OutputError, RangeError
+from storage_backends.errors import (
+    ArrayNotFoundError,
+    BackendOptionError,
+    OutputError,
+    RangeError,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,6 +60,22 @@ class ArraySpec:
     def nbytes(self) -> int:
         """Bytes of the array in memory."""
         return self.length * self.dtype.itemsize * int(np.prod(self.item_shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """A sparse matrix besides the expression matrix, in three arrays of an archive.
+
+    Parameters
+    ----------
+    format
+        ``"csr"`` or ``"csc"``: whether ``<name>/indptr`` runs over rows or columns.
+    shape
+        Rows and columns.
+    """
+
+    format: str
+    shape: tuple[int, int]
 
 
 class ArrayStore(ABC):
@@ -101,7 +122,11 @@ class ArrayStore(ABC):
     @property
     @abstractmethod
     def attrs(self) -> Mapping[str, Any]:
-        """The JSON object given to ``commit``, or what a foreign archive says of itself."""
+        """The JSON object given to ``commit``, or what a foreign archive says of itself.
+
+        A backend that stores the values of a row in another order than they were appended in says
+        ``"sorted": false``.
+        """
 
     @property
     @abstractmethod
@@ -164,6 +189,33 @@ class ArrayStore(ABC):
         """Bytes on disk of the whole archive."""
         return sum(self.stored_bytes.values())
 
+    def describe(self, name: str) -> str:
+        """How an array is stored, for people: its codecs, chunks and shards."""
+        return ""
+
+    # -- the rest of an AnnData, where a backend keeps it ------------------------------------
+
+    @property
+    def sparse(self) -> Mapping[str, Sparse]:
+        """Sparse matrices by name, such as ``layers/spliced``; their three arrays are arrays."""
+        return {}
+
+    @property
+    def elements(self) -> Sequence[str]:
+        """Name of every element that is neither arrays nor a table, such as ``uns``."""
+        return ()
+
+    def read_element(self, name: str) -> Any:
+        """An element as the object that anndata makes of it.
+
+        Raises
+        ------
+        ArrayNotFoundError
+            There is no such element.
+        """
+        known = ", ".join(self.elements) or "none"
+        raise ArrayNotFoundError(f"{self.path}: there is no element {name!r}; it holds: {known}")
+
     def close(self) -> None:  # noqa: B027 - a store without resources has nothing to do
         """Let go of files and memory; views that were handed out stay valid."""
 
@@ -176,6 +228,7 @@ class ArrayStore(ABC):
 
     def view(self, name: str) -> NDArray[Any] | None:
         """The whole array as a read-only view without a copy, where a backend can offer one."""
+        self.spec(name)
         return None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -219,12 +272,16 @@ class ArrayWriter(ABC):
 
     path: str
 
+    #: Whether everything that an AnnData consists of can be kept, not only what the schema names.
+    keeps_elements: bool = False
+
     @classmethod
     @abstractmethod
     def create(cls, path: str, *, replace: bool = False) -> Self:
         """Begin an archive that will stand at `path`.
 
-        With `replace`, what stands there stays readable until the commit swaps the two.
+        With `replace`, what stands there stays readable until the commit swaps the two. A backend
+        may take further keywords, which it names in :attr:`Backend.options`.
 
         Raises
         ------
@@ -251,6 +308,26 @@ class ArrayWriter(ABC):
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
         """Write a table, whole or as a stream of batches, once."""
 
+    def write_sparse(self, name: str, sparse: Sparse) -> None:
+        """Say what three arrays ``<name>/data``, ``…/indices`` and ``…/indptr`` are.
+
+        Raises
+        ------
+        OutputError
+            The backend keeps no such elements.
+        """
+        raise OutputError(f"{self.path}: this backend keeps no {name}")
+
+    def write_element(self, name: str, value: Any) -> None:
+        """Write an element that is neither arrays nor a table, as anndata writes it.
+
+        Raises
+        ------
+        OutputError
+            The backend keeps no elements, or anndata does not know how to write this one.
+        """
+        raise OutputError(f"{self.path}: this backend keeps no {name}")
+
     @abstractmethod
     def commit(self, attrs: Mapping[str, Any]) -> None:
         """Publish the archive atomically and durably, with `attrs` as its JSON object."""
@@ -272,11 +349,31 @@ class ArrayWriter(ABC):
 
 
 class Backend(NamedTuple):
-    """A storage backend, as the registry and third parties' entry points announce it."""
+    """A storage backend, as the registry and third parties' entry points announce it.
+
+    Attributes
+    ----------
+    options
+        Further keywords of ``writer.create``.
+    suffix
+        End of a path that asks for this backend where none is named.
+    """
 
     name: str
     store: type[ArrayStore]
     writer: type[ArrayWriter]
+    options: tuple[str, ...] = ()
+    suffix: str | None = None
+
+    def create(self, path: str, *, replace: bool = False, **options: Any) -> ArrayWriter:
+        """Begin an archive; BackendOptionError for an option that this backend does not take."""
+        for name in options:
+            if name not in self.options:
+                raise BackendOptionError(
+                    f"the storage backend {self.name} has no option {name!r}; it takes: "
+                    f"{', '.join(self.options) or 'none'}"
+                )
+        return self.writer.create(path, replace=replace, **options)
 
 
 def check_ranges(

@@ -18,8 +18,11 @@ __all__ = [
     "ArchiveWriteError",
     "ArrayNotFoundError",
     "BackendNotFoundError",
+    "BackendOptionError",
+    "MissingCodecError",
     "OutputError",
     "RangeError",
+    "RemoteError",
     "ScdlError",
     "ScdlWarning",
     "one_line",
@@ -76,6 +79,18 @@ class OutputError(ScdlError, ValueError):
 
 class BackendNotFoundError(ScdlError, ValueError):
     """No storage backend of that name is installed."""
+
+
+class BackendOptionError(ScdlError, ValueError):
+    """A storage backend was given an option, or a value of one, that it does not know."""
+
+
+class MissingCodecError(ScdlError, ImportError):
+    """A package that a compression needs is not installed."""
+
+
+class RemoteError(ScdlError, OSError):
+    """A store elsewhere failed or did not answer, in spite of retries."""
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from storage_backends.errors import (
     BackendNotFoundError,
 )
 
-__all__ = ["ENTRY_POINTS", "backend", "detect", "names"]
+__all__ = ["ENTRY_POINTS", "backend", "detect", "for_target", "names"]
 
 ENTRY_POINTS = "scdl.storage_backends"
 
@@ -26,7 +26,10 @@ ENTRY_POINTS = "scdl.storage_backends"
 _BUILTIN = {
     "memmap": "storage_backends.memmap",
     "memory": "storage_backends.memory",
+    "zarr": "storage_backends.zarr",
 }
+#: Of an archive whose path does not say.
+DEFAULT = "memmap"
 
 
 def names() -> list[str]:
@@ -54,6 +57,15 @@ def backend(name: str) -> Backend:
     raise BackendNotFoundError(
         f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
     )
+
+
+def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend:
+    """The backend to write an archive with: the one called `name`, or what the path ends in."""
+    if name is not None:
+        return backend(name)
+    ending = os.path.splitext(os.fspath(path).rstrip("/"))[1]
+    fitting = (found for found in map(backend, _BUILTIN) if ending and found.suffix == ending)
+    return next(fitting, None) or backend(DEFAULT)
 
 
 def detect(path: str | os.PathLike[str]) -> Backend:

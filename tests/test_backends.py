@@ -26,6 +26,13 @@ class TestMemmap(BackendTests):
     backend = registry.backend("memmap")
 
 
+class TestZarr(BackendTests):
+    backend = registry.backend("zarr")
+
+    def make_path(self, tmp_path: Path) -> str:
+        return str(tmp_path / "archive.zarr")
+
+
 class TestMemory(BackendTests):
     backend = registry.backend("memory")
     local = False

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import generate as generator
-from benchmarks import measure, real_cells
+from benchmarks import measure, real_cells, zarr
 from benchmarks.measure import Spread
 from benchmarks.outcomes import Outcome, Report, at_least, at_most
 from benchmarks.spec import DataSpec
@@ -232,6 +232,21 @@ def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(report.outcomes) == 12
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
     assert "read_rows" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not zarr.zarr_is_there(), reason="the Zarr backend, measured here, is missing")
+def test_all_cases_of_zarr_run_on_toy_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    report = zarr.main(["--quick", *directories, "--environment", str(tmp_path / "absent")])
+    assert report is not None
+    measured = {outcome.what for outcome in report.outcomes}
+    for profile in zarr.PROFILES:
+        assert {f"{what}, {profile}" for what in ("bits per value", "CSR epoch")} <= measured
+    assert {"random cells, memmap", "convert to balanced: speed"} <= measured
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
+    assert "annbatch is left out: absent does not have annbatch" in capsys.readouterr().out
 
 
 def _layout(file: h5py.File) -> dict[str, object]:

@@ -1,0 +1,144 @@
+"""What scdl measures of itself, asked by `benchmarks.zarr`; see `benchmarks.talk`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import inspect
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import scdl
+from benchmarks.measure import anonymous_bytes
+from benchmarks.talk import serve
+
+_MATRIX = ("data", "indices", "indptr")
+_imported = anonymous_bytes(os.getpid())
+
+
+def convert(source: str, target: str, profile: str) -> dict[str, Any]:
+    """Write an archive of the raw counts, which syncs it."""
+    options: dict[str, Any] = {"backend": "memmap"}
+    if profile != "memmap":
+        options = {"backend": "zarr", "compression": profile, "only_matrix": True}
+    start = time.perf_counter()
+    scdl.convert(source, target, **options)
+    return {"seconds": time.perf_counter() - start, "imported": _imported}
+
+
+def size(path: str) -> dict[str, Any]:
+    """Bytes of the arrays of the matrix, as stored, and its stored values."""
+    store = _dataset(path).store
+    stored = {name: int(store.stored_bytes[name]) for name in _MATRIX}
+    return {"bytes": stored, "values": store.spec("data").length}
+
+
+def sums(path: str) -> dict[str, Any]:
+    """What tells whether another archive holds the same matrix; exact for counts."""
+    dataset = _dataset(path)
+    values = total = weighted = 0
+    for rows in _blocks(len(dataset), 512, 1_024, 0):
+        batch = dataset.read_rows(rows)
+        values += len(batch.data)
+        total += int(batch.data.sum(dtype=np.float64))
+        weighted += int((batch.data.astype(np.float64) * batch.indices).sum())
+    return {"sums": [len(dataset), values, total, weighted]}
+
+
+def epoch(
+    path: str, block: int, batch: int, seed: int, dense: bool = False, limit: int | None = None
+) -> dict[str, Any]:
+    """Read all cells once, in random blocks of `block` cells; `limit` batches at most."""
+    return _epoch(_dataset(path), block, batch, seed, dense, limit)
+
+
+def cold_epoch(path: str, block: int, batch: int, seed: int) -> dict[str, Any]:
+    """As `epoch`, after the archive has left the page cache; it is opened anew, also timed.
+
+    Also tells which share of it was still cached, and the bytes that came from the disk.
+    """
+    _dataset.cache_clear()
+    gc.collect()  # Mapped pages stay: nothing may hold on to the archive.
+    resident = _drop(Path(path))
+    read_before = _read_bytes()
+    start = time.perf_counter()
+    answer = _epoch(scdl.open(path), block, batch, seed)
+    answer["seconds"] = time.perf_counter() - start
+    return answer | {"resident": resident, "read": _read_bytes() - read_before}
+
+
+def _epoch(
+    dataset: Any, block: int, batch: int, seed: int, dense: bool = False, limit: int | None = None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    # Dense arrays do not show in which order the values of a cell are read.
+    if dense and "ordered" in inspect.signature(dataset.read_rows).parameters:
+        options = {"ordered": False}
+    cells = 0
+    start = time.perf_counter()
+    for count, rows in enumerate(_blocks(len(dataset), block, batch, seed)):
+        if count == limit:
+            break
+        loaded = dataset.read_rows(rows, **options)
+        if dense:
+            loaded.to_dense().astype(np.float32, copy=False)
+        cells += len(loaded)
+    return {"seconds": time.perf_counter() - start, "cells": cells}
+
+
+def _blocks(cells: int, block: int, batch: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Batches of whole blocks in random order, each shuffled; the last one has the rest."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(-(-cells // block))
+    for first in range(0, len(order), batch // block):
+        starts = order[first : first + batch // block] * block
+        rows = (starts[:, None] + np.arange(block)).ravel()
+        yield rng.permutation(rows[rows < cells])
+
+
+@functools.cache
+def _dataset(path: str) -> Any:
+    return scdl.open(path)
+
+
+def _drop(path: Path) -> float:
+    """Take an archive out of the page cache; return the share of it that remains there."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size]
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # Only what is on disk can leave.
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+    cached = sum(_cached_bytes(file) for file in files)
+    return cached / sum(file.stat().st_size for file in files)
+
+
+def _cached_bytes(file: Path) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE) as mapped:
+        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = np.frombuffer(mapped, np.uint8).ctypes.data
+        if libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), pages):
+            raise OSError(ctypes.get_errno(), "mincore")
+        return min(len(mapped), mmap.PAGESIZE * int((np.frombuffer(pages, np.uint8) & 1).sum()))
+
+
+def _read_bytes() -> int:
+    for line in Path("/proc/self/io").read_text().splitlines():
+        if line.startswith("read_bytes:"):
+            return int(line.split()[1])
+    return 0
+
+
+if __name__ == "__main__":
+    serve({f.__name__: f for f in (convert, size, sums, epoch, cold_epoch)})

@@ -1,0 +1,151 @@
+"""Which chunks some ranges of an array touch, and what of each goes where: pure functions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.jit import kernel
+
+
+class ChunkPlan(NamedTuple):
+    """Pieces of chunks to copy, ordered by chunk.
+
+    Attributes
+    ----------
+    chunks
+        Number of each chunk that is touched, rising.
+    bounds
+        Offsets into the pieces: those of ``chunks[i]`` are ``bounds[i]`` to ``bounds[i + 1]``.
+    sources, targets, lengths
+        Position within the chunk and in the output, and numbers, of each piece.
+    """
+
+    chunks: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def part(self, first: int, last: int) -> ChunkPlan:
+        """The plan for some of the chunks."""
+        bounds = self.bounds[first : last + 1]
+        pieces = slice(bounds[0], bounds[-1])
+        return ChunkPlan(
+            self.chunks[first:last],
+            bounds - bounds[0],
+            self.sources[pieces],
+            self.targets[pieces],
+            self.lengths[pieces],
+        )
+
+    def positions(self, chunk_length: int) -> NDArray[np.int64]:
+        """Position of each piece where the chunks stand one after the other."""
+        starts = np.arange(len(self.chunks)) * chunk_length
+        return self.sources + np.repeat(starts, np.diff(self.bounds))
+
+
+def plan(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> ChunkPlan:
+    """Split ranges at the edges of chunks and group the pieces by chunk.
+
+    Parameters
+    ----------
+    starts, stops
+        Half-open ranges of numbers, whose outputs follow one another.
+    chunk_length
+        Numbers in a chunk.
+    """
+    lengths = stops - starts
+    targets = np.cumsum(lengths) - lengths
+    if not lengths.all():
+        kept = lengths > 0
+        starts, stops, targets = starts[kept], stops[kept], targets[kept]
+    first = starts // chunk_length
+    spans = (stops - 1) // chunk_length - first + 1
+    # One piece for every chunk that a range touches.
+    range_of = np.repeat(np.arange(len(starts)), spans)
+    chunk_of = np.arange(len(range_of)) - np.repeat(np.cumsum(spans) - spans - first, spans)
+    order = np.argsort(chunk_of, kind="stable")
+    range_of, chunk_of = range_of[order], chunk_of[order]
+    edges = chunk_of * chunk_length
+    begin = np.maximum(starts[range_of], edges)
+    end = np.minimum(stops[range_of], edges + chunk_length)
+    new = np.flatnonzero(np.diff(chunk_of, prepend=-1))
+    return ChunkPlan(
+        chunk_of[new],
+        np.append(new, len(chunk_of)),
+        begin - edges,
+        targets[range_of] + begin - starts[range_of],
+        end - begin,
+    )
+
+
+@kernel
+def place(
+    chunk: NDArray[Any],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """Copy pieces of a chunk to their places in `out`, whose type may be wider."""
+    for i in range(len(sources)):
+        piece = chunk[sources[i] : sources[i] + lengths[i]]
+        target = out[targets[i] : targets[i] + lengths[i]]
+        for k in range(len(target)):
+            target[k] = piece[k]
+
+
+def place_numpy(
+    chunk: NDArray[Any],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """The same as :func:`place` in NumPy."""
+    for source, target, length in zip(sources, targets, lengths, strict=True):
+        out[target : target + length] = chunk[source : source + length]
+
+
+@kernel
+def place_mapped(
+    chunk: NDArray[Any],
+    mapping: NDArray[Any],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[Any],
+) -> bool:
+    """Copy pieces through a table: ``mapping[chunk[…]]``; False for a number outside of it."""
+    n = len(mapping)
+    inside = True
+    for i in range(len(sources)):
+        piece = chunk[sources[i] : sources[i] + lengths[i]]
+        target = out[targets[i] : targets[i] + lengths[i]]
+        for k in range(len(target)):
+            number = piece[k]
+            if number < n:
+                target[k] = mapping[number]
+            else:
+                inside = False
+    return inside
+
+
+def place_mapped_numpy(
+    chunk: NDArray[Any],
+    mapping: NDArray[Any],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[Any],
+) -> bool:
+    """The same as :func:`place_mapped` in NumPy."""
+    for source, target, length in zip(sources, targets, lengths, strict=True):
+        piece = chunk[source : source + length]
+        if (piece >= len(mapping)).any():
+            return False
+        out[target : target + length] = mapping[piece]
+    return True

@@ -1,0 +1,210 @@
+"""Zarr stores elsewhere: object stores, web servers, whatever obstore or fsspec reach by a URL.
+
+Requests are repeated where they fail or take too long; ranges that lie near each other are fetched
+as one, and several at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import zarr
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import WrapperStore
+
+from storage_backends._shards import Piece, Reader, cut, merged
+from storage_backends.errors import (
+    ArchiveFormatError,
+    ArchiveNotFoundError,
+    MissingCodecError,
+    RemoteError,
+    ScdlError,
+    one_line,
+)
+
+_T = TypeVar("_T")
+
+#: Times that a request is tried, the longest that one may take, and the first pause between two.
+ATTEMPTS = 5
+TIMEOUT_SECONDS = 30.0
+PAUSE_SECONDS = 0.1
+#: Bytes between two ranges that are fetched as one, most bytes of a request, requests at a time.
+GAP_BYTES = 1 << 17
+MOST_BYTES = 8 << 20
+CONCURRENCY = 16
+
+#: Schemes of obstore; the others are fsspec's.
+_OBSTORE = ("s3", "gs", "az", "abfs", "http", "https")
+_FSSPEC = ("gcs", "adl", "hf", "memory", "ftp", "sftp", "webdav")
+#: What no repetition mends.
+_FINAL = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL of a store that may be read."""
+    scheme, separator, rest = path.partition("://")
+    return bool(separator and rest) and scheme in (*_OBSTORE, *_FSSPEC)
+
+
+def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
+    """The root of a store, and its files.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        There is no Zarr group.
+    RemoteError
+        The store does not answer.
+    """
+    store = PatientStore(_store(url), url)
+    try:
+        group = zarr.open_group(store, mode="r")
+    except FileNotFoundError as error:
+        raise ArchiveNotFoundError(f"{url}: there is no Zarr store here") from error
+    except ScdlError:
+        raise
+    except Exception as error:
+        raise ArchiveFormatError(f"{url}: zarr cannot read it: {one_line(error)}") from error
+    return group, RemoteFiles(store)
+
+
+def _store(url: str) -> Store:
+    scheme = url.partition("://")[0]
+    try:
+        if scheme in _OBSTORE:
+            return _object_store(url)
+        from zarr.storage import FsspecStore
+
+        return FsspecStore.from_url(url, read_only=True)
+    except ImportError as error:
+        raise MissingCodecError(
+            f"{url}: {one_line(error)}; install what reaches such stores: pip install obstore, or "
+            "the filesystem of fsspec for this scheme"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise RemoteError(f"{url}: {one_line(error)}") from error
+
+
+def _object_store(url: str) -> Store:
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+    from zarr.storage import ObjectStore
+
+    try:
+        store = from_url(
+            url,
+            # An endpoint that was given as http:// is meant so.
+            client_options={"timeout": f"{TIMEOUT_SECONDS}s", "allow_http": True},
+            retry_config={"max_retries": 0},
+        )
+    except BaseError as error:
+        raise RemoteError(f"{url}: {one_line(error)}") from error
+    return ObjectStore(store, read_only=True)
+
+
+class PatientStore(WrapperStore[Store]):
+    """A store whose requests are repeated, with growing pauses, before they fail."""
+
+    def __init__(self, store: Store, url: str = "") -> None:
+        super().__init__(store)
+        self.url = url
+
+    def _with_store(self, store: Store) -> PatientStore:
+        return type(self)(store, self.url)
+
+    async def patiently(self, key: str, request: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of a request, made again where it fails.
+
+        Raises
+        ------
+        RemoteError
+            It failed every time.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return await asyncio.wait_for(request(), TIMEOUT_SECONDS)
+            except _FINAL:
+                raise
+            except Exception as error:  # noqa: BLE001 - each kind of store has its own errors
+                failure = error
+            await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
+        reason = one_line(failure) or type(failure).__name__
+        raise RemoteError(
+            f"{self.url}: {key} could not be read in {ATTEMPTS} attempts, the last of which ended "
+            f"with: {reason}"
+        ) from failure
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        prototype = prototype or default_buffer_prototype()
+        return await self.patiently(key, lambda: self._store.get(key, prototype, byte_range))
+
+    async def exists(self, key: str) -> bool:
+        return await self.patiently(key, lambda: self._store.exists(key))
+
+    async def getsize(self, key: str) -> int:
+        return await self.patiently(key, lambda: self._store.getsize(key))
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        return await self.patiently(prefix, lambda: self._store.getsize_prefix(prefix))
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        async def names() -> list[str]:
+            return [name async for name in self._store.list_dir(prefix)]
+
+        for name in await self.patiently(prefix, names):
+            yield name
+
+
+class RemoteFiles:
+    """Files of a store elsewhere."""
+
+    def __init__(self, store: PatientStore) -> None:
+        self._store = store
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            return int(sync(self._store.getsize(key)))
+        except FileNotFoundError:
+            return None
+
+    def tail(self, key: str, length: int) -> bytes | None:
+        """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
+        found = sync(self._store.get(key, byte_range=SuffixByteRequest(length)))
+        return None if found is None else found.to_bytes()
+
+    def fetch(self, pieces: Sequence[Piece]) -> Reader:
+        """Read all pieces; those near each other together."""
+        spans = list(merged(pieces, GAP_BYTES, MOST_BYTES))
+        data = sync(self._gather(spans))
+        return lambda start, stop: cut(pieces[start:stop], spans, data)
+
+    async def _gather(self, spans: Sequence[Piece]) -> list[bytes]:
+        free = asyncio.Semaphore(CONCURRENCY)
+
+        async def get(span: Piece) -> bytes:
+            async with free:
+                byte_range = RangeByteRequest(span.offset, span.offset + span.length)
+                found = await self._store.get(span.key, byte_range=byte_range)
+                return b"" if found is None else found.to_bytes()
+
+        return list(await asyncio.gather(*map(get, spans)))
+
+    def total(self, prefix: str) -> int:
+        """Bytes of all files below a path; 0 where the store cannot list them."""
+        try:
+            return int(sync(self._store.getsize_prefix(prefix)))
+        except (NotImplementedError, RemoteError):
+            return 0
+
+    def close(self) -> None:
+        """Nothing is kept."""

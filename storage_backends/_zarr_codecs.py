@@ -1,0 +1,402 @@
+"""How chunks are compressed: the profiles, and the codec chains of Zarr that they consist of.
+
+A chain is what stands in the metadata of a Zarr v3 array: filters, one codec from numbers to bytes,
+codecs of bytes. Every codec that is written here is one that zarr-python reads with numcodecs. The
+chunks themselves are encoded and decoded without zarr-python, whose path costs more than decoding.
+
+Sources: Zarr v3 specification, core codecs; numcodecs for those called ``numcodecs.*``.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numcodecs
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
+from storage_backends.jit import kernel
+
+#: A codec as it stands in metadata.
+Codec = Mapping[str, Any]
+
+_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+_CHECKSUM_BYTES = 4
+_OTHER_SIZE = "it has another size than a chunk"
+#: Flag of a Blosc frame whose content is not compressed.
+_BLOSC_STORED = 2
+_NARROW = np.dtype(np.uint16)
+
+
+# -- profiles --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named way to compress an archive.
+
+    Parameters
+    ----------
+    chunk_items
+        Numbers in a chunk.
+    compressor
+        Of numbers: ``"pcodec"``, or what Blosc calls ``"lz4hc"`` or ``"zstd"``.
+    by_detection
+        Whether genes are stored in order of falling detection rate.
+    portable
+        Whether to use only core codecs, which every reader of Zarr v3 has.
+    """
+
+    chunk_items: int
+    compressor: str
+    by_detection: bool = False
+    portable: bool = False
+
+    def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
+        """Whether values of an array go into 16 bits for as long as all of them fit."""
+        return not self.portable and name.endswith("data") and dtype.itemsize > _NARROW.itemsize
+
+    def codecs(self, name: str, dtype: np.dtype[Any], *, narrow: bool) -> list[Codec]:
+        """The chain of an array, by what the last part of its name says of its content."""
+        part = name.rpartition("/")[2]
+        filters = [_astype(dtype)] if narrow else []
+        stored = _NARROW if narrow else dtype
+        rising = part in ("indices", "indptr") and not self.portable
+        if self.compressor == "pcodec" and stored.itemsize > 1:
+            return [*filters, _pcodec(rising), _codec("crc32c")]
+        if rising:
+            filters.append(_codec("numcodecs.delta", dtype=stored.str))
+        # Blosc's slow compressors gain nothing on noise, which floats end with.
+        hard = stored.kind in "ui" and part != "indptr"
+        compressor = self.compressor if hard and self.compressor != "pcodec" else "zstd"
+        if self.compressor == "lz4hc" and not hard:
+            compressor = "lz4"
+        return [
+            *filters,
+            _codec("bytes", endian="little"),
+            _codec(
+                "blosc",
+                typesize=stored.itemsize,
+                cname=compressor,
+                clevel=5,
+                shuffle="bitshuffle",
+                blocksize=0,
+            ),
+            _codec("crc32c"),
+        ]
+
+
+#: The profiles by name. Sizes and speeds: docs/compression.md.
+PROFILES = {
+    "fast": Profile(1 << 15, "lz4hc"),
+    "balanced": Profile(1 << 14, "pcodec"),
+    "archive": Profile(1 << 15, "pcodec", by_detection=True),
+    "portable": Profile(1 << 14, "zstd", portable=True),
+}
+DEFAULT_PROFILE = "balanced"
+#: Of arrays that are compressed once more, at the commit.
+DRAFT = Profile(1 << 15, "lz4")
+
+
+def _codec(name: str, **configuration: Any) -> Codec:
+    return {"name": name, "configuration": configuration} if configuration else {"name": name}
+
+
+def _astype(dtype: np.dtype[Any]) -> Codec:
+    return _codec("numcodecs.astype", encode_dtype=_NARROW.str, decode_dtype=dtype.str)
+
+
+def _pcodec(rising: bool) -> Codec:
+    return _codec(
+        "numcodecs.pcodec",
+        level=8,
+        mode_spec="auto",
+        delta_spec="try_consecutive" if rising else "none",
+        delta_encoding_order=1 if rising else None,
+        paging_spec="equal_pages_up_to",
+        equal_pages_up_to=1 << 18,
+    )
+
+
+def fits_narrow(values: NDArray[Any]) -> NDArray[np.uint16] | None:
+    """The values in 16 bits, where each comes back bit by bit; else None."""
+    with np.errstate(invalid="ignore"):
+        narrow = values.astype(_NARROW)
+    bits = f"u{values.dtype.itemsize}"
+    same = np.array_equal(narrow.astype(values.dtype).view(bits), values.view(bits))
+    return narrow if same else None
+
+
+# -- chains ----------------------------------------------------------------------------------
+
+
+class Chain:
+    """The codecs of an array, as functions from chunks to bytes and back.
+
+    Parameters
+    ----------
+    dtype
+        Type of the array's numbers.
+    stored
+        Type of the numbers that decoding gives, whose values are those of the array: narrower
+        where a filter made them so.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], stored: np.dtype[Any], codecs: Sequence[Codec]):
+        self.dtype = dtype
+        self.stored = stored
+        self._delta = any(c["name"] == "numcodecs.delta" for c in codecs)
+        self._serializer = next(c for c in codecs if c["name"] in _SERIALIZERS)
+        self._compressors = [c for c in codecs if c["name"] in _COMPRESSORS]
+
+    @classmethod
+    def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> Self | None:
+        """The chain of an array; None where it has codecs, or an order of them, not known here."""
+        names = [codec["name"] for codec in codecs]
+        kinds = [_kind(name) for name in names]
+        if None in kinds or kinds != sorted(kinds, key=str) or kinds.count("b serializer") != 1:
+            return None
+        stored = dtype
+        for codec in codecs:
+            settings = codec.get("configuration", {})
+            if codec["name"] == "numcodecs.astype":
+                stored = np.dtype(settings["encode_dtype"])
+                if stored != _NARROW or np.dtype(settings["decode_dtype"]) != dtype:
+                    return None
+            elif codec["name"] == "numcodecs.delta":
+                if np.dtype(settings["dtype"]) != stored or settings.get("astype"):
+                    return None
+            elif codec["name"] == "bytes" and settings.get("endian", "little") != "little":
+                return None
+        return cls(dtype, stored, codecs)
+
+    def encode(self, values: NDArray[Any]) -> bytes:
+        """Compress one chunk of numbers of type `stored`."""
+        if self._delta:
+            values = np.diff(values, prepend=values.dtype.type(0))
+        data = _SERIALIZERS[self._serializer["name"]].encode(values, _settings(self._serializer))
+        for codec in self._compressors:
+            data = _COMPRESSORS[codec["name"]].encode(data, _settings(codec))
+        return data
+
+    def decode(self, data: Sequence[bytes], out: NDArray[Any]) -> None:
+        """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk.
+
+        Raises
+        ------
+        ArchiveFormatError
+            The bytes of one are damaged. The message says how, not where.
+        """
+        try:
+            for codec in reversed(self._compressors[1:]):
+                data = [_COMPRESSORS[codec["name"]].decode(one) for one in data]
+            first = self._compressors[0]["name"] if self._compressors else None
+            if first == "blosc" and self._serializer["name"] == "bytes":
+                # Straight into the output, which is where most time goes.
+                _Blosc.decode_into(data, out)
+            else:
+                if first is not None:
+                    data = [_COMPRESSORS[first].decode(one) for one in data]
+                _SERIALIZERS[self._serializer["name"]].decode_into(data, out)
+        except (RuntimeError, ValueError, TypeError, zlib.error) as error:
+            raise ArchiveFormatError(one_line(error)) from error
+        if self._delta:
+            undo_delta(out.view(f"u{out.itemsize}"))
+
+
+@kernel
+def undo_delta(values: NDArray[Any]) -> None:
+    """Replace differences by their sums within rows, in place; unsigned numbers wrap around."""
+    for row in range(len(values)):
+        chunk = values[row]
+        total = chunk[0]
+        for i in range(1, len(chunk)):
+            total += chunk[i]
+            chunk[i] = total
+
+
+def undo_delta_numpy(values: NDArray[Any]) -> None:
+    """The same as :func:`undo_delta` in NumPy."""
+    np.cumsum(values, axis=1, out=values)
+
+
+def _settings(codec: Codec) -> dict[str, Any]:
+    return dict(codec.get("configuration", {}))
+
+
+def _kind(name: str) -> str | None:
+    """Place of a codec in a chain; the places sort by name."""
+    if name in ("numcodecs.astype", "numcodecs.delta"):
+        # The only order written, and known, is the narrowing before the differences.
+        return f"a {name}"
+    return "b serializer" if name in _SERIALIZERS else "c" if name in _COMPRESSORS else None
+
+
+class _Bytes:
+    """Core codec ``bytes``, little-endian."""
+
+    @staticmethod
+    def encode(values: NDArray[Any], settings: dict[str, Any]) -> bytes:
+        return values.tobytes()
+
+    @staticmethod
+    def decode_into(data: Sequence[bytes], out: NDArray[Any]) -> None:
+        for one, row in zip(data, out, strict=True):
+            row[:] = np.frombuffer(one, out.dtype)
+
+
+class _Pcodec:
+    """``numcodecs.pcodec``; pcodec is imported when it is first used."""
+
+    @staticmethod
+    def encode(values: NDArray[Any], settings: dict[str, Any]) -> bytes:
+        with _pcodec_installed():
+            from numcodecs.pcodec import PCodec
+        encoded: bytes = PCodec(**settings).encode(values)
+        return encoded
+
+    @staticmethod
+    def decode_into(data: Sequence[bytes], out: NDArray[Any]) -> None:
+        with _pcodec_installed():
+            from pcodec import standalone
+        joined = splice_pcodec(data)
+        pairs = zip(data, out, strict=True) if joined is None else [(joined, out.reshape(-1))]
+        for one, numbers in pairs:
+            if standalone.simple_decompress_into(one, numbers).n_processed != len(numbers):
+                raise ArchiveFormatError(_OTHER_SIZE)
+
+
+@contextmanager
+def _pcodec_installed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingCodecError(
+            "pcodec is not installed, which this compression needs: pip install pcodec"
+        ) from error
+
+
+def splice_pcodec(files: Sequence[bytes]) -> bytes | None:
+    """One file of the chunks of several, which decodes in one call; None where they are unlike.
+
+    Every call gives up the interpreter and waits for it, which two threads feel more than the
+    decoding of a small chunk. Source: pcodec, format of standalone files, version 2: ``pco!``, the
+    version, a count of 7 to 70 bits of which the first 6 say how many, the version of what follows;
+    then chunks, then a zero byte.
+    """
+    first = files[0]
+    if len(files) == 1 or len(first) < 8 or first[:5] != b"pco!\x02":
+        return None
+    head = 5 + ((first[5] & 63) + 7 + 7) // 8 + 1
+    if any(file[:head] != first[:head] or file[-1] != 0 for file in files):
+        return None
+    return b"".join([first[:-1], *(file[head:-1] for file in files[1:]), b"\0"])
+
+
+class _Blosc:
+    @staticmethod
+    def encode(data: bytes, settings: dict[str, Any]) -> bytes:
+        cname, level = settings["cname"].encode(), settings["clevel"]
+        values = np.frombuffer(data, f"V{settings['typesize']}")
+        shuffle, size = _SHUFFLES[settings["shuffle"]], settings["blocksize"]
+        encoded: bytes = blosc.compress(
+            values, cname, level, shuffle, size, typesize=settings["typesize"]
+        )
+        return encoded
+
+    @staticmethod
+    def decode(data: bytes) -> bytes:
+        decoded: bytes = blosc.decompress(data)
+        return decoded
+
+    @staticmethod
+    def decode_into(data: Sequence[bytes], out: NDArray[Any]) -> None:
+        for frame in data:
+            if len(frame) < _BLOSC_HEADER.size or _BLOSC_HEADER.unpack_from(frame)[1::2] != (
+                out[0].nbytes,
+                len(frame),
+            ):
+                raise ArchiveFormatError(_OTHER_SIZE)
+        joined = splice_blosc(data)
+        for frame, numbers in zip(data, out, strict=True) if joined is None else [(joined, out)]:
+            blosc.decompress(frame, numbers)
+
+
+_BLOSC_HEADER = struct.Struct("<4s3i")
+
+
+def splice_blosc(frames: Sequence[bytes]) -> bytes | None:
+    """One frame of the blocks of several, as :func:`splice_pcodec`; None where they are unlike.
+
+    Source: Blosc 1, chunk format: four bytes of versions, flags and type size, the sizes of the
+    content, of a block and of the frame; an offset for each block; blocks.
+    """
+    kind, content, block, _ = _BLOSC_HEADER.unpack_from(frames[0])
+    if len(frames) == 1 or not block or content % block or kind[2] & _BLOSC_STORED:
+        return None
+    n_blocks = content // block
+    head = _BLOSC_HEADER.size + 4 * n_blocks
+    if any(_BLOSC_HEADER.unpack_from(f) != (kind, content, block, len(f)) for f in frames):
+        return None
+    starts = np.stack([np.frombuffer(f, "<i4", n_blocks, _BLOSC_HEADER.size) for f in frames])
+    # Where the blocks of a frame begin now, less where they began.
+    lengths = np.array([len(frame) - head for frame in frames])
+    shifts = np.cumsum(lengths) - lengths + 4 * n_blocks * (len(frames) - 1)
+    size = _BLOSC_HEADER.size + 4 * n_blocks * len(frames) + int(lengths.sum())
+    header = _BLOSC_HEADER.pack(kind, content * len(frames), block, size)
+    offsets = (starts + shifts[:, None]).astype("<i4").tobytes()
+    return b"".join([header, offsets, *(frame[head:] for frame in frames)])
+
+
+class _Crc32c:
+    @staticmethod
+    def encode(data: bytes, settings: dict[str, Any]) -> bytes:
+        return data + checksum(data)
+
+    @staticmethod
+    def decode(data: bytes) -> bytes:
+        content = data[:-_CHECKSUM_BYTES]
+        if checksum(content) != data[-_CHECKSUM_BYTES:]:
+            raise ArchiveFormatError("its checksum is wrong")
+        return content
+
+
+def checksum(data: bytes) -> bytes:
+    """CRC32C, as Zarr stores it behind the bytes."""
+    import google_crc32c
+
+    return int(google_crc32c.value(data)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+class _Zstd:
+    @staticmethod
+    def encode(data: bytes, settings: dict[str, Any]) -> bytes:
+        encoded: bytes = numcodecs.Zstd(**settings).encode(data)
+        return encoded
+
+    @staticmethod
+    def decode(data: bytes) -> bytes:
+        decoded: bytes = numcodecs.Zstd().decode(data)
+        return decoded
+
+
+class _Gzip:
+    @staticmethod
+    def encode(data: bytes, settings: dict[str, Any]) -> bytes:
+        encoded: bytes = numcodecs.GZip(**settings).encode(data)
+        return encoded
+
+    @staticmethod
+    def decode(data: bytes) -> bytes:
+        return zlib.decompress(data, wbits=31)
+
+
+_SERIALIZERS: dict[str, Any] = {"bytes": _Bytes, "numcodecs.pcodec": _Pcodec}
+_COMPRESSORS: dict[str, Any] = {"blosc": _Blosc, "zstd": _Zstd, "gzip": _Gzip, "crc32c": _Crc32c}

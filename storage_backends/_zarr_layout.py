@@ -1,0 +1,74 @@
+"""What is called what in a Zarr archive: names on the seam, elements of an AnnData, attributes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from storage_backends.errors import OutputError
+
+#: Attribute of the root that makes a store an archive of ours.
+ATTRIBUTE = "scdl"
+#: Version of what that attribute says. Readers refuse a higher one.
+FORMAT = 1
+#: Where the writer puts the matrix until the commit says what it is.
+MATRIX = "matrix.part"
+#: Array beside the columns of var that AnnData does not read: original position of each gene.
+ORDER = "original_position"
+
+MATRIX_PARTS = ("data", "indices", "indptr")
+#: Groups of an AnnData, each of which may be empty.
+MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
+#: Elements below which numbers are arrays on the seam; others are read as a whole.
+ARRAY_HOLDERS = ("layers", "obsm", "obsp")
+
+_ENCODINGS = {
+    "anndata": "0.1.0",
+    "dict": "0.1.0",
+    "raw": "0.1.0",
+    "csr_matrix": "0.1.0",
+    "csc_matrix": "0.1.0",
+}
+
+
+def encoding(kind: str, **more: Any) -> dict[str, Any]:
+    """Attributes of an AnnData element. Source: anndata's on-disk format specification."""
+    return {"encoding-type": kind, "encoding-version": _ENCODINGS[kind], **more}
+
+
+def array_path(name: str) -> str:
+    """Path of an array while it is written."""
+    if name in MATRIX_PARTS:
+        return f"{MATRIX}/{name}"
+    return element_path(name)
+
+
+def element_path(name: str) -> str:
+    """Path of an element of an AnnData, by its name on the seam."""
+    kind, _, key = name.partition("/")
+    path = f"obsp/{key}" if kind == "graphs" else name
+    parts = path.split("/")
+    reserved = {"zarr.json", MATRIX}
+    for part in parts:
+        if not part.strip(".") or part in reserved or part.startswith("__") or "\\" in part:
+            raise OutputError(f"a Zarr store cannot hold {name!r}: {part!r} is no name of a node")
+    return path
+
+
+def seam_name(path: str, sparse: dict[str, Any]) -> str:
+    """Name on the seam of an array of a store; graphs are the sparse matrices of obsp by rows."""
+    holder, _, part = path.rpartition("/")
+    if holder.startswith("obsp/") and holder in sparse and sparse[holder].format == "csr":
+        return f"graphs/{holder.removeprefix('obsp/')}/{part}"
+    return path
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what zarr warns of: codecs and metadata that its specification does not name yet."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        yield

@@ -1,0 +1,174 @@
+"""Sorting the column ids within rows, compiled; both sides of the seam use it.
+
+It knows nothing of archives, and never writes outside its output, whatever the ids are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from storage_backends.jit import kernel
+from storage_backends.threads import for_each, n_threads
+
+#: Returned where an id is not below the number of columns, or repeats within a row.
+OUT_OF_RANGE, REPEATED = -1, -2
+
+#: Values below which a thread costs more than it saves.
+_LEAST_VALUES = 1 << 15
+
+
+@intrinsic
+def _trailing_zeros(typingctx: Any, word: Any) -> Any:
+    """Index of the lowest bit set; 64 for none."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def _bits(typingctx: Any, word: Any) -> Any:
+    """Number of bits set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), codegen
+
+
+def sort_rows(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    n_columns: int,
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> int:
+    """Copy rows with the column ids of each in rising order, in several threads.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        Rows; `indptr` is int64 from 0.
+    n_columns
+        Every id must be below it.
+    out_data, out_indices
+        Output, of the types and lengths of `data` and `indices`.
+
+    Returns
+    -------
+    int
+        Rows that were not in order, or :data:`OUT_OF_RANGE`, or :data:`REPEATED` where a row has an
+        id twice; then the output is not to be used.
+    """
+    pieces = min(n_threads(), max(1, len(indices) // _LEAST_VALUES))
+    edges = np.searchsorted(indptr, np.linspace(0, len(indices), pieces + 1)[1:-1])
+    edges = np.concatenate([[0], edges, [len(indptr) - 1]])
+    results = [0] * pieces
+
+    def sort(piece: int) -> None:
+        rows = indptr[edges[piece] : edges[piece + 1] + 1]
+        results[piece] = _sort(data, indices, rows, n_columns, out_data, out_indices)
+
+    if pieces == 1:
+        sort(0)
+    else:
+        for_each(sort, range(pieces))
+    return min(results) if min(results) < 0 else sum(results)
+
+
+@kernel
+def _sort(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    n_columns: int,
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> int:
+    n_words = (n_columns + 63) // 64
+    seen = np.zeros(n_words, np.uint64)
+    values = np.empty(n_words * 64, data.dtype)
+    # Room for the ids that are written ahead of the count.
+    ids = np.empty(n_columns + 4, indices.dtype)
+    one, low, high, four = np.uint64(1), np.uint64(63), np.uint64(6), np.uint64(4)
+    limit = np.uint64(n_columns)
+    n_unsorted = 0
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        given, given_data = indices[start:stop], data[start:stop]
+        sorted_ids, sorted_data = out_indices[start:stop], out_data[start:stop]
+        k = 1
+        while k < len(given) and given[k] > given[k - 1]:
+            k += 1
+        if k >= len(given):
+            # In order, so that the first and the last id are the extremes.
+            if len(given) and (given[0] < 0 or np.uint64(given[-1]) >= limit):
+                return OUT_OF_RANGE
+            sorted_ids[:] = given
+            sorted_data[:] = given_data
+            continue
+        n_unsorted += 1
+        # One bit a column; reading the bits back in order sorts without comparing.
+        for k in range(len(given)):
+            # A negative id becomes a large one.
+            column = np.uint64(given[k])
+            if column >= limit:
+                return OUT_OF_RANGE
+            seen[column >> high] |= one << (column & low)
+            values[column] = given_data[k]
+        count = np.uint64(0)
+        for word_index in range(n_words):
+            word = seen[word_index]
+            seen[word_index] = np.uint64(0)
+            base = np.uint64(word_index) << high
+            n = _bits(word)
+            # Four at a time, needed or not: a branch for each bit would cost more.
+            ids[count] = base + _trailing_zeros(word)
+            word &= word - one
+            ids[count + one] = base + _trailing_zeros(word)
+            word &= word - one
+            ids[count + np.uint64(2)] = base + _trailing_zeros(word)
+            word &= word - one
+            ids[count + np.uint64(3)] = base + _trailing_zeros(word)
+            word &= word - one
+            position = count + four
+            while word != np.uint64(0):
+                ids[position] = base + _trailing_zeros(word)
+                word &= word - one
+                position += one
+            count += n
+        if count != np.uint64(len(given)):
+            return REPEATED
+        for k in range(len(given)):
+            sorted_ids[k] = ids[k]
+            sorted_data[k] = values[np.uint64(ids[k])]
+    return n_unsorted
+
+
+def sort_rows_numpy(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    n_columns: int,
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> int:
+    """The same as :func:`sort_rows` in NumPy."""
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n_columns:
+        return OUT_OF_RANGE
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    same_row = rows[1:] == rows[:-1]
+    falls = same_row & (indices[1:] <= indices[:-1])
+    order = np.lexsort((indices, rows))
+    out_data[:], out_indices[:] = data[order], indices[order]
+    if (same_row & (out_indices[1:] == out_indices[:-1])).any():
+        return REPEATED
+    return len(np.unique(rows[1:][falls]))

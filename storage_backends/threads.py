@@ -1,0 +1,47 @@
+"""The threads of one process that encode and decode chunks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+def n_threads() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of a process: a fork inherits none."""
+    return ThreadPoolExecutor(n_threads(), thread_name_prefix="scdl")
+
+
+def submit(function: Callable[..., _T], *arguments: Any) -> Future[_T]:
+    """Call a function in a thread."""
+    return _pool(os.getpid()).submit(function, *arguments)
+
+
+def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
+    """Call a function with every item, in several threads; the first error is raised.
+
+    Each thread takes the next item when it is ready, so that all end at about the same time.
+    """
+    shared = iter(items)
+
+    def work() -> None:
+        # Several threads may draw from the iterator of a sequence.
+        for item in shared:
+            function(item)
+
+    futures = [submit(work) for _ in range(min(n_threads(), len(items)))]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]

@@ -1,0 +1,431 @@
+"""Backend ``zarr``: compressed archives, each of which is a Zarr v3 store and an AnnData.
+
+The matrix is ``X`` (or ``raw/X``, where an AnnData has both), in sharded arrays::
+
+    zarr.json                        all metadata, consolidated; the attribute ``scdl``
+    X/data  X/indices  X/indptr      shards ``c/0``, ``c/1`` and so on
+    obs/  var/                       dataframes; ``var/0``, ``var/1`` … of several feature blocks
+    obsp/<key>/  obsm/<key>          graphs and dense vectors
+    layers/  varm/  varp/  uns/  raw/    what else an AnnData has
+
+Any other AnnData in a Zarr store, of format 2 or 3, opens too if its matrix is in CSR form.
+
+Sources: Zarr v3 specification; anndata's on-disk format specification.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from storage_backends import _gene_order, _remote, _zarr_layout
+from storage_backends._shards import Files, LocalFiles
+from storage_backends._zarr_arrays import ChunkCache, ZarrArray
+from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
+from storage_backends._zarr_writer import ZarrWriter
+from storage_backends.base import ArraySpec, ArrayStore, Backend, Sparse, check_ranges
+from storage_backends.errors import (
+    ArchiveClosedError,
+    ArchiveFormatError,
+    ArchiveNotFoundError,
+    ArrayNotFoundError,
+    RangeError,
+    ScdlError,
+    one_line,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from storage_backends._zarr_tables import ZarrTable
+
+#: Bytes of decoded chunks that an open archive keeps.
+CACHE_BYTES = 64 << 20
+_METADATA_FILES = ("zarr.json", ".zgroup")
+
+
+class ZarrStore(ArrayStore):
+    """A committed archive, or any AnnData in a Zarr store."""
+
+    def __init__(self, path: str, root: zarr.Group, files: Files) -> None:
+        self.path = path
+        self._root, self._files = root, files
+        self._cache = ChunkCache(CACHE_BYTES)
+        self._closed = False
+        self._ours: Mapping[str, Any] = {}
+        self._nodes: dict[str, zarr.Array[Any] | zarr.Group] = {}
+        self._sparse: dict[str, Sparse] = {}
+        self._arrays: dict[str, ZarrArray] = {}
+        self._paths: dict[str, str] = {}
+
+    @classmethod
+    def detect(cls, path: str) -> bool:
+        if _remote.is_url(path):
+            # Whether something is there is found out by opening it: the network may take its time.
+            return True
+        try:
+            return any(os.path.isfile(os.path.join(path, name)) for name in _METADATA_FILES)
+        except (OSError, ValueError):
+            return False
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        if _remote.is_url(path):
+            with _unreadable(path):
+                return cls._open(path, *_remote.open_group(path))
+        path = os.path.realpath(path)
+        while os.path.isdir(path):
+            identity = _identity(path)
+            store: Self | None = None
+            try:
+                store = cls._open(path, _open_local(path), LocalFiles(path))
+                store._hold()
+            except (ScdlError, OSError):
+                if identity == _identity(path):
+                    raise
+            if store is not None and identity == _identity(path):
+                store._opened_as = identity
+                return store
+            # The archive was replaced while it was opened: what was read may be of either.
+        raise ArchiveNotFoundError(f"{path}: there is no archive here")
+
+    _opened_as: tuple[int, ...] | None = None
+
+    @classmethod
+    def _open(cls, path: str, root: zarr.Group, files: Files) -> Self:
+        store = cls(path, root, files)
+        attrs = root.attrs.asdict()
+        store._ours = _checked(path, attrs)
+        store._nodes = dict(_members(path, root))
+        store._find_arrays()
+        return store
+
+    # -- opening ---------------------------------------------------------------------------
+
+    def _find_arrays(self) -> None:
+        for path, node in self._nodes.items():
+            kind = node.attrs.get("encoding-type")
+            if isinstance(node, zarr.Group) and kind in ("csr_matrix", "csc_matrix"):
+                shape = tuple(int(n) for n in node.attrs.get("shape", ()))  # type: ignore[union-attr]
+                if len(shape) != 2:
+                    raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
+                self._sparse[path] = Sparse(str(kind)[:3], shape)
+        for path, node in self._nodes.items():
+            if isinstance(node, zarr.Array) and self._is_data(path) and is_numeric(node):
+                name = self._name_of(path)
+                self._paths[name] = path
+                self._arrays[name] = array_of(
+                    f"{self.path}: {name}",
+                    node,
+                    name,
+                    self._files,
+                    self._cache,
+                    complete=bool(self._ours),
+                )
+        self._check_matrix()
+        if self._order is not None:
+            for name in self._arrays:
+                prefix = name.removesuffix("indices")
+                if not prefix or (prefix.startswith("layers/") and self._matrix == "X"):
+                    dtype = self._arrays[name].spec.dtype
+                    self._arrays[name].mapping = self._order.astype(dtype)
+
+    def _is_data(self, path: str) -> bool:
+        """Whether an array is one of the seam, not a part of an element that is read as a whole."""
+        holder, _, _ = path.rpartition("/")
+        if holder in self._sparse:
+            holder, _, _ = holder.rpartition("/")
+            return holder in ("", "raw", *_zarr_layout.ARRAY_HOLDERS)
+        return path in ("X", "raw/X") or holder in _zarr_layout.ARRAY_HOLDERS
+
+    def _name_of(self, path: str) -> str:
+        holder, _, part = path.rpartition("/")
+        return part if holder == self._matrix else _zarr_layout.seam_name(path, self._sparse)
+
+    @cached_property
+    def _matrix(self) -> str:
+        """Element that the matrix is."""
+        if self._ours:
+            return str(self._ours["attrs"].get("element", "X"))
+        # As a conversion chooses.
+        return "raw/X" if self._sparse_format("raw/X") == "csr" else "X"
+
+    def _sparse_format(self, path: str) -> str | None:
+        return self._sparse[path].format if path in self._sparse else None
+
+    def _check_matrix(self) -> None:
+        found = self._sparse_format(self._matrix)
+        if found != "csr":
+            there = "a dense array" if self._matrix in self._arrays else found or "nothing"
+            raise ArchiveFormatError(
+                f"{self.path}: expected the matrix {self._matrix} as csr_matrix, found {there}; "
+                "convert the store, or its source, with `scdl convert`"
+            )
+        missing = [part for part in _zarr_layout.MATRIX_PARTS if part not in self._arrays]
+        if missing:
+            raise ArchiveFormatError(
+                f"{self.path}: {', '.join(missing)} of {self._matrix} is missing or holds no "
+                "numbers that an archive can have"
+            )
+        n_obs, nnz = self.spec("indptr").length - 1, self.spec("data").length
+        rows = self._sparse[self._matrix].shape[0]
+        if rows != n_obs or self.spec("indices").length != nnz:
+            raise ArchiveFormatError(
+                f"{self.path}: {self._matrix} says {rows} rows, its indptr {n_obs}; data holds "
+                f"{nnz} values, indices {self.spec('indices').length}"
+            )
+        ends = [int(self.read("indptr", i, i + 1)[0]) for i in (0, n_obs)]
+        if ends != [0, nnz]:
+            raise ArchiveFormatError(
+                f"{self.path}: offsets run from {ends[0]} to {ends[1]}, for {nnz} values; convert "
+                "the source again"
+            )
+
+    def _hold(self) -> None:
+        assert isinstance(self._files, LocalFiles)
+        first = [self._paths[part] for part in _zarr_layout.MATRIX_PARTS]
+        rest = [path for path in self._paths.values() if path not in first]
+        self._files.hold(
+            key for path in (*first, *rest) for key in shard_keys(self._array_node(path))
+        )
+
+    def _array_node(self, path: str) -> zarr.Array[Any]:
+        node = self._nodes[path]
+        assert isinstance(node, zarr.Array)
+        return node
+
+    # -- arrays ----------------------------------------------------------------------------
+
+    def _opened(self) -> None:
+        if self._closed:
+            raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
+
+    @property
+    def arrays(self) -> Mapping[str, ArraySpec]:
+        self._opened()
+        return self._specs
+
+    @cached_property
+    def _specs(self) -> Mapping[str, ArraySpec]:
+        return MappingProxyType({name: array.spec for name, array in self._arrays.items()})
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        self._opened()
+        if self._ours:
+            own: Mapping[str, Any] = copy.deepcopy(self._ours["attrs"])
+            return own
+        n_obs, n_vars = self._sparse[self._matrix].shape
+        block = {"stop": n_obs, "n_vars": n_vars, "label": None}
+        return {"blocks": [block], "sorted": False, "matrices": [self._matrix]}
+
+    def read_ranges(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
+        self._arrays[name].read(starts, stops, out)
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64] | None:
+        """Original position of each gene as they are stored; None where they stand there."""
+        path = f"{self._var_path}/{_zarr_layout.ORDER}"
+        if not self._ours or path not in self._nodes:
+            return None
+        with _unreadable(f"{self.path}: {path}"):
+            order: NDArray[np.int64] = np.asarray(self._array_node(path)[:])
+        n_vars = self._sparse[self._matrix].shape[1]
+        if not np.array_equal(np.sort(order), np.arange(n_vars)):
+            raise ArchiveFormatError(
+                f"{self.path}: {path} is no order of {n_vars} genes; convert the source again"
+            )
+        return order
+
+    # -- tables ----------------------------------------------------------------------------
+
+    @property
+    def _var_path(self) -> str:
+        return "raw/var" if self._matrix == "raw/X" else "var"
+
+    @cached_property
+    def _table_paths(self) -> Mapping[str, str]:
+        blocks = self.attrs["blocks"]
+        alone = len(blocks) == 1
+        paths = {f"var/{i}": self._var_path if alone else f"var/{i}" for i in range(len(blocks))}
+        if self._ours.get("obs", "obs" in self._nodes):
+            paths["obs"] = "obs"
+        return paths
+
+    @property
+    def tables(self) -> Sequence[str]:
+        self._opened()
+        return list(self._table_paths)
+
+    def _table(self, name: str) -> ZarrTable:
+        from storage_backends._zarr_tables import ZarrTable
+
+        if name not in self.tables:
+            raise ArrayNotFoundError(
+                f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
+            )
+        # Arrays are held since the opening, tables are not: they must be of the same archive.
+        if self._opened_as is not None and _identity(self.path) != self._opened_as:
+            raise ArchiveFormatError(
+                f"{self.path}: the archive was replaced since it was opened; open it again"
+            )
+        node = self._nodes.get(self._table_paths[name])
+        if not isinstance(node, zarr.Group):
+            raise ArchiveFormatError(f"{self.path}: the table {name} is missing")
+        return ZarrTable(f"{self.path}: the table {name}", node)
+
+    def table_schema(self, name: str) -> pa.Schema:
+        return self._table(name).schema
+
+    def read_table(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> pa.Table:
+        table = self._table(name)
+        if self._order is None or name == "obs":
+            return table.read(columns, start, stop)
+        whole = table.read(columns, 0, None)
+        stop = whole.num_rows if stop is None else stop
+        if not 0 <= start <= stop <= whole.num_rows:
+            raise RangeError(
+                f"{self.path}: {name}: rows [{start}, {stop}) are not within [0, {whole.num_rows}]"
+            )
+        return whole.take(np.argsort(self._order)).slice(start, stop - start)
+
+    # -- the rest of an AnnData ------------------------------------------------------------
+
+    @property
+    def sparse(self) -> Mapping[str, Sparse]:
+        named = {
+            _zarr_layout.seam_name(f"{path}/data", self._sparse).removesuffix("/data"): matrix
+            for path, matrix in self._sparse.items()
+            if path != self._matrix and self._is_data(f"{path}/data")
+        }
+        return MappingProxyType(named)
+
+    @cached_property
+    def _element_paths(self) -> list[str]:
+        taken = {*self._sparse, *self._paths.values(), *self._table_paths.values(), "obs"}
+        found = [name for name in ("X", "raw/X", "var", "raw/var") if name in self._nodes]
+        for path in self._nodes:
+            holder, _, key = path.rpartition("/")
+            if holder in ("layers", "obsm", "varm", "obsp", "varp", "raw/varm") and key:
+                found.append(path)
+        if any(path.startswith("uns/") for path in self._nodes):
+            found.append("uns")
+        kept = [p for p in found if p not in taken or p.startswith(("varm/", "varp/", "raw/varm"))]
+        return kept if len(self.attrs["blocks"]) == 1 else []
+
+    @property
+    def elements(self) -> Sequence[str]:
+        self._opened()
+        return self._element_paths
+
+    def read_element(self, name: str) -> Any:
+        if name not in self.elements:
+            return super().read_element(name)
+        from anndata.io import read_elem
+
+        with _unreadable(f"{self.path}: {name}"), _zarr_layout.quiet():
+            value = read_elem(self._nodes[name])
+        aligned = _gene_order.ALIGNED.get(self._matrix, ())
+        if self._order is not None and name.startswith(aligned):
+            value = _gene_order.permute(name, value, np.argsort(self._order))
+        return value
+
+    # -- sizes -----------------------------------------------------------------------------
+
+    @property
+    def stored_bytes(self) -> Mapping[str, int]:
+        self._opened()
+        paths = {**self._paths, **self._table_paths}
+        return {name: self._files.total(path) for name, path in paths.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return self._files.total("")
+
+    def describe(self, name: str) -> str:
+        self.spec(name)
+        return describe(self._array_node(self._paths[name]))
+
+    def close(self) -> None:
+        self._closed = True
+        self._cache.clear()
+        self._files.close()
+
+
+def _identity(path: str) -> tuple[int, ...] | None:
+    """What tells an archive from another that takes its place; None where there is none."""
+    try:
+        directory = os.stat(path)
+        found = [n for n in _METADATA_FILES if os.path.isfile(os.path.join(path, n))]
+        metadata = os.stat(os.path.join(path, found[0]))
+    except (OSError, IndexError):
+        return None
+    return directory.st_dev, directory.st_ino, metadata.st_ino, metadata.st_mtime_ns
+
+
+def _open_local(path: str) -> zarr.Group:
+    if not any(os.path.isfile(os.path.join(path, name)) for name in _METADATA_FILES):
+        raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
+    with _unreadable(path):
+        return zarr.open_group(path, mode="r")
+
+
+@contextlib.contextmanager
+def _unreadable(where: str) -> Iterator[None]:
+    """Say in one sentence what zarr or anndata say of a damaged store."""
+    try:
+        with _zarr_layout.quiet():
+            yield
+    except ScdlError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever they raise, the store cannot be read
+        raise ArchiveFormatError(f"{where}: zarr cannot read it: {one_line(error)}") from error
+
+
+def _checked(path: str, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an archive of ours says of itself; nothing for an AnnData of others."""
+    ours = attrs.get(_zarr_layout.ATTRIBUTE)
+    if ours is None:
+        if attrs.get("encoding-type") != "anndata":
+            found = attrs.get("encoding-type", "none")
+            raise ArchiveFormatError(
+                f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, found "
+                f"{found}"
+            )
+        return {}
+    if not isinstance(ours, Mapping) or not isinstance(ours.get("format"), int):
+        raise ArchiveFormatError(f"{path}: the attribute {_zarr_layout.ATTRIBUTE} is damaged")
+    if ours["format"] > _zarr_layout.FORMAT:
+        raise ArchiveFormatError(
+            f"{path}: its format {ours['format']} is newer than {_zarr_layout.FORMAT}, which this "
+            "release of scdl reads; install a newer one"
+        )
+    if not isinstance(ours.get("attrs"), Mapping) or not ours["attrs"].get("blocks"):
+        raise ArchiveFormatError(f"{path}: the attribute {_zarr_layout.ATTRIBUTE} is damaged")
+    return ours
+
+
+def _members(path: str, root: zarr.Group) -> list[tuple[str, zarr.Array[Any] | zarr.Group]]:
+    with _unreadable(path):
+        return list(root.members(max_depth=None))
+
+
+BACKEND = Backend("zarr", ZarrStore, ZarrWriter, options=("compression",), suffix=".zarr")
