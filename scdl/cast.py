@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -43,6 +43,13 @@ class Caster:
             raise CastError(f"values cannot be stored as {self.dtype}; {_CHOICE}")
         self.max_rounding = 0.0
         self._tolerance = tolerance
+
+    @classmethod
+    def keeping(cls, dtype: np.dtype[Any]) -> Self:
+        """One that leaves values of a type as they are, which any number may be."""
+        caster = cls(np.float64)
+        caster.dtype = dtype.newbyteorder("=")
+        return caster
 
     def __call__(self, values: NDArray[Any], where: str) -> NDArray[Any]:
         """The values as the type; `where` opens the message of an error.

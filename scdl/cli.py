@@ -7,12 +7,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scdl import __version__
 from scdl.errors import ScdlError, ScdlWarning, SourceNotFoundError
+
+if TYPE_CHECKING:
+    from storage_backends.base import ArrayStore
 
 app = typer.Typer(
     name="scdl",
@@ -41,11 +44,24 @@ def _root(
 
 @app.command()
 def convert(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="AnnData files (h5ad).")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SRC...", help="AnnData files (h5ad, zarr), or archives."),
+    ],
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="Where the archive goes; must not exist.")
     ],
-    backend: Annotated[str, typer.Option(help="Storage backend of the archive.")] = "memmap",
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
+    ] = None,
+    compression: Annotated[
+        str | None,
+        typer.Option(help="fast, balanced, archive or portable, for the zarr backend."),
+    ] = None,
+    only_matrix: Annotated[
+        bool, typer.Option("--only-matrix", help="Leave out what training has no use for.")
+    ] = False,
     matrix: Annotated[
         str | None,
         typer.Option(help="X, raw/X or layers/<key>. [default: raw/X where present, else X]"),
@@ -57,8 +73,12 @@ def convert(
         str | None, typer.Option(help="Key of obsp whose graph to carry over.")
     ] = None,
     data_dtype: Annotated[
-        str, typer.Option(help="Type of the stored values: uint8 to uint64, float16 to float64.")
-    ] = "float32",
+        str | None,
+        typer.Option(
+            help="Type of the stored values: uint8 to uint64, float16 to float64. "
+            "[default: the source's where all of it is kept, else float32]"
+        ),
+    ] = None,
     data_dtype_tolerance: Annotated[
         float, typer.Option(help="Rounding up to this is passed over without a warning.")
     ] = 1e-8,
@@ -66,9 +86,9 @@ def convert(
         bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
     ] = False,
 ) -> None:
-    """Convert AnnData files to one archive, whose cells follow one another.
+    """Convert AnnData files and archives to one archive, whose cells follow one another.
 
-    Files are read by blocks of rows, so that memory does not depend on their size. A conversion
+    Sources are read by blocks of rows, so that memory does not depend on their size. A conversion
     that fails leaves nothing behind.
     """
     from scdl.conversion import convert as run
@@ -78,6 +98,8 @@ def convert(
         dest,
         backend=backend,
         progress=not quiet and sys.stderr.isatty(),
+        **({"compression": compression} if compression else {}),
+        only_matrix=only_matrix,
         matrix=matrix,
         obsm=obsm or (),
         neighbor_key=neighbor_key,
@@ -86,6 +108,24 @@ def convert(
     )
     if not quiet:
         typer.echo(str(report))
+
+
+@app.command()
+def export(
+    path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
+    dest: Annotated[
+        str, typer.Argument(metavar="OUT.h5ad", help="Where the file goes; must not exist.")
+    ],
+    gzip: Annotated[
+        int, typer.Option(min=0, max=9, help="Compression level of matrices; 0: none.")
+    ] = 4,
+) -> None:
+    """Write an archive as an AnnData file (h5ad), with everything that it holds."""
+    from scdl.export import export as run
+    from storage_backends import registry
+
+    with registry.detect(path).store.open(path) as store:
+        run(store, dest, gzip=gzip or None)
 
 
 @app.command()
@@ -120,6 +160,7 @@ def _facts(path: str) -> list[tuple[str, str]]:
         ("stored values", f"{nnz:,} ({1 - dataset.sparsity():.2%} of all)"),
         ("dtypes", ", ".join(f"{name} {store.spec(name).dtype}" for name in MATRIX)),
         ("on disk", f"{total:,} bytes" + (f", {total / nnz:.2f} per stored value" if nnz else "")),
+        ("matrix", _matrix_size(store)),
         ("source matrix", ", ".join(dict.fromkeys(dataset.info.matrices)) or "not recorded"),
         ("source files", ", ".join(b.label for b in dataset.info.blocks if b.label) or "unknown"),
     ]
@@ -130,10 +171,22 @@ def _facts(path: str) -> list[tuple[str, str]]:
         facts.append((f"table {name}", f"{listed} ({sizes[name]:,} bytes)"))
     for kind in ("graphs", "obsm"):
         facts += [(kind, key) for key in keys(store.arrays, kind)]
-    facts += [
-        (f"array {name}", f"{size:,} bytes") for name, size in sizes.items() if name in store.arrays
-    ]
+    facts += [("element", name) for name in store.elements]
+    for name, spec in store.arrays.items():
+        how = store.describe(name)
+        share = f", {sizes[name] / spec.nbytes:.1%} of memmap" if how and spec.nbytes else ""
+        facts.append((f"array {name}", f"{sizes[name]:,} bytes{share}{': ' if how else ''}{how}"))
     return facts
+
+
+def _matrix_size(store: ArrayStore) -> str:
+    from scdl.schema import DATA, MATRIX
+
+    stored = sum(store.stored_bytes[part] for part in MATRIX)
+    raw = sum(store.spec(part).nbytes for part in MATRIX)
+    nnz = store.spec(DATA).length
+    bits = f"{8 * stored / nnz:.2f} bits per stored value, " if nnz else ""
+    return f"{stored:,} bytes, {bits}{stored / raw:.1%} of a memmap archive's {raw:,}"
 
 
 _documented = typer.Typer(

@@ -122,7 +122,7 @@ def _write_vectors(stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: i
         for store in stores:
             spec = store.spec(name)
             rows = max(1, at_once // max(1, int(np.prod(spec.item_shape))))
-            for start, stop in _spans(spec.length, rows):
+            for start, stop in csr.spans(spec.length, rows):
                 writer.append(name, store.read(name, start, stop))
 
 
@@ -140,11 +140,11 @@ def _write_graph(
         n_values = 0
         if names[DATA] in store.arrays:
             n_values = store.spec(names[DATA]).length
-            for start, stop in _spans(n_values, at_once):
+            for start, stop in csr.spans(n_values, at_once):
                 writer.append(names[DATA], store.read(names[DATA], start, stop))
                 neighbors = store.read(names[INDICES], start, stop).astype(np.int64) + first_row
                 writer.append(names[INDICES], neighbors.astype(GRAPH_DTYPES[INDICES]))
-        for start, stop in _spans(info.n_obs, at_once):
+        for start, stop in csr.spans(info.n_obs, at_once):
             if names[INDPTR] in store.arrays:
                 ends = store.read(names[INDPTR], start + 1, stop + 1).astype(np.int64)
             else:
@@ -169,7 +169,7 @@ def _write_matrix(
     writer.append(INDPTR, np.zeros(1, indptr_dtype))
     first_value = 0
     for store, info in zip(stores, infos, strict=True):
-        for start, stop in _row_spans(store, info.n_obs, at_once):
+        for start, stop in csr.row_spans(store, "", info.n_obs, at_once):
             rows = csr.read(store, "", np.arange(start, stop))
             if not info.is_sorted:
                 rows = csr.clean(rows, info.max_n_vars, store.path)
@@ -179,20 +179,3 @@ def _write_matrix(
             first_value += int(rows.indptr[-1])
     writer.append(DATA, np.empty(0, caster.dtype))
     writer.append(INDICES, np.empty(0, index_dtype))
-
-
-def _row_spans(store: ArrayStore, n_obs: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of at most `at_once` values, or one row."""
-    for first, last in _spans(n_obs, at_once):
-        offsets = store.read(INDPTR, first, last + 1).astype(np.int64)
-        start = 0
-        while start < last - first:
-            fits = int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1
-            stop = min(max(fits, start + 1), last - first)
-            yield first + start, first + stop
-            start = stop
-
-
-def _spans(n: int, at_once: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, n, at_once):
-        yield start, min(start + at_once, n)

@@ -16,12 +16,12 @@ from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
 from scdl import csr
-from scdl.cast import Caster
-from scdl.chunks import FieldReader, RowReader, prefetch, recyclable
+from scdl.cast import DATA_DTYPES, Caster
+from scdl.chunks import prefetch, recyclable
 from scdl.csr import SparseRows
-from scdl.errors import ScdlWarning, SourceError
+from scdl.errors import ArchiveFormatError, ScdlWarning, SourceError
 from scdl.h5ad import H5adFile
-from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets
+from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader
 from scdl.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -33,16 +33,20 @@ from scdl.schema import (
     obsm_array,
     smallest_unsigned,
 )
+from scdl.sources import ArchiveSource, Source, write_rest
 from scdl.tables import united, write_var
 from storage_backends import registry
 from storage_backends.base import ArrayWriter
+from storage_backends.errors import one_line
 
 Path = str | os.PathLike[str]
 
 
 class ConvertOptions(TypedDict, total=False):
-    """What of a file is carried over, and how; every key may be left out."""
+    """What of a source is carried over, and how; every key may be left out."""
 
+    compression: str
+    only_matrix: bool
     matrix: str | None
     obsm: Sequence[str]
     data_dtype: DTypeLike
@@ -115,39 +119,47 @@ def convert(
     sources: Path | Sequence[Path],
     path: Path,
     *,
-    backend: str = "memmap",
+    backend: str | None = None,
     neighbor_key: str | None = None,
     progress: bool = False,
     replace: bool = False,
     **options: Unpack[ConvertOptions],
 ) -> ConversionReport:
-    """Convert AnnData files (h5ad) to an archive.
+    """Convert AnnData files (h5ad, Zarr) and archives to an archive.
 
-    Files are read by blocks of rows, so that memory does not depend on their size. The archive
+    Sources are read by blocks of rows, so that memory does not depend on their size. The archive
     appears when it is complete; a conversion that fails leaves nothing behind.
 
     Parameters
     ----------
     sources
-        One file or several, whose cells follow one another. Files with the same var share a feature
-        block.
+        One source or several, whose cells follow one another: h5ad files, AnnData in Zarr stores,
+        archives of any backend. Those with the same var share a feature block.
     path
         Where the archive goes; nothing may be there.
     backend
-        Storage backend.
+        Storage backend. Default: the one that the end of `path` asks for, as ``.zarr`` does, else
+        ``memmap``.
     neighbor_key
         Key of ``obsp`` whose graph to carry over; where no file has it, there is a warning.
     progress
         Whether to show a progress bar.
     replace
         Whether to replace what is at `path`, atomically.
+    compression : str, optional
+        How to compress, for a backend that does: a profile of the zarr backend.
+    only_matrix : bool, default False
+        Whether to leave out what of an AnnData training has no use for. A backend that can keeps
+        all of it for a single source; of several sources, and by the other backends, only the
+        matrix, obs and what is asked for are carried over.
     matrix : str, optional
         ``X``, ``raw/X`` (with ``raw/var``) or ``layers/<key>``. Default: ``raw/X`` where a file has
         it, else ``X``.
     obsm : sequence of str, optional
         Keys of dense vectors to carry over.
-    data_dtype : dtype, default float32
-        Type of the stored values: uint8 to uint64, or float16 to float64.
+    data_dtype : dtype, optional
+        Type of the stored values: uint8 to uint64, or float16 to float64. Default: that of the
+        source where all of it is kept or it is an archive, else float32.
     data_dtype_tolerance : float, default 1e-8
         Largest absolute difference made by rounding that is passed over without a warning.
     block_values, block_rows : int, optional
@@ -172,23 +184,25 @@ def convert(
     """
     started = time.perf_counter()
     check_options(options)
-    files = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    if not files:
+    paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not paths:
         raise SourceError("there is nothing to convert: the list of files is empty")
+    target = registry.for_target(path, backend)
+    storage = {"compression": options["compression"]} if options.get("compression") else {}
     with ExitStack() as stack:
-        writer = registry.backend(backend).writer.create(os.fspath(path), replace=replace)
+        writer = target.create(os.fspath(path), replace=replace, **storage)
         stack.enter_context(writer)
-        opened = [stack.enter_context(H5adFile(f, options.get("matrix"))) for f in files]
+        opened = [s for p in paths for s in _opened(p, options.get("matrix"), stack)]
         conversion = _Conversion(opened, writer, neighbor_key, options)
-        total = sum(file.matrix.size for file in opened)
+        total = sum(source.matrix.size for source in opened)
         with tqdm(total=total, unit="value", unit_scale=True, disable=not progress) as bar:
             info = conversion.run(bar)
-    with registry.backend(backend).store.open(os.fspath(path)) as store:
+    with target.store.open(os.fspath(path)) as store:
         nnz, nbytes = store.spec(DATA).length, store.nbytes
     caster = conversion.caster
     return ConversionReport(
         path=os.fspath(path),
-        backend=backend,
+        backend=target.name,
         n_obs=info.n_obs,
         n_vars=[block.n_vars for block in info.blocks],
         nnz=nnz,
@@ -213,12 +227,25 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
+    """What a path holds: an h5ad file, or a source for each feature block of an archive."""
+    elsewhere = os.path.isdir(path) or ":" in os.fspath(path)
+    if os.path.isfile(path) or not elsewhere:
+        return [stack.enter_context(H5adFile(path, matrix))]
+    try:
+        store = stack.enter_context(registry.detect(path).store.open(os.fspath(path)))
+    except ArchiveFormatError as error:
+        raise SourceError(one_line(error)) from error
+    info = Info.from_attrs(store.attrs, store.path)
+    return [ArchiveSource(store, info, i, matrix) for i in range(len(info.blocks))]
+
+
 class _Conversion:
-    """One run: files that are open and checked, into a writer."""
+    """One run: sources that are open and checked, into a writer."""
 
     def __init__(
         self,
-        files: Sequence[H5adFile],
+        files: Sequence[Source],
         writer: ArrayWriter,
         neighbor_key: str | None,
         options: ConvertOptions,
@@ -231,12 +258,18 @@ class _Conversion:
             )
         self._files = files
         self._writer = writer
-        # Opened here, so that a key that a file lacks is found before anything is written.
-        self._obsm = {key: [file.vectors(key) for file in files] for key in options.get("obsm", ())}
-        self._neighbor_key = neighbor_key
-        self.caster = Caster(
-            options.get("data_dtype", np.float32), options.get("data_dtype_tolerance", 1e-8)
+        self._alone = files[0] if len(files) == 1 else None
+        #: Whether the archive becomes all that the source is.
+        self._whole = (
+            self._alone is not None
+            and writer.keeps_elements
+            and not options.get("only_matrix", False)
         )
+        # Opened here, so that a key that a file lacks is found before anything is written.
+        asked = options.get("obsm") or _shared(file.kept_vectors for file in files)
+        self._obsm = {key: [file.vectors(key) for file in files] for key in asked}
+        self._graphs = [neighbor_key] if neighbor_key else _shared(f.kept_graphs for f in files)
+        self.caster = self._make_caster(options)
         self._bounds = Bounds(
             values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
             rows=min(
@@ -244,28 +277,52 @@ class _Conversion:
             ),
             target=writer.path,
         )
-        self._index_dtype = smallest_unsigned(max(file.n_vars for file in files) - 1)
+        kept = self._alone.kept_dtypes if self._alone is not None else {}
+        largest = max(file.n_vars for file in files) - 1
+        self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
+        self._indptr_dtype = _unsigned(kept.get(INDPTR))
         self.rows_sorted = 0
         self.duplicates_summed = 0
-        carried = {obsm_array(key) for key in self._obsm} | {f"obsp/{self._neighbor_key}"}
-        self.not_carried = tuple(
-            dict.fromkeys(name for file in files for name in file.not_carried(carried))
-        )
+        carried = {obsm_array(key) for key in self._obsm}
+        carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
+        self.not_carried = self._left_out(carried)
+
+    def _make_caster(self, options: ConvertOptions) -> Caster:
+        """The source's type where all of it is kept, else the one asked for, else float32."""
+        dtype = options.get("data_dtype")
+        source = np.result_type(*(file.matrix.dtype for file in self._files))
+        if dtype is None and self._whole and source.kind in "iuf":
+            return Caster.keeping(source)
+        if dtype is None:
+            archives = all(file.kept_dtypes for file in self._files)
+            dtype = source if archives and source.name in DATA_DTYPES else np.float32
+        return Caster(dtype, options.get("data_dtype_tolerance", 1e-8))
+
+    def _left_out(self, carried: set[str]) -> tuple[str, ...]:
+        if self._whole:
+            assert self._alone is not None
+            return tuple(self._alone.unread)
+        names = (name for file in self._files for name in file.not_carried(carried))
+        return tuple(dict.fromkeys(names))
 
     def run(self, bar: tqdm[Any]) -> Info:
         blocks = write_var(
-            self._writer, ((file.var.whole(), file.n_obs, file.path) for file in self._files)
+            self._writer, ((file.var(), file.n_obs, file.label) for file in self._files)
         )
         self._writer.write_table(OBS, united([file.obs for file in self._files]))
         # Arrow's allocator would keep what the tables took through the rest of the conversion.
         pa.default_memory_pool().release_unused()
-        for key, readers in self._obsm.items():
-            self._write_vectors(key, readers)
-        if self._neighbor_key is not None:
-            self._write_graph(self._neighbor_key)
+        if self._whole:
+            write_rest(self._files[0], self._writer, self._bounds)
+        else:
+            for key, readers in self._obsm.items():
+                self._write_vectors(key, readers)
+            for key in self._graphs:
+                self._write_graph(key)
         self._write_matrix(bar)
         matrices = tuple(file.matrix_name for file in self._files)
-        info = Info(blocks, is_sorted=True, matrices=matrices)
+        element = matrices[0] if self._whole else "X"
+        info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
         # Before the commit: a warning may be an error to the caller.
         self.caster.warn(self._writer.path)
         self._writer.commit(info.to_attrs())
@@ -283,8 +340,12 @@ class _Conversion:
                     bar.update(len(block.data))
             self._append(DATA, np.empty(0, self.caster.dtype), self.caster.dtype)
             self._append(INDICES, np.empty(0, self._index_dtype), self._index_dtype)
-            for values in offsets.read(smallest_unsigned(offsets.total)):
+            for values in offsets.read(self._offsets_dtype(offsets.total)):
                 self._writer.append(INDPTR, values)
+
+    def _offsets_dtype(self, total: int) -> np.dtype[Any]:
+        kept = self._indptr_dtype
+        return kept if kept and total <= np.iinfo(kept).max else smallest_unsigned(total)
 
     def _append(self, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
         self._writer.append(name, values.astype(dtype, copy=False))
@@ -306,7 +367,7 @@ class _Conversion:
         self.duplicates_summed += len(block.data) - len(summed.data)
         return summed
 
-    def _write_vectors(self, key: str, readers: Sequence[RowReader | FieldReader]) -> None:
+    def _write_vectors(self, key: str, readers: Sequence[Reader]) -> None:
         items = {(reader.dtype.newbyteorder("="), reader.item_shape) for reader in readers}
         if len(items) > 1:
             raise SourceError(f"obsm/{key} differs between the files in dtype or width: {items}")
@@ -336,7 +397,7 @@ class _Conversion:
             for file, graph in zip(self._files, graphs, strict=True):
                 for block in _graph_blocks(graph, file.n_obs, self._bounds):
                     where = graph.where if graph else file.path
-                    neighbors = block.indices.astype(np.int64) + first_row
+                    neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
                     self._append(names[DATA], caster(block.data, where), caster.dtype)
                     self._append(names[INDICES], neighbors, GRAPH_DTYPES[INDICES])
                     offsets.add(block.indptr)
@@ -347,6 +408,16 @@ class _Conversion:
                 self._writer.append(names[INDPTR], values)
 
 
+def _shared(keys: Iterable[Sequence[str]]) -> list[str]:
+    """Keys that all of several lists have, in the order of the first."""
+    first, *others = keys
+    return [key for key in first if all(key in other for other in others)]
+
+
+def _unsigned(dtype: np.dtype[Any] | None) -> np.dtype[Any] | None:
+    return dtype if dtype is not None and dtype.kind == "u" else None
+
+
 def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[SparseRows]:
     if graph is None:
         nothing = np.empty(0, GRAPH_DTYPES[DATA])
@@ -354,7 +425,7 @@ def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[
     return prefetch(graph.blocks(bounds))
 
 
-def _pieces(reader: RowReader | FieldReader, rows: int) -> Iterator[NDArray[Any]]:
+def _pieces(reader: Reader, rows: int) -> Iterator[NDArray[Any]]:
     for start in range(0, max(len(reader), 1), rows):
         yield reader.read(start, min(start + rows, len(reader)))
 

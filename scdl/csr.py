@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -108,6 +108,26 @@ def read(store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> SparseRows:
     store.read_ranges(prefix + DATA, starts, stops, data)
     store.read_ranges(prefix + INDICES, starts, stops, indices)
     return SparseRows(data, indices, indptr)
+
+
+def row_spans(
+    store: ArrayStore, prefix: str, n_rows: int, at_once: int
+) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of at most `at_once` values, or one row."""
+    for first, last in spans(n_rows, at_once):
+        offsets = store.read(prefix + INDPTR, first, last + 1).astype(np.int64)
+        start = 0
+        while start < last - first:
+            fits = int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1
+            stop = min(max(fits, start + 1), last - first)
+            yield first + start, first + stop
+            start = stop
+
+
+def spans(n: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of at most `at_once`, from 0 to `n`."""
+    for start in range(0, n, at_once):
+        yield start, min(start + at_once, n)
 
 
 def ordered(rows: SparseRows, n_vars: int, where: str) -> tuple[SparseRows, int]:

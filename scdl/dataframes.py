@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scdl.chunks import readable
 from scdl.errors import SourceError
-from scdl.schema import INDEX
+from scdl.schema import INDEX, INDEX_NAME
 from scdl.tables import TableSource
 
 #: Gives rows [start, stop) of a column.
@@ -44,6 +44,7 @@ class H5Table(TableSource):
     def __init__(self, where: str, element: h5py.Group | h5py.Dataset) -> None:
         self._where = where
         self.unread: list[str] = []
+        self._index_name = ""
         self._readers: dict[str, _Reader] = {}
         if isinstance(element, h5py.Group):
             self._open_columns(element)
@@ -52,7 +53,10 @@ class H5Table(TableSource):
         else:
             raise SourceError(f"{where}: expected a dataframe, found an array of {element.dtype}")
         empty = {name: read(0, 0) for name, read in self._readers.items()}
-        self.schema = pa.schema([pa.field(name, array.type) for name, array in empty.items()])
+        named = {INDEX_NAME: self._index_name} if self._index_name not in ("", INDEX) else None
+        self.schema = pa.schema(
+            [pa.field(name, array.type) for name, array in empty.items()], named
+        )
         self.categories = {
             name: array.dictionary
             for name, array in empty.items()
@@ -69,7 +73,7 @@ class H5Table(TableSource):
         return pa.Table.from_batches([self.read(0, self.num_rows)])
 
     def _open_columns(self, group: h5py.Group) -> None:
-        index = _text(group.attrs.get("_index", "_index"))
+        index = self._index_name = _text(group.attrs.get("_index", "_index"))
         if index not in group:
             raise SourceError(f"{self._where}: its index {index!r} is missing")
         names = [_text(name) for name in group.attrs.get("column-order", [])]

@@ -34,6 +34,7 @@ from storage_backends.base import ArrayStore
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
     from scdl.conversion import ConvertOptions
 
@@ -60,7 +61,8 @@ class SingleCellDataset(CellReader):
     h5ad_path
         AnnData file to make it from; without one, the archive at `path` is opened.
     backend
-        Storage backend of an archive that is made; one that is opened tells its own.
+        Storage backend of an archive that is made, as for :func:`scdl.convert`; one that is opened
+        tells its own.
     load_neighbors
         Whether to use a neighbour graph, and to carry it over from an AnnData file. None: use one
         where the archive has it.
@@ -90,7 +92,7 @@ class SingleCellDataset(CellReader):
         path: Path,
         h5ad_path: Path | None = None,
         *,
-        backend: str = "memmap",
+        backend: str | None = None,
         load_neighbors: bool | None = None,
         neighbor_key: str = NEIGHBOR_KEY,
         neighbor_sampling_strategy: NeighborSamplingStrategy
@@ -117,6 +119,12 @@ class SingleCellDataset(CellReader):
 
     def _open(self) -> None:
         self._store: ArrayStore = registry.detect(self.data_path).store.open(self.data_path)
+        if not self._store.arrays.keys() >= set(MATRIX):
+            there = ", ".join([*self._store.sparse, *self._store.arrays]) or "no matrix"
+            raise ArchiveFormatError(
+                f"{self._store.path}: expected a matrix X in CSR form, found {there}; convert it "
+                "with scdl.convert or `scdl convert`"
+            )
         self._info = Info.from_attrs(self._store.attrs, self._store.path)
         n_obs = self._store.spec(INDPTR).length - 1
         if self._info.n_obs != n_obs:
@@ -156,7 +164,12 @@ class SingleCellDataset(CellReader):
         return self._info
 
     def read_rows(
-        self, rows: csr.Rows, *, obs: Sequence[str] = (), obsm: Sequence[str] = ()
+        self,
+        rows: csr.Rows,
+        *,
+        obs: Sequence[str] = (),
+        obsm: Sequence[str] = (),
+        ordered: bool = True,
     ) -> CellBatch:
         """Read cells as one batch.
 
@@ -169,6 +182,9 @@ class SingleCellDataset(CellReader):
             Columns of obs to read along; categorical ones give their categories' values.
         obsm
             Dense vectors to read along, by key.
+        ordered
+            Whether the genes of each cell must come in rising order, each once. False saves time
+            where an archive stores them otherwise and the batch becomes dense.
 
         Returns
         -------
@@ -185,7 +201,7 @@ class SingleCellDataset(CellReader):
         """
         at = csr.positions(rows, self.n_obs)
         cells = csr.read(self._store, "", at)
-        if not self._info.is_sorted:
+        if ordered and not self._info.is_sorted:
             cells = csr.clean(cells, self._info.max_n_vars, self._store.path)
         return CellBatch(
             *cells,
@@ -337,6 +353,31 @@ class SingleCellDataset(CellReader):
     def version(self) -> str:
         """Version of this package."""
         return __version__
+
+    def to_anndata(self, rows: csr.Rows | None = None) -> AnnData:
+        """The archive in memory as an AnnData: X, obs, var and whatever else it holds.
+
+        Parameters
+        ----------
+        rows
+            Cells to take, as for :meth:`read_rows`; None: all.
+
+        Returns
+        -------
+        anndata.AnnData
+            Genes in the order of the source. X and obsp are CSR matrices.
+
+        Raises
+        ------
+        RowIndexError
+            A row is out of range.
+        SourceError
+            The cells are of several feature blocks, which share no var.
+        """
+        from scdl.export import to_anndata
+
+        at = None if rows is None else csr.positions(rows, self.n_obs)
+        return to_anndata(self._store, at)
 
     def close(self) -> None:
         """Let go of files and memory."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scdl import __version__
 from scdl.csr import position
 from scdl.errors import FeatureNotFoundError
-from scdl.schema import INDEX, OBS, Info, var_table
+from scdl.schema import INDEX, INDEX_NAME, OBS, Info, var_table
 from storage_backends.base import ArrayStore
 
 if TYPE_CHECKING:
@@ -87,21 +87,26 @@ class Columns:
 
     def frame(self) -> pd.DataFrame:
         """The whole table, indexed by its names; columns with nulls keep their types."""
-        import pandas as pd
-        import pyarrow as pa
+        return frame_of(self._store.read_table(self._table))
 
-        table = self._store.read_table(self._table)
-        frame: pd.DataFrame = table.to_pandas()
-        for field in table.schema:
-            whole = pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)
-            if whole and table[field.name].null_count:
-                # Without this an integer with nulls would become a float.
-                name = "boolean" if pa.types.is_boolean(field.type) else _pandas_name(field.type)
-                frame[field.name] = pd.array(table[field.name].to_pylist(), dtype=name)
-        if INDEX in frame:
-            frame = frame.set_index(INDEX)
-            frame.index.name = None
-        return frame
+
+def frame_of(table: pa.Table) -> pd.DataFrame:
+    """A table as a dataframe, indexed by its names; columns with nulls keep their types."""
+    import pandas as pd
+    import pyarrow as pa
+
+    metadata = table.schema.metadata or {}
+    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
+    for field in table.schema:
+        whole = pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)
+        if whole and table[field.name].null_count:
+            # Without this an integer with nulls would become a float.
+            name = "boolean" if pa.types.is_boolean(field.type) else _pandas_name(field.type)
+            frame[field.name] = pd.array(table[field.name].to_pylist(), dtype=name)
+    if INDEX in frame:
+        frame = frame.set_index(INDEX)
+        frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
+    return frame
 
 
 def _numpy(array: pa.Array) -> NDArray[Any]:

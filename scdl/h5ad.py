@@ -7,25 +7,33 @@ converts. Source: anndata's on-disk format specification, and what older release
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, Self
 
 import h5py
+import pyarrow as pa
 
+from scdl.anndata_elements import legacy_rest, read_element
 from scdl.chunks import FieldReader, RowReader, readable
 from scdl.dataframes import H5Table
 from scdl.errors import SourceError, SourceNotFoundError
-from scdl.matrices import Csr, Dense, Matrix
+from scdl.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
+from scdl.schema import DATA, INDICES, INDPTR
+from scdl.sources import Source, SparseParts
 from scdl.transpose import Coo, Csc, DenseTiles
+from storage_backends.base import Sparse
 from storage_backends.errors import one_line
 
 #: Bytes of the chunks that hold the same rows of a dense matrix, above which it is read by chunks.
 _LARGEST_BAND = 16 << 20
-_SPARSE = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
+_SPARSE: dict[str, Any] = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
 #: Mappings of elements, of which some may be carried over.
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+#: Elements that may be as large as the matrix; the others are read as a whole.
+_STREAMED = ("X", "raw/X", "layers/", "obsm/", "obsp/")
 
 
-class H5adFile:
+class H5adFile(Source):
     """An AnnData file, open for reading; a context manager.
 
     Parameters
@@ -44,13 +52,13 @@ class H5adFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
-        self.path = os.fspath(path)
+        self.path = self.label = os.fspath(path)
         self._file = _open_hdf5(self.path)
         try:
             with readable(self.path):
                 self.matrix_name = self._choose_matrix(matrix)
                 self.obs = self._table("obs")
-                self.var = self._table("raw/var" if self.matrix_name == "raw/X" else "var")
+                self._var = self._table("raw/var" if self.matrix_name == "raw/X" else "var")
                 self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
         except BaseException:
             self._file.close()
@@ -63,23 +71,18 @@ class H5adFile:
         self._file.close()
 
     @property
-    def n_obs(self) -> int:
-        """Cells."""
-        return self.obs.num_rows
-
-    @property
     def n_vars(self) -> int:
-        """Genes of the chosen matrix."""
-        return self.var.num_rows
+        return self._var.num_rows
+
+    def var(self) -> pa.Table:
+        return self._var.whole()
 
     def graph(self, key: str) -> Matrix | None:
-        """The cells x cells matrix ``obsp[key]``; None where there is none."""
         name = f"obsp/{key}"
         with readable(self.path):
             return self._matrix(name, (self.n_obs, self.n_obs)) if name in self._file else None
 
-    def vectors(self, key: str) -> RowReader | FieldReader:
-        """The dense array ``obsm[key]``, one row a cell."""
+    def vectors(self, key: str) -> Reader:
         with readable(self.path):
             return self._vectors(key)
 
@@ -99,7 +102,6 @@ class H5adFile:
         return FieldReader(obsm, key) if old else RowReader(element)
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        """Elements of the file that are not among `carried`, by name."""
         with readable(self.path):
             return self._not_carried(carried)
 
@@ -110,14 +112,48 @@ class H5adFile:
         names += [f"raw/{key}" for key in self._names_in("raw")]
         known = {"X", "obs", "var", "uns", "raw", *_MAPPINGS}
         names += [name for name in self._file if name not in known and name != "__categories"]
-        names += [f"obs/{column}" for column in self.obs.unread]
-        names += [f"var/{column}" for column in self.var.unread]
+        names += self.unread
         carried = carried | {self.matrix_name, _OLD_NAMES.get(self.matrix_name, "")}
         if self.matrix_name == "raw/X":
             carried |= {"raw/var", "raw.var"}
             # The genes outside raw are left out with X.
             names += ["var"] if "var" in self._file else []
         return [name for name in names if name not in carried]
+
+    @property
+    def unread(self) -> list[str]:
+        """Columns of the tables of cells and genes whose encoding is not known."""
+        tables = {"obs": self.obs, "var": self._var}
+        return [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
+
+    def rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
+        with readable(self.path):
+            modern = "encoding-type" in self._file.attrs
+        yield from self._rest() if modern else legacy_rest(self.path, self.matrix_name)
+
+    def _rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
+        raw = self.matrix_name == "raw/X"
+        names = ["X", "raw/X", "var" if raw else "raw/var"]
+        names += [f"{mapping}/{k}" for mapping in _MAPPINGS for k in self._names_in(mapping)]
+        names += [f"raw/varm/{key}" for key in self._file.get("raw/varm", ())]
+        names += ["uns"] * _is_filled(self._file.get("uns"))
+        for name in names:
+            if name != self.matrix_name and name in self._file:
+                with readable(f"{self.path}: {name}"):
+                    element = self._element_of_rest(name)
+                yield _seam_name(name, element), element
+
+    def _element_of_rest(self, name: str) -> SparseParts | Reader | Any:
+        element = self._file[name]
+        if name.startswith(_STREAMED):
+            encoding = element.attrs.get("encoding-type")
+            if encoding in ("csr_matrix", "csc_matrix"):
+                parts = readers(f"{self.path}: {name}", element, DATA, INDICES, INDPTR)
+                shape = tuple(int(n) for n in element.attrs["shape"])
+                return SparseParts(Sparse(str(encoding)[:3], (shape[0], shape[1])), parts)
+            if isinstance(element, h5py.Dataset) and element.ndim and element.dtype.kind in "iuf":
+                return RowReader(element)
+        return read_element(element)
 
     def _names_in(self, mapping: str) -> list[str]:
         group = self._file.get(mapping)
@@ -156,29 +192,46 @@ class H5adFile:
         if isinstance(element, h5py.Dataset):
             if element.shape is None:
                 raise SourceError(f"{where} is empty, expected a matrix of shape {shape}")
-            found = tuple(int(n) for n in element.shape)
-            kind: Any = DenseTiles if _is_banded(element) else Dense
+            check_shape(where, tuple(int(n) for n in element.shape), shape)
+            if _is_banded(element):
+                return DenseTiles(where, element, shape)
+            chunk_rows = element.chunks[0] if element.chunks else 1
+            return Dense(where, RowReader(numbers(where, element)), shape, chunk_rows)
         else:
             assert element is not None
-            attrs = element.attrs
-            # Names of the attributes before and since anndata 0.7.
-            encoding = attrs.get("encoding-type", attrs.get("h5sparse_format", ""))
-            encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
-            encoding = encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
+            encoding = _sparse_encoding(element)
             if encoding not in _SPARSE:
                 raise SourceError(
                     f"{where}: cannot read the encoding {encoding!r}; expected a dense array or "
                     f"{', '.join(_SPARSE)}"
                 )
-            found = tuple(int(n) for n in attrs.get("shape", attrs.get("h5sparse_shape", ())))
-            kind = _SPARSE[encoding]
-        if found != shape:
-            raise SourceError(f"{where} has shape {found}, but obs and var say {shape}")
-        matrix: Matrix = kind(where, element, shape)
-        return matrix
+            check_shape(where, _sparse_shape(element), shape)
+            if encoding == "coo_matrix":
+                return Coo(where, element, shape)
+            parts = readers(where, element, "data", "indices", "indptr")
+            return _SPARSE[encoding](where, parts, shape)
+
+
+def _sparse_encoding(element: h5py.Group) -> str:
+    # Names of the attributes before and since anndata 0.7.
+    encoding = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
+    encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
+    return encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
+
+
+def _sparse_shape(element: h5py.Group) -> tuple[int, ...]:
+    return tuple(
+        int(n) for n in element.attrs.get("shape", element.attrs.get("h5sparse_shape", ()))
+    )
 
 
 _OLD_NAMES = {"raw/X": "raw.X", "raw/var": "raw.var"}
+
+
+def _seam_name(name: str, element: Any) -> str:
+    """Graphs are the sparse matrices of obsp by rows."""
+    by_rows = isinstance(element, SparseParts) and element.sparse.format == "csr"
+    return name.replace("obsp/", "graphs/", 1) if by_rows and name.startswith("obsp/") else name
 
 
 def _open_hdf5(path: str) -> h5py.File:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import h5py
 import numpy as np
@@ -20,6 +20,23 @@ from storage_backends.errors import refused_write
 
 #: Stored values handled at once by default: 8 MB of int32 and float32.
 BLOCK_VALUES = 1 << 20
+
+
+class Reader(Protocol):
+    """Rows of an array of numbers."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers as they are stored."""
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``."""
 
 
 class Bounds(NamedTuple):
@@ -96,12 +113,12 @@ class Matrix(ABC):
 
 
 class Csr(Matrix):
-    """A group with ``data``, ``indices`` and ``indptr``, by rows."""
+    """``data``, ``indices`` and ``indptr``, by rows."""
 
-    def __init__(self, where: str, group: h5py.Group, shape: tuple[int, int]) -> None:
+    def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
         self.where, self.shape = where, shape
-        self.parts = readers(where, group, "data", "indices", "indptr")
-        self.dtype = self.parts["data"].dtype
+        self.parts = parts
+        self.dtype = parts["data"].dtype
         self.size = check_offsets(where, self.parts, shape[0], "rows")
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
@@ -116,14 +133,16 @@ class Csr(Matrix):
 
 
 class Dense(Matrix):
-    """A two-dimensional dataset; zeros are not stored."""
+    """Rows of all numbers; zeros are not stored."""
 
-    def __init__(self, where: str, dataset: h5py.Dataset, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, where: str, reader: Reader, shape: tuple[int, int], chunk_rows: int = 1
+    ) -> None:
         self.where, self.shape = where, shape
-        self._reader = RowReader(numbers(where, dataset))
-        self.dtype = self._reader.dtype
+        self._reader = reader
+        self.dtype = reader.dtype
         self.size = shape[0] * shape[1]
-        self._chunk_rows = dataset.chunks[0] if dataset.chunks else 1
+        self._chunk_rows = chunk_rows
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         n_obs, n_vars = self.shape
@@ -139,7 +158,7 @@ class Dense(Matrix):
 
 
 def compressed_ranges(
-    where: str, indptr: RowReader, n: int, size: int, bounds: Bounds
+    where: str, indptr: Reader, n: int, size: int, bounds: Bounds
 ) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
     """Split the compressed axis into ranges of at most `bounds` values, or one slice.
 
@@ -172,6 +191,12 @@ def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
         raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
 
 
+def check_shape(where: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
+    """SourceError where a matrix has another shape than obs and var."""
+    if found != expected:
+        raise SourceError(f"{where} has shape {found}, but obs and var say {expected}")
+
+
 def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
     """The dataset; SourceError where it holds something else than numbers."""
     if dataset.dtype.kind not in "biuf":
@@ -194,7 +219,7 @@ def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
     return found
 
 
-def check_offsets(where: str, parts: dict[str, RowReader], n: int, axis: str) -> int:
+def check_offsets(where: str, parts: Mapping[str, Reader], n: int, axis: str) -> int:
     """Stored values; SourceError where offsets and lengths disagree."""
     lengths = {part: len(reader) for part, reader in parts.items()}
     if lengths["indptr"] != n + 1:

@@ -48,7 +48,12 @@ class CellReader(ABC):
 
     @abstractmethod
     def read_rows(
-        self, rows: csr.Rows, *, obs: Sequence[str] = (), obsm: Sequence[str] = ()
+        self,
+        rows: csr.Rows,
+        *,
+        obs: Sequence[str] = (),
+        obsm: Sequence[str] = (),
+        ordered: bool = True,
     ) -> CellBatch:
         """Read cells as one batch."""
 

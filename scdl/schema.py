@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from scdl.errors import ArchiveFormatError
 from storage_backends.base import INDEX as INDEX
+from storage_backends.base import INDEX_NAME as INDEX_NAME
 
 DATA, INDICES, INDPTR = "data", "indices", "indptr"
 MATRIX = (DATA, INDICES, INDPTR)
@@ -111,11 +112,14 @@ class Info:
         archive does not say.
     matrices
         Which matrix of each source file was taken, such as ``raw/X``.
+    element
+        Element of an AnnData that the matrix is, in an archive that keeps the others too.
     """
 
     blocks: tuple[Block, ...]
     is_sorted: bool = False
     matrices: tuple[str, ...] = ()
+    element: str = "X"
 
     @property
     def n_obs(self) -> int:
@@ -139,6 +143,7 @@ class Info:
             "blocks": [{"stop": b.stop, "n_vars": b.n_vars, "label": b.label} for b in self.blocks],
             "sorted": self.is_sorted,
             "matrices": list(self.matrices),
+            **({} if self.element == "X" else {"element": self.element}),
         }
 
     @classmethod
@@ -158,4 +163,4 @@ class Info:
             raise ArchiveFormatError(f"{where}: its feature blocks are empty or out of order")
         matrices = attrs.get("matrices")
         names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
-        return cls(blocks, attrs.get("sorted") is True, names)
+        return cls(blocks, attrs.get("sorted") is True, names, str(attrs.get("element", "X")))

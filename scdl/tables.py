@@ -40,18 +40,20 @@ class TableSource(ABC):
 
 
 class StoredTable(TableSource):
-    """A table of an archive."""
+    """Rows ``[start, stop)`` of a table of an archive."""
 
-    def __init__(self, store: ArrayStore, name: str, num_rows: int) -> None:
-        self._store, self._name = store, name
-        self.num_rows = num_rows
+    def __init__(self, store: ArrayStore, name: str, stop: int, start: int = 0) -> None:
+        self._store, self._name, self._start = store, name, start
+        self.num_rows = stop - start
         self.schema = store.table_schema(name)
         categorical = [f.name for f in self.schema if pa.types.is_dictionary(f.type)]
         empty = store.read_table(name, categorical, 0, 0)
         self.categories = {c: empty[c].chunk(0).dictionary for c in categorical}
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
-        table = self._store.read_table(self._name, None, start, stop).combine_chunks()
+        first = self._start
+        table = self._store.read_table(self._name, None, first + start, first + stop)
+        table = table.combine_chunks()
         return pa.RecordBatch.from_arrays(
             [column.chunk(0) if column.num_chunks else pa.array([], column.type)
              for column in table.columns],
@@ -80,7 +82,10 @@ def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
     names = list(dict.fromkeys(name for source in sources for name in source.schema.names))
     names.sort(key=lambda name: name != INDEX)
     columns = [_United(name, sources) for name in names]
-    schema = pa.schema([pa.field(column.name, column.type) for column in columns])
+    metadata = [source.schema.metadata for source in sources]
+    # What the index is called, where all agree.
+    agreed = metadata[0] if all(m == metadata[0] for m in metadata) else None
+    schema = pa.schema([pa.field(column.name, column.type) for column in columns], agreed)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for source in sources:

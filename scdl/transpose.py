@@ -8,7 +8,7 @@ memory is that of one bucket and 8 bytes a row, the disk that of the entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,6 +22,7 @@ from scdl.errors import SourceError
 from scdl.matrices import (
     Bounds,
     Matrix,
+    Reader,
     check_ids,
     check_offsets,
     compressed_ranges,
@@ -88,11 +89,11 @@ class _ByEntry(Matrix):
 
 
 class Csc(_ByEntry):
-    """A group with ``data``, ``indices`` and ``indptr``, by columns."""
+    """``data``, ``indices`` and ``indptr``, by columns."""
 
-    def __init__(self, where: str, group: h5py.Group, shape: tuple[int, int]) -> None:
+    def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
         self.where, self.shape = where, shape
-        self._parts = readers(where, group, "data", "indices", "indptr")
+        self._parts = parts
         self.dtype = self._parts["data"].dtype
         self.size = check_offsets(where, self._parts, shape[1], "columns")
 

@@ -91,9 +91,7 @@ class MemmapWriter(ArrayWriter):
             file.close()
         specs = {name: file.spec for name, file in self._arrays.items()}
         offsets = self._arrays.get("indptr")
-        n_obs, nnz = check_complete(
-            self.path, specs, offsets and offsets.last, self._tables, attrs
-        )
+        n_obs, nnz = check_complete(self.path, specs, offsets and offsets.last, self._tables, attrs)
         blocks = attrs["blocks"]
         with refused_write(self.path):
             graph = self._place_documented_graph(directory)

@@ -7,8 +7,12 @@ as one, and several at a time.
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
 
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -28,10 +32,12 @@ from storage_backends.errors import (
 
 _T = TypeVar("_T")
 
-#: Times that a request is tried, the longest that one may take, and the first pause between two.
-ATTEMPTS = 5
+#: Times that a request is tried, the longest silence in one, and the first pause between two.
+ATTEMPTS = 6
 TIMEOUT_SECONDS = 30.0
-PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.2
+#: Silences that a request may take altogether: bytes may come slowly, when many are asked for.
+_WHOLE_REQUEST = 4
 #: Bytes between two ranges that are fetched as one, most bytes of a request, requests at a time.
 GAP_BYTES = 1 << 17
 MOST_BYTES = 8 << 20
@@ -40,8 +46,22 @@ CONCURRENCY = 16
 #: Schemes of obstore; the others are fsspec's.
 _OBSTORE = ("s3", "gs", "az", "abfs", "http", "https")
 _FSSPEC = ("gcs", "adl", "hf", "memory", "ftp", "sftp", "webdav")
-#: What no repetition mends.
-_FINAL = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+#: What says that there is nothing, and what no repetition mends; of obstore by name, which need not
+#: be installed.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_REFUSALS = (
+    "PermissionError",
+    "NotImplementedError",
+    "PermissionDeniedError",
+    "UnauthenticatedError",
+    "NotSupportedError",
+    "InvalidPathError",
+    "UnknownConfigurationKeyError",
+)
+
+
+class RefusedError(RemoteError):
+    """A store answered that it does not do what it is asked for."""
 
 
 def is_url(path: str) -> bool:
@@ -60,9 +80,14 @@ def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
     RemoteError
         The store does not answer.
     """
+    _require_same_process(url)
     store = PatientStore(_store(url), url)
     try:
-        group = zarr.open_group(store, mode="r")
+        try:
+            # Alone: many servers refuse to say that the files of the other format do not exist.
+            group = zarr.open_group(store, mode="r", zarr_format=3)
+        except FileNotFoundError:
+            group = zarr.open_group(store, mode="r", zarr_format=2)
     except FileNotFoundError as error:
         raise ArchiveNotFoundError(f"{url}: there is no Zarr store here") from error
     except ScdlError:
@@ -70,6 +95,22 @@ def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
     except Exception as error:
         raise ArchiveFormatError(f"{url}: zarr cannot read it: {one_line(error)}") from error
     return group, RemoteFiles(store)
+
+
+@cache
+def _process() -> int:
+    """The process that opened a store first."""
+    return os.getpid()
+
+
+def _require_same_process(url: str) -> None:
+    # The threads that obstore waits for are not in a fork, which would hang.
+    if _process() != os.getpid():
+        raise RemoteError(
+            f"{url}: a process that was forked after a store elsewhere was opened cannot read any; "
+            "start processes by spawn or forkserver (of a DataLoader: "
+            'multiprocessing_context="forkserver")'
+        )
 
 
 def _store(url: str) -> Store:
@@ -86,7 +127,7 @@ def _store(url: str) -> Store:
             "the filesystem of fsspec for this scheme"
         ) from error
     except (ValueError, OSError) as error:
-        raise RemoteError(f"{url}: {one_line(error)}") from error
+        raise RemoteError(f"{url}: {_reason(error)}") from error
 
 
 def _object_store(url: str) -> Store:
@@ -98,12 +139,22 @@ def _object_store(url: str) -> Store:
         store = from_url(
             url,
             # An endpoint that was given as http:// is meant so.
-            client_options={"timeout": f"{TIMEOUT_SECONDS}s", "allow_http": True},
+            client_options={
+                "read_timeout": timedelta(seconds=TIMEOUT_SECONDS),
+                "timeout": timedelta(seconds=TIMEOUT_SECONDS * _WHOLE_REQUEST),
+                "allow_http": True,
+            },
             retry_config={"max_retries": 0},
         )
     except BaseError as error:
-        raise RemoteError(f"{url}: {one_line(error)}") from error
+        raise RemoteError(f"{url}: {_reason(error)}") from error
     return ObjectStore(store, read_only=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, without what follows for debugging."""
+    first = str(error).partition("\n")[0].partition("<?xml")[0]
+    return first.strip(" :") or type(error).__name__
 
 
 class PatientStore(WrapperStore[Store]):
@@ -121,22 +172,35 @@ class PatientStore(WrapperStore[Store]):
 
         Raises
         ------
+        RefusedError
+            It need not be made again.
         RemoteError
             It failed every time.
         """
+        _require_same_process(self.url)
         for attempt in range(ATTEMPTS):
+            if attempt:
+                # Not in step with other processes, which failed at the same time.
+                await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
-                return await asyncio.wait_for(request(), TIMEOUT_SECONDS)
-            except _FINAL:
+                return await asyncio.wait_for(request(), TIMEOUT_SECONDS * _WHOLE_REQUEST)
+            except _ABSENT:
                 raise
-            except Exception as error:  # noqa: BLE001 - each kind of store has its own errors
+            except Exception as error:
+                if type(error).__name__ in _REFUSALS:
+                    raise RefusedError(
+                        f"{self.url}: {key} could not be read: {_reason(error)}"
+                    ) from error
                 failure = error
-            await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
-        reason = one_line(failure) or type(failure).__name__
         raise RemoteError(
             f"{self.url}: {key} could not be read in {ATTEMPTS} attempts, the last of which ended "
-            f"with: {reason}"
+            f"with: {_reason(failure)}"
         ) from failure
+
+    @property
+    def supports_listing(self) -> bool:
+        # Web servers have no listing that programs could read.
+        return self._store.supports_listing and not self.url.startswith("http")
 
     async def get(
         self,
@@ -200,10 +264,12 @@ class RemoteFiles:
         return list(await asyncio.gather(*map(get, spans)))
 
     def total(self, prefix: str) -> int:
-        """Bytes of all files below a path; 0 where the store cannot list them."""
+        """Bytes of all files below a path; 0 where the store does not list them."""
+        if not self._store.supports_listing:
+            return 0
         try:
             return int(sync(self._store.getsize_prefix(prefix)))
-        except (NotImplementedError, RemoteError):
+        except RefusedError:
             return 0
 
     def close(self) -> None:

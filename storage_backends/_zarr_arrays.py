@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from storage_backends._chunk_plan import ChunkPlan, place, place_mapped, plan
 from storage_backends._shards import Files, ShardedChunks
-from storage_backends.threads import for_each, n_threads
 from storage_backends._zarr_codecs import Chain
 from storage_backends.base import ArraySpec
 from storage_backends.errors import ArchiveFormatError, MissingCodecError
+from storage_backends.threads import for_each, n_threads
 
 #: Compressed chunks held at once while one read goes on.
 _WINDOW_CHUNKS = 1024

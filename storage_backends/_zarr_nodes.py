@@ -69,9 +69,7 @@ def array_of(
     if grid is None or chain is None:
         rows = int(array.chunks[0])
         return ZarrArray(where, name, spec, rows, _SlowReader(where, array, rows), cache)
-    chunks = ShardedChunks(
-        where, files, grid.files, grid.suffix, grid.per_shard, complete=complete
-    )
+    chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=complete)
     reader = DirectReader(where, files, chunks, chain, array.fill_value)
     return ZarrArray(where, name, spec, grid.chunk_rows, reader, cache)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import zarr
 
-from storage_backends.base import INDEX
+from storage_backends.base import INDEX, INDEX_NAME
 from storage_backends.errors import (
     ArchiveFormatError,
     ArrayNotFoundError,
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Attribute of the groups that we wrote.
 ATTRIBUTE = "scdl_table"
-#: Metadata of a schema: what the index is called.
-INDEX_NAME = b"index_name"
 #: Rows of one chunk of what is read, which bounds the text in it.
 _PIECE = 1 << 20
 #: What zarr, numcodecs and pyarrow say of bytes that are no table. Not OSError: it is the store's.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Column of a table that holds the names of its rows, which readers may set apart.
 INDEX = "_index"
+#: Metadata of a table's schema: what that column is called elsewhere; a backend need not keep it.
+INDEX_NAME = b"index_name"
 
 #: Types of numbers that every backend stores.
 DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))

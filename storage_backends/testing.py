@@ -443,7 +443,7 @@ class BackendTests:
             with self.create(local_path) as writer:
                 try:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
-                    with pytest.raises(errors.ArchiveWriteError) as caught:
+                    with pytest.raises(errors.ArchiveWriteError) as caught:  # noqa: PT012
                         contents.write(writer)
                         # A backend may hold back what is small.
                         writer.commit(contents.attrs)

@@ -131,7 +131,8 @@ class ZarrStore(ArrayStore):
                     self._cache,
                     complete=bool(self._ours),
                 )
-        self._check_matrix()
+        if self._ours or self._sparse_format(self._matrix) == "csr":
+            self._check_matrix()
         if self._order is not None:
             for name in self._arrays:
                 prefix = name.removesuffix("indices")
@@ -157,7 +158,7 @@ class ZarrStore(ArrayStore):
         if self._ours:
             return str(self._ours["attrs"].get("element", "X"))
         # As a conversion chooses.
-        return "raw/X" if self._sparse_format("raw/X") == "csr" else "X"
+        return "raw/X" if "raw/X" in self._nodes else "X"
 
     def _sparse_format(self, path: str) -> str | None:
         return self._sparse[path].format if path in self._sparse else None
@@ -192,7 +193,7 @@ class ZarrStore(ArrayStore):
 
     def _hold(self) -> None:
         assert isinstance(self._files, LocalFiles)
-        first = [self._paths[part] for part in _zarr_layout.MATRIX_PARTS]
+        first = [self._paths[part] for part in _zarr_layout.MATRIX_PARTS if part in self._paths]
         rest = [path for path in self._paths.values() if path not in first]
         self._files.hold(
             key for path in (*first, *rest) for key in shard_keys(self._array_node(path))
@@ -224,9 +225,13 @@ class ZarrStore(ArrayStore):
         if self._ours:
             own: Mapping[str, Any] = copy.deepcopy(self._ours["attrs"])
             return own
-        n_obs, n_vars = self._sparse[self._matrix].shape
+        if self._matrix in self._sparse:
+            n_obs, n_vars = self._sparse[self._matrix].shape
+        else:
+            n_obs, n_vars = (self._frame(path).num_rows for path in ("obs", self._var_path))
         block = {"stop": n_obs, "n_vars": n_vars, "label": None}
-        return {"blocks": [block], "sorted": False, "matrices": [self._matrix]}
+        attrs = {"blocks": [block], "sorted": False, "matrices": [self._matrix]}
+        return attrs | ({"element": self._matrix} if self._matrix != "X" else {})
 
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
@@ -270,8 +275,6 @@ class ZarrStore(ArrayStore):
         return list(self._table_paths)
 
     def _table(self, name: str) -> ZarrTable:
-        from storage_backends._zarr_tables import ZarrTable
-
         if name not in self.tables:
             raise ArrayNotFoundError(
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
@@ -281,10 +284,15 @@ class ZarrStore(ArrayStore):
             raise ArchiveFormatError(
                 f"{self.path}: the archive was replaced since it was opened; open it again"
             )
-        node = self._nodes.get(self._table_paths[name])
+        return self._frame(self._table_paths[name])
+
+    def _frame(self, path: str) -> ZarrTable:
+        from storage_backends._zarr_tables import ZarrTable
+
+        node = self._nodes.get(path)
         if not isinstance(node, zarr.Group):
-            raise ArchiveFormatError(f"{self.path}: the table {name} is missing")
-        return ZarrTable(f"{self.path}: the table {name}", node)
+            raise ArchiveFormatError(f"{self.path}: the dataframe {path} is missing")
+        return ZarrTable(f"{self.path}: the table {path}", node)
 
     def table_schema(self, name: str) -> pa.Schema:
         return self._table(name).schema
@@ -396,7 +404,7 @@ def _unreadable(where: str) -> Iterator[None]:
             yield
     except ScdlError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever they raise, the store cannot be read
+    except Exception as error:
         raise ArchiveFormatError(f"{where}: zarr cannot read it: {one_line(error)}") from error
 
 

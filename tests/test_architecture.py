@@ -19,7 +19,8 @@ LAYERS = [
     {"scdl.dataset"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export"},
     {"scdl.h5ad"},
-    {"scdl.dataframes", "scdl.transpose"},
+    {"scdl.sources"},
+    {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
     {"scdl.cast", "scdl.chunks", "scdl.tables"},
     {"scdl.rows"},
@@ -44,7 +45,9 @@ SEAM = {
 CONFINED = {
     "torch": {"scdl.tensors", "scdl.collate", "scdl.loader"},
     "anndata": {
+        "scdl.anndata_elements",
         "scdl.export",
+        "storage_backends._zarr_writer",
         "storage_backends.zarr",
     },
 }
