@@ -134,11 +134,11 @@ class ZarrStore(ArrayStore):
         if self._ours or self._sparse_format(self._matrix) == "csr":
             self._check_matrix()
         if self._order is not None:
-            for name in self._arrays:
-                prefix = name.removesuffix("indices")
-                if not prefix or (prefix.startswith("layers/") and self._matrix == "X"):
-                    dtype = self._arrays[name].spec.dtype
-                    self._arrays[name].mapping = self._order.astype(dtype)
+            layers = [name for name in self._arrays if name.startswith("layers/")]
+            shared = [name for name in layers if name.endswith("/indices")]
+            for name in ("indices", *(shared if self._matrix == "X" else ())):
+                array = self._arrays[name]
+                array.mapping = self._order.astype(array.spec.dtype)
 
     def _is_data(self, path: str) -> bool:
         """Whether an array is one of the seam, not a part of an element that is read as a whole."""
