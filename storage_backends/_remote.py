@@ -14,13 +14,14 @@ from datetime import timedelta
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
-from storage_backends._shards import Piece, Reader, cut, merged
+from storage_backends._shards import Content, Pieces, Reader, spans
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -246,22 +247,30 @@ class RemoteFiles:
         found = sync(self._store.get(key, byte_range=SuffixByteRequest(length)))
         return None if found is None else found.to_bytes()
 
-    def fetch(self, pieces: Sequence[Piece]) -> Reader:
+    def fetch(self, pieces: Pieces) -> Reader:
         """Read all pieces; those near each other together."""
-        spans = list(merged(pieces, GAP_BYTES, MOST_BYTES))
-        data = sync(self._gather(spans))
-        return lambda start, stop: cut(pieces[start:stop], spans, data)
+        together, starts = spans(pieces, GAP_BYTES)
+        requests = [
+            (pieces.keys[file], first, min(first + MOST_BYTES, offset + length))
+            for file, offset, length in zip(*(a.tolist() for a in together[1:]), strict=True)
+            for first in range(offset, offset + length, MOST_BYTES)
+        ]
+        found = sync(self._gather(requests))
+        for (key, start, stop), data in zip(requests, found, strict=True):
+            if len(data) != stop - start:
+                raise ArchiveFormatError(f"the file {key} is truncated or missing")
+        content = np.frombuffer(b"".join(found), np.uint8)
+        return lambda start, stop: Content(content, starts[start:stop], pieces.length[start:stop])
 
-    async def _gather(self, spans: Sequence[Piece]) -> list[bytes]:
+    async def _gather(self, requests: Sequence[tuple[str, int, int]]) -> list[bytes]:
         free = asyncio.Semaphore(CONCURRENCY)
 
-        async def get(span: Piece) -> bytes:
+        async def get(key: str, start: int, stop: int) -> bytes:
             async with free:
-                byte_range = RangeByteRequest(span.offset, span.offset + span.length)
-                found = await self._store.get(span.key, byte_range=byte_range)
+                found = await self._store.get(key, byte_range=RangeByteRequest(start, stop))
                 return b"" if found is None else found.to_bytes()
 
-        return list(await asyncio.gather(*map(get, spans)))
+        return list(await asyncio.gather(*(get(*request) for request in requests)))
 
     def total(self, prefix: str) -> int:
         """Bytes of all files below a path; 0 where the store does not list them."""

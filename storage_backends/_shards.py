@@ -10,35 +10,48 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends._zarr_codecs import checksum
+from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError
 
 _ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
-_CHECKSUM_BYTES = 4
 _AGAIN = "copy the archive again, or convert its source again"
 #: Files kept open, and shard indexes kept in memory, of one archive.
 _MOST_OPEN = 128
 
 
-class Piece(NamedTuple):
-    """Bytes of a file."""
+class Pieces(NamedTuple):
+    """Parts of files.
 
-    key: str
-    offset: int
-    length: int
+    Attributes
+    ----------
+    keys
+        The files.
+    file, offset, length
+        Of each part its file, as a position in `keys`, and its bytes there; int64.
+    """
+
+    keys: Sequence[str]
+    file: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+    def part(self, start: int, stop: int) -> Pieces:
+        """Some of the pieces."""
+        chosen = slice(start, stop)
+        return Pieces(self.keys, self.file[chosen], self.offset[chosen], self.length[chosen])
 
 
-#: Gives the bytes of pieces ``[start, stop)`` of those that were asked for.
-Reader = Callable[[int, int], list[bytes]]
+#: Gives the content of pieces ``[start, stop)`` of those asked for; the next call in the same
+#: thread may overwrite it.
+Reader = Callable[[int, int], Content]
 
 
 class Files(Protocol):
@@ -50,10 +63,10 @@ class Files(Protocol):
     def tail(self, key: str, length: int) -> bytes | None:
         """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
 
-    def fetch(self, pieces: Sequence[Piece]) -> Reader:
-        """Begin to read pieces; the function that is returned gives those ``[start, stop)``.
+    def fetch(self, pieces: Pieces) -> Reader:
+        """Begin to read pieces; any threads may call the function that is returned.
 
-        Any threads may call it. It raises ArchiveFormatError where a file ends before a piece does.
+        It raises ArchiveFormatError where a file ends before a piece does.
         """
 
     def total(self, prefix: str) -> int:
@@ -69,6 +82,7 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self._root = root
         self._lock = threading.Lock()
+        self._scratch = threading.local()
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
 
     def hold(self, keys: Iterable[str]) -> None:
@@ -103,23 +117,37 @@ class LocalFiles:
         size = os.fstat(file.descriptor).st_size
         return os.pread(file.descriptor, length, max(0, size - length))
 
-    def fetch(self, pieces: Sequence[Piece]) -> Reader:
-        if len(pieces) > 1 and hasattr(os, "posix_fadvise"):
+    def fetch(self, pieces: Pieces) -> Reader:
+        if len(pieces.file) > 1 and hasattr(os, "posix_fadvise"):
             # The system reads ahead while the first chunks are decoded.
-            for span in merged(pieces, gap=1 << 16, most=1 << 22):
-                file, advice = self._file(span.key), os.POSIX_FADV_WILLNEED
+            ahead, _ = spans(pieces, gap=1 << 16)
+            for number, offset, length in zip(*(a.tolist() for a in ahead[1:]), strict=True):
+                file = self._file(pieces.keys[number])
                 if file is not None:
-                    os.posix_fadvise(file.descriptor, span.offset, span.length, advice)
-        return lambda start, stop: self._read(pieces[start:stop])
+                    advice = os.POSIX_FADV_WILLNEED
+                    os.posix_fadvise(file.descriptor, offset, length, advice)
+        return lambda start, stop: self._read(pieces.part(start, stop))
 
-    def _read(self, pieces: Sequence[Piece]) -> list[bytes]:
-        # Neighbouring chunks in one call: each call lets another thread have the interpreter.
-        spans = list(merged(pieces, gap=0, most=1 << 24))
-        return cut(pieces, spans, [self._read_span(span) for span in spans])
+    def _read(self, pieces: Pieces) -> Content:
+        # Neighbours in one call: each call lets another thread have the interpreter.
+        together, starts = spans(pieces, gap=0)
+        memory = self._memory(int(together.length.sum()))
+        position = 0
+        for number, offset, length in zip(*(a.tolist() for a in together[1:]), strict=True):
+            file = self._file(pieces.keys[number])
+            target = memory[position : position + length]
+            read = os.preadv(file.descriptor, [target], offset) if file is not None else 0
+            if read != length:
+                raise ArchiveFormatError(f"the file {pieces.keys[number]} is truncated or missing")
+            position += length
+        return Content(memory, starts, pieces.length)
 
-    def _read_span(self, span: Piece) -> bytes:
-        file = self._file(span.key)
-        return b"" if file is None else os.pread(file.descriptor, span.length, span.offset)
+    def _memory(self, size: int) -> NDArray[np.uint8]:
+        """Memory of this thread, which its next read overwrites."""
+        memory: NDArray[np.uint8] | None = getattr(self._scratch, "memory", None)
+        if memory is None or len(memory) < size:
+            memory = self._scratch.memory = np.empty(2 * size, np.uint8)
+        return memory
 
     def total(self, prefix: str) -> int:
         found = os.walk(os.path.join(self._root, prefix))
@@ -143,35 +171,25 @@ class _OpenFile:
             os.close(self.descriptor)
 
 
-def cut(pieces: Sequence[Piece], spans: Sequence[Piece], data: Sequence[bytes]) -> list[bytes]:
-    """The bytes of pieces out of those of sorted spans that hold them."""
-    starts = [(span.key, span.offset) for span in spans]
-    found = []
-    for piece in pieces:
-        i = bisect_right(starts, (piece.key, piece.offset)) - 1
-        first = piece.offset - spans[i].offset
-        found.append(data[i][first : first + piece.length])
-        if len(found[-1]) != piece.length:
-            raise ArchiveFormatError(f"the file {piece.key} is truncated or missing")
-    return found
+def spans(pieces: Pieces, gap: int) -> tuple[Pieces, NDArray[np.int64]]:
+    """Join pieces that follow each other in a file, at most `gap` bytes apart.
 
-
-def merged(pieces: Sequence[Piece], gap: int, most: int) -> Iterator[Piece]:
-    """Join pieces of one file that are at most `gap` bytes apart, up to `most` bytes together."""
-    current: Piece | None = None
-    for piece in sorted(pieces):
-        if current is None:
-            current = piece
-            continue
-        end = max(current.offset + current.length, piece.offset + piece.length)
-        near = piece.key == current.key and piece.offset <= current.offset + current.length + gap
-        if near and end - current.offset <= most:
-            current = Piece(current.key, current.offset, end - current.offset)
-        else:
-            yield current
-            current = piece
-    if current is not None:
-        yield current
+    Returns
+    -------
+    spans, starts
+        The joined pieces, and where each piece begins when these stand one after the other.
+    """
+    _, file, offset, length = pieces
+    ends = offset + length
+    apart = offset[1:] - ends[:-1]
+    breaks = np.flatnonzero((file[1:] != file[:-1]) | (apart < 0) | (apart > gap)) + 1
+    first = np.concatenate([[0], breaks]) if len(file) else breaks
+    last = np.concatenate([breaks, [len(file)]])[: len(first)] - 1
+    joined = ends[last] - offset[first]
+    before = np.cumsum(joined) - joined
+    of_piece = np.repeat(np.arange(len(first)), last - first + 1)
+    starts = before[of_piece] + offset - offset[first][of_piece]
+    return Pieces(pieces.keys, file[first], offset[first], joined), starts
 
 
 class ShardedChunks:
@@ -206,30 +224,29 @@ class ShardedChunks:
         self._indexes: OrderedDict[int, NDArray[np.uint64]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def locate(self, chunks: NDArray[np.int64]) -> list[Piece | None]:
-        """Where each of some rising chunks is; None where it was never written."""
-        if not self._per_shard:
-            return [self._whole_file(chunk) for chunk in chunks.tolist()]
-        shards, within = np.divmod(chunks, self._per_shard)
-        found: list[Piece | None] = []
-        for shard in np.unique(shards).tolist():
-            index, key = self._index(shard), self._key(shard)
-            for offset, length in index[within[shards == shard]].tolist():
-                absent = offset == length == int(_ABSENT)
-                found.append(None if absent else Piece(key, offset, length))
-        if self._complete and None in found:
+    def locate(self, chunks: NDArray[np.int64]) -> tuple[Pieces, NDArray[np.bool_]]:
+        """Where some rising chunks are, and which of them were written at all."""
+        shards, within = np.divmod(chunks, max(self._per_shard, 1))
+        numbers, file = np.unique(shards, return_inverse=True)
+        keys = [self._key(shard) for shard in numbers.tolist()]
+        if self._per_shard:
+            found = np.empty((len(chunks), 2), np.uint64)
+            for i, shard in enumerate(numbers.tolist()):
+                found[file == i] = self._index(shard)[within[file == i]]
+            there = (found != _ABSENT).any(axis=1)
+        else:
+            sizes = [self._files.size(key) for key in keys]
+            there = np.array([size is not None for size in sizes])
+            found = np.array([[0, size or 0] for size in sizes], np.uint64)
+        if self._complete and not there.all():
             raise ArchiveFormatError(
-                f"{self._where}: chunk {chunks[found.index(None)]} is missing; {_AGAIN}"
+                f"{self._where}: chunk {chunks[there.argmin()]} is missing; {_AGAIN}"
             )
-        return found
+        offset, length = found[there].astype(np.int64).T
+        return Pieces(keys, file[there], offset, length), there
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number}{self._suffix}"
-
-    def _whole_file(self, chunk: int) -> Piece | None:
-        key = self._key(chunk)
-        size = self._files.size(key)
-        return None if size is None else Piece(key, 0, size)
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
         with self._lock:
@@ -245,18 +262,18 @@ class ShardedChunks:
 
     def _read_index(self, shard: int) -> NDArray[np.uint64]:
         key = self._key(shard)
-        length = self._per_shard * 16 + _CHECKSUM_BYTES
+        length = self._per_shard * 16 + CHECKSUM_BYTES
         tail = self._files.tail(key, length)
         if tail is None:
             if not self._complete:
                 return np.full((self._per_shard, 2), _ABSENT, "<u8")
             raise ArchiveFormatError(f"{self._where}: its shard {key} is missing; {_AGAIN}")
-        if len(tail) < length or checksum(tail[:-_CHECKSUM_BYTES]) != tail[-_CHECKSUM_BYTES:]:
+        if len(tail) < length or checksum(tail[:-CHECKSUM_BYTES]) != tail[-CHECKSUM_BYTES:]:
             raise ArchiveFormatError(
                 f"{self._where}: the index of its shard {key} is damaged, or the file is "
                 f"truncated; {_AGAIN}"
             )
-        return np.frombuffer(tail[:-_CHECKSUM_BYTES], "<u8").reshape(-1, 2)
+        return np.frombuffer(tail[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
 
 
 class ShardWriter:

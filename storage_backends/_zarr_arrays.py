@@ -91,22 +91,23 @@ class DirectReader(ChunkReader):
         self.dtype = chain.stored
 
     def fetch(self, chunks: NDArray[np.int64]) -> Decoder:
-        pieces = self._grid.locate(chunks)
-        # Chunks of nothing but fill values need not have been written.
-        there = np.array([piece is not None for piece in pieces])
-        before = np.concatenate([[0], np.cumsum(there)])
-        read = self._files.fetch([piece for piece in pieces if piece is not None])
+        pieces, there = self._grid.locate(chunks)
+        read = self._files.fetch(pieces)
 
         def decode(start: int, stop: int, out: NDArray[Any]) -> None:
-            data = read(int(before[start]), int(before[stop]))
-            if len(data) == stop - start:
-                self._chain.decode(data, out)
-                return
-            out[:] = self._fill
-            for row, one in zip(np.flatnonzero(there[start:stop]), data, strict=True):
-                self._chain.decode([one], out[row : row + 1])
+            self._chain.decode(read(start, stop), out)
 
-        return lambda start, stop, out: self._decode(decode, chunks, start, stop, out)
+        def decode_some(start: int, stop: int, out: NDArray[Any]) -> None:
+            # Chunks of nothing but fill values need not have been written.
+            first, last = int(there[:start].sum()), int(there[:stop].sum())
+            out[:] = self._fill
+            if first < last:
+                found = np.empty((last - first, *out.shape[1:]), out.dtype)
+                self._chain.decode(read(first, last), found)
+                out[there[start:stop]] = found
+
+        chosen = decode if there.all() else decode_some
+        return lambda start, stop, out: self._decode(chosen, chunks, start, stop, out)
 
     def _decode(
         self,

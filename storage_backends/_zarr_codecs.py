@@ -9,7 +9,6 @@ Sources: Zarr v3 specification, core codecs; numcodecs for those called ``numcod
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+from storage_backends import _native
+from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
 from storage_backends.jit import kernel
 
@@ -28,10 +29,7 @@ from storage_backends.jit import kernel
 Codec = Mapping[str, Any]
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
-_CHECKSUM_BYTES = 4
 _OTHER_SIZE = "it has another size than a chunk"
-#: Flag of a Blosc frame whose content is not compressed.
-_BLOSC_STORED = 2
 _NARROW = np.dtype(np.uint16)
 
 
@@ -186,7 +184,7 @@ class Chain:
             data = _COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data
 
-    def decode(self, data: Sequence[bytes], out: NDArray[Any]) -> None:
+    def decode(self, content: Content, out: NDArray[Any]) -> None:
         """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk.
 
         Raises
@@ -195,20 +193,38 @@ class Chain:
             The bytes of one are damaged. The message says how, not where.
         """
         try:
-            for codec in reversed(self._compressors[1:]):
-                data = [_COMPRESSORS[codec["name"]].decode(one) for one in data]
-            first = self._compressors[0]["name"] if self._compressors else None
-            if first == "blosc" and self._serializer["name"] == "bytes":
-                # Straight into the output, which is where most time goes.
-                _Blosc.decode_into(data, out)
+            if _native.AVAILABLE and self._compressors[-1:] == [_codec("crc32c")]:
+                self._decode_together(content, out)
             else:
-                if first is not None:
-                    data = [_COMPRESSORS[first].decode(one) for one in data]
-                _SERIALIZERS[self._serializer["name"]].decode_into(data, out)
+                self._decode_each(content, self._compressors, out)
         except (RuntimeError, ValueError, TypeError, zlib.error) as error:
             raise ArchiveFormatError(one_line(error)) from error
         if self._delta:
             undo_delta(out.view(f"u{out.itemsize}"))
+
+    def _decode_together(self, content: Content, out: NDArray[Any]) -> None:
+        """Check and decompress all chunks in a few calls, where codecs allow for it."""
+        data, starts, lengths = content
+        if _native.check(data, starts, lengths) != _native.SOUND:
+            raise ArchiveFormatError("its checksum is wrong")
+        content = Content(data, starts, lengths - CHECKSUM_BYTES)
+        names = [self._serializer["name"], *(codec["name"] for codec in self._compressors)]
+        if names == ["bytes", "blosc", "crc32c"]:
+            if _native.decode_blosc(*content, out.view(np.uint8)) != _native.SOUND:
+                raise ArchiveFormatError(_OTHER_SIZE)
+        elif names == ["numcodecs.pcodec", "crc32c"] and len(starts) > 1:
+            _Pcodec.decode_together(content, out)
+        else:
+            self._decode_each(content, self._compressors[:-1], out)
+
+    def _decode_each(
+        self, content: Content, compressors: Sequence[Codec], out: NDArray[Any]
+    ) -> None:
+        for start, length, row in zip(*content[1:], out, strict=True):
+            data = content.data[start : start + length].tobytes()
+            for codec in reversed(compressors):
+                data = _COMPRESSORS[codec["name"]].decode(data)
+            _SERIALIZERS[self._serializer["name"]].decode(data, row)
 
 
 @kernel
@@ -247,9 +263,8 @@ class _Bytes:
         return values.tobytes()
 
     @staticmethod
-    def decode_into(data: Sequence[bytes], out: NDArray[Any]) -> None:
-        for one, row in zip(data, out, strict=True):
-            row[:] = np.frombuffer(one, out.dtype)
+    def decode(data: bytes, out: NDArray[Any]) -> None:
+        out[:] = np.frombuffer(data, out.dtype)
 
 
 class _Pcodec:
@@ -263,14 +278,32 @@ class _Pcodec:
         return encoded
 
     @staticmethod
-    def decode_into(data: Sequence[bytes], out: NDArray[Any]) -> None:
+    def decode(data: bytes, out: NDArray[Any]) -> None:
         with _pcodec_installed():
             from pcodec import standalone
-        joined = splice_pcodec(data)
-        pairs = zip(data, out, strict=True) if joined is None else [(joined, out.reshape(-1))]
-        for one, numbers in pairs:
-            if standalone.simple_decompress_into(one, numbers).n_processed != len(numbers):
-                raise ArchiveFormatError(_OTHER_SIZE)
+        if standalone.simple_decompress_into(data, out).n_processed != len(out):
+            raise ArchiveFormatError(_OTHER_SIZE)
+
+    @classmethod
+    def decode_together(cls, content: Content, out: NDArray[Any]) -> None:
+        """Decode several files in one call, as one file of all their chunks.
+
+        Source: pcodec, format of standalone files, version 2: ``pco!``, the version, a count of 7
+        to 70 bits of which the first 6 say how many, the version of what follows; then chunks, then
+        a zero byte.
+        """
+        data, starts, lengths = content
+        first = data[starts[0] : starts[0] + lengths[0]]
+        size = 0
+        if len(first) > 8 and first[:5].tobytes() == b"pco!\x02":
+            head = 5 + ((int(first[5]) & 63) + 14) // 8 + 1
+            joined = np.empty(int(lengths.sum()) + 1, np.uint8)
+            size = _native.splice(data, starts, lengths, head, joined)
+        if size:
+            cls.decode(joined[:size].tobytes(), out.reshape(-1))
+            return
+        for start, length, row in zip(starts, lengths, out, strict=True):
+            cls.decode(data[start : start + length].tobytes(), row)
 
 
 @contextmanager
@@ -281,23 +314,6 @@ def _pcodec_installed() -> Iterator[None]:
         raise MissingCodecError(
             "pcodec is not installed, which this compression needs: pip install pcodec"
         ) from error
-
-
-def splice_pcodec(files: Sequence[bytes]) -> bytes | None:
-    """One file of the chunks of several, which decodes in one call; None where they are unlike.
-
-    Every call gives up the interpreter and waits for it, which two threads feel more than the
-    decoding of a small chunk. Source: pcodec, format of standalone files, version 2: ``pco!``, the
-    version, a count of 7 to 70 bits of which the first 6 say how many, the version of what follows;
-    then chunks, then a zero byte.
-    """
-    first = files[0]
-    if len(files) == 1 or len(first) < 8 or first[:5] != b"pco!\x02":
-        return None
-    head = 5 + ((first[5] & 63) + 7 + 7) // 8 + 1
-    if any(file[:head] != first[:head] or file[-1] != 0 for file in files):
-        return None
-    return b"".join([first[:-1], *(file[head:-1] for file in files[1:]), b"\0"])
 
 
 class _Blosc:
@@ -316,44 +332,6 @@ class _Blosc:
         decoded: bytes = blosc.decompress(data)
         return decoded
 
-    @staticmethod
-    def decode_into(data: Sequence[bytes], out: NDArray[Any]) -> None:
-        for frame in data:
-            if len(frame) < _BLOSC_HEADER.size or _BLOSC_HEADER.unpack_from(frame)[1::2] != (
-                out[0].nbytes,
-                len(frame),
-            ):
-                raise ArchiveFormatError(_OTHER_SIZE)
-        joined = splice_blosc(data)
-        for frame, numbers in zip(data, out, strict=True) if joined is None else [(joined, out)]:
-            blosc.decompress(frame, numbers)
-
-
-_BLOSC_HEADER = struct.Struct("<4s3i")
-
-
-def splice_blosc(frames: Sequence[bytes]) -> bytes | None:
-    """One frame of the blocks of several, as :func:`splice_pcodec`; None where they are unlike.
-
-    Source: Blosc 1, chunk format: four bytes of versions, flags and type size, the sizes of the
-    content, of a block and of the frame; an offset for each block; blocks.
-    """
-    kind, content, block, _ = _BLOSC_HEADER.unpack_from(frames[0])
-    if len(frames) == 1 or not block or content % block or kind[2] & _BLOSC_STORED:
-        return None
-    n_blocks = content // block
-    head = _BLOSC_HEADER.size + 4 * n_blocks
-    if any(_BLOSC_HEADER.unpack_from(f) != (kind, content, block, len(f)) for f in frames):
-        return None
-    starts = np.stack([np.frombuffer(f, "<i4", n_blocks, _BLOSC_HEADER.size) for f in frames])
-    # Where the blocks of a frame begin now, less where they began.
-    lengths = np.array([len(frame) - head for frame in frames])
-    shifts = np.cumsum(lengths) - lengths + 4 * n_blocks * (len(frames) - 1)
-    size = _BLOSC_HEADER.size + 4 * n_blocks * len(frames) + int(lengths.sum())
-    header = _BLOSC_HEADER.pack(kind, content * len(frames), block, size)
-    offsets = (starts + shifts[:, None]).astype("<i4").tobytes()
-    return b"".join([header, offsets, *(frame[head:] for frame in frames)])
-
 
 class _Crc32c:
     @staticmethod
@@ -362,17 +340,10 @@ class _Crc32c:
 
     @staticmethod
     def decode(data: bytes) -> bytes:
-        content = data[:-_CHECKSUM_BYTES]
-        if checksum(content) != data[-_CHECKSUM_BYTES:]:
+        content = data[:-CHECKSUM_BYTES]
+        if checksum(content) != data[-CHECKSUM_BYTES:]:
             raise ArchiveFormatError("its checksum is wrong")
         return content
-
-
-def checksum(data: bytes) -> bytes:
-    """CRC32C, as Zarr stores it behind the bytes."""
-    import google_crc32c
-
-    return int(google_crc32c.value(data)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 class _Zstd:
