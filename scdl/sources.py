@@ -174,6 +174,7 @@ class ArchiveSource(Source):
         self._alone = len(info.blocks) == 1
         self.first_row = info.blocks[block - 1].stop if block else 0
         self._rows = self.first_row, info.blocks[block].stop
+        self._n_cells = info.n_obs
         self._n_vars = info.blocks[block].n_vars
         self.obs = self._obs(info)
         taken = dict.fromkeys(info.matrices)
@@ -215,7 +216,7 @@ class ArchiveSource(Source):
         prefix = graph_array(key, "")
         if prefix + DATA not in self._store.arrays:
             return None
-        return _StoredRows(self._store, prefix, self._rows, self._store.spec(INDPTR).length - 1)
+        return _StoredRows(self._store, prefix, self._rows, self._n_cells)
 
     def vectors(self, key: str) -> Reader:
         name = obsm_array(key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import ctypes
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -12,11 +13,28 @@ CHECKSUM_BYTES = 4
 
 
 class Content(NamedTuple):
-    """The bytes of pieces, which lie somewhere in an array."""
+    """The bytes of chunks, wherever they lie in memory.
 
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
+    Attributes
+    ----------
+    addresses, lengths
+        Of each chunk; int64.
+    owners
+        What keeps the memory alive.
+    """
+
+    addresses: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    owners: Any
+
+    def part(self, start: int, stop: int) -> Content:
+        """Some of the chunks."""
+        return Content(self.addresses[start:stop], self.lengths[start:stop], self.owners)
+
+    def copies(self) -> list[bytes]:
+        """Each chunk as an object."""
+        pairs = zip(self.addresses.tolist(), self.lengths.tolist(), strict=True)
+        return [ctypes.string_at(address, length) for address, length in pairs]
 
 
 def checksum(data: bytes) -> bytes:

@@ -1,9 +1,9 @@
-"""Checking and decoding many chunks in one compiled call, without the interpreter.
+"""Checking, decoding and placing many chunks in one compiled call, without the interpreter.
 
-Decoding a chunk takes some fifty microseconds; a round through Python for each, with several
-threads waiting for the interpreter, takes as long again. The C functions that numcodecs and
-google-crc32c bring along are therefore called from compiled loops, by their addresses. Where a
-build hides them, :data:`AVAILABLE` is false and chunks take the way through Python.
+Decoding a chunk takes some twenty microseconds. A round through Python for each, with several
+threads waiting for the interpreter, takes longer. The C functions that numcodecs and google-crc32c
+bring along are therefore called from compiled loops, by their addresses. Where a build hides them,
+:data:`AVAILABLE` is false and chunks take the way through Python.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from storage_backends._content import CHECKSUM_BYTES
+from storage_backends._chunk_plan import ChunkPlan
+from storage_backends._content import CHECKSUM_BYTES, Content
 from storage_backends.jit import kernel
 
-#: Returned by kernels where all chunks are sound.
+#: Returned where every chunk is sound; else the position of the first that is not.
 SOUND = -1
+#: Added to a position where the checksum was right, and what it covers is damaged all the same.
+_UNFIT = 1 << 32
 
 _BLOSC_HEADER_BYTES = 16
 
@@ -43,122 +46,181 @@ _CRC32C = _address("google_crc32c._crc32c", "crc32c_value")
 
 AVAILABLE = bool(_BLOSC_DECOMPRESS and _CRC32C)
 
+_BYTE = ir.IntType(8).as_pointer()
+
 
 @intrinsic
-def _call_crc32c(typingctx: Any, function: Any, data: Any, length: Any) -> Any:
+def _crc32c(typingctx: Any, function: Any, data: Any, length: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word, byte = ir.IntType(64), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.IntType(32), [byte, word])
+        kind = ir.FunctionType(ir.IntType(32), [_BYTE, ir.IntType(64)])
         called = builder.inttoptr(arguments[0], kind.as_pointer())
-        return builder.call(called, [builder.inttoptr(arguments[1], byte), arguments[2]])
+        return builder.call(called, [builder.inttoptr(arguments[1], _BYTE), arguments[2]])
 
     return types.uint32(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
-def _call_blosc(typingctx: Any, function: Any, source: Any, target: Any, size: Any) -> Any:
+def _decompress(typingctx: Any, function: Any, source: Any, target: Any, size: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number, word, byte = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(number, [byte, byte, word, number])
+        number = ir.IntType(32)
+        kind = ir.FunctionType(number, [_BYTE, _BYTE, ir.IntType(64), number])
         called = builder.inttoptr(arguments[0], kind.as_pointer())
-        pointers = [builder.inttoptr(argument, byte) for argument in arguments[1:3]]
+        pointers = [builder.inttoptr(argument, _BYTE) for argument in arguments[1:3]]
         return builder.call(called, [*pointers, arguments[3], number(1)])
 
     return types.int32(types.int64, types.int64, types.int64, types.int64), codegen
 
 
-def check(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+@intrinsic
+def _number_at(typingctx: Any, address: Any) -> Any:
+    """The little-endian uint32 at an address, which need not be aligned."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+        return builder.load(pointer, align=1)
+
+    return types.uint32(types.int64), codegen
+
+
+def check(content: Content) -> int:
     """The first chunk whose last four bytes are not the CRC32C of the others, or SOUND."""
-    return int(_check(_CRC32C, data, starts, lengths))
+    return int(_check(_CRC32C, content.addresses, content.lengths))
 
 
 @kernel
-def _check(
-    function: int,
-    data: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-) -> int:
-    for i in range(len(starts)):
+def _check(function: int, addresses: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+    for i in range(len(addresses)):
         size = lengths[i] - CHECKSUM_BYTES
-        if size < 0:
-            return i
-        chunk = data[starts[i] : starts[i] + lengths[i]]
-        found = np.int64(0)
-        for k in range(CHECKSUM_BYTES):
-            found |= np.int64(chunk[size + k]) << (8 * k)
-        if np.int64(_call_crc32c(function, np.int64(chunk.ctypes.data), size)) != found:
+        if size < 0 or _crc32c(function, addresses[i], size) != _number_at(addresses[i] + size):
             return i
     return SOUND
 
 
-def decode_blosc(
-    data: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    out: NDArray[np.uint8],
-) -> int:
-    """Decompress Blosc frames into the rows of `out`; the first that is unfit, or SOUND."""
-    return int(_decode_blosc(_BLOSC_DECOMPRESS, data, starts, lengths, out))
+def place_blosc(
+    content: Content,
+    memory: NDArray[Any],
+    part: ChunkPlan,
+    mapping: NDArray[Any] | None,
+    out: NDArray[Any],
+    *,
+    delta: bool,
+) -> tuple[int, str]:
+    """Check and decompress Blosc frames with checksums, and copy pieces of them to `out`.
 
-
-@kernel
-def _decode_blosc(
-    function: int,
-    data: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    out: NDArray[np.uint8],
-) -> int:
-    size = out.shape[1]
-    for i in range(len(starts)):
-        frame = data[starts[i] : starts[i] + lengths[i]]
-        if len(frame) < _BLOSC_HEADER_BYTES:
-            return i
-        content, total = np.int64(0), np.int64(0)
-        for k in range(4):
-            content |= np.int64(frame[4 + k]) << (8 * k)
-            total |= np.int64(frame[12 + k]) << (8 * k)
-        # Blosc believes the sizes in its header.
-        if content != size or total != len(frame):
-            return i
-        source, target = np.int64(frame.ctypes.data), np.int64(out[i].ctypes.data)
-        if _call_blosc(function, source, target, size) != size:
-            return i
-    return SOUND
-
-
-@kernel
-def splice(
-    data: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    head: int,
-    out: NDArray[np.uint8],
-) -> int:
-    """Join files that share their first `head` bytes, and end in a zero, into one.
+    Parameters
+    ----------
+    memory
+        For one chunk.
+    delta
+        Whether the numbers are differences to those before.
 
     Returns
     -------
-    int
-        Bytes written to `out`; 0 where the files are unlike.
+    position, problem
+        Of the first chunk that is damaged; SOUND and nothing where none is.
     """
-    first = data[starts[0] : starts[0] + head]
+    table = np.empty(0, out.dtype) if mapping is None else mapping
+    found = int(
+        _place_blosc(
+            _CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
+            part.bounds, part.sources, part.targets, part.lengths, table, mapping is not None, out,
+        )
+    )  # fmt: skip
+    if found == SOUND:
+        return SOUND, ""
+    problem = "its checksum is wrong" if found < _UNFIT else "it does not hold what it should"
+    return found % _UNFIT, problem
+
+
+@kernel
+def _place_blosc(
+    crc32c: int,
+    decompress: int,
+    addresses: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    memory: NDArray[Any],
+    delta: bool,
+    bounds: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    piece_lengths: NDArray[np.int64],
+    mapping: NDArray[Any],
+    mapped: bool,
+    out: NDArray[Any],
+) -> int:
+    size = memory.nbytes
+    target_address = np.int64(memory.ctypes.data)
+    for i in range(len(addresses)):
+        address, length = addresses[i], lengths[i] - CHECKSUM_BYTES
+        if length < 0 or _crc32c(crc32c, address, length) != _number_at(address + length):
+            return i
+        # Blosc believes the sizes in its header.
+        fits = length >= _BLOSC_HEADER_BYTES
+        fits = fits and np.int64(_number_at(address + 4)) == size
+        fits = fits and np.int64(_number_at(address + 12)) == length
+        if not fits or _decompress(decompress, address, target_address, size) != size:
+            return i + _UNFIT
+        last = bounds[i + 1]
+        if delta:
+            # No further than the last piece reaches.
+            end = np.int64(0)
+            for k in range(bounds[i], last):
+                end = max(end, sources[k] + piece_lengths[k])
+            total = memory[0]
+            for k in range(1, end):
+                total += memory[k]
+                memory[k] = total
+        for k in range(bounds[i], last):
+            piece = memory[sources[k] : sources[k] + piece_lengths[k]]
+            target = out[targets[k] : targets[k] + piece_lengths[k]]
+            if not mapped:
+                for j in range(len(target)):
+                    target[j] = piece[j]
+                continue
+            for j in range(len(target)):
+                if piece[j] >= len(mapping):
+                    return i + _UNFIT
+                target[j] = mapping[piece[j]]
+    return SOUND
+
+
+def splice(content: Content, head: int) -> bytes | None:
+    """One file of several that share their first `head` bytes and end in a zero; None: unlike."""
+    out = np.empty(int(content.lengths.sum()) + 1, np.uint8)
+    size = _splice(content.addresses, content.lengths, head, out)
+    return out[:size].tobytes() if size else None
+
+
+@kernel
+def _splice(
+    addresses: NDArray[np.int64], lengths: NDArray[np.int64], head: int, out: NDArray[np.uint8]
+) -> int:
     position = 0
-    for k in range(head):
-        out[position + k] = first[k]
-    position = head
-    for i in range(len(starts)):
-        file = data[starts[i] : starts[i] + lengths[i]]
-        if len(file) <= head or file[len(file) - 1] != 0:
+    for i in range(len(addresses)):
+        address, size = addresses[i], lengths[i] - 1
+        if size < head or _number_at(address + size - 3) >> np.uint32(24) != np.uint32(0):
             return 0
-        for k in range(head):
-            if file[k] != first[k]:
+        for k in range(head - 4 + 1):
+            if _number_at(address + k) != _number_at(addresses[0] + k):
                 return 0
-        body = file[head : len(file) - 1]
-        target = out[position : position + len(body)]
-        for k in range(len(body)):
-            target[k] = body[k]
-        position += len(body)
+        start = head if i else 0
+        _copy(out[position:], address + start, size - start)
+        position += size - start
     out[position] = 0
     return position + 1
+
+
+@intrinsic
+def _copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointers = [builder.inttoptr(argument, _BYTE) for argument in arguments[:2]]
+        memcpy = builder.module.declare_intrinsic("llvm.memcpy", [_BYTE, _BYTE, ir.IntType(64)])
+        builder.call(memcpy, [*pointers, arguments[2], ir.IntType(1)(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@kernel
+def _copy(target: NDArray[np.uint8], address: int, size: int) -> None:
+    _copy_bytes(np.int64(target.ctypes.data), address, size)

@@ -21,7 +21,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
-from storage_backends._shards import Content, Pieces, Reader, spans
+from storage_backends._content import Content
+from storage_backends._shards import Pieces, spans
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -247,7 +248,7 @@ class RemoteFiles:
         found = sync(self._store.get(key, byte_range=SuffixByteRequest(length)))
         return None if found is None else found.to_bytes()
 
-    def fetch(self, pieces: Pieces) -> Reader:
+    def fetch(self, pieces: Pieces) -> Content:
         """Read all pieces; those near each other together."""
         together, starts = spans(pieces, GAP_BYTES)
         requests = [
@@ -258,9 +259,11 @@ class RemoteFiles:
         found = sync(self._gather(requests))
         for (key, start, stop), data in zip(requests, found, strict=True):
             if len(data) != stop - start:
-                raise ArchiveFormatError(f"the file {key} is truncated or missing")
-        content = np.frombuffer(b"".join(found), np.uint8)
-        return lambda start, stop: Content(content, starts[start:stop], pieces.length[start:stop])
+                raise ArchiveFormatError(
+                    f"{self._store.url}: the file {key} is truncated or missing; copy it again"
+                )
+        joined = np.frombuffer(b"".join(found), np.uint8)
+        return Content(joined.ctypes.data + starts, pieces.length, joined)
 
     async def _gather(self, requests: Sequence[tuple[str, int, int]]) -> list[bytes]:
         free = asyncio.Semaphore(CONCURRENCY)

@@ -8,10 +8,11 @@ Source: Zarr v3 specification, codec ``sharding_indexed``.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -49,11 +50,6 @@ class Pieces(NamedTuple):
         return Pieces(self.keys, self.file[chosen], self.offset[chosen], self.length[chosen])
 
 
-#: Gives the content of pieces ``[start, stop)`` of those asked for; the next call in the same
-#: thread may overwrite it.
-Reader = Callable[[int, int], Content]
-
-
 class Files(Protocol):
     """Where the files of an archive are read from."""
 
@@ -63,11 +59,8 @@ class Files(Protocol):
     def tail(self, key: str, length: int) -> bytes | None:
         """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
 
-    def fetch(self, pieces: Pieces) -> Reader:
-        """Begin to read pieces; any threads may call the function that is returned.
-
-        It raises ArchiveFormatError where a file ends before a piece does.
-        """
+    def fetch(self, pieces: Pieces) -> Content:
+        """The bytes of pieces; ArchiveFormatError where a file ends before a piece does."""
 
     def total(self, prefix: str) -> int:
         """Bytes of all files whose key begins with the path `prefix`."""
@@ -82,72 +75,51 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self._root = root
         self._lock = threading.Lock()
-        self._scratch = threading.local()
-        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._open: OrderedDict[str, _Mapped] = OrderedDict()
 
     def hold(self, keys: Iterable[str]) -> None:
         """Open files already, so that they outlive their removal; as many as are kept open."""
         for key in islice(keys, _MOST_OPEN):
             self._file(key)
 
-    def _file(self, key: str) -> _OpenFile | None:
+    def _file(self, key: str) -> _Mapped | None:
         with self._lock:
             if key in self._open:
                 self._open.move_to_end(key)
                 return self._open[key]
         try:
-            file = _OpenFile(os.path.join(self._root, key))
+            file = _Mapped(os.path.join(self._root, key))
         except (FileNotFoundError, NotADirectoryError):
             return None
         with self._lock:
             self._open[key] = file
             while len(self._open) > _MOST_OPEN:
-                # Closed when the last reader lets go of it.
+                # Unmapped when the last reader lets go of it.
                 self._open.popitem(last=False)
         return file
 
     def size(self, key: str) -> int | None:
         file = self._file(key)
-        return None if file is None else os.fstat(file.descriptor).st_size
+        return None if file is None else len(file.data)
 
     def tail(self, key: str, length: int) -> bytes | None:
         file = self._file(key)
-        if file is None:
-            return None
-        size = os.fstat(file.descriptor).st_size
-        return os.pread(file.descriptor, length, max(0, size - length))
+        return None if file is None else file.data[-length:].tobytes()
 
-    def fetch(self, pieces: Pieces) -> Reader:
-        if len(pieces.file) > 1 and hasattr(os, "posix_fadvise"):
+    def fetch(self, pieces: Pieces) -> Content:
+        files = [self._file(key) for key in pieces.keys]
+        sizes = np.array([0 if file is None else len(file.data) for file in files])
+        beyond = pieces.offset + pieces.length > sizes[pieces.file]
+        if beyond.any():
+            key = pieces.keys[pieces.file[beyond.argmax()]]
+            raise ArchiveFormatError(f"the file {key} is truncated or missing")
+        if len(pieces.file) > 1:
             # The system reads ahead while the first chunks are decoded.
             ahead, _ = spans(pieces, gap=1 << 16)
             for number, offset, length in zip(*(a.tolist() for a in ahead[1:]), strict=True):
-                file = self._file(pieces.keys[number])
-                if file is not None:
-                    advice = os.POSIX_FADV_WILLNEED
-                    os.posix_fadvise(file.descriptor, offset, length, advice)
-        return lambda start, stop: self._read(pieces.part(start, stop))
-
-    def _read(self, pieces: Pieces) -> Content:
-        # Neighbours in one call: each call lets another thread have the interpreter.
-        together, starts = spans(pieces, gap=0)
-        memory = self._memory(int(together.length.sum()))
-        position = 0
-        for number, offset, length in zip(*(a.tolist() for a in together[1:]), strict=True):
-            file = self._file(pieces.keys[number])
-            target = memory[position : position + length]
-            read = os.preadv(file.descriptor, [target], offset) if file is not None else 0
-            if read != length:
-                raise ArchiveFormatError(f"the file {pieces.keys[number]} is truncated or missing")
-            position += length
-        return Content(memory, starts, pieces.length)
-
-    def _memory(self, size: int) -> NDArray[np.uint8]:
-        """Memory of this thread, which its next read overwrites."""
-        memory: NDArray[np.uint8] | None = getattr(self._scratch, "memory", None)
-        if memory is None or len(memory) < size:
-            memory = self._scratch.memory = np.empty(2 * size, np.uint8)
-        return memory
+                files[number].will_need(offset, length)  # type: ignore[union-attr]
+        starts = np.array([0 if file is None else file.address for file in files])
+        return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
 
     def total(self, prefix: str) -> int:
         found = os.walk(os.path.join(self._root, prefix))
@@ -162,13 +134,21 @@ class LocalFiles:
             self._open.clear()
 
 
-class _OpenFile:
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+class _Mapped:
+    """A file in memory."""
 
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+    def __init__(self, path: str) -> None:
+        with open(path, "rb") as file:
+            empty = os.fstat(file.fileno()).st_size == 0
+            self._map = None if empty else mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self.data = np.frombuffer(self._map or b"", np.uint8)
+        self.address = self.data.ctypes.data
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Let the system read a part in the background."""
+        if self._map is not None and hasattr(mmap, "MADV_WILLNEED"):
+            page = offset % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, offset - page, length + page)
 
 
 def spans(pieces: Pieces, gap: int) -> tuple[Pieces, NDArray[np.int64]]:

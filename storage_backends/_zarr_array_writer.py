@@ -209,5 +209,5 @@ def _decoded(grid: ShardedChunks, chain: Chain, n: int, length: int) -> Iterator
     reader = DirectReader("", LocalFiles("/"), grid, chain, 0)
     for number in range(n):
         chunk = np.empty((1, length), chain.stored)
-        reader.fetch(np.array([number]))(0, 1, chunk)
+        reader.fetch(np.array([number])).decode(0, 1, chunk)
         yield chunk[0]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends._chunk_plan import ChunkPlan, place, place_mapped, plan
+from storage_backends._content import Content
 from storage_backends._shards import Files, ShardedChunks
-from storage_backends._zarr_codecs import Chain
+from storage_backends._zarr_codecs import Chain, DamagedChunkError
 from storage_backends.base import ArraySpec
 from storage_backends.errors import ArchiveFormatError, MissingCodecError
 from storage_backends.threads import for_each, n_threads
@@ -23,7 +25,7 @@ _WINDOW_CHUNKS = 1024
 #: Chunks of one read up to which they are kept for the next.
 _FEW_CHUNKS = 16
 #: Chunks that a thread decodes at once.
-_GROUP_CHUNKS = 8
+_GROUP_CHUNKS = 64
 
 
 class ChunkCache:
@@ -60,8 +62,27 @@ class ChunkCache:
             self._bytes = 0
 
 
+class Chunks(ABC):
+    """Some rising chunks of an array, which any threads may decode."""
+
+    def place(
+        self,
+        start: int,
+        memory: NDArray[Any],
+        part: ChunkPlan,
+        mapping: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> bool:
+        """Copy pieces of the chunks from `start` on to `out`; False where it cannot be done so."""
+        return False
+
+    @abstractmethod
+    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Decode chunks ``[start, stop)`` into the rows of `out`."""
+
+
 class ChunkReader(ABC):
-    """Gives the chunks of one array, decoded.
+    """Gives the chunks of one array.
 
     Attributes
     ----------
@@ -72,12 +93,8 @@ class ChunkReader(ABC):
     dtype: np.dtype[Any]
 
     @abstractmethod
-    def fetch(self, chunks: NDArray[np.int64]) -> Decoder:
-        """Begin to read some rising chunks; the function that is returned decodes them."""
-
-
-#: Decodes chunks ``[start, stop)`` of those fetched into the rows of an array; for any threads.
-Decoder = Callable[[int, int, NDArray[Any]], None]
+    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
+        """Begin to read chunks, which rise."""
 
 
 class DirectReader(ChunkReader):
@@ -86,49 +103,69 @@ class DirectReader(ChunkReader):
     def __init__(
         self, where: str, files: Files, grid: ShardedChunks, chain: Chain, fill: Any
     ) -> None:
-        self._where, self._files, self._grid, self._chain = where, files, grid, chain
-        self._fill = fill
+        self.where, self.chain, self.fill = where, chain, fill
+        self._files, self._grid = files, grid
         self.dtype = chain.stored
 
-    def fetch(self, chunks: NDArray[np.int64]) -> Decoder:
+    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
         pieces, there = self._grid.locate(chunks)
-        read = self._files.fetch(pieces)
+        return _Fetched(self, chunks, there, self._files.fetch(pieces))
 
-        def decode(start: int, stop: int, out: NDArray[Any]) -> None:
-            self._chain.decode(read(start, stop), out)
 
-        def decode_some(start: int, stop: int, out: NDArray[Any]) -> None:
-            # Chunks of nothing but fill values need not have been written.
-            first, last = int(there[:start].sum()), int(there[:stop].sum())
-            out[:] = self._fill
+class _Fetched(Chunks):
+    """Chunks whose bytes are at hand."""
+
+    def __init__(
+        self,
+        reader: DirectReader,
+        chunks: NDArray[np.int64],
+        there: NDArray[np.bool_],
+        content: Content,
+    ) -> None:
+        self._reader, self._chunks, self._content = reader, chunks, content
+        # Chunks of nothing but fill values need not have been written.
+        self._there = None if there.all() else there
+
+    def place(
+        self,
+        start: int,
+        memory: NDArray[Any],
+        part: ChunkPlan,
+        mapping: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> bool:
+        if self._there is not None or not self._reader.chain.places:
+            return False
+        with self._located(start):
+            content = self._content.part(start, start + len(part.chunks))
+            self._reader.chain.place(content, memory, part, mapping, out)
+        return True
+
+    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        with self._located(start):
+            if self._there is None:
+                self._reader.chain.decode(self._content.part(start, stop), out)
+                return
+            first, last = int(self._there[:start].sum()), int(self._there[:stop].sum())
+            out[:] = self._reader.fill
             if first < last:
                 found = np.empty((last - first, *out.shape[1:]), out.dtype)
-                self._chain.decode(read(first, last), found)
-                out[there[start:stop]] = found
+                self._reader.chain.decode(self._content.part(first, last), found)
+                out[self._there[start:stop]] = found
 
-        chosen = decode if there.all() else decode_some
-        return lambda start, stop, out: self._decode(chosen, chunks, start, stop, out)
-
-    def _decode(
-        self,
-        decode: Decoder,
-        chunks: NDArray[np.int64],
-        start: int,
-        stop: int,
-        out: NDArray[Any],
-    ) -> None:
-        """Decode chunks; an error names the first that is damaged."""
+    @contextmanager
+    def _located(self, start: int) -> Iterator[None]:
+        """Say of an error where it is."""
+        where = self._reader.where
         try:
-            decode(start, stop, out)
+            yield
         except MissingCodecError as error:
-            raise MissingCodecError(f"{self._where}: {error}") from error
-        except ArchiveFormatError as error:
-            if stop - start > 1:
-                for one in range(start, stop):
-                    self._decode(decode, chunks, one, one + 1, out[:1])
+            raise MissingCodecError(f"{where}: {error}") from error
+        except DamagedChunkError as error:
+            chunks = self._chunks if self._there is None else self._chunks[self._there]
             raise ArchiveFormatError(
-                f"{self._where}: chunk {chunks[start]} is damaged: {error}; copy the archive "
-                "again, or convert its source again"
+                f"{where}: chunk {chunks[start + error.position]} is damaged: {error}; copy the "
+                "archive again, or convert its source again"
             ) from error
 
 
@@ -195,18 +232,21 @@ class ZarrArray:
 
     def _decode(self, todo: ChunkPlan, out: NDArray[Any], *, keep: bool) -> None:
         n = len(todo.chunks)
-        decode = self._reader.fetch(todo.chunks)
-        # A group takes the interpreter from other threads once, not once a chunk, and is small
-        # enough to stay in a core's cache.
-        group = max(1, min(_GROUP_CHUNKS, -(-n // (2 * n_threads()))))
+        chunks = self._reader.fetch(todo.chunks)
+        # A thread has to wait for the interpreter between any two groups.
+        group = max(1, min(_GROUP_CHUNKS, -(-n // n_threads())))
 
         def work(first: int) -> None:
             part = todo.part(first, first + group)
-            chunks = self._memory(group)[: len(part.chunks)]
-            decode(first, first + len(chunks), chunks)
-            self._place(chunks.reshape(-1), part, out)
+            one = self._memory(1)[0]
+            bits = _bits(one) if one.dtype == out.dtype else one
+            if not keep and chunks.place(first, bits, part, self.mapping, self._as_stored(out)):
+                return
+            memory = self._memory(group)[: len(part.chunks)]
+            chunks.decode(first, first + len(memory), memory)
+            self._place(memory.reshape(-1), part, out)
             if keep:
-                for number, chunk in zip(part.chunks.tolist(), chunks, strict=True):
+                for number, chunk in zip(part.chunks.tolist(), memory, strict=True):
                     self._cache.put((self._name, number), chunk.copy())
 
         firsts = range(0, n, group)
@@ -214,6 +254,10 @@ class ZarrArray:
             work(0)
         else:
             for_each(work, firsts)
+
+    def _as_stored(self, out: NDArray[Any]) -> NDArray[Any]:
+        """The output as bits where chunks have its type: one kernel an item size, exact NaNs."""
+        return _bits(out) if self._reader.dtype == out.dtype else out
 
     def _memory(self, chunks: int) -> NDArray[Any]:
         """Memory of this thread, which its next group overwrites."""
@@ -225,15 +269,16 @@ class ZarrArray:
 
     def _place(self, chunks: NDArray[Any], part: ChunkPlan, out: NDArray[Any]) -> None:
         where = part.positions(self._chunk_length), part.targets, part.lengths
-        if self.mapping is not None:
-            if not place_mapped(chunks, self.mapping, *where, out):
-                raise ArchiveFormatError(
-                    f"{self._where}: one of its chunks {part.chunks.tolist()} holds a gene that is "
-                    f"not below {len(self.mapping)}; convert the source again"
-                )
-        elif chunks.dtype == out.dtype:
-            # As bits: one kernel an item size, and NaNs stay what they are.
-            unit = f"u{chunks.itemsize}"
-            place(chunks.view(unit), *where, out.view(unit))
-        else:
-            place(chunks, *where, out)
+        if self.mapping is None:
+            place(
+                _bits(chunks) if chunks.dtype == out.dtype else chunks, *where, self._as_stored(out)
+            )
+        elif not place_mapped(chunks, self.mapping, *where, out):
+            raise ArchiveFormatError(
+                f"{self._where}: one of its chunks {part.chunks.tolist()} holds a gene that is not "
+                f"below {len(self.mapping)}; convert the source again"
+            )
+
+
+def _bits(numbers: NDArray[Any]) -> NDArray[Any]:
+    return numbers.view(f"u{numbers.itemsize}")

@@ -9,6 +9,7 @@ Sources: Zarr v3 specification, core codecs; numcodecs for those called ``numcod
 
 from __future__ import annotations
 
+import ctypes
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from storage_backends import _native
+from storage_backends._chunk_plan import ChunkPlan
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
 from storage_backends.jit import kernel
@@ -132,6 +134,22 @@ def fits_narrow(values: NDArray[Any]) -> NDArray[np.uint16] | None:
     return narrow if same else None
 
 
+class DamagedChunkError(ArchiveFormatError):
+    """Bytes that do not decode.
+
+    Parameters
+    ----------
+    position
+        Of the chunk among those that were to be decoded.
+    problem
+        What is wrong with it.
+    """
+
+    def __init__(self, position: int, problem: str) -> None:
+        super().__init__(problem)
+        self.position = position
+
+
 # -- chains ----------------------------------------------------------------------------------
 
 
@@ -153,6 +171,7 @@ class Chain:
         self._delta = any(c["name"] == "numcodecs.delta" for c in codecs)
         self._serializer = next(c for c in codecs if c["name"] in _SERIALIZERS)
         self._compressors = [c for c in codecs if c["name"] in _COMPRESSORS]
+        self._names = [c["name"] for c in (self._serializer, *self._compressors)]
 
     @classmethod
     def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> Self | None:
@@ -184,47 +203,47 @@ class Chain:
             data = _COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data
 
-    def decode(self, content: Content, out: NDArray[Any]) -> None:
-        """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk.
+    @property
+    def places(self) -> bool:
+        """Whether :meth:`place` can be used."""
+        return _native.AVAILABLE and self._names == ["bytes", "blosc", "crc32c"]
 
-        Raises
-        ------
-        ArchiveFormatError
-            The bytes of one are damaged. The message says how, not where.
-        """
-        try:
-            if _native.AVAILABLE and self._compressors[-1:] == [_codec("crc32c")]:
-                self._decode_together(content, out)
-            else:
-                self._decode_each(content, self._compressors, out)
-        except (RuntimeError, ValueError, TypeError, zlib.error) as error:
-            raise ArchiveFormatError(one_line(error)) from error
+    def place(
+        self,
+        content: Content,
+        memory: NDArray[Any],
+        part: ChunkPlan,
+        mapping: NDArray[Any] | None,
+        out: NDArray[Any],
+    ) -> None:
+        """Decompress chunks one after the other into `memory` and copy pieces of them to `out`."""
+        position, problem = _native.place_blosc(
+            content, memory, part, mapping, out, delta=self._delta
+        )
+        if position != _native.SOUND:
+            raise DamagedChunkError(position, problem)
+
+    def decode(self, content: Content, out: NDArray[Any]) -> None:
+        """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk."""
+        if _native.AVAILABLE and self._names == ["numcodecs.pcodec", "crc32c"]:
+            position = _native.check(content)
+            if position != _native.SOUND:
+                raise DamagedChunkError(position, "its checksum is wrong")
+            sizes = content.lengths - CHECKSUM_BYTES
+            _Pcodec.decode_together(content._replace(lengths=sizes), out)
+        else:
+            for position, (data, row) in enumerate(zip(content.copies(), out, strict=True)):
+                try:
+                    self._decode_one(data, row)
+                except (RuntimeError, ValueError, TypeError, zlib.error) as error:
+                    raise DamagedChunkError(position, one_line(error)) from error
         if self._delta:
             undo_delta(out.view(f"u{out.itemsize}"))
 
-    def _decode_together(self, content: Content, out: NDArray[Any]) -> None:
-        """Check and decompress all chunks in a few calls, where codecs allow for it."""
-        data, starts, lengths = content
-        if _native.check(data, starts, lengths) != _native.SOUND:
-            raise ArchiveFormatError("its checksum is wrong")
-        content = Content(data, starts, lengths - CHECKSUM_BYTES)
-        names = [self._serializer["name"], *(codec["name"] for codec in self._compressors)]
-        if names == ["bytes", "blosc", "crc32c"]:
-            if _native.decode_blosc(*content, out.view(np.uint8)) != _native.SOUND:
-                raise ArchiveFormatError(_OTHER_SIZE)
-        elif names == ["numcodecs.pcodec", "crc32c"] and len(starts) > 1:
-            _Pcodec.decode_together(content, out)
-        else:
-            self._decode_each(content, self._compressors[:-1], out)
-
-    def _decode_each(
-        self, content: Content, compressors: Sequence[Codec], out: NDArray[Any]
-    ) -> None:
-        for start, length, row in zip(*content[1:], out, strict=True):
-            data = content.data[start : start + length].tobytes()
-            for codec in reversed(compressors):
-                data = _COMPRESSORS[codec["name"]].decode(data)
-            _SERIALIZERS[self._serializer["name"]].decode(data, row)
+    def _decode_one(self, data: bytes, out: NDArray[Any]) -> None:
+        for codec in reversed(self._compressors):
+            data = _COMPRESSORS[codec["name"]].decode(data)
+        _SERIALIZERS[self._serializer["name"]].decode(data, out)
 
 
 @kernel
@@ -292,18 +311,21 @@ class _Pcodec:
         to 70 bits of which the first 6 say how many, the version of what follows; then chunks, then
         a zero byte.
         """
-        data, starts, lengths = content
-        first = data[starts[0] : starts[0] + lengths[0]]
-        size = 0
-        if len(first) > 8 and first[:5].tobytes() == b"pco!\x02":
-            head = 5 + ((int(first[5]) & 63) + 14) // 8 + 1
-            joined = np.empty(int(lengths.sum()) + 1, np.uint8)
-            size = _native.splice(data, starts, lengths, head, joined)
-        if size:
-            cls.decode(joined[:size].tobytes(), out.reshape(-1))
-            return
-        for start, length, row in zip(starts, lengths, out, strict=True):
-            cls.decode(data[start : start + length].tobytes(), row)
+        files = content.copies() if len(out) == 1 else None
+        first = ctypes.string_at(int(content.addresses[0]), min(8, int(content.lengths[0])))
+        if files is None and len(first) == 8 and first[:5] == b"pco!\x02":
+            joined = _native.splice(content, 5 + ((first[5] & 63) + 14) // 8 + 1)
+            if joined is not None:
+                try:
+                    cls.decode(joined, out.reshape(-1))
+                except (RuntimeError, ValueError) as error:
+                    raise DamagedChunkError(0, one_line(error)) from error
+                return
+        for position, (file, row) in enumerate(zip(files or content.copies(), out, strict=True)):
+            try:
+                cls.decode(file, row)
+            except (RuntimeError, ValueError) as error:
+                raise DamagedChunkError(position, one_line(error)) from error
 
 
 @contextmanager

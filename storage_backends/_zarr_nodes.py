@@ -13,7 +13,7 @@ from storage_backends._shards import Files, ShardedChunks
 from storage_backends._zarr_arrays import (
     ChunkCache,
     ChunkReader,
-    Decoder,
+    Chunks,
     DirectReader,
     ZarrArray,
 )
@@ -144,15 +144,11 @@ class _SlowReader(ChunkReader):
         self._where, self._array, self._rows = where, array, chunk_rows
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
 
-    def fetch(self, chunks: NDArray[np.int64]) -> Decoder:
-        def decode(start: int, stop: int, out: NDArray[Any]) -> None:
-            for chunk, row in zip(chunks[start:stop].tolist(), out, strict=True):
-                values = self._read(chunk)
-                row[: values.size] = values.reshape(-1)
+    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
+        return _SlowChunks(self, chunks)
 
-        return decode
-
-    def _read(self, chunk: int) -> NDArray[Any]:
+    def read(self, chunk: int) -> NDArray[Any]:
+        """The numbers of a chunk, fewer at the end of the array."""
         start = chunk * self._rows
         try:
             return np.asarray(self._array[start : start + self._rows])
@@ -160,3 +156,13 @@ class _SlowReader(ChunkReader):
             raise ArchiveFormatError(
                 f"{self._where}: zarr cannot read chunk {chunk}: {one_line(error)}"
             ) from error
+
+
+class _SlowChunks(Chunks):
+    def __init__(self, reader: _SlowReader, chunks: NDArray[np.int64]) -> None:
+        self._reader, self._chunks = reader, chunks
+
+    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        for chunk, row in zip(self._chunks[start:stop].tolist(), out, strict=True):
+            values = self._reader.read(chunk)
+            row[: values.size] = values.reshape(-1)

@@ -150,7 +150,9 @@ class ZarrStore(ArrayStore):
 
     def _name_of(self, path: str) -> str:
         holder, _, part = path.rpartition("/")
-        return part if holder == self._matrix else _zarr_layout.seam_name(path, self._sparse)
+        if holder == self._matrix and self._sparse_format(holder) == "csr":
+            return part
+        return _zarr_layout.seam_name(path, self._sparse)
 
     @cached_property
     def _matrix(self) -> str:

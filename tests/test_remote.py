@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import http.server
@@ -13,6 +14,7 @@ import pickle
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,8 @@ import pytest
 import scipy.sparse as sp
 import zarr
 from anndata.io import write_elem
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
 boto3 = pytest.importorskip("boto3")
 fsspec = pytest.importorskip("fsspec")
@@ -49,6 +53,7 @@ from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
     BackendOptionError,
+    MissingCodecError,
     RemoteError,
 )
 
@@ -115,6 +120,8 @@ class Proxy(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Proxy
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
 
     def do_GET(self) -> None:
         fault = self.server.next_fault(self.path)
@@ -254,7 +261,7 @@ def url_of(name: str = "balanced") -> str:
 
 def request_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_remote, "GAP_BYTES", -1)
-    monkeypatch.setattr(_remote, "MOST_BYTES", 0)
+    monkeypatch.setattr(_remote, "MOST_BYTES", 1 << 14)
 
 
 def assert_same_batch(actual: Any, expected: Any) -> None:
@@ -370,8 +377,9 @@ def test_failing_requests_are_repeated(
 def test_a_store_that_fails_for_good_is_an_error(
     fault: str, name: str, uploaded: Uploaded, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_remote, "ATTEMPTS", 3)
-    monkeypatch.setattr(_remote, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(_remote, "ATTEMPTS", 2)
+    if fault == "stall":
+        monkeypatch.setattr(_remote, "TIMEOUT_SECONDS", 0.3)
     with opened(url_of(name)) as ds:
         proxy.every(1, fault)
         for action in READS:
@@ -491,6 +499,26 @@ def test_filesystems_of_fsspec(uploaded: Uploaded) -> None:
         scdl.open("memory://test_remote/a.zarr")
 
 
+class Silent(MemoryStore):
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        await asyncio.sleep(60)
+
+
+def test_filesystems_that_know_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_remote, "ATTEMPTS", 2)
+    monkeypatch.setattr(_remote, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(_remote, "TIMEOUT_SECONDS", 0.02)
+    store = _remote.PatientStore(Silent(), "memory://a.zarr")
+    with pytest.raises(RemoteError, match=r"^memory://a.zarr: k .* 2 attempts.*TimeoutError"):
+        sync(store.get("k"))
+
+
+def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(MissingCodecError, match="pip install obstore"):
+        scdl.open(url_of())
+
+
 # -- other processes -----------------------------------------------------------------------
 
 
@@ -515,12 +543,14 @@ def test_forked_processes_are_told_not_to(uploaded: Uploaded, proxy: Proxy) -> N
         reading, writing = os.pipe()
         child = os.fork()
         if not child:
-            said = [
-                failure(lambda: ds.read_rows([0])),
-                failure(lambda: scdl.open(url_of("portable"))),
-            ]
-            os.write(writing, "\n".join(said).encode())
-            os._exit(0)
+            try:
+                said = [
+                    failure(lambda: ds.read_rows([0])),
+                    failure(lambda: scdl.open(url_of("portable"))),
+                ]
+                os.write(writing, "\n".join(said).encode())
+            finally:
+                os._exit(0)
         ready, _, _ = select.select([reading], [], [], 20)
         said = os.read(reading, 10_000).decode() if ready else "nothing"
         os.kill(child, signal.SIGKILL)
