@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scdl.chunks import readable
 from scdl.errors import SourceError
-from scdl.schema import INDEX, INDEX_NAME
+from scdl.schema import INDEX, INDEX_NAME, NULLABLE
 from scdl.tables import TableSource
 
 #: Gives rows [start, stop) of a column.
@@ -46,6 +46,7 @@ class H5Table(TableSource):
         self.unread: list[str] = []
         self._index_name = ""
         self._readers: dict[str, _Reader] = {}
+        self._nullable: set[str] = set()
         if isinstance(element, h5py.Group):
             self._open_columns(element)
         elif element.dtype.names:
@@ -55,7 +56,11 @@ class H5Table(TableSource):
         empty = {name: read(0, 0) for name, read in self._readers.items()}
         named = {INDEX_NAME: self._index_name} if self._index_name not in ("", INDEX) else None
         self.schema = pa.schema(
-            [pa.field(name, array.type) for name, array in empty.items()], named
+            [
+                pa.field(name, array.type, metadata=NULLABLE if name in self._nullable else None)
+                for name, array in empty.items()
+            ],
+            named,
         )
         self.categories = {
             name: array.dictionary
@@ -92,6 +97,8 @@ class H5Table(TableSource):
         self._add(INDEX, _as_text(names_of_rows))
         for name in names:
             self._add(name, _column(group[name]))
+            if _text(group[name].attrs.get("encoding-type", "")).startswith("nullable-"):
+                self._nullable.add(name)
 
     def _open_compound(self, dataset: h5py.Dataset) -> None:
         self.num_rows = int(dataset.shape[0])

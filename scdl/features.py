@@ -12,7 +12,7 @@ from scdl import __version__
 from scdl.csr import position
 from scdl.errors import FeatureNotFoundError
 from scdl.schema import INDEX, INDEX_NAME, OBS, Info, var_table
-from storage_backends.base import ArrayStore
+from storage_backends.base import ArrayStore, is_nullable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,15 +98,24 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
     metadata = table.schema.metadata or {}
     frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
     for field in table.schema:
-        whole = pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)
-        if whole and table[field.name].null_count:
+        name = _nullable_name(field.type)
+        if name and (is_nullable(field) or (table[field.name].null_count and name != "string")):
             # Without this an integer with nulls would become a float.
-            name = "boolean" if pa.types.is_boolean(field.type) else _pandas_name(field.type)
             frame[field.name] = pd.array(table[field.name].to_pylist(), dtype=name)
     if INDEX in frame:
         frame = frame.set_index(INDEX)
         frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
     return frame
+
+
+def table_of(frame: pd.DataFrame) -> pa.Table:
+    """The reverse of :func:`frame_of`."""
+    import pyarrow as pa
+
+    names = pa.array(frame.index.astype(str), pa.large_string())
+    metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(metadata)
+    return table.add_column(0, INDEX, names)
 
 
 def _numpy(array: pa.Array) -> NDArray[Any]:
@@ -118,9 +127,15 @@ def _numpy(array: pa.Array) -> NDArray[Any]:
     return values
 
 
-def _pandas_name(type_: pa.DataType) -> str:
-    """Name that pandas gives a nullable integer type: ``Int64`` for int64, ``UInt8`` for uint8."""
-    return str(type_).replace("int", "Int").replace("uI", "UI")
+def _nullable_name(type_: pa.DataType) -> str:
+    """What pandas calls its type for values of `type_` and nulls; empty where it has none."""
+    import pyarrow as pa
+
+    if pa.types.is_integer(type_):
+        # ``Int64`` for int64, ``UInt8`` for uint8
+        return str(type_).replace("int", "Int").replace("uI", "UI")
+    names = {"bool": "boolean", "string": "string", "large_string": "string"}
+    return names.get(str(type_), "")
 
 
 class VarFeatures:

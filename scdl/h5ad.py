@@ -56,7 +56,7 @@ class H5adFile(Source):
         self._file = _open_hdf5(self.path)
         try:
             with readable(self.path):
-                self.matrix_name = self._choose_matrix(matrix)
+                self.matrix_name = self.element = self._choose_matrix(matrix)
                 self.obs = self._table("obs")
                 self._var = self._table("raw/var" if self.matrix_name == "raw/X" else "var")
                 self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
@@ -141,7 +141,7 @@ class H5adFile(Source):
             if name != self.matrix_name and name in self._file:
                 with readable(f"{self.path}: {name}"):
                     element = self._element_of_rest(name)
-                yield _seam_name(name, element), element
+                yield name, element
 
     def _element_of_rest(self, name: str) -> SparseParts | Reader | Any:
         element = self._file[name]
@@ -226,12 +226,6 @@ def _sparse_shape(element: h5py.Group) -> tuple[int, ...]:
 
 
 _OLD_NAMES = {"raw/X": "raw.X", "raw/var": "raw.var"}
-
-
-def _seam_name(name: str, element: Any) -> str:
-    """Graphs are the sparse matrices of obsp by rows."""
-    by_rows = isinstance(element, SparseParts) and element.sparse.format == "csr"
-    return name.replace("obsp/", "graphs/", 1) if by_rows and name.startswith("obsp/") else name
 
 
 def _open_hdf5(path: str) -> h5py.File:

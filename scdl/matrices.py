@@ -7,7 +7,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -22,6 +22,7 @@ from storage_backends.errors import refused_write
 BLOCK_VALUES = 1 << 20
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Rows of an array of numbers."""
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scdl.errors import ArchiveFormatError
 from storage_backends.base import INDEX as INDEX
 from storage_backends.base import INDEX_NAME as INDEX_NAME
+from storage_backends.base import NULLABLE as NULLABLE
 
 DATA, INDICES, INDPTR = "data", "indices", "indptr"
 MATRIX = (DATA, INDICES, INDPTR)

@@ -1,17 +1,20 @@
-"""What a conversion reads from: an AnnData file, or an archive of any backend."""
+"""What a conversion or an export reads from: an AnnData file, or an archive of any backend."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from scdl import csr
 from scdl.errors import SourceError
-from scdl.matrices import Bounds, Csr, Dense, Matrix, Reader
+from scdl.features import frame_of, table_of
+from scdl.matrices import Bounds, Csr, Dense, Matrix, Offsets, Reader, check_shape
 from scdl.schema import (
     DATA,
     INDICES,
@@ -32,10 +35,21 @@ _BY = {"csr": Csr, "csc": Csc}
 
 
 class SparseParts(NamedTuple):
-    """A sparse matrix that is copied as it is stored."""
+    """A sparse matrix that is copied as it is stored, or with its rows in order.
+
+    Attributes
+    ----------
+    sparse
+        What it is.
+    parts
+        Readers of its three arrays.
+    is_sorted
+        Whether the rows may stay as they are.
+    """
 
     sparse: Sparse
     parts: Mapping[str, Reader]
+    is_sorted: bool = True
 
 
 class Source(ABC):
@@ -48,7 +62,9 @@ class Source(ABC):
     label
         What the archive remembers as their origin.
     matrix_name
-        The matrix taken, such as ``raw/X``.
+        The matrix taken, such as ``raw/X``; of an archive, what it was taken from.
+    element
+        Element of the source that it is.
     matrix
         Its rows.
     obs
@@ -60,6 +76,7 @@ class Source(ABC):
     path: str
     label: str | None
     matrix_name: str
+    element: str
     matrix: Matrix
     obs: TableSource
     first_row: int = 0
@@ -117,7 +134,8 @@ class Source(ABC):
         Yields
         ------
         name, element
-            A sparse matrix, a reader of a dense one, or any other element as an object.
+            Its name in an AnnData; a sparse matrix, a reader of a dense one, or any other element
+            as an object.
         """
 
 
@@ -154,69 +172,153 @@ class _StoredRows(Csr):
         self.size = store.spec(prefix + DATA).length
 
 
+class Elements:
+    """What an archive holds, by the names that AnnData has for it.
+
+    Parameters
+    ----------
+    store, info
+        The archive.
+    block
+        Feature block that the matrix is of.
+
+    Attributes
+    ----------
+    genes
+        The table of genes of the matrix.
+    """
+
+    def __init__(self, store: ArrayStore, info: Info, block: int) -> None:
+        self.store, self.info = store, info
+        self.block = block
+        self.n_vars = info.blocks[block].n_vars
+        self.genes = genes_of(info.element)
+
+    def names(self) -> list[str]:
+        """Every element, those of the schema first."""
+        store = self.store
+        graphs = [f"obsp/{key}" for key in keys(store.arrays, "graphs")]
+        other = [name for name in store.sparse if not name.startswith("graphs/")]
+        parts = {*MATRIX, *(f"{name}/{part}" for name in other for part in MATRIX)}
+        dense = [n for n in store.arrays if n not in parts and not n.startswith("graphs/")]
+        found = [OBS, self.genes, self.info.element, *graphs, *other, *dense, *store.elements]
+        return list(dict.fromkeys(found))
+
+    def sparse(self, name: str) -> tuple[str, Sparse] | None:
+        """What stands before the names of a sparse element's arrays, and its shape."""
+        cells = self.info.n_obs
+        if name == self.info.element and DATA in self.store.arrays:
+            return "", Sparse("csr", (cells, self.n_vars))
+        kind, _, key = name.partition("/")
+        if kind == "obsp" and graph_array(key, DATA) in self.store.arrays:
+            return graph_array(key, ""), Sparse("csr", (cells, cells))
+        return (f"{name}/", self.store.sparse[name]) if name in self.store.sparse else None
+
+    def is_sorted(self, name: str) -> bool:
+        """Whether the rows of a sparse element may stay as they are stored.
+
+        Where an archive has its genes in another order, that goes for all matrices of cells and
+        genes.
+        """
+        return self.info.is_sorted or not (name.endswith("X") or name.startswith("layers/"))
+
+    def __getitem__(self, name: str) -> SparseParts | Reader | Any:
+        """A sparse matrix, a reader of a dense one, or any other element as an object."""
+        found = self.sparse(name)
+        if found is not None:
+            parts = {part: StoredArray(self.store, found[0] + part) for part in MATRIX}
+            return SparseParts(found[1], parts, self.is_sorted(name))
+        if name in self.store.arrays:
+            return StoredArray(self.store, name)
+        if name == self.genes:
+            return frame_of(self.store.read_table(var_table(self.block)))
+        return self.store.read_element(name)
+
+
+def genes_of(matrix: str) -> str:
+    """The table of genes that a matrix has."""
+    return "raw/var" if matrix == "raw/X" else "var"
+
+
 class ArchiveSource(Source):
     """A feature block of an archive.
 
     Parameters
     ----------
-    store
+    store, info
         The archive.
     block
         Index of the block.
     matrix
         A matrix of an AnnData that the archive keeps besides; None: the one it is made for.
+
+    Raises
+    ------
+    SourceError
+        It has no such matrix.
     """
 
     def __init__(self, store: ArrayStore, info: Info, block: int, matrix: str | None) -> None:
-        self._store, self._block = store, block
+        self._store = store
+        self._elements = Elements(store, info, block)
         self.path = store.path
         self.label = info.blocks[block].label
-        self._alone = len(info.blocks) == 1
         self.first_row = info.blocks[block - 1].stop if block else 0
         self._rows = self.first_row, info.blocks[block].stop
-        self._n_cells = info.n_obs
-        self._n_vars = info.blocks[block].n_vars
-        self.obs = self._obs(info)
-        taken = dict.fromkeys(info.matrices)
-        own = next(iter(taken)) if len(taken) == 1 else "X"
-        self.matrix_name = own if matrix is None else matrix
-        self._is_own = self.matrix_name == own and DATA in store.arrays
+        self.obs = (
+            StoredTable(store, OBS, self._rows[1], self._rows[0])
+            if OBS in store.tables
+            else NoTable(self._rows[1] - self._rows[0])
+        )
+        self.element, self.matrix_name = self._choose(matrix)
+        self._genes = genes_of(self.element)
         self.matrix = self._matrix()
 
-    @property
-    def n_vars(self) -> int:
-        return self._n_vars
-
-    def _obs(self, info: Info) -> TableSource:
-        if OBS not in self._store.tables:
-            return NoTable(self._rows[1] - self._rows[0])
-        return StoredTable(self._store, OBS, self._rows[1], self._rows[0])
+    def _choose(self, matrix: str | None) -> tuple[str, str]:
+        """The element to take, and what it was made from."""
+        info = self._elements.info
+        origins = dict.fromkeys(info.matrices)
+        origin = next(iter(origins)) if len(origins) == 1 else info.element
+        if matrix in (None, origin):
+            return info.element, origin
+        known = [n for n in self._elements.names() if n.endswith("X") or n.startswith("layers/")]
+        if matrix == info.element or matrix not in known or len(info.blocks) > 1:
+            there = [origin, *(name for name in known if name != info.element)]
+            raise SourceError(
+                f"{self.path}: there is no matrix {matrix}; the archive has: {', '.join(there)}"
+            )
+        return matrix, matrix
 
     def _matrix(self) -> Matrix:
-        if self._is_own:
-            return _StoredRows(self._store, "", self._rows, self._n_vars)
-        name, where = self.matrix_name, f"{self.path}: {self.matrix_name}"
-        shape = (self._rows[1] - self._rows[0], self._n_vars)
-        if name in self._store.arrays and self._alone:
-            return Dense(where, StoredArray(self._store, name), shape)
-        if name not in self._store.sparse or not self._alone:
-            there = [n for n in (*self._store.sparse, *self._store.arrays) if "X" in n]
-            raise SourceError(
-                f"{self.path}: there is no matrix {name}; the archive was made from "
-                f"{', '.join(there) or 'one'}"
-            )
-        sparse = self._store.sparse[name]
-        parts = {part: StoredArray(self._store, f"{name}/{part}") for part in MATRIX}
-        return _BY[sparse.format](where, parts, shape)
+        name, where = self.element, f"{self.path}: {self.element}"
+        found = self._elements.sparse(name)
+        if found is not None and not found[0]:
+            return _StoredRows(self._store, "", self._rows, self.n_vars)
+        element = self._elements[name] if found or name in self._store.arrays else None
+        shape = self._rows[1] - self._rows[0], self.n_vars
+        if isinstance(element, SparseParts):
+            check_shape(where, element.sparse.shape, shape)
+            return _BY[element.sparse.format](where, element.parts, shape)
+        if element is None or len(element.item_shape) != 1:
+            raise SourceError(f"{where}: expected a matrix of numbers, dense or in CSR or CSC form")
+        check_shape(where, (len(element), *element.item_shape), shape)
+        return Dense(where, element, shape)
+
+    @cached_property
+    def n_vars(self) -> int:
+        own = self._genes == self._elements.genes
+        return self._elements.n_vars if own else self.var().num_rows
 
     def var(self) -> pa.Table:
-        return self._store.read_table(var_table(self._block))
+        if self._genes == self._elements.genes:
+            return self._store.read_table(var_table(self._elements.block))
+        return table_of(self._store.read_element(self._genes))
 
     def graph(self, key: str) -> Matrix | None:
         prefix = graph_array(key, "")
         if prefix + DATA not in self._store.arrays:
             return None
-        return _StoredRows(self._store, prefix, self._rows, self._n_cells)
+        return _StoredRows(self._store, prefix, self._rows, self._elements.info.n_obs)
 
     def vectors(self, key: str) -> Reader:
         name = obsm_array(key)
@@ -236,53 +338,59 @@ class ArchiveSource(Source):
 
     @property
     def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
-        if not self._is_own:
+        if self.element != self._elements.info.element or DATA not in self._store.arrays:
             return {DATA: self.matrix.dtype}
         return {part: self._store.spec(part).dtype for part in MATRIX}
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        names = [*self._store.sparse, *self._store.elements]
-        within = {f"{name}/{part}" for name in self._store.sparse for part in MATRIX}
-        names += [n for n in self._store.arrays if n not in {*within, *MATRIX}]
-        kept = {f"graphs/{key}" for key in self.kept_graphs} | carried | {self.matrix_name}
-        return [name for name in names if name not in kept]
+        kept = carried | {OBS, self.element, self._genes}
+        return [name for name in self._elements.names() if name not in kept] + [*self.unread]
+
+    @property
+    def unread(self) -> Sequence[str]:
+        return self._store.unread
 
     def rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
-        store = self._store
-        within = set(MATRIX)
-        for name, sparse in store.sparse.items():
-            parts = {part: StoredArray(store, f"{name}/{part}") for part in MATRIX}
-            within |= {f"{name}/{part}" for part in MATRIX}
-            yield name, SparseParts(sparse, parts)
-        for name in store.arrays:
-            if name not in within and not name.startswith("graphs/"):
-                yield name, StoredArray(store, name)
-        for key in self.kept_graphs:
-            # Backends that know no sparse matrices but graphs.
-            if f"graphs/{key}" not in store.sparse:
-                n_obs = self.n_obs
-                parts = {part: StoredArray(store, graph_array(key, part)) for part in MATRIX}
-                yield f"graphs/{key}", SparseParts(Sparse("csr", (n_obs, n_obs)), parts)
-        for name in store.elements:
-            yield name, store.read_element(name)
+        for name in self._elements.names():
+            if name not in (OBS, self.element, self._genes):
+                yield name, self._elements[name]
 
 
 def write_rest(source: Source, writer: ArrayWriter, bounds: Bounds) -> None:
     """Copy every element besides the matrix, its genes and obs, in bounded memory where large."""
     for name, element in source.rest():
         if isinstance(element, SparseParts):
-            writer.write_sparse(name, element.sparse)
-            for part, reader in element.parts.items():
-                _copy(writer, f"{name}/{part}", reader, bounds)
-        elif hasattr(element, "read") and hasattr(element, "item_shape"):
+            _write_sparse(f"{source.path}: {name}", writer, name, element, bounds)
+        elif isinstance(element, Reader):
             _copy(writer, name, element, bounds)
         else:
             writer.write_element(name, element)
 
 
+def _write_sparse(
+    where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
+) -> None:
+    sparse, parts, is_sorted = element
+    if sparse.format == "csr" and name.startswith("obsp/"):
+        name = name.replace("obsp", "graphs", 1)
+    writer.write_sparse(name, sparse)
+    if is_sorted or sparse.format == "csc":
+        for part, reader in parts.items():
+            _copy(writer, f"{name}/{part}", reader, bounds)
+        return
+    with Offsets(bounds) as offsets:
+        for block in Csr(where, parts, sparse.shape).blocks(bounds):
+            rows = csr.clean(block, sparse.shape[1], where)
+            writer.append(f"{name}/{DATA}", rows.data)
+            writer.append(f"{name}/{INDICES}", rows.indices)
+            offsets.add(rows.indptr)
+        for part in (DATA, INDICES):
+            writer.append(f"{name}/{part}", parts[part].read(0, 0))
+        for values in offsets.read(parts[INDPTR].dtype):
+            writer.append(f"{name}/{INDPTR}", values)
+
+
 def _copy(writer: ArrayWriter, name: str, reader: Reader, bounds: Bounds) -> None:
     rows = max(1, bounds.values // max(int(np.prod(reader.item_shape)), 1))
     for start in range(0, max(len(reader), 1), rows):
-        values = reader.read(start, min(start + rows, len(reader)))
-        # Archives store no booleans.
-        writer.append(name, values.astype(np.uint8) if values.dtype == bool else values)
+        writer.append(name, reader.read(start, min(start + rows, len(reader))))

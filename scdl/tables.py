@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scdl.errors import CastError
-from scdl.schema import INDEX, Block, var_table
-from storage_backends.base import ArrayStore, ArrayWriter
+from scdl.schema import INDEX, NULLABLE, Block, var_table
+from storage_backends.base import ArrayStore, ArrayWriter, is_nullable
 from storage_backends.errors import one_line
 
 ROWS_AT_ONCE = 1 << 16
@@ -85,7 +85,7 @@ def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
     metadata = [source.schema.metadata for source in sources]
     # What the index is called, where all agree.
     agreed = metadata[0] if all(m == metadata[0] for m in metadata) else None
-    schema = pa.schema([pa.field(column.name, column.type) for column in columns], agreed)
+    schema = pa.schema([column.field for column in columns], agreed)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for source in sources:
@@ -129,7 +129,9 @@ class _United:
     def __init__(self, name: str, sources: Sequence[TableSource]) -> None:
         self.name = name
         having = [source for source in sources if name in source.schema.names]
-        types = [source.schema.field(name).type for source in having]
+        fields = [source.schema.field(name) for source in having]
+        types = [field.type for field in fields]
+        self._nullable = any(is_nullable(field) for field in fields)
         self.type: pa.DataType
         self._categories: pa.Array | None = None
         if not all(pa.types.is_dictionary(type_) for type_ in types):
@@ -141,6 +143,11 @@ class _United:
         # An order is kept only where all agree on it.
         ordered = all(type_.ordered for type_ in types) and all(c.equals(lists[0]) for c in lists)
         self.type = pa.dictionary(pa.int32(), values, ordered)
+
+    @property
+    def field(self) -> pa.Field:
+        """Name and type."""
+        return pa.field(self.name, self.type, metadata=NULLABLE if self._nullable else None)
 
     def convert(self, batch: pa.RecordBatch) -> pa.Array:
         if self.name not in batch.schema.names:

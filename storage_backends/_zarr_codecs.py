@@ -95,9 +95,9 @@ class Profile:
 
 #: The profiles by name. Sizes and speeds: docs/compression.md.
 PROFILES = {
-    "fast": Profile(1 << 15, "lz4hc"),
+    "fast": Profile(1 << 14, "lz4hc"),
     "balanced": Profile(1 << 14, "pcodec"),
-    "archive": Profile(1 << 15, "pcodec", by_detection=True),
+    "archive": Profile(1 << 14, "pcodec", by_detection=True),
     "portable": Profile(1 << 14, "zstd", portable=True),
 }
 DEFAULT_PROFILE = "balanced"

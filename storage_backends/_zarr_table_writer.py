@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.dtype import VariableLengthUTF8
 
-from storage_backends._zarr_tables import ATTRIBUTE, INDEX_NAME, stand_in
-from storage_backends.base import INDEX
+from storage_backends._zarr_tables import ATTRIBUTE, stand_in
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_nullable
 from storage_backends.errors import OutputError, refused_write
 
 if TYPE_CHECKING:
@@ -224,7 +224,10 @@ class _Target:
 
         for column in columns:
             column.finish()
-        fields = [field.remove_metadata() for field in self._schema]
+        fields = [
+            field.with_metadata(NULLABLE) if is_nullable(field) else field.remove_metadata()
+            for field in self._schema
+        ]
         metadata = {INDEX_NAME: self._index_name} if self._index_name is not None else None
         schema = pa.schema(fields, metadata=metadata).serialize().to_pybytes()
         written = columns[: len(fields)]
@@ -268,6 +271,7 @@ class _Column:
         self.nulls = nulls
         #: Whether AnnData is to see it.
         self.is_seen = "/" not in path
+        self._nullable = is_nullable(field)
         self._target = target
         #: Type of what ``encode`` gives.
         self.stored: Any = stand_in(field.type)
@@ -282,7 +286,7 @@ class _Column:
         """Append what ``encode`` gave; the first part has the length of a chunk."""
         if self._values is None:
             self._values = self._begin(len(part))
-        if part.null_count and self._mask is None:
+        if (part.null_count or self._nullable) and self._mask is None:
             self._values, self._mask = self._begin_mask(self._values)
         _append(self._values, _to_numpy(part, self._null))
         if self._mask is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import zarr
 
-from storage_backends.base import INDEX, INDEX_NAME
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.errors import (
     ArchiveFormatError,
     ArrayNotFoundError,
@@ -42,6 +42,7 @@ class _Column(NamedTuple):
     type: pa.DataType
     length: int
     read: Callable[[int, int], pa.Array]
+    nullable: bool = False
 
 
 class ZarrTable:
@@ -116,7 +117,10 @@ class ZarrTable:
                 self._opened[name] = self._checked(name, column)
         self.unread = unread
         self.schema = pa.schema(
-            [pa.field(name, column.type) for name, column in self._opened.items()],
+            [
+                pa.field(name, column.type, metadata=NULLABLE if column.nullable else None)
+                for name, column in self._opened.items()
+            ],
             metadata=None if index == INDEX else {INDEX_NAME: index},
         )
 
@@ -316,7 +320,7 @@ def _masked(values: _Column | None, mask: _Column | None) -> _Column | None:
         absent = mask.read(start, stop).cast(pa.bool_())
         return pc.if_else(absent, pa.scalar(None, values.type), values.read(start, stop))
 
-    return _Column(values.type, values.length, masked)
+    return _Column(values.type, values.length, masked, nullable=True)
 
 
 def _as_text(column: _Column) -> _Column:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 INDEX = "_index"
 #: Metadata of a table's schema: what that column is called elsewhere; a backend need not keep it.
 INDEX_NAME = b"index_name"
+#: Metadata of a field: pandas has the column in a type of its own for nulls, also where there are
+#: none; a backend need not keep it.
+NULLABLE = {b"nullable": b"1"}
 
 #: Types of numbers that every backend stores.
 DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))
@@ -218,6 +221,11 @@ class ArrayStore(ABC):
         known = ", ".join(self.elements) or "none"
         raise ArrayNotFoundError(f"{self.path}: there is no element {name!r}; it holds: {known}")
 
+    @property
+    def unread(self) -> Sequence[str]:
+        """What a foreign archive holds besides, and the backend cannot read."""
+        return ()
+
     def close(self) -> None:  # noqa: B027 - a store without resources has nothing to do
         """Let go of files and memory; views that were handed out stay valid."""
 
@@ -376,6 +384,11 @@ class Backend(NamedTuple):
                     f"{', '.join(self.options) or 'none'}"
                 )
         return self.writer.create(path, replace=replace, **options)
+
+
+def is_nullable(field: pa.Field) -> bool:
+    """Whether a column is of a type of its own for nulls."""
+    return (field.metadata or {}).items() >= NULLABLE.items()
 
 
 def check_ranges(

@@ -24,16 +24,6 @@ _LEAST_VALUES = 1 << 15
 
 
 @intrinsic
-def _trailing_zeros(typingctx: Any, word: Any) -> Any:
-    """Index of the lowest bit set; 64 for none."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), codegen
-
-
-@intrinsic
 def _bits(typingctx: Any, word: Any) -> Any:
     """Number of bits set."""
 
@@ -95,10 +85,8 @@ def _sort(
 ) -> int:
     n_words = (n_columns + 63) // 64
     seen = np.zeros(n_words, np.uint64)
-    values = np.empty(n_words * 64, data.dtype)
-    # Room for the ids that are written ahead of the count.
-    ids = np.empty(n_columns + 4, indices.dtype)
-    one, low, high, four = np.uint64(1), np.uint64(63), np.uint64(6), np.uint64(4)
+    before = np.empty(n_words, np.int64)
+    one, low, high = np.uint64(1), np.uint64(63), np.uint64(6)
     limit = np.uint64(n_columns)
     n_unsorted = 0
     for row in range(len(indptr) - 1):
@@ -116,40 +104,26 @@ def _sort(
             sorted_data[:] = given_data
             continue
         n_unsorted += 1
-        # One bit a column; reading the bits back in order sorts without comparing.
+        # One bit a column; the place of an id is the number of bits below its own.
         for k in range(len(given)):
             # A negative id becomes a large one.
             column = np.uint64(given[k])
             if column >= limit:
                 return OUT_OF_RANGE
             seen[column >> high] |= one << (column & low)
-            values[column] = given_data[k]
-        count = np.uint64(0)
+        count = np.int64(0)
         for word_index in range(n_words):
-            word = seen[word_index]
-            seen[word_index] = np.uint64(0)
-            base = np.uint64(word_index) << high
-            n = _bits(word)
-            # Four at a time, needed or not: a branch for each bit would cost more.
-            ids[count] = base + _trailing_zeros(word)
-            word &= word - one
-            ids[count + one] = base + _trailing_zeros(word)
-            word &= word - one
-            ids[count + np.uint64(2)] = base + _trailing_zeros(word)
-            word &= word - one
-            ids[count + np.uint64(3)] = base + _trailing_zeros(word)
-            word &= word - one
-            position = count + four
-            while word != np.uint64(0):
-                ids[position] = base + _trailing_zeros(word)
-                word &= word - one
-                position += one
-            count += n
-        if count != np.uint64(len(given)):
+            before[word_index] = count
+            count += np.int64(_bits(seen[word_index]))
+        if count != len(given):
             return REPEATED
         for k in range(len(given)):
-            sorted_ids[k] = ids[k]
-            sorted_data[k] = values[np.uint64(ids[k])]
+            column = np.uint64(given[k])
+            word = column >> high
+            place = before[word] + np.int64(_bits(seen[word] & ((one << (column & low)) - one)))
+            sorted_ids[place] = given[k]
+            sorted_data[place] = given_data[k]
+        seen[:] = np.uint64(0)
     return n_unsorted
 
 
