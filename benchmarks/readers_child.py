@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import functools
 import gc
-import inspect
 import mmap
 import os
 import time
@@ -54,6 +53,10 @@ def sums(path: str) -> dict[str, Any]:
     return {"sums": [len(dataset), values, total, weighted]}
 
 
+#: Cells that are read at once for dense batches, which are then cut from them.
+_READ_CELLS = 1_024
+
+
 def epoch(
     path: str, block: int, batch: int, seed: int, dense: bool = False, limit: int | None = None
 ) -> dict[str, Any]:
@@ -79,19 +82,20 @@ def cold_epoch(path: str, block: int, batch: int, seed: int) -> dict[str, Any]:
 def _epoch(
     dataset: Any, block: int, batch: int, seed: int, dense: bool = False, limit: int | None = None
 ) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    # Dense arrays do not show in which order the values of a cell are read.
-    if dense and "ordered" in inspect.signature(dataset.read_rows).parameters:
-        options = {"ordered": False}
-    cells = 0
+    read = max(batch, _READ_CELLS) if dense else batch
+    cells = count = 0
     start = time.perf_counter()
-    for count, rows in enumerate(_blocks(len(dataset), block, batch, seed)):
-        if count == limit:
-            break
-        loaded = dataset.read_rows(rows, **options)
-        if dense:
-            loaded.to_dense().astype(np.float32, copy=False)
-        cells += len(loaded)
+    for rows in _blocks(len(dataset), block, read, seed):
+        # Dense arrays do not show in which order the values of a cell are read.
+        loaded = dataset.read_rows(rows, ordered=not dense)
+        for first in range(0, len(loaded), batch):
+            if count == limit:
+                return {"seconds": time.perf_counter() - start, "cells": cells}
+            part = loaded[first : first + batch]
+            if dense:
+                part.to_dense().astype(np.float32, copy=False)
+            cells += len(part)
+            count += 1
     return {"seconds": time.perf_counter() - start, "cells": cells}
 
 

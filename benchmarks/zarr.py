@@ -37,8 +37,6 @@ from benchmarks.real_cells import celltypist_cells, synthetic_cells
 from benchmarks.spec import DataSpec
 from benchmarks.talk import THREADS, Child
 from benchmarks.workspace import Workspace
-from scdl.conversion import ConvertOptions
-from storage_backends import registry
 
 _HERE = Path(__file__).parent
 _TOY = DataSpec(cells=200, genes=500, nnz_per_cell=40)
@@ -129,14 +127,9 @@ class Bench:
     _paths: dict[str, Path] = field(default_factory=dict)
 
     @property
-    def profiles(self) -> tuple[str, ...]:
-        """Of the Zarr backend, once it exists."""
-        return PROFILES if zarr_is_there() else ()
-
-    @property
     def names(self) -> tuple[str, ...]:
         """Of the archives that can be had here."""
-        return (*self.profiles, MEMMAP, *((ANNBATCH,) if self.theirs else ()))
+        return (*PROFILES, MEMMAP, *((ANNBATCH,) if self.theirs else ()))
 
     def child(self, name: str) -> Child:
         """The process that reads an archive."""
@@ -178,11 +171,6 @@ class Bench:
             run = child.watched("convert", **conversion(name, source, target))
         shutil.rmtree(target)
         return run
-
-
-def zarr_is_there() -> bool:
-    """Whether the backend and its profiles exist yet."""
-    return "zarr" in registry.names() and "compression" in ConvertOptions.__annotations__
 
 
 def fresh_child(name: str, python: Path | None) -> Child:
@@ -248,7 +236,7 @@ def dense(bench: Bench) -> list[Outcome]:
         ratio = ours.over(rates["balanced"])
         title = "dense epoch, archive over balanced"
         note = (
-            f"batches of {DENSE_BATCH} cells as float32; scdl reads a block a batch, annbatch's "
+            f"batches of {DENSE_BATCH} cells as float32; scdl reads 16 blocks at once; annbatch's "
             "loader shuffles the blocks that it takes, and scipy makes its batches dense"
         )
         outcomes.append(Outcome(title, at_least(1, "x"), ratio, ours, None, _RATE, note))
@@ -303,7 +291,7 @@ def _over_theirs(what: str, rates: dict[str, Spread], required: dict[str, float]
 
 
 def convert(bench: Bench) -> list[Outcome]:
-    if not bench.profiles:
+    if not PROFILES:
         return []
     source = bench.workspace.h5ad()
     names = ("balanced", *((ANNBATCH,) if bench.theirs else ()))
@@ -321,7 +309,7 @@ def convert(bench: Bench) -> list[Outcome]:
 
 
 def convert_large(bench: Bench) -> list[Outcome]:
-    if not bench.profiles or not bench.times:
+    if not PROFILES or not bench.times:
         return []
     run = bench.conversion("balanced", bench.workspace.h5ad(times=bench.times))
     what = f"convert {bench.times} x the cells to balanced: memory"
@@ -457,7 +445,7 @@ def main(arguments: list[str] | None = None) -> ZarrReport | None:
         bench = Bench(workspace, ours, theirs, python, repeats, times, console.print, seconds)
         outcomes = run(bench, options.only or list(CASES))
         remarks = [_their_settings(theirs) if theirs else f"annbatch is left out: {absence}."]
-        if not bench.profiles:
+        if not PROFILES:
             remarks.append("There is no Zarr backend yet: of scdl, only memmap is measured.")
     spec = workspace.spec
     data = f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 
@@ -12,6 +13,13 @@ def read_element(element: Any) -> Any:
     from anndata.io import read_elem
 
     return read_elem(element)
+
+
+def writing_strings() -> AbstractContextManager[None]:
+    """Let anndata write text with nulls, which its releases before 0.11 cannot read."""
+    import anndata
+
+    return anndata.settings.override(allow_write_nullable_strings=True)
 
 
 def legacy_rest(path: str, matrix_name: str) -> Iterator[tuple[str, Any]]:

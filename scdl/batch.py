@@ -53,6 +53,23 @@ class CellBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitem__(self, cells: slice) -> CellBatch:
+        """Some consecutive cells, whose arrays are views of this batch's."""
+        start, stop, step = cells.indices(len(self))
+        if step != 1:
+            raise ValueError(f"a batch is cut into consecutive cells, not by steps of {step}")
+        stop = max(start, stop)
+        first, last = int(self.indptr[start]), int(self.indptr[stop])
+        return CellBatch(
+            self.data[first:last],
+            self.indices[first:last],
+            self.indptr[start : stop + 1] - first,
+            self.n_vars,
+            self.rows[start:stop],
+            {name: values[start:stop] for name, values in self.obs.items()},
+            {key: vectors[start:stop] for key, vectors in self.obsm.items()},
+        )
+
     @property
     def shape(self) -> tuple[int, int]:
         """Cells and genes."""

@@ -62,12 +62,12 @@ class Caster:
         """
         if values.dtype == self.dtype or not len(values):
             return values.astype(self.dtype, copy=False)
-        if self.dtype.kind == "u":
+        if self.dtype.kind in "iu":
             return self._to_integer(values, where)
         return self._to_float(values, where)
 
     def _to_integer(self, values: NDArray[Any], where: str) -> NDArray[Any]:
-        limit = int(np.iinfo(self.dtype).max)
+        limits = np.iinfo(self.dtype)
         if values.dtype.kind == "f":
             if not np.isfinite(values).all():
                 raise self._error(where, values[~np.isfinite(values)][0])
@@ -78,7 +78,7 @@ class Caster:
             values = whole
         # As Python numbers: they compare exactly, whatever the types are.
         for extreme in (values.min().item(), values.max().item()):
-            if not 0 <= extreme <= limit:
+            if not limits.min <= extreme <= limits.max:
                 raise self._error(where, extreme)
         return values.astype(self.dtype)
 

@@ -277,7 +277,9 @@ class _Conversion:
             ),
             target=writer.path,
         )
-        kept = self._alone.kept_dtypes if self._alone is not None else {}
+        # The types of an archive stay, where all sources have the same.
+        first, *others = (file.kept_dtypes for file in files)
+        kept = first if all(other == first for other in others) else {}
         largest = max(file.n_vars for file in files) - 1
         self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
         self._indptr_dtype = _unsigned(kept.get(INDPTR))
@@ -321,7 +323,7 @@ class _Conversion:
                 self._write_graph(key)
         self._write_matrix(bar)
         matrices = tuple(file.matrix_name for file in self._files)
-        element = matrices[0] if self._whole else "X"
+        element = self._files[0].element if self._whole else "X"
         info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
         # Before the commit: a warning may be an error to the caller.
         self.caster.warn(self._writer.path)

@@ -104,6 +104,7 @@ class H5Table(TableSource):
         self.num_rows = int(dataset.shape[0])
         names = dataset.dtype.names
         index = "index" if "index" in names else names[0]
+        self._index_name = index
         self._add(INDEX, _as_text(_field(dataset, index)))
         for name in names:
             if name == index:

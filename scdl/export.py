@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,9 +17,11 @@ from anndata.io import write_elem
 from numpy.typing import NDArray
 
 from scdl import csr
+from scdl.anndata_elements import writing_strings
 from scdl.errors import ArchiveExistsError, SourceError
 from scdl.features import frame_of
-from scdl.schema import DATA, INDPTR, MATRIX, OBS, Info, graph_array, keys, var_table
+from scdl.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info
+from scdl.sources import Elements
 from storage_backends.base import ArrayStore, Sparse
 from storage_backends.errors import refused_write
 
@@ -60,14 +62,12 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"
         )
-    view = _AnnDataView(store)
+    view = _View(store)
+    part = f"{target}.{secrets.token_hex(4)}.part"
     with refused_write(target):
-        handle, part = tempfile.mkstemp(dir=os.path.dirname(target), suffix=".h5ad-part")
-        os.close(handle)
         try:
             with h5py.File(part, "w") as file:
                 _write(view, file, {} if gzip is None else {"compression": gzip})
-            os.chmod(part, 0o666 & ~_umask())
             os.replace(part, target)
         finally:
             with suppress(FileNotFoundError):
@@ -76,31 +76,23 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
 
 def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> anndata.AnnData:
     """Cells of an archive as an AnnData in memory; `rows` are positions, None: all."""
-    view = _AnnDataView(store, rows)
-    parts: dict[str, dict[str, Any]] = {mapping: {} for mapping in _MAPPINGS}
+    view = _View(store, rows)
+    parts: dict[str, dict[str, Any]] = {mapping: {} for mapping in (*_MAPPINGS, "raw")}
     others: dict[str, Any] = {}
     for name in view.names():
         holder, _, key = name.partition("/")
-        if holder in parts:
-            parts[holder][key] = view.read(name)
-        else:
-            others[name] = view.read(name)
-    raw_varm = {k.removeprefix("raw/varm/"): v for k, v in others.items() if "raw/varm/" in k}
-    adata = anndata.AnnData(
-        X=others.get("X"),
-        obs=others["obs"],
-        var=others["var"],
-        uns=others.get("uns"),
-        **parts,
-    )
-    if "raw/X" in others:
-        raw = {"X": others["raw/X"], "var": others["raw/var"], "varm": raw_varm}
-        adata.raw = anndata.AnnData(**raw, obs=pd.DataFrame(index=adata.obs_names))
+        (parts[holder] if holder in parts else others)[key or name] = view.read(name)
+    raw = parts.pop("raw")
+    adata = anndata.AnnData(**others, **parts)
+    if "X" in raw:
+        varm = {k.removeprefix("varm/"): v for k, v in raw.items() if k.startswith("varm/")}
+        names = pd.DataFrame(index=adata.obs_names)
+        adata.raw = anndata.AnnData(raw["X"], obs=names, var=raw["var"], varm=varm)
     return adata
 
 
-class _AnnDataView:
-    """What an archive holds, by the names that AnnData has for it.
+class _View(Elements):
+    """What an archive holds, in memory.
 
     Parameters
     ----------
@@ -109,83 +101,32 @@ class _AnnDataView:
     """
 
     def __init__(self, store: ArrayStore, rows: NDArray[np.int64] | None = None) -> None:
-        self.store, self.rows = store, rows
-        self.info = Info.from_attrs(store.attrs, store.path)
-        self._block = self._only_block()
-        self.n_obs = self.info.n_obs if rows is None else len(rows)
-
-    def _only_block(self) -> int:
-        blocks = self.info.blocks
-        if len(blocks) == 1:
-            return 0
-        stops = [block.stop for block in blocks]
-        taken = (
-            range(len(blocks))
-            if self.rows is None
-            else np.unique(np.searchsorted(stops, self.rows, side="right")).tolist()
-        )
-        if len(taken) != 1:
-            raise SourceError(
-                f"{self.store.path}: its cells are of {len(blocks)} feature blocks, each with "
-                "genes of its own, and an AnnData has one var; take the rows of one block, which "
-                f"end at {', '.join(map(str, stops))}"
-            )
-        return int(taken[0])
-
-    @property
-    def n_vars(self) -> int:
-        """Genes of the matrix."""
-        return self.info.blocks[self._block].n_vars
-
-    def names(self) -> Iterator[str]:
-        """Every element."""
-        element, store = self.info.element, self.store
-        yield from ("obs", "raw/var" if element == "raw/X" else "var", element)
-        within = {f"{name}/{part}" for name in store.sparse for part in MATRIX}
-        graphs = [f"graphs/{key}" for key in keys(store.arrays, "graphs")]
-        for name in dict.fromkeys([*store.sparse, *graphs]):
-            yield name.replace("graphs/", "obsp/", 1)
-        for name in store.arrays:
-            if name not in within and name not in MATRIX and not name.startswith("graphs/"):
-                yield name
-        yield from store.elements
-        if element == "raw/X" and "var" not in store.elements:
-            yield "var"
-
-    def sparse(self, name: str) -> tuple[str, Sparse] | None:
-        """Prefix of the arrays of a sparse element, and what it is; None where it is none."""
-        if name == self.info.element:
-            return "", Sparse("csr", (self.info.n_obs, self.n_vars))
-        graph = name.replace("obsp/", "graphs/", 1)
-        if graph_array(graph.removeprefix("graphs/"), DATA) in self.store.arrays:
-            return f"{graph}/", Sparse("csr", (self.info.n_obs, self.info.n_obs))
-        return (f"{name}/", self.store.sparse[name]) if name in self.store.sparse else None
+        info = Info.from_attrs(store.attrs, store.path)
+        super().__init__(store, info, _only_block(store.path, info, rows))
+        self.rows = rows
 
     def read(self, name: str) -> Any:
-        """An element in memory, of the chosen cells."""
+        """An element, of the chosen cells."""
+        if name == OBS:
+            return self._obs()
         found = self.sparse(name)
-        by_cells = name.startswith(("obs", "layers/", "raw/X")) or name == "X"
-        if name == "obs":
-            value: Any = self._obs()
-            return value
-        if name == ("raw/var" if self.info.element == "raw/X" else "var"):
-            return frame_of(self.store.read_table(var_table(self._block)))
+        by_cells = name == "raw/X" or name.startswith(("X", "layers/", "obsm/", "obsp/"))
+        rows = self.rows if by_cells else None
         if found is not None and found[1].format == "csr":
-            value = self._rows(*found)
+            at = np.arange(found[1].shape[0]) if rows is None else rows
+            n_columns = found[1].shape[1]
+            value = _matrix(sp.csr_matrix, *self.csr(name, at), (len(at), n_columns))
         elif found is not None:
-            value = self._whole(*found)
-            value = value if self.rows is None or not by_cells else value[self.rows]
+            parts = (self.store.read(found[0] + part) for part in MATRIX)
+            value = _matrix(sp.csc_matrix, *parts, found[1].shape)
+            value = value if rows is None else value[rows]
         elif name in self.store.arrays:
-            value = self._dense(name)
-        elif name in self.store.elements:
-            value = self.store.read_element(name)
-            if self.rows is not None and by_cells:
-                value = value.iloc[self.rows] if hasattr(value, "iloc") else value[self.rows]
+            value = self._dense(name, rows)
         else:
-            return None
-        if name.startswith("obsp/") and self.rows is not None:
-            value = value[:, self.rows]
-        return value
+            value = self[name]
+            if rows is not None:
+                value = value.iloc[rows] if hasattr(value, "iloc") else value[rows]
+        return value[:, rows] if rows is not None and name.startswith("obsp/") else value
 
     def _obs(self) -> pd.DataFrame:
         if OBS not in self.store.tables:
@@ -194,25 +135,37 @@ class _AnnDataView:
         frame = frame_of(self.store.read_table(OBS))
         return frame if self.rows is None else frame.iloc[self.rows]
 
-    def _rows(self, prefix: str, sparse: Sparse) -> sp.csr_matrix:
-        rows = np.arange(sparse.shape[0]) if self.rows is None else self.rows
-        found = csr.read(self.store, prefix, rows)
-        if not self.info.is_sorted:
-            found = csr.clean(found, sparse.shape[1], self.store.path)
-        return _matrix(sp.csr_matrix, found.data, found.indices, found.indptr,
-                       (len(rows), sparse.shape[1]))  # fmt: skip
+    def csr(self, name: str, rows: NDArray[np.int64]) -> csr.SparseRows:
+        """Rows of a sparse matrix that is stored by rows."""
+        found = self.sparse(name)
+        assert found is not None
+        values = csr.read(self.store, found[0], rows)
+        if self.is_sorted(name):
+            return values
+        return csr.clean(values, found[1].shape[1], self.store.path)
 
-    def _whole(self, prefix: str, sparse: Sparse) -> Any:
-        kind = sp.csr_matrix if sparse.format == "csr" else sp.csc_matrix
-        return _matrix(kind, *(self.store.read(prefix + part) for part in MATRIX), sparse.shape)
-
-    def _dense(self, name: str) -> NDArray[Any]:
-        if self.rows is None:
+    def _dense(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any]:
+        if rows is None:
             return self.store.read(name)
         spec = self.store.spec(name)
-        out = np.empty((len(self.rows), *spec.item_shape), spec.dtype)
-        self.store.read_ranges(name, self.rows, self.rows + 1, out)
+        out = np.empty((len(rows), *spec.item_shape), spec.dtype)
+        self.store.read_ranges(name, rows, rows + 1, out)
         return out
+
+
+def _only_block(where: str, info: Info, rows: NDArray[np.int64] | None) -> int:
+    """The feature block that all cells are of."""
+    stops = [block.stop for block in info.blocks]
+    taken: Sequence[int] = range(len(stops))
+    if rows is not None and len(stops) > 1:
+        taken = np.unique(np.searchsorted(stops, rows, side="right")).tolist()
+    if len(taken) != 1:
+        raise SourceError(
+            f"{where}: its cells are of {len(stops)} feature blocks, each with genes of its own, "
+            "and an AnnData has one var; take the rows of one block, which end at "
+            f"{', '.join(map(str, stops))}"
+        )
+    return taken[0]
 
 
 def _matrix(
@@ -222,39 +175,44 @@ def _matrix(
     indptr: NDArray[Any],
     shape: tuple[int, int],
 ) -> Any:
-    # scipy computes with signed indices only, and not with halves.
-    signed = np.int64 if max(len(data), *shape) > np.iinfo(np.int32).max else np.int32
-    data = data.astype(np.float32) if data.dtype == np.float16 else data
+    signed = _index_dtype(len(data), shape)
+    data = data.astype(_readable(data.dtype), copy=False)
     return kind((data, indices.astype(signed), indptr.astype(signed)), shape=shape)
 
 
-def _write(view: _AnnDataView, file: h5py.File, options: dict[str, Any]) -> None:
+def _index_dtype(nnz: int, shape: tuple[int, int]) -> np.dtype[Any]:
+    """scipy computes with signed indices only."""
+    return np.dtype(np.int64 if max(nnz, *shape) > np.iinfo(np.int32).max else np.int32)
+
+
+def _readable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """scipy has no matrices of halves."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def _write(view: _View, file: h5py.File, options: dict[str, Any]) -> None:
     """Write every element, the large ones by blocks."""
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     for mapping in (*_MAPPINGS, "uns"):
         write_elem(file, mapping, {})
-    names = list(view.names())
+    names = view.names()
     if any(name.startswith("raw/") for name in names):
         raw = file.create_group("raw")
         raw.attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
         write_elem(raw, "varm", {})
-    for name in names:
-        found = view.sparse(name)
-        if found is not None:
-            _write_sparse(view, file, name, *found, options)
-        elif name in view.store.arrays:
-            _write_dense(view.store, file, name, options)
-        else:
-            value = view.read(name)
-            if value is None:
-                value = pd.DataFrame(index=[])
-            if name in file:
-                del file[name]
-            write_elem(file, name, value)
+    with writing_strings():
+        for name in names:
+            sparse = view.sparse(name)
+            if sparse is not None:
+                _write_sparse(view, file, name, *sparse, options)
+            elif name in view.store.arrays:
+                _write_dense(view.store, file, name, options)
+            else:
+                write_elem(file, name, view.read(name))
 
 
 def _write_sparse(
-    view: _AnnDataView,
+    view: _View,
     file: h5py.File,
     name: str,
     prefix: str,
@@ -265,33 +223,33 @@ def _write_sparse(
     group = file.create_group(name)
     group.attrs.update({"encoding-type": f"{sparse.format}_matrix", "encoding-version": "0.1.0"})
     group.attrs["shape"] = np.array(sparse.shape, np.int64)
-    nnz, n = store.spec(prefix + DATA).length, store.spec(prefix + INDPTR).length
-    signed = np.int64 if max(nnz, *sparse.shape) > np.iinfo(np.int32).max else np.int32
-    dtypes = {"data": store.spec(prefix + DATA).dtype, "indices": signed}
-    if dtypes["data"] == np.float16:
-        dtypes["data"] = np.dtype(np.float32)
-    sets = {part: _dataset(group, part, (nnz,), dtype, options) for part, dtype in dtypes.items()}
-    group.create_dataset("indptr", (n,), np.int64)
-    for part in ("data", "indices", "indptr"):
-        group[part].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    _copy(store, prefix + INDPTR, group["indptr"])
+    lengths = {part: store.spec(prefix + part).length for part in MATRIX}
+    dtypes = {
+        DATA: _readable(store.spec(prefix + DATA).dtype),
+        INDICES: _index_dtype(lengths[DATA], sparse.shape),
+        INDPTR: np.dtype(np.int64),
+    }
+    sets = {part: _dataset(group, part, (lengths[part],), dtypes[part], options) for part in MATRIX}
     if sparse.format == "csc":
         for part, dataset in sets.items():
             _copy(store, prefix + part, dataset)
         return
-    for start, stop in csr.row_spans(store, prefix, n - 1, _AT_ONCE):
-        rows = csr.read(store, prefix, np.arange(start, stop))
-        if not view.info.is_sorted:
-            rows = csr.clean(rows, sparse.shape[1], store.path)
-        first = int(store.read(prefix + INDPTR, start, start + 1)[0])
-        sets["data"][first : first + len(rows.data)] = rows.data
-        sets["indices"][first : first + len(rows.data)] = rows.indices
+    nnz = 0
+    for start, stop in csr.row_spans(store, prefix, lengths[INDPTR] - 1, _AT_ONCE):
+        rows = view.csr(name, np.arange(start, stop))
+        sets[INDPTR][start + 1 : stop + 1] = rows.indptr[1:] + nnz
+        first, nnz = nnz, nnz + len(rows.data)
+        sets[DATA][first:nnz] = rows.data
+        sets[INDICES][first:nnz] = rows.indices
+    if nnz < lengths[DATA]:
+        # Repeated genes of a cell were summed.
+        for part in (DATA, INDICES):
+            sets[part].resize((nnz,))
 
 
 def _write_dense(store: ArrayStore, file: h5py.File, name: str, options: dict[str, Any]) -> None:
     spec = store.spec(name)
     dataset = _dataset(file, name, (spec.length, *spec.item_shape), spec.dtype, options)
-    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     _copy(store, name, dataset)
 
 
@@ -299,7 +257,10 @@ def _dataset(
     group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, options: dict[str, Any]
 ) -> h5py.Dataset:
     # HDF5 cuts nothing into no chunks.
-    return group.create_dataset(name, shape, dtype, **(options if 0 not in shape else {}))
+    options = {**options, "maxshape": shape, "chunks": True} if 0 not in shape else {}
+    dataset = group.create_dataset(name, shape, dtype, **options)
+    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return dataset
 
 
 def _copy(store: ArrayStore, name: str, dataset: h5py.Dataset) -> None:
@@ -308,9 +269,3 @@ def _copy(store: ArrayStore, name: str, dataset: h5py.Dataset) -> None:
     for start in range(0, spec.length, at_once):
         stop = min(start + at_once, spec.length)
         dataset[start:stop] = store.read(name, start, stop)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scdl import __version__
 from scdl.csr import position
 from scdl.errors import FeatureNotFoundError
-from scdl.schema import INDEX, INDEX_NAME, OBS, Info, var_table
+from scdl.schema import INDEX, INDEX_NAME, NULLABLE, OBS, Info, var_table
 from storage_backends.base import ArrayStore, is_nullable
 
 if TYPE_CHECKING:
@@ -98,10 +98,19 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
     metadata = table.schema.metadata or {}
     frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
     for field in table.schema:
-        name = _nullable_name(field.type)
-        if name and (is_nullable(field) or (table[field.name].null_count and name != "string")):
-            # Without this an integer with nulls would become a float.
-            frame[field.name] = pd.array(table[field.name].to_pylist(), dtype=name)
+        column = table[field.name]
+        if field.name == INDEX or not (is_nullable(field) or column.null_count):
+            continue
+        # pandas would make integers with nulls floats.
+        absent = column.is_null().to_numpy()
+        if pa.types.is_integer(field.type):
+            whole = pd.arrays.IntegerArray(column.fill_null(0).to_numpy(), absent)
+            frame[field.name] = whole
+        elif pa.types.is_boolean(field.type):
+            truth = pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
+            frame[field.name] = truth
+        elif str(field.type) in ("string", "large_string"):
+            frame[field.name] = frame[field.name].astype("string")
     if INDEX in frame:
         frame = frame.set_index(INDEX)
         frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
@@ -110,12 +119,18 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
 
 def table_of(frame: pd.DataFrame) -> pa.Table:
     """The reverse of :func:`frame_of`."""
+    import pandas as pd
     import pyarrow as pa
 
     names = pa.array(frame.index.astype(str), pa.large_string())
     metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(metadata)
-    return table.add_column(0, INDEX, names)
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    nullable = (pd.arrays.IntegerArray, pd.arrays.BooleanArray, pd.arrays.StringArray)
+    fields = [
+        field.with_metadata(NULLABLE if isinstance(frame[field.name].array, nullable) else None)
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields, metadata)).add_column(0, INDEX, names)
 
 
 def _numpy(array: pa.Array) -> NDArray[Any]:
@@ -125,17 +140,6 @@ def _numpy(array: pa.Array) -> NDArray[Any]:
         array = array.dictionary_decode()
     values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
     return values
-
-
-def _nullable_name(type_: pa.DataType) -> str:
-    """What pandas calls its type for values of `type_` and nulls; empty where it has none."""
-    import pyarrow as pa
-
-    if pa.types.is_integer(type_):
-        # ``Int64`` for int64, ``UInt8`` for uint8
-        return str(type_).replace("int", "Int").replace("uI", "UI")
-    names = {"bool": "boolean", "string": "string", "large_string": "string"}
-    return names.get(str(type_), "")
 
 
 class VarFeatures:

@@ -21,7 +21,7 @@ from scdl.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, read
 from scdl.schema import DATA, INDICES, INDPTR
 from scdl.sources import Source, SparseParts
 from scdl.transpose import Coo, Csc, DenseTiles
-from storage_backends.base import Sparse
+from storage_backends.base import DTYPES, Sparse
 from storage_backends.errors import one_line
 
 #: Bytes of the chunks that hold the same rows of a dense matrix, above which it is read by chunks.
@@ -50,6 +50,8 @@ class H5adFile(Source):
     SourceError
         It is not HDF5, truncated, no AnnData, or lacks the matrix.
     """
+
+    obs: H5Table
 
     def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
         self.path = self.label = os.fspath(path)
@@ -110,8 +112,6 @@ class H5adFile(Source):
         for mapping in _MAPPINGS:
             names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
         names += [f"raw/{key}" for key in self._names_in("raw")]
-        known = {"X", "obs", "var", "uns", "raw", *_MAPPINGS}
-        names += [name for name in self._file if name not in known and name != "__categories"]
         names += self.unread
         carried = carried | {self.matrix_name, _OLD_NAMES.get(self.matrix_name, "")}
         if self.matrix_name == "raw/X":
@@ -122,9 +122,11 @@ class H5adFile(Source):
 
     @property
     def unread(self) -> list[str]:
-        """Columns of the tables of cells and genes whose encoding is not known."""
+        """What is no part of an AnnData, and columns of cells and genes of unknown encodings."""
+        known = {"X", "obs", "var", "uns", "raw", "__categories", *_MAPPINGS, *_OLD_NAMES.values()}
         tables = {"obs": self.obs, "var": self._var}
-        return [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
+        columns = [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
+        return [name for name in self._file if name not in known] + columns
 
     def rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
         with readable(self.path):
@@ -147,11 +149,11 @@ class H5adFile(Source):
         element = self._file[name]
         if name.startswith(_STREAMED):
             encoding = element.attrs.get("encoding-type")
-            if encoding in ("csr_matrix", "csc_matrix"):
+            if encoding in ("csr_matrix", "csc_matrix") and _is_storable(element.get(DATA)):
                 parts = readers(f"{self.path}: {name}", element, DATA, INDICES, INDPTR)
-                shape = tuple(int(n) for n in element.attrs["shape"])
-                return SparseParts(Sparse(str(encoding)[:3], (shape[0], shape[1])), parts)
-            if isinstance(element, h5py.Dataset) and element.ndim and element.dtype.kind in "iuf":
+                rows, columns = map(int, element.attrs["shape"])
+                return SparseParts(Sparse(str(encoding)[:3], (rows, columns)), parts)
+            if _is_storable(element):
                 return RowReader(element)
         return read_element(element)
 
@@ -246,6 +248,15 @@ def _is_banded(dataset: h5py.Dataset) -> bool:
     if dataset.ndim != 2 or not dataset.chunks:
         return False
     return bool(dataset.chunks[0] * dataset.shape[1] * dataset.dtype.itemsize > _LARGEST_BAND)
+
+
+def _is_storable(element: Any) -> bool:
+    """Whether the numbers of an element are of a type that archives have."""
+    return (
+        isinstance(element, h5py.Dataset)
+        and element.ndim > 0
+        and element.dtype.newbyteorder("=") in DTYPES
+    )
 
 
 def _is_group(element: Any) -> bool:

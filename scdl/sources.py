@@ -220,7 +220,7 @@ class Elements:
         Where an archive has its genes in another order, that goes for all matrices of cells and
         genes.
         """
-        return self.info.is_sorted or not (name.endswith("X") or name.startswith("layers/"))
+        return self.info.is_sorted or not _is_matrix(name)
 
     def __getitem__(self, name: str) -> SparseParts | Reader | Any:
         """A sparse matrix, a reader of a dense one, or any other element as an object."""
@@ -238,6 +238,10 @@ class Elements:
 def genes_of(matrix: str) -> str:
     """The table of genes that a matrix has."""
     return "raw/var" if matrix == "raw/X" else "var"
+
+
+def _is_matrix(name: str) -> bool:
+    return name in ("X", "raw/X") or name.startswith("layers/")
 
 
 class ArchiveSource(Source):
@@ -281,7 +285,7 @@ class ArchiveSource(Source):
         origin = next(iter(origins)) if len(origins) == 1 else info.element
         if matrix in (None, origin):
             return info.element, origin
-        known = [n for n in self._elements.names() if n.endswith("X") or n.startswith("layers/")]
+        known = [name for name in self._elements.names() if _is_matrix(name)]
         if matrix == info.element or matrix not in known or len(info.blocks) > 1:
             there = [origin, *(name for name in known if name != info.element)]
             raise SourceError(

@@ -57,6 +57,52 @@ def plan(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int)
     chunk_length
         Numbers in a chunk.
     """
+    n_pieces = _count_pieces(starts, stops, chunk_length)
+    pieces = np.empty((4, n_pieces), np.int64)
+    _cut(starts, stops, chunk_length, *pieces)
+    order = np.argsort(pieces[0], kind="stable")
+    chunk_of, sources, targets, lengths = pieces[:, order]
+    new = np.flatnonzero(chunk_of[1:] != chunk_of[:-1]) + 1
+    bounds = np.concatenate([[0], new, [n_pieces]]) if n_pieces else np.zeros(1, np.int64)
+    return ChunkPlan(chunk_of[bounds[:-1]], bounds, sources, targets, lengths)
+
+
+@kernel
+def _count_pieces(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> int:
+    n = 0
+    for i in range(len(starts)):
+        if stops[i] > starts[i]:
+            n += (stops[i] - 1) // chunk_length - starts[i] // chunk_length + 1
+    return n
+
+
+@kernel
+def _cut(
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    chunk_length: int,
+    chunks: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> None:
+    """Write the pieces of ranges, one after the other, each up to the end of its chunk."""
+    n = 0
+    target = 0
+    for i in range(len(starts)):
+        position = starts[i]
+        while position < stops[i]:
+            chunk = position // chunk_length
+            end = min(stops[i], (chunk + 1) * chunk_length)
+            chunks[n], sources[n] = chunk, position - chunk * chunk_length
+            targets[n], lengths[n] = target, end - position
+            target += end - position
+            position = end
+            n += 1
+
+
+def plan_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> ChunkPlan:
+    """The same as :func:`plan` in NumPy."""
     lengths = stops - starts
     targets = np.cumsum(lengths) - lengths
     if not lengths.all():

@@ -96,6 +96,23 @@ def _check(function: int, addresses: NDArray[np.int64], lengths: NDArray[np.int6
     return SOUND
 
 
+def decode_blosc(content: Content, out: NDArray[Any], *, delta: bool) -> tuple[int, str]:
+    """Check and decompress Blosc frames with checksums into the rows of `out`.
+
+    Parameters
+    ----------
+    delta
+        Whether the numbers are differences to those before.
+
+    Returns
+    -------
+    position, problem
+        Of the first chunk that is damaged; SOUND and nothing where none is.
+    """
+    functions = _CRC32C, _BLOSC_DECOMPRESS
+    return _problem(_decode_blosc(*functions, content.addresses, content.lengths, delta, out))
+
+
 def place_blosc(
     content: Content,
     memory: NDArray[Any],
@@ -105,31 +122,60 @@ def place_blosc(
     *,
     delta: bool,
 ) -> tuple[int, str]:
-    """Check and decompress Blosc frames with checksums, and copy pieces of them to `out`.
-
-    Parameters
-    ----------
-    memory
-        For one chunk.
-    delta
-        Whether the numbers are differences to those before.
-
-    Returns
-    -------
-    position, problem
-        Of the first chunk that is damaged; SOUND and nothing where none is.
-    """
+    """As :func:`decode_blosc`, one after the other into `memory`, and copy pieces to `out`."""
     table = np.empty(0, out.dtype) if mapping is None else mapping
-    found = int(
+    return _problem(
         _place_blosc(
             _CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
             part.bounds, part.sources, part.targets, part.lengths, table, mapping is not None, out,
         )
     )  # fmt: skip
+
+
+def _problem(found: int) -> tuple[int, str]:
     if found == SOUND:
         return SOUND, ""
     problem = "its checksum is wrong" if found < _UNFIT else "it does not hold what it should"
     return found % _UNFIT, problem
+
+
+@kernel
+def _unpack(
+    crc32c: int, decompress: int, address: int, length: int, delta: bool, out: NDArray[Any]
+) -> int:
+    """Check and decompress one frame; SOUND, or what is added to the position of a damaged one."""
+    size = length - CHECKSUM_BYTES
+    if size < 0 or _crc32c(crc32c, address, size) != _number_at(address + size):
+        return 0
+    # Blosc believes the sizes in its header.
+    fits = size >= _BLOSC_HEADER_BYTES
+    fits = fits and np.int64(_number_at(address + 4)) == out.nbytes
+    fits = fits and np.int64(_number_at(address + 12)) == size
+    target = np.int64(out.ctypes.data)
+    if not fits or _decompress(decompress, address, target, out.nbytes) != out.nbytes:
+        return _UNFIT
+    if delta:
+        total = out[0]
+        for k in range(1, len(out)):
+            total += out[k]
+            out[k] = total
+    return SOUND
+
+
+@kernel
+def _decode_blosc(
+    crc32c: int,
+    decompress: int,
+    addresses: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    delta: bool,
+    out: NDArray[Any],
+) -> int:
+    for i in range(len(addresses)):
+        found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, out[i])
+        if found != SOUND:
+            return i + found
+    return SOUND
 
 
 @kernel
@@ -148,29 +194,11 @@ def _place_blosc(
     mapped: bool,
     out: NDArray[Any],
 ) -> int:
-    size = memory.nbytes
-    target_address = np.int64(memory.ctypes.data)
     for i in range(len(addresses)):
-        address, length = addresses[i], lengths[i] - CHECKSUM_BYTES
-        if length < 0 or _crc32c(crc32c, address, length) != _number_at(address + length):
-            return i
-        # Blosc believes the sizes in its header.
-        fits = length >= _BLOSC_HEADER_BYTES
-        fits = fits and np.int64(_number_at(address + 4)) == size
-        fits = fits and np.int64(_number_at(address + 12)) == length
-        if not fits or _decompress(decompress, address, target_address, size) != size:
-            return i + _UNFIT
-        last = bounds[i + 1]
-        if delta:
-            # No further than the last piece reaches.
-            end = np.int64(0)
-            for k in range(bounds[i], last):
-                end = max(end, sources[k] + piece_lengths[k])
-            total = memory[0]
-            for k in range(1, end):
-                total += memory[k]
-                memory[k] = total
-        for k in range(bounds[i], last):
+        found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, memory)
+        if found != SOUND:
+            return i + found
+        for k in range(bounds[i], bounds[i + 1]):
             piece = memory[sources[k] : sources[k] + piece_lengths[k]]
             target = out[targets[k] : targets[k] + piece_lengths[k]]
             if not mapped:

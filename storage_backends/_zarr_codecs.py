@@ -50,6 +50,8 @@ class Profile:
         Of numbers: ``"pcodec"``, or what Blosc calls ``"lz4hc"`` or ``"zstd"``.
     by_detection
         Whether genes are stored in order of falling detection rate.
+    integers
+        Another compressor of the integers of a matrix whose genes are.
     portable
         Whether to use only core codecs, which every reader of Zarr v3 has.
     """
@@ -57,6 +59,7 @@ class Profile:
     chunk_items: int
     compressor: str
     by_detection: bool = False
+    integers: str | None = None
     portable: bool = False
 
     def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
@@ -69,26 +72,19 @@ class Profile:
         filters = [_astype(dtype)] if narrow else []
         stored = _NARROW if narrow else dtype
         rising = part in ("indices", "indptr") and not self.portable
-        if self.compressor == "pcodec" and stored.itemsize > 1:
-            return [*filters, _pcodec(rising), _codec("crc32c")]
-        if rising:
-            filters.append(_codec("numcodecs.delta", dtype=stored.str))
         # Blosc's slow compressors gain nothing on noise, which floats end with.
         hard = stored.kind in "ui" and part != "indptr"
-        compressor = self.compressor if hard and self.compressor != "pcodec" else "zstd"
-        if self.compressor == "lz4hc" and not hard:
+        compressor = self.integers if self.integers and hard else self.compressor
+        if compressor == "pcodec" and stored.itemsize > 1:
+            return [*filters, _pcodec(rising), _codec("crc32c")]
+        if compressor == "lz4hc" and not hard:
             compressor = "lz4"
+        if rising:
+            filters.append(_codec("numcodecs.delta", dtype=stored.str))
         return [
             *filters,
             _codec("bytes", endian="little"),
-            _codec(
-                "blosc",
-                typesize=stored.itemsize,
-                cname=compressor,
-                clevel=5,
-                shuffle="bitshuffle",
-                blocksize=0,
-            ),
+            _blosc(stored.itemsize, "zstd" if compressor == "pcodec" else compressor),
             _codec("crc32c"),
         ]
 
@@ -96,7 +92,7 @@ class Profile:
 #: The profiles by name. Sizes and speeds: docs/compression.md.
 PROFILES = {
     "fast": Profile(1 << 14, "lz4hc"),
-    "balanced": Profile(1 << 14, "pcodec"),
+    "balanced": Profile(1 << 14, "pcodec", by_detection=True, integers="lz4hc"),
     "archive": Profile(1 << 14, "pcodec", by_detection=True),
     "portable": Profile(1 << 14, "zstd", portable=True),
 }
@@ -111,6 +107,17 @@ def _codec(name: str, **configuration: Any) -> Codec:
 
 def _astype(dtype: np.dtype[Any]) -> Codec:
     return _codec("numcodecs.astype", encode_dtype=_NARROW.str, decode_dtype=dtype.str)
+
+
+def _blosc(itemsize: int, compressor: str) -> Codec:
+    return _codec(
+        "blosc",
+        typesize=itemsize,
+        cname=compressor,
+        clevel=5,
+        shuffle="bitshuffle",
+        blocksize=0,
+    )
 
 
 def _pcodec(rising: bool) -> Codec:
@@ -225,6 +232,12 @@ class Chain:
 
     def decode(self, content: Content, out: NDArray[Any]) -> None:
         """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk."""
+        if self.places:
+            unsigned = out.view(f"u{out.itemsize}")
+            position, problem = _native.decode_blosc(content, unsigned, delta=self._delta)
+            if position != _native.SOUND:
+                raise DamagedChunkError(position, problem)
+            return
         if _native.AVAILABLE and self._names == ["numcodecs.pcodec", "crc32c"]:
             position = _native.check(content)
             if position != _native.SOUND:

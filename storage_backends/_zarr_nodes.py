@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import zarr
@@ -36,10 +36,12 @@ class Grid(NamedTuple):
     suffix: str
 
 
-def is_numeric(array: zarr.Array[Any]) -> bool:
-    """Whether an archive can give the numbers of an array."""
-    dtype = np.dtype(array.dtype)
-    return array.ndim > 0 and dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
+def is_numeric(node: Any) -> TypeGuard[zarr.Array[Any]]:
+    """Whether a node is an array whose numbers an archive can give."""
+    if not isinstance(node, zarr.Array):
+        return False
+    dtype = np.dtype(node.dtype)
+    return node.ndim > 0 and dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
 
 
 def array_of(

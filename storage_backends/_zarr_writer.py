@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
 
 from storage_backends import _gene_order, _zarr_layout, _zarr_table_writer
 from storage_backends._completeness import check_complete
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+#: How anndata writes arrays: damage is found, and a chunk that is missing is not taken for zeros.
+_ELEMENT_OPTIONS = {
+    "compressors": ZstdCodec(level=3, checksum=True),
+    "config": {"write_empty_chunks": True},
+}
+
+
 class ZarrWriter(ArrayWriter):
     """Writes an archive as a Zarr v3 store that is an AnnData.
 
@@ -43,11 +52,14 @@ class ZarrWriter(ArrayWriter):
         self._staging: Staging | None = staging
         self._compression = compression
         self._profile = PROFILES[compression]
+        self._unordered = replace(self._profile, integers=None)
         self._arrays: dict[str, ArrayBuilder] = {}
         self._sparse: dict[str, Sparse] = {}
         self._var: dict[str, pa.Table] = {}
         self._table_rows: dict[str, int] = {}
         self._elements: dict[str, Any] = {}
+        #: Arrays of uint64 that are stored as int64, which has the same bits.
+        self._unsigned: set[str] = set()
         with _zarr_layout.quiet():
             self._root = zarr.create_group(staging.path, zarr_format=3)
 
@@ -83,10 +95,16 @@ class ZarrWriter(ArrayWriter):
         self._writing()
         where = f"{self.path}: {name}"
         values = little_endian(where, values)
+        if name.rpartition("/")[2] in ("indices", "indptr") and values.dtype == np.uint64:
+            # scipy, and so AnnData, has no sparse matrices with such.
+            self._unsigned.add(name)
+            values = values.view(np.int64)
+        elif name in self._unsigned:
+            raise OutputError(f"{where} has items uint64, not {values.dtype}")
         with refused_write(self.path):
             if name not in self._arrays:
                 draft = self._profile.by_detection and _is_draft(name)
-                profile = DRAFT if draft else self._profile
+                profile = DRAFT if draft else self._unordered
                 self._arrays[name] = self._builder(name, values, profile)
             self._arrays[name].append(where, values)
 
@@ -124,12 +142,16 @@ class ZarrWriter(ArrayWriter):
         self._elements[name] = value
 
     def _write_element(self, name: str, value: Any) -> None:
-        from anndata.io import write_elem
+        import anndata
 
         path = _zarr_layout.element_path(name)
-        with refused_write(self.path), _zarr_layout.quiet():
+        with (
+            refused_write(self.path),
+            _zarr_layout.quiet(),
+            anndata.settings.override(allow_write_nullable_strings=True),
+        ):
             try:
-                write_elem(self._root, path, value)
+                anndata.io.write_elem(self._root, path, value, dataset_kwargs=_ELEMENT_OPTIONS)
             except (TypeError, ValueError, NotImplementedError, KeyError) as error:
                 raise OutputError(
                     f"{self.path}: anndata cannot write {name} to Zarr: {one_line(error)}"
@@ -175,10 +197,10 @@ class ZarrWriter(ArrayWriter):
             order = _gene_order.by_detection(ids, attrs["blocks"][0]["n_vars"])
         for prefix in prefixes:
             parts = [self._arrays[prefix + part] for part in MATRIX_PARTS]
-            finals = [self._builder(b.name, b.empty(), self._profile) for b in parts[:2]]
-            _gene_order.rewrite(
-                _gene_order.Rows(*parts), *finals, order if prefix in aligned else None
-            )
+            ordered = order is not None and prefix in aligned
+            profile = self._profile if ordered else self._unordered
+            finals = [self._builder(b.name, b.empty(), profile) for b in parts[:2]]
+            _gene_order.rewrite(_gene_order.Rows(*parts), *finals, order if ordered else None)
             for draft, final in zip(parts, finals, strict=False):
                 final.close()
                 draft.remove()
@@ -242,6 +264,7 @@ class ZarrWriter(ArrayWriter):
             "format": _zarr_layout.FORMAT,
             "compression": self._compression,
             "obs": has_obs,
+            **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
             "attrs": {**attrs, **({"sorted": False} if reordered else {})},
         }
         self._root.attrs.update({_zarr_layout.ATTRIBUTE: ours})

@@ -19,6 +19,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from storage_backends import _gene_order, _remote, _zarr_layout
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
+from storage_backends._zarr_layout import MATRIX_PARTS
 from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
 from storage_backends._zarr_writer import ZarrWriter
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Sparse, check_ranges
@@ -113,14 +115,15 @@ class ZarrStore(ArrayStore):
 
     def _find_arrays(self) -> None:
         for path, node in self._nodes.items():
-            kind = node.attrs.get("encoding-type")
-            if isinstance(node, zarr.Group) and kind in ("csr_matrix", "csc_matrix"):
-                shape = tuple(int(n) for n in node.attrs.get("shape", ()))  # type: ignore[union-attr]
-                if len(shape) != 2:
-                    raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
-                self._sparse[path] = Sparse(str(kind)[:3], shape)
+            kind = str(node.attrs.get("encoding-type"))
+            if kind in ("csr_matrix", "csc_matrix") and self._holds_arrays(path):
+                parts = [self._nodes.get(f"{path}/{part}") for part in MATRIX_PARTS]
+                # Others, of truth values, are read as a whole.
+                if path == self._matrix or all(map(is_numeric, parts)):
+                    self._sparse[path] = Sparse(kind[:3], self._shape(path, node))
         for path, node in self._nodes.items():
-            if isinstance(node, zarr.Array) and self._is_data(path) and is_numeric(node):
+            holder = path.rpartition("/")[0]
+            if (self._holds_arrays(path) or holder in self._sparse) and is_numeric(node):
                 name = self._name_of(path)
                 self._paths[name] = path
                 self._arrays[name] = array_of(
@@ -140,13 +143,15 @@ class ZarrStore(ArrayStore):
                 array = self._arrays[name]
                 array.mapping = self._order.astype(array.spec.dtype)
 
-    def _is_data(self, path: str) -> bool:
-        """Whether an array is one of the seam, not a part of an element that is read as a whole."""
-        holder, _, _ = path.rpartition("/")
-        if holder in self._sparse:
-            holder, _, _ = holder.rpartition("/")
-            return holder in ("", "raw", *_zarr_layout.ARRAY_HOLDERS)
-        return path in ("X", "raw/X") or holder in _zarr_layout.ARRAY_HOLDERS
+    def _holds_arrays(self, path: str) -> bool:
+        """Whether an element is arrays of the seam, if its content can be."""
+        return path in ("X", "raw/X") or path.rpartition("/")[0] in _zarr_layout.ARRAY_HOLDERS
+
+    def _shape(self, path: str, node: zarr.Array[Any] | zarr.Group) -> tuple[int, int]:
+        shape = node.attrs.get("shape")
+        if isinstance(shape, Sequence) and [type(n) for n in shape] == [int, int]:
+            return shape[0], shape[1]  # type: ignore[return-value]
+        raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
 
     def _name_of(self, path: str) -> str:
         holder, _, part = path.rpartition("/")
@@ -173,7 +178,7 @@ class ZarrStore(ArrayStore):
                 f"{self.path}: expected the matrix {self._matrix} as csr_matrix, found {there}; "
                 "convert the store, or its source, with `scdl convert`"
             )
-        missing = [part for part in _zarr_layout.MATRIX_PARTS if part not in self._arrays]
+        missing = [part for part in MATRIX_PARTS if part not in self._arrays]
         if missing:
             raise ArchiveFormatError(
                 f"{self.path}: {', '.join(missing)} of {self._matrix} is missing or holds no "
@@ -195,7 +200,7 @@ class ZarrStore(ArrayStore):
 
     def _hold(self) -> None:
         assert isinstance(self._files, LocalFiles)
-        first = [self._paths[part] for part in _zarr_layout.MATRIX_PARTS if part in self._paths]
+        first = [self._paths[part] for part in MATRIX_PARTS if part in self._paths]
         rest = [path for path in self._paths.values() if path not in first]
         self._files.hold(
             key for path in (*first, *rest) for key in shard_keys(self._array_node(path))
@@ -219,7 +224,11 @@ class ZarrStore(ArrayStore):
 
     @cached_property
     def _specs(self) -> Mapping[str, ArraySpec]:
-        return MappingProxyType({name: array.spec for name, array in self._arrays.items()})
+        specs = {name: array.spec for name, array in self._arrays.items()}
+        for name in self._ours.get("unsigned", ()):
+            if name in specs and specs[name].dtype == np.int64:
+                specs[name] = replace(specs[name], dtype=np.dtype(np.uint64))
+        return MappingProxyType(specs)
 
     @property
     def attrs(self) -> Mapping[str, Any]:
@@ -239,7 +248,8 @@ class ZarrStore(ArrayStore):
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
-        self._arrays[name].read(starts, stops, out)
+        array = self._arrays[name]
+        array.read(starts, stops, out.view(array.spec.dtype))
 
     @cached_property
     def _order(self) -> NDArray[np.int64] | None:
@@ -321,25 +331,35 @@ class ZarrStore(ArrayStore):
 
     @property
     def sparse(self) -> Mapping[str, Sparse]:
+        self._opened()
         named = {
             _zarr_layout.seam_name(f"{path}/data", self._sparse).removesuffix("/data"): matrix
             for path, matrix in self._sparse.items()
-            if path != self._matrix and self._is_data(f"{path}/data")
+            if path != self._matrix or matrix.format == "csc"
         }
         return MappingProxyType(named)
 
     @cached_property
     def _element_paths(self) -> list[str]:
-        taken = {*self._sparse, *self._paths.values(), *self._table_paths.values(), "obs"}
-        found = [name for name in ("X", "raw/X", "var", "raw/var") if name in self._nodes]
-        for path in self._nodes:
-            holder, _, key = path.rpartition("/")
-            if holder in ("layers", "obsm", "varm", "obsp", "varp", "raw/varm") and key:
-                found.append(path)
+        if len(self.attrs["blocks"]) > 1:
+            return []
+        taken = {*self._sparse, *self._paths.values(), *self._table_paths.values()}
+        holders = (*_zarr_layout.ARRAY_HOLDERS, "varm", "varp", "raw/varm")
+        found = [
+            path
+            for path in self._nodes
+            if path in ("X", "raw/X", "var", "raw/var") or path.rpartition("/")[0] in holders
+        ]
         if any(path.startswith("uns/") for path in self._nodes):
             found.append("uns")
-        kept = [p for p in found if p not in taken or p.startswith(("varm/", "varp/", "raw/varm"))]
-        return kept if len(self.attrs["blocks"]) == 1 else []
+        return [path for path in found if path not in taken]
+
+    @property
+    def unread(self) -> Sequence[str]:
+        known = {"X", "obs", "var", "raw", *_zarr_layout.MAPPINGS}
+        tables = [(path, self._frame(path)) for path in self._table_paths.values()]
+        columns = [f"{path}/{column}" for path, table in tables for column in table.unread]
+        return [path for path in self._nodes if "/" not in path and path not in known] + columns
 
     @property
     def elements(self) -> Sequence[str]:

@@ -234,7 +234,6 @@ def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "read_rows" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not zarr.zarr_is_there(), reason="the Zarr backend, measured here, is missing")
 def test_all_cases_of_zarr_run_on_toy_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
