@@ -19,7 +19,10 @@ def writing_strings() -> AbstractContextManager[None]:
     """Let anndata write text with nulls, which its releases before 0.11 cannot read."""
     import anndata
 
-    return anndata.settings.override(allow_write_nullable_strings=True)
+    settings: AbstractContextManager[None] = anndata.settings.override(
+        allow_write_nullable_strings=True
+    )
+    return settings
 
 
 def legacy_rest(path: str, matrix_name: str) -> Iterator[tuple[str, Any]]:

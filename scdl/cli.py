@@ -98,7 +98,7 @@ def convert(
         dest,
         backend=backend,
         progress=not quiet and sys.stderr.isatty(),
-        **({"compression": compression} if compression else {}),
+        compression=compression,
         only_matrix=only_matrix,
         matrix=matrix,
         obsm=obsm or (),
@@ -146,7 +146,7 @@ def info(
 
 def _facts(path: str) -> list[tuple[str, str]]:
     from scdl.dataset import open as open_archive
-    from scdl.schema import DATA, INDEX, MATRIX, keys
+    from scdl.schema import DATA, INDEX, MATRIX, dense_vectors, keys
     from storage_backends import registry
 
     dataset = open_archive(path)
@@ -169,9 +169,10 @@ def _facts(path: str) -> list[tuple[str, str]]:
         names = "names" if INDEX in store.table_schema(name).names else "no names"
         listed = ", ".join([names, *columns])
         facts.append((f"table {name}", f"{listed} ({sizes[name]:,} bytes)"))
-    for kind in ("graphs", "obsm"):
-        facts += [(kind, key) for key in keys(store.arrays, kind)]
-    facts += [("element", name) for name in store.elements]
+    facts += [("graphs", key) for key in keys(store.arrays, "graphs")]
+    facts += [("obsm", key) for key in dense_vectors(store)]
+    others = [name for name in store.sparse if not name.startswith("graphs/")]
+    facts += [("element", name) for name in (*others, *store.elements)]
     for name, spec in store.arrays.items():
         how = store.describe(name)
         share = f", {sizes[name] / spec.nbytes:.1%} of memmap" if how and spec.nbytes else ""

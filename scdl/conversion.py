@@ -45,11 +45,11 @@ Path = str | os.PathLike[str]
 class ConvertOptions(TypedDict, total=False):
     """What of a source is carried over, and how; every key may be left out."""
 
-    compression: str
+    compression: str | None
     only_matrix: bool
     matrix: str | None
     obsm: Sequence[str]
-    data_dtype: DTypeLike
+    data_dtype: DTypeLike | None
     data_dtype_tolerance: float
     block_values: int
     block_rows: int

@@ -181,12 +181,12 @@ def _matrix(
 
 
 def _index_dtype(nnz: int, shape: tuple[int, int]) -> np.dtype[Any]:
-    """scipy computes with signed indices only."""
+    """Scipy computes with signed indices only."""
     return np.dtype(np.int64 if max(nnz, *shape) > np.iinfo(np.int32).max else np.int32)
 
 
 def _readable(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """scipy has no matrices of halves."""
+    """Scipy has no matrices of halves."""
     return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 

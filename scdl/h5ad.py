@@ -211,7 +211,8 @@ class H5adFile(Source):
             if encoding == "coo_matrix":
                 return Coo(where, element, shape)
             parts = readers(where, element, "data", "indices", "indptr")
-            return _SPARSE[encoding](where, parts, shape)
+            matrix: Matrix = _SPARSE[encoding](where, parts, shape)
+            return matrix
 
 
 def _sparse_encoding(element: h5py.Group) -> str:

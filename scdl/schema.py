@@ -30,6 +30,7 @@ from scdl.errors import ArchiveFormatError
 from storage_backends.base import INDEX as INDEX
 from storage_backends.base import INDEX_NAME as INDEX_NAME
 from storage_backends.base import NULLABLE as NULLABLE
+from storage_backends.base import ArrayStore
 
 DATA, INDICES, INDPTR = "data", "indices", "indptr"
 MATRIX = (DATA, INDICES, INDPTR)
@@ -65,6 +66,12 @@ def keys(names: Mapping[str, Any], kind: str) -> list[str]:
     """Keys of the graphs (`kind` "graphs") or dense vectors ("obsm") among array names."""
     found = (name.removeprefix(f"{kind}/") for name in names if name.startswith(f"{kind}/"))
     return list(dict.fromkeys(k.rpartition("/")[0] if kind == "graphs" else k for k in found))
+
+
+def dense_vectors(store: ArrayStore) -> list[str]:
+    """Keys of the dense vectors of an archive; sparse ones are three arrays below a key."""
+    found = keys(store.arrays, "obsm")
+    return [key for key in found if obsm_array(key).rpartition("/")[0] not in store.sparse]
 
 
 def smallest_unsigned(largest: int) -> np.dtype[Any]:

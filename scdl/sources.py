@@ -22,6 +22,7 @@ from scdl.schema import (
     MATRIX,
     OBS,
     Info,
+    dense_vectors,
     graph_array,
     keys,
     obsm_array,
@@ -327,7 +328,7 @@ class ArchiveSource(Source):
     def vectors(self, key: str) -> Reader:
         name = obsm_array(key)
         if name not in self._store.arrays:
-            known = ", ".join(keys(self._store.arrays, "obsm")) or "nothing"
+            known = ", ".join(self.kept_vectors) or "nothing"
             raise SourceError(f"{self.path}: obsm/{key} is missing; obsm holds: {known}")
         return StoredArray(self._store, name, *self._rows)
 
@@ -337,8 +338,7 @@ class ArchiveSource(Source):
 
     @property
     def kept_vectors(self) -> Sequence[str]:
-        found = keys(self._store.arrays, "obsm")
-        return [k for k in found if obsm_array(k).rpartition("/")[0] not in self._store.sparse]
+        return dense_vectors(self._store)
 
     @property
     def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:

@@ -90,8 +90,8 @@ class MemmapWriter(ArrayWriter):
         for file in self._arrays.values():
             file.close()
         specs = {name: file.spec for name, file in self._arrays.items()}
-        offsets = self._arrays.get("indptr")
-        n_obs, nnz = check_complete(self.path, specs, offsets and offsets.last, self._tables, attrs)
+        last = self._arrays["indptr"].last if "indptr" in self._arrays else None
+        n_obs, nnz = check_complete(self.path, specs, last, self._tables, attrs)
         blocks = attrs["blocks"]
         with refused_write(self.path):
             graph = self._place_documented_graph(directory)

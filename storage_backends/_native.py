@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from storage_backends._chunk_plan import ChunkPlan
 from storage_backends._content import CHECKSUM_BYTES, Content
-from storage_backends.jit import kernel
+from storage_backends.jit import intrinsic, kernel
 
 #: Returned where every chunk is sound; else the position of the first that is not.
 SOUND = -1

@@ -109,7 +109,8 @@ class LocalFiles:
     def fetch(self, pieces: Pieces) -> Content:
         files = [self._file(key) for key in pieces.keys]
         sizes = np.array([0 if file is None else len(file.data) for file in files])
-        beyond = pieces.offset + pieces.length > sizes[pieces.file]
+        sizes_of = sizes[pieces.file]
+        beyond = (pieces.offset > sizes_of) | (pieces.length > sizes_of - pieces.offset)
         if beyond.any():
             key = pieces.keys[pieces.file[beyond.argmax()]]
             raise ArchiveFormatError(f"the file {key} is truncated or missing")
@@ -117,7 +118,9 @@ class LocalFiles:
             # The system reads ahead while the first chunks are decoded.
             ahead, _ = spans(pieces, gap=1 << 16)
             for number, offset, length in zip(*(a.tolist() for a in ahead[1:]), strict=True):
-                files[number].will_need(offset, length)  # type: ignore[union-attr]
+                file = files[number]
+                assert file is not None
+                file.will_need(offset, length)
         starts = np.array([0 if file is None else file.address for file in files])
         return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
 
@@ -222,7 +225,9 @@ class ShardedChunks:
             raise ArchiveFormatError(
                 f"{self._where}: chunk {chunks[there.argmin()]} is missing; {_AGAIN}"
             )
-        offset, length = found[there].astype(np.int64).T
+        offset, length = found[there].view(np.int64).T
+        if len(offset) and min(int(offset.min()), int(length.min())) < 0:
+            raise ArchiveFormatError(f"{self._where}: the index of a shard is damaged; {_AGAIN}")
         return Pieces(keys, file[there], offset, length), there
 
     def _key(self, number: int) -> str:

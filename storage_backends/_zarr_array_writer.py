@@ -99,8 +99,9 @@ class ArrayBuilder:
     def write_metadata(self, root: zarr.Group) -> None:
         """Make an array of the store of what was written."""
         chunks = (self._chunk_rows, *(max(1, n) for n in self._item_shape))
-        filters = [codec for codec in self._codecs if codec["name"] in _FILTERS]
-        serializer, *compressors = self._codecs[len(filters) :]
+        codecs: list[Any] = [dict(codec) for codec in self._codecs]
+        filters = [codec for codec in codecs if codec["name"] in _FILTERS]
+        serializer, *compressors = codecs[len(filters) :]
         root.create_array(
             self.path,
             shape=(self.length, *self._item_shape),

@@ -205,7 +205,8 @@ class Chain:
         """Compress one chunk of numbers of type `stored`."""
         if self._delta:
             values = np.diff(values, prepend=values.dtype.type(0))
-        data = _SERIALIZERS[self._serializer["name"]].encode(values, _settings(self._serializer))
+        settings = _settings(self._serializer)
+        data: bytes = _SERIALIZERS[self._serializer["name"]].encode(values, settings)
         for codec in self._compressors:
             data = _COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data

@@ -19,7 +19,7 @@ from storage_backends._zarr_arrays import (
 )
 from storage_backends._zarr_codecs import Chain, Codec
 from storage_backends.base import DTYPES, ArraySpec
-from storage_backends.errors import ArchiveFormatError, one_line
+from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 
 _SHARDING = "sharding_indexed"
 #: How an index of a shard is written that is read here without zarr-python.
@@ -118,7 +118,7 @@ def shard_keys(array: zarr.Array[Any]) -> list[str]:
 
 def describe(array: zarr.Array[Any]) -> str:
     """Codecs, chunks and shards, for people."""
-    metadata = array.metadata.to_dict()
+    metadata: Mapping[str, Any] = array.metadata.to_dict()
     if metadata["zarr_format"] != 3:
         return f"Zarr v2, {array.compressors}, chunks of {array.chunks[0]:,}"
     codecs = metadata["codecs"]
@@ -154,6 +154,8 @@ class _SlowReader(ChunkReader):
         start = chunk * self._rows
         try:
             return np.asarray(self._array[start : start + self._rows])
+        except ScdlError:
+            raise
         except Exception as error:
             raise ArchiveFormatError(
                 f"{self._where}: zarr cannot read chunk {chunk}: {one_line(error)}"

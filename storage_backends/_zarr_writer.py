@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
+from zarr.core.sync import sync
 
 from storage_backends import _gene_order, _zarr_layout, _zarr_table_writer
 from storage_backends._completeness import check_complete
@@ -160,10 +162,8 @@ class ZarrWriter(ArrayWriter):
     def commit(self, attrs: Mapping[str, Any]) -> None:
         self._writing()
         specs = {name: builder.spec for name, builder in self._arrays.items()}
-        offsets = self._arrays.get("indptr")
-        n_obs, _ = check_complete(
-            self.path, specs, offsets and offsets.last, self._table_rows, attrs
-        )
+        last = self._arrays["indptr"].last if "indptr" in self._arrays else None
+        n_obs, _ = check_complete(self.path, specs, last, self._table_rows, attrs)
         with refused_write(self.path), _zarr_layout.quiet():
             for builder in self._arrays.values():
                 builder.close()
@@ -200,7 +200,8 @@ class ZarrWriter(ArrayWriter):
             ordered = order is not None and prefix in aligned
             profile = self._profile if ordered else self._unordered
             finals = [self._builder(b.name, b.empty(), profile) for b in parts[:2]]
-            _gene_order.rewrite(_gene_order.Rows(*parts), *finals, order if ordered else None)
+            rows = _gene_order.Rows(*parts)
+            _gene_order.rewrite(rows, finals[0], finals[1], order if ordered else None)
             for draft, final in zip(parts, finals, strict=False):
                 final.close()
                 draft.remove()
@@ -260,7 +261,7 @@ class ZarrWriter(ArrayWriter):
         has_obs = "obs" in self._table_rows
         if not has_obs:
             _zarr_table_writer.write(self._root, "obs", _numbered(n_obs))
-        ours = {
+        ours: dict[str, Any] = {
             "format": _zarr_layout.FORMAT,
             "compression": self._compression,
             "obs": has_obs,
@@ -282,8 +283,15 @@ class ZarrWriter(ArrayWriter):
         if self._staging is not None:
             for builder in self._arrays.values():
                 builder.abort()
+            sync(_settled())
             self._staging.discard()
             self._staging = None
+
+
+async def _settled() -> None:
+    """Wait for what zarr still writes: where one write fails it leaves those beside it running."""
+    if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(tasks, timeout=10)
 
 
 def _is_draft(name: str, *parts: str) -> bool:

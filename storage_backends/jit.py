@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from numba import extending
+
+#: Decorates a function that writes machine code, whose first argument callers leave out.
+intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from storage_backends.jit import kernel
+from storage_backends.jit import intrinsic, kernel
 from storage_backends.threads import for_each, n_threads
 
 #: Returned where an id is not below the number of columns, or repeats within a row.

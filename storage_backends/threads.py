@@ -43,12 +43,11 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
 
     # This thread is one of them: to be woken takes as long as to decode a chunk.
     futures = [submit(work) for _ in range(min(n_threads(), len(items)) - 1)]
-    errors: list[BaseException | None] = []
     try:
         work()
-    except BaseException as error:  # noqa: BLE001 - raised again, when no thread is at work
-        errors.append(error)
-    # What has not begun finds nothing to do any more.
-    errors += [future.exception() for future in futures if not future.cancel()]
-    for error in filter(None, errors):
-        raise error
+    finally:
+        # What has not begun finds nothing to do any more; nobody works on when this returns.
+        begun = [future for future in futures if not future.cancel()]
+        failures = [failure for future in begun if (failure := future.exception()) is not None]
+    for failure in failures:
+        raise failure
