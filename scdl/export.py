@@ -81,7 +81,7 @@ def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> annd
     others: dict[str, Any] = {}
     for name in view.names():
         holder, _, key = name.partition("/")
-        (parts[holder] if holder in parts else others)[key or name] = view.read(name)
+        parts.get(holder, others)[key or name] = view.read(name)
     raw = parts.pop("raw")
     adata = anndata.AnnData(**others, **parts)
     if "X" in raw:
@@ -115,10 +115,10 @@ class _View(Elements):
         if found is not None and found[1].format == "csr":
             at = np.arange(found[1].shape[0]) if rows is None else rows
             n_columns = found[1].shape[1]
-            value = _matrix(sp.csr_matrix, *self.csr(name, at), (len(at), n_columns))
+            value: Any = _matrix(sp.csr_matrix, self.csr(name, at), (len(at), n_columns))
         elif found is not None:
-            parts = (self.store.read(found[0] + part) for part in MATRIX)
-            value = _matrix(sp.csc_matrix, *parts, found[1].shape)
+            parts = csr.SparseRows(*(self.store.read(found[0] + part) for part in MATRIX))
+            value = _matrix(sp.csc_matrix, parts, found[1].shape)
             value = value if rows is None else value[rows]
         elif name in self.store.arrays:
             value = self._dense(name, rows)
@@ -168,16 +168,10 @@ def _only_block(where: str, info: Info, rows: NDArray[np.int64] | None) -> int:
     return taken[0]
 
 
-def _matrix(
-    kind: Any,
-    data: NDArray[Any],
-    indices: NDArray[Any],
-    indptr: NDArray[Any],
-    shape: tuple[int, int],
-) -> Any:
-    signed = _index_dtype(len(data), shape)
-    data = data.astype(_readable(data.dtype), copy=False)
-    return kind((data, indices.astype(signed), indptr.astype(signed)), shape=shape)
+def _matrix(kind: Any, parts: csr.SparseRows, shape: tuple[int, int]) -> Any:
+    signed = _index_dtype(len(parts.data), shape)
+    data = parts.data.astype(_readable(parts.data.dtype), copy=False)
+    return kind((data, parts.indices.astype(signed), parts.indptr.astype(signed)), shape=shape)
 
 
 def _index_dtype(nnz: int, shape: tuple[int, int]) -> np.dtype[Any]:

@@ -71,7 +71,8 @@ class Profile:
         part = name.rpartition("/")[2]
         filters = [_astype(dtype)] if narrow else []
         stored = _NARROW if narrow else dtype
-        rising = part in ("indices", "indptr") and not self.portable
+        # A dense array may be called so too.
+        rising = part in ("indices", "indptr") and stored.kind in "ui" and not self.portable
         # Blosc's slow compressors gain nothing on noise, which floats end with.
         hard = stored.kind in "ui" and part != "indptr"
         compressor = self.integers if self.integers and hard else self.compressor

@@ -53,9 +53,10 @@ def annotated(
         return kind((rng.random((n, m)) * (rng.random((n, m)) < 0.3)).astype(dtype))
 
     def frame(index: pd.Index) -> pd.DataFrame:
-        return columns(len(index), rng, "x").set_index(index)[["float", "category", "nullable"]]
+        return columns(len(index), rng, "x").set_index(index)[["category", "nullable"]]
 
-    obs, var = columns(n_obs, rng, "cell"), columns(n_vars, rng, "gene").drop(columns="text")
+    obs, var = columns(n_obs, rng, "cell"), columns(n_vars, rng, "gene")
+    var = var[["category", "float", "complete", "words"]]
     uns = {
         "nested": {"a": 1, "text": "é", "deeper": {"none": None, "true": True, "pi": 3.14}},
         "array": np.arange(6.0).reshape(2, 3),

@@ -74,6 +74,8 @@ def run_console(block: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 @pytest.mark.filterwarnings("ignore:.*rounded them by up to:UserWarning")
+# anndata: of its own defaults, where a Zarr archive keeps a whole AnnData
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")
 def test_code_blocks_run(
     page: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
