@@ -185,17 +185,30 @@ class ZarrStore(ArrayStore):
                 "numbers that an archive can have"
             )
         n_obs, nnz = self.spec("indptr").length - 1, self.spec("data").length
-        rows = self._sparse[self._matrix].shape[0]
-        if rows != n_obs or self.spec("indices").length != nnz:
-            raise ArchiveFormatError(
-                f"{self.path}: {self._matrix} says {rows} rows, its indptr {n_obs}; data holds "
-                f"{nnz} values, indices {self.spec('indices').length}"
-            )
+        for path, matrix in self._sparse.items():
+            self._check_rows(path, matrix.shape[0], n_obs)
+            names = (self._name_of(f"{path}/{part}") for part in MATRIX_PARTS)
+            values, ids, offsets = (self.spec(name).length for name in names)
+            along = matrix.shape[matrix.format == "csc"]
+            if values != ids or offsets != along + 1:
+                raise ArchiveFormatError(
+                    f"{self.path}: {path} has {matrix.shape[0]} rows and {matrix.shape[1]} "
+                    f"columns, but {offsets} offsets, {values} values and {ids} indices"
+                )
+        for name, path in self._paths.items():
+            if self._holds_arrays(path):
+                self._check_rows(path, self.spec(name).length, n_obs)
         ends = [int(self.read("indptr", i, i + 1)[0]) for i in (0, n_obs)]
         if ends != [0, nnz]:
             raise ArchiveFormatError(
                 f"{self.path}: offsets run from {ends[0]} to {ends[1]}, for {nnz} values; convert "
                 "the source again"
+            )
+
+    def _check_rows(self, path: str, found: int, n_obs: int) -> None:
+        if found != n_obs:
+            raise ArchiveFormatError(
+                f"{self.path}: {path} has {found} rows, but {self._matrix} has {n_obs}"
             )
 
     def _hold(self) -> None:
@@ -296,13 +309,20 @@ class ZarrStore(ArrayStore):
             raise ArchiveFormatError(
                 f"{self.path}: the archive was replaced since it was opened; open it again"
             )
-        return self._frame(self._table_paths[name])
+        table = self._frame(self._table_paths[name])
+        blocks = self.attrs["blocks"]
+        expected = blocks[-1]["stop"] if name == "obs" else blocks[int(name[4:])]["n_vars"]
+        if table.num_rows != expected:
+            raise ArchiveFormatError(
+                f"{self.path}: the table {name} has {table.num_rows} rows, expected {expected}"
+            )
+        return table
 
     def _frame(self, path: str) -> ZarrTable:
         from storage_backends._zarr_tables import ZarrTable
 
         node = self._nodes.get(path)
-        if not isinstance(node, zarr.Group):
+        if not isinstance(node, zarr.Group) or node.attrs.get("encoding-type") != "dataframe":
             raise ArchiveFormatError(f"{self.path}: the dataframe {path} is missing")
         return ZarrTable(f"{self.path}: the table {path}", node)
 

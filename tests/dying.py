@@ -135,19 +135,22 @@ def main(mode: str, how: str, place: Path) -> None:
     def prepare() -> None:
         for path in place.iterdir():
             shutil.rmtree(path)
-        if mode != "convert":
+        if not mode.startswith("convert"):
             shutil.copytree(pristine, result)
 
     def act() -> None:
         if mode == "convert":
             scdl.convert(source, result, block_values=20_000)
+        elif mode == "convert to zarr":
+            options = {"backend": "zarr", "compression": "archive"}
+            scdl.convert(source, result, block_values=20_000, **options)
         elif mode == "cast":
             scdl.open(result).cast_data_to_dtype("float64")
         elif mode == "concat":
             scdl.open(result).concat(scdl.open(pristine))
 
     def retry() -> None:
-        if mode == "convert" and os.path.exists(result):
+        if mode.startswith("convert") and os.path.exists(result):
             return
         act()
 
@@ -157,6 +160,9 @@ def main(mode: str, how: str, place: Path) -> None:
         report(**facts, retried=listing(place))
 
     load_kernels()
+    if mode == "convert to zarr":
+        # Imported before the forks; its threads start when they are first used.
+        import storage_backends.zarr  # noqa: F401
     prepare()
     report(before=state(place, result))
     began = time.monotonic()

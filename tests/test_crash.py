@@ -80,7 +80,7 @@ def test_killed_at_every_access(lives: Callable[..., list[dict[str, Any]]], mode
     assert any(states)
 
 
-@pytest.mark.parametrize("mode", ["convert", "concat"])
+@pytest.mark.parametrize("mode", ["convert", "concat", "convert to zarr"])
 def test_killed_at_any_moment(lives: Callable[..., list[dict[str, Any]]], mode: str) -> None:
     before, done, *lived = lives(mode, "SIGKILL")
     check(before["before"], done["done"], lived)
