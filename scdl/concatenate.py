@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from scdl import csr
 from scdl.cast import Caster
 from scdl.errors import CastError, ScdlWarning
+from scdl.matrices import Bounds
 from scdl.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -26,6 +27,7 @@ from scdl.schema import (
     smallest_unsigned,
     var_table,
 )
+from scdl.sources import ArchiveSource, write_rest
 from scdl.tables import NoTable, StoredTable, TableSource, united, write_var
 from storage_backends.base import ArrayStore, ArrayWriter
 
@@ -44,7 +46,8 @@ def concatenate(
     Feature blocks with the same genes that meet become one. obs gets the columns of all, null where
     an archive has none; graphs are shifted to where their cells are; obsm is kept where all have
     it.
-    Genes that an archive stores out of order are sorted on the way.
+    Genes that an archive stores out of order are sorted on the way. Of a single archive everything
+    else is kept too, where the writer can; of several it is left out, with a warning.
 
     Parameters
     ----------
@@ -63,19 +66,38 @@ def concatenate(
         Integers meet floats and no `dtype` says which is meant, or `dtype` cannot hold a value.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
-    caster = Caster(_common_dtype(stores) if dtype is None else dtype)
+    caster = Caster.keeping(_common_dtype(stores)) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     blocks = write_var(writer, _var_blocks(stores, infos))
     if any(OBS in store.tables for store in stores):
         writer.write_table(OBS, united([_obs(s, i) for s, i in zip(stores, infos, strict=True)]))
-    _write_vectors(stores, writer, values_at_once)
-    for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "graphs")):
-        _write_graph(key, stores, infos, writer, values_at_once)
+    whole = len(stores) == 1 and writer.keeps_elements
+    if whole:
+        source = ArchiveSource(stores[0], infos[0], 0, None)
+        write_rest(source, writer, Bounds(values=values_at_once))
+    else:
+        _warn_of_losses(stores, writer)
+        _write_vectors(stores, writer, values_at_once)
+        for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "graphs")):
+            _write_graph(key, stores, infos, writer, values_at_once)
     _write_matrix(stores, infos, writer, caster, values_at_once)
     matrices = tuple(name for info in infos for name in info.matrices)
     # Before the commit: a warning may be an error to the caller.
     caster.warn(writer.path)
-    writer.commit(Info(blocks, is_sorted=True, matrices=matrices).to_attrs())
+    element = infos[0].element if whole else "X"
+    writer.commit(Info(blocks, is_sorted=True, matrices=matrices, element=element).to_attrs())
+
+
+def _warn_of_losses(stores: Sequence[ArrayStore], writer: ArrayWriter) -> None:
+    """Warn of what of an AnnData cannot be joined, or not be kept."""
+    found = [name for store in stores for name in (*store.sparse, *store.elements)]
+    lost = dict.fromkeys(name for name in found if not name.startswith("graphs/"))
+    if lost:
+        warnings.warn(
+            f"{writer.path}: {', '.join(lost)} of the archives is left out",
+            ScdlWarning,
+            stacklevel=5,
+        )
 
 
 def _common_dtype(stores: Sequence[ArrayStore]) -> np.dtype[Any]:
@@ -134,6 +156,8 @@ def _write_graph(
     at_once: int,
 ) -> None:
     names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
+    dtypes = [store.spec(names[DATA]).dtype for store in stores if names[DATA] in store.arrays]
+    weights = np.result_type(*dtypes) if writer.keeps_elements else GRAPH_DTYPES[DATA]
     first_row, first_value = 0, 0
     writer.append(names[INDPTR], np.zeros(1, GRAPH_DTYPES[INDPTR]))
     for store, info in zip(stores, infos, strict=True):
@@ -141,7 +165,8 @@ def _write_graph(
         if names[DATA] in store.arrays:
             n_values = store.spec(names[DATA]).length
             for start, stop in csr.spans(n_values, at_once):
-                writer.append(names[DATA], store.read(names[DATA], start, stop))
+                values = store.read(names[DATA], start, stop)
+                writer.append(names[DATA], values.astype(weights, copy=False))
                 neighbors = store.read(names[INDICES], start, stop).astype(np.int64) + first_row
                 writer.append(names[INDICES], neighbors.astype(GRAPH_DTYPES[INDICES]))
         for start, stop in csr.spans(info.n_obs, at_once):
@@ -152,8 +177,8 @@ def _write_graph(
             writer.append(names[INDPTR], (ends + first_value).astype(GRAPH_DTYPES[INDPTR]))
         first_row += info.n_obs
         first_value += n_values
-    for part in (DATA, INDICES):
-        writer.append(names[part], np.empty(0, GRAPH_DTYPES[part]))
+    writer.append(names[DATA], np.empty(0, weights))
+    writer.append(names[INDICES], np.empty(0, GRAPH_DTYPES[INDICES]))
 
 
 def _write_matrix(

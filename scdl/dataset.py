@@ -403,7 +403,7 @@ class SingleCellDataset(CellReader):
             backend=self._backend,
             neighbor_key=key,
             replace=True,
-            **self._options,
+            **{**self._store.options, **self._options},
         )
         self._reopen()
 
@@ -481,7 +481,8 @@ class SingleCellDataset(CellReader):
         from scdl.concatenate import concatenate
 
         path = self.data_path if output_path is None else os.fspath(output_path)
-        writer = registry.backend(self._backend).writer.create(path, replace=output_path is None)
+        backend, options = registry.backend(self._backend), self._store.options
+        writer = backend.create(path, replace=output_path is None, **options)
         with writer:
             concatenate([dataset.store for dataset in datasets], writer, dtype, **bounds)
         if output_path is None:

@@ -76,7 +76,7 @@ class Profile:
         # Blosc's slow compressors gain nothing on noise, which floats end with.
         hard = stored.kind in "ui" and part != "indptr"
         compressor = self.integers if self.integers and hard else self.compressor
-        if compressor == "pcodec" and stored.itemsize > 1:
+        if compressor == "pcodec" and stored.itemsize > 1 and part != "indptr":
             return [*filters, _pcodec(rising), _codec("crc32c")]
         if compressor == "lz4hc" and not hard:
             compressor = "lz4"

@@ -70,5 +70,7 @@ def quiet() -> Iterator[None]:
     """Without what zarr warns of: codecs and metadata that its specification does not name yet."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
+        warnings.filterwarnings("ignore", message=r"The data type [\s\S]* does not have a Zarr V3")
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         yield

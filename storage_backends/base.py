@@ -198,6 +198,11 @@ class ArrayStore(ABC):
         """How an array is stored, for people: its codecs, chunks and shards."""
         return ""
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Keywords of ``Backend.create`` for an archive that is stored as this one is."""
+        return {}
+
     # -- the rest of an AnnData, where a backend keeps it ------------------------------------
 
     @property

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from storage_backends import _gene_order, _remote, _zarr_layout
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
+from storage_backends._zarr_codecs import PROFILES
 from storage_backends._zarr_layout import MATRIX_PARTS
 from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
 from storage_backends._zarr_writer import ZarrWriter
@@ -409,6 +410,11 @@ class ZarrStore(ArrayStore):
     @property
     def nbytes(self) -> int:
         return self._files.total("")
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        compression = self._ours.get("compression")
+        return {"compression": compression} if compression in PROFILES else {}
 
     def describe(self, name: str) -> str:
         self.spec(name)

@@ -109,9 +109,9 @@ class TestFiles:
         layer = random_cells(9, 5, dtype=dtype, seed=1)
         write_h5ad(tmp_path / "a.h5ad", cells, layers={"l": layer})
         native = np.dtype(dtype).newbyteorder("=")
-        for profile in ("balanced", "archive"):
+        for profile in ("fast", "archive"):
             scdl.convert(tmp_path / "a.h5ad", tmp_path / f"{profile}.zarr", compression=profile)
-            read = exported(tmp_path / f"{profile}.zarr")
+            read = scdl.open(tmp_path / f"{profile}.zarr").to_anndata()
             assert read.X.dtype == read.layers["l"].dtype == native
             assert (read.X.toarray() == cells.csr(native).toarray()).all()
             assert (read.layers["l"].toarray() == layer.csr(native).toarray()).all()
@@ -436,8 +436,7 @@ class TestCommands:
             "element uns",
         ):
             assert part in told
-        with pytest.raises(SystemExit):
-            assert run("export", archive, tmp_path / "a.h5ad") == 1
+        assert run("export", archive, tmp_path / "a.h5ad") == 1
         assert "something exists here" in capsys.readouterr().err
         assert run("convert", archive, tmp_path / "b.zarr", "--only-matrix") == 0
         assert "not carried over: " in capsys.readouterr().out
