@@ -107,5 +107,5 @@ $(BIN)/python:
 $(NEXT)/.installed: pyproject.toml
 	@echo "Installing scdl in $(NEXT) with $(NEXT_PYTHON) ..."
 	@"$(NEXT_PYTHON)" -m venv --clear $(NEXT)
-	@$(NEXT)/bin/python $(PIP_INSTALL) --editable . anndata pytest hypothesis
+	@$(NEXT)/bin/python $(PIP_INSTALL) --editable . anndata "dask[array]" hypothesis pytest
 	@touch $@

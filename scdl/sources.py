@@ -30,7 +30,7 @@ from scdl.schema import (
 )
 from scdl.tables import NoTable, StoredTable, TableSource
 from scdl.transpose import Csc
-from storage_backends.base import ArrayStore, ArrayWriter, Sparse
+from storage_backends.base import DTYPES, ArrayStore, ArrayWriter, Sparse
 
 _BY = {"csr": Csr, "csc": Csc}
 
@@ -362,13 +362,40 @@ class ArchiveSource(Source):
 
 def write_rest(source: Source, writer: ArrayWriter, bounds: Bounds) -> None:
     """Copy every element besides the matrix, its genes and obs, in bounded memory where large."""
-    for name, element in source.rest():
+    for name, whole in source.rest():
+        element = _in_memory(name, whole)
         if isinstance(element, SparseParts):
             _write_sparse(f"{source.path}: {name}", writer, name, element, bounds)
         elif isinstance(element, Reader):
             _copy(writer, name, element, bounds)
         else:
             writer.write_element(name, element)
+
+
+class _Values:
+    """An array in memory, as a reader."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+        self.dtype, self.item_shape = values.dtype, values.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        return self._values[start:stop]
+
+
+def _in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
+    """What of an element that was read as a whole archives have as arrays, as those."""
+    if not (_is_matrix(name) or name.startswith(("obsm/", "obsp/"))):
+        return element
+    if getattr(getattr(element, "dtype", None), "newbyteorder", str)("=") not in DTYPES:
+        return element
+    if getattr(element, "format", None) in _BY:
+        parts = {part: _Values(getattr(element, part)) for part in MATRIX}
+        return SparseParts(Sparse(element.format, element.shape), parts)
+    return _Values(element) if isinstance(element, np.ndarray) else element
 
 
 def _write_sparse(

@@ -126,8 +126,9 @@ def _pcodec(rising: bool) -> Codec:
         "numcodecs.pcodec",
         level=8,
         mode_spec="auto",
-        delta_spec="try_consecutive" if rising else "none",
-        delta_encoding_order=1 if rising else None,
+        # Of order 0 are no differences, which newer releases of numcodecs have another name for.
+        delta_spec="try_consecutive",
+        delta_encoding_order=int(rising),
         paging_spec="equal_pages_up_to",
         equal_pages_up_to=1 << 18,
     )
@@ -320,27 +321,35 @@ class _Pcodec:
 
     @classmethod
     def decode_together(cls, content: Content, out: NDArray[Any]) -> None:
-        """Decode several files in one call, as one file of all their chunks.
-
-        Source: pcodec, format of standalone files, version 2: ``pco!``, the version, a count of 7
-        to 70 bits of which the first 6 say how many, the version of what follows; then chunks, then
-        a zero byte.
-        """
-        files = content.copies() if len(out) == 1 else None
+        """Decode several files in one call, as one file of all their chunks."""
         first = ctypes.string_at(int(content.addresses[0]), min(8, int(content.lengths[0])))
-        if files is None and len(first) == 8 and first[:5] == b"pco!\x02":
-            joined = _native.splice(content, 5 + ((first[5] & 63) + 14) // 8 + 1)
-            if joined is not None:
-                try:
-                    cls.decode(joined, out.reshape(-1))
-                except (RuntimeError, ValueError) as error:
-                    raise DamagedChunkError(0, one_line(error)) from error
-                return
-        for position, (file, row) in enumerate(zip(files or content.copies(), out, strict=True)):
+        head = _pcodec_head(first) if len(out) > 1 and len(first) == 8 else None
+        joined = None if head is None else _native.splice(content, head)
+        if joined is not None:
+            try:
+                cls.decode(joined, out.reshape(-1))
+            except (RuntimeError, ValueError) as error:
+                raise DamagedChunkError(0, one_line(error)) from error
+            return
+        for position, (file, row) in enumerate(zip(content.copies(), out, strict=True)):
             try:
                 cls.decode(file, row)
             except (RuntimeError, ValueError) as error:
                 raise DamagedChunkError(position, one_line(error)) from error
+
+
+def _pcodec_head(start: bytes) -> int | None:
+    """Bytes before the first chunk of a pcodec file; None for formats that are not known.
+
+    Source: pcodec, standalone format 2: ``pco!``, its version, a count of 7 to 70 bits of which the
+    first 6 say how many, the version of what follows; then chunks, then a zero byte. Format 3 has
+    a byte for a type that all chunks share, and longer versions.
+    """
+    if start.startswith(b"pco!\x02"):
+        return 5 + ((start[5] & 63) + 14) // 8 + 1
+    if start.startswith(b"pco!\x03\0"):
+        return 6 + ((start[6] & 63) + 14) // 8 + 2
+    return None
 
 
 @contextmanager

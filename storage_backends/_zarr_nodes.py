@@ -68,6 +68,8 @@ def array_of(
     spec = ArraySpec(dtype, int(array.shape[0]), tuple(int(n) for n in array.shape[1:]))
     grid = grid_of(array)
     chain = Chain.of(grid.codecs, dtype) if grid is not None else None
+    if complete and spec.nbytes and (grid is None or chain is None):
+        raise ArchiveFormatError(f"{where}: it is not stored as archives are; convert it again")
     if grid is None or chain is None:
         rows = int(array.chunks[0])
         return ZarrArray(where, name, spec, rows, _SlowReader(where, array, rows), cache)

@@ -153,7 +153,9 @@ class ZarrWriter(ArrayWriter):
             anndata.settings.override(allow_write_nullable_strings=True),
         ):
             try:
-                anndata.io.write_elem(self._root, path, value, dataset_kwargs=_ELEMENT_OPTIONS)
+                parent, _, key = path.rpartition("/")
+                group = self._root.require_group(parent) if parent else self._root
+                anndata.io.write_elem(group, key, value, dataset_kwargs=_ELEMENT_OPTIONS)
             except (TypeError, ValueError, NotImplementedError, KeyError) as error:
                 raise OutputError(
                     f"{self.path}: anndata cannot write {name} to Zarr: {one_line(error)}"
@@ -265,6 +267,7 @@ class ZarrWriter(ArrayWriter):
             "format": _zarr_layout.FORMAT,
             "compression": self._compression,
             "obs": has_obs,
+            "reordered": reordered,
             **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
             "attrs": {**attrs, **({"sorted": False} if reordered else {})},
         }

@@ -109,7 +109,8 @@ class ZarrStore(ArrayStore):
         attrs = root.attrs.asdict()
         store._ours = _checked(path, attrs)
         store._nodes = dict(_members(path, root))
-        store._find_arrays()
+        with _unreadable(path):
+            store._find_arrays()
         return store
 
     # -- opening ---------------------------------------------------------------------------
@@ -117,8 +118,12 @@ class ZarrStore(ArrayStore):
     def _find_arrays(self) -> None:
         for path, node in self._nodes.items():
             kind = str(node.attrs.get("encoding-type"))
+            if self._ours and "encoding-type" not in node.attrs and self._holds_arrays(path):
+                raise ArchiveFormatError(f"{self.path}: {path} does not say what it is")
             if kind in ("csr_matrix", "csc_matrix") and self._holds_arrays(path):
                 parts = [self._nodes.get(f"{path}/{part}") for part in MATRIX_PARTS]
+                if self._ours and None in parts:
+                    raise ArchiveFormatError(f"{self.path}: a part of {path} is missing")
                 # Others, of truth values, are read as a whole.
                 if path == self._matrix or all(map(is_numeric, parts)):
                     self._sparse[path] = Sparse(kind[:3], self._shape(path, node))
@@ -269,8 +274,10 @@ class ZarrStore(ArrayStore):
     def _order(self) -> NDArray[np.int64] | None:
         """Original position of each gene as they are stored; None where they stand there."""
         path = f"{self._var_path}/{_zarr_layout.ORDER}"
-        if not self._ours or path not in self._nodes:
+        if not self._ours.get("reordered"):
             return None
+        if path not in self._nodes:
+            raise ArchiveFormatError(f"{self.path}: {path} is missing; convert the source again")
         with _unreadable(f"{self.path}: {path}"):
             order: NDArray[np.int64] = np.asarray(self._array_node(path)[:])
         n_vars = self._sparse[self._matrix].shape[1]
