@@ -111,7 +111,7 @@ def grid_of(array: zarr.Array[Any]) -> Grid | None:
 
 def shard_keys(array: zarr.Array[Any]) -> list[str]:
     """Keys of all files of an array that is read directly."""
-    grid = grid_of(array)
+    grid = grid_of(array) if array.ndim else None
     if grid is None:
         return []
     rows = grid.chunk_rows * max(grid.per_shard, 1)

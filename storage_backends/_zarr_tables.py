@@ -90,6 +90,8 @@ class ZarrTable:
         try:
             serialized = base64.b64decode(ours["schema"], validate=True)
             self.schema = pa.ipc.read_schema(pa.py_buffer(serialized))
+            # Names are decoded only when they are asked for.
+            assert self.schema.names is not None
             self.num_rows = int(ours["num_rows"])
             self._paths, self._nulls = dict(ours["paths"]), dict(ours["nulls"])
         except (*_UNREADABLE, OSError) as error:

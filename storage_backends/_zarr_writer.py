@@ -34,11 +34,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-#: How anndata writes arrays: damage is found, and a chunk that is missing is not taken for zeros.
-_ELEMENT_OPTIONS = {
-    "compressors": ZstdCodec(level=3, checksum=True),
-    "config": {"write_empty_chunks": True},
-}
+#: How anndata writes arrays, so that damage is found.
+_ELEMENT_OPTIONS: dict[str, Any] = {"compressors": ZstdCodec(level=3, checksum=True)}
 
 
 class ZarrWriter(ArrayWriter):
@@ -151,6 +148,8 @@ class ZarrWriter(ArrayWriter):
             refused_write(self.path),
             _zarr_layout.quiet(),
             anndata.settings.override(allow_write_nullable_strings=True),
+            # A chunk that is lost is then not taken for zeros.
+            zarr.config.set({"array.write_empty_chunks": True}),
         ):
             try:
                 parent, _, key = path.rpartition("/")
@@ -257,7 +256,12 @@ class ZarrWriter(ArrayWriter):
             group = self._root.require_group(parent) if parent else self._root
             _zarr_table_writer.write(group, key, table)
             if order is not None:
-                self._root.create_array(f"{path}/{_zarr_layout.ORDER}", data=order)
+                self._root.create_array(
+                    f"{path}/{_zarr_layout.ORDER}",
+                    data=order,
+                    **_ELEMENT_OPTIONS,
+                    config={"write_empty_chunks": True},
+                )
 
     def _write_root(self, attrs: Mapping[str, Any], n_obs: int, *, reordered: bool) -> None:
         has_obs = "obs" in self._table_rows

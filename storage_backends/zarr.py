@@ -69,6 +69,8 @@ class ZarrStore(ArrayStore):
         self._sparse: dict[str, Sparse] = {}
         self._arrays: dict[str, ZarrArray] = {}
         self._paths: dict[str, str] = {}
+        #: Elements whose files were found to be there.
+        self._complete: set[str] = set()
 
     @classmethod
     def detect(cls, path: str) -> bool:
@@ -317,6 +319,7 @@ class ZarrStore(ArrayStore):
             raise ArchiveFormatError(
                 f"{self.path}: the archive was replaced since it was opened; open it again"
             )
+        self._check_chunks(self._table_paths[name])
         table = self._frame(self._table_paths[name])
         blocks = self.attrs["blocks"]
         expected = blocks[-1]["stop"] if name == "obs" else blocks[int(name[4:])]["n_vars"]
@@ -325,6 +328,20 @@ class ZarrStore(ArrayStore):
                 f"{self.path}: the table {name} has {table.num_rows} rows, expected {expected}"
             )
         return table
+
+    def _check_chunks(self, path: str) -> None:
+        """Look once whether the files of an element are there: zarr takes lost ones for zeros."""
+        if not self._ours or self._opened_as is None or path in self._complete:
+            return
+        for key, node in self._nodes.items():
+            if (key == path or key.startswith(f"{path}/")) and isinstance(node, zarr.Array):
+                for file in shard_keys(node):
+                    if not os.path.exists(os.path.join(self.path, file)):
+                        raise ArchiveFormatError(
+                            f"{self.path}: {file} is missing; copy the archive again, or convert "
+                            "its source again"
+                        )
+        self._complete.add(path)
 
     def _frame(self, path: str) -> ZarrTable:
         from storage_backends._zarr_tables import ZarrTable
@@ -399,6 +416,7 @@ class ZarrStore(ArrayStore):
             return super().read_element(name)
         from anndata.io import read_elem
 
+        self._check_chunks(name)
         with _unreadable(f"{self.path}: {name}"), _zarr_layout.quiet():
             value = read_elem(self._nodes[name])
         aligned = _gene_order.ALIGNED.get(self._matrix, ())
@@ -481,7 +499,9 @@ def _checked(path: str, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{path}: its format {ours['format']} is newer than {_zarr_layout.FORMAT}, which this "
             "release of scdl reads; install a newer one"
         )
-    if not isinstance(ours.get("attrs"), Mapping) or not ours["attrs"].get("blocks"):
+    said = ours.get("attrs")
+    blocks = said.get("blocks") if isinstance(said, Mapping) else None
+    if not blocks or any(not {"stop", "n_vars"} <= set(block) for block in blocks):
         raise ArchiveFormatError(f"{path}: the attribute {_zarr_layout.ATTRIBUTE} is damaged")
     return ours
 

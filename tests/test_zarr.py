@@ -214,6 +214,12 @@ class TestDamage:
         shard.unlink()
         assert "missing" in refused(path)
 
+    @pytest.mark.parametrize("array", ["obs/_index", "var/_index", "uns/numbers", "X/indices"])
+    def test_a_lost_file(self, copy: Callable[..., Path], array: str) -> None:
+        path = copy("fast")
+        (path / array / "c" / "0").unlink()
+        assert "missing" in refused(path)
+
     @pytest.mark.parametrize(
         ("node", "edit", "told"),
         [
