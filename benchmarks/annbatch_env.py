@@ -16,7 +16,10 @@ from benchmarks.measure import Spread, take_turns
 from benchmarks.outcomes import number
 from benchmarks.talk import Child
 
-PACKAGES = ("annbatch==0.3.1", "anndata==0.13.4", "zarr==3.4.2", "zarrs==0.2.3")
+# pcodec is what it needs to read archives of scdl in two of the profiles.
+PACKAGES = (
+    "annbatch==0.3.1", "anndata==0.13.4", "zarr==3.4.2", "zarrs==0.2.3", "pcodec==1.1.0"
+)  # fmt: skip
 
 # Thousands of cells a second that --tune found, over cells a chunk (rows) and blocks of 64 that
 # the loader takes at a time (columns; 400 are all cells of the data); medians of 3 to 5:

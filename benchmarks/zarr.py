@@ -228,6 +228,22 @@ def epoch(bench: Bench) -> list[Outcome]:
     return _over_theirs("CSR epoch", rates, _EPOCH)
 
 
+def theirs_on_ours(bench: Bench) -> list[Outcome]:
+    """Let annbatch train from archives of scdl, and see that it gets what is in them."""
+    if bench.theirs is None:
+        return []
+    outcomes: list[Outcome] = []
+    for profile in PROFILES:
+        path = bench.archive(profile)
+        expected = bench.ours.ask("sums", path=path)["sums"][:3]
+        runs = [bench.theirs.ask("train_from_ours", path=path) for _ in range(bench.repeats)]
+        if any(run["sums"] != expected for run in runs):
+            raise RuntimeError(f"annbatch reads {path} as {runs[0]['sums']}, expected {expected}")
+        speeds = Spread.of([expected[0] / run["seconds"] / 1e3 for run in runs])
+        outcomes.append(figure(f"annbatch's loader on scdl's {profile}", _RATE, speeds, None))
+    return outcomes
+
+
 def dense(bench: Bench) -> list[Outcome]:
     rates = _rates(bench, bench.names, block=BLOCK, batch=DENSE_BATCH, preload=PRELOAD, dense=True)
     outcomes = _over_theirs("dense epoch", rates, {})
@@ -373,6 +389,7 @@ def cold(bench: Bench) -> list[Outcome]:
 CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
     "bits": bits,
     "epoch": epoch,
+    "interchange": theirs_on_ours,
     "dense": dense,
     "random": random_cells,
     "convert": convert,
