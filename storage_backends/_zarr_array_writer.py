@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from storage_backends import threads
 from storage_backends._shards import LocalFiles, ShardedChunks, ShardWriter
 from storage_backends._zarr_arrays import ChunkCache, DirectReader, ZarrArray
-from storage_backends._zarr_codecs import Chain, Profile, fits_narrow
+from storage_backends._zarr_codecs import Chain
+from storage_backends._zarr_profiles import Profile, fits_narrow
 from storage_backends.base import ArraySpec
 from storage_backends.errors import OutputError
 

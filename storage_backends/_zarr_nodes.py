@@ -17,7 +17,8 @@ from storage_backends._zarr_arrays import (
     DirectReader,
     ZarrArray,
 )
-from storage_backends._zarr_codecs import Chain, Codec
+from storage_backends._zarr_codecs import Chain
+from storage_backends._zarr_profiles import Codec
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 

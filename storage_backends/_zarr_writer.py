@@ -19,8 +19,8 @@ from storage_backends import _gene_order, _zarr_layout, _zarr_table_writer
 from storage_backends._completeness import check_complete
 from storage_backends._staging import Staging
 from storage_backends._zarr_array_writer import ArrayBuilder
-from storage_backends._zarr_codecs import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
 from storage_backends._zarr_layout import MATRIX_PARTS, encoding
+from storage_backends._zarr_profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
 from storage_backends.base import INDEX, ArrayWriter, Sparse, little_endian
 from storage_backends.errors import (
     ArchiveClosedError,

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from storage_backends import _gene_order, _remote, _zarr_layout
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
-from storage_backends._zarr_codecs import PROFILES
 from storage_backends._zarr_layout import MATRIX_PARTS
 from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
+from storage_backends._zarr_profiles import PROFILES
 from storage_backends._zarr_writer import ZarrWriter
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Sparse, check_ranges
 from storage_backends.errors import (

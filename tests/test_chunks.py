@@ -15,9 +15,10 @@ from storage_backends import _chunk_plan, _native, _zarr_codecs, rowsort
 from storage_backends._shards import LocalFiles, Pieces, spans
 from storage_backends._zarr_array_writer import ArrayBuilder
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
-from storage_backends._zarr_codecs import DRAFT, PROFILES, Chain, Profile
+from storage_backends._zarr_codecs import Chain
 from storage_backends._zarr_layout import quiet
 from storage_backends._zarr_nodes import array_of
+from storage_backends._zarr_profiles import DRAFT, PROFILES, Profile
 from storage_backends.errors import ArchiveFormatError
 
 DTYPES = ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]

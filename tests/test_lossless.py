@@ -28,7 +28,7 @@ import scdl
 from scdl.cli import main
 from scdl.errors import ArchiveExistsError, SourceError
 from scdl.export import export
-from storage_backends._zarr_codecs import PROFILES
+from storage_backends._zarr_profiles import PROFILES
 
 # zarr and anndata: of what anndata reads and writes
 pytestmark = [

@@ -48,7 +48,7 @@ from storage_backends._testing_archives import (
     numbers,
     small_archive,
 )
-from storage_backends._zarr_codecs import PROFILES
+from storage_backends._zarr_profiles import PROFILES
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,

@@ -27,7 +27,7 @@ from scdl.errors import (
     SourceError,
 )
 from scdl.schema import Info
-from storage_backends._zarr_codecs import PROFILES
+from storage_backends._zarr_profiles import PROFILES
 from storage_backends.zarr import ZarrStore
 
 # zarr and anndata: of what anndata reads and writes

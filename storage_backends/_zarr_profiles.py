@@ -1,0 +1,127 @@
+"""The profiles: named ways to compress an archive, as codec chains of Zarr.
+
+A chain is what stands in the metadata of a Zarr v3 array: filters, one codec from numbers to bytes,
+codecs of bytes. Every codec that is written is one that zarr-python reads with numcodecs.
+
+Sources: Zarr v3 specification, core codecs; numcodecs for those called ``numcodecs.*``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A codec as it stands in metadata.
+Codec = Mapping[str, Any]
+
+#: Type of whole values that are stored narrow.
+NARROW = np.dtype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named way to compress an archive.
+
+    Parameters
+    ----------
+    chunk_items
+        Numbers in a chunk.
+    compressor
+        Of numbers: ``"pcodec"``, or what Blosc calls ``"lz4hc"`` or ``"zstd"``.
+    by_detection
+        Whether genes are stored in order of falling detection rate.
+    integers
+        Another compressor of the integers of a matrix whose genes are.
+    portable
+        Whether to use only core codecs, which every reader of Zarr v3 has.
+    """
+
+    chunk_items: int
+    compressor: str
+    by_detection: bool = False
+    integers: str | None = None
+    portable: bool = False
+
+    def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
+        """Whether values of an array go into 16 bits for as long as all of them fit."""
+        return not self.portable and name.endswith("data") and dtype.itemsize > NARROW.itemsize
+
+    def codecs(self, name: str, dtype: np.dtype[Any], *, narrow: bool) -> list[Codec]:
+        """The chain of an array, by what the last part of its name says of its content."""
+        part = name.rpartition("/")[2]
+        filters = [_astype(dtype)] if narrow else []
+        stored = NARROW if narrow else dtype
+        # A dense array may be called so too.
+        rising = part in ("indices", "indptr") and stored.kind in "ui" and not self.portable
+        # Blosc's slow compressors gain nothing on noise, which floats end with.
+        hard = stored.kind in "ui" and part != "indptr"
+        compressor = self.integers if self.integers and hard else self.compressor
+        if compressor == "pcodec" and stored.itemsize > 1 and part != "indptr":
+            return [*filters, _pcodec(rising), _codec("crc32c")]
+        if compressor == "lz4hc" and not hard:
+            compressor = "lz4"
+        if rising:
+            filters.append(_codec("numcodecs.delta", dtype=stored.str))
+        return [
+            *filters,
+            _codec("bytes", endian="little"),
+            _blosc(stored.itemsize, "zstd" if compressor == "pcodec" else compressor),
+            _codec("crc32c"),
+        ]
+
+
+#: The profiles by name. Sizes and speeds: docs/compression.md.
+PROFILES = {
+    "fast": Profile(1 << 14, "lz4hc"),
+    "balanced": Profile(1 << 14, "pcodec", by_detection=True, integers="lz4hc"),
+    "archive": Profile(1 << 14, "pcodec", by_detection=True),
+    "portable": Profile(1 << 14, "zstd", portable=True),
+}
+DEFAULT_PROFILE = "balanced"
+#: Of arrays that are compressed once more, at the commit.
+DRAFT = Profile(1 << 15, "lz4")
+
+
+def _codec(name: str, **configuration: Any) -> Codec:
+    return {"name": name, "configuration": configuration} if configuration else {"name": name}
+
+
+def _astype(dtype: np.dtype[Any]) -> Codec:
+    return _codec("numcodecs.astype", encode_dtype=NARROW.str, decode_dtype=dtype.str)
+
+
+def _blosc(itemsize: int, compressor: str) -> Codec:
+    return _codec(
+        "blosc",
+        typesize=itemsize,
+        cname=compressor,
+        clevel=5,
+        shuffle="bitshuffle",
+        blocksize=0,
+    )
+
+
+def _pcodec(rising: bool) -> Codec:
+    return _codec(
+        "numcodecs.pcodec",
+        level=8,
+        mode_spec="auto",
+        # Of order 0 are no differences, which newer releases of numcodecs have another name for.
+        delta_spec="try_consecutive",
+        delta_encoding_order=int(rising),
+        paging_spec="equal_pages_up_to",
+        equal_pages_up_to=1 << 18,
+    )
+
+
+def fits_narrow(values: NDArray[Any]) -> NDArray[np.uint16] | None:
+    """The values in 16 bits, where each comes back bit by bit; else None."""
+    with np.errstate(invalid="ignore"):
+        narrow = values.astype(NARROW)
+    bits = f"u{values.dtype.itemsize}"
+    same = np.array_equal(narrow.astype(values.dtype).view(bits), values.view(bits))
+    return narrow if same else None
