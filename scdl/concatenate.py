@@ -21,6 +21,7 @@ from scdl.schema import (
     INDPTR,
     OBS,
     Info,
+    dense_vectors,
     graph_array,
     keys,
     obsm_array,
@@ -129,7 +130,7 @@ def _obs(store: ArrayStore, info: Info) -> TableSource:
 
 
 def _write_vectors(stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int) -> None:
-    for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "obsm")):
+    for key in dict.fromkeys(key for store in stores for key in dense_vectors(store)):
         name = obsm_array(key)
         specs = [store.arrays.get(name) for store in stores]
         kinds = {(spec.dtype, spec.item_shape) if spec else None for spec in specs}

@@ -333,14 +333,15 @@ class ZarrStore(ArrayStore):
         """Look once whether the files of an element are there: zarr takes lost ones for zeros."""
         if not self._ours or self._opened_as is None or path in self._complete:
             return
-        for key, node in self._nodes.items():
-            if (key == path or key.startswith(f"{path}/")) and isinstance(node, zarr.Array):
-                for file in shard_keys(node):
-                    if not os.path.exists(os.path.join(self.path, file)):
-                        raise ArchiveFormatError(
-                            f"{self.path}: {file} is missing; copy the archive again, or convert "
-                            "its source again"
-                        )
+        below = [n for key, n in self._nodes.items() if f"{key}/".startswith(f"{path}/")]
+        with _zarr_layout.quiet():
+            files = [f for n in below if isinstance(n, zarr.Array) for f in shard_keys(n)]
+        for file in files:
+            if not os.path.exists(os.path.join(self.path, file)):
+                raise ArchiveFormatError(
+                    f"{self.path}: {file} is missing; copy the archive again, or convert its "
+                    "source again"
+                )
         self._complete.add(path)
 
     def _frame(self, path: str) -> ZarrTable:
