@@ -15,10 +15,9 @@ Sources: Zarr v3 specification; anndata's on-disk format specification.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -33,6 +32,14 @@ from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
 from storage_backends._zarr_layout import MATRIX_PARTS
 from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
+from storage_backends._zarr_opening import (
+    METADATA_FILES,
+    identity,
+    members,
+    open_local,
+    own_attribute,
+    unreadable,
+)
 from storage_backends._zarr_profiles import PROFILES
 from storage_backends._zarr_writer import ZarrWriter
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Sparse, check_ranges
@@ -43,7 +50,6 @@ from storage_backends.errors import (
     ArrayNotFoundError,
     RangeError,
     ScdlError,
-    one_line,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +59,6 @@ if TYPE_CHECKING:
 
 #: Bytes of decoded chunks that an open archive keeps.
 CACHE_BYTES = 64 << 20
-_METADATA_FILES = ("zarr.json", ".zgroup")
 
 
 class ZarrStore(ArrayStore):
@@ -78,27 +83,27 @@ class ZarrStore(ArrayStore):
             # Whether something is there is found out by opening it: the network may take its time.
             return True
         try:
-            return any(os.path.isfile(os.path.join(path, name)) for name in _METADATA_FILES)
+            return any(os.path.isfile(os.path.join(path, name)) for name in METADATA_FILES)
         except (OSError, ValueError):
             return False
 
     @classmethod
     def open(cls, path: str) -> Self:
         if _remote.is_url(path):
-            with _unreadable(path):
+            with unreadable(path):
                 return cls._open(path, *_remote.open_group(path))
         path = os.path.realpath(path)
         while os.path.isdir(path):
-            identity = _identity(path)
+            before = identity(path)
             store: Self | None = None
             try:
-                store = cls._open(path, _open_local(path), LocalFiles(path))
+                store = cls._open(path, open_local(path), LocalFiles(path))
                 store._hold()
             except (ScdlError, OSError):
-                if identity == _identity(path):
+                if before == identity(path):
                     raise
-            if store is not None and identity == _identity(path):
-                store._opened_as = identity
+            if store is not None and before == identity(path):
+                store._opened_as = before
                 return store
             # The archive was replaced while it was opened: what was read may be of either.
         raise ArchiveNotFoundError(f"{path}: there is no archive here")
@@ -109,9 +114,9 @@ class ZarrStore(ArrayStore):
     def _open(cls, path: str, root: zarr.Group, files: Files) -> Self:
         store = cls(path, root, files)
         attrs = root.attrs.asdict()
-        store._ours = _checked(path, attrs)
-        store._nodes = dict(_members(path, root))
-        with _unreadable(path):
+        store._ours = own_attribute(path, attrs)
+        store._nodes = dict(members(path, root))
+        with unreadable(path):
             store._find_arrays()
         return store
 
@@ -280,7 +285,7 @@ class ZarrStore(ArrayStore):
             return None
         if path not in self._nodes:
             raise ArchiveFormatError(f"{self.path}: {path} is missing; convert the source again")
-        with _unreadable(f"{self.path}: {path}"):
+        with unreadable(f"{self.path}: {path}"):
             order: NDArray[np.int64] = np.asarray(self._array_node(path)[:])
         n_vars = self._sparse[self._matrix].shape[1]
         if not np.array_equal(np.sort(order), np.arange(n_vars)):
@@ -315,7 +320,7 @@ class ZarrStore(ArrayStore):
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
             )
         # Arrays are held since the opening, tables are not: they must be of the same archive.
-        if self._opened_as is not None and _identity(self.path) != self._opened_as:
+        if self._opened_as is not None and identity(self.path) != self._opened_as:
             raise ArchiveFormatError(
                 f"{self.path}: the archive was replaced since it was opened; open it again"
             )
@@ -418,7 +423,7 @@ class ZarrStore(ArrayStore):
         from anndata.io import read_elem
 
         self._check_chunks(name)
-        with _unreadable(f"{self.path}: {name}"), _zarr_layout.quiet():
+        with unreadable(f"{self.path}: {name}"), _zarr_layout.quiet():
             value = read_elem(self._nodes[name])
         aligned = _gene_order.ALIGNED.get(self._matrix, ())
         if self._order is not None and name.startswith(aligned):
@@ -450,66 +455,6 @@ class ZarrStore(ArrayStore):
         self._closed = True
         self._cache.clear()
         self._files.close()
-
-
-def _identity(path: str) -> tuple[int, ...] | None:
-    """What tells an archive from another that takes its place; None where there is none."""
-    try:
-        directory = os.stat(path)
-        found = [n for n in _METADATA_FILES if os.path.isfile(os.path.join(path, n))]
-        metadata = os.stat(os.path.join(path, found[0]))
-    except (OSError, IndexError):
-        return None
-    return directory.st_dev, directory.st_ino, metadata.st_ino, metadata.st_mtime_ns
-
-
-def _open_local(path: str) -> zarr.Group:
-    if not any(os.path.isfile(os.path.join(path, name)) for name in _METADATA_FILES):
-        raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
-    with _unreadable(path):
-        return zarr.open_group(path, mode="r")
-
-
-@contextlib.contextmanager
-def _unreadable(where: str) -> Iterator[None]:
-    """Say in one sentence what zarr or anndata say of a damaged store."""
-    try:
-        with _zarr_layout.quiet():
-            yield
-    except ScdlError:
-        raise
-    except Exception as error:
-        raise ArchiveFormatError(f"{where}: zarr cannot read it: {one_line(error)}") from error
-
-
-def _checked(path: str, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an archive of ours says of itself; nothing for an AnnData of others."""
-    ours = attrs.get(_zarr_layout.ATTRIBUTE)
-    if ours is None:
-        if attrs.get("encoding-type") != "anndata":
-            found = attrs.get("encoding-type", "none")
-            raise ArchiveFormatError(
-                f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, found "
-                f"{found}"
-            )
-        return {}
-    if not isinstance(ours, Mapping) or not isinstance(ours.get("format"), int):
-        raise ArchiveFormatError(f"{path}: the attribute {_zarr_layout.ATTRIBUTE} is damaged")
-    if ours["format"] > _zarr_layout.FORMAT:
-        raise ArchiveFormatError(
-            f"{path}: its format {ours['format']} is newer than {_zarr_layout.FORMAT}, which this "
-            "release of scdl reads; install a newer one"
-        )
-    said = ours.get("attrs")
-    blocks = said.get("blocks") if isinstance(said, Mapping) else None
-    if not blocks or any(not {"stop", "n_vars"} <= set(block) for block in blocks):
-        raise ArchiveFormatError(f"{path}: the attribute {_zarr_layout.ATTRIBUTE} is damaged")
-    return ours
-
-
-def _members(path: str, root: zarr.Group) -> list[tuple[str, zarr.Array[Any] | zarr.Group]]:
-    with _unreadable(path):
-        return list(root.members(max_depth=None))
 
 
 BACKEND = Backend("zarr", ZarrStore, ZarrWriter, options=("compression",), suffix=".zarr")
