@@ -44,7 +44,9 @@ def legacy_rest(path: str, matrix_name: str) -> Iterator[tuple[str, Any]]:
         found |= {"raw/X": raw.X, "raw/var": raw.var}
         found |= {f"raw/varm/{key}": value for key, value in raw.varm.items()}
     for mapping in ("layers", "obsm", "varm", "obsp", "varp"):
-        found |= {f"{mapping}/{key}": value for key, value in getattr(adata, mapping).items()}
+        kept = getattr(adata, mapping).items()
+        # The layer of no name is X.
+        found |= {f"{mapping}/{key}": value for key, value in kept if key is not None}
     genes = "raw/var" if matrix_name == "raw/X" else "var"
     for name, value in found.items():
         if name not in ("", genes, matrix_name) and value is not None:

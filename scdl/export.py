@@ -202,7 +202,9 @@ def _write(view: _View, file: h5py.File, options: dict[str, Any]) -> None:
             elif name in view.store.arrays:
                 _write_dense(view.store, file, name, options)
             else:
-                write_elem(file, name, view.read(name))
+                # anndata takes keys of one part only.
+                parent, _, key = name.rpartition("/")
+                write_elem(file[parent or "/"], key, view.read(name))
 
 
 def _write_sparse(
