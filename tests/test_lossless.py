@@ -40,6 +40,7 @@ pytestmark = [
         "Writing zarr v2 data:UserWarning",
         "The codec `vlen-utf8` is currently not part",
         "This setting will be removed in 0.14",
+        "zarr v3 will become the only option in 0.14",
         "The data type .* does not have a Zarr V3 spec",
     )
 ]
@@ -97,6 +98,8 @@ class TestFiles:
         assert (list(found) != list(given)) is PROFILES[profile].by_detection
         same(read, reordered(expected, found))
 
+    # An index of no names, and a column of missing text, come back as another kind of string.
+    @pytest.mark.xfail(int(pd.__version__.split(".")[0]) >= 3, reason="kinds of text in pandas 3")
     @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1)])
     def test_shapes_at_the_edge(self, tmp_path: Path, shape: tuple[int, int]) -> None:
         expected = write(annotated(*shape), tmp_path / "a.h5ad")
