@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import queue
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, TypeVar
 
 import h5py
@@ -25,6 +22,7 @@ from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
 from numpy.typing import NDArray
 
 from scdl.errors import ScdlError, SourceError
+from storage_backends import threads
 from storage_backends.errors import one_line
 
 _T = TypeVar("_T")
@@ -51,16 +49,6 @@ def readable(where: str) -> Iterator[None]:
         raise
     except _UNREADABLE as error:
         raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error)}") from error
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of one process: a fork inherits none."""
-    return ThreadPoolExecutor(_n_threads(), thread_name_prefix="scdl-inflate")
-
-
-def _n_threads() -> int:
-    return os.cpu_count() or 1
 
 
 def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -144,9 +132,10 @@ class RowReader:
             return kept
 
         # Several groups a thread, so that all end at about the same time.
-        step = -(-len(offsets) // (4 * _n_threads()))
+        step = -(-len(offsets) // (4 * threads.n_threads()))
         groups = [offsets[i : i + step] for i in range(0, len(offsets), step)]
-        kept = list(_pool(os.getpid()).map(place, groups))
+        placed = [threads.submit(place, group) for group in groups]
+        kept = [future.result() for future in placed]
         self._last = {offset: chunk for found in kept for offset, chunk in found.items()}
         return True
 
