@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scdl.conversion import convert as convert
     from scdl.dataset import SingleCellDataset as SingleCellDataset
     from scdl.dataset import open as open
+    from scdl.loader import SingleCellLoader as SingleCellLoader
     from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "ConversionReport": "scdl.conversion",
     "NeighborSamplingStrategy": "scdl.neighbors",
     "SingleCellDataset": "scdl.dataset",
+    "SingleCellLoader": "scdl.loader",
     "SingleCellMemMapDataset": "scdl.bionemo",
     "collate_neighbor_sparse_matrix_batch": "scdl.collate",
     "collate_sparse_matrix_batch": "scdl.collate",

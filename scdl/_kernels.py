@@ -126,3 +126,80 @@ def fill_dense_numpy(
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     np.add.at(out, (rows, indices.astype(np.int64)), data)
     return True
+
+
+@kernel
+def normalize_rows(
+    data: NDArray[Any], indptr: NDArray[np.int64], target: float, out: NDArray[Any]
+) -> None:
+    """Scale the values of each row to the sum `target`; rows without one stay as they are."""
+    for row in range(len(indptr) - 1):
+        values = data[indptr[row] : indptr[row + 1]]
+        scaled = out[indptr[row] : indptr[row + 1]]
+        total = 0.0
+        for k in range(len(values)):
+            total += values[k]
+        scale = target / total if total != 0.0 else 1.0
+        for k in range(len(values)):
+            scaled[k] = values[k] * scale
+
+
+def normalize_rows_numpy(
+    data: NDArray[Any], indptr: NDArray[np.int64], target: float, out: NDArray[Any]
+) -> None:
+    """The same as :func:`normalize_rows` in NumPy."""
+    for start, stop in zip(indptr[:-1], indptr[1:], strict=True):
+        total = data[start:stop].sum(dtype=np.float64)
+        out[start:stop] = data[start:stop] * (target / total if total else 1.0)
+
+
+@kernel
+def fill_padded(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    by_value: bool,
+    values: NDArray[Any],
+    genes: NDArray[np.int64],
+) -> None:
+    """Write the values of each row and their columns to the front of rows of a fixed length.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        Rows in compressed sparse row form.
+    by_value
+        Whether the largest values come first, equal ones in the order they have; else as they are.
+    values, genes
+        Outputs of rows x length, which hold the padding; what does not fit is left out.
+    """
+    length = values.shape[1]
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        n = min(stop - start, length)
+        if by_value:
+            order = np.argsort(-data[start:stop].astype(np.float64), kind="mergesort")
+            for k in range(n):
+                values[row, k] = data[start + order[k]]
+                genes[row, k] = indices[start + order[k]]
+        else:
+            for k in range(n):
+                values[row, k] = data[start + k]
+                genes[row, k] = indices[start + k]
+
+
+def fill_padded_numpy(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    by_value: bool,
+    values: NDArray[Any],
+    genes: NDArray[np.int64],
+) -> None:
+    """The same as :func:`fill_padded` in NumPy."""
+    for row, (start, stop) in enumerate(zip(indptr[:-1], indptr[1:], strict=True)):
+        order = np.arange(stop - start)
+        if by_value:
+            order = np.argsort(-data[start:stop].astype(np.float64), kind="stable")
+        order = start + order[: values.shape[1]]
+        values[row, : len(order)], genes[row, : len(order)] = data[order], indices[order]

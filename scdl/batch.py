@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from scdl.schema import check_columns
 
@@ -89,16 +89,17 @@ class CellBatch:
             shape=self.shape,
         )
 
-    def to_dense(self) -> NDArray[Any]:
-        """As a dense array of n x n_vars, of the stored dtype."""
-        from scdl import _kernels
+    def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """As a dense array of n x n_vars, of the stored dtype or another."""
+        from scdl import _kernels, recycled
 
+        wanted = self.data.dtype if dtype is None else np.dtype(dtype)
         # numba cannot compute with float16.
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
-        out = np.zeros(self.shape, data.dtype)
+        out = recycled.zeros(self.shape, np.float32 if wanted == np.float16 else wanted)
         if not _kernels.fill_dense(data, self.indices, self.indptr, out):
             check_columns(self.indices, self.n_vars)
-        return out.astype(self.data.dtype, copy=False)
+        return out.astype(wanted, copy=False)
 
     def to_torch(self, layout: Layout = "csr") -> torch.Tensor:
         """As a torch tensor of n x n_vars: ``csr``, ``coo`` or ``dense``.

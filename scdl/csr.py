@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl import recycled
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.schema import DATA, INDICES, INDPTR
 from storage_backends.base import ArrayStore
@@ -103,8 +104,8 @@ def read(store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> SparseRows:
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(stops - starts, out=indptr[1:])
     total = int(indptr[-1])
-    data = np.empty(total, store.spec(prefix + DATA).dtype)
-    indices = np.empty(total, store.spec(prefix + INDICES).dtype)
+    data = recycled.empty(total, store.spec(prefix + DATA).dtype)
+    indices = recycled.empty(total, store.spec(prefix + INDICES).dtype)
     store.read_ranges(prefix + DATA, starts, stops, data)
     store.read_ranges(prefix + INDICES, starts, stops, indices)
     return SparseRows(data, indices, indptr)
@@ -178,7 +179,8 @@ def clean(rows: SparseRows, n_vars: int, where: str) -> SparseRows:
     """
     from storage_backends import rowsort
 
-    out = rows._replace(data=np.empty_like(rows.data), indices=np.empty_like(rows.indices))
+    data, indices = (recycled.empty(len(part), part.dtype) for part in (rows.data, rows.indices))
+    out = rows._replace(data=data, indices=indices)
     n_unsorted = rowsort.sort_rows(*rows, n_vars, out.data, out.indices)
     if n_unsorted >= 0:
         return out

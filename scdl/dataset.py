@@ -350,6 +350,28 @@ class SingleCellDataset(CellReader):
         """Stored values."""
         return self._store.spec(DATA).length
 
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        return self._store.spec(DATA).dtype
+
+    @property
+    def bytes_per_cell(self) -> float:
+        """Bytes that the stored values and column ids of a cell take in memory, on average."""
+        value_bytes = sum(self._store.spec(name).dtype.itemsize for name in (DATA, INDICES))
+        return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
+
+    @property
+    def cells_per_chunk(self) -> float:
+        """Cells, on average, that are read as one whichever of them is asked for; below 1: none."""
+        return self._store.chunk_length(DATA) * self.n_obs / max(self.number_nonzero_values(), 1)
+
+    def will_need(self, rows: NDArray[np.int64]) -> None:
+        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
+        starts, stops = csr.plan(self._store, "", np.sort(rows))
+        for name in (DATA, INDICES):
+            self._store.will_need(name, starts, stops)
+
     def version(self) -> str:
         """Version of this package."""
         return __version__

@@ -30,12 +30,16 @@ __all__ = [
     "BackendNotFoundError",
     "BackendOptionError",
     "CastError",
+    "ColumnTypeError",
     "FeatureNotFoundError",
+    "LoaderError",
     "MissingCodecError",
     "NeighborError",
+    "OrderError",
     "OutputError",
     "RangeError",
     "RemoteError",
+    "ResumeError",
     "RowIndexError",
     "ScdlError",
     "ScdlWarning",
@@ -66,3 +70,19 @@ class FeatureNotFoundError(ScdlError, ValueError):
 
 class NeighborError(ScdlError, ValueError):
     """A neighbour graph was asked for where there is none, or is not one."""
+
+
+class OrderError(ScdlError, ValueError):
+    """An order of cells cannot be made of what was given: weights, groups, or too few cells."""
+
+
+class ColumnTypeError(ScdlError, TypeError):
+    """A column of obs holds what no tensor can be made of."""
+
+
+class LoaderError(ScdlError, ValueError):
+    """A loader was asked for what contradicts itself or the data."""
+
+
+class ResumeError(ScdlError, ValueError):
+    """A saved state belongs to another loader: other data, batches or order."""

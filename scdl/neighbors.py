@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scdl import csr
 from scdl.errors import NeighborError
-from scdl.schema import INDPTR, graph_array, keys
+from scdl.schema import INDICES, INDPTR, graph_array, keys
 from storage_backends.base import ArrayStore
 
 _OFFSETS_AT_ONCE = 1 << 20
@@ -100,6 +100,43 @@ class NeighborGraph:
         if self._strategy is NeighborSamplingStrategy.FIRST:
             return int(found[0])
         return int(found[(rng or self._own_rng()).integers(len(found))])
+
+    def sample_many(
+        self, rows: NDArray[np.int64], draws: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, drawn with replacement.
+
+        Parameters
+        ----------
+        rows
+            n positions, int64.
+        draws
+            n x k numbers in [0, 1), each of which chooses one neighbour.
+
+        Returns
+        -------
+        ndarray
+            n x k rows, int64.
+
+        Raises
+        ------
+        NeighborError
+            A cell has none, and is not its own.
+        """
+        starts, stops = csr.plan(self._store, self._prefix, rows)
+        counts = stops - starts
+        alone = counts == 0
+        if alone.any() and not self._fallback:
+            self.sample(int(rows[alone.argmax()]))
+        if self._strategy is NeighborSamplingStrategy.FIRST:
+            draws = np.zeros_like(draws)
+        chosen = starts[:, None] + (draws * counts[:, None]).astype(np.int64)
+        chosen = chosen[~alone].ravel()
+        found = np.empty(len(chosen), self._store.spec(self._prefix + INDICES).dtype)
+        self._store.read_ranges(self._prefix + INDICES, chosen, chosen + 1, found)
+        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
+        out[~alone] = found.reshape(-1, draws.shape[1])
+        return out
 
     def _own_rng(self) -> np.random.Generator:
         """A generator of this process: forked workers must not draw the same numbers."""

@@ -74,6 +74,25 @@ class CellReader(ABC):
     def number_nonzero_values(self) -> int:
         """Stored values."""
 
+    @property
+    @abstractmethod
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+
+    @property
+    @abstractmethod
+    def bytes_per_cell(self) -> float:
+        """Bytes that the stored values and column ids of a cell take in memory, on average."""
+
+    @property
+    @abstractmethod
+    def cells_per_chunk(self) -> float:
+        """Cells, on average, that are read as one whichever of them is asked for; below 1: none."""
+
+    @abstractmethod
+    def will_need(self, rows: NDArray[np.int64]) -> None:
+        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
+
     def features(self) -> VarFeatures:
         """The same as :meth:`var_features`."""
         return self.var_features()

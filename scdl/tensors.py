@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scdl import recycled
 from scdl.errors import CastError
 from scdl.schema import check_columns
 
@@ -19,23 +20,53 @@ _LARGEST_EXACT_FLOAT32 = 2**24
 _SIGNED = {2: np.int32, 4: np.int64, 8: np.int64}
 
 
-def batch_tensor(batch: CellBatch, layout: Layout) -> torch.Tensor:
-    """A batch as a tensor of n x n_vars."""
+def batch_tensor(
+    batch: CellBatch,
+    layout: Layout,
+    dtype: torch.dtype | None = None,
+    index_dtype: type[np.signedinteger[Any]] = np.int64,
+) -> torch.Tensor:
+    """A batch as a tensor of n x n_vars.
+
+    Parameters
+    ----------
+    dtype
+        Of the values; None: the stored one, or the next that torch computes with.
+    index_dtype
+        Of the positions in CSR form; those of other layouts are int64.
+    """
     if layout == "dense":
-        return torch.from_numpy(_computable(batch.to_dense()))
-    values = torch.from_numpy(_computable(batch.data))
+        dense = np.float32 if dtype == torch.float32 else None
+        return as_dtype(torch.from_numpy(computable(batch.to_dense(dense))), dtype)
+    values = as_dtype(torch.from_numpy(computable(batch.data)), dtype)
     check_columns(batch.indices, batch.n_vars)
-    columns = torch.from_numpy(batch.indices.astype(np.int64))
     if layout == "csr":
-        indptr = torch.from_numpy(batch.indptr)
-        return torch.sparse_csr_tensor(indptr, columns, values, batch.shape, check_invariants=False)
+        columns = recycled.empty(len(batch.indices), index_dtype)
+        columns[:] = batch.indices
+        indptr = batch.indptr.astype(index_dtype, copy=False)
+        parts = torch.from_numpy(indptr), torch.from_numpy(columns), values
+        return torch.sparse_csr_tensor(*parts, batch.shape, check_invariants=False)
     if layout == "coo":
-        rows = np.repeat(np.arange(len(batch)), np.diff(batch.indptr))
-        positions = torch.stack([torch.from_numpy(rows), columns])
+        positions = np.empty((2, len(batch.data)), np.int64)
+        positions[0] = np.repeat(np.arange(len(batch)), np.diff(batch.indptr))
+        positions[1] = batch.indices
         return torch.sparse_coo_tensor(
-            positions, values, batch.shape, is_coalesced=True, check_invariants=False
-        )
+            torch.from_numpy(positions), values, batch.shape, is_coalesced=True,
+            check_invariants=False,
+        )  # fmt: skip
     raise ValueError(f"layout must be 'csr', 'coo' or 'dense', not {layout!r}")
+
+
+def as_dtype(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """The same values in a dtype; None: as they are."""
+    return values if dtype is None else values.to(dtype)
+
+
+def numbers(values: NDArray[Any]) -> torch.Tensor:
+    """A column as a tensor: codes and other integers as int64, the rest as it is stored."""
+    if values.dtype.kind in "iu":
+        return torch.from_numpy(computable(values).astype(np.int64, copy=False))
+    return torch.from_numpy(values)
 
 
 def row_tensor(values: NDArray[Any], columns: NDArray[Any], n_vars: int) -> torch.Tensor:
@@ -49,7 +80,7 @@ def row_tensor(values: NDArray[Any], columns: NDArray[Any], n_vars: int) -> torc
         out[0] = values
     else:
         out = np.empty((2, len(values)), np.int64)
-        out[0] = _computable(values)
+        out[0] = computable(values)
     out[1] = columns
     return torch.from_numpy(out)
 
@@ -75,7 +106,7 @@ def pinned(batch: CellBatch) -> CellBatch:
     )
 
 
-def _computable(values: NDArray[Any]) -> NDArray[Any]:
+def computable(values: NDArray[Any]) -> NDArray[Any]:
     """Values of a dtype that torch computes with."""
     if values.dtype.kind != "u" or values.dtype.itemsize == 1:
         return values

@@ -200,6 +200,7 @@ class ZarrArray:
     ) -> None:
         self.spec = spec
         self._where, self._name, self._reader, self._cache = where, name, reader, cache
+        self.chunk_rows = chunk_rows
         self._width = int(np.prod(spec.item_shape, dtype=np.int64))
         self._chunk_length = chunk_rows * self._width
         self._scratch = threading.local()

@@ -164,6 +164,20 @@ class ArrayStore(ABC):
             `out` has the wrong dtype, shape or layout, or is read-only.
         """
 
+    def chunk_length(self, name: str) -> int:
+        """Items that are read as one, whichever of them is asked for; 1: each on its own."""
+        self.spec(name)
+        return 1
+
+    def will_need(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> None:
+        """Tell that ranges, which rise, will be read soon; a backend may begin to fetch them.
+
+        Returns without waiting for them, and raises nothing that reading them would not.
+        """
+        self.spec(name)
+
     @abstractmethod
     def table_schema(self, name: str) -> pa.Schema:
         """Names and types of a table's columns, without reading it."""

@@ -277,6 +277,10 @@ class ZarrStore(ArrayStore):
         array = self._arrays[name]
         array.read(starts, stops, out.view(array.spec.dtype))
 
+    def chunk_length(self, name: str) -> int:
+        self.spec(name)
+        return self._arrays[name].chunk_rows
+
     @cached_property
     def _order(self) -> NDArray[np.int64] | None:
         """Original position of each gene as they are stored; None where they stand there."""

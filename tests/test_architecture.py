@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 # Top to bottom: a module imports from its own group and those below. New files get a place here.
 LAYERS = [
     {"scdl", "scdl.__main__", "scdl.cli"},
-    {"scdl.loader"},
+    {"scdl.lightning"},
+    {"scdl.loader", "scdl.splits"},
+    {"scdl.prefetch", "scdl.training_batch", "scdl.vocabulary"},
     {"scdl.collection", "scdl.genes"},
     {"scdl.bionemo"},
     {"scdl.dataset"},
@@ -29,7 +31,7 @@ LAYERS = [
     {"scdl.batch"},
     {"scdl.tensors"},
     {"scdl._kernels"},
-    {"scdl.__version__", "scdl.errors", "scdl.schema"},
+    {"scdl.__version__", "scdl.errors", "scdl.recycled", "scdl.schema", "scdl.transforms"},
 ]
 SEAM = {
     "storage_backends.base",
@@ -43,7 +45,13 @@ SEAM = {
 
 # Packages that only some modules import.
 CONFINED = {
-    "torch": {"scdl.tensors", "scdl.collate", "scdl.loader"},
+    "torch": {
+        "scdl.collate",
+        "scdl.lightning",
+        "scdl.loader",
+        "scdl.tensors",
+        "scdl.training_batch",
+    },
     "anndata": {
         "scdl.anndata_elements",
         "scdl.export",

@@ -1,0 +1,666 @@
+"""Training batches from a dataset: ordered, shared among ranks and workers, read ahead."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from scdl import csr, samplers
+from scdl.batch import CellBatch
+from scdl.errors import LoaderError, OrderError, ResumeError
+from scdl.prefetch import ahead
+from scdl.rows import CellReader
+from scdl.schema import INDEX
+from scdl.training_batch import Assembly, Layout, Tokenizer, TrainingBatch
+from scdl.vocabulary import ObsColumn, codes, obs_column
+
+__all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
+
+#: Blocks in a buffer, by default: so many that a batch is nearly as random as one of single cells.
+_BLOCKS = 512
+#: Cells of a block, at most: consecutive ones that take some 400 kB, as disks like to read.
+_MOST_BLOCK = 64
+#: Cells that are read at once where each can be read on its own.
+_READ_CELLS = 1_024
+#: Cells whose positions are computed at once, and of which the storage is told early.
+_WINDOW_CELLS = 1 << 14
+
+
+class LoaderOptions(TypedDict, total=False):
+    """What of the cells a loader gives, and how; every key may be left out."""
+
+    layout: Layout
+    dtype: torch.dtype | str | None
+    length: int | None
+    by_value: bool
+    obs: Sequence[str]
+    obsm: Sequence[str]
+    neighbors: int
+    transforms: Sequence[Any]
+    tokenizer: Tokenizer | None
+    block: int | None
+    buffer: int | None
+    memory_mb: float
+    weights: NDArray[Any] | None
+    by: str | None
+    control: Any
+    match: str | None
+    prefetch: int
+    threads: int
+    workers: int
+    rank: int | None
+    world_size: int | None
+
+
+_DEFAULTS: LoaderOptions = {
+    "layout": "csr",
+    "dtype": torch.float32,
+    "length": None,
+    "by_value": False,
+    "obs": (),
+    "obsm": (),
+    "neighbors": 0,
+    "transforms": (),
+    "tokenizer": None,
+    "block": None,
+    "buffer": None,
+    "memory_mb": 256.0,
+    "weights": None,
+    "by": None,
+    "control": None,
+    "match": None,
+    "prefetch": 4,
+    "threads": 2,
+    "workers": 0,
+    "rank": None,
+    "world_size": None,
+}
+
+
+@dataclass(frozen=True)
+class LoaderStats:
+    """What a loader gave in its last epoch, finished or not.
+
+    Parameters
+    ----------
+    cells, batches
+        Given so far.
+    nbytes
+        Bytes of the stored values and column ids of these cells.
+    seconds
+        Since the epoch began.
+    waited
+        Seconds of these in which the consumer waited for a batch.
+    """
+
+    cells: int = 0
+    batches: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def cells_per_second(self) -> float:
+        """Cells a second."""
+        return self.cells / self.seconds if self.seconds else 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time in which the consumer waited."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """The batches of one rank, as stretches of the positions of an epoch.
+
+    Whole batches are dealt out evenly, so that each rank has consecutive ones; of what is left
+    every rank gets an equal part as its last, shorter batch. Where fewer cells than ranks are left
+    some are given twice, since every rank must have the same number of batches.
+    """
+
+    length: int
+    batch_size: int
+    rank: int
+    world_size: int
+    drop_last: bool
+
+    @property
+    def n_whole(self) -> int:
+        """Whole batches."""
+        return self.length // (self.batch_size * self.world_size)
+
+    @property
+    def _left(self) -> int:
+        return self.length - self.n_whole * self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        return self.n_whole + (self._left > 0 and not self.drop_last)
+
+    def bounds(self, batch: int) -> tuple[int, int]:
+        """Half-open stretch of positions of a batch."""
+        if batch < self.n_whole:
+            start = (self.rank * self.n_whole + batch) * self.batch_size
+            return start, start + self.batch_size
+        first = self.length - self._left
+        if self._left < self.world_size:
+            start = first + self.rank % self._left
+            return start, start + 1
+        edges = [first + self._left * rank // self.world_size for rank in (self.rank, self.rank + 1)]
+        return edges[0], edges[1]
+
+
+class _Stretch(NamedTuple):
+    """Some batches that are read together: their cells, and how many of them each has."""
+
+    positions: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    sizes: list[int]
+
+
+class SingleCellLoader:
+    """Batches of cells for training, an iterable of :class:`TrainingBatch`.
+
+    Cells are read and assembled in threads while the model computes. The order is a pure function
+    of the number of cells, the seed and the epoch: batches do not depend on threads, workers or
+    the storage backend. Each iteration is the next epoch.
+
+    Parameters
+    ----------
+    dataset
+        Where the cells are; a subset of them with `rows`.
+    batch_size
+        Cells of a batch, of each rank.
+    order
+        ``"block"``: blocks of consecutive cells are shuffled, then the cells of many blocks among
+        each other. ``"random"``: every cell on its own. ``"sequential"``: as they are stored.
+        ``"weighted"``: drawn in proportion to `weights`. ``"balanced"``: drawn so that each value
+        of the obs column `by` is equally likely. ``"grouped"``: every batch from one value of
+        `by`; with `control`, that value's cells are the second half of every batch, of which each
+        has the same value in the obs column `match` as its counterpart in the first half. Or any
+        :class:`scdl.samplers.Order`.
+    rows
+        Cells to use, as for ``read_rows``; their order is that of ``"sequential"``.
+    seed
+        Of the order and of sampled neighbours.
+    drop_last
+        Whether to leave out the last batch if it is not whole; otherwise the ranks share its cells.
+    **options
+        ``layout``: ``"csr"``, ``"coo"``, ``"dense"``, or ``"padded"``: of each cell `length`
+        values and their genes, those with the largest values first with ``by_value=True``.
+        ``dtype``: of the values, default ``torch.float32``; None: the stored one.
+        ``obs``, ``obsm``: columns and dense vectors to give along; :attr:`vocabulary` tells what
+        the codes of labels mean.
+        ``neighbors``: how many sampled neighbours to give beside each cell.
+        ``transforms``: :class:`~scdl.transforms.NormalizeTotal`,
+        :class:`~scdl.transforms.Log1p`, then any functions on the batch.
+        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names; its result is the
+        batch's ``tokens``.
+        ``memory_mb``: for cells that are held in memory or in the page cache, default 256; of
+        these `block` and `buffer` of the block order follow, in cells, unless given.
+        ``prefetch``: batches assembled ahead, default 4. ``threads``: that read and assemble,
+        default 2. ``workers``: processes that do so instead, default 0.
+        ``rank``, ``world_size``: default those of ``torch.distributed``, where it is initialised.
+
+    Raises
+    ------
+    LoaderError
+        Options contradict each other or the data.
+    OrderError
+        The order cannot be made: weights, groups or controls do not fit.
+    FeatureNotFoundError, ColumnTypeError
+        There is no such column of obs or key of obsm, or it cannot become a tensor.
+    RowIndexError
+        `rows` are not cells of the dataset.
+    """
+
+    def __init__(
+        self,
+        dataset: CellReader,
+        batch_size: int = 64,
+        *,
+        order: str | samplers.Order = "block",
+        rows: csr.Rows | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+        **options: Unpack[LoaderOptions],
+    ) -> None:
+        unknown = options.keys() - _DEFAULTS.keys()
+        if unknown:
+            raise LoaderError(
+                f"there is no option {min(unknown)!r}; there are: {', '.join(_DEFAULTS)}"
+            )
+        self.cells, self.batch_size, self.seed, self.drop_last = (
+            dataset, int(batch_size), int(seed), bool(drop_last),
+        )  # fmt: skip
+        self._options: LoaderOptions = {**_DEFAULTS, **options}
+        self._rows = None if rows is None else csr.positions(rows, dataset.n_obs)
+        self._n = dataset.n_obs if self._rows is None else len(self._rows)
+        self._order_name = order if isinstance(order, str) else type(order).__name__
+        self._own_order = None if isinstance(order, str) else order
+        self.rank, self.world_size = _place(options.get("rank"), options.get("world_size"))
+        self._assembly = Assembly(
+            layout=self._options["layout"],
+            dtype=_torch_dtype(self._options["dtype"]),
+            length=self._options["length"],
+            by_value=self._options["by_value"],
+            transforms=tuple(self._options["transforms"]),
+            tokenizer=self._options["tokenizer"],
+        )
+        self.epoch = 0
+        #: Batches given of this epoch, and whether an iteration has begun it.
+        self._given, self._begun = 0, False
+        self._stats = LoaderStats()
+        self._check()
+
+    def _check(self) -> None:
+        if self.batch_size < 1:
+            raise LoaderError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self._n == 0:
+            raise LoaderError("there are no cells to load: the dataset or the subset is empty")
+        for name, least in (("prefetch", 1), ("threads", 1), ("workers", 0), ("neighbors", 0)):
+            if self._options[name] < least:  # type: ignore[literal-required]
+                raise LoaderError(
+                    f"{name} must be at least {least}, not {self._options[name]}"  # type: ignore[literal-required]
+                )
+        if self._options["neighbors"] and self.cells.graph is None:
+            raise LoaderError(
+                "neighbors=… needs a neighbour graph, which the dataset lacks or was opened without"
+            )
+        if self._options["tokenizer"] is not None and len(self.cells.n_vars) > 1:
+            raise LoaderError("a tokenizer needs one list of genes, and the dataset has several")
+        if self._order_name in ("grouped", "Grouped"):
+            self.drop_last = True
+        self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
+        if self._options["obsm"]:
+            self.cells.read_rows([], obsm=self._options["obsm"])
+        if len(self) == 0:
+            raise LoaderError(
+                f"{len(self._positions(0))} cells make no batch of {self.batch_size} on each of "
+                f"{self.world_size} ranks; take smaller batches, or drop_last=False"
+            )
+
+    # -- columns ---------------------------------------------------------------------------
+
+    @cached_property
+    def _columns(self) -> dict[str, ObsColumn]:
+        return {name: obs_column(self.cells, name) for name in self._options["obs"]}
+
+    @property
+    def vocabulary(self) -> Mapping[str, tuple[Any, ...]]:
+        """The label of each code, of every column of obs that holds labels."""
+        return {n: c.names for n, c in self._columns.items() if c.names is not None}
+
+    @cached_property
+    def _gene_names(self) -> NDArray[Any] | None:
+        if self._options["tokenizer"] is None:
+            return None
+        return self.cells.var_features().blocks[0].column(INDEX)
+
+    # -- order -----------------------------------------------------------------------------
+
+    @cached_property
+    def order(self) -> samplers.Order:
+        """The order of the cells."""
+        if self._own_order is not None:
+            return self._own_order
+        make = {
+            "sequential": samplers.Sequential,
+            "random": samplers.Random,
+            "block": self._block_order,
+            "weighted": self._weighted_order,
+            "balanced": lambda: samplers.Balanced(self._labels("by").values),
+            "grouped": self._grouped_order,
+        }
+        if self._order_name not in make:
+            raise LoaderError(f"order must be one of {', '.join(make)}, not {self._order_name!r}")
+        return make[self._order_name]()
+
+    def _block_order(self) -> samplers.Order:
+        buffer = self._options["buffer"] or self._budget_cells
+        buffer = min(max(buffer, self.batch_size), self._n)
+        block = self._options["block"] or max(1, min(buffer // _BLOCKS, _MOST_BLOCK))
+        return samplers.Block(block, buffer)
+
+    @property
+    def _budget_cells(self) -> int:
+        """Cells of which two times as many fit into the memory allowed: one is read ahead."""
+        per_cell = max(self.cells.bytes_per_cell, 1)
+        return max(1, int(self._options["memory_mb"] * 1e6 / 2 / per_cell))
+
+    def _weighted_order(self) -> samplers.Order:
+        weights = self._options["weights"]
+        if weights is None:
+            raise LoaderError("order='weighted' needs weights, one a cell")
+        weights = np.asarray(weights)
+        if weights.shape != (self._n,) and weights.shape != (self.cells.n_obs,):
+            raise OrderError(f"weights has shape {weights.shape}, expected one for {self._n} cells")
+        if self._rows is not None and len(weights) != self._n:
+            weights = weights[self._rows]
+        return samplers.Weighted(weights)
+
+    def _labels(self, option: str) -> ObsColumn:
+        """An obs column as labels of the cells that are used."""
+        name = self._options[option]  # type: ignore[literal-required]
+        if name is None:
+            raise LoaderError(f"order={self._order_name!r} needs {option}=, a column of obs")
+        column = codes(self.cells, name)
+        return column if self._rows is None else column._replace(values=column.values[self._rows])
+
+    def _grouped_order(self) -> samplers.Order:
+        groups, control = self._labels("by"), self._options["control"]
+        if control is None:
+            return samplers.Grouped(groups.values, self.batch_size)
+        assert groups.names is not None
+        if control not in groups.names:
+            raise LoaderError(f"control {control!r} is no value of obs {self._options['by']!r}")
+        return samplers.Grouped(
+            groups.values,
+            self.batch_size,
+            control=groups.names.index(control),
+            match=self._labels("match").values if self._options["match"] else None,
+        )
+
+    def _positions(self, epoch: int) -> samplers.Positions:
+        return self.order.positions(self._n, self.seed, epoch)
+
+    def _share(self, positions: samplers.Positions) -> Share:
+        return Share(
+            len(positions), self.batch_size, self.rank, self.world_size, self.drop_last
+        )
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for every rank."""
+        return len(self._share(self._positions(self.epoch)))
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of the next epoch, or what is left of one that was resumed."""
+        if self._begun:
+            self.epoch, self._given = self.epoch + 1, 0
+        self._begun = True
+        run = self._from_workers if self._options["workers"] else self._batches
+        with contextlib.closing(run(self.epoch, self._given)) as batches:
+            yield from self._counted(batches)
+        self.epoch, self._given, self._begun = self.epoch + 1, 0, False
+
+    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, with the figures of :meth:`stats`."""
+        per_cell = self.cells.bytes_per_cell
+        began = asked = time.perf_counter()
+        waited, cells = 0.0, 0
+        self._stats = LoaderStats()
+        for number, batch in enumerate(batches, 1):
+            now = time.perf_counter()
+            waited += now - asked
+            # A transform may have made anything of it.
+            cells += len(batch) if isinstance(batch, TrainingBatch) else self.batch_size
+            self._stats = LoaderStats(cells, number, int(cells * per_cell), now - began, waited)
+            self._given += 1
+            yield batch
+            asked = time.perf_counter()
+
+    def _from_workers(self, epoch: int, first: int) -> Generator[Any]:
+        """The same batches by way of processes, which a DataLoader asks in turn."""
+        dataset = self.dataset()
+        dataset.resume(epoch, first)
+        n_workers = self._options["workers"]
+        each = max(1, self._options["prefetch"] // n_workers)
+        yield from DataLoader(
+            dataset, batch_size=None, num_workers=n_workers, prefetch_factor=each
+        )
+
+    def _batches(
+        self, epoch: int, first: int, worker: int = 0, n_workers: int = 1
+    ) -> Generator[Any]:
+        """Batches from `first` on, of which a worker gives every `n_workers`-th."""
+        positions = self._positions(epoch)
+        numbers = range(first, len(self._share(positions)))
+        n_reads = 1 if self._reads_chunks else self._options["threads"]
+        pool = ThreadPoolExecutor(self._options["threads"], "scdl-loader")
+        try:
+            windows = ahead(pool, self._windows(positions, numbers, worker, n_workers), 1)
+            stretches = itertools.chain.from_iterable(windows)
+            reads = ahead(pool, (partial(self._read, s, epoch) for s in stretches), n_reads)
+            yield from ahead(pool, self._assemblies(reads), self._options["prefetch"])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @property
+    def _reads_chunks(self) -> bool:
+        return self.cells.cells_per_chunk > 1
+
+    def _windows(
+        self, positions: samplers.Positions, numbers: range, worker: int, n_workers: int
+    ) -> Iterator[Callable[[], list[_Stretch]]]:
+        """Tasks that tell which cells to read, window by window."""
+        share = self._share(positions)
+        least = self._budget_cells if self._reads_chunks else _WINDOW_CELLS
+        cells = getattr(self.order, "buffer", least)
+        # Windows end where buffers end, so that no buffer is read twice.
+        for _, group in itertools.groupby(
+            numbers, lambda b: (share.bounds(b)[0] // cells, b < share.n_whole)
+        ):
+            batches = list(group)
+            mine = [b for b in batches if (b - numbers.start) % n_workers == worker]
+            if mine:
+                yield partial(self._window, positions, share, batches, mine)
+
+    def _window(
+        self, positions: samplers.Positions, share: Share, batches: list[int], mine: list[int]
+    ) -> list[_Stretch]:
+        """Which cells to read together, in turn, of which the storage is told."""
+        start, stop = share.bounds(batches[0])[0], share.bounds(batches[-1])[1]
+        at = np.asarray(positions[start:stop], np.int64)
+        if len(at) and not 0 <= int(at.min()) <= int(at.max()) < self._n:
+            raise OrderError(
+                f"the order gives position {int(at.min())} or {int(at.max())} for {self._n} cells"
+            )
+        rows = at if self._rows is None else self._rows[at]
+        if self._reads_chunks:
+            at_once = len(mine)
+        else:
+            at_once = math.ceil(_READ_CELLS / self.batch_size)
+            self.cells.will_need(rows)
+        return [
+            self._stretch(mine[i : i + at_once], share, start, rows)
+            for i in range(0, len(mine), at_once)
+        ]
+
+    def _stretch(
+        self, batches: list[int], share: Share, offset: int, rows: NDArray[np.int64]
+    ) -> _Stretch:
+        bounds = [share.bounds(b) for b in batches]
+        where = np.concatenate([np.arange(start, stop) for start, stop in bounds])
+        return _Stretch(where, rows[where - offset], [stop - start for start, stop in bounds])
+
+    def _read(
+        self, stretch: _Stretch, epoch: int
+    ) -> tuple[CellBatch, CellBatch | None, list[int]]:
+        """Read the cells of some batches, and their neighbours."""
+        obsm, ordered = self._options["obsm"], self._assembly.needs_order
+        cells = self.cells.read_rows(stretch.rows, obsm=obsm, ordered=ordered)
+        k = self._options["neighbors"]
+        if not k:
+            return cells, None, stretch.sizes
+        assert self.cells.graph is not None
+        draws = samplers.draws(stretch.positions, k, self.seed, epoch)
+        neighbors = self.cells.graph.sample_many(stretch.rows, draws).ravel()
+        read = self.cells.read_rows(neighbors, obsm=obsm, ordered=ordered)
+        return cells, read, stretch.sizes
+
+    def _assemblies(
+        self, reads: Iterator[tuple[CellBatch, CellBatch | None, list[int]]]
+    ) -> Iterator[Callable[[], Any]]:
+        k = self._options["neighbors"]
+        columns = {name: column.values for name, column in self._columns.items()}
+        assemble = partial(self._assembly, gene_names=self._gene_names, columns=columns)
+        for cells, neighbors, sizes in reads:
+            start = 0
+            for size in sizes:
+                stop = start + size
+                beside = None if neighbors is None else neighbors[start * k : stop * k]
+                yield partial(assemble, cells[start:stop], beside)
+                start = stop
+
+    # -- PyTorch ---------------------------------------------------------------------------
+
+    def dataset(self) -> LoaderDataset:
+        """The batches for ``DataLoader(loader.dataset(), batch_size=None, num_workers=…)``."""
+        return LoaderDataset(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers make what follows from the archive and the options anew.
+        derived = ("_columns", "_gene_names", "order")
+        return {k: v for k, v in self.__dict__.items() if k not in derived}
+
+    # -- where it stands -------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be that epoch, from its beginning."""
+        self.epoch, self._given, self._begun = int(epoch), 0, False
+
+    def stats(self) -> LoaderStats:
+        """Figures of the last epoch, finished or not."""
+        return self._stats
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this rank stands: plain numbers and text."""
+        return {"epoch": self.epoch, "batch": self._given, "loader": self._fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration give what was left when the state was taken.
+
+        Raises
+        ------
+        ResumeError
+            The state is of a loader with other data, cells, batches, order or seed.
+        """
+        self.epoch, self._given = self._checked(state)
+        self._begun = False
+
+    def _checked(self, state: Mapping[str, Any]) -> tuple[int, int]:
+        """Epoch and batch of a state, if it is one of this loader."""
+        try:
+            epoch, batch, theirs = int(state["epoch"]), int(state["batch"]), state["loader"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResumeError(f"this is no state of a loader: {error!r}") from error
+        ours = self._fingerprint
+        if not isinstance(theirs, Mapping) or dict(theirs) != ours:
+            there = dict(theirs) if isinstance(theirs, Mapping) else {}
+            other = [name for name in ours if there.get(name) != ours[name]]
+            raise ResumeError(
+                "the state is of another loader: "
+                + ", ".join(f"{n} was {there.get(n)!r} and is {ours[n]!r}" for n in other)
+            )
+        if epoch < 0 or batch < 0:
+            raise ResumeError(f"there is no batch {batch} of epoch {epoch}")
+        return epoch, batch
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a state to mean the same."""
+        parts = self.cells.number_nonzero_values(), tuple(self.cells.n_vars)
+        order = self._order_name
+        if isinstance(self.order, samplers.Block):
+            order = f"block of {self.order.block} in {self.order.buffer}"
+        rows = b"" if self._rows is None else self._rows.tobytes()
+        return {
+            "cells": self.cells.n_obs,
+            "data": hashlib.sha256(repr(parts).encode() + rows).hexdigest()[:16],
+            "batch_size": self.batch_size,
+            "order": order,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "rank": self.rank,
+            "world_size": self.world_size,
+        }
+
+
+class LoaderDataset(IterableDataset[Any]):
+    """The batches of a loader as a PyTorch dataset, of which workers give one each in turn.
+
+    Each iteration is the next epoch, as far as a process can know: workers that start anew for
+    every epoch begin with the one that was set last, so call :meth:`set_epoch` before each.
+    """
+
+    def __init__(self, loader: SingleCellLoader) -> None:
+        self._loader = loader
+        # How often it was set, epoch and first batch; shared with workers that live on.
+        self._set = torch.tensor([0, loader.epoch, loader._given]).share_memory_()
+        self._seen = -1
+        self._at = loader.epoch, loader._given
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        times, *given = self._set.tolist()
+        if self._resumed:
+            epoch, batch = self._at
+        elif times != self._seen:
+            epoch, batch = given
+        else:
+            epoch, batch = self._at[0] + 1, 0
+        self._seen, self._resumed, self._at = times, False, (epoch, batch)
+        for result in self._loader._batches(epoch, batch, worker, n_workers):
+            batch += n_workers
+            self._at = epoch, batch
+            yield result
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be that epoch, from its beginning."""
+        self.resume(epoch, 0)
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Let the next iteration begin with a batch of an epoch."""
+        self._set[:] = torch.tensor([int(self._set[0]) + 1, epoch, batch])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process stands, for torchdata's ``StatefulDataLoader``."""
+        epoch, batch = self._at
+        return {"epoch": epoch, "batch": batch, "loader": self._loader._fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a process of as many workers stood; errors as those of a loader."""
+        self._at, self._resumed = self._loader._checked(state), True
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and number of ranks: as given, or those of the process group."""
+    if (rank is None) != (world_size is None):
+        raise LoaderError("rank and world_size are given together, or neither")
+    if rank is None or world_size is None:
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+    if not 0 <= rank < world_size:
+        raise LoaderError(f"rank must be in [0, {world_size}), not {rank}")
+    return rank, world_size
+
+
+def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise LoaderError(f"dtype must be one of torch, such as 'float32', not {dtype!r}")
+    return found

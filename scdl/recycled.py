@@ -1,0 +1,66 @@
+"""Arrays whose memory is used again.
+
+The system clears every page of new memory, and a core fetches it, which takes longer than to gather
+cells into memory that was used a moment ago. Memory of an array comes back when the last array or
+tensor that looks at it is gone, and is given out again, the last first.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+#: Arrays of less are left to the allocator, which uses their memory again itself.
+_LEAST = 1 << 17
+#: Bytes in which memory is had, so that arrays of about one size can share it.
+_STEP = 1 << 19
+#: Bytes that are kept for arrays to come.
+_MOST_IDLE = 128 << 20
+
+_idle: list[NDArray[np.uint8]] = []
+_lock = threading.Lock()
+
+
+class _Loan:
+    """Memory that is given back when nothing refers to it any more."""
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self._memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        # Appending needs no lock, which a finalizer could not wait for.
+        _idle.append(self._memory)
+
+
+def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """As ``numpy.empty``."""
+    dtype = np.dtype(dtype)
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if n_bytes < _LEAST:
+        return np.empty(shape, dtype)
+    memory = _found(n_bytes)
+    if memory is None:
+        memory = np.empty(-(-n_bytes // _STEP) * _STEP, np.uint8)
+    return np.asarray(_Loan(memory))[:n_bytes].view(dtype).reshape(shape)
+
+
+def zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """As ``numpy.zeros``."""
+    out = empty(shape, dtype)
+    out.fill(0)
+    return out
+
+
+def _found(n_bytes: int) -> NDArray[np.uint8] | None:
+    """Idle memory that is not much larger, if there is some."""
+    with _lock:
+        while len(_idle) > 1 and sum(memory.nbytes for memory in _idle) > _MOST_IDLE:
+            del _idle[0]
+        for i in range(len(_idle) - 1, -1, -1):
+            if n_bytes <= _idle[i].nbytes <= n_bytes + n_bytes // 4 + _STEP:
+                return _idle.pop(i)
+    return None

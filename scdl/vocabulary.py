@@ -1,0 +1,98 @@
+"""Columns of obs as numbers: labels become codes of one vocabulary for all cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.errors import ColumnTypeError, FeatureNotFoundError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from scdl.rows import CellReader
+
+
+class ObsColumn(NamedTuple):
+    """A column of obs as numbers.
+
+    Attributes
+    ----------
+    values
+        One number or truth value a cell; of labels their codes, int32, -1 where there is none.
+    names
+        The label of each code; None where the column holds numbers.
+    """
+
+    values: NDArray[Any]
+    names: tuple[Any, ...] | None
+
+
+def obs_column(cells: CellReader, name: str) -> ObsColumn:
+    """A column of obs for all cells.
+
+    Codes of a categorical column are positions in its categories, whether or not they occur; those
+    of text are positions among its sorted values. They depend on nothing but the archive.
+
+    Raises
+    ------
+    FeatureNotFoundError
+        There is no such column, or no obs.
+    ColumnTypeError
+        The column holds neither numbers, truth values, text nor categories.
+    """
+    features = cells.obs_features()
+    if features is None:
+        raise FeatureNotFoundError(f"there is no obs to take {name!r} from")
+    return _numbers(features.columns.array(name), name)
+
+
+def codes(cells: CellReader, name: str) -> ObsColumn:
+    """A column of obs as labels: numbers and truth values are labels of themselves.
+
+    Raises
+    ------
+    FeatureNotFoundError, ColumnTypeError
+        As for :func:`obs_column`.
+    """
+    column = obs_column(cells, name)
+    if column.names is not None:
+        return column
+    missing = np.isnan(column.values) if column.values.dtype.kind == "f" else None
+    names, found = np.unique(column.values, return_inverse=True)
+    if missing is not None:
+        found = np.where(missing, -1, found)
+        names = names[~np.isnan(names)]
+    return ObsColumn(found.astype(np.int32), tuple(names.tolist()))
+
+
+def _numbers(array: pa.Array, name: str) -> ObsColumn:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    type_ = array.type
+    if pa.types.is_dictionary(type_):
+        return ObsColumn(_codes(array.indices), tuple(array.dictionary.to_pylist()))
+    if str(type_) in ("string", "large_string", "string_view"):
+        names = pc.drop_null(pc.unique(array)).sort()
+        return ObsColumn(_codes(pc.index_in(array, names)), tuple(names.to_pylist()))
+    if pa.types.is_boolean(type_):
+        if array.null_count:
+            return ObsColumn(_codes(array.cast(pa.int32())), (False, True))
+        return ObsColumn(array.to_numpy(zero_copy_only=False), None)
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_):
+        # Integers with nulls become floats with NaN, as in pandas.
+        return ObsColumn(array.to_numpy(zero_copy_only=False), None)
+    raise ColumnTypeError(
+        f"obs column {name!r} holds {type_}; a tensor can be made of numbers, truth values, text "
+        "and categories"
+    )
+
+
+def _codes(indices: pa.Array) -> NDArray[np.int32]:
+    import pyarrow as pa
+
+    found: NDArray[np.int32] = indices.cast(pa.int32()).fill_null(-1).to_numpy()
+    return found
