@@ -98,14 +98,25 @@ def plan(
     return starts, stops
 
 
-def read(store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> SparseRows:
-    """Rows of a sparse matrix, in the order asked for and as they are stored."""
+def read(
+    store: ArrayStore,
+    prefix: str,
+    rows: NDArray[np.int64],
+    index_dtype: np.dtype[Any] | None = None,
+) -> SparseRows:
+    """Rows of a sparse matrix, in the order asked for and as they are stored.
+
+    Parameters
+    ----------
+    index_dtype
+        A wider integer type for the column ids; None: as they are stored.
+    """
     starts, stops = plan(store, prefix, rows)
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(stops - starts, out=indptr[1:])
     total = int(indptr[-1])
     data = recycled.empty(total, store.spec(prefix + DATA).dtype)
-    indices = recycled.empty(total, store.spec(prefix + INDICES).dtype)
+    indices = recycled.empty(total, index_dtype or store.spec(prefix + INDICES).dtype)
     store.read_ranges(prefix + DATA, starts, stops, data)
     store.read_ranges(prefix + INDICES, starts, stops, indices)
     return SparseRows(data, indices, indptr)
@@ -168,24 +179,30 @@ def without_duplicates(rows: SparseRows) -> SparseRows:
     return SparseRows(data != 0 if kind == "b" else data, rows.indices[kept], indptr)
 
 
-def clean(rows: SparseRows, n_vars: int, where: str) -> SparseRows:
+def clean(
+    rows: SparseRows, n_vars: int, where: str, index_dtype: np.dtype[Any] | None = None
+) -> SparseRows:
     """Rows with the genes of each in rising order, each once, of the dtype that they have.
 
     Parameters
     ----------
+    index_dtype
+        A wider integer type for the column ids; None: the one that they have.
     where
         Opens the message of the ArchiveFormatError for a gene that is not below `n_vars`, or a sum
         that the dtype cannot hold.
     """
     from storage_backends import rowsort
 
-    data, indices = (recycled.empty(len(part), part.dtype) for part in (rows.data, rows.indices))
-    out = rows._replace(data=data, indices=indices)
+    index_dtype = index_dtype or rows.indices.dtype
+    data = recycled.empty(len(rows.data), rows.data.dtype)
+    out = rows._replace(data=data, indices=recycled.empty(len(rows.indices), index_dtype))
     n_unsorted = rowsort.sort_rows(*rows, n_vars, out.data, out.indices)
     if n_unsorted >= 0:
         return out
     # Damaged, or with repeated genes: either is rare, and takes the long way.
     summed = without_duplicates(ordered(rows, n_vars, where)[0])
+    summed = summed._replace(indices=summed.indices.astype(index_dtype, copy=False))
     if summed.data.dtype == rows.data.dtype:
         return summed
     if len(summed.data) and summed.data.max() > np.iinfo(rows.data.dtype).max:

@@ -170,6 +170,7 @@ class SingleCellDataset(CellReader):
         obs: Sequence[str] = (),
         obsm: Sequence[str] = (),
         ordered: bool = True,
+        index_dtype: DTypeLike | None = None,
     ) -> CellBatch:
         """Read cells as one batch.
 
@@ -185,6 +186,8 @@ class SingleCellDataset(CellReader):
         ordered
             Whether the genes of each cell must come in rising order, each once. False saves time
             where an archive stores them otherwise and the batch becomes dense.
+        index_dtype
+            A wider integer type for the column ids; None: the one that they are stored in.
 
         Returns
         -------
@@ -198,11 +201,16 @@ class SingleCellDataset(CellReader):
             A row is out of range, or a mask has the wrong length.
         FeatureNotFoundError
             There is no such column of obs, or no such key of obsm.
+        OutputError
+            `index_dtype` does not hold the column ids.
         """
         at = csr.positions(rows, self.n_obs)
-        cells = csr.read(self._store, "", at)
-        if ordered and not self._info.is_sorted:
-            cells = csr.clean(cells, self._info.max_n_vars, self._store.path)
+        wide = None if index_dtype is None else np.dtype(index_dtype)
+        # Ids that have to be sorted are widened on the way.
+        sorts = ordered and not self._info.is_sorted
+        cells = csr.read(self._store, "", at, None if sorts else wide)
+        if sorts:
+            cells = csr.clean(cells, self._info.max_n_vars, self._store.path, wide)
         return CellBatch(
             *cells,
             n_vars=self._info.max_n_vars,
@@ -354,6 +362,11 @@ class SingleCellDataset(CellReader):
     def stored_dtype(self) -> np.dtype[Any]:
         """Type of the stored values."""
         return self._store.spec(DATA).dtype
+
+    @property
+    def index_dtype(self) -> np.dtype[Any]:
+        """Type of the stored column ids, unsigned."""
+        return self._store.spec(INDICES).dtype
 
     @property
     def bytes_per_cell(self) -> float:

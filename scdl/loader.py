@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from scdl import csr, samplers
 from scdl.batch import CellBatch
+from scdl.epochs import Epoch, Share, Stretch
 from scdl.errors import LoaderError, OrderError, ResumeError
 from scdl.prefetch import ahead
 from scdl.rows import CellReader
@@ -36,7 +37,7 @@ _MOST_BLOCK = 64
 #: Cells that are read at once where each can be read on its own.
 _READ_CELLS = 1_024
 #: Cells whose positions are computed at once, and of which the storage is told early.
-_WINDOW_CELLS = 1 << 14
+_WINDOW_CELLS = 1 << 12
 
 
 class LoaderOptions(TypedDict, total=False):
@@ -121,54 +122,6 @@ class LoaderStats:
     def wait_share(self) -> float:
         """Share of the time in which the consumer waited."""
         return self.waited / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Share:
-    """The batches of one rank, as stretches of the positions of an epoch.
-
-    Whole batches are dealt out evenly, so that each rank has consecutive ones; of what is left
-    every rank gets an equal part as its last, shorter batch. Where fewer cells than ranks are left
-    some are given twice, since every rank must have the same number of batches.
-    """
-
-    length: int
-    batch_size: int
-    rank: int
-    world_size: int
-    drop_last: bool
-
-    @property
-    def n_whole(self) -> int:
-        """Whole batches."""
-        return self.length // (self.batch_size * self.world_size)
-
-    @property
-    def _left(self) -> int:
-        return self.length - self.n_whole * self.batch_size * self.world_size
-
-    def __len__(self) -> int:
-        return self.n_whole + (self._left > 0 and not self.drop_last)
-
-    def bounds(self, batch: int) -> tuple[int, int]:
-        """Half-open stretch of positions of a batch."""
-        if batch < self.n_whole:
-            start = (self.rank * self.n_whole + batch) * self.batch_size
-            return start, start + self.batch_size
-        first = self.length - self._left
-        if self._left < self.world_size:
-            start = first + self.rank % self._left
-            return start, start + 1
-        edges = [first + self._left * rank // self.world_size for rank in (self.rank, self.rank + 1)]
-        return edges[0], edges[1]
-
-
-class _Stretch(NamedTuple):
-    """Some batches that are read together: their cells, and how many of them each has."""
-
-    positions: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    sizes: list[int]
 
 
 class SingleCellLoader:
@@ -378,9 +331,8 @@ class SingleCellLoader:
         return self.order.positions(self._n, self.seed, epoch)
 
     def _share(self, positions: samplers.Positions) -> Share:
-        return Share(
-            len(positions), self.batch_size, self.rank, self.world_size, self.drop_last
-        )
+        place = self.rank, self.world_size
+        return Share(len(positions), self.batch_size, *place, self.drop_last)
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for every rank."""
@@ -429,12 +381,13 @@ class SingleCellLoader:
     ) -> Generator[Any]:
         """Batches from `first` on, of which a worker gives every `n_workers`-th."""
         positions = self._positions(epoch)
-        numbers = range(first, len(self._share(positions)))
+        run = Epoch(positions, self._share(positions), first, worker, n_workers)
         n_reads = 1 if self._reads_chunks else self._options["threads"]
         pool = ThreadPoolExecutor(self._options["threads"], "scdl-loader")
         try:
-            windows = ahead(pool, self._windows(positions, numbers, worker, n_workers), 1)
-            stretches = itertools.chain.from_iterable(windows)
+            windows = run.windows(self._window_cells)
+            planned = ahead(pool, (partial(self._plan, run, window) for window in windows), 1)
+            stretches = itertools.chain.from_iterable(planned)
             reads = ahead(pool, (partial(self._read, s, epoch) for s in stretches), n_reads)
             yield from ahead(pool, self._assemblies(reads), self._options["prefetch"])
         finally:
@@ -442,66 +395,51 @@ class SingleCellLoader:
 
     @property
     def _reads_chunks(self) -> bool:
+        """Whether what is read as one holds several cells, and is best read for all of them."""
         return self.cells.cells_per_chunk > 1
 
-    def _windows(
-        self, positions: samplers.Positions, numbers: range, worker: int, n_workers: int
-    ) -> Iterator[Callable[[], list[_Stretch]]]:
-        """Tasks that tell which cells to read, window by window."""
-        share = self._share(positions)
-        least = self._budget_cells if self._reads_chunks else _WINDOW_CELLS
-        cells = getattr(self.order, "buffer", least)
-        # Windows end where buffers end, so that no buffer is read twice.
-        for _, group in itertools.groupby(
-            numbers, lambda b: (share.bounds(b)[0] // cells, b < share.n_whole)
-        ):
-            batches = list(group)
-            mine = [b for b in batches if (b - numbers.start) % n_workers == worker]
-            if mine:
-                yield partial(self._window, positions, share, batches, mine)
-
-    def _window(
-        self, positions: samplers.Positions, share: Share, batches: list[int], mine: list[int]
-    ) -> list[_Stretch]:
-        """Which cells to read together, in turn, of which the storage is told."""
-        start, stop = share.bounds(batches[0])[0], share.bounds(batches[-1])[1]
-        at = np.asarray(positions[start:stop], np.int64)
-        if len(at) and not 0 <= int(at.min()) <= int(at.max()) < self._n:
-            raise OrderError(
-                f"the order gives position {int(at.min())} or {int(at.max())} for {self._n} cells"
-            )
-        rows = at if self._rows is None else self._rows[at]
+    @property
+    def _window_cells(self) -> int:
+        """Cells that are planned at once: of chunks those that are read at once."""
         if self._reads_chunks:
-            at_once = len(mine)
-        else:
-            at_once = math.ceil(_READ_CELLS / self.batch_size)
-            self.cells.will_need(rows)
-        return [
-            self._stretch(mine[i : i + at_once], share, start, rows)
-            for i in range(0, len(mine), at_once)
-        ]
+            return int(getattr(self.order, "buffer", self._budget_cells))
+        return _WINDOW_CELLS
 
-    def _stretch(
-        self, batches: list[int], share: Share, offset: int, rows: NDArray[np.int64]
-    ) -> _Stretch:
-        bounds = [share.bounds(b) for b in batches]
-        where = np.concatenate([np.arange(start, stop) for start, stop in bounds])
-        return _Stretch(where, rows[where - offset], [stop - start for start, stop in bounds])
+    def _plan(self, run: Epoch, window: range) -> list[Stretch]:
+        """Which cells are read together, and telling the storage of them."""
+        at_once = len(window) if self._reads_chunks else math.ceil(_READ_CELLS / self.batch_size)
+        stretches = run.stretches(window, at_once, self._n)
+        if self._rows is not None:
+            stretches = [s._replace(cells=self._rows[s.cells]) for s in stretches]
+        if stretches and not self._reads_chunks:
+            self.cells.will_need(np.concatenate([s.cells for s in stretches]))
+        return stretches
 
     def _read(
-        self, stretch: _Stretch, epoch: int
+        self, stretch: Stretch, epoch: int
     ) -> tuple[CellBatch, CellBatch | None, list[int]]:
         """Read the cells of some batches, and their neighbours."""
-        obsm, ordered = self._options["obsm"], self._assembly.needs_order
-        cells = self.cells.read_rows(stretch.rows, obsm=obsm, ordered=ordered)
+        read = partial(
+            self.cells.read_rows,
+            obsm=self._options["obsm"],
+            ordered=self._assembly.needs_order,
+            index_dtype=self._index_dtype,
+        )
+        cells = read(stretch.cells)
         k = self._options["neighbors"]
         if not k:
             return cells, None, stretch.sizes
         assert self.cells.graph is not None
         draws = samplers.draws(stretch.positions, k, self.seed, epoch)
-        neighbors = self.cells.graph.sample_many(stretch.rows, draws).ravel()
-        read = self.cells.read_rows(neighbors, obsm=obsm, ordered=ordered)
-        return cells, read, stretch.sizes
+        neighbors = self.cells.graph.sample_many(stretch.cells, draws)
+        return cells, read(neighbors.ravel()), stretch.sizes
+
+    @cached_property
+    def _index_dtype(self) -> np.dtype[Any] | None:
+        """Column ids are read as tensors in CSR form have them, where that is safe."""
+        fits = np.can_cast(self.cells.index_dtype, np.int32, "safe")
+        fits = fits and self._options["layout"] == "csr"
+        return np.dtype(np.int32) if fits else None
 
     def _assemblies(
         self, reads: Iterator[tuple[CellBatch, CellBatch | None, list[int]]]
@@ -525,7 +463,7 @@ class SingleCellLoader:
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers make what follows from the archive and the options anew.
-        derived = ("_columns", "_gene_names", "order")
+        derived = ("_columns", "_gene_names", "_index_dtype", "order")
         return {k: v for k, v in self.__dict__.items() if k not in derived}
 
     # -- where it stands -------------------------------------------------------------------

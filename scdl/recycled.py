@@ -18,7 +18,7 @@ _LEAST = 1 << 17
 #: Bytes in which memory is had, so that arrays of about one size can share it.
 _STEP = 1 << 19
 #: Bytes that are kept for arrays to come.
-_MOST_IDLE = 128 << 20
+_MOST_IDLE = 512 << 20
 
 _idle: list[NDArray[np.uint8]] = []
 _lock = threading.Lock()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from scdl import csr
 from scdl.batch import CellBatch
@@ -54,6 +54,7 @@ class CellReader(ABC):
         obs: Sequence[str] = (),
         obsm: Sequence[str] = (),
         ordered: bool = True,
+        index_dtype: DTypeLike | None = None,
     ) -> CellBatch:
         """Read cells as one batch."""
 
@@ -78,6 +79,11 @@ class CellReader(ABC):
     @abstractmethod
     def stored_dtype(self) -> np.dtype[Any]:
         """Type of the stored values."""
+
+    @property
+    @abstractmethod
+    def index_dtype(self) -> np.dtype[Any]:
+        """Type of the stored column ids, unsigned."""
 
     @property
     @abstractmethod

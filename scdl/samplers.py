@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,10 @@ from scdl.errors import OrderError
 
 Numbers = NDArray[np.int64]
 
-_ROUNDS = 8
+#: Of a network over few bits, and over many.
+_ROUNDS = 16, 6
+#: Positions that are computed at once.
+_AT_ONCE = 1 << 12
 _MASK64 = (1 << 64) - 1
 
 
@@ -42,7 +46,7 @@ class Order(Protocol):
 
 
 class _Lazy:
-    """Positions that a function computes for any stretch."""
+    """Positions that a function computes for any stretch of consecutive places."""
 
     def __init__(self, length: int, compute: Callable[[Numbers], Numbers]) -> None:
         self._length, self._compute = length, compute
@@ -51,7 +55,11 @@ class _Lazy:
         return self._length
 
     def __getitem__(self, part: slice, /) -> Numbers:
-        return self._compute(np.arange(*part.indices(self._length), dtype=np.int64))
+        start, stop, _ = part.indices(self._length)
+        # In pieces that stay in the cache of a core.
+        edges = [*range(start, stop, _AT_ONCE), max(start, stop)]
+        pieces = [self._compute(np.arange(a, b)) for a, b in pairwise(edges)]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
 class Sequential:
@@ -104,29 +112,33 @@ class Block:
         short_at = _below(_key(key, 1), n_whole + 1) * self.block
         offset = _below(_key(key, 2), max(n, 1))
 
-        def from_blocks(at: Numbers) -> Numbers:
-            in_short = (at >= short_at) & (at < short_at + rest)
-            number, within = np.divmod(np.where(at < short_at, at, at - rest), self.block)
-            blocks = _permuted(np.where(in_short, 0, number), max(n_whole, 1), _key(key, 3))
-            rows = np.where(
-                in_short, n_whole * self.block + at - short_at, blocks * self.block + within
-            )
-            return (rows + offset) % n
-
         def compute(at: Numbers) -> Numbers:
-            return from_blocks(self._shuffled(at, n, key))
+            at = self._shuffled(at, n, key)
+            in_short = (at >= short_at) & (at < short_at + rest)
+            whole = np.where(at < short_at + rest, at, at - rest)
+            number = whole // self.block
+            # Each block comes up many times.
+            first = min(int(number.min(initial=n_whole)), n_whole)
+            last = min(int(number.max(initial=0)) + 1, n_whole)
+            blocks = _permuted(np.arange(first, last), n_whole, _key(key, 3))
+            starts = np.append(blocks, n_whole) * self.block
+            rows = starts[np.minimum(number, last) - first] + whole - number * self.block
+            if rest:
+                rows = np.where(in_short, n_whole * self.block + at - short_at, rows)
+            rows += offset
+            return np.where(rows < n, rows, rows - n)
 
         return _Lazy(n, compute)
 
     def _shuffled(self, at: Numbers, n: int, key: int) -> Numbers:
-        """Positions in the sequence of blocks: those of each buffer, shuffled."""
+        """Positions in the sequence of blocks: those of each buffer, shuffled; `at` rises by 1."""
         out = np.empty_like(at)
-        buffers = at // self.buffer
-        for number in np.unique(buffers).tolist():
+        edges = range(int(at[0]) // self.buffer, int(at[-1]) // self.buffer + 1) if len(at) else ()
+        for number in edges:
             first = number * self.buffer
             size = min(self.buffer, n - first)
-            chosen = buffers == number
-            out[chosen] = first + _permuted(at[chosen] - first, size, _key(key, 4, number))
+            part = slice(max(first - int(at[0]), 0), first + size - int(at[0]))
+            out[part] = first + _permuted(at[part] - first, size, _key(key, 4, number))
         return out
 
 
@@ -321,11 +333,12 @@ def _permuted(at: Numbers, n: int, key: int) -> Numbers:
     bits = max((n - 1).bit_length(), 2)
     low = np.uint64(bits // 2)
     low_mask, high_mask = np.uint64((1 << bits // 2) - 1), np.uint64((1 << bits - bits // 2) - 1)
-    keys = [np.uint64(_key(key, i)) for i in range(_ROUNDS)]
+    rounds = _ROUNDS[bits > 10]
+    keys = [np.uint64(_key(key, i)) for i in range(rounds)]
 
     def walk(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = x >> low, x & low_mask
-        for i in range(0, _ROUNDS, 2):
+        for i in range(0, rounds, 2):
             left = left ^ (_stir(right, keys[i]) & high_mask)
             right = right ^ (_stir(left, keys[i + 1]) & low_mask)
         return left << low | right

@@ -41,8 +41,10 @@ def batch_tensor(
     values = as_dtype(torch.from_numpy(computable(batch.data)), dtype)
     check_columns(batch.indices, batch.n_vars)
     if layout == "csr":
-        columns = recycled.empty(len(batch.indices), index_dtype)
-        columns[:] = batch.indices
+        columns = batch.indices
+        if columns.dtype != index_dtype:
+            columns = recycled.empty(len(batch.indices), index_dtype)
+            columns[:] = batch.indices
         indptr = batch.indptr.astype(index_dtype, copy=False)
         parts = torch.from_numpy(indptr), torch.from_numpy(columns), values
         return torch.sparse_csr_tensor(*parts, batch.shape, check_invariants=False)

@@ -18,7 +18,8 @@ def gather(
     Parameters
     ----------
     source, out
-        C-contiguous, of one dtype and item shape. The caller has checked the ranges.
+        C-contiguous, of one item shape, and of one dtype or of integers that the output holds.
+        The caller has checked the ranges.
     starts, stops
         Half-open ranges in items, int64.
     """
@@ -27,9 +28,12 @@ def gather(
         return
     if width != 1:
         starts, stops = starts * width, stops * width
-    # One compiled kernel an item size, whatever the numbers mean.
-    unit = np.dtype(f"u{source.dtype.itemsize}")
-    _copy_ranges(source.reshape(-1).view(unit), starts, stops, out.reshape(-1).view(unit))
+    source, out = source.reshape(-1), out.reshape(-1)
+    if source.dtype == out.dtype:
+        # One compiled kernel an item size, whatever the numbers mean.
+        unit = np.dtype(f"u{source.dtype.itemsize}")
+        source, out = source.view(unit), out.view(unit)
+    _copy_ranges(source, starts, stops, out)
 
 
 @kernel

@@ -151,8 +151,9 @@ class ArrayStore(ABC):
         starts, stops
             Half-open item ranges, in any order; they may repeat, overlap and be empty.
         out
-            C-contiguous and writable, of the array's dtype, of shape
-            ``(sum(stops - starts), *item_shape)``. It is filled in the order of the ranges.
+            C-contiguous and writable, of the array's dtype, or of a wider integer type that holds
+            all of its integers, of shape ``(sum(stops - starts), *item_shape)``. It is filled in
+            the order of the ranges.
 
         Raises
         ------
@@ -432,13 +433,19 @@ def check_ranges(
             )
         total = int(lengths.sum())
     expected = (total, *spec.item_shape)
-    if out.dtype != spec.dtype or out.shape != expected:
+    if not _holds(out.dtype, spec.dtype) or out.shape != expected:
         raise OutputError(
             f"{where}: out must be {spec.dtype} of shape {expected}, "
             f"not {out.dtype} of shape {out.shape}"
         )
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise OutputError(f"{where}: out must be C-contiguous and writable")
+
+
+def _holds(dtype: np.dtype[Any], stored: np.dtype[Any]) -> bool:
+    if dtype == stored:
+        return True
+    return stored.kind in "iu" and dtype.kind in "iu" and np.can_cast(stored, dtype, "safe")
 
 
 def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:

@@ -48,7 +48,7 @@ def sort_rows(
     n_columns
         Every id must be below it.
     out_data, out_indices
-        Output, of the types and lengths of `data` and `indices`.
+        Output, of the lengths and types of `data` and `indices`, or of a wider integer type.
 
     Returns
     -------

@@ -275,7 +275,9 @@ class ZarrStore(ArrayStore):
     ) -> None:
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
         array = self._arrays[name]
-        array.read(starts, stops, out.view(array.spec.dtype))
+        # Some signed ones stand for the unsigned.
+        own = out.view(array.spec.dtype) if out.dtype == self.spec(name).dtype else out
+        array.read(starts, stops, own)
 
     def chunk_length(self, name: str) -> int:
         self.spec(name)

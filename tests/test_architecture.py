@@ -15,7 +15,7 @@ LAYERS = [
     {"scdl", "scdl.__main__", "scdl.cli"},
     {"scdl.lightning"},
     {"scdl.loader", "scdl.splits"},
-    {"scdl.prefetch", "scdl.training_batch", "scdl.vocabulary"},
+    {"scdl.epochs", "scdl.prefetch", "scdl.training_batch", "scdl.vocabulary"},
     {"scdl.collection", "scdl.genes"},
     {"scdl.bionemo"},
     {"scdl.dataset"},
