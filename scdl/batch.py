@@ -116,3 +116,14 @@ class CellBatch:
         from scdl import tensors
 
         return tensors.pinned(self)
+
+
+class NeighborPair(dict[str, Any]):
+    """A cell and its neighbour, which remember their number of genes for collating."""
+
+    def __init__(self, pair: dict[str, Any], n_vars: int) -> None:
+        super().__init__(pair)
+        self.n_vars = n_vars
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NeighborPair, (dict(self), self.n_vars)

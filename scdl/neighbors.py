@@ -138,6 +138,12 @@ class NeighborGraph:
         out[~alone] = found.reshape(-1, draws.shape[1])
         return out
 
+    def sample_batch(
+        self, rows: NDArray[np.int64], rng: np.random.Generator | None = None
+    ) -> NDArray[np.int64]:
+        """One neighbour of each of many cells, as by :meth:`sample`."""
+        return self.sample_many(rows, (rng or self._own_rng()).random((len(rows), 1)))[:, 0]
+
     def _own_rng(self) -> np.random.Generator:
         """A generator of this process: forked workers must not draw the same numbers."""
         if self._rng is None or self._rng[0] != os.getpid():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from scdl import csr
-from scdl.batch import CellBatch
+from scdl.batch import CellBatch, NeighborPair
 from scdl.errors import NeighborError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.neighbors import NeighborGraph
@@ -21,17 +21,6 @@ if TYPE_CHECKING:
 
 #: Values and column ids of one cell.
 Row = tuple[NDArray[Any], NDArray[Any]]
-
-
-class NeighborPair(dict[str, Any]):
-    """A cell and its neighbour, which remember their number of genes for collating."""
-
-    def __init__(self, pair: dict[str, Any], n_vars: int) -> None:
-        super().__init__(pair)
-        self.n_vars = n_vars
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return NeighborPair, (dict(self), self.n_vars)
 
 
 class CellReader(ABC):
@@ -159,6 +148,22 @@ class CellReader(ABC):
         from scdl.collate import row_tensor
 
         return row_tensor(values, columns, self.info.max_n_vars)
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[torch.Tensor]:
+        """Cells of a batch, as a ``DataLoader`` asks for them: read at once.
+
+        To a collate function they are what ``ds[i]`` gives; ours takes the batch as it is.
+        """
+        if type(self).__getitem__ is not CellReader.__getitem__:
+            # What a subclass makes of a cell is not known here.
+            return [self[i] for i in indices]
+        from scdl.collate import RowTensors
+
+        return RowTensors(self._read_for_tensors(indices))
+
+    def _read_for_tensors(self, rows: csr.Rows) -> CellBatch:
+        safe = np.can_cast(self.index_dtype, np.int64, "safe")
+        return self.read_rows(rows, index_dtype=np.int64 if safe else None)
 
     def get_row(
         self,
@@ -295,6 +300,10 @@ class CellReader(ABC):
             n_vars=self.info.max_n_vars,
         )
 
+    def neighbor_pairs(self) -> NeighborPairs:
+        """The cells with a sampled neighbour each, as a dataset for a ``DataLoader``."""
+        return NeighborPairs(self)
+
     def get_neighbor_stats(self) -> dict[str, Any]:
         """Counts over the neighbour graph, or only ``has_neighbors: False``."""
         if self.graph is None:
@@ -308,3 +317,35 @@ class CellReader(ABC):
             "avg_neighbors_per_cell": stats.total / self.n_obs if self.n_obs else 0.0,
             "cells_with_no_neighbors": stats.n_isolated,
         }
+
+
+class NeighborPairs:
+    """Cells and a sampled neighbour of each, what ``get_row_with_neighbor`` gives as a dataset.
+
+    ``DataLoader(ds.neighbor_pairs(), collate_fn=collate_neighbor_sparse_matrix_batch)`` reads a
+    batch at once.
+
+    Parameters
+    ----------
+    cells
+        A dataset with a neighbour graph.
+    """
+
+    def __init__(self, cells: CellReader) -> None:
+        self._cells = cells
+        cells._required_graph()
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        return self._cells.get_row_with_neighbor(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Pairs of a batch, read at once."""
+        from scdl.collate import RowPairs
+
+        rows = csr.positions(list(indices), self._cells.n_obs)
+        neighbors = self._cells._required_graph().sample_batch(rows)
+        read = self._cells._read_for_tensors
+        return RowPairs(read(rows), read(neighbors))

@@ -5,12 +5,13 @@ as an array, or as anything else that has a length and gives arrays for slices. 
 they need no memory that grows with the number of cells (weights and labels excepted), and begin
 anywhere at once, so that ranks, workers and resumed runs take slices.
 
-Source of the permutations: a Feistel network over the bits of a position, walked until it falls
+Source of the permutations: a Feistel network over two digits of a position, walked until it falls
 into range (J. Black and P. Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,8 +24,9 @@ from scdl.errors import OrderError
 
 Numbers = NDArray[np.int64]
 
-#: Of a network over few bits, and over many.
+#: Rounds of a network over a few positions, and over many.
 _ROUNDS = 16, 6
+_FEW = 100
 #: Positions that are computed at once.
 _AT_ONCE = 1 << 12
 _MASK64 = (1 << 64) - 1
@@ -330,18 +332,17 @@ def _below(key: int, n: int) -> int:
 
 def _permuted(at: Numbers, n: int, key: int) -> Numbers:
     """Where a permutation of ``range(n)`` takes positions below `n`."""
-    bits = max((n - 1).bit_length(), 2)
-    low = np.uint64(bits // 2)
-    low_mask, high_mask = np.uint64((1 << bits // 2) - 1), np.uint64((1 << bits - bits // 2) - 1)
-    rounds = _ROUNDS[bits > 10]
-    keys = [np.uint64(_key(key, i)) for i in range(rounds)]
+    # Two digits, of which one after the other is shifted by what the other one says.
+    high, low = (np.uint64(digits) for digits in _factors(n))
+    keys = [np.uint64(_key(key, i)) for i in range(_ROUNDS[n > _FEW])]
 
     def walk(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = x >> low, x & low_mask
-        for i in range(0, rounds, 2):
-            left = left ^ (_stir(right, keys[i]) & high_mask)
-            right = right ^ (_stir(left, keys[i + 1]) & low_mask)
-        return left << low | right
+        left = x // low
+        right = x - left * low
+        for i in range(0, len(keys), 2):
+            left = _shifted(left, _stir(right, keys[i], high), high)
+            right = _shifted(right, _stir(left, keys[i + 1], low), low)
+        return left * low + right
 
     out = walk(at.view(np.uint64))
     outside = np.flatnonzero(out >= np.uint64(n))
@@ -351,11 +352,28 @@ def _permuted(at: Numbers, n: int, key: int) -> Numbers:
     return out.view(np.int64)
 
 
-def _stir(x: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """Bits that depend on all bits of a number and a key, in its upper half brought down."""
-    x = (x ^ key) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
-    return x >> np.uint64(32)
+def _factors(n: int) -> tuple[int, int]:
+    """Two numbers of about one size, whose product is hardly larger than `n`."""
+    low = max(math.isqrt(max(n - 1, 0)) + 1, 2)
+    return max(-(-n // low), 1), low
+
+
+def _shifted(x: NDArray[np.uint64], by: NDArray[np.uint64], n: np.uint64) -> NDArray[np.uint64]:
+    """``(x + by) % n`` of numbers below `n`; what is below zero becomes large."""
+    by += x
+    return np.minimum(by, by - n)
+
+
+def _stir(x: NDArray[np.uint64], key: np.uint64, n: np.uint64) -> NDArray[np.uint64]:
+    """Numbers below `n`, under 2**32, that depend on all bits of others and of a key."""
+    x = x ^ key
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(32)
+    x *= np.uint64(0x94D049BB133111EB)
+    x >>= np.uint64(32)
+    x *= n
+    x >>= np.uint64(32)
+    return x
 
 
 def draws(at: Numbers, k: int, seed: int, epoch: int) -> NDArray[np.float64]:

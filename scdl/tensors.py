@@ -71,19 +71,22 @@ def numbers(values: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def row_tensor(values: NDArray[Any], columns: NDArray[Any], n_vars: int) -> torch.Tensor:
-    """One cell as the documented tensor of shape [2, nnz]: values, then column ids.
+def row_values(values: NDArray[Any], n_vars: int) -> NDArray[Any]:
+    """Values as the documented tensors of a cell hold them.
 
     Floats stay floats, wide enough for the column ids to be exact; integers become int64.
     """
-    if values.dtype.kind == "f":
-        exact = values.dtype.itemsize <= 4 and n_vars <= _LARGEST_EXACT_FLOAT32
-        out = np.empty((2, len(values)), np.float32 if exact else np.float64)
-        out[0] = values
-    else:
-        out = np.empty((2, len(values)), np.int64)
-        out[0] = computable(values)
-    out[1] = columns
+    if values.dtype.kind != "f":
+        return computable(values).astype(np.int64, copy=False)
+    exact = values.dtype.itemsize <= 4 and n_vars <= _LARGEST_EXACT_FLOAT32
+    return values.astype(np.float32 if exact else np.float64, copy=False)
+
+
+def row_tensor(values: NDArray[Any], columns: NDArray[Any], n_vars: int) -> torch.Tensor:
+    """One cell as the documented tensor of shape [2, nnz]: values, then column ids."""
+    values = row_values(values, n_vars)
+    out = np.empty((2, len(values)), values.dtype)
+    out[0], out[1] = values, columns
     return torch.from_numpy(out)
 
 
