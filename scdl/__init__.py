@@ -25,18 +25,26 @@ if TYPE_CHECKING:
     from scdl.dataset import open as open
     from scdl.loader import SingleCellLoader as SingleCellLoader
     from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
+    from scdl.splits import Splits as Splits
+    from scdl.splits import split as split
+    from scdl.transforms import Log1p as Log1p
+    from scdl.transforms import NormalizeTotal as NormalizeTotal
 
 _HOMES = {
     "CellBatch": "scdl.batch",
     "ConversionReport": "scdl.conversion",
+    "Log1p": "scdl.transforms",
     "NeighborSamplingStrategy": "scdl.neighbors",
+    "NormalizeTotal": "scdl.transforms",
     "SingleCellDataset": "scdl.dataset",
     "SingleCellLoader": "scdl.loader",
     "SingleCellMemMapDataset": "scdl.bionemo",
+    "Splits": "scdl.splits",
     "collate_neighbor_sparse_matrix_batch": "scdl.collate",
     "collate_sparse_matrix_batch": "scdl.collate",
     "convert": "scdl.conversion",
     "open": "scdl.dataset",
+    "split": "scdl.splits",
 }
 
 __all__ = [

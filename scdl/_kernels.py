@@ -6,6 +6,7 @@ write outside their output, whatever the column ids are.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def normalize_rows_numpy(
     data: NDArray[Any], indptr: NDArray[np.int64], target: float, out: NDArray[Any]
 ) -> None:
     """The same as :func:`normalize_rows` in NumPy."""
-    for start, stop in zip(indptr[:-1], indptr[1:], strict=True):
+    for start, stop in pairwise(indptr.tolist()):
         total = data[start:stop].sum(dtype=np.float64)
         out[start:stop] = data[start:stop] * (target / total if total else 1.0)
 
@@ -197,7 +198,7 @@ def fill_padded_numpy(
     genes: NDArray[np.int64],
 ) -> None:
     """The same as :func:`fill_padded` in NumPy."""
-    for row, (start, stop) in enumerate(zip(indptr[:-1], indptr[1:], strict=True)):
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
         order = np.arange(stop - start)
         if by_value:
             order = np.argsort(-data[start:stop].astype(np.float64), kind="stable")

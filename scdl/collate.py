@@ -93,9 +93,7 @@ class RowPairs(Sequence[dict[str, Any]]):
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]: ...
     @overload
     def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(
-        self, index: SupportsIndex | slice
-    ) -> dict[str, Any] | list[dict[str, Any]]:
+    def __getitem__(self, index: SupportsIndex | slice) -> dict[str, Any] | list[dict[str, Any]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         cell, neighbor = (part[_one(index, len(self))] for part in (self.cells, self.neighbors))

@@ -106,7 +106,7 @@ class Epoch:
             start = stop
 
     def stretches(self, window: range, at_once: int, n: int) -> list[Stretch]:
-        """This worker's batches of a window, of which `at_once` are read together.
+        """Batches of this worker in a window, of which `at_once` are read together.
 
         Raises
         ------

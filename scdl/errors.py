@@ -45,6 +45,7 @@ __all__ = [
     "ScdlWarning",
     "SourceError",
     "SourceNotFoundError",
+    "SplitError",
 ]
 
 
@@ -86,3 +87,7 @@ class LoaderError(ScdlError, ValueError):
 
 class ResumeError(ScdlError, ValueError):
     """A saved state belongs to another loader: other data, batches or order."""
+
+
+class SplitError(ScdlError, ValueError):
+    """A split cannot be made or read, or is of another dataset."""

@@ -7,11 +7,10 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,107 +20,21 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from scdl import csr, samplers
 from scdl.batch import CellBatch
 from scdl.epochs import Epoch, Share, Stretch
-from scdl.errors import LoaderError, OrderError, ResumeError
+from scdl.errors import LoaderError, ResumeError
+from scdl.loader_options import DEFAULTS, LoaderOptions, LoaderStats, place, torch_dtype
+from scdl.orders import OrderMaker
 from scdl.prefetch import ahead
 from scdl.rows import CellReader
 from scdl.schema import INDEX
-from scdl.training_batch import Assembly, Layout, Tokenizer, TrainingBatch
-from scdl.vocabulary import ObsColumn, codes, obs_column
+from scdl.training_batch import Assembly, TrainingBatch
+from scdl.vocabulary import ObsColumn, obs_column
 
 __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 
-#: Blocks in a buffer, by default: so many that a batch is nearly as random as one of single cells.
-_BLOCKS = 512
-#: Cells of a block, at most: consecutive ones that take some 400 kB, as disks like to read.
-_MOST_BLOCK = 64
 #: Cells that are read at once where each can be read on its own.
 _READ_CELLS = 1_024
 #: Cells whose positions are computed at once, and of which the storage is told early.
 _WINDOW_CELLS = 1 << 12
-
-
-class LoaderOptions(TypedDict, total=False):
-    """What of the cells a loader gives, and how; every key may be left out."""
-
-    layout: Layout
-    dtype: torch.dtype | str | None
-    length: int | None
-    by_value: bool
-    obs: Sequence[str]
-    obsm: Sequence[str]
-    neighbors: int
-    transforms: Sequence[Any]
-    tokenizer: Tokenizer | None
-    block: int | None
-    buffer: int | None
-    memory_mb: float
-    weights: NDArray[Any] | None
-    by: str | None
-    control: Any
-    match: str | None
-    prefetch: int
-    threads: int
-    workers: int
-    rank: int | None
-    world_size: int | None
-
-
-_DEFAULTS: LoaderOptions = {
-    "layout": "csr",
-    "dtype": torch.float32,
-    "length": None,
-    "by_value": False,
-    "obs": (),
-    "obsm": (),
-    "neighbors": 0,
-    "transforms": (),
-    "tokenizer": None,
-    "block": None,
-    "buffer": None,
-    "memory_mb": 256.0,
-    "weights": None,
-    "by": None,
-    "control": None,
-    "match": None,
-    "prefetch": 4,
-    "threads": 2,
-    "workers": 0,
-    "rank": None,
-    "world_size": None,
-}
-
-
-@dataclass(frozen=True)
-class LoaderStats:
-    """What a loader gave in its last epoch, finished or not.
-
-    Parameters
-    ----------
-    cells, batches
-        Given so far.
-    nbytes
-        Bytes of the stored values and column ids of these cells.
-    seconds
-        Since the epoch began.
-    waited
-        Seconds of these in which the consumer waited for a batch.
-    """
-
-    cells: int = 0
-    batches: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    @property
-    def cells_per_second(self) -> float:
-        """Cells a second."""
-        return self.cells / self.seconds if self.seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the time in which the consumer waited."""
-        return self.waited / self.seconds if self.seconds else 0.0
 
 
 class SingleCellLoader:
@@ -191,23 +104,23 @@ class SingleCellLoader:
         drop_last: bool = False,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        unknown = options.keys() - _DEFAULTS.keys()
+        unknown = options.keys() - DEFAULTS.keys()
         if unknown:
             raise LoaderError(
-                f"there is no option {min(unknown)!r}; there are: {', '.join(_DEFAULTS)}"
+                f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}"
             )
         self.cells, self.batch_size, self.seed, self.drop_last = (
             dataset, int(batch_size), int(seed), bool(drop_last),
         )  # fmt: skip
-        self._options: LoaderOptions = {**_DEFAULTS, **options}
+        self._options: LoaderOptions = {**DEFAULTS, **options}
         self._rows = None if rows is None else csr.positions(rows, dataset.n_obs)
         self._n = dataset.n_obs if self._rows is None else len(self._rows)
         self._order_name = order if isinstance(order, str) else type(order).__name__
         self._own_order = None if isinstance(order, str) else order
-        self.rank, self.world_size = _place(options.get("rank"), options.get("world_size"))
+        self.rank, self.world_size = place(options.get("rank"), options.get("world_size"))
         self._assembly = Assembly(
             layout=self._options["layout"],
-            dtype=_torch_dtype(self._options["dtype"]),
+            dtype=torch_dtype(self._options["dtype"]),
             length=self._options["length"],
             by_value=self._options["by_value"],
             transforms=tuple(self._options["transforms"]),
@@ -270,62 +183,20 @@ class SingleCellLoader:
         """The order of the cells."""
         if self._own_order is not None:
             return self._own_order
-        make = {
-            "sequential": samplers.Sequential,
-            "random": samplers.Random,
-            "block": self._block_order,
-            "weighted": self._weighted_order,
-            "balanced": lambda: samplers.Balanced(self._labels("by").values),
-            "grouped": self._grouped_order,
-        }
-        if self._order_name not in make:
-            raise LoaderError(f"order must be one of {', '.join(make)}, not {self._order_name!r}")
-        return make[self._order_name]()
-
-    def _block_order(self) -> samplers.Order:
-        buffer = self._options["buffer"] or self._budget_cells
-        buffer = min(max(buffer, self.batch_size), self._n)
-        block = self._options["block"] or max(1, min(buffer // _BLOCKS, _MOST_BLOCK))
-        return samplers.Block(block, buffer)
+        chosen = ("block", "buffer", "weights", "by", "control", "match")
+        return OrderMaker(
+            cells=self.cells,
+            rows=self._rows,
+            batch_size=self.batch_size,
+            budget=self._budget_cells,
+            **{name: self._options[name] for name in chosen},  # type: ignore[literal-required]
+        ).make(self._order_name)
 
     @property
     def _budget_cells(self) -> int:
         """Cells of which two times as many fit into the memory allowed: one is read ahead."""
         per_cell = max(self.cells.bytes_per_cell, 1)
         return max(1, int(self._options["memory_mb"] * 1e6 / 2 / per_cell))
-
-    def _weighted_order(self) -> samplers.Order:
-        weights = self._options["weights"]
-        if weights is None:
-            raise LoaderError("order='weighted' needs weights, one a cell")
-        weights = np.asarray(weights)
-        if weights.shape != (self._n,) and weights.shape != (self.cells.n_obs,):
-            raise OrderError(f"weights has shape {weights.shape}, expected one for {self._n} cells")
-        if self._rows is not None and len(weights) != self._n:
-            weights = weights[self._rows]
-        return samplers.Weighted(weights)
-
-    def _labels(self, option: str) -> ObsColumn:
-        """An obs column as labels of the cells that are used."""
-        name = self._options[option]  # type: ignore[literal-required]
-        if name is None:
-            raise LoaderError(f"order={self._order_name!r} needs {option}=, a column of obs")
-        column = codes(self.cells, name)
-        return column if self._rows is None else column._replace(values=column.values[self._rows])
-
-    def _grouped_order(self) -> samplers.Order:
-        groups, control = self._labels("by"), self._options["control"]
-        if control is None:
-            return samplers.Grouped(groups.values, self.batch_size)
-        assert groups.names is not None
-        if control not in groups.names:
-            raise LoaderError(f"control {control!r} is no value of obs {self._options['by']!r}")
-        return samplers.Grouped(
-            groups.values,
-            self.batch_size,
-            control=groups.names.index(control),
-            match=self._labels("match").values if self._options["match"] else None,
-        )
 
     def _positions(self, epoch: int) -> samplers.Positions:
         return self.order.positions(self._n, self.seed, epoch)
@@ -372,9 +243,7 @@ class SingleCellLoader:
         dataset.resume(epoch, first)
         n_workers = self._options["workers"]
         each = max(1, self._options["prefetch"] // n_workers)
-        yield from DataLoader(
-            dataset, batch_size=None, num_workers=n_workers, prefetch_factor=each
-        )
+        yield from DataLoader(dataset, batch_size=None, num_workers=n_workers, prefetch_factor=each)
 
     def _batches(
         self, epoch: int, first: int, worker: int = 0, n_workers: int = 1
@@ -415,9 +284,7 @@ class SingleCellLoader:
             self.cells.will_need(np.concatenate([s.cells for s in stretches]))
         return stretches
 
-    def _read(
-        self, stretch: Stretch, epoch: int
-    ) -> tuple[CellBatch, CellBatch | None, list[int]]:
+    def _read(self, stretch: Stretch, epoch: int) -> tuple[CellBatch, CellBatch | None, list[int]]:
         """Read the cells of some batches, and their neighbours."""
         read = partial(
             self.cells.read_rows,
@@ -539,7 +406,8 @@ class LoaderDataset(IterableDataset[Any]):
     def __init__(self, loader: SingleCellLoader) -> None:
         self._loader = loader
         # How often it was set, epoch and first batch; shared with workers that live on.
-        self._set = torch.tensor([0, loader.epoch, loader._given]).share_memory_()
+        state = torch.tensor([0, loader.epoch, loader._given])
+        self._set: torch.Tensor = state.share_memory_()  # type: ignore[no-untyped-call]
         self._seen = -1
         self._at = loader.epoch, loader._given
         self._resumed = False
@@ -579,26 +447,3 @@ class LoaderDataset(IterableDataset[Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a process of as many workers stood; errors as those of a loader."""
         self._at, self._resumed = self._loader._checked(state), True
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and number of ranks: as given, or those of the process group."""
-    if (rank is None) != (world_size is None):
-        raise LoaderError("rank and world_size are given together, or neither")
-    if rank is None or world_size is None:
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return 0, 1
-    if not 0 <= rank < world_size:
-        raise LoaderError(f"rank must be in [0, {world_size}), not {rank}")
-    return rank, world_size
-
-
-def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise LoaderError(f"dtype must be one of torch, such as 'float32', not {dtype!r}")
-    return found

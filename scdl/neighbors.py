@@ -101,9 +101,7 @@ class NeighborGraph:
             return int(found[0])
         return int(found[(rng or self._own_rng()).integers(len(found))])
 
-    def sample_many(
-        self, rows: NDArray[np.int64], draws: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
+    def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
         """Neighbours of many cells at once, drawn with replacement.
 
         Parameters

@@ -124,11 +124,13 @@ class Block:
             last = min(int(number.max(initial=0)) + 1, n_whole)
             blocks = _permuted(np.arange(first, last), n_whole, _key(key, 3))
             starts = np.append(blocks, n_whole) * self.block
-            rows = starts[np.minimum(number, last) - first] + whole - number * self.block
+            rows: Numbers = starts[np.minimum(number, last) - first] + whole
+            rows -= number * self.block
             if rest:
                 rows = np.where(in_short, n_whole * self.block + at - short_at, rows)
             rows += offset
-            return np.where(rows < n, rows, rows - n)
+            rows[rows >= n] -= n
+            return rows
 
         return _Lazy(n, compute)
 
@@ -176,7 +178,8 @@ class Weighted:
             drawn = _uniform(_hashed(at, key)) * self._ends[-1]
             # Rounding may reach the total itself, behind which only weights of zero can stand.
             last = np.searchsorted(self._ends, self._ends[-1], side="left")
-            return np.minimum(np.searchsorted(self._ends, drawn, side="right"), last)
+            found: Numbers = np.minimum(np.searchsorted(self._ends, drawn, side="right"), last)
+            return found
 
         return _Lazy(self._length, compute)
 
@@ -239,8 +242,7 @@ class Grouped:
         self._ends = np.cumsum(self._batches_of)
         if not len(self._ends) or self._ends[-1] == 0:
             raise OrderError(
-                f"no group has the {self._treated} cells that a batch needs; "
-                "take smaller batches"
+                f"no group has the {self._treated} cells that a batch needs; take smaller batches"
             )
         self._match: NDArray[Any] | None = None
         if control is not None:
@@ -361,7 +363,8 @@ def _factors(n: int) -> tuple[int, int]:
 def _shifted(x: NDArray[np.uint64], by: NDArray[np.uint64], n: np.uint64) -> NDArray[np.uint64]:
     """``(x + by) % n`` of numbers below `n`; what is below zero becomes large."""
     by += x
-    return np.minimum(by, by - n)
+    np.minimum(by, by - n, out=by)
+    return by
 
 
 def _stir(x: NDArray[np.uint64], key: np.uint64, n: np.uint64) -> NDArray[np.uint64]:

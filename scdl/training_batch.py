@@ -113,9 +113,7 @@ class Assembly:
 
     def __post_init__(self) -> None:
         if self.layout not in _LAYOUTS:
-            raise LoaderError(
-                f"layout must be one of {', '.join(_LAYOUTS)}, not {self.layout!r}"
-            )
+            raise LoaderError(f"layout must be one of {', '.join(_LAYOUTS)}, not {self.layout!r}")
         if (self.layout == "padded") != (self.length is not None):
             raise LoaderError(
                 "the layout 'padded' needs a length, in values a cell, and no other layout has one"
@@ -190,10 +188,12 @@ class Assembly:
             obsm={key: tensors.numbers(vectors) for key, vectors in cells.obsm.items()},
         )
         if self.tokenizer is not None:
+            assert gene_names is not None
             return replace(batch, tokens=self.tokenizer(cells, gene_names))
         if self.layout == "padded":
             return self._padded(cells, batch)
-        return replace(batch, x=tensors.batch_tensor(cells, self.layout, self.dtype, _index_dtype(cells)))
+        x = tensors.batch_tensor(cells, self.layout, self.dtype, _index_dtype(cells))
+        return replace(batch, x=x)
 
     def _transformed(self, cells: CellBatch) -> CellBatch:
         """The cells with other values."""

@@ -83,8 +83,6 @@ def _call(typingctx: Any, function: Any, address: Any, length: Any, advice: Any)
 
 
 @kernel
-def _advise(
-    madvise: int, begin: NDArray[np.int64], end: NDArray[np.int64], advice: int
-) -> None:
+def _advise(madvise: int, begin: NDArray[np.int64], end: NDArray[np.int64], advice: int) -> None:
     for i in range(len(begin)):
         _call(madvise, begin[i], end[i] - begin[i], advice)

@@ -170,9 +170,7 @@ class ArrayStore(ABC):
         self.spec(name)
         return 1
 
-    def will_need(
-        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]
-    ) -> None:
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """Tell that ranges, which rise, will be read soon; a backend may begin to fetch them.
 
         Returns without waiting for them, and raises nothing that reading them would not.

@@ -217,9 +217,7 @@ class MemmapStore(ArrayStore):
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
         gather(np.asarray(self._opened()[name]), starts, stops, out)
 
-    def will_need(
-        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]
-    ) -> None:
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         from storage_backends._read_ahead import read_ahead
 
         self.spec(name)
