@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,9 +79,10 @@ class OrderMaker:
     def _block(self) -> samplers.Order:
         buffer = self.budget if self.buffer is None else self.buffer
         buffer = max(1, min(max(buffer, self.batch_size), self._n))
-        if self.block is not None:
-            return samplers.Block(self.block, buffer)
-        return samplers.Block(max(1, min(buffer // _BLOCKS, _MOST_BLOCK)), buffer)
+        # Parts of chunks would be decoded for nothing.
+        least = max(1, math.ceil(self.cells.cells_per_chunk))
+        block = self.block or max(least, min(buffer // _BLOCKS, _MOST_BLOCK))
+        return samplers.Block(block, buffer)
 
     def _weighted(self) -> samplers.Order:
         if self.weights is None:
