@@ -44,10 +44,14 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
     """
     if isinstance(rows, slice):
         return np.arange(*rows.indices(n_obs), dtype=np.int64)
-    # Arrays and tensors of one element are indices too, but have dimensions.
-    if isinstance(rows, SupportsIndex) and getattr(rows, "ndim", 0) == 0:
+    # Arrays and tensors of one element are indices too, but have dimensions. The check of the
+    # protocol takes longer than all the rest.
+    plain = isinstance(rows, np.ndarray | list)
+    if not plain and isinstance(rows, SupportsIndex) and getattr(rows, "ndim", 0) == 0:
         return np.array([position(rows, n_obs)], np.int64)
     selected = np.asarray(rows)
+    if selected.ndim == 0 and selected.dtype.kind in "iu":
+        return np.array([position(selected.item(), n_obs)], np.int64)
     if selected.dtype == bool:
         if selected.shape != (n_obs,):
             raise RowIndexError(
@@ -62,13 +66,14 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
             f"of {selected.ndim} dimensions"
         )
     selected = np.atleast_1d(selected)
-    outside = (selected < -n_obs) | (selected >= n_obs) if len(selected) else np.zeros(0, bool)
-    if outside.any():
+    least, most = (int(selected.min()), int(selected.max())) if len(selected) else (0, -1)
+    if least < -n_obs or most >= n_obs:
+        outside = (selected < -n_obs) | (selected >= n_obs)
         raise RowIndexError(
             f"row {selected[outside.argmax()]} is out of range for a dataset of {n_obs} cells"
         )
     selected = selected.astype(np.int64, copy=False)
-    return np.where(selected < 0, selected + n_obs, selected)
+    return selected if least >= 0 else np.where(selected < 0, selected + n_obs, selected)
 
 
 def plan(
@@ -86,8 +91,7 @@ def plan(
     name = prefix + INDPTR
     bounds = np.empty(2 * len(rows), store.spec(name).dtype)
     store.read_ranges(name, rows, rows + 2, bounds)
-    bounds = bounds.astype(np.int64)
-    starts, stops = bounds[0::2], bounds[1::2]
+    starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
     nnz = store.spec(prefix + DATA).length
     if len(rows) and (int((stops - starts).min()) < 0 or int(stops.max()) > nnz):
         bad = int(np.argmax((stops < starts) | (stops > nnz)))

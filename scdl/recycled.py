@@ -7,6 +7,7 @@ tensor that looks at it is gone, and is given out again, the last first.
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -39,7 +40,7 @@ class _Loan:
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """As ``numpy.empty``."""
     dtype = np.dtype(dtype)
-    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    n_bytes = (shape if isinstance(shape, int) else math.prod(shape)) * dtype.itemsize
     if n_bytes < _LEAST:
         return np.empty(shape, dtype)
     memory = _found(n_bytes)

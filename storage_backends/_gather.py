@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def gather(
     starts, stops
         Half-open ranges in items, int64.
     """
-    width = int(np.prod(source.shape[1:], dtype=np.int64))
+    width = math.prod(source.shape[1:])
     if out.size == 0:
         return
     if width != 1:
@@ -58,3 +59,22 @@ def gather_numpy(
     lengths = stops - starts
     ends = np.cumsum(lengths)
     out[:] = source[np.arange(len(out)) + np.repeat(starts - (ends - lengths), lengths)]
+
+
+@kernel
+def total_length(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int) -> int:
+    """Items in ranges, or -1 - the first one that is not half-open within ``[0, limit]``."""
+    total = 0
+    for i in range(len(starts)):
+        if starts[i] < 0 or stops[i] < starts[i] or stops[i] > limit:
+            return -1 - i
+        total += stops[i] - starts[i]
+    return total
+
+
+def total_length_numpy(
+    starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int
+) -> int:
+    """The same as :func:`total_length` in NumPy."""
+    bad = (starts < 0) | (stops < starts) | (stops > limit)
+    return -1 - int(bad.argmax()) if bad.any() else int((stops - starts).sum())

@@ -421,15 +421,15 @@ def check_ranges(
         raise RangeError(f"{where}: starts {starts.shape} and stops {stops.shape} differ in shape")
     if starts.dtype != np.int64 or stops.dtype != np.int64:
         raise RangeError(f"{where}: ranges must be int64, not {starts.dtype} and {stops.dtype}")
-    total = 0
-    if len(starts):
-        lengths = stops - starts
-        if int(starts.min()) < 0 or int(stops.max()) > spec.length or int(lengths.min()) < 0:
-            bad = int(np.argmax((starts < 0) | (stops > spec.length) | (lengths < 0)))
-            raise RangeError(
-                f"{where}: range [{starts[bad]}, {stops[bad]}) is not within [0, {spec.length}]"
-            )
-        total = int(lengths.sum())
+    # Compiled code is loaded with the first batch, not with the first open.
+    from storage_backends._gather import total_length
+
+    total = total_length(starts, stops, spec.length)
+    if total < 0:
+        bad = -1 - total
+        raise RangeError(
+            f"{where}: range [{starts[bad]}, {stops[bad]}) is not within [0, {spec.length}]"
+        )
     expected = (total, *spec.item_shape)
     if not _holds(out.dtype, spec.dtype) or out.shape != expected:
         raise OutputError(

@@ -211,7 +211,6 @@ class MemmapStore(ArrayStore):
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
-        # Compiled code is loaded with the first batch, not with the first open.
         from storage_backends._gather import gather
 
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
