@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -31,10 +30,29 @@ from scdl.vocabulary import ObsColumn, obs_column
 
 __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 
-#: Cells that are read at once where each can be read on its own.
-_READ_CELLS = 1_024
+#: Cells that one task of a thread takes, if batches are smaller.
+_TASK_CELLS = 512
 #: Cells whose positions are computed at once, and of which the storage is told early.
 _WINDOW_CELLS = 1 << 12
+
+
+class _Read(NamedTuple):
+    """Batches that were read together: their cells, those beside them, and the size of each."""
+
+    cells: CellBatch
+    neighbors: CellBatch | None
+    sizes: list[int]
+
+    def cut(self, n: int) -> Iterator[_Read]:
+        """Parts of `n` batches, whose arrays are views."""
+        start = 0
+        k = len(self.neighbors) // max(len(self.cells), 1) if self.neighbors is not None else 0
+        for i in range(0, len(self.sizes), n):
+            sizes = self.sizes[i : i + n]
+            stop = start + sum(sizes)
+            beside = None if self.neighbors is None else self.neighbors[start * k : stop * k]
+            yield _Read(self.cells[start:stop], beside, sizes)
+            start = stop
 
 
 class SingleCellLoader:
@@ -251,16 +269,30 @@ class SingleCellLoader:
         """Batches from `first` on, of which a worker gives every `n_workers`-th."""
         positions = self._positions(epoch)
         run = Epoch(positions, self._share(positions), first, worker, n_workers)
-        n_reads = 1 if self._reads_chunks else self._options["threads"]
-        pool = ThreadPoolExecutor(self._options["threads"], "scdl-loader")
+        threads = self._options["threads"]
+        pool = ThreadPoolExecutor(threads, "scdl-loader")
         try:
             windows = run.windows(self._window_cells)
             planned = ahead(pool, (partial(self._plan, run, window) for window in windows), 1)
             stretches = itertools.chain.from_iterable(planned)
-            reads = ahead(pool, (partial(self._read, s, epoch) for s in stretches), n_reads)
-            yield from ahead(pool, self._assemblies(reads), self._options["prefetch"])
+            at_once = -(-_TASK_CELLS // self.batch_size)
+            if self._cuts_reads:
+                # Batches may be many times as large as what they are made from.
+                at_once = 1 if self._options["layout"] == "dense" else at_once
+                reads = ahead(pool, (partial(self._read, s, epoch) for s in stretches), 1)
+                parts = itertools.chain.from_iterable(read.cut(at_once) for read in reads)
+                tasks = (partial(self._assemble, part) for part in parts)
+            else:
+                tasks = (partial(self._read_and_assemble, s, epoch) for s in stretches)
+            n_ahead = max(threads, self._options["prefetch"] // at_once)
+            yield from itertools.chain.from_iterable(ahead(pool, tasks, n_ahead))
         finally:
             pool.shutdown(cancel_futures=True)
+
+    @property
+    def _cuts_reads(self) -> bool:
+        """Whether batches that are read by one task are assembled by several."""
+        return self._reads_chunks or self._options["layout"] == "dense"
 
     @property
     def _reads_chunks(self) -> bool:
@@ -276,7 +308,7 @@ class SingleCellLoader:
 
     def _plan(self, run: Epoch, window: range) -> list[Stretch]:
         """Which cells are read together, and telling the storage of them."""
-        at_once = len(window) if self._reads_chunks else math.ceil(_READ_CELLS / self.batch_size)
+        at_once = len(window) if self._reads_chunks else -(-_TASK_CELLS // self.batch_size)
         stretches = run.stretches(window, at_once, self._n)
         if self._rows is not None:
             stretches = [s._replace(cells=self._rows[s.cells]) for s in stretches]
@@ -284,7 +316,7 @@ class SingleCellLoader:
             self.cells.will_need(np.concatenate([s.cells for s in stretches]))
         return stretches
 
-    def _read(self, stretch: Stretch, epoch: int) -> tuple[CellBatch, CellBatch | None, list[int]]:
+    def _read(self, stretch: Stretch, epoch: int) -> _Read:
         """Read the cells of some batches, and their neighbours."""
         read = partial(
             self.cells.read_rows,
@@ -292,14 +324,13 @@ class SingleCellLoader:
             ordered=self._assembly.needs_order,
             index_dtype=self._index_dtype,
         )
-        cells = read(stretch.cells)
-        k = self._options["neighbors"]
+        cells, k = read(stretch.cells), self._options["neighbors"]
         if not k:
-            return cells, None, stretch.sizes
+            return _Read(cells, None, stretch.sizes)
         assert self.cells.graph is not None
         draws = samplers.draws(stretch.positions, k, self.seed, epoch)
         neighbors = self.cells.graph.sample_many(stretch.cells, draws)
-        return cells, read(neighbors.ravel()), stretch.sizes
+        return _Read(cells, read(neighbors.ravel()), stretch.sizes)
 
     @cached_property
     def _index_dtype(self) -> np.dtype[Any] | None:
@@ -308,19 +339,15 @@ class SingleCellLoader:
         fits = fits and self._options["layout"] == "csr"
         return np.dtype(np.int32) if fits else None
 
-    def _assemblies(
-        self, reads: Iterator[tuple[CellBatch, CellBatch | None, list[int]]]
-    ) -> Iterator[Callable[[], Any]]:
-        k = self._options["neighbors"]
+    def _assemble(self, read: _Read) -> list[Any]:
         columns = {name: column.values for name, column in self._columns.items()}
-        assemble = partial(self._assembly, gene_names=self._gene_names, columns=columns)
-        for cells, neighbors, sizes in reads:
-            start = 0
-            for size in sizes:
-                stop = start + size
-                beside = None if neighbors is None else neighbors[start * k : stop * k]
-                yield partial(assemble, cells[start:stop], beside)
-                start = stop
+        return [
+            self._assembly(batch.cells, batch.neighbors, self._gene_names, columns)
+            for batch in read.cut(1)
+        ]
+
+    def _read_and_assemble(self, stretch: Stretch, epoch: int) -> list[Any]:
+        return self._assemble(self._read(stretch, epoch))
 
     # -- PyTorch ---------------------------------------------------------------------------
 

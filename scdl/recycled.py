@@ -8,6 +8,7 @@ tensor that looks at it is gone, and is given out again, the last first.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import Any
 
@@ -23,6 +24,16 @@ _MOST_IDLE = 512 << 20
 
 _idle: list[NDArray[np.uint8]] = []
 _lock = threading.Lock()
+
+
+def _unlock() -> None:
+    """Let a child not wait for a thread that it did not inherit."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 class _Loan:

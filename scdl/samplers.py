@@ -307,7 +307,7 @@ def _key(*parts: int) -> int:
     """One number of 64 bits for several, each of which changes all of it."""
     key = 0
     for part in parts:
-        key = int(_mix(np.array([(key ^ (part & _MASK64)) & _MASK64], np.uint64))[0])
+        key = int(_mix(np.array([(key ^ int(part)) & _MASK64], np.uint64))[0])
     return key
 
 
