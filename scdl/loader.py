@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from scdl import csr, samplers
+from scdl import _kernels, csr, samplers
 from scdl.batch import CellBatch
 from scdl.epochs import Epoch, Share, Stretch
 from scdl.errors import LoaderError, ResumeError
@@ -34,6 +35,14 @@ __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 _TASK_CELLS = 512
 #: Cells whose positions are computed at once, and of which the storage is told early.
 _WINDOW_CELLS = 1 << 12
+#: Positions of an order that are compared with those of a saved one.
+_COMPARED = 1 << 10
+
+
+# numba imports most of itself when a kernel is called first: now, rather than in the first batch.
+_kernels.normalize_rows(
+    np.empty(0, np.float32), np.zeros(1, np.int64), 1.0, np.empty(0, np.float32)
+)
 
 
 class _Read(NamedTuple):
@@ -135,6 +144,7 @@ class SingleCellLoader:
         self._n = dataset.n_obs if self._rows is None else len(self._rows)
         self._order_name = order if isinstance(order, str) else type(order).__name__
         self._own_order = None if isinstance(order, str) else order
+        self._content = self._content_now
         self.rank, self.world_size = place(options.get("rank"), options.get("world_size"))
         self._assembly = Assembly(
             layout=self._options["layout"],
@@ -155,11 +165,20 @@ class SingleCellLoader:
             raise LoaderError(f"batch_size must be at least 1, not {self.batch_size}")
         if self._n == 0:
             raise LoaderError("there are no cells to load: the dataset or the subset is empty")
-        for name, least in (("prefetch", 1), ("threads", 1), ("workers", 0), ("neighbors", 0)):
-            if self._options[name] < least:  # type: ignore[literal-required]
-                raise LoaderError(
-                    f"{name} must be at least {least}, not {self._options[name]}"  # type: ignore[literal-required]
-                )
+        least = {"prefetch": 1, "threads": 1, "workers": 0, "neighbors": 0, "block": 1, "buffer": 1}
+        for name, low in least.items():
+            value = self._options[name]  # type: ignore[literal-required]
+            if value is not None and value < low:
+                raise LoaderError(f"{name} must be at least {low}, not {value}")
+        if not 0 < self._options["memory_mb"] < math.inf:
+            raise LoaderError(
+                f"memory_mb must be a positive number, not {self._options['memory_mb']}"
+            )
+        if self._own_order is not None and not hasattr(self._own_order, "positions"):
+            raise LoaderError(
+                f"an order is a name or has a method positions(n, seed, epoch), {self._own_order!r} "
+                "is neither"
+            )
         if self._options["neighbors"] and self.cells.graph is None:
             raise LoaderError(
                 "neighbors=… needs a neighbour graph, which the dataset lacks or was opened without"
@@ -267,6 +286,10 @@ class SingleCellLoader:
         self, epoch: int, first: int, worker: int = 0, n_workers: int = 1
     ) -> Generator[Any]:
         """Batches from `first` on, of which a worker gives every `n_workers`-th."""
+        if self._content_now != self._content:
+            raise LoaderError(
+                "the archive was replaced since the loader was made; open it and make one anew"
+            )
         positions = self._positions(epoch)
         run = Epoch(positions, self._share(positions), first, worker, n_workers)
         threads = self._options["threads"]
@@ -377,13 +400,20 @@ class SingleCellLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration give what was left when the state was taken.
 
+        The state of any rank serves all of them. After the last batch the next epoch is left.
+
         Raises
         ------
         ResumeError
             The state is of a loader with other data, cells, batches, order or seed.
         """
-        self.epoch, self._given = self._checked(state)
+        self.epoch, self._given = self._unfinished(*self._checked(state))
         self._begun = False
+
+    def _unfinished(self, epoch: int, batch: int) -> tuple[int, int]:
+        """The same place; behind the last batch of an epoch, the beginning of the next."""
+        n_batches = len(self._share(self._positions(epoch)))
+        return (epoch, batch) if batch < n_batches else (epoch + 1, 0)
 
     def _checked(self, state: Mapping[str, Any]) -> tuple[int, int]:
         """Epoch and batch of a state, if it is one of this loader."""
@@ -403,22 +433,29 @@ class SingleCellLoader:
             raise ResumeError(f"there is no batch {batch} of epoch {epoch}")
         return epoch, batch
 
+    @property
+    def _content_now(self) -> tuple[Any, ...]:
+        """What tells the archive from another one at the same place."""
+        cells = self.cells
+        return cells.n_obs, cells.number_nonzero_values(), tuple(cells.n_vars)
+
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         """What must be the same for a state to mean the same."""
-        parts = self.cells.number_nonzero_values(), tuple(self.cells.n_vars)
-        order = self._order_name
         if isinstance(self.order, samplers.Block):
             order = f"block of {self.order.block} in {self.order.buffer}"
+        else:
+            # Weights and labels tell in the cells that they lead to.
+            first = np.asarray(self.order.positions(self._n, 0, 0)[0:_COMPARED], np.int64)
+            order = f"{self._order_name} {hashlib.sha256(first.tobytes()).hexdigest()[:8]}"
         rows = b"" if self._rows is None else self._rows.tobytes()
         return {
             "cells": self.cells.n_obs,
-            "data": hashlib.sha256(repr(parts).encode() + rows).hexdigest()[:16],
+            "data": hashlib.sha256(repr(self._content).encode() + rows).hexdigest()[:16],
             "batch_size": self.batch_size,
             "order": order,
             "seed": self.seed,
             "drop_last": self.drop_last,
-            "rank": self.rank,
             "world_size": self.world_size,
         }
 
@@ -448,6 +485,8 @@ class LoaderDataset(IterableDataset[Any]):
         times, *given = self._set.tolist()
         if self._resumed:
             epoch, batch = self._at
+            if n_workers == 1:
+                epoch, batch = self._loader._unfinished(epoch, batch)
         elif times != self._seen:
             epoch, batch = given
         else:

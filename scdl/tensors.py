@@ -60,8 +60,25 @@ def batch_tensor(
 
 
 def as_dtype(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """The same values in a dtype; None: as they are."""
-    return values if dtype is None else values.to(dtype)
+    """The same values in a dtype; None: as they are.
+
+    Raises
+    ------
+    CastError
+        Integers cannot hold a value exactly, or float16 only as infinity.
+    """
+    if dtype is None or dtype == values.dtype:
+        return values
+    out = values.to(dtype)
+    if dtype == torch.float16:
+        lost = out.isinf() & ~values.isinf()
+    elif not dtype.is_floating_point:
+        lost = out.to(values.dtype) != values
+    else:
+        return out
+    if lost.any():
+        raise CastError(f"{dtype} cannot hold the value {values[lost][0].item()}; take another")
+    return out
 
 
 def numbers(values: NDArray[Any]) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scdl.errors import LoaderError
+
 
 @dataclass(frozen=True)
 class NormalizeTotal:
@@ -21,7 +23,7 @@ class NormalizeTotal:
 
     def __post_init__(self) -> None:
         if not 0 < self.target_sum < float("inf"):
-            raise ValueError(f"target_sum must be a positive number, not {self.target_sum}")
+            raise LoaderError(f"target_sum must be a positive number, not {self.target_sum}")
 
 
 @dataclass(frozen=True)
