@@ -13,6 +13,10 @@ from scdl import recycled
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.schema import DATA, INDICES, INDPTR
 from storage_backends.base import ArrayStore
+from storage_backends.threads import for_each
+
+#: Values from which on it saves time to read them in one thread and their column ids in another.
+_MANY_VALUES = 1 << 17
 
 #: What may select cells: one, a slice, positions, or a mask.
 Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
@@ -107,6 +111,8 @@ def read(
     prefix: str,
     rows: NDArray[np.int64],
     index_dtype: np.dtype[Any] | None = None,
+    *,
+    concurrently: bool = False,
 ) -> SparseRows:
     """Rows of a sparse matrix, in the order asked for and as they are stored.
 
@@ -114,6 +120,8 @@ def read(
     ----------
     index_dtype
         A wider integer type for the column ids; None: as they are stored.
+    concurrently
+        Whether to read values in one thread and column ids in another, where there are many.
     """
     starts, stops = plan(store, prefix, rows)
     indptr = np.zeros(len(rows) + 1, np.int64)
@@ -121,8 +129,12 @@ def read(
     total = int(indptr[-1])
     data = recycled.empty(total, store.spec(prefix + DATA).dtype)
     indices = recycled.empty(total, index_dtype or store.spec(prefix + INDICES).dtype)
-    store.read_ranges(prefix + DATA, starts, stops, data)
-    store.read_ranges(prefix + INDICES, starts, stops, indices)
+    parts = [(prefix + DATA, data), (prefix + INDICES, indices)]
+    if concurrently and total >= _MANY_VALUES:
+        for_each(lambda part: store.read_ranges(part[0], starts, stops, part[1]), parts)
+    else:
+        for name, out in parts:
+            store.read_ranges(name, starts, stops, out)
     return SparseRows(data, indices, indptr)
 
 

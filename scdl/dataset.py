@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
@@ -204,20 +205,40 @@ class SingleCellDataset(CellReader):
         OutputError
             `index_dtype` does not hold the column ids.
         """
-        at = csr.positions(rows, self.n_obs)
+        batch = self._read(csr.positions(rows, self.n_obs), ordered, index_dtype)
+        at = batch.rows
+        return (
+            replace(
+                batch,
+                obs={name: self._required_obs().columns.values(name, at) for name in obs},
+                obsm={key: self._vectors(key, at) for key in obsm},
+            )
+            if obs or obsm
+            else batch
+        )
+
+    def _read(
+        self,
+        at: NDArray[np.int64],
+        ordered: bool,
+        index_dtype: DTypeLike | None,
+        *,
+        concurrently: bool = False,
+    ) -> CellBatch:
         wide = None if index_dtype is None else np.dtype(index_dtype)
         # Ids that have to be sorted are widened on the way.
         sorts = ordered and not self._info.is_sorted
-        cells = csr.read(self._store, "", at, None if sorts else wide)
+        read_as = None if sorts else wide
+        cells = csr.read(self._store, "", at, read_as, concurrently=concurrently)
         if sorts:
             cells = csr.clean(cells, self._info.max_n_vars, self._store.path, wide)
-        return CellBatch(
-            *cells,
-            n_vars=self._info.max_n_vars,
-            rows=at,
-            obs={name: self._required_obs().columns.values(name, at) for name in obs},
-            obsm={key: self._vectors(key, at) for key in obsm},
-        )
+        return CellBatch(*cells, n_vars=self._info.max_n_vars, rows=at)
+
+    def _read_for_tensors(self, rows: csr.Rows) -> CellBatch:
+        safe = np.can_cast(self.index_dtype, np.int64, "safe")
+        at = csr.positions(rows, self.n_obs)
+        # Nothing else is read meanwhile: a DataLoader has a process for that.
+        return self._read(at, True, np.int64 if safe else None, concurrently=True)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         name = obsm_array(key)

@@ -161,9 +161,9 @@ class CellReader(ABC):
 
         return RowTensors(self._read_for_tensors(indices))
 
+    @abstractmethod
     def _read_for_tensors(self, rows: csr.Rows) -> CellBatch:
-        safe = np.can_cast(self.index_dtype, np.int64, "safe")
-        return self.read_rows(rows, index_dtype=np.int64 if safe else None)
+        """Read cells as one batch, with column ids as tensors have them where that is safe."""
 
     def get_row(
         self,
