@@ -104,29 +104,41 @@ def train_from_ours(path: str) -> dict[str, Any]:
 
 
 def epoch(
-    path: str, block: int, batch: int, preload: int, dense: bool = False, limit: int | None = None
+    path: str,
+    block: int,
+    batch: int,
+    preload: int,
+    dense: bool = False,
+    limit: int | None = None,
+    shuffle: bool = True,
 ) -> dict[str, Any]:
     """Read all cells once, in random blocks of `block` cells, `preload` blocks at a time.
 
     The loader shuffles within what it has loaded, and yields scipy's CSR matrices, of which
-    `dense` makes arrays. `limit` ends it after so many batches.
+    `dense` makes arrays. `limit` ends it after so many batches; without `shuffle` cells come as
+    they are stored.
     """
     cells = 0
     start = time.perf_counter()
-    for count, matrix in enumerate(_batches(path, block, preload, batch), 1):
+    for count, matrix in enumerate(_batches(path, block, preload, batch, shuffle), 1):
         cells += (matrix.toarray() if dense else matrix).shape[0]
         if count == limit:
             break
     return {"seconds": time.perf_counter() - start, "cells": cells}
 
 
-def _batches(path: str, block: int, preload: int, batch: int) -> Iterator[Any]:
+def _batches(
+    path: str, block: int, preload: int, batch: int, shuffle: bool = True
+) -> Iterator[Any]:
     """One pass of a loader; loaders are kept, as each goes on with its own random numbers."""
-    key = (path, block, preload, batch)
+    key = (path, block, preload, batch, shuffle)
     if key not in _loaders:
-        rng = np.random.default_rng(0)
         loader = Loader(
-            chunk_size=block, preload_nchunks=preload, batch_size=batch, shuffle=True, rng=rng
+            chunk_size=block,
+            preload_nchunks=preload,
+            batch_size=batch,
+            shuffle=shuffle,
+            rng=np.random.default_rng(0) if shuffle else None,
         )
         collection = DatasetCollection(path, mode="r")
         _loaders[key] = loader.use_collection(collection, load_adata=_matrix_alone)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import gc
-import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +15,7 @@ import numpy.typing as npt
 
 import scdl
 from benchmarks.measure import anonymous_bytes
+from benchmarks.page_cache import drop
 from benchmarks.talk import serve
 
 _MATRIX = ("data", "indices", "indptr")
@@ -71,7 +69,7 @@ def cold_epoch(path: str, block: int, batch: int, seed: int) -> dict[str, Any]:
     """
     _dataset.cache_clear()
     gc.collect()  # Mapped pages stay: nothing may hold on to the archive.
-    resident = _drop(Path(path))
+    resident = drop(Path(path))
     read_before = _read_bytes()
     start = time.perf_counter()
     answer = _epoch(scdl.open(path), block, batch, seed)
@@ -112,29 +110,6 @@ def _blocks(cells: int, block: int, batch: int, seed: int) -> Iterator[npt.NDArr
 @functools.cache
 def _dataset(path: str) -> Any:
     return scdl.open(path)
-
-
-def _drop(path: Path) -> float:
-    """Take an archive out of the page cache; return the share of it that remains there."""
-    files = [file for file in path.rglob("*") if file.is_file() and file.stat().st_size]
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # Only what is on disk can leave.
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    with contextlib.suppress(OSError):
-        Path("/proc/sys/vm/drop_caches").write_text("1")
-    cached = sum(_cached_bytes(file) for file in files)
-    return cached / sum(file.stat().st_size for file in files)
-
-
-def _cached_bytes(file: Path) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE) as mapped:
-        pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
-        start = np.frombuffer(mapped, np.uint8).ctypes.data
-        if libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), pages):
-            raise OSError(ctypes.get_errno(), "mincore")
-        return min(len(mapped), mmap.PAGESIZE * int((np.frombuffer(pages, np.uint8) & 1).sum()))
 
 
 def _read_bytes() -> int:

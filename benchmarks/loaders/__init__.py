@@ -1,0 +1,1 @@
+"""Training loaders of several libraries, measured side by side."""

@@ -1,0 +1,125 @@
+"""Measure training loaders side by side on the same data, in one run.
+
+annbatch runs in an environment of its own, which is made when it is missing. Run
+``make bench-loader``, or ``python -m benchmarks.loaders --help`` for the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.annbatch_env import PACKAGES, PRELOAD, annbatch_python
+from benchmarks.loaders.bench import ANNBATCH, BIONEMO, SCDATASET, LoaderBench
+from benchmarks.loaders.cases import CASES, run
+from benchmarks.loaders.readers import ScDataset
+from benchmarks.loaders.report import LoaderReport
+from benchmarks.real_cells import celltypist_cells, synthetic_cells
+from benchmarks.spec import DataSpec
+from benchmarks.talk import THREADS
+from benchmarks.workspace import Workspace
+from benchmarks.zarr import BLOCK
+
+_HERE = Path(__file__).parents[1]
+_TOY = DataSpec(cells=200, genes=500, nnz_per_cell=40)
+
+_METHOD = (
+    "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
+    "Ratios are taken between repetitions of the same turn. Each library has a process of its own "
+    f"and {THREADS} threads. A rate is over whole epochs, or over the first thousands of cells "
+    "where these take seconds, for at least {seconds} s; workers live from epoch to epoch. The "
+    "page cache is warm, but where a figure says otherwise. Memory is the peak of resident "
+    "anonymous memory, seen every 5 ms, over that after import."
+)
+
+
+def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure training loaders side by side.")
+    parser.add_argument("--cells", type=int, default=DataSpec().cells, help="cells of the data")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES)
+    )
+    parser.add_argument(
+        "--large", type=int, default=60, metavar="N", help="an archive of N x the cells; 0: none"
+    )
+    parser.add_argument("--quick", action="store_true", help="toy data: does everything run?")
+    parser.add_argument("--data", type=Path, default=_HERE / "data", help="directory of the data")
+    parser.add_argument("--results", type=Path, default=_HERE / "results", help="of the reports")
+    parser.add_argument(
+        "--environment",
+        type=Path,
+        default=_HERE.parent / ".venv-annbatch",
+        help="of annbatch; made where it is missing, but not by --quick",
+    )
+    return parser.parse_args(arguments)
+
+
+def _make_bench(options: argparse.Namespace, python: Path | None, console: Console) -> LoaderBench:
+    whole = not options.only or "matrix" in options.only
+    if options.quick:
+        workspace = Workspace(options.data, _TOY, synthetic_cells)
+        return LoaderBench(workspace, python, 1, 2, console.print, 0.02, whole)
+    workspace = Workspace(options.data, DataSpec(cells=options.cells), celltypist_cells)
+    return LoaderBench(
+        workspace, python, options.repeats, options.large, console.print, whole=whole
+    )
+
+
+def main(arguments: list[str] | None = None) -> LoaderReport:
+    """Run the cases, print the report and write it."""
+    options = _parse_arguments(arguments)
+    console = Console()
+    python, absence = annbatch_python(options.environment, make=not options.quick)
+    with warnings.catch_warnings(), _make_bench(options, python, console) as bench:
+        warnings.simplefilter("ignore")
+        findings = run(bench, options.only or list(CASES))
+    spec = bench.workspace.spec
+    report = LoaderReport(
+        findings.outcomes,
+        f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell",
+        bench.repeats,
+        "beside it",
+        findings.grids,
+        _METHOD.format(repeats=bench.repeats, seconds=bench.seconds),
+        _remarks(bench, absence),
+    )
+    report.show(console)
+    name = f"bench-loader-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for path in report.write(options.results, name):
+        console.print(f"wrote {path}", highlight=False)
+    return report
+
+
+def _remarks(bench: LoaderBench, absence: str) -> list[str]:
+    """What the other loaders are, and how they are set."""
+    remarks = [
+        f"{BIONEMO}: DataLoader with collate_sparse_matrix_batch, which has no block order.",
+        "AnnLoader: over a backed AnnCollection, without its converter, of uncompressed h5ad.",
+    ]
+    if ANNBATCH in bench.names:
+        remarks.append(
+            f"{', '.join(PACKAGES)}: from annbatch's own Zarr, as tuned by benchmarks.zarr; "
+            f"{PRELOAD} blocks of {BLOCK} cells at a time; it gives scipy's CSR matrices."
+        )
+    else:
+        remarks.append(f"annbatch is left out: {absence}.")
+    if SCDATASET in bench.names:
+        remarks.append(
+            f"scDataset {metadata.version('scDataset')}: over a backed AnnCollection of "
+            f"uncompressed h5ad; blocks of {ScDataset.BLOCK}, {ScDataset.FETCHED_CELLS:,} cells, "
+            f"or {ScDataset.FETCHED_BATCHES} batches, fetched at once; by each worker "
+            f"{ScDataset.FETCHED_BY_WORKERS:,}."
+        )
+    else:
+        remarks.append("scDataset is left out: it is not installed.")
+    return remarks
+
+
+if __name__ == "__main__":
+    main()
