@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,57 @@ def row_tensor(values: NDArray[Any], columns: NDArray[Any], n_vars: int) -> torc
     return tensor
 
 
+class _Lazy(list[Any]):
+    """A list whose items are made when one of them is asked for, all at once.
+
+    A list because ``torch.cat`` takes nothing else, and because users sort and change theirs.
+
+    Attributes
+    ----------
+    untouched
+        Whether none has been asked for, so that nobody can have changed one.
+    """
+
+    def __init__(self, n: int, placeholder: Any = None) -> None:
+        super().__init__([placeholder] * n)
+        self.untouched = True
+
+    def _make(self) -> Iterator[Any]:
+        """The items."""
+        raise NotImplementedError
+
+    def _touch(self) -> None:
+        if self.untouched:
+            self.untouched = False
+            super().__setitem__(slice(None), list(self._make()))
+
+    def __radd__(self, other: list[Any]) -> list[Any]:
+        return [*other, *self]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def _touching(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of lists that finds the items made."""
+
+    @functools.wraps(method)
+    def call(self: _Lazy, *arguments: Any, **options: Any) -> Any:
+        self._touch()
+        return method(self, *arguments, **options)
+
+    return call
+
+
+_METHODS = """
+    __getitem__ __setitem__ __delitem__ __iter__ __reversed__ __contains__ __eq__ __ne__ __lt__
+    __le__ __gt__ __ge__ __add__ __iadd__ __mul__ __imul__ __rmul__ __repr__ append clear copy count
+    extend index insert pop remove reverse sort
+"""
+for _name in _METHODS.split():
+    setattr(_Lazy, _name, _touching(getattr(list, _name)))
+
+
 class _Placeholder(torch.Tensor):
     """Stands in the memory of :class:`RowTensors`, for torch's functions on lists of tensors."""
 
@@ -43,10 +95,8 @@ class _Placeholder(torch.Tensor):
 _PLACEHOLDER = torch.empty(0).as_subclass(_Placeholder)
 
 
-class RowTensors(list[torch.Tensor]):
-    """The cells of a batch as tensors of shape [2, nnz], each made when it is asked for.
-
-    It is a list because ``torch.cat`` and ``torch.stack`` take nothing else.
+class RowTensors(_Lazy):
+    """The cells of a batch as a list of tensors of shape [2, nnz].
 
     Attributes
     ----------
@@ -55,62 +105,38 @@ class RowTensors(list[torch.Tensor]):
     """
 
     def __init__(self, batch: CellBatch) -> None:
-        super().__init__([_PLACEHOLDER] * len(batch))
+        super().__init__(len(batch), _PLACEHOLDER)
         self.batch = batch
 
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> torch.Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> torch.Tensor | list[torch.Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        cell = self.batch[_one(index, len(self))]
-        return row_tensor(cell.data, cell.indices, cell.n_vars)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return (self[i] for i in range(len(self)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
+    def _make(self) -> Iterator[torch.Tensor]:
+        for i in range(len(self.batch)):
+            cell = self.batch[i : i + 1]
+            yield row_tensor(cell.data, cell.indices, cell.n_vars)
 
     def collated(self) -> torch.Tensor:
-        """All of them as one sparse CSR tensor."""
+        """All of them, as they were read, as one sparse CSR tensor."""
         values = tensors.row_values(self.batch.data, self.batch.n_vars)
         return replace(self.batch, data=values).to_torch("csr")
 
 
-class RowPairs(Sequence[dict[str, Any]]):
+class RowPairs(_Lazy):
     """The cells of a batch and a neighbour of each, as ``get_row_with_neighbor`` gives them."""
 
     def __init__(self, cells: CellBatch, neighbors: CellBatch) -> None:
+        super().__init__(len(cells))
         self.cells, self.neighbors = cells, neighbors
 
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        cell, neighbor = (part[_one(index, len(self))] for part in (self.cells, self.neighbors))
-        pair = {
-            "current_cell": (cell.data, cell.indices),
-            "next_cell": (neighbor.data, neighbor.indices),
-            "current_cell_index": int(cell.rows[0]),
-            "next_cell_index": int(neighbor.rows[0]),
-            "features": None,
-        }
-        return NeighborPair(pair, cell.n_vars)
-
-
-def _one(index: SupportsIndex, n: int) -> slice:
-    """One item as a slice; negative ones count from the end."""
-    at = range(n)[index]
-    return slice(at, at + 1)
+    def _make(self) -> Iterator[dict[str, Any]]:
+        for i in range(len(self.cells)):
+            cell, neighbor = (part[i : i + 1] for part in (self.cells, self.neighbors))
+            pair = {
+                "current_cell": (cell.data, cell.indices),
+                "next_cell": (neighbor.data, neighbor.indices),
+                "current_cell_index": int(cell.rows[0]),
+                "next_cell_index": int(neighbor.rows[0]),
+                "features": None,
+            }
+            yield NeighborPair(pair, cell.n_vars)
 
 
 def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -127,7 +153,7 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
         Sparse CSR, cells x genes. From a dataset it is always n_vars wide; from plain tensors,
         which do not know their number of genes, as wide as the largest column id + 1.
     """
-    if isinstance(batch, RowTensors):
+    if isinstance(batch, RowTensors) and batch.untouched:
         return batch.collated()
     lengths = np.fromiter((row.shape[1] for row in batch), np.int64, len(batch))
     indptr = np.zeros(len(batch) + 1, np.int64)
@@ -153,7 +179,7 @@ def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> 
         ``current_cells`` and ``next_cells``, each a ``torch.sparse_csr_tensor``;
         ``current_cell_indices`` and ``next_cell_indices``, int64 tensors; ``batch_size``.
     """
-    if isinstance(batch, RowPairs):
+    if isinstance(batch, RowPairs) and batch.untouched:
         return {
             "current_cells": RowTensors(batch.cells).collated(),
             "next_cells": RowTensors(batch.neighbors).collated(),

@@ -176,8 +176,8 @@ class SingleCellLoader:
             )
         if self._own_order is not None and not hasattr(self._own_order, "positions"):
             raise LoaderError(
-                f"an order is a name or has a method positions(n, seed, epoch), {self._own_order!r} "
-                "is neither"
+                "an order is a name or an object with positions(n, seed, epoch), not "
+                f"{self._own_order!r}"
             )
         if self._options["neighbors"] and self.cells.graph is None:
             raise LoaderError(

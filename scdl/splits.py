@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -22,6 +23,11 @@ _FORMAT = "scdl split 1"
 #: Of cells that are in no part.
 _NO_PART = 255
 _NAMES = ("train", "validation", "test")
+#: What NumPy and zipfile raise of a file that is no split.
+_DAMAGE = (
+    OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 class Splits(Mapping[str, NDArray[np.int64]]):
@@ -91,14 +97,14 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         """
         where = os.fspath(path)
         try:
-            with np.load(where, allow_pickle=False) as stored:
+            with open(where, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 part_of, about = stored["part_of"], json.loads(stored["about"].tobytes())
             parts = {str(n): np.flatnonzero(part_of == i) for i, n in enumerate(about["parts"])}
             splits = cls(parts, len(part_of), about["how"])
             sound = about["format"] == _FORMAT and about["hash"] == splits.hash
         except FileNotFoundError as error:
             raise SplitError(f"{where}: there is no split here") from error
-        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise SplitError(f"{where}: this is no split: {error!r}") from error
         if not sound:
             raise SplitError(f"{where}: the split was changed or is damaged; make it again")

@@ -76,6 +76,9 @@ except ImportError as error:
         "storage_backends.testing needs pytest and hypothesis: pip install pytest hypothesis"
     ) from error
 
+#: Arrays of every integer type, of numbers and of vectors.
+INTEGERS = [f"obsm/{dtype}{shape}" for dtype in DTYPES for shape in ("", "x3") if "int" in dtype]
+
 __all__ = ["BackendTests", "Contents", "assert_holds", "assert_same_table", "small_archive"]
 
 # One subclass after another runs the same method, which hypothesis would report.
@@ -275,6 +278,48 @@ class BackendTests:
                 assert_same_bits(view, values, name)
                 with pytest.raises(ValueError, match="read-only"):
                     view[:1] = 0
+
+    @pytest.mark.parametrize("name", ["indices", "indptr", *INTEGERS])
+    def test_wider_integers(self, store: ArrayStore, name: str) -> None:
+        values = large_archive().arrays[name]
+        starts, stops = np.array([[900, 3, 400, 7], [950, 8, 1300, 7]], np.int64)
+        expected = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
+        for dtype in DTYPES:
+            out = np.zeros(expected.shape, dtype)
+            if out.dtype.kind not in "iu" or out.dtype == values.dtype:
+                continue
+            if np.can_cast(values.dtype, dtype, "safe"):
+                store.read_ranges(name, starts, stops, out)
+                np.testing.assert_array_equal(out, expected, err_msg=f"{name} as {dtype}")
+            else:
+                with pytest.raises(errors.OutputError, match=re.escape(name)):
+                    store.read_ranges(name, starts, stops, out)
+
+    def test_lengths_of_chunks(self, store: ArrayStore) -> None:
+        for name in store.arrays:
+            length = store.chunk_length(name)
+            assert isinstance(length, int), name
+            assert length >= 1, name
+
+    @PROPERTY
+    @given(data=st.data())
+    def test_what_is_needed_may_be_told(self, large_path: str, data: st.DataObject) -> None:
+        with self.open(large_path) as store:
+            name = data.draw(st.sampled_from(sorted(store.arrays)))
+            edges = st.integers(0, store.spec(name).length)
+            bounds = sorted(data.draw(st.lists(edges, max_size=60)))
+            bounds = bounds[: len(bounds) // 2 * 2]
+            starts, stops = np.array(bounds, np.int64).reshape(-1, 2).T.copy()
+            store.will_need(name, starts, stops)
+            assert_reads(store, name, list(zip(bounds[::2], bounds[1::2], strict=True)))
+
+    @pytest.mark.parametrize("name", ["nothing", "obs", "obsm/nothing"])
+    def test_unknown_array_is_not_needed(self, store: ArrayStore, name: str) -> None:
+        empty = np.zeros(0, np.int64)
+        with pytest.raises(errors.ArrayNotFoundError, match=name):
+            store.will_need(name, empty, empty)
+        with pytest.raises(errors.ArrayNotFoundError, match=name):
+            store.chunk_length(name)
 
     # -- writing ---------------------------------------------------------------------------
 

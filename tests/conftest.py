@@ -46,6 +46,14 @@ def run_python(
     return run
 
 
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The cells of training.py, in archives of all kinds."""
+    from training import write_archives
+
+    return write_archives(tmp_path_factory.mktemp("training"))
+
+
 @pytest.fixture
 def mount(tmp_path: Path) -> Callable[..., Path]:
     """Mount a small file system in memory; skips where that is not permitted."""

@@ -31,8 +31,8 @@ LAYERS = [
     {"scdl.collate", "scdl.csr"},
     {"scdl.batch"},
     {"scdl.tensors"},
-    {"scdl._kernels"},
-    {"scdl.__version__", "scdl.errors", "scdl.recycled", "scdl.schema", "scdl.transforms"},
+    {"scdl._kernels", "scdl.transforms"},
+    {"scdl.__version__", "scdl.errors", "scdl.recycled", "scdl.schema"},
 ]
 SEAM = {
     "storage_backends.base",

@@ -84,6 +84,57 @@ def test_largest_unsigned_column_is_out_of_range() -> None:
     assert not _kernels.fill_dense(np.ones(1, "f4"), indices, np.array([0, 1]), out)
 
 
+@given(csr_rows(), st.sampled_from([1.0, 0.3, 1e4]), st.booleans())
+def test_normalize_rows(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], target: float, in_place: bool
+) -> None:
+    data, _, indptr, _ = rows
+    values = data.astype(np.float64 if data.itemsize == 8 else np.float32)
+    # Besides rows without a value there are rows of zeros.
+    for number, (start, stop) in enumerate(pairwise(indptr)):
+        if number % 3 == 1:
+            values[start:stop] = 0
+    out = values.copy() if in_place else np.full_like(values, 7)
+    twin = np.full_like(values, 7)
+    _kernels.normalize_rows(out if in_place else values, indptr, target, out)
+    _kernels.normalize_rows_numpy(values, indptr, target, twin)
+    np.testing.assert_allclose(out, twin, rtol=1e-6)
+    for start, stop in pairwise(indptr):
+        total = values[start:stop].sum()
+        assert out[start:stop].sum() == pytest.approx(target if total else 0, rel=1e-5)
+
+
+def test_normalized_rows_that_sum_to_zero_stay() -> None:
+    values = np.array([3, -3, 1, 1], "f4")
+    for normalize in (_kernels.normalize_rows, _kernels.normalize_rows_numpy):
+        out = np.empty_like(values)
+        normalize(values, np.array([0, 2, 2, 4]), 10.0, out)
+        assert out.tolist() == [3, -3, 5, 5]
+
+
+@given(csr_rows(), st.integers(1, 50), st.booleans())
+def test_fill_padded(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], length: int, by_value: bool
+) -> None:
+    data, indices, indptr, n_vars = rows
+    # Few values, so that many are equal.
+    data %= 5
+    n = len(indptr) - 1
+    found = []
+    for fill in (_kernels.fill_padded, _kernels.fill_padded_numpy):
+        values, genes = np.zeros((n, length), data.dtype), np.full((n, length), n_vars)
+        fill(data, indices, indptr, by_value, values, genes)
+        found.append((values, genes))
+    for one, twin in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, twin)
+    for i, (start, stop) in enumerate(pairwise(indptr)):
+        pairs = list(zip(data[start:stop].tolist(), indices[start:stop].tolist(), strict=True))
+        if by_value:
+            pairs.sort(key=lambda pair: -pair[0])
+        pairs += [(0, n_vars)] * length
+        assert list(zip(values[i].tolist(), genes[i].tolist(), strict=True)) == pairs[:length]
+
+
 ITEMS = [
     (np.dtype(name), shape)
     for name, shape in [
@@ -115,3 +166,7 @@ def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]])
         out = np.full_like(expected, 111)
         gather(source, starts, stops, out)
         np.testing.assert_array_equal(out, expected)
+        if dtype.kind == "u":
+            wide = np.full(expected.shape, -1, np.int32)
+            gather(source, starts, stops, wide)
+            np.testing.assert_array_equal(wide, expected)

@@ -1,0 +1,242 @@
+"""Splits of a dataset: disjoint, the same every time, saved and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from training import N_OBS, OBS
+
+import scdl
+from scdl.errors import FeatureNotFoundError, ScdlError, SplitError
+
+
+@pytest.fixture(scope="module")
+def ds(archives: dict[str, Path]) -> scdl.SingleCellDataset:
+    return scdl.open(archives["memmap"])
+
+
+def assert_whole(splits: scdl.Splits) -> None:
+    """Check that each cell is in one part, and that parts are rising rows."""
+    for rows in splits.values():
+        assert rows.dtype == np.int64
+        assert (np.diff(rows) > 0).all()
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(N_OBS))
+
+
+SHARES = st.lists(st.integers(1, 20), min_size=1, max_size=3).map(
+    lambda parts: [part / sum(parts) for part in parts]
+)
+
+
+class TestByCell:
+    @given(shares=SHARES, seed=st.integers(0, 99))
+    def test_parts_are_of_their_size(self, ds: Any, shares: list[float], seed: int) -> None:
+        splits = scdl.split(ds, shares, seed=seed)
+        assert_whole(splits)
+        assert list(splits) == ["train", "validation", "test"][: len(shares)]
+        for rows, share in zip(splits.values(), shares, strict=True):
+            assert len(rows) == pytest.approx(share * N_OBS, abs=1)
+
+    def test_names(self, ds: Any) -> None:
+        splits = scdl.split(ds, {"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.25})
+        assert_whole(splits)
+        assert [len(splits[name]) for name in "abcd"] == pytest.approx([N_OBS / 4] * 4, abs=1)
+
+    def test_cells_are_drawn_at_random(self, ds: Any) -> None:
+        test = scdl.split(ds, (0.5, 0.5))["validation"]
+        counts = np.bincount(test * 10 // N_OBS, minlength=10)
+        assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+    def test_depends_on_the_seed_alone(self, archives: dict[str, Path], ds: Any) -> None:
+        one = scdl.split(ds, (0.8, 0.2), seed=1)
+        same = scdl.split(scdl.open(archives["balanced"]), (0.8, 0.2), seed=np.int64(1))
+        other = scdl.split(ds, (0.8, 0.2), seed=2)
+        assert one.hash == same.hash != other.hash
+        assert (one["validation"] != other["validation"]).any()
+
+
+class TestByGroup:
+    @pytest.mark.parametrize("by", ["donor", "line", "type", "small"])
+    def test_a_group_is_in_one_part(self, ds: Any, by: str) -> None:
+        splits = scdl.split(ds, {"one": 0.5, "other": 0.5}, by=by)
+        assert_whole(splits)
+        labels = [set(OBS[by].iloc[rows]) for rows in splits.values()]
+        assert labels[0].isdisjoint(labels[1])
+        assert all(labels)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_parts_are_of_about_their_size(self, ds: Any, seed: int) -> None:
+        splits = scdl.split(ds, (0.6, 0.2, 0.2), by="donor", seed=seed)
+        largest = OBS["donor"].value_counts().max()
+        for rows, share in zip(splits.values(), (0.6, 0.2, 0.2), strict=True):
+            assert abs(len(rows) - share * N_OBS) <= largest
+
+    def test_cells_without_a_group_stay_together(self, ds: Any) -> None:
+        splits = scdl.split(ds, {"one": 0.5, "other": 0.5}, by="guide")
+        assert_whole(splits)
+        assert sum(OBS["guide"].iloc[rows].isna().any() for rows in splits.values()) == 1
+
+    @pytest.mark.xfail(reason="the seed decides only among groups of one size")
+    def test_seeds_draw_other_groups(self, ds: Any) -> None:
+        hashes = {
+            scdl.split(ds, {"one": 0.5, "other": 0.5}, by="donor", seed=seed).hash
+            for seed in range(9)
+        }
+        assert len(hashes) > 3
+
+
+class TestSaved:
+    def test_comes_back(self, ds: Any, tmp_path: Path) -> None:
+        splits = scdl.split(ds, (0.7, 0.2, 0.1), by="donor", seed=3)
+        splits.save(tmp_path / "split")
+        again = scdl.Splits.load(tmp_path / "split", ds)
+        assert list(again) == list(splits)
+        for name, rows in splits.items():
+            np.testing.assert_array_equal(again[name], rows)
+            assert again[name].dtype == np.int64
+        assert (again.n_obs, again.how, again.hash) == (N_OBS, splits.how, splits.hash)
+        assert again.how == {
+            "fractions": {"train": 0.7, "validation": 0.2, "test": 0.1}, "by": "donor", "seed": 3,
+        }  # fmt: skip
+
+    def test_replaces_what_is_there(self, ds: Any, tmp_path: Path) -> None:
+        for seed in range(2):
+            scdl.split(ds, (0.5, 0.5), seed=seed).save(tmp_path / "split")
+        assert scdl.Splits.load(tmp_path / "split").how["seed"] == 1
+        assert os.listdir(tmp_path) == ["split"]
+
+    def test_nothing_is_left_of_one_that_cannot_be_saved(self, ds: Any, tmp_path: Path) -> None:
+        (tmp_path / "split").mkdir()
+        with pytest.raises(OSError, match="split"):
+            scdl.split(ds, (0.5, 0.5)).save(tmp_path / "split")
+        assert os.listdir(tmp_path) == ["split"]
+
+    def test_hash_tells_splits_apart(self, ds: Any) -> None:
+        splits = [
+            scdl.split(ds, (0.5, 0.5)),
+            scdl.split(ds, (0.5, 0.5), seed=1),
+            scdl.split(ds, (0.4, 0.6)),
+            scdl.split(ds, {"a": 0.5, "b": 0.5}),
+        ]
+        assert len({s.hash for s in splits}) == len(splits)
+        assert splits[0].hash == scdl.split(ds, (0.5, 0.5)).hash
+
+    def test_of_another_dataset(self, ds: Any, tmp_path: Path) -> None:
+        rows = {"train": np.arange(5)}
+        scdl.Splits(rows, 7, {}).save(tmp_path / "split")
+        with pytest.raises(SplitError, match=f"7 cells.*{N_OBS}"):
+            scdl.Splits.load(tmp_path / "split", ds)
+        assert scdl.Splits.load(tmp_path / "split")["train"].tolist() == [0, 1, 2, 3, 4]
+
+
+def arrays(**named: Any) -> Callable[[Path], object]:
+    """Replace a file by other arrays."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **named)
+
+    return write
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.unlink(),
+    "directory": lambda path: (path.unlink(), path.mkdir()),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("train: 1, 2, 3"),
+    "an array": lambda path: (
+        np.save(f"{path}.npy", np.arange(5)),
+        os.replace(f"{path}.npy", path),
+    ),
+    "pickled objects": arrays(part_of=np.array([None, {}]), about=np.array([{}])),
+    "other arrays": arrays(some=np.arange(5)),
+    "no description": arrays(part_of=np.arange(5), about=np.frombuffer(b"[", np.uint8)),
+    "another description": arrays(part_of=np.arange(5), about=np.frombuffer(b"[1]", np.uint8)),
+    "a zip": lambda path: zipfile.ZipFile(path, "w").close(),
+}
+
+
+class TestDamaged:
+    @pytest.fixture
+    def path(self, ds: Any, tmp_path: Path) -> Path:
+        scdl.split(ds, (0.5, 0.5)).save(tmp_path / "split")
+        return tmp_path / "split"
+
+    @pytest.mark.parametrize("how", DAMAGE)
+    def test_what_is_no_split(self, path: Path, how: str) -> None:
+        DAMAGE[how](path)
+        with pytest.raises(SplitError, match="split"):
+            scdl.Splits.load(path)
+
+    def test_any_byte(self, path: Path) -> None:
+        """Whatever byte is changed, it is an error or means nothing."""
+        whole, expected = path.read_bytes(), scdl.Splits.load(path).hash
+        rng = np.random.default_rng(0)
+        n_errors = 0
+        for position in rng.integers(0, len(whole), 400).tolist():
+            damaged = bytearray(whole)
+            damaged[position] ^= int(rng.integers(1, 256))
+            path.write_bytes(damaged)
+            try:
+                assert scdl.Splits.load(path).hash == expected
+            except SplitError:
+                n_errors += 1
+        assert n_errors > 100
+
+    def test_any_length(self, path: Path) -> None:
+        whole = path.read_bytes()
+        for length in range(0, len(whole), 7):
+            path.write_bytes(whole[:length])
+            with pytest.raises(SplitError):
+                scdl.Splits.load(path)
+
+    def test_cells_moved_to_another_part(self, path: Path) -> None:
+        with np.load(path) as stored:
+            part_of, about = stored["part_of"].copy(), stored["about"]
+        part_of[5] = 1 - part_of[5]
+        with path.open("wb") as file:
+            np.savez(file, part_of=part_of, about=about)
+        with pytest.raises(SplitError, match="changed"):
+            scdl.Splits.load(path)
+
+    def test_of_a_later_format(self, path: Path) -> None:
+        with np.load(path) as stored:
+            part_of, about = stored["part_of"], json.loads(stored["about"].tobytes())
+        about["format"] = "scdl split 2"
+        with path.open("wb") as file:
+            np.savez(file, part_of=part_of, about=np.frombuffer(json.dumps(about).encode(), "u1"))
+        with pytest.raises(SplitError):
+            scdl.Splits.load(path)
+
+
+BAD: dict[str, tuple[Any, dict[str, Any], type[ScdlError], str]] = {
+    "too little": ((0.5, 0.4), {}, SplitError, "sum to 1"),
+    "too much": ((0.5, 0.6), {}, SplitError, "sum to 1"),
+    "negative": ((1.5, -0.5), {}, SplitError, "positive"),
+    "zero": ((1.0, 0.0), {}, SplitError, "positive"),
+    "NaN": ((np.nan, 1.0), {}, SplitError, "positive"),
+    "none": ((), {}, SplitError, "positive"),
+    "no names": ((0.25,) * 4, {}, SplitError, "names"),
+    "without cells": ((0.9999, 0.0001), {}, SplitError, "validation.*too few"),
+    "too few groups": ((0.4, 0.3, 0.3), {"by": "line"}, SplitError, "test.*line"),
+    "by no column": ((0.5, 0.5), {"by": "x"}, FeatureNotFoundError, "x"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(ds: Any, case: str) -> None:
+    fractions, options, kind, told = BAD[case]
+    with pytest.raises(kind, match=told) as caught:
+        scdl.split(ds, fractions, **options)
+    assert isinstance(caught.value, ScdlError)
+    assert "\n" not in str(caught.value)
