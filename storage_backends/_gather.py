@@ -72,9 +72,7 @@ def total_length(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int
     return total
 
 
-def total_length_numpy(
-    starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int
-) -> int:
+def total_length_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int) -> int:
     """The same as :func:`total_length` in NumPy."""
     bad = (starts < 0) | (stops < starts) | (stops > limit)
     return -1 - int(bad.argmax()) if bad.any() else int((stops - starts).sum())
