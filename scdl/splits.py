@@ -131,8 +131,8 @@ def split(
     fractions
         Share of each part, in sum 1: by name, or of ``train``, ``validation`` and ``test``.
     by
-        Column of obs, such as the donor, of which each value is to be in one part only; the
-        groups, the largest first, go where most is missing. Default: cells are drawn one by one.
+        Column of obs, such as the donor, of which each value is to be in one part only; drawn one
+        after the other, they go where most is missing. Default: cells are drawn one by one.
     seed
         Of the drawing.
 
@@ -179,15 +179,22 @@ def _by_cell(n: int, shares: NDArray[np.float64], seed: int) -> NDArray[np.int64
 def _by_group(
     dataset: CellReader, by: str, shares: NDArray[np.float64], seed: int
 ) -> NDArray[np.int64]:
-    """Every group to the part that lacks most cells; cells without a group are one of their own."""
+    """Groups in random order, each to the part that lacks most cells, but some to every part.
+
+    Cells without a group are one of their own.
+    """
     groups = codes(dataset, by).values
     groups = np.where(groups < 0, groups.max(initial=-1) + 1, groups)
     counts = np.bincount(groups)
-    shuffled = samplers.Random().positions(len(counts), seed, 0)[:]
+    there = np.flatnonzero(counts)
     wanted = shares * len(groups)
+    empty = np.ones(len(shares), bool)
     part_of = np.zeros(len(counts), np.int64)
-    for group in shuffled[np.argsort(-counts[shuffled], kind="stable")]:
-        part_of[group] = int(wanted.argmax())
-        wanted[part_of[group]] -= counts[group]
+    for left, at in enumerate(samplers.Random().positions(len(there), seed, 0)[:]):
+        group = there[at]
+        n_left = len(there) - left
+        part = int(np.where(empty if n_left <= empty.sum() else True, wanted, -np.inf).argmax())
+        part_of[group], empty[part] = part, False
+        wanted[part] -= counts[group]
     found: NDArray[np.int64] = part_of[groups]
     return found

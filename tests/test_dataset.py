@@ -301,6 +301,34 @@ class TestReadRows:
         with pytest.raises(AttributeError):
             batch.data = np.zeros(3)
 
+    def test_wider_column_ids(self, ds: Any) -> None:
+        stored = ds.read_rows([5, 2, 5])
+        for dtype in (np.int16, np.int32, np.uint64):
+            batch = ds.read_rows([5, 2, 5], index_dtype=dtype)
+            assert batch.indices.dtype == dtype
+            np.testing.assert_array_equal(batch.indices, stored.indices)
+        with pytest.raises(scdl.errors.OutputError):
+            ds.read_rows([5, 2], index_dtype=np.int8)
+
+    def test_in_any_order_of_genes(self, ds: Any) -> None:
+        batch = ds.read_rows(slice(None), ordered=False)
+        np.testing.assert_array_equal(batch.to_dense(), EXPECTED.toarray())
+
+    @given(st.slices(9))
+    def test_parts_of_a_batch(self, ds: Any, part: slice) -> None:
+        rows = np.arange(N_OBS)[5:14]
+        batch = ds.read_rows(rows, obs=["age"], obsm=["X_pca"])
+        if part.step not in (None, 1):
+            with pytest.raises(ValueError, match="step"):
+                batch[part]
+            return
+        cut = batch[part]
+        assert len(cut) == len(rows[part])
+        np.testing.assert_array_equal(cut.to_dense(), EXPECTED.toarray()[rows[part]])
+        np.testing.assert_array_equal(cut.rows, rows[part])
+        assert cut.obs["age"].tolist() == rows[part].tolist()
+        np.testing.assert_array_equal(cut.obsm["X_pca"], VECTORS[rows[part]])
+
     @pytest.mark.parametrize(
         "rows",
         [N_OBS, -N_OBS - 1, [0, N_OBS], [-N_OBS - 1], np.array([N_OBS]), np.uint64(2**64 - 1)],

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scdl.epochs import Epoch, Share
@@ -17,7 +17,7 @@ from scdl.samplers import Random
 @st.composite
 def shares(draw: st.DrawFn) -> list[Share]:
     """The shares of all ranks."""
-    length, batch_size = draw(st.integers(0, 300)), draw(st.integers(1, 40))
+    length, batch_size = draw(st.integers(0, 300)), draw(st.integers(1, 4) | st.integers(1, 40))
     world_size, drop_last = draw(st.integers(1, 9)), draw(st.booleans())
     return [Share(length, batch_size, r, world_size, drop_last) for r in range(world_size)]
 
@@ -46,6 +46,7 @@ def test_whole_batches_are_what_drop_last_keeps(ranks: list[Share]) -> None:
     assert len(one) == n_whole + (left > 0 and not one.drop_last)
 
 
+@settings(max_examples=200)
 @given(shares())
 def test_each_position_once_over_all_ranks(ranks: list[Share]) -> None:
     """Twice only where fewer are left than there are ranks, and dropped only if asked for."""
@@ -62,6 +63,13 @@ def test_each_position_once_over_all_ranks(ranks: list[Share]) -> None:
     else:
         assert (last >= 1).all()
         assert last.sum() == (world_size if left else 0)
+
+
+@given(shares())
+def test_whole_batches_of_a_rank_follow_each_other(ranks: list[Share]) -> None:
+    for share in ranks:
+        whole = [share.bounds(b) for b in range(share.length // (share.batch_size * len(ranks)))]
+        assert [stop for _, stop in whole[:-1]] == [start for start, _ in whole[1:]]
 
 
 @given(shares())
@@ -88,8 +96,9 @@ def test_windows_are_all_batches_in_turn(drawn: tuple[list[Epoch], int, int]) ->
     batches = list(itertools.chain.from_iterable(windows))
     assert batches == list(range(epoch.first, len(epoch.share)))
     for window in windows:
-        starts = [epoch.share.bounds(batch)[0] for batch in window]
-        assert max(starts) - min(starts) < cells
+        starts, stops = zip(*map(epoch.share.bounds, window), strict=True)
+        assert starts[1:] == stops[:-1]
+        assert starts[-1] - starts[0] < cells
 
 
 @given(epochs())

@@ -485,13 +485,20 @@ class TestOrders:
         assert 8 <= small.buffer < N_OBS
         assert small.buffer * memmap.bytes_per_cell * 2 <= 0.03e6
 
-    def test_entropy_of_labels(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("backend", ["memmap", "zarr"])
+    @pytest.mark.parametrize("memory", ["default", "for an eighth of the cells"])
+    def test_entropy_of_labels(
+        self, tmp_path: Path, backend: str, memory: str, request: pytest.FixtureRequest
+    ) -> None:
         """Batches of data sorted by label are as mixed as those of single cells, nearly."""
+        if (backend, memory[:3]) == ("zarr", "for"):
+            why = "blocks hold whole chunks, also where these are larger than the buffer"
+            request.applymarker(pytest.mark.xfail(reason=why, strict=False))
         n = 16_000
         labels = np.sort(np.random.default_rng(0).choice(list("abcdefghij"), n))
         frame = pd.DataFrame({"label": pd.Categorical(labels)}, index=names("cell", n))
         write_h5ad(tmp_path / "a.h5ad", random_cells(n, 4), obs=frame)
-        scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive")
+        scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive", backend=backend)
         ds = scdl.open(tmp_path / "archive")
 
         def entropy(order: str, **options: float) -> float:
@@ -505,9 +512,8 @@ class TestOrders:
         random = entropy("random")
         assert random > 2
         assert entropy("sequential") < 0.1
-        assert entropy("block") >= 0.98 * random
-        # Memory for an eighth of the cells.
-        assert entropy("block", memory_mb=n / 8 * ds.bytes_per_cell * 2 / 1e6) >= 0.98 * random
+        few = {"memory_mb": n / 8 * ds.bytes_per_cell * 2 / 1e6}
+        assert entropy("block", **({} if memory == "default" else few)) >= 0.98 * random
 
 
 def write_archive(place: Path, part: str, value: Any) -> None:
@@ -528,8 +534,15 @@ MASK = np.arange(N_OBS) % 3 == 0
 class TestSubsets:
     @pytest.mark.parametrize(
         "rows",
-        [[5, 3, 900, 3], slice(900, 100, -7), MASK, np.array([-1, 0], np.int16), range(4, 90)],
-        ids=["list", "slice", "mask", "negative", "range"],
+        [
+            [5, 3, 900, 3],
+            slice(900, 100, -7),
+            MASK,
+            OBS["donor"] == "d1",
+            np.array([-1, 0], np.int16),
+            range(4, 90),
+        ],
+        ids=["list", "slice", "mask", "series", "negative", "range"],
     )
     def test_cells_of_a_subset(self, ds: Any, rows: Any) -> None:
         selected = np.arange(N_OBS)[list(rows) if isinstance(rows, range) else rows]
@@ -612,9 +625,12 @@ class TestReproducible:
     def test_on_every_backend(self, ds: Any, expected: list[TrainingBatch]) -> None:
         same(second_epoch(ds, block=5), expected)
 
+    @pytest.mark.parametrize("kind", ["fast", "balanced"])
     @pytest.mark.xfail(reason="blocks of compressed archives hold whole chunks", strict=False)
-    def test_defaults_do_not_depend_on_the_backend(self, ds: Any, memmap: Any) -> None:
-        same(second_epoch(ds), second_epoch(memmap))
+    def test_defaults_do_not_depend_on_the_backend(
+        self, archives: dict[str, Path], memmap: Any, kind: str
+    ) -> None:
+        same(second_epoch(scdl.open(archives[kind])), second_epoch(memmap))
 
     def test_each_iteration_is_the_next_epoch(self, memmap: Any) -> None:
         loader = SingleCellLoader(memmap)

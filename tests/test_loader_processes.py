@@ -70,7 +70,9 @@ def over(loader: SingleCellLoader, num_workers: int = 0, **options: Any) -> Any:
 class TestDropIn:
     """``DataLoader(data, collate_fn=…)`` as documented."""
 
-    def test_all_starts_of_workers(self, ds: Any, start: str) -> None:
+    @pytest.mark.parametrize("start", ["fork", "forkserver"], indirect=True)
+    def test_starts_of_workers(self, ds: Any, start: str) -> None:
+        """By spawn: test_loading.py."""
         loader = drop_in(
             ds,
             num_workers=2,
@@ -95,6 +97,16 @@ class TestDropIn:
     def test_compressed_archives(self, archives: dict[str, Path], kind: str) -> None:
         loader = drop_in(scdl.open(archives[kind]), num_workers=2, multiprocessing_context="fork")
         np.testing.assert_array_equal(torch.cat([b.to_dense() for b in loader]), DENSE)
+
+    def test_rows_of_a_batch(self, ds: Any) -> None:
+        """What a ``DataLoader`` asks for at once is what it would ask for one by one."""
+        for rows in ([5, -1, 5], np.array([3, 900]), torch.tensor([7]), []):
+            cells = ds.__getitems__(rows)
+            assert len(cells) == len(rows)
+            for cell, row in zip(cells, rows, strict=True):
+                assert torch.equal(cell, ds[int(row)])
+        with pytest.raises(scdl.errors.RowIndexError, match=str(N_OBS)):
+            ds.__getitems__([0, N_OBS])
 
     def test_parts_of_a_dataset(self, ds: Any) -> None:
         rows = [5, 900, 3, 5]
@@ -256,7 +268,7 @@ class TestWorkers:
         loader.dataset.set_epoch(0)
         assert rows_of(loader) == epochs[0]
 
-    @pytest.mark.parametrize("num_workers", [0, 1, 3])
+    @pytest.mark.parametrize("num_workers", [0, 1, 4])
     def test_any_number(self, ds: Any, epochs: list[Any], num_workers: int) -> None:
         loader = over(SingleCellLoader(ds, 64), num_workers)
         for epoch in 1, 0:

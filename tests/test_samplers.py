@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -88,11 +89,12 @@ class TestEveryOrder:
 
 
 class TestRandom:
-    def test_every_permutation_is_equally_likely(self) -> None:
+    @pytest.mark.parametrize("n", [2, 3, 4, 5])
+    def test_every_permutation_is_equally_likely(self, n: int) -> None:
         order = samplers.Random()
-        found = [tuple(order.positions(4, 0, epoch)[0:4]) for epoch in range(2_400)]
+        found = [order.positions(n, 0, epoch)[0:n] for epoch in range(15 * math.factorial(n))]
         _, counts = np.unique(found, axis=0, return_counts=True)
-        assert len(counts) == 24
+        assert len(counts) == math.factorial(n)
         assert p_value(counts) > 1e-4
 
     @pytest.mark.parametrize("n", [101, 1_000, 30_000])
@@ -146,6 +148,16 @@ class TestBlock:
             cells = np.sort(samplers.Block(10, 10).positions(1_000, 0, epoch)[0:10])
             begins.add(int(cells[0]) % 10)
         assert len(begins) > 5
+
+    def test_cells_that_make_no_whole_block_are_anywhere(self) -> None:
+        """Buffers of one cell show the blocks, of which that of 5 cells is found elsewhere."""
+        where = set()
+        for epoch in range(15):
+            found = samplers.Block(10, 1).positions(105, 0, epoch)[0:105]
+            ends = np.flatnonzero((found[1:] - found[:-1]) % 105 != 1) + 1
+            odd = np.flatnonzero(ends % 10)
+            where.add(int(ends[odd[0]]) if len(odd) else 105)
+        assert len(where) > 5
 
     def test_cells_of_a_buffer_are_shuffled(self) -> None:
         found = samplers.Block(10, 500).positions(1_000, 0, 0)[0:500]
