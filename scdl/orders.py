@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,9 +78,7 @@ class OrderMaker:
     def _block(self) -> samplers.Order:
         buffer = self.budget if self.buffer is None else self.buffer
         buffer = max(1, min(max(buffer, self.batch_size), self._n))
-        # Parts of chunks would be decoded for nothing.
-        least = max(1, math.ceil(self.cells.cells_per_chunk))
-        block = self.block or max(least, min(buffer // _BLOCKS, _MOST_BLOCK))
+        block = self.block or max(1, min(buffer // _BLOCKS, _MOST_BLOCK))
         return samplers.Block(block, buffer)
 
     def _weighted(self) -> samplers.Order:

@@ -487,13 +487,8 @@ class TestOrders:
 
     @pytest.mark.parametrize("backend", ["memmap", "zarr"])
     @pytest.mark.parametrize("memory", ["default", "for an eighth of the cells"])
-    def test_entropy_of_labels(
-        self, tmp_path: Path, backend: str, memory: str, request: pytest.FixtureRequest
-    ) -> None:
+    def test_entropy_of_labels(self, tmp_path: Path, backend: str, memory: str) -> None:
         """Batches of data sorted by label are as mixed as those of single cells, nearly."""
-        if (backend, memory[:3]) == ("zarr", "for"):
-            why = "blocks hold whole chunks, also where these are larger than the buffer"
-            request.applymarker(pytest.mark.xfail(reason=why, strict=False))
         n = 16_000
         labels = np.sort(np.random.default_rng(0).choice(list("abcdefghij"), n))
         frame = pd.DataFrame({"label": pd.Categorical(labels)}, index=names("cell", n))
@@ -626,7 +621,6 @@ class TestReproducible:
         same(second_epoch(ds, block=5), expected)
 
     @pytest.mark.parametrize("kind", ["fast", "balanced"])
-    @pytest.mark.xfail(reason="blocks of compressed archives hold whole chunks", strict=False)
     def test_defaults_do_not_depend_on_the_backend(
         self, archives: dict[str, Path], memmap: Any, kind: str
     ) -> None:
