@@ -16,13 +16,18 @@ def drop(path: Path) -> float:
 
     What a process has mapped stays: whoever read the archive has to let go of it before.
     """
-    stored = files(path)
-    for file in stored:
+    for file in files(path):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())  # Only what is on disk can leave.
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("1")
+    return cached(path)
+
+
+def cached(path: Path) -> float:
+    """Share of an archive that is in the page cache."""
+    stored = files(path)
     return sum(map(_cached_bytes, stored)) / sum(file.stat().st_size for file in stored)
 
 

@@ -8,49 +8,28 @@ from __future__ import annotations
 import argparse
 import warnings
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.cases import CASES, Bench, run
+from benchmarks.options import parser, workspace
 from benchmarks.outcomes import Report
 from benchmarks.peers import THEIRS
-from benchmarks.real_cells import celltypist_cells, synthetic_cells
-from benchmarks.spec import DataSpec
-from benchmarks.workspace import Workspace
-
-_HERE = Path(__file__).parent
-_TOY = DataSpec(cells=200, genes=500, nnz_per_cell=40)
-
-
-def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure scdl side by side with bionemo-scdl.")
-    parser.add_argument("--cells", type=int, default=DataSpec().cells, help="cells of the data")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement")
-    parser.add_argument(
-        "--only", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES)
-    )
-    parser.add_argument(
-        "--large", type=int, default=10, metavar="N", help="a second file of N x the cells; 0: none"
-    )
-    parser.add_argument("--quick", action="store_true", help="toy data: does everything run?")
-    parser.add_argument("--data", type=Path, default=_HERE / "data", help="directory of the data")
-    parser.add_argument("--results", type=Path, default=_HERE / "results", help="of the reports")
-    return parser.parse_args(arguments)
 
 
 def make_bench(options: argparse.Namespace) -> Bench:
     """Turn options into the data and the sizes of the measurements."""
+    data = workspace(options)
     if options.quick:
-        workspace = Workspace(options.data, _TOY, synthetic_cells)
-        return Bench(workspace, repeats=1, times=2, calls=100, seconds=0.02, imports=2)
-    workspace = Workspace(options.data, DataSpec(cells=options.cells), celltypist_cells)
-    return Bench(workspace, repeats=options.repeats, times=options.large)
+        return Bench(data, repeats=1, times=2, calls=100, seconds=0.02, imports=2)
+    return Bench(data, repeats=options.repeats, times=options.large)
 
 
 def main(arguments: list[str] | None = None) -> Report:
     """Run the cases, print the report and write it."""
-    options = _parse_arguments(arguments)
+    described = "Measure scdl side by side with bionemo-scdl."
+    larger = "a second file of N x the cells; 0: none"
+    options = parser(described, CASES, 10, larger).parse_args(arguments)
     console = Console()
     bench = make_bench(options)
     with warnings.catch_warnings():

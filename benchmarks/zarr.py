@@ -32,14 +32,12 @@ from benchmarks.annbatch_env import (
     tune,
 )
 from benchmarks.measure import ChildRun, Spread, take_turns
+from benchmarks.options import add_environment, parser
+from benchmarks.options import workspace as workspace_of
 from benchmarks.outcomes import Outcome, Report, at_least, at_most
-from benchmarks.real_cells import celltypist_cells, synthetic_cells
-from benchmarks.spec import DataSpec
 from benchmarks.talk import THREADS, Child
 from benchmarks.workspace import Workspace
 
-_HERE = Path(__file__).parent
-_TOY = DataSpec(cells=200, genes=500, nnz_per_cell=40)
 _FEW_CELLS = 64
 
 PROFILES = ("fast", "balanced", "archive", "portable")
@@ -410,41 +408,18 @@ def run(bench: Bench, names: Sequence[str]) -> list[Outcome]:
 
 
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Measure Zarr archives side by side with annbatch."
-    )
-    parser.add_argument("--cells", type=int, default=DataSpec().cells, help="cells of the data")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement")
-    parser.add_argument(
-        "--only", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES)
-    )
-    parser.add_argument(
-        "--large", type=int, default=10, metavar="N", help="a second file of N x the cells; 0: none"
-    )
-    parser.add_argument("--quick", action="store_true", help="toy data: does everything run?")
-    parser.add_argument("--tune", action="store_true", help="try settings of annbatch, no more")
-    parser.add_argument("--data", type=Path, default=_HERE / "data", help="directory of the data")
-    parser.add_argument("--results", type=Path, default=_HERE / "results", help="of the reports")
-    parser.add_argument(
-        "--environment",
-        type=Path,
-        default=_HERE.parent / ".venv-annbatch",
-        help="of annbatch; made where it is missing, but not by --quick",
-    )
-    return parser.parse_args(arguments)
-
-
-def _workspace(options: argparse.Namespace) -> Workspace:
-    if options.quick:
-        return Workspace(options.data, _TOY, synthetic_cells)
-    return Workspace(options.data, DataSpec(cells=options.cells), celltypist_cells)
+    described = "Measure Zarr archives side by side with annbatch."
+    made = parser(described, CASES, 10, "a second file of N x the cells; 0: none")
+    made.add_argument("--tune", action="store_true", help="try settings of annbatch, no more")
+    add_environment(made)
+    return made.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> ZarrReport | None:
     """Run the cases, print the report and write it."""
     options = _parse_arguments(arguments)
     console = Console()
-    workspace = _workspace(options)
+    workspace = workspace_of(options)
     python, absence = annbatch_python(options.environment, make=not options.quick)
     repeats, times, seconds = options.repeats, options.large, 1.0
     if options.quick:

@@ -206,15 +206,12 @@ class SingleCellDataset(CellReader):
             `index_dtype` does not hold the column ids.
         """
         batch = self._read(csr.positions(rows, self.n_obs), ordered, index_dtype)
-        at = batch.rows
-        return (
-            replace(
-                batch,
-                obs={name: self._required_obs().columns.values(name, at) for name in obs},
-                obsm={key: self._vectors(key, at) for key in obsm},
-            )
-            if obs or obsm
-            else batch
+        if not (obs or obsm):
+            return batch
+        return replace(
+            batch,
+            obs={name: self._required_obs().columns.values(name, batch.rows) for name in obs},
+            obsm={key: self._vectors(key, batch.rows) for key in obsm},
         )
 
     def _read(
@@ -378,11 +375,6 @@ class SingleCellDataset(CellReader):
     def number_nonzero_values(self) -> int:
         """Stored values."""
         return self._store.spec(DATA).length
-
-    @property
-    def stored_dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
-        return self._store.spec(DATA).dtype
 
     @property
     def index_dtype(self) -> np.dtype[Any]:

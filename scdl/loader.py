@@ -104,8 +104,9 @@ class SingleCellLoader:
         batch's ``tokens``.
         ``memory_mb``: for cells that are held in memory or in the page cache, default 256; of
         these `block` and `buffer` of the block order follow, in cells, unless given.
-        ``prefetch``: batches assembled ahead, default 4. ``threads``: that read and assemble,
-        default 2. ``workers``: processes that do so instead, default 0.
+        ``prefetch``: batches assembled ahead, default 4; small ones are assembled by some 500
+        cells, and each of the ``threads``, default 2, is ahead by as many. ``workers``: processes
+        that do so instead, default 0.
         ``rank``, ``world_size``: default those of ``torch.distributed``, where it is initialised.
 
     Raises

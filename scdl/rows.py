@@ -66,11 +66,6 @@ class CellReader(ABC):
 
     @property
     @abstractmethod
-    def stored_dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
-
-    @property
-    @abstractmethod
     def index_dtype(self) -> np.dtype[Any]:
         """Type of the stored column ids, unsigned."""
 

@@ -170,3 +170,15 @@ def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]])
             wide = np.full(expected.shape, -1, np.int32)
             gather(source, starts, stops, wide)
             np.testing.assert_array_equal(wide, expected)
+
+
+@given(
+    st.lists(st.tuples(st.integers(-2, 12), st.integers(-2, 12)), max_size=6),
+    st.integers(0, 10),
+)
+def test_total_length(ranges: list[tuple[int, int]], limit: int) -> None:
+    starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
+    found = _gather.total_length(starts, stops, limit)
+    assert found == _gather.total_length_numpy(starts, stops, limit)
+    bad = [not 0 <= start <= stop <= limit for start, stop in ranges]
+    assert found == (-1 - bad.index(True) if any(bad) else sum(b - a for a, b in ranges))

@@ -19,14 +19,9 @@ from benchmarks.loaders.bench import ANNBATCH, BIONEMO, SCDATASET, LoaderBench
 from benchmarks.loaders.cases import CASES, run
 from benchmarks.loaders.readers import ScDataset
 from benchmarks.loaders.report import LoaderReport
-from benchmarks.real_cells import celltypist_cells, synthetic_cells
-from benchmarks.spec import DataSpec
+from benchmarks.options import add_environment, parser, workspace
 from benchmarks.talk import THREADS
-from benchmarks.workspace import Workspace
 from benchmarks.zarr import BLOCK
-
-_HERE = Path(__file__).parents[1]
-_TOY = DataSpec(cells=200, genes=500, nnz_per_cell=40)
 
 _METHOD = (
     "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
@@ -39,36 +34,19 @@ _METHOD = (
 
 
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure training loaders side by side.")
-    parser.add_argument("--cells", type=int, default=DataSpec().cells, help="cells of the data")
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement")
-    parser.add_argument(
-        "--only", nargs="+", choices=list(CASES), metavar="CASE", help=", ".join(CASES)
-    )
-    parser.add_argument(
-        "--large", type=int, default=60, metavar="N", help="an archive of N x the cells; 0: none"
-    )
-    parser.add_argument("--quick", action="store_true", help="toy data: does everything run?")
-    parser.add_argument("--data", type=Path, default=_HERE / "data", help="directory of the data")
-    parser.add_argument("--results", type=Path, default=_HERE / "results", help="of the reports")
-    parser.add_argument(
-        "--environment",
-        type=Path,
-        default=_HERE.parent / ".venv-annbatch",
-        help="of annbatch; made where it is missing, but not by --quick",
-    )
-    return parser.parse_args(arguments)
+    described = "Measure training loaders side by side."
+    made = parser(described, CASES, 60, "an archive of N x the cells; 0: none")
+    add_environment(made)
+    return made.parse_args(arguments)
 
 
 def _make_bench(options: argparse.Namespace, python: Path | None, console: Console) -> LoaderBench:
     whole = not options.only or "matrix" in options.only
+    repeats, times, seconds = options.repeats, options.large, 0.5
     if options.quick:
-        workspace = Workspace(options.data, _TOY, synthetic_cells)
-        return LoaderBench(workspace, python, 1, 2, console.print, 0.02, whole)
-    workspace = Workspace(options.data, DataSpec(cells=options.cells), celltypist_cells)
-    return LoaderBench(
-        workspace, python, options.repeats, options.large, console.print, whole=whole
-    )
+        repeats, times, seconds = 1, 2, 0.02
+    data = workspace(options)
+    return LoaderBench(data, python, repeats, times, console.print, seconds, whole)
 
 
 def main(arguments: list[str] | None = None) -> LoaderReport:
