@@ -51,7 +51,7 @@ def _is_cold(array: NDArray[Any], starts: NDArray[np.int64]) -> bool:
     n_slow = 0
     for start in chosen[chosen < len(array)].tolist():
         before = time.perf_counter_ns()
-        array[start].sum()
+        array[start].tobytes()
         n_slow += time.perf_counter_ns() - before > _WARM_NANOSECONDS
         if n_slow > 1:
             return True
