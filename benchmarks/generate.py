@@ -51,14 +51,15 @@ def generate(out: Path, spec: DataSpec, templates: TemplateCells, *, progress: b
     """
     compression = dataset_options(spec.compression)
     fixed_rng, obs_rng, var_rng = (_rng(spec, stream) for stream in range(3))
+    obs = make_obs(spec, obs_rng)
+    types = np.bincount(obs["cell_type"].cat.codes, minlength=spec.cell_types)
     sampler = CellSampler(
         templates,
         n_genes=spec.genes,
-        n_types=spec.cell_types,
+        type_shares=types / spec.cells,
         nnz_per_cell=spec.nnz_per_cell,
         rng=fixed_rng,
     )
-    obs = make_obs(spec, obs_rng)
     var = make_var(sampler, templates, var_rng)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(out.name + ".part")

@@ -1,4 +1,4 @@
-"""Draws cells: a mixture of template cells of one type, sequenced to a random depth."""
+"""Draws cells: two real cells of one type mixed, and thinned to fewer counts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from scipy.optimize import brentq
 
 from benchmarks.real_cells import TemplateCells
 
-AMBIENT_SHARE = 0.03
-"""Share of a cell's counts that come from the ambient profile, not from its own type."""
+RARE_SHARE = 0.01
+"""Share of a cell's detected genes that no template expresses.
+
+Assumed: the sample that the templates are from was filtered of rare genes, and does not tell.
+"""
 
 _CALIBRATION_CELLS = 1_024
 _CLUSTERING_GENES = 1_000
 
 
 class CellSampler:
-    """Draws counts that keep the gene frequencies and count distribution of real cells.
+    """Draws counts that keep the gene frequencies, depths and count distribution of real cells.
 
-    A cell is the mixture of two template cells of its type, scaled to a log-normal library size
-    and resampled by Poisson counts. A small share is ambient: half of it follows the mean
-    expression, half falls on genes that no template expresses, so that these are seen rarely but
-    not never, as in large data sets. The mean library size is solved for the asked mean number of
-    detected genes.
+    A cell takes each count of two template cells of its type with one probability, a part of it
+    from the one and the rest from the other, as if fewer molecules of them had been sequenced.
+    Thinning keeps what resampling by Poisson counts does not: how unlike the depths of cells are,
+    and that most counts of a cell are one. A small share falls on genes that no template
+    expresses, so that these are seen rarely but not never, as in large data sets.
 
     Parameters
     ----------
@@ -35,8 +38,9 @@ class CellSampler:
     n_genes
         Genes of the drawn cells. More than the templates have: the rest is spread among them.
         Fewer: the most expressed ones are kept. Either way in the templates' order.
-    n_types
-        Cell types; each is a group of templates of similar expression.
+    type_shares
+        Share of each cell type among the cells; a type is a group of templates of similar
+        expression.
     nnz_per_cell
         Mean number of detected genes of a cell.
     rng
@@ -53,21 +57,21 @@ class CellSampler:
         templates: TemplateCells,
         *,
         n_genes: int,
-        n_types: int,
+        type_shares: npt.NDArray[np.float64],
         nnz_per_cell: float,
         rng: np.random.Generator,
     ) -> None:
         self.n_genes = n_genes
-        counts, self.gene_positions, self.template_genes = _on_gene_axis(
+        self._counts, self.gene_positions, self.template_genes = _on_gene_axis(
             templates.counts, n_genes, rng
         )
-        self._profiles = _rows_sum_to_one(counts)
-        self._types = _similar_groups(counts, n_types)
-        self._ambient = np.cumsum(_ambient_profile(self._profiles, rng))
-        self._ambient[-1] = 1.0
-        self._type_depths = rng.lognormal(0.0, 0.3, n_types)
-        self._depth = 1.0
-        self._depth = self._solve_depth(nnz_per_cell, rng)
+        self._types = _similar_groups(self._counts, len(type_shares))
+        unseen = np.bincount(self._counts.indices, minlength=n_genes) == 0
+        rates = rng.lognormal(0.0, 2.0, n_genes) * unseen
+        self._rare = np.cumsum(rates / rates.sum()) if unseen.any() else None
+        self._n_rare = nnz_per_cell * RARE_SHARE if unseen.any() else 0.0
+        types = rng.choice(len(type_shares), _CALIBRATION_CELLS, p=type_shares)
+        self._kept_share = self._solve_kept_share(types, nnz_per_cell, rng)
 
     def draw(self, types: npt.NDArray[np.integer[Any]], rng: np.random.Generator) -> sp.csr_matrix:
         """Draw one cell for each entry of `types`.
@@ -77,63 +81,77 @@ class CellSampler:
         scipy.sparse.csr_matrix
             Counts, float32, ``len(types)`` × `n_genes`, sorted by gene, at least one a cell.
         """
-        rates, depths = self._rates(types, rng)
-        rates.data = rng.poisson(rates.data).astype(np.float32)
-        counts: sp.csr_matrix = rates + self._draw_ambient(depths, rng)
+        pairs, shares = self._pairs(types, rng)
+        counts = self._rare_genes(len(types), rng)
+        for cells, share in zip(pairs, shares, strict=True):
+            counts = counts + _thinned(self._counts[cells], self._kept_share * share, rng)
         counts.eliminate_zeros()
         empty = np.flatnonzero(np.diff(counts.indptr) == 0)
         if len(empty):
-            genes = np.searchsorted(self._ambient, rng.random(len(empty)))
+            of_template = self._counts[pairs[0][empty]]
             ones = np.ones(len(empty), np.float32)
+            genes = of_template.indices[of_template.indptr[:-1]]
             counts = counts + sp.csr_matrix((ones, (empty, genes)), shape=counts.shape)
         counts.sort_indices()
         return counts
 
-    def _rates(
+    def _pairs(
         self, types: npt.NDArray[np.integer[Any]], rng: np.random.Generator
-    ) -> tuple[sp.csr_matrix, npt.NDArray[np.float64]]:
-        """Expected counts of the cells' own expression, and their library sizes."""
-        n_cells = len(types)
-        sizes = np.array([len(group) for group in self._types])[types]
-        first = np.concatenate([[0], np.cumsum([len(group) for group in self._types])])[types]
-        picks = first[:, None] + (rng.random((n_cells, 2)) * sizes[:, None]).astype(np.int64)
-        share = rng.uniform(0.3, 0.7, n_cells)
-        depths = self._depth * self._type_depths[types] * rng.lognormal(0.0, 0.45, n_cells)
-        weights = np.stack([share, 1.0 - share], axis=1) * depths[:, None] * (1.0 - AMBIENT_SHARE)
-        chosen = np.concatenate(self._types)[picks]
-        mixing = sp.csr_matrix(
-            (weights.ravel(), chosen.ravel(), np.arange(0, 2 * n_cells + 1, 2)),
-            shape=(n_cells, self._profiles.shape[0]),
-        )
-        rates: sp.csr_matrix = mixing @ self._profiles
-        return rates, depths
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Two template cells for each cell, and the share of each in it: 2 x cells."""
+        sizes = np.array([len(group) for group in self._types])
+        first = (np.cumsum(sizes) - sizes)[types]
+        picks = first + (rng.random((2, len(types))) * sizes[types]).astype(np.int64)
+        share = rng.uniform(0.3, 0.7, len(types))
+        return np.concatenate(self._types)[picks], np.stack([share, 1.0 - share])
 
-    def _draw_ambient(
-        self, depths: npt.NDArray[np.float64], rng: np.random.Generator
-    ) -> sp.csr_matrix:
-        numbers = rng.poisson(depths * AMBIENT_SHARE)
-        genes = np.searchsorted(self._ambient, rng.random(int(numbers.sum())))
-        cells = np.repeat(np.arange(len(depths)), numbers)
+    def _rare_genes(self, n_cells: int, rng: np.random.Generator) -> sp.csr_matrix:
+        """Single counts of genes that no template expresses."""
+        if self._rare is None:
+            return sp.csr_matrix((n_cells, self.n_genes), dtype=np.float32)
+        numbers = rng.poisson(self._n_rare, n_cells)
+        # The last gene may be one that templates express, and rates sum to one but for rounding.
+        genes = np.searchsorted(self._rare, rng.random(int(numbers.sum())) * self._rare[-1])
+        cells = np.repeat(np.arange(n_cells), numbers)
         ones = np.ones(len(genes), np.float32)
-        return sp.csr_matrix((ones, (cells, genes)), shape=(len(depths), self.n_genes))
+        return sp.csr_matrix((ones, (cells, genes)), shape=(n_cells, self.n_genes))
 
-    def _solve_depth(self, nnz_per_cell: float, rng: np.random.Generator) -> float:
-        """Library size at which the expected number of detected genes is `nnz_per_cell`."""
-        rates, depths = self._rates(rng.integers(0, len(self._types), _CALIBRATION_CELLS), rng)
-        unseen = 0.5 * AMBIENT_SHARE * float(depths.mean())
+    def _solve_kept_share(
+        self,
+        types: npt.NDArray[np.integer[Any]],
+        nnz_per_cell: float,
+        rng: np.random.Generator,
+    ) -> float:
+        """Share of the counts to keep for an expected `nnz_per_cell` genes of cells of `types`."""
+        pairs, shares = self._pairs(types, rng)
+        counts = [self._counts[cells] for cells in pairs]
 
-        def excess(log_depth: float) -> float:
-            depth = np.exp(log_depth)
-            seen = -np.expm1(-depth * rates.data).sum() / _CALIBRATION_CELLS
-            return float(seen + depth * unseen - nnz_per_cell)
+        def detected(kept: float) -> float:
+            missed: sp.csr_matrix = sum(
+                sp.diags(np.log1p(-np.minimum(kept * share, 1.0 - 1e-9))) @ part
+                for part, share in zip(counts, shares, strict=True)
+            )
+            return float(-np.expm1(missed.data).sum() / len(types) + self._n_rare)
 
-        most = rates.nnz / _CALIBRATION_CELLS
-        if not 0 < nnz_per_cell < 0.98 * most:
+        most = 0.98 * detected(1.0)
+        if not 0 < nnz_per_cell < most:
             raise ValueError(
                 f"{nnz_per_cell} stored values per cell cannot be drawn from these templates over "
-                f"{self.n_genes} genes; ask for more than 0 and fewer than {int(0.98 * most)}"
+                f"{self.n_genes} genes; ask for more than 0 and fewer than {int(most)}"
             )
-        return float(np.exp(brentq(excess, -20.0, 30.0, xtol=1e-6)))
+        return float(brentq(lambda kept: detected(kept) - nnz_per_cell, 0.0, 1.0, xtol=1e-6))
+
+
+def _thinned(
+    counts: sp.csr_matrix, kept: npt.NDArray[np.float64], rng: np.random.Generator
+) -> sp.csr_matrix:
+    """Counts of which each one is kept with the probability of its row."""
+    numbers = counts.data.astype(np.int64)
+    chances = np.repeat(kept, np.diff(counts.indptr))
+    drawn = (rng.random(len(numbers)) < chances).astype(np.float32)
+    many = np.flatnonzero(numbers > 1)
+    drawn[many] = rng.binomial(numbers[many], chances[many])
+    return sp.csr_matrix((drawn, counts.indices, counts.indptr), shape=counts.shape)
 
 
 def _on_gene_axis(
@@ -170,13 +188,3 @@ def _similar_groups(counts: sp.csr_matrix, n_groups: int) -> list[npt.NDArray[np
     leaves = leaves_list(linkage(np.log1p(1e4 * profiles[:, genes].toarray()), "ward"))
     order = np.resize(leaves.astype(np.int64), max(len(leaves), n_groups))
     return np.array_split(order, n_groups)
-
-
-def _ambient_profile(profiles: sp.csr_matrix, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Half the mean expression, half a log-normal tail over genes that no template expresses."""
-    mean: npt.NDArray[np.float64] = np.asarray(profiles.mean(axis=0), dtype=np.float64).ravel()
-    tail = rng.lognormal(0.0, 2.0, len(mean)) * (mean == 0)
-    if tail.any():
-        mean = 0.5 * mean + 0.5 * tail / tail.sum()
-    mean /= mean.sum()
-    return mean
