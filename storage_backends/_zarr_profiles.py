@@ -34,8 +34,6 @@ class Profile:
         Of numbers: ``"pcodec"``, or what Blosc calls ``"lz4hc"`` or ``"zstd"``.
     by_detection
         Whether genes are stored in order of falling detection rate.
-    integers
-        Another compressor of the integers of a matrix whose genes are.
     portable
         Whether to use only core codecs, which every reader of Zarr v3 has.
     """
@@ -43,7 +41,6 @@ class Profile:
     chunk_items: int
     compressor: str
     by_detection: bool = False
-    integers: str | None = None
     portable: bool = False
 
     def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
@@ -59,7 +56,7 @@ class Profile:
         rising = part in ("indices", "indptr") and stored.kind in "ui" and not self.portable
         # Blosc's slow compressors gain nothing on noise, which floats end with.
         hard = stored.kind in "ui" and part != "indptr"
-        compressor = self.integers if self.integers and hard else self.compressor
+        compressor = self.compressor
         if compressor == "pcodec" and stored.itemsize > 1 and part != "indptr":
             return [*filters, _pcodec(rising), _codec("crc32c")]
         if compressor == "lz4hc" and not hard:
@@ -77,7 +74,7 @@ class Profile:
 #: The profiles by name. Sizes and speeds: docs/compression.md.
 PROFILES = {
     "fast": Profile(1 << 14, "lz4hc"),
-    "balanced": Profile(1 << 14, "pcodec", by_detection=True, integers="lz4hc"),
+    "balanced": Profile(1 << 14, "pcodec"),
     "archive": Profile(1 << 14, "pcodec", by_detection=True),
     "portable": Profile(1 << 14, "zstd", portable=True),
 }

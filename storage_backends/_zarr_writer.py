@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -51,7 +50,6 @@ class ZarrWriter(ArrayWriter):
         self._staging: Staging | None = staging
         self._compression = compression
         self._profile = PROFILES[compression]
-        self._unordered = replace(self._profile, integers=None)
         self._arrays: dict[str, ArrayBuilder] = {}
         self._sparse: dict[str, Sparse] = {}
         self._var: dict[str, pa.Table] = {}
@@ -103,7 +101,7 @@ class ZarrWriter(ArrayWriter):
         with refused_write(self.path):
             if name not in self._arrays:
                 draft = self._profile.by_detection and _is_draft(name)
-                profile = DRAFT if draft else self._unordered
+                profile = DRAFT if draft else self._profile
                 self._arrays[name] = self._builder(name, values, profile)
             self._arrays[name].append(where, values)
 
@@ -194,13 +192,12 @@ class ZarrWriter(ArrayWriter):
         aligned = ["", *(p for p in prefixes if p and element == "X")]
         order = None
         if self._can_order(attrs, element, aligned):
-            ids = self._arrays["indices"].reader()
-            order = _gene_order.by_detection(ids, attrs["blocks"][0]["n_vars"])
+            matrix = _gene_order.Rows(*(self._arrays[part] for part in MATRIX_PARTS))
+            order = _gene_order.by_detection(matrix, attrs["blocks"][0]["n_vars"])
         for prefix in prefixes:
             parts = [self._arrays[prefix + part] for part in MATRIX_PARTS]
             ordered = order is not None and prefix in aligned
-            profile = self._profile if ordered else self._unordered
-            finals = [self._builder(b.name, b.empty(), profile) for b in parts[:2]]
+            finals = [self._builder(b.name, b.empty(), self._profile) for b in parts[:2]]
             rows = _gene_order.Rows(*parts)
             _gene_order.rewrite(rows, finals[0], finals[1], order if ordered else None)
             for draft, final in zip(parts, finals, strict=False):

@@ -22,7 +22,7 @@ from storage_backends._zarr_profiles import DRAFT, PROFILES, Profile
 from storage_backends.errors import ArchiveFormatError
 
 DTYPES = ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
-SMALL = {name: Profile(64, p.compressor, p.by_detection, p.integers, p.portable)
+SMALL = {name: Profile(64, p.compressor, p.by_detection, p.portable)
          for name, p in {**PROFILES, "draft": DRAFT}.items()}  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
