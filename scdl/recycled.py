@@ -17,7 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 
 #: Arrays of less are left to the allocator, which uses their memory again itself.
 _LEAST = 1 << 17
-#: Bytes in which memory is had, so that arrays of about one size can share it.
+#: Bytes, and an eighth to a quarter of an array, in which memory is had, so that arrays of about one
+#: size can share it; what is not written to takes none.
 _STEP = 1 << 19
 #: Bytes that are kept for arrays to come.
 _MOST_IDLE = 512 << 20
@@ -56,7 +57,8 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         return np.empty(shape, dtype)
     memory = _found(n_bytes)
     if memory is None:
-        memory = np.empty(-(-n_bytes // _STEP) * _STEP, np.uint8)
+        step = max(_STEP, 1 << (n_bytes.bit_length() - 3))
+        memory = np.empty(-(-n_bytes // step) * step, np.uint8)
     return np.asarray(_Loan(memory))[:n_bytes].view(dtype).reshape(shape)
 
 
