@@ -25,7 +25,7 @@ _WINDOW_CHUNKS = 1024
 #: Chunks of one read up to which they are kept for the next.
 _FEW_CHUNKS = 16
 #: Chunks that a thread decodes at once.
-_GROUP_CHUNKS = 64
+_GROUP_CHUNKS = 32
 
 
 class ChunkCache:
@@ -134,12 +134,11 @@ class _Fetched(Chunks):
         mapping: NDArray[Any] | None,
         out: NDArray[Any],
     ) -> bool:
-        if self._there is not None or not self._reader.chain.places:
+        if self._there is not None:
             return False
         with self._located(start):
             content = self._content.part(start, start + len(part.chunks))
-            self._reader.chain.place(content, memory, part, mapping, out)
-        return True
+            return self._reader.chain.place(content, memory, part, mapping, out)
 
     def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
         with self._located(start):
