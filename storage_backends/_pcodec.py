@@ -106,10 +106,11 @@ def _place(
         size = lengths[i] - CHECKSUM_BYTES
         if not is_intact(crc32c, addresses[i], size):
             return i
-        found = _decode_file(addresses[i], size, states, bins, offsets, memory)
+        pieces = slice(bounds[i], bounds[i + 1])
+        needed = (sources[pieces] + piece_lengths[pieces]).max()
+        found = _decode_file(addresses[i], size, states, bins, offsets, memory, needed)
         if found != SOUND:
             return i + found
-        pieces = slice(bounds[i], bounds[i + 1])
         if not place_pieces(
             memory, sources[pieces], targets[pieces], piece_lengths[pieces], mapping, mapped, out
         ):
@@ -129,7 +130,7 @@ def _decode(
         size = lengths[i] - CHECKSUM_BYTES
         if not is_intact(crc32c, addresses[i], size):
             return i
-        found = _decode_file(addresses[i], size, states, bins, offsets, out[i])
+        found = _decode_file(addresses[i], size, states, bins, offsets, out[i], out.shape[1])
         if found != SOUND:
             return i + found
     return SOUND
@@ -165,8 +166,12 @@ def _decode_file(
     bins: NDArray[np.uint64],
     offsets: NDArray[np.uint64],
     out: NDArray[np.uint16],
+    needed: _Int,
 ) -> _Int:
-    """Decode a file of one chunk; SOUND, or what is added to the position of another one."""
+    """Decode the first `needed` numbers of a file of one chunk, and perhaps some more.
+
+    Returns SOUND, or what is added to the position of another one.
+    """
     head = _head_bytes(address, size)
     if head < 0:
         return _UNKNOWN
@@ -188,10 +193,12 @@ def _decode_file(
     position, size_log = _read_bins(where, size, 40 + 4 * n_moments, states, bins)
     if position < 0:
         return UNFIT
-    end = _decode_page(where, size, position, size_log, n_moments, states, offsets, out)
+    end = _decode_page(where, size, position, size_log, n_moments, states, offsets, out, needed)
+    if end < 0 or needed < len(out):
+        return SOUND if end >= 0 else UNFIT
     # A zero follows the last chunk.
     last = (end + 7) >> 3
-    return SOUND if end >= 0 and last == size - 1 and byte_at(where + last) == 0 else UNFIT
+    return SOUND if last == size - 1 and byte_at(where + last) == 0 else UNFIT
 
 
 @kernel
@@ -272,8 +279,9 @@ def _decode_page(
     states: NDArray[np.uint64],
     offsets: NDArray[np.uint64],
     out: NDArray[np.uint16],
+    needed: _Int,
 ) -> _Int:
-    """Decode all numbers; returns the position behind them, or -1 where the bytes do not last."""
+    """Decode batches up to `needed`; returns the position behind, or -1 where bytes do not last."""
     moment = _bits(address, size, position) & np.uint64(0xFFFF)
     position += 16 * n_moments
     word, mask, shift = _bits(address, size, position), (1 << size_log) - 1, size_log
@@ -284,7 +292,7 @@ def _decode_page(
     # Of differences there is one less.
     left = len(out) - n_moments
     tail = np.zeros(0, np.uint8)
-    for start in range(0, len(out), _BATCH):
+    for start in range(0, needed, _BATCH):
         target = out[start : start + _BATCH]
         n = max(0, min(_BATCH, left))
         left -= n
