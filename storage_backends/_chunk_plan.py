@@ -166,18 +166,18 @@ def place_mapped(
     out: NDArray[Any],
 ) -> bool:
     """Copy pieces through a table: ``mapping[chunk[…]]``; False for a number outside of it."""
-    n = len(mapping)
-    inside = True
     for i in range(len(sources)):
         piece = chunk[sources[i] : sources[i] + lengths[i]]
         target = out[targets[i] : targets[i] + lengths[i]]
+        # Compared all at once: a branch a number takes longer than the lookup.
+        largest = chunk.dtype.type(0)
+        for k in range(len(piece)):
+            largest = max(largest, piece[k])
+        if largest >= len(mapping):
+            return False
         for k in range(len(target)):
-            number = piece[k]
-            if number < n:
-                target[k] = mapping[number]
-            else:
-                inside = False
-    return inside
+            target[k] = mapping[piece[k]]
+    return True
 
 
 def place_mapped_numpy(

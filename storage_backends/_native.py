@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from storage_backends._chunk_plan import ChunkPlan
+from storage_backends._chunk_plan import ChunkPlan, place, place_mapped
 from storage_backends._content import CHECKSUM_BYTES, Content
 from storage_backends.jit import intrinsic, kernel
 
@@ -246,17 +246,9 @@ def place_pieces(
     out: NDArray[Any],
 ) -> bool:
     """Copy pieces of a chunk to `out`, through a table if `mapped`; False: one is not in it."""
-    for i in range(len(sources)):
-        piece = chunk[sources[i] : sources[i] + lengths[i]]
-        target = out[targets[i] : targets[i] + lengths[i]]
-        if not mapped:
-            for k in range(len(target)):
-                target[k] = piece[k]
-            continue
-        for k in range(len(target)):
-            if piece[k] >= len(mapping):
-                return False
-            target[k] = mapping[piece[k]]
+    if mapped:
+        return bool(place_mapped(chunk, mapping, sources, targets, lengths, out))
+    place(chunk, sources, targets, lengths, out)
     return True
 
 
