@@ -299,7 +299,9 @@ class SingleCellLoader:
         reader = ThreadPoolExecutor(1, "scdl-reader") if self._reads_chunks else pool
         try:
             windows = run.windows(self._window_cells)
-            planned = ahead(pool, (partial(self._plan, run, window) for window in windows), 1)
+            plans = (partial(self._plan, run, window) for window in windows)
+            # While chunks are read the next ones are planned in any case.
+            planned = ahead(pool, plans, 0 if self._reads_chunks else 1)
             stretches = itertools.chain.from_iterable(planned)
             at_once = -(-_TASK_CELLS // self.batch_size)
             if self._cuts_reads:
