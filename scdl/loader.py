@@ -180,6 +180,11 @@ class SingleCellLoader:
                 "an order is a name or an object with positions(n, seed, epoch), not "
                 f"{self._own_order!r}"
             )
+        width = getattr(self._own_order, "batch_size", self.batch_size)
+        if width != self.batch_size:
+            raise LoaderError(
+                f"the order was made for batches of {width} cells, not of {self.batch_size}"
+            )
         if self._options["neighbors"] and self.cells.graph is None:
             raise LoaderError(
                 "neighbors=… needs a neighbour graph, which the dataset lacks or was opened without"
@@ -191,9 +196,15 @@ class SingleCellLoader:
         self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
         if self._options["obsm"]:
             self.cells.read_rows([], obsm=self._options["obsm"])
+        n_cells = len(self._positions(0))
+        if self.batch_size > n_cells:
+            raise LoaderError(
+                f"batch_size {self.batch_size} is more than the {n_cells} cells of an epoch; take "
+                f"at most {n_cells}"
+            )
         if len(self) == 0:
             raise LoaderError(
-                f"{len(self._positions(0))} cells make no batch of {self.batch_size} on each of "
+                f"{n_cells} cells make no batch of {self.batch_size} on each of "
                 f"{self.world_size} ranks; take smaller batches, or drop_last=False"
             )
 

@@ -233,6 +233,7 @@ class Grouped:
         match: NDArray[Any] | None = None,
     ) -> None:
         self._codes = codes
+        self.batch_size = batch_size
         self._treated = batch_size if control is None else batch_size // 2
         if control is not None and batch_size % 2:
             raise OrderError(f"batches with controls have an even size, not {batch_size}")
