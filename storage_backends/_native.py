@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from storage_backends._chunk_plan import ChunkPlan, place, place_mapped
+from storage_backends._chunk_plan import Bound, ChunkPlan, place
 from storage_backends._content import CHECKSUM_BYTES, Content
 from storage_backends.jit import intrinsic, kernel
 
@@ -146,17 +146,16 @@ def place_blosc(
     content: Content,
     memory: NDArray[Any],
     part: ChunkPlan,
-    mapping: NDArray[Any] | None,
+    bound: Bound,
     out: NDArray[Any],
     *,
     delta: bool,
 ) -> tuple[int, str]:
     """As :func:`decode_blosc`, one after the other into `memory`, and copy pieces to `out`."""
-    table = np.empty(0, out.dtype) if mapping is None else mapping
     return _problem(
         _place_blosc(
             CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
-            part.bounds, part.sources, part.targets, part.lengths, table, mapping is not None, out,
+            part.bounds, part.sources, part.targets, part.lengths, bound, out,
         )
     )  # fmt: skip
 
@@ -219,8 +218,7 @@ def _place_blosc(
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     piece_lengths: NDArray[np.int64],
-    mapping: NDArray[Any],
-    mapped: bool,
+    bound: Bound,
     out: NDArray[Any],
 ) -> int:
     for i in range(len(addresses)):
@@ -228,28 +226,10 @@ def _place_blosc(
         if found != SOUND:
             return i + found
         pieces = slice(bounds[i], bounds[i + 1])
-        if not place_pieces(
-            memory, sources[pieces], targets[pieces], piece_lengths[pieces], mapping, mapped, out
-        ):
+        where = sources[pieces], targets[pieces], piece_lengths[pieces]
+        if not place(memory, *where, bound, out):
             return i + UNFIT
     return SOUND
-
-
-@kernel
-def place_pieces(
-    chunk: NDArray[Any],
-    sources: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    mapping: NDArray[Any],
-    mapped: bool,
-    out: NDArray[Any],
-) -> bool:
-    """Copy pieces of a chunk to `out`, through a table if `mapped`; False: one is not in it."""
-    if mapped:
-        return bool(place_mapped(chunk, mapping, sources, targets, lengths, out))
-    place(chunk, sources, targets, lengths, out)
-    return True
 
 
 def splice(content: Content, head: int) -> bytes | None:

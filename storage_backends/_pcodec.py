@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends._chunk_plan import ChunkPlan
+from storage_backends._chunk_plan import Bound, ChunkPlan
+from storage_backends._chunk_plan import place as place_pieces
 from storage_backends._content import CHECKSUM_BYTES, Content
 from storage_backends._native import (
     CRC32C,
@@ -24,7 +25,6 @@ from storage_backends._native import (
     byte_at,
     is_intact,
     leading_zeros,
-    place_pieces,
     word_at,
 )
 from storage_backends.jit import kernel
@@ -52,7 +52,7 @@ def place(
     content: Content,
     memory: NDArray[np.uint16],
     part: ChunkPlan,
-    mapping: NDArray[Any] | None,
+    bound: Bound,
     out: NDArray[Any],
 ) -> tuple[int, str] | None:
     """Check and decode chunks one after the other into `memory`, and copy pieces to `out`.
@@ -63,11 +63,10 @@ def place(
         Of the first chunk that is damaged; SOUND and nothing where none is. None where a chunk is
         one for the package; then `out` is not to be used.
     """
-    table = np.empty(0, out.dtype) if mapping is None else mapping
     found = int(
         _place(
             CRC32C, content.addresses, content.lengths, memory, part.bounds, part.sources,
-            part.targets, part.lengths, table, mapping is not None, out,
+            part.targets, part.lengths, bound, out,
         )
     )  # fmt: skip
     return _problem(found)
@@ -97,8 +96,7 @@ def _place(
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     piece_lengths: NDArray[np.int64],
-    mapping: NDArray[Any],
-    mapped: bool,
+    bound: Bound,
     out: NDArray[Any],
 ) -> _Int:
     states, bins, offsets = _scratch()
@@ -111,9 +109,8 @@ def _place(
         found = _decode_file(addresses[i], size, states, bins, offsets, memory, needed)
         if found != SOUND:
             return i + found
-        if not place_pieces(
-            memory, sources[pieces], targets[pieces], piece_lengths[pieces], mapping, mapped, out
-        ):
+        where = sources[pieces], targets[pieces], piece_lengths[pieces]
+        if not place_pieces(memory, *where, bound, out):
             return i + UNFIT
     return SOUND
 

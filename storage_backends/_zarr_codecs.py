@@ -19,7 +19,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from storage_backends import _native, _pcodec
-from storage_backends._chunk_plan import ChunkPlan
+from storage_backends._chunk_plan import Bound, ChunkPlan
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends._zarr_profiles import NARROW, Codec
 from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
@@ -114,7 +114,7 @@ class Chain:
         content: Content,
         memory: NDArray[Any],
         part: ChunkPlan,
-        mapping: NDArray[Any] | None,
+        bound: Bound,
         out: NDArray[Any],
     ) -> bool:
         """Decompress chunks one after the other into `memory` and copy pieces of them to `out`.
@@ -126,9 +126,9 @@ class Chain:
         """
         found = None
         if self._is_blosc:
-            found = _native.place_blosc(content, memory, part, mapping, out, delta=self._delta)
+            found = _native.place_blosc(content, memory, part, bound, out, delta=self._delta)
         elif self._is_pcodec_of_ours:
-            found = _pcodec.place(content, memory, part, mapping, out)
+            found = _pcodec.place(content, memory, part, bound, out)
         return _sound(found)
 
     def decode(self, content: Content, out: NDArray[Any]) -> None:

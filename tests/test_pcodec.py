@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_backends import _native, _pcodec
-from storage_backends._chunk_plan import plan
+from storage_backends._chunk_plan import Bound, plan
 from storage_backends._content import Content, checksum
 
 pcodec = pytest.importorskip("pcodec")
@@ -108,12 +108,16 @@ def test_pieces_of_many_chunks() -> None:
     for mapping, dtype in ((None, np.float32), (None, np.uint16), (table, np.int32)):
         out = np.zeros(len(expected), dtype)
         read = content([files[i] for i in todo.chunks])
-        assert _pcodec.place(read, memory, todo, mapping, out) == (_native.SOUND, "")
+        assert _pcodec.place(read, memory, todo, Bound.of(mapping=mapping), out) == (
+            _native.SOUND,
+            "",
+        )
         np.testing.assert_array_equal(out, expected if mapping is None else table[expected])
     # A number beyond the table, in the third of the chunks that are read.
     out = np.zeros(len(expected), np.int32)
-    found = _pcodec.place(read, memory, todo, table[: int(values.max())], out)
+    found = _pcodec.place(read, memory, todo, Bound.of(mapping=table[: values.max()]), out)
     assert found == (2, "it does not hold what it should")
+    assert _pcodec.place(read, memory, todo, Bound.of(int(values.max())), out) == found
 
 
 @given(st.sampled_from(["counts", "rising", "any"]), st.integers(0, 1), st.data())
