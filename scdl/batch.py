@@ -40,6 +40,11 @@ class CellBatch:
         Columns of obs that were asked for, one value a cell.
     obsm
         Dense vectors that were asked for, n x width.
+    present
+        In a gene space with ``missing="mask"``: which genes each gene space of the archives has,
+        spaces x n_vars.
+    spaces
+        The row of `present` that each cell has, int64.
     """
 
     data: NDArray[Any]
@@ -49,6 +54,8 @@ class CellBatch:
     rows: NDArray[np.int64]
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     obsm: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    present: NDArray[np.bool_] | None = None
+    spaces: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,6 +75,8 @@ class CellBatch:
             self.rows[start:stop],
             {name: values[start:stop] for name, values in self.obs.items()},
             {key: vectors[start:stop] for key, vectors in self.obsm.items()},
+            self.present,
+            None if self.spaces is None else self.spaces[start:stop],
         )
 
     @property

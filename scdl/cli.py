@@ -145,11 +145,11 @@ def info(
 
 
 def _facts(path: str) -> list[tuple[str, str]]:
-    from scdl.dataset import open as open_archive
+    from scdl.dataset import SingleCellDataset
     from scdl.schema import DATA, INDEX, MATRIX, dense_vectors, keys
     from storage_backends import registry
 
-    dataset = open_archive(path)
+    dataset = SingleCellDataset(path)
     store, sizes = dataset.store, dataset.store.stored_bytes
     total, nnz = store.nbytes, store.spec(DATA).length
     facts = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
@@ -15,6 +14,7 @@ from scdl import __version__, csr
 from scdl.batch import CellBatch
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
 from scdl.features import ObsFeatures, VarFeatures
+from scdl.joining import Part
 from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy
 from scdl.rows import CellReader, Row
 from scdl.schema import (
@@ -164,56 +164,6 @@ class SingleCellDataset(CellReader):
         """Feature blocks, and what the archive says of itself."""
         return self._info
 
-    def read_rows(
-        self,
-        rows: csr.Rows,
-        *,
-        obs: Sequence[str] = (),
-        obsm: Sequence[str] = (),
-        ordered: bool = True,
-        index_dtype: DTypeLike | None = None,
-    ) -> CellBatch:
-        """Read cells as one batch.
-
-        Parameters
-        ----------
-        rows
-            One row, a slice, positions in any order (they may repeat; negative ones count from
-            the end), or a mask of all cells.
-        obs
-            Columns of obs to read along; categorical ones give their categories' values.
-        obsm
-            Dense vectors to read along, by key.
-        ordered
-            Whether the genes of each cell must come in rising order, each once. False saves time
-            where an archive stores them otherwise and the batch becomes dense.
-        index_dtype
-            A wider integer type for the column ids; None: the one that they are stored in.
-
-        Returns
-        -------
-        CellBatch
-            In the order of `rows`, n_vars wide. Of several feature blocks it is as wide as the
-            widest, and the column ids of a cell mean the genes of its own block.
-
-        Raises
-        ------
-        RowIndexError
-            A row is out of range, or a mask has the wrong length.
-        FeatureNotFoundError
-            There is no such column of obs, or no such key of obsm.
-        OutputError
-            `index_dtype` does not hold the column ids.
-        """
-        batch = self._read(csr.positions(rows, self.n_obs), ordered, index_dtype)
-        if not (obs or obsm):
-            return batch
-        return replace(
-            batch,
-            obs={name: self._required_obs().columns.values(name, batch.rows) for name in obs},
-            obsm={key: self._vectors(key, batch.rows) for key in obsm},
-        )
-
     def _read(
         self,
         at: NDArray[np.int64],
@@ -231,11 +181,8 @@ class SingleCellDataset(CellReader):
             cells = csr.clean(cells, self._info.max_n_vars, self._store.path, wide)
         return CellBatch(*cells, n_vars=self._info.max_n_vars, rows=at)
 
-    def _read_for_tensors(self, rows: csr.Rows) -> CellBatch:
-        safe = np.can_cast(self.index_dtype, np.int64, "safe")
-        at = csr.positions(rows, self.n_obs)
-        # Nothing else is read meanwhile: a DataLoader has a process for that.
-        return self._read(at, True, np.int64 if safe else None, concurrently=True)
+    def _parts(self, at: NDArray[np.int64]) -> list[Part]:
+        return [Part(self._store, self._info.is_sorted, at, np.arange(len(at)))]
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         name = obsm_array(key)
@@ -276,11 +223,6 @@ class SingleCellDataset(CellReader):
         if OBS not in self._store.tables:
             return None
         return ObsFeatures(self._store, self._info, self._obs_index_names)
-
-    def _required_obs(self) -> ObsFeatures:
-        if self._obs is None:
-            raise FeatureNotFoundError(f"{self._store.path}: the archive has no obs")
-        return self._obs
 
     def var_features(self) -> VarFeatures:
         """Columns of var by cell."""
@@ -375,6 +317,11 @@ class SingleCellDataset(CellReader):
     def number_nonzero_values(self) -> int:
         """Stored values."""
         return self._store.spec(DATA).length
+
+    @property
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        return self._store.spec(DATA).dtype
 
     @property
     def index_dtype(self) -> np.dtype[Any]:
@@ -523,7 +470,7 @@ class SingleCellDataset(CellReader):
         datasets: Sequence[SingleCellDataset],
         output_path: Path | None,
         dtype: DTypeLike | None = None,
-        **bounds: int,
+        chunk_bytes: int = 10_485_760,
     ) -> None:
         """Write datasets one after the other, in place of this one or to a new path."""
         from scdl.concatenate import concatenate
@@ -532,39 +479,6 @@ class SingleCellDataset(CellReader):
         backend, options = registry.backend(self._backend), self._store.options
         writer = backend.create(path, replace=output_path is None, **options)
         with writer:
-            concatenate([dataset.store for dataset in datasets], writer, dtype, **bounds)
+            concatenate([dataset.store for dataset in datasets], writer, dtype, chunk_bytes)
         if output_path is None:
             self._reopen()
-
-
-def open(
-    path: Path,
-    *,
-    load_neighbors: bool | None = None,
-    neighbor_key: str = NEIGHBOR_KEY,
-    neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
-    fallback_to_identity: bool = True,
-) -> SingleCellDataset:
-    """Open an archive of any backend.
-
-    Parameters
-    ----------
-    path
-        Where it is.
-    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
-        As for :class:`SingleCellDataset`.
-
-    Raises
-    ------
-    ArchiveNotFoundError
-        There is nothing at `path`.
-    ArchiveFormatError
-        What is there is no archive, or a damaged one.
-    """
-    return SingleCellDataset(
-        path,
-        load_neighbors=load_neighbors,
-        neighbor_key=neighbor_key,
-        neighbor_sampling_strategy=neighbor_sampling_strategy,
-        fallback_to_identity=fallback_to_identity,
-    )

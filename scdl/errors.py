@@ -30,8 +30,12 @@ __all__ = [
     "BackendNotFoundError",
     "BackendOptionError",
     "CastError",
+    "CollectionError",
     "ColumnTypeError",
+    "ConversionError",
     "FeatureNotFoundError",
+    "GeneError",
+    "GeneListNotFoundError",
     "LoaderError",
     "MissingCodecError",
     "NeighborError",
@@ -59,6 +63,10 @@ class SourceNotFoundError(ScdlError, FileNotFoundError):
 
 class CastError(ScdlError, ValueError):
     """A dtype cannot hold a value: it overflows, is negative, fractional or not a number."""
+
+
+class ConversionError(ScdlError, RuntimeError):
+    """Of many files to convert, some cannot be."""
 
 
 class RowIndexError(ScdlError, IndexError):
@@ -91,3 +99,15 @@ class ResumeError(ScdlError, ValueError):
 
 class SplitError(ScdlError, ValueError):
     """A split cannot be made or read, or is of another dataset."""
+
+
+class CollectionError(ScdlError, ValueError):
+    """Archives make no collection, or a member is not what its manifest describes."""
+
+
+class GeneError(ScdlError, ValueError):
+    """Genes cannot be brought into one gene space as was asked."""
+
+
+class GeneListNotFoundError(ScdlError, FileNotFoundError):
+    """There is no file to read a list of genes from."""

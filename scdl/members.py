@@ -1,0 +1,314 @@
+"""The archives of a collection: opened when they are used, a bounded number at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl import csr
+from scdl.dataset import SingleCellDataset
+from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, ScdlError
+from scdl.manifest import Member, absolute, distinct, genes_hash
+from scdl.neighbors import NeighborGraph, NeighborStats
+from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, var_table
+from scdl.tables import NoTable, StoredTable, TableSource, united
+from storage_backends.base import ArrayStore
+
+
+class Members(Sequence[SingleCellDataset]):
+    """The members of a collection as datasets, of which the last ones used stay open.
+
+    Parameters
+    ----------
+    records
+        What is known of them.
+    max_open
+        How many stay open.
+    options
+        Of :class:`SingleCellDataset`: about neighbours.
+    """
+
+    def __init__(
+        self, records: Sequence[Member], max_open: int, options: Mapping[str, Any]
+    ) -> None:
+        self.records = tuple(records)
+        self.names = distinct(os.path.basename(r.path.rstrip("/")) for r in self.records)
+        stops = np.cumsum([record.n_obs for record in self.records], dtype=np.int64)
+        #: First row of each member, and the number of cells.
+        self.starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), stops])
+        self._options = options
+        self._max_open = max_open
+        # Threads share it without a lock, which a fork could inherit locked: at worst two of them
+        # open the same member.
+        self._open: OrderedDict[int, SingleCellDataset] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> SingleCellDataset: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SingleCellDataset]: ...
+    def __getitem__(self, index: int | slice) -> SingleCellDataset | list[SingleCellDataset]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        found = self._open.get(number)
+        if found is None:
+            found = self._open[number] = self._opened(number)
+            while len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+        else:
+            with suppress(KeyError):
+                self._open.move_to_end(number)
+        return found
+
+    def _opened(self, number: int) -> SingleCellDataset:
+        record = self.records[number]
+        try:
+            member = SingleCellDataset(record.path, **self._options)
+        except ArchiveNotFoundError:
+            raise ArchiveNotFoundError(
+                f"{record.path}: this member of the collection is missing; put it back, or leave "
+                "it out of a list of paths"
+            ) from None
+        except ScdlError:
+            raise
+        except OSError as error:
+            raise CollectionError(
+                f"{record.path}: this member of the collection cannot be read: {error.strerror}"
+            ) from error
+        record.check(member.store)
+        return member
+
+    def stores(self) -> Sequence[ArrayStore]:
+        """Their archives, opened one after the other."""
+        return _Stores(self)
+
+    def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
+        """Cells by member: which one, rows within it, and places in the request."""
+        if len(at) == 0:
+            return
+        member = np.searchsorted(self.starts, at, side="right") - 1
+        # Few are asked of many: members in order, and of each its cells as they were asked for.
+        order = np.argsort(member, kind="stable")
+        numbers, first = np.unique(member[order], return_index=True)
+        edges = [*first.tolist(), len(at)]
+        for i, number in enumerate(numbers.tolist()):
+            places = order[edges[i] : edges[i + 1]]
+            yield number, at[places] - self.starts[number], places
+
+
+class _Stores(Sequence[ArrayStore]):
+    """The archives of members; none is held open."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, index: int) -> ArrayStore: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ArrayStore]: ...
+    def __getitem__(self, index: int | slice) -> ArrayStore | list[ArrayStore]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._members[index].store
+
+
+class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
+    """The members by path."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._numbers = {record.path: i for i, record in enumerate(members.records)}
+
+    def __getitem__(self, path: str | os.PathLike[str]) -> SingleCellDataset:
+        return self._members[self._numbers[absolute(path)]]
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+class MemberObs(TableSource):
+    """Columns of a member's obs; the member need not stay open.
+
+    Parameters
+    ----------
+    columns
+        Which; None: all.
+    prefix
+        What to put before the names of the cells.
+    """
+
+    def __init__(
+        self, members: Members, number: int, columns: Sequence[str] | None = None, prefix: str = ""
+    ) -> None:
+        self._members, self._number, self._columns = members, number, columns
+        self._prefix = prefix
+        self.num_rows = members.records[number].n_obs
+        source = self._source()
+        self.schema = source.schema
+        self.categories = source.categories
+
+    def _source(self) -> TableSource:
+        if not self._members.records[self._number].has_obs:
+            return NoTable(self.num_rows)
+        store = self._members[self._number].store
+        return StoredTable(store, OBS, self.num_rows, columns=self._columns)
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        """Rows ``[start, stop)``."""
+        batch = self._source().read(start, stop)
+        if self._prefix and INDEX in batch.schema.names:
+            at = batch.schema.get_field_index(INDEX)
+            field = batch.schema.field(at)
+            names = pa.compute.binary_join_element_wise(
+                pa.scalar(self._prefix, field.type), batch.column(at), pa.scalar("", field.type)
+            )
+            batch = batch.set_column(at, field, names)
+        return batch
+
+
+class MemberTables:
+    """The tables of members as those of one archive: obs united, one var a block.
+
+    Parameters
+    ----------
+    path
+        What opens messages.
+    blocks
+        Of each feature block a member that has it, and which of its blocks it is.
+    """
+
+    def __init__(self, path: str, members: Members, blocks: Sequence[tuple[int, int]]) -> None:
+        self.path = path
+        self._members = members
+        self._blocks = {var_table(i): place for i, place in enumerate(blocks)}
+        self._obs_schema: pa.Schema | None = None
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        """Names and types of a table's columns."""
+        if name == OBS:
+            if self._obs_schema is None:
+                self._obs_schema = united(self._sources(None)).schema
+            return self._obs_schema
+        member, block = self._blocks[name]
+        return self._members[member].store.table_schema(var_table(block))
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns of a table, or all of them."""
+        if name == OBS:
+            return united(self._sources(columns)).read_all()
+        member, block = self._blocks[name]
+        store, record = self._members[member].store, self._members.records[member]
+        if genes_hash(store, block) != record.genes[block]:
+            raise CollectionError(
+                f"{record.path}: its genes changed since it became a member of the collection; "
+                "refresh() describes it anew"
+            )
+        return store.read_table(var_table(block), columns)
+
+    def _sources(self, columns: Sequence[str] | None) -> list[TableSource]:
+        return [MemberObs(self._members, i, columns) for i in range(len(self._members))]
+
+
+class MemberGraph(NeighborGraph):
+    """The neighbour graphs of members as one, each shifted to where its cells are.
+
+    Cells of members without a graph have no neighbours.
+    """
+
+    def __init__(self, members: Members, key: str, *, fallback_to_identity: bool) -> None:
+        self.key = key
+        self._members = members
+        self._fallback = fallback_to_identity
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return int(self._members.starts[-1])
+
+    def neighbors(self, index: Any) -> csr.SparseRows:
+        """Neighbours of one cell and their weights."""
+        at = np.array([csr.position(index, self.n_obs)])
+        ((number, rows, _),) = self._members.split(at)
+        graph = self._members[number].graph
+        if graph is None:
+            none = np.empty(0, GRAPH_DTYPES[DATA]), np.empty(0, GRAPH_DTYPES[INDICES])
+            return csr.SparseRows(*none, np.zeros(2, np.int64))
+        found = graph.neighbors(int(rows[0]))
+        ids = found.indices.astype(np.int64) + self._members.starts[number]
+        fits = self.n_obs <= 1 + np.iinfo(GRAPH_DTYPES[INDICES]).max
+        return found._replace(indices=ids.astype(GRAPH_DTYPES[INDICES]) if fits else ids)
+
+    def sample(self, index: Any, rng: np.random.Generator | None = None) -> int:
+        """One neighbour of a cell."""
+        at = csr.position(index, self.n_obs)
+        ((number, rows, _),) = self._members.split(np.array([at]))
+        graph = self._members[number].graph
+        if graph is None:
+            return self._alone(at)
+        return int(self._members.starts[number]) + graph.sample(int(rows[0]), rng)
+
+    def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, drawn with replacement."""
+        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
+        for number, local, places in self._members.split(rows):
+            graph = self._members[number].graph
+            if graph is None:
+                self._alone(int(rows[places[0]]))
+            else:
+                found = graph.sample_many(local, draws[places])
+                out[places] = found + self._members.starts[number]
+        return out
+
+    def sample_batch(
+        self, rows: NDArray[np.int64], rng: np.random.Generator | None = None
+    ) -> NDArray[np.int64]:
+        """One neighbour of each of many cells, as by :meth:`sample`."""
+        out = rows.copy()
+        for number, local, places in self._members.split(rows):
+            graph = self._members[number].graph
+            if graph is None:
+                self._alone(int(rows[places[0]]))
+            else:
+                out[places] = graph.sample_batch(local, rng) + self._members.starts[number]
+        return out
+
+    def _alone(self, row: int) -> int:
+        """The cell itself, if it may be its own neighbour."""
+        if self._fallback:
+            return row
+        raise NeighborError(
+            f"cell {row} has no neighbours, as its archive has no graph; "
+            "fallback_to_identity=True gives the cell itself"
+        )
+
+    def stats(self) -> NeighborStats:
+        """Counts over all cells, in constant memory."""
+        total, least, most, alone = 0, np.iinfo(np.int64).max, 0, 0
+        for member in self._members:
+            if member.n_obs == 0:
+                continue
+            graph = member.graph
+            one = NeighborStats(0, 0, 0, member.n_obs) if graph is None else graph.stats()
+            total, alone = total + one.total, alone + one.n_isolated
+            least, most = min(least, one.least), max(most, one.most)
+        return NeighborStats(total, least if self.n_obs else 0, most, alone)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
