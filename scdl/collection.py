@@ -26,7 +26,7 @@ from scdl.errors import (
 )
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.flatten import CellNames, is_within, verify, write_flat
-from scdl.joining import Dtypes, Part, join
+from scdl.joining import Dtypes, Request, is_cold, join
 from scdl.manifest import (
     MANIFEST,
     Member,
@@ -425,12 +425,9 @@ class SingleCellCollection(CellReader):
 
     # -- reading ---------------------------------------------------------------------------
 
-    def _parts(self, at: NDArray[np.int64]) -> list[Part]:
-        parts = []
-        for number, rows, places in self._members.split(at):
-            record = self._members.records[number]
-            parts.append(Part(self._members[number].store, record.is_sorted, rows, places))
-        return parts
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        members, which, rows = self._members.find(at)
+        return Request([self._members[i]._source for i in members], which, rows)
 
     def _read(
         self,
@@ -444,9 +441,9 @@ class SingleCellCollection(CellReader):
         if not np.can_cast(self.index_dtype, given, "safe"):
             raise OutputError(f"index_dtype {given} does not hold column ids of {self.index_dtype}")
         dtypes = Dtypes(self.data_dtype, self.index_dtype, given)
-        parts = self._parts(at)
-        rows = join(parts, dtypes, concurrently=concurrently)
-        if ordered and not all(part.is_sorted for part in parts):
+        request = self._request(at)
+        rows = join(request, dtypes, concurrently=concurrently)
+        if ordered and not request.is_sorted:
             rows = csr.clean(rows, self.info.max_n_vars, repr(self))
         return CellBatch(*rows, n_vars=self.info.max_n_vars, rows=at)
 
@@ -472,8 +469,9 @@ class SingleCellCollection(CellReader):
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
         """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
-        for number, local, _ in self._members.split(rows):
-            self._members[number].will_need(local)
+        if len(rows) and is_cold(self._request(rows)):
+            for number, local, _ in self._members.split(rows):
+                self._members[number].will_need(local)
 
     # -- tables ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from scdl import __version__, csr
 from scdl.batch import CellBatch
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
 from scdl.features import ObsFeatures, VarFeatures
-from scdl.joining import Part
+from scdl.joining import Request, Source, source
 from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy
 from scdl.rows import CellReader, Row
 from scdl.schema import (
@@ -46,7 +46,7 @@ VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes or that are read on first use; pickles go without them.
-_DERIVED = ("_store", "_info", "_views", "graph", "_var", "_obs")
+_DERIVED = ("_store", "_info", "_views", "_source", "graph", "_var", "_obs")
 
 
 class SingleCellDataset(CellReader):
@@ -181,8 +181,12 @@ class SingleCellDataset(CellReader):
             cells = csr.clean(cells, self._info.max_n_vars, self._store.path, wide)
         return CellBatch(*cells, n_vars=self._info.max_n_vars, rows=at)
 
-    def _parts(self, at: NDArray[np.int64]) -> list[Part]:
-        return [Part(self._store, self._info.is_sorted, at, np.arange(len(at)))]
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        return Request([self._source], np.zeros(len(at), np.int64), at)
+
+    @cached_property
+    def _source(self) -> Source:
+        return source(self._store, is_sorted=self._info.is_sorted)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         name = obsm_array(key)
@@ -377,6 +381,7 @@ class SingleCellDataset(CellReader):
     def close(self) -> None:
         """Let go of files and memory."""
         self._views = []
+        self.__dict__.pop("_source", None)
         self._store.close()
 
     def load(self, stored_path: Path) -> None:

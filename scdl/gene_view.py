@@ -17,7 +17,7 @@ from scdl.errors import OutputError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.genes import BlockGenes, Duplicates, GeneSpace, Missing, gene_space
 from scdl.genes import Genes as Genes
-from scdl.joining import Dtypes, Lookup, Part, join_mapped
+from scdl.joining import Dtypes, Lookup, Request, join_mapped
 from scdl.neighbors import NeighborGraph
 from scdl.rows import CellReader, Origin
 from scdl.schema import INDEX, Block, Info, smallest_unsigned
@@ -153,8 +153,8 @@ class GeneView(CellReader):
             return np.zeros(len(at), np.int64)
         return self._space.table_of[np.searchsorted(self._block_stops, at, side="right")]
 
-    def _parts(self, at: NDArray[np.int64]) -> list[Part]:
-        return self._cells._parts(at)
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        return self._cells._request(at)
 
     def _read(
         self,
@@ -168,12 +168,10 @@ class GeneView(CellReader):
         given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
         if not np.can_cast(self.index_dtype, given, "safe"):
             raise OutputError(f"index_dtype {given} does not hold the ids of {n_vars} genes")
-        parts, tables = self._cells._parts(at), self._tables(at)
+        request, tables = self._cells._request(at), self._tables(at)
         dtypes = Dtypes(self._cells.data_dtype, self._cells.index_dtype, given)
-        rows = join_mapped(parts, dtypes, Lookup(space.genes, space.bounds, tables))
-        in_order = all(part.is_sorted for part in parts)
-        if ordered and not (in_order and bool(space.in_order[tables].all())):
-            rows = csr.clean(rows, n_vars, repr(self))
+        lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
+        rows = join_mapped(request, dtypes, lookup, n_vars, ordered=ordered)
         batch = CellBatch(*rows, n_vars=n_vars, rows=at)
         if self._missing != "mask":
             return batch

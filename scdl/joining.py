@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,13 +11,42 @@ from numpy.typing import NDArray
 
 from scdl import csr, recycled
 from scdl.errors import ArchiveFormatError
-from scdl.schema import DATA, INDICES
+from scdl.schema import MATRIX
 from storage_backends.base import ArrayStore
 from storage_backends.threads import for_each
 
+#: Rows that are touched to find out whether the others are in memory.
+_SAMPLE = 24
+#: Pages in memory are there in less; also on a busy machine most of them are.
+_WARM_NANOSECONDS = 40_000
 
-class Part(NamedTuple):
-    """The rows of a request that one archive has.
+
+class Mapped(NamedTuple):
+    """Where the arrays of an archive that is mapped to memory are.
+
+    Attributes
+    ----------
+    addresses
+        Of values, column ids and offsets.
+    offset_bytes
+        Of one offset.
+    length
+        Stored values.
+    dtypes
+        Of values and column ids.
+    owners
+        What keeps the memory alive.
+    """
+
+    addresses: tuple[int, int, int]
+    offset_bytes: int
+    length: int
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]]
+    owners: Sequence[NDArray[Any]]
+
+
+class Source(NamedTuple):
+    """An archive to read rows from.
 
     Attributes
     ----------
@@ -24,16 +54,36 @@ class Part(NamedTuple):
         The archive.
     is_sorted
         Whether the genes of each cell are stored in rising order, each once.
-    rows
-        Rows within the archive, int64.
-    places
-        Where each of them stands in the request, int64.
+    mapped
+        Its arrays, where they are mapped to memory.
     """
 
     store: ArrayStore
     is_sorted: bool
+    mapped: Mapped | None
+
+
+class Request(NamedTuple):
+    """Rows of archives, in the order in which they are asked for.
+
+    Attributes
+    ----------
+    sources
+        The archives, those that have a row.
+    which
+        Position in `sources` of each row, int64.
+    rows
+        Rows within their archives, int64.
+    """
+
+    sources: Sequence[Source]
+    which: NDArray[np.int64]
     rows: NDArray[np.int64]
-    places: NDArray[np.int64]
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the genes of all cells are stored in rising order, each once."""
+        return all(source.is_sorted for source in self.sources)
 
 
 class Lookup(NamedTuple):
@@ -45,32 +95,16 @@ class Lookup(NamedTuple):
         Tables one after the other: of each gene its place in the gene space, -1 where it has none.
     bounds
         Where each table begins, and the end of the last; int64.
+    in_order
+        Of each table, whether genes that rise in the block rise in the gene space, each once.
     table_of
         The table of each row of a request, int64.
     """
 
     genes: NDArray[np.int32]
     bounds: NDArray[np.int64]
+    in_order: NDArray[np.bool_]
     table_of: NDArray[np.int64]
-
-
-class _Located(NamedTuple):
-    """Where the rows of a request are in memory, in its order.
-
-    Attributes
-    ----------
-    data, indices
-        Addresses of the values and of the column ids of each row.
-    lengths
-        Stored values of each row.
-    owners
-        What keeps the memory alive.
-    """
-
-    data: NDArray[np.int64]
-    indices: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    owners: list[NDArray[Any]]
 
 
 class Dtypes(NamedTuple):
@@ -81,7 +115,19 @@ class Dtypes(NamedTuple):
     indices: np.dtype[Any]
 
 
-def join(parts: Sequence[Part], dtypes: Dtypes, *, concurrently: bool = False) -> csr.SparseRows:
+def source(store: ArrayStore, *, is_sorted: bool) -> Source:
+    """An archive, and where its arrays are mapped."""
+    views = [store.view(name) for name in MATRIX]
+    if any(view is None for view in views):
+        return Source(store, is_sorted, None)
+    data, indices, indptr = (np.asarray(view) for view in views)
+    addresses = data.ctypes.data, indices.ctypes.data, indptr.ctypes.data
+    dtypes = data.dtype, indices.dtype
+    mapped = Mapped(addresses, indptr.itemsize, len(data), dtypes, (data, indices, indptr))
+    return Source(store, is_sorted, mapped)
+
+
+def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr.SparseRows:
     """Rows of archives in the order of a request, as they are stored.
 
     Parameters
@@ -91,19 +137,18 @@ def join(parts: Sequence[Part], dtypes: Dtypes, *, concurrently: bool = False) -
     """
     from scdl import _join_kernels
 
-    found = _locate(parts, dtypes)
-    indptr = _offsets(found.lengths)
+    # What was read for the request must live until it is copied.
+    rows, _owners = _locate(request, dtypes)
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(rows[:, 2], out=indptr[1:])
     total = int(indptr[-1])
     data = recycled.empty(total, dtypes.data)
     indices = recycled.empty(total, dtypes.indices)
     unit = _unit(dtypes.data)
-    copies = [
-        (found.data, np.empty(0, unit), data.view(unit)),
-        (found.indices, np.empty(0, dtypes.stored), indices),
-    ]
+    copies = [(0, np.empty(0, unit), data.view(unit)), (1, np.empty(0, dtypes.stored), indices)]
 
-    def copy(one: tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]) -> None:
-        _join_kernels.copy_rows(one[0], found.lengths, one[1], one[2])
+    def copy(one: tuple[int, NDArray[Any], NDArray[Any]]) -> None:
+        _join_kernels.copy_rows(rows[:, one[0]], rows[:, 2], one[1], one[2])
 
     if concurrently and total >= csr.MANY_VALUES:
         for_each(copy, copies)
@@ -113,10 +158,20 @@ def join(parts: Sequence[Part], dtypes: Dtypes, *, concurrently: bool = False) -
     return csr.SparseRows(data, indices, indptr)
 
 
-def join_mapped(parts: Sequence[Part], dtypes: Dtypes, lookup: Lookup) -> csr.SparseRows:
+def join_mapped(
+    request: Request, dtypes: Dtypes, lookup: Lookup, n_vars: int, *, ordered: bool
+) -> csr.SparseRows:
     """Rows of archives in the order of a request, with the genes of one gene space.
 
-    Genes that it lacks are left out, the others stay in the order in which they are stored.
+    Genes that it lacks are left out.
+
+    Parameters
+    ----------
+    lookup, n_vars
+        The gene space, and its genes.
+    ordered
+        Whether the genes of each cell must come in rising order, each once; several that are one
+        are summed then.
 
     Raises
     ------
@@ -125,50 +180,87 @@ def join_mapped(parts: Sequence[Part], dtypes: Dtypes, lookup: Lookup) -> csr.Sp
     """
     from scdl import _join_kernels
 
-    found = _locate(parts, dtypes)
-    total = int(found.lengths.sum())
+    rows, _owners = _locate(request, dtypes)
+    rows[:, 3] = lookup.table_of
+    lengths = rows[:, 2].copy()
+    total = int(lengths.sum())
     data = recycled.empty(total, dtypes.data)
     indices = recycled.empty(total, dtypes.indices)
-    indptr = np.empty(len(found.lengths) + 1, np.int64)
-    rows = np.stack([found.data, found.indices, found.lengths, lookup.table_of], axis=1)
-    like = np.empty(0, dtypes.stored)
-    kept = _join_kernels.map_rows(
-        rows, lookup.genes, lookup.bounds, like, data.view(_unit(dtypes.data)), indices, indptr
-    )
-    if kept == _join_kernels.OUT_OF_RANGE:
-        paths = ", ".join(part.store.path for part in parts)
+    tables = lookup.genes, lookup.bounds, np.empty(0, dtypes.stored)
+    out = data.view(_unit(dtypes.data)), indices
+    in_order = request.is_sorted and bool(lookup.in_order[lookup.table_of].all())
+    done = _join_kernels.REPEATED
+    if ordered and not in_order:
+        done = _join_kernels.map_rows_sorted(rows, *tables, *out, n_vars)
+    if sums := done == _join_kernels.REPEATED:
+        rows[:, 2] = lengths
+        done = _join_kernels.map_rows(rows, *tables, *out)
+    where = ", ".join(source.store.path for source in request.sources[:3])
+    if done == _join_kernels.OUT_OF_RANGE:
         raise ArchiveFormatError(
-            f"{paths}: a column id is not below the number of genes of its block; the archive is "
+            f"{where}: a column id is not below the number of genes of its block; the archive is "
             "damaged, convert the source again"
         )
-    return csr.SparseRows(data[:kept], indices[:kept], indptr)
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(rows[:, 2], out=indptr[1:])
+    found = csr.SparseRows(data[: indptr[-1]], indices[: indptr[-1]], indptr)
+    return csr.clean(found, n_vars, where) if ordered and not in_order and sums else found
 
 
-def _locate(parts: Sequence[Part], dtypes: Dtypes) -> _Located:
-    n = sum(len(part.rows) for part in parts)
-    found = _Located(np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64), [])
-    for part in parts:
-        data, indices = part.store.view(DATA), part.store.view(INDICES)
-        if data is not None and indices is not None:
-            starts, stops = csr.plan(part.store, "", part.rows)
-        if data is None or indices is None or (data.dtype, indices.dtype) != dtypes[:2]:
-            # Read for good, in the types that all have in common.
-            rows = csr.read(part.store, "", part.rows)
-            data, indices, starts, stops = *rows[:2], rows.indptr[:-1], rows.indptr[1:]
-            data, indices = data.astype(dtypes.data, copy=False), indices.astype(dtypes.stored)
-        # Plain arrays: those that are mapped are slow to ask for their address.
-        data, indices = np.asarray(data), np.asarray(indices)
-        found.data[part.places] = data.ctypes.data + starts * data.itemsize
-        found.indices[part.places] = indices.ctypes.data + starts * indices.itemsize
-        found.lengths[part.places] = stops - starts
-        found.owners.extend((data, indices))
-    return found
+def is_cold(request: Request) -> bool:
+    """Whether some of the rows have to come from a disk; touches a few of them, in microseconds.
+
+    Asking every archive of many takes longer than to read from the page cache. True where rows are
+    not mapped: the archives know better.
+    """
+    chosen = range(0, len(request.rows), max(1, len(request.rows) // _SAMPLE))
+    n_slow = 0
+    for i in chosen:
+        mapped = request.sources[request.which[i]].mapped
+        if mapped is None:
+            return True
+        data, indices, indptr = mapped.owners
+        began = time.perf_counter_ns()
+        start = int(indptr[request.rows[i]])
+        if start < len(data):
+            data[start].tobytes(), indices[start].tobytes()
+        n_slow += time.perf_counter_ns() - began > _WARM_NANOSECONDS
+        if n_slow > 1:
+            return True
+    return False
 
 
-def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    indptr = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=indptr[1:])
-    return indptr
+def _locate(request: Request, dtypes: Dtypes) -> tuple[NDArray[np.int64], list[Any]]:
+    """Where rows are in memory: n x 4, see ``map_rows``; and what keeps that memory alive.
+
+    What is not mapped, or is of other types than all have in common, is read for good.
+    """
+    from scdl import _join_kernels
+
+    sources = request.sources
+    out = np.empty((len(request.rows), 4), np.int64)
+    arrays = np.zeros((len(sources), 5), np.int64)
+    owners: list[Any] = []
+    for i, one in enumerate(sources):
+        if one.mapped is not None and one.mapped.dtypes == dtypes[:2]:
+            arrays[i] = *one.mapped.addresses, one.mapped.offset_bytes, one.mapped.length
+            owners.append(one.mapped.owners)
+            continue
+        places = np.flatnonzero(request.which == i)
+        rows = csr.read(one.store, "", request.rows[places])
+        data = rows.data.astype(dtypes.data, copy=False)
+        indices = rows.indices.astype(dtypes.stored, copy=False)
+        out[places, 0] = data.ctypes.data + rows.indptr[:-1] * data.itemsize
+        out[places, 1] = indices.ctypes.data + rows.indptr[:-1] * indices.itemsize
+        out[places, 2] = np.diff(rows.indptr)
+        owners.append((data, indices))
+    sizes = dtypes.data.itemsize, dtypes.stored.itemsize
+    bad = _join_kernels.locate_rows(request.which, request.rows, arrays, *sizes, out)
+    if bad >= 0:
+        # Reading it says what is wrong.
+        damaged = sources[request.which[bad]].store
+        csr.plan(damaged, "", request.rows[bad : bad + 1])
+    return out, owners
 
 
 def _unit(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -93,18 +93,20 @@ class Members(Sequence[SingleCellDataset]):
         """Their archives, opened one after the other."""
         return _Stores(self)
 
+    def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
+        """Members of some cells; of each cell its position in that list, and row in its member."""
+        member = np.searchsorted(self.starts, at, side="right") - 1
+        there = np.flatnonzero(np.bincount(member, minlength=len(self)))
+        places = np.empty(len(self), np.int64)
+        places[there] = np.arange(len(there))
+        return there.tolist(), places[member], at - self.starts[member]
+
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Cells by member: which one, rows within it, and places in the request."""
-        if len(at) == 0:
-            return
-        member = np.searchsorted(self.starts, at, side="right") - 1
-        # Few are asked of many: members in order, and of each its cells as they were asked for.
-        order = np.argsort(member, kind="stable")
-        numbers, first = np.unique(member[order], return_index=True)
-        edges = [*first.tolist(), len(at)]
-        for i, number in enumerate(numbers.tolist()):
-            places = order[edges[i] : edges[i + 1]]
-            yield number, at[places] - self.starts[number], places
+        members, which, rows = self.find(at)
+        for i, number in enumerate(members):
+            places = np.flatnonzero(which == i)
+            yield number, rows[places], places
 
 
 class _Stores(Sequence[ArrayStore]):

@@ -14,7 +14,7 @@ from scdl import csr
 from scdl.batch import CellBatch, NeighborPair
 from scdl.errors import FeatureNotFoundError, NeighborError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures
-from scdl.joining import Part
+from scdl.joining import Request
 from scdl.neighbors import NeighborGraph
 from scdl.schema import Info, check_columns
 
@@ -49,8 +49,7 @@ class CellReader(ABC):
     """Cells by row: what users of BioNeMo-SCDL know, over a few primitives.
 
     A subclass says what it holds (:attr:`info` and the other properties), and reads by
-    :meth:`_read`, :meth:`_parts` and :meth:`_vectors`; it may override :meth:`_row` with something
-    faster.
+    :meth:`_read`, :meth:`_request` and :meth:`_vectors`; it may override :meth:`_row`.
     """
 
     @property
@@ -129,7 +128,7 @@ class CellReader(ABC):
         """The cells at some positions, without obs and obsm."""
 
     @abstractmethod
-    def _parts(self, at: NDArray[np.int64]) -> list[Part]:
+    def _request(self, at: NDArray[np.int64]) -> Request:
         """Which rows of which archives the cells at some positions are."""
 
     @abstractmethod
