@@ -231,12 +231,7 @@ class SingleCellCollection(CellReader):
             One is missing or damaged.
         """
         for record, store in zip(self._members.records, self._members.stores(), strict=True):
-            found = Member.of(record.path, store)
-            if found != record:
-                raise CollectionError(
-                    f"{record.path}: its genes changed since it became a member of the "
-                    "collection; refresh() describes it anew"
-                )
+            record.check(store, genes=True)
 
     def save_manifest(self, directory: Path | None = None) -> None:
         """Write what opening the members found, so that the next opening need not.

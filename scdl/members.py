@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scdl import csr
 from scdl.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, ScdlError
-from scdl.manifest import Member, absolute, distinct, genes_hash
+from scdl.manifest import Member, absolute, distinct
 from scdl.neighbors import NeighborGraph, NeighborStats
 from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, united
@@ -49,6 +49,7 @@ class Members(Sequence[SingleCellDataset]):
         # Threads share it without a lock, which a fork could inherit locked: at worst two of them
         # open the same member.
         self._open: OrderedDict[int, SingleCellDataset] = OrderedDict()
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -86,7 +87,9 @@ class Members(Sequence[SingleCellDataset]):
             raise CollectionError(
                 f"{record.path}: this member of the collection cannot be read: {error.strerror}"
             ) from error
-        record.check(member.store)
+        # Genes are compared at the first opening: a gene space relies on them.
+        record.check(member.store, genes=number not in self._checked)
+        self._checked.add(number)
         return member
 
     def stores(self) -> Sequence[ArrayStore]:
@@ -216,13 +219,7 @@ class MemberTables:
         if name == OBS:
             return united(self._sources(columns)).read_all()
         member, block = self._blocks[name]
-        store, record = self._members[member].store, self._members.records[member]
-        if genes_hash(store, block) != record.genes[block]:
-            raise CollectionError(
-                f"{record.path}: its genes changed since it became a member of the collection; "
-                "refresh() describes it anew"
-            )
-        return store.read_table(var_table(block), columns)
+        return self._members[member].store.read_table(var_table(block), columns)
 
     def _sources(self, columns: Sequence[str] | None) -> list[TableSource]:
         return [MemberObs(self._members, i, columns) for i in range(len(self._members))]
