@@ -23,7 +23,7 @@ BENCH_DATA := celltypist==1.7.1
 .PHONY: help demo test lint format types bench bench-zarr bench-loader bench-collections test-next wheel lock clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [DEST=archive]
 	@$(BIN)/python -m benchmarks.demo $(if $(H5AD),"$(H5AD)") $(if $(DEST),--dest "$(DEST)")
