@@ -100,6 +100,8 @@ class SingleCellCollection(CellReader):
             "fallback_to_identity": fallback_to_identity,
         }
         self._max_open = max_open
+        #: Members whose genes need not be compared with their description.
+        self._described_here: set[str] = set()
         #: The directory of the collection; None where it was made of a list of paths.
         self.data_path: str | None = None
         if isinstance(data_path, str | os.PathLike):
@@ -148,11 +150,13 @@ class SingleCellCollection(CellReader):
                     f"{path}: this is a collection, not an archive; list its members, or flatten it"
                 )
         try:
-            return Member.of(path, SingleCellDataset(path).store)
+            record = Member.of(path, SingleCellDataset(path).store)
         except ScdlError:
             raise
         except OSError as error:
             raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
+        self._described_here.add(path)
+        return record
 
     def _use(self, records: Sequence[Member]) -> None:
         """Become the collection of these members, in one step."""
@@ -169,14 +173,14 @@ class SingleCellCollection(CellReader):
                 f"{gone[0]}: this member of the collection is missing, and {len(gone) - 1} others; "
                 "put them back, or leave them out of a list of paths"
             )
-        members = Members(records, self._max_open, self._neighbors)
+        members = Members(records, self._max_open, self._neighbors, self._described_here)
         for name in _DERIVED:
             self.__dict__.pop(name, None)
         self._members = members
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
-        return state | {"records": self._members.records}
+        return state | {"records": self._members.records, "_described_here": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         records = state.pop("records")

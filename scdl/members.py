@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
@@ -19,7 +19,7 @@ from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, Sc
 from scdl.manifest import Member, absolute, distinct
 from scdl.neighbors import NeighborGraph, NeighborStats
 from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, var_table
-from scdl.tables import NoTable, StoredTable, TableSource, united
+from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
 from storage_backends.base import ArrayStore
 
 
@@ -34,10 +34,16 @@ class Members(Sequence[SingleCellDataset]):
         How many stay open.
     options
         Of :class:`SingleCellDataset`: about neighbours.
+    described
+        Paths of which the genes need not be compared: they were described a moment ago.
     """
 
     def __init__(
-        self, records: Sequence[Member], max_open: int, options: Mapping[str, Any]
+        self,
+        records: Sequence[Member],
+        max_open: int,
+        options: Mapping[str, Any],
+        described: Collection[str] = (),
     ) -> None:
         self.records = tuple(records)
         self.names = distinct(os.path.basename(r.path.rstrip("/")) for r in self.records)
@@ -49,7 +55,7 @@ class Members(Sequence[SingleCellDataset]):
         # Threads share it without a lock, which a fork could inherit locked: at worst two of them
         # open the same member.
         self._open: OrderedDict[int, SingleCellDataset] = OrderedDict()
-        self._checked: set[int] = set()
+        self._checked = {i for i, record in enumerate(self.records) if record.path in described}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -162,22 +168,20 @@ class MemberObs(TableSource):
     def __init__(
         self, members: Members, number: int, columns: Sequence[str] | None = None, prefix: str = ""
     ) -> None:
-        self._members, self._number, self._columns = members, number, columns
-        self._prefix = prefix
-        self.num_rows = members.records[number].n_obs
-        source = self._source()
-        self.schema = source.schema
-        self.categories = source.categories
-
-    def _source(self) -> TableSource:
-        if not self._members.records[self._number].has_obs:
-            return NoTable(self.num_rows)
-        store = self._members[self._number].store
-        return StoredTable(store, OBS, self.num_rows, columns=self._columns)
+        self._members, self._number, self._prefix = members, number, prefix
+        record = members.records[number]
+        source: TableSource = NoTable(record.n_obs)
+        if record.has_obs:
+            source = StoredTable(members[number].store, OBS, record.n_obs, columns=columns)
+        self.num_rows = record.n_obs
+        self.schema, self.categories = source.schema, source.categories
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         """Rows ``[start, stop)``."""
-        batch = self._source().read(start, stop)
+        if not self.schema.names:
+            return NoTable(self.num_rows).read(start, stop)
+        store = self._members[self._number].store
+        batch = read_batch(store, OBS, self.schema.names, start, stop)
         if self._prefix and INDEX in batch.schema.names:
             at = batch.schema.get_field_index(INDEX)
             field = batch.schema.field(at)

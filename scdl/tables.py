@@ -64,15 +64,21 @@ class StoredTable(TableSource):
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         first = self._start
-        if self._columns == []:
-            return NoTable(self.num_rows).read(start, stop)
-        table = self._store.read_table(self._name, self._columns, first + start, first + stop)
-        table = table.combine_chunks()
-        return pa.RecordBatch.from_arrays(
-            [column.chunk(0) if column.num_chunks else pa.array([], column.type)
-             for column in table.columns],
-            schema=table.schema,
-        )  # fmt: skip
+        return read_batch(self._store, self._name, self._columns, first + start, first + stop)
+
+
+def read_batch(
+    store: ArrayStore, name: str, columns: Sequence[str] | None, start: int, stop: int
+) -> pa.RecordBatch:
+    """Rows ``[start, stop)`` of some columns of a stored table (default: all) as one batch."""
+    if columns is not None and not columns:
+        return NoTable(stop - start).read(0, stop - start)
+    table = store.read_table(name, columns, start, stop).combine_chunks()
+    return pa.RecordBatch.from_arrays(
+        [column.chunk(0) if column.num_chunks else pa.array([], column.type)
+         for column in table.columns],
+        schema=table.schema,
+    )  # fmt: skip
 
 
 class NoTable(TableSource):
