@@ -18,7 +18,7 @@ LAYERS = [
     {"scdl.loader_options", "scdl.orders"},
     {"scdl.epochs", "scdl.prefetch", "scdl.training_batch", "scdl.vocabulary"},
     {"scdl.bionemo", "scdl.collection"},
-    {"scdl.flatten"},
+    {"scdl.flatten", "scdl.joined_cells"},
     {"scdl.members"},
     {"scdl.manifest"},
     {"scdl.dataset"},

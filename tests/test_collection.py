@@ -155,6 +155,59 @@ class TestReading:
         assert found.select_genes("union", missing="zero").shape()[0] == 41
         assert found.get_neighbor_stats()["cells_with_no_neighbors"] >= 21
 
+    def test_members_that_take_turns_to_be_open(self, ragged: Ragged) -> None:
+        """Threads read while others close what they read from."""
+        pytest.importorskip("torch")
+        narrow = scdl.SingleCellCollection(ragged.paths, max_open=1)
+        for epoch in range(3):
+            loader = scdl.SingleCellLoader(narrow, 8, order="random", seed=epoch, neighbors=1)
+            for batch in loader:
+                for part in (batch, batch.neighbors):
+                    expected = ragged.dense(part.rows.tolist())
+                    np.testing.assert_array_equal(part.x.to_dense().numpy(), expected)
+        assert len(narrow._members._open) == 1
+
+    def test_without_obs(self, ragged: Ragged) -> None:
+        """Archives of BioNeMo-SCDL 0.1.1 have none."""
+        golden = Path(__file__).parent / "golden"
+        bare = scdl.SingleCellCollection([golden / "ragged_v011"])
+        assert bare.obs_features() is None
+        with pytest.raises(FeatureNotFoundError, match="no obs"):
+            bare.read_rows([0], obs=["age"])
+        both = scdl.SingleCellCollection([golden / "ragged_v011", ragged.paths[0]])
+        assert both.shape() == (32, [12, 9, 12])
+        assert both.obs["type"].isna().tolist() == [True] * 12 + [False] * 20
+        assert [*both.read_rows([3, 20], obs=["type"]).obs["type"]] == [
+            None, ragged.parts[0].obs["type"].iloc[8]
+        ]  # fmt: skip
+        expected = scdl.open(golden / "ragged_v011").read_rows([3, 9]).to_dense()
+        np.testing.assert_array_equal(both.read_rows([3, 9]).to_dense(), expected)
+
+    def test_splits(self, collection: Any, tmp_path: Path) -> None:
+        splits = scdl.split(collection, {"train": 0.8, "test": 0.2}, by="type", seed=0)
+        assert sum(len(splits[name]) for name in ("train", "test")) == len(collection)
+
+    def test_cold_rows_are_told_to_their_members(
+        self, collection: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from scdl import joining
+
+        told: list[int] = []
+
+        def tell(self: Any, rows: np.ndarray) -> None:
+            told.append(len(rows))
+
+        monkeypatch.setattr(scdl.SingleCellDataset, "will_need", tell)
+        memmap = np.arange(20)
+        collection.will_need(memmap)
+        monkeypatch.setattr(joining, "_WARM_NANOSECONDS", -1)
+        told.clear()
+        collection.will_need(memmap)
+        assert told == [20]
+        # Rows that are not mapped are left to their archive.
+        collection.will_need(np.array([25, 0]))
+        assert told == [20, 1, 1]
+
 
 class TestNeighbors:
     def test_graphs_are_shifted(self, collection: Any, ragged: Ragged) -> None:
@@ -520,6 +573,21 @@ class TestBadInput:
             file.truncate(6)
         with pytest.raises(ArchiveFormatError, match=r"m0.data\.npy"):
             scdl.open(copied.paths[0].parent)
+
+    def test_a_member_that_cannot_be_read(
+        self, copied: Ragged, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = scdl.SingleCellCollection(copied.paths)
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(scdl.SingleCellDataset, "_open", refuse)
+        for read in (lambda: made.read_rows([0]), lambda: scdl.SingleCellCollection(copied.paths)):
+            with pytest.raises(
+                CollectionError, match=r"m0: .* cannot be read: .*Permission denied"
+            ):
+                read()
 
     def test_a_member_of_a_newer_version(self, copied: Ragged) -> None:
         file = copied.paths[0] / "scdl" / "manifest.json"
