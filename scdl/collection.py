@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from scdl.dataset import Path, SingleCellDataset
 from scdl.errors import (
@@ -251,17 +252,27 @@ class SingleCellCollection(JoinedCells):
         write_manifest(target, self._members.records)
         self.data_path = target
 
-    def load_h5ad(self, h5ad_path: Path, **options: Unpack[ConvertOptions]) -> None:
+    def load_h5ad(
+        self,
+        h5ad_path: Path,
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        use_X_not_raw: bool = False,
+        **options: Unpack[ConvertOptions],
+    ) -> None:
         """Convert an AnnData file into the directory of the collection, and append its cells.
 
         Parameters
         ----------
         h5ad_path
             The file; its stem is the name of the member, with a number where there is one already.
+        paginated_load_cutoff, load_block_row_size, use_X_not_raw
+            As for :class:`scdl.SingleCellMemMapDataset`.
         **options
-            As for :func:`scdl.convert`.
+            As for :func:`scdl.convert`; values are stored as float32 unless ``data_dtype`` says
+            otherwise.
         """
-        self.add(self._convert(h5ad_path, options))
+        self.add(self._convert(h5ad_path, _documented(load_block_row_size, use_X_not_raw, options)))
         self.save_manifest()
 
     def load_h5ad_multi(
@@ -269,7 +280,10 @@ class SingleCellCollection(JoinedCells):
         directory_path: Path,
         max_workers: int = 5,
         use_processes: bool = False,
-        **options: Unpack[ConvertOptions],
+        data_dtype: DTypeLike | None = None,
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        use_X_not_raw: bool = False,
     ) -> None:
         """Convert all ``*.h5ad`` in a directory and below, and append their cells.
 
@@ -279,8 +293,10 @@ class SingleCellCollection(JoinedCells):
             Where the files are.
         max_workers, use_processes
             Accepted, and without effect: files are read one after the other, in threads.
-        **options
-            As for :func:`scdl.convert`.
+        data_dtype
+            Type of the stored values; default float32.
+        paginated_load_cutoff, load_block_row_size, use_X_not_raw
+            As for :class:`scdl.SingleCellMemMapDataset`; :meth:`load_h5ad` takes further options.
 
         Raises
         ------
@@ -289,6 +305,8 @@ class SingleCellCollection(JoinedCells):
         ConversionError
             A file cannot be converted; the others are members all the same.
         """
+        given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
+        options = _documented(load_block_row_size, use_X_not_raw, given)
         pattern = os.path.join(glob.escape(os.fspath(directory_path)), "**", "*.h5ad")
         sources = sorted(glob.glob(pattern, recursive=True))
         if not sources:
@@ -423,6 +441,14 @@ def open(path: Path, **options: Any) -> SingleCellDataset | SingleCellCollection
     ):
         return SingleCellCollection(path, **options)
     return SingleCellDataset(path, **options)
+
+
+def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:
+    """Options of conversions, and what the documented ones mean."""
+    given: ConvertOptions = {"data_dtype": "float32", "block_rows": block_rows}
+    if use_X_not_raw:
+        given["matrix"] = "X"
+    return {**given, **options}
 
 
 def _is_empty(directory: str) -> bool:

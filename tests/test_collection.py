@@ -535,8 +535,12 @@ class TestDocumentedNames:
         write_h5ad(tmp_path / "in" / "b.h5ad", random_cells(5, 4))
         write_h5ad(tmp_path / "in" / "deep" / "b.h5ad", random_cells(6, 4))
         made = scdl.SingleCellCollection(tmp_path / "made")
-        made.load_h5ad_multi(tmp_path / "in", max_workers=2, data_dtype="float32")
+        made.load_h5ad_multi(tmp_path / "in", 2, False, "float64", 1_000, 2, True)
         assert made.shape() == (11, [4])
+        assert made.data_dtype == np.float64
+        made.load_h5ad(tmp_path / "in" / "b.h5ad", 1_000, 2, True)
+        assert scdl.open(tmp_path / "made" / "b-3").data_dtype == np.float32
+        assert scdl.open(tmp_path / "made" / "b-3").info.matrices == ("X",)
         with pytest.raises(SourceNotFoundError, match=r"no \*\.h5ad"):
             made.load_h5ad_multi(tmp_path / "made")
         (tmp_path / "in" / "broken.h5ad").write_bytes(b"this is no HDF5")
