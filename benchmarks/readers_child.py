@@ -51,8 +51,8 @@ def sums(path: str) -> dict[str, Any]:
     return {"sums": [len(dataset), values, total, weighted]}
 
 
-#: Cells that are read at once for dense batches, which are then cut from them.
-_READ_CELLS = 1_024
+#: Blocks that are read at once, as many as annbatch takes; batches are cut from them.
+_READ_BLOCKS = 64
 
 
 def epoch(
@@ -80,7 +80,7 @@ def cold_epoch(path: str, block: int, batch: int, seed: int) -> dict[str, Any]:
 def _epoch(
     dataset: Any, block: int, batch: int, seed: int, dense: bool = False, limit: int | None = None
 ) -> dict[str, Any]:
-    read = max(batch, _READ_CELLS) if dense else batch
+    read = max(batch, block * _READ_BLOCKS) if block > 1 else batch
     cells = count = 0
     start = time.perf_counter()
     for rows in _blocks(len(dataset), block, read, seed):

@@ -58,8 +58,9 @@ _METHOD = (
     f"and {THREADS} threads. The page cache is warm, but where a figure says otherwise. Memory is "
     "the peak of resident anonymous memory, seen every 5 ms, over that after import and a "
     f"conversion of {_FEW_CELLS} cells. Archives hold the same matrix, of cells and genes in their "
-    f"original order. An epoch reads all cells once, in random order of blocks of {BLOCK}, as "
-    f"batches of {BATCH:,}; random cells are {BATCH:,} single ones a batch"
+    f"original order. An epoch reads all cells once, in random order of blocks of {BLOCK}, of "
+    f"which both take {PRELOAD} at once, as batches of {BATCH:,}; random cells are {BATCH:,} "
+    "single ones a batch"
 )
 
 
@@ -250,7 +251,7 @@ def dense(bench: Bench) -> list[Outcome]:
         ratio = ours.over(rates["balanced"])
         title = "dense epoch, archive over balanced"
         note = (
-            f"batches of {DENSE_BATCH} cells as float32; scdl reads 16 blocks at once; annbatch's "
+            f"batches of {DENSE_BATCH} cells as float32; both take 64 blocks at once; annbatch's "
             "loader shuffles the blocks that it takes, and scipy makes its batches dense"
         )
         outcomes.append(Outcome(title, at_least(1, "x"), ratio, ours, None, _RATE, note))

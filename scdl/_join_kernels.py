@@ -123,34 +123,55 @@ def locate_rows_numpy(
 
 @kernel
 def copy_rows(
-    addresses: NDArray[np.int64], lengths: NDArray[np.int64], like: NDArray[Any], out: NDArray[Any]
-) -> None:
-    """Copy rows one after the other into `out`.
+    rows: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    like: NDArray[Any],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> np.uint64:
+    """Copy rows one after the other; returns the largest column id, or 0.
 
     Parameters
     ----------
-    addresses, lengths
-        Where the numbers of each row are, and how many; the caller has checked them.
+    rows
+        n x 4, see :func:`locate_rows`.
+    indptr
+        Offsets of the rows in the outputs.
     like
-        Any array of the dtype that they have.
-    out
-        As long as all of them, of that dtype or of integers that hold it.
+        Any array of the dtype that the column ids have.
+    out_data, out_indices
+        Outputs, of the dtype of the values, and of that of the ids or of integers that hold it.
     """
-    position = 0
-    for i in range(len(addresses)):
-        piece = carray(_pointer(addresses[i], like), lengths[i])
-        target = out[position : position + lengths[i]]
+    largest = np.uint64(0)
+    for i in range(len(rows)):
+        values = carray(_pointer(rows[i, 0], out_data), rows[i, 2])
+        target = out_data[indptr[i] : indptr[i + 1]]
         for k in range(len(target)):
-            target[k] = piece[k]
-        position += lengths[i]
+            target[k] = values[k]
+        ids = carray(_pointer(rows[i, 1], like), rows[i, 2])
+        target_ids = out_indices[indptr[i] : indptr[i + 1]]
+        most = like.dtype.type(0)
+        for k in range(len(target_ids)):
+            most = max(most, ids[k])
+            target_ids[k] = ids[k]
+        largest = max(largest, np.uint64(most))
+    return largest
 
 
 def copy_rows_numpy(
-    addresses: NDArray[np.int64], lengths: NDArray[np.int64], like: NDArray[Any], out: NDArray[Any]
-) -> None:
+    rows: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    like: NDArray[Any],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> np.uint64:
     """The same as :func:`copy_rows` in NumPy."""
-    pieces = [_at(*row, like) for row in zip(addresses.tolist(), lengths.tolist(), strict=True)]
-    out[:] = np.concatenate([like[:0], *pieces])
+    largest = 0
+    for i, (data, indices, length, _) in enumerate(rows.tolist()):
+        part, ids = slice(indptr[i], indptr[i + 1]), _at(indices, length, like)
+        out_data[part], out_indices[part] = _at(data, length, out_data), ids
+        largest = max(largest, int(ids.max(initial=0)))
+    return np.uint64(largest)
 
 
 @kernel

@@ -40,6 +40,8 @@ class CellBatch:
         Columns of obs that were asked for, one value a cell.
     obsm
         Dense vectors that were asked for, n x width.
+    largest
+        No gene is beyond this one, where that is known.
     present
         In a gene space with ``missing="mask"``: which genes each gene space of the archives has,
         spaces x n_vars.
@@ -54,6 +56,7 @@ class CellBatch:
     rows: NDArray[np.int64]
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     obsm: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    largest: int | None = None
     present: NDArray[np.bool_] | None = None
     spaces: NDArray[np.int64] | None = None
 
@@ -75,6 +78,7 @@ class CellBatch:
             self.rows[start:stop],
             {name: values[start:stop] for name, values in self.obs.items()},
             {key: vectors[start:stop] for key, vectors in self.obsm.items()},
+            self.largest,
             self.present,
             None if self.spaces is None else self.spaces[start:stop],
         )
@@ -84,11 +88,16 @@ class CellBatch:
         """Cells and genes."""
         return len(self.rows), self.n_vars
 
+    def check_columns(self) -> None:
+        """Raise ArchiveFormatError where a gene is not below `n_vars`."""
+        if self.largest is None or self.largest >= self.n_vars:
+            check_columns(self.indices, self.n_vars)
+
     def to_scipy(self) -> scipy.sparse.csr_matrix:
         """As a scipy CSR matrix of n x n_vars; float16 becomes float32, which scipy needs."""
         import scipy.sparse
 
-        check_columns(self.indices, self.n_vars)
+        self.check_columns()
         # scipy computes with signed indices only.
         wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
         index_type = np.int64 if wide else np.int32
@@ -105,7 +114,7 @@ class CellBatch:
         wanted = self.data.dtype if dtype is None else np.dtype(dtype)
         # numba cannot compute with float16.
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
-        out = recycled.zeros(self.shape, np.float32 if wanted == np.float16 else wanted)
+        out = recycled.empty(self.shape, np.float32 if wanted == np.float16 else wanted)
         if not _kernels.fill_dense(data, self.indices, self.indptr, out):
             check_columns(self.indices, self.n_vars)
         return out.astype(wanted, copy=False)

@@ -116,7 +116,8 @@ class RowTensors(_Lazy):
     def collated(self) -> torch.Tensor:
         """All of them, as they were read, as one sparse CSR tensor."""
         values = tensors.row_values(self.batch.data, self.batch.n_vars)
-        return replace(self.batch, data=values).to_torch("csr")
+        same = values is self.batch.data
+        return (self.batch if same else replace(self.batch, data=values)).to_torch("csr")
 
 
 class RowPairs(_Lazy):

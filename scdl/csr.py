@@ -13,21 +13,27 @@ from scdl import recycled
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.schema import DATA, INDICES, INDPTR
 from storage_backends.base import ArrayStore
-from storage_backends.threads import for_each
+from storage_backends.threads import for_each, submit
 
 #: Values from which on it saves time to read them in one thread and their column ids in another.
 MANY_VALUES = 1 << 17
+
+_BITS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 #: What may select cells: one, a slice, positions, or a mask.
 Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
 
 
 class SparseRows(NamedTuple):
-    """Some rows in compressed sparse row form; `indptr` is int64 from 0."""
+    """Some rows in compressed sparse row form; `indptr` is int64 from 0.
+
+    No id is beyond `largest`, where that is known.
+    """
 
     data: NDArray[Any]
     indices: NDArray[Any]
     indptr: NDArray[np.int64]
+    largest: int | None = None
 
 
 def position(index: SupportsIndex, n_obs: int) -> int:
@@ -138,6 +144,42 @@ def read(
     return SparseRows(data, indices, indptr)
 
 
+def gather(
+    views: Sequence[NDArray[Any]],
+    rows: NDArray[np.int64],
+    index_dtype: np.dtype[Any],
+    *,
+    concurrently: bool = False,
+) -> SparseRows | None:
+    """As :func:`read`, from data, column ids and offsets in memory; None: offsets are damaged.
+
+    Parameters
+    ----------
+    views
+        The three arrays, of which ids are unsigned and as many as data.
+    index_dtype
+        An integer type that holds all column ids.
+    """
+    from scdl import _kernels
+
+    data, indices, offsets = views
+    starts, indptr = np.empty(len(rows), np.int64), np.empty(len(rows) + 1, np.int64)
+    if _kernels.locate_rows(offsets, rows, len(data), starts, indptr) >= 0:
+        return None
+    total = int(indptr[-1])
+    out_data, out_indices = recycled.empty(total, data.dtype), recycled.empty(total, index_dtype)
+    # One compiled kernel a size, whatever the numbers mean.
+    bits = _BITS[data.dtype.itemsize]
+    source, target = (data.view(bits), indices), (out_data.view(bits), out_indices)
+    if not concurrently or total < MANY_VALUES:
+        largest = _kernels.gather_rows(*source, starts, indptr, *target)
+        return SparseRows(out_data, out_indices, indptr, int(largest))
+    half = len(rows) // 2
+    first = submit(_kernels.gather_rows, *source, starts[:half], indptr[: half + 1], *target)
+    largest = _kernels.gather_rows(*source, starts[half:], indptr[half:], *target)
+    return SparseRows(out_data, out_indices, indptr, int(max(largest, first.result())))
+
+
 def row_spans(
     store: ArrayStore, prefix: str, n_rows: int, at_once: int, first_row: int = 0
 ) -> Iterator[tuple[int, int]]:
@@ -213,7 +255,7 @@ def clean(
     index_dtype = index_dtype or rows.indices.dtype
     data = recycled.empty(len(rows.data), rows.data.dtype)
     out = rows._replace(data=data, indices=recycled.empty(len(rows.indices), index_dtype))
-    n_unsorted = rowsort.sort_rows(*rows, n_vars, out.data, out.indices)
+    n_unsorted = rowsort.sort_rows(*rows[:3], n_vars, out.data, out.indices)
     if n_unsorted >= 0:
         return out
     # Damaged, or with repeated genes: either is rare, and takes the long way.

@@ -135,7 +135,10 @@ class SingleCellDataset(CellReader):
             )
         views = [self._store.view(name) for name in MATRIX]
         # Plain arrays slice several times faster than numpy.memmap does.
-        self._views = [np.asarray(view) for view in views if view is not None]
+        found = [np.asarray(view) for view in views if view is not None]
+        usable = len(found) == len(MATRIX) and found[1].dtype.kind == "u"
+        #: Values, ids and offsets, or nothing where they are not all in memory.
+        self._views = found if usable and len(found[0]) == len(found[1]) else []
 
     def _reopen(self) -> None:
         """Open what now stands at the path, and forget what was read from the old."""
@@ -176,10 +179,31 @@ class SingleCellDataset(CellReader):
         # Ids that have to be sorted are widened on the way.
         sorts = ordered and not self._info.is_sorted
         read_as = None if sorts else wide
-        cells = csr.read(self._store, "", at, read_as, concurrently=concurrently)
+        cells = self._stored_rows(at, read_as, concurrently)
         if sorts:
             cells = csr.clean(cells, self._info.max_n_vars, self._store.path, wide)
-        return CellBatch(*cells, n_vars=self._info.max_n_vars, rows=at)
+        return CellBatch(
+            cells.data,
+            cells.indices,
+            cells.indptr,
+            n_vars=self._info.max_n_vars,
+            rows=at,
+            largest=cells.largest,
+        )
+
+    def _stored_rows(
+        self, at: NDArray[np.int64], index_dtype: np.dtype[Any] | None, concurrently: bool
+    ) -> csr.SparseRows:
+        if self._views:
+            stored = self._views[1].dtype
+            if index_dtype is None or np.can_cast(stored, index_dtype, "safe"):
+                found = csr.gather(
+                    self._views, at, index_dtype or stored, concurrently=concurrently
+                )
+                if found is not None:
+                    return found
+        # Also says what is wrong.
+        return csr.read(self._store, "", at, index_dtype, concurrently=concurrently)
 
     def _request(self, at: NDArray[np.int64]) -> Request:
         return Request([self._source], np.zeros(len(at), np.int64), at)
@@ -201,7 +225,7 @@ class SingleCellDataset(CellReader):
         return out
 
     def _row(self, index: SupportsIndex) -> Row:
-        if len(self._views) < len(MATRIX):
+        if not self._views:
             return super()._row(index)
         data, indices, indptr = self._views
         at = csr.position(index, len(indptr) - 1)

@@ -117,7 +117,8 @@ class _View(Elements):
             n_columns = found[1].shape[1]
             value: Any = _matrix(sp.csr_matrix, self.csr(name, at), (len(at), n_columns))
         elif found is not None:
-            parts = csr.SparseRows(*(self.store.read(found[0] + part) for part in MATRIX))
+            data, indices, indptr = (self.store.read(found[0] + part) for part in MATRIX)
+            parts = csr.SparseRows(data, indices, indptr)
             value = _matrix(sp.csc_matrix, parts, found[1].shape)
             value = value if rows is None else value[rows]
         elif name in self.store.arrays:

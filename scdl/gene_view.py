@@ -172,7 +172,8 @@ class GeneView(CellReader):
         dtypes = Dtypes(self._cells.data_dtype, self._cells.index_dtype, given)
         lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
         rows = join_mapped(request, dtypes, lookup, n_vars, ordered=ordered)
-        batch = CellBatch(*rows, n_vars=n_vars, rows=at)
+        # The kernel gives no id beyond the vocabulary.
+        batch = CellBatch(*rows[:3], n_vars=n_vars, rows=at, largest=n_vars - 1)
         if self._missing != "mask":
             return batch
         return replace(batch, present=space.present, spaces=tables)

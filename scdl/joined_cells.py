@@ -146,7 +146,8 @@ class JoinedCells(CellReader):
         rows = join(request, dtypes, concurrently=concurrently)
         if ordered and not request.is_sorted:
             rows = csr.clean(rows, self.info.max_n_vars, repr(self))
-        return CellBatch(*rows, n_vars=self.info.max_n_vars, rows=at)
+        largest = rows.largest
+        return CellBatch(*rows[:3], n_vars=self.info.max_n_vars, rows=at, largest=largest)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         parts = [

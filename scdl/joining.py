@@ -13,7 +13,7 @@ from scdl import csr, recycled
 from scdl.errors import ArchiveFormatError
 from scdl.schema import MATRIX
 from storage_backends.base import ArrayStore
-from storage_backends.threads import for_each
+from storage_backends.threads import submit
 
 #: Rows that are touched to find out whether the others are in memory.
 _SAMPLE = 24
@@ -133,7 +133,7 @@ def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr
     Parameters
     ----------
     concurrently
-        Whether to copy values in one thread and column ids in another, where there are many.
+        Whether to copy half of the rows in another thread, where they are many.
     """
     from scdl import _join_kernels
 
@@ -144,18 +144,14 @@ def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr
     total = int(indptr[-1])
     data = recycled.empty(total, dtypes.data)
     indices = recycled.empty(total, dtypes.indices)
-    unit = _unit(dtypes.data)
-    copies = [(0, np.empty(0, unit), data.view(unit)), (1, np.empty(0, dtypes.stored), indices)]
-
-    def copy(one: tuple[int, NDArray[Any], NDArray[Any]]) -> None:
-        _join_kernels.copy_rows(rows[:, one[0]], rows[:, 2], one[1], one[2])
-
-    if concurrently and total >= csr.MANY_VALUES:
-        for_each(copy, copies)
-    else:
-        for one in copies:
-            copy(one)
-    return csr.SparseRows(data, indices, indptr)
+    out = np.empty(0, dtypes.stored), data.view(_unit(dtypes.data)), indices
+    if not concurrently or total < csr.MANY_VALUES:
+        largest = _join_kernels.copy_rows(rows, indptr, *out)
+        return csr.SparseRows(data, indices, indptr, int(largest))
+    half = len(rows) // 2
+    first = submit(_join_kernels.copy_rows, rows[:half], indptr[: half + 1], *out)
+    largest = _join_kernels.copy_rows(rows[half:], indptr[half:], *out)
+    return csr.SparseRows(data, indices, indptr, int(max(largest, first.result())))
 
 
 def join_mapped(

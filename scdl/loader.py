@@ -306,6 +306,8 @@ class SingleCellLoader:
         run = Epoch(positions, self._share(positions), first, worker, n_workers)
         threads = self._options["threads"]
         pool = ThreadPoolExecutor(threads, "scdl-loader")
+        # A read of chunks has threads of its own; two at a time only wait for each other.
+        reader = ThreadPoolExecutor(1, "scdl-reader") if self._reads_chunks else pool
         try:
             windows = run.windows(self._window_cells)
             planned = ahead(pool, (partial(self._plan, run, window) for window in windows), 1)
@@ -314,7 +316,7 @@ class SingleCellLoader:
             if self._cuts_reads:
                 # Batches may be many times as large as what they are made from.
                 at_once = 1 if self._options["layout"] == "dense" else at_once
-                reads = ahead(pool, (partial(self._read, s, epoch) for s in stretches), 1)
+                reads = ahead(reader, (partial(self._read, s, epoch) for s in stretches), 1)
                 parts = itertools.chain.from_iterable(read.cut(at_once) for read in reads)
                 tasks = (partial(self._assemble, part) for part in parts)
             else:
@@ -322,7 +324,8 @@ class SingleCellLoader:
             n_ahead = max(threads, self._options["prefetch"] // at_once)
             yield from itertools.chain.from_iterable(ahead(pool, tasks, n_ahead))
         finally:
-            pool.shutdown(cancel_futures=True)
+            for executor in {reader, pool}:
+                executor.shutdown(cancel_futures=True)
 
     @property
     def _cuts_reads(self) -> bool:

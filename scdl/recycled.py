@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 
 #: Arrays of less are left to the allocator, which uses their memory again itself.
 _LEAST = 1 << 17
-#: Bytes in which memory is had, so that arrays of about one size can share it.
+#: Bytes, and an eighth to a quarter of an array, in which memory is had, so that arrays of about
+#: one size can share it; what is not written to takes none.
 _STEP = 1 << 19
 #: Bytes that are kept for arrays to come.
 _MOST_IDLE = 512 << 20
@@ -36,16 +38,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock)
 
 
-class _Loan:
-    """Memory that is given back when nothing refers to it any more."""
+class _Memory(np.ndarray[Any, np.dtype[np.uint8]]):
+    """What is lent; of a type of its own, as NumPy lets views of one type look past each other."""
 
-    def __init__(self, memory: NDArray[np.uint8]) -> None:
-        self._memory = memory
-        self.__array_interface__ = memory.__array_interface__
 
-    def __del__(self) -> None:
-        # Appending needs no lock, which a finalizer could not wait for.
-        _idle.append(self._memory)
+class _Loan(np.ndarray[Any, np.dtype[np.uint8]]):
+    """A view of memory that is given back when nothing refers to it any more."""
+
+    def __del__(self, give_back: Callable[[Any], None] = _idle.append) -> None:
+        # Appending needs no lock, which a finalizer could not wait for. At the end of the process
+        # the names of this module may be gone already, not what it holds.
+        give_back(self.base)
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -56,15 +59,9 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         return np.empty(shape, dtype)
     memory = _found(n_bytes)
     if memory is None:
-        memory = np.empty(-(-n_bytes // _STEP) * _STEP, np.uint8)
-    return np.asarray(_Loan(memory))[:n_bytes].view(dtype).reshape(shape)
-
-
-def zeros(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """As ``numpy.zeros``."""
-    out = empty(shape, dtype)
-    out.fill(0)
-    return out
+        step = max(_STEP, 1 << (n_bytes.bit_length() - 3))
+        memory = np.empty(-(-n_bytes // step) * step, np.uint8).view(_Memory)
+    return np.ndarray(shape, dtype, memory.view(_Loan))
 
 
 def _found(n_bytes: int) -> NDArray[np.uint8] | None:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from scdl import recycled
 from scdl.errors import CastError
-from scdl.schema import check_columns
 
 if TYPE_CHECKING:
     from scdl.batch import CellBatch, Layout
@@ -39,7 +38,7 @@ def batch_tensor(
         dense = np.float32 if dtype == torch.float32 else None
         return as_dtype(torch.from_numpy(computable(batch.to_dense(dense))), dtype)
     values = as_dtype(torch.from_numpy(computable(batch.data)), dtype)
-    check_columns(batch.indices, batch.n_vars)
+    batch.check_columns()
     if layout == "csr":
         columns = batch.indices
         if columns.dtype != index_dtype:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scdl import _kernels, tensors
 from scdl.batch import CellBatch
 from scdl.errors import LoaderError
-from scdl.schema import check_columns
 from scdl.transforms import Log1p, NormalizeTotal
 
 Layout = Literal["csr", "coo", "dense", "padded"]
@@ -220,7 +219,7 @@ class Assembly:
         return replace(cells, data=values)
 
     def _padded(self, cells: CellBatch, batch: TrainingBatch) -> TrainingBatch:
-        check_columns(cells.indices, cells.n_vars)
+        cells.check_columns()
         assert self.length is not None
         data = tensors.computable(cells.data)
         data = data.astype(np.float32) if data.dtype == np.float16 else data

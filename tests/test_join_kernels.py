@@ -97,15 +97,20 @@ def test_rows_behind_the_end_are_told(problem: dict[str, Any]) -> None:
 @given(problems(), st.sampled_from(["u8", "i8"]))
 def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
     rows, _ = locate(problem, kernels.locate_rows)
-    pieces = []
+    data, ids = [np.empty(0, "u4")], [np.empty(0, problem["dtype"])]
     for w, r in zip(problem["which"], problem["rows"], strict=True):
-        offsets = problem["archives"][w][2].astype(int)
-        pieces.append(problem["archives"][w][1][offsets[r] : offsets[r + 1]])
-    expected = np.concatenate([np.empty(0, problem["dtype"]), *pieces]).astype(out_dtype)
+        values, columns, offsets = problem["archives"][w]
+        part = slice(int(offsets[r]), int(offsets[r + 1]))
+        data.append(values[part])
+        ids.append(columns[part])
+    expected, columns = np.concatenate(data), np.concatenate(ids)
+    indptr = np.cumsum([0, *rows[:, 2]])
     for function in (kernels.copy_rows, kernels.copy_rows_numpy):
-        out = np.zeros(len(expected), out_dtype)
-        function(rows[:, 1], rows[:, 2], np.empty(0, problem["dtype"]), out)
+        out, out_ids = np.zeros(len(expected), "u4"), np.zeros(len(expected), out_dtype)
+        largest = function(rows, indptr, np.empty(0, problem["dtype"]), out, out_ids)
         np.testing.assert_array_equal(out, expected)
+        np.testing.assert_array_equal(out_ids, columns)
+        assert largest == columns.max(initial=0)
 
 
 def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:

@@ -56,7 +56,7 @@ def test_row_order(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None
 @given(csr_rows())
 def test_fill_dense(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
     data, indices, indptr, n_vars = rows
-    out, twin = np.zeros((2, len(indptr) - 1, n_vars), data.dtype)
+    out, twin = np.full((2, len(indptr) - 1, n_vars), 7, data.dtype)
     assert _kernels.fill_dense(data, indices, indptr, out)
     assert _kernels.fill_dense_numpy(data, indices, indptr, twin)
     np.testing.assert_array_equal(out, twin)
@@ -170,6 +170,58 @@ def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]])
             wide = np.full(expected.shape, -1, np.int32)
             gather(source, starts, stops, wide)
             np.testing.assert_array_equal(wide, expected)
+
+
+@given(
+    st.lists(st.integers(-1, 9), min_size=2, max_size=9),
+    st.booleans(),
+    st.sampled_from(["u1", "u8", "i4", "i8"]),
+    st.integers(0, 9),
+    st.data(),
+)
+def test_locate_rows(
+    offsets: list[int], rising: bool, dtype: str, nnz: int, data: st.DataObject
+) -> None:
+    stored = np.array(sorted(offsets) if rising else offsets).astype(dtype)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(offsets) - 2), max_size=6)), np.int64)
+    found = []
+    for locate in (_kernels.locate_rows, _kernels.locate_rows_numpy):
+        starts, indptr = np.full(len(rows), -7, np.int64), np.full(len(rows) + 1, -7, np.int64)
+        found.append((locate(stored, rows, nnz, starts, indptr), starts, indptr))
+    # The largest uint64 is negative as an offset.
+    pairs = [
+        (int(a), int(b)) for a, b in zip(*stored.astype(np.int64)[[rows, rows + 1]], strict=True)
+    ]
+    wrong = [not 0 <= start <= stop <= nnz for start, stop in pairs]
+    for bad, starts, indptr in found:
+        assert bad == (wrong.index(True) if any(wrong) else -1)
+        if bad < 0:
+            assert starts.tolist() == [start for start, _ in pairs]
+            assert np.diff(indptr).tolist() == [stop - start for start, stop in pairs]
+            assert indptr[0] == 0
+
+
+@given(csr_rows(), st.booleans(), st.data())
+def test_gather_rows(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], wide: bool, data: st.DataObject
+) -> None:
+    values, indices, indptr, _ = rows
+    values = values.view(f"u{values.itemsize}")
+    n = len(indptr) - 1
+    chosen = st.lists(st.integers(0, n - 1), max_size=8) if n else st.just([])
+    at = np.array(data.draw(chosen), np.int64)
+    starts, lengths = indptr[at], np.diff(indptr)[at]
+    # The first three numbers of the outputs are another's.
+    bounds = 3 + np.append(0, np.cumsum(lengths))
+    where = np.concatenate([np.arange(0), *(np.arange(*indptr[row : row + 2]) for row in at)])
+    for gather in (_kernels.gather_rows, _kernels.gather_rows_numpy):
+        out_values = np.full(bounds[-1], 7, values.dtype)
+        out_indices = np.full(bounds[-1], 7, np.int64 if wide else indices.dtype)
+        largest = gather(values, indices, starts, bounds, out_values, out_indices)
+        assert largest == (indices[where].max() if len(where) else 0)
+        for out, source in ((out_values, values), (out_indices, indices)):
+            np.testing.assert_array_equal(out[3:], source[where])
+            assert (out[:3] == 7).all()
 
 
 @given(
