@@ -59,6 +59,59 @@ def _offset_at(address: int, size: int) -> int:
 
 
 @kernel
+def find_archives(
+    at: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    found: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> int:
+    """Find which archives have the cells at some positions.
+
+    Parameters
+    ----------
+    at
+        Positions, from 0 to below the last of `starts`.
+    starts
+        First position of each archive, and the end of the last.
+    found
+        Output, as long as there are archives: those that have a cell, in the order they are met.
+    which, rows
+        Outputs, as long as `at`: place in `found` of the archive of each, and row within it.
+
+    Returns
+    -------
+    int
+        Archives found.
+    """
+    place = np.full(len(starts) - 1, -1, np.int64)
+    n = 0
+    for i in range(len(at)):
+        archive = np.searchsorted(starts, at[i], side="right") - 1
+        if place[archive] < 0:
+            place[archive], found[n] = n, archive
+            n += 1
+        which[i], rows[i] = place[archive], at[i] - starts[archive]
+    return n
+
+
+def find_archives_numpy(
+    at: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    found: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> int:
+    """The same as :func:`find_archives` in NumPy."""
+    archive = np.searchsorted(starts, at, side="right") - 1
+    different, first, inverse = np.unique(archive, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    found[: len(different)] = different[order]
+    which[:], rows[:] = np.argsort(order)[inverse], at - starts[archive]
+    return len(different)
+
+
+@kernel
 def locate_rows(
     which: NDArray[np.int64],
     rows: NDArray[np.int64],

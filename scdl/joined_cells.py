@@ -38,7 +38,16 @@ class JoinedCells(CellReader):
 
     def _forget(self) -> None:
         """Let go of what was read of former members."""
-        for name in ("_blocks", "info", "_tables", "_var", "_obs", "graph"):
+        for name in (
+            "_blocks",
+            "info",
+            "_tables",
+            "_var",
+            "_obs",
+            "graph",
+            "data_dtype",
+            "index_dtype",
+        ):
             self.__dict__.pop(name, None)
 
     # -- what they hold --------------------------------------------------------------------
@@ -94,13 +103,13 @@ class JoinedCells(CellReader):
         """Stored values."""
         return sum(record.values for record in self._members.records)
 
-    @property
+    @cached_property
     def data_dtype(self) -> np.dtype[Any]:
         """Type that holds the values of all members."""
         dtypes = {record.dtypes[0] for record in self._members.records}
         return np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
 
-    @property
+    @cached_property
     def index_dtype(self) -> np.dtype[Any]:
         """Type that holds the column ids of all members."""
         dtypes = {record.dtypes[1] for record in self._members.records}

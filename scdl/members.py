@@ -104,11 +104,12 @@ class Members(Sequence[SingleCellDataset]):
 
     def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
         """Members of some cells; of each cell its position in that list, and row in its member."""
-        member = np.searchsorted(self.starts, at, side="right") - 1
-        there = np.flatnonzero(np.bincount(member, minlength=len(self)))
-        places = np.empty(len(self), np.int64)
-        places[there] = np.arange(len(there))
-        return there.tolist(), places[member], at - self.starts[member]
+        from scdl import _join_kernels
+
+        found = np.empty(len(self), np.int64)
+        which, rows = np.empty_like(at), np.empty_like(at)
+        n = _join_kernels.find_archives(at, self.starts, found, which, rows)
+        return found[:n].tolist(), which, rows
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Cells by member: which one, rows within it, and places in the request."""

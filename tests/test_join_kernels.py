@@ -54,6 +54,22 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
+def test_archives_are_found(lengths: list[int], data: st.DataObject) -> None:
+    starts = np.cumsum([0, *lengths])
+    last = int(starts[-1]) - 1
+    at = np.array(data.draw(st.lists(st.integers(0, last), max_size=20)) if last >= 0 else [], int)
+    results = []
+    for function in (kernels.find_archives, kernels.find_archives_numpy):
+        found, which, rows = np.empty(len(lengths), int), np.empty_like(at), np.empty_like(at)
+        n = function(at, starts, found, which, rows)
+        results.append((found[:n].tolist(), which.tolist(), rows.tolist()))
+    assert results[0] == results[1]
+    found, which, rows = results[0]
+    assert [starts[found[w]] + row for w, row in zip(which, rows, strict=True)] == at.tolist()
+    assert all(row < lengths[found[w]] for w, row in zip(which, rows, strict=True))
+
+
 def locate(problem: dict[str, Any], function: Any, *, limit: int | None = None) -> Any:
     """Addresses of the rows, n x 4, and what the function returned."""
     arrays = np.array(
