@@ -70,7 +70,8 @@ def convert(
         list[str] | None, typer.Option(help="Dense vectors to carry over; may be repeated.")
     ] = None,
     neighbor_key: Annotated[
-        str | None, typer.Option(help="Key of obsp whose graph to carry over.")
+        list[str] | None,
+        typer.Option(help="Key of obsp whose graph to carry over; may be repeated."),
     ] = None,
     data_dtype: Annotated[
         str | None,

@@ -120,7 +120,7 @@ def convert(
     path: Path,
     *,
     backend: str | None = None,
-    neighbor_key: str | None = None,
+    neighbor_key: str | Sequence[str] | None = None,
     progress: bool = False,
     replace: bool = False,
     **options: Unpack[ConvertOptions],
@@ -141,7 +141,8 @@ def convert(
         Storage backend. Default: the one that the end of `path` asks for, as ``.zarr`` does, else
         ``memmap``.
     neighbor_key
-        Key of ``obsp`` whose graph to carry over; where no file has it, there is a warning.
+        Key of ``obsp`` whose graph to carry over, or several; where no file has one, there is a
+        warning.
     progress
         Whether to show a progress bar.
     replace
@@ -247,7 +248,7 @@ class _Conversion:
         self,
         files: Sequence[Source],
         writer: ArrayWriter,
-        neighbor_key: str | None,
+        neighbor_key: str | Sequence[str] | None,
         options: ConvertOptions,
     ) -> None:
         taken = {file.matrix_name for file in files}
@@ -268,7 +269,8 @@ class _Conversion:
         # Opened here, so that a key that a file lacks is found before anything is written.
         asked = options.get("obsm") or _shared(file.kept_vectors for file in files)
         self._obsm = {key: [file.vectors(key) for file in files] for key in asked}
-        self._graphs = [neighbor_key] if neighbor_key else _shared(f.kept_graphs for f in files)
+        wanted = [neighbor_key] if isinstance(neighbor_key, str) else neighbor_key
+        self._graphs = list(dict.fromkeys(wanted or _shared(f.kept_graphs for f in files)))
         self.caster = self._make_caster(options)
         self._bounds = Bounds(
             values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
@@ -315,12 +317,15 @@ class _Conversion:
         # Arrow's allocator would keep what the tables took through the rest of the conversion.
         pa.default_memory_pool().release_unused()
         if self._whole:
-            write_rest(self._files[0], self._writer, self._bounds)
+            for key in self._graphs:
+                self._warn_of_absence(key)
+            write_rest(self._files[0], self._writer, self._bounds, self._graphs)
         else:
             for key, readers in self._obsm.items():
                 self._write_vectors(key, readers)
             for key in self._graphs:
-                self._write_graph(key)
+                if self._warn_of_absence(key):
+                    self._write_graph(key)
         self._write_matrix(bar)
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
@@ -380,16 +385,17 @@ class _Conversion:
                 plain = values.astype(np.uint8) if values.dtype == bool else values
                 self._writer.append(obsm_array(key), plain)
 
+    def _warn_of_absence(self, key: str) -> bool:
+        """Whether any file has a graph; warns where none has."""
+        if any(file.graph(key) for file in self._files):
+            return True
+        message = f"no file has obsp/{key}; the archive has no neighbours of that key"
+        warnings.warn(message, ScdlWarning, stacklevel=5)
+        return False
+
     def _write_graph(self, key: str) -> None:
         """The graphs of all files, shifted to where their cells are."""
         graphs = [file.graph(key) for file in self._files]
-        if not any(graphs):
-            warnings.warn(
-                f"no file has obsp/{key}; the archive has no neighbours",
-                ScdlWarning,
-                stacklevel=5,
-            )
-            return
         if sum(file.n_obs for file in self._files) > 1 << 32:
             raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
         first_row = 0

@@ -360,12 +360,26 @@ class ArchiveSource(Source):
                 yield name, self._elements[name]
 
 
-def write_rest(source: Source, writer: ArrayWriter, bounds: Bounds) -> None:
-    """Copy every element besides the matrix, its genes and obs, in bounded memory where large."""
+def write_rest(
+    source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str] = ()
+) -> None:
+    """Copy every element besides the matrix, its genes and obs, in bounded memory where large.
+
+    Parameters
+    ----------
+    graphs
+        Keys of obsp that are stored by rows, as neighbours are read, also where the source has
+        them by columns.
+    """
+    by_row = {f"obsp/{key}" for key in graphs}
     for name, whole in source.rest():
         element = _in_memory(name, whole)
         if isinstance(element, SparseParts):
-            _write_sparse(f"{source.path}: {name}", writer, name, element, bounds)
+            where = f"{source.path}: {name}"
+            if name in by_row and element.sparse.format == "csc":
+                _write_rows(where, writer, name.replace("obsp", "graphs", 1), element, bounds)
+            else:
+                _write_sparse(where, writer, name, element, bounds)
         elif isinstance(element, Reader):
             _copy(writer, name, element, bounds)
         else:
@@ -404,16 +418,25 @@ def _write_sparse(
     sparse, parts, is_sorted = element
     if sparse.format == "csr" and name.startswith("obsp/"):
         name = name.replace("obsp", "graphs", 1)
-    writer.write_sparse(name, sparse)
-    if is_sorted or sparse.format == "csc":
-        for part, reader in parts.items():
-            _copy(writer, f"{name}/{part}", reader, bounds)
+    if not is_sorted and sparse.format == "csr":
+        _write_rows(where, writer, name, element, bounds)
         return
+    writer.write_sparse(name, sparse)
+    for part, reader in parts.items():
+        _copy(writer, f"{name}/{part}", reader, bounds)
+
+
+def _write_rows(
+    where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
+) -> None:
+    """Write a sparse matrix by rows, with the columns of each in rising order."""
+    sparse, parts, _ = element
+    writer.write_sparse(name, Sparse("csr", sparse.shape))
     with Offsets(bounds) as offsets:
-        for block in Csr(where, parts, sparse.shape).blocks(bounds):
+        for block in _BY[sparse.format](where, parts, sparse.shape).blocks(bounds):
             rows = csr.clean(block, sparse.shape[1], where)
             writer.append(f"{name}/{DATA}", rows.data)
-            writer.append(f"{name}/{INDICES}", rows.indices)
+            writer.append(f"{name}/{INDICES}", rows.indices.astype(parts[INDICES].dtype))
             offsets.add(rows.indptr)
         for part in (DATA, INDICES):
             writer.append(f"{name}/{part}", parts[part].read(0, 0))
