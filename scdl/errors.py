@@ -30,10 +30,13 @@ __all__ = [
     "BackendNotFoundError",
     "BackendOptionError",
     "CastError",
+    "ClusterError",
     "ColumnTypeError",
+    "ConversionFailedError",
     "FeatureNotFoundError",
     "LoaderError",
     "MissingCodecError",
+    "MissingPackageError",
     "NeighborError",
     "OrderError",
     "OutputError",
@@ -46,6 +49,7 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "SplitError",
+    "WorkerDiedError",
 ]
 
 
@@ -91,3 +95,21 @@ class ResumeError(ScdlError, ValueError):
 
 class SplitError(ScdlError, ValueError):
     """A split cannot be made or read, or is of another dataset."""
+
+
+class ConversionFailedError(ScdlError, RuntimeError):
+    """Some of many files could not be converted; ``report`` has those that were, and why not."""
+
+    report: object = None
+
+
+class WorkerDiedError(ScdlError, RuntimeError):
+    """A process ended in the middle of its work: it was killed, or memory was short."""
+
+
+class ClusterError(ScdlError, ConnectionError):
+    """A cluster does not answer, or does not share the file system."""
+
+
+class MissingPackageError(ScdlError, ImportError):
+    """An optional package that was asked for is not installed."""

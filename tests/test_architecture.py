@@ -20,12 +20,15 @@ LAYERS = [
     {"scdl.collection", "scdl.genes"},
     {"scdl.bionemo"},
     {"scdl.dataset"},
+    {"scdl.directory_conversion"},
+    {"scdl.jobs"},
+    {"scdl.row_parts"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export"},
     {"scdl.h5ad"},
     {"scdl.sources"},
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
-    {"scdl.cast", "scdl.chunks", "scdl.tables"},
+    {"scdl.cast", "scdl.chunks", "scdl.tables", "scdl.workers"},
     {"scdl.rows"},
     {"scdl.features", "scdl.neighbors", "scdl.samplers"},
     {"scdl.collate", "scdl.csr"},
@@ -54,6 +57,7 @@ CONFINED = {
         "scdl.tensors",
         "scdl.training_batch",
     },
+    "distributed": {"scdl.workers"},
     "anndata": {
         "scdl.anndata_elements",
         "scdl.export",
@@ -62,7 +66,7 @@ CONFINED = {
     },
 }
 # Packages that `import scdl` leaves alone.
-HEAVY = {"anndata", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
+HEAVY = {"anndata", "distributed", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
 
 TYPE_CHECKING = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
