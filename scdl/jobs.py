@@ -159,7 +159,7 @@ def drafts_beside(dest: str) -> Iterator[str]:
                 shutil.rmtree(left, ignore_errors=True)
         path = tempfile.mkdtemp(prefix=_DRAFTS, dir=dest)
         # Workers of a cluster may be other users of the same group.
-        os.chmod(path, 0o2770)
+        os.chmod(path, 0o770)
     try:
         with ExitStack() as stack:
             # Some network file systems do not lock directories.

@@ -27,7 +27,7 @@ from concurrent.futures import (
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-from scdl.errors import ClusterError, MissingPackageError, WorkerDiedError
+from scdl.errors import ClusterError, MissingPackageError, ScdlWarning, WorkerDiedError
 from storage_backends import threads
 
 if TYPE_CHECKING:
@@ -331,7 +331,8 @@ def _run_in_process(task: Task) -> Outcome:
             value = task.run(_meter)
     finally:
         _busy.clear()
-    return Outcome(value, warnings=tuple(str(one.message) for one in given))
+    ours = (one for one in given if issubclass(one.category, ScdlWarning))
+    return Outcome(value, warnings=tuple(str(one.message) for one in ours))
 
 
 def _run_in_thread(task: Task, meter: TaskMeter) -> Outcome:
