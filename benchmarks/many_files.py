@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -155,8 +157,8 @@ def _conversion(bench: Bench, compression: str) -> list[Outcome]:
     taken = {name: Spread.of(got) for name, got in take_turns(how, bench.repeats).items()}
     what = f"convert {FILES} files ({compression}), {WORKERS} workers"
     note = (
-        "workers have a core each; starting them is included; scdl is two workers, and the other "
-        "column is one worker of scdl"
+        "workers have a core each; the whole command is measured; scdl is two workers, and the "
+        "other column is one worker of scdl"
     )
     over_one, over_all = (taken[name].over(taken["two"]) for name in ("one", "all"))
     one = Outcome(
@@ -175,14 +177,15 @@ def _conversion(bench: Bench, compression: str) -> list[Outcome]:
 
 
 def _converted(bench: Bench, files: Path, workers: int, cores: Iterable[int]) -> float:
-    """Seconds of a conversion on some cores; what it wrote is removed."""
+    """Seconds of the command on some cores; what it wrote is removed."""
     target = bench.place("measured")
+    command = [sys.executable, "-m", "scdl", "convert", files, target, "--workers", workers, "-q"]
     before = os.sched_getaffinity(0)
     # What was written before must not be written back at the expense of this conversion.
     os.sync()
     os.sched_setaffinity(0, cores)
     try:
-        return timed(lambda: scdl.convert_directory(files, target, workers=workers))
+        return timed(lambda: subprocess.run([str(word) for word in command], check=True))
     finally:
         os.sched_setaffinity(0, before)
         shutil.rmtree(target)

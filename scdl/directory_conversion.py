@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from scdl.errors import (
     ConversionFailedError,
     ScdlError,
     ScdlWarning,
+    SourceError,
     SourceNotFoundError,
 )
 from scdl.jobs import Job, divided, drafts_beside, publish, run
@@ -188,7 +189,9 @@ def convert_directory(
     settings, split_bytes = _settings(options)
     files = h5ad_files(directory)
     dest = _directory(dest)
-    suffix = registry.for_target(dest, settings.backend).suffix or _SUFFIX
+    backend = registry.for_target(dest, settings.backend)
+    # Their names end as the backend has it, whatever a name of a file looks like.
+    settings, suffix = replace(settings, backend=backend.name), backend.suffix or _SUFFIX
     names = archive_names(files, directory)
     targets = {path: os.path.join(dest, name + suffix) for path, name in names.items()}
     present = {path: target for path, target in targets.items() if os.path.lexists(target)}
@@ -243,6 +246,8 @@ def convert_in_parts(
 
     Raises
     ------
+    SourceNotFoundError, SourceError
+        A source does not exist, or is no h5ad file.
     WorkerDiedError
         A process ended in the middle of its work.
     ScdlError
@@ -254,7 +259,9 @@ def convert_in_parts(
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"
         )
-    files = tuple(os.path.abspath(source) for source in sources)
+    files = tuple(map(_file, sources))
+    if not files:
+        raise SourceError("there is nothing to convert: the list of files is empty")
     with ExitStack() as stack:
         drafts = stack.enter_context(drafts_beside(os.path.dirname(target)))
         job = _job(files, target, drafts, settings)
@@ -276,6 +283,17 @@ def _settings(options: DirectoryOptions) -> tuple[Settings, int | None]:
     split_bytes = rest.pop("split_bytes", None)
     check_options(rest)
     return Settings(backend, key, cast(ConvertOptions, rest)), split_bytes
+
+
+def _file(path: Path) -> str:
+    """The absolute path of an h5ad file."""
+    if not os.path.exists(path) and "://" not in os.fspath(path):
+        raise SourceNotFoundError(f"{os.fspath(path)}: there is no such file")
+    if not os.path.isfile(path):
+        raise SourceError(
+            f"{os.fspath(path)}: only h5ad files are converted in parts; leave out workers"
+        )
+    return os.path.abspath(path)
 
 
 def _directory(dest: Path) -> str:

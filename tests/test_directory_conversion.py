@@ -248,6 +248,21 @@ class TestRefused:
         with pytest.raises(TypeError, match="colour"):
             scdl.convert_directory(place / "in", place / "out", colour="red")
 
+    def test_what_is_not_converted_in_parts(self, place: Path) -> None:
+        scdl.convert(place / "in" / "dense.h5ad", place / "archive")
+        for source, error in (
+            (place / "absent.h5ad", SourceNotFoundError),
+            (place / "archive", SourceError),
+            ("s3://bucket/a.zarr", SourceError),
+        ):
+            with pytest.raises(error, match=f"^{source}: "):
+                scdl.convert_in_parts([source], place / "out", workers=2)
+        with pytest.raises(SourceError, match="nothing to convert"):
+            scdl.convert_in_parts([], place / "out", workers=2)
+        with pytest.raises(ArchiveExistsError, match="archive: something exists"):
+            scdl.convert_in_parts([place / "in" / "dense.h5ad"], place / "archive")
+        assert sorted(path.name for path in place.iterdir()) == ["archive", "in"]
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_where_nothing_can_be_written(self, place: Path) -> None:
         (place / "out").mkdir(mode=0o500)
