@@ -105,6 +105,14 @@ def convert(
         str | None,
         typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work."),
     ] = None,
+    split_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Size from which on a file is divided by rows. [default: a worker's share of all, "
+            "at least 1 GiB]",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Of a directory: leave out what has been converted already."),
@@ -127,8 +135,10 @@ def convert(
     leaves nothing behind.
     """
     is_directory = len(sources) == 1 and _is_plain_directory(sources[0])
-    if (resume or skip_failed) and not is_directory:
-        raise typer.BadParameter("--resume and --skip-failed go with one directory of h5ad files")
+    if (resume or skip_failed or split_bytes) and not is_directory:
+        raise typer.BadParameter(
+            "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
+        )
     options: dict[str, Any] = {
         "backend": backend,
         "progress": not quiet and sys.stderr.isatty(),
@@ -143,6 +153,7 @@ def convert(
     with _crew(workers, dask) as crew:
         if is_directory:
             options |= {"workers": crew, "resume": resume, "skip_failed": skip_failed}
+            options["split_bytes"] = split_bytes
             _convert_directory(sources[0], dest, options, quiet=quiet)
             return
         report = _convert_files(sources, dest, options, crew)

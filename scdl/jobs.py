@@ -162,9 +162,11 @@ def drafts_beside(dest: str) -> Iterator[str]:
         os.chmod(path, 0o770)
     try:
         with ExitStack() as stack:
-            # Some network file systems do not lock directories.
+            # Some network file systems do not lock directories: what is left there stays.
             with contextlib.suppress(OSError):
                 stack.enter_context(_locked(path))
+            # Another run may have taken it for left, in the moment before it was locked.
+            os.makedirs(path, exist_ok=True)
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)

@@ -295,7 +295,8 @@ class TestCommand:
         return run_python("-m", "scdl", *arguments)
 
     def test_directory(self, place: Path, run_python: Run) -> None:
-        done = self.scdl(run_python, "convert", "in", "out", "--workers", "2", "--obsm", "X_pca")
+        options = ["--workers", "2", "--obsm", "X_pca", "--split-bytes", "20000"]
+        done = self.scdl(run_python, "convert", "in", "out", *options)
         assert (done.returncode, done.stderr) == (0, "")
         assert "2 files converted, 270 cells" in done.stdout
         assert_same(place / "out" / "csc.scdl", place / "in" / "csc.h5ad", place, obsm=["X_pca"])
