@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from scdl.conversion import ConversionReport as ConversionReport
     from scdl.conversion import convert as convert
     from scdl.dataset import SingleCellDataset as SingleCellDataset
+    from scdl.directory_conversion import DirectoryReport as DirectoryReport
+    from scdl.directory_conversion import convert_directory as convert_directory
+    from scdl.directory_conversion import convert_in_parts as convert_in_parts
     from scdl.loader import SingleCellLoader as SingleCellLoader
     from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
     from scdl.splits import Splits as Splits
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CellBatch": "scdl.batch",
     "ConversionReport": "scdl.conversion",
+    "DirectoryReport": "scdl.directory_conversion",
     "Log1p": "scdl.transforms",
     "NeighborSamplingStrategy": "scdl.neighbors",
     "NormalizeTotal": "scdl.transforms",
@@ -45,6 +49,8 @@ _HOMES = {
     "collate_neighbor_sparse_matrix_batch": "scdl.collate",
     "collate_sparse_matrix_batch": "scdl.collate",
     "convert": "scdl.conversion",
+    "convert_directory": "scdl.directory_conversion",
+    "convert_in_parts": "scdl.directory_conversion",
     "open": "scdl.collection",
     "split": "scdl.splits",
 }

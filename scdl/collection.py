@@ -15,7 +15,7 @@ from scdl.errors import (
     ArchiveNotFoundError,
     CastError,
     CollectionError,
-    ConversionError,
+    ConversionFailedError,
     ScdlError,
     SourceNotFoundError,
 )
@@ -302,7 +302,7 @@ class SingleCellCollection(JoinedCells):
         ------
         SourceNotFoundError
             There is no such file.
-        ConversionError
+        ConversionFailedError
             A file cannot be converted; the others are members all the same.
         """
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
@@ -323,7 +323,7 @@ class SingleCellCollection(JoinedCells):
             self.save_manifest()
         if failures:
             source, reason = failures[0]
-            raise ConversionError(
+            raise ConversionFailedError(
                 f"{source} and {len(failures) - 1} others cannot be converted, the other "
                 f"{len(sources) - len(failures)} are members now: {reason}"
             ) from reason

@@ -15,7 +15,7 @@ from scdl.batch import CellBatch
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.joining import Request, Source, source
-from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy
+from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy, key_of
 from scdl.rows import CellReader, Row
 from scdl.schema import (
     DATA,
@@ -46,7 +46,7 @@ VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes or that are read on first use; pickles go without them.
-_DERIVED = ("_store", "_info", "_views", "_source", "graph", "_var", "_obs")
+_DERIVED = ("_store", "_info", "_views", "_source", "graph", "_graphs", "_var", "_obs")
 
 
 class SingleCellDataset(CellReader):
@@ -70,7 +70,8 @@ class SingleCellDataset(CellReader):
     neighbor_key
         Key of the graph in ``obsp``.
     neighbor_sampling_strategy
-        How :meth:`sample_neighbor_index` chooses: ``"random"`` or ``"first"``.
+        How :meth:`sample_neighbors` chooses: ``"random"``, ``"first"`` or ``"weighted"``, in
+        proportion to the weights.
     fallback_to_identity
         Whether a cell without neighbours is its own.
     **options
@@ -282,19 +283,30 @@ class SingleCellDataset(CellReader):
 
     # -- neighbours ------------------------------------------------------------------------
 
+    @property
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the graphs of the archive; none where `load_neighbors` was False."""
+        return [] if self._load_neighbors is False else keys(self._store.arrays, "graphs")
+
     @cached_property
     def graph(self) -> NeighborGraph | None:
         """The neighbour graph; None where there is none, or `load_neighbors` was False."""
-        graphs = keys(self._store.arrays, "graphs")
-        if self._load_neighbors is False or not graphs:
-            return None
-        key = self._neighbor_key
-        # The documented format holds one graph and does not say its key.
-        if key not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (key, *graphs):
-            key = graphs[0]
-        if key not in graphs and not self._load_neighbors:
-            return None
-        return NeighborGraph(self._store, key, **self._sampling)
+        graphs = self.neighbor_keys
+        key = key_of(graphs, self._neighbor_key)
+        if key is None and graphs and self._load_neighbors:
+            key = self._neighbor_key  # an error that says which there are
+        return None if key is None else NeighborGraph(self._store, key, **self._sampling)
+
+    @cached_property
+    def _graphs(self) -> dict[str, NeighborGraph]:
+        return {}
+
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        if key not in self._graphs:
+            if key not in self.neighbor_keys:
+                return None
+            self._graphs[key] = NeighborGraph(self._store, key, **self._sampling)
+        return self._graphs[key]
 
     # -- the archive -----------------------------------------------------------------------
 

@@ -30,14 +30,16 @@ __all__ = [
     "BackendNotFoundError",
     "BackendOptionError",
     "CastError",
+    "ClusterError",
     "CollectionError",
     "ColumnTypeError",
-    "ConversionError",
+    "ConversionFailedError",
     "FeatureNotFoundError",
     "GeneError",
     "GeneListNotFoundError",
     "LoaderError",
     "MissingCodecError",
+    "MissingPackageError",
     "NeighborError",
     "OrderError",
     "OutputError",
@@ -50,6 +52,7 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "SplitError",
+    "WorkerDiedError",
 ]
 
 
@@ -63,10 +66,6 @@ class SourceNotFoundError(ScdlError, FileNotFoundError):
 
 class CastError(ScdlError, ValueError):
     """A dtype cannot hold a value: it overflows, is negative, fractional or not a number."""
-
-
-class ConversionError(ScdlError, RuntimeError):
-    """Of many files to convert, some cannot be."""
 
 
 class RowIndexError(ScdlError, IndexError):
@@ -111,3 +110,21 @@ class GeneError(ScdlError, ValueError):
 
 class GeneListNotFoundError(ScdlError, FileNotFoundError):
     """There is no file to read a list of genes from."""
+
+
+class ConversionFailedError(ScdlError, RuntimeError):
+    """Some of many files could not be converted; ``report`` has those that were, and why not."""
+
+    report: object = None
+
+
+class WorkerDiedError(ScdlError, RuntimeError):
+    """A process ended in the middle of its work: it was killed, or memory was short."""
+
+
+class ClusterError(ScdlError, ConnectionError):
+    """A cluster does not answer, or does not share the file system."""
+
+
+class MissingPackageError(ScdlError, ImportError):
+    """An optional package that was asked for is not installed."""

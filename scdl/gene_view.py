@@ -190,6 +190,14 @@ class GeneView(CellReader):
         """The neighbour graph of the cells."""
         return self._cells.graph
 
+    @property
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the neighbour graphs of the cells."""
+        return self._cells.neighbor_keys
+
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        return self._cells._graph_of(key)
+
     def number_nonzero_values(self) -> int:
         """Stored values in this gene space; they are counted, which reads all cells."""
         counted = 0

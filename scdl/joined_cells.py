@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,13 @@ from numpy.typing import DTypeLike, NDArray
 from scdl import __version__, csr
 from scdl.batch import CellBatch
 from scdl.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES
-from scdl.errors import CollectionError, OutputError
+from scdl.errors import CollectionError, NeighborError, OutputError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.joining import Dtypes, Request, is_cold, join
 from scdl.members import MemberGraph, Members, MemberTables
-from scdl.neighbors import NeighborGraph
+from scdl.neighbors import NeighborGraph, key_of
 from scdl.rows import CellReader, Origin
-from scdl.schema import INDEX, Block, Info
+from scdl.schema import INDEX, NEIGHBOR_KEY, Block, Info
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,17 +39,9 @@ class JoinedCells(CellReader):
 
     def _forget(self) -> None:
         """Let go of what was read of former members."""
-        for name in (
-            "_blocks",
-            "info",
-            "_tables",
-            "_var",
-            "_obs",
-            "graph",
-            "data_dtype",
-            "index_dtype",
-        ):
-            self.__dict__.pop(name, None)
+        for name, attribute in vars(JoinedCells).items():
+            if isinstance(attribute, cached_property):
+                self.__dict__.pop(name, None)
 
     # -- what they hold --------------------------------------------------------------------
 
@@ -219,14 +212,49 @@ class JoinedCells(CellReader):
         """Names of the cells, as objects."""
         return self._required_obs().columns.column(INDEX)
 
+    # -- neighbours ------------------------------------------------------------------------
+
+    @cached_property
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the graphs of all members; none where `load_neighbors` was False."""
+        if self._neighbors["load_neighbors"] is False:
+            return []
+        return list(dict.fromkeys(key for r in self._members.records for key in r.graphs))
+
     @cached_property
     def graph(self) -> NeighborGraph | None:
-        """The graphs of the members as one; None where none has the one that was asked for."""
-        if self._neighbors["load_neighbors"] is False:
+        """The graphs of the members as one; None where none has the one that was asked for.
+
+        None also where members of one graph each, whose key nobody named, have different ones.
+        """
+        asked = self._neighbors["neighbor_key"]
+        if not self.neighbor_keys:
             return None
-        for number, record in enumerate(self._members.records):
-            found = self._members[number].graph if record.graphs else None
-            if found is not None:
-                fallback = self._neighbors["fallback_to_identity"]
-                return MemberGraph(self._members, found.key, fallback_to_identity=fallback)
+        keys = [key_of(record.graphs, asked) for record in self._members.records]
+        # What archives of the documented format have may be any graph.
+        found = {key for key in keys if key is not None}
+        named = found - {NEIGHBOR_KEY} or found
+        if len(named) == 1:
+            return self._joined_graph(named.pop(), keys)
+        if not named and self._neighbors["load_neighbors"]:
+            raise NeighborError(
+                f"{self!r}: there is no neighbour graph {asked!r}; members hold: "
+                f"{', '.join(self.neighbor_keys)}"
+            )
         return None
+
+    @cached_property
+    def _graphs(self) -> dict[str, NeighborGraph]:
+        return {}
+
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        if key not in self._graphs:
+            if key not in self.neighbor_keys:
+                return None
+            keys = [key if key in record.graphs else None for record in self._members.records]
+            self._graphs[key] = self._joined_graph(key, keys)
+        return self._graphs[key]
+
+    def _joined_graph(self, key: str, keys: Sequence[str | None]) -> NeighborGraph:
+        fallback = self._neighbors["fallback_to_identity"]
+        return MemberGraph(self._members, key, keys, fallback_to_identity=fallback)

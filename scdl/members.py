@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
@@ -234,23 +234,46 @@ class MemberGraph(NeighborGraph):
     """The neighbour graphs of members as one, each shifted to where its cells are.
 
     Cells of members without a graph have no neighbours.
+
+    Parameters
+    ----------
+    members
+        The archives.
+    key
+        What the graph is called.
+    keys
+        Of each member the key of its graph; None: it has none.
+    fallback_to_identity
+        Whether a cell without neighbours is its own.
     """
 
-    def __init__(self, members: Members, key: str, *, fallback_to_identity: bool) -> None:
+    def __init__(
+        self,
+        members: Members,
+        key: str,
+        keys: Sequence[str | None],
+        *,
+        fallback_to_identity: bool,
+    ) -> None:
         self.key = key
-        self._members = members
+        self._members, self._keys = members, keys
         self._fallback = fallback_to_identity
+        self._rng = None
+
+    def _graph(self, number: int) -> NeighborGraph | None:
+        key = self._keys[number]
+        return None if key is None else self._members[number].neighbor_graph(key)
 
     @property
     def n_obs(self) -> int:
         """Cells."""
         return int(self._members.starts[-1])
 
-    def neighbors(self, index: Any) -> csr.SparseRows:
+    def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
         """Neighbours of one cell and their weights."""
         at = np.array([csr.position(index, self.n_obs)])
         ((number, rows, _),) = self._members.split(at)
-        graph = self._members[number].graph
+        graph = self._graph(number)
         if graph is None:
             none = np.empty(0, GRAPH_DTYPES[DATA]), np.empty(0, GRAPH_DTYPES[INDICES])
             return csr.SparseRows(*none, np.zeros(2, np.int64))
@@ -259,60 +282,33 @@ class MemberGraph(NeighborGraph):
         fits = self.n_obs <= 1 + np.iinfo(GRAPH_DTYPES[INDICES]).max
         return found._replace(indices=ids.astype(GRAPH_DTYPES[INDICES]) if fits else ids)
 
-    def sample(self, index: Any, rng: np.random.Generator | None = None) -> int:
-        """One neighbour of a cell."""
-        at = csr.position(index, self.n_obs)
-        ((number, rows, _),) = self._members.split(np.array([at]))
-        graph = self._members[number].graph
-        if graph is None:
-            return self._alone(at)
-        return int(self._members.starts[number]) + graph.sample(int(rows[0]), rng)
-
     def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
         """Neighbours of many cells at once, drawn with replacement."""
         out = np.repeat(rows[:, None], draws.shape[1], axis=1)
         for number, local, places in self._members.split(rows):
-            graph = self._members[number].graph
-            if graph is None:
-                self._alone(int(rows[places[0]]))
-            else:
+            graph = self._graph(number)
+            if graph is not None:
                 found = graph.sample_many(local, draws[places])
                 out[places] = found + self._members.starts[number]
+            elif not self._fallback:
+                raise NeighborError(
+                    f"{self._members.records[number].path}: cell {local[0]} has no neighbours, as "
+                    f"there is no graph {self.key!r}; fallback_to_identity=True gives the cell "
+                    "itself"
+                )
         return out
-
-    def sample_batch(
-        self, rows: NDArray[np.int64], rng: np.random.Generator | None = None
-    ) -> NDArray[np.int64]:
-        """One neighbour of each of many cells, as by :meth:`sample`."""
-        out = rows.copy()
-        for number, local, places in self._members.split(rows):
-            graph = self._members[number].graph
-            if graph is None:
-                self._alone(int(rows[places[0]]))
-            else:
-                out[places] = graph.sample_batch(local, rng) + self._members.starts[number]
-        return out
-
-    def _alone(self, row: int) -> int:
-        """The cell itself, if it may be its own neighbour."""
-        if self._fallback:
-            return row
-        raise NeighborError(
-            f"cell {row} has no neighbours, as its archive has no graph; "
-            "fallback_to_identity=True gives the cell itself"
-        )
 
     def stats(self) -> NeighborStats:
         """Counts over all cells, in constant memory."""
-        total, least, most, alone = 0, np.iinfo(np.int64).max, 0, 0
-        for member in self._members:
-            if member.n_obs == 0:
-                continue
-            graph = member.graph
-            one = NeighborStats(0, 0, 0, member.n_obs) if graph is None else graph.stats()
-            total, alone = total + one.total, alone + one.n_isolated
-            least, most = min(least, one.least), max(most, one.most)
-        return NeighborStats(total, least if self.n_obs else 0, most, alone)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__
+        held = []
+        for number, record in enumerate(self._members.records):
+            if record.n_obs:
+                graph = self._graph(number)
+                alone = NeighborStats(0, 0, 0, record.n_obs)
+                held.append(alone if graph is None else graph.stats())
+        return NeighborStats(
+            sum(part.total for part in held),
+            min((part.least for part in held), default=0),
+            max((part.most for part in held), default=0),
+            sum(part.n_isolated for part in held),
+        )

@@ -379,36 +379,106 @@ class CellReader(ABC):
 
     # -- neighbours ------------------------------------------------------------------------
 
-    def _required_graph(self) -> NeighborGraph:
-        if self.graph is None:
-            raise NeighborError(
-                "no neighbours were loaded: convert with neighbor_key=…, and open with "
-                "load_neighbors=True"
-            )
-        return self.graph
+    @property
+    @abstractmethod
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the neighbour graphs that can be asked for."""
 
-    def get_neighbor_indices_for_cell(self, cell_index: SupportsIndex) -> NDArray[Any]:
+    def neighbor_graph(self, key: str | None = None) -> NeighborGraph:
+        """A neighbour graph by key; None: the one that the dataset was opened with.
+
+        Raises
+        ------
+        NeighborError
+            There is none, or none of that key; or it is not cells x cells.
+        """
+        graph = self._graph_of(key) if key is not None else self.graph
+        if graph is None:
+            known = ", ".join(self.neighbor_keys)
+            what = "no neighbours were loaded" if key is None else f"there is no graph {key!r}"
+            choice = f"choose one of {known} with key=… or neighbor_key=…"
+            make = "convert with neighbor_key=…, and open with load_neighbors=True"
+            raise NeighborError(f"{what}: {choice if known else make}")
+        return graph
+
+    @abstractmethod
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        """A graph by key; None where it is not among :attr:`neighbor_keys`."""
+
+    def get_neighbor_indices_for_cell(
+        self, cell_index: SupportsIndex, *, key: str | None = None
+    ) -> NDArray[Any]:
         """Rows of a cell's neighbours, uint32; empty where it has none."""
-        return self._required_graph().neighbors(cell_index).indices
+        return self.neighbor_graph(key).neighbors(cell_index).indices
 
-    def get_neighbor_weights_for_cell(self, cell_index: SupportsIndex) -> NDArray[Any]:
+    def get_neighbor_weights_for_cell(
+        self, cell_index: SupportsIndex, *, key: str | None = None
+    ) -> NDArray[Any]:
         """Weights of a cell's neighbours, float32; empty where it has none."""
-        return self._required_graph().neighbors(cell_index).data
+        return self.neighbor_graph(key).neighbors(cell_index).data
 
     def sample_neighbor_index(
-        self, cell_index: SupportsIndex, *, rng: np.random.Generator | None = None
+        self,
+        cell_index: SupportsIndex,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
     ) -> int:
         """One neighbour of a cell by the chosen strategy; the cell itself where it has none.
 
         Without an `rng` every process draws from a generator of its own.
         """
-        return self._required_graph().sample(cell_index, rng)
+        return self.neighbor_graph(key).sample(cell_index, rng)
+
+    def sample_neighbors(
+        self,
+        rows: csr.Rows,
+        k: int = 1,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
+    ) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, by the chosen strategy, with replacement.
+
+        Parameters
+        ----------
+        rows
+            n cells, as for :meth:`read_rows`.
+        k
+            Neighbours of each.
+        rng
+            Draws them; without it every process draws from a generator of its own.
+        key
+            Which graph; None: the one that the dataset was opened with.
+
+        Returns
+        -------
+        ndarray
+            n x k rows, int64; a cell without neighbours is its own, unless the dataset was opened
+            with ``fallback_to_identity=False``.
+
+        Raises
+        ------
+        RowIndexError
+            A row is out of range.
+        NeighborError
+            There is no such graph, or none is left to choose: a cell has no neighbours and is not
+            its own; or what the graph says is wrong: a neighbour is no cell, or a weight that is
+            used is negative or no finite number.
+        """
+        if k < 1:
+            raise NeighborError(f"k, the neighbours of each cell, must be at least 1, not {k}")
+        graph, at = self.neighbor_graph(key), csr.positions(rows, self.n_obs)
+        return graph.sample_many(at, graph.draws(len(at), k, rng))
 
     def get_row_with_neighbor(
         self,
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, as by :meth:`get_row`.
 
@@ -418,7 +488,7 @@ class CellReader(ABC):
             ``current_cell``, ``next_cell``, ``current_cell_index``, ``next_cell_index``,
             ``features``.
         """
-        neighbor = self.sample_neighbor_index(index)
+        neighbor = self.sample_neighbor_index(index, rng=rng, key=key)
         current, features = self.get_row(index, return_features, feature_vars)
         return self._pair(index, current, neighbor, self._row(neighbor), features)
 
@@ -427,9 +497,12 @@ class CellReader(ABC):
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, both dense; the rest as for the sparse form."""
-        neighbor = self.sample_neighbor_index(index)
+        neighbor = self.sample_neighbor_index(index, rng=rng, key=key)
         current, features = self.get_row_padded(index, return_features, feature_vars)
         return self._pair(index, current, neighbor, self.get_row_padded(neighbor)[0], features)
 
@@ -451,11 +524,11 @@ class CellReader(ABC):
         """The cells with a sampled neighbour each, as a dataset for a ``DataLoader``."""
         return NeighborPairs(self)
 
-    def get_neighbor_stats(self) -> dict[str, Any]:
-        """Counts over the neighbour graph, or only ``has_neighbors: False``."""
-        if self.graph is None:
+    def get_neighbor_stats(self, *, key: str | None = None) -> dict[str, Any]:
+        """Counts over a neighbour graph, in constant memory, or only ``has_neighbors: False``."""
+        if key is None and self.graph is None:
             return {"has_neighbors": False}
-        stats = self.graph.stats()
+        stats = self.neighbor_graph(key).stats()
         return {
             "has_neighbors": True,
             "total_connections": stats.total,
@@ -480,7 +553,7 @@ class NeighborPairs:
 
     def __init__(self, cells: CellReader) -> None:
         self._cells = cells
-        cells._required_graph()
+        cells.neighbor_graph()
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -493,6 +566,6 @@ class NeighborPairs:
         from scdl.collate import RowPairs
 
         rows = csr.positions(list(indices), self._cells.n_obs)
-        neighbors = self._cells._required_graph().sample_batch(rows)
+        neighbors = self._cells.neighbor_graph().sample_batch(rows)
         read = self._cells._read_for_tensors
         return RowPairs(read(rows), read(neighbors))

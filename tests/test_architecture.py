@@ -22,12 +22,15 @@ LAYERS = [
     {"scdl.members"},
     {"scdl.manifest"},
     {"scdl.dataset"},
+    {"scdl.directory_conversion"},
+    {"scdl.jobs"},
+    {"scdl.row_parts"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export"},
     {"scdl.h5ad"},
     {"scdl.sources"},
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
-    {"scdl.cast", "scdl.chunks", "scdl.tables"},
+    {"scdl.cast", "scdl.chunks", "scdl.tables", "scdl.workers"},
     {"scdl.gene_view", "scdl.rows"},
     {"scdl.features", "scdl.genes", "scdl.joining", "scdl.neighbors", "scdl.samplers"},
     {"scdl.collate", "scdl.csr"},
@@ -56,6 +59,7 @@ CONFINED = {
         "scdl.tensors",
         "scdl.training_batch",
     },
+    "distributed": {"scdl.workers"},
     "anndata": {
         "scdl.anndata_elements",
         "scdl.export",
@@ -64,7 +68,7 @@ CONFINED = {
     },
 }
 # Packages that `import scdl` leaves alone.
-HEAVY = {"anndata", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
+HEAVY = {"anndata", "distributed", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
 
 TYPE_CHECKING = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 

@@ -258,6 +258,19 @@ def test_all_cases_of_collections_run_on_toy_data(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
 
 
+def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
+    pytest.importorskip("bionemo.scdl")
+    from benchmarks import many_files
+
+    directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    report = many_files.main(["--quick", *directories])
+    measured = [outcome.what for outcome in report.outcomes]
+    assert measured[:3] == [f"sample_neighbors, {how}" for how in ("random", "first", "weighted")]
+    # No figures of files where a process cannot be kept to some cores.
+    assert len(measured) in (3, 5)
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
+
+
 def _layout(file: h5py.File) -> dict[str, object]:
     """Every element with its encoding and storage; not the width of ``indptr``."""
     layout: dict[str, object] = {}

@@ -27,7 +27,7 @@ from scdl.errors import (
     ArchiveNotFoundError,
     CastError,
     CollectionError,
-    ConversionError,
+    ConversionFailedError,
     FeatureNotFoundError,
     NeighborError,
     OutputError,
@@ -545,7 +545,7 @@ class TestDocumentedNames:
             made.load_h5ad_multi(tmp_path / "made")
         (tmp_path / "in" / "broken.h5ad").write_bytes(b"this is no HDF5")
         again = scdl.SingleCellCollection(tmp_path / "again")
-        with pytest.raises(ConversionError, match=r"broken\.h5ad") as caught:
+        with pytest.raises(ConversionFailedError, match=r"broken\.h5ad") as caught:
             again.load_h5ad_multi(tmp_path / "in")
         assert isinstance(caught.value, RuntimeError)
         assert len(again) == len(scdl.open(tmp_path / "again")) == 11
