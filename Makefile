@@ -20,10 +20,10 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types bench bench-zarr bench-loader test-next wheel lock clean
+.PHONY: help demo test lint format types bench bench-zarr bench-loader bench-collections bench-many test-next wheel lock clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [DEST=archive]
 	@$(BIN)/python -m benchmarks.demo $(if $(H5AD),"$(H5AD)") $(if $(DEST),--dest "$(DEST)")
@@ -50,6 +50,12 @@ bench-zarr: $(VENV)/.installed-bench ## Compare Zarr archives with annbatch [ARG
 
 bench-loader: $(VENV)/.installed-bench ## Compare training loaders [ARGS=...]
 	$(BIN)/python -m benchmarks.loaders $(ARGS)
+
+bench-collections: $(VENV)/.installed-bench ## Compare collections with one archive, and flattening [ARGS=...]
+	$(BIN)/python -m benchmarks.collections $(ARGS)
+
+bench-many: $(VENV)/.installed-bench ## Measure neighbours of batches, and conversion by workers [ARGS=...]
+	$(BIN)/python -m benchmarks.many_files $(ARGS)
 
 # A candidate must run: pyenv's shims answer to versions that are not active.
 test-next: ## Run the tests on the newest Python here, with the newest dependencies

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
         collate_neighbor_sparse_matrix_batch as collate_neighbor_sparse_matrix_batch,
     )
     from scdl.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
+    from scdl.collection import SingleCellCollection as SingleCellCollection
+    from scdl.collection import open as open
     from scdl.conversion import ConversionReport as ConversionReport
     from scdl.conversion import convert as convert
     from scdl.dataset import SingleCellDataset as SingleCellDataset
-    from scdl.dataset import open as open
+    from scdl.directory_conversion import DirectoryReport as DirectoryReport
+    from scdl.directory_conversion import convert_directory as convert_directory
+    from scdl.directory_conversion import convert_in_parts as convert_in_parts
     from scdl.loader import SingleCellLoader as SingleCellLoader
     from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
     from scdl.splits import Splits as Splits
@@ -33,9 +37,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "CellBatch": "scdl.batch",
     "ConversionReport": "scdl.conversion",
+    "DirectoryReport": "scdl.directory_conversion",
     "Log1p": "scdl.transforms",
     "NeighborSamplingStrategy": "scdl.neighbors",
     "NormalizeTotal": "scdl.transforms",
+    "SingleCellCollection": "scdl.collection",
     "SingleCellDataset": "scdl.dataset",
     "SingleCellLoader": "scdl.loader",
     "SingleCellMemMapDataset": "scdl.bionemo",
@@ -43,7 +49,9 @@ _HOMES = {
     "collate_neighbor_sparse_matrix_batch": "scdl.collate",
     "collate_sparse_matrix_batch": "scdl.collate",
     "convert": "scdl.conversion",
-    "open": "scdl.dataset",
+    "convert_directory": "scdl.directory_conversion",
+    "convert_in_parts": "scdl.directory_conversion",
+    "open": "scdl.collection",
     "split": "scdl.splits",
 }
 

@@ -313,3 +313,70 @@ def fill_padded_numpy(
             order = np.argsort(-data[start:stop].astype(np.float64), kind="stable")
         order = start + order[: values.shape[1]]
         values[row, : len(order)], genes[row, : len(order)] = data[order], indices[order]
+
+
+@kernel
+def choose_by_weight(
+    weights: NDArray[Any],
+    indptr: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+) -> int:
+    """Choose entries of rows in proportion to their weights.
+
+    Parameters
+    ----------
+    weights
+        Weights of the entries of all rows, one row after the other.
+    indptr
+        n + 1 offsets from 0.
+    draws
+        n x k numbers in [0, 1), each of which chooses one entry of its row.
+    chosen
+        Output, n x k: position of the entry within its row; -1 where no weight is above 0.
+
+    Returns
+    -------
+    int
+        The first entry whose weight is negative or not finite, or -1.
+    """
+    longest = 0
+    for row in range(len(indptr) - 1):
+        longest = max(longest, indptr[row + 1] - indptr[row])
+    ends = np.empty(longest, np.float64)
+    for row in range(len(indptr) - 1):
+        start, n = indptr[row], indptr[row + 1] - indptr[row]
+        total = 0.0
+        last = -1
+        for j in range(n):
+            weight = np.float64(weights[start + j])
+            if not 0.0 <= weight < np.inf:
+                return int(start + j)
+            if weight > 0.0:
+                last = j
+            total += weight
+            ends[j] = total
+        for i in range(draws.shape[1]):
+            # Rounding may reach the total itself, behind which only weights of zero can stand.
+            drawn = draws[row, i] * total
+            chosen[row, i] = min(np.searchsorted(ends[:n], drawn, side="right"), last)
+    return -1
+
+
+def choose_by_weight_numpy(
+    weights: NDArray[Any],
+    indptr: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+) -> int:
+    """The same as :func:`choose_by_weight` in NumPy."""
+    bad = np.flatnonzero(~((weights >= 0) & (weights < np.inf)))
+    if len(bad):
+        return int(bad[0])
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
+        ends = np.cumsum(weights[start:stop], dtype=np.float64)
+        last = np.flatnonzero(weights[start:stop] > 0)[-1:]
+        drawn = draws[row] * (ends[-1] if len(ends) else 0.0)
+        found = np.searchsorted(ends, drawn, side="right")
+        chosen[row] = np.minimum(found, last[0] if len(last) else -1)
+    return -1

@@ -42,6 +42,11 @@ class CellBatch:
         Dense vectors that were asked for, n x width.
     largest
         No gene is beyond this one, where that is known.
+    present
+        In a gene space with ``missing="mask"``: which genes each gene space of the archives has,
+        spaces x n_vars.
+    spaces
+        The row of `present` that each cell has, int64.
     """
 
     data: NDArray[Any]
@@ -52,6 +57,8 @@ class CellBatch:
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     obsm: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     largest: int | None = None
+    present: NDArray[np.bool_] | None = None
+    spaces: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,6 +79,8 @@ class CellBatch:
             {name: values[start:stop] for name, values in self.obs.items()},
             {key: vectors[start:stop] for key, vectors in self.obsm.items()},
             self.largest,
+            self.present,
+            None if self.spaces is None else self.spaces[start:stop],
         )
 
     @property

@@ -105,7 +105,7 @@ class Caster:
                 f"{self.max_rounding:.3g}, more than the tolerance of {self._tolerance:g}; "
                 "choose a wider data_dtype to keep them exact",
                 ScdlWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _error(self, where: str, value: Any) -> CastError:

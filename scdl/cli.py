@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scdl import __version__
-from scdl.errors import ScdlError, ScdlWarning, SourceNotFoundError
+from scdl.errors import ArchiveFormatError, ConversionFailedError, ScdlError, ScdlWarning
 
 if TYPE_CHECKING:
     from storage_backends.base import ArrayStore
@@ -25,6 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+#: Exit code where some files of many could not be converted, and nobody minds.
+_SOME_FAILED = 3
 
 
 def _show_version(wanted: bool) -> None:
@@ -46,10 +50,18 @@ def _root(
 def convert(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SRC...", help="AnnData files (h5ad, zarr), or archives."),
+        typer.Argument(
+            metavar="SRC...",
+            help="AnnData files (h5ad, zarr), archives, or one directory with *.h5ad files.",
+        ),
     ],
     dest: Annotated[
-        str, typer.Argument(metavar="DEST", help="Where the archive goes; must not exist.")
+        str,
+        typer.Argument(
+            metavar="DEST",
+            help="Where the archive goes, which must not exist; of a directory, where all of them "
+            "go.",
+        ),
     ],
     backend: Annotated[
         str | None,
@@ -70,7 +82,8 @@ def convert(
         list[str] | None, typer.Option(help="Dense vectors to carry over; may be repeated.")
     ] = None,
     neighbor_key: Annotated[
-        str | None, typer.Option(help="Key of obsp whose graph to carry over.")
+        list[str] | None,
+        typer.Option(help="Key of obsp whose graph to carry over; may be repeated."),
     ] = None,
     data_dtype: Annotated[
         str | None,
@@ -82,32 +95,123 @@ def convert(
     data_dtype_tolerance: Annotated[
         float, typer.Option(help="Rounding up to this is passed over without a warning.")
     ] = 1e-8,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the work. [default: of a directory, one a core]"
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work."),
+    ] = None,
+    split_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Size from which on a file is divided by rows. [default: a worker's share of all, "
+            "at least 1 GiB]",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Of a directory: leave out what has been converted already."),
+    ] = False,
+    skip_failed: Annotated[
+        bool,
+        typer.Option(
+            "--skip-failed",
+            help="Of a directory: files that cannot be converted are no error, but exit code 3.",
+        ),
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
     ] = False,
 ) -> None:
     """Convert AnnData files and archives to one archive, whose cells follow one another.
 
-    Sources are read by blocks of rows, so that memory does not depend on their size. A conversion
-    that fails leaves nothing behind.
+    Of a directory, every *.h5ad file there and below becomes an archive of its own. Sources are
+    read by blocks of rows, so that memory does not depend on their size. A conversion that fails
+    leaves nothing behind.
     """
-    from scdl.conversion import convert as run
-
-    report = run(
-        sources,
-        dest,
-        backend=backend,
-        progress=not quiet and sys.stderr.isatty(),
-        compression=compression,
-        only_matrix=only_matrix,
-        matrix=matrix,
-        obsm=obsm or (),
-        neighbor_key=neighbor_key,
-        data_dtype=data_dtype,
-        data_dtype_tolerance=data_dtype_tolerance,
-    )
+    is_directory = len(sources) == 1 and _is_plain_directory(sources[0])
+    if (resume or skip_failed or split_bytes) and not is_directory:
+        raise typer.BadParameter(
+            "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
+        )
+    options: dict[str, Any] = {
+        "backend": backend,
+        "progress": not quiet and sys.stderr.isatty(),
+        "compression": compression,
+        "only_matrix": only_matrix,
+        "matrix": matrix,
+        "obsm": obsm or (),
+        "neighbor_key": neighbor_key,
+        "data_dtype": data_dtype,
+        "data_dtype_tolerance": data_dtype_tolerance,
+    }
+    with _crew(workers, dask) as crew:
+        if is_directory:
+            options |= {"workers": crew, "resume": resume, "skip_failed": skip_failed}
+            options["split_bytes"] = split_bytes
+            _convert_directory(sources[0], dest, options, quiet=quiet)
+            return
+        report = _convert_files(sources, dest, options, crew)
     if not quiet:
         typer.echo(str(report))
+
+
+@contextlib.contextmanager
+def _crew(workers: int | None, dask: str | None) -> Iterator[Any]:
+    """How many processes do the work, or which cluster; None where nobody said."""
+    if dask is None:
+        yield workers
+        return
+    if workers is not None:
+        raise typer.BadParameter("--workers and --dask exclude each other: a cluster has its own")
+    from scdl.workers import connect
+
+    with connect(dask) as client:
+        yield client
+
+
+def _is_plain_directory(path: str) -> bool:
+    """Whether a path is a directory and no archive."""
+    from storage_backends import registry
+
+    if not os.path.isdir(path):
+        return False
+    try:
+        registry.detect(path)
+    except ArchiveFormatError:
+        return True
+    return False
+
+
+def _convert_files(sources: list[str], dest: str, options: dict[str, Any], crew: Any) -> Any:
+    if crew is None:
+        from scdl.conversion import convert as run
+
+        return run(sources, dest, **options)
+    from scdl.directory_conversion import convert_in_parts
+
+    return convert_in_parts(sources, dest, workers=crew, **options)
+
+
+def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet: bool) -> None:
+    from scdl.directory_conversion import convert_directory
+
+    try:
+        report = convert_directory(source, dest, **options)
+    except ConversionFailedError as error:
+        # What did become an archive stays, and is worth knowing.
+        if not quiet:
+            typer.echo(str(error.report))
+        raise
+    if not quiet:
+        typer.echo(str(report))
+    if report.failed:
+        raise typer.Exit(_SOME_FAILED)
 
 
 @app.command()
@@ -145,11 +249,11 @@ def info(
 
 
 def _facts(path: str) -> list[tuple[str, str]]:
-    from scdl.dataset import open as open_archive
+    from scdl.dataset import SingleCellDataset
     from scdl.schema import DATA, INDEX, MATRIX, dense_vectors, keys
     from storage_backends import registry
 
-    dataset = open_archive(path)
+    dataset = SingleCellDataset(path)
     store, sizes = dataset.store, dataset.store.stored_bytes
     total, nnz = store.nbytes, store.spec(DATA).length
     facts = [
@@ -200,9 +304,11 @@ def _convert_h5ad_to_scdl(
     data_path: Annotated[str, typer.Option(help="Directory to search for *.h5ad, or a file.")],
     save_path: Annotated[str, typer.Option(help="Where the archive goes; must not exist.")],
     num_workers: Annotated[
-        int, typer.Option(help="Accepted; files are read one after the other, in threads.")
+        int, typer.Option(min=1, help="Threads that decompress, or processes.")
     ] = 4,
-    use_mp: Annotated[bool, typer.Option("--use-mp", help="Accepted, and without effect.")] = False,
+    use_mp: Annotated[
+        bool, typer.Option("--use-mp", help="Read in processes, which takes twice the space.")
+    ] = False,
     data_dtype: Annotated[str, typer.Option(help="Type of the stored values.")] = "float32",
     paginated_load_cutoff: Annotated[
         int, typer.Option(help="Accepted, and without effect: every file is read in blocks.")
@@ -213,26 +319,20 @@ def _convert_h5ad_to_scdl(
     ] = False,
 ) -> None:
     """Convert all AnnData files below a directory to one archive."""
-    from scdl.conversion import convert as run
+    from scdl.directory_conversion import h5ad_files
+    from storage_backends import threads
 
-    report = run(
-        _h5ad_files(data_path),
-        save_path,
-        progress=sys.stderr.isatty(),
-        matrix="X" if use_x_not_raw else None,
-        data_dtype=data_dtype,
-        block_rows=load_block_row_size,
-    )
+    files = [data_path] if os.path.isfile(data_path) else h5ad_files(data_path)
+    options = {
+        "progress": sys.stderr.isatty(),
+        "matrix": "X" if use_x_not_raw else None,
+        "data_dtype": data_dtype,
+        "block_rows": load_block_row_size,
+    }
+    if not use_mp:
+        threads.limit(num_workers)
+    report = _convert_files(files, save_path, options, num_workers if use_mp else None)
     typer.echo(str(report))
-
-
-def _h5ad_files(path: str) -> list[str]:
-    if os.path.isfile(path):
-        return [path]
-    found = sorted(glob.glob(os.path.join(glob.escape(path), "**", "*.h5ad"), recursive=True))
-    if not found:
-        raise SourceNotFoundError(f"{path}: there is no *.h5ad file here or below")
-    return found
 
 
 def _run(command: Callable[[], Any], name: str) -> None:

@@ -41,6 +41,7 @@ def concatenate(
     writer: ArrayWriter,
     dtype: DTypeLike | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    obs: Sequence[TableSource] | None = None,
 ) -> None:
     """Write the cells of archives of any backends one after the other, and commit.
 
@@ -60,6 +61,8 @@ def concatenate(
         Type of the values; default the one that holds those of all archives.
     chunk_bytes
         Bytes of stored values handled at once.
+    obs
+        Tables of the cells, one an archive; default those that they have.
 
     Raises
     ------
@@ -71,7 +74,8 @@ def concatenate(
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     blocks = write_var(writer, _var_blocks(stores, infos))
     if any(OBS in store.tables for store in stores):
-        writer.write_table(OBS, united([_obs(s, i) for s, i in zip(stores, infos, strict=True)]))
+        obs = obs or [_obs(store, info) for store, info in zip(stores, infos, strict=True)]
+        writer.write_table(OBS, united(obs))
     whole = len(stores) == 1 and writer.keeps_elements
     if whole:
         source = ArchiveSource(stores[0], infos[0], 0, None)
@@ -182,6 +186,16 @@ def _write_graph(
     writer.append(names[INDICES], np.empty(0, GRAPH_DTYPES[INDICES]))
 
 
+def clean_rows(
+    store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
+) -> Iterator[csr.SparseRows]:
+    """Rows ``[start, stop)`` of an archive, some `at_once` values at a time, sorted by gene."""
+    stop = info.n_obs if stop is None else stop
+    for first, last in csr.row_spans(store, "", stop, at_once, start):
+        rows = csr.read(store, "", np.arange(first, last))
+        yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
+
+
 def _write_matrix(
     stores: Sequence[ArrayStore],
     infos: Sequence[Info],
@@ -195,10 +209,7 @@ def _write_matrix(
     writer.append(INDPTR, np.zeros(1, indptr_dtype))
     first_value = 0
     for store, info in zip(stores, infos, strict=True):
-        for start, stop in csr.row_spans(store, "", info.n_obs, at_once):
-            rows = csr.read(store, "", np.arange(start, stop))
-            if not info.is_sorted:
-                rows = csr.clean(rows, info.max_n_vars, store.path)
+        for rows in clean_rows(store, info, at_once):
             writer.append(DATA, caster(rows.data, store.path))
             writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
             writer.append(INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))

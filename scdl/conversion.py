@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ from scdl.schema import (
     obsm_array,
     smallest_unsigned,
 )
-from scdl.sources import ArchiveSource, Source, write_rest
+from scdl.sources import ArchiveSource, Source, Tally, write_rest
 from scdl.tables import united, write_var
 from storage_backends import registry
 from storage_backends.base import ArrayWriter
@@ -120,7 +120,7 @@ def convert(
     path: Path,
     *,
     backend: str | None = None,
-    neighbor_key: str | None = None,
+    neighbor_key: str | Sequence[str] | None = None,
     progress: bool = False,
     replace: bool = False,
     **options: Unpack[ConvertOptions],
@@ -141,7 +141,8 @@ def convert(
         Storage backend. Default: the one that the end of `path` asks for, as ``.zarr`` does, else
         ``memmap``.
     neighbor_key
-        Key of ``obsp`` whose graph to carry over; where no file has it, there is a warning.
+        Key of ``obsp`` whose graph to carry over, or several; where no file has one, there is a
+        warning.
     progress
         Whether to show a progress bar.
     replace
@@ -182,36 +183,93 @@ def convert(
     ArchiveWriteError
         The archive cannot be written, for example because the disk is full.
     """
-    started = time.perf_counter()
-    check_options(options)
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not paths:
         raise SourceError("there is nothing to convert: the list of files is empty")
-    target = registry.for_target(path, backend)
+    with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
+        return write_archive(
+            lambda stack: open_sources(paths, options.get("matrix"), stack),
+            path,
+            Settings(backend, neighbor_key, options),
+            bar,
+            replace=replace,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to convert, whatever the sources are.
+
+    Parameters
+    ----------
+    backend, neighbor_key, options
+        As for :func:`convert`.
+    caster
+        Makes values of the stored type; None: by the sources and the options.
+    """
+
+    backend: str | None = None
+    neighbor_key: str | Sequence[str] | None = None
+    options: ConvertOptions = field(default_factory=lambda: ConvertOptions())
+    caster: Caster | None = None
+
+
+class Meter(Protocol):
+    """Is told how much there is to do and what has been done, as a bar of tqdm is."""
+
+    def reset(self, total: float | None = None) -> object:
+        """Begin, with so much to do."""
+
+    def update(self, n: float = 1) -> object:
+        """So much more is done."""
+
+
+def write_archive(
+    opening: Callable[[ExitStack], Sequence[Source]],
+    path: Path,
+    settings: Settings,
+    meter: Meter,
+    *,
+    replace: bool = False,
+) -> ConversionReport:
+    """Write one archive of sources that are opened once its place is known to be free.
+
+    Parameters
+    ----------
+    opening
+        Opens the sources, and has the stack close them.
+    path, settings, replace
+        As for :func:`convert`.
+    meter
+        Is told of stored values.
+    """
+    started = time.perf_counter()
+    options = settings.options
+    check_options(options)
+    target = registry.for_target(path, settings.backend)
     storage = {"compression": options["compression"]} if options.get("compression") else {}
     with ExitStack() as stack:
         writer = target.create(os.fspath(path), replace=replace, **storage)
         stack.enter_context(writer)
-        opened = [s for p in paths for s in _opened(p, options.get("matrix"), stack)]
-        conversion = _Conversion(opened, writer, neighbor_key, options)
-        total = sum(source.matrix.size for source in opened)
-        with tqdm(total=total, unit="value", unit_scale=True, disable=not progress) as bar:
-            info = conversion.run(bar)
+        opened = opening(stack)
+        conversion = Conversion(opened, writer.path, settings, keeps_elements=writer.keeps_elements)
+        meter.reset(sum(source.matrix.size for source in opened))
+        info = conversion.run(writer, meter)
     with target.store.open(os.fspath(path)) as store:
         nnz, nbytes = store.spec(DATA).length, store.nbytes
-    caster = conversion.caster
+    tally = conversion.tally
     return ConversionReport(
         path=os.fspath(path),
         backend=target.name,
         n_obs=info.n_obs,
         n_vars=[block.n_vars for block in info.blocks],
         nnz=nnz,
-        dtype=caster.dtype.name,
+        dtype=conversion.caster.dtype.name,
         matrices=list(info.matrices),
-        rows_sorted=conversion.rows_sorted,
-        duplicates_summed=conversion.duplicates_summed,
+        rows_sorted=tally.rows_sorted,
+        duplicates_summed=tally.duplicates_summed,
         not_carried=conversion.not_carried,
-        max_rounding=caster.max_rounding,
+        max_rounding=tally.max_rounding,
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
     )
@@ -227,6 +285,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def open_sources(paths: Sequence[Path], matrix: str | None, stack: ExitStack) -> list[Source]:
+    """What all paths hold, open until the stack ends."""
+    return [source for path in paths for source in _opened(path, matrix, stack)]
+
+
 def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
     """What a path holds: an h5ad file, or a source for each feature block of an archive."""
     elsewhere = os.path.isdir(path) or ":" in os.fspath(path)
@@ -240,16 +303,35 @@ def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
     return [ArchiveSource(store, info, i, matrix) for i in range(len(info.blocks))]
 
 
-class _Conversion:
-    """One run: sources that are open and checked, into a writer."""
+class Conversion:
+    """One run: sources that are open and are checked here, before anything is written.
+
+    Parameters
+    ----------
+    files
+        The sources, at least one.
+    target
+        Where the archive goes: temporary files go beside it.
+    settings
+        How to convert.
+    keeps_elements
+        Whether the archive can keep all that an AnnData consists of.
+
+    Raises
+    ------
+    SourceError
+        A source lacks what was asked for, or the sources do not fit each other.
+    """
 
     def __init__(
         self,
         files: Sequence[Source],
-        writer: ArrayWriter,
-        neighbor_key: str | None,
-        options: ConvertOptions,
+        target: str,
+        settings: Settings,
+        *,
+        keeps_elements: bool,
     ) -> None:
+        neighbor_key, options = settings.neighbor_key, settings.options
         taken = {file.matrix_name for file in files}
         if len(taken) > 1:
             raise SourceError(
@@ -257,25 +339,24 @@ class _Conversion:
                 "say which to take with matrix="
             )
         self._files = files
-        self._writer = writer
+        self._writer: ArrayWriter
         self._alone = files[0] if len(files) == 1 else None
         #: Whether the archive becomes all that the source is.
         self._whole = (
-            self._alone is not None
-            and writer.keeps_elements
-            and not options.get("only_matrix", False)
+            self._alone is not None and keeps_elements and not options.get("only_matrix", False)
         )
         # Opened here, so that a key that a file lacks is found before anything is written.
         asked = options.get("obsm") or _shared(file.kept_vectors for file in files)
         self._obsm = {key: [file.vectors(key) for file in files] for key in asked}
-        self._graphs = [neighbor_key] if neighbor_key else _shared(f.kept_graphs for f in files)
-        self.caster = self._make_caster(options)
+        wanted = [neighbor_key] if isinstance(neighbor_key, str) else neighbor_key
+        self._graphs = list(dict.fromkeys(wanted or _shared(f.kept_graphs for f in files)))
+        self.caster = settings.caster or self._make_caster(options)
         self._bounds = Bounds(
             values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
             rows=min(
                 _positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows
             ),
-            target=writer.path,
+            target=target,
         )
         # The types of an archive stay, where all sources have the same.
         first, *others = (file.kept_dtypes for file in files)
@@ -283,8 +364,9 @@ class _Conversion:
         largest = max(file.n_vars for file in files) - 1
         self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
         self._indptr_dtype = _unsigned(kept.get(INDPTR))
-        self.rows_sorted = 0
-        self.duplicates_summed = 0
+        self._rows_sorted = sum(file.tally.rows_sorted for file in files)
+        self._duplicates_summed = sum(file.tally.duplicates_summed for file in files)
+        self.caster.max_rounding = max(file.tally.max_rounding for file in files)
         carried = {obsm_array(key) for key in self._obsm}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
         self.not_carried = self._left_out(carried)
@@ -307,21 +389,33 @@ class _Conversion:
         names = (name for file in self._files for name in file.not_carried(carried))
         return tuple(dict.fromkeys(names))
 
-    def run(self, bar: tqdm[Any]) -> Info:
+    @property
+    def tally(self) -> Tally:
+        """What was done to the values so far."""
+        return Tally(self._rows_sorted, self._duplicates_summed, self.caster.max_rounding)
+
+    def run(self, writer: ArrayWriter, meter: Meter) -> Info:
+        """Write everything and commit; once."""
+        self._writer = writer
         blocks = write_var(
             self._writer, ((file.var(), file.n_obs, file.label) for file in self._files)
         )
-        self._writer.write_table(OBS, united([file.obs for file in self._files]))
+        # A table without columns has no rows either.
+        if any(file.obs.schema.names for file in self._files):
+            self._writer.write_table(OBS, united([file.obs for file in self._files]))
         # Arrow's allocator would keep what the tables took through the rest of the conversion.
         pa.default_memory_pool().release_unused()
         if self._whole:
-            write_rest(self._files[0], self._writer, self._bounds)
+            for key in self._graphs:
+                self._warn_of_absence(key)
+            write_rest(self._files[0], self._writer, self._bounds, self._graphs)
         else:
             for key, readers in self._obsm.items():
                 self._write_vectors(key, readers)
             for key in self._graphs:
-                self._write_graph(key)
-        self._write_matrix(bar)
+                if self._warn_of_absence(key):
+                    self._write_graph(key)
+        self._write_matrix(meter)
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
         info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
@@ -330,7 +424,7 @@ class _Conversion:
         self._writer.commit(info.to_attrs())
         return info
 
-    def _write_matrix(self, bar: tqdm[Any]) -> None:
+    def _write_matrix(self, meter: Meter) -> None:
         with Offsets(self._bounds) as offsets:
             for file in self._files:
                 where = file.matrix.where
@@ -339,7 +433,7 @@ class _Conversion:
                     self._append(DATA, self.caster(rows.data, where), self.caster.dtype)
                     self._append(INDICES, rows.indices, self._index_dtype)
                     offsets.add(rows.indptr)
-                    bar.update(len(block.data))
+                    meter.update(len(block.data))
             self._append(DATA, np.empty(0, self.caster.dtype), self.caster.dtype)
             self._append(INDICES, np.empty(0, self._index_dtype), self._index_dtype)
             for values in offsets.read(self._offsets_dtype(offsets.total)):
@@ -365,8 +459,8 @@ class _Conversion:
             return block
         ordered, n_unsorted = csr.ordered(block, n_vars, where)
         summed = csr.without_duplicates(ordered)
-        self.rows_sorted += n_unsorted
-        self.duplicates_summed += len(block.data) - len(summed.data)
+        self._rows_sorted += n_unsorted
+        self._duplicates_summed += len(block.data) - len(summed.data)
         return summed
 
     def _write_vectors(self, key: str, readers: Sequence[Reader]) -> None:
@@ -380,16 +474,17 @@ class _Conversion:
                 plain = values.astype(np.uint8) if values.dtype == bool else values
                 self._writer.append(obsm_array(key), plain)
 
+    def _warn_of_absence(self, key: str) -> bool:
+        """Whether any file has a graph; warns where none has."""
+        if any(file.graph(key) for file in self._files):
+            return True
+        message = f"no file has obsp/{key}; the archive has no neighbours of that key"
+        warnings.warn(message, ScdlWarning, stacklevel=5)
+        return False
+
     def _write_graph(self, key: str) -> None:
         """The graphs of all files, shifted to where their cells are."""
         graphs = [file.graph(key) for file in self._files]
-        if not any(graphs):
-            warnings.warn(
-                f"no file has obsp/{key}; the archive has no neighbours",
-                ScdlWarning,
-                stacklevel=5,
-            )
-            return
         if sum(file.n_obs for file in self._files) > 1 << 32:
             raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
         first_row = 0

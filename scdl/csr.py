@@ -16,7 +16,7 @@ from storage_backends.base import ArrayStore
 from storage_backends.threads import for_each, submit
 
 #: Values from which on it saves time to read them in one thread and their column ids in another.
-_MANY_VALUES = 1 << 17
+MANY_VALUES = 1 << 17
 
 _BITS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
@@ -136,7 +136,7 @@ def read(
     data = recycled.empty(total, store.spec(prefix + DATA).dtype)
     indices = recycled.empty(total, index_dtype or store.spec(prefix + INDICES).dtype)
     parts = [(prefix + DATA, data), (prefix + INDICES, indices)]
-    if concurrently and total >= _MANY_VALUES:
+    if concurrently and total >= MANY_VALUES:
         for_each(lambda part: store.read_ranges(part[0], starts, stops, part[1]), parts)
     else:
         for name, out in parts:
@@ -172,7 +172,7 @@ def gather(
     # One compiled kernel a size, whatever the numbers mean.
     bits = _BITS[data.dtype.itemsize]
     source, target = (data.view(bits), indices), (out_data.view(bits), out_indices)
-    if not concurrently or total < _MANY_VALUES:
+    if not concurrently or total < MANY_VALUES:
         largest = _kernels.gather_rows(*source, starts, indptr, *target)
         return SparseRows(out_data, out_indices, indptr, int(largest))
     half = len(rows) // 2
@@ -182,10 +182,10 @@ def gather(
 
 
 def row_spans(
-    store: ArrayStore, prefix: str, n_rows: int, at_once: int
+    store: ArrayStore, prefix: str, n_rows: int, at_once: int, first_row: int = 0
 ) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of at most `at_once` values, or one row."""
-    for first, last in spans(n_rows, at_once):
+    """Ranges of rows from `first_row` to `n_rows`, of at most `at_once` values, or one row."""
+    for first, last in spans(n_rows, at_once, first_row):
         offsets = store.read(prefix + INDPTR, first, last + 1).astype(np.int64)
         start = 0
         while start < last - first:
@@ -195,9 +195,9 @@ def row_spans(
             start = stop
 
 
-def spans(n: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """Half-open ranges of at most `at_once`, from 0 to `n`."""
-    for start in range(0, n, at_once):
+def spans(n: int, at_once: int, first: int = 0) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of at most `at_once`, from `first` to `n`."""
+    for start in range(first, n, at_once):
         yield start, min(start + at_once, n)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
@@ -15,7 +14,8 @@ from scdl import __version__, csr
 from scdl.batch import CellBatch
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
 from scdl.features import ObsFeatures, VarFeatures
-from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy
+from scdl.joining import Request, Source, source
+from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy, key_of
 from scdl.rows import CellReader, Row
 from scdl.schema import (
     DATA,
@@ -46,7 +46,7 @@ VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes or that are read on first use; pickles go without them.
-_DERIVED = ("_store", "_info", "_views", "graph", "_var", "_obs")
+_DERIVED = ("_store", "_info", "_views", "_source", "graph", "_graphs", "_var", "_obs")
 
 
 class SingleCellDataset(CellReader):
@@ -70,7 +70,8 @@ class SingleCellDataset(CellReader):
     neighbor_key
         Key of the graph in ``obsp``.
     neighbor_sampling_strategy
-        How :meth:`sample_neighbor_index` chooses: ``"random"`` or ``"first"``.
+        How :meth:`sample_neighbors` chooses: ``"random"``, ``"first"`` or ``"weighted"``, in
+        proportion to the weights.
     fallback_to_identity
         Whether a cell without neighbours is its own.
     **options
@@ -167,56 +168,6 @@ class SingleCellDataset(CellReader):
         """Feature blocks, and what the archive says of itself."""
         return self._info
 
-    def read_rows(
-        self,
-        rows: csr.Rows,
-        *,
-        obs: Sequence[str] = (),
-        obsm: Sequence[str] = (),
-        ordered: bool = True,
-        index_dtype: DTypeLike | None = None,
-    ) -> CellBatch:
-        """Read cells as one batch.
-
-        Parameters
-        ----------
-        rows
-            One row, a slice, positions in any order (they may repeat; negative ones count from
-            the end), or a mask of all cells.
-        obs
-            Columns of obs to read along; categorical ones give their categories' values.
-        obsm
-            Dense vectors to read along, by key.
-        ordered
-            Whether the genes of each cell must come in rising order, each once. False saves time
-            where an archive stores them otherwise and the batch becomes dense.
-        index_dtype
-            A wider integer type for the column ids; None: the one that they are stored in.
-
-        Returns
-        -------
-        CellBatch
-            In the order of `rows`, n_vars wide. Of several feature blocks it is as wide as the
-            widest, and the column ids of a cell mean the genes of its own block.
-
-        Raises
-        ------
-        RowIndexError
-            A row is out of range, or a mask has the wrong length.
-        FeatureNotFoundError
-            There is no such column of obs, or no such key of obsm.
-        OutputError
-            `index_dtype` does not hold the column ids.
-        """
-        batch = self._read(csr.positions(rows, self.n_obs), ordered, index_dtype)
-        if not (obs or obsm):
-            return batch
-        return replace(
-            batch,
-            obs={name: self._required_obs().columns.values(name, batch.rows) for name in obs},
-            obsm={key: self._vectors(key, batch.rows) for key in obsm},
-        )
-
     def _read(
         self,
         at: NDArray[np.int64],
@@ -255,11 +206,12 @@ class SingleCellDataset(CellReader):
         # Also says what is wrong.
         return csr.read(self._store, "", at, index_dtype, concurrently=concurrently)
 
-    def _read_for_tensors(self, rows: csr.Rows) -> CellBatch:
-        safe = np.can_cast(self.index_dtype, np.int64, "safe")
-        at = csr.positions(rows, self.n_obs)
-        # Nothing else is read meanwhile: a DataLoader has a process for that.
-        return self._read(at, True, np.int64 if safe else None, concurrently=True)
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        return Request([self._source], np.zeros(len(at), np.int64), at)
+
+    @cached_property
+    def _source(self) -> Source:
+        return source(self._store, is_sorted=self._info.is_sorted)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         name = obsm_array(key)
@@ -301,11 +253,6 @@ class SingleCellDataset(CellReader):
             return None
         return ObsFeatures(self._store, self._info, self._obs_index_names)
 
-    def _required_obs(self) -> ObsFeatures:
-        if self._obs is None:
-            raise FeatureNotFoundError(f"{self._store.path}: the archive has no obs")
-        return self._obs
-
     def var_features(self) -> VarFeatures:
         """Columns of var by cell."""
         return self._var
@@ -336,19 +283,30 @@ class SingleCellDataset(CellReader):
 
     # -- neighbours ------------------------------------------------------------------------
 
+    @property
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the graphs of the archive; none where `load_neighbors` was False."""
+        return [] if self._load_neighbors is False else keys(self._store.arrays, "graphs")
+
     @cached_property
     def graph(self) -> NeighborGraph | None:
         """The neighbour graph; None where there is none, or `load_neighbors` was False."""
-        graphs = keys(self._store.arrays, "graphs")
-        if self._load_neighbors is False or not graphs:
-            return None
-        key = self._neighbor_key
-        # The documented format holds one graph and does not say its key.
-        if key not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (key, *graphs):
-            key = graphs[0]
-        if key not in graphs and not self._load_neighbors:
-            return None
-        return NeighborGraph(self._store, key, **self._sampling)
+        graphs = self.neighbor_keys
+        key = key_of(graphs, self._neighbor_key)
+        if key is None and graphs and self._load_neighbors:
+            key = self._neighbor_key  # an error that says which there are
+        return None if key is None else NeighborGraph(self._store, key, **self._sampling)
+
+    @cached_property
+    def _graphs(self) -> dict[str, NeighborGraph]:
+        return {}
+
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        if key not in self._graphs:
+            if key not in self.neighbor_keys:
+                return None
+            self._graphs[key] = NeighborGraph(self._store, key, **self._sampling)
+        return self._graphs[key]
 
     # -- the archive -----------------------------------------------------------------------
 
@@ -399,6 +357,11 @@ class SingleCellDataset(CellReader):
     def number_nonzero_values(self) -> int:
         """Stored values."""
         return self._store.spec(DATA).length
+
+    @property
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        return self._store.spec(DATA).dtype
 
     @property
     def index_dtype(self) -> np.dtype[Any]:
@@ -454,6 +417,7 @@ class SingleCellDataset(CellReader):
     def close(self) -> None:
         """Let go of files and memory."""
         self._views = []
+        self.__dict__.pop("_source", None)
         self._store.close()
 
     def load(self, stored_path: Path) -> None:
@@ -547,7 +511,7 @@ class SingleCellDataset(CellReader):
         datasets: Sequence[SingleCellDataset],
         output_path: Path | None,
         dtype: DTypeLike | None = None,
-        **bounds: int,
+        chunk_bytes: int = 10_485_760,
     ) -> None:
         """Write datasets one after the other, in place of this one or to a new path."""
         from scdl.concatenate import concatenate
@@ -556,39 +520,6 @@ class SingleCellDataset(CellReader):
         backend, options = registry.backend(self._backend), self._store.options
         writer = backend.create(path, replace=output_path is None, **options)
         with writer:
-            concatenate([dataset.store for dataset in datasets], writer, dtype, **bounds)
+            concatenate([dataset.store for dataset in datasets], writer, dtype, chunk_bytes)
         if output_path is None:
             self._reopen()
-
-
-def open(
-    path: Path,
-    *,
-    load_neighbors: bool | None = None,
-    neighbor_key: str = NEIGHBOR_KEY,
-    neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
-    fallback_to_identity: bool = True,
-) -> SingleCellDataset:
-    """Open an archive of any backend.
-
-    Parameters
-    ----------
-    path
-        Where it is.
-    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
-        As for :class:`SingleCellDataset`.
-
-    Raises
-    ------
-    ArchiveNotFoundError
-        There is nothing at `path`.
-    ArchiveFormatError
-        What is there is no archive, or a damaged one.
-    """
-    return SingleCellDataset(
-        path,
-        load_neighbors=load_neighbors,
-        neighbor_key=neighbor_key,
-        neighbor_sampling_strategy=neighbor_sampling_strategy,
-        fallback_to_identity=fallback_to_identity,
-    )

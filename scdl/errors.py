@@ -30,10 +30,16 @@ __all__ = [
     "BackendNotFoundError",
     "BackendOptionError",
     "CastError",
+    "ClusterError",
+    "CollectionError",
     "ColumnTypeError",
+    "ConversionFailedError",
     "FeatureNotFoundError",
+    "GeneError",
+    "GeneListNotFoundError",
     "LoaderError",
     "MissingCodecError",
+    "MissingPackageError",
     "NeighborError",
     "OrderError",
     "OutputError",
@@ -46,6 +52,7 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "SplitError",
+    "WorkerDiedError",
 ]
 
 
@@ -91,3 +98,33 @@ class ResumeError(ScdlError, ValueError):
 
 class SplitError(ScdlError, ValueError):
     """A split cannot be made or read, or is of another dataset."""
+
+
+class CollectionError(ScdlError, ValueError):
+    """Archives make no collection, or a member is not what its manifest describes."""
+
+
+class GeneError(ScdlError, ValueError):
+    """Genes cannot be brought into one gene space as was asked."""
+
+
+class GeneListNotFoundError(ScdlError, FileNotFoundError):
+    """There is no file to read a list of genes from."""
+
+
+class ConversionFailedError(ScdlError, RuntimeError):
+    """Some of many files could not be converted; ``report`` has those that were, and why not."""
+
+    report: object = None
+
+
+class WorkerDiedError(ScdlError, RuntimeError):
+    """A process ended in the middle of its work: it was killed, or memory was short."""
+
+
+class ClusterError(ScdlError, ConnectionError):
+    """A cluster does not answer, or does not share the file system."""
+
+
+class MissingPackageError(ScdlError, ImportError):
+    """An optional package that was asked for is not installed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,23 @@ from scdl import __version__
 from scdl.csr import position
 from scdl.errors import FeatureNotFoundError
 from scdl.schema import INDEX, INDEX_NAME, NULLABLE, OBS, Info, var_table
-from storage_backends.base import ArrayStore, is_nullable
+from storage_backends.base import is_nullable
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+
+class TableReader(Protocol):
+    """What tables are read from: an archive, or several of them."""
+
+    path: str
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        """Names and types of a table's columns."""
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns of a table, or all of them."""
 
 
 class Columns:
@@ -31,7 +43,7 @@ class Columns:
         of a table that has no other.
     """
 
-    def __init__(self, store: ArrayStore, table: str, index_names: Sequence[str]) -> None:
+    def __init__(self, store: TableReader, table: str, index_names: Sequence[str]) -> None:
         self._store = store
         self._table = table
         self._index_names = index_names
@@ -153,7 +165,7 @@ class VarFeatures:
         What gene names may be called as a column.
     """
 
-    def __init__(self, store: ArrayStore, info: Info, index_names: Sequence[str]) -> None:
+    def __init__(self, store: TableReader, info: Info, index_names: Sequence[str]) -> None:
         self._info = info
         self.blocks = [Columns(store, var_table(i), index_names) for i in range(len(info.blocks))]
 
@@ -201,7 +213,7 @@ class VarFeatures:
 class ObsFeatures:
     """Columns of obs by cell, as ``obs_features()`` of the documented API gives them."""
 
-    def __init__(self, store: ArrayStore, info: Info, index_names: Sequence[str]) -> None:
+    def __init__(self, store: TableReader, info: Info, index_names: Sequence[str]) -> None:
         self._info = info
         self.columns = Columns(store, OBS, index_names)
 

@@ -97,6 +97,8 @@ class SingleCellLoader:
         ``dtype``: of the values, default ``torch.float32``; None: the stored one.
         ``obs``, ``obsm``: columns and dense vectors to give along; :attr:`vocabulary` tells what
         the codes of labels mean.
+        ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
+        different genes, as by :meth:`~scdl.SingleCellDataset.select_genes`.
         ``neighbors``: how many sampled neighbours to give beside each cell.
         ``transforms``: :class:`~scdl.transforms.NormalizeTotal`,
         :class:`~scdl.transforms.Log1p`, then any functions on the batch.
@@ -137,10 +139,17 @@ class SingleCellLoader:
             raise LoaderError(
                 f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}"
             )
+        self._options: LoaderOptions = {**DEFAULTS, **options}
+        if self._options["genes"] is not None:
+            dataset = dataset.select_genes(
+                self._options["genes"],
+                gene_column=self._options["gene_column"],
+                missing=self._options["missing"],
+                duplicates=self._options["duplicates"],
+            )
         self.cells, self.batch_size, self.seed, self.drop_last = (
             dataset, int(batch_size), int(seed), bool(drop_last),
         )  # fmt: skip
-        self._options: LoaderOptions = {**DEFAULTS, **options}
         self._rows = None if rows is None else csr.positions(rows, dataset.n_obs)
         self._n = dataset.n_obs if self._rows is None else len(self._rows)
         self._order_name = order if isinstance(order, str) else type(order).__name__
@@ -190,7 +199,9 @@ class SingleCellLoader:
                 "neighbors=… needs a neighbour graph, which the dataset lacks or was opened without"
             )
         if self._options["tokenizer"] is not None and len(self.cells.n_vars) > 1:
-            raise LoaderError("a tokenizer needs one list of genes, and the dataset has several")
+            raise LoaderError(
+                "a tokenizer needs one list of genes, and the dataset has several; genes= makes one"
+            )
         if self._order_name in ("grouped", "Grouped"):
             self.drop_last = True
         self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
@@ -453,8 +464,7 @@ class SingleCellLoader:
     @property
     def _content_now(self) -> tuple[Any, ...]:
         """What tells the archive from another one at the same place."""
-        cells = self.cells
-        return cells.n_obs, cells.number_nonzero_values(), tuple(cells.n_vars)
+        return self.cells.identity
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdl.errors import LoaderError
+from scdl.genes import Duplicates, Genes, Missing
 from scdl.training_batch import Layout, Tokenizer
 
 
@@ -22,6 +23,10 @@ class LoaderOptions(TypedDict, total=False):
     by_value: bool
     obs: Sequence[str]
     obsm: Sequence[str]
+    genes: Genes | None
+    gene_column: str | None
+    missing: Missing
+    duplicates: Duplicates
     neighbors: int
     transforms: Sequence[Any]
     tokenizer: Tokenizer | None
@@ -46,6 +51,10 @@ DEFAULTS: LoaderOptions = {
     "by_value": False,
     "obs": (),
     "obsm": (),
+    "genes": None,
+    "gene_column": None,
+    "missing": "error",
+    "duplicates": "error",
     "neighbors": 0,
     "transforms": (),
     "tokenizer": None,

@@ -112,6 +112,25 @@ class Matrix(ABC):
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         """Consecutive rows as the file stores them; column ids are checked to be in range."""
 
+    def part(self, start: int, stop: int) -> Matrix | None:
+        """Rows ``[start, stop)``; None where reading some means reading all."""
+        return self if (start, stop) == (0, self.shape[0]) else None
+
+
+class ReaderPart:
+    """Rows ``[start, stop)`` of what another reader reads."""
+
+    def __init__(self, reader: Reader, start: int, stop: int) -> None:
+        self._reader, self._start, self._length = reader, start, stop - start
+        self.dtype, self.item_shape = reader.dtype, reader.item_shape
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)`` of those."""
+        return self._reader.read(self._start + start, self._start + stop)
+
 
 class Csr(Matrix):
     """``data``, ``indices`` and ``indptr``, by rows."""
@@ -131,6 +150,22 @@ class Csr(Matrix):
             indices = self.parts["indices"].read(first, last)
             check_ids(self.where, indices, self.shape[1], f"rows {start} to {stop}")
             yield SparseRows(self.parts["data"].read(first, last), indices, offsets - first)
+
+    def part(self, start: int, stop: int) -> Matrix | None:
+        return CsrPart(self.where, self.parts, (start, stop), self.shape[1])
+
+
+class CsrPart(Csr):
+    """Some rows of such a matrix, whose offsets need not begin at 0."""
+
+    def __init__(
+        self, where: str, parts: Mapping[str, Reader], rows: tuple[int, int], n_columns: int
+    ) -> None:
+        start, stop = rows
+        self.where, self.shape = where, (stop - start, n_columns)
+        self.parts = {**parts, "indptr": ReaderPart(parts["indptr"], start, stop + 1)}
+        self.dtype = parts["data"].dtype
+        self.size = len(parts["data"])
 
 
 class Dense(Matrix):
@@ -156,6 +191,10 @@ class Dense(Matrix):
             indptr = np.zeros(len(values) + 1, np.int64)
             np.cumsum(np.bincount(row, minlength=len(values)), out=indptr[1:])
             yield SparseRows(values[row, column], column, indptr)
+
+    def part(self, start: int, stop: int) -> Matrix | None:
+        rows = ReaderPart(self._reader, start, stop)
+        return Dense(self.where, rows, (stop - start, self.shape[1]), self._chunk_rows)
 
 
 def compressed_ranges(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scdl import csr
 from scdl.errors import NeighborError
-from scdl.schema import INDICES, INDPTR, graph_array, keys
+from scdl.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array, keys
 from storage_backends.base import ArrayStore
 
 _OFFSETS_AT_ONCE = 1 << 20
@@ -25,6 +25,18 @@ class NeighborSamplingStrategy(StrEnum):
     RANDOM = "random"
     #: The one stored first.
     FIRST = "first"
+    #: Each in proportion to its weight.
+    WEIGHTED = "weighted"
+
+
+def key_of(graphs: Sequence[str], asked: str) -> str | None:
+    """Which graph of an archive a dataset that was opened with a key has; None: none of them.
+
+    The documented format holds one graph and does not say its key, so that this is any.
+    """
+    if asked not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (asked, *graphs):
+        return graphs[0]
+    return asked if asked in graphs else None
 
 
 class NeighborStats(NamedTuple):
@@ -48,7 +60,13 @@ class NeighborGraph:
     strategy
         How to sample; its value as a string will do.
     fallback_to_identity
-        Whether a cell without neighbours is its own; otherwise sampling one is an error.
+        Whether a cell without neighbours is its own; otherwise sampling one is an error. With
+        weights, that goes for a cell whose neighbours all have the weight 0, too.
+
+    Raises
+    ------
+    NeighborError
+        The archive has no such graph, or it is not cells x cells.
     """
 
     def __init__(
@@ -70,6 +88,22 @@ class NeighborGraph:
         self._strategy = NeighborSamplingStrategy(strategy)
         self._fallback = fallback_to_identity
         self._rng: tuple[int, np.random.Generator] | None = None
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """A cell beyond the graph would have another one's neighbours, or none."""
+        n_obs = self._store.spec(INDPTR).length - 1
+        stated = self._store.sparse.get(self._prefix.removesuffix("/"))
+        shape = (self.n_obs, n_obs) if stated is None else stated.shape
+        if shape != (n_obs, n_obs):
+            raise NeighborError(
+                f"{self._where} is {shape[0]} x {shape[1]}, expected {n_obs} x {n_obs}, a row and "
+                "a column a cell; convert the source again"
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._store.path}: the neighbour graph {self.key!r}"
 
     @property
     def n_obs(self) -> int:
@@ -77,29 +111,22 @@ class NeighborGraph:
         return self._store.spec(self._prefix + INDPTR).length - 1
 
     def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
-        """Neighbours of one cell and their weights."""
-        row = np.array([csr.position(index, self.n_obs)], np.int64)
-        return csr.read(self._store, self._prefix, row)
-
-    def sample(self, index: SupportsIndex, rng: np.random.Generator | None = None) -> int:
-        """One neighbour of a cell.
+        """Neighbours of one cell and their weights.
 
         Raises
         ------
         NeighborError
-            It has none, and is not its own.
+            One of them is no cell of the archive.
         """
-        found = self.neighbors(index).indices
-        if len(found) == 0:
-            if self._fallback:
-                return csr.position(index, self.n_obs)
-            raise NeighborError(
-                f"{self._store.path}: cell {index} has no neighbours; "
-                "fallback_to_identity=True gives the cell itself"
-            )
-        if self._strategy is NeighborSamplingStrategy.FIRST:
-            return int(found[0])
-        return int(found[(rng or self._own_rng()).integers(len(found))])
+        row = np.array([csr.position(index, self.n_obs)], np.int64)
+        found = csr.read(self._store, self._prefix, row)
+        self._check_inside(row, found.indices[None])
+        return found
+
+    def sample(self, index: SupportsIndex, rng: np.random.Generator | None = None) -> int:
+        """One neighbour of a cell; errors as those of :meth:`sample_many`."""
+        row = np.array([csr.position(index, self.n_obs)], np.int64)
+        return int(self.sample_batch(row, rng)[0])
 
     def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
         """Neighbours of many cells at once, drawn with replacement.
@@ -119,28 +146,91 @@ class NeighborGraph:
         Raises
         ------
         NeighborError
-            A cell has none, and is not its own.
+            A cell has none, and is not its own; one of them is no cell of the archive; a weight is
+            negative or no finite number, and weights are used.
         """
         starts, stops = csr.plan(self._store, self._prefix, rows)
+        chosen = self._choose(rows, starts, stops, draws)
+        has_one = chosen[:, 0] >= 0
+        if not self._fallback and not has_one.all():
+            self._refuse(int(rows[has_one.argmin()]))
+        at = (starts[:, None] + chosen)[has_one].ravel()
+        found = np.empty(len(at), self._store.spec(self._prefix + INDICES).dtype)
+        self._store.read_ranges(self._prefix + INDICES, at, at + 1, found)
+        neighbors = found.reshape(-1, draws.shape[1])
+        self._check_inside(rows[has_one], neighbors)
+        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
+        out[has_one] = neighbors
+        return out
+
+    def _choose(
+        self,
+        rows: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        draws: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """Which of its neighbours each draw takes, from 0; -1 of a cell that has none."""
         counts = stops - starts
-        alone = counts == 0
-        if alone.any() and not self._fallback:
-            self.sample(int(rows[alone.argmax()]))
+        if self._strategy is NeighborSamplingStrategy.WEIGHTED:
+            return self._choose_by_weight(rows, starts, stops, draws)
         if self._strategy is NeighborSamplingStrategy.FIRST:
             draws = np.zeros_like(draws)
-        chosen = starts[:, None] + (draws * counts[:, None]).astype(np.int64)
-        chosen = chosen[~alone].ravel()
-        found = np.empty(len(chosen), self._store.spec(self._prefix + INDICES).dtype)
-        self._store.read_ranges(self._prefix + INDICES, chosen, chosen + 1, found)
-        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
-        out[~alone] = found.reshape(-1, draws.shape[1])
-        return out
+        chosen = (draws * counts[:, None]).astype(np.int64)
+        chosen[counts == 0] = -1
+        return chosen
+
+    def _choose_by_weight(
+        self,
+        rows: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        draws: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        from scdl import _kernels
+
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(stops - starts, out=indptr[1:])
+        weights = np.empty(int(indptr[-1]), self._store.spec(self._prefix + DATA).dtype)
+        self._store.read_ranges(self._prefix + DATA, starts, stops, weights)
+        # numba cannot compute with float16.
+        weights = weights.astype(np.float32) if weights.dtype == np.float16 else weights
+        chosen = np.empty(draws.shape, np.int64)
+        bad = _kernels.choose_by_weight(weights, indptr, draws, chosen)
+        if bad >= 0:
+            cell = int(np.searchsorted(indptr, bad, side="right")) - 1
+            raise NeighborError(
+                f"{self._where}: cell {rows[cell]} has a neighbour of the weight {weights[bad]}, "
+                "expected finite numbers >= 0; sample with the strategy random or first"
+            )
+        return chosen
+
+    def _check_inside(self, rows: NDArray[np.int64], neighbors: NDArray[Any]) -> None:
+        """Refuse neighbours, of as many rows, that are no cells."""
+        if neighbors.size and not 0 <= int(neighbors.min()) <= int(neighbors.max()) < self.n_obs:
+            outside = (neighbors < 0) | (neighbors >= self.n_obs)
+            raise NeighborError(
+                f"{self._where}: cell {rows[outside.any(axis=1).argmax()]} has the neighbour "
+                f"{neighbors[outside][0]}, expected rows of {self.n_obs} cells; the archive is "
+                "damaged, convert the source again"
+            )
+
+    def _refuse(self, row: int) -> None:
+        weighted = self._strategy is NeighborSamplingStrategy.WEIGHTED
+        raise NeighborError(
+            f"{self._where}: cell {row} has no neighbours{' of a weight above 0' * weighted}; "
+            "fallback_to_identity=True gives the cell itself"
+        )
+
+    def draws(self, n: int, k: int, rng: np.random.Generator | None = None) -> NDArray[np.float64]:
+        """Numbers for :meth:`sample_many`, n x k; without an `rng` of this process's own."""
+        return (rng or self._own_rng()).random((n, k))
 
     def sample_batch(
         self, rows: NDArray[np.int64], rng: np.random.Generator | None = None
     ) -> NDArray[np.int64]:
         """One neighbour of each of many cells, as by :meth:`sample`."""
-        return self.sample_many(rows, (rng or self._own_rng()).random((len(rows), 1)))[:, 0]
+        return self.sample_many(rows, self.draws(len(rows), 1, rng))[:, 0]
 
     def _own_rng(self) -> np.random.Generator:
         """A generator of this process: forked workers must not draw the same numbers."""

@@ -4,30 +4,52 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, Unpack
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from scdl import csr
 from scdl.batch import CellBatch, NeighborPair
-from scdl.errors import NeighborError, RowIndexError
+from scdl.errors import FeatureNotFoundError, NeighborError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures
+from scdl.joining import Request
 from scdl.neighbors import NeighborGraph
 from scdl.schema import Info, check_columns
 
 if TYPE_CHECKING:
     import torch
 
+    from scdl.gene_view import GeneOptions, Genes, GeneView
+
 #: Values and column ids of one cell.
 Row = tuple[NDArray[Any], NDArray[Any]]
 
 
-class CellReader(ABC):
-    """Cells by row: what users of BioNeMo-SCDL know, over four primitives.
+class Origin(NamedTuple):
+    """Cells that came together: a feature block, or a part of one.
 
-    A subclass provides :attr:`info`, :meth:`read_rows`, :meth:`var_features`, :meth:`obs_features`
-    and :attr:`graph`; it may override :meth:`_row` with something faster.
+    Attributes
+    ----------
+    name
+        What they are called: a member of a collection, or the file they came from.
+    block
+        Their feature block.
+    n_obs
+        Cells.
+    """
+
+    name: str
+    block: int
+    n_obs: int
+
+
+class CellReader(ABC):
+    """Cells by row: what users of BioNeMo-SCDL know, over a few primitives.
+
+    A subclass says what it holds (:attr:`info` and the other properties), and reads by
+    :meth:`_read`, :meth:`_request` and :meth:`_vectors`; it may override :meth:`_row`.
     """
 
     @property
@@ -35,17 +57,89 @@ class CellReader(ABC):
     def info(self) -> Info:
         """Blocks of cells and their genes."""
 
-    @abstractmethod
     def read_rows(
         self,
         rows: csr.Rows,
         *,
         obs: Sequence[str] = (),
         obsm: Sequence[str] = (),
+        genes: Genes | None = None,
         ordered: bool = True,
         index_dtype: DTypeLike | None = None,
     ) -> CellBatch:
-        """Read cells as one batch."""
+        """Read cells as one batch.
+
+        Parameters
+        ----------
+        rows
+            One row, a slice, positions in any order (they may repeat; negative ones count from
+            the end), or a mask of all cells.
+        obs
+            Columns of obs to read along; categorical ones give their categories' values.
+        obsm
+            Dense vectors to read along, by key.
+        genes
+            The genes to read, all of which every cell must have; :meth:`select_genes` has the
+            other policies, and is what to use for many reads.
+        ordered
+            Whether the genes of each cell must come in rising order, each once. False saves time
+            where an archive stores them otherwise and the batch becomes dense.
+        index_dtype
+            A wider integer type for the column ids; None: the one that they are stored in.
+
+        Returns
+        -------
+        CellBatch
+            In the order of `rows`, n_vars wide. Of several feature blocks it is as wide as the
+            widest, and the column ids of a cell mean the genes of its own block.
+
+        Raises
+        ------
+        RowIndexError
+            A row is out of range, or a mask has the wrong length.
+        FeatureNotFoundError
+            There is no such column of obs, or no such key of obsm.
+        GeneError
+            `genes` are not in all cells.
+        OutputError
+            `index_dtype` does not hold the column ids.
+        """
+        if genes is not None:
+            options: dict[str, Any] = {"ordered": ordered, "index_dtype": index_dtype}
+            return self.select_genes(genes).read_rows(rows, obs=obs, obsm=obsm, **options)
+        batch = self._read(csr.positions(rows, self.n_obs), ordered, index_dtype)
+        if not (obs or obsm):
+            return batch
+        return replace(
+            batch,
+            obs={name: self._required_obs().columns.values(name, batch.rows) for name in obs},
+            obsm={key: self._vectors(key, batch.rows) for key in obsm},
+        )
+
+    @abstractmethod
+    def _read(
+        self,
+        at: NDArray[np.int64],
+        ordered: bool,
+        index_dtype: DTypeLike | None,
+        *,
+        concurrently: bool = False,
+    ) -> CellBatch:
+        """The cells at some positions, without obs and obsm."""
+
+    @abstractmethod
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        """Which rows of which archives the cells at some positions are."""
+
+    @abstractmethod
+    def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The dense vectors `key` of cells."""
+
+    def _required_obs(self) -> ObsFeatures:
+        found = self.obs_features()
+        if found is None:
+            raise FeatureNotFoundError(f"{self}: there is no obs")
+        return found
 
     @abstractmethod
     def var_features(self) -> VarFeatures:
@@ -63,6 +157,16 @@ class CellReader(ABC):
     @abstractmethod
     def number_nonzero_values(self) -> int:
         """Stored values."""
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells these cells from others at the same place."""
+        return self.n_obs, self.number_nonzero_values(), tuple(self.n_vars)
+
+    @property
+    @abstractmethod
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type of the values that are read."""
 
     @property
     @abstractmethod
@@ -86,6 +190,51 @@ class CellReader(ABC):
     def features(self) -> VarFeatures:
         """The same as :meth:`var_features`."""
         return self.var_features()
+
+    # -- genes -----------------------------------------------------------------------------
+
+    def select_genes(self, genes: Genes, **options: Unpack[GeneOptions]) -> GeneView:
+        """The same cells in one gene space, whatever genes their archives have.
+
+        Parameters
+        ----------
+        genes
+            ``"union"`` of the genes of all feature blocks in the order they are met,
+            ``"intersection"`` in the order of the first block, a list of gene ids, or the path of a
+            text file with one a line.
+        **options
+            ``gene_column``: column of var that has the ids; default the names of the genes.
+            ``missing``: what genes are that a cell's block lacks. ``"error"``, the default: there
+            must be none; ``"zero"``: as if not expressed; ``"mask"``: the same, and batches tell
+            which are there, in ``present`` and ``spaces``.
+            ``duplicates``: what several genes of one id in a block are. ``"error"``, the default;
+            ``"sum"``; ``"first"``.
+
+        Raises
+        ------
+        GeneError
+            Genes are missing, or have ids that are not unique, and no policy was given; a list
+            repeats an id, is empty, or has nothing in common with the cells.
+        GeneListNotFoundError
+            There is no such file.
+        FeatureNotFoundError
+            A block lacks the column.
+        """
+        from scdl.gene_view import GeneView
+
+        return GeneView(self, genes, **options)
+
+    def origins(self) -> list[Origin]:
+        """Where the cells came from, in their order."""
+        starts = [0, *(block.stop for block in self.info.blocks)]
+        return [
+            Origin(block.label or f"block {i}", i, block.stop - starts[i])
+            for i, block in enumerate(self.info.blocks)
+        ]
+
+    def _block_keys(self) -> list[str]:
+        """Of each feature block what it shares with no block of other genes."""
+        return [str(i) for i in range(len(self.info.blocks))]
 
     # -- counts ----------------------------------------------------------------------------
 
@@ -156,9 +305,12 @@ class CellReader(ABC):
 
         return RowTensors(self._read_for_tensors(indices))
 
-    @abstractmethod
     def _read_for_tensors(self, rows: csr.Rows) -> CellBatch:
         """Read cells as one batch, with column ids as tensors have them where that is safe."""
+        safe = np.can_cast(self.index_dtype, np.int64, "safe")
+        at = csr.positions(rows, self.n_obs)
+        # Nothing else is read meanwhile: a DataLoader has a process for that.
+        return self._read(at, True, np.int64 if safe else None, concurrently=True)
 
     def get_row(
         self,
@@ -227,36 +379,106 @@ class CellReader(ABC):
 
     # -- neighbours ------------------------------------------------------------------------
 
-    def _required_graph(self) -> NeighborGraph:
-        if self.graph is None:
-            raise NeighborError(
-                "no neighbours were loaded: convert with neighbor_key=…, and open with "
-                "load_neighbors=True"
-            )
-        return self.graph
+    @property
+    @abstractmethod
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the neighbour graphs that can be asked for."""
 
-    def get_neighbor_indices_for_cell(self, cell_index: SupportsIndex) -> NDArray[Any]:
+    def neighbor_graph(self, key: str | None = None) -> NeighborGraph:
+        """A neighbour graph by key; None: the one that the dataset was opened with.
+
+        Raises
+        ------
+        NeighborError
+            There is none, or none of that key; or it is not cells x cells.
+        """
+        graph = self._graph_of(key) if key is not None else self.graph
+        if graph is None:
+            known = ", ".join(self.neighbor_keys)
+            what = "no neighbours were loaded" if key is None else f"there is no graph {key!r}"
+            choice = f"choose one of {known} with key=… or neighbor_key=…"
+            make = "convert with neighbor_key=…, and open with load_neighbors=True"
+            raise NeighborError(f"{what}: {choice if known else make}")
+        return graph
+
+    @abstractmethod
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        """A graph by key; None where it is not among :attr:`neighbor_keys`."""
+
+    def get_neighbor_indices_for_cell(
+        self, cell_index: SupportsIndex, *, key: str | None = None
+    ) -> NDArray[Any]:
         """Rows of a cell's neighbours, uint32; empty where it has none."""
-        return self._required_graph().neighbors(cell_index).indices
+        return self.neighbor_graph(key).neighbors(cell_index).indices
 
-    def get_neighbor_weights_for_cell(self, cell_index: SupportsIndex) -> NDArray[Any]:
+    def get_neighbor_weights_for_cell(
+        self, cell_index: SupportsIndex, *, key: str | None = None
+    ) -> NDArray[Any]:
         """Weights of a cell's neighbours, float32; empty where it has none."""
-        return self._required_graph().neighbors(cell_index).data
+        return self.neighbor_graph(key).neighbors(cell_index).data
 
     def sample_neighbor_index(
-        self, cell_index: SupportsIndex, *, rng: np.random.Generator | None = None
+        self,
+        cell_index: SupportsIndex,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
     ) -> int:
         """One neighbour of a cell by the chosen strategy; the cell itself where it has none.
 
         Without an `rng` every process draws from a generator of its own.
         """
-        return self._required_graph().sample(cell_index, rng)
+        return self.neighbor_graph(key).sample(cell_index, rng)
+
+    def sample_neighbors(
+        self,
+        rows: csr.Rows,
+        k: int = 1,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
+    ) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, by the chosen strategy, with replacement.
+
+        Parameters
+        ----------
+        rows
+            n cells, as for :meth:`read_rows`.
+        k
+            Neighbours of each.
+        rng
+            Draws them; without it every process draws from a generator of its own.
+        key
+            Which graph; None: the one that the dataset was opened with.
+
+        Returns
+        -------
+        ndarray
+            n x k rows, int64; a cell without neighbours is its own, unless the dataset was opened
+            with ``fallback_to_identity=False``.
+
+        Raises
+        ------
+        RowIndexError
+            A row is out of range.
+        NeighborError
+            There is no such graph, or none is left to choose: a cell has no neighbours and is not
+            its own; or what the graph says is wrong: a neighbour is no cell, or a weight that is
+            used is negative or no finite number.
+        """
+        if k < 1:
+            raise NeighborError(f"k, the neighbours of each cell, must be at least 1, not {k}")
+        graph, at = self.neighbor_graph(key), csr.positions(rows, self.n_obs)
+        return graph.sample_many(at, graph.draws(len(at), k, rng))
 
     def get_row_with_neighbor(
         self,
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, as by :meth:`get_row`.
 
@@ -266,7 +488,7 @@ class CellReader(ABC):
             ``current_cell``, ``next_cell``, ``current_cell_index``, ``next_cell_index``,
             ``features``.
         """
-        neighbor = self.sample_neighbor_index(index)
+        neighbor = self.sample_neighbor_index(index, rng=rng, key=key)
         current, features = self.get_row(index, return_features, feature_vars)
         return self._pair(index, current, neighbor, self._row(neighbor), features)
 
@@ -275,9 +497,12 @@ class CellReader(ABC):
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+        key: str | None = None,
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, both dense; the rest as for the sparse form."""
-        neighbor = self.sample_neighbor_index(index)
+        neighbor = self.sample_neighbor_index(index, rng=rng, key=key)
         current, features = self.get_row_padded(index, return_features, feature_vars)
         return self._pair(index, current, neighbor, self.get_row_padded(neighbor)[0], features)
 
@@ -299,11 +524,11 @@ class CellReader(ABC):
         """The cells with a sampled neighbour each, as a dataset for a ``DataLoader``."""
         return NeighborPairs(self)
 
-    def get_neighbor_stats(self) -> dict[str, Any]:
-        """Counts over the neighbour graph, or only ``has_neighbors: False``."""
-        if self.graph is None:
+    def get_neighbor_stats(self, *, key: str | None = None) -> dict[str, Any]:
+        """Counts over a neighbour graph, in constant memory, or only ``has_neighbors: False``."""
+        if key is None and self.graph is None:
             return {"has_neighbors": False}
-        stats = self.graph.stats()
+        stats = self.neighbor_graph(key).stats()
         return {
             "has_neighbors": True,
             "total_connections": stats.total,
@@ -328,7 +553,7 @@ class NeighborPairs:
 
     def __init__(self, cells: CellReader) -> None:
         self._cells = cells
-        cells._required_graph()
+        cells.neighbor_graph()
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -341,6 +566,6 @@ class NeighborPairs:
         from scdl.collate import RowPairs
 
         rows = csr.positions(list(indices), self._cells.n_obs)
-        neighbors = self._cells._required_graph().sample_batch(rows)
+        neighbors = self._cells.neighbor_graph().sample_batch(rows)
         read = self._cells._read_for_tensors
         return RowPairs(read(rows), read(neighbors))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scdl import csr
 from scdl.errors import SourceError
 from scdl.features import frame_of, table_of
-from scdl.matrices import Bounds, Csr, Dense, Matrix, Offsets, Reader, check_shape
+from scdl.matrices import Bounds, Csr, CsrPart, Dense, Matrix, Offsets, Reader, check_shape
 from scdl.schema import (
     DATA,
     INDICES,
@@ -53,6 +53,14 @@ class SparseParts(NamedTuple):
     is_sorted: bool = True
 
 
+class Tally(NamedTuple):
+    """What a conversion did to the values of a matrix; see ``ConversionReport``."""
+
+    rows_sorted: int = 0
+    duplicates_summed: int = 0
+    max_rounding: float = 0.0
+
+
 class Source(ABC):
     """Cells that share their genes, open for reading.
 
@@ -72,6 +80,8 @@ class Source(ABC):
         The table of cells.
     first_row
         What is to be taken from the neighbours of a graph, which may count from other cells.
+    tally
+        What was done to the values of the matrix before, where that is known.
     """
 
     path: str
@@ -81,6 +91,7 @@ class Source(ABC):
     matrix: Matrix
     obs: TableSource
     first_row: int = 0
+    tally: Tally = Tally()
 
     @property
     def n_obs(self) -> int:
@@ -159,18 +170,14 @@ class StoredArray:
         return self._store.read(self._name, self._start + start, self._start + stop)
 
 
-class _StoredRows(Csr):
-    """Some rows of a sparse matrix of an archive, whose offsets need not begin at 0."""
+class StoredRows(CsrPart):
+    """Some rows of a sparse matrix of an archive."""
 
     def __init__(
         self, store: ArrayStore, prefix: str, rows: tuple[int, int], n_columns: int
     ) -> None:
-        start, stop = rows
-        self.where, self.shape = f"{store.path}: {prefix or DATA}", (stop - start, n_columns)
-        self.parts = {part: StoredArray(store, prefix + part) for part in (DATA, INDICES)}
-        self.parts[INDPTR] = StoredArray(store, prefix + INDPTR, start, stop + 1)
-        self.dtype = store.spec(prefix + DATA).dtype
-        self.size = store.spec(prefix + DATA).length
+        parts = {part: StoredArray(store, prefix + part) for part in MATRIX}
+        super().__init__(f"{store.path}: {prefix or DATA}", parts, rows, n_columns)
 
 
 class Elements:
@@ -298,7 +305,7 @@ class ArchiveSource(Source):
         name, where = self.element, f"{self.path}: {self.element}"
         found = self._elements.sparse(name)
         if found is not None and not found[0]:
-            return _StoredRows(self._store, "", self._rows, self.n_vars)
+            return StoredRows(self._store, "", self._rows, self.n_vars)
         element = self._elements[name] if found or name in self._store.arrays else None
         shape = self._rows[1] - self._rows[0], self.n_vars
         if isinstance(element, SparseParts):
@@ -323,7 +330,7 @@ class ArchiveSource(Source):
         prefix = graph_array(key, "")
         if prefix + DATA not in self._store.arrays:
             return None
-        return _StoredRows(self._store, prefix, self._rows, self._elements.info.n_obs)
+        return StoredRows(self._store, prefix, self._rows, self._elements.info.n_obs)
 
     def vectors(self, key: str) -> Reader:
         name = obsm_array(key)
@@ -360,12 +367,26 @@ class ArchiveSource(Source):
                 yield name, self._elements[name]
 
 
-def write_rest(source: Source, writer: ArrayWriter, bounds: Bounds) -> None:
-    """Copy every element besides the matrix, its genes and obs, in bounded memory where large."""
+def write_rest(
+    source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str] = ()
+) -> None:
+    """Copy every element besides the matrix, its genes and obs, in bounded memory where large.
+
+    Parameters
+    ----------
+    graphs
+        Keys of obsp that are stored by rows, as neighbours are read, also where the source has
+        them by columns.
+    """
+    by_row = {f"obsp/{key}" for key in graphs}
     for name, whole in source.rest():
         element = _in_memory(name, whole)
         if isinstance(element, SparseParts):
-            _write_sparse(f"{source.path}: {name}", writer, name, element, bounds)
+            where = f"{source.path}: {name}"
+            if name in by_row and element.sparse.format == "csc":
+                _write_rows(where, writer, name.replace("obsp", "graphs", 1), element, bounds)
+            else:
+                _write_sparse(where, writer, name, element, bounds)
         elif isinstance(element, Reader):
             _copy(writer, name, element, bounds)
         else:
@@ -404,16 +425,25 @@ def _write_sparse(
     sparse, parts, is_sorted = element
     if sparse.format == "csr" and name.startswith("obsp/"):
         name = name.replace("obsp", "graphs", 1)
-    writer.write_sparse(name, sparse)
-    if is_sorted or sparse.format == "csc":
-        for part, reader in parts.items():
-            _copy(writer, f"{name}/{part}", reader, bounds)
+    if not is_sorted and sparse.format == "csr":
+        _write_rows(where, writer, name, element, bounds)
         return
+    writer.write_sparse(name, sparse)
+    for part, reader in parts.items():
+        _copy(writer, f"{name}/{part}", reader, bounds)
+
+
+def _write_rows(
+    where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
+) -> None:
+    """Write a sparse matrix by rows, with the columns of each in rising order."""
+    sparse, parts, _ = element
+    writer.write_sparse(name, Sparse("csr", sparse.shape))
     with Offsets(bounds) as offsets:
-        for block in Csr(where, parts, sparse.shape).blocks(bounds):
+        for block in _BY[sparse.format](where, parts, sparse.shape).blocks(bounds):
             rows = csr.clean(block, sparse.shape[1], where)
             writer.append(f"{name}/{DATA}", rows.data)
-            writer.append(f"{name}/{INDICES}", rows.indices)
+            writer.append(f"{name}/{INDICES}", rows.indices.astype(parts[INDICES].dtype))
             offsets.add(rows.indptr)
         for part in (DATA, INDICES):
             writer.append(f"{name}/{part}", parts[part].read(0, 0))

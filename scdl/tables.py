@@ -40,25 +40,45 @@ class TableSource(ABC):
 
 
 class StoredTable(TableSource):
-    """Rows ``[start, stop)`` of a table of an archive."""
+    """Rows ``[start, stop)`` of a table of an archive: all columns, or those of some names."""
 
-    def __init__(self, store: ArrayStore, name: str, stop: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        store: ArrayStore,
+        name: str,
+        stop: int,
+        start: int = 0,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         self._store, self._name, self._start = store, name, start
         self.num_rows = stop - start
         self.schema = store.table_schema(name)
+        self._columns: list[str] | None = None
+        if columns is not None:
+            self._columns = [column for column in columns if column in self.schema.names]
+            fields = [self.schema.field(column) for column in self._columns]
+            self.schema = pa.schema(fields, self.schema.metadata)
         categorical = [f.name for f in self.schema if pa.types.is_dictionary(f.type)]
         empty = store.read_table(name, categorical, 0, 0)
         self.categories = {c: empty[c].chunk(0).dictionary for c in categorical}
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         first = self._start
-        table = self._store.read_table(self._name, None, first + start, first + stop)
-        table = table.combine_chunks()
-        return pa.RecordBatch.from_arrays(
-            [column.chunk(0) if column.num_chunks else pa.array([], column.type)
-             for column in table.columns],
-            schema=table.schema,
-        )  # fmt: skip
+        return read_batch(self._store, self._name, self._columns, first + start, first + stop)
+
+
+def read_batch(
+    store: ArrayStore, name: str, columns: Sequence[str] | None, start: int, stop: int
+) -> pa.RecordBatch:
+    """Rows ``[start, stop)`` of some columns of a stored table (default: all) as one batch."""
+    if columns is not None and not columns:
+        return NoTable(stop - start).read(0, stop - start)
+    table = store.read_table(name, columns, start, stop).combine_chunks()
+    return pa.RecordBatch.from_arrays(
+        [column.chunk(0) if column.num_chunks else pa.array([], column.type)
+         for column in table.columns],
+        schema=table.schema,
+    )  # fmt: skip
 
 
 class NoTable(TableSource):

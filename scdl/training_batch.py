@@ -46,6 +46,11 @@ class TrainingBatch:
         The sampled neighbours, n x k cells: those of the first cell, of the second, and so on.
     tokens
         What the tokenizer made of the batch.
+    present
+        With ``missing="mask"``: which genes each gene space of the archives has, bool, spaces x
+        n_vars; the same tensor in every batch.
+    spaces
+        The row of `present` that each cell has, int64: ``present[spaces]`` is n x n_vars.
     """
 
     x: torch.Tensor | None
@@ -56,6 +61,8 @@ class TrainingBatch:
     obsm: Mapping[str, torch.Tensor] = field(default_factory=dict)
     neighbors: TrainingBatch | None = None
     tokens: Any = None
+    present: torch.Tensor | None = None
+    spaces: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -185,6 +192,8 @@ class Assembly:
             rows=torch.from_numpy(cells.rows),
             obs={name: tensors.numbers(values[cells.rows]) for name, values in columns.items()},
             obsm={key: tensors.numbers(vectors) for key, vectors in cells.obsm.items()},
+            present=None if cells.present is None else torch.from_numpy(cells.present),
+            spaces=None if cells.spaces is None else torch.from_numpy(cells.spaces),
         )
         if self.tokenizer is not None:
             assert gene_names is not None

@@ -64,8 +64,11 @@ def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend
     if name is not None:
         return backend(name)
     ending = os.path.splitext(os.fspath(path).rstrip("/"))[1]
-    fitting = (found for found in map(backend, _BUILTIN) if ending and found.suffix == ending)
-    return next(fitting, None) or backend(DEFAULT)
+    # A suffix is the backend's name: those of other names are not imported only to be asked.
+    own = ending.removeprefix(".")
+    if own in _BUILTIN and backend(own).suffix == ending:
+        return backend(own)
+    return backend(DEFAULT)
 
 
 def detect(path: str | os.PathLike[str]) -> Backend:

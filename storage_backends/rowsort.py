@@ -22,7 +22,7 @@ _LEAST_VALUES = 1 << 15
 
 
 @intrinsic
-def _bits(typingctx: Any, word: Any) -> Any:
+def count_bits(typingctx: Any, word: Any) -> Any:
     """Number of bits set."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -112,13 +112,15 @@ def _sort(
         count = np.int64(0)
         for word_index in range(n_words):
             before[word_index] = count
-            count += np.int64(_bits(seen[word_index]))
+            count += np.int64(count_bits(seen[word_index]))
         if count != len(given):
             return REPEATED
         for k in range(len(given)):
             column = np.uint64(given[k])
             word = column >> high
-            place = before[word] + np.int64(_bits(seen[word] & ((one << (column & low)) - one)))
+            place = before[word] + np.int64(
+                count_bits(seen[word] & ((one << (column & low)) - one))
+            )
             sorted_ids[place] = given[k]
             sorted_data[place] = given_data[k]
         seen[:] = np.uint64(0)

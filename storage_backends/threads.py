@@ -11,22 +11,37 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
+#: Most threads of this process, where it shares its cores with others; see :func:`limit`.
+_most: int | None = None
+
+
+def limit(n: int | None) -> None:
+    """Use no more than `n` threads from now on, as a process does that has a share of the cores.
+
+    None takes the limit away.
+    """
+    global _most
+    _most = n
+
+
 def n_threads() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return cores if _most is None else max(1, min(cores, _most))
 
 
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:
+def _pool(process: int, n: int) -> ThreadPoolExecutor:
     """The threads of a process: a fork inherits none."""
-    return ThreadPoolExecutor(n_threads(), thread_name_prefix="scdl")
+    return ThreadPoolExecutor(n, thread_name_prefix="scdl")
 
 
 def submit(function: Callable[..., _T], *arguments: Any) -> Future[_T]:
     """Call a function in a thread."""
-    return _pool(os.getpid()).submit(function, *arguments)
+    return _pool(os.getpid(), n_threads()).submit(function, *arguments)
 
 
 def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:

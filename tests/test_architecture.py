@@ -17,21 +17,26 @@ LAYERS = [
     {"scdl.loader", "scdl.splits"},
     {"scdl.loader_options", "scdl.orders"},
     {"scdl.epochs", "scdl.prefetch", "scdl.training_batch", "scdl.vocabulary"},
-    {"scdl.collection", "scdl.genes"},
-    {"scdl.bionemo"},
+    {"scdl.bionemo", "scdl.collection"},
+    {"scdl.flatten", "scdl.joined_cells"},
+    {"scdl.members"},
+    {"scdl.manifest"},
     {"scdl.dataset"},
+    {"scdl.directory_conversion"},
+    {"scdl.jobs"},
+    {"scdl.row_parts"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export"},
     {"scdl.h5ad"},
     {"scdl.sources"},
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
-    {"scdl.cast", "scdl.chunks", "scdl.tables"},
-    {"scdl.rows"},
-    {"scdl.features", "scdl.neighbors", "scdl.samplers"},
+    {"scdl.cast", "scdl.chunks", "scdl.tables", "scdl.workers"},
+    {"scdl.gene_view", "scdl.rows"},
+    {"scdl.features", "scdl.genes", "scdl.joining", "scdl.neighbors", "scdl.samplers"},
     {"scdl.collate", "scdl.csr"},
     {"scdl.batch"},
     {"scdl.tensors"},
-    {"scdl._kernels", "scdl.transforms"},
+    {"scdl._join_kernels", "scdl._kernels", "scdl.transforms"},
     {"scdl.__version__", "scdl.errors", "scdl.recycled", "scdl.schema"},
 ]
 SEAM = {
@@ -54,6 +59,7 @@ CONFINED = {
         "scdl.tensors",
         "scdl.training_batch",
     },
+    "distributed": {"scdl.workers"},
     "anndata": {
         "scdl.anndata_elements",
         "scdl.export",
@@ -62,7 +68,7 @@ CONFINED = {
     },
 }
 # Packages that `import scdl` leaves alone.
-HEAVY = {"anndata", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
+HEAVY = {"anndata", "distributed", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
 
 TYPE_CHECKING = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 

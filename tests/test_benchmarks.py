@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks import collections, measure, real_cells, zarr
 from benchmarks import generate as generator
-from benchmarks import measure, real_cells, zarr
 from benchmarks.measure import Spread
 from benchmarks.outcomes import Outcome, Report, at_least, at_most
 from benchmarks.spec import DataSpec
@@ -246,6 +246,29 @@ def test_all_cases_of_zarr_run_on_toy_data(
     assert {"random cells, memmap", "convert to balanced: speed"} <= measured
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
     assert "annbatch is left out: absent does not have annbatch" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_all_cases_of_collections_run_on_toy_data(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    report = collections.main(["--quick", *directories])
+    assert len(report.outcomes) >= 5
+    assert {"flatten 20 members to memmap: memory"} <= {outcome.what for outcome in report.outcomes}
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
+
+
+def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
+    pytest.importorskip("bionemo.scdl")
+    from benchmarks import many_files
+
+    directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    report = many_files.main(["--quick", *directories])
+    measured = [outcome.what for outcome in report.outcomes]
+    assert measured[:3] == [f"sample_neighbors, {how}" for how in ("random", "first", "weighted")]
+    # No figures of files where a process cannot be kept to some cores.
+    assert len(measured) in (3, 5)
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
 
 
 def _layout(file: h5py.File) -> dict[str, object]:

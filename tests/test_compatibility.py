@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import row_of
-from sources import Encoding, names, random_cells, write_h5ad
+from sources import Cells, Encoding, names, random_cells, write_h5ad
 
 import scdl
 
@@ -298,3 +298,34 @@ def test_they_ignore_what_is_ours(tmp_path: Path) -> None:
     for table in ("var_features", "obs_features"):
         found = [path.name for path in (tmp_path / "archive" / table).rglob("*.parquet")]
         assert found == ["dataframe_0.parquet"]
+
+
+@pytest.mark.parametrize("version", ["v011", "v013", "head"])
+def test_they_read_the_ragged_golden_files_flattened_by_us(tmp_path: Path, version: str) -> None:
+    """The two files behind those archives, through a collection: the right genes on every row."""
+    expected = scdl.open(Path(__file__).parent / "golden" / f"ragged_{version}")
+    dense = expected.read_rows(slice(None)).to_dense()
+    (tmp_path / "h5ad").mkdir()
+    spans = {"a": (slice(0, 7), range(12)), "b": (slice(7, 12), range(4, 13))}
+    for name, (rows, genes) in spans.items():
+        values = sp.coo_array(dense[rows, : len(genes)])
+        cells = Cells(*values.coords, values.data, values.shape)
+        var = pd.DataFrame(
+            {"title": [f"gene{g}" for g in genes]}, index=[f"GENE{g}" for g in genes]
+        )
+        obs = pd.DataFrame({"cell_type": ["T"] * cells.shape[0]}, index=names(name, cells.shape[0]))
+        if name == "a":
+            obs["age"] = range(7)
+        write_h5ad(tmp_path / "h5ad" / f"{name}.h5ad", cells, obs=obs, var=var)
+    made = scdl.SingleCellCollection(tmp_path / "members")
+    made.load_h5ad_multi(tmp_path / "h5ad")
+    made.flatten(tmp_path / "flat")
+    ours, real = scdl.open(tmp_path / "flat"), theirs(tmp_path / "flat")
+    assert real.number_of_variables() == ours.number_of_variables() == [12, 9]
+    for row in range(12):
+        genes = spans["a" if row < 7 else "b"][1]
+        assert real.get_row_padded(row)[0].tolist() == dense[row, : len(genes)].tolist()
+        var = real.get_row(row, return_var_features=True)[1]
+        assert list(var[0]) == [f"gene{g}" for g in genes]
+        _, (ids,) = ours.get_row(row, True, ["feature_id"])
+        assert ids.tolist() == [f"GENE{g}" for g in genes]

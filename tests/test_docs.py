@@ -82,6 +82,8 @@ def test_code_blocks_run(
     blocks = BLOCK.findall(page.read_text())
     if any("torch" in code or "collate" in code for _, code in blocks):
         pytest.importorskip("torch")
+    if any("distributed" in code for language, code in blocks if language == "python"):
+        pytest.importorskip("distributed")
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

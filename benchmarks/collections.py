@@ -1,0 +1,208 @@
+"""Measure collections beside one archive, and flattening beside bionemo-scdl, in one run.
+
+Run ``make bench-collections``, or ``python -m benchmarks.collections --help`` for the options.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.measure import ChildRun, Spread, take_turns
+from benchmarks.options import parser
+from benchmarks.options import workspace as workspace_of
+from benchmarks.outcomes import Outcome, Report, at_least, at_most
+from benchmarks.peers import THEIRS
+from benchmarks.talk import Child
+from benchmarks.workspace import Workspace
+from benchmarks.zarr import Figure, figure
+
+MEMBERS = 20
+#: Share of all genes that every other member has.
+KEPT = 0.87
+GENES = 20_000
+_RATE = "k cells/s"
+_CHILD = "benchmarks.collections_child"
+
+
+@dataclass
+class Bench:
+    """What all cases need.
+
+    Attributes
+    ----------
+    workspace
+        The data.
+    child
+        The process that reads.
+    genes
+        Genes of the vocabulary.
+    repeats
+        Repetitions of each measurement.
+    seconds
+        Least duration of a measured rate.
+    """
+
+    workspace: Workspace
+    child: Child
+    genes: int
+    repeats: int
+    seconds: float
+
+    def place(self) -> Path:
+        """The members, which are made where they are missing."""
+        source = self.workspace.h5ad().absolute()
+        place = source.parent / "collections" / f"{source.stem}-{MEMBERS}"
+        if not (place / "flat").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            self.child.ask("split", source=source, directory=place, members=MEMBERS, kept=KEPT)
+        return place
+
+    def rates(self, requests: dict[str, dict[str, Any]]) -> dict[str, Spread]:
+        """Thousands of cells a second of each: a warm-up, then the repetitions in turn."""
+        measures = {name: partial(self._rate, request) for name, request in requests.items()}
+        take_turns(measures, 1)
+        return {name: Spread.of(got) for name, got in take_turns(measures, self.repeats).items()}
+
+    def _rate(self, request: dict[str, Any]) -> float:
+        cells, seconds = 0, 0.0
+        while seconds < self.seconds:
+            answer = self.child.ask("epoch", **request)
+            cells, seconds = cells + answer["cells"], seconds + answer["seconds"]
+        return cells / seconds / 1e3
+
+
+def block_shuffled(bench: Bench) -> list[Outcome]:
+    place = bench.place()
+    one, many = (bench.child.ask("sums", path=place / name) for name in ("flat", "same"))
+    if one != many:
+        raise RuntimeError(f"a collection and what was made of it differ: {one}, {many}")
+    paths = {"flat": {"path": place / "flat"}, "collection": {"path": place / "same"}}
+    rates = bench.rates(paths)
+    what = f"epoch of {MEMBERS} members over the same cells in one archive"
+    ours = rates["collection"]
+    ratio = ours.over(rates["flat"])
+    note = f"the one archive gives {rates['flat'].median:.0f} {_RATE}; CSR, order='block'"
+    return [Outcome(what, at_least(0.9, "x"), ratio, ours, None, _RATE, note)]
+
+
+def genes(bench: Bench) -> list[Outcome]:
+    path = bench.place() / "two"
+    listed = {"path": path, "genes": bench.genes}
+    rates = bench.rates(
+        {
+            "without": {"path": path},
+            "in order": listed,
+            "shuffled": {**listed, "ordered": False},
+            "dense without": {"path": path, "layout": "dense"},
+            "dense shuffled": {**listed, "ordered": False, "layout": "dense"},
+        }
+    )
+    title = f"genes= of {bench.genes:,} over two gene spaces, over without"
+    bound = at_least(0.8, "x")
+    in_order = rates["in order"]
+    note = "the list has genes in the order of the archives, as 'union' and 'intersection' have"
+    outcomes = [Outcome(title, bound, in_order.over(rates["without"]), in_order, None, _RATE, note)]
+    note = "in random order, so that the genes of each cell are sorted, but for dense batches"
+    for name, base in (("shuffled", "without"), ("dense shuffled", "dense without")):
+        ratio, ours = rates[name].over(rates[base]), rates[name]
+        what = f"the same, {name}"
+        outcomes.append(Figure(what, at_least(0, "x"), ratio, ours, None, _RATE, note))
+    return outcomes
+
+
+def flatten(bench: Bench) -> list[Outcome]:
+    place = bench.place()
+    measures: dict[str, Callable[[], ChildRun]] = {"ours": partial(_our_flatten, place)}
+    theirs = find_spec("bionemo") is not None
+    with Child(_CHILD) as child:
+        if theirs:
+            measures["theirs"] = partial(_their_flatten, child, place)
+            _their_flatten(child, place)
+        runs = take_turns(measures, bench.repeats)
+    seconds = {
+        name: Spread.of([run.report["seconds"] for run in found]) for name, found in runs.items()
+    }
+    what = f"flatten {MEMBERS} members to memmap"
+    note = "ours opens the members and syncs what it wrote, which bionemo-scdl does not"
+    outcomes: list[Outcome] = []
+    if theirs:
+        ratio = seconds["theirs"].over(seconds["ours"])
+        both = seconds["ours"], seconds["theirs"]
+        outcomes.append(Outcome(f"{what}: speed", at_least(2, "x"), ratio, *both, "s", note))
+    else:
+        outcomes.append(figure(f"{what}: time", "s", seconds["ours"], None))
+    peaks = [run.peak_megabytes for run in runs["ours"]]
+    if None not in peaks:
+        ours = Spread.of([peak for peak in peaks if peak is not None])
+        outcomes.append(Outcome(f"{what}: memory", at_most(300, "MB"), ours, ours, None, "MB"))
+    return outcomes
+
+
+def _our_flatten(place: Path) -> ChildRun:
+    """One flattening in a fresh process, after a small one that loads and compiles all."""
+    target = place / "measured"
+    shutil.rmtree(target, ignore_errors=True)
+    with Child(_CHILD) as child:
+        child.ask("flatten", source=place / "same", target=target, members=1)
+        shutil.rmtree(target)
+        run = child.watched("flatten", source=place / "same", target=target)
+    shutil.rmtree(target)
+    return run
+
+
+def _their_flatten(child: Child, place: Path) -> ChildRun:
+    target, members = place / "theirs-flat", place / "theirs"
+    for path in (target, members):
+        shutil.rmtree(path, ignore_errors=True)
+    request = {"source": place / "same-h5ad", "members": members, "target": target}
+    run = child.watched("their_flatten", **request)
+    for path in (target, members):
+        shutil.rmtree(path, ignore_errors=True)
+    return run
+
+
+CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
+    "block": block_shuffled,
+    "genes": genes,
+    "flatten": flatten,
+}
+
+
+def run(bench: Bench, names: Sequence[str]) -> list[Outcome]:
+    """Run cases by name, in the order of `CASES`."""
+    return [outcome for name in CASES if name in names for outcome in CASES[name](bench)]
+
+
+def main(arguments: list[str] | None = None) -> Report:
+    """Run the cases, print the report and write it."""
+    described = "Measure collections beside one archive, and flattening beside bionemo-scdl."
+    options = parser(described, CASES, 0, "without effect").parse_args(arguments)
+    console = Console()
+    workspace = workspace_of(options)
+    repeats, seconds, n_genes = options.repeats, 1.0, GENES
+    if options.quick:
+        repeats, seconds, n_genes = 1, 0.02, 100
+    with Child(_CHILD) as child:
+        bench = Bench(workspace, child, n_genes, repeats, seconds)
+        outcomes = run(bench, options.only or list(CASES))
+    spec = workspace.spec
+    data = f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell"
+    report = Report(outcomes, data, repeats, THEIRS.title)
+    report.show(console)
+    name = f"bench-collections-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for path in report.write(options.results, name):
+        console.print(f"wrote {path}", highlight=False)
+    return report
+
+
+if __name__ == "__main__":
+    main()

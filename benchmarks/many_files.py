@@ -1,0 +1,233 @@
+"""Measure what concerns many cells and files at once: neighbours of a batch, and workers.
+
+Run ``make bench-many``, or ``python -m benchmarks.many_files --help`` for the options.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+import scdl
+from benchmarks.generate import NEIGHBOR_KEY
+from benchmarks.measure import Spread, rate, take_turns, timed
+from benchmarks.options import parser
+from benchmarks.options import workspace as workspace_of
+from benchmarks.outcomes import Outcome, Report, at_least
+from benchmarks.peers import THEIRS
+from benchmarks.workspace import Workspace
+from benchmarks.zarr import Figure
+
+BATCH, K, NEIGHBORS = 1_024, 4, 15
+FILES, WORKERS = 8, 2
+_FASTER, _SCALING = 50.0, 1.7
+
+_METHOD = (
+    "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
+    "Ratios are taken between repetitions of the same turn. The page cache is warm"
+)
+
+
+@dataclass(frozen=True)
+class ManyReport(Report):
+    """A report that says how this benchmark measures."""
+
+    def _remarks(self) -> list[str]:
+        return [_METHOD.format(repeats=self.repeats) + ".", *super()._remarks()[1:]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cases need.
+
+    Attributes
+    ----------
+    workspace
+        The data.
+    repeats
+        Repetitions of each measurement.
+    announce
+        Prints a line.
+    seconds
+        Least duration of a measured rate.
+    compressions
+        Of the files that are converted.
+    """
+
+    workspace: Workspace
+    repeats: int
+    announce: Callable[[str], None]
+    seconds: float = 1.0
+    compressions: Sequence[str] = ("none", "gzip-4")
+
+    def place(self, name: str) -> Path:
+        """An empty directory."""
+        path = (self.workspace.directory / "many" / name).absolute()
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+
+def neighbors(bench: Bench) -> list[Outcome]:
+    """A batch at once, over a loop of the other library over its cells."""
+    spec = replace(bench.workspace.spec, neighbors=NEIGHBORS, raw=False)
+    data = replace(bench.workspace, spec=spec, directory=bench.workspace.directory / "neighbors")
+    path = bench.place("neighbors") / "archive"
+    scdl.convert(data.h5ad(), path, neighbor_key=NEIGHBOR_KEY)
+    theirs = _their_dataset(path)
+    rows = np.random.default_rng(0).integers(0, spec.cells, BATCH)
+
+    def loop() -> float:
+        cells = np.repeat(rows, K).tolist()
+        return 1e3 * timed(lambda: [theirs.sample_neighbor_index(cell) for cell in cells])
+
+    def batch(dataset: Any) -> Callable[[], float]:
+        rng = np.random.default_rng(1)
+
+        def sample() -> int:
+            dataset.sample_neighbors(rows, K, rng=rng)
+            return 1
+
+        return lambda: 1e3 / rate(sample, bench.seconds / 4)
+
+    strategies = list(scdl.NeighborSamplingStrategy)
+    opened = {how: scdl.open(path, neighbor_sampling_strategy=how) for how in strategies}
+    measures = {"theirs": loop} | {how.value: batch(ds) for how, ds in opened.items()}
+    take_turns(measures, 1)
+    taken = {name: Spread.of(got) for name, got in take_turns(measures, bench.repeats).items()}
+    note = (
+        f"{BATCH:,} cells of a graph of {NEIGHBORS} neighbours each, k={K}; of bionemo-scdl a loop "
+        "of sample_neighbor_index, whose strategy is random"
+    )
+    bound = at_least(_FASTER, "x")
+    return [
+        Outcome(
+            f"sample_neighbors, {how.value}",
+            bound,
+            taken["theirs"].over(taken[how.value]),
+            taken[how.value],
+            taken["theirs"],
+            "ms",
+            note,
+        )
+        for how in strategies
+    ]
+
+
+def _their_dataset(path: Path) -> Any:
+    from bionemo.scdl.io.single_cell_memmap_dataset import SingleCellMemMapDataset
+
+    return SingleCellMemMapDataset(str(path), load_neighbors=True)
+
+
+def conversion(bench: Bench) -> list[Outcome]:
+    """Eight files by two workers, over one worker."""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < WORKERS:
+        bench.announce(f"conversion: left out, as there are no {WORKERS} cores to be kept to")
+        return []
+    return [outcome for how in bench.compressions for outcome in _conversion(bench, how)]
+
+
+def _conversion(bench: Bench, compression: str) -> list[Outcome]:
+    source = bench.workspace.h5ad(compression=compression).absolute()
+    files = bench.place(f"files-{compression}")
+    for i in range(FILES):
+        os.link(source, files / f"{i}.h5ad")
+    cores = sorted(os.sched_getaffinity(0))
+    # What a worker may use is its share of what this process may.
+    how = {
+        "one": partial(_converted, bench, files, 1, cores[:1]),
+        "two": partial(_converted, bench, files, WORKERS, cores[:WORKERS]),
+        "all": partial(_converted, bench, files, 1, cores[:WORKERS]),
+    }
+    take_turns(how, 1)
+    taken = {name: Spread.of(got) for name, got in take_turns(how, bench.repeats).items()}
+    what = f"convert {FILES} files ({compression}), {WORKERS} workers"
+    note = (
+        "workers have a core each; the whole command is measured; scdl is two workers, and the "
+        "other column is one worker of scdl"
+    )
+    over_one, over_all = (taken[name].over(taken["two"]) for name in ("one", "all"))
+    one = Outcome(
+        f"{what} over one",
+        at_least(_SCALING, "x"),
+        over_one,
+        taken["two"],
+        taken["one"],
+        "s",
+        note,
+    )
+    note = "that worker decompresses in threads, on as many cores as both have"
+    title = f"{what} over one with the cores of both"
+    both = Figure(title, at_least(0, "x"), over_all, taken["two"], taken["all"], "s", note)
+    return [one, both]
+
+
+def _converted(bench: Bench, files: Path, workers: int, cores: Iterable[int]) -> float:
+    """Seconds of the command on some cores; what it wrote is removed."""
+    target = bench.place("measured")
+    command = [sys.executable, "-m", "scdl", "convert", files, target, "--workers", workers, "-q"]
+    before = os.sched_getaffinity(0)
+    # What was written before must not be written back at the expense of this conversion.
+    os.sync()
+    os.sched_setaffinity(0, cores)
+    try:
+        return timed(lambda: subprocess.run([str(word) for word in command], check=True))
+    finally:
+        os.sched_setaffinity(0, before)
+        shutil.rmtree(target)
+
+
+CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
+    "neighbors": neighbors,
+    "conversion": conversion,
+}
+
+
+def run(bench: Bench, names: Sequence[str]) -> list[Outcome]:
+    """Run cases by name, in the order of `CASES`."""
+    outcomes: list[Outcome] = []
+    for name, case in CASES.items():
+        if name in names:
+            start = time.perf_counter()
+            outcomes += case(bench)
+            bench.announce(f"{name}: done in {time.perf_counter() - start:.0f} s")
+    return outcomes
+
+
+def main(arguments: list[str] | None = None) -> ManyReport:
+    """Run the cases, print the report and write it."""
+    described = "Measure neighbours of a batch, and workers that convert many files."
+    options = parser(described, CASES, 0, "without effect here").parse_args(arguments)
+    console = Console()
+    workspace = workspace_of(options)
+    bench = Bench(workspace, options.repeats, console.print)
+    if options.quick:
+        bench = replace(bench, repeats=1, seconds=0.02, compressions=["none"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcomes = run(bench, options.only or list(CASES))
+    spec = workspace.spec
+    data = f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell"
+    report = ManyReport(outcomes, data, bench.repeats, THEIRS.title)
+    report.show(console)
+    for path in report.write(options.results, f"bench-many-{datetime.now(UTC):%Y%m%d-%H%M%S}"):
+        console.print(f"wrote {path}", highlight=False)
+    return report
+
+
+if __name__ == "__main__":
+    main()

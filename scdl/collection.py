@@ -1,0 +1,456 @@
+"""Many archives as one dataset, and opening whatever stands at a path."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from scdl.dataset import Path, SingleCellDataset
+from scdl.errors import (
+    ArchiveNotFoundError,
+    CastError,
+    CollectionError,
+    ConversionFailedError,
+    ScdlError,
+    SourceNotFoundError,
+)
+from scdl.flatten import CellNames, is_within, verify, write_flat
+from scdl.joined_cells import JoinedCells
+from scdl.manifest import (
+    MANIFEST,
+    Member,
+    absolute,
+    archives_below,
+    distinct,
+    has_manifest,
+    is_archive,
+    is_url,
+    read_manifest,
+    write_manifest,
+)
+from scdl.members import Datasets, Members
+from scdl.neighbors import NeighborSamplingStrategy
+from scdl.schema import NEIGHBOR_KEY
+
+if TYPE_CHECKING:
+    from scdl.conversion import ConvertOptions
+
+
+class SingleCellCollection(JoinedCells):
+    """Archives of any backends as one dataset, whose cells follow one another; nothing is copied.
+
+    Members are opened when their cells are read, and only the last ones stay open. Consecutive
+    members of the same genes share a feature block.
+
+    Parameters
+    ----------
+    data_path
+        A directory, with a manifest or with archives in it or below; where there is nothing yet,
+        :meth:`load_h5ad` makes it. Or the paths of archives, in the order of their cells.
+    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
+        As for :class:`SingleCellDataset`.
+    max_open
+        Members that stay open; each takes some ten file descriptors.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        There is no archive in the directory, or not at one of the paths.
+    ArchiveFormatError
+        A member or the manifest is damaged, or of a newer version.
+    CollectionError
+        A path is itself a collection, or listed twice, or a member cannot be read.
+    CastError
+        Some members hold integers and others floats.
+    """
+
+    def __init__(
+        self,
+        data_path: Path | Sequence[Path],
+        *,
+        load_neighbors: bool | None = None,
+        neighbor_key: str = NEIGHBOR_KEY,
+        neighbor_sampling_strategy: NeighborSamplingStrategy
+        | str = NeighborSamplingStrategy.RANDOM,
+        fallback_to_identity: bool = True,
+        max_open: int = 64,
+    ) -> None:
+        self._neighbors: dict[str, Any] = {
+            "load_neighbors": load_neighbors,
+            "neighbor_key": neighbor_key,
+            "neighbor_sampling_strategy": neighbor_sampling_strategy,
+            "fallback_to_identity": fallback_to_identity,
+        }
+        self._max_open = max_open
+        #: Members whose genes need not be compared with their description.
+        self._described_here: set[str] = set()
+        #: The directory of the collection; None where it was made of a list of paths.
+        self.data_path: str | None = None
+        if isinstance(data_path, str | os.PathLike):
+            self.data_path = absolute(data_path)
+            self._use(self._in_directory(self.data_path))
+        else:
+            self._use(self._described([], data_path))
+
+    def _in_directory(self, directory: str) -> Sequence[Member]:
+        if has_manifest(directory):
+            return read_manifest(directory)
+        if is_archive(directory):
+            raise CollectionError(
+                f"{directory}: this is an archive, not a directory of archives; open it with "
+                "scdl.open, or give a list of paths"
+            )
+        if not os.path.lexists(directory) or (os.path.isdir(directory) and _is_empty(directory)):
+            return []
+        found = archives_below(directory)
+        if not found:
+            raise ArchiveNotFoundError(
+                f"{directory}: there is no archive here or below, and no {MANIFEST}; make some "
+                "with scdl.convert or load_h5ad_multi"
+            )
+        return self._described([], found)
+
+    def _described(self, records: Sequence[Member], paths: Sequence[Path]) -> list[Member]:
+        """Records and those of further paths, each of which is opened once."""
+        described = list(records)
+        known = {record.path for record in records}
+        for path in map(absolute, paths):
+            if path in known:
+                raise CollectionError(f"{path}: this archive is listed twice; list each once")
+            known.add(path)
+            described.append(self._describe(path))
+        return described
+
+    def _describe(self, path: str) -> Member:
+        if os.path.isdir(path) and not is_archive(path):
+            if self.data_path is not None and is_within(self.data_path, path):
+                raise CollectionError(
+                    f"{path}: a collection cannot be inside itself; list archives"
+                )
+            if has_manifest(path) or archives_below(path):
+                raise CollectionError(
+                    f"{path}: this is a collection, not an archive; list its members, or flatten it"
+                )
+        try:
+            record = Member.of(path, SingleCellDataset(path).store)
+        except ScdlError:
+            raise
+        except OSError as error:
+            raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
+        self._described_here.add(path)
+        return record
+
+    def _use(self, records: Sequence[Member]) -> None:
+        """Become the collection of these members, in one step."""
+        kinds = {np.dtype(record.dtypes[0]).kind: record for record in records}
+        if len(kinds) > 1:
+            listed = ", ".join(f"{record.path} has {record.dtypes[0]}" for record in kinds.values())
+            raise CastError(
+                f"integer and float data cannot be one collection: {listed}; "
+                "make them alike with cast_data_to_dtype"
+            )
+        gone = [r.path for r in records if not (is_url(r.path) or os.path.lexists(r.path))]
+        if gone:
+            raise ArchiveNotFoundError(
+                f"{gone[0]}: this member of the collection is missing, and {len(gone) - 1} others; "
+                "put them back, or leave them out of a list of paths"
+            )
+        members = Members(records, self._max_open, self._neighbors, self._described_here)
+        self._forget()
+        self._members = members
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_neighbors", "_max_open", "data_path")
+        return {name: self.__dict__[name] for name in kept} | {"records": self._members.records}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        records = state.pop("records")
+        self.__dict__.update(state)
+        self._described_here = set()
+        self._members = Members(records, self._max_open, self._neighbors)
+
+    def __repr__(self) -> str:
+        where = repr(self.data_path) if self.data_path else f"{len(self._members)} paths"
+        return f"SingleCellCollection({where}): {len(self._members)} archives, {self.n_obs} cells"
+
+    # -- members ---------------------------------------------------------------------------
+
+    @property
+    def fname_to_mmap(self) -> Mapping[Path, SingleCellDataset]:
+        """Path of each member to its dataset, which is opened when it is asked for."""
+        return Datasets(self._members)
+
+    @property
+    def member_names(self) -> list[str]:
+        """What members are called: the names of their directories, each once."""
+        return self._members.names
+
+    def add(self, paths: Path | Sequence[Path]) -> None:
+        """Append the cells of further archives; the manifest follows, where there is one.
+
+        Raises
+        ------
+        CollectionError
+            One is a member already, is itself a collection, or cannot be read.
+        ArchiveNotFoundError, ArchiveFormatError
+            There is no archive, or a damaged one.
+        """
+        more = [paths] if isinstance(paths, str | os.PathLike) else paths
+        self._use(self._described(self._members.records, more))
+        if self.data_path is not None and has_manifest(self.data_path):
+            self.save_manifest()
+
+    def refresh(self) -> None:
+        """Describe all members anew, after one was changed on purpose."""
+        self._use(self._described([], [record.path for record in self._members.records]))
+        if self.data_path is not None and has_manifest(self.data_path):
+            self.save_manifest()
+
+    def check(self) -> None:
+        """Open every member and compare it with its description.
+
+        Raises
+        ------
+        CollectionError
+            One changed, or cannot be read.
+        ArchiveNotFoundError, ArchiveFormatError
+            One is missing or damaged.
+        """
+        for record, store in zip(self._members.records, self._members.stores(), strict=True):
+            record.check(store, genes=True)
+
+    def save_manifest(self, directory: Path | None = None) -> None:
+        """Write what opening the members found, so that the next opening need not.
+
+        Paths are stored relative to the directory: it can be moved together with its members.
+
+        Parameters
+        ----------
+        directory
+            Where; default the directory of the collection. It becomes that, and is made where it
+            does not exist.
+
+        Raises
+        ------
+        CollectionError
+            There is no directory, or it is an archive.
+        ArchiveWriteError
+            It cannot be written.
+        """
+        target = self.data_path if directory is None else absolute(directory)
+        if target is None or is_url(target) or is_archive(target):
+            raise CollectionError(
+                f"{target}: a manifest goes into a directory of its own or of archives; name one "
+                "with save_manifest(directory)"
+            )
+        os.makedirs(target, exist_ok=True)
+        write_manifest(target, self._members.records)
+        self.data_path = target
+
+    def load_h5ad(
+        self,
+        h5ad_path: Path,
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        use_X_not_raw: bool = False,
+        **options: Unpack[ConvertOptions],
+    ) -> None:
+        """Convert an AnnData file into the directory of the collection, and append its cells.
+
+        Parameters
+        ----------
+        h5ad_path
+            The file; its stem is the name of the member, with a number where there is one already.
+        paginated_load_cutoff, load_block_row_size, use_X_not_raw
+            As for :class:`scdl.SingleCellMemMapDataset`.
+        **options
+            As for :func:`scdl.convert`; values are stored as float32 unless ``data_dtype`` says
+            otherwise.
+        """
+        self.add(self._convert(h5ad_path, _documented(load_block_row_size, use_X_not_raw, options)))
+        self.save_manifest()
+
+    def load_h5ad_multi(
+        self,
+        directory_path: Path,
+        max_workers: int = 5,
+        use_processes: bool = False,
+        data_dtype: DTypeLike | None = None,
+        paginated_load_cutoff: int = 10_000,
+        load_block_row_size: int = 1_000_000,
+        use_X_not_raw: bool = False,
+    ) -> None:
+        """Convert all ``*.h5ad`` in a directory and below, and append their cells.
+
+        Parameters
+        ----------
+        directory_path
+            Where the files are.
+        max_workers, use_processes
+            Accepted, and without effect: files are read one after the other, in threads.
+        data_dtype
+            Type of the stored values; default float32.
+        paginated_load_cutoff, load_block_row_size, use_X_not_raw
+            As for :class:`scdl.SingleCellMemMapDataset`; :meth:`load_h5ad` takes further options.
+
+        Raises
+        ------
+        SourceNotFoundError
+            There is no such file.
+        ConversionFailedError
+            A file cannot be converted; the others are members all the same.
+        """
+        given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
+        options = _documented(load_block_row_size, use_X_not_raw, given)
+        pattern = os.path.join(glob.escape(os.fspath(directory_path)), "**", "*.h5ad")
+        sources = sorted(glob.glob(pattern, recursive=True))
+        if not sources:
+            raise SourceNotFoundError(
+                f"{os.fspath(directory_path)}: there is no *.h5ad file here or below"
+            )
+        failures: list[tuple[str, Exception]] = []
+        for source in sources:
+            try:
+                self.add(self._convert(source, options))
+            except (ScdlError, OSError, ValueError) as error:
+                failures.append((source, error))
+        if len(failures) < len(sources):
+            self.save_manifest()
+        if failures:
+            source, reason = failures[0]
+            raise ConversionFailedError(
+                f"{source} and {len(failures) - 1} others cannot be converted, the other "
+                f"{len(sources) - len(failures)} are members now: {reason}"
+            ) from reason
+
+    def _convert(self, source: Path, options: ConvertOptions) -> str:
+        from scdl.conversion import convert
+
+        if self.data_path is None:
+            raise CollectionError(
+                "a collection of a list of paths has no place for new archives; give "
+                "SingleCellCollection a directory"
+            )
+        os.makedirs(self.data_path, exist_ok=True)
+        stem = os.path.splitext(os.path.basename(os.fspath(source)))[0]
+        target = os.path.join(self.data_path, distinct([*os.listdir(self.data_path), stem])[-1])
+        key = self._neighbors["neighbor_key"] if self._neighbors["load_neighbors"] else None
+        convert(source, target, neighbor_key=key, **options)
+        return target
+
+    # -- one archive -----------------------------------------------------------------------
+
+    def flatten(
+        self,
+        output_path: Path,
+        destroy_on_copy: bool = False,
+        extend_copy_size: int = 10_485_760,
+        *,
+        backend: str | None = None,
+        cell_names: CellNames = "keep",
+        **options: Any,
+    ) -> None:
+        """Write all members as one archive, in bounded memory.
+
+        Feature blocks keep their genes; obs has the columns of all members, null where one lacks
+        them; graphs are shifted to where their cells are; obsm is kept where all members have it.
+
+        Parameters
+        ----------
+        output_path
+            Where the archive goes; nothing may be there.
+        destroy_on_copy
+            Whether to remove the members, and the manifest, after the archive was opened and
+            compared with each of them: cells, values, and sums of both.
+        extend_copy_size
+            Bytes of stored values copied at once.
+        backend
+            Storage backend; default ``zarr`` where the path ends so, else ``memmap``.
+        cell_names
+            ``"keep"``: as they are. ``"unique"``: the same, and an error where two cells have one
+            name. ``"prefix"``: with the name of their member in front, ``member-name``.
+        **options
+            Of the backend, such as ``compression``.
+
+        Raises
+        ------
+        ArchiveExistsError
+            Something is at `output_path`.
+        CollectionError
+            There are no members; `output_path` would be inside one of them, or be found as one;
+            names are not unique; or the archive is not what the members are.
+        """
+        path = absolute(output_path)
+        self._check_target(path)
+        write_flat(
+            self._members,
+            path,
+            backend=backend,
+            cell_names=cell_names,
+            chunk_bytes=extend_copy_size,
+            options=options,
+        )
+        if destroy_on_copy:
+            verify(self._members, path)
+            for store in self._members.stores():
+                store.remove()
+            if self.data_path is not None and has_manifest(self.data_path):
+                write_manifest(self.data_path, [])
+            self._use([])
+
+    def _check_target(self, path: str) -> None:
+        if not self._members:
+            raise CollectionError("there are no members to flatten; add archives first")
+        for record in self._members.records:
+            if not is_url(record.path) and is_within(path, record.path):
+                raise CollectionError(f"{path}: this is inside the member {record.path}")
+        directory = self.data_path
+        if directory is not None and is_within(path, directory) and not has_manifest(directory):
+            raise CollectionError(
+                f"{path}: here it would become a member of the collection itself; take a path "
+                f"outside {directory}, or call save_manifest() first"
+            )
+
+
+def open(path: Path, **options: Any) -> SingleCellDataset | SingleCellCollection:
+    """Open an archive of any backend, or a directory of archives as a collection.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    **options
+        ``load_neighbors``, ``neighbor_key``, ``neighbor_sampling_strategy`` and
+        ``fallback_to_identity``, as for :class:`SingleCellDataset`.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        There is nothing at `path`.
+    ArchiveFormatError
+        What is there is no archive, or a damaged one.
+    """
+    place = os.fspath(path)
+    if os.path.isdir(place) and (
+        has_manifest(place) or (not is_archive(place) and archives_below(place))
+    ):
+        return SingleCellCollection(path, **options)
+    return SingleCellDataset(path, **options)
+
+
+def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:
+    """Options of conversions, and what the documented ones mean."""
+    given: ConvertOptions = {"data_dtype": "float32", "block_rows": block_rows}
+    if use_X_not_raw:
+        given["matrix"] = "X"
+    return {**given, **options}
+
+
+def _is_empty(directory: str) -> bool:
+    with os.scandir(directory) as entries:
+        return next(entries, None) is None

@@ -1,0 +1,218 @@
+"""One gene space for cells whose feature blocks have different genes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.errors import GeneError, GeneListNotFoundError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: ``"union"``, ``"intersection"``, gene ids, or the path of a file with one a line.
+Genes = str | os.PathLike[str] | Sequence[str]
+Missing = Literal["error", "zero", "mask"]
+Duplicates = Literal["error", "sum", "first"]
+
+
+class BlockGenes(NamedTuple):
+    """The genes of a feature block.
+
+    Attributes
+    ----------
+    where
+        What the block is called in messages.
+    ids
+        Of each gene, null where it has none.
+    """
+
+    where: str
+    ids: pa.Array
+
+
+@dataclass(frozen=True, eq=False)
+class GeneSpace:
+    """A vocabulary of genes, and where the genes of blocks are in it.
+
+    Blocks of the same genes share a table.
+
+    Parameters
+    ----------
+    names
+        Ids of the genes, as strings.
+    genes, bounds
+        Tables one after the other: of each gene of a block its place in the vocabulary, int32, -1
+        where it has none; and where each table begins, int64, with the end of the last.
+    table_of
+        The table of each block, int64.
+    in_order
+        Of each table, whether genes that rise in the block rise in the vocabulary, each once.
+    present
+        Of each table, which genes of the vocabulary it has; tables x genes.
+    """
+
+    names: pa.Array
+    genes: NDArray[np.int32]
+    bounds: NDArray[np.int64]
+    table_of: NDArray[np.int64]
+    in_order: NDArray[np.bool_]
+    present: NDArray[np.bool_]
+
+
+def gene_space(
+    genes: Genes,
+    blocks: Sequence[BlockGenes],
+    table_of: Sequence[int],
+    missing: Missing,
+    duplicates: Duplicates,
+) -> GeneSpace:
+    """The gene space of a vocabulary for some blocks.
+
+    Parameters
+    ----------
+    genes
+        As for :meth:`scdl.SingleCellDataset.select_genes`.
+    blocks
+        Blocks of different genes.
+    table_of
+        Which of these the genes of every block are.
+    missing, duplicates
+        Policies, as for :meth:`scdl.SingleCellDataset.select_genes`.
+
+    Raises
+    ------
+    GeneError, GeneListNotFoundError
+        As there.
+    """
+    _check_choice("missing", missing, Missing)
+    _check_choice("duplicates", duplicates, Duplicates)
+    names = _vocabulary(genes, blocks)
+    tables = [_table(block, names, duplicates) for block in blocks]
+    present = np.zeros((len(tables), len(names)), np.bool_)
+    for table, row in zip(tables, present, strict=True):
+        row[table[table >= 0]] = True
+    if not present.any():
+        raise GeneError(
+            f"{_count(len(names), 'gene')}, such as {names[0].as_py()!r}, and none of them is in "
+            f"{blocks[0].where}, which has {_example(blocks[0])}; gene_column= names the column of "
+            "var that has the ids"
+        )
+    if missing == "error":
+        _check_present(names, present, blocks)
+    kept = [table[table >= 0] for table in tables]
+    return GeneSpace(
+        names,
+        np.concatenate(tables),
+        np.cumsum([0, *map(len, tables)]),
+        np.asarray(table_of, np.int64),
+        np.array([bool((places[1:] > places[:-1]).all()) for places in kept]),
+        present,
+    )
+
+
+def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(genes, str) and genes in ("union", "intersection"):
+        lists = [pc.drop_null(pc.unique(block.ids)) for block in blocks]
+        if genes == "union":
+            found = pc.unique(pa.concat_arrays(lists))
+        else:
+            found = lists[0]
+            for ids in lists[1:]:
+                found = found.filter(pc.is_in(found, ids))
+        if len(found) == 0:
+            raise GeneError(f"the {genes} of the genes of {_listed(blocks)} is empty")
+        return found
+    if isinstance(genes, str | os.PathLike):
+        genes = _read_list(os.fspath(genes))
+    found = pa.array([str(gene) for gene in genes], pa.large_string())
+    if len(found) == 0:
+        raise GeneError("the list of genes is empty")
+    repeated = _repeated(found)
+    if repeated is not None:
+        raise GeneError(f"the list of genes has {repeated!r} more than once; each gene has a place")
+    return found
+
+
+def _read_list(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except (FileNotFoundError, IsADirectoryError):
+        raise GeneListNotFoundError(
+            f"{path}: there is no file with a gene id a line; genes are 'union', 'intersection', a "
+            "list, or the path of such a file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise GeneError(f"{path}: this is no text file with a gene id a line ({error})") from error
+
+
+def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> NDArray[np.int32]:
+    """Of each gene of a block its place in the vocabulary, -1 where it has none."""
+    import pyarrow.compute as pc
+
+    found = pc.index_in(block.ids, names, skip_nulls=True).fill_null(-1).to_numpy()
+    table: NDArray[np.int32] = found.astype(np.int32)
+    kept = np.flatnonzero(table >= 0)
+    _, first = np.unique(table[kept], return_index=True)
+    if len(first) == len(kept):
+        return table
+    if duplicates == "error":
+        others = np.delete(kept, first)
+        raise GeneError(
+            f"{block.where}: {names[int(table[others[0]])].as_py()!r} is the id of several genes, "
+            f"as are {len(np.unique(table[others])) - 1} others; take another gene_column, or "
+            "duplicates='sum' or 'first'"
+        )
+    if duplicates == "first":
+        table[np.delete(kept, first)] = -1
+    return table
+
+
+def _check_present(
+    names: pa.Array, present: NDArray[np.bool_], blocks: Sequence[BlockGenes]
+) -> None:
+    lacking = np.flatnonzero(~present.all(axis=1))
+    if len(lacking) == 0:
+        return
+    block, absent = blocks[lacking[0]], np.flatnonzero(~present[lacking[0]])
+    raise GeneError(
+        f"{block.where} lacks {len(absent):,} of {_count(len(names), 'gene')}, such as "
+        f"{names[int(absent[0])].as_py()!r}; say missing='zero' to take them as not expressed, or "
+        "missing='mask' to be told which are there"
+    )
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    known = choices.__args__
+    if value not in known:
+        raise GeneError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
+
+
+def _repeated(names: pa.Array) -> str | None:
+    import pyarrow.compute as pc
+
+    counts = pc.value_counts(names)
+    several = counts.filter(pc.greater(counts.field("counts"), 1))
+    return several[0]["values"].as_py() if len(several) else None
+
+
+def _listed(blocks: Sequence[BlockGenes]) -> str:
+    names = [block.where for block in blocks[:3]]
+    return ", ".join(names) + (f" and {len(blocks) - 3} more" if len(blocks) > 3 else "")
+
+
+def _example(block: BlockGenes) -> str:
+    return f"genes such as {block.ids[0].as_py()!r}" if len(block.ids) else "no genes"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

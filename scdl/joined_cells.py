@@ -1,0 +1,260 @@
+"""The cells of many archives, read as those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl import __version__, csr
+from scdl.batch import CellBatch
+from scdl.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES
+from scdl.errors import CollectionError, NeighborError, OutputError
+from scdl.features import ObsFeatures, VarFeatures
+from scdl.joining import Dtypes, Request, is_cold, join
+from scdl.members import MemberGraph, Members, MemberTables
+from scdl.neighbors import NeighborGraph, key_of
+from scdl.rows import CellReader, Origin
+from scdl.schema import INDEX, NEIGHBOR_KEY, Block, Info
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NO_CELLS = Info((Block(0, 0),), is_sorted=True)
+
+
+class JoinedCells(CellReader):
+    """The cells of members, which follow one another; nothing is copied.
+
+    A subclass sets :attr:`_members` and :attr:`_neighbors`, the options about neighbours, and
+    calls :meth:`_forget` when they become others.
+    """
+
+    _members: Members
+    _neighbors: dict[str, Any]
+
+    def _forget(self) -> None:
+        """Let go of what was read of former members."""
+        for name, attribute in vars(JoinedCells).items():
+            if isinstance(attribute, cached_property):
+                self.__dict__.pop(name, None)
+
+    # -- what they hold --------------------------------------------------------------------
+
+    @cached_property
+    def _blocks(self) -> list[tuple[int, int, Block]]:
+        """Of each feature block the first member that has it, its block there, and what it is."""
+        found: list[tuple[int, int, Block]] = []
+        previous = None
+        for number, record in enumerate(self._members.records):
+            start = int(self._members.starts[number])
+            for i, block in enumerate(record.blocks):
+                stop = start + block.stop
+                if record.genes[i] == previous:
+                    first, its, same = found[-1]
+                    found[-1] = first, its, replace(same, stop=stop)
+                else:
+                    found.append((number, i, replace(block, stop=stop)))
+                previous = record.genes[i]
+        return found
+
+    @cached_property
+    def info(self) -> Info:
+        """Feature blocks of all members; those of the same genes that meet are one."""
+        if not self._blocks:
+            return _NO_CELLS
+        blocks = tuple(block for _, _, block in self._blocks)
+        return Info(blocks, is_sorted=all(r.is_sorted for r in self._members.records))
+
+    def origins(self) -> list[Origin]:
+        """The members, or the feature blocks of those that have several."""
+        out = []
+        for number, record in enumerate(self._members.records):
+            start = 0
+            for i, block in enumerate(record.blocks):
+                name = self._members.names[number]
+                row = int(self._members.starts[number]) + start
+                whole = len(record.blocks) == 1
+                out.append(
+                    Origin(
+                        name if whole else f"{name}, {block.label or f'block {i}'}",
+                        min(self.info.block_of(row), len(self.info.blocks) - 1),
+                        block.stop - start,
+                    )
+                )
+                start = block.stop
+        return out
+
+    def _block_keys(self) -> list[str]:
+        return [self._members.records[number].genes[i] for number, i, _ in self._blocks]
+
+    def number_nonzero_values(self) -> int:
+        """Stored values."""
+        return sum(record.values for record in self._members.records)
+
+    @cached_property
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type that holds the values of all members."""
+        dtypes = {record.dtypes[0] for record in self._members.records}
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
+
+    @cached_property
+    def index_dtype(self) -> np.dtype[Any]:
+        """Type that holds the column ids of all members."""
+        dtypes = {record.dtypes[1] for record in self._members.records}
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.uint8)
+
+    @property
+    def bytes_per_cell(self) -> float:
+        """Bytes that the stored values and column ids of a cell take in memory, on average."""
+        value_bytes = self.data_dtype.itemsize + self.index_dtype.itemsize
+        return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
+
+    @property
+    def cells_per_chunk(self) -> float:
+        """As for one archive; of the member where it is largest."""
+        return max(
+            (r.values_per_chunk * r.n_obs / max(r.values, 1) for r in self._members.records),
+            default=0.0,
+        )
+
+    def version(self) -> str:
+        """Version of this package."""
+        return __version__
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        members, which, rows = self._members.find(at)
+        return Request([self._members[i]._source for i in members], which, rows)
+
+    def _read(
+        self,
+        at: NDArray[np.int64],
+        ordered: bool,
+        index_dtype: DTypeLike | None,
+        *,
+        concurrently: bool = False,
+    ) -> CellBatch:
+        given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
+        if not np.can_cast(self.index_dtype, given, "safe"):
+            raise OutputError(f"index_dtype {given} does not hold column ids of {self.index_dtype}")
+        dtypes = Dtypes(self.data_dtype, self.index_dtype, given)
+        request = self._request(at)
+        rows = join(request, dtypes, concurrently=concurrently)
+        if ordered and not request.is_sorted:
+            rows = csr.clean(rows, self.info.max_n_vars, repr(self))
+        largest = rows.largest
+        return CellBatch(*rows[:3], n_vars=self.info.max_n_vars, rows=at, largest=largest)
+
+    def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        parts = [
+            (self._members[number]._vectors(key, local), places, number)
+            for number, local, places in self._members.split(rows)
+        ]
+        if not parts:
+            return self._members[0]._vectors(key, rows)
+        shapes = {vectors.shape[1:]: number for vectors, _, number in parts}
+        if len(shapes) > 1:
+            listed = ", ".join(
+                f"{self._members.names[number]} has {list(shape)}"
+                for shape, number in shapes.items()
+            )
+            raise CollectionError(f"obsm {key!r} is not of one width in all members: {listed}")
+        dtype = np.result_type(*(vectors.dtype for vectors, _, _ in parts))
+        out = np.empty((len(rows), *next(iter(shapes))), dtype)
+        for vectors, places, _ in parts:
+            out[places] = vectors
+        return out
+
+    def will_need(self, rows: NDArray[np.int64]) -> None:
+        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
+        if len(rows) and is_cold(self._request(rows)):
+            for number, local, _ in self._members.split(rows):
+                self._members[number].will_need(local)
+
+    # -- tables ----------------------------------------------------------------------------
+
+    @cached_property
+    def _tables(self) -> MemberTables:
+        places = [(number, i) for number, i, _ in self._blocks]
+        return MemberTables(repr(self), self._members, places)
+
+    @cached_property
+    def _var(self) -> VarFeatures:
+        return VarFeatures(self._tables, self.info, VAR_INDEX_NAMES)
+
+    @cached_property
+    def _obs(self) -> ObsFeatures | None:
+        if not any(record.has_obs for record in self._members.records):
+            return None
+        return ObsFeatures(self._tables, self.info, OBS_INDEX_NAMES)
+
+    def var_features(self) -> VarFeatures:
+        """Columns of var by cell."""
+        return self._var
+
+    def obs_features(self) -> ObsFeatures | None:
+        """Columns of obs by cell, null where a member lacks them; None where no member has obs."""
+        return self._obs
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The table of all cells, indexed by their names; read each time."""
+        return self._required_obs().columns.frame()
+
+    @property
+    def obs_names(self) -> NDArray[Any]:
+        """Names of the cells, as objects."""
+        return self._required_obs().columns.column(INDEX)
+
+    # -- neighbours ------------------------------------------------------------------------
+
+    @cached_property
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the graphs of all members; none where `load_neighbors` was False."""
+        if self._neighbors["load_neighbors"] is False:
+            return []
+        return list(dict.fromkeys(key for r in self._members.records for key in r.graphs))
+
+    @cached_property
+    def graph(self) -> NeighborGraph | None:
+        """The graphs of the members as one; None where none has the one that was asked for.
+
+        None also where members of one graph each, whose key nobody named, have different ones.
+        """
+        asked = self._neighbors["neighbor_key"]
+        if not self.neighbor_keys:
+            return None
+        keys = [key_of(record.graphs, asked) for record in self._members.records]
+        # What archives of the documented format have may be any graph.
+        found = {key for key in keys if key is not None}
+        named = found - {NEIGHBOR_KEY} or found
+        if len(named) == 1:
+            return self._joined_graph(named.pop(), keys)
+        if not named and self._neighbors["load_neighbors"]:
+            raise NeighborError(
+                f"{self!r}: there is no neighbour graph {asked!r}; members hold: "
+                f"{', '.join(self.neighbor_keys)}"
+            )
+        return None
+
+    @cached_property
+    def _graphs(self) -> dict[str, NeighborGraph]:
+        return {}
+
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        if key not in self._graphs:
+            if key not in self.neighbor_keys:
+                return None
+            keys = [key if key in record.graphs else None for record in self._members.records]
+            self._graphs[key] = self._joined_graph(key, keys)
+        return self._graphs[key]
+
+    def _joined_graph(self, key: str, keys: Sequence[str | None]) -> NeighborGraph:
+        fallback = self._neighbors["fallback_to_identity"]
+        return MemberGraph(self._members, key, keys, fallback_to_identity=fallback)

@@ -1,0 +1,264 @@
+"""What is known of the members of a collection without opening them, and the file that says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError
+from scdl.schema import DATA, INDICES, OBS, Block, Info, keys, var_table
+from storage_backends import registry
+from storage_backends.base import ArrayStore
+from storage_backends.errors import refused_write
+
+#: Name of the file in the directory of a collection.
+MANIFEST = "collection.json"
+_FORMAT = 1
+#: Paths that are no files here, such as s3://bucket/archive.
+_URL = re.compile(r"[a-z][a-z0-9+.-]*:")
+
+
+@dataclass(frozen=True)
+class Member:
+    """An archive of a collection.
+
+    Parameters
+    ----------
+    path
+        Where it is, absolute, or a URL.
+    n_vars, stops, labels
+        Genes of each feature block, row after its last cell, file that it came from.
+    genes
+        Hash of the var table of each feature block.
+    values
+        Stored values.
+    dtypes
+        Types of the values and of the column ids.
+    is_sorted
+        Whether the genes of each cell are stored in rising order, each once.
+    values_per_chunk
+        Stored values that are read as one.
+    has_obs
+        Whether there is a table of cells.
+    graphs
+        Keys of the neighbour graphs.
+    """
+
+    path: str
+    n_vars: tuple[int, ...]
+    stops: tuple[int, ...]
+    labels: tuple[str | None, ...]
+    genes: tuple[str, ...]
+    values: int
+    dtypes: tuple[str, str]
+    is_sorted: bool
+    values_per_chunk: int
+    has_obs: bool
+    graphs: tuple[str, ...]
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return self.stops[-1]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Feature blocks."""
+        parts = zip(self.stops, self.n_vars, self.labels, strict=True)
+        return [Block(*part) for part in parts]
+
+    @classmethod
+    def of(cls, path: str, store: ArrayStore, genes: Sequence[str] | None = None) -> Self:
+        """What an open archive is; `genes` are the hashes, which take longest, where known."""
+        info = Info.from_attrs(store.attrs, store.path)
+        if genes is None:
+            genes = [genes_hash(store, i) for i in range(len(info.blocks))]
+        return cls(
+            path,
+            tuple(block.n_vars for block in info.blocks),
+            tuple(block.stop for block in info.blocks),
+            tuple(block.label for block in info.blocks),
+            tuple(genes),
+            store.spec(DATA).length,
+            (store.spec(DATA).dtype.name, store.spec(INDICES).dtype.name),
+            info.is_sorted,
+            store.chunk_length(DATA),
+            OBS in store.tables,
+            tuple(keys(store.arrays, "graphs")),
+        )
+
+    def check(self, store: ArrayStore, *, genes: bool) -> None:
+        """CollectionError where an open archive is not this one any more.
+
+        Parameters
+        ----------
+        genes
+            Whether to compare the genes, too, which takes milliseconds.
+        """
+        now = asdict(Member.of(self.path, store, None if genes else self.genes))
+        changed = [name for name, value in asdict(self).items() if now[name] != value]
+        if changed:
+            name = changed[0]
+            raise CollectionError(
+                f"{self.path}: the archive changed since it became a member of the collection: "
+                f"{name} was {getattr(self, name)} and is {now[name]}; refresh() describes it anew"
+            )
+
+    @classmethod
+    def from_json(cls, entry: Any, directory: str) -> Self:
+        """From an entry of a manifest; ValueError, KeyError or TypeError where it is none."""
+        path = str(entry["path"])
+        path = path if is_url(path) else os.path.normpath(os.path.join(directory, path))
+        made = cls(
+            path,
+            tuple(map(int, entry["n_vars"])),
+            tuple(map(int, entry["stops"])),
+            tuple(label and str(label) for label in entry["labels"]),
+            tuple(map(str, entry["genes"])),
+            int(entry["values"]),
+            (str(entry["dtypes"][0]), str(entry["dtypes"][1])),
+            bool(entry["is_sorted"]),
+            int(entry["values_per_chunk"]),
+            bool(entry["has_obs"]),
+            tuple(map(str, entry["graphs"])),
+        )
+        lengths = {len(made.n_vars), len(made.stops), len(made.labels), len(made.genes)}
+        if len(lengths) != 1 or not made.stops or min(*made.stops, *made.n_vars) < 0:
+            raise ValueError(f"bad blocks of {path}")
+        return made
+
+    def to_json(self, directory: str) -> dict[str, Any]:
+        """As an entry of a manifest; the path is relative to it."""
+        if is_url(self.path):
+            return asdict(self)
+        relative = os.path.relpath(self.path, os.path.realpath(directory))
+        return asdict(self) | {"path": relative.replace(os.sep, "/")}
+
+
+def genes_hash(store: ArrayStore, block: int) -> str:
+    """Hash of a var table: of its columns, their types and what is in them."""
+    import pyarrow as pa
+
+    table = store.read_table(var_table(block)).replace_schema_metadata(None).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is no file here."""
+    return _URL.match(path) is not None
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path that stays what it is when the working directory changes."""
+    path = os.fspath(path)
+    return path if is_url(path) else os.path.realpath(path)
+
+
+def is_archive(path: str) -> bool:
+    """Whether an installed backend knows what stands at a path."""
+    try:
+        registry.detect(path)
+    except (ArchiveFormatError, ArchiveNotFoundError):
+        return False
+    return True
+
+
+def archives_below(directory: str) -> list[str]:
+    """Archives in a directory and those below it, by name; hidden ones are left out."""
+    found = []
+    for above, names, _ in os.walk(directory):
+        deeper = []
+        for name in sorted(names):
+            path = os.path.join(above, name)
+            if name.startswith("."):
+                continue
+            if is_archive(path):
+                found.append(path)
+            else:
+                deeper.append(name)
+        # What is within an archive is a part of it.
+        names[:] = deeper
+    return sorted(found)
+
+
+def has_manifest(directory: str) -> bool:
+    """Whether a directory is a collection with a manifest."""
+    return not is_url(directory) and os.path.isfile(os.path.join(directory, MANIFEST))
+
+
+def read_manifest(directory: str) -> list[Member]:
+    """The members that the manifest in a directory lists.
+
+    Raises
+    ------
+    ArchiveFormatError
+        It is no manifest, or one of a newer version.
+    """
+    file = os.path.join(directory, MANIFEST)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            manifest = json.load(stream)
+        version = int(manifest["format"])
+        if version > _FORMAT:
+            raise ArchiveFormatError(
+                f"{file}: its format is {version}, this release reads up to {_FORMAT}; "
+                "upgrade scdl-store"
+            )
+        directory = os.path.realpath(directory)
+        return [Member.from_json(entry, directory) for entry in manifest["members"]]
+    except ArchiveFormatError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ArchiveFormatError(f"{file}: this is no manifest of scdl ({error!r})") from error
+
+
+def write_manifest(directory: str, members: Iterable[Member]) -> None:
+    """Write the manifest of a directory, in place of the one that is there, atomically."""
+    file = os.path.join(directory, MANIFEST)
+    text = json.dumps(
+        {"format": _FORMAT, "members": [member.to_json(directory) for member in members]}, indent=1
+    )
+    part = os.path.join(directory, f".{MANIFEST}.{secrets.token_hex(4)}")
+    with refused_write(file):
+        try:
+            with open(part, "w", encoding="utf-8") as stream:
+                stream.write(text + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, file)
+            _flush_directory(directory)
+        finally:
+            with suppress(FileNotFoundError):
+                os.remove(part)
+
+
+def _flush_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The same names, with a number behind those that came before."""
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        made, number = name, 1
+        while made in taken:
+            number += 1
+            made = f"{name}-{number}"
+        taken.add(made)
+        out.append(made)
+    return out

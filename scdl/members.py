@@ -1,0 +1,314 @@
+"""The archives of a collection: opened when they are used, a bounded number at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, SupportsIndex, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl import csr
+from scdl.dataset import SingleCellDataset
+from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, ScdlError
+from scdl.manifest import Member, absolute, distinct
+from scdl.neighbors import NeighborGraph, NeighborStats
+from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, var_table
+from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
+from storage_backends.base import ArrayStore
+
+
+class Members(Sequence[SingleCellDataset]):
+    """The members of a collection as datasets, of which the last ones used stay open.
+
+    Parameters
+    ----------
+    records
+        What is known of them.
+    max_open
+        How many stay open.
+    options
+        Of :class:`SingleCellDataset`: about neighbours.
+    described
+        Paths of which the genes need not be compared: they were described a moment ago.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Member],
+        max_open: int,
+        options: Mapping[str, Any],
+        described: Collection[str] = (),
+    ) -> None:
+        self.records = tuple(records)
+        self.names = distinct(os.path.basename(r.path.rstrip("/")) for r in self.records)
+        stops = np.cumsum([record.n_obs for record in self.records], dtype=np.int64)
+        #: First row of each member, and the number of cells.
+        self.starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), stops])
+        self._options = options
+        self._max_open = max_open
+        # Threads share it without a lock, which a fork could inherit locked: at worst two of them
+        # open the same member.
+        self._open: OrderedDict[int, SingleCellDataset] = OrderedDict()
+        self._checked = {i for i, record in enumerate(self.records) if record.path in described}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> SingleCellDataset: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SingleCellDataset]: ...
+    def __getitem__(self, index: int | slice) -> SingleCellDataset | list[SingleCellDataset]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        found = self._open.get(number)
+        if found is None:
+            found = self._open[number] = self._opened(number)
+            while len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+        else:
+            with suppress(KeyError):
+                self._open.move_to_end(number)
+        return found
+
+    def _opened(self, number: int) -> SingleCellDataset:
+        record = self.records[number]
+        try:
+            member = SingleCellDataset(record.path, **self._options)
+        except ArchiveNotFoundError:
+            raise ArchiveNotFoundError(
+                f"{record.path}: this member of the collection is missing; put it back, or leave "
+                "it out of a list of paths"
+            ) from None
+        except ScdlError:
+            raise
+        except OSError as error:
+            raise CollectionError(
+                f"{record.path}: this member of the collection cannot be read: {error.strerror}"
+            ) from error
+        # Genes are compared at the first opening: a gene space relies on them.
+        record.check(member.store, genes=number not in self._checked)
+        self._checked.add(number)
+        return member
+
+    def stores(self) -> Sequence[ArrayStore]:
+        """Their archives, opened one after the other."""
+        return _Stores(self)
+
+    def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
+        """Members of some cells; of each cell its position in that list, and row in its member."""
+        from scdl import _join_kernels
+
+        found = np.empty(len(self), np.int64)
+        which, rows = np.empty_like(at), np.empty_like(at)
+        n = _join_kernels.find_archives(at, self.starts, found, which, rows)
+        return found[:n].tolist(), which, rows
+
+    def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
+        """Cells by member: which one, rows within it, and places in the request."""
+        members, which, rows = self.find(at)
+        for i, number in enumerate(members):
+            places = np.flatnonzero(which == i)
+            yield number, rows[places], places
+
+
+class _Stores(Sequence[ArrayStore]):
+    """The archives of members; none is held open."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, index: int) -> ArrayStore: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ArrayStore]: ...
+    def __getitem__(self, index: int | slice) -> ArrayStore | list[ArrayStore]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._members[index].store
+
+
+class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
+    """The members by path."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._numbers = {record.path: i for i, record in enumerate(members.records)}
+
+    def __getitem__(self, path: str | os.PathLike[str]) -> SingleCellDataset:
+        return self._members[self._numbers[absolute(path)]]
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+class MemberObs(TableSource):
+    """Columns of a member's obs; the member need not stay open.
+
+    Parameters
+    ----------
+    columns
+        Which; None: all.
+    prefix
+        What to put before the names of the cells.
+    """
+
+    def __init__(
+        self, members: Members, number: int, columns: Sequence[str] | None = None, prefix: str = ""
+    ) -> None:
+        self._members, self._number, self._prefix = members, number, prefix
+        record = members.records[number]
+        source: TableSource = NoTable(record.n_obs)
+        if record.has_obs:
+            source = StoredTable(members[number].store, OBS, record.n_obs, columns=columns)
+        self.num_rows = record.n_obs
+        self.schema, self.categories = source.schema, source.categories
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        """Rows ``[start, stop)``."""
+        if not self.schema.names:
+            return NoTable(self.num_rows).read(start, stop)
+        store = self._members[self._number].store
+        batch = read_batch(store, OBS, self.schema.names, start, stop)
+        if self._prefix and INDEX in batch.schema.names:
+            at = batch.schema.get_field_index(INDEX)
+            field = batch.schema.field(at)
+            names = pa.compute.binary_join_element_wise(
+                pa.scalar(self._prefix, field.type), batch.column(at), pa.scalar("", field.type)
+            )
+            batch = batch.set_column(at, field, names)
+        return batch
+
+
+class MemberTables:
+    """The tables of members as those of one archive: obs united, one var a block.
+
+    Parameters
+    ----------
+    path
+        What opens messages.
+    blocks
+        Of each feature block a member that has it, and which of its blocks it is.
+    """
+
+    def __init__(self, path: str, members: Members, blocks: Sequence[tuple[int, int]]) -> None:
+        self.path = path
+        self._members = members
+        self._blocks = {var_table(i): place for i, place in enumerate(blocks)}
+        self._obs_schema: pa.Schema | None = None
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        """Names and types of a table's columns."""
+        if name == OBS:
+            if self._obs_schema is None:
+                self._obs_schema = united(self._sources(None)).schema
+            return self._obs_schema
+        member, block = self._blocks[name]
+        return self._members[member].store.table_schema(var_table(block))
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns of a table, or all of them."""
+        if name == OBS:
+            return united(self._sources(columns)).read_all()
+        member, block = self._blocks[name]
+        return self._members[member].store.read_table(var_table(block), columns)
+
+    def _sources(self, columns: Sequence[str] | None) -> list[TableSource]:
+        return [MemberObs(self._members, i, columns) for i in range(len(self._members))]
+
+
+class MemberGraph(NeighborGraph):
+    """The neighbour graphs of members as one, each shifted to where its cells are.
+
+    Cells of members without a graph have no neighbours.
+
+    Parameters
+    ----------
+    members
+        The archives.
+    key
+        What the graph is called.
+    keys
+        Of each member the key of its graph; None: it has none.
+    fallback_to_identity
+        Whether a cell without neighbours is its own.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        key: str,
+        keys: Sequence[str | None],
+        *,
+        fallback_to_identity: bool,
+    ) -> None:
+        self.key = key
+        self._members, self._keys = members, keys
+        self._fallback = fallback_to_identity
+        self._rng = None
+
+    def _graph(self, number: int) -> NeighborGraph | None:
+        key = self._keys[number]
+        return None if key is None else self._members[number].neighbor_graph(key)
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return int(self._members.starts[-1])
+
+    def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
+        """Neighbours of one cell and their weights."""
+        at = np.array([csr.position(index, self.n_obs)])
+        ((number, rows, _),) = self._members.split(at)
+        graph = self._graph(number)
+        if graph is None:
+            none = np.empty(0, GRAPH_DTYPES[DATA]), np.empty(0, GRAPH_DTYPES[INDICES])
+            return csr.SparseRows(*none, np.zeros(2, np.int64))
+        found = graph.neighbors(int(rows[0]))
+        ids = found.indices.astype(np.int64) + self._members.starts[number]
+        fits = self.n_obs <= 1 + np.iinfo(GRAPH_DTYPES[INDICES]).max
+        return found._replace(indices=ids.astype(GRAPH_DTYPES[INDICES]) if fits else ids)
+
+    def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, drawn with replacement."""
+        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
+        for number, local, places in self._members.split(rows):
+            graph = self._graph(number)
+            if graph is not None:
+                found = graph.sample_many(local, draws[places])
+                out[places] = found + self._members.starts[number]
+            elif not self._fallback:
+                raise NeighborError(
+                    f"{self._members.records[number].path}: cell {local[0]} has no neighbours, as "
+                    f"there is no graph {self.key!r}; fallback_to_identity=True gives the cell "
+                    "itself"
+                )
+        return out
+
+    def stats(self) -> NeighborStats:
+        """Counts over all cells, in constant memory."""
+        held = []
+        for number, record in enumerate(self._members.records):
+            if record.n_obs:
+                graph = self._graph(number)
+                alone = NeighborStats(0, 0, 0, record.n_obs)
+                held.append(alone if graph is None else graph.stats())
+        return NeighborStats(
+            sum(part.total for part in held),
+            min((part.least for part in held), default=0),
+            max((part.most for part in held), default=0),
+            sum(part.n_isolated for part in held),
+        )

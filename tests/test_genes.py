@@ -1,0 +1,277 @@
+"""One gene space for cells of different genes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ragged import Ragged, write_members
+from sources import random_cells, write_h5ad
+
+import scdl
+from scdl.errors import FeatureNotFoundError, GeneError, GeneListNotFoundError, OutputError
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory: pytest.TempPathFactory) -> Ragged:
+    return write_members(tmp_path_factory.mktemp("genes") / "members")
+
+
+@pytest.fixture(scope="module", params=["collection", "memmap", "archive"])
+def cells(request: pytest.FixtureRequest, ragged: Ragged, tmp_path_factory: Any) -> Any:
+    """A collection, and archives of several feature blocks, with the same cells."""
+    found = scdl.SingleCellCollection(ragged.paths)
+    if request.param == "collection":
+        return found
+    place = tmp_path_factory.mktemp("flat")
+    path = place / ("flat" if request.param == "memmap" else "flat.zarr")
+    found.flatten(path, **({} if path.suffix == "" else {"compression": "archive"}))
+    return scdl.open(path)
+
+
+def all_genes(ragged: Ragged) -> list[str]:
+    return list(dict.fromkeys(gene for part in ragged.parts for gene in part.var_names))
+
+
+class TestReading:
+    @settings(max_examples=15)
+    @given(data=st.data())
+    def test_any_list(self, cells: Any, ragged: Ragged, data: st.DataObject) -> None:
+        known = [*all_genes(ragged)[:25], "nowhere", "neither"]
+        genes = data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=20, unique=True))
+        if not set(genes) - {"nowhere", "neither"}:
+            genes.append(known[0])
+        rows = data.draw(st.lists(st.integers(0, len(cells) - 1), max_size=40))
+        ordered = data.draw(st.booleans())
+        view = cells.select_genes(genes, missing="zero")
+        assert view.shape() == (len(cells), [len(genes)])
+        batch = view.read_rows(rows, ordered=ordered)
+        assert batch.n_vars == len(genes)
+        np.testing.assert_array_equal(batch.to_dense(), ragged.dense(rows, genes))
+        for i in range(len(rows) if ordered else 0):
+            assert (np.diff(batch[i : i + 1].indices.astype(int)) > 0).all()
+
+    def test_union(self, cells: Any, ragged: Ragged) -> None:
+        view = cells.select_genes("union", missing="zero")
+        assert view.gene_names.tolist() == all_genes(ragged)
+        rows = [*range(len(cells))]
+        expected = ragged.dense(rows, all_genes(ragged))
+        np.testing.assert_array_equal(view.read_rows(rows).to_dense(), expected)
+        assert view.number_nonzero_values() == np.count_nonzero(expected)
+        assert view.data_dtype == np.float64
+
+    def test_intersection(self, cells: Any, ragged: Ragged) -> None:
+        view = cells.select_genes("intersection")
+        shared = [g for g in all_genes(ragged) if all(g in p.var_names for p in ragged.parts)]
+        assert view.gene_names.tolist() == shared == ["g4", "g9"]
+        rows = [*range(len(cells))]
+        np.testing.assert_array_equal(view.read_rows(rows).to_dense(), ragged.dense(rows, shared))
+
+    def test_a_file(self, cells: Any, ragged: Ragged, tmp_path: Path) -> None:
+        (tmp_path / "genes.txt").write_text("g9\n\n  g4 \r\n")
+        view = cells.select_genes(tmp_path / "genes.txt")
+        assert view.gene_names.tolist() == ["g9", "g4"]
+        np.testing.assert_array_equal(
+            view.read_rows([3, 70]).to_dense(), ragged.dense([3, 70], ["g9", "g4"])
+        )
+        assert cells.select_genes(str(tmp_path / "genes.txt")).n_vars == [2]
+
+    def test_another_column(self, cells: Any, ragged: Ragged) -> None:
+        view = cells.select_genes(["S9", "S4"], gene_column="symbol")
+        np.testing.assert_array_equal(
+            view.read_rows([3, 70]).to_dense(), ragged.dense([3, 70], ["g9", "g4"])
+        )
+        with pytest.raises(FeatureNotFoundError, match="nonsense"):
+            cells.select_genes("union", gene_column="nonsense")
+
+    def test_read_rows_takes_genes(self, cells: Any, ragged: Ragged) -> None:
+        batch = cells.read_rows([70, 3], genes=["g9", "g4"], obs=["type"], obsm=["X_pca"])
+        np.testing.assert_array_equal(batch.to_dense(), ragged.dense([70, 3], ["g9", "g4"]))
+        assert len(batch.obs["type"]) == len(batch.obsm["X_pca"]) == 2
+
+    def test_one_cell(self, cells: Any, ragged: Ragged) -> None:
+        genes = ["g15", "g4", "g0"]
+        view = cells.select_genes(genes, missing="zero")
+        for row in range(0, len(cells), 11):
+            expected = ragged.dense([row], genes)[0]
+            (values, columns), (names,) = view.get_row(row, return_features=True)
+            assert names.tolist() == genes
+            assert values.tolist() == expected[expected != 0].tolist()
+            assert columns.tolist() == np.flatnonzero(expected).tolist()
+            assert view.get_row_padded(row)[0].tolist() == expected.tolist()
+            assert view.get_row_column(row, 1) == expected[1]
+        assert view.get_neighbor_stats() == cells.get_neighbor_stats()
+        assert view.obs_features() is cells.obs_features()
+
+    def test_wider_ids(self, cells: Any) -> None:
+        view = cells.select_genes(["g9"])
+        assert view.read_rows([0]).indices.dtype == np.uint8
+        assert view.read_rows([0], index_dtype="i4").indices.dtype == np.int32
+        with pytest.raises(OutputError, match="int8"):
+            cells.select_genes("union", missing="zero").read_rows([0], index_dtype="i1")
+
+    def test_pickles_read_the_same(self, cells: Any, ragged: Ragged) -> None:
+        view = pickle.loads(pickle.dumps(cells.select_genes(["g9", "g4"])))
+        np.testing.assert_array_equal(
+            view.read_rows([3, 70]).to_dense(), ragged.dense([3, 70], ["g9", "g4"])
+        )
+
+
+class TestPolicies:
+    def test_missing_genes_are_an_error_unless_told(self, cells: Any) -> None:
+        with pytest.raises(GeneError, match=r"lacks 1 of 2 genes, such as 'g0'.*missing='zero'"):
+            cells.select_genes(["g4", "g0"])
+        with pytest.raises(GeneError, match="missing must be"):
+            cells.select_genes(["g4"], missing="whatever")
+
+    def test_mask(self, cells: Any, ragged: Ragged) -> None:
+        genes = ["g15", "g4", "g0"]
+        view = cells.select_genes(genes, missing="mask")
+        rows = [100, 0, 45, 70, 30]
+        batch = view.read_rows(rows)
+        expected = [[gene in ragged.cell(row).index for gene in genes] for row in rows]
+        assert batch.present[batch.spaces].tolist() == expected
+        assert batch[1:3].present[batch[1:3].spaces].tolist() == expected[1:3]
+        assert view.present[view.spaces(rows)].tolist() == expected
+        assert cells.select_genes(genes, missing="zero").read_rows(rows).present is None
+
+    def test_coverage(self, cells: Any, ragged: Ragged) -> None:
+        genes = ["g15", "g4", "g0", "nowhere"]
+        found = cells.select_genes(genes, missing="zero").coverage()
+        expected = [sum(gene in part.var_names for gene in genes) for part in ragged.parts]
+        assert found["present"].tolist() == expected
+        assert found["missing"].tolist() == [4 - n for n in expected]
+        assert found["n_obs"].tolist() == [part.n_obs for part in ragged.parts]
+        assert found["n_vars"].tolist() == [part.n_vars for part in ragged.parts]
+        assert [Path(name).stem for name in found.index] == [path.name for path in ragged.paths]
+
+    @pytest.mark.parametrize(
+        ("genes", "message"),
+        [
+            ([], "empty"),
+            (["g1", "g1"], "'g1' more than once"),
+            (["a", "b"], "none of them is in .*gene_column"),
+        ],
+    )
+    def test_lists_that_cannot_be(self, cells: Any, genes: list[str], message: str) -> None:
+        with pytest.raises(GeneError, match=message):
+            cells.select_genes(genes, missing="zero")
+
+    def test_files_that_cannot_be(self, cells: Any, tmp_path: Path) -> None:
+        for path in (tmp_path / "none.txt", tmp_path, "unoin"):
+            with pytest.raises(GeneListNotFoundError, match="gene id a line"):
+                cells.select_genes(path)
+        (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(GeneError, match="no text file"):
+            cells.select_genes(tmp_path / "binary")
+
+    def test_nothing_in_common(self, ragged: Ragged, tmp_path: Path) -> None:
+        source = write_h5ad(tmp_path / "a.h5ad", random_cells(3, 4))
+        scdl.convert(source, tmp_path / "other", data_dtype="float32")
+        made = scdl.SingleCellCollection([ragged.paths[0], tmp_path / "other"])
+        with pytest.raises(GeneError, match=r"intersection .* is empty"):
+            made.select_genes("intersection")
+
+
+class TestDuplicates:
+    @pytest.fixture(params=["memmap", "archive"])
+    def twice(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+        """Genes a, b, a, c, without an id, c: the third and the last repeat."""
+        var = pd.DataFrame(
+            {"id": pd.Categorical(["a", "b", "a", "c", None, "c"])},
+            index=[f"g{i}" for i in range(6)],
+        )
+        cells = random_cells(30, 6, density=0.7, dtype="<u2", seed=1)
+        source = write_h5ad(tmp_path / "a.h5ad", cells, var=var)
+        zarr = {"backend": "zarr", "compression": "archive"} if request.param == "archive" else {}
+        scdl.convert(source, tmp_path / "a", data_dtype="uint16", **zarr)
+        return scdl.open(tmp_path / "a"), cells.csr().toarray()
+
+    def test_an_error_unless_told(self, twice: Any) -> None:
+        with pytest.raises(GeneError, match="'a' is the id of several genes, as are 1 others"):
+            twice[0].select_genes("union", gene_column="id")
+        with pytest.raises(GeneError, match="duplicates must be"):
+            twice[0].select_genes("union", gene_column="id", duplicates="last")
+        assert twice[0].select_genes(["b"], gene_column="id").n_vars == [1]
+
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_policies(self, twice: Any, ordered: bool) -> None:
+        ds, dense = twice
+        expected = {
+            "sum": np.stack([dense[:, 0] + dense[:, 2], dense[:, 1], dense[:, 3] + dense[:, 5]], 1),
+            "first": dense[:, [0, 1, 3]],
+        }
+        for policy, values in expected.items():
+            view = ds.select_genes("union", gene_column="id", duplicates=policy)
+            assert view.gene_names.tolist() == ["a", "b", "c"]
+            batch = view.read_rows(slice(None), ordered=ordered)
+            np.testing.assert_array_equal(batch.to_dense(), values)
+            assert batch.data.dtype == np.uint16
+            for i in range(30 if ordered else 0):
+                assert (np.diff(batch[i : i + 1].indices.astype(int)) > 0).all()
+
+
+class TestLoader:
+    @pytest.mark.parametrize("layout", ["csr", "coo", "dense", "padded"])
+    def test_layouts(self, cells: Any, ragged: Ragged, layout: str) -> None:
+        torch = pytest.importorskip("torch")
+        genes = ["g15", "g4", "g0", "g9"]
+        loader = scdl.SingleCellLoader(
+            cells, 16, genes=genes, missing="mask", layout=layout, neighbors=1, obs=["type"],
+            length=4 if layout == "padded" else None,
+        )  # fmt: skip
+        seen = 0
+        for batch in loader:
+            for part in (batch, batch.neighbors):
+                rows = part.rows.tolist()
+                found = part.x.to_dense()
+                if layout == "padded":
+                    wide = torch.zeros(len(part), 5, dtype=part.x.dtype)
+                    found = wide.scatter_(1, part.genes, part.x)[:, :4]
+                np.testing.assert_array_equal(found.numpy(), ragged.dense(rows, genes))
+                mask = [[gene in ragged.cell(row).index for gene in genes] for row in rows]
+                assert part.present[part.spaces].tolist() == mask
+            seen += len(batch)
+        assert seen == len(cells)
+
+    def test_tokenizers_get_the_vocabulary(self, cells: Any, ragged: Ragged) -> None:
+        pytest.importorskip("torch")
+        genes = ["g9", "g4"]
+
+        def tokenizer(batch: scdl.CellBatch, names: np.ndarray) -> list[list[str]]:
+            return [names[batch[i : i + 1].indices].tolist() for i in range(len(batch))]
+
+        with pytest.raises(scdl.errors.LoaderError, match="genes= makes one"):
+            scdl.SingleCellLoader(cells, 16, tokenizer=tokenizer)
+        for batch in scdl.SingleCellLoader(cells, 16, tokenizer=tokenizer, genes=genes):
+            expected = ragged.dense(batch.rows.tolist(), genes)
+            assert batch.tokens == [[genes[j] for j in np.flatnonzero(cell)] for cell in expected]
+
+    def test_collate(self, cells: Any, ragged: Ragged) -> None:
+        torch = pytest.importorskip("torch")
+        view = cells.select_genes(["g4", "g15"], missing="zero")
+        loader = torch.utils.data.DataLoader(
+            view, batch_size=20, collate_fn=scdl.collate_sparse_matrix_batch
+        )
+        found = np.concatenate([batch.to_dense().numpy() for batch in loader])
+        rows = range(len(cells))
+        np.testing.assert_array_equal(found, ragged.dense(rows, ["g4", "g15"]))
+        pairs = torch.utils.data.DataLoader(
+            view.neighbor_pairs(), 20, collate_fn=scdl.collate_neighbor_sparse_matrix_batch
+        )
+        assert next(iter(pairs))["next_cells"].shape == (20, 2)
+
+    def test_a_state_of_other_genes_is_refused(self, cells: Any) -> None:
+        pytest.importorskip("torch")
+        one, other = (scdl.SingleCellLoader(cells, 16, genes=[g]) for g in ("g4", "g9"))
+        one.load_state_dict(one.state_dict())
+        with pytest.raises(scdl.errors.ResumeError, match="data"):
+            other.load_state_dict(one.state_dict())
+        # Counting the values would read all cells.
+        assert one.cells.identity[:2] == cells.identity[:2]

@@ -1,0 +1,197 @@
+"""Workers: what they return, and what is left when one of them, or all, are ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sources import random_cells, write_h5ad
+from tasks import Counting, Dying, Endless, Failing
+
+import scdl
+from scdl.errors import ClusterError, MissingPackageError, WorkerDiedError
+from scdl.workers import Outcome, ProcessWorkers, ThreadWorkers, Workers, connect
+from storage_backends import threads
+
+
+@pytest.fixture(params=[ProcessWorkers, ThreadWorkers])
+def crew(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    with request.param(2) as workers:
+        yield workers
+
+
+def result(workers: Workers, task: Any) -> Outcome:
+    future = workers.start(task)
+    wait([future], 60)
+    return workers.finish(future)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.01)
+
+
+def test_results_and_errors(crew: Workers) -> None:
+    number, n_threads, pid = result(crew, Counting(3)).value
+    assert number == 3
+    if pid != os.getpid():
+        assert n_threads == max(1, threads.n_threads() // 2)
+    error = result(crew, Failing(ValueError("so be it"))).error
+    assert isinstance(error, ValueError)
+    assert str(error) == "so be it"
+    assert result(crew, Counting(4)).value[0] == 4
+
+
+def test_what_runs_is_stopped(crew: Workers, tmp_path: Path) -> None:
+    """And may tidy up."""
+    futures = [crew.start(Endless(str(tmp_path / str(i)))) for i in range(2)]
+    assert not crew.has_room()
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
+    until(lambda: crew.share(futures[0]) == 0.25)
+    crew.stop()
+    assert all(future.done() for future in futures)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_dies_does_not_take_the_others_along(tmp_path: Path) -> None:
+    with ProcessWorkers(2) as crew:
+        other = crew.start(Endless(str(tmp_path / "begun")))
+        for how in (signal.SIGKILL, signal.SIGTERM):
+            error = result(crew, Dying(how)).error
+            assert isinstance(error, WorkerDiedError)
+            assert isinstance(error, RuntimeError)
+        assert result(crew, Counting(5)).value[0] == 5
+        until(lambda: (tmp_path / "begun").exists())
+        assert not other.done()
+
+
+def is_over(group: int) -> bool:
+    """Whether no process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+N = 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("slow")
+    for i in range(N):
+        write_h5ad(place / f"{i}.h5ad", random_cells(20_000, 30, seed=i))
+    return place
+
+
+class TestConversion:
+    """Of files that take a while, since few values are handled at once."""
+
+    OPTIONS = "workers=2, block_values=60, progress=True"
+
+    @pytest.fixture
+    def begin(
+        self, files: Path, tmp_path: Path, child_environment: dict[str, str]
+    ) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+        """Start a conversion in a process, and return when two files are being written."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import scdl\n"
+            'if __name__ == "__main__":\n'
+            f"    scdl.convert_directory({str(files)!r}, 'out', {self.OPTIONS})\n"
+        )
+        children = []
+
+        def begin() -> subprocess.Popen[str]:
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, str(script)],
+                    cwd=tmp_path,
+                    env=child_environment,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+            drafts = (tmp_path / "out").glob
+            until(lambda: len(list(drafts(".scdl-drafts-*/.*/data.npy"))) == 2)
+            return children[0]
+
+        yield begin
+        for child in children:
+            child.kill()
+            child.communicate()
+
+    def check(self, files: Path, out: Path) -> None:
+        """Whatever stands there opens, and is complete."""
+        for path in out.iterdir():
+            if not path.name.startswith("."):
+                assert scdl.open(path).n_obs == 20_000
+
+    def test_interrupted(self, files: Path, tmp_path: Path, begin: Any) -> None:
+        child = begin()
+        group = child.pid
+        # As a terminal does, to all processes.
+        os.killpg(group, signal.SIGINT)
+        _, told = child.communicate(timeout=60)
+        assert "KeyboardInterrupt" in told.splitlines()[-1]
+        # The workers say nothing; the bar and one traceback are all there is.
+        assert told.count("Traceback") == 1
+        until(lambda: is_over(group))
+        assert [path for path in (tmp_path / "out").iterdir() if path.name[0] == "."] == []
+        self.check(files, tmp_path / "out")
+
+    def test_killed(self, files: Path, tmp_path: Path, begin: Any) -> None:
+        """Its workers end too; the next run tidies up, and does what is missing."""
+        child = begin()
+        child.kill()
+        child.communicate(timeout=60)
+
+        until(lambda: is_over(child.pid))
+        self.check(files, tmp_path / "out")
+        report = scdl.convert_directory(files, tmp_path / "out", use_processes=False, resume=True)
+        assert len(report.archives) == N
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == [f"{i}.scdl" for i in range(N)]
+        self.check(files, tmp_path / "out")
+
+    def test_a_worker_is_killed(self, files: Path, tmp_path: Path) -> None:
+        """Its file is named; the others are converted, one of them by another process."""
+        victim: list[int] = []
+
+        def kill_one() -> None:
+            until(lambda: list((tmp_path / "out").glob(".scdl-drafts-*/.*/data.npy")))
+            victim.append(min(child.pid for child in multiprocessing.active_children()))
+            os.kill(victim[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        report = scdl.convert_directory(
+            files, tmp_path / "out", workers=1, block_values=200, skip_failed=True
+        )
+        killer.join()
+        ((failed, why),) = report.failed.items()
+        assert failed in why
+        assert "its process ended in the middle of the work" in why
+        assert len(report.archives) == N - 1
+        self.check(files, tmp_path / "out")
+
+
+def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(MissingPackageError, match=r"tcp://nowhere:1: .*scdl-store\[dask\]"):
+        connect("tcp://nowhere:1")
+    assert issubclass(ClusterError, ConnectionError)
