@@ -417,16 +417,22 @@ class SingleCellCollection(JoinedCells):
             )
 
 
-def open(path: Path, **options: Any) -> SingleCellDataset | SingleCellCollection:
+def open(
+    path: Path,
+    *,
+    load_neighbors: bool | None = None,
+    neighbor_key: str = NEIGHBOR_KEY,
+    neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+    fallback_to_identity: bool = True,
+) -> SingleCellDataset | SingleCellCollection:
     """Open an archive of any backend, or a directory of archives as a collection.
 
     Parameters
     ----------
     path
         Where it is.
-    **options
-        ``load_neighbors``, ``neighbor_key``, ``neighbor_sampling_strategy`` and
-        ``fallback_to_identity``, as for :class:`SingleCellDataset`.
+    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
+        As for :class:`SingleCellDataset`.
 
     Raises
     ------
@@ -436,11 +442,17 @@ def open(path: Path, **options: Any) -> SingleCellDataset | SingleCellCollection
         What is there is no archive, or a damaged one.
     """
     place = os.fspath(path)
-    if os.path.isdir(place) and (
-        has_manifest(place) or (not is_archive(place) and archives_below(place))
-    ):
-        return SingleCellCollection(path, **options)
-    return SingleCellDataset(path, **options)
+    several = os.path.isdir(place) and (
+        has_manifest(place) or (not is_archive(place) and bool(archives_below(place)))
+    )
+    kind = SingleCellCollection if several else SingleCellDataset
+    return kind(
+        path,
+        load_neighbors=load_neighbors,
+        neighbor_key=neighbor_key,
+        neighbor_sampling_strategy=neighbor_sampling_strategy,
+        fallback_to_identity=fallback_to_identity,
+    )
 
 
 def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:
