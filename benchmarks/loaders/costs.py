@@ -29,7 +29,8 @@ _FIRST_SECONDS = 0.5
 def memory(bench: LoaderBench) -> Findings:
     names = [name for name in _DISTINCT if name in bench.names]
     measures = {name: partial(bench.epoch_watched, name, DEFAULTS) for name in names}
-    measures["memmap"]()  # The first one on a machine compiles.
+    if bench.repeats > 1:
+        measures["memmap"]()  # The first one on a machine compiles.
     runs = take_turns(measures, bench.repeats)
     peaks = {name: _known([run.peak_megabytes for run in runs[name]]) for name in names}
     title, rows = "peak memory of an epoch over that after import", {n: [peaks[n]] for n in names}
@@ -70,7 +71,8 @@ def first_batch(bench: LoaderBench) -> Findings:
         with bench.fresh("memmap") as child:
             return child.ask("first_batch", path=path, batch=BATCH)
 
-    measure()  # The first one on a machine compiles.
+    if bench.repeats > 1:
+        measure()  # The first one on a machine compiles.
     runs = [measure() for _ in range(bench.repeats)]
     seconds, whole = (Spread.of([run[key] for run in runs]) for key in ("seconds", "with_imports"))
     note = f"in a fresh process after its imports; with them {whole.median:.2f} s"
