@@ -11,6 +11,7 @@ import ctypes
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from storage_backends.rowsort import count_bits
 OUT_OF_RANGE = -1
 #: Returned where a row has two values of one gene.
 REPEATED = -2
+
+#: Values of four bytes in a line of the cache.
+_LINE = 16
 
 
 @intrinsic
@@ -44,6 +48,22 @@ def _number_at(typingctx: Any, address: Any, like: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], kind))
 
     return like(types.int64, like), codegen
+
+
+@intrinsic
+def _prefetch(typingctx: Any, address: Any) -> Any:
+    """Begin to bring a line of memory to the cache; any address will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # For reading, to all caches, of data.
+        options = number(0), number(3), number(1)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), *options])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
 
 
 @kernel
@@ -75,7 +95,7 @@ def find_archives(
     starts
         First position of each archive, and the end of the last.
     found
-        Output, as long as there are archives: those that have a cell, in the order they are met.
+        Output, as long as there are archives: those that have a cell, rising.
     which, rows
         Outputs, as long as `at`: place in `found` of the archive of each, and row within it.
 
@@ -85,13 +105,17 @@ def find_archives(
         Archives found.
     """
     place = np.full(len(starts) - 1, -1, np.int64)
-    n = 0
     for i in range(len(at)):
-        archive = np.searchsorted(starts, at[i], side="right") - 1
-        if place[archive] < 0:
+        which[i] = np.searchsorted(starts, at[i], side="right") - 1
+        rows[i] = at[i] - starts[which[i]]
+        place[which[i]] = 0
+    n = 0
+    for archive in range(len(place)):
+        if place[archive] == 0:
             place[archive], found[n] = n, archive
             n += 1
-        which[i], rows[i] = place[archive], at[i] - starts[archive]
+    for i in range(len(at)):
+        which[i] = place[which[i]]
     return n
 
 
@@ -104,10 +128,9 @@ def find_archives_numpy(
 ) -> int:
     """The same as :func:`find_archives` in NumPy."""
     archive = np.searchsorted(starts, at, side="right") - 1
-    different, first, inverse = np.unique(archive, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    found[: len(different)] = different[order]
-    which[:], rows[:] = np.argsort(order)[inverse], at - starts[archive]
+    different, inverse = np.unique(archive, return_inverse=True)
+    found[: len(different)] = different
+    which[:], rows[:] = inverse, at - starts[archive]
     return len(different)
 
 
@@ -268,12 +291,17 @@ def map_rows(
             return OUT_OF_RANGE
         target, target_ids = out_data[place : place + length], out_indices[place : place + length]
         kept = np.uint64(0)
-        for k in range(length):
-            new = table[np.uint64(ids[k])]
-            # Written in any case, and over again by the next one if it is not kept.
-            target[kept] = values[k]
-            target_ids[kept] = new
-            kept += np.uint64(new >= 0)
+        following = rows[min(i + 1, len(rows) - 1)]
+        for start in range(0, length, _LINE):
+            # The next row comes from memory while this one is worked at.
+            _prefetch(following[0] + start * out_data.itemsize)
+            _prefetch(following[1] + start * like.itemsize)
+            for k in range(start, min(start + _LINE, length)):
+                new = table[np.uint64(ids[k])]
+                # Written in any case, and over again by the next one if it is not kept.
+                target[kept] = values[k]
+                target_ids[kept] = new
+                kept += np.uint64(new >= 0)
         rows[i, 2] = kept
         place += rows[i, 2]
     return 0

@@ -14,7 +14,7 @@ from scdl import __version__, csr
 from scdl.batch import CellBatch
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
 from scdl.features import ObsFeatures, VarFeatures
-from scdl.joining import Request, Source, source
+from scdl.joining import Request, Source, Sources, source
 from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy, key_of
 from scdl.rows import CellReader, Row
 from scdl.schema import (
@@ -207,7 +207,7 @@ class SingleCellDataset(CellReader):
         return csr.read(self._store, "", at, index_dtype, concurrently=concurrently)
 
     def _request(self, at: NDArray[np.int64]) -> Request:
-        return Request([self._source], np.zeros(len(at), np.int64), at)
+        return Request(Sources([self._source]), np.zeros(len(at), np.int64), at)
 
     @cached_property
     def _source(self) -> Source:

@@ -130,7 +130,7 @@ class JoinedCells(CellReader):
 
     def _request(self, at: NDArray[np.int64]) -> Request:
         members, which, rows = self._members.find(at)
-        return Request([self._members[i]._source for i in members], which, rows)
+        return Request(self._members.sources(members), which, rows)
 
     def _read(
         self,
@@ -146,7 +146,7 @@ class JoinedCells(CellReader):
         dtypes = Dtypes(self.data_dtype, self.index_dtype, given)
         request = self._request(at)
         rows = join(request, dtypes, concurrently=concurrently)
-        if ordered and not request.is_sorted:
+        if ordered and not request.sources.is_sorted:
             rows = csr.clean(rows, self.info.max_n_vars, repr(self))
         largest = rows.largest
         return CellBatch(*rows[:3], n_vars=self.info.max_n_vars, rows=at, largest=largest)

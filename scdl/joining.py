@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,26 @@ class Source(NamedTuple):
     mapped: Mapped | None
 
 
+class Sources(tuple[Source, ...]):
+    """Archives to read rows from together."""
+
+    @cached_property
+    def is_sorted(self) -> bool:
+        """Whether the genes of all cells are stored in rising order, each once."""
+        return all(source.is_sorted for source in self)
+
+    def arrays(self, dtypes: Dtypes) -> NDArray[np.int64]:
+        """Where the arrays of each are, see ``locate_rows``; zeros where rows must be read."""
+        known: dict[Any, NDArray[np.int64]] = self.__dict__.setdefault("_arrays", {})
+        if dtypes[:2] not in known:
+            found = np.zeros((len(self), 5), np.int64)
+            for i, one in enumerate(self):
+                if one.mapped is not None and one.mapped.dtypes == dtypes[:2]:
+                    found[i] = *one.mapped.addresses, one.mapped.offset_bytes, one.mapped.length
+            known[dtypes[:2]] = found
+        return known[dtypes[:2]]
+
+
 class Request(NamedTuple):
     """Rows of archives, in the order in which they are asked for.
 
@@ -76,14 +97,9 @@ class Request(NamedTuple):
         Rows within their archives, int64.
     """
 
-    sources: Sequence[Source]
+    sources: Sources
     which: NDArray[np.int64]
     rows: NDArray[np.int64]
-
-    @property
-    def is_sorted(self) -> bool:
-        """Whether the genes of all cells are stored in rising order, each once."""
-        return all(source.is_sorted for source in self.sources)
 
 
 class Lookup(NamedTuple):
@@ -184,7 +200,7 @@ def join_mapped(
     indices = recycled.empty(total, dtypes.indices)
     tables = lookup.genes, lookup.bounds, np.empty(0, dtypes.stored)
     out = data.view(_unit(dtypes.data)), indices
-    in_order = request.is_sorted and bool(lookup.in_order[lookup.table_of].all())
+    in_order = request.sources.is_sorted and bool(lookup.in_order[lookup.table_of].all())
     done = _join_kernels.REPEATED
     if ordered and not in_order:
         done = _join_kernels.map_rows_sorted(rows, *tables, *out, n_vars)
@@ -235,15 +251,11 @@ def _locate(request: Request, dtypes: Dtypes) -> tuple[NDArray[np.int64], list[A
 
     sources = request.sources
     out = np.empty((len(request.rows), 4), np.int64)
-    arrays = np.zeros((len(sources), 5), np.int64)
-    owners: list[Any] = []
-    for i, one in enumerate(sources):
-        if one.mapped is not None and one.mapped.dtypes == dtypes[:2]:
-            arrays[i] = *one.mapped.addresses, one.mapped.offset_bytes, one.mapped.length
-            owners.append(one.mapped.owners)
-            continue
+    arrays = sources.arrays(dtypes)
+    owners: list[Any] = [sources]
+    for i in np.flatnonzero(arrays[:, 3] == 0).tolist():
         places = np.flatnonzero(request.which == i)
-        rows = csr.read(one.store, "", request.rows[places])
+        rows = csr.read(sources[i].store, "", request.rows[places])
         data = rows.data.astype(dtypes.data, copy=False)
         indices = rows.indices.astype(dtypes.stored, copy=False)
         out[places, 0] = data.ctypes.data + rows.indptr[:-1] * data.itemsize

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scdl import csr
 from scdl.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, ScdlError
+from scdl.joining import Source, Sources
 from scdl.manifest import Member, absolute, distinct
 from scdl.neighbors import NeighborGraph, NeighborStats
 from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, var_table
@@ -55,6 +56,7 @@ class Members(Sequence[SingleCellDataset]):
         # Threads share it without a lock, which a fork could inherit locked: at worst two of them
         # open the same member.
         self._open: OrderedDict[int, SingleCellDataset] = OrderedDict()
+        self._last: tuple[Sequence[int], Sources] = (), Sources()
         self._checked = {i for i, record in enumerate(self.records) if record.path in described}
 
     def __len__(self) -> int:
@@ -110,6 +112,22 @@ class Members(Sequence[SingleCellDataset]):
         which, rows = np.empty_like(at), np.empty_like(at)
         n = _join_kernels.find_archives(at, self.starts, found, which, rows)
         return found[:n].tolist(), which, rows
+
+    def sources(self, numbers: Sequence[int]) -> Sources:
+        """What to read of some members, the same object as long as they are the same."""
+        known, sources = self._last
+        if known == numbers and all(map(self._still_has, numbers, sources)):
+            return sources
+        sources = Sources(self[number]._source for number in numbers)
+        # What is remembered stays open.
+        if len(numbers) <= self._max_open:
+            self._last = numbers, sources
+        return sources
+
+    def _still_has(self, number: int, source: Source) -> bool:
+        """Whether a member is open and was not changed since."""
+        member = self._open.get(number)
+        return member is not None and member.__dict__.get("_source") is source
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Cells by member: which one, rows within it, and places in the request."""
