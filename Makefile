@@ -20,7 +20,7 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types bench bench-zarr bench-loader test-next wheel lock clean
+.PHONY: help demo test lint format types bench bench-zarr bench-loader torture test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-zarr: $(VENV)/.installed-bench ## Compare Zarr archives with annbatch [ARG
 
 bench-loader: $(VENV)/.installed-bench ## Compare training loaders [ARGS=...]
 	$(BIN)/python -m benchmarks.loaders $(ARGS)
+
+torture: $(VENV)/.installed-bench ## Damage archives, and count what is found [ARGS=...]
+	$(BIN)/python -m benchmarks.torture $(ARGS)
 
 # A candidate must run: pyenv's shims answer to versions that are not active.
 test-next: ## Run the tests on the newest Python here, with the newest dependencies
