@@ -137,11 +137,11 @@ def verify(
     if repair:
         done += _repaired(backend, path)
     if add_checksums:
-        before = _Run(backend, path, deep=False, progress=progress)
+        before = _look(backend, path, deep=False, progress=progress)
         if not any(finding.verdict is Verdict.DAMAGED for finding in before.findings):
             covered = backend.store.add_checksums(path)
             done.append(f"{path}: checksums of {covered:,} bytes were added")
-    run = _Run(backend, path, deep=deep, progress=progress)
+    run = _look(backend, path, deep=deep, progress=progress)
     seconds = time.perf_counter() - started
     return VerificationReport(
         path, backend.name, deep, _listed(path, run.findings), tuple(done), run.nbytes, seconds
@@ -165,6 +165,23 @@ def _repaired(backend: Backend, path: str) -> Sequence[str]:
     except ArchiveFormatError:
         # What cannot be opened cannot be mended; looking at it says what is wrong.
         return ()
+
+
+def _look(backend: Backend, path: str, *, deep: bool, progress: bool) -> _Run:
+    """Look at an archive, and again if another takes its place meanwhile."""
+    while True:
+        before = _standing(path)
+        run = _Run(backend, path, deep=deep, progress=progress)
+        if before == _standing(path):
+            return run
+
+
+def _standing(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 class _Run:

@@ -28,6 +28,8 @@ from storage_backends.errors import ArchiveFormatError
 
 #: Bytes that share a checksum.
 BLOCK = 1 << 20
+#: What a reader holds at once must not depend on what a file says.
+_LARGEST_BLOCK = 1 << 26
 _MAGIC = b"SCDLCRC1"
 _LENGTH = struct.Struct("<8sQ")
 _SUM_BYTES = 4
@@ -152,7 +154,7 @@ class Table(NamedTuple):
     @classmethod
     def _parse(cls, said: Any, sums: memoryview) -> Self:
         block = said["block"]
-        if type(block) is not int or block < 1:
+        if type(block) is not int or not 1 <= block <= _LARGEST_BLOCK:
             raise ValueError(f"bad block {block!r:.50}")
         numbers, start, files = np.frombuffer(sums, "<u4"), 0, {}
         for path, size in said["files"]:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,9 +93,11 @@ def _files(root: str) -> Iterator[tuple[str, int]]:
     for directory, _, names in os.walk(root):
         for name in names:
             path = os.path.join(directory, name)
-            # A link that leads nowhere is no file.
             with contextlib.suppress(FileNotFoundError):
-                yield os.path.relpath(path, root).replace(os.sep, "/"), os.path.getsize(path)
+                found = os.stat(path)
+                # Nobody may write to a pipe; a link that leads nowhere is no file.
+                if stat.S_ISREG(found.st_mode):
+                    yield os.path.relpath(path, root).replace(os.sep, "/"), found.st_size
 
 
 def _lost(place: _Place, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:

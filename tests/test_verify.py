@@ -298,6 +298,40 @@ def test_an_archive_that_lost_what_tells_that_it_is_one(archive: tuple[str, Path
     assert all("found no file" in finding.message for finding in report.findings)
 
 
+def test_an_archive_that_is_replaced_meanwhile(
+    archive: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checksums of the old one and files of the new are no damage."""
+    backend, path = archive
+    other, looked = path.with_name("other"), 0
+    scdl.open(path).save(other)
+    scdl.open(other).cast_data_to_dtype("float64")
+    store = registry.backend(backend).store
+    examine = store.examine
+
+    def examine_and_replace(place: str) -> Any:
+        nonlocal looked
+        looked += 1
+        found = examine(place)
+        if other.exists():
+            shutil.rmtree(path)
+            other.rename(path)
+        return found
+
+    monkeypatch.setattr(store, "examine", examine_and_replace)
+    assert scdl.verify(path, deep=True).is_sound
+    assert looked == 2
+
+
+def test_pipes_and_dead_links_are_no_files(archive: tuple[str, Path]) -> None:
+    backend, path = archive
+    (path / CHECKSUMS[backend]).unlink()
+    os.mkfifo(path / "pipe")
+    (path / "link").symlink_to("nothing")
+    assert scdl.verify(path, deep=True).verdict is Verdict.UNKNOWN
+    assert scdl.verify(path, deep=True, add_checksums=True).is_sound
+
+
 def test_not_more_is_listed_than_can_be_read(archive: tuple[str, Path]) -> None:
     _, path = archive
     for file in path.rglob("*"):
@@ -532,6 +566,7 @@ HOSTILE = [
     b'{"block": 0, "files": []}',
     b'{"block": 1048576}',
     b'{"block": true, "files": []}',
+    b'{"block": 1152921504606846976, "files": []}',
     b'{"block": 1048576, "files": [["a", -1]]}',
     b'{"block": 1048576, "files": [["a", 1.0]]}',
     b'{"block": 1, "files": [["a", 9223372036854775807]]}',
