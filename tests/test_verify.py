@@ -37,7 +37,12 @@ from storage_backends._testing_archives import (
     small_archive,
 )
 from storage_backends.base import Finding, Verdict
-from storage_backends.errors import ArchiveFormatError, ArchiveNotFoundError, OutputError
+from storage_backends.errors import (
+    ArchiveFormatError,
+    ArchiveNotFoundError,
+    BackendOptionError,
+    OutputError,
+)
 
 BACKENDS = ["memmap", "zarr"]
 CHECKSUMS = {"memmap": "scdl/checksums.bin", "zarr": "scdl.checksums"}
@@ -421,6 +426,19 @@ def test_anndata_in_zarr_stores_of_others(tmp_path: Path) -> None:
     assert report.verdict is Verdict.UNKNOWN, report
     assert scdl.verify(path, deep=True, add_checksums=True).is_sound
     assert anndata.read_zarr(path).shape == (30, 20)
+
+
+def test_checksums_of_archives_elsewhere_are_not_read(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    scdl.convert(write_h5ad(tmp_path / "a.h5ad", CELLS), tmp_path / "a.zarr")
+    place = f"/{tmp_path.name}"
+    fsspec.filesystem("memory").put(str(tmp_path / "a.zarr"), place, recursive=True)
+    report = scdl.verify(f"memory:/{place}", deep=True)
+    assert report.verdict is Verdict.UNKNOWN
+    told(list(report.findings), "elsewhere", "copy the archive here")
+    for change in ("repair", "add_checksums"):
+        with pytest.raises(BackendOptionError, match="elsewhere"):
+            scdl.verify(f"memory:/{place}", **{change: True})
 
 
 # -- repairs -------------------------------------------------------------------------------
