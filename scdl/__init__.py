@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from scdl.splits import split as split
     from scdl.transforms import Log1p as Log1p
     from scdl.transforms import NormalizeTotal as NormalizeTotal
+    from scdl.verification import VerificationReport as VerificationReport
+    from scdl.verification import verify as verify
 
 _HOMES = {
     "CellBatch": "scdl.batch",
@@ -46,6 +48,7 @@ _HOMES = {
     "SingleCellLoader": "scdl.loader",
     "SingleCellMemMapDataset": "scdl.bionemo",
     "Splits": "scdl.splits",
+    "VerificationReport": "scdl.verification",
     "collate_neighbor_sparse_matrix_batch": "scdl.collate",
     "collate_sparse_matrix_batch": "scdl.collate",
     "convert": "scdl.conversion",
@@ -53,6 +56,7 @@ _HOMES = {
     "convert_in_parts": "scdl.directory_conversion",
     "open": "scdl.collection",
     "split": "scdl.splits",
+    "verify": "scdl.verification",
 }
 
 __all__ = [

@@ -103,6 +103,51 @@ def row_order_numpy(
 
 
 @kernel
+def misplaced(indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rises: bool) -> int:
+    """The first id that is where it must not be.
+
+    Parameters
+    ----------
+    indices
+        Ids of some rows, any integer type.
+    indptr
+        Offsets of the rows, rising from 0 to the number of ids.
+    below
+        Ids are less, and at least 0.
+    rises
+        Whether each is greater than the one before it in its row.
+
+    Returns
+    -------
+    int
+        Its position, or -1.
+    """
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        ids = indices[start:stop]
+        for i in range(len(ids)):
+            # Of unsigned 64 bits, the largest are negative here.
+            number = np.int64(ids[i])
+            if number < 0 or number >= below or (rises and i > 0 and ids[i] <= ids[i - 1]):
+                return int(start + i)
+    return -1
+
+
+def misplaced_numpy(
+    indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rises: bool
+) -> int:
+    """The same as :func:`misplaced` in NumPy."""
+    numbers = indices.astype(np.int64)
+    wrong = (numbers < 0) | (numbers >= below)
+    if rises:
+        falls = numbers[1:] <= numbers[:-1]
+        starts = indptr[(indptr > 0) & (indptr < len(numbers))]
+        falls[starts - 1] = False
+        wrong[1:] |= falls
+    return int(wrong.argmax()) if wrong.any() else -1
+
+
+@kernel
 def locate_rows(
     offsets: NDArray[Any],
     rows: NDArray[np.int64],

@@ -248,6 +248,46 @@ def info(
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every byte, and compare it with its checksum.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend first what can be mended without guessing.")
+    ] = False,
+    add_checksums: Annotated[
+        bool,
+        typer.Option("--add-checksums", help="Give checksums to an archive that has none."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
+    ] = False,
+) -> None:
+    """Find out whether an archive is sound: its structure, and with --deep every byte.
+
+    The exit code is 0 if it is sound, 1 if it is damaged, and 2 if neither can be told: without
+    checksums, or where it cannot be read.
+    """
+    from scdl.verification import verify as run
+
+    try:
+        report = run(
+            path,
+            deep=deep,
+            repair=repair,
+            add_checksums=add_checksums,
+            progress=not quiet and sys.stderr.isatty(),
+        )
+    except (ScdlError, OSError) as error:
+        typer.echo(f"scdl: error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    if not quiet:
+        typer.echo(str(report))
+    raise typer.Exit(int(report.verdict))
+
+
 def _facts(path: str) -> list[tuple[str, str]]:
     from scdl.dataset import SingleCellDataset
     from scdl.schema import DATA, INDEX, MATRIX, dense_vectors, keys

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scdl.conversion import ConvertOptions
+    from scdl.verification import VerificationReport
 
 Path = str | os.PathLike[str]
 
@@ -413,6 +414,23 @@ class SingleCellDataset(CellReader):
 
         at = None if rows is None else csr.positions(rows, self.n_obs)
         return to_anndata(self._store, at)
+
+    def verify(self, *, deep: bool = False, progress: bool = False) -> VerificationReport:
+        """Find out whether the archive that is at the path now is sound.
+
+        Parameters
+        ----------
+        deep, progress
+            As for :func:`scdl.verify`.
+
+        Returns
+        -------
+        VerificationReport
+            Its ``verdict``, and all that was found.
+        """
+        from scdl.verification import verify
+
+        return verify(self.data_path, deep=deep, progress=progress)
 
     def close(self) -> None:
         """Let go of files and memory."""

@@ -17,8 +17,9 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from storage_backends._checksums import Recorder
 from storage_backends.errors import ArchiveFormatError
 
 BOUNDARIES = "cumulative_sum_index.npy"
@@ -44,16 +45,33 @@ _UNPICKLING_FAILS = (
 
 
 def write(
-    directory: str, stops: list[int], labels: list[str | None], version: str
+    recorder: Recorder, directory: str, stops: list[int], labels: list[str | None], version: str
 ) -> tuple[str, ...]:
     """Write the small files of an index whose blocks end at rows `stops`; their names."""
-    np.save(os.path.join(directory, BOUNDARIES), np.array([-1, *stops], dtype="<i8"))
-    with open(os.path.join(directory, LABELS_JSON), "w") as file:
-        json.dump(labels, file)
-    # Unicode, not objects: older readers of this file then need no pickle.
-    np.save(os.path.join(directory, LABELS_NPY), np.array([label or "" for label in labels], "U"))
-    np.save(os.path.join(directory, VERSION), np.array(version))
-    return BOUNDARIES, LABELS_JSON, LABELS_NPY, VERSION
+    files = {
+        BOUNDARIES: _as_npy(np.array([-1, *stops], dtype="<i8")),
+        LABELS_JSON: json.dumps(labels).encode(),
+        # Unicode, not objects: older readers of this file then need no pickle.
+        LABELS_NPY: _as_npy(np.array([label or "" for label in labels], "U")),
+        VERSION: _as_npy(version),
+    }
+    for name, data in files.items():
+        recorder.write(os.path.join(directory, name), data)
+    return tuple(files)
+
+
+def _as_npy(array: ArrayLike) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(array))
+    return buffer.getvalue()
+
+
+def files(root: str, index: str) -> tuple[str, ...]:
+    """Files of an index, as the header lists them; `index` is its directory."""
+    found = os.listdir(os.path.join(root, index))
+    small = [name for name in (BOUNDARIES, LABELS_JSON, LABELS_NPY, VERSION) if name in found]
+    tables = sorted(name for name in found if name.endswith(".parquet"))
+    return tuple(f"{index}/{name}" for name in (*small, *tables))
 
 
 def read_stops(directory: str) -> list[int]:

@@ -22,6 +22,7 @@ from storage_backends.errors import ArchiveFormatError, ScdlWarning
 HEADER = "header.sch"
 MANIFEST = os.path.join("scdl", "manifest.json")
 MANIFEST_FORMAT = 1
+CHECKSUMS = os.path.join("scdl", "checksums.bin")
 
 #: File and specification of every array by name.
 Files = dict[str, tuple[str, ArraySpec]]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends import __version__, _feature_index, _layout
+from storage_backends._checksums import CheckedFile, Recorder
 from storage_backends._completeness import check_complete
 from storage_backends._header import Header, HeaderArray, HeaderIndex
 from storage_backends._staging import Staging
@@ -27,6 +28,7 @@ class MemmapWriter(ArrayWriter):
     def __init__(self, path: str, staging: Staging) -> None:
         self.path = path
         self._staging: Staging | None = staging
+        self._recorder = Recorder(staging.path)
         self._arrays: dict[str, _ArrayFile] = {}
         self._side_files: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, int] = {}
@@ -48,9 +50,8 @@ class MemmapWriter(ArrayWriter):
         values = little_endian(f"{self.path}: {name}", values)
         with refused_write(self.path):
             if name not in self._arrays:
-                self._arrays[name] = _ArrayFile(
-                    os.path.join(directory, self._file_of(name)), values
-                )
+                path = os.path.join(directory, self._file_of(name))
+                self._arrays[name] = _ArrayFile(path, self._recorder.create(path), values)
             self._arrays[name].append(f"{self.path}: {name}", values)
 
     def _file_of(self, name: str) -> str:
@@ -77,6 +78,7 @@ class MemmapWriter(ArrayWriter):
             names=_layout.beside(directory, name, "names"),
             categories=_layout.beside(directory, name, "categories"),
             only_names=f"{kind}_feature_id",
+            create=self._recorder.create,
         )
         self._tables[name] = written.num_rows
         self._side_files[name] = {
@@ -113,11 +115,16 @@ class MemmapWriter(ArrayWriter):
                 "tables": self._side_files,
                 "attrs": dict(attrs),
             }
-            _write_json(os.path.join(directory, _layout.MANIFEST), manifest)
-            _write_json(os.path.join(directory, "metadata.json"), {"num_rows": n_obs})
-            _write_json(os.path.join(directory, "version.json"), __version__)
-            with open(os.path.join(directory, _layout.HEADER), "wb") as stream:
-                stream.write(self._header(indexes).to_bytes())
+            small = {
+                _layout.MANIFEST: json.dumps(manifest).encode(),
+                "metadata.json": json.dumps({"num_rows": n_obs}).encode(),
+                "version.json": json.dumps(__version__).encode(),
+                _layout.HEADER: self._header(indexes).to_bytes(),
+            }
+            for file_name, content in small.items():
+                self._recorder.write(os.path.join(directory, file_name), content)
+            with open(os.path.join(directory, _layout.CHECKSUMS), "xb") as stream:
+                stream.write(self._recorder.table().to_bytes())
             assert self._staging is not None
             self._staging.publish()
         self._staging = None
@@ -133,7 +140,8 @@ class MemmapWriter(ArrayWriter):
             ):
                 for part, file in parts.items():
                     assert file is not None
-                    os.rename(file.path, os.path.join(directory, _layout.GRAPH[part][0]))
+                    place = os.path.join(directory, _layout.GRAPH[part][0])
+                    self._recorder.rename(file.path, place)
                 return key
         return None
 
@@ -149,9 +157,11 @@ class MemmapWriter(ArrayWriter):
         path = os.path.join(directory, index)
         tables = [_layout.dataframe(i, len(blocks)) for i in range(len(blocks))]
         for i, table in enumerate(tables):
-            os.rename(os.path.join(path, f"{i}.parquet"), os.path.join(path, table))
+            written = os.path.join(path, f"{i}.parquet")
+            self._recorder.rename(written, os.path.join(path, table))
         stops = [int(block["stop"]) for block in blocks]
-        small = _feature_index.write(path, stops, [b.get("label") for b in blocks], __version__)
+        labels = [block.get("label") for block in blocks]
+        small = _feature_index.write(self._recorder, path, stops, labels, __version__)
         files = tuple(f"{index}/{file}" for file in (*small, *tables))
         return HeaderIndex(index, stops[-1], files)
 
@@ -174,13 +184,13 @@ class MemmapWriter(ArrayWriter):
 class _ArrayFile:
     """A file of raw numbers that grows."""
 
-    def __init__(self, path: str, first: NDArray[Any]) -> None:
+    def __init__(self, path: str, file: CheckedFile, first: NDArray[Any]) -> None:
         self.path = path
+        self._file = file
         self.last: int | None = None
         self._dtype = first.dtype
         self._item_shape = first.shape[1:]
         self._length = 0
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     @property
     def spec(self) -> ArraySpec:
@@ -195,19 +205,10 @@ class _ArrayFile:
         if values.size == 0:
             self._length += len(values)
             return
-        rest = memoryview(values.reshape(-1).view(np.uint8).data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        self._file.write(values.reshape(-1).view(np.uint8).data)
         self._length += len(values)
         if values.ndim == 1 and values.dtype.kind == "u":
             self.last = int(values[-1])
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def _write_json(path: str, value: Any) -> None:
-    with open(path, "w") as stream:
-        json.dump(value, stream)
+        self._file.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage_backends._checksums import CheckedFile
 from storage_backends.base import INDEX
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -217,6 +218,7 @@ def write(
     names: str,
     categories: str,
     only_names: str,
+    create: Callable[[str], CheckedFile],
 ) -> Written:
     """Write a table to its files; one with nothing but names goes whole to `columns`.
 
@@ -228,6 +230,8 @@ def write(
         Paths of the files, as for :class:`ParquetTable`.
     only_names
         What the names are called in `columns` where there is nothing else.
+    create
+        Begins a file at a path.
     """
     if isinstance(table, pa.Table):
         table = table.unify_dictionaries()
@@ -239,13 +243,10 @@ def write(
     first = pa.RecordBatch.from_pylist([], schema=schema) if first is None else first
     main = [field for field in schema if field.name != INDEX]
     categorical = [f.name for f in main if pa.types.is_dictionary(f.type)]
-    targets = [_Target(columns, {f.name: f.name for f in main}, first)] if main else []
+    wanted = [(columns, {field.name: field.name for field in main})] if main else []
     if INDEX in schema.names:
-        targets.append(
-            _Target(names, {INDEX: INDEX}, first)
-            if main
-            else _Target(columns, {INDEX: only_names}, first)
-        )
+        wanted.append((names, {INDEX: INDEX}) if main else (columns, {INDEX: only_names}))
+    targets = [_Target(create, path, renamed, first) for path, renamed in wanted]
     num_rows = 0
     try:
         for batch in itertools.chain([first], batches):
@@ -259,10 +260,10 @@ def write(
         for target in targets:
             target.close()
     if categorical:
-        with refused_write(categories):
+        with refused_write(categories), create(categories) as file:
             pq.write_table(
                 _category_table(first, categorical),
-                categories,
+                file,
                 compression="zstd",
                 write_page_checksum=True,
             )
@@ -278,12 +279,22 @@ def write(
 class _Target:
     """One parquet file that takes some columns of every batch, under its own names."""
 
-    def __init__(self, path: str, names: Mapping[str, str], first: pa.RecordBatch) -> None:
+    def __init__(
+        self,
+        create: Callable[[str], CheckedFile],
+        path: str,
+        names: Mapping[str, str],
+        first: pa.RecordBatch,
+    ) -> None:
         self._names = names
         self._path = path
         with refused_write(path):
+            self._file = create(path)
             self._writer = pq.ParquetWriter(
-                path, self._project(first).schema, compression="zstd", write_page_checksum=True
+                self._file,
+                self._project(first).schema,
+                compression="zstd",
+                write_page_checksum=True,
             )
 
     def _project(self, batch: pa.RecordBatch) -> Table:
@@ -296,7 +307,7 @@ class _Target:
                 self._writer.write_table(self._project(batch), row_group_size=_ROW_GROUP)
 
     def close(self) -> None:
-        with refused_write(self._path):
+        with refused_write(self._path), self._file:
             self._writer.close()
 
 

@@ -12,13 +12,14 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends._checksums import CheckedFile
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError
 
@@ -268,11 +269,20 @@ class ShardWriter:
     ----------
     directory
         Gets the files ``0``, ``1`` and so on, or ``0/0`` with a `suffix`.
+    create
+        Begins a file at a path.
     """
 
-    def __init__(self, directory: str, suffix: str, per_shard: int) -> None:
+    def __init__(
+        self,
+        directory: str,
+        suffix: str,
+        per_shard: int,
+        create: Callable[[str], CheckedFile],
+    ) -> None:
         self._directory, self._suffix, self._per_shard = directory, suffix, per_shard
-        self._descriptor = -1
+        self._create = create
+        self._file: CheckedFile | None = None
         self._index: list[tuple[int, int]] = []
         self._offset = 0
         self.n_chunks = 0
@@ -280,41 +290,39 @@ class ShardWriter:
 
     def append(self, data: bytes) -> None:
         """Write the next chunk."""
-        if self._descriptor < 0:
+        if self._file is None:
             path = f"{self._directory}/{self.n_chunks // self._per_shard}{self._suffix}"
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._write(data)
+            self._file = self._create(path)
+        self._write(self._file, data)
         self._index.append((self._offset, len(data)))
         self._offset += len(data)
         self.n_chunks += 1
         if len(self._index) == self._per_shard:
-            self._end_shard(self._per_shard)
+            self._end_shard(self._file, self._per_shard)
 
     def finish(self) -> int:
         """End the last shard; returns the number of chunks that a shard of this array has."""
         # A single shard need not have room for more than it holds.
         per_shard = min(self._per_shard, max(1, self.n_chunks))
-        if self._descriptor >= 0:
-            self._end_shard(per_shard)
+        if self._file is not None:
+            self._end_shard(self._file, per_shard)
         return per_shard
 
     def close(self) -> None:
         """Leave without an index."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def _end_shard(self, per_shard: int) -> None:
+    def _end_shard(self, file: CheckedFile, per_shard: int) -> None:
         index = np.full((per_shard, 2), _ABSENT, "<u8")
         index[: len(self._index)] = self._index
         data = index.tobytes()
-        self._write(data + checksum(data))
+        self._write(file, data + checksum(data))
         self.close()
         self._index, self._offset = [], 0
 
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+    def _write(self, file: CheckedFile, data: bytes) -> None:
+        file.write(data)
         self.nbytes += len(data)

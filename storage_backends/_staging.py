@@ -180,7 +180,10 @@ def _remove(path: str) -> None:
 def _flush_tree(root: str) -> None:
     for directory, _, files in os.walk(root, topdown=False):
         for name in files:
-            _flush(os.path.join(directory, name))
+            path = os.path.join(directory, name)
+            # Links that lead nowhere, and pipes, may be in an archive that is changed.
+            if os.path.isfile(path):
+                _flush(path)
         _flush(directory)
 
 

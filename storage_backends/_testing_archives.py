@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -277,3 +279,33 @@ def stream(batches: Iterator[pa.RecordBatch], schema: pa.Schema = None) -> pa.Re
     """Read from `batches`, by default of names alone."""
     schema = pa.schema([("_index", pa.string())]) if schema is None else schema
     return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+# -- damage --------------------------------------------------------------------------------
+
+
+def files_of(path: str) -> list[str]:
+    """Find the files of an archive that hold something."""
+    if os.path.isfile(path):
+        return [path]
+    found = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
+    return sorted(file for file in found if os.path.getsize(file))
+
+
+@contextlib.contextmanager
+def one_bit_flipped(file: str, offset: int) -> Iterator[None]:
+    """Flip a bit of a byte of a file, and flip it back at the end."""
+    flip_bit(file, offset, offset % 8)
+    try:
+        yield
+    finally:
+        flip_bit(file, offset, offset % 8)
+
+
+def flip_bit(file: str, offset: int, bit: int) -> None:
+    """Flip one bit of a file."""
+    with open(file, "r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([byte ^ 1 << bit]))

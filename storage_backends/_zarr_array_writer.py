@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from storage_backends import threads
+from storage_backends._checksums import Recorder
 from storage_backends._shards import LocalFiles, ShardedChunks, ShardWriter
 from storage_backends._zarr_arrays import ChunkCache, DirectReader, ZarrArray
 from storage_backends._zarr_codecs import Chain
@@ -30,8 +30,8 @@ class ArrayBuilder:
 
     Parameters
     ----------
-    root
-        Directory of the store.
+    recorder
+        Writes the files of the store.
     path
         Of the array within it.
     name
@@ -41,13 +41,13 @@ class ArrayBuilder:
     """
 
     def __init__(
-        self, root: str, path: str, name: str, first: NDArray[Any], profile: Profile
+        self, recorder: Recorder, path: str, name: str, first: NDArray[Any], profile: Profile
     ) -> None:
         self.path, self.name, self.length = path, name, 0
         self.last: int | None = None
-        self._root = root
+        self._recorder = recorder
         self._per_shard = _CHUNKS_PER_SHARD
-        self._directory = os.path.join(root, path, "c")
+        self._directory = os.path.join(recorder.root, path, "c")
         self._dtype, self._item_shape = first.dtype, first.shape[1:]
         self.profile = profile
         width = int(np.prod(self._item_shape, dtype=np.int64))
@@ -118,15 +118,15 @@ class ArrayBuilder:
 
     def move(self, path: str) -> None:
         """Let the closed array stand at another path."""
-        directory = os.path.join(self._root, path, "c")
+        directory = os.path.join(self._recorder.root, path, "c")
         if self.spec.nbytes:
             os.makedirs(os.path.dirname(directory), exist_ok=True)
-            os.rename(self._directory, directory)
+            self._recorder.rename(self._directory, directory)
         self.path, self._directory = path, directory
 
     def remove(self) -> None:
         """Forget the closed array."""
-        shutil.rmtree(os.path.dirname(self._directory), ignore_errors=True)
+        self._recorder.remove(os.path.dirname(self._directory))
 
     def empty(self) -> NDArray[Any]:
         """An array of no items, of this one's kind."""
@@ -156,7 +156,8 @@ class ArrayBuilder:
         self._chain = chain
 
     def _new_shards(self, directory: str) -> ShardWriter:
-        return ShardWriter(directory, "/0" * len(self._item_shape), _CHUNKS_PER_SHARD)
+        suffix = "/0" * len(self._item_shape)
+        return ShardWriter(directory, suffix, _CHUNKS_PER_SHARD, self._recorder.create)
 
     def _grid(self, directory: str, per_shard: int) -> ShardedChunks:
         suffix = "/0" * len(self._item_shape)
@@ -191,7 +192,7 @@ class ArrayBuilder:
         per_shard = self._shards.finish()
         aside = f"{self._directory}.narrow"
         if written:
-            os.rename(self._directory, aside)
+            self._recorder.rename(self._directory, aside)
         self._narrow = False
         self._use_chain()
         self._shards = self._new_shards(self._directory)
@@ -200,7 +201,7 @@ class ArrayBuilder:
             self._submit(chunk.astype(self._dtype).reshape(-1, *self._item_shape))
         for chunk, _ in again:
             self._submit(chunk)
-        shutil.rmtree(aside, ignore_errors=True)
+        self._recorder.remove(aside)
 
 
 #: Codecs that go from numbers to numbers.

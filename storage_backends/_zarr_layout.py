@@ -7,16 +7,24 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
 from storage_backends.errors import OutputError
 
 #: Attribute of the root that makes a store an archive of ours.
 ATTRIBUTE = "scdl"
 #: Version of what that attribute says. Readers refuse a higher one.
 FORMAT = 1
+#: File of the checksums of all others, beside the metadata of the root.
+CHECKSUMS = "scdl.checksums"
 #: Where the writer puts the matrix until the commit says what it is.
 MATRIX = "matrix.part"
 #: Array beside the columns of var that AnnData does not read: original position of each gene.
 ORDER = "original_position"
+
+#: Compression of tables and elements. zstd's own checksum is of what it decodes to, and it passes
+#: over a bit of its header that means nothing: CRC32C covers every bit of the chunk.
+CHECKED = (ZstdCodec(level=3, checksum=True), Crc32cCodec())
 
 MATRIX_PARTS = ("data", "indices", "indptr")
 #: Groups of an AnnData, each of which may be empty.
@@ -72,5 +80,6 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
         warnings.filterwarnings("ignore", message=r"The data type [\s\S]* does not have a Zarr V3")
         warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        warnings.filterwarnings("ignore", message=f"Object at {CHECKSUMS} is not recognized")
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         yield

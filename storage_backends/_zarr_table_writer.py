@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 from zarr.dtype import VariableLengthUTF8
 
+from storage_backends import _zarr_layout
 from storage_backends._zarr_tables import ATTRIBUTE, stand_in
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_nullable
 from storage_backends.errors import OutputError, refused_write
@@ -163,7 +163,7 @@ class _Target:
         self._schema = schema
         # Chunks of zeros are written too, else a lost one could not be told from them.
         self._options: Mapping[str, Any] = {
-            "compressors": ZstdCodec(level=3, checksum=True),
+            "compressors": _zarr_layout.CHECKED,
             "config": {"write_empty_chunks": True},
             **options,
         }

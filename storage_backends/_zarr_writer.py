@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from storage_backends import _gene_order, _zarr_layout, _zarr_table_writer
+from storage_backends._checksums import Recorder
 from storage_backends._completeness import check_complete
+from storage_backends._recording_store import RecordingStore
 from storage_backends._staging import Staging
 from storage_backends._zarr_array_writer import ArrayBuilder
 from storage_backends._zarr_layout import MATRIX_PARTS, encoding
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 #: How anndata writes arrays, so that damage is found.
-_ELEMENT_OPTIONS: dict[str, Any] = {"compressors": ZstdCodec(level=3, checksum=True)}
+_ELEMENT_OPTIONS: dict[str, Any] = {"compressors": _zarr_layout.CHECKED}
 
 
 class ZarrWriter(ArrayWriter):
@@ -58,7 +59,9 @@ class ZarrWriter(ArrayWriter):
         #: Arrays of uint64 that are stored as int64, which has the same bits.
         self._unsigned: set[str] = set()
         with _zarr_layout.quiet():
-            self._root = zarr.create_group(staging.path, zarr_format=3)
+            self._recorder = Recorder(staging.path)
+            recording = RecordingStore(LocalStore(staging.path), self._recorder)
+            self._root = zarr.create_group(recording, zarr_format=3)
 
     @classmethod
     def create(
@@ -109,7 +112,7 @@ class ZarrWriter(ArrayWriter):
         path = _zarr_layout.array_path(name)
         if profile is DRAFT:
             path += ".draft"
-        return ArrayBuilder(self._writing(), path, name, like, profile)
+        return ArrayBuilder(self._recorder, path, name, like, profile)
 
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
         self._writing()
@@ -173,6 +176,8 @@ class ZarrWriter(ArrayWriter):
                 self._write_element(name, value)
             self._write_root(attrs, n_obs, reordered=order is not None)
             zarr.consolidate_metadata(self._root.store)
+            with open(os.path.join(self._writing(), _zarr_layout.CHECKSUMS), "xb") as stream:
+                stream.write(self._recorder.table().to_bytes())
             assert self._staging is not None
             self._staging.publish()
         self._staging = None
@@ -232,7 +237,7 @@ class ZarrWriter(ArrayWriter):
             if name in MATRIX_PARTS:
                 builder.move(f"{element}/{name}")
             builder.write_metadata(self._root)
-        shutil.rmtree(os.path.join(self._writing(), _zarr_layout.MATRIX), ignore_errors=True)
+        self._recorder.remove(os.path.join(self._writing(), _zarr_layout.MATRIX))
         sparse = {element: Sparse("csr", (n_obs, n_vars))}
         for name in self._arrays:
             if name.startswith("graphs/"):

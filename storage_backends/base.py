@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -84,6 +85,71 @@ class Sparse:
 
     format: str
     shape: tuple[int, int]
+
+
+class Verdict(IntEnum):
+    """What is known of an archive; the numbers are exit codes."""
+
+    SOUND = 0
+    DAMAGED = 1
+    #: Neither can be told.
+    UNKNOWN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found out about an archive.
+
+    Parameters
+    ----------
+    message
+        One sentence or two: where, what was expected, what was found, what to do.
+    verdict
+        What follows from it; SOUND for a remark.
+    mendable
+        Whether ``ArrayStore.repair`` mends it.
+    """
+
+    message: str
+    verdict: Verdict = Verdict.DAMAGED
+    mendable: bool = False
+
+
+class Piece(NamedTuple):
+    """Some bytes of an archive, which any thread may check.
+
+    Attributes
+    ----------
+    nbytes
+        How many.
+    check
+        Reads them; None where they are what was written.
+    """
+
+    nbytes: int
+    check: Callable[[], Finding | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What a backend knows of the files of an archive, without reading all of them.
+
+    Parameters
+    ----------
+    findings
+        Files that are lost, cut or not known; checksums that are missing.
+    pieces
+        All bytes of which there are checksums; may be made while they are gone through.
+    nbytes
+        How many these are.
+    has_checksums
+        Whether there are any.
+    """
+
+    findings: Sequence[Finding] = ()
+    pieces: Iterable[Piece] = ()
+    nbytes: int = 0
+    has_checksums: bool = False
 
 
 class ArrayStore(ABC):
@@ -246,6 +312,41 @@ class ArrayStore(ABC):
     def unread(self) -> Sequence[str]:
         """What a foreign archive holds besides, and the backend cannot read."""
         return ()
+
+    # -- whether an archive is sound; by path, since a damaged one may not open ----------------
+
+    @classmethod
+    def examine(cls, path: str) -> Examination:
+        """What the files at `path` say before they are read; raises nothing for damaged ones."""
+        return Examination(
+            [Finding(f"{path}: this backend keeps no checksums of bytes", Verdict.UNKNOWN)]
+        )
+
+    @classmethod
+    def repair(cls, path: str) -> Sequence[str]:
+        """Mend what can be mended without guessing, atomically; says what was done.
+
+        Raises
+        ------
+        ArchiveFormatError
+            The archive cannot be opened.
+        ArchiveWriteError
+            It cannot be written.
+        """
+        return ()
+
+    @classmethod
+    def add_checksums(cls, path: str) -> int:
+        """Give checksums to an archive that has none, atomically; returns the bytes covered.
+
+        Raises
+        ------
+        OutputError
+            It has some, or the backend keeps none.
+        ArchiveWriteError
+            The archive cannot be written.
+        """
+        raise OutputError(f"{path}: this backend keeps no checksums of bytes")
 
     def close(self) -> None:  # noqa: B027 - a store without resources has nothing to do
         """Let go of files and memory; views that were handed out stay valid."""

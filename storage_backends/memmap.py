@@ -11,6 +11,7 @@ other readers ignore::
     scdl/manifest.json                                      what is in scdl/, and the attributes
     scdl/arrays/<i>.bin                                     arrays of other names
     scdl/<table>.names.parquet  scdl/<table>.categories.parquet
+    scdl/checksums.bin                                      of all other files, see `_checksums`
 
 Of the attributes the format itself knows ``blocks``: a list of ``{"stop", "n_vars", "label"}``, the
 consecutive rows that share a table ``var/<i>``.
@@ -32,10 +33,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends import _feature_index, _layout
-from storage_backends._header import Header
+from storage_backends import _feature_index, _integrity, _layout
+from storage_backends._header import Header, HeaderArray, HeaderIndex
 from storage_backends._memmap_writer import MemmapWriter
-from storage_backends.base import ArraySpec, ArrayStore, Backend, check_ranges
+from storage_backends.base import ArraySpec, ArrayStore, Backend, Examination, check_ranges
 from storage_backends.errors import (
     ArchiveClosedError,
     ArchiveFormatError,
@@ -64,7 +65,9 @@ class MemmapStore(ArrayStore):
 
     @classmethod
     def detect(cls, path: str) -> bool:
-        if os.path.isfile(os.path.join(path, _layout.HEADER)):
+        # An archive that has lost its header is still one.
+        known = (_layout.HEADER, _layout.CHECKSUMS)
+        if any(os.path.isfile(os.path.join(path, name)) for name in known):
             return True
         return all(os.path.isfile(os.path.join(path, a.file)) for a in _layout.MATRIX.values())
 
@@ -152,7 +155,8 @@ class MemmapStore(ArrayStore):
             return False
         warnings.warn(
             f"{self.path}: the header's lengths disagree with the files, which agree with each "
-            "other and are used; scdl.open(path).save() writes the header anew",
+            "other and are used; `scdl verify --repair`, or scdl.open(path).save(), writes the "
+            "header anew",
             ScdlWarning,
             stacklevel=4,
         )
@@ -236,6 +240,46 @@ class MemmapStore(ArrayStore):
 
     def close(self) -> None:
         self._mapped = None
+
+    # -- whether it is sound -------------------------------------------------------------------
+
+    @classmethod
+    def examine(cls, path: str) -> Examination:
+        return _integrity.examine(os.path.realpath(path), _layout.CHECKSUMS)
+
+    @classmethod
+    def add_checksums(cls, path: str) -> int:
+        return _integrity.add(os.path.realpath(path), _layout.CHECKSUMS)
+
+    @classmethod
+    def repair(cls, path: str) -> Sequence[str]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ScdlWarning)
+            store = cls.open(path)
+        if not store.stale:
+            return ()
+        place, header = (store.path, _layout.CHECKSUMS), store._header_of_files().to_bytes()
+        if _integrity.is_what_was_written(*place, _layout.HEADER, header) is False:
+            # The header is not all that differs from what was written.
+            return ()
+        _integrity.replace_files(*place, {_layout.HEADER: header})
+        lengths = ", ".join(
+            f"{documented.header_name} {store._specs[name].length:,}"
+            for name, documented in _layout.MATRIX.items()
+        )
+        return (f"{store._path_of(_layout.HEADER)}: written anew with {lengths}, as the files are",)
+
+    def _header_of_files(self) -> Header:
+        arrays = [
+            HeaderArray(documented.header_name, self._specs[name].length, self._specs[name].dtype)
+            for name, documented in _layout.MATRIX.items()
+        ]
+        indexes = [
+            HeaderIndex(name, self._n_obs, _feature_index.files(self.path, name))
+            for name in (self._var_directory, self._obs_directory)
+            if name is not None
+        ]
+        return Header(tuple(arrays), tuple(indexes))
 
     def _path_of(self, *parts: str) -> str:
         return os.path.join(self.path, *parts)

@@ -58,14 +58,16 @@ from storage_backends._testing_archives import (
     broken,
     every_array,
     every_type,
+    files_of,
     large_archive,
     names_of,
     numbers,
+    one_bit_flipped,
     random_ranges,
     small_archive,
     stream,
 )
-from storage_backends.base import ArrayStore, ArrayWriter, Backend
+from storage_backends.base import ArrayStore, ArrayWriter, Backend, Finding, Verdict
 
 try:
     import pytest
@@ -320,6 +322,69 @@ class BackendTests:
             store.will_need(name, empty, empty)
         with pytest.raises(errors.ArrayNotFoundError, match=name):
             store.chunk_length(name)
+
+    # -- whether an archive is sound -----------------------------------------------------------
+
+    def found(self, path: str) -> list[Finding]:
+        """What examining and checking all pieces says."""
+        examined = self.backend.store.examine(path)
+        checked = [piece.check() for piece in examined.pieces]
+        return [*examined.findings, *(found for found in checked if found is not None)]
+
+    def test_what_was_written_is_not_damaged(self, path: str, large_path: str) -> None:
+        for _ in range(2):
+            # In place of the first, the second is whole too.
+            self.write(path, small_archive(), replace=True).close()
+            for place in (path, large_path):
+                found = self.found(place)
+                examined = self.backend.store.examine(place)
+                assert [f for f in found if f.verdict is Verdict.DAMAGED or f.mendable] == []
+                known = [] if examined.has_checksums else [Verdict.UNKNOWN]
+                assert [f.verdict for f in found] == known
+                assert sum(piece.nbytes for piece in examined.pieces) == examined.nbytes
+                assert (examined.nbytes > 0) == examined.has_checksums
+
+    def test_every_byte_is_covered(self, path: str) -> None:
+        self.write(path, small_archive()).close()
+        examined = self.backend.store.examine(path)
+        if not (self.local and examined.has_checksums):
+            pytest.skip("there are no checksums of files")
+        for file in files_of(path):
+            for offset in sorted({0, os.path.getsize(file) // 2, os.path.getsize(file) - 1}):
+                with one_bit_flipped(file, offset):
+                    found = self.found(path)
+                assert any(f.verdict is Verdict.DAMAGED and file in f.message for f in found), file
+        assert self.found(path) == []
+
+    def test_lost_and_cut_files_are_found(self, path: str) -> None:
+        self.write(path, small_archive()).close()
+        if not (self.local and self.backend.store.examine(path).has_checksums):
+            pytest.skip("there are no checksums of files")
+        for file in files_of(path):
+            with open(file, "rb") as stream:
+                content = stream.read()
+            for left in (content[:-1], content + b"\0", None):
+                os.remove(file)
+                if left is not None:
+                    with open(file, "xb") as stream:
+                        stream.write(left)
+                verdicts = {f.verdict for f in self.found(path)}
+                # Without the file of the checksums nobody can tell.
+                assert verdicts, file
+                if left is not None:
+                    assert Verdict.DAMAGED in verdicts, file
+                with open(file, "wb") as stream:
+                    stream.write(content)
+        assert self.found(path) == []
+
+    def test_a_sound_archive_is_not_repaired(self, path: str) -> None:
+        contents = small_archive()
+        self.write(path, contents).close()
+        assert list(self.backend.store.repair(path)) == []
+        with pytest.raises(errors.OutputError, match=re.escape(path)):
+            self.backend.store.add_checksums(path)
+        assert self.standing(path) == [path]
+        assert_holds(self.open(path), contents)
 
     # -- writing ---------------------------------------------------------------------------
 

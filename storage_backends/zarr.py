@@ -3,6 +3,7 @@
 The matrix is ``X`` (or ``raw/X``, where an AnnData has both), in sharded arrays::
 
     zarr.json                        all metadata, consolidated; the attribute ``scdl``
+    scdl.checksums                   of all other files, see `_checksums`
     X/data  X/indices  X/indptr      shards ``c/0``, ``c/1`` and so on
     obs/  var/                       dataframes; ``var/0``, ``var/1`` … of several feature blocks
     obsp/<key>/  obsm/<key>          graphs and dense vectors
@@ -27,7 +28,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from storage_backends import _gene_order, _remote, _zarr_layout
+from storage_backends import _gene_order, _integrity, _remote, _zarr_layout, _zarr_upkeep
 from storage_backends._chunk_plan import Bound
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
@@ -43,7 +44,14 @@ from storage_backends._zarr_opening import (
 )
 from storage_backends._zarr_profiles import PROFILES
 from storage_backends._zarr_writer import ZarrWriter
-from storage_backends.base import ArraySpec, ArrayStore, Backend, Sparse, check_ranges
+from storage_backends.base import (
+    ArraySpec,
+    ArrayStore,
+    Backend,
+    Examination,
+    Sparse,
+    check_ranges,
+)
 from storage_backends.errors import (
     ArchiveClosedError,
     ArchiveFormatError,
@@ -84,7 +92,9 @@ class ZarrStore(ArrayStore):
             # Whether something is there is found out by opening it: the network may take its time.
             return True
         try:
-            return any(os.path.isfile(os.path.join(path, name)) for name in METADATA_FILES)
+            # An archive that has lost its metadata is still one.
+            known = (*METADATA_FILES, _zarr_layout.CHECKSUMS)
+            return any(os.path.isfile(os.path.join(path, name)) for name in known)
         except (OSError, ValueError):
             return False
 
@@ -469,6 +479,21 @@ class ZarrStore(ArrayStore):
     def describe(self, name: str) -> str:
         self.spec(name)
         return describe(self._array_node(self._paths[name]))
+
+    # -- whether it is sound -------------------------------------------------------------------
+
+    @classmethod
+    def examine(cls, path: str) -> Examination:
+        return _zarr_upkeep.examine(path)
+
+    @classmethod
+    def add_checksums(cls, path: str) -> int:
+        _zarr_upkeep.check_local(path)
+        return _integrity.add(os.path.realpath(path), _zarr_layout.CHECKSUMS)
+
+    @classmethod
+    def repair(cls, path: str) -> Sequence[str]:
+        return _zarr_upkeep.repair(path)
 
     def close(self) -> None:
         self._closed = True

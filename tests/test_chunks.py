@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_kernels import csr_rows
 
 from storage_backends import _chunk_plan, _native, _zarr_codecs, rowsort
+from storage_backends._checksums import Recorder
 from storage_backends._chunk_plan import Bound
 from storage_backends._shards import LocalFiles, Pieces, spans
 from storage_backends._zarr_array_writer import ArrayBuilder
@@ -137,7 +138,7 @@ def values_of(dtype: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
 
 def build(root: Path, name: str, values: np.ndarray, profile: Profile) -> zarr.Group:
     group = zarr.create_group(root, zarr_format=3)
-    builder = ArrayBuilder(str(root), name, name, values, profile)
+    builder = ArrayBuilder(Recorder(str(root)), name, name, values, profile)
     for piece in np.array_split(values, 7):
         builder.append(name, piece)
     builder.close()

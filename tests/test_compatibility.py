@@ -231,6 +231,20 @@ def test_lengths_that_their_concat_leaves_stale(tmp_path: Path) -> None:
     assert_they_read(tmp_path / "a")
 
 
+def test_a_header_that_their_concat_left_stale_is_mended(tmp_path: Path) -> None:
+    their_archive(tmp_path, "a", 5)
+    their_archive(tmp_path, "bb", 6)
+    real = theirs(tmp_path / "a")
+    real.concat(theirs(tmp_path / "bb"))
+    real.save()
+    assert scdl.verify(tmp_path / "a").verdict == 1
+    report = scdl.verify(tmp_path / "a", deep=True, repair=True, add_checksums=True)
+    assert report.is_sound, report
+    assert len(report.done) == 2
+    assert scdl.open(tmp_path / "a").number_of_rows() == 11
+    assert_they_read(tmp_path / "a")
+
+
 @pytest.mark.filterwarnings("ignore::scdl.errors.ScdlWarning")
 def test_a_dtype_that_their_cast_leaves_stale_is_refused(tmp_path: Path) -> None:
     """What the values are is written nowhere any more."""

@@ -234,3 +234,28 @@ def test_total_length(ranges: list[tuple[int, int]], limit: int) -> None:
     assert found == _gather.total_length_numpy(starts, stops, limit)
     bad = [not 0 <= start <= stop <= limit for start, stop in ranges]
     assert found == (-1 - bad.index(True) if any(bad) else sum(b - a for a, b in ranges))
+
+
+@given(csr_rows(), st.data())
+def test_misplaced(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], data: st.DataObject
+) -> None:
+    _, indices, indptr, n_vars = rows
+    indices = indices.astype(data.draw(st.sampled_from([indices.dtype, "i4", "i8"])))
+    below = data.draw(st.sampled_from([n_vars, n_vars // 2]))
+    for rises in (False, True):
+        found = _kernels.misplaced(indices, indptr, below, rises)
+        assert found == _kernels.misplaced_numpy(indices, indptr, below, rises)
+        good = []
+        for start, stop in pairwise(indptr):
+            ids = indices[start:stop].tolist()
+            good += [i < below and not (rises and k and i <= ids[k - 1]) for k, i in enumerate(ids)]
+        assert found == (good.index(False) if False in good else -1)
+
+
+@pytest.mark.parametrize("wrong", [-1, -(2**63)])
+def test_negative_ids_are_misplaced(wrong: int) -> None:
+    for dtype in ("i8", "u8"):
+        ids = np.array([3, wrong, 5], "i8").astype(dtype)
+        for kernel in (_kernels.misplaced, _kernels.misplaced_numpy):
+            assert kernel(ids, np.array([0, 3]), 10, False) == 1

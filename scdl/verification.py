@@ -1,0 +1,278 @@
+"""Whether an archive is sound: every byte by its checksum, and what the bytes say of each other."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from scdl import structure
+from scdl.errors import ArchiveFormatError, MissingCodecError, RemoteError, ScdlError, ScdlWarning
+from storage_backends import registry
+from storage_backends.base import ArrayStore, Backend, Examination, Finding, Piece, Verdict
+from storage_backends.threads import n_threads
+
+#: Reads under way at once: a disk gives its full speed only to many.
+READERS = 16
+#: Findings that a report lists.
+_MOST_FINDINGS = 100
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What :func:`verify` found.
+
+    Parameters
+    ----------
+    path, backend
+        What was looked at.
+    deep
+        Whether every byte was read.
+    findings
+        All that is wrong, unclear or worth a remark.
+    done
+        What was mended or added.
+    nbytes
+        Bytes whose checksums were compared.
+    seconds
+        Time it took.
+    """
+
+    path: str
+    backend: str
+    deep: bool
+    findings: tuple[Finding, ...]
+    done: tuple[str, ...]
+    nbytes: int
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Damaged if anything is; else unknown if anything is; else sound."""
+        found = {finding.verdict for finding in self.findings}
+        return next((v for v in (Verdict.DAMAGED, Verdict.UNKNOWN) if v in found), Verdict.SOUND)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong or unclear."""
+        return self.verdict is Verdict.SOUND
+
+    def __str__(self) -> str:
+        lines = [f"{_LABELS[f.verdict]}: {f.message}" for f in self.findings]
+        lines += [f"done: {what}" for what in self.done]
+        if self.nbytes:
+            how = f"{self.nbytes:,} bytes compared with their checksums in {self.seconds:.1f} s"
+        elif self.deep:
+            how = "every number was read"
+        else:
+            how = "the structure was looked at; --deep compares every byte with its checksum"
+        said = "sound" if self.is_sound else _LABELS[self.verdict]
+        lines.append(f"{self.path} ({self.backend}): {said}; {how}")
+        return "\n".join(lines)
+
+
+_LABELS = {
+    Verdict.DAMAGED: "damaged",
+    Verdict.UNKNOWN: "cannot tell",
+    Verdict.SOUND: "note",
+}
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    deep: bool = False,
+    repair: bool = False,
+    add_checksums: bool = False,
+    progress: bool = False,
+) -> VerificationReport:
+    """Find out whether an archive is sound.
+
+    Its structure is checked in any case, in bounded memory: files that are lost or cut, offsets,
+    ids of genes, graphs, tables. Nothing of what is wrong raises; it is in the report.
+
+    Parameters
+    ----------
+    path
+        An archive of any backend.
+    deep
+        Whether to compare every byte with its checksum, too. Where there are no checksums, every
+        number is read instead, and the verdict is that one cannot tell.
+    repair
+        Whether to mend before what can be mended without guessing: a header that another program
+        left stale, consolidated metadata that is missing.
+    add_checksums
+        Whether to give checksums, after that, to an archive that has none and whose structure is
+        sound.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    VerificationReport
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        Nothing is at `path`.
+    ArchiveFormatError
+        What is at `path` is no archive at all.
+    ArchiveWriteError
+        A repair, or checksums, cannot be written.
+    OutputError
+        Checksums are asked for where there are some, or the backend keeps none.
+    """
+    started = time.perf_counter()
+    path = os.fspath(path)
+    backend = registry.detect(path)
+    done: list[str] = []
+    if repair:
+        done += _repaired(backend, path)
+    if add_checksums:
+        before = _look(backend, path, deep=False, progress=progress)
+        if not any(finding.verdict is Verdict.DAMAGED for finding in before.findings):
+            covered = backend.store.add_checksums(path)
+            done.append(f"{path}: checksums of {covered:,} bytes were added")
+    run = _look(backend, path, deep=deep, progress=progress)
+    seconds = time.perf_counter() - started
+    return VerificationReport(
+        path, backend.name, deep, _listed(path, run.findings), tuple(done), run.nbytes, seconds
+    )
+
+
+def _listed(path: str, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The worst first, in an order that does not depend on threads; not more than can be read."""
+    worst = (Verdict.DAMAGED, Verdict.UNKNOWN, Verdict.SOUND)
+    ordered = sorted(findings, key=lambda f: (worst.index(f.verdict), f.message))
+    rest = ordered[_MOST_FINDINGS:]
+    if not rest:
+        return tuple(ordered)
+    more = Finding(f"{path}: there are {len(rest):,} findings more", rest[0].verdict)
+    return (*ordered[:_MOST_FINDINGS], more)
+
+
+def _repaired(backend: Backend, path: str) -> Sequence[str]:
+    try:
+        return backend.store.repair(path)
+    except ArchiveFormatError:
+        # What cannot be opened cannot be mended; looking at it says what is wrong.
+        return ()
+
+
+def _look(backend: Backend, path: str, *, deep: bool, progress: bool) -> _Run:
+    """Look at an archive, and again if another takes its place meanwhile."""
+    while True:
+        before = _standing(path)
+        run = _Run(backend, path, deep=deep, progress=progress)
+        if before == _standing(path):
+            return run
+
+
+def _standing(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+class _Run:
+    """One look at an archive: first its bytes, then what they say."""
+
+    def __init__(self, backend: Backend, path: str, *, deep: bool, progress: bool) -> None:
+        self._backend, self._path, self._deep, self._progress = backend, path, deep, progress
+        self.nbytes = 0
+        examined = backend.store.examine(path)
+        self.findings = list(examined.findings)
+        if deep:
+            self._compare(examined)
+        # Of bytes that are not those that were written, nothing can be expected.
+        if not any(f.verdict is Verdict.DAMAGED and not f.mendable for f in self.findings):
+            self._check_structure(read_all=deep and not examined.has_checksums)
+
+    def _compare(self, examined: Examination) -> None:
+        def check(piece: Piece) -> Finding | None:
+            return piece.check()
+
+        self.nbytes = examined.nbytes
+        with self._bar("checksums", self.nbytes, "B") as bar:
+            for piece, found in in_parallel(check, examined.pieces, READERS):
+                bar.update(piece.nbytes)
+                if found is not None:
+                    self.findings.append(found)
+
+    def _check_structure(self, *, read_all: bool) -> None:
+        store = self._opened()
+        if store is None:
+            return
+        with store:
+            todo = structure.checks(store, read_all=read_all)
+            total = structure.size(store, read_all=read_all)
+            with self._bar("structure", total, "value") as bar:
+                for check, found in in_parallel(_checked, todo, n_threads()):
+                    bar.update(check.size)
+                    self.findings += found
+
+    def _opened(self) -> ArrayStore | None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ScdlWarning)
+            try:
+                store = self._backend.store.open(self._path)
+            except ScdlError as error:
+                self.findings.append(_finding(error))
+                return None
+        remarks = [str(w.message) for w in caught if issubclass(w.category, ScdlWarning)]
+        verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
+        self.findings += [Finding(text, verdict, mendable=store.stale) for text in remarks]
+        return store
+
+    def _bar(self, what: str, total: int, unit: str) -> tqdm[Any]:
+        return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=not self._progress)
+
+
+def _checked(check: structure.Check) -> list[Finding]:
+    try:
+        return check.run()
+    except (ScdlError, OSError) as error:
+        return [_finding(error)]
+
+
+def _finding(error: Exception) -> Finding:
+    """What an error of reading means: damage, or that something else is missing to tell."""
+    unclear = isinstance(error, MissingCodecError | RemoteError)
+    return Finding(str(error), Verdict.UNKNOWN if unclear else Verdict.DAMAGED)
+
+
+def in_parallel(
+    function: Callable[[_T], Any], items: Iterable[_T], n: int
+) -> Iterator[tuple[_T, Any]]:
+    """Call a function with every item, at most `n` at once; each item with its result, as they end.
+
+    Items are taken when there is a thread for them.
+    """
+    with ThreadPoolExecutor(n, thread_name_prefix="scdl-verify") as pool:
+        running: dict[Future[Any], _T] = {}
+        try:
+            for item in items:
+                running[pool.submit(function, item)] = item
+                if len(running) >= 2 * n:
+                    yield from _ended(running)
+            while running:
+                yield from _ended(running)
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _ended(running: dict[Future[_T], Any]) -> Iterator[tuple[Any, _T]]:
+    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in ended:
+        yield running.pop(future), future.result()

@@ -1,0 +1,270 @@
+"""Whether the files of an archive in a directory are those that were written, and mending them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from storage_backends._checksums import Running, Sums, Table, crc32c, n_blocks, sums_of
+from storage_backends._staging import Staging
+from storage_backends.base import Examination, Finding, Piece, Verdict
+from storage_backends.errors import ArchiveFormatError, OutputError, refused_write
+
+#: Bytes that are read at once.
+_PIECE = 1 << 22
+_AGAIN = "copy the archive again, or convert its source again"
+_CHANGED = (
+    "if another program changed it on purpose, remove {} and run `scdl verify --add-checksums`"
+)
+
+_memory = threading.local()
+
+
+class _Place(NamedTuple):
+    """Where an archive and its checksums are."""
+
+    root: str
+    checksums: str
+
+    @property
+    def table(self) -> str:
+        return os.path.join(self.root, self.checksums)
+
+    def path(self, key: str) -> str:
+        return os.path.join(self.root, *key.split("/"))
+
+    @property
+    def advice(self) -> str:
+        return f"{_AGAIN}; {_CHANGED.format(self.table)}"
+
+
+def examine(root: str, checksums: str) -> Examination:
+    """Compare the files of a directory with the checksums in one of them.
+
+    Parameters
+    ----------
+    root
+        The archive.
+    checksums
+        Path of the file within it.
+    """
+    place = _Place(root, checksums)
+    try:
+        table = read_table(place.table)
+    except ArchiveFormatError as error:
+        return Examination([Finding(str(error))])
+    except OSError as error:
+        return Examination([_unreadable(place.table, error)])
+    if table is None:
+        missing = (
+            f"{root}: there are no checksums, so that nobody can tell whether its bytes are "
+            "those that were written; `scdl verify --add-checksums` takes them as they are now"
+        )
+        return Examination([Finding(missing, Verdict.UNKNOWN)])
+    sizes = dict(_files(root))
+    sizes.pop(checksums.replace(os.sep, "/"), None)
+    findings = [*_lost(place, table, sizes), *_unlisted(root, table, sizes)]
+    whole = {key: sums for key, sums in table.files.items() if sizes.get(key) == sums.size}
+    nbytes = sum(sums.size for sums in whole.values())
+    return Examination(findings, _Pieces(place, Table(whole, table.block)), nbytes, True)
+
+
+def read_table(path: str) -> Table | None:
+    """Checksums of an archive; None where there is no file of them."""
+    try:
+        with open(path, "rb") as stream:
+            return Table.from_bytes(stream.read(), path)
+    except FileNotFoundError:
+        return None
+
+
+def _files(root: str) -> Iterator[tuple[str, int]]:
+    """Path and size of every file of an archive."""
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(directory, name)
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(path)
+                # Nobody may write to a pipe; a link that leads nowhere is no file.
+                if stat.S_ISREG(found.st_mode):
+                    yield os.path.relpath(path, root).replace(os.sep, "/"), found.st_size
+
+
+def _lost(place: _Place, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
+    for key, sums in table.files.items():
+        if sizes.get(key) != sums.size:
+            found = f"{sizes[key]:,}" if key in sizes else "no file"
+            yield Finding(
+                f"{place.path(key)}: expected {sums.size:,} bytes, found {found}; {place.advice}"
+            )
+
+
+def _unlisted(root: str, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
+    unlisted = sorted(set(sizes) - set(table.files))
+    if unlisted:
+        named = ", ".join(unlisted[:5]) + (" and others" if len(unlisted) > 5 else "")
+        yield Finding(
+            f"{root}: there are no checksums of {named}, written since the archive was; remove "
+            "what does not belong to it",
+            Verdict.UNKNOWN,
+        )
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """All blocks of some files, several at once; large archives have too many for a list."""
+
+    place: _Place
+    table: Table
+
+    def __iter__(self) -> Iterator[Piece]:
+        block = self.table.block
+        at_once = max(1, _PIECE // block)
+        for key, sums in self.table.files.items():
+            for first in range(0, n_blocks(sums.size, block), at_once):
+                start = first * block
+                nbytes = min(at_once * block, sums.size - start)
+                expected = sums.blocks[first : first + at_once].tolist()
+                span = _Span(start, nbytes, block, expected)
+                yield Piece(nbytes, partial(_check, self.place, key, span))
+
+
+class _Span(NamedTuple):
+    """Some blocks of a file, and what their checksums must be."""
+
+    start: int
+    nbytes: int
+    block: int
+    expected: list[int]
+
+
+def _check(place: _Place, key: str, span: _Span) -> Finding | None:
+    path = place.path(key)
+    try:
+        data = _read(path, span)
+    except OSError as error:
+        return _unreadable(path, error)
+    for i, expected in enumerate(span.expected):
+        part = data[i * span.block : (i + 1) * span.block]
+        found = crc32c(part)
+        if found != expected:
+            where = span.start + i * span.block
+            return Finding(
+                f"{path}: bytes {where:,} to {where + len(part):,} are not those that were "
+                f"written: expected the checksum {expected:08x}, found {found:08x}; {place.advice}"
+            )
+    return None
+
+
+def _read(path: str, span: _Span) -> memoryview:
+    """Some bytes of a file, fewer where it ends; in memory of this thread that is used again."""
+    memory: bytearray | None = getattr(_memory, "bytes", None)
+    if memory is None or len(memory) < span.nbytes:
+        memory = _memory.bytes = bytearray(max(span.nbytes, _PIECE))
+    view, filled = memoryview(memory)[: span.nbytes], 0
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        while filled < span.nbytes:
+            n = os.preadv(descriptor, [view[filled:]], span.start + filled)
+            if n == 0:
+                break
+            filled += n
+    finally:
+        os.close(descriptor)
+    return view[:filled]
+
+
+def _unreadable(path: str, error: OSError) -> Finding:
+    # A disk that cannot read a sector has lost it; a file that may not be read may be sound.
+    verdict = Verdict.DAMAGED if error.errno == errno.EIO else Verdict.UNKNOWN
+    return Finding(f"{path}: cannot be read: {error.strerror or error}", verdict)
+
+
+# -- changing files of an archive ----------------------------------------------------------
+
+
+def add(root: str, checksums: str) -> int:
+    """Give checksums to an archive that has none; returns the bytes they cover."""
+    if os.path.lexists(os.path.join(root, checksums)):
+        raise OutputError(
+            f"{root}: it has checksums already; remove {os.path.join(root, checksums)} first, if "
+            "what is there now is right"
+        )
+    with refused_write(root):
+        table = Table({key: _sums_of(os.path.join(root, key)) for key, _ in _files(root)})
+        with rewriting(root) as beside:
+            _write(os.path.join(beside, checksums), table.to_bytes())
+    return sum(sums.size for sums in table.files.values())
+
+
+def _sums_of(path: str) -> Sums:
+    running, buffer = Running(), memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as stream:
+        while n := stream.readinto(buffer):
+            running.update(buffer[:n])
+    return running.sums()
+
+
+def replace_files(root: str, checksums: str, files: Mapping[str, bytes]) -> None:
+    """Replace small files of an archive by others, all at once, and their checksums with them."""
+    table = read_table(os.path.join(root, checksums))
+    with refused_write(root), rewriting(root) as beside:
+        for key, data in files.items():
+            _write(os.path.join(beside, key), data)
+        if table is not None:
+            path = os.path.join(beside, checksums)
+            _write(path, table.renewed(files).to_bytes())
+
+
+def is_what_was_written(root: str, checksums: str, key: str, data: bytes) -> bool | None:
+    """Whether a file's content would be the one that was written; None where nobody knows."""
+    table = read_table(os.path.join(root, checksums))
+    if table is None or key not in table.files:
+        return None
+    found, expected = sums_of(data, table.block), table.files[key]
+    return found.size == expected.size and np.array_equal(found.blocks, expected.blocks)
+
+
+@contextlib.contextmanager
+def rewriting(root: str) -> Iterator[str]:
+    """A directory with the files of an archive, as links, which takes its place at the end.
+
+    A file is replaced by removing it and writing another: links share what they hold.
+    """
+    root = os.path.realpath(root)
+    staging = Staging.create(root, replace=True)
+    try:
+        shutil.copytree(root, staging.path, dirs_exist_ok=True, copy_function=_link, symlinks=True)
+        yield staging.path
+        staging.publish()
+    finally:
+        staging.discard()
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+            raise
+        # A file system without links.
+        shutil.copy2(source, target, follow_symlinks=False)
+    return target
+
+
+def _write(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+    with open(path, "xb") as stream:
+        stream.write(data)

@@ -1,0 +1,91 @@
+"""Whether a Zarr store is as it was written: checksums of files, and consolidated metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import zarr
+from zarr.storage import LocalStore
+
+from storage_backends import _integrity, _remote, _zarr_layout
+from storage_backends._recording_store import CapturingStore
+from storage_backends._zarr_opening import unreadable
+from storage_backends.base import Examination, Finding, Verdict
+from storage_backends.errors import BackendOptionError
+
+_ROOT = "zarr.json"
+#: Of a store of format 2: its consolidated metadata, and what tells that it is one.
+_ROOT_V2, _CONSOLIDATED_V2 = ".zgroup", ".zmetadata"
+_KEY = "consolidated_metadata"
+
+
+def examine(path: str) -> Examination:
+    """Compare the files with their checksums, and look for consolidated metadata."""
+    if _remote.is_url(path):
+        elsewhere = f"{path}: checksums of files elsewhere are not read; copy the archive here"
+        return Examination([Finding(elsewhere, Verdict.UNKNOWN)])
+    root = os.path.realpath(path)
+    found = _integrity.examine(root, _zarr_layout.CHECKSUMS)
+    lacking = _lacks_consolidated(root)
+    if lacking is None:
+        return found
+    message = (
+        f"{root}: the metadata is not consolidated, so that opening reads many small files; "
+        "`scdl verify --repair` consolidates it"
+    )
+    return replace(found, findings=[*found.findings, Finding(message, lacking, mendable=True)])
+
+
+def _lacks_consolidated(root: str) -> Verdict | None:
+    """What it means that consolidated metadata is missing; None where it is there, or unclear."""
+    if not os.path.exists(os.path.join(root, _ROOT)):
+        there = os.path.exists(os.path.join(root, _CONSOLIDATED_V2))
+        return None if there or not os.path.exists(os.path.join(root, _ROOT_V2)) else Verdict.SOUND
+    metadata = _metadata(root)
+    if not isinstance(metadata, dict) or metadata.get(_KEY) is not None:
+        return None
+    attributes = metadata.get("attributes")
+    ours = isinstance(attributes, dict) and _zarr_layout.ATTRIBUTE in attributes
+    return Verdict.DAMAGED if ours else Verdict.SOUND
+
+
+def _metadata(root: str) -> Any:
+    try:
+        with open(os.path.join(root, _ROOT), "rb") as stream:
+            return json.loads(stream.read())
+    except (OSError, ValueError, RecursionError):
+        # Opening the store says what is wrong.
+        return None
+
+
+def check_local(path: str) -> None:
+    """BackendOptionError for a store elsewhere."""
+    if _remote.is_url(path):
+        raise BackendOptionError(f"{path}: archives elsewhere are not changed; copy it here")
+
+
+def repair(path: str) -> Sequence[str]:
+    """Consolidate metadata where that is missing; says what was done."""
+    check_local(path)
+    root = os.path.realpath(path)
+    if _lacks_consolidated(root) is None:
+        return ()
+    files = _consolidated(root)
+    for key, data in files.items():
+        if _integrity.is_what_was_written(root, _zarr_layout.CHECKSUMS, key, data) is False:
+            # That it was consolidated is not all that differs from what was written.
+            return ()
+    _integrity.replace_files(root, _zarr_layout.CHECKSUMS, files)
+    return (f"{root}: the metadata was consolidated in {', '.join(files)}",)
+
+
+def _consolidated(root: str) -> dict[str, bytes]:
+    """The files that change when metadata is consolidated, as they will be."""
+    capturing = CapturingStore(LocalStore(root))
+    with unreadable(root):
+        zarr.consolidate_metadata(capturing)
+    return capturing.files
