@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
@@ -15,9 +14,7 @@ from scdl.errors import (
     ArchiveNotFoundError,
     CastError,
     CollectionError,
-    ConversionFailedError,
     ScdlError,
-    SourceNotFoundError,
 )
 from scdl.flatten import CellNames, is_within, verify, write_flat
 from scdl.joined_cells import JoinedCells
@@ -26,7 +23,6 @@ from scdl.manifest import (
     Member,
     absolute,
     archives_below,
-    distinct,
     has_manifest,
     is_archive,
     is_url,
@@ -35,7 +31,8 @@ from scdl.manifest import (
 )
 from scdl.members import Datasets, Members
 from scdl.neighbors import NeighborSamplingStrategy
-from scdl.schema import NEIGHBOR_KEY
+from scdl.schema import NEIGHBOR_KEY, distinct
+from storage_backends.errors import refused_write
 
 if TYPE_CHECKING:
     from scdl.conversion import ConvertOptions
@@ -272,7 +269,12 @@ class SingleCellCollection(JoinedCells):
             As for :func:`scdl.convert`; values are stored as float32 unless ``data_dtype`` says
             otherwise.
         """
-        self.add(self._convert(h5ad_path, _documented(load_block_row_size, use_X_not_raw, options)))
+        from scdl.conversion import convert
+
+        given = _documented(load_block_row_size, use_X_not_raw, options)
+        ((source, target),) = self._targets([h5ad_path]).items()
+        convert(source, target, neighbor_key=self._carried_key, **given)
+        self.add(target)
         self.save_manifest()
 
     def load_h5ad_multi(
@@ -292,7 +294,8 @@ class SingleCellCollection(JoinedCells):
         directory_path
             Where the files are.
         max_workers, use_processes
-            Accepted, and without effect: files are read one after the other, in threads.
+            How many files are converted at the same time, in threads or in processes; see
+            :func:`scdl.convert_directory`.
         data_dtype
             Type of the stored values; default float32.
         paginated_load_cutoff, load_block_row_size, use_X_not_raw
@@ -303,45 +306,47 @@ class SingleCellCollection(JoinedCells):
         SourceNotFoundError
             There is no such file.
         ConversionFailedError
-            A file cannot be converted; the others are members all the same.
+            A file cannot be converted; the others are members all the same. ``report`` has all.
         """
+        from scdl.conversion import Settings
+        from scdl.directory_conversion import convert_files, failure, h5ad_files
+
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
         options = _documented(load_block_row_size, use_X_not_raw, given)
-        pattern = os.path.join(glob.escape(os.fspath(directory_path)), "**", "*.h5ad")
-        sources = sorted(glob.glob(pattern, recursive=True))
-        if not sources:
-            raise SourceNotFoundError(
-                f"{os.fspath(directory_path)}: there is no *.h5ad file here or below"
-            )
-        failures: list[tuple[str, Exception]] = []
-        for source in sources:
-            try:
-                self.add(self._convert(source, options))
-            except (ScdlError, OSError, ValueError) as error:
-                failures.append((source, error))
-        if len(failures) < len(sources):
+        targets = self._targets(h5ad_files(directory_path))
+        report = convert_files(
+            targets,
+            os.path.dirname(next(iter(targets.values()))),
+            Settings(None, self._carried_key, options),
+            workers=max_workers,
+            use_processes=use_processes,
+        )
+        if report.archives:
+            self.add(list(report.archives.values()))
             self.save_manifest()
-        if failures:
-            source, reason = failures[0]
-            raise ConversionFailedError(
-                f"{source} and {len(failures) - 1} others cannot be converted, the other "
-                f"{len(sources) - len(failures)} are members now: {reason}"
-            ) from reason
+        if report.failed:
+            raise failure(report, "the others are members now")
 
-    def _convert(self, source: Path, options: ConvertOptions) -> str:
-        from scdl.conversion import convert
-
+    def _targets(self, sources: Sequence[Path]) -> dict[str, str]:
+        """Of each file where its archive goes, in the directory of the collection, made now."""
         if self.data_path is None:
             raise CollectionError(
                 "a collection of a list of paths has no place for new archives; give "
                 "SingleCellCollection a directory"
             )
-        os.makedirs(self.data_path, exist_ok=True)
-        stem = os.path.splitext(os.path.basename(os.fspath(source)))[0]
-        target = os.path.join(self.data_path, distinct([*os.listdir(self.data_path), stem])[-1])
-        key = self._neighbors["neighbor_key"] if self._neighbors["load_neighbors"] else None
-        convert(source, target, neighbor_key=key, **options)
-        return target
+        with refused_write(self.data_path):
+            os.makedirs(self.data_path, exist_ok=True)
+        paths = [os.fspath(source) for source in sources]
+        stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+        names = distinct([*os.listdir(self.data_path), *stems])[-len(stems) :]
+        targets = (os.path.join(self.data_path, name) for name in names)
+        return dict(zip(paths, targets, strict=True))
+
+    @property
+    def _carried_key(self) -> str | None:
+        """Key of the graph that conversions carry over."""
+        key: str = self._neighbors["neighbor_key"]
+        return key if self._neighbors["load_neighbors"] else None
 
     # -- one archive -----------------------------------------------------------------------
 

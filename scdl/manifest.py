@@ -248,17 +248,3 @@ def _flush_directory(directory: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def distinct(names: Iterable[str]) -> list[str]:
-    """The same names, with a number behind those that came before."""
-    taken: set[str] = set()
-    out = []
-    for name in names:
-        made, number = name, 1
-        while made in taken:
-            number += 1
-            made = f"{name}-{number}"
-        taken.add(made)
-        out.append(made)
-    return out

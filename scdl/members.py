@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scdl import csr
 from scdl.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, ScdlError
-from scdl.manifest import Member, absolute, distinct
+from scdl.manifest import Member, absolute
 from scdl.neighbors import NeighborGraph, NeighborStats
-from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, var_table
+from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, distinct, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
 from storage_backends.base import ArrayStore
 
