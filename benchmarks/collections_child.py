@@ -49,7 +49,7 @@ def split(source: str, directory: str, members: int, kept: float) -> dict[str, A
 def epoch(path: str, genes: int = 0, ordered: bool = True, layout: str = "csr") -> dict[str, Any]:
     """One epoch of a loader in block order, also in a gene space of so many genes."""
     cells = _cells(path, genes, ordered)
-    loader = scdl.SingleCellLoader(cells, 1_024, layout=layout, threads=THREADS)
+    loader = scdl.SingleCellLoader(cells, min(1_024, cells.n_obs), layout=layout, threads=THREADS)
     start, n, total = time.perf_counter(), 0, 0
     for batch in loader:
         n += len(batch)

@@ -165,7 +165,7 @@ def _write_tables(
 
 def _blocks(spec: DataSpec, *, progress: bool) -> Iterator[slice]:
     starts = range(0, spec.cells, spec.block_rows)
-    for start in tqdm(starts, desc="generate", unit="block", disable=not progress):
+    for start in tqdm(starts, desc="generate", unit="block", disable=None if progress else True):
         yield slice(start, min(start + spec.block_rows, spec.cells))
 
 

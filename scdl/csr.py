@@ -141,7 +141,8 @@ def read(
     else:
         for name, out in parts:
             store.read_ranges(name, starts, stops, out)
-    return SparseRows(data, indices, indptr)
+    below = store.spec(prefix + INDICES).below
+    return SparseRows(data, indices, indptr, None if below is None else below - 1)
 
 
 def gather(

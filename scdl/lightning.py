@@ -75,8 +75,10 @@ class SingleCellDataModule(LightningDataModule):
     def _in_order(self, part: str) -> Any:
         if part not in self._splits:
             return []
+        rows = self._splits[part]
+        # What is only looked at may be less than a batch for training.
         return SingleCellLoader(
-            self._cells, self._batch_size, order="sequential", rows=self._splits[part],
+            self._cells, min(self._batch_size, len(rows)), order="sequential", rows=rows,
             seed=self._seed, **self._options,
         )  # fmt: skip
 

@@ -189,6 +189,11 @@ class SingleCellLoader:
                 "an order is a name or an object with positions(n, seed, epoch), not "
                 f"{self._own_order!r}"
             )
+        width = getattr(self._own_order, "batch_size", self.batch_size)
+        if width != self.batch_size:
+            raise LoaderError(
+                f"the order was made for batches of {width} cells, not of {self.batch_size}"
+            )
         if self._options["neighbors"] and self.cells.graph is None:
             raise LoaderError(
                 "neighbors=… needs a neighbour graph, which the dataset lacks or was opened without"
@@ -202,9 +207,15 @@ class SingleCellLoader:
         self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
         if self._options["obsm"]:
             self.cells.read_rows([], obsm=self._options["obsm"])
+        n_cells = len(self._positions(0))
+        if self.batch_size > n_cells:
+            raise LoaderError(
+                f"batch_size {self.batch_size} is more than the {n_cells} cells of an epoch; take "
+                f"at most {n_cells}"
+            )
         if len(self) == 0:
             raise LoaderError(
-                f"{len(self._positions(0))} cells make no batch of {self.batch_size} on each of "
+                f"{n_cells} cells make no batch of {self.batch_size} on each of "
                 f"{self.world_size} ranks; take smaller batches, or drop_last=False"
             )
 
@@ -310,7 +321,9 @@ class SingleCellLoader:
         reader = ThreadPoolExecutor(1, "scdl-reader") if self._reads_chunks else pool
         try:
             windows = run.windows(self._window_cells)
-            planned = ahead(pool, (partial(self._plan, run, window) for window in windows), 1)
+            plans = (partial(self._plan, run, window) for window in windows)
+            # While chunks are read the next ones are planned in any case.
+            planned = ahead(pool, plans, 0 if self._reads_chunks else 1)
             stretches = itertools.chain.from_iterable(planned)
             at_once = -(-_TASK_CELLS // self.batch_size)
             if self._cuts_reads:

@@ -30,6 +30,8 @@ _FEW = 100
 #: Positions that are computed at once.
 _AT_ONCE = 1 << 12
 _MASK64 = (1 << 64) - 1
+#: Constants of splitmix64.
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Positions(Protocol):
@@ -231,6 +233,7 @@ class Grouped:
         match: NDArray[Any] | None = None,
     ) -> None:
         self._codes = codes
+        self.batch_size = batch_size
         self._treated = batch_size if control is None else batch_size // 2
         if control is not None and batch_size % 2:
             raise OrderError(f"batches with controls have an even size, not {batch_size}")
@@ -305,22 +308,22 @@ class Grouped:
 
 def _key(*parts: int) -> int:
     """One number of 64 bits for several, each of which changes all of it."""
+    # As `_hashed`, of Python's numbers: arrays of one number take ten times as long.
     key = 0
     for part in parts:
-        key = int(_mix(np.array([(key ^ int(part)) & _MASK64], np.uint64))[0])
+        x = ((key ^ int(part)) + _GOLDEN) & _MASK64
+        x = ((x ^ (x >> 30)) * _FIRST) & _MASK64
+        x = ((x ^ (x >> 27)) * _SECOND) & _MASK64
+        key = x ^ (x >> 31)
     return key
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread each number over 64 bits; the source is splitmix64 (Steele et al., 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _hashed(at: Numbers, key: int) -> NDArray[np.uint64]:
-    return _mix(at.view(np.uint64) ^ np.uint64(key))
+    """Each number spread over 64 bits; the source is splitmix64 (Steele et al., 2014)."""
+    x = (at.view(np.uint64) ^ np.uint64(key)) + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
+    return x ^ (x >> np.uint64(31))
 
 
 def _uniform(x: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -370,9 +373,9 @@ def _shifted(x: NDArray[np.uint64], by: NDArray[np.uint64], n: np.uint64) -> NDA
 def _stir(x: NDArray[np.uint64], key: np.uint64, n: np.uint64) -> NDArray[np.uint64]:
     """Numbers below `n`, under 2**32, that depend on all bits of others and of a key."""
     x = x ^ key
-    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x *= np.uint64(_FIRST)
     x ^= x >> np.uint64(32)
-    x *= np.uint64(0x94D049BB133111EB)
+    x *= np.uint64(_SECOND)
     x >>= np.uint64(32)
     x *= n
     x >>= np.uint64(32)

@@ -128,20 +128,55 @@ def plan_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length
     )
 
 
+class Bound(NamedTuple):
+    """What the numbers of an array must be, and what they are replaced by.
+
+    Attributes
+    ----------
+    below
+        Every number is less; 0: any number will do.
+    mapping
+        What stands for each number, as many as `below`; empty: the number itself.
+    """
+
+    below: int
+    mapping: NDArray[Any]
+
+    @classmethod
+    def of(cls, below: int = 0, mapping: NDArray[Any] | None = None) -> Bound:
+        """The bound of a mapping, or of numbers that stay as they are."""
+        if mapping is None:
+            return cls(below, np.empty(0, np.uint16))
+        return cls(len(mapping), mapping)
+
+
 @kernel
 def place(
     chunk: NDArray[Any],
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     lengths: NDArray[np.int64],
+    bound: Bound,
     out: NDArray[Any],
-) -> None:
-    """Copy pieces of a chunk to their places in `out`, whose type may be wider."""
+) -> bool:
+    """Copy pieces of a chunk to `out`, whose type may be wider; False: a number is beyond."""
     for i in range(len(sources)):
         piece = chunk[sources[i] : sources[i] + lengths[i]]
         target = out[targets[i] : targets[i] + lengths[i]]
-        for k in range(len(target)):
-            target[k] = piece[k]
+        if bound.below:
+            # Compared all at once: a branch a number takes longer than to copy it.
+            largest = chunk.dtype.type(0)
+            for k in range(len(piece)):
+                largest = max(largest, piece[k])
+            if largest >= bound.below:
+                return False
+        if len(bound.mapping):
+            for k in range(len(target)):
+                target[k] = bound.mapping[np.uint64(piece[k])]
+        else:
+            for k in range(len(target)):
+                target[k] = piece[k]
+    return True
 
 
 def place_numpy(
@@ -149,49 +184,13 @@ def place_numpy(
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     lengths: NDArray[np.int64],
+    bound: Bound,
     out: NDArray[Any],
-) -> None:
+) -> bool:
     """The same as :func:`place` in NumPy."""
     for source, target, length in zip(sources, targets, lengths, strict=True):
-        out[target : target + length] = chunk[source : source + length]
-
-
-@kernel
-def place_mapped(
-    chunk: NDArray[Any],
-    mapping: NDArray[Any],
-    sources: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    out: NDArray[Any],
-) -> bool:
-    """Copy pieces through a table: ``mapping[chunk[…]]``; False for a number outside of it."""
-    n = len(mapping)
-    inside = True
-    for i in range(len(sources)):
-        piece = chunk[sources[i] : sources[i] + lengths[i]]
-        target = out[targets[i] : targets[i] + lengths[i]]
-        for k in range(len(target)):
-            number = piece[k]
-            if number < n:
-                target[k] = mapping[number]
-            else:
-                inside = False
-    return inside
-
-
-def place_mapped_numpy(
-    chunk: NDArray[Any],
-    mapping: NDArray[Any],
-    sources: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    out: NDArray[Any],
-) -> bool:
-    """The same as :func:`place_mapped` in NumPy."""
-    for source, target, length in zip(sources, targets, lengths, strict=True):
         piece = chunk[source : source + length]
-        if (piece >= len(mapping)).any():
+        if bound.below and (piece >= bound.below).any():
             return False
-        out[target : target + length] = mapping[piece]
+        out[target : target + length] = bound.mapping[piece] if len(bound.mapping) else piece
     return True

@@ -17,14 +17,14 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from storage_backends._chunk_plan import ChunkPlan
+from storage_backends._chunk_plan import Bound, ChunkPlan, place
 from storage_backends._content import CHECKSUM_BYTES, Content
 from storage_backends.jit import intrinsic, kernel
 
 #: Returned where every chunk is sound; else the position of the first that is not.
 SOUND = -1
 #: Added to a position where the checksum was right, and what it covers is damaged all the same.
-_UNFIT = 1 << 32
+UNFIT = 1 << 32
 
 _BLOSC_HEADER_BYTES = 16
 
@@ -41,9 +41,9 @@ def _address(module: str, function: str) -> int:
 #: ``int blosc_decompress_ctx(const void *src, void *dest, size_t destsize, int threads)``
 _BLOSC_DECOMPRESS = _address("numcodecs.blosc", "blosc_decompress_ctx")
 #: ``uint32_t crc32c_value(const uint8_t *data, size_t length)``
-_CRC32C = _address("google_crc32c._crc32c", "crc32c_value")
+CRC32C = _address("google_crc32c._crc32c", "crc32c_value")
 
-AVAILABLE = bool(_BLOSC_DECOMPRESS and _CRC32C)
+AVAILABLE = bool(_BLOSC_DECOMPRESS and CRC32C)
 
 _BYTE = ir.IntType(8).as_pointer()
 
@@ -70,27 +70,57 @@ def _decompress(typingctx: Any, function: Any, source: Any, target: Any, size: A
     return types.int32(types.int64, types.int64, types.int64, types.int64), codegen
 
 
+def _loaded(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Code of the little-endian number at an address, which need not be aligned."""
+    pointer = builder.inttoptr(
+        arguments[0], ir.IntType(signature.return_type.bitwidth).as_pointer()
+    )
+    return builder.load(pointer, align=1)
+
+
+@intrinsic
+def byte_at(typingctx: Any, address: Any) -> Any:
+    """The byte at an address."""
+    return types.uint8(types.int64), _loaded
+
+
 @intrinsic
 def _number_at(typingctx: Any, address: Any) -> Any:
-    """The little-endian uint32 at an address, which need not be aligned."""
+    """The uint32 at an address."""
+    return types.uint32(types.int64), _loaded
+
+
+@intrinsic
+def word_at(typingctx: Any, address: Any) -> Any:
+    """The uint64 at an address."""
+    return types.uint64(types.int64), _loaded
+
+
+@intrinsic
+def leading_zeros(typingctx: Any, word: Any) -> Any:
+    """Bits above the highest that is set; 64 where none is."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
-        return builder.load(pointer, align=1)
+        return builder.ctlz(arguments[0], ir.IntType(1)(0))
 
-    return types.uint32(types.int64), codegen
+    return types.uint64(types.uint64), codegen
+
+
+@kernel
+def is_intact(crc32c: int, address: int, size: int) -> bool:
+    """Whether the CRC32C of `size` bytes stands behind them."""
+    return size >= 0 and _crc32c(crc32c, address, size) == _number_at(address + size)
 
 
 def check(content: Content) -> int:
     """The first chunk whose last four bytes are not the CRC32C of the others, or SOUND."""
-    return int(_check(_CRC32C, content.addresses, content.lengths))
+    return int(_check(CRC32C, content.addresses, content.lengths))
 
 
 @kernel
 def _check(function: int, addresses: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
     for i in range(len(addresses)):
-        size = lengths[i] - CHECKSUM_BYTES
-        if size < 0 or _crc32c(function, addresses[i], size) != _number_at(addresses[i] + size):
+        if not is_intact(function, addresses[i], lengths[i] - CHECKSUM_BYTES):
             return i
     return SOUND
 
@@ -108,7 +138,7 @@ def decode_blosc(content: Content, out: NDArray[Any], *, delta: bool) -> tuple[i
     position, problem
         Of the first chunk that is damaged; SOUND and nothing where none is.
     """
-    functions = _CRC32C, _BLOSC_DECOMPRESS
+    functions = CRC32C, _BLOSC_DECOMPRESS
     return _problem(_decode_blosc(*functions, content.addresses, content.lengths, delta, out))
 
 
@@ -116,17 +146,16 @@ def place_blosc(
     content: Content,
     memory: NDArray[Any],
     part: ChunkPlan,
-    mapping: NDArray[Any] | None,
+    bound: Bound,
     out: NDArray[Any],
     *,
     delta: bool,
 ) -> tuple[int, str]:
     """As :func:`decode_blosc`, one after the other into `memory`, and copy pieces to `out`."""
-    table = np.empty(0, out.dtype) if mapping is None else mapping
     return _problem(
         _place_blosc(
-            _CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
-            part.bounds, part.sources, part.targets, part.lengths, table, mapping is not None, out,
+            CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
+            part.bounds, part.sources, part.targets, part.lengths, bound, out,
         )
     )  # fmt: skip
 
@@ -134,8 +163,8 @@ def place_blosc(
 def _problem(found: int) -> tuple[int, str]:
     if found == SOUND:
         return SOUND, ""
-    problem = "its checksum is wrong" if found < _UNFIT else "it does not hold what it should"
-    return found % _UNFIT, problem
+    problem = "its checksum is wrong" if found < UNFIT else "it does not hold what it should"
+    return found % UNFIT, problem
 
 
 @kernel
@@ -144,7 +173,7 @@ def _unpack(
 ) -> int:
     """Check and decompress one frame; SOUND, or what is added to the position of a damaged one."""
     size = length - CHECKSUM_BYTES
-    if size < 0 or _crc32c(crc32c, address, size) != _number_at(address + size):
+    if not is_intact(crc32c, address, size):
         return 0
     # Blosc believes the sizes in its header.
     fits = size >= _BLOSC_HEADER_BYTES
@@ -152,7 +181,7 @@ def _unpack(
     fits = fits and np.int64(_number_at(address + 12)) == size
     target = np.int64(out.ctypes.data)
     if not fits or _decompress(decompress, address, target, out.nbytes) != out.nbytes:
-        return _UNFIT
+        return UNFIT
     if delta:
         total = out[0]
         for k in range(1, len(out)):
@@ -189,25 +218,17 @@ def _place_blosc(
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     piece_lengths: NDArray[np.int64],
-    mapping: NDArray[Any],
-    mapped: bool,
+    bound: Bound,
     out: NDArray[Any],
 ) -> int:
     for i in range(len(addresses)):
         found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, memory)
         if found != SOUND:
             return i + found
-        for k in range(bounds[i], bounds[i + 1]):
-            piece = memory[sources[k] : sources[k] + piece_lengths[k]]
-            target = out[targets[k] : targets[k] + piece_lengths[k]]
-            if not mapped:
-                for j in range(len(target)):
-                    target[j] = piece[j]
-                continue
-            for j in range(len(target)):
-                if piece[j] >= len(mapping):
-                    return i + _UNFIT
-                target[j] = mapping[piece[j]]
+        pieces = slice(bounds[i], bounds[i + 1])
+        where = sources[pieces], targets[pieces], piece_lengths[pieces]
+        if not place(memory, *where, bound, out):
+            return i + UNFIT
     return SOUND
 
 

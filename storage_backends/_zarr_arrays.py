@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends._chunk_plan import ChunkPlan, place, place_mapped, plan
+from storage_backends._chunk_plan import Bound, ChunkPlan, place, plan
 from storage_backends._content import Content
 from storage_backends._shards import Files, ShardedChunks
 from storage_backends._zarr_codecs import Chain, DamagedChunkError
@@ -25,7 +25,7 @@ _WINDOW_CHUNKS = 1024
 #: Chunks of one read up to which they are kept for the next.
 _FEW_CHUNKS = 16
 #: Chunks that a thread decodes at once.
-_GROUP_CHUNKS = 64
+_GROUP_CHUNKS = 32
 
 
 class ChunkCache:
@@ -70,7 +70,7 @@ class Chunks(ABC):
         start: int,
         memory: NDArray[Any],
         part: ChunkPlan,
-        mapping: NDArray[Any] | None,
+        bound: Bound,
         out: NDArray[Any],
     ) -> bool:
         """Copy pieces of the chunks from `start` on to `out`; False where it cannot be done so."""
@@ -131,15 +131,14 @@ class _Fetched(Chunks):
         start: int,
         memory: NDArray[Any],
         part: ChunkPlan,
-        mapping: NDArray[Any] | None,
+        bound: Bound,
         out: NDArray[Any],
     ) -> bool:
-        if self._there is not None or not self._reader.chain.places:
+        if self._there is not None:
             return False
         with self._located(start):
             content = self._content.part(start, start + len(part.chunks))
-            self._reader.chain.place(content, memory, part, mapping, out)
-        return True
+            return self._reader.chain.place(content, memory, part, bound, out)
 
     def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
         with self._located(start):
@@ -183,11 +182,11 @@ class ZarrArray:
 
     Attributes
     ----------
-    mapping
-        Replaces the numbers, where they are genes that are stored in another order.
+    bound
+        What ids are less than, and what replaces them if genes are stored in another order.
     """
 
-    mapping: NDArray[Any] | None = None
+    bound = Bound.of()
 
     def __init__(
         self,
@@ -241,7 +240,7 @@ class ZarrArray:
             part = todo.part(first, first + group)
             one = self._memory(1)[0]
             bits = _bits(one) if one.dtype == out.dtype else one
-            if not keep and chunks.place(first, bits, part, self.mapping, self._as_stored(out)):
+            if not keep and chunks.place(first, bits, part, self.bound, self._as_stored(out)):
                 return
             memory = self._memory(group)[: len(part.chunks)]
             chunks.decode(first, first + len(memory), memory)
@@ -270,14 +269,11 @@ class ZarrArray:
 
     def _place(self, chunks: NDArray[Any], part: ChunkPlan, out: NDArray[Any]) -> None:
         where = part.positions(self._chunk_length), part.targets, part.lengths
-        if self.mapping is None:
-            place(
-                _bits(chunks) if chunks.dtype == out.dtype else chunks, *where, self._as_stored(out)
-            )
-        elif not place_mapped(chunks, self.mapping, *where, out):
+        bits = _bits(chunks) if chunks.dtype == out.dtype else chunks
+        if not place(bits, *where, self.bound, self._as_stored(out)):
             raise ArchiveFormatError(
                 f"{self._where}: one of its chunks {part.chunks.tolist()} holds a gene that is not "
-                f"below {len(self.mapping)}; convert the source again"
+                f"below {self.bound.below}; convert the source again"
             )
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from storage_backends import _native
-from storage_backends._chunk_plan import ChunkPlan
+from storage_backends import _native, _pcodec
+from storage_backends._chunk_plan import Bound, ChunkPlan
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends._zarr_profiles import NARROW, Codec
 from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
@@ -97,39 +97,54 @@ class Chain:
         return data
 
     @property
-    def places(self) -> bool:
-        """Whether :meth:`place` can be used."""
+    def _is_blosc(self) -> bool:
         return _native.AVAILABLE and self._names == ["bytes", "blosc", "crc32c"]
+
+    @property
+    def _is_pcodec(self) -> bool:
+        return _native.AVAILABLE and self._names == ["numcodecs.pcodec", "crc32c"]
+
+    @property
+    def _is_pcodec_of_ours(self) -> bool:
+        """Whether compiled code decodes what scdl writes."""
+        return self._is_pcodec and self.stored == _pcodec.DTYPE and not self._delta
 
     def place(
         self,
         content: Content,
         memory: NDArray[Any],
         part: ChunkPlan,
-        mapping: NDArray[Any] | None,
+        bound: Bound,
         out: NDArray[Any],
-    ) -> None:
-        """Decompress chunks one after the other into `memory` and copy pieces of them to `out`."""
-        position, problem = _native.place_blosc(
-            content, memory, part, mapping, out, delta=self._delta
-        )
-        if position != _native.SOUND:
-            raise DamagedChunkError(position, problem)
+    ) -> bool:
+        """Decompress chunks one after the other into `memory` and copy pieces of them to `out`.
+
+        Returns
+        -------
+        bool
+            Whether this could be done, in compiled code.
+        """
+        found = None
+        if self._is_blosc:
+            found = _native.place_blosc(content, memory, part, bound, out, delta=self._delta)
+        elif self._is_pcodec_of_ours:
+            found = _pcodec.place(content, memory, part, bound, out)
+        return _sound(found)
 
     def decode(self, content: Content, out: NDArray[Any]) -> None:
         """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk."""
-        if self.places:
+        if self._is_blosc:
             unsigned = out.view(f"u{out.itemsize}")
-            position, problem = _native.decode_blosc(content, unsigned, delta=self._delta)
-            if position != _native.SOUND:
-                raise DamagedChunkError(position, problem)
+            _sound(_native.decode_blosc(content, unsigned, delta=self._delta))
             return
-        if _native.AVAILABLE and self._names == ["numcodecs.pcodec", "crc32c"]:
+        if self._is_pcodec_of_ours and _sound(_pcodec.decode(content, out)):
+            return
+        if self._is_pcodec:
             position = _native.check(content)
             if position != _native.SOUND:
                 raise DamagedChunkError(position, "its checksum is wrong")
             sizes = content.lengths - CHECKSUM_BYTES
-            _Pcodec.decode_together(content._replace(lengths=sizes), out)
+            _PcodecPackage.decode_together(content._replace(lengths=sizes), out)
         else:
             for position, (data, row) in enumerate(zip(content.copies(), out, strict=True)):
                 try:
@@ -143,6 +158,16 @@ class Chain:
         for codec in reversed(self._compressors):
             data = _COMPRESSORS[codec["name"]].decode(data)
         _SERIALIZERS[self._serializer["name"]].decode(data, out)
+
+
+def _sound(found: tuple[int, str] | None) -> bool:
+    """Raise for a damaged chunk; False where nothing was found out."""
+    if found is None:
+        return False
+    position, problem = found
+    if position != _native.SOUND:
+        raise DamagedChunkError(position, problem)
+    return True
 
 
 @kernel
@@ -185,7 +210,7 @@ class _Bytes:
         out[:] = np.frombuffer(data, out.dtype)
 
 
-class _Pcodec:
+class _PcodecPackage:
     """``numcodecs.pcodec``; pcodec is imported when it is first used."""
 
     @staticmethod
@@ -298,5 +323,5 @@ class _Gzip:
         return zlib.decompress(data, wbits=31)
 
 
-_SERIALIZERS: dict[str, Any] = {"bytes": _Bytes, "numcodecs.pcodec": _Pcodec}
+_SERIALIZERS: dict[str, Any] = {"bytes": _Bytes, "numcodecs.pcodec": _PcodecPackage}
 _COMPRESSORS: dict[str, Any] = {"blosc": _Blosc, "zstd": _Zstd, "gzip": _Gzip, "crc32c": _Crc32c}

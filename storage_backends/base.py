@@ -55,11 +55,14 @@ class ArraySpec:
         Number of items along the first axis.
     item_shape
         Shape of one item: ``()`` for plain arrays, ``(50,)`` for vectors of 50 numbers.
+    below
+        Numbers that are read are less, since others raise ArchiveFormatError; None: not checked.
     """
 
     dtype: np.dtype[Any]
     length: int
     item_shape: tuple[int, ...] = ()
+    below: int | None = None
 
     @property
     def nbytes(self) -> int:

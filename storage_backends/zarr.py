@@ -28,6 +28,7 @@ import zarr
 from numpy.typing import NDArray
 
 from storage_backends import _gene_order, _remote, _zarr_layout
+from storage_backends._chunk_plan import Bound
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
 from storage_backends._zarr_layout import MATRIX_PARTS
@@ -149,12 +150,21 @@ class ZarrStore(ArrayStore):
                 )
         if self._ours or self._sparse_format(self._matrix) == "csr":
             self._check_matrix()
-        if self._order is not None:
+        self._bound_ids()
+
+    def _bound_ids(self) -> None:
+        """Ids of genes are checked, and those of genes in another order replaced, at reading."""
+        if self._order is None:
+            array = self._arrays.get("indices")
+            # The largest of signed numbers does not tell whether one is negative.
+            if array is not None and array.spec.dtype.kind == "u" and self._matrix in self._sparse:
+                array.bound = Bound.of(self._sparse[self._matrix].shape[1])
+        else:
             layers = [name for name in self._arrays if name.startswith("layers/")]
             shared = [name for name in layers if name.endswith("/indices")]
             for name in ("indices", *(shared if self._matrix == "X" else ())):
                 array = self._arrays[name]
-                array.mapping = self._order.astype(array.spec.dtype)
+                array.bound = Bound.of(mapping=self._order.astype(array.spec.dtype))
 
     def _holds_arrays(self, path: str) -> bool:
         """Whether an element is arrays of the seam, if its content can be."""
@@ -250,7 +260,10 @@ class ZarrStore(ArrayStore):
 
     @cached_property
     def _specs(self) -> Mapping[str, ArraySpec]:
-        specs = {name: array.spec for name, array in self._arrays.items()}
+        specs = {
+            name: replace(array.spec, below=array.bound.below or None)
+            for name, array in self._arrays.items()
+        }
         for name in self._ours.get("unsigned", ()):
             if name in specs and specs[name].dtype == np.int64:
                 specs[name] = replace(specs[name], dtype=np.dtype(np.uint64))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_kernels import csr_rows
 
 from storage_backends import _chunk_plan, _native, _zarr_codecs, rowsort
+from storage_backends._chunk_plan import Bound
 from storage_backends._shards import LocalFiles, Pieces, spans
 from storage_backends._zarr_array_writer import ArrayBuilder
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
@@ -86,13 +87,12 @@ def test_place(pairs, dtype):
     sources, lengths = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
     pieces = sources, np.cumsum(lengths) - lengths, lengths
     outs = [np.zeros(int(lengths.sum()), dtype) for _ in range(2)]
-    _chunk_plan.place(chunk, *pieces, outs[0])
-    _chunk_plan.place_numpy(chunk, *pieces, outs[1])
-    np.testing.assert_array_equal(*outs)
-    for table in (mapping, mapping[:300]):
+    bounds = [Bound.of(), Bound.of(400), Bound.of(300)]
+    bounds += [Bound.of(mapping=mapping), Bound.of(mapping=mapping[:300])]
+    for bound in bounds:
         found = [
-            _chunk_plan.place_mapped(chunk, table, *pieces, outs[0]),
-            _chunk_plan.place_mapped_numpy(chunk, table, *pieces, outs[1]),
+            _chunk_plan.place(chunk, *pieces, bound, outs[0]),
+            _chunk_plan.place_numpy(chunk, *pieces, bound, outs[1]),
         ]
         assert found[0] == found[1]
         if found[0]:

@@ -182,7 +182,7 @@ class TestLayouts:
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive", data_dtype=stored)
         length = N_VARS if layout == "padded" else None
         options = {"layout": layout, "length": length, "order": "sequential"}
-        (batch,) = SingleCellLoader(scdl.open(tmp_path / "archive"), dtype=None, **options)
+        (batch,) = SingleCellLoader(scdl.open(tmp_path / "archive"), 9, dtype=None, **options)
         assert batch.x.dtype == getattr(torch, given)
         np.testing.assert_array_equal(dense_of(batch), cells.csr().toarray())
 
@@ -195,9 +195,8 @@ class TestLayouts:
         write_h5ad(tmp_path / "a.h5ad", cells)
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive")
         length = 5 if layout == "padded" else None
-        loader = in_order(
-            scdl.open(tmp_path / "archive"), dtype=dtype, layout=layout, length=length
-        )
+        archive = scdl.open(tmp_path / "archive")
+        loader = SingleCellLoader(archive, 2, dtype=dtype, layout=layout, length=length)
         with pytest.raises(scdl.errors.CastError, match=dtype):
             list(loader)
 
@@ -263,7 +262,7 @@ class TestTransforms:
         write_h5ad(tmp_path / "a.h5ad", cells)
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive", data_dtype=stored)
         loader = SingleCellLoader(
-            scdl.open(tmp_path / "archive"), order="sequential", dtype=None,
+            scdl.open(tmp_path / "archive"), 9, order="sequential", dtype=None,
             transforms=[NormalizeTotal(), Log1p()],
         )  # fmt: skip
         (batch,) = loader
@@ -311,7 +310,7 @@ class TestColumns:
                 assert labels == [None if pd.isna(label) else label for label in expected]
 
     def test_vocabulary_is_of_the_whole_dataset(self, ds: Any) -> None:
-        loader = SingleCellLoader(ds, rows=[0, 1], obs=["type", "donor", "perhaps", "age"])
+        loader = SingleCellLoader(ds, 2, rows=[0, 1], obs=["type", "donor", "perhaps", "age"])
         assert loader.vocabulary == {
             "type": ("NK", "unused", "B", "T"),
             "donor": tuple(f"d{i}" for i in range(9)),
@@ -325,7 +324,7 @@ class TestColumns:
                 np.testing.assert_array_equal(batch.obs[name], expected[name], err_msg=name)
 
     def test_types_of_numbers(self, ds: Any) -> None:
-        (batch,) = SingleCellLoader(ds, rows=[5], obs=self.NUMBERS)
+        (batch,) = SingleCellLoader(ds, 1, rows=[5], obs=self.NUMBERS)
         assert {name: column.dtype for name, column in batch.obs.items()} == {
             "line": torch.int64,
             "age": torch.int64,
@@ -363,7 +362,7 @@ class TestNeighbors:
         graph = GRAPH.csr()
         cell = int(np.argmax(np.diff(graph.indptr)))
         neighbors = graph.indices[graph.indptr[cell] : graph.indptr[cell + 1]]
-        loader = SingleCellLoader(memmap, rows=[cell] * 50, neighbors=40)
+        loader = SingleCellLoader(memmap, 50, rows=[cell] * 50, neighbors=40)
         (batch,) = loader
         drawn = batch.neighbors.rows.numpy()
         assert set(drawn) <= set(neighbors.tolist())
@@ -409,7 +408,7 @@ class TestTokenizer:
 
 class TestOrders:
     @pytest.mark.parametrize("order", ["block", "random", "sequential"])
-    @pytest.mark.parametrize("size", [7, 64, 1_000, 5_000])
+    @pytest.mark.parametrize("size", [7, 64, 1_000, N_OBS])
     def test_each_cell_once(self, ds: Any, order: str, size: int) -> None:
         loader = SingleCellLoader(ds, size, order=order, buffer=300)
         batches = rows_of(loader)
@@ -541,7 +540,9 @@ class TestSubsets:
     )
     def test_cells_of_a_subset(self, ds: Any, rows: Any) -> None:
         selected = np.arange(N_OBS)[list(rows) if isinstance(rows, range) else rows]
-        batches = list(in_order(ds, rows=rows, obs=["age"]))
+        size = min(64, len(selected))
+        options = {"order": "sequential", "obs": ["age"]}
+        batches = list(SingleCellLoader(ds, size, rows=rows, **options))
         assert flat([batch.rows.tolist() for batch in batches]) == selected.tolist()
         np.testing.assert_array_equal(np.concatenate(list(map(dense_of, batches))), DENSE[selected])
         ages = torch.cat([batch.obs["age"] for batch in batches])
@@ -652,7 +653,7 @@ class TestRanks:
     def test_each_cell_once(
         self, memmap: Any, world_size: int, size: int, data: st.DataObject
     ) -> None:
-        n = data.draw(st.integers(world_size, 400))
+        n = data.draw(st.integers(max(world_size, size), 400))
         rows = np.arange(n)
         ranks = [
             rows_of(SingleCellLoader(memmap, size, rows=rows, rank=rank, world_size=world_size))
@@ -1007,7 +1008,11 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
     "unknown obs column": ({"obs": ["colour"]}, FeatureNotFoundError, "colour.*type"),
     "unknown obsm": ({"obsm": ["X_umap"]}, FeatureNotFoundError, "X_umap.*X_pca"),
     "batch larger than the data": (
-        {"batch_size": 5_000, "drop_last": True}, LoaderError, "1009 cells.*5000",
+        {"batch_size": 1_010}, LoaderError, "1010.*more than the 1009 cells",
+    ),
+    "an order for other batches": (
+        {"batch_size": 10, "order": samplers.Grouped(np.zeros(N_OBS, int), 8)}, LoaderError,
+        "8 cells, not of 10",
     ),
     "batches larger than the ranks' data": (
         {"batch_size": 400, "drop_last": True, "rank": 0, "world_size": 3}, LoaderError, "3 ranks",

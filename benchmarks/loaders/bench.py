@@ -73,7 +73,7 @@ def _ours(archive: str, via: str) -> Reader:
     if archive == MEMMAP:
         return Reader("scdl", archive, via, orders)
     if via == "SingleCellLoader":
-        return Reader("scdl", archive, via, orders, ("random",), workers=False)
+        return Reader("scdl", archive, via, orders, workers=False)
     return Reader("scdl", archive, via, orders, orders, workers=False, dense=False)
 
 

@@ -76,9 +76,9 @@ class SingleCellLoader:
     ) -> Iterable[Any]:
         import scdl
 
-        loader = scdl.SingleCellLoader(
-            scdl.open(path), batch, order=order, layout=layout, **options
-        )
+        cells = scdl.open(path)
+        batch = min(batch, len(cells))  # Toy data may be less.
+        loader = scdl.SingleCellLoader(cells, batch, order=order, layout=layout, **options)
         # With workers=… they would start anew for each epoch, and one here is over in an instant.
         return _data_loader(loader.dataset(), workers, batch_size=None) if workers else loader
 

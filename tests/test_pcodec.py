@@ -1,0 +1,144 @@
+"""Compiled decoding of pcodec's files against the package that writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage_backends import _native, _pcodec
+from storage_backends._chunk_plan import Bound, plan
+from storage_backends._content import Content, checksum
+
+pcodec = pytest.importorskip("pcodec")
+standalone = pytest.importorskip("pcodec.standalone")
+
+N = 700
+KINDS = ["constant", "few", "counts", "rising", "any", "multiples", "wide"]
+
+
+def numbers(kind: str, n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    made = {
+        "constant": lambda: np.full(n, rng.integers(65_536)),
+        "few": lambda: rng.integers(0, 3, n),
+        "counts": lambda: rng.negative_binomial(1, 0.4, n) + 1,
+        "rising": lambda: np.sort(rng.integers(0, 65_536, n)),
+        "any": lambda: rng.integers(0, 65_536, n),
+        "multiples": lambda: rng.integers(0, 90, n) * 700,
+        "wide": lambda: np.where(rng.random(n) < 0.01, 65_535, rng.integers(0, 2, n)),
+    }[kind]()
+    return made.astype(np.uint16)
+
+
+def encoded(values: np.ndarray, order: int, level: int, mode: str = "classic") -> bytes:
+    none = getattr(pcodec.DeltaSpec, "no_op", None) or pcodec.DeltaSpec.none
+    config = pcodec.ChunkConfig(
+        compression_level=level,
+        mode_spec=getattr(pcodec.ModeSpec, mode)(),
+        delta_spec=pcodec.DeltaSpec.try_consecutive(order) if order else none(),
+        paging_spec=pcodec.PagingSpec.equal_pages_up_to(1 << 18),
+    )
+    data: bytes = standalone.simple_compress(values, config)
+    return data
+
+
+def content(files: list[bytes]) -> Content:
+    """Files with their checksums, in memory that ends with the last of them."""
+    owners = [np.frombuffer(data + checksum(data), np.uint8) for data in files]
+    addresses = np.array([owner.ctypes.data for owner in owners], np.int64)
+    return Content(addresses, np.array([len(owner) for owner in owners], np.int64), owners)
+
+
+def decoded(data: bytes, n: int) -> tuple[Any, np.ndarray]:
+    """What the decoder says, and its output; nothing beside that may change."""
+    guarded = np.full((3, n), 4_711, np.uint16)
+    found = _pcodec.decode(content([data]), guarded[1:2])
+    assert (guarded[[0, 2]] == 4_711).all()
+    return found, guarded[1]
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.one_of(st.integers(1, 600), st.sampled_from([255, 256, 257, 512, 4_096, 16_384])),
+    st.integers(0, 1),
+    st.sampled_from([0, 4, 8, 12]),
+    st.integers(0, 99),
+)
+def test_equals_the_package(kind: str, n: int, order: int, level: int, seed: int) -> None:
+    values = numbers(kind, n, seed)
+    found, out = decoded(encoded(values, order, level), n)
+    if n == order:  # Without a difference there is nothing to decode.
+        assert found is None
+        return
+    assert found == (_native.SOUND, "")
+    np.testing.assert_array_equal(out, values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_what_is_not_known_is_left_to_the_package(kind: str, order: int) -> None:
+    values = numbers(kind, N, 1)
+    found, out = decoded(encoded(values, order, 8, "auto"), N)
+    assert found in (None, (_native.SOUND, ""))
+    if found is not None:
+        np.testing.assert_array_equal(out, values)
+
+
+def test_other_variants_are_not_known() -> None:
+    assert decoded(encoded(numbers("rising", N, 0), 2, 8), N)[0] is None
+    assert decoded(encoded(numbers("multiples", N, 0), 0, 8, "auto"), N)[0] is None
+    wide: bytes = standalone.simple_compress(np.arange(N), pcodec.ChunkConfig())
+    assert decoded(wide, N)[0] is None
+    assert decoded(b"no pcodec at all", N)[0] is None
+
+
+def test_pieces_of_many_chunks() -> None:
+    values = numbers("counts", 10 * N, 2)
+    values[2 * N + 1] = values.max() + 1
+    files = [encoded(chunk, 0, 8) for chunk in values.reshape(10, N)]
+    starts, stops = np.array([5, 650, 3_000, 6_999]), np.array([9, 2_900, 3_000, 7_000])
+    todo = plan(starts, stops, N)
+    expected = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
+    memory = np.empty(N, np.uint16)
+    table = np.random.default_rng(0).permutation(int(values.max()) + 1).astype(np.uint16)
+    for mapping, dtype in ((None, np.float32), (None, np.uint16), (table, np.int32)):
+        out = np.zeros(len(expected), dtype)
+        read = content([files[i] for i in todo.chunks])
+        assert _pcodec.place(read, memory, todo, Bound.of(mapping=mapping), out) == (
+            _native.SOUND,
+            "",
+        )
+        np.testing.assert_array_equal(out, expected if mapping is None else table[expected])
+    # A number beyond the table, in the third of the chunks that are read.
+    out = np.zeros(len(expected), np.int32)
+    found = _pcodec.place(read, memory, todo, Bound.of(mapping=table[: values.max()]), out)
+    assert found == (2, "it does not hold what it should")
+    assert _pcodec.place(read, memory, todo, Bound.of(int(values.max())), out) == found
+
+
+@given(st.sampled_from(["counts", "rising", "any"]), st.integers(0, 1), st.data())
+def test_damage_is_found_or_harmless(kind: str, order: int, data: st.DataObject) -> None:
+    """Bits are flipped before the checksum is taken: nothing tells but the content itself."""
+    values = numbers(kind, 300, 3)
+    damaged = bytearray(encoded(values, order, 8))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    cut = data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))
+    found, _ = decoded(bytes(damaged[:cut]), 300)
+    assert found is None or found[0] in (_native.SOUND, 0)
+    if cut < len(damaged) - 1:
+        assert found is None or found[0] == 0
+
+
+def test_a_wrong_checksum_is_found() -> None:
+    data = encoded(numbers("counts", N, 4), 0, 8)
+    read = content([data, data])
+    flipped = np.frombuffer(bytearray(read.owners[1].tobytes()), np.uint8)
+    flipped[20] ^= 1
+    read.addresses[1] = flipped.ctypes.data
+    out = np.empty((2, N), np.uint16)
+    assert _pcodec.decode(read, out) == (1, "its checksum is wrong")
