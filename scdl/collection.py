@@ -370,8 +370,8 @@ class SingleCellCollection(JoinedCells):
         output_path
             Where the archive goes; nothing may be there.
         destroy_on_copy
-            Whether to remove the members, and the manifest, after the archive was opened and
-            compared with each of them: cells, values, and sums of both.
+            Whether to remove the members, and empty the manifest, after the archive was opened and
+            compared with all that each of them has.
         extend_copy_size
             Bytes of stored values copied at once.
         backend
@@ -388,7 +388,8 @@ class SingleCellCollection(JoinedCells):
             Something is at `output_path`.
         CollectionError
             There are no members; `output_path` would be inside one of them, or be found as one;
-            names are not unique; or the archive is not what the members are.
+            names are not unique; or, where members are to be removed, the archive is not all that
+            they are.
         """
         path = absolute(output_path)
         self._check_target(path)
@@ -401,7 +402,7 @@ class SingleCellCollection(JoinedCells):
             options=options,
         )
         if destroy_on_copy:
-            verify(self._members, path)
+            verify(self._members, path, cell_names)
             for store in self._members.stores():
                 store.remove()
             if self.data_path is not None and has_manifest(self.data_path):

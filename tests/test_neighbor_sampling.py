@@ -12,13 +12,12 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import rewritten
 from sources import Cells, Encoding, random_cells, write_h5ad
 
 import scdl
 from scdl import _kernels
 from scdl.errors import NeighborError, RowIndexError, ScdlWarning, SourceError
-from scdl.schema import Info
-from storage_backends import registry
 
 N = 30
 STRATEGIES = list(scdl.NeighborSamplingStrategy)
@@ -51,19 +50,6 @@ def archive(request: pytest.FixtureRequest, source: Path) -> Path:
 
 def expected(key: str) -> sp.csr_array:
     return GRAPHS[key].csr()
-
-
-def rewritten(path: Path, target: Path | str, change: dict[str, Any]) -> Path | str:
-    """A copy of an archive with other arrays, which no conversion would have written."""
-    to = registry.backend("memory" if str(target).startswith("ram:") else "memmap")
-    store = registry.detect(path).store.open(str(path))
-    with store, to.create(str(target)) as writer:
-        for name in store.arrays:
-            writer.append(name, change.get(name, store.read(name)))
-        for name in store.tables:
-            writer.write_table(name, store.read_table(name))
-        writer.commit(Info.from_attrs(store.attrs, store.path).to_attrs())
-    return target
 
 
 class TestKernel:
