@@ -84,8 +84,6 @@ class SingleCellCollection(JoinedCells):
             "fallback_to_identity": fallback_to_identity,
         }
         self._max_open = max_open
-        #: Members whose genes need not be compared with their description.
-        self._described_here: set[str] = set()
         #: The directory of the collection; None where it was made of a list of paths.
         self.data_path: str | None = None
         if isinstance(data_path, str | os.PathLike):
@@ -134,13 +132,11 @@ class SingleCellCollection(JoinedCells):
                     f"{path}: this is a collection, not an archive; list its members, or flatten it"
                 )
         try:
-            record = Member.of(path, SingleCellDataset(path).store)
+            return Member.of(path, SingleCellDataset(path).store)
         except ScdlError:
             raise
         except OSError as error:
             raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
-        self._described_here.add(path)
-        return record
 
     def _use(self, records: Sequence[Member]) -> None:
         """Become the collection of these members, in one step."""
@@ -157,7 +153,7 @@ class SingleCellCollection(JoinedCells):
                 f"{gone[0]}: this member of the collection is missing, and {len(gone) - 1} others; "
                 "put them back, or leave them out of a list of paths"
             )
-        members = Members(records, self._max_open, self._neighbors, self._described_here)
+        members = Members(records, self._max_open, self._neighbors)
         self._forget()
         self._members = members
 
@@ -168,7 +164,6 @@ class SingleCellCollection(JoinedCells):
     def __setstate__(self, state: dict[str, Any]) -> None:
         records = state.pop("records")
         self.__dict__.update(state)
-        self._described_here = set()
         self._members = Members(records, self._max_open, self._neighbors)
 
     def __repr__(self) -> str:
@@ -246,7 +241,7 @@ class SingleCellCollection(JoinedCells):
                 "with save_manifest(directory)"
             )
         os.makedirs(target, exist_ok=True)
-        write_manifest(target, self._members.records)
+        write_manifest(target, self._members.complete())
         self.data_path = target
 
     def load_h5ad(
