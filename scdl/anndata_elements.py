@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
+
+from storage_backends import threads
 
 
 def read_element(element: Any) -> Any:
@@ -33,9 +34,8 @@ def legacy_rest(path: str, matrix_name: str) -> Iterator[tuple[str, Any]]:
     """
     import anndata
 
-    with warnings.catch_warnings():
-        # Of what it moves to where newer releases expect it.
-        warnings.simplefilter("ignore")
+    # Of what it moves to where newer releases expect it.
+    with threads.quiet(""):
         adata = anndata.read_h5ad(path)
     raw = adata.raw
     found: dict[str, Any] = {"X": adata.X, "uns": dict(adata.uns) or None}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scdl import __version__
-from scdl.errors import ArchiveFormatError, ConversionFailedError, ScdlError, ScdlWarning
+from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
 
 if TYPE_CHECKING:
     from storage_backends.base import ArrayStore
@@ -134,7 +134,9 @@ def convert(
     read by blocks of rows, so that memory does not depend on their size. A conversion that fails
     leaves nothing behind.
     """
-    is_directory = len(sources) == 1 and _is_plain_directory(sources[0])
+    from scdl.manifest import is_archive
+
+    is_directory = len(sources) == 1 and os.path.isdir(sources[0]) and not is_archive(sources[0])
     if (resume or skip_failed or split_bytes) and not is_directory:
         raise typer.BadParameter(
             "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
@@ -173,19 +175,6 @@ def _crew(workers: int | None, dask: str | None) -> Iterator[Any]:
 
     with connect(dask) as client:
         yield client
-
-
-def _is_plain_directory(path: str) -> bool:
-    """Whether a path is a directory and no archive."""
-    from storage_backends import registry
-
-    if not os.path.isdir(path):
-        return False
-    try:
-        registry.detect(path)
-    except ArchiveFormatError:
-        return True
-    return False
 
 
 def _convert_files(sources: list[str], dest: str, options: dict[str, Any], crew: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
@@ -15,9 +14,7 @@ from scdl.errors import (
     ArchiveNotFoundError,
     CastError,
     CollectionError,
-    ConversionFailedError,
     ScdlError,
-    SourceNotFoundError,
 )
 from scdl.flatten import CellNames, is_within, verify, write_flat
 from scdl.joined_cells import JoinedCells
@@ -26,7 +23,6 @@ from scdl.manifest import (
     Member,
     absolute,
     archives_below,
-    distinct,
     has_manifest,
     is_archive,
     is_url,
@@ -35,7 +31,8 @@ from scdl.manifest import (
 )
 from scdl.members import Datasets, Members
 from scdl.neighbors import NeighborSamplingStrategy
-from scdl.schema import NEIGHBOR_KEY
+from scdl.schema import NEIGHBOR_KEY, distinct
+from storage_backends.errors import refused_write
 
 if TYPE_CHECKING:
     from scdl.conversion import ConvertOptions
@@ -87,8 +84,6 @@ class SingleCellCollection(JoinedCells):
             "fallback_to_identity": fallback_to_identity,
         }
         self._max_open = max_open
-        #: Members whose genes need not be compared with their description.
-        self._described_here: set[str] = set()
         #: The directory of the collection; None where it was made of a list of paths.
         self.data_path: str | None = None
         if isinstance(data_path, str | os.PathLike):
@@ -137,13 +132,11 @@ class SingleCellCollection(JoinedCells):
                     f"{path}: this is a collection, not an archive; list its members, or flatten it"
                 )
         try:
-            record = Member.of(path, SingleCellDataset(path).store)
+            return Member.of(path, SingleCellDataset(path).store)
         except ScdlError:
             raise
         except OSError as error:
             raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
-        self._described_here.add(path)
-        return record
 
     def _use(self, records: Sequence[Member]) -> None:
         """Become the collection of these members, in one step."""
@@ -160,7 +153,7 @@ class SingleCellCollection(JoinedCells):
                 f"{gone[0]}: this member of the collection is missing, and {len(gone) - 1} others; "
                 "put them back, or leave them out of a list of paths"
             )
-        members = Members(records, self._max_open, self._neighbors, self._described_here)
+        members = Members(records, self._max_open, self._neighbors)
         self._forget()
         self._members = members
 
@@ -171,7 +164,6 @@ class SingleCellCollection(JoinedCells):
     def __setstate__(self, state: dict[str, Any]) -> None:
         records = state.pop("records")
         self.__dict__.update(state)
-        self._described_here = set()
         self._members = Members(records, self._max_open, self._neighbors)
 
     def __repr__(self) -> str:
@@ -249,7 +241,7 @@ class SingleCellCollection(JoinedCells):
                 "with save_manifest(directory)"
             )
         os.makedirs(target, exist_ok=True)
-        write_manifest(target, self._members.records)
+        write_manifest(target, self._members.complete())
         self.data_path = target
 
     def load_h5ad(
@@ -272,7 +264,12 @@ class SingleCellCollection(JoinedCells):
             As for :func:`scdl.convert`; values are stored as float32 unless ``data_dtype`` says
             otherwise.
         """
-        self.add(self._convert(h5ad_path, _documented(load_block_row_size, use_X_not_raw, options)))
+        from scdl.conversion import convert
+
+        given = _documented(load_block_row_size, use_X_not_raw, options)
+        ((source, target),) = self._targets([h5ad_path]).items()
+        convert(source, target, neighbor_key=self._carried_key, **given)
+        self.add(target)
         self.save_manifest()
 
     def load_h5ad_multi(
@@ -292,7 +289,8 @@ class SingleCellCollection(JoinedCells):
         directory_path
             Where the files are.
         max_workers, use_processes
-            Accepted, and without effect: files are read one after the other, in threads.
+            How many files are converted at the same time, in threads or in processes; see
+            :func:`scdl.convert_directory`.
         data_dtype
             Type of the stored values; default float32.
         paginated_load_cutoff, load_block_row_size, use_X_not_raw
@@ -303,45 +301,47 @@ class SingleCellCollection(JoinedCells):
         SourceNotFoundError
             There is no such file.
         ConversionFailedError
-            A file cannot be converted; the others are members all the same.
+            A file cannot be converted; the others are members all the same. ``report`` has all.
         """
+        from scdl.conversion import Settings
+        from scdl.directory_conversion import convert_files, failure, h5ad_files
+
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
         options = _documented(load_block_row_size, use_X_not_raw, given)
-        pattern = os.path.join(glob.escape(os.fspath(directory_path)), "**", "*.h5ad")
-        sources = sorted(glob.glob(pattern, recursive=True))
-        if not sources:
-            raise SourceNotFoundError(
-                f"{os.fspath(directory_path)}: there is no *.h5ad file here or below"
-            )
-        failures: list[tuple[str, Exception]] = []
-        for source in sources:
-            try:
-                self.add(self._convert(source, options))
-            except (ScdlError, OSError, ValueError) as error:
-                failures.append((source, error))
-        if len(failures) < len(sources):
+        targets = self._targets(h5ad_files(directory_path))
+        report = convert_files(
+            targets,
+            os.path.dirname(next(iter(targets.values()))),
+            Settings(None, self._carried_key, options),
+            workers=max_workers,
+            use_processes=use_processes,
+        )
+        if report.archives:
+            self.add(list(report.archives.values()))
             self.save_manifest()
-        if failures:
-            source, reason = failures[0]
-            raise ConversionFailedError(
-                f"{source} and {len(failures) - 1} others cannot be converted, the other "
-                f"{len(sources) - len(failures)} are members now: {reason}"
-            ) from reason
+        if report.failed:
+            raise failure(report, "the others are members now")
 
-    def _convert(self, source: Path, options: ConvertOptions) -> str:
-        from scdl.conversion import convert
-
+    def _targets(self, sources: Sequence[Path]) -> dict[str, str]:
+        """Of each file where its archive goes, in the directory of the collection, made now."""
         if self.data_path is None:
             raise CollectionError(
                 "a collection of a list of paths has no place for new archives; give "
                 "SingleCellCollection a directory"
             )
-        os.makedirs(self.data_path, exist_ok=True)
-        stem = os.path.splitext(os.path.basename(os.fspath(source)))[0]
-        target = os.path.join(self.data_path, distinct([*os.listdir(self.data_path), stem])[-1])
-        key = self._neighbors["neighbor_key"] if self._neighbors["load_neighbors"] else None
-        convert(source, target, neighbor_key=key, **options)
-        return target
+        with refused_write(self.data_path):
+            os.makedirs(self.data_path, exist_ok=True)
+        paths = [os.fspath(source) for source in sources]
+        stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+        names = distinct([*os.listdir(self.data_path), *stems])[-len(stems) :]
+        targets = (os.path.join(self.data_path, name) for name in names)
+        return dict(zip(paths, targets, strict=True))
+
+    @property
+    def _carried_key(self) -> str | None:
+        """Key of the graph that conversions carry over."""
+        key: str = self._neighbors["neighbor_key"]
+        return key if self._neighbors["load_neighbors"] else None
 
     # -- one archive -----------------------------------------------------------------------
 
@@ -365,8 +365,8 @@ class SingleCellCollection(JoinedCells):
         output_path
             Where the archive goes; nothing may be there.
         destroy_on_copy
-            Whether to remove the members, and the manifest, after the archive was opened and
-            compared with each of them: cells, values, and sums of both.
+            Whether to remove the members, and empty the manifest, after the archive was opened and
+            compared with all that each of them has.
         extend_copy_size
             Bytes of stored values copied at once.
         backend
@@ -383,7 +383,8 @@ class SingleCellCollection(JoinedCells):
             Something is at `output_path`.
         CollectionError
             There are no members; `output_path` would be inside one of them, or be found as one;
-            names are not unique; or the archive is not what the members are.
+            names are not unique; or, where members are to be removed, the archive is not all that
+            they are.
         """
         path = absolute(output_path)
         self._check_target(path)
@@ -396,7 +397,7 @@ class SingleCellCollection(JoinedCells):
             options=options,
         )
         if destroy_on_copy:
-            verify(self._members, path)
+            verify(self._members, path, cell_names)
             for store in self._members.stores():
                 store.remove()
             if self.data_path is not None and has_manifest(self.data_path):

@@ -12,8 +12,9 @@ from numpy.typing import DTypeLike
 
 from scdl import csr
 from scdl.cast import Caster
-from scdl.errors import CastError, ScdlWarning
+from scdl.errors import CastError, NeighborError, ScdlWarning
 from scdl.matrices import Bounds
+from scdl.neighbors import NeighborGraph
 from scdl.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -68,6 +69,8 @@ def concatenate(
     ------
     CastError
         Integers meet floats and no `dtype` says which is meant, or `dtype` cannot hold a value.
+    NeighborError
+        A graph is not cells x cells, or points outside.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     caster = Caster.keeping(_common_dtype(stores)) if dtype is None else Caster(dtype)
@@ -160,6 +163,8 @@ def _write_graph(
     writer: ArrayWriter,
     at_once: int,
 ) -> None:
+    if sum(info.n_obs for info in infos) > 1 << 32:
+        raise NeighborError(f"{writer.path}: the graph {key!r} would have more than 2^32 cells")
     names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
     dtypes = [store.spec(names[DATA]).dtype for store in stores if names[DATA] in store.arrays]
     weights = np.result_type(*dtypes) if writer.keeps_elements else GRAPH_DTYPES[DATA]
@@ -168,12 +173,16 @@ def _write_graph(
     for store, info in zip(stores, infos, strict=True):
         n_values = 0
         if names[DATA] in store.arrays:
+            # One that is not square, or points outside, would lead to cells of other archives.
+            graph = NeighborGraph(store, key)
             n_values = store.spec(names[DATA]).length
             for start, stop in csr.spans(n_values, at_once):
                 values = store.read(names[DATA], start, stop)
                 writer.append(names[DATA], values.astype(weights, copy=False))
-                neighbors = store.read(names[INDICES], start, stop).astype(np.int64) + first_row
-                writer.append(names[INDICES], neighbors.astype(GRAPH_DTYPES[INDICES]))
+                neighbors = store.read(names[INDICES], start, stop).astype(np.int64)
+                graph.check_inside(neighbors)
+                shifted = (neighbors + first_row).astype(GRAPH_DTYPES[INDICES])
+                writer.append(names[INDICES], shifted)
         for start, stop in csr.spans(info.n_obs, at_once):
             if names[INDPTR] in store.arrays:
                 ends = store.read(names[INDPTR], start + 1, stop + 1).astype(np.int64)

@@ -508,19 +508,30 @@ class SingleCellDataset(CellReader):
         output_path
             Where the result goes; default: in place, atomically.
         destroy_on_copy
-            Whether to remove the archives of `other_dataset` after the result is complete.
+            Whether to remove the archives of `other_dataset` after the result was compared with
+            all that each of them has.
 
         Raises
         ------
         CastError
             Integer data meets float data; ``cast_data_to_dtype`` makes them alike.
+        CollectionError
+            The result is not all that the archives are which are to be removed; they stay.
         """
+        from scdl.comparison import check_copied
+
         others = [other_dataset] if isinstance(other_dataset, SingleCellDataset) else other_dataset
         sources = {other.store.path: other.store for other in others}
         if destroy_on_copy and self._store.path in sources:
             raise ValueError(f"{self._store.path}: cannot be appended to itself and then removed")
+        start = self.n_obs
         self._write([self, *others], output_path, chunk_bytes=extend_copy_size)
         if destroy_on_copy:
+            path = self.data_path if output_path is None else os.fspath(output_path)
+            with registry.detect(path).store.open(path) as result:
+                for other in others:
+                    check_copied(other.store, result, start)
+                    start += other.n_obs
             for source in sources.values():
                 source.remove()
 

@@ -26,7 +26,7 @@ from scdl.errors import (
 )
 from scdl.jobs import Job, divided, drafts_beside, publish, run
 from scdl.row_parts import Whole
-from scdl.schema import Info
+from scdl.schema import Info, distinct
 from scdl.workers import DaskWorkers, Outcome, ProcessWorkers, ThreadWorkers, Workers
 from storage_backends import registry, threads
 from storage_backends.errors import refused_write
@@ -113,17 +113,10 @@ def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
     It is the path below the directory, without the suffix and with ``_`` between its parts; where
     two are the same, those after the first one get a number.
     """
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for path in files:
-        below = os.path.relpath(path, os.path.abspath(directory))
-        stem = os.path.splitext(below)[0].replace(os.sep, "_")
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}-{number}", number + 1
-        taken.add(name)
-        names[path] = name
-    return names
+    root = os.path.abspath(directory)
+    below = (os.path.splitext(os.path.relpath(path, root))[0] for path in files)
+    names = distinct(path.replace(os.sep, "_") for path in below)
+    return dict(zip(files, names, strict=True))
 
 
 def convert_directory(
@@ -187,9 +180,9 @@ def convert_directory(
     """
     started = time.perf_counter()
     settings, split_bytes = _settings(options)
+    backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
     dest = _directory(dest)
-    backend = registry.for_target(dest, settings.backend)
     # Their names end as the backend has it, whatever a name of a file looks like.
     settings, suffix = replace(settings, backend=backend.name), backend.suffix or _SUFFIX
     names = archive_names(files, directory)
@@ -197,30 +190,68 @@ def convert_directory(
     present = {path: target for path, target in targets.items() if os.path.lexists(target)}
     for path, target in present.items():
         _check_present(path, target, resume=resume)
+    todo = {path: target for path, target in targets.items() if path not in present}
+    report = convert_files(
+        todo,
+        dest,
+        settings,
+        workers=workers,
+        use_processes=use_processes,
+        progress=progress,
+        split_bytes=split_bytes,
+    )
+    made = {**present, **report.archives}
+    report = replace(
+        report,
+        archives={path: target for path, target in targets.items() if path in made},
+        seconds=time.perf_counter() - started,
+    )
+    if report.failed and not (skip_failed and report.archives):
+        raise failure(report, "the others were, and resume converts what is missing")
+    return report
+
+
+def convert_files(
+    targets: Mapping[str, str],
+    dest: str,
+    settings: Settings,
+    *,
+    workers: int | Client | None,
+    use_processes: bool,
+    progress: bool = False,
+    split_bytes: int | None = None,
+) -> DirectoryReport:
+    """Convert files to an archive each, the largest first; those that fail are in the report.
+
+    Parameters
+    ----------
+    targets
+        Of each h5ad file where its archive goes, in the directory `dest`; nothing is there yet.
+    settings
+        Of the conversions.
+    dest, workers, use_processes, progress, split_bytes
+        As for :func:`convert_directory`.
+    """
+    started = time.perf_counter()
     size, outcomes = _size(workers), _Outcomes()
     with ExitStack() as stack:
         # Removed when nobody writes there any more.
         drafts = stack.enter_context(drafts_beside(dest))
-        todo = [path for path in files if path not in present]
-        jobs = [_job((path,), targets[path], drafts, settings) for path in todo]
+        jobs = [_job((path,), target, drafts, settings) for path, target in targets.items()]
         nbytes = sum(job.nbytes for job in jobs)
         jobs = _divided(jobs, split_bytes or max(nbytes / size, _LEAST_DIVIDED), outcomes)
         crew = stack.enter_context(_workers(workers, jobs, use_processes=use_processes))
         bar = tqdm(total=int(nbytes), unit="B", unit_scale=True, disable=not progress)
         for job, outcome in run(jobs, crew, stack.enter_context(bar)):
             outcomes.add(job, outcome)
-    made = {path: targets[path] for path in outcomes.reports}
-    report = DirectoryReport(
+    outcomes.warn()
+    return DirectoryReport(
         dest,
-        {path: target for path, target in targets.items() if path in present | made},
+        {path: target for path, target in targets.items() if path in outcomes.reports},
         outcomes.reports,
         outcomes.failed,
         time.perf_counter() - started,
     )
-    outcomes.warn()
-    if report.failed and not (skip_failed and report.archives):
-        raise _failed(report, len(files))
-    return report
 
 
 def convert_in_parts(
@@ -392,7 +423,7 @@ class _Outcomes:
     def warn(self) -> None:
         """Give the warnings of the workers here, where the user sees them."""
         for text in self.warnings:
-            warnings.warn(text, ScdlWarning, stacklevel=3)
+            warnings.warn(text, ScdlWarning, stacklevel=4)
 
 
 def _told(job: Job, what: object) -> str:
@@ -404,13 +435,14 @@ def _failure(path: str, why: str) -> str:
     return why if why.startswith(path) else f"{path}: {why}"
 
 
-def _failed(report: DirectoryReport, n_files: int) -> ConversionFailedError:
+def failure(report: DirectoryReport, others: str) -> ConversionFailedError:
+    """The error that names the files of a report that failed, and says what of the others."""
     named = [_failure(path, why) for path, why in list(report.failed.items())[:_NAMED]]
     more = len(report.failed) - len(named)
     named += [f"and {more} more"] * (more > 0)
     error = ConversionFailedError(
-        f"{len(report.failed)} of {n_files} files could not be converted: {'; '.join(named)}; the "
-        "others were, and resume converts what is missing"
+        f"{len(report.failed)} of {len(report.failed) + len(report.archives)} files could not be "
+        f"converted: {'; '.join(named)}; {others}"
     )
     error.report = report
     return error

@@ -101,7 +101,7 @@ class SplitError(ScdlError, ValueError):
 
 
 class CollectionError(ScdlError, ValueError):
-    """Archives make no collection, or a member is not what its manifest describes."""
+    """Archives make no collection, or one is not what its manifest or its copy says."""
 
 
 class GeneError(ScdlError, ValueError):

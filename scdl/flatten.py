@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.concatenate import clean_rows, concatenate
+from scdl.comparison import check_copied
+from scdl.concatenate import concatenate
 from scdl.dataset import SingleCellDataset
 from scdl.errors import CollectionError
 from scdl.members import MemberObs, Members
-from scdl.schema import INDEX, Info
+from scdl.schema import INDEX
 from storage_backends import registry
-from storage_backends.base import ArrayStore
 
 #: Names of cells: as they are, each once in all members, or with the name of their member in front.
 CellNames = Literal["keep", "unique", "prefix"]
 
 _NAMES_AT_ONCE = 1 << 16
-_VALUES_AT_ONCE = 1 << 20
-
-
-class _Sums(NamedTuple):
-    """What must be the same of cells wherever they are stored; sums modulo 2**64."""
-
-    n_obs: int
-    values: int
-    data: int
-    indices: int
-    rows: int
 
 
 def write_flat(
@@ -54,7 +43,7 @@ def write_flat(
         raise CollectionError(
             f"cell_names must be 'keep', 'unique' or 'prefix', not {cell_names!r}"
         )
-    prefixes = [f"{name}-" if cell_names == "prefix" else "" for name in members.names]
+    prefixes = [_prefix(members, i, cell_names) for i in range(len(members))]
     obs = [MemberObs(members, i, None, prefix) for i, prefix in enumerate(prefixes)]
     if cell_names != "keep":
         _check_unique(members, prefixes)
@@ -62,48 +51,16 @@ def write_flat(
         concatenate(members.stores(), writer, chunk_bytes=chunk_bytes, obs=obs)
 
 
-def verify(members: Members, path: str) -> None:
-    """Compare an archive with the members it was made of: cells, values, and sums of each.
-
-    Raises
-    ------
-    CollectionError
-        They differ.
-    """
-    flat = SingleCellDataset(path)
+def verify(members: Members, path: str, cell_names: CellNames) -> None:
+    """Compare an archive with the members it was made of; see :func:`check_copied`."""
+    flat = SingleCellDataset(path).store
     for i, store in enumerate(members.stores()):
-        start, stop = members.starts[i : i + 2].tolist()
-        there = Info.from_attrs(store.attrs, store.path)
-        expected = _sums(store, there, 0, there.n_obs, flat.data_dtype)
-        found = _sums(flat.store, flat.info, start, min(stop, flat.n_obs), flat.data_dtype)
-        if found != expected:
-            name = next(n for n in _Sums._fields if getattr(found, n) != getattr(expected, n))
-            raise CollectionError(
-                f"{path}: the cells of {store.path} are not what they were ({name}: "
-                f"{getattr(expected, name)} became {getattr(found, name)}); the sources are kept"
-            )
-    if flat.n_obs != members.starts[-1]:
-        raise CollectionError(
-            f"{path}: expected {members.starts[-1]} cells, found {flat.n_obs}; the sources are kept"
-        )
+        obs = MemberObs(members, i, None, _prefix(members, i, cell_names))
+        check_copied(store, flat, int(members.starts[i]), obs)
 
 
-def _sums(store: ArrayStore, info: Info, start: int, stop: int, dtype: np.dtype[Any]) -> _Sums:
-    """Counts and sums over rows, which do not depend on how they are read."""
-    values, data, indices, lengths = 0, 0, 0, 0
-    unit = np.dtype(f"u{dtype.itemsize}")
-    row = 0
-    for part in clean_rows(store, info, _VALUES_AT_ONCE, start, stop):
-        n = len(part.indptr) - 1
-        # Of the bits: sums of floats would depend on their order.
-        data += int(part.data.astype(dtype, copy=False).view(unit).sum(dtype=np.uint64))
-        indices += int(part.indices.sum(dtype=np.uint64))
-        values += len(part.data)
-        counts = np.diff(part.indptr).astype(np.uint64)
-        lengths += int((counts * np.arange(row, row + n, dtype=np.uint64)).sum())
-        row += n
-    modulus = 1 << 64
-    return _Sums(row, values, data % modulus, indices % modulus, lengths % modulus)
+def _prefix(members: Members, number: int, cell_names: CellNames) -> str:
+    return f"{members.names[number]}-" if cell_names == "prefix" else ""
 
 
 def _check_unique(members: Members, prefixes: list[str]) -> None:

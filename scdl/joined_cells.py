@@ -48,18 +48,18 @@ class JoinedCells(CellReader):
     @cached_property
     def _blocks(self) -> list[tuple[int, int, Block]]:
         """Of each feature block the first member that has it, its block there, and what it is."""
+        members = self._members
         found: list[tuple[int, int, Block]] = []
-        previous = None
-        for number, record in enumerate(self._members.records):
-            start = int(self._members.starts[number])
+        for number, record in enumerate(members.records):
+            start = int(members.starts[number])
             for i, block in enumerate(record.blocks):
                 stop = start + block.stop
-                if record.genes[i] == previous:
+                if found and found[-1][2].n_vars == block.n_vars:
                     first, its, same = found[-1]
-                    found[-1] = first, its, replace(same, stop=stop)
-                else:
-                    found.append((number, i, replace(block, stop=stop)))
-                previous = record.genes[i]
+                    if members.genes(first)[its] == members.genes(number)[i]:
+                        found[-1] = first, its, replace(same, stop=stop)
+                        continue
+                found.append((number, i, replace(block, stop=stop)))
         return found
 
     @cached_property
@@ -90,7 +90,17 @@ class JoinedCells(CellReader):
         return out
 
     def _block_keys(self) -> list[str]:
-        return [self._members.records[number].genes[i] for number, i, _ in self._blocks]
+        return [self._members.genes(number)[i] for number, i, _ in self._blocks]
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return int(self._members.starts[-1])
+
+    @cached_property
+    def max_n_vars(self) -> int:
+        """Genes of the widest feature block."""
+        return max((n for record in self._members.records for n in record.n_vars), default=0)
 
     def number_nonzero_values(self) -> int:
         """Stored values."""
@@ -147,9 +157,9 @@ class JoinedCells(CellReader):
         request = self._request(at)
         rows = join(request, dtypes, concurrently=concurrently)
         if ordered and not request.sources.is_sorted:
-            rows = csr.clean(rows, self.info.max_n_vars, repr(self))
+            rows = csr.clean(rows, self.max_n_vars, repr(self))
         largest = rows.largest
-        return CellBatch(*rows[:3], n_vars=self.info.max_n_vars, rows=at, largest=largest)
+        return CellBatch(*rows[:3], n_vars=self.max_n_vars, rows=at, largest=largest)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         parts = [

@@ -7,9 +7,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError
@@ -36,7 +36,7 @@ class Member:
     n_vars, stops, labels
         Genes of each feature block, row after its last cell, file that it came from.
     genes
-        Hash of the var table of each feature block.
+        Hash of the var table of each feature block; empty as long as nobody needed them.
     values
         Stored values.
     dtypes
@@ -75,17 +75,15 @@ class Member:
         return [Block(*part) for part in parts]
 
     @classmethod
-    def of(cls, path: str, store: ArrayStore, genes: Sequence[str] | None = None) -> Self:
-        """What an open archive is; `genes` are the hashes, which take longest, where known."""
+    def of(cls, path: str, store: ArrayStore) -> Self:
+        """What an open archive is, but for its genes."""
         info = Info.from_attrs(store.attrs, store.path)
-        if genes is None:
-            genes = [genes_hash(store, i) for i in range(len(info.blocks))]
         return cls(
             path,
             tuple(block.n_vars for block in info.blocks),
             tuple(block.stop for block in info.blocks),
             tuple(block.label for block in info.blocks),
-            tuple(genes),
+            (),
             store.spec(DATA).length,
             (store.spec(DATA).dtype.name, store.spec(INDICES).dtype.name),
             info.is_sorted,
@@ -94,15 +92,21 @@ class Member:
             tuple(keys(store.arrays, "graphs")),
         )
 
+    def with_genes(self, store: ArrayStore) -> Self:
+        """The same with the hashes of its genes, which take longest to find out."""
+        return replace(self, genes=tuple(genes_hash(store, i) for i in range(len(self.n_vars))))
+
     def check(self, store: ArrayStore, *, genes: bool) -> None:
         """CollectionError where an open archive is not this one any more.
 
         Parameters
         ----------
         genes
-            Whether to compare the genes, too, which takes milliseconds.
+            Whether to compare the genes, too, which takes milliseconds; where they are known.
         """
-        now = asdict(Member.of(self.path, store, None if genes else self.genes))
+        found = Member.of(self.path, store)
+        compares = genes and self.genes
+        now = asdict(found.with_genes(store) if compares else replace(found, genes=self.genes))
         changed = [name for name, value in asdict(self).items() if now[name] != value]
         if changed:
             name = changed[0]
@@ -248,17 +252,3 @@ def _flush_directory(directory: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def distinct(names: Iterable[str]) -> list[str]:
-    """The same names, with a number behind those that came before."""
-    taken: set[str] = set()
-    out = []
-    for name in names:
-        made, number = name, 1
-        while made in taken:
-            number += 1
-            made = f"{name}-{number}"
-        taken.add(made)
-        out.append(made)
-    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
@@ -17,9 +17,9 @@ from scdl import csr
 from scdl.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, ScdlError
 from scdl.joining import Source, Sources
-from scdl.manifest import Member, absolute, distinct
+from scdl.manifest import Member, absolute
 from scdl.neighbors import NeighborGraph, NeighborStats
-from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, var_table
+from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, distinct, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
 from storage_backends.base import ArrayStore
 
@@ -35,8 +35,6 @@ class Members(Sequence[SingleCellDataset]):
         How many stay open.
     options
         Of :class:`SingleCellDataset`: about neighbours.
-    described
-        Paths of which the genes need not be compared: they were described a moment ago.
     """
 
     def __init__(
@@ -44,9 +42,8 @@ class Members(Sequence[SingleCellDataset]):
         records: Sequence[Member],
         max_open: int,
         options: Mapping[str, Any],
-        described: Collection[str] = (),
     ) -> None:
-        self.records = tuple(records)
+        self.records = list(records)
         self.names = distinct(os.path.basename(r.path.rstrip("/")) for r in self.records)
         stops = np.cumsum([record.n_obs for record in self.records], dtype=np.int64)
         #: First row of each member, and the number of cells.
@@ -57,7 +54,8 @@ class Members(Sequence[SingleCellDataset]):
         # open the same member.
         self._open: OrderedDict[int, SingleCellDataset] = OrderedDict()
         self._last: tuple[Sequence[int], Sources] = (), Sources()
-        self._checked = {i for i, record in enumerate(self.records) if record.path in described}
+        #: Members whose genes were found to be those described.
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -99,6 +97,19 @@ class Members(Sequence[SingleCellDataset]):
         record.check(member.store, genes=number not in self._checked)
         self._checked.add(number)
         return member
+
+    def genes(self, number: int) -> tuple[str, ...]:
+        """Hashes of the genes of a member's feature blocks, which are made when they are needed."""
+        if not self.records[number].genes:
+            self.records[number] = self.records[number].with_genes(self[number].store)
+            self._checked.add(number)
+        return self.records[number].genes
+
+    def complete(self) -> Sequence[Member]:
+        """All that is to know of the members."""
+        for number in range(len(self)):
+            self.genes(number)
+        return self.records
 
     def stores(self) -> Sequence[ArrayStore]:
         """Their archives, opened one after the other."""

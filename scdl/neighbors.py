@@ -120,7 +120,7 @@ class NeighborGraph:
         """
         row = np.array([csr.position(index, self.n_obs)], np.int64)
         found = csr.read(self._store, self._prefix, row)
-        self._check_inside(row, found.indices[None])
+        self.check_inside(found.indices[None], row)
         return found
 
     def sample(self, index: SupportsIndex, rng: np.random.Generator | None = None) -> int:
@@ -158,7 +158,7 @@ class NeighborGraph:
         found = np.empty(len(at), self._store.spec(self._prefix + INDICES).dtype)
         self._store.read_ranges(self._prefix + INDICES, at, at + 1, found)
         neighbors = found.reshape(-1, draws.shape[1])
-        self._check_inside(rows[has_one], neighbors)
+        self.check_inside(neighbors, rows[has_one])
         out = np.repeat(rows[:, None], draws.shape[1], axis=1)
         out[has_one] = neighbors
         return out
@@ -205,14 +205,14 @@ class NeighborGraph:
             )
         return chosen
 
-    def _check_inside(self, rows: NDArray[np.int64], neighbors: NDArray[Any]) -> None:
-        """Refuse neighbours, of as many rows, that are no cells."""
+    def check_inside(self, neighbors: NDArray[Any], rows: NDArray[np.int64] | None = None) -> None:
+        """NeighborError where neighbours, of as many rows where these are known, are no cells."""
         if neighbors.size and not 0 <= int(neighbors.min()) <= int(neighbors.max()) < self.n_obs:
             outside = (neighbors < 0) | (neighbors >= self.n_obs)
+            cell = "a cell" if rows is None else f"cell {rows[outside.any(axis=1).argmax()]}"
             raise NeighborError(
-                f"{self._where}: cell {rows[outside.any(axis=1).argmax()]} has the neighbour "
-                f"{neighbors[outside][0]}, expected rows of {self.n_obs} cells; the archive is "
-                "damaged, convert the source again"
+                f"{self._where}: {cell} has the neighbour {neighbors[outside][0]}, expected rows "
+                f"of {self.n_obs} cells; the archive is damaged, convert the source again"
             )
 
     def _refuse(self, row: int) -> None:

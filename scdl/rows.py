@@ -248,12 +248,17 @@ class CellReader(ABC):
         """Genes of each feature block."""
         return [block.n_vars for block in self.info.blocks]
 
+    @property
+    def max_n_vars(self) -> int:
+        """Genes of the widest feature block."""
+        return self.info.max_n_vars
+
     def __len__(self) -> int:
-        return self.info.n_obs
+        return self.n_obs
 
     def number_of_rows(self) -> int:
         """Cells."""
-        return self.info.n_obs
+        return self.n_obs
 
     def number_of_variables(self) -> list[int]:
         """Genes of each feature block."""
@@ -291,7 +296,7 @@ class CellReader(ABC):
         values, columns = self._row(index)
         from scdl.collate import row_tensor
 
-        return row_tensor(values, columns, self.info.max_n_vars)
+        return row_tensor(values, columns, self.max_n_vars)
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[torch.Tensor]:
         """Cells of a batch, as a ``DataLoader`` asks for them: read at once.
@@ -517,7 +522,7 @@ class CellReader(ABC):
                 "next_cell_index": neighbor,
                 "features": features,
             },
-            n_vars=self.info.max_n_vars,
+            n_vars=self.max_n_vars,
         )
 
     def neighbor_pairs(self) -> NeighborPairs:

@@ -17,7 +17,7 @@ column ``_index``. The attributes are those of :class:`Info`.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -172,3 +172,17 @@ class Info:
         matrices = attrs.get("matrices")
         names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
         return cls(blocks, attrs.get("sorted") is True, names, str(attrs.get("element", "X")))
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The same names, with a number behind those that came before."""
+    taken: set[str] = set()
+    out = []
+    for name in names:
+        made, number = name, 1
+        while made in taken:
+            number += 1
+            made = f"{name}-{number}"
+        taken.add(made)
+        out.append(made)
+    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -141,6 +141,14 @@ def write_var(
         blocks.append(Block(stop, table.num_rows, label))
         previous = table
     return tuple(blocks)
+
+
+def alike(
+    sources: Sequence[TableSource], names: Sequence[str]
+) -> Callable[[pa.RecordBatch], list[pa.Array]]:
+    """What makes of rows of any of some tables columns of types that hold those of all."""
+    columns = [_United(name, sources) for name in names]
+    return lambda batch: [column.convert(batch) for column in columns]
 
 
 class _United:

@@ -36,7 +36,7 @@ _UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, AttributeErr
 
 
 class ParquetTable:
-    """One table in up to three files.
+    """One table in up to three files; what they say of it is read once.
 
     Parameters
     ----------
@@ -71,13 +71,6 @@ class ParquetTable:
         self._names = names
         self._categories = categories
         self._only_names = only_names
-        self._files: dict[str, pq.ParquetFile] = {}
-
-    def _file(self, path: str) -> pq.ParquetFile:
-        """A file, which is opened once."""
-        if path not in self._files:
-            self._files[path] = _open(path)
-        return self._files[path]
 
     @property
     def nbytes(self) -> int:
@@ -88,30 +81,31 @@ class ParquetTable:
         except FileNotFoundError as error:
             raise ArchiveFormatError(f"{error.filename}: the file is missing") from None
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         """Rows, from the files' footers."""
-        n_rows = sum(int(self._file(file).metadata.num_rows) for file in self._columns)
+        n_rows = sum(int(_open(file).metadata.num_rows) for file in self._columns)
         if self._expected_rows not in (None, n_rows):
             raise ArchiveFormatError(
                 f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
             )
         return n_rows
 
+    @cached_property
     def schema(self) -> Schema:
         """Names and types of the columns, ``_index`` first."""
         plain = self._plain_schema()
         if self._only_names:
             return pa.schema([pa.field(INDEX, plain.field(self._only_names).type)])
         types = {field.name: _plain_type(field.type) for field in plain}
-        types |= {name: category.type for name, category in self._categories_of.items()}
+        types |= {name: category.type for name, category in self._category_lists.items()}
         fields = [pa.field(name, type_) for name, type_ in types.items()]
         if self._names:
-            fields.insert(0, self._file(self._names).schema_arrow.field(INDEX).remove_metadata())
+            fields.insert(0, _open(self._names).schema_arrow.field(INDEX).remove_metadata())
         return pa.schema(fields)
 
     def _plain_schema(self) -> Schema:
-        schemas = [self._file(file).schema_arrow.remove_metadata() for file in self._columns]
+        schemas = [_open(file).schema_arrow.remove_metadata() for file in self._columns]
         try:
             return pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
@@ -121,7 +115,7 @@ class ParquetTable:
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
-        known = self.schema().names
+        known = self.schema.names
         wanted = known if columns is None else list(columns)
         for name in wanted:
             if name not in known:
@@ -137,7 +131,7 @@ class ParquetTable:
             names = self._read_plain([self._only_names], start, stop)
             return rows.append_column(INDEX, names.column(0)).select(wanted)
         plain = [name for name in wanted if name != INDEX or self._names is None]
-        categories = {k: v for k, v in self._categories_of.items() if k in plain}
+        categories = {k: v for k, v in self._category_lists.items() if k in plain}
         if plain:
             table = self._read_plain(plain, start, stop, as_dictionary=list(categories))
             for name in plain:
@@ -161,10 +155,10 @@ class ParquetTable:
         schema = pa.schema([schema.field(name) for name in columns])
         pieces, position = [], 0
         for file in self._columns:
-            n_rows = int(self._file(file).metadata.num_rows)
+            n_rows = int(_open(file).metadata.num_rows)
             first, last = max(start - position, 0), min(stop - position, n_rows)
             if first < last:
-                here = [name for name in columns if name in self._file(file).schema_arrow.names]
+                here = [name for name in columns if name in _open(file).schema_arrow.names]
                 piece = pa.table({"": pa.nulls(last - first)})
                 for name in here:
                     column = _read_rows(file, [name], first, last).column(0)
@@ -180,13 +174,13 @@ class ParquetTable:
         return table.select(columns).cast(schema)
 
     @cached_property
-    def _categories_of(self) -> Mapping[str, pa.DictionaryArray]:
+    def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
         """An empty dictionary array a categorical column, which carries type and categories."""
         if self._categories is None:
             return {}
         found = {}
         try:
-            table = self._file(self._categories).read()
+            table = _open(self._categories).read()
             for field in table.schema:
                 # See `_category_table`.
                 values = table[field.name].chunk(0).flatten()

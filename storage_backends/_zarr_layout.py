@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from storage_backends import threads
 from storage_backends.errors import OutputError
 
 #: Attribute of the root that makes a store an archive of ours.
@@ -73,13 +72,12 @@ def seam_name(path: str, sparse: dict[str, Any]) -> str:
     return path
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Without what zarr warns of: codecs and metadata that its specification does not name yet."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr")
-        warnings.filterwarnings("ignore", message=r"The data type [\s\S]* does not have a Zarr V3")
-        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-        warnings.filterwarnings("ignore", message=f"Object at {CHECKSUMS} is not recognized")
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        yield
+    return threads.quiet(
+        "Numcodecs codecs are not in the Zarr",
+        r"The data type [\s\S]* does not have a Zarr V3",
+        "zarr v3 autosharding",
+        f"Object at {CHECKSUMS} is not recognized",
+        "Consolidated metadata is currently not part",
+    )

@@ -62,6 +62,7 @@ class MemmapStore(ArrayStore):
         self._files: dict[str, str] = {}
         self._specs: dict[str, ArraySpec] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
+        self._parquet: dict[str, ParquetTable] = {}
 
     @classmethod
     def detect(cls, path: str) -> bool:
@@ -227,7 +228,7 @@ class MemmapStore(ArrayStore):
         read_ahead(np.asarray(self._opened()[name]), starts, stops)
 
     def table_schema(self, name: str) -> pa.Schema:
-        return self._table(name).schema()
+        return self._table(name).schema
 
     def read_table(
         self,
@@ -240,6 +241,7 @@ class MemmapStore(ArrayStore):
 
     def close(self) -> None:
         self._mapped = None
+        self._parquet.clear()
 
     # -- whether it is sound -------------------------------------------------------------------
 
@@ -300,8 +302,6 @@ class MemmapStore(ArrayStore):
         return _feature_index.read_stops(self._path_of(self._var_directory))
 
     def _table(self, name: str) -> ParquetTable:
-        from storage_backends._parquet import ParquetTable
-
         # Arrays are mapped since the opening, tables are not: they must be of the same archive.
         if _layout.identity(self.path) != self._identity:
             raise ArchiveFormatError(
@@ -311,6 +311,13 @@ class MemmapStore(ArrayStore):
             raise ArrayNotFoundError(
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
             )
+        if name not in self._parquet:
+            self._parquet[name] = self._make_table(name)
+        return self._parquet[name]
+
+    def _make_table(self, name: str) -> ParquetTable:
+        from storage_backends._parquet import ParquetTable
+
         if name == "obs":
             directory = self._path_of("obs_features")
             n_blocks = len(_feature_index.read_stops(directory))

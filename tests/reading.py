@@ -1,12 +1,17 @@
-"""Comparing all that a dataset reads with a scipy matrix."""
+"""Comparing all that a dataset reads with a scipy matrix; archives that are wrong on purpose."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+
+from scdl.schema import Info
+from storage_backends import registry
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -63,3 +68,20 @@ def assert_rows(ds: Any, expected: sp.csr_array) -> None:
 def assert_same(ds: Any, expected: sp.csr_array) -> None:
     assert_counts(ds, expected)
     assert_rows(ds, expected)
+
+
+def rewritten(path: Path, target: Path | str, change: Mapping[str, Any]) -> Path | str:
+    """A copy of an archive with other arrays and tables, as no conversion writes them."""
+    to = registry.backend("memory" if str(target).startswith("ram:") else "memmap")
+    store = registry.detect(path).store.open(str(path))
+    with store, to.create(str(target)) as writer:
+        for name in store.arrays:
+            values = change.get(name, store.read(name))
+            if values is not None:
+                writer.append(name, values)
+        for name in store.tables:
+            table = change.get(name, store.read_table(name))
+            if table is not None:
+                writer.write_table(name, table)
+        writer.commit(Info.from_attrs(store.attrs, store.path).to_attrs())
+    return target

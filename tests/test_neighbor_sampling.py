@@ -12,13 +12,12 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import rewritten
 from sources import Cells, Encoding, random_cells, write_h5ad
 
 import scdl
 from scdl import _kernels
 from scdl.errors import NeighborError, RowIndexError, ScdlWarning, SourceError
-from scdl.schema import Info
-from storage_backends import registry
 
 N = 30
 STRATEGIES = list(scdl.NeighborSamplingStrategy)
@@ -51,19 +50,6 @@ def archive(request: pytest.FixtureRequest, source: Path) -> Path:
 
 def expected(key: str) -> sp.csr_array:
     return GRAPHS[key].csr()
-
-
-def rewritten(path: Path, target: Path | str, change: dict[str, Any]) -> Path | str:
-    """A copy of an archive with other arrays, which no conversion would have written."""
-    to = registry.backend("memory" if str(target).startswith("ram:") else "memmap")
-    store = registry.detect(path).store.open(str(path))
-    with store, to.create(str(target)) as writer:
-        for name in store.arrays:
-            writer.append(name, change.get(name, store.read(name)))
-        for name in store.tables:
-            writer.write_table(name, store.read_table(name))
-        writer.commit(Info.from_attrs(store.attrs, store.path).to_attrs())
-    return target
 
 
 class TestKernel:
@@ -263,3 +249,94 @@ class TestWrong:
         with pytest.raises(SourceError, match=r"obsp/wide.*\(30, 32\)"):
             scdl.convert(source, tmp_path / "archive", backend=backend, neighbor_key="wide")
         assert not (tmp_path / "archive").exists()
+
+
+@pytest.fixture(scope="module")
+def paths(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Archives with none of the graphs, all and some of them."""
+    place = tmp_path_factory.mktemp("members")
+    some = ["distances", "spatial 50 µm"]
+    scdl.convert(source, place / "none")
+    scdl.convert(source, place / "all", neighbor_key=list(GRAPHS))
+    scdl.convert(source, place / "some.zarr", neighbor_key=some, only_matrix=True)
+    return [place / "none", place / "all", place / "some.zarr"]
+
+
+@pytest.fixture(scope="module")
+def flat(paths: list[Path]) -> Path:
+    target = paths[0].with_name("flat")
+    scdl.SingleCellCollection(paths).flatten(target)
+    return target
+
+
+class TestCollection:
+    """What is true of one archive is true of many: the oracle is the archive made of them."""
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize("key", list(GRAPHS))
+    def test_draws_are_those_of_one_archive(
+        self, paths: list[Path], flat: Path, strategy: str, key: str
+    ) -> None:
+        rows = np.random.default_rng(0).integers(-3 * N, 3 * N, 200)
+        drawn = [
+            cells.sample_neighbors(rows, 5, rng=np.random.default_rng(1), key=key)
+            for opened in (scdl.SingleCellCollection(paths, neighbor_sampling_strategy=strategy),
+                           scdl.open(flat, neighbor_sampling_strategy=strategy))
+            for cells in (opened, opened.select_genes("union"))
+        ]  # fmt: skip
+        for other in drawn[1:]:
+            np.testing.assert_array_equal(drawn[0], other)
+
+    def test_each_method_takes_a_key(self, paths: list[Path], flat: Path) -> None:
+        options = {"neighbor_key": "distances", "neighbor_sampling_strategy": "first"}
+        many, one = scdl.SingleCellCollection(paths, **options), scdl.open(flat, **options)
+        assert set(many.neighbor_keys) == set(one.neighbor_keys) == set(GRAPHS)
+        for key in (None, *GRAPHS):
+            assert many.get_neighbor_stats(key=key) == one.get_neighbor_stats(key=key)
+            for row in range(0, 3 * N, 7):
+                for method in (
+                    "get_neighbor_indices_for_cell",
+                    "get_neighbor_weights_for_cell",
+                    "sample_neighbor_index",
+                ):
+                    found, expected = (getattr(c, method)(row, key=key) for c in (many, one))
+                    np.testing.assert_array_equal(found, expected)
+                pair = many.get_row_padded_with_neighbor(row, key=key)
+                assert pair["next_cell_index"] == one.sample_neighbor_index(row, key=key)
+
+    def test_which_graph_is_meant(self, source: Path, paths: list[Path], tmp_path: Path) -> None:
+        """One of each archive, where nobody named any, as long as it is the same."""
+        for name, key in (("a", "distances"), ("b", "connectivities"), ("c", "distances")):
+            scdl.convert(source, tmp_path / name, neighbor_key=key)
+        same = scdl.SingleCellCollection([tmp_path / "a", paths[0], tmp_path / "c"])
+        assert same.graph.key == "distances"
+        assert same.get_neighbor_stats()["total_connections"] == 2 * expected("distances").nnz
+        different = scdl.SingleCellCollection([tmp_path / "a", tmp_path / "b"])
+        assert different.graph is None
+        with pytest.raises(NeighborError, match="choose one of distances, connectivities"):
+            different.sample_neighbors(0)
+        assert different.sample_neighbors(N, key="distances").tolist() == [[N]]
+        with pytest.raises(NeighborError, match=r"no neighbour graph 'umap'.*distances"):
+            _ = scdl.SingleCellCollection(paths, load_neighbors=True, neighbor_key="umap").graph
+        different.add(paths[0])
+        assert different.neighbor_keys == ["distances", "connectivities"]
+
+    def test_what_is_wrong_names_the_member(self, paths: list[Path], tmp_path: Path) -> None:
+        weights = expected("distances").data.copy()
+        weights[expected("distances").indptr[7]] = np.nan
+        bad = rewritten(paths[1], tmp_path / "bad", {"graphs/distances/data": weights})
+        options = {"neighbor_key": "distances", "neighbor_sampling_strategy": "weighted"}
+        many = scdl.SingleCellCollection([paths[1], bad, paths[0]], **options)
+        many.sample_neighbors([7, N + 8])
+        with pytest.raises(NeighborError, match=f"^{bad}: .* cell 7 has a neighbour of"):
+            many.sample_neighbors([7, N + 7])
+        alone = scdl.SingleCellCollection(paths, **options, fallback_to_identity=False)
+        for row, where in ((2, paths[0]), (N + 3, paths[1])):
+            for sample in (alone.sample_neighbors, alone.sample_neighbor_index):
+                with pytest.raises(NeighborError, match=f"^{where}: .*cell {row % N} has no"):
+                    sample(row)
+        with pytest.raises(NeighborError, match=r"'umap'.*connectivities, distances"):
+            many.get_neighbor_indices_for_cell(0, key="umap")
+        with pytest.raises(RowIndexError):
+            many.sample_neighbors(3 * N)
+        assert scdl.SingleCellCollection(paths, load_neighbors=False).neighbor_keys == []

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -41,6 +42,21 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.01)
+
+
+def test_threads_are_quiet_at_the_same_time(recwarn: pytest.WarningsRecorder) -> None:
+    """One that is done does not take the filters of the others away, nor leaves its own behind."""
+    before = list(warnings.filters)
+    first, second = threads.quiet("what the first"), threads.quiet("what the second")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    warnings.warn("what the second says", stacklevel=1)
+    with pytest.warns(UserWarning, match="somebody else"):
+        warnings.warn("somebody else", stacklevel=1)
+    second.__exit__(None, None, None)
+    assert len(recwarn) == 0
+    assert warnings.filters == before
 
 
 def test_results_and_errors(crew: Workers) -> None:
