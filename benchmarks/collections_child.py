@@ -69,13 +69,13 @@ def _cells(path: str, genes: int, ordered: bool) -> Any:
     )
 
 
-def flatten(source: str, target: str, members: int | None = None) -> dict[str, Any]:
+def flatten(source: str, target: str) -> dict[str, Any]:
     """Write the members of a collection as one archive, which syncs it; opening is included."""
     paths = sorted(path for path in Path(source).iterdir() if path.is_dir())
     # What was written before must not be written back at the expense of this.
     os.sync()
     start = time.perf_counter()
-    scdl.SingleCellCollection(paths[:members]).flatten(target)
+    scdl.SingleCellCollection(paths).flatten(target)
     return {"seconds": time.perf_counter() - start, "imported": _imported}
 
 

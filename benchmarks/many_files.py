@@ -153,7 +153,8 @@ def _conversion(bench: Bench, compression: str) -> list[Outcome]:
         "two": partial(_converted, bench, files, WORKERS, cores[:WORKERS]),
         "all": partial(_converted, bench, files, 1, cores[:WORKERS]),
     }
-    take_turns(how, 1)
+    if bench.repeats > 1:
+        take_turns(how, 1)
     taken = {name: Spread.of(got) for name, got in take_turns(how, bench.repeats).items()}
     what = f"convert {FILES} files ({compression}), {WORKERS} workers"
     note = (
