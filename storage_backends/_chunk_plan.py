@@ -134,7 +134,7 @@ class Bound(NamedTuple):
     Attributes
     ----------
     below
-        Every number is less; 0: any number will do.
+        Every number is less, and at least 0; 0: any number will do.
     mapping
         What stands for each number, as many as `below`; empty: the number itself.
     """
@@ -159,16 +159,16 @@ def place(
     bound: Bound,
     out: NDArray[Any],
 ) -> bool:
-    """Copy pieces of a chunk to `out`, whose type may be wider; False: a number is beyond."""
+    """Copy pieces of a chunk to `out`, whose type may be wider; False: one is out of bounds."""
     for i in range(len(sources)):
         piece = chunk[sources[i] : sources[i] + lengths[i]]
         target = out[targets[i] : targets[i] + lengths[i]]
         if bound.below:
             # Compared all at once: a branch a number takes longer than to copy it.
-            largest = chunk.dtype.type(0)
+            least, most = chunk.dtype.type(0), chunk.dtype.type(0)
             for k in range(len(piece)):
-                largest = max(largest, piece[k])
-            if largest >= bound.below:
+                least, most = min(least, piece[k]), max(most, piece[k])
+            if least < 0 or most >= bound.below:
                 return False
         if len(bound.mapping):
             for k in range(len(target)):
@@ -190,7 +190,7 @@ def place_numpy(
     """The same as :func:`place` in NumPy."""
     for source, target, length in zip(sources, targets, lengths, strict=True):
         piece = chunk[source : source + length]
-        if bound.below and (piece >= bound.below).any():
+        if bound.below and ((piece < 0) | (piece >= bound.below)).any():
             return False
         out[target : target + length] = bound.mapping[piece] if len(bound.mapping) else piece
     return True

@@ -166,7 +166,6 @@ class ZarrStore(ArrayStore):
         """Ids of genes are checked, and those of genes in another order replaced, at reading."""
         if self._order is None:
             array = self._arrays.get("indices")
-            # The largest of signed numbers does not tell whether one is negative.
             if array is not None and array.spec.dtype.kind == "u" and self._matrix in self._sparse:
                 array.bound = Bound.of(self._sparse[self._matrix].shape[1])
         else:
@@ -174,6 +173,11 @@ class ZarrStore(ArrayStore):
             shared = [name for name in layers if name.endswith("/indices")]
             for name in ("indices", *(shared if self._matrix == "X" else ())):
                 array = self._arrays[name]
+                if array.spec.dtype.kind not in "iu":
+                    raise ArchiveFormatError(
+                        f"{self.path}: expected {name} as integers, found {array.spec.dtype}; "
+                        "convert the source again"
+                    )
                 array.bound = Bound.of(mapping=self._order.astype(array.spec.dtype))
 
     def _holds_arrays(self, path: str) -> bool:

@@ -81,6 +81,15 @@ def test_plan(pairs, chunk_length):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", ["i2", "i4", "i8"])
+def test_negative_ids_are_out_of_bounds(dtype):
+    chunk, where = np.array([0, 3, -1, 2], dtype), [np.array([n]) for n in (0, 0, 4)]
+    for bound in (Bound.of(4), Bound.of(mapping=np.arange(4, dtype=dtype))):
+        for place in (_chunk_plan.place, _chunk_plan.place_numpy):
+            assert not place(chunk, *where, bound, np.zeros(4, dtype))
+            assert place(chunk[:2], *where[:2], np.array([2]), bound, np.zeros(2, dtype))
+
+
 @given(ranges, st.sampled_from(["u2", "f4"]))
 def test_place(pairs, dtype):
     chunk = np.random.default_rng(0).integers(0, 400, 400).astype("u2")
