@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -251,14 +250,3 @@ CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
     "import": import_package,
     "pickle": pickled,
 }
-
-
-def run(bench: Bench, names: list[str], announce: Callable[[str], None]) -> list[Outcome]:
-    """Run cases by name, in the order of `CASES`."""
-    outcomes: list[Outcome] = []
-    for name, case in CASES.items():
-        if name in names:
-            start = time.perf_counter()
-            outcomes += case(bench)
-            announce(f"{name}: done in {time.perf_counter() - start:.0f} s")
-    return outcomes

@@ -6,11 +6,11 @@ Run ``make bench-collections``, or ``python -m benchmarks.collections --help`` f
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.measure import ChildRun, Spread, take_turns
 from benchmarks.options import parser
 from benchmarks.options import workspace as workspace_of
-from benchmarks.outcomes import Outcome, Report, at_least, at_most
+from benchmarks.outcomes import IN_TURN, Outcome, Report, at_least, at_most, run
 from benchmarks.peers import THEIRS
 from benchmarks.talk import Child
 from benchmarks.workspace import Workspace
@@ -31,6 +31,11 @@ KEPT = 0.87
 GENES = 20_000
 _RATE = "k cells/s"
 _CHILD = "benchmarks.collections_child"
+
+_METHOD = IN_TURN + (
+    "The page cache is warm. Memory is the peak of resident anonymous memory, seen every 5 ms, "
+    "over that after import."
+)
 
 
 @dataclass
@@ -183,11 +188,6 @@ CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
 }
 
 
-def run(bench: Bench, names: Sequence[str]) -> list[Outcome]:
-    """Run cases by name, in the order of `CASES`."""
-    return [outcome for name in CASES if name in names for outcome in CASES[name](bench)]
-
-
 def main(arguments: list[str] | None = None) -> Report:
     """Run the cases, print the report and write it."""
     described = "Measure collections beside one archive, and flattening beside bionemo-scdl."
@@ -199,15 +199,14 @@ def main(arguments: list[str] | None = None) -> Report:
         repeats, seconds, n_genes = 1, 0.02, 100
     with Child(_CHILD) as child:
         bench = Bench(workspace, child, n_genes, repeats, seconds)
-        outcomes = run(bench, options.only or list(CASES))
-    spec = workspace.spec
-    data = f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell"
-    report = Report(outcomes, data, repeats, THEIRS.title)
-    report.show(console)
-    name = f"bench-collections-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    for path in report.write(options.results, name):
-        console.print(f"wrote {path}", highlight=False)
-    return report
+        found = run(CASES, bench, options.only, console)
+    report = Report(
+        [*chain.from_iterable(found)],
+        str(workspace.spec),
+        THEIRS.title,
+        _METHOD.format(repeats=repeats),
+    )
+    return report.publish(console, options.results, "bench-collections")
 
 
 if __name__ == "__main__":

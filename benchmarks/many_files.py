@@ -9,12 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from benchmarks.generate import NEIGHBOR_KEY
 from benchmarks.measure import Spread, rate, take_turns, timed
 from benchmarks.options import parser
 from benchmarks.options import workspace as workspace_of
-from benchmarks.outcomes import Outcome, Report, at_least
+from benchmarks.outcomes import IN_TURN, Outcome, Report, at_least, run
 from benchmarks.peers import THEIRS
 from benchmarks.workspace import Workspace
 from benchmarks.zarr import Figure
@@ -35,18 +34,7 @@ BATCH, K, NEIGHBORS = 1_024, 4, 15
 FILES, WORKERS = 8, 2
 _FASTER, _SCALING = 50.0, 1.7
 
-_METHOD = (
-    "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
-    "Ratios are taken between repetitions of the same turn. The page cache is warm"
-)
-
-
-@dataclass(frozen=True)
-class ManyReport(Report):
-    """A report that says how this benchmark measures."""
-
-    def _remarks(self) -> list[str]:
-        return [_METHOD.format(repeats=self.repeats) + ".", *super()._remarks()[1:]]
+_METHOD = IN_TURN + "The page cache is warm."
 
 
 @dataclass(frozen=True)
@@ -198,18 +186,7 @@ CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
 }
 
 
-def run(bench: Bench, names: Sequence[str]) -> list[Outcome]:
-    """Run cases by name, in the order of `CASES`."""
-    outcomes: list[Outcome] = []
-    for name, case in CASES.items():
-        if name in names:
-            start = time.perf_counter()
-            outcomes += case(bench)
-            bench.announce(f"{name}: done in {time.perf_counter() - start:.0f} s")
-    return outcomes
-
-
-def main(arguments: list[str] | None = None) -> ManyReport:
+def main(arguments: list[str] | None = None) -> Report:
     """Run the cases, print the report and write it."""
     described = "Measure neighbours of a batch, and workers that convert many files."
     options = parser(described, CASES, 0, "without effect here").parse_args(arguments)
@@ -220,14 +197,14 @@ def main(arguments: list[str] | None = None) -> ManyReport:
         bench = replace(bench, repeats=1, seconds=0.02, compressions=["none"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outcomes = run(bench, options.only or list(CASES))
-    spec = workspace.spec
-    data = f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell"
-    report = ManyReport(outcomes, data, bench.repeats, THEIRS.title)
-    report.show(console)
-    for path in report.write(options.results, f"bench-many-{datetime.now(UTC):%Y%m%d-%H%M%S}"):
-        console.print(f"wrote {path}", highlight=False)
-    return report
+        found = run(CASES, bench, options.only, console)
+    report = Report(
+        [*chain.from_iterable(found)],
+        str(workspace.spec),
+        THEIRS.title,
+        _METHOD.format(repeats=bench.repeats),
+    )
+    return report.publish(console, options.results, "bench-many")
 
 
 if __name__ == "__main__":

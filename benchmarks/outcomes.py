@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -99,14 +101,62 @@ class Outcome:
         }
 
 
+#: How repetitions are taken, to be told how many.
+IN_TURN = (
+    "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
+    "Ratios are taken between repetitions of the same turn. "
+)
+
+_Bench = TypeVar("_Bench")
+_Found = TypeVar("_Found")
+
+
+def run(
+    cases: Mapping[str, Callable[[_Bench], _Found]],
+    bench: _Bench,
+    names: Collection[str] | None,
+    console: Console,
+) -> list[_Found]:
+    """What cases found, those of some names or all, in the order in which they are listed."""
+    found = []
+    for name, case in cases.items():
+        if not names or name in names:
+            start = time.perf_counter()
+            found.append(case(bench))
+            console.print(f"{name}: done in {time.perf_counter() - start:.0f} s", highlight=False)
+    return found
+
+
 @dataclass(frozen=True)
 class Report:
-    """All outcomes of one run, and what they were measured on."""
+    """All outcomes of one run, and what they were measured on.
+
+    Attributes
+    ----------
+    outcomes
+        The figures.
+    data
+        What they were measured on.
+    theirs
+        What stands beside scdl; None leaves out the columns of both.
+    method
+        How they were measured.
+    remarks
+        What else must be known to judge them.
+    """
 
     outcomes: Sequence[Outcome]
     data: str
-    repeats: int
-    theirs: str
+    theirs: str | None
+    method: str
+    remarks: Sequence[str] = ()
+
+    def publish(self, console: Console, directory: Path, name: str) -> Self:
+        """Print the report, and write it under a name and the time of day."""
+        self.show(console)
+        for path in self.write(directory, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"):
+            console.print(f"wrote {path}", highlight=False)
+        return self
 
     def show(self, console: Console) -> None:
         """Print the table and the notes."""
@@ -115,7 +165,7 @@ class Report:
             table.add_column(header, justify="left" if position == 0 else "right")
         for outcome in self.outcomes:
             style = "green" if outcome.passed else "bold red"
-            *cells, verdict = map(Text, outcome.cells())
+            *cells, verdict = map(Text, self._cells(outcome))
             verdict.stylize(style)
             table.add_row(*cells, verdict)
         console.print(table)
@@ -129,7 +179,7 @@ class Report:
         files[0].write_text(self.markdown())
         record = {
             "data": self.data,
-            "repeats": self.repeats,
+            "method": self.method,
             "machine": machine(),
             "outcomes": [outcome.record() for outcome in self.outcomes],
         }
@@ -139,23 +189,23 @@ class Report:
     def markdown(self) -> str:
         """The report as Markdown."""
         rows = [self._headers(), ["---", *["---:"] * (len(self._headers()) - 1)]]
-        rows += [outcome.cells() for outcome in self.outcomes]
+        rows += map(self._cells, self.outcomes)
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
         remarks = "\n".join(f"- {line}" for line in self._remarks())
         return f"# {self.data}\n\n{table}\n\n{remarks}\n"
 
     def _headers(self) -> list[str]:
-        return ["what", "required", "measured", "scdl", self.theirs, "verdict"]
+        beside = ["scdl", self.theirs] if self.theirs is not None else []
+        return ["what", "required", "measured", *beside, "verdict"]
+
+    def _cells(self, outcome: Outcome) -> list[str]:
+        cells = outcome.cells()
+        return cells if self.theirs is not None else [*cells[:3], cells[-1]]
 
     def _remarks(self) -> list[str]:
         notes = [f"{outcome.what}: {outcome.note}." for outcome in self.outcomes if outcome.note]
-        method = (
-            f"Medians of repetitions taken in turn ({self.repeats}; import: more), in brackets the "
-            "smallest and the largest. Ratios are taken between repetitions of the same turn. The "
-            "page cache is warm. Memory is the peak of resident anonymous memory, seen every 5 ms, "
-            "over that after import and a conversion of a few cells."
-        )
-        return [method, *notes, "; ".join(f"{key}: {value}" for key, value in machine().items())]
+        described = "; ".join(f"{key}: {value}" for key, value in machine().items())
+        return [self.method, *self.remarks, *notes, described]
 
 
 def machine() -> dict[str, str]:

@@ -40,3 +40,7 @@ class DataSpec:
     donors: int = 25
     seed: int = 0
     block_rows: int = 1_024
+
+    def __str__(self) -> str:
+        shape = f"{self.cells:,} cells x {self.genes:,} genes"
+        return f"{shape}, {self.nnz_per_cell:,.0f} stored per cell"

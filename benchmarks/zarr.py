@@ -10,12 +10,11 @@ import argparse
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from benchmarks.annbatch_env import (
 from benchmarks.measure import ChildRun, Spread, take_turns
 from benchmarks.options import add_environment, parser
 from benchmarks.options import workspace as workspace_of
-from benchmarks.outcomes import Outcome, Report, at_least, at_most
+from benchmarks.outcomes import IN_TURN, Outcome, Report, at_least, at_most, run
 from benchmarks.talk import THREADS, Child
 from benchmarks.workspace import Workspace
 
@@ -52,15 +51,14 @@ _EPOCH = {"fast": 2.5, "balanced": 1.25, "archive": 0.8}
 _COLD = 2.0
 _MEGABYTES = 500
 
-_METHOD = (
-    "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
-    "Ratios are taken between repetitions of the same turn. Each library has a process of its own "
-    f"and {THREADS} threads. The page cache is warm, but where a figure says otherwise. Memory is "
-    "the peak of resident anonymous memory, seen every 5 ms, over that after import and a "
-    f"conversion of {_FEW_CELLS} cells. Archives hold the same matrix, of cells and genes in their "
+_METHOD = IN_TURN + (
+    f"Each library has a process of its own and {THREADS} threads. The page cache is warm, but "
+    "where a figure says otherwise. Memory is the peak of resident anonymous memory, seen every "
+    f"5 ms, over that after import and a conversion of {_FEW_CELLS} cells. "
+    "Archives hold the same matrix, of cells and genes in their "
     f"original order. An epoch reads all cells once, in random order of blocks of {BLOCK}, of "
     f"which both take {PRELOAD} at once, as batches of {BATCH:,}; random cells are {BATCH:,} "
-    "single ones a batch"
+    "single ones a batch."
 )
 
 
@@ -80,17 +78,6 @@ def figure(what: str, unit: str, ours: Spread, theirs: Spread | None) -> Figure:
     if theirs is None or unit != _RATE:
         return Figure(what, at_least(0, unit), ours, ours, theirs, unit)
     return Figure(what, at_least(0, "x"), ours.over(theirs), ours, theirs, unit)
-
-
-@dataclass(frozen=True)
-class ZarrReport(Report):
-    """A report with remarks that belong to no outcome."""
-
-    remarks: Sequence[str] = ()
-
-    def _remarks(self) -> list[str]:
-        method = _METHOD.format(repeats=self.repeats) + "."
-        return [method, *self.remarks, *super()._remarks()[1:]]
 
 
 @dataclass
@@ -306,8 +293,6 @@ def _over_theirs(what: str, rates: dict[str, Spread], required: dict[str, float]
 
 
 def convert(bench: Bench) -> list[Outcome]:
-    if not PROFILES:
-        return []
     source = bench.workspace.h5ad()
     names = ("balanced", *((ANNBATCH,) if bench.theirs else ()))
     measures = {name: partial(bench.conversion, name, source) for name in names}
@@ -324,7 +309,7 @@ def convert(bench: Bench) -> list[Outcome]:
 
 
 def convert_large(bench: Bench) -> list[Outcome]:
-    if not PROFILES or not bench.times:
+    if not bench.times:
         return []
     run = bench.conversion("balanced", bench.workspace.h5ad(times=bench.times))
     what = f"convert {bench.times} x the cells to balanced: memory"
@@ -397,17 +382,6 @@ CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
 }
 
 
-def run(bench: Bench, names: Sequence[str]) -> list[Outcome]:
-    """Run cases by name, in the order of `CASES`."""
-    outcomes: list[Outcome] = []
-    for name, case in CASES.items():
-        if name in names:
-            start = time.perf_counter()
-            outcomes += case(bench)
-            bench.announce(f"{name}: done in {time.perf_counter() - start:.0f} s")
-    return outcomes
-
-
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     described = "Measure Zarr archives side by side with annbatch."
     made = parser(described, CASES, 10, "a second file of N x the cells; 0: none")
@@ -416,7 +390,7 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return made.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> ZarrReport | None:
+def main(arguments: list[str] | None = None) -> Report | None:
     """Run the cases, print the report and write it."""
     options = _parse_arguments(arguments)
     console = Console()
@@ -436,18 +410,16 @@ def main(arguments: list[str] | None = None) -> ZarrReport | None:
             return None
         ours = stack.enter_context(fresh_child(MEMMAP, None))
         bench = Bench(workspace, ours, theirs, python, repeats, times, console.print, seconds)
-        outcomes = run(bench, options.only or list(CASES))
+        found = run(CASES, bench, options.only, console)
         remarks = [_their_settings(theirs) if theirs else f"annbatch is left out: {absence}."]
-        if not PROFILES:
-            remarks.append("There is no Zarr backend yet: of scdl, only memmap is measured.")
-    spec = workspace.spec
-    data = f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell"
-    report = ZarrReport(outcomes, data, repeats, PACKAGES[0].replace("==", " "), remarks)
-    report.show(console)
-    name = f"bench-zarr-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    for path in report.write(options.results, name):
-        console.print(f"wrote {path}", highlight=False)
-    return report
+    report = Report(
+        [*chain.from_iterable(found)],
+        str(workspace.spec),
+        PACKAGES[0].replace("==", " "),
+        _METHOD.format(repeats=repeats),
+        remarks,
+    )
+    return report.publish(console, options.results, "bench-zarr")
 
 
 def _their_settings(child: Child) -> str:

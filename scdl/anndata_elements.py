@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from storage_backends import threads
+from storage_backends.warning_filters import quiet
 
 
 def read_element(element: Any) -> Any:
@@ -35,7 +35,7 @@ def legacy_rest(path: str, matrix_name: str) -> Iterator[tuple[str, Any]]:
     import anndata
 
     # Of what it moves to where newer releases expect it.
-    with threads.quiet(""):
+    with quiet(""):
         adata = anndata.read_h5ad(path)
     raw = adata.raw
     found: dict[str, Any] = {"X": adata.X, "uns": dict(adata.uns) or None}

@@ -187,12 +187,18 @@ def row_spans(
     """Ranges of rows from `first_row` to `n_rows`, of at most `at_once` values, or one row."""
     for first, last in spans(n_rows, at_once, first_row):
         offsets = store.read(prefix + INDPTR, first, last + 1).astype(np.int64)
-        start = 0
-        while start < last - first:
-            fits = int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1
-            stop = min(max(fits, start + 1), last - first)
+        for start, stop in groups(offsets, at_once):
             yield first + start, first + stop
-            start = stop
+
+
+def groups(offsets: NDArray[np.int64], at_once: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows between offsets, of at most `at_once` values, or one row."""
+    start, n_rows = 0, len(offsets) - 1
+    while start < n_rows:
+        fits = int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1
+        stop = max(fits, start + 1)
+        yield start, stop
+        start = stop
 
 
 def spans(n: int, at_once: int, first: int = 0) -> Iterator[tuple[int, int]]:

@@ -74,7 +74,7 @@ class Part:
             return [_Rows(stack.enter_context(H5adFile(self.source, self.matrix)), self.rows)]
 
         # A caster remembers how far it rounded; in threads, parts share this one.
-        settings = Settings("memmap", None, self.options, copy(self.caster))
+        settings = Settings(None, None, self.options, copy(self.caster))
         report = write_archive(open_rows, self.path, settings, meter, replace=True)
         return Tally(report.rows_sorted, report.duplicates_summed, report.max_rounding)
 

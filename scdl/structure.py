@@ -25,12 +25,12 @@ from scdl.schema import (
     var_table,
 )
 from storage_backends.base import ArrayStore, Finding
+from storage_backends.errors import COPY_AGAIN
 
 #: Values, offsets and rows of a table that are read at once.
 _VALUES = 1 << 21
 _OFFSETS = 1 << 20
 _ROWS = 1 << 16
-_AGAIN = "copy the archive again, or convert its source again"
 
 
 class Check(NamedTuple):
@@ -114,7 +114,7 @@ def _info(store: ArrayStore) -> Info:
     if info.n_obs != n_obs:
         raise ArchiveFormatError(
             f"{store.path}: its feature blocks end at row {info.n_obs}, but it has {n_obs} cells; "
-            f"{_AGAIN}"
+            f"{COPY_AGAIN}"
         )
     return info
 
@@ -137,14 +137,14 @@ def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
     names = [matrix.prefix + part for part in (DATA, INDICES, INDPTR)]
     missing = [name for name in names if name not in store.arrays]
     if missing:
-        yield _wrong(f"{store.path}: {', '.join(missing)} is missing; {_AGAIN}")
+        yield _wrong(f"{store.path}: {', '.join(missing)} is missing; {COPY_AGAIN}")
         return
     values, ids, offsets = (store.spec(name).length for name in names)
     if values != ids or offsets != matrix.n_rows + 1:
         yield _wrong(
             f"{store.path}: {names[0]} has {values:,} entries, {names[1]} {ids:,} and {names[2]} "
             f"{offsets:,}; expected as many values as ids, and {matrix.n_rows + 1:,} offsets; "
-            f"{_AGAIN}"
+            f"{COPY_AGAIN}"
         )
         return
     first = 0
@@ -156,12 +156,12 @@ def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
             if bad is not None:
                 yield _wrong(
                     f"{store.path}: {names[2]}: expected offsets rising from 0 to {ids:,}, found "
-                    f"{int(bounds[bad]):,} at row {first + start + bad:,}; {_AGAIN}"
+                    f"{int(bounds[bad]):,} at row {first + start + bad:,}; {COPY_AGAIN}"
                 )
                 return
             numbers = bounds.astype(np.int64)
             last_offset = int(numbers[-1])
-            for a, b in _groups(numbers):
+            for a, b in csr.groups(numbers, _VALUES):
                 rows = first + start + a, first + start + b
                 size = int(numbers[b] - numbers[a])
                 yield Check(size, partial(_check_ids, store, matrix, rows, below))
@@ -169,7 +169,7 @@ def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
     if last_offset != ids:
         yield _wrong(
             f"{store.path}: {names[2]}: expected offsets up to {ids:,}, found {last_offset:,} at "
-            f"the end; {_AGAIN}"
+            f"the end; {COPY_AGAIN}"
         )
 
 
@@ -179,16 +179,6 @@ def _falls(offsets: NDArray[Any], before: int, most: int) -> int | None:
         return 0
     wrong = np.flatnonzero((offsets[1:] < offsets[:-1]) | (offsets[1:] > most))
     return int(wrong[0]) + 1 if len(wrong) else None
-
-
-def _groups(offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of at most so many values, or of one row."""
-    start, n_rows = 0, len(offsets) - 1
-    while start < n_rows:
-        fits = int(np.searchsorted(offsets, offsets[start] + _VALUES, side="right")) - 1
-        stop = max(fits, start + 1)
-        yield start, stop
-        start = stop
 
 
 def _check_ids(
@@ -210,7 +200,7 @@ def _check_ids(
             return [
                 Finding(
                     f"{store.path}: {name}: expected {expected}, found {int(ids[bad]):,} "
-                    f"in row {row:,}, at position {begin + bad:,}; {_AGAIN}"
+                    f"in row {row:,}, at position {begin + bad:,}; {COPY_AGAIN}"
                 )
             ]
     return []
@@ -222,7 +212,7 @@ def _vectors(store: ArrayStore, n_obs: int) -> Iterator[Check]:
         if name.startswith("obsm/") and not name.startswith(sparse) and spec.length != n_obs:
             yield _wrong(
                 f"{store.path}: {name}: expected {n_obs:,} rows, one for each cell, found "
-                f"{spec.length:,}; {_AGAIN}"
+                f"{spec.length:,}; {COPY_AGAIN}"
             )
 
 
@@ -232,7 +222,7 @@ def _tables(store: ArrayStore, info: Info, read_all: bool) -> Iterator[Check]:
         expected[OBS] = info.n_obs
     for name, n_rows in expected.items():
         if name not in store.tables:
-            yield _wrong(f"{store.path}: the table {name} is missing; {_AGAIN}")
+            yield _wrong(f"{store.path}: the table {name} is missing; {COPY_AGAIN}")
         else:
             yield Check(0, partial(_check_table, store, name, n_rows, read_all))
 
@@ -248,7 +238,7 @@ def _check_table(store: ArrayStore, name: str, n_rows: int, read_all: bool) -> l
         return [
             Finding(
                 f"{store.path}: the table {name}: expected {n_rows:,} rows, found {found:,}; "
-                f"{_AGAIN}"
+                f"{COPY_AGAIN}"
             )
         ]
     for start, stop in csr.spans(n_rows, at_once):

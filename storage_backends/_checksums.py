@@ -11,19 +11,17 @@ A block is B bytes, the last of a file what remains. Paths are relative to the a
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends._content import CHECKSUM_BYTES, crc32c
 from storage_backends.errors import ArchiveFormatError
 
 #: Bytes that share a checksum.
@@ -32,34 +30,6 @@ BLOCK = 1 << 20
 _LARGEST_BLOCK = 1 << 26
 _MAGIC = b"SCDLCRC1"
 _LENGTH = struct.Struct("<8sQ")
-_SUM_BYTES = 4
-
-
-def _extension() -> Callable[[int, int, int], int] | None:
-    """``uint32_t crc32c_extend(uint32_t crc, const uint8_t *data, size_t n)``, where it is found.
-
-    Called by address it copies nothing, and lets other threads run.
-    """
-    try:
-        library = ctypes.CDLL(import_module("google_crc32c._crc32c").__file__)
-        function = library.crc32c_extend
-    except (ImportError, OSError, AttributeError, TypeError):
-        return None
-    function.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
-    function.restype = ctypes.c_uint32
-    found: Callable[[int, int, int], int] = function
-    return found
-
-
-_EXTEND = _extension()
-
-
-def crc32c(data: bytes | memoryview | NDArray[np.uint8], before: int = 0) -> int:
-    """CRC32C of bytes that follow others, whose CRC32C is `before`."""
-    if _EXTEND is None:
-        return int(google_crc32c.extend(before, bytes(data)))
-    array = np.frombuffer(data, np.uint8)
-    return _EXTEND(before, array.ctypes.data, array.nbytes) if array.nbytes else before
 
 
 class Sums(NamedTuple):
@@ -138,9 +108,9 @@ class Table(NamedTuple):
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
         """Parse and check; `where` opens the message of an ArchiveFormatError."""
-        if len(data) < _LENGTH.size + _SUM_BYTES or data[: len(_MAGIC)] != _MAGIC:
+        if len(data) < _LENGTH.size + CHECKSUM_BYTES or data[: len(_MAGIC)] != _MAGIC:
             raise ArchiveFormatError(f"{where}: these are no checksums of scdl; {_REMOVE}")
-        content, sum_ = memoryview(data)[:-_SUM_BYTES], data[-_SUM_BYTES:]
+        content, sum_ = memoryview(data)[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
         if struct.pack("<I", crc32c(content)) != sum_:
             raise ArchiveFormatError(f"{where}: the checksums are damaged themselves; {_REMOVE}")
         end = _LENGTH.size + _LENGTH.unpack_from(data)[1]

@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from storage_backends._checksums import Running, Sums, Table, crc32c, n_blocks, sums_of
+from storage_backends._checksums import Running, Sums, Table, n_blocks, sums_of
+from storage_backends._content import crc32c
 from storage_backends._staging import Staging
 from storage_backends.base import Examination, Finding, Piece, Verdict
-from storage_backends.errors import ArchiveFormatError, OutputError, refused_write
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, OutputError, refused_write
 
 #: Bytes that are read at once.
 _PIECE = 1 << 22
-_AGAIN = "copy the archive again, or convert its source again"
 _CHANGED = (
     "if another program changed it on purpose, remove {} and run `scdl verify --add-checksums`"
 )
@@ -45,7 +45,7 @@ class _Place(NamedTuple):
 
     @property
     def advice(self) -> str:
-        return f"{_AGAIN}; {_CHANGED.format(self.table)}"
+        return f"{COPY_AGAIN}; {_CHANGED.format(self.table)}"
 
 
 def examine(root: str, checksums: str) -> Examination:

@@ -8,8 +8,6 @@ bring along are therefore called from compiled loops, by their addresses. Where 
 
 from __future__ import annotations
 
-import ctypes
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from storage_backends._chunk_plan import Bound, ChunkPlan, place
-from storage_backends._content import CHECKSUM_BYTES, Content
+from storage_backends._content import CHECKSUM_BYTES, Content, c_function
 from storage_backends.jit import intrinsic, kernel
 
 #: Returned where every chunk is sound; else the position of the first that is not.
@@ -29,19 +27,10 @@ UNFIT = 1 << 32
 _BLOSC_HEADER_BYTES = 16
 
 
-def _address(module: str, function: str) -> int:
-    """Where a C function of an extension module is; 0 where it cannot be found."""
-    try:
-        library = ctypes.CDLL(import_module(module).__file__)
-        return ctypes.cast(getattr(library, function), ctypes.c_void_p).value or 0
-    except (ImportError, OSError, AttributeError, TypeError):
-        return 0
-
-
 #: ``int blosc_decompress_ctx(const void *src, void *dest, size_t destsize, int threads)``
-_BLOSC_DECOMPRESS = _address("numcodecs.blosc", "blosc_decompress_ctx")
+_BLOSC_DECOMPRESS = c_function("numcodecs.blosc", "blosc_decompress_ctx")
 #: ``uint32_t crc32c_value(const uint8_t *data, size_t length)``
-CRC32C = _address("google_crc32c._crc32c", "crc32c_value")
+CRC32C = c_function("google_crc32c._crc32c", "crc32c_value")
 
 AVAILABLE = bool(_BLOSC_DECOMPRESS and CRC32C)
 
@@ -139,7 +128,7 @@ def decode_blosc(content: Content, out: NDArray[Any], *, delta: bool) -> tuple[i
         Of the first chunk that is damaged; SOUND and nothing where none is.
     """
     functions = CRC32C, _BLOSC_DECOMPRESS
-    return _problem(_decode_blosc(*functions, content.addresses, content.lengths, delta, out))
+    return problem_at(_decode_blosc(*functions, content.addresses, content.lengths, delta, out))
 
 
 def place_blosc(
@@ -152,7 +141,7 @@ def place_blosc(
     delta: bool,
 ) -> tuple[int, str]:
     """As :func:`decode_blosc`, one after the other into `memory`, and copy pieces to `out`."""
-    return _problem(
+    return problem_at(
         _place_blosc(
             CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
             part.bounds, part.sources, part.targets, part.lengths, bound, out,
@@ -160,7 +149,8 @@ def place_blosc(
     )  # fmt: skip
 
 
-def _problem(found: int) -> tuple[int, str]:
+def problem_at(found: int) -> tuple[int, str]:
+    """What a compiled loop found: the position of a chunk, and what is wrong with it."""
     if found == SOUND:
         return SOUND, ""
     problem = "its checksum is wrong" if found < UNFIT else "it does not hold what it should"

@@ -25,6 +25,7 @@ from storage_backends._native import (
     byte_at,
     is_intact,
     leading_zeros,
+    problem_at,
     word_at,
 )
 from storage_backends.jit import kernel
@@ -78,12 +79,7 @@ def decode(content: Content, out: NDArray[np.uint16]) -> tuple[int, str] | None:
 
 
 def _problem(found: int) -> tuple[int, str] | None:
-    if found == SOUND:
-        return SOUND, ""
-    if found >= _UNKNOWN:
-        return None
-    problem = "its checksum is wrong" if found < UNFIT else "it does not hold what it should"
-    return found % UNFIT, problem
+    return None if found >= _UNKNOWN else problem_at(found)
 
 
 @kernel

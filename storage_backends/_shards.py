@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from storage_backends._checksums import CheckedFile
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
-from storage_backends.errors import ArchiveFormatError
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 
 _ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
-_AGAIN = "copy the archive again, or convert its source again"
 #: Files kept open, and shard indexes kept in memory, of one archive.
 _MOST_OPEN = 128
 
@@ -224,11 +223,13 @@ class ShardedChunks:
             found = np.array([[0, size or 0] for size in sizes], np.uint64)
         if self._complete and not there.all():
             raise ArchiveFormatError(
-                f"{self._where}: chunk {chunks[there.argmin()]} is missing; {_AGAIN}"
+                f"{self._where}: chunk {chunks[there.argmin()]} is missing; {COPY_AGAIN}"
             )
         offset, length = found[there].view(np.int64).T
         if len(offset) and min(int(offset.min()), int(length.min())) < 0:
-            raise ArchiveFormatError(f"{self._where}: the index of a shard is damaged; {_AGAIN}")
+            raise ArchiveFormatError(
+                f"{self._where}: the index of a shard is damaged; {COPY_AGAIN}"
+            )
         return Pieces(keys, file[there], offset, length), there
 
     def _key(self, number: int) -> str:
@@ -253,11 +254,11 @@ class ShardedChunks:
         if tail is None:
             if not self._complete:
                 return np.full((self._per_shard, 2), _ABSENT, "<u8")
-            raise ArchiveFormatError(f"{self._where}: its shard {key} is missing; {_AGAIN}")
+            raise ArchiveFormatError(f"{self._where}: its shard {key} is missing; {COPY_AGAIN}")
         if len(tail) < length or checksum(tail[:-CHECKSUM_BYTES]) != tail[-CHECKSUM_BYTES:]:
             raise ArchiveFormatError(
                 f"{self._where}: the index of its shard {key} is damaged, or the file is "
-                f"truncated; {_AGAIN}"
+                f"truncated; {COPY_AGAIN}"
             )
         return np.frombuffer(tail[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from storage_backends import threads
+from storage_backends import warning_filters
 from storage_backends.errors import OutputError
 
 #: Attribute of the root that makes a store an archive of ours.
@@ -74,7 +74,7 @@ def seam_name(path: str, sparse: dict[str, Any]) -> str:
 
 def quiet() -> AbstractContextManager[None]:
     """Without what zarr warns of: codecs and metadata that its specification does not name yet."""
-    return threads.quiet(
+    return warning_filters.quiet(
         "Numcodecs codecs are not in the Zarr",
         r"The data type [\s\S]* does not have a Zarr V3",
         "zarr v3 autosharding",

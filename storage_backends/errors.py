@@ -10,7 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+#: What to do where bytes of an archive are not those that were written.
+COPY_AGAIN = "copy the archive again, or convert its source again"
+
 __all__ = [
+    "COPY_AGAIN",
     "ArchiveClosedError",
     "ArchiveExistsError",
     "ArchiveFormatError",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -69,49 +66,3 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
         failures = [failure for future in begun if (failure := future.exception()) is not None]
     for failure in failures:
         raise failure
-
-
-class _Quiet:
-    """The filters of warnings of this process, and how many threads have added to them."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.n_threads = 0
-        self.kept = warnings.catch_warnings()
-
-
-_quiet = _Quiet()
-
-
-@contextmanager
-def quiet(*messages: str) -> Iterator[None]:
-    """Without warnings that begin with one of some messages, which are regular expressions.
-
-    Filters are those of the process: what the first thread found comes back when the last one is
-    done, since a thread that put back its own would take away those of the others.
-    """
-    filters = _quiet
-    with filters.lock:
-        if filters.n_threads == 0:
-            filters.kept = warnings.catch_warnings()
-            filters.kept.__enter__()
-        filters.n_threads += 1
-        for message in messages:
-            warnings.filterwarnings("ignore", message=message)
-    try:
-        yield
-    finally:
-        with filters.lock:
-            filters.n_threads -= 1
-            if filters.n_threads == 0:
-                filters.kept.__exit__(None, None, None)
-
-
-def _begin_fork() -> None:
-    """A fork has none of the threads that may hold its parent's lock."""
-    global _quiet
-    _quiet = _Quiet()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_fork)

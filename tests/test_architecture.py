@@ -45,9 +45,10 @@ SEAM = {
     "storage_backends.errors",
     "storage_backends.jit",
     "storage_backends.registry",
-    # Compiled loops and threads, which know nothing of archives.
+    # Compiled loops, threads and filters of warnings, which know nothing of archives.
     "storage_backends.rowsort",
     "storage_backends.threads",
+    "storage_backends.warning_filters",
 }
 
 # Packages that only some modules import.

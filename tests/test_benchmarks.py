@@ -211,7 +211,7 @@ class TestReport:
         assert [outcome.passed for outcome in self.OUTCOMES] == [True, False]
 
     def test_is_written_as_markdown_and_json(self, tmp_path: Path) -> None:
-        report = Report(self.OUTCOMES, "some cells", 3, "the other")
+        report = Report(self.OUTCOMES, "some cells", "the other", "as follows")
         markdown, record = report.write(tmp_path / "new", "report")
         lines = markdown.read_text().splitlines()
         assert "| fast | ≥ 3 x | 4 x (3.50 to 5) | 1 s | 4 s | pass |" in lines

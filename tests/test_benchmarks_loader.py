@@ -69,7 +69,7 @@ class TestReaders:
 
 class TestReport:
     REPORT = LoaderReport(
-        [Outcome("a < b", at_least(1, "x"), Spread.of([2.0]))], "cells", 3, "other", GRIDS, "how"
+        [Outcome("a < b", at_least(1, "x"), Spread.of([2.0]))], "cells", "other", "how", grids=GRIDS
     )
 
     def test_is_written_in_all_forms(self, tmp_path: Path) -> None:

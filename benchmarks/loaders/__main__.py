@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -16,18 +15,18 @@ from rich.console import Console
 
 from benchmarks.annbatch_env import PACKAGES, PRELOAD, annbatch_python
 from benchmarks.loaders.bench import ANNBATCH, BIONEMO, SCDATASET, LoaderBench
-from benchmarks.loaders.cases import CASES, run
+from benchmarks.loaders.cases import CASES
 from benchmarks.loaders.readers import ScDataset
 from benchmarks.loaders.report import LoaderReport
 from benchmarks.options import add_environment, parser, workspace
+from benchmarks.outcomes import IN_TURN, run
 from benchmarks.talk import THREADS
 from benchmarks.zarr import BLOCK
 
-_METHOD = (
-    "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
-    "Ratios are taken between repetitions of the same turn. Each library has a process of its own "
-    f"and {THREADS} threads. A rate is over whole epochs, or over the first thousands of cells "
-    "where these take seconds, for at least {seconds} s; workers live from epoch to epoch. The "
+_METHOD = IN_TURN + (
+    f"Each library has a process of its own and {THREADS} threads. A rate is over whole "
+    "epochs, or over the first thousands of cells where these take "
+    "seconds, for at least {seconds} s; workers live from epoch to epoch. The "
     "page cache is warm, but where a figure says otherwise. Memory is the peak of resident "
     "anonymous memory, seen every 5 ms, over that after import."
 )
@@ -56,22 +55,16 @@ def main(arguments: list[str] | None = None) -> LoaderReport:
     python, absence = annbatch_python(options.environment, make=not options.quick)
     with warnings.catch_warnings(), _make_bench(options, python, console) as bench:
         warnings.simplefilter("ignore")
-        findings = run(bench, options.only or list(CASES))
-    spec = bench.workspace.spec
+        found = run(CASES, bench, options.only, console)
     report = LoaderReport(
-        findings.outcomes,
-        f"{spec.cells:,} cells x {spec.genes:,} genes, {spec.nnz_per_cell:,.0f} stored per cell",
-        bench.repeats,
+        [outcome for one in found for outcome in one.outcomes],
+        str(bench.workspace.spec),
         "beside it",
-        findings.grids,
         _METHOD.format(repeats=bench.repeats, seconds=bench.seconds),
         _remarks(bench, absence),
+        [grid for one in found for grid in one.grids],
     )
-    report.show(console)
-    name = f"bench-loader-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    for path in report.write(options.results, name):
-        console.print(f"wrote {path}", highlight=False)
-    return report
+    return report.publish(console, options.results, "bench-loader")
 
 
 def _remarks(bench: LoaderBench, absence: str) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from benchmarks.loaders.bench import LoaderBench
 from benchmarks.loaders.cold import cold
@@ -23,16 +22,3 @@ CASES: dict[str, Callable[[LoaderBench], Findings]] = {
     "cold": cold,
     "large": large,
 }
-
-
-def run(bench: LoaderBench, names: Sequence[str]) -> Findings:
-    """Run cases by name, in the order of `CASES`."""
-    findings = Findings()
-    for name, case in CASES.items():
-        if name in names:
-            start = time.perf_counter()
-            found = case(bench)
-            findings.outcomes += found.outcomes
-            findings.grids += found.grids
-            bench.announce(f"{name}: done in {time.perf_counter() - start:.0f} s")
-    return findings

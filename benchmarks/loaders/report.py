@@ -86,11 +86,9 @@ class Findings:
 
 @dataclass(frozen=True)
 class LoaderReport(Report):
-    """A report with tables over two settings, and remarks of its own."""
+    """A report with tables over two settings."""
 
     grids: Sequence[Grid] = ()
-    method: str = ""
-    remarks: Sequence[str] = ()
 
     def show(self, console: Console) -> None:
         for grid in self.grids:
@@ -138,9 +136,6 @@ class LoaderReport(Report):
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>scdl: loaders</title>'
             f"<style>{_STYLE}</style>\n{body}\n</html>\n"
         )
-
-    def _remarks(self) -> list[str]:
-        return [self.method, *self.remarks, *super()._remarks()[1:]]
 
 
 def _markdown(grid: Grid) -> str:
