@@ -22,7 +22,7 @@ from tasks import Counting, Dying, Endless, Failing
 import scdl
 from scdl.errors import ClusterError, MissingPackageError, WorkerDiedError
 from scdl.workers import Outcome, ProcessWorkers, ThreadWorkers, Workers, connect
-from storage_backends import threads
+from storage_backends import threads, warning_filters
 
 
 @pytest.fixture(params=[ProcessWorkers, ThreadWorkers])
@@ -47,7 +47,10 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
 def test_threads_are_quiet_at_the_same_time(recwarn: pytest.WarningsRecorder) -> None:
     """One that is done does not take the filters of the others away, nor leaves its own behind."""
     before = list(warnings.filters)
-    first, second = threads.quiet("what the first"), threads.quiet("what the second")
+    first, second = (
+        warning_filters.quiet("what the first"),
+        warning_filters.quiet("what the second"),
+    )
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
