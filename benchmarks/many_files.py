@@ -30,7 +30,7 @@ from benchmarks.peers import THEIRS
 from benchmarks.workspace import Workspace
 from benchmarks.zarr import Figure
 
-BATCH, K, NEIGHBORS = 1_024, 4, 15
+BATCH, K, NEIGHBORS, MEMBERS = 1_024, 4, 15, 20
 FILES, WORKERS = 8, 2
 _FASTER, _SCALING = 50.0, 1.7
 
@@ -94,6 +94,10 @@ def neighbors(bench: Bench) -> list[Outcome]:
     strategies = list(scdl.NeighborSamplingStrategy)
     opened = {how: scdl.open(path, neighbor_sampling_strategy=how) for how in strategies}
     measures = {"theirs": loop} | {how.value: batch(ds) for how, ds in opened.items()}
+    members = _members(bench, data)
+    for how in strategies:
+        many = scdl.SingleCellCollection(members, neighbor_sampling_strategy=how)
+        measures[f"{how.value}, over {MEMBERS} members"] = batch(many)
     take_turns(measures, 1)
     taken = {name: Spread.of(got) for name, got in take_turns(measures, bench.repeats).items()}
     note = (
@@ -103,16 +107,27 @@ def neighbors(bench: Bench) -> list[Outcome]:
     bound = at_least(_FASTER, "x")
     return [
         Outcome(
-            f"sample_neighbors, {how.value}",
+            f"sample_neighbors, {name}",
             bound,
-            taken["theirs"].over(taken[how.value]),
-            taken[how.value],
+            taken["theirs"].over(ours),
+            ours,
             taken["theirs"],
             "ms",
             note,
         )
-        for how in strategies
+        for name, ours in taken.items()
+        if name != "theirs"
     ]
+
+
+def _members(bench: Bench, data: Workspace) -> list[Path]:
+    """Archives that have as many cells together; each of them is the same."""
+    place = bench.place("members")
+    first = place / "0"
+    source = data.h5ad(cells=-(-data.spec.cells // MEMBERS))
+    scdl.convert(source, first, neighbor_key=NEIGHBOR_KEY)
+    copies = [Path(shutil.copytree(first, place / str(i))) for i in range(1, MEMBERS)]
+    return [first, *copies]
 
 
 def _their_dataset(path: Path) -> Any:

@@ -11,21 +11,17 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from storage_backends.jit import intrinsic, kernel
+from storage_backends.jit import brief_kernel, fetch_ahead, intrinsic, kernel
 from storage_backends.rowsort import count_bits
 
 #: Returned where a column id is not below the number of genes of its block.
 OUT_OF_RANGE = -1
 #: Returned where a row has two values of one gene.
 REPEATED = -2
-
-#: Values of four bytes in a line of the cache.
-_LINE = 16
 
 
 @intrinsic
@@ -50,22 +46,6 @@ def _number_at(typingctx: Any, address: Any, like: Any) -> Any:
     return like(types.int64, like), codegen
 
 
-@intrinsic
-def _prefetch(typingctx: Any, address: Any) -> Any:
-    """Begin to bring a line of memory to the cache; any address will do."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        # For reading, to all caches, of data.
-        options = number(0), number(3), number(1)
-        builder.call(function, [builder.inttoptr(arguments[0], byte), *options])
-        return context.get_dummy_value()
-
-    return types.none(types.int64), codegen
-
-
 @kernel
 def _offset_at(address: int, size: int) -> int:
     """The unsigned offset of some bytes at an address."""
@@ -78,7 +58,7 @@ def _offset_at(address: int, size: int) -> int:
     return int(_number_at(address, np.uint8(0)))
 
 
-@kernel
+@brief_kernel
 def find_archives(
     at: NDArray[np.int64],
     starts: NDArray[np.int64],
@@ -106,9 +86,14 @@ def find_archives(
     """
     place = np.full(len(starts) - 1, -1, np.int64)
     for i in range(len(at)):
-        which[i] = np.searchsorted(starts, at[i], side="right") - 1
-        rows[i] = at[i] - starts[which[i]]
-        place[which[i]] = 0
+        # By halves, without a branch to be guessed.
+        archive, left = 0, len(place)
+        while left > 1:
+            half = left // 2
+            archive += half * (starts[archive + half] <= at[i])
+            left -= half
+        which[i], rows[i] = archive, at[i] - starts[archive]
+        place[archive] = 0
     n = 0
     for archive in range(len(place)):
         if place[archive] == 0:
@@ -220,10 +205,14 @@ def copy_rows(
     """
     largest = np.uint64(0)
     for i in range(len(rows)):
+        following = rows[min(i + 1, len(rows) - 1)]
+        # Between the loops, as a core can wait for some lines only at a time.
+        fetch_ahead(following[0], following[2] * out_data.itemsize)
         values = carray(_pointer(rows[i, 0], out_data), rows[i, 2])
         target = out_data[indptr[i] : indptr[i + 1]]
         for k in range(len(target)):
             target[k] = values[k]
+        fetch_ahead(following[1], following[2] * like.itemsize)
         ids = carray(_pointer(rows[i, 1], like), rows[i, 2])
         target_ids = out_indices[indptr[i] : indptr[i + 1]]
         most = like.dtype.type(0)
@@ -253,7 +242,7 @@ def copy_rows_numpy(
 @kernel
 def map_rows(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.int32],
+    lookup: NDArray[np.signedinteger[Any]],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],
@@ -290,18 +279,16 @@ def map_rows(
         if not _all_below(ids, len(table)):
             return OUT_OF_RANGE
         target, target_ids = out_data[place : place + length], out_indices[place : place + length]
-        kept = np.uint64(0)
         following = rows[min(i + 1, len(rows) - 1)]
-        for start in range(0, length, _LINE):
-            # The next row comes from memory while this one is worked at.
-            _prefetch(following[0] + start * out_data.itemsize)
-            _prefetch(following[1] + start * like.itemsize)
-            for k in range(start, min(start + _LINE, length)):
-                new = table[np.uint64(ids[k])]
-                # Written in any case, and over again by the next one if it is not kept.
-                target[kept] = values[k]
-                target_ids[kept] = new
-                kept += np.uint64(new >= 0)
+        fetch_ahead(following[0], following[2] * out_data.itemsize)
+        fetch_ahead(following[1], following[2] * like.itemsize)
+        kept = np.uint64(0)
+        for k in range(length):
+            new = table[np.uint64(ids[k])]
+            # Written in any case, and over again by the next one if it is not kept.
+            target[kept] = values[k]
+            target_ids[kept] = new
+            kept += np.uint64(new >= 0)
         rows[i, 2] = kept
         place += rows[i, 2]
     return 0
@@ -320,7 +307,7 @@ def _all_below(ids: NDArray[Any], n: int) -> bool:
 
 def map_rows_numpy(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.int32],
+    lookup: NDArray[np.signedinteger[Any]],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],
@@ -345,7 +332,7 @@ def map_rows_numpy(
 @kernel
 def map_rows_sorted(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.int32],
+    lookup: NDArray[np.signedinteger[Any]],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],
@@ -380,6 +367,9 @@ def map_rows_sorted(
         table = lookup[bounds[rows[i, 3]] : bounds[rows[i, 3] + 1]]
         if not _all_below(ids, len(table)):
             return OUT_OF_RANGE
+        following = rows[min(i + 1, len(rows) - 1)]
+        fetch_ahead(following[0], following[2] * out_data.itemsize)
+        fetch_ahead(following[1], following[2] * like.itemsize)
         # One bit a gene; the place of a gene is the number of bits below its own.
         kept = 0
         for k in range(length):
@@ -411,7 +401,7 @@ def map_rows_sorted(
 
 def map_rows_sorted_numpy(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.int32],
+    lookup: NDArray[np.signedinteger[Any]],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],

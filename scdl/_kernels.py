@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.jit import kernel
+from storage_backends.jit import fetch_ahead, kernel
 
 #: Returned in place of a count where a column id is not below the number of columns.
 OUT_OF_RANGE = -1
@@ -222,11 +222,17 @@ def gather_rows(
     largest = indices.dtype.type(0)
     for row in range(len(starts)):
         start, length = starts[row], indptr[row + 1] - indptr[row]
+        # The next row comes from memory while this one is copied; half of it between the loops, as
+        # a core can wait for some lines only at a time.
+        following = min(row + 1, len(starts) - 1)
+        first, n_next = starts[following], indptr[following + 1] - indptr[following]
+        fetch_ahead(data.ctypes.data + first * data.itemsize, n_next * data.itemsize)
         # Slices tell LLVM that the inner loops are contiguous copies: twice as fast as indexing.
         values = data[start : start + length]
         target = out_data[indptr[row] : indptr[row + 1]]
         for k in range(length):
             target[k] = values[k]
+        fetch_ahead(indices.ctypes.data + first * indices.itemsize, n_next * indices.itemsize)
         columns = indices[start : start + length]
         column_target = out_indices[indptr[row] : indptr[row + 1]]
         for k in range(length):

@@ -47,7 +47,9 @@ VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes or that are read on first use; pickles go without them.
-_DERIVED = ("_store", "_info", "_views", "_source", "graph", "_graphs", "_var", "_obs")
+_DERIVED = (
+    "_store", "_info", "_views", "_source", "graph", "_graphs", "_graph_sources", "_var", "_obs",
+)  # fmt: skip
 
 
 class SingleCellDataset(CellReader):
@@ -309,6 +311,18 @@ class SingleCellDataset(CellReader):
             self._graphs[key] = NeighborGraph(self._store, key, **self._sampling)
         return self._graphs[key]
 
+    @cached_property
+    def _graph_sources(self) -> dict[str, Source]:
+        return {}
+
+    def _graph_source(self, key: str) -> Source:
+        """Where the arrays of a graph are; errors as those of :meth:`neighbor_graph`."""
+        if key not in self._graph_sources:
+            self.neighbor_graph(key)
+            prefix = graph_array(key, "")
+            self._graph_sources[key] = source(self._store, prefix, is_sorted=False)
+        return self._graph_sources[key]
+
     # -- the archive -----------------------------------------------------------------------
 
     @property
@@ -435,7 +449,8 @@ class SingleCellDataset(CellReader):
     def close(self) -> None:
         """Let go of files and memory."""
         self._views = []
-        self.__dict__.pop("_source", None)
+        for name in ("_source", "_graph_sources"):
+            self.__dict__.pop(name, None)
         self._store.close()
 
     def load(self, stored_path: Path) -> None:

@@ -16,7 +16,8 @@ from scdl.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.errors import CollectionError, NeighborError, OutputError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.joining import Dtypes, Request, is_cold, join
-from scdl.members import MemberGraph, Members, MemberTables
+from scdl.member_graph import MemberGraph
+from scdl.members import Members, MemberTables
 from scdl.neighbors import NeighborGraph, key_of
 from scdl.rows import CellReader, Origin
 from scdl.schema import INDEX, NEIGHBOR_KEY, Block, Info
@@ -266,5 +267,10 @@ class JoinedCells(CellReader):
         return self._graphs[key]
 
     def _joined_graph(self, key: str, keys: Sequence[str | None]) -> NeighborGraph:
-        fallback = self._neighbors["fallback_to_identity"]
-        return MemberGraph(self._members, key, keys, fallback_to_identity=fallback)
+        return MemberGraph(
+            self._members,
+            key,
+            keys,
+            self._neighbors["neighbor_sampling_strategy"],
+            fallback_to_identity=self._neighbors["fallback_to_identity"],
+        )

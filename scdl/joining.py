@@ -57,11 +57,14 @@ class Source(NamedTuple):
         Whether the genes of each cell are stored in rising order, each once.
     mapped
         Its arrays, where they are mapped to memory.
+    prefix
+        What stands before their names: empty for the expression matrix.
     """
 
     store: ArrayStore
     is_sorted: bool
     mapped: Mapped | None
+    prefix: str = ""
 
 
 class Sources(tuple[Source, ...]):
@@ -108,7 +111,8 @@ class Lookup(NamedTuple):
     Attributes
     ----------
     genes
-        Tables one after the other: of each gene its place in the gene space, -1 where it has none.
+        Tables one after the other: of each gene its place in the gene space, -1 where it has none;
+        int16 or int32.
     bounds
         Where each table begins, and the end of the last; int64.
     in_order
@@ -117,7 +121,7 @@ class Lookup(NamedTuple):
         The table of each row of a request, int64.
     """
 
-    genes: NDArray[np.int32]
+    genes: NDArray[np.signedinteger[Any]]
     bounds: NDArray[np.int64]
     in_order: NDArray[np.bool_]
     table_of: NDArray[np.int64]
@@ -131,16 +135,18 @@ class Dtypes(NamedTuple):
     indices: np.dtype[Any]
 
 
-def source(store: ArrayStore, *, is_sorted: bool) -> Source:
-    """An archive, and where its arrays are mapped."""
-    views = [store.view(name) for name in MATRIX]
+def source(store: ArrayStore, prefix: str = "", *, is_sorted: bool) -> Source:
+    """An archive, and where the arrays of its matrix, or of a graph, are mapped."""
+    views = [store.view(prefix + name) for name in MATRIX]
     if any(view is None for view in views):
-        return Source(store, is_sorted, None)
+        return Source(store, is_sorted, None, prefix)
     data, indices, indptr = (np.asarray(view) for view in views)
+    if len(data) != len(indices):
+        return Source(store, is_sorted, None, prefix)
     addresses = data.ctypes.data, indices.ctypes.data, indptr.ctypes.data
     dtypes = data.dtype, indices.dtype
     mapped = Mapped(addresses, indptr.itemsize, len(data), dtypes, (data, indices, indptr))
-    return Source(store, is_sorted, mapped)
+    return Source(store, is_sorted, mapped, prefix)
 
 
 def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr.SparseRows:
@@ -255,7 +261,7 @@ def _locate(request: Request, dtypes: Dtypes) -> tuple[NDArray[np.int64], list[A
     owners: list[Any] = [sources]
     for i in np.flatnonzero(arrays[:, 3] == 0).tolist():
         places = np.flatnonzero(request.which == i)
-        rows = csr.read(sources[i].store, "", request.rows[places])
+        rows = csr.read(sources[i].store, sources[i].prefix, request.rows[places])
         data = rows.data.astype(dtypes.data, copy=False)
         indices = rows.indices.astype(dtypes.stored, copy=False)
         out[places, 0] = data.ctypes.data + rows.indptr[:-1] * data.itemsize
@@ -266,8 +272,8 @@ def _locate(request: Request, dtypes: Dtypes) -> tuple[NDArray[np.int64], list[A
     bad = _join_kernels.locate_rows(request.which, request.rows, arrays, *sizes, out)
     if bad >= 0:
         # Reading it says what is wrong.
-        damaged = sources[request.which[bad]].store
-        csr.plan(damaged, "", request.rows[bad : bad + 1])
+        damaged = sources[request.which[bad]]
+        csr.plan(damaged.store, damaged.prefix, request.rows[bad : bad + 1])
     return out, owners
 
 

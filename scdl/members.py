@@ -7,19 +7,17 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, SupportsIndex, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scdl import csr
 from scdl.dataset import SingleCellDataset
-from scdl.errors import ArchiveNotFoundError, CollectionError, NeighborError, ScdlError
+from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from scdl.joining import Source, Sources
 from scdl.manifest import Member, absolute
-from scdl.neighbors import NeighborGraph, NeighborStats
-from scdl.schema import DATA, GRAPH_DTYPES, INDEX, INDICES, OBS, distinct, var_table
+from scdl.schema import INDEX, OBS, distinct, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
 from storage_backends.base import ArrayStore
 
@@ -257,87 +255,3 @@ class MemberTables:
 
     def _sources(self, columns: Sequence[str] | None) -> list[TableSource]:
         return [MemberObs(self._members, i, columns) for i in range(len(self._members))]
-
-
-class MemberGraph(NeighborGraph):
-    """The neighbour graphs of members as one, each shifted to where its cells are.
-
-    Cells of members without a graph have no neighbours.
-
-    Parameters
-    ----------
-    members
-        The archives.
-    key
-        What the graph is called.
-    keys
-        Of each member the key of its graph; None: it has none.
-    fallback_to_identity
-        Whether a cell without neighbours is its own.
-    """
-
-    def __init__(
-        self,
-        members: Members,
-        key: str,
-        keys: Sequence[str | None],
-        *,
-        fallback_to_identity: bool,
-    ) -> None:
-        self.key = key
-        self._members, self._keys = members, keys
-        self._fallback = fallback_to_identity
-        self._rng = None
-
-    def _graph(self, number: int) -> NeighborGraph | None:
-        key = self._keys[number]
-        return None if key is None else self._members[number].neighbor_graph(key)
-
-    @property
-    def n_obs(self) -> int:
-        """Cells."""
-        return int(self._members.starts[-1])
-
-    def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
-        """Neighbours of one cell and their weights."""
-        at = np.array([csr.position(index, self.n_obs)])
-        ((number, rows, _),) = self._members.split(at)
-        graph = self._graph(number)
-        if graph is None:
-            none = np.empty(0, GRAPH_DTYPES[DATA]), np.empty(0, GRAPH_DTYPES[INDICES])
-            return csr.SparseRows(*none, np.zeros(2, np.int64))
-        found = graph.neighbors(int(rows[0]))
-        ids = found.indices.astype(np.int64) + self._members.starts[number]
-        fits = self.n_obs <= 1 + np.iinfo(GRAPH_DTYPES[INDICES]).max
-        return found._replace(indices=ids.astype(GRAPH_DTYPES[INDICES]) if fits else ids)
-
-    def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Neighbours of many cells at once, drawn with replacement."""
-        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
-        for number, local, places in self._members.split(rows):
-            graph = self._graph(number)
-            if graph is not None:
-                found = graph.sample_many(local, draws[places])
-                out[places] = found + self._members.starts[number]
-            elif not self._fallback:
-                raise NeighborError(
-                    f"{self._members.records[number].path}: cell {local[0]} has no neighbours, as "
-                    f"there is no graph {self.key!r}; fallback_to_identity=True gives the cell "
-                    "itself"
-                )
-        return out
-
-    def stats(self) -> NeighborStats:
-        """Counts over all cells, in constant memory."""
-        held = []
-        for number, record in enumerate(self._members.records):
-            if record.n_obs:
-                graph = self._graph(number)
-                alone = NeighborStats(0, 0, 0, record.n_obs)
-                held.append(alone if graph is None else graph.stats())
-        return NeighborStats(
-            sum(part.total for part in held),
-            min((part.least for part in held), default=0),
-            max((part.most for part in held), default=0),
-            sum(part.n_isolated for part in held),
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -37,6 +37,54 @@ def key_of(graphs: Sequence[str], asked: str) -> str | None:
     if asked not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (asked, *graphs):
         return graphs[0]
     return asked if asked in graphs else None
+
+
+class Choice(NamedTuple):
+    """Neighbours that draws chose.
+
+    Attributes
+    ----------
+    chosen
+        Cells x draws: which of its neighbours, from 0; -1 of a cell that has none to choose.
+    bad
+        The first entry whose weight is negative or no finite number, if weights are used; or -1.
+    """
+
+    chosen: NDArray[np.int64]
+    bad: int
+
+
+def choose(
+    strategy: NeighborSamplingStrategy,
+    indptr: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    weights: Callable[[], NDArray[Any]],
+) -> Choice:
+    """Choose among the neighbours of cells.
+
+    Parameters
+    ----------
+    indptr
+        Offsets of the neighbours of n cells, from 0.
+    draws
+        n x k numbers in [0, 1), each of which chooses one neighbour.
+    weights
+        Gives the weight of every neighbour; called where they are used.
+    """
+    if strategy is NeighborSamplingStrategy.WEIGHTED:
+        from scdl import _kernels
+
+        found = weights()
+        # numba cannot compute with float16.
+        found = found.astype(np.float32) if found.dtype == np.float16 else found
+        chosen = np.empty(draws.shape, np.int64)
+        return Choice(chosen, _kernels.choose_by_weight(found, indptr, draws, chosen))
+    counts = np.diff(indptr)
+    if strategy is NeighborSamplingStrategy.FIRST:
+        draws = np.zeros_like(draws)
+    chosen = (draws * counts[:, None]).astype(np.int64)
+    chosen[counts == 0] = -1
+    return Choice(chosen, -1)
 
 
 class NeighborStats(NamedTuple):
@@ -150,7 +198,21 @@ class NeighborGraph:
             negative or no finite number, and weights are used.
         """
         starts, stops = csr.plan(self._store, self._prefix, rows)
-        chosen = self._choose(rows, starts, stops, draws)
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(stops - starts, out=indptr[1:])
+
+        def weights() -> NDArray[Any]:
+            found = np.empty(int(indptr[-1]), self._store.spec(self._prefix + DATA).dtype)
+            self._store.read_ranges(self._prefix + DATA, starts, stops, found)
+            return found
+
+        chosen, bad = choose(self._strategy, indptr, draws, weights)
+        if bad >= 0:
+            cell = int(np.searchsorted(indptr, bad, side="right")) - 1
+            raise NeighborError(
+                f"{self._where}: cell {rows[cell]} has a neighbour of the weight {weights()[bad]}, "
+                "expected finite numbers >= 0; sample with the strategy random or first"
+            )
         has_one = chosen[:, 0] >= 0
         if not self._fallback and not has_one.all():
             self._refuse(int(rows[has_one.argmin()]))
@@ -162,48 +224,6 @@ class NeighborGraph:
         out = np.repeat(rows[:, None], draws.shape[1], axis=1)
         out[has_one] = neighbors
         return out
-
-    def _choose(
-        self,
-        rows: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
-        draws: NDArray[np.float64],
-    ) -> NDArray[np.int64]:
-        """Which of its neighbours each draw takes, from 0; -1 of a cell that has none."""
-        counts = stops - starts
-        if self._strategy is NeighborSamplingStrategy.WEIGHTED:
-            return self._choose_by_weight(rows, starts, stops, draws)
-        if self._strategy is NeighborSamplingStrategy.FIRST:
-            draws = np.zeros_like(draws)
-        chosen = (draws * counts[:, None]).astype(np.int64)
-        chosen[counts == 0] = -1
-        return chosen
-
-    def _choose_by_weight(
-        self,
-        rows: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
-        draws: NDArray[np.float64],
-    ) -> NDArray[np.int64]:
-        from scdl import _kernels
-
-        indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(stops - starts, out=indptr[1:])
-        weights = np.empty(int(indptr[-1]), self._store.spec(self._prefix + DATA).dtype)
-        self._store.read_ranges(self._prefix + DATA, starts, stops, weights)
-        # numba cannot compute with float16.
-        weights = weights.astype(np.float32) if weights.dtype == np.float16 else weights
-        chosen = np.empty(draws.shape, np.int64)
-        bad = _kernels.choose_by_weight(weights, indptr, draws, chosen)
-        if bad >= 0:
-            cell = int(np.searchsorted(indptr, bad, side="right")) - 1
-            raise NeighborError(
-                f"{self._where}: cell {rows[cell]} has a neighbour of the weight {weights[bad]}, "
-                "expected finite numbers >= 0; sample with the strategy random or first"
-            )
-        return chosen
 
     def check_inside(self, neighbors: NDArray[Any], rows: NDArray[np.int64] | None = None) -> None:
         """NeighborError where neighbours, of as many rows where these are known, are no cells."""

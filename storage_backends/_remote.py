@@ -23,6 +23,7 @@ from zarr.storage import WrapperStore
 
 from storage_backends._content import Content
 from storage_backends._shards import Pieces, spans
+from storage_backends._zarr_detection import OBSTORE
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -45,9 +46,6 @@ GAP_BYTES = 1 << 17
 MOST_BYTES = 8 << 20
 CONCURRENCY = 16
 
-#: Schemes of obstore; the others are fsspec's.
-_OBSTORE = ("s3", "gs", "az", "abfs", "http", "https")
-_FSSPEC = ("gcs", "adl", "hf", "memory", "ftp", "sftp", "webdav")
 #: What says that there is nothing, and what no repetition mends; of obstore by name, which need not
 #: be installed.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -64,12 +62,6 @@ _REFUSALS = (
 
 class RefusedError(RemoteError):
     """A store answered that it does not do what it is asked for."""
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is a URL of a store that may be read."""
-    scheme, separator, rest = path.partition("://")
-    return bool(separator and rest) and scheme in (*_OBSTORE, *_FSSPEC)
 
 
 def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
@@ -118,7 +110,7 @@ def _require_same_process(url: str) -> None:
 def _store(url: str) -> Store:
     scheme = url.partition("://")[0]
     try:
-        if scheme in _OBSTORE:
+        if scheme in OBSTORE:
             return _object_store(url)
         from zarr.storage import FsspecStore
 

@@ -8,14 +8,13 @@ from typing import Any
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from storage_backends import warning_filters
+from storage_backends._zarr_detection import CHECKSUMS
 from storage_backends.errors import OutputError
 
 #: Attribute of the root that makes a store an archive of ours.
 ATTRIBUTE = "scdl"
 #: Version of what that attribute says. Readers refuse a higher one.
 FORMAT = 1
-#: File of the checksums of all others, beside the metadata of the root.
-CHECKSUMS = "scdl.checksums"
 #: Where the writer puts the matrix until the commit says what it is.
 MATRIX = "matrix.part"
 #: Array beside the columns of var that AnnData does not read: original position of each gene.

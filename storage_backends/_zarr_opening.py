@@ -10,10 +10,8 @@ from typing import Any
 import zarr
 
 from storage_backends import _zarr_layout
+from storage_backends._zarr_detection import METADATA_FILES
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
-
-#: One of these stands in the directory of every store.
-METADATA_FILES = ("zarr.json", ".zgroup")
 
 
 def identity(path: str) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import zarr
 from zarr.storage import LocalStore
 
-from storage_backends import _integrity, _remote, _zarr_layout
+from storage_backends import _integrity, _zarr_detection, _zarr_layout
 from storage_backends._recording_store import CapturingStore
 from storage_backends._zarr_opening import unreadable
 from storage_backends.base import Examination, Finding, Verdict
@@ -25,11 +25,11 @@ _KEY = "consolidated_metadata"
 
 def examine(path: str) -> Examination:
     """Compare the files with their checksums, and look for consolidated metadata."""
-    if _remote.is_url(path):
+    if _zarr_detection.is_url(path):
         elsewhere = f"{path}: checksums of files elsewhere are not read; copy the archive here"
         return Examination([Finding(elsewhere, Verdict.UNKNOWN)])
     root = os.path.realpath(path)
-    found = _integrity.examine(root, _zarr_layout.CHECKSUMS)
+    found = _integrity.examine(root, _zarr_detection.CHECKSUMS)
     lacking = _lacks_consolidated(root)
     if lacking is None:
         return found
@@ -64,7 +64,7 @@ def _metadata(root: str) -> Any:
 
 def check_local(path: str) -> None:
     """BackendOptionError for a store elsewhere."""
-    if _remote.is_url(path):
+    if _zarr_detection.is_url(path):
         raise BackendOptionError(f"{path}: archives elsewhere are not changed; copy it here")
 
 
@@ -76,10 +76,10 @@ def repair(path: str) -> Sequence[str]:
         return ()
     files = _consolidated(root)
     for key, data in files.items():
-        if _integrity.is_what_was_written(root, _zarr_layout.CHECKSUMS, key, data) is False:
+        if _integrity.is_what_was_written(root, _zarr_detection.CHECKSUMS, key, data) is False:
             # That it was consolidated is not all that differs from what was written.
             return ()
-    _integrity.replace_files(root, _zarr_layout.CHECKSUMS, files)
+    _integrity.replace_files(root, _zarr_detection.CHECKSUMS, files)
     return (f"{root}: the metadata was consolidated in {', '.join(files)}",)
 
 

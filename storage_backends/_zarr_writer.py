@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from storage_backends import _gene_order, _zarr_layout, _zarr_table_writer
+from storage_backends import _gene_order, _zarr_detection, _zarr_layout, _zarr_table_writer
 from storage_backends._checksums import Recorder
 from storage_backends._completeness import check_complete
 from storage_backends._recording_store import RecordingStore
@@ -176,7 +176,7 @@ class ZarrWriter(ArrayWriter):
                 self._write_element(name, value)
             self._write_root(attrs, n_obs, reordered=order is not None)
             zarr.consolidate_metadata(self._root.store)
-            with open(os.path.join(self._writing(), _zarr_layout.CHECKSUMS), "xb") as stream:
+            with open(os.path.join(self._writing(), _zarr_detection.CHECKSUMS), "xb") as stream:
                 stream.write(self._recorder.table().to_bytes())
             assert self._staging is not None
             self._staging.publish()

@@ -6,19 +6,60 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
-from numba import extending
+from llvmlite import ir
+from numba import extending, types
 
 #: Decorates a function that writes machine code, whose first argument callers leave out.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
+
+#: Bytes of a line of the cache.
+_LINE = 64
+#: Bytes that are fetched ahead: behind them the processor sees by itself what comes next.
+_MOST_AHEAD = 2_048
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def kernel(function: _F) -> _F:
     """Compile a function that works on plain arrays; it releases the GIL while it runs."""
+    return _compiled(function, nogil=True)
+
+
+def brief_kernel(function: _F) -> _F:
+    """As :func:`kernel`, but it keeps the GIL: for some microseconds of work in memory at hand.
+
+    Where threads compete for the GIL, to have it again takes longer than that.
+    """
+    return _compiled(function, nogil=False)
+
+
+def _compiled(function: _F, *, nogil: bool) -> _F:
     try:
-        compiled = numba.njit(nogil=True, cache=True)(function)
+        compiled = numba.njit(nogil=nogil, cache=True)(function)
     except RuntimeError:
         # No directory can be written, as in a read-only container: compile in every process.
-        compiled = numba.njit(nogil=True)(function)
+        compiled = numba.njit(nogil=nogil)(function)
     return cast(_F, compiled)
+
+
+@intrinsic
+def _fetch_line(typingctx: Any, address: Any) -> Any:
+    """Begin to bring a line of memory to the cache; any address will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # For reading, to all caches, of data.
+        options = number(0), number(3), number(1)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), *options])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@kernel
+def fetch_ahead(address: int, n_bytes: int) -> None:
+    """Begin to bring memory to the cache that is read in a moment; any address will do."""
+    for offset in range(0, min(n_bytes, _MOST_AHEAD), _LINE):
+        _fetch_line(address + offset)

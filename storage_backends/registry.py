@@ -28,6 +28,8 @@ _BUILTIN = {
     "memory": "storage_backends.memory",
     "zarr": "storage_backends.zarr",
 }
+#: What tells, of a backend that takes long to import, whether one of its archives may be at a path.
+_DETECTION = {"zarr": "storage_backends._zarr_detection"}
 #: Of an archive whose path does not say.
 DEFAULT = "memmap"
 
@@ -83,6 +85,8 @@ def detect(path: str | os.PathLike[str]) -> Backend:
     """
     path = os.fspath(path)
     for name in _BUILTIN:
+        if name in _DETECTION and not import_module(_DETECTION[name]).detect(path):
+            continue
         candidate = backend(name)
         if candidate.store.detect(path):
             return candidate

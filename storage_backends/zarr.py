@@ -28,14 +28,20 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from storage_backends import _gene_order, _integrity, _remote, _zarr_layout, _zarr_upkeep
+from storage_backends import (
+    _gene_order,
+    _integrity,
+    _remote,
+    _zarr_detection,
+    _zarr_layout,
+    _zarr_upkeep,
+)
 from storage_backends._chunk_plan import Bound
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
 from storage_backends._zarr_layout import MATRIX_PARTS
 from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
 from storage_backends._zarr_opening import (
-    METADATA_FILES,
     identity,
     members,
     open_local,
@@ -88,19 +94,11 @@ class ZarrStore(ArrayStore):
 
     @classmethod
     def detect(cls, path: str) -> bool:
-        if _remote.is_url(path):
-            # Whether something is there is found out by opening it: the network may take its time.
-            return True
-        try:
-            # An archive that has lost its metadata is still one.
-            known = (*METADATA_FILES, _zarr_layout.CHECKSUMS)
-            return any(os.path.isfile(os.path.join(path, name)) for name in known)
-        except (OSError, ValueError):
-            return False
+        return _zarr_detection.detect(path)
 
     @classmethod
     def open(cls, path: str) -> Self:
-        if _remote.is_url(path):
+        if _zarr_detection.is_url(path):
             with unreadable(path):
                 return cls._open(path, *_remote.open_group(path))
         path = os.path.realpath(path)
@@ -493,7 +491,7 @@ class ZarrStore(ArrayStore):
     @classmethod
     def add_checksums(cls, path: str) -> int:
         _zarr_upkeep.check_local(path)
-        return _integrity.add(os.path.realpath(path), _zarr_layout.CHECKSUMS)
+        return _integrity.add(os.path.realpath(path), _zarr_detection.CHECKSUMS)
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:

@@ -19,6 +19,7 @@ LAYERS = [
     {"scdl.epochs", "scdl.prefetch", "scdl.training_batch", "scdl.vocabulary"},
     {"scdl.bionemo", "scdl.collection"},
     {"scdl.flatten", "scdl.joined_cells"},
+    {"scdl.member_graph"},
     {"scdl.members"},
     {"scdl.manifest"},
     {"scdl.dataset"},

@@ -287,6 +287,28 @@ class TestCollection:
         for other in drawn[1:]:
             np.testing.assert_array_equal(drawn[0], other)
 
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_draws_of_mapped_graphs_are_those_of_each_member(
+        self, paths: list[Path], tmp_path: Path, strategy: str
+    ) -> None:
+        """Read at once, they are the same as member by member; what is wrong is found, too."""
+        options = {"neighbor_key": "distances", "neighbor_sampling_strategy": strategy}
+        again = rewritten(paths[1], tmp_path / "again", {})
+        graph = scdl.SingleCellCollection([paths[1], again], **options).graph
+        rows, draws = np.random.default_rng(0).integers(0, 2 * N, 200), np.empty((200, 3))
+        np.random.default_rng(1).random(out=draws)
+        found = graph._sample_mapped(rows, draws)
+        np.testing.assert_array_equal(found, graph._sample_by_member(rows, draws))
+        np.testing.assert_array_equal(found, graph.sample_many(rows, draws))
+        ids = expected("distances").indices.astype(np.uint32)
+        ids[expected("distances").indptr[7] :] = N
+        bad = rewritten(paths[1], tmp_path / "bad", {"graphs/distances/indices": ids})
+        many = scdl.SingleCellCollection([paths[1], bad], **options)
+        with pytest.raises(NeighborError, match=f"^{bad}: .*cell 7 has the neighbour {N}, "):
+            many.sample_neighbors([7, N + 7])
+        assert many.graph._sample_mapped(np.zeros(0, np.int64), np.zeros((0, 1))) is None
+        assert many.sample_neighbors([], 2).shape == (0, 2)
+
     def test_each_method_takes_a_key(self, paths: list[Path], flat: Path) -> None:
         options = {"neighbor_key": "distances", "neighbor_sampling_strategy": "first"}
         many, one = scdl.SingleCellCollection(paths, **options), scdl.open(flat, **options)
