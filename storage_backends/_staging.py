@@ -152,14 +152,8 @@ def _remove_leftovers(target: str) -> None:
 
 def _exchange(a: str, b: str) -> None:
     """Swap two paths: in one step where the system can, else with a moment without `b`."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is not None:
-        done = rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
-        if done == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), b)
+    if _swap(a, b):
+        return
     aside = a + _ASIDE
     os.rename(b, aside)
     try:
@@ -168,6 +162,18 @@ def _exchange(a: str, b: str) -> None:
         os.rename(aside, b)
         raise
     os.rename(aside, a)
+
+
+def _swap(a: str, b: str) -> bool:
+    """Swap two paths in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done = rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    code = 0 if done == 0 else ctypes.get_errno()
+    if code not in (0, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise OSError(code, os.strerror(code), b)
+    return code == 0
 
 
 def _remove(path: str) -> None:
