@@ -6,11 +6,12 @@ so that the main file stays what readers of the documented format expect: plain 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -240,9 +241,11 @@ def write(
     wanted = [(columns, {field.name: field.name for field in main})] if main else []
     if INDEX in schema.names:
         wanted.append((names, {INDEX: INDEX}) if main else (columns, {INDEX: only_names}))
-    targets = [_Target(create, path, renamed, first) for path, renamed in wanted]
     num_rows = 0
-    try:
+    with contextlib.ExitStack() as stack:
+        targets = [
+            stack.enter_context(_Target(create, path, renamed, first)) for path, renamed in wanted
+        ]
         for batch in itertools.chain([first], batches):
             num_rows += batch.num_rows
             for name in categorical:
@@ -250,17 +253,14 @@ def write(
                     raise OutputError(f"batches of column {name!r} differ in their categories")
             for target in targets:
                 target.write(batch)
-    finally:
-        for target in targets:
-            target.close()
     if categorical:
-        with refused_write(categories), create(categories) as file:
-            pq.write_table(
-                _category_table(first, categorical),
-                file,
-                compression="zstd",
-                write_page_checksum=True,
-            )
+        lists = _category_table(first, categorical)
+        with (
+            refused_write(categories),
+            create(categories) as file,
+            _writer(file, lists.schema) as writer,
+        ):
+            writer.write_table(lists)
     has_names = INDEX in schema.names
     return Written(
         num_rows,
@@ -282,14 +282,10 @@ class _Target:
     ) -> None:
         self._names = names
         self._path = path
-        with refused_write(path):
-            self._file = create(path)
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self._project(first).schema,
-                compression="zstd",
-                write_page_checksum=True,
-            )
+        with refused_write(path), contextlib.ExitStack() as stack:
+            file = stack.enter_context(create(path))
+            self._writer = stack.enter_context(_writer(file, self._project(first).schema))
+            self._closing = stack.pop_all()
 
     def _project(self, batch: pa.RecordBatch) -> Table:
         columns = [_decode(batch.column(name)) for name in self._names]
@@ -300,9 +296,25 @@ class _Target:
             with refused_write(self._path):
                 self._writer.write_table(self._project(batch), row_group_size=_ROW_GROUP)
 
-    def close(self) -> None:
-        with refused_write(self._path), self._file:
-            self._writer.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with refused_write(self._path):
+            self._closing.close()
+
+
+@contextlib.contextmanager
+def _writer(file: CheckedFile, schema: Schema) -> Iterator[pq.ParquetWriter]:
+    writer = pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+    try:
+        yield writer
+    finally:
+        try:
+            writer.close()
+        finally:
+            # One that failed would try again when it is collected, and print why it failed.
+            writer.is_open = False
 
 
 def _decode(column: pa.Array) -> pa.Array:

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from storage_backends import _feature_index, _integrity, _layout
 from storage_backends._header import Header, HeaderArray, HeaderIndex
 from storage_backends._memmap_writer import MemmapWriter
+from storage_backends._staging import remove_leftovers
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Examination, check_ranges
 from storage_backends.errors import (
     ArchiveClosedError,
@@ -99,6 +100,10 @@ class MemmapStore(ArrayStore):
         store._check_features()
         store.stale = header is not None and store._is_stale(header)
         return store
+
+    @property
+    def is_current(self) -> bool:
+        return _layout.identity(self.path) == self._identity
 
     @property
     def _n_obs(self) -> int:
@@ -258,13 +263,14 @@ class MemmapStore(ArrayStore):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScdlWarning)
             store = cls.open(path)
+        remove_leftovers(store.path)
         if not store.stale:
             return ()
         place, header = (store.path, _layout.CHECKSUMS), store._header_of_files().to_bytes()
         if _integrity.is_what_was_written(*place, _layout.HEADER, header) is False:
             # The header is not all that differs from what was written.
             return ()
-        _integrity.replace_files(*place, {_layout.HEADER: header})
+        _integrity.replace_files(*place, {_layout.HEADER: header}, lambda: store.is_current)
         lengths = ", ".join(
             f"{documented.header_name} {store._specs[name].length:,}"
             for name, documented in _layout.MATRIX.items()

@@ -121,6 +121,10 @@ class ZarrStore(ArrayStore):
 
     _opened_as: tuple[int, ...] | None = None
 
+    @property
+    def is_current(self) -> bool:
+        return self._opened_as is None or identity(self.path) == self._opened_as
+
     @classmethod
     def _open(cls, path: str, root: zarr.Group, files: Files) -> Self:
         store = cls(path, root, files)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from storage_backends import _staging
+from storage_backends import publication
 
 KILL = "SIGKILL"
 #: What changes files; the system may refuse all but the last three.
@@ -62,7 +62,7 @@ class Inflicted:
         for name in CHANGES:
             if harm.kind == KILL or name not in REMOVALS:
                 setattr(os, name, self._wrapped(name, getattr(os, name)))
-        _staging._swap = self._wrapped("rename", _staging._swap)
+        publication.swap = self._wrapped("rename", publication.swap)
         builtins.open = io.open = _opening(io.open)
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

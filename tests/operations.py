@@ -14,7 +14,7 @@ import numpy as np
 
 import scdl
 from benchmarks.torture.archives import KINDS, write_archive, write_source
-from scdl.errors import OutputError
+from scdl.errors import CollectionError, OutputError
 from scdl.manifest import MANIFEST
 from storage_backends.base import Verdict
 
@@ -83,6 +83,8 @@ class Operation:
         Whether it is done as a whole, or not at all.
     adds
         Whether doing it twice does it twice.
+    again
+        What removes what a killed one left, where `archive` is there already.
     """
 
     act: Callable[[Ground], object]
@@ -90,6 +92,7 @@ class Operation:
     is_new: bool = False
     is_one: bool = True
     adds: bool = False
+    again: Callable[[Ground], object] = lambda ground: None
 
 
 def _copied(ground: Ground) -> None:
@@ -159,9 +162,8 @@ def _begun_collection(ground: Ground) -> None:
 
 
 def _add(ground: Ground) -> None:
-    collection, more = scdl.open(ground.place), ground.sources / f"{ground.kind}, too"
-    if str(more) not in map(str, collection.fname_to_mmap):
-        collection.add(more)
+    with contextlib.suppress(CollectionError):  # a member already
+        scdl.open(ground.place).add(ground.sources / f"{ground.kind}, too")
 
 
 def _convert_directory(ground: Ground, **how: Any) -> None:
@@ -182,7 +184,13 @@ def _convert_in_processes(ground: Ground) -> None:
 OPERATIONS = {
     "convert": Operation(_convert, is_new=True),
     "flatten": Operation(_flatten, is_new=True),
-    "flatten and remove": Operation(_flatten_and_remove, _members, is_new=True, is_one=False),
+    "flatten and remove": Operation(
+        _flatten_and_remove,
+        _members,
+        is_new=True,
+        is_one=False,
+        again=lambda g: scdl.SingleCellCollection(g.place).save_manifest(),
+    ),
     "save": Operation(_save_anew, is_new=True),
     "cast": Operation(lambda g: scdl.open(g.target).cast_data_to_dtype("float64"), _copied),
     "concat": Operation(
