@@ -159,10 +159,11 @@ def drafts_beside(dest: str) -> Iterator[str]:
                     shutil.rmtree(left, ignore_errors=True)
                     locks.unlock(held)
         path = tempfile.mkdtemp(prefix=_DRAFTS, dir=dest)
-        # Workers of a cluster may be other users of the same group.
-        os.chmod(path, 0o770)
     held = None
     try:
+        with refused_write(dest):
+            # Workers of a cluster may be other users of the same group.
+            os.chmod(path, 0o770)
         with contextlib.suppress(OSError):
             held = locks.lock(path)
         # Another run may have taken it for left, in the moment before it was locked.

@@ -21,7 +21,7 @@ from typing import Any
 
 from storage_backends import publication
 
-KILL = "SIGKILL"
+KILL, INTERRUPT = "SIGKILL", "SIGINT"
 #: What changes files; the system may refuse all but the last three.
 CHANGES = (
     *("open", "write", "pwrite", "fsync", "fdatasync", "truncate", "ftruncate", "chmod"),
@@ -39,9 +39,10 @@ class Harm:
     Attributes
     ----------
     kind
-        ``"SIGKILL"``, or the name of an errno, such as ``"ENOSPC"``.
+        A signal, ``"SIGKILL"`` or ``"SIGINT"``, or the name of an errno, such as ``"ENOSPC"``.
     n
-        Number of the change of files at which it happens; 0: never.
+        Number of the change of files at which it happens, or the next one that can be refused; 0:
+        never.
     lasting
         Whether the system refuses everything from then on but to remove.
     """
@@ -56,12 +57,12 @@ class Inflicted:
 
     def __init__(self, harm: Harm, place: str, tell: Callable[[str], object]) -> None:
         self.seen = 0
+        self._struck = False
         self._harm, self._place, self._tell = harm, place, tell
         self._lock = threading.Lock()
         self._write = os.write
         for name in CHANGES:
-            if harm.kind == KILL or name not in REMOVALS:
-                setattr(os, name, self._wrapped(name, getattr(os, name)))
+            setattr(os, name, self._wrapped(name, getattr(os, name)))
         publication.swap = self._wrapped("rename", publication.swap)
         builtins.open = io.open = _opening(io.open)
 
@@ -85,18 +86,23 @@ class Inflicted:
 
     def _count(self, name: str, touched: str, arguments: Any) -> None:
         harm = self._harm
+        signalled = harm.kind in (KILL, INTERRUPT)
         with self._lock:
             self.seen += 1
-            if not harm.n or self.seen < harm.n or (self.seen > harm.n and not harm.lasting):
+            if not harm.n or self.seen < harm.n or (self._struck and not harm.lasting):
                 return
-            if self.seen == harm.n:
+            if name in REMOVALS and not signalled:
+                return
+            if not self._struck:
+                self._struck = True
                 self._tell(f"{name} {touched.removeprefix(self._place)}")
-            if harm.kind == KILL:
-                if name == "write":
-                    # Half of it is there.
-                    data = memoryview(arguments[1]).cast("B")
-                    self._write(arguments[0], data[: len(data) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
+            if harm.kind == KILL and name == "write":
+                # Half of it is there.
+                data = memoryview(arguments[1]).cast("B")
+                self._write(arguments[0], data[: len(data) // 2])
+            if signalled:
+                os.kill(os.getpid(), getattr(signal, harm.kind))
+                return
         code = getattr(errno, harm.kind)
         raise OSError(code, os.strerror(code), touched)
 

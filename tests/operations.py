@@ -99,6 +99,15 @@ def _copied(ground: Ground) -> None:
     shutil.copytree(ground.pristine, ground.target)
 
 
+def _copied_plainly(ground: Ground) -> None:
+    """What no product may do; the harness must find it."""
+    for path in sorted(ground.pristine.rglob("*")):
+        target = ground.target / path.relative_to(ground.pristine)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+
 def _convert(ground: Ground) -> None:
     scdl.convert(ground.sources / "cells.h5ad", ground.target, **ground.options)
 
@@ -201,6 +210,7 @@ OPERATIONS = {
     "checksums": Operation(_add_checksums, _without_checksums),
     "add": Operation(_add, _begun_collection),
     "directory": Operation(_convert_directory, is_one=False),
+    "careless": Operation(_copied_plainly, is_new=True),
 }
 
 #: Of something that stands in a place: what it is, or what is wrong with it.
