@@ -36,16 +36,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: write_archive(source, place / kind, kind) for kind in KINDS}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["memmap", "zarr, archive"])
 def archive(written: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return shutil.copytree(written[request.param], tmp_path / "archive")
 
 
 def everything(ds: Any) -> list[Any]:
-    """All that an archive holds, as values that compare."""
+    """All that an archive holds, as values that compare, NaN among them."""
     store = ds.store
     found: list[Any] = [(name, store.read(name).tobytes()) for name in sorted(store.arrays)]
-    found += [store.read_table(name).to_pylist() for name in store.tables]
+    found += [repr(store.read_table(name).to_pylist()) for name in store.tables]
     for name in sorted(store.elements):
         found.append((name, repr(store.read_element(name))))
     return [*found, store.attrs["blocks"], len(ds)]
@@ -114,12 +114,14 @@ class TestReaders:
 
         with ThreadPoolExecutor(2) as pool:
             threads = [pool.submit(read) for _ in range(2)]
-            _wait_for(lambda: len(list(ready.iterdir())) == 2)
-            changing = scdl.open(archive)
-            for dtype in ("float64", "float32", "float64"):
-                changing.cast_data_to_dtype(dtype)
-            done.set()
-            (ready / "done").touch()
+            try:
+                _wait_for(lambda: len(list(ready.iterdir())) == 2)
+                changing = scdl.open(archive)
+                for dtype in ("float64", "float32", "float64"):
+                    changing.cast_data_to_dtype(dtype)
+            finally:
+                done.set()
+                (ready / "done").touch()
             assert all(thread.result(60) >= 1 for thread in threads)
         told = [reader.communicate(timeout=60)[0].split() for reader in readers]
         assert told == [["True", "300", "float32"]] * 2
@@ -158,6 +160,7 @@ time.sleep(60)
 
 
 class TestWriters:
+    @pytest.mark.filterwarnings("ignore:.* is left out")
     def test_a_second_one_is_told_at_once(
         self, archive: Path, child_environment: dict[str, str]
     ) -> None:
@@ -200,6 +203,7 @@ class TestWriters:
         assert scdl.open(archive).data.dtype == np.float64
         scdl.open(archive).cast_data_to_dtype("uint16")
 
+    @pytest.mark.filterwarnings("ignore:.* is left out")
     def test_many_at_once(self, archive: Path) -> None:
         """Each appends some cells, or is told that it did not."""
         n_obs = len(scdl.open(archive))
@@ -212,7 +216,7 @@ class TestWriters:
                 return 0
             return 1
 
-        with pytest.warns() if "zarr" in KINDS else threading.Lock(), ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(4) as pool:
             done = sum(pool.map(append, range(12)))
         assert done >= 1
         assert len(scdl.open(archive)) == n_obs * (1 + done)
