@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import DTypeLike
 
 from scdl.dataset import Path, SingleCellDataset
 from scdl.errors import (
+    ArchiveChangedError,
     ArchiveNotFoundError,
     CastError,
     CollectionError,
@@ -23,9 +25,11 @@ from scdl.manifest import (
     Member,
     absolute,
     archives_below,
+    changing,
     has_manifest,
     is_archive,
     is_url,
+    manifest_identity,
     read_manifest,
     write_manifest,
 )
@@ -86,8 +90,11 @@ class SingleCellCollection(JoinedCells):
         self._max_open = max_open
         #: The directory of the collection; None where it was made of a list of paths.
         self.data_path: str | None = None
+        #: What tells the manifest that was read from others.
+        self._manifest: tuple[int, int] | None = None
         if isinstance(data_path, str | os.PathLike):
             self.data_path = absolute(data_path)
+            self._manifest = manifest_identity(self.data_path)
             self._use(self._in_directory(self.data_path))
         else:
             self._use(self._described([], data_path))
@@ -158,7 +165,7 @@ class SingleCellCollection(JoinedCells):
         self._members = members
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_neighbors", "_max_open", "data_path")
+        kept = ("_neighbors", "_max_open", "data_path", "_manifest")
         return {name: self.__dict__[name] for name in kept} | {"records": self._members.records}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -191,17 +198,20 @@ class SingleCellCollection(JoinedCells):
             One is a member already, is itself a collection, or cannot be read.
         ArchiveNotFoundError, ArchiveFormatError
             There is no archive, or a damaged one.
+        ArchiveLockedError, ArchiveChangedError
+            Another process or thread changes the manifest, or changed it since it was read.
         """
         more = [paths] if isinstance(paths, str | os.PathLike) else paths
-        self._use(self._described(self._members.records, more))
-        if self.data_path is not None and has_manifest(self.data_path):
-            self.save_manifest()
+        with self._changing():
+            self._append(more, save=self._has_manifest)
 
     def refresh(self) -> None:
         """Describe all members anew, after one was changed on purpose."""
-        self._use(self._described([], [record.path for record in self._members.records]))
-        if self.data_path is not None and has_manifest(self.data_path):
-            self.save_manifest()
+        with self._changing():
+            self._become(
+                self._described([], [record.path for record in self._members.records]),
+                save=self._has_manifest,
+            )
 
     def check(self) -> None:
         """Open every member and compare it with its description.
@@ -240,9 +250,59 @@ class SingleCellCollection(JoinedCells):
                 f"{target}: a manifest goes into a directory of its own or of archives; name one "
                 "with save_manifest(directory)"
             )
-        os.makedirs(target, exist_ok=True)
-        write_manifest(target, self._members.complete())
-        self.data_path = target
+        with refused_write(target):
+            os.makedirs(target, exist_ok=True)
+        if target == self.data_path:
+            with self._changing():
+                self._save(target)
+        else:
+            with changing(target):
+                self._save(target)
+            self.data_path = target
+
+    def _save(self, directory: str) -> None:
+        write_manifest(directory, self._members.complete())
+        self._manifest = manifest_identity(directory)
+
+    @property
+    def _has_manifest(self) -> bool:
+        return self.data_path is not None and has_manifest(self.data_path)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock of the directory, if there is one, as it was when it was read.
+
+        Raises
+        ------
+        ArchiveLockedError
+            Another process or thread changes it.
+        ArchiveChangedError
+            Another one changed the manifest since.
+        """
+        if self.data_path is None or not os.path.isdir(self.data_path):
+            yield
+            return
+        with changing(self.data_path):
+            if manifest_identity(self.data_path) != self._manifest:
+                raise ArchiveChangedError(
+                    f"{os.path.join(self.data_path, MANIFEST)}: another process or thread changed "
+                    "it since the collection was opened, which would be undone; open it again"
+                )
+            yield
+
+    def _append(self, paths: Sequence[Path], *, save: bool) -> None:
+        self._become(self._described(self._members.records, paths), save=save)
+
+    def _become(self, records: Sequence[Member], *, save: bool) -> None:
+        """Become the collection of these members, also on disk, or of those before."""
+        before = self._members.records
+        self._use(records)
+        if save and self.data_path is not None:
+            try:
+                self._save(self.data_path)
+            except BaseException:
+                self._use(before)
+                raise
 
     def load_h5ad(
         self,
@@ -267,10 +327,11 @@ class SingleCellCollection(JoinedCells):
         from scdl.conversion import convert
 
         given = _documented(load_block_row_size, use_X_not_raw, options)
-        ((source, target),) = self._targets([h5ad_path]).items()
-        convert(source, target, neighbor_key=self._carried_key, **given)
-        self.add(target)
-        self.save_manifest()
+        self._make_directory()
+        with self._changing():
+            ((source, target),) = self._targets([h5ad_path]).items()
+            convert(source, target, neighbor_key=self._carried_key, **given)
+            self._append([target], save=True)
 
     def load_h5ad_multi(
         self,
@@ -308,22 +369,24 @@ class SingleCellCollection(JoinedCells):
 
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
         options = _documented(load_block_row_size, use_X_not_raw, given)
-        targets = self._targets(h5ad_files(directory_path))
-        report = convert_files(
-            targets,
-            os.path.dirname(next(iter(targets.values()))),
-            Settings(None, self._carried_key, options),
-            workers=max_workers,
-            use_processes=use_processes,
-        )
-        if report.archives:
-            self.add(list(report.archives.values()))
-            self.save_manifest()
+        files = h5ad_files(directory_path)
+        self._make_directory()
+        with self._changing():
+            targets = self._targets(files)
+            report = convert_files(
+                targets,
+                os.path.dirname(next(iter(targets.values()))),
+                Settings(None, self._carried_key, options),
+                workers=max_workers,
+                use_processes=use_processes,
+            )
+            if report.archives:
+                self._append(list(report.archives.values()), save=True)
         if report.failed:
             raise failure(report, "the others are members now")
 
-    def _targets(self, sources: Sequence[Path]) -> dict[str, str]:
-        """Of each file where its archive goes, in the directory of the collection, made now."""
+    def _make_directory(self) -> None:
+        """Make the directory of the collection, where it is not there."""
         if self.data_path is None:
             raise CollectionError(
                 "a collection of a list of paths has no place for new archives; give "
@@ -331,6 +394,10 @@ class SingleCellCollection(JoinedCells):
             )
         with refused_write(self.data_path):
             os.makedirs(self.data_path, exist_ok=True)
+
+    def _targets(self, sources: Sequence[Path]) -> dict[str, str]:
+        """Of each file where its archive goes, in the directory of the collection."""
+        assert self.data_path is not None
         paths = [os.fspath(source) for source in sources]
         stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
         names = distinct([*os.listdir(self.data_path), *stems])[-len(stems) :]
@@ -397,12 +464,13 @@ class SingleCellCollection(JoinedCells):
             options=options,
         )
         if destroy_on_copy:
-            verify(self._members, path, cell_names)
-            for store in self._members.stores():
-                store.remove()
-            if self.data_path is not None and has_manifest(self.data_path):
-                write_manifest(self.data_path, [])
-            self._use([])
+            with self._changing():
+                verify(self._members, path, cell_names)
+                stores = self._members.stores()
+                # First, for a manifest must not list what is not there.
+                self._become([], save=self._has_manifest)
+                for store in stores:
+                    store.remove()
 
     def _check_target(self, path: str) -> None:
         if not self._members:

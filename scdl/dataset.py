@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl import __version__, csr
 from scdl.batch import CellBatch
-from scdl.errors import ArchiveFormatError, FeatureNotFoundError
+from scdl.errors import ArchiveChangedError, ArchiveFormatError, FeatureNotFoundError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.joining import Request, Source, Sources, source
 from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy, key_of
@@ -502,6 +502,10 @@ class SingleCellDataset(CellReader):
         ------
         CastError
             The type cannot hold a value. The archive stays as it was.
+        ArchiveLockedError
+            Another process or thread is changing the archive.
+        ArchiveChangedError
+            Another one changed it since it was opened.
         """
         self._write([self], None, dtype)
 
@@ -530,6 +534,8 @@ class SingleCellDataset(CellReader):
         ------
         CastError
             Integer data meets float data; ``cast_data_to_dtype`` makes them alike.
+        ArchiveLockedError, ArchiveChangedError
+            As for :meth:`cast_data_to_dtype`, in place.
         CollectionError
             The result is not all that the archives are which are to be removed; they stay.
         """
@@ -564,6 +570,12 @@ class SingleCellDataset(CellReader):
         backend, options = registry.backend(self._backend), self._store.options
         writer = backend.create(path, replace=output_path is None, **options)
         with writer:
+            # The lock of the archive is held: nobody changes it from here on.
+            if output_path is None and not self._store.is_current:
+                raise ArchiveChangedError(
+                    f"{self._store.path}: the archive was changed since it was opened, which would "
+                    "be undone; open it again"
+                )
             concatenate([dataset.store for dataset in datasets], writer, dtype, chunk_bytes)
         if output_path is None:
             self._reopen()

@@ -4,9 +4,11 @@ Every error derives from :class:`ScdlError` and from the builtin it refines.
 """
 
 from storage_backends.errors import (
+    ArchiveChangedError,
     ArchiveClosedError,
     ArchiveExistsError,
     ArchiveFormatError,
+    ArchiveLockedError,
     ArchiveNotFoundError,
     ArchiveWriteError,
     ArrayNotFoundError,
@@ -21,9 +23,11 @@ from storage_backends.errors import (
 )
 
 __all__ = [
+    "ArchiveChangedError",
     "ArchiveClosedError",
     "ArchiveExistsError",
     "ArchiveFormatError",
+    "ArchiveLockedError",
     "ArchiveNotFoundError",
     "ArchiveWriteError",
     "ArrayNotFoundError",

@@ -8,7 +8,6 @@ may be run twice.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import os
 import shutil
@@ -26,7 +25,7 @@ from scdl.errors import ArchiveExistsError, ClusterError, WorkerDiedError
 from scdl.row_parts import JOINING, Part, Whole, parts_of
 from scdl.sources import Tally
 from scdl.workers import Outcome, Workers
-from storage_backends import registry
+from storage_backends import locks, publication, registry
 from storage_backends.errors import refused_write
 
 _DRAFTS = ".scdl-drafts-"
@@ -155,32 +154,25 @@ def drafts_beside(dest: str) -> Iterator[str]:
     """
     with refused_write(dest):
         for left in glob.glob(os.path.join(glob.escape(dest), _DRAFTS + "*")):
-            with contextlib.suppress(OSError), _locked(left):
-                shutil.rmtree(left, ignore_errors=True)
-        path = tempfile.mkdtemp(prefix=_DRAFTS, dir=dest)
-        # Workers of a cluster may be other users of the same group.
-        os.chmod(path, 0o770)
-    try:
-        with ExitStack() as stack:
-            # Some network file systems do not lock directories: what is left there stays.
             with contextlib.suppress(OSError):
-                stack.enter_context(_locked(path))
-            # Another run may have taken it for left, in the moment before it was locked.
-            os.makedirs(path, exist_ok=True)
-            yield path
+                if (held := locks.lock(left, surely=True)) is not None:
+                    shutil.rmtree(left, ignore_errors=True)
+                    locks.unlock(held)
+        path = tempfile.mkdtemp(prefix=_DRAFTS, dir=dest)
+    held = None
+    try:
+        with refused_write(dest):
+            # Workers of a cluster may be other users of the same group.
+            os.chmod(path, 0o770)
+        with contextlib.suppress(OSError):
+            held = locks.lock(path)
+        # Another run may have taken it for left, in the moment before it was locked.
+        os.makedirs(path, exist_ok=True)
+        yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Hold a directory; OSError where another process does."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+        if held is not None:
+            locks.unlock(held)
 
 
 def publish(job: Job, report: ConversionReport) -> ConversionReport:
@@ -196,12 +188,7 @@ def publish(job: Job, report: ConversionReport) -> ConversionReport:
             raise ArchiveExistsError(
                 f"{target}: something was put here meanwhile; choose another directory"
             )
-        os.rename(draft, target)
-        descriptor = os.open(os.path.dirname(target), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        publication.move(draft, target)
     for parts in job.parts:
         for part in parts:
             shutil.rmtree(part.path, ignore_errors=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
-import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError
 from scdl.schema import DATA, INDICES, OBS, Block, Info, keys, var_table
-from storage_backends import registry
+from storage_backends import locks, publication, registry
 from storage_backends.base import ArrayStore
 from storage_backends.errors import refused_write
 
@@ -226,29 +226,45 @@ def read_manifest(directory: str) -> list[Member]:
         raise ArchiveFormatError(f"{file}: this is no manifest of scdl ({error!r})") from error
 
 
+def manifest_identity(directory: str) -> tuple[int, int] | None:
+    """What tells the manifest of a directory from others before and after; None without one."""
+    try:
+        found = os.stat(os.path.join(directory, MANIFEST))
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+@contextmanager
+def changing(directory: str) -> Iterator[None]:
+    """Hold the lock of a directory, of which the manifest may be changed.
+
+    Raises
+    ------
+    ArchiveLockedError
+        Another process or thread holds it.
+    """
+    with locks.changing(directory):
+        # Nobody else writes one: these are of killed ones.
+        for left in glob.glob(os.path.join(glob.escape(directory), f".{MANIFEST}.*")):
+            publication.remove(left)
+        publication.sweep(directory)
+        yield
+
+
 def write_manifest(directory: str, members: Iterable[Member]) -> None:
     """Write the manifest of a directory, in place of the one that is there, atomically."""
     file = os.path.join(directory, MANIFEST)
     text = json.dumps(
         {"format": _FORMAT, "members": [member.to_json(directory) for member in members]}, indent=1
     )
-    part = os.path.join(directory, f".{MANIFEST}.{secrets.token_hex(4)}")
     with refused_write(file):
+        part = publication.hidden_beside(file)
         try:
             with open(part, "w", encoding="utf-8") as stream:
                 stream.write(text + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(part, file)
-            _flush_directory(directory)
+            publication.replace_file(part, file)
         finally:
-            with suppress(FileNotFoundError):
-                os.remove(part)
-
-
-def _flush_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            publication.remove(part)

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,9 +17,15 @@ import numpy as np
 
 from storage_backends._checksums import Running, Sums, Table, n_blocks, sums_of
 from storage_backends._content import crc32c
-from storage_backends._staging import Staging
+from storage_backends._staging import Staging, remove_leftovers
 from storage_backends.base import Examination, Finding, Piece, Verdict
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, OutputError, refused_write
+from storage_backends.errors import (
+    COPY_AGAIN,
+    ArchiveChangedError,
+    ArchiveFormatError,
+    OutputError,
+    refused_write,
+)
 
 #: Bytes that are read at once.
 _PIECE = 1 << 22
@@ -195,15 +201,16 @@ def _unreadable(path: str, error: OSError) -> Finding:
 
 def add(root: str, checksums: str) -> int:
     """Give checksums to an archive that has none; returns the bytes they cover."""
+    remove_leftovers(root)
     if os.path.lexists(os.path.join(root, checksums)):
         raise OutputError(
             f"{root}: it has checksums already; remove {os.path.join(root, checksums)} first, if "
             "what is there now is right"
         )
-    with refused_write(root):
-        table = Table({key: _sums_of(os.path.join(root, key)) for key, _ in _files(root)})
-        with rewriting(root) as beside:
-            _write(os.path.join(beside, checksums), table.to_bytes())
+    with refused_write(root), rewriting(root) as beside:
+        # Of the files that will be the archive, which nobody else changes.
+        table = Table({key: _sums_of(os.path.join(beside, key)) for key, _ in _files(beside)})
+        _write(os.path.join(beside, checksums), table.to_bytes())
     return sum(sums.size for sums in table.files.values())
 
 
@@ -215,10 +222,20 @@ def _sums_of(path: str) -> Sums:
     return running.sums()
 
 
-def replace_files(root: str, checksums: str, files: Mapping[str, bytes]) -> None:
-    """Replace small files of an archive by others, all at once, and their checksums with them."""
-    table = read_table(os.path.join(root, checksums))
+def replace_files(
+    root: str, checksums: str, files: Mapping[str, bytes], is_current: Callable[[], bool]
+) -> None:
+    """Replace small files of an archive by others, all at once, and their checksums with them.
+
+    Parameters
+    ----------
+    is_current
+        Whether the archive is the one that the files were made for; else an ArchiveChangedError.
+    """
     with refused_write(root), rewriting(root) as beside:
+        if not is_current():
+            raise ArchiveChangedError(f"{root}: the archive was changed meanwhile; try again")
+        table = read_table(os.path.join(beside, checksums))
         for key, data in files.items():
             _write(os.path.join(beside, key), data)
         if table is not None:
@@ -244,14 +261,27 @@ def rewriting(root: str) -> Iterator[str]:
     root = os.path.realpath(root)
     staging = Staging.create(root, replace=True)
     try:
-        shutil.copytree(root, staging.path, dirs_exist_ok=True, copy_function=_link, symlinks=True)
+        _link_tree(root, staging.path)
         yield staging.path
         staging.publish()
     finally:
         staging.discard()
 
 
-def _link(source: str, target: str) -> str:
+def _link_tree(source: str, target: str) -> None:
+    """What is in a directory, in another one; ``shutil.copytree`` does not say which error."""
+    with os.scandir(source) as entries:
+        for entry in entries:
+            path = os.path.join(target, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                os.mkdir(path)
+                _link_tree(entry.path, path)
+            else:
+                _link(entry.path, path)
+    shutil.copystat(source, target)
+
+
+def _link(source: str, target: str) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -259,7 +289,6 @@ def _link(source: str, target: str) -> str:
             raise
         # A file system without links.
         shutil.copy2(source, target, follow_symlinks=False)
-    return target
 
 
 def _write(path: str, data: bytes) -> None:

@@ -6,17 +6,20 @@ so that the main file stays what readers of the documented format expect: plain 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage_backends._checksums import CheckedFile
+from storage_backends._mapped_file import MappedFile
 from storage_backends.base import INDEX
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -53,6 +56,8 @@ class ParquetTable:
         File of one row, whose columns are the lists of categories, or None.
     only_names
         Column of the main file that is the ``_index``, in a table that has nothing else, or None.
+    held
+        Files that are read as they were when they were mapped, by path.
     """
 
     def __init__(
@@ -64,8 +69,10 @@ class ParquetTable:
         names: str | None = None,
         categories: str | None = None,
         only_names: str | None = None,
+        held: Mapping[str, MappedFile] = MappingProxyType({}),
     ) -> None:
         self._where = where
+        self._held = held
         self._columns = columns
         self._expected_rows = expected_rows
         self._names = names
@@ -77,14 +84,14 @@ class ParquetTable:
         """Bytes on disk."""
         files = (*self._columns, self._names, self._categories)
         try:
-            return sum(os.path.getsize(file) for file in files if file)
+            return sum(self._size(file) for file in files if file)
         except FileNotFoundError as error:
             raise ArchiveFormatError(f"{error.filename}: the file is missing") from None
 
     @cached_property
     def num_rows(self) -> int:
         """Rows, from the files' footers."""
-        n_rows = sum(int(_open(file).metadata.num_rows) for file in self._columns)
+        n_rows = sum(int(self._open(file).metadata.num_rows) for file in self._columns)
         if self._expected_rows not in (None, n_rows):
             raise ArchiveFormatError(
                 f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
@@ -101,11 +108,11 @@ class ParquetTable:
         types |= {name: category.type for name, category in self._category_lists.items()}
         fields = [pa.field(name, type_) for name, type_ in types.items()]
         if self._names:
-            fields.insert(0, _open(self._names).schema_arrow.field(INDEX).remove_metadata())
+            fields.insert(0, self._open(self._names).schema_arrow.field(INDEX).remove_metadata())
         return pa.schema(fields)
 
     def _plain_schema(self) -> Schema:
-        schemas = [_open(file).schema_arrow.remove_metadata() for file in self._columns]
+        schemas = [self._open(file).schema_arrow.remove_metadata() for file in self._columns]
         try:
             return pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
@@ -140,7 +147,7 @@ class ParquetTable:
                     column = _to_categorical(column, categories[name])
                 rows = rows.append_column(name, column)
         if INDEX in wanted and self._names:
-            names = _read_rows(self._names, [INDEX], start, stop)
+            names = self._read_rows(self._names, [INDEX], start, stop)
             if names.num_rows != stop - start:
                 raise ArchiveFormatError(f"{self._names}: there are fewer names than rows")
             rows = rows.append_column(INDEX, names[INDEX])
@@ -150,18 +157,18 @@ class ParquetTable:
         self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
     ) -> Table:
         if len(self._columns) == 1:
-            return _read_rows(self._columns[0], columns, start, stop, as_dictionary)
+            return self._read_rows(self._columns[0], columns, start, stop, as_dictionary)
         schema = self._plain_schema()
         schema = pa.schema([schema.field(name) for name in columns])
         pieces, position = [], 0
         for file in self._columns:
-            n_rows = int(_open(file).metadata.num_rows)
+            n_rows = int(self._open(file).metadata.num_rows)
             first, last = max(start - position, 0), min(stop - position, n_rows)
             if first < last:
-                here = [name for name in columns if name in _open(file).schema_arrow.names]
+                here = [name for name in columns if name in self._open(file).schema_arrow.names]
                 piece = pa.table({"": pa.nulls(last - first)})
                 for name in here:
-                    column = _read_rows(file, [name], first, last).column(0)
+                    column = self._read_rows(file, [name], first, last).column(0)
                     piece = piece.append_column(name, column)
                 pieces.append(piece)
             position += n_rows
@@ -180,7 +187,7 @@ class ParquetTable:
             return {}
         found = {}
         try:
-            table = _open(self._categories).read()
+            table = self._open(self._categories).read()
             for field in table.schema:
                 # See `_category_table`.
                 values = table[field.name].chunk(0).flatten()
@@ -192,6 +199,48 @@ class ParquetTable:
         except _UNREADABLE as error:
             raise ArchiveFormatError(f"{self._categories}: not a table of categories") from error
         return found
+
+    def _size(self, path: str) -> int:
+        return len(self._held[path].data) if path in self._held else os.path.getsize(path)
+
+    def _read_rows(
+        self,
+        path: str,
+        columns: list[str],
+        start: int,
+        stop: int,
+        as_dictionary: Sequence[str] = (),
+    ) -> Table:
+        file = self._open(path, as_dictionary)
+        groups: list[int] = []
+        first_row, position = 0, 0
+        for i in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(i).num_rows
+            if position < stop and position + n_rows > start:
+                first_row = first_row if groups else position
+                groups.append(i)
+            position += n_rows
+        try:
+            table = file.read_row_groups(groups, columns=columns)
+            if set(table.column_names) != set(columns):
+                raise KeyError(*columns)
+        except _UNREADABLE as error:
+            raise ArchiveFormatError(
+                f"{path}: {columns} cannot be read ({one_line(error)})"
+            ) from error
+        return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+
+    def _open(self, path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+        try:
+            held = self._held.get(path)
+            source = path if held is None else pa.BufferReader(pa.py_buffer(held.data))
+            return pq.ParquetFile(
+                source, read_dictionary=list(as_dictionary), page_checksum_verification=True
+            )
+        except FileNotFoundError:
+            raise ArchiveFormatError(f"{path}: the file is missing") from None
+        except _UNREADABLE as error:
+            raise ArchiveFormatError(f"{path}: not a parquet file ({one_line(error)})") from error
 
 
 class Written(NamedTuple):
@@ -240,9 +289,11 @@ def write(
     wanted = [(columns, {field.name: field.name for field in main})] if main else []
     if INDEX in schema.names:
         wanted.append((names, {INDEX: INDEX}) if main else (columns, {INDEX: only_names}))
-    targets = [_Target(create, path, renamed, first) for path, renamed in wanted]
     num_rows = 0
-    try:
+    with contextlib.ExitStack() as stack:
+        targets = [
+            stack.enter_context(_Target(create, path, renamed, first)) for path, renamed in wanted
+        ]
         for batch in itertools.chain([first], batches):
             num_rows += batch.num_rows
             for name in categorical:
@@ -250,17 +301,14 @@ def write(
                     raise OutputError(f"batches of column {name!r} differ in their categories")
             for target in targets:
                 target.write(batch)
-    finally:
-        for target in targets:
-            target.close()
     if categorical:
-        with refused_write(categories), create(categories) as file:
-            pq.write_table(
-                _category_table(first, categorical),
-                file,
-                compression="zstd",
-                write_page_checksum=True,
-            )
+        lists = _category_table(first, categorical)
+        with (
+            refused_write(categories),
+            create(categories) as file,
+            _writer(file, lists.schema) as writer,
+        ):
+            writer.write_table(lists)
     has_names = INDEX in schema.names
     return Written(
         num_rows,
@@ -282,14 +330,10 @@ class _Target:
     ) -> None:
         self._names = names
         self._path = path
-        with refused_write(path):
-            self._file = create(path)
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self._project(first).schema,
-                compression="zstd",
-                write_page_checksum=True,
-            )
+        with refused_write(path), contextlib.ExitStack() as stack:
+            file = stack.enter_context(create(path))
+            self._writer = stack.enter_context(_writer(file, self._project(first).schema))
+            self._closing = stack.pop_all()
 
     def _project(self, batch: pa.RecordBatch) -> Table:
         columns = [_decode(batch.column(name)) for name in self._names]
@@ -300,9 +344,25 @@ class _Target:
             with refused_write(self._path):
                 self._writer.write_table(self._project(batch), row_group_size=_ROW_GROUP)
 
-    def close(self) -> None:
-        with refused_write(self._path), self._file:
-            self._writer.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with refused_write(self._path):
+            self._closing.close()
+
+
+@contextlib.contextmanager
+def _writer(file: CheckedFile, schema: Schema) -> Iterator[pq.ParquetWriter]:
+    writer = pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+    try:
+        yield writer
+    finally:
+        try:
+            writer.close()
+        finally:
+            # One that failed would try again when it is collected, and print why it failed.
+            writer.is_open = False
 
 
 def _decode(column: pa.Array) -> pa.Array:
@@ -343,35 +403,3 @@ def _to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.Ch
             pa.DictionaryArray.from_arrays(codes, empty.dictionary, ordered=empty.type.ordered)
         )
     return pa.chunked_array(chunks or [empty])
-
-
-def _read_rows(
-    path: str, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
-) -> Table:
-    file = _open(path, as_dictionary)
-    groups: list[int] = []
-    first_row, position = 0, 0
-    for i in range(file.num_row_groups):
-        n_rows = file.metadata.row_group(i).num_rows
-        if position < stop and position + n_rows > start:
-            first_row = first_row if groups else position
-            groups.append(i)
-        position += n_rows
-    try:
-        table = file.read_row_groups(groups, columns=columns)
-        if set(table.column_names) != set(columns):
-            raise KeyError(*columns)
-    except _UNREADABLE as error:
-        raise ArchiveFormatError(f"{path}: {columns} cannot be read ({one_line(error)})") from error
-    return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
-
-
-def _open(path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(
-            path, read_dictionary=list(as_dictionary), page_checksum_verification=True
-        )
-    except FileNotFoundError:
-        raise ArchiveFormatError(f"{path}: the file is missing") from None
-    except _UNREADABLE as error:
-        raise ArchiveFormatError(f"{path}: not a parquet file ({one_line(error)})") from error

@@ -8,12 +8,10 @@ Source: Zarr v3 specification, codec ``sharding_indexed``.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,11 +19,14 @@ from numpy.typing import NDArray
 
 from storage_backends._checksums import CheckedFile
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
+from storage_backends._mapped_file import MappedFile
+from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
 
 _ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
-#: Files kept open, and shard indexes kept in memory, of one archive.
+#: Shard indexes kept in memory, and files kept open beside those that are held, of one archive.
 _MOST_OPEN = 128
+#: Files that an open archive holds; with 64 archives open, half of what a process may map.
+_MOST_HELD = 512
 
 
 class Pieces(NamedTuple):
@@ -70,26 +71,59 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """Files of a directory, of which some are kept open."""
+    """Files of a directory, of which some are held and some others kept open.
+
+    Attributes
+    ----------
+    is_current
+        Whether the directory is the one that was opened.
+    """
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self.root = root
+        self.is_current: Callable[[], bool] = lambda: True
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, _Mapped] = OrderedDict()
+        self._open: OrderedDict[str, MappedFile] = OrderedDict()
+        self._held: dict[str, MappedFile] = {}
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Open files already, so that they outlive their removal; as many as are kept open."""
-        for key in islice(keys, _MOST_OPEN):
-            self._file(key)
+        """Map files so that they outlive their removal; of very many not all."""
+        for key in keys:
+            if len(self._held) == _MOST_HELD:
+                return
+            if key not in self._held and (file := self._mapped(key)) is not None:
+                self._held[key] = file
 
-    def _file(self, key: str) -> _Mapped | None:
+    def held(self, key: str) -> NDArray[np.uint8] | None:
+        """The bytes of a file, where it is held."""
+        file = self._held.get(key)
+        return None if file is None else file.data
+
+    def check_current(self) -> None:
+        """ArchiveChangedError where another archive took the place of this one."""
+        if not self.is_current():
+            raise ArchiveChangedError(
+                f"{self.root}: the archive was replaced since it was opened, and has more files "
+                "than are held; open it again"
+            )
+
+    def _mapped(self, key: str) -> MappedFile | None:
+        try:
+            return MappedFile(os.path.join(self.root, key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _file(self, key: str) -> MappedFile | None:
+        if key in self._held:
+            return self._held[key]
         with self._lock:
             if key in self._open:
                 self._open.move_to_end(key)
                 return self._open[key]
-        try:
-            file = _Mapped(os.path.join(self._root, key))
-        except (FileNotFoundError, NotADirectoryError):
+        file = self._mapped(key)
+        # Afterwards: what was opened is of the archive that stood there then.
+        self.check_current()
+        if file is None:
             return None
         with self._lock:
             self._open[key] = file
@@ -125,7 +159,7 @@ class LocalFiles:
         return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
 
     def total(self, prefix: str) -> int:
-        found = os.walk(os.path.join(self._root, prefix))
+        found = os.walk(os.path.join(self.root, prefix))
         return sum(
             os.path.getsize(os.path.join(directory, name))
             for directory, _, names in found
@@ -135,23 +169,7 @@ class LocalFiles:
     def close(self) -> None:
         with self._lock:
             self._open.clear()
-
-
-class _Mapped:
-    """A file in memory."""
-
-    def __init__(self, path: str) -> None:
-        with open(path, "rb") as file:
-            empty = os.fstat(file.fileno()).st_size == 0
-            self._map = None if empty else mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        self.data = np.frombuffer(self._map or b"", np.uint8)
-        self.address = self.data.ctypes.data
-
-    def will_need(self, offset: int, length: int) -> None:
-        """Let the system read a part in the background."""
-        if self._map is not None and hasattr(mmap, "MADV_WILLNEED"):
-            page = offset % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, offset - page, length + page)
+            self._held.clear()
 
 
 def spans(pieces: Pieces, gap: int) -> tuple[Pieces, NDArray[np.int64]]:

@@ -2,28 +2,22 @@
 
 The staging directory is hidden, stands beside its target and is locked by its writer. A lock does
 not outlive its process, so what a killed writer left is recognised, and removed by the next one.
+A target that is to be replaced is locked as well, and what replaces it is: one writer at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import glob
 import os
-import secrets
 import shutil
 import weakref
 from typing import Self
 
+from storage_backends import publication
 from storage_backends.errors import ArchiveExistsError, ArchiveWriteError, refused_write
-
-_SUFFIX = ".scdl-part"
-_ASIDE = ".old"
-_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+from storage_backends.locks import lock, unlock, writer_lock
 
 
 class Staging:
@@ -33,11 +27,11 @@ class Staging:
     the process ends.
     """
 
-    def __init__(self, target: str, path: str, lock: int, *, replace: bool) -> None:
+    def __init__(self, target: str, path: str, locks: list[int], *, replace: bool) -> None:
         self.target = target
         self.path = path
         self._replace = replace
-        self._end = weakref.finalize(self, _end, path, lock, os.getpid())
+        self._end = weakref.finalize(self, _end, path, locks, os.getpid())
 
     @classmethod
     def create(cls, target: str, *, replace: bool) -> Self:
@@ -47,6 +41,8 @@ class Staging:
         ------
         ArchiveExistsError
             `target` exists and `replace` is false.
+        ArchiveLockedError
+            `target` is being changed by another one.
         ArchiveWriteError
             The directory cannot be made.
         """
@@ -56,7 +52,7 @@ class Staging:
             raise ArchiveExistsError(
                 f"{target}: something exists here already; choose another path or remove it"
             )
-        parent, name = os.path.split(target)
+        parent = os.path.dirname(target)
         with refused_write(target):
             if not os.path.isdir(parent):
                 raise ArchiveWriteError(
@@ -64,37 +60,34 @@ class Staging:
                     f"the directory above does not exist; create {parent} first",
                     target,
                 )
-            _remove_leftovers(target)
-            while True:
-                path = os.path.join(parent, f".{name}.{secrets.token_hex(4)}{_SUFFIX}")
-                try:
-                    os.mkdir(path)
-                    lock = _lock(path)
-                    if lock is not None:
-                        return cls(target, path, lock, replace=replace)
-                    # Another writer took it for a leftover, in the moment before it was locked.
-                except BaseException:
-                    shutil.rmtree(path, ignore_errors=True)
-                    raise
+            remove_leftovers(target)
+            locks = [writer_lock(target)] if os.path.lexists(target) else []
+            try:
+                path, own = _new_directory(target)
+            except BaseException:
+                _unlock(locks)
+                raise
+            return cls(target, path, [*locks, own], replace=replace)
 
     def publish(self) -> None:
-        """Flush everything to the disk, then rename to the target in one step."""
+        """Flush everything to the disk, then rename to the target in one step.
+
+        On an error what stood at the target stands there, or nothing where nothing did.
+        """
         with refused_write(self.target):
-            _flush_tree(self.path)
+            publication.flush_tree(self.path)
             if self._replace and os.path.lexists(self.target):
-                _exchange(self.path, self.target)
-                _flush(os.path.dirname(self.target))
-                _remove(self.path)
+                publication.exchange(self.path, self.target)
+                publication.remove(self.path)
             else:
                 try:
-                    os.rename(self.path, self.target)
+                    publication.move(self.path, self.target)
                 except OSError as error:
                     if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                         raise ArchiveExistsError(
                             f"{self.target}: something was put here meanwhile; choose another path"
                         ) from error
                     raise
-                _flush(os.path.dirname(self.target))
         self._end()
 
     def discard(self) -> None:
@@ -102,94 +95,51 @@ class Staging:
         self._end()
 
 
-def _end(path: str, lock: int, owner: int) -> None:
+def _end(path: str, locks: list[int], owner: int) -> None:
     """Remove what has not been published, unless this is a fork of the process that writes it."""
     if os.getpid() == owner:
         shutil.rmtree(path, ignore_errors=True)
-    os.close(lock)
+        _unlock(locks)
+    else:
+        for descriptor in locks:
+            os.close(descriptor)
 
 
-def _lock(path: str) -> int | None:
-    """Lock a directory; None where it has been removed meanwhile."""
-    try:
-        lock = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        # Some network file systems do not lock directories; nobody removes leftovers there.
-        if error.errno not in _NO_LOCKS:
+def _unlock(locks: list[int]) -> None:
+    for descriptor in locks:
+        unlock(descriptor)
+
+
+def _new_directory(target: str) -> tuple[str, int]:
+    """A staging directory, and its lock."""
+    while True:
+        path = publication.hidden_beside(target)
+        try:
+            os.mkdir(path)
+            with contextlib.suppress(FileNotFoundError):
+                if (own := lock(path, wait=True)) is not None:
+                    return path, own
+            # Another writer took it for a leftover, in the moment before it was locked.
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
             raise
-    if os.path.exists(path):
-        return lock
-    os.close(lock)
-    return None
 
 
-def _remove_leftovers(target: str) -> None:
+def remove_leftovers(target: str) -> None:
+    """Remove what killed writers of a target left, which nobody has locked."""
     parent, name = os.path.split(target)
-    pattern = os.path.join(glob.escape(parent), glob.escape(f".{name}.") + "*" + _SUFFIX)
-    for path in glob.glob(pattern + _ASIDE):
-        # Killed between the two renames of `_exchange`, or behind them.
+    publication.sweep(parent)
+    pattern = os.path.join(glob.escape(parent), glob.escape(f".{name}.") + "*" + publication.PART)
+    for path in glob.glob(pattern + publication.ASIDE):
+        # Killed between the two renames of an exchange, or behind them.
         if os.path.lexists(target):
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.rename(path, target)
     for path in glob.glob(pattern):
         with contextlib.suppress(FileNotFoundError):
-            lock = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock(path, surely=True)
+            # Else its writer is alive.
+            if descriptor is not None:
                 shutil.rmtree(path, ignore_errors=True)
-            except OSError as error:
-                # Its writer is alive, or nobody can tell.
-                if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
-                    raise
-            finally:
-                os.close(lock)
-
-
-def _exchange(a: str, b: str) -> None:
-    """Swap two paths: in one step where the system can, else with a moment without `b`."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is not None:
-        done = rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
-        if done == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), b)
-    aside = a + _ASIDE
-    os.rename(b, aside)
-    try:
-        os.rename(a, b)
-    except BaseException:
-        os.rename(aside, b)
-        raise
-    os.rename(aside, a)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        os.remove(path)
-
-
-def _flush_tree(root: str) -> None:
-    for directory, _, files in os.walk(root, topdown=False):
-        for name in files:
-            path = os.path.join(directory, name)
-            # Links that lead nowhere, and pipes, may be in an archive that is changed.
-            if os.path.isfile(path):
-                _flush(path)
-        _flush(directory)
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                unlock(descriptor)

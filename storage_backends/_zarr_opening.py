@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import zarr
+from zarr.storage import LocalStore
 
 from storage_backends import _zarr_layout
+from storage_backends._held_store import HeldStore
+from storage_backends._shards import LocalFiles
 from storage_backends._zarr_detection import METADATA_FILES
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 
@@ -25,12 +28,29 @@ def identity(path: str) -> tuple[int, ...] | None:
     return directory.st_dev, directory.st_ino, metadata.st_ino, metadata.st_mtime_ns
 
 
-def open_local(path: str) -> zarr.Group:
-    """The root of a store in a directory; ArchiveFormatError where there is none."""
+def is_still(path: str, before: tuple[int, ...] | None) -> bool:
+    """Whether an archive is the one at a path still, by its :func:`identity` at the opening."""
+    return identity(path) == before
+
+
+def open_local(path: str, files: LocalFiles) -> zarr.Group:
+    """The root of a store in a directory; ArchiveFormatError where there is none.
+
+    What is held in `files` is read from there.
+    """
     if not any(os.path.isfile(os.path.join(path, name)) for name in METADATA_FILES):
         raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
     with unreadable(path):
-        return zarr.open_group(path, mode="r")
+        return zarr.open_group(HeldStore(LocalStore(path, read_only=True), files), mode="r")
+
+
+def files_below(root: str) -> Iterator[str]:
+    """Keys of all files of a store."""
+    for directory, names, files in os.walk(root):
+        names.sort()
+        prefix = os.path.relpath(directory, root).replace(os.sep, "/")
+        for name in sorted(files):
+            yield name if prefix == "." else f"{prefix}/{name}"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from zarr.storage import LocalStore
 
 from storage_backends import _integrity, _zarr_detection, _zarr_layout
 from storage_backends._recording_store import CapturingStore
-from storage_backends._zarr_opening import unreadable
+from storage_backends._staging import remove_leftovers
+from storage_backends._zarr_opening import identity, unreadable
 from storage_backends.base import Examination, Finding, Verdict
 from storage_backends.errors import BackendOptionError
 
@@ -72,6 +73,8 @@ def repair(path: str) -> Sequence[str]:
     """Consolidate metadata where that is missing; says what was done."""
     check_local(path)
     root = os.path.realpath(path)
+    remove_leftovers(root)
+    before = identity(root)
     if _lacks_consolidated(root) is None:
         return ()
     files = _consolidated(root)
@@ -79,7 +82,9 @@ def repair(path: str) -> Sequence[str]:
         if _integrity.is_what_was_written(root, _zarr_detection.CHECKSUMS, key, data) is False:
             # That it was consolidated is not all that differs from what was written.
             return ()
-    _integrity.replace_files(root, _zarr_detection.CHECKSUMS, files)
+    _integrity.replace_files(
+        root, _zarr_detection.CHECKSUMS, files, lambda: identity(root) == before
+    )
     return (f"{root}: the metadata was consolidated in {', '.join(files)}",)
 
 

@@ -10,7 +10,6 @@ The interface is synchronous; a backend hides its own threads.
 
 from __future__ import annotations
 
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends import publication
 from storage_backends.errors import (
     ArrayNotFoundError,
     BackendOptionError,
     OutputError,
     RangeError,
+    refused_write,
 )
 
 if TYPE_CHECKING:
@@ -164,6 +165,11 @@ class ArrayStore(ABC):
     #: Whether what the archive says of itself disagrees with its arrays, which were believed;
     #: writing it anew mends it.
     stale: bool = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the archive that was opened is still the one at the path, as far as is known."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -354,9 +360,16 @@ class ArrayStore(ABC):
     # -- derived ---------------------------------------------------------------------------
 
     def remove(self) -> None:
-        """Close the archive and remove it from where it stands."""
+        """Close the archive and remove it from where it stands, in one step.
+
+        Raises
+        ------
+        ArchiveWriteError
+            The directory that it is in cannot be written.
+        """
         self.close()
-        shutil.rmtree(self.path)
+        with refused_write(self.path):
+            publication.take_away(self.path)
 
     def view(self, name: str) -> NDArray[Any] | None:
         """The whole array as a read-only view without a copy, where a backend can offer one."""

@@ -15,9 +15,11 @@ COPY_AGAIN = "copy the archive again, or convert its source again"
 
 __all__ = [
     "COPY_AGAIN",
+    "ArchiveChangedError",
     "ArchiveClosedError",
     "ArchiveExistsError",
     "ArchiveFormatError",
+    "ArchiveLockedError",
     "ArchiveNotFoundError",
     "ArchiveWriteError",
     "ArrayNotFoundError",
@@ -59,6 +61,14 @@ class ArchiveWriteError(ScdlError, OSError):
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}" if self.filename else super().__str__()
+
+
+class ArchiveLockedError(ScdlError, BlockingIOError):
+    """An archive or a collection is being changed by another process or thread."""
+
+
+class ArchiveChangedError(ScdlError, RuntimeError):
+    """An archive or a collection is not the one any more that was opened."""
 
 
 class ArchiveClosedError(ScdlError, ValueError):

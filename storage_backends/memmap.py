@@ -23,6 +23,7 @@ other programs may change those.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,9 +36,12 @@ from numpy.typing import NDArray
 
 from storage_backends import _feature_index, _integrity, _layout
 from storage_backends._header import Header, HeaderArray, HeaderIndex
+from storage_backends._mapped_file import MappedFile
 from storage_backends._memmap_writer import MemmapWriter
+from storage_backends._staging import remove_leftovers
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Examination, check_ranges
 from storage_backends.errors import (
+    ArchiveChangedError,
     ArchiveClosedError,
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -51,6 +55,9 @@ if TYPE_CHECKING:
 
     from storage_backends._parquet import ParquetTable
 
+#: Files of tables that an open archive holds; there are more where very many blocks differ.
+_MOST_HELD = 512
+
 
 class MemmapStore(ArrayStore):
     """A committed archive in the documented format."""
@@ -63,6 +70,10 @@ class MemmapStore(ArrayStore):
         self._specs: dict[str, ArraySpec] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
         self._parquet: dict[str, ParquetTable] = {}
+        #: Row at which each block ends, by the directory of the tables.
+        self._stops: dict[str, list[int]] = {}
+        #: Files of tables, which outlive an archive that replaces this one.
+        self._held: dict[str, MappedFile] = {}
 
     @classmethod
     def detect(cls, path: str) -> bool:
@@ -97,8 +108,13 @@ class MemmapStore(ArrayStore):
         store._map(_layout.graph_files(path, store._manifest))
         store._map(_layout.own_files(path, store._manifest))
         store._check_features()
+        store._hold()
         store.stale = header is not None and store._is_stale(header)
         return store
+
+    @property
+    def is_current(self) -> bool:
+        return _layout.identity(self.path) == self._identity
 
     @property
     def _n_obs(self) -> int:
@@ -134,7 +150,7 @@ class MemmapStore(ArrayStore):
     def _check_features(self) -> None:
         """Refuse feature indexes that describe another number of rows."""
         for name in filter(None, (self._var_directory, self._obs_directory)):
-            stops = _feature_index.read_stops(os.path.join(self.path, name))
+            stops = self._stops[name] = _feature_index.read_stops(self._path_of(name))
             described = stops[-1] if stops else 0
             if described != self._n_obs:
                 raise ArchiveFormatError(
@@ -180,14 +196,26 @@ class MemmapStore(ArrayStore):
             return MappingProxyType(self._manifest["attrs"])
         return {"blocks": self._documented_blocks}
 
+    def _hold(self) -> None:
+        """Map the files of tables already, and read what else would be read later."""
+        for name in self.tables:
+            for file in self._table_files(name):
+                if len(self._held) < _MOST_HELD:
+                    # One that is lost is missed when its table is read.
+                    with contextlib.suppress(FileNotFoundError):
+                        self._held[file] = MappedFile(file)
+        if not self._manifest:
+            _ = self._labels
+
+    @cached_property
+    def _labels(self) -> list[str | None]:
+        return _feature_index.read_labels(self._path_of(self._var_directory), len(self._var_stops))
+
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
-        labels = _feature_index.read_labels(
-            self._path_of(self._var_directory), len(self._var_stops)
-        )
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
-            for i, (stop, label) in enumerate(zip(self._var_stops, labels, strict=True))
+            for i, (stop, label) in enumerate(zip(self._var_stops, self._labels, strict=True))
         ]
 
     @property
@@ -242,6 +270,7 @@ class MemmapStore(ArrayStore):
     def close(self) -> None:
         self._mapped = None
         self._parquet.clear()
+        self._held.clear()
 
     # -- whether it is sound -------------------------------------------------------------------
 
@@ -258,13 +287,14 @@ class MemmapStore(ArrayStore):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScdlWarning)
             store = cls.open(path)
+        remove_leftovers(store.path)
         if not store.stale:
             return ()
         place, header = (store.path, _layout.CHECKSUMS), store._header_of_files().to_bytes()
         if _integrity.is_what_was_written(*place, _layout.HEADER, header) is False:
             # The header is not all that differs from what was written.
             return ()
-        _integrity.replace_files(*place, {_layout.HEADER: header})
+        _integrity.replace_files(*place, {_layout.HEADER: header}, lambda: store.is_current)
         lengths = ", ".join(
             f"{documented.header_name} {store._specs[name].length:,}"
             for name, documented in _layout.MATRIX.items()
@@ -299,17 +329,18 @@ class MemmapStore(ArrayStore):
 
     @cached_property
     def _var_stops(self) -> list[int]:
-        return _feature_index.read_stops(self._path_of(self._var_directory))
+        return self._stops[self._var_directory]
 
     def _table(self, name: str) -> ParquetTable:
-        # Arrays are mapped since the opening, tables are not: they must be of the same archive.
-        if _layout.identity(self.path) != self._identity:
-            raise ArchiveFormatError(
-                f"{self.path}: the archive was replaced since it was opened; open it again"
-            )
         if name not in self.tables:
             raise ArrayNotFoundError(
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
+            )
+        # What is not held must be of the archive that was opened.
+        if not self.is_current and not self._held.keys() >= {*self._table_files(name)}:
+            raise ArchiveChangedError(
+                f"{self.path}: the archive was replaced since it was opened, and {name} was not "
+                "held; open it again"
             )
         if name not in self._parquet:
             self._parquet[name] = self._make_table(name)
@@ -318,24 +349,32 @@ class MemmapStore(ArrayStore):
     def _make_table(self, name: str) -> ParquetTable:
         from storage_backends._parquet import ParquetTable
 
-        if name == "obs":
-            directory = self._path_of("obs_features")
-            n_blocks = len(_feature_index.read_stops(directory))
-            files = [_layout.dataframe(i, n_blocks) for i in range(n_blocks)]
-            n_rows: int | None = self._n_obs
-        else:
+        n_rows: int | None = self._n_obs
+        if name != "obs":
             block = int(name.removeprefix("var/"))
-            directory = self._path_of(self._var_directory)
-            files = [_layout.dataframe(block, len(self._var_stops))]
             n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
         return ParquetTable(
             f"{self.path}: the table {name}",
-            [os.path.join(directory, file) for file in files],
+            self._column_files(name),
             n_rows,
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
             only_names=self._side_files(name).get("only_names"),
+            held=self._held,
         )
+
+    def _column_files(self, name: str) -> list[str]:
+        if name == "obs":
+            directory, n_blocks = "obs_features", len(self._stops["obs_features"])
+            blocks = range(n_blocks)
+        else:
+            directory, n_blocks = self._var_directory, len(self._var_stops)
+            blocks = range(int(name.removeprefix("var/")), int(name.removeprefix("var/")) + 1)
+        return [self._path_of(directory, _layout.dataframe(i, n_blocks)) for i in blocks]
+
+    def _table_files(self, name: str) -> list[str]:
+        own = [self._own_table_file(name, what) for what in ("names", "categories")]
+        return [*self._column_files(name), *filter(None, own)]
 
     def _side_files(self, table: str) -> Mapping[str, Any]:
         """What the manifest says of a table's files in ``scdl/``."""

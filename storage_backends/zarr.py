@@ -20,7 +20,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,7 +42,9 @@ from storage_backends._zarr_arrays import ChunkCache, ZarrArray
 from storage_backends._zarr_layout import MATRIX_PARTS
 from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
 from storage_backends._zarr_opening import (
+    files_below,
     identity,
+    is_still,
     members,
     open_local,
     own_attribute,
@@ -106,18 +108,24 @@ class ZarrStore(ArrayStore):
             before = identity(path)
             store: Self | None = None
             try:
-                store = cls._open(path, open_local(path), LocalFiles(path))
-                store._hold()
+                files = LocalFiles(path)
+                store = cls._open(path, open_local(path, files), files)
+                store._hold(files)
             except (ScdlError, OSError):
                 if before == identity(path):
                     raise
             if store is not None and before == identity(path):
                 store._opened_as = before
+                files.is_current = partial(is_still, path, before)
                 return store
             # The archive was replaced while it was opened: what was read may be of either.
         raise ArchiveNotFoundError(f"{path}: there is no archive here")
 
     _opened_as: tuple[int, ...] | None = None
+
+    @property
+    def is_current(self) -> bool:
+        return self._opened_as is None or is_still(self.path, self._opened_as)
 
     @classmethod
     def _open(cls, path: str, root: zarr.Group, files: Files) -> Self:
@@ -246,13 +254,12 @@ class ZarrStore(ArrayStore):
                 f"{self.path}: {path} has {found} rows, but {self._matrix} has {n_obs}"
             )
 
-    def _hold(self) -> None:
-        assert isinstance(self._files, LocalFiles)
+    def _hold(self, files: LocalFiles) -> None:
+        """Map all files already, those of the matrix first."""
         first = [self._paths[part] for part in MATRIX_PARTS if part in self._paths]
         rest = [path for path in self._paths.values() if path not in first]
-        self._files.hold(
-            key for path in (*first, *rest) for key in shard_keys(self._array_node(path))
-        )
+        files.hold(key for path in (*first, *rest) for key in shard_keys(self._array_node(path)))
+        files.hold(files_below(self.path))
 
     def _array_node(self, path: str) -> zarr.Array[Any]:
         node = self._nodes[path]
@@ -350,11 +357,6 @@ class ZarrStore(ArrayStore):
             raise ArrayNotFoundError(
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
             )
-        # Arrays are held since the opening, tables are not: they must be of the same archive.
-        if self._opened_as is not None and identity(self.path) != self._opened_as:
-            raise ArchiveFormatError(
-                f"{self.path}: the archive was replaced since it was opened; open it again"
-            )
         self._check_chunks(self._table_paths[name])
         table = self._frame(self._table_paths[name])
         blocks = self.attrs["blocks"]
@@ -373,7 +375,7 @@ class ZarrStore(ArrayStore):
         with _zarr_layout.quiet():
             files = [f for n in below if isinstance(n, zarr.Array) for f in shard_keys(n)]
         for file in files:
-            if not os.path.exists(os.path.join(self.path, file)):
+            if self._files.size(file) is None:
                 raise ArchiveFormatError(
                     f"{self.path}: {file} is missing; copy the archive again, or convert its "
                     "source again"

@@ -1,189 +1,259 @@
-"""Run as a script: writers that are killed at every access to the file system, or at any moment.
+"""Run as a script: writers that are killed, or refused by the system, at changes of files.
 
-Each writer is a fork of this process, which has imported everything and done nothing. What happened
-is printed as JSON, for test_crash.py.
+Each life is a fork of this process, which has done everything once. What happened is printed as one
+JSON object a life, with all that is wrong about it; see ``--help``.
 """
 
 from __future__ import annotations
 
+import argparse
+import errno
+import gc
+import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow.parquet  # noqa: F401 - imported before the forks, as what follows
-from anndata.io import read_elem  # noqa: F401
+from harm import INTERRUPT, KILL, REMOVALS, Harm, Inflicted
+from operations import OPERATIONS, Ground, Operation, State, state, write_sources
 
-import scdl
-import scdl.concatenate
-import scdl.conversion
-import scdl.dataset
-from scdl import _kernels
-from storage_backends import _gather
+from scdl.errors import ConversionFailedError, ScdlError
 
-EVENTS = ("os.", "shutil.", "tempfile.", "fcntl.", "open")
-SURVIVED, FAILED, INTERRUPTED = 0, 1, 130
+SURVIVED, FAILED = 0, 1
+EVERY = [name for name in OPERATIONS if name != "careless"]
+#: Longest that a life may take.
+_SECONDS = 60
+Facts = dict[str, Any]
 
 
-def load_kernels() -> None:
-    """Load what every fork would otherwise load anew; this starts no threads."""
-    offsets = np.zeros(2, np.int64)
-    for name in ("u1", "u2", "u4", "u8"):
-        empty, one = np.zeros(1, name), np.zeros(1, name)
-        _gather.gather(empty, offsets[:1], offsets[:1] + 1, one)
-        _kernels.row_order(offsets, empty[:0], 1, offsets[:0])
-
-
-def fork(action: Callable[[], object]) -> int:
-    """Start `action` in a child, which ends with it."""
+def live(action: Callable[[Callable[..., None]], Facts | None]) -> Facts:
+    """Do something in a fork: how it ended, and what it told, also before it was killed."""
+    reading, writing = os.pipe()
+    write = os.write
     pid = os.fork()
-    if pid:
-        return pid
-    code = FAILED
-    try:
-        code = int(action() or SURVIVED)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except BaseException:  # noqa: BLE001 - the parent goes on
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    if pid == 0:
+        os.close(reading)
+
+        def tell(**facts: Any) -> None:
+            write(writing, json.dumps(facts).encode() + b"\n")
+
+        code = FAILED
+        try:
+            tell(**(action(tell) or {}))
+            code = SURVIVED
+        except BaseException:  # noqa: BLE001 - the parent goes on
+            tell(traceback=traceback.format_exc())
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with open(reading, "rb") as stream:
+        ended = _wait(pid)
+        told: Facts = {}
+        for line in stream:
+            told |= json.loads(line)
+    return told | {"ended": ended}
 
 
-def wait(pid: int, seconds: float = 60) -> int:
-    """How a child ended: its exit code, or minus the signal; one that hangs is ended."""
-    end = time.monotonic() + seconds
+def _wait(pid: int) -> int:
+    """How a child ended: its exit code, or minus the signal."""
+    end = time.monotonic() + _SECONDS
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
+        time.sleep(0.0005)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise TimeoutError("a writer hangs")
 
 
-def die_at(n: int, place: str) -> None:
-    """Kill this process at the n-th event that touches the file system below `place`."""
-    seen = 0
-
-    def count() -> None:
-        nonlocal seen
-        seen += 1
-        if seen == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        touches = event.startswith(EVENTS) and any(place in str(a) for a in arguments)
-        if touches or (event == "ctypes.dlsym" and "renameat2" in arguments):
-            count()
-
-    flush = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        count()
-        flush(descriptor)
-
-    os.fsync = fsync
-    sys.addaudithook(hook)
+def hashed(place: Path) -> str:
+    """Of all files below, names and content."""
+    found = hashlib.sha256()
+    for path in sorted(place.rglob("*")):
+        if path.is_file():
+            found.update(str(path).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
 
 
-def digest(path: str) -> list[object]:
-    ds = scdl.open(path)
-    values = np.asarray(ds.data, np.float64).sum(), np.asarray(ds.col_index, np.int64).sum()
-    return [len(ds), ds.dtypes["data.npy"], *map(float, values), len(ds.obs)]
+def hidden(place: Path) -> list[str]:
+    """What a writer left."""
+    return sorted(path.name for path in place.iterdir() if path.name.startswith("."))
 
 
-def state(place: Path, result: str) -> object:
-    """What stands at `result`: a digest, "absent", or the error; looked at in a child."""
-    told = place.parent / "told.json"
+class Trial:
+    """One operation on one kind of archive, and what it makes when nothing happens."""
 
-    def tell() -> None:
-        try:
-            found: object = digest(result)
-        except scdl.errors.ArchiveNotFoundError:
-            found = "absent"
-        except Exception as error:  # noqa: BLE001 - the test shall see it
-            found = repr(error)
-        told.write_text(json.dumps(found))
+    def __init__(self, name: str, operation: Operation, ground: Ground) -> None:
+        self.name, self.operation, self.ground = name, operation, ground
+        self._sources = hashed(ground.sources)
+        self._warm_up()
+        self._anew()
+        self.before = self._look()["state"]
+        self.changes = self._changes()
+        self.done = self._look()["state"]
 
-    if wait(fork(tell)) != SURVIVED:
-        return "the reader died"
-    return json.loads(told.read_text())
+    def _anew(self) -> None:
+        for path in self.ground.place.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.operation.prepare(self.ground)
 
+    def _warm_up(self) -> None:
+        """Load here what every fork would load anew."""
+        self._anew()
+        self.operation.act(self.ground)
+        state(self.ground.place)
+        # What is collected is not looked at again, so that forks share its memory.
+        gc.collect()
+        gc.freeze()
 
-def listing(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir())
+    def _changes(self) -> int:
+        self._anew()
+        whole = self._act(Harm(KILL, 0))
+        if whole["ended"] != SURVIVED or "error" in whole:
+            raise RuntimeError(f"{self.name} fails by itself: {whole}")
+        return int(whole["changes"])
 
+    def _act(self, harm: Harm) -> Facts:
+        def act(tell: Callable[..., None]) -> Facts:
+            # What is told where nobody can catch it is told to the user all the same.
+            sys.unraisablehook = lambda told: tell(unraisable=repr(told.exc_value))
+            inflicted = Inflicted(harm, str(self.ground.place), lambda at: tell(at=at))
+            found: Facts = {}
+            try:
+                self.operation.act(self.ground)
+            except (ScdlError, OSError) as error:
+                found["error"] = _described(error)
+            except KeyboardInterrupt:
+                found["error"] = {"typed": True, "errno": INTERRUPT}
+            return found | {"changes": inflicted.seen}
 
-def report(**facts: object) -> None:
-    print(json.dumps(facts), flush=True)  # noqa: T201
+        return live(act)
 
+    def _look(self) -> Facts:
+        return live(lambda _: {"state": state(self.ground.place)})
 
-def main(mode: str, how: str, place: Path) -> None:
-    """`place` is empty; beside it are ``pristine``, an archive, and ``cells.h5ad``."""
-    source, result = str(place.parent / "cells.h5ad"), str(place / "archive")
-    pristine = place.parent / "pristine"
+    def life(self, harm: Harm) -> Facts:
+        """One writer under harm, what it left, and what became of a second try."""
+        self._anew()
+        facts = {"operation": self.name, "kind": self.ground.kind, "harm": harm.kind, "n": harm.n}
+        facts |= {"lasting": harm.lasting} | self._act(harm)
+        facts["left"] = hidden(self.ground.place)
 
-    def prepare() -> None:
-        for path in place.iterdir():
-            shutil.rmtree(path)
-        if not mode.startswith("convert"):
-            shutil.copytree(pristine, result)
+        def look_and_retry(tell: Callable[..., None]) -> Facts:
+            found = state(self.ground.place)
+            tell(state=found)
+            (self.operation.again if self._is_there(found) else self.operation.act)(self.ground)
+            return {"retried": state(self.ground.place)}
 
-    def act() -> None:
-        if mode == "convert":
-            scdl.convert(source, result, block_values=20_000)
-        elif mode == "convert to zarr":
-            options = {"backend": "zarr", "compression": "archive"}
-            scdl.convert(source, result, block_values=20_000, **options)
-        elif mode == "cast":
-            scdl.open(result).cast_data_to_dtype("float64")
-        elif mode == "concat":
-            scdl.open(result).concat(scdl.open(pristine))
+        seen = live(look_and_retry)
+        facts |= {"state": seen.get("state"), "retried": seen.get("retried")}
+        facts["trouble"] = facts.get("traceback") or seen.get("traceback")
+        facts["left after"] = hidden(self.ground.place)
+        facts["wrong"] = list(self._wrong(harm, facts))
+        if hashed(self.ground.sources) != self._sources:
+            raise RuntimeError(f"sources were changed: {facts}")
+        return facts
 
-    def retry() -> None:
-        if mode.startswith("convert") and os.path.exists(result):
+    def _wrong(self, harm: Harm, facts: Facts) -> Iterator[str]:
+        if facts["trouble"]:
+            yield f"the writer, or the second try, failed: {facts['trouble']}"
             return
-        act()
+        yield from self._wrong_state(facts["state"])
+        if "unraisable" in facts:
+            yield f"an error was printed that nobody could catch: {facts['unraisable']}"
+        if harm.kind == KILL:
+            if facts["ended"] != -signal.SIGKILL:
+                yield "nobody was killed"
+        elif "error" in facts:
+            yield from self._wrong_error(harm, facts)
+        elif facts["state"] != self.done:
+            yield "refused, and neither done nor an error"
+        finished = facts["state"] == self.done and self.operation.adds
+        if facts["retried"] != self.done and not (finished or self._is_there(facts["state"])):
+            yield "the second try did not do what the first would have done"
+        if facts["left after"]:
+            yield "something is left after the second try"
 
-    def record(ended: int) -> None:
-        facts = {"ended": ended, "state": state(place, result), "after": listing(place)}
-        facts["retry"] = wait(fork(retry))
-        report(**facts, retried=listing(place))
+    def _is_there(self, found: State) -> bool:
+        """Whether what is to be made is there already, and is not made again."""
+        return self.operation.is_new and "archive" in found
 
-    load_kernels()
-    if mode == "convert to zarr":
-        # Imported before the forks; its threads start when they are first used.
-        import storage_backends.zarr  # noqa: F401
-    prepare()
-    report(before=state(place, result))
-    began = time.monotonic()
-    assert wait(fork(act)) == SURVIVED
-    whole = time.monotonic() - began
-    report(done=state(place, result))
-    if how == "events":
-        # Changes in place write as conversions do, and differ in how they replace at the end.
-        for n in range(1, 500, 3 if mode == "convert" else 5):
-            prepare()
-            ended = wait(fork(lambda n=n: (die_at(n, str(place)), act())[1]))
-            record(ended)
-            if ended == SURVIVED:
-                return
-    for share in np.linspace(0.02, 1.0, 8):
-        prepare()
-        pid = fork(act)
-        time.sleep(whole * share)
-        os.kill(pid, getattr(signal, how))
-        record(wait(pid))
+    def _wrong_state(self, found: State) -> Iterator[str]:
+        for name in {*found, *self.before, *self.done}:
+            if found.get(name) not in (self.before.get(name), self.done.get(name)):
+                yield f"{name} is neither the old nor the new: {found.get(name)}"
+        removed = [n for n in self.before if n not in self.done and n not in found]
+        if removed and any(found.get(name) != new for name, new in self.done.items()):
+            yield f"{removed} is gone, and what was made of it is not there"
+
+    def _wrong_error(self, harm: Harm, facts: Facts) -> Iterator[str]:
+        error = facts["error"]
+        if not error["typed"]:
+            yield "the error is not one of scdl's"
+        if error["errno"] != harm.kind:
+            yield f"the error does not say {harm.kind}"
+        # What is interrupted in removing goes with the next writer.
+        removing = facts.get("at", "").startswith(REMOVALS)
+        if facts["left"] and not (harm.kind == INTERRUPT and removing):
+            yield "something is left"
+        # An interrupt may come when all is done.
+        undone = self.operation.is_one and not harm.lasting and harm.kind != INTERRUPT
+        if undone and facts["state"] != self.before:
+            yield "an error, and something was changed"
+
+
+def _described(error: Exception) -> Facts:
+    code = getattr(error, "errno", None)
+    if isinstance(error, ConversionFailedError):
+        # Of several files; the reasons are told in words.
+        code = next((c for c in errno.errorcode if os.strerror(c) in str(error)), None)
+    named = errno.errorcode.get(code) if code else None
+    return {"typed": isinstance(error, ScdlError), "errno": named, "text": str(error)}
+
+
+def spread(n: int, points: int) -> list[int]:
+    """At most so many of the numbers from 1 to n, spread evenly."""
+    points = min(n, points)
+    return sorted({math.ceil((i + 0.5) * n / points) for i in range(points)})
+
+
+def main() -> None:
+    """Try every operation on every kind of archive under every harm."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("place", type=Path, help="an empty directory")
+    parser.add_argument("--points", type=int, default=5, help="changes of files to try")
+    parser.add_argument(
+        "--harms", default=KILL, help="SIGKILL and names of errno, with + if lasting"
+    )
+    parser.add_argument("--operations", default=",".join(EVERY))
+    parser.add_argument("--kinds", default="memmap,zarr")
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
+    (sources := options.place / "sources").mkdir()
+    (place := options.place / "place").mkdir()
+    write_sources(sources, kinds)
+    grounds = [Ground(sources, place, kind) for kind in kinds]
+    chosen = options.operations.split(",")
+    for ground in grounds:
+        for name in chosen:
+            trial = Trial(name, OPERATIONS[name], ground)
+            for harm in options.harms.split(","):
+                kind = harm.rstrip("+")
+                for n in spread(trial.changes, options.points):
+                    life = trial.life(Harm(kind, n, harm.endswith("+")))
+                    print(json.dumps(life), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    warnings.simplefilter("ignore")
+    main()

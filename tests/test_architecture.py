@@ -46,6 +46,9 @@ SEAM = {
     "storage_backends.errors",
     "storage_backends.jit",
     "storage_backends.registry",
+    # Files and directories, locked and put where they belong.
+    "storage_backends.locks",
+    "storage_backends.publication",
     # Compiled loops, threads and filters of warnings, which know nothing of archives.
     "storage_backends.rowsort",
     "storage_backends.threads",

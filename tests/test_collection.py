@@ -370,7 +370,7 @@ class TestManifest:
         def fail(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(os, "replace", fail)
+        monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(scdl.errors.ArchiveWriteError, match="No space left"):
             made.add(copied.paths[2])
         assert [p.name for p in (tmp_path / "new").iterdir()] == ["collection.json"]

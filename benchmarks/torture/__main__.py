@@ -17,13 +17,15 @@ from rich.console import Console
 
 from benchmarks.options import parser, workspace
 from benchmarks.outcomes import IN_TURN, Report, run
-from benchmarks.torture import checksums, flips
+from benchmarks.torture import checksums, flips, lives
 from benchmarks.torture.setting import Row, Setting
 
 #: What can be asked for, in the order of the table.
 ROWS: dict[str, Row] = {
     "flips": flips.verified,
     "chunk-flips": flips.read,
+    "kills": lives.killed,
+    "faults": lives.refused,
     "checksum-cost": checksums.cost,
     "verify-speed": checksums.speed,
 }

@@ -1,0 +1,51 @@
+"""What zarr reads a local store through: files that are held stay what they were."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
+
+from storage_backends._shards import LocalFiles
+
+
+class HeldStore(WrapperStore[LocalStore]):
+    """A directory, read-only, of which some files are in memory."""
+
+    def __init__(self, store: LocalStore, files: LocalFiles) -> None:
+        super().__init__(store)
+        self._files = files
+
+    def _with_store(self, store: LocalStore) -> Self:
+        return type(self)(store, self._files)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        held = self._files.held(key)
+        if held is not None:
+            return prototype.buffer.from_array_like(held[_slice(byte_range, len(held))])
+        found = await self._store.get(key, prototype, byte_range)
+        # Afterwards: what was read is of the archive that stood there then.
+        self._files.check_current()
+        return found
+
+    async def exists(self, key: str) -> bool:
+        return self._files.held(key) is not None or await self._store.exists(key)
+
+
+def _slice(wanted: ByteRequest | None, size: int) -> slice:
+    if isinstance(wanted, RangeByteRequest):
+        return slice(wanted.start, wanted.end)
+    if isinstance(wanted, OffsetByteRequest):
+        return slice(wanted.offset, size)
+    if isinstance(wanted, SuffixByteRequest):
+        return slice(max(0, size - wanted.suffix), size)
+    return slice(0, size)
