@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends import _feature_index, _integrity, _layout
+from storage_backends import _archive_files, _feature_index, _integrity, _layout
 from storage_backends._header import Header, HeaderArray, HeaderIndex
 from storage_backends._memmap_writer import MemmapWriter
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Examination, check_ranges
@@ -117,6 +117,13 @@ class MemmapStore(ArrayStore):
         parts = [prefix + part for part in ("data", "indices", "indptr")]
         if missing := [part for part in parts if part not in self._specs]:
             raise ArchiveFormatError(f"{self.path}: {', '.join(missing)} is missing")
+        for part in parts:
+            spec = self._specs[part]
+            if spec.item_shape or (not part.endswith("data") and spec.dtype.kind not in "iu"):
+                raise ArchiveFormatError(
+                    f"{self.path}: {part} cannot be {spec.dtype} of items of shape "
+                    f"{spec.item_shape}; convert the source again"
+                )
         values, ids, offsets = (self._specs[part].length for part in parts)
         indptr = self._opened()[parts[2]]
         ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
@@ -134,7 +141,7 @@ class MemmapStore(ArrayStore):
     def _check_features(self) -> None:
         """Refuse feature indexes that describe another number of rows."""
         for name in filter(None, (self._var_directory, self._obs_directory)):
-            stops = _feature_index.read_stops(os.path.join(self.path, name))
+            stops = _feature_index.read_stops(self.path, name)
             described = stops[-1] if stops else 0
             if described != self._n_obs:
                 raise ArchiveFormatError(
@@ -183,7 +190,7 @@ class MemmapStore(ArrayStore):
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
         labels = _feature_index.read_labels(
-            self._path_of(self._var_directory), len(self._var_stops)
+            self.path, self._var_directory, len(self._var_stops)
         )
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
@@ -299,7 +306,7 @@ class MemmapStore(ArrayStore):
 
     @cached_property
     def _var_stops(self) -> list[int]:
-        return _feature_index.read_stops(self._path_of(self._var_directory))
+        return _feature_index.read_stops(self.path, self._var_directory)
 
     def _table(self, name: str) -> ParquetTable:
         # Arrays are mapped since the opening, tables are not: they must be of the same archive.
@@ -319,18 +326,18 @@ class MemmapStore(ArrayStore):
         from storage_backends._parquet import ParquetTable
 
         if name == "obs":
-            directory = self._path_of("obs_features")
-            n_blocks = len(_feature_index.read_stops(directory))
+            directory = "obs_features"
+            n_blocks = len(_feature_index.read_stops(self.path, directory))
             files = [_layout.dataframe(i, n_blocks) for i in range(n_blocks)]
             n_rows: int | None = self._n_obs
         else:
             block = int(name.removeprefix("var/"))
-            directory = self._path_of(self._var_directory)
+            directory = self._var_directory
             files = [_layout.dataframe(block, len(self._var_stops))]
             n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
         return ParquetTable(
             f"{self.path}: the table {name}",
-            [os.path.join(directory, file) for file in files],
+            [_archive_files.path_of(self.path, f"{directory}/{file}") for file in files],
             n_rows,
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
@@ -345,7 +352,7 @@ class MemmapStore(ArrayStore):
     def _own_table_file(self, table: str, what: str) -> str | None:
         if not self._side_files(table).get(what):
             return None
-        return _layout.beside(self.path, table, what)
+        return _archive_files.path_of(self.path, _layout.beside("", table, what))
 
 
 BACKEND = Backend("memmap", MemmapStore, MemmapWriter)
