@@ -21,6 +21,8 @@ FREE_BYTES = 1 << 25
 BYTES_PER_BYTE = 1 << 12
 #: No number of items is larger, so that offsets fit.
 _MOST_ITEMS = 1 << 62
+#: Bytes of a name, on the file systems there are.
+_LONGEST_NAME = 255
 
 
 def path_of(root: str, key: str) -> str:
@@ -40,8 +42,8 @@ def path_of(root: str, key: str) -> str:
     """
     path, links = root, False
     for name in key.split("/"):
-        if name in ("", ".", "..") or "\0" in name:
-            raise ArchiveFormatError(f"{root}: it names a file {key!r:.200}, outside of itself")
+        if name in ("", ".", "..") or not _is_name(name):
+            raise ArchiveFormatError(f"{root}: it names a file {key!r:.200}, which cannot be in it")
         path = f"{path}/{name}"
         links = links or os.path.islink(path)
     if links:
@@ -54,9 +56,12 @@ def path_of(root: str, key: str) -> str:
     return path
 
 
-def is_file(root: str, key: str) -> bool:
-    """Whether an archive has a file, which is one and not a pipe or a device."""
-    return os.path.isfile(path_of(root, key))
+def _is_name(name: str) -> bool:
+    """Whether a file system can have a file of that name."""
+    try:
+        return "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def read(root: str, key: str) -> bytes:

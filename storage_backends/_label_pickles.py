@@ -59,7 +59,7 @@ def read(pickled: bytes) -> list[str | None] | None:
     items = array.state[-1] if isinstance(array.state, tuple) and array.state else None
     if not isinstance(items, list):
         return None
-    labels = []
+    labels: list[str | None] = []
     left = _SHARED * len(pickled)
     for item in items:
         if isinstance(item, _Call):

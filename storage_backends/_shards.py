@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends import _archive_files
 from storage_backends._checksums import CheckedFile
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError
@@ -89,7 +90,7 @@ class LocalFiles:
                 self._open.move_to_end(key)
                 return self._open[key]
         try:
-            file = _Mapped(os.path.join(self._root, key))
+            file = _Mapped(_archive_files.path_of(self._root, key))
         except (FileNotFoundError, NotADirectoryError):
             return None
         with self._lock:
@@ -128,7 +129,7 @@ class LocalFiles:
     def total(self, prefix: str) -> int:
         found = os.walk(os.path.join(self._root, prefix))
         return sum(
-            os.path.getsize(os.path.join(directory, name))
+            os.lstat(os.path.join(directory, name)).st_size
             for directory, _, names in found
             for name in names
         )
@@ -142,6 +143,8 @@ class _Mapped:
     """A file in memory."""
 
     def __init__(self, path: str) -> None:
+        if not os.path.isfile(path) and os.path.lexists(path):
+            raise ArchiveFormatError(f"{path}: expected a file, found something else")
         with open(path, "rb") as file:
             empty = os.fstat(file.fileno()).st_size == 0
             self._map = None if empty else mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)

@@ -10,6 +10,7 @@ from typing import Any
 import zarr
 
 from storage_backends import _zarr_layout
+from storage_backends._zarr_claims import ContainedStore
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 
 #: One of these stands in the directory of every store.
@@ -32,7 +33,7 @@ def open_local(path: str) -> zarr.Group:
     if not any(os.path.isfile(os.path.join(path, name)) for name in METADATA_FILES):
         raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
     with unreadable(path):
-        return zarr.open_group(path, mode="r")
+        return zarr.open_group(ContainedStore(path, read_only=True), mode="r")
 
 
 @contextlib.contextmanager
@@ -67,9 +68,17 @@ def own_attribute(path: str, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     said = ours.get("attrs")
     blocks = said.get("blocks") if isinstance(said, Mapping) else None
-    if not blocks or any(not {"stop", "n_vars"} <= set(block) for block in blocks):
+    unsigned = ours.get("unsigned", [])
+    sound = isinstance(blocks, list) and blocks and all(map(_is_block, blocks))
+    if not sound or not isinstance(unsigned, list) or not all(isinstance(n, str) for n in unsigned):
         raise ArchiveFormatError(f"{path}: the attribute {_zarr_layout.ATTRIBUTE} is damaged")
     return ours
+
+
+def _is_block(block: Any) -> bool:
+    return isinstance(block, Mapping) and all(
+        type(block.get(key)) is int for key in ("stop", "n_vars")
+    )
 
 
 def members(path: str, root: zarr.Group) -> list[tuple[str, zarr.Array[Any] | zarr.Group]]:

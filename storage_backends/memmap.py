@@ -148,6 +148,9 @@ class MemmapStore(ArrayStore):
                     f"{self.path}: {name} describes {described} rows, "
                     f"but the archive has {self._n_obs}"
                 )
+        for block in self._manifest["attrs"]["blocks"] if self._manifest else ():
+            where = f"{self.path}: genes"
+            _archive_files.check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
         if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
             raise ArchiveFormatError(
                 f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "
@@ -189,9 +192,7 @@ class MemmapStore(ArrayStore):
 
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
-        labels = _feature_index.read_labels(
-            self.path, self._var_directory, len(self._var_stops)
-        )
+        labels = _feature_index.read_labels(self.path, self._var_directory, len(self._var_stops))
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
             for i, (stop, label) in enumerate(zip(self._var_stops, labels, strict=True))
@@ -211,7 +212,7 @@ class MemmapStore(ArrayStore):
     @property
     def nbytes(self) -> int:
         return sum(
-            os.path.getsize(os.path.join(directory, file))
+            os.lstat(os.path.join(directory, file)).st_size
             for directory, _, files in os.walk(self.path)
             for file in files
         )
@@ -342,6 +343,8 @@ class MemmapStore(ArrayStore):
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
             only_names=self._side_files(name).get("only_names"),
+            # As many cells as there are offsets, which are not compressed.
+            bounded=name != "obs",
         )
 
     def _side_files(self, table: str) -> Mapping[str, Any]:
