@@ -40,7 +40,7 @@ def path_of(root: str, key: str) -> str:
     ArchiveFormatError
         It leads out of the archive, by its name or by a link.
     """
-    path, links = root, False
+    path, links = root.rstrip("/"), False
     for name in key.split("/"):
         if name in ("", ".", "..") or not _is_name(name):
             raise ArchiveFormatError(f"{root}: it names a file {key!r:.200}, which cannot be in it")

@@ -213,7 +213,7 @@ class PatientStore(WrapperStore[Store]):
     ) -> Buffer | None:
         prototype = prototype or default_buffer_prototype()
         found = await self.patiently(key, lambda: self._store.get(key, prototype, byte_range))
-        return checked(key, found)
+        return checked(f"{self.url}: {key}", found)
 
     async def exists(self, key: str) -> bool:
         return await self.patiently(key, lambda: self._store.exists(key))

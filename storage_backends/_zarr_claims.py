@@ -38,27 +38,35 @@ class ContainedStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        _archive_files.path_of(str(self.root), key)
-        return checked(key, await super().get(key, prototype, byte_range))
+        path = _archive_files.path_of(str(self.root), key)
+        return checked(path, await super().get(key, prototype, byte_range))
 
 
-def checked(key: str, data: Buffer | None) -> Buffer | None:
-    """What a store read; ArchiveFormatError where it is metadata of codecs that are not known."""
-    if data is not None and key.endswith(_METADATA):
-        check_codecs(key, data.to_bytes())
+def checked(where: str, data: Buffer | None) -> Buffer | None:
+    """What a store read; ArchiveFormatError where it is metadata of codecs that are not known.
+
+    Parameters
+    ----------
+    where
+        Opens the message, and ends with the key.
+    """
+    if data is not None and where.endswith(_METADATA):
+        check_codecs(where, data.to_bytes())
     return data
 
 
-def check_codecs(key: str, data: bytes) -> None:
+def check_codecs(where: str, data: bytes) -> None:
     """ArchiveFormatError where metadata names codecs that do not come with zarr."""
     try:
         unknown = sorted(set(_codecs(json.loads(data))) - _CODECS)
     except (ValueError, RecursionError) as error:
-        raise ArchiveFormatError(f"{key}: this is no metadata of zarr ({error!r:.200})") from error
+        raise ArchiveFormatError(
+            f"{where}: this is no metadata of zarr ({error!r:.200})"
+        ) from error
     if unknown:
         raise ArchiveFormatError(
-            f"{key}: cannot read the compression {unknown[0]!r:.100}; expected one that comes with "
-            "zarr and runs nothing that it reads: write the store anew with another one"
+            f"{where}: cannot read the compression {unknown[0]!r:.100}; expected one that "
+            "comes with zarr and runs nothing that it reads: write the store anew with another"
         )
 
 

@@ -1,0 +1,125 @@
+"""What an HDF5 file claims, checked before it is believed.
+
+HDF5 files may lead to others, by links and by datasets that lie elsewhere; may hold groups that
+contain themselves, directly or a thousand times over; and may say that an array is larger than any
+memory without holding a byte of it. Nothing of that is followed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+import h5py
+
+from scdl.errors import SourceError
+from storage_backends._archive_files import BYTES_PER_BYTE, FREE_BYTES
+
+#: Links that lead from one to the other.
+_MOST_LINKS = 16
+
+
+def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
+    """An element of a file with all that is in it, or None.
+
+    Raises
+    ------
+    SourceError
+        It, or a part of it, lies in another file, contains itself, or is out of proportion.
+    """
+    found = _follow(file, file, name, _MOST_LINKS)
+    if found is not None:
+        check(found)
+    return found
+
+
+def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
+    """As :func:`element`, of a mapping whose elements are looked at when they are read."""
+    return _follow(file, file, name, _MOST_LINKS)
+
+
+def check(found: h5py.Group | h5py.Dataset) -> None:
+    """SourceError as :func:`element` raises, of what was found by other ways."""
+    where = f"{found.file.filename}: {found.name}"
+    claimed = sum(_claimed(dataset) for dataset in _datasets(found))
+    held = os.path.getsize(found.file.filename)
+    if claimed > FREE_BYTES + BYTES_PER_BYTE * held:
+        raise SourceError(
+            f"{where} is said to take {claimed:,} bytes, out of proportion to the {held:,} bytes "
+            "of the file; it is damaged"
+        )
+
+
+def is_there(group: h5py.Group, name: str) -> bool:
+    """Whether a group has an element that is not empty; links to other files are not followed."""
+    try:
+        found = _follow(group.file, group, name, _MOST_LINKS)
+    except SourceError:
+        return True
+    return found is not None and not (isinstance(found, h5py.Group) and len(found) == 0)
+
+
+def _follow(
+    file: h5py.File, group: h5py.Group, path: str, left: int
+) -> h5py.Group | h5py.Dataset | None:
+    """What a path leads to within a file, one link after the other."""
+    at: h5py.Group | h5py.Dataset | None = file if path.startswith("/") else group
+    for name in filter(None, path.split("/")):
+        if not isinstance(at, h5py.Group):
+            return None
+        kind = _kind(at, name)
+        if kind == h5py.h5l.TYPE_HARD:
+            at = at[name]
+        elif kind == h5py.h5l.TYPE_SOFT and left:
+            at = _follow(file, at, at.get(name, getlink=True).path, left - 1)
+        elif kind is None:
+            return None
+        else:
+            raise SourceError(
+                f"{file.filename}: {at.name}/{name} is a link to another file, or one of many; put "
+                "what it leads to into the file"
+            )
+    return at if isinstance(at, h5py.Group | h5py.Dataset) else None
+
+
+def _kind(group: h5py.Group, name: str) -> int | None:
+    """What kind of link a group has of a name; None where it has none."""
+    links, encoded = group.id.links, name.encode(errors="surrogateescape")
+    return int(links.get_info(encoded).type) if links.exists(encoded) else None
+
+
+def _datasets(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Dataset]:
+    """Every dataset in an element; a group that is reached twice is an error."""
+    todo, seen = [found], set()
+    while todo:
+        at = todo.pop()
+        if isinstance(at, h5py.Dataset):
+            yield at
+        elif isinstance(at, h5py.Group):
+            if at.id in seen:
+                raise SourceError(
+                    f"{at.file.filename}: the group {at.name} is in {found.name} twice, or in "
+                    "itself; expected a tree"
+                )
+            seen.add(at.id)
+            todo += filter(None, (_follow(at.file, at, name, _MOST_LINKS) for name in at))
+
+
+def _claimed(dataset: h5py.Dataset) -> int:
+    """Bytes that a dataset says it has, or a chunk of it; SourceError where they lie elsewhere."""
+    where = f"{dataset.file.filename}: {dataset.name}"
+    layout = dataset.id.get_create_plist()
+    elsewhere = layout.get_layout() == h5py.h5d.VIRTUAL or (
+        layout.get_layout() == h5py.h5d.CONTIGUOUS and layout.get_external_count()
+    )
+    if elsewhere:
+        raise SourceError(
+            f"{where} lies in another file: datasets that are virtual or external are not read; "
+            "copy it into the file"
+        )
+    itemsize = dataset.id.get_type().get_size()
+    chunk = layout.get_chunk() if layout.get_layout() == h5py.h5d.CHUNKED else ()
+    simple = dataset.id.get_space().get_simple_extent_type() == h5py.h5s.SIMPLE
+    shape = dataset.id.shape if simple else ()
+    return int(itemsize * max(math.prod(shape), math.prod(chunk)))
