@@ -139,16 +139,19 @@ class H5adFile(Source):
         yield from self._rest() if modern else legacy_rest(self.path, self.matrix_name)
 
     def _rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
+        with readable(self.path):
+            names = [n for n in self._names_of_rest() if n != self.matrix_name and self._has(n)]
+        for name in names:
+            with readable(f"{self.path}: {name}"):
+                element = self._element_of_rest(name)
+            yield name, element
+
+    def _names_of_rest(self) -> list[str]:
         raw = self.matrix_name == "raw/X"
         names = ["X", "raw/X", "var" if raw else "raw/var"]
         names += [f"{mapping}/{k}" for mapping in _MAPPINGS for k in self._names_in(mapping)]
         names += [f"raw/varm/{key}" for key in self._names_in("raw/varm")]
-        names += ["uns"] * hdf5_claims.is_there(self._file, "uns")
-        for name in names:
-            if name != self.matrix_name and self._has(name):
-                with readable(f"{self.path}: {name}"):
-                    element = self._element_of_rest(name)
-                yield name, element
+        return names + ["uns"] * hdf5_claims.is_there(self._file, "uns")
 
     def _element_of_rest(self, name: str) -> SparseParts | Reader | Any:
         element = hdf5_claims.element(self._file, name)

@@ -42,8 +42,11 @@ def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
 def check(found: h5py.Group | h5py.Dataset) -> None:
     """SourceError as :func:`element` raises, of what was found by other ways."""
     where = f"{found.file.filename}: {found.name}"
-    claimed = sum(_claimed(dataset) for dataset in _datasets(found))
     held = os.path.getsize(found.file.filename)
+    claimed = 0
+    for part in _parts(found):
+        _check_attributes(part, held)
+        claimed += _claimed(part) if isinstance(part, h5py.Dataset) else 0
     if claimed > FREE_BYTES + BYTES_PER_BYTE * held:
         raise SourceError(
             f"{where} is said to take {claimed:,} bytes, out of proportion to the {held:,} bytes "
@@ -89,14 +92,13 @@ def _kind(group: h5py.Group, name: str) -> int | None:
     return int(links.get_info(encoded).type) if links.exists(encoded) else None
 
 
-def _datasets(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Dataset]:
-    """Every dataset in an element; a group that is reached twice is an error."""
+def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Dataset]:
+    """Every group and dataset of an element; a group that is reached twice is an error."""
     todo, seen = [found], set()
     while todo:
         at = todo.pop()
-        if isinstance(at, h5py.Dataset):
-            yield at
-        elif isinstance(at, h5py.Group):
+        yield at
+        if isinstance(at, h5py.Group):
             if at.id in seen:
                 raise SourceError(
                     f"{at.file.filename}: the group {at.name} is in {found.name} twice, or in "
@@ -104,6 +106,18 @@ def _datasets(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Dataset]:
                 )
             seen.add(at.id)
             todo += filter(None, (_follow(at.file, at, name, _MOST_LINKS) for name in at))
+
+
+def _check_attributes(part: h5py.Group | h5py.Dataset, held: int) -> None:
+    """Attributes are never compressed, so that a file is at least as large as they are."""
+    for name in part.attrs:
+        attribute = part.attrs.get_id(name)
+        claimed = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
+        if claimed > held:
+            raise SourceError(
+                f"{part.file.filename}: the attribute {name!r} of {part.name} is said to take "
+                f"{claimed:,} bytes, more than the file; it is damaged"
+            )
 
 
 def _claimed(dataset: h5py.Dataset) -> int:

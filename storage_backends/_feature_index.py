@@ -73,11 +73,11 @@ def read_stops(root: str, index: str) -> list[int]:
 def parse_stops(data: bytes, where: str) -> list[int]:
     """As :func:`read_stops`, of the file's content; ArchiveFormatError opens with `where`."""
     values = _parse_npy(data, where)
-    rises = values.dtype.kind in "iu" and bool(np.all(values[1:] >= values[:-1]))
+    whole = values.dtype.kind in "iu"
+    rises = whole and bool(np.all(values[1:] >= values[:-1]))
     if not rises or len(values) == 0 or values[0] not in (-1, 0):
-        raise ArchiveFormatError(
-            f"{where}: expected -1 and rising row numbers, found {values!s:.80}"
-        )
+        found = f"{values!s:.80}" if whole else f"{values.dtype} values"
+        raise ArchiveFormatError(f"{where}: expected -1 and rising row numbers, found {found}")
     return [int(v) for v in values[1:]]
 
 
@@ -106,10 +106,16 @@ def parse_labels_npy(data: bytes) -> list[Any] | None:
         dtype, _, payload = _split_npy(data, LABELS_NPY)
         if dtype == np.dtype(object):
             return _label_pickles.read(payload)
-        return list(_parse_npy(data, LABELS_NPY).tolist()) if dtype.kind == "U" else None
-    except ValueError:
-        # Also of characters that there are not.
+        values = _parse_npy(data, LABELS_NPY) if dtype.kind == "U" else None
+        return None if values is None or not _is_text(values) else list(values.tolist())
+    except ArchiveFormatError:
         return None
+
+
+def _is_text(values: NDArray[Any]) -> bool:
+    """Whether strings of NumPy are of characters that there are, and that can be encoded."""
+    codes = values.view(values.dtype.byteorder.replace("|", "=") + "u4")
+    return bool(np.all((codes < 0xD800) | ((codes > 0xDFFF) & (codes <= 0x10FFFF))))
 
 
 def _split_npy(data: bytes, where: str) -> tuple[np.dtype[Any], int, bytes]:
