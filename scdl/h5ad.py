@@ -251,6 +251,7 @@ def _open_hdf5(path: str) -> h5py.File:
     if os.path.isdir(path):
         raise SourceError(f"{path}: expected an h5ad file, found a directory")
     try:
+        hdf5_claims.check_heaps(path)
         return h5py.File(path, "r")
     except OSError as error:
         truncated = "truncated" in str(error)

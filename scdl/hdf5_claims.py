@@ -8,7 +8,9 @@ memory without holding a byte of it. Nothing of that is followed.
 from __future__ import annotations
 
 import math
+import mmap
 import os
+import struct
 from collections.abc import Iterator
 
 import h5py
@@ -18,6 +20,10 @@ from storage_backends._archive_files import BYTES_PER_BYTE, FREE_BYTES
 
 #: Links that lead from one to the other.
 _MOST_LINKS = 16
+#: How a collection of objects starts, and the bytes of its head, and of that of an object.
+_HEAP, _HEAP_HEAD = b"GCOL\x01\0\0\0", 16
+_LARGEST_SEARCHED = 1 << 30
+_NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 
 
 def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
@@ -52,6 +58,35 @@ def check(found: h5py.Group | h5py.Dataset) -> None:
             f"{where} is said to take {claimed:,} bytes, out of proportion to the {held:,} bytes "
             "of the file; it is damaged"
         )
+
+
+def check_heaps(path: str) -> None:
+    """SourceError where a collection of text or other things of any length would never end.
+
+    The library goes from object to object by their sizes, and stays at one of none for ever. Where
+    collections are is known only by reading what refers to them, so they are searched for, in files
+    of which that takes less than a second.
+
+    Source: HDF5 file format specification, global heap.
+    """
+    if not 0 < os.path.getsize(path) <= _LARGEST_SEARCHED:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        start = data.find(_HEAP)
+        while start >= 0:
+            stop = min(start + int.from_bytes(data[start + 8 : start + 16], "little"), len(data))
+            at = start + _HEAP_HEAD
+            while at + _HEAP_HEAD <= stop:
+                index, _, size = struct.unpack_from("<HHxxxxQ", data, at)
+                # What is free has a size with its own head; what is used is filled up to 8 bytes.
+                taken = _HEAP_HEAD + -(-size // 8) * 8 if index else size
+                if not _HEAP_HEAD <= taken <= stop - at:
+                    raise SourceError(
+                        f"{path}: a collection of text at byte {start:,} is damaged: an object of "
+                        f"{size:,} bytes is not in it"
+                    )
+                at += taken
+            start = data.find(_HEAP, start + 1)
 
 
 def is_there(group: h5py.Group, name: str) -> bool:
@@ -112,12 +147,28 @@ def _check_attributes(part: h5py.Group | h5py.Dataset, held: int) -> None:
     """Attributes are never compressed, so that a file is at least as large as they are."""
     for name in part.attrs:
         attribute = part.attrs.get_id(name)
+        _check_type(f"{part.file.filename}: {part.name}: {name}", attribute.get_type())
         claimed = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
         if claimed > held:
             raise SourceError(
                 f"{part.file.filename}: the attribute {name!r} of {part.name} is said to take "
                 f"{claimed:,} bytes, more than the file; it is damaged"
             )
+
+
+def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
+    """SourceError for numbers as no program writes them, on which the library may loop for ever."""
+    kind = type_.get_class()
+    if kind == h5py.h5t.COMPOUND:
+        for i in range(type_.get_nmembers()):
+            _check_type(where, type_.get_member_type(i))
+    elif kind in (h5py.h5t.ENUM, h5py.h5t.ARRAY, h5py.h5t.VLEN):
+        _check_type(where, type_.get_super())
+    elif kind in _NUMBERS and not h5py.h5t.py_create(type_.dtype).equal(type_):
+        raise SourceError(
+            f"{where}: expected integers or floats as processors have them, found others of "
+            f"{type_.get_size()} bytes; it is damaged"
+        )
 
 
 def _claimed(dataset: h5py.Dataset) -> int:
@@ -132,7 +183,9 @@ def _claimed(dataset: h5py.Dataset) -> int:
             f"{where} lies in another file: datasets that are virtual or external are not read; "
             "copy it into the file"
         )
-    itemsize = dataset.id.get_type().get_size()
+    type_ = dataset.id.get_type()
+    _check_type(where, type_)
+    itemsize = type_.get_size()
     chunk = layout.get_chunk() if layout.get_layout() == h5py.h5d.CHUNKED else ()
     simple = dataset.id.get_space().get_simple_extent_type() == h5py.h5s.SIMPLE
     shape = dataset.id.shape if simple else ()
