@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
 _ROW_GROUP = 1 << 16
+#: What a row takes at least once it is text in memory.
+_ROW_BYTES = 64
 #: What pyarrow says of bytes that are no table, besides OSError.
 _UNREADABLE = (
     pa.ArrowException,
@@ -107,7 +109,7 @@ class ParquetTable:
                 f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
             )
         if self._bounded:
-            _archive_files.check_claim(self._where, (n_rows,), 8, lambda: self.nbytes)
+            _archive_files.check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
         if self._names and _num_rows(self._names) != n_rows:
             raise ArchiveFormatError(
                 f"{self._names}: expected {n_rows} names, one for each row, found "
