@@ -20,13 +20,14 @@ from rich.text import Text
 
 from benchmarks.options import parser, workspace
 from benchmarks.outcomes import Outcome, machine
-from benchmarks.torture import checksums, flips
+from benchmarks.torture import checksums, flips, fuzz
 from benchmarks.torture.setting import Row, Setting
 
 #: What can be asked for, in the order of the table.
 ROWS: dict[str, Row] = {
     "flips": flips.verified,
     "chunk-flips": flips.read,
+    "fuzz": fuzz.survived,
     "checksum-cost": checksums.cost,
     "verify-speed": checksums.speed,
 }
