@@ -12,18 +12,17 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from storage_backends import _archive_files
+from storage_backends import _archive_files, _bounded_codecs
 from storage_backends.errors import ArchiveFormatError
 
 #: Files of metadata, by the end of their keys.
 _METADATA = ("zarr.json", ".zarray", ".zmetadata")
-#: Codecs that come with zarr and numcodecs. Others are looked up among all that is installed, and
-#: imported; of these themselves, ``pickle`` runs what it reads.
-_CODECS = {
-    *("adler32", "astype", "base64", "bitround", "blosc", "bytes", "bz2", "crc32", "crc32c"),
-    *("delta", "fixedscaleoffset", "fletcher32", "gzip", "jenkins_lookup3", "json2", "lz4", "lzma"),
-    *("packbits", "pcodec", "quantize", "sharding_indexed", "shuffle", "transpose", "vlen-array"),
-    *("vlen-bytes", "vlen-utf8", "zfpy", "zlib", "zstd"),
+#: Codecs of zarr and numcodecs that give as much as they take, or look first. Others are looked up
+#: among all that is installed, and imported; of numcodecs' own, ``pickle`` runs what it reads.
+_SAFE = {
+    *("adler32", "astype", "bitround", "bytes", "crc32", "crc32c", "delta", "fixedscaleoffset"),
+    *("fletcher32", "jenkins_lookup3", "packbits", "pcodec", "quantize", "sharding_indexed"),
+    *("shuffle", "transpose"),
 }
 #: Bytes of an entry of the index of a shard.
 _ENTRY_BYTES = 16
@@ -43,41 +42,54 @@ class ContainedStore(LocalStore):
 
 
 def checked(where: str, data: Buffer | None) -> Buffer | None:
-    """What a store read; ArchiveFormatError where it is metadata of codecs that are not known.
+    """What a store read, where it is metadata with codecs that look first.
 
     Parameters
     ----------
     where
-        Opens the message, and ends with the key.
+        Opens the message of an ArchiveFormatError, and ends with the key.
     """
-    if data is not None and where.endswith(_METADATA):
-        check_codecs(where, data.to_bytes())
-    return data
+    if data is None or not where.endswith(_METADATA):
+        return data
+    return type(data).from_bytes(with_bounded_codecs(where, data.to_bytes()))
 
 
-def check_codecs(where: str, data: bytes) -> None:
-    """ArchiveFormatError where metadata names codecs that do not come with zarr."""
+def with_bounded_codecs(where: str, data: bytes) -> bytes:
+    """Metadata with codecs that look first; ArchiveFormatError where there are none of a name."""
+    bounded = _bounded_codecs.register()[3 if where.endswith("zarr.json") else 2]
+    texts = set() if where.endswith("zarr.json") else set(_bounded_codecs.TEXT)
     try:
-        unknown = sorted(set(_codecs(json.loads(data))) - _CODECS)
-    except (ValueError, RecursionError) as error:
+        document = json.loads(data)
+        for codec in _codecs(document):
+            key = "name" if "name" in codec else "id"
+            name = codec.get(key)
+            if name in bounded:
+                codec[key] = _bounded_codecs.PREFIX + name
+            elif str(name).removeprefix("numcodecs.") not in _SAFE | texts:
+                raise ArchiveFormatError(
+                    f"{where}: cannot read the compression {name!r:.100}; expected one that comes "
+                    "with zarr and runs nothing that it reads: write the store anew with another"
+                )
+        return json.dumps(document).encode()
+    except ArchiveFormatError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
         raise ArchiveFormatError(
             f"{where}: this is no metadata of zarr ({error!r:.200})"
         ) from error
-    if unknown:
-        raise ArchiveFormatError(
-            f"{where}: cannot read the compression {unknown[0]!r:.100}; expected one that "
-            "comes with zarr and runs nothing that it reads: write the store anew with another"
-        )
 
 
-def _codecs(document: Any) -> Iterator[str]:
-    """Names of all codecs in metadata of either format, consolidated or not."""
+def _codecs(document: Any) -> Iterator[dict[str, Any]]:
+    """All codecs in metadata of either format, consolidated or not."""
     if not isinstance(document, dict):
         return
     for key in ("codecs", "index_codecs", "filters"):
         listed = document.get(key)
-        for codec in listed if isinstance(listed, list) else ():
-            yield from _codec(codec)
+        if isinstance(listed, list):
+            # Of codecs without settings, format 3 lets the name stand for them.
+            listed[:] = [{"name": codec} if isinstance(codec, str) else codec for codec in listed]
+            for codec in listed:
+                yield from _codec(codec)
     yield from _codec(document.get("compressor"))
     for key in ("consolidated_metadata", "metadata"):
         nested = document.get(key)
@@ -86,17 +98,17 @@ def _codecs(document: Any) -> Iterator[str]:
                 yield from _codecs(node)
 
 
-def _codec(codec: Any) -> Iterator[str]:
-    """Name of a codec, and of those within it."""
+def _codec(codec: Any) -> Iterator[dict[str, Any]]:
+    """A codec, and those within it."""
     if isinstance(codec, dict):
-        yield str(codec.get("name", codec.get("id"))).removeprefix("numcodecs.")
+        yield codec
         yield from _codecs(codec.get("configuration"))
     elif codec is not None:
-        yield str(codec)
+        raise TypeError(f"expected a codec, found {codec!r:.100}")
 
 
 def check_array(where: str, array: zarr.Array[Any], held: Callable[[], int]) -> None:
-    """ArchiveFormatError where an array, or what is decoded at once, is said to be too large.
+    """Let an array be read safely; ArchiveFormatError where it is said to be too large.
 
     Parameters
     ----------
@@ -105,6 +117,7 @@ def check_array(where: str, array: zarr.Array[Any], held: Callable[[], int]) -> 
     held
         Bytes of all files of the store.
     """
+    _bounded_codecs.bound_text(array)
     shape, itemsize = tuple(map(int, array.shape)), max(1, int(array.dtype.itemsize))
     _archive_files.check_claim(where, shape, itemsize, held)
     chunks, shards = tuple(map(int, array.chunks)), array.shards

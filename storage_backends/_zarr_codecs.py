@@ -19,6 +19,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from storage_backends import _native, _pcodec
+from storage_backends._bounded_codecs import zstd_size
 from storage_backends._chunk_plan import Bound, ChunkPlan
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends._zarr_profiles import NARROW, Codec
@@ -317,7 +318,7 @@ class _Zstd:
 
     @staticmethod
     def decode(data: bytes, most: int) -> bytes:
-        size = _zstd_size(data)
+        size = zstd_size(data)
         if size is None:
             import pyarrow as pa
 
@@ -328,21 +329,6 @@ class _Zstd:
         if (size or len(decoded)) > most:
             raise ArchiveFormatError(_OTHER_SIZE)
         return decoded
-
-
-def _zstd_size(frame: bytes) -> int | None:
-    """Bytes that a frame says it holds, which is believed when memory is taken; None: it does not.
-
-    Source: RFC 8878, frame header.
-    """
-    if len(frame) < 5:
-        return None
-    flags = frame[4]
-    single = flags >> 5 & 1
-    start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
-    length = (single, 2, 4, 8)[flags >> 6]
-    size = int.from_bytes(frame[start : start + length], "little")
-    return size + 256 * (length == 2) if length else None
 
 
 class _Gzip:

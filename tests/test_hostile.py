@@ -299,6 +299,29 @@ def test_no_pickle_in_stores_of_format_2(seeds: dict[str, Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    "chunk",
+    [
+        # 2^32 items; a string of 4 GiB; 2 GiB in a frame of Blosc.
+        b"\xff" * 4,
+        b"\x1e\0\0\0" + b"\xff" * 8,
+        struct.pack("<4BIII", 2, 1, 1, 1, 2**31 - 1, 2**20, 16),
+    ],
+)
+def test_text_in_stores_of_format_2(seeds: dict[str, Path], tmp_path: Path, chunk: bytes) -> None:
+    path = tmp_path / "archive"
+    shutil.copytree(seeds["v2"], path)
+    compressor = {"id": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 0, "blocksize": 0}
+
+    def change(document: Any) -> None:
+        document.update(compressor=compressor if chunk[:1] == b"\2" else None)
+
+    edit_json(path / "obs" / "_index" / ".zarray", change)
+    (path / ".zmetadata").unlink(missing_ok=True)
+    (path / "obs" / "_index" / "0").write_bytes(chunk)
+    assert refusal(lambda: scdl.convert(path, tmp_path / "copy")) is not None
+
+
+@pytest.mark.parametrize(
     ("kind", "file"),
     [
         *[("memmap", name) for name in ("header.sch", "data.npy", "neighbor_values.npy", STOPS)],

@@ -11,6 +11,7 @@ from typing import Any
 
 import anndata as ad
 import h5py
+import numcodecs
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -23,6 +24,9 @@ from storage_backends._header import Header, HeaderArray, HeaderIndex
 from storage_backends._zarr_codecs import Chain
 from storage_backends._zarr_profiles import PROFILES, Codec
 
+#: Cells of small archives, and files of columns in them.
+CELLS = 6
+TABLE_CHUNKS = ("obs/_index/c/0", "obs/kind/codes/c/0", "obs/kind/categories/c/0")
 #: Numbers of a chunk.
 CHUNK_LENGTH = 256
 _CRC: Codec = {"name": "crc32c"}
@@ -141,6 +145,19 @@ def zarr_metadata(place: Path) -> list[bytes]:
     return [ours, json.dumps(foreign).encode()]
 
 
+def zarr_tables(place: Path) -> list[bytes]:
+    """What the chunks of columns decompress to, and as they are, behind their number."""
+    archive = write_zarr(place)
+    found = []
+    for number, name in enumerate(TABLE_CHUNKS):
+        chunk = (archive / name).read_bytes()[:-4]
+        found += [
+            bytes([number]) + bytes(numcodecs.Zstd().decode(chunk)),
+            bytes([128 + number]) + chunk,
+        ]
+    return found
+
+
 def hdf5(place: Path) -> list[bytes]:
     """Small h5ad files, by rows, by columns and dense."""
     found = []
@@ -171,7 +188,7 @@ def _archive(place: Path, backend: str) -> Path:
 
 
 def _cells() -> ad.AnnData:
-    counts = sp.random(6, 5, 0.5, "csr", np.float32, rng=np.random.default_rng(0))
+    counts = sp.random(CELLS, 5, 0.5, "csr", np.float32, rng=np.random.default_rng(0))
     kinds = pd.Categorical(["T", "B", "T", "T", "B", "T"])
-    obs = pd.DataFrame({"kind": kinds}, index=[f"c{i}" for i in range(6)])
+    obs = pd.DataFrame({"kind": kinds}, index=[f"c{i}" for i in range(CELLS)])
     return ad.AnnData(counts, obs, pd.DataFrame(index=[f"g{i}" for i in range(5)]))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numcodecs
 import numpy as np
 
 from benchmarks.fuzz import seeds
@@ -113,6 +114,27 @@ def _zarr_metadata(place: Path) -> Parser:
     return parse
 
 
+def _zarr_tables(place: Path) -> Parser:
+    archive = seeds.write_zarr(place)
+    files = [archive / name for name in seeds.TABLE_CHUNKS]
+    sound = [file.read_bytes() for file in files]
+
+    def parse(data: bytes) -> None:
+        which = data[0] % len(files) if data else 0
+        # Whoever means harm gets the checksum right, and mostly the compression.
+        body = (
+            data[1:] if data[:1] >= b"\x80" else numcodecs.Zstd(level=1).encode(data[1:] or b"\0")
+        )
+        files[which].write_bytes(body + _content.checksum(body))
+        try:
+            with ZarrStore.open(str(archive)) as store:
+                assert len(store.read_table("obs")) == seeds.CELLS
+        finally:
+            files[which].write_bytes(sound[which])
+
+    return parse
+
+
 class _Bytes:
     """A file of one shard."""
 
@@ -179,6 +201,7 @@ TARGETS = {
     "manifest": Target(_manifest, seeds.manifests),
     "checksums": Target(_checksums, seeds.checksums),
     "zarr-metadata": Target(_zarr_metadata, seeds.zarr_metadata),
+    "zarr-tables": Target(_zarr_tables, seeds.zarr_tables),
     "zarr-chunks": Target(_zarr_chunks, seeds.zarr_chunks),
     "hdf5": Target(_hdf5, seeds.hdf5),
 }
