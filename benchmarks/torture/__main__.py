@@ -20,7 +20,7 @@ from rich.text import Text
 
 from benchmarks.options import parser, workspace
 from benchmarks.outcomes import Outcome, machine
-from benchmarks.torture import checksums, flips, lives
+from benchmarks.torture import checksums, flips, leaks, lives
 from benchmarks.torture.setting import Row, Setting
 
 #: What can be asked for, in the order of the table.
@@ -29,6 +29,7 @@ ROWS: dict[str, Row] = {
     "chunk-flips": flips.read,
     "kills": lives.killed,
     "faults": lives.refused,
+    "leak": leaks.leak,
     "checksum-cost": checksums.cost,
     "verify-speed": checksums.speed,
 }
