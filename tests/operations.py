@@ -230,7 +230,8 @@ def _digest(path: Path) -> Any:
         if report.verdict is Verdict.DAMAGED:
             mendable = all(f.mendable for f in report.findings if f.verdict is Verdict.DAMAGED)
             if not mendable:
-                return f"damaged: {report}"
+                # Not the report, which says how long it took.
+                return f"damaged: {[finding.message for finding in report.findings]}"
         return [report.verdict.name, *_content(scdl.open(path))]
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what stands there
         return repr(error)
