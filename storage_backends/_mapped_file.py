@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import stat
 from typing import Any
 
 import numpy as np
@@ -30,12 +32,21 @@ class MappedFile:
     ----------
     data
         Its bytes, uint8; arrays made of it keep them in memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing at the path, or no file.
     """
 
     def __init__(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
+        # Nobody may write to a pipe, for which opening it would wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            size = os.fstat(descriptor).st_size
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "this is no file", path)
+            size = found.st_size
             self.data: NDArray[np.uint8] = (
                 np.asarray(_Region(descriptor, size)) if size else np.empty(0, np.uint8)
             )

@@ -8,6 +8,7 @@ Source: Zarr v3 specification, codec ``sharding_indexed``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -91,8 +92,10 @@ class LocalFiles:
         for key in keys:
             if len(self._held) == _MOST_HELD:
                 return
-            if key not in self._held and (file := self._mapped(key)) is not None:
-                self._held[key] = file
+            if key not in self._held:
+                # What cannot be read is missed when it is asked for.
+                with contextlib.suppress(OSError):
+                    self._held[key] = MappedFile(os.path.join(self.root, key))
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
         """The bytes of a file, where it is held."""

@@ -201,8 +201,8 @@ class MemmapStore(ArrayStore):
         for name in self.tables:
             for file in self._table_files(name):
                 if len(self._held) < _MOST_HELD:
-                    # One that is lost is missed when its table is read.
-                    with contextlib.suppress(FileNotFoundError):
+                    # One that cannot be read is missed when its table is.
+                    with contextlib.suppress(OSError):
                         self._held[file] = MappedFile(file)
         if not self._manifest:
             _ = self._labels

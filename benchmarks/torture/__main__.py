@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.options import parser, workspace
 from benchmarks.outcomes import IN_TURN, Report, run
-from benchmarks.torture import checksums, flips, lives
+from benchmarks.torture import checksums, flips, leaks, lives
 from benchmarks.torture.setting import Row, Setting
 
 #: What can be asked for, in the order of the table.
@@ -26,6 +26,7 @@ ROWS: dict[str, Row] = {
     "chunk-flips": flips.read,
     "kills": lives.killed,
     "faults": lives.refused,
+    "leak": leaks.leak,
     "checksum-cost": checksums.cost,
     "verify-speed": checksums.speed,
 }

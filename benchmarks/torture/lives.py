@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from benchmarks.torture.setting import Setting, all_of
 
 _HARNESS = Path(__file__).parents[2] / "tests" / "dying.py"
 _KINDS = ("memmap", "zarr")
+#: Names of operations to try; none: all.
+OPERATIONS: list[str] = []
 #: Changes of files at which each operation is killed; more than there are: at each.
 _POINTS = 40
 #: The same for each errno, of which the last ones go on.
@@ -34,11 +36,11 @@ def refused(setting: Setting) -> list[Outcome]:
 
 
 def _count(setting: Setting, kind: str, what: str, harms: dict[str, int]) -> Outcome:
-    lived = [
-        life
-        for harm, points in harms.items()
-        for life in lives(kind, harm, 1 if setting.quick else points)
-    ]
+    # All harms that are tried as often are tried by one process.
+    by_points: dict[int, list[str]] = {}
+    for harm, points in harms.items():
+        by_points.setdefault(1 if setting.quick else points, []).append(harm)
+    lived = [life for points, some in by_points.items() for life in lives(kind, some, points)]
     struck = [life for life in lived if "at" in life]
     wrong = [life for life in lived if life["wrong"]]
     counted = Counter(life["operation"] for life in struck)
@@ -52,16 +54,18 @@ def _told(life: dict[str, Any]) -> str:
     return f"{where}: {life['wrong'][0].splitlines()[0]}"
 
 
-def lives(kind: str, harm: str, points: int) -> Iterator[dict[str, Any]]:
+def lives(kind: str, harms: Sequence[str], points: int) -> Iterator[dict[str, Any]]:
     """What the harness tells of each writer."""
     # In memory, where there is such a place: what is flushed is not waited for.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     root = _HARNESS.parents[1]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{_HARNESS.parent}"}
     with tempfile.TemporaryDirectory(prefix="dying-", dir=memory) as place:
-        command = [sys.executable, _HARNESS, place, f"--kinds={kind}", f"--harms={harm}"]
+        flags = {"kinds": kind, "harms": ",".join(harms), "points": points}
+        if OPERATIONS:
+            flags["operations"] = ",".join(OPERATIONS)
         done = subprocess.run(
-            [*command, f"--points={points}"],
+            [sys.executable, _HARNESS, place, *(f"--{k}={v}" for k, v in flags.items())],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,

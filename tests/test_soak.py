@@ -1,0 +1,66 @@
+"""The soak test and the rows of ``make torture`` about lives and leaks, on toy data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks import soak
+from benchmarks.soak import Usage
+from benchmarks.torture import lives
+from benchmarks.torture.setting import Setting
+from benchmarks.workspace import Workspace
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")
+
+
+def test_readers_beside_a_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_environment: dict[str, str]
+) -> None:
+    monkeypatch.setattr(soak, "READERS", 1)
+    monkeypatch.setenv("PYTHONPATH", child_environment["PYTHONPATH"])
+    (tmp_path / "memmap").mkdir()
+    outcomes = soak.soak(tmp_path, "memmap", epochs=4, times=3, cells=60)
+    assert [outcome.bound.limit for outcome in outcomes] == [1, 0, 1, 0]
+    assert "1 readers, 4 epochs" in outcomes[0].note
+    assert outcomes[1].passed
+
+
+def test_growth_is_seen() -> None:
+    flat = [Usage(10, 5, 100_000_000 + 1_000 * (i % 3)) for i in range(50)]
+    assert abs(soak.growth(flat).anonymous) <= 1_000
+    leaking = [Usage(10 + i, 5, 100_000_000 + 50_000 * i) for i in range(50)]
+    assert soak.growth(leaking) == Usage(40, 0, 2_000_000)
+    descriptors, memory = (soak._outcomes("", [soak.growth(leaking)], "")[i] for i in (1, 0))
+    assert not descriptors.passed
+    assert not memory.passed
+
+
+def test_what_a_process_holds() -> None:
+    before = Usage.now()
+    descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    block = bytearray(os.urandom(8_000_000))
+    after = Usage.now()
+    assert after.descriptors - before.descriptors == 3
+    assert after.anonymous - before.anonymous > 7_000_000
+    del block
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def test_lives_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "_KINDS", ("memmap",))
+    monkeypatch.setattr(lives, "OPERATIONS", ["cast"])
+    setting = Setting(tmp_path, Workspace(tmp_path, None, None), quick=True)  # type: ignore[arg-type]
+    (killed,) = lives.killed(setting)
+    assert killed.passed
+    assert killed.note == "1 of 1; cast 1"
+    (refused,) = lives.refused(setting)
+    assert refused.passed
+    assert (
+        refused.note == f"{len(lives._FAULTS)} of {len(lives._FAULTS)}; cast {len(lives._FAULTS)}"
+    )
