@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any, Self
 
 import numcodecs
+import numcodecs.abc
 import numcodecs.registry
-import zarr
 from zarr.codecs import BloscCodec, GzipCodec, VLenBytesCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
@@ -144,21 +144,27 @@ _NUMCODECS = {
     "bz2": numcodecs.BZ2,
     "gzip": numcodecs.GZip,
     "lz4": numcodecs.LZ4,
-    "vlen-array": numcodecs.VLenArray,
-    "vlen-bytes": numcodecs.VLenBytes,
-    "vlen-utf8": numcodecs.VLenUTF8,
     "zlib": numcodecs.Zlib,
     "zstd": numcodecs.Zstd,
 }
 
 
-def _checking(name: str) -> type[Any]:
-    base: type[Any] = _NUMCODECS[name]
-    return type(base.__name__, (_Checking, base), {"codec_id": name})
+class _Text(numcodecs.abc.Codec):  # type: ignore[misc]
+    """Looks at text before the codec that zarr of format 2 knows it by, which has to stay."""
+
+    codec_id = PREFIX + "text"
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        check("vlen-utf8", bytes(numcodecs.compat.ensure_bytes(buf)))
+        return buf
+
+    def encode(self, buf: Any) -> Any:
+        return buf
 
 
-#: Format 2 knows text by the name of its codec, which therefore stays.
-TEXT = {name: _checking(name) for name in _NUMCODECS if name.startswith("vlen-")}
+#: Codecs of format 2 for things of any length, and the one that follows them.
+TEXT = frozenset({"vlen-array", "vlen-bytes", "vlen-utf8"})
+LOOKS_AT_TEXT = {"id": _Text.codec_id}
 
 
 @cache
@@ -167,14 +173,8 @@ def register() -> dict[int, frozenset[str]]:
     for name, core in _CORE.items():
         # zarr asks what some codecs are by the name of their class.
         register_codec(PREFIX + name, type(core.__name__, (_Bounded, core), {"_name": name}))
-    others = _NUMCODECS.keys() - TEXT.keys()
-    for name in others:
-        numcodecs.registry.register_codec(_checking(name), PREFIX + name)
-    return {2: frozenset(others), 3: frozenset(_CORE)}
-
-
-def bound_text(array: zarr.Array[Any]) -> None:
-    """Let the codecs of text of an array of format 2 look first."""
-    for codec in getattr(array.metadata, "filters", None) or ():
-        if codec.codec_id in TEXT:
-            codec.__class__ = TEXT[codec.codec_id]
+    for name, base in _NUMCODECS.items():
+        made = type(base.__name__, (_Checking, base), {"codec_id": name})
+        numcodecs.registry.register_codec(made, PREFIX + name)
+    numcodecs.registry.register_codec(_Text)
+    return {2: frozenset(_NUMCODECS), 3: frozenset(_CORE)}

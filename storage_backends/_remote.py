@@ -23,7 +23,7 @@ from zarr.storage import WrapperStore
 
 from storage_backends._content import Content
 from storage_backends._shards import Pieces, spans
-from storage_backends._zarr_claims import checked
+from storage_backends._zarr_claims import bounded
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -213,7 +213,7 @@ class PatientStore(WrapperStore[Store]):
     ) -> Buffer | None:
         prototype = prototype or default_buffer_prototype()
         found = await self.patiently(key, lambda: self._store.get(key, prototype, byte_range))
-        return checked(f"{self.url}: {key}", found)
+        return bounded(f"{self.url}: {key}", found)
 
     async def exists(self, key: str) -> bool:
         return await self.patiently(key, lambda: self._store.exists(key))

@@ -38,10 +38,22 @@ class ContainedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         path = _archive_files.path_of(str(self.root), key)
-        return checked(path, await super().get(key, prototype, byte_range))
+        return self._checked(path, await super().get(key, prototype, byte_range))
+
+    def _checked(self, path: str, data: Buffer | None) -> Buffer | None:
+        if data is not None and path.endswith(_METADATA):
+            with_bounded_codecs(path, data.to_bytes())
+        return data
 
 
-def checked(where: str, data: Buffer | None) -> Buffer | None:
+class BoundedStore(ContainedStore):
+    """The same, whose chunks are decoded by codecs that look first."""
+
+    def _checked(self, path: str, data: Buffer | None) -> Buffer | None:
+        return bounded(path, data)
+
+
+def bounded(where: str, data: Buffer | None) -> Buffer | None:
     """What a store read, where it is metadata with codecs that look first.
 
     Parameters
@@ -56,16 +68,17 @@ def checked(where: str, data: Buffer | None) -> Buffer | None:
 
 def with_bounded_codecs(where: str, data: bytes) -> bytes:
     """Metadata with codecs that look first; ArchiveFormatError where there are none of a name."""
-    bounded = _bounded_codecs.register()[3 if where.endswith("zarr.json") else 2]
-    texts = set() if where.endswith("zarr.json") else set(_bounded_codecs.TEXT)
+    is_new = where.endswith("zarr.json")
+    looking = _bounded_codecs.register()[3 if is_new else 2]
+    safe = _SAFE if is_new else _SAFE | _bounded_codecs.TEXT
     try:
         document = json.loads(data)
         for codec in _codecs(document):
             key = "name" if "name" in codec else "id"
             name = codec.get(key)
-            if name in bounded:
+            if name in looking:
                 codec[key] = _bounded_codecs.PREFIX + name
-            elif str(name).removeprefix("numcodecs.") not in _SAFE | texts:
+            elif str(name).removeprefix("numcodecs.") not in safe:
                 raise ArchiveFormatError(
                     f"{where}: cannot read the compression {name!r:.100}; expected one that comes "
                     "with zarr and runs nothing that it reads: write the store anew with another"
@@ -90,6 +103,9 @@ def _codecs(document: Any) -> Iterator[dict[str, Any]]:
             listed[:] = [{"name": codec} if isinstance(codec, str) else codec for codec in listed]
             for codec in listed:
                 yield from _codec(codec)
+            if any(isinstance(c, dict) and c.get("id") in _bounded_codecs.TEXT for c in listed):
+                # The last filter decodes first.
+                listed.append(_bounded_codecs.LOOKS_AT_TEXT)
     yield from _codec(document.get("compressor"))
     for key in ("consolidated_metadata", "metadata"):
         nested = document.get(key)
@@ -108,7 +124,7 @@ def _codec(codec: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_array(where: str, array: zarr.Array[Any], held: Callable[[], int]) -> None:
-    """Let an array be read safely; ArchiveFormatError where it is said to be too large.
+    """ArchiveFormatError where an array, or what is decoded at once, is said to be too large.
 
     Parameters
     ----------
@@ -117,7 +133,6 @@ def check_array(where: str, array: zarr.Array[Any], held: Callable[[], int]) -> 
     held
         Bytes of all files of the store.
     """
-    _bounded_codecs.bound_text(array)
     shape, itemsize = tuple(map(int, array.shape)), max(1, int(array.dtype.itemsize))
     _archive_files.check_claim(where, shape, itemsize, held)
     chunks, shards = tuple(map(int, array.chunks)), array.shards

@@ -10,7 +10,7 @@ from typing import Any
 import zarr
 
 from storage_backends import _zarr_layout
-from storage_backends._zarr_claims import ContainedStore
+from storage_backends._zarr_claims import BoundedStore
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 
 #: One of these stands in the directory of every store.
@@ -33,7 +33,7 @@ def open_local(path: str) -> zarr.Group:
     if not any(os.path.isfile(os.path.join(path, name)) for name in METADATA_FILES):
         raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
     with unreadable(path):
-        return zarr.open_group(ContainedStore(path, read_only=True), mode="r")
+        return zarr.open_group(BoundedStore(path, read_only=True), mode="r")
 
 
 @contextlib.contextmanager
