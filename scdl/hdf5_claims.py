@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import h5py
 
 from scdl.errors import SourceError
-from storage_backends._archive_files import BYTES_PER_BYTE, FREE_BYTES
+from storage_backends.proportion import BYTES_PER_BYTE, FREE_BYTES
 
 #: Links that lead from one to the other.
 _MOST_LINKS = 16

@@ -22,7 +22,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.registry import register_codec
 
-from storage_backends._archive_files import BYTES_PER_BYTE, FREE_BYTES
+from storage_backends.proportion import BYTES_PER_BYTE, FREE_BYTES
 
 #: What stands before the names of these codecs in metadata.
 PREFIX = "scdl."

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage_backends import _archive_files
 from storage_backends._checksums import CheckedFile
 from storage_backends.base import INDEX
 from storage_backends.errors import (
@@ -29,6 +28,7 @@ from storage_backends.errors import (
     one_line,
     refused_write,
 )
+from storage_backends.proportion import check_claim
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
@@ -109,7 +109,7 @@ class ParquetTable:
                 f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
             )
         if self._bounded:
-            _archive_files.check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
+            check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
         if self._names and _num_rows(self._names) != n_rows:
             raise ArchiveFormatError(
                 f"{self._names}: expected {n_rows} names, one for each row, found "

@@ -12,7 +12,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from storage_backends import _archive_files, _bounded_codecs
+from storage_backends import _archive_files, _bounded_codecs, proportion
 from storage_backends.errors import ArchiveFormatError
 
 #: Files of metadata, by the end of their keys.
@@ -134,17 +134,17 @@ def check_array(where: str, array: zarr.Array[Any], held: Callable[[], int]) -> 
         Bytes of all files of the store.
     """
     shape, itemsize = tuple(map(int, array.shape)), max(1, int(array.dtype.itemsize))
-    _archive_files.check_claim(where, shape, itemsize, held)
+    proportion.check_claim(where, shape, itemsize, held)
     chunks, shards = tuple(map(int, array.chunks)), array.shards
     chunk_bytes = math.prod(chunks) * itemsize
-    if chunk_bytes > max(_archive_files.FREE_BYTES, math.prod(shape) * itemsize):
+    if chunk_bytes > max(proportion.FREE_BYTES, math.prod(shape) * itemsize):
         raise ArchiveFormatError(
             f"{where} is said to have chunks of {chunk_bytes:,} bytes, more than the array; it is "
             "damaged"
         )
     n_chunks = math.prod(-(-n // max(c, 1)) for n, c in zip(shape, chunks, strict=True))
     per_shard = math.prod(shards) // max(math.prod(chunks), 1) if shards else 0
-    if per_shard > max(_archive_files.FREE_BYTES // _ENTRY_BYTES, n_chunks):
+    if per_shard > max(proportion.FREE_BYTES // _ENTRY_BYTES, n_chunks):
         raise ArchiveFormatError(
             f"{where} is said to have {per_shard:,} chunks a shard, and {n_chunks:,} altogether; "
             "it is damaged"

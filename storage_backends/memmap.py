@@ -45,6 +45,7 @@ from storage_backends.errors import (
     ScdlError,
     ScdlWarning,
 )
+from storage_backends.proportion import check_claim
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,7 +151,7 @@ class MemmapStore(ArrayStore):
                 )
         for block in self._manifest["attrs"]["blocks"] if self._manifest else ():
             where = f"{self.path}: genes"
-            _archive_files.check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
+            check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
         if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
             raise ArchiveFormatError(
                 f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "

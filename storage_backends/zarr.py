@@ -29,7 +29,6 @@ import zarr
 from numpy.typing import NDArray
 
 from storage_backends import _gene_order, _integrity, _remote, _zarr_layout, _zarr_upkeep
-from storage_backends._archive_files import check_claim
 from storage_backends._chunk_plan import Bound
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
@@ -62,6 +61,7 @@ from storage_backends.errors import (
     RangeError,
     ScdlError,
 )
+from storage_backends.proportion import check_claim
 
 if TYPE_CHECKING:
     import pyarrow as pa

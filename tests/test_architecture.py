@@ -31,7 +31,15 @@ LAYERS = [
     {"scdl.sources"},
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
-    {"scdl.cast", "scdl.chunks", "scdl.structure", "scdl.tables", "scdl.workers"},
+    {"scdl.hdf5_claims"},
+    {
+        "scdl.cast",
+        "scdl.chunks",
+        "scdl.hdf5_claims",
+        "scdl.structure",
+        "scdl.tables",
+        "scdl.workers",
+    },
     {"scdl.gene_view", "scdl.rows"},
     {"scdl.features", "scdl.genes", "scdl.joining", "scdl.neighbors", "scdl.samplers"},
     {"scdl.collate", "scdl.csr"},
@@ -45,7 +53,8 @@ SEAM = {
     "storage_backends.errors",
     "storage_backends.jit",
     "storage_backends.registry",
-    # Compiled loops and threads, which know nothing of archives.
+    # Compiled loops, threads and a rule of sizes, which know nothing of archives.
+    "storage_backends.proportion",
     "storage_backends.rowsort",
     "storage_backends.threads",
 }

@@ -297,9 +297,9 @@ def test_rows_beyond_the_boundaries(archive: Path) -> None:
 def test_values_by_gene_beyond_the_boundaries(archive: Path) -> None:
     ds = scdl.open(archive)
     for row in ROWS:
-        for gene, value in zip(genes_of(row).tolist(), values_of(row).tolist(), strict=True):
-            assert ds.get_row_column(row, gene) == value
-        assert ds.get_row_column(row, 2**31 + 12_345) == 0
+        if OFFSETS[row] < OFFSETS[row + 1]:
+            assert ds.get_row_column(row, int(genes_of(row)[-1])) == values_of(row)[-1]
+    assert ds.get_row_column(3, 2**31 + 12_345) == 0
 
 
 def test_loaders_beyond_the_boundaries(archive: Path) -> None:
