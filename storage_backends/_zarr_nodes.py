@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zarr
@@ -25,6 +26,7 @@ from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 _SHARDING = "sharding_indexed"
 #: How an index of a shard is written that is read here without zarr-python.
 _INDEX_CODECS = ["bytes", "crc32c"]
+_NUMBERS = {dtype.name: dtype for dtype in DTYPES}
 
 
 class Grid(NamedTuple):
@@ -37,17 +39,90 @@ class Grid(NamedTuple):
     suffix: str
 
 
-def is_numeric(node: Any) -> TypeGuard[zarr.Array[Any]]:
+class ArrayMetadata(NamedTuple):
+    """What the metadata of an array says.
+
+    Attributes
+    ----------
+    dtype
+        Of its items; None where NumPy has none of that name.
+    shape
+        Of the array.
+    fill
+        What items are that are not stored.
+    json
+        All of it.
+    """
+
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    fill: Any
+    json: Mapping[str, Any]
+
+
+class Node(NamedTuple):
+    """An array or a group of a store.
+
+    Attributes
+    ----------
+    path
+        Where it is in the store.
+    attrs
+        Its attributes.
+    array
+        What an array is; None of a group.
+    opened
+        Gives what zarr makes of it.
+    """
+
+    path: str
+    attrs: Mapping[str, Any]
+    array: ArrayMetadata | None
+    opened: Callable[[], zarr.Array[Any] | zarr.Group]
+
+    @classmethod
+    def of(cls, node: zarr.Array[Any] | zarr.Group) -> Self:
+        """What zarr opened."""
+        array = None
+        if isinstance(node, zarr.Array):
+            parts = np.dtype(node.dtype), node.shape, node.fill_value, node.metadata.to_dict()
+            array = ArrayMetadata(*parts)
+        return cls(node.path, node.attrs.asdict(), array, lambda: node)
+
+    @classmethod
+    def from_json(
+        cls,
+        path: str,
+        metadata: Mapping[str, Any],
+        opened: Callable[[], zarr.Array[Any] | zarr.Group],
+    ) -> Self:
+        """From metadata of format 3; KeyError, TypeError or ValueError where it is none."""
+        attrs = dict(metadata.get("attributes", {}))
+        if metadata["node_type"] == "group":
+            return cls(path, attrs, None, opened)
+        if metadata["node_type"] != "array" or metadata["zarr_format"] != 3:
+            raise ValueError(f"{path} is no array or group of format 3")
+        shape = tuple(map(operator.index, metadata["shape"]))
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{path} has the shape {shape}")
+        # Some types have settings, and are no numbers.
+        kind = metadata["data_type"]
+        dtype = _NUMBERS.get(kind) if shape and isinstance(kind, str) else None
+        fill = None if dtype is None else dtype.type(metadata["fill_value"])
+        return cls(path, attrs, ArrayMetadata(dtype, shape, fill, metadata), opened)
+
+
+def is_numeric(node: Node | None) -> bool:
     """Whether a node is an array whose numbers an archive can give."""
-    if not isinstance(node, zarr.Array):
+    if node is None or node.array is None or node.array.dtype is None:
         return False
-    dtype = np.dtype(node.dtype)
-    return node.ndim > 0 and dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
+    dtype = node.array.dtype
+    return len(node.array.shape) > 0 and dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
 
 
 def array_of(
     where: str,
-    array: zarr.Array[Any],
+    node: Node,
     name: str,
     files: Files,
     cache: ChunkCache,
@@ -60,28 +135,44 @@ def array_of(
     ----------
     where
         Opens the message of an error.
+    node
+        One of numbers.
     name
         Of its chunks in the cache.
     complete
         Whether every chunk must be there.
     """
-    dtype = np.dtype(array.dtype).newbyteorder("=")
-    spec = ArraySpec(dtype, int(array.shape[0]), tuple(int(n) for n in array.shape[1:]))
-    grid = grid_of(array)
+    assert node.array is not None
+    assert node.array.dtype is not None
+    dtype = node.array.dtype.newbyteorder("=")
+    spec = ArraySpec(dtype, int(node.array.shape[0]), tuple(int(n) for n in node.array.shape[1:]))
+    grid = grid_of(node)
     chain = Chain.of(grid.codecs, dtype) if grid is not None else None
     if complete and spec.nbytes and (grid is None or chain is None):
+        # zarr says more, if it does not know it either.
+        node.opened()
         raise ArchiveFormatError(f"{where}: it is not stored as archives are; convert it again")
     if grid is None or chain is None:
+        array = array_at(node)
         rows = int(array.chunks[0])
         return ZarrArray(where, name, spec, rows, _SlowReader(where, array, rows), cache)
     chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=complete)
-    reader = DirectReader(where, files, chunks, chain, array.fill_value)
+    reader = DirectReader(where, files, chunks, chain, node.array.fill)
     return ZarrArray(where, name, spec, grid.chunk_rows, reader, cache)
 
 
-def grid_of(array: zarr.Array[Any]) -> Grid | None:
+def array_at(node: Node) -> zarr.Array[Any]:
+    """What zarr makes of an array."""
+    opened = node.opened()
+    assert isinstance(opened, zarr.Array)
+    return opened
+
+
+def grid_of(node: Node) -> Grid | None:
     """How an array of format 3 is cut along its first axis; None where it is cut otherwise."""
-    metadata: Mapping[str, Any] = array.metadata.to_dict()
+    if node.array is None or not node.array.shape:
+        return None
+    metadata, shape = node.array.json, node.array.shape
     keys = metadata.get("chunk_key_encoding", {})
     separator = keys.get("configuration", {}).get("separator", "/")
     if metadata["zarr_format"] != 3 or (keys["name"], separator) != ("default", "/"):
@@ -99,24 +190,22 @@ def grid_of(array: zarr.Array[Any]) -> Grid | None:
             return None
         if len(metadata["codecs"]) > 1:
             return None
-    if outer[1:] != inner[1:] or any(
-        n > c for n, c in zip(array.shape[1:], inner[1:], strict=True)
-    ):
+    if outer[1:] != inner[1:] or any(n > c for n, c in zip(shape[1:], inner[1:], strict=True)):
         return None
-    if tuple(max(1, n) for n in array.shape[1:]) != inner[1:] or 0 in array.shape[1:]:
+    if tuple(max(1, n) for n in shape[1:]) != inner[1:] or 0 in shape[1:]:
         return None
-    suffix = "/0" * (array.ndim - 1)
+    suffix = "/0" * (len(shape) - 1)
     per_shard = outer[0] // inner[0] if sharded else 0
-    return Grid(inner[0], per_shard, codecs, f"{array.path}/c/", suffix)
+    return Grid(inner[0], per_shard, codecs, f"{node.path}/c/", suffix)
 
 
-def shard_keys(array: zarr.Array[Any]) -> list[str]:
+def shard_keys(node: Node) -> list[str]:
     """Keys of all files of an array that is read directly."""
-    grid = grid_of(array) if array.ndim else None
-    if grid is None:
+    grid = grid_of(node)
+    if grid is None or node.array is None:
         return []
     rows = grid.chunk_rows * max(grid.per_shard, 1)
-    return [f"{grid.files}{i}{grid.suffix}" for i in range(-(-int(array.shape[0]) // rows))]
+    return [f"{grid.files}{i}{grid.suffix}" for i in range(-(-int(node.array.shape[0]) // rows))]
 
 
 def describe(array: zarr.Array[Any]) -> str:

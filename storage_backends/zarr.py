@@ -40,11 +40,12 @@ from storage_backends._chunk_plan import Bound
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
 from storage_backends._zarr_layout import MATRIX_PARTS
-from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
+from storage_backends._zarr_nodes import Node, array_at, array_of, describe, is_numeric, shard_keys
 from storage_backends._zarr_opening import (
+    LocalRoot,
+    Nodes,
     identity,
-    members,
-    open_local,
+    nodes,
     own_attribute,
     unreadable,
 )
@@ -79,13 +80,14 @@ CACHE_BYTES = 64 << 20
 class ZarrStore(ArrayStore):
     """A committed archive, or any AnnData in a Zarr store."""
 
-    def __init__(self, path: str, root: zarr.Group, files: Files) -> None:
+    def __init__(self, path: str, files: Files, root: LocalRoot | None) -> None:
         self.path = path
-        self._root, self._files = root, files
+        #: `root` is None of a store elsewhere.
+        self._files, self._root = files, root
         self._cache = ChunkCache(CACHE_BYTES)
         self._closed = False
         self._ours: Mapping[str, Any] = {}
-        self._nodes: dict[str, zarr.Array[Any] | zarr.Group] = {}
+        self._nodes: dict[str, Node] = {}
         self._sparse: dict[str, Sparse] = {}
         self._arrays: dict[str, ZarrArray] = {}
         self._paths: dict[str, str] = {}
@@ -100,34 +102,30 @@ class ZarrStore(ArrayStore):
     def open(cls, path: str) -> Self:
         if _zarr_detection.is_url(path):
             with unreadable(path):
-                return cls._open(path, *_remote.open_group(path))
+                group, files = _remote.open_group(path)
+                return cls(path, files, None)._found(nodes(path, group))
         path = os.path.realpath(path)
         while os.path.isdir(path):
             before = identity(path)
             store: Self | None = None
             try:
-                store = cls._open(path, open_local(path), LocalFiles(path))
+                root = LocalRoot(path, before)
+                store = cls(path, LocalFiles(path), root)._found(root.nodes())
                 store._hold()
             except (ScdlError, OSError):
                 if before == identity(path):
                     raise
             if store is not None and before == identity(path):
-                store._opened_as = before
                 return store
             # The archive was replaced while it was opened: what was read may be of either.
         raise ArchiveNotFoundError(f"{path}: there is no archive here")
 
-    _opened_as: tuple[int, ...] | None = None
-
-    @classmethod
-    def _open(cls, path: str, root: zarr.Group, files: Files) -> Self:
-        store = cls(path, root, files)
-        attrs = root.attrs.asdict()
-        store._ours = own_attribute(path, attrs)
-        store._nodes = dict(members(path, root))
-        with unreadable(path):
-            store._find_arrays()
-        return store
+    def _found(self, found: Nodes) -> Self:
+        self._ours = own_attribute(self.path, found.attrs)
+        self._nodes = found.by_path
+        with unreadable(self.path):
+            self._find_arrays()
+        return self
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -182,10 +180,10 @@ class ZarrStore(ArrayStore):
         """Whether an element is arrays of the seam, if its content can be."""
         return path in ("X", "raw/X") or path.rpartition("/")[0] in _zarr_layout.ARRAY_HOLDERS
 
-    def _shape(self, path: str, node: zarr.Array[Any] | zarr.Group) -> tuple[int, int]:
+    def _shape(self, path: str, node: Node) -> tuple[int, int]:
         shape = node.attrs.get("shape")
         if isinstance(shape, Sequence) and [type(n) for n in shape] == [int, int]:
-            return shape[0], shape[1]  # type: ignore[return-value]
+            return shape[0], shape[1]
         raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
 
     def _name_of(self, path: str) -> str:
@@ -250,14 +248,7 @@ class ZarrStore(ArrayStore):
         assert isinstance(self._files, LocalFiles)
         first = [self._paths[part] for part in MATRIX_PARTS if part in self._paths]
         rest = [path for path in self._paths.values() if path not in first]
-        self._files.hold(
-            key for path in (*first, *rest) for key in shard_keys(self._array_node(path))
-        )
-
-    def _array_node(self, path: str) -> zarr.Array[Any]:
-        node = self._nodes[path]
-        assert isinstance(node, zarr.Array)
-        return node
+        self._files.hold(key for path in (*first, *rest) for key in shard_keys(self._nodes[path]))
 
     # -- arrays ----------------------------------------------------------------------------
 
@@ -317,7 +308,7 @@ class ZarrStore(ArrayStore):
         if path not in self._nodes:
             raise ArchiveFormatError(f"{self.path}: {path} is missing; convert the source again")
         with unreadable(f"{self.path}: {path}"):
-            order: NDArray[np.int64] = np.asarray(self._array_node(path)[:])
+            order: NDArray[np.int64] = np.asarray(array_at(self._nodes[path])[:])
         n_vars = self._sparse[self._matrix].shape[1]
         if not np.array_equal(np.sort(order), np.arange(n_vars)):
             raise ArchiveFormatError(
@@ -350,11 +341,8 @@ class ZarrStore(ArrayStore):
             raise ArrayNotFoundError(
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
             )
-        # Arrays are held since the opening, tables are not: they must be of the same archive.
-        if self._opened_as is not None and identity(self.path) != self._opened_as:
-            raise ArchiveFormatError(
-                f"{self.path}: the archive was replaced since it was opened; open it again"
-            )
+        if self._root is not None:
+            self._root.check()
         self._check_chunks(self._table_paths[name])
         table = self._frame(self._table_paths[name])
         blocks = self.attrs["blocks"]
@@ -367,11 +355,10 @@ class ZarrStore(ArrayStore):
 
     def _check_chunks(self, path: str) -> None:
         """Look once whether the files of an element are there: zarr takes lost ones for zeros."""
-        if not self._ours or self._opened_as is None or path in self._complete:
+        if not self._ours or self._root is None or path in self._complete:
             return
         below = [n for key, n in self._nodes.items() if f"{key}/".startswith(f"{path}/")]
-        with _zarr_layout.quiet():
-            files = [f for n in below if isinstance(n, zarr.Array) for f in shard_keys(n)]
+        files = [file for node in below for file in shard_keys(node)]
         for file in files:
             if not os.path.exists(os.path.join(self.path, file)):
                 raise ArchiveFormatError(
@@ -384,9 +371,10 @@ class ZarrStore(ArrayStore):
         from storage_backends._zarr_tables import ZarrTable
 
         node = self._nodes.get(path)
-        if not isinstance(node, zarr.Group) or node.attrs.get("encoding-type") != "dataframe":
+        group = node.opened() if node and node.attrs.get("encoding-type") == "dataframe" else None
+        if not isinstance(group, zarr.Group):
             raise ArchiveFormatError(f"{self.path}: the dataframe {path} is missing")
-        return ZarrTable(f"{self.path}: the table {path}", node)
+        return ZarrTable(f"{self.path}: the table {path}", group)
 
     def table_schema(self, name: str) -> pa.Schema:
         return self._table(name).schema
@@ -455,7 +443,7 @@ class ZarrStore(ArrayStore):
 
         self._check_chunks(name)
         with unreadable(f"{self.path}: {name}"), _zarr_layout.quiet():
-            value = read_elem(self._nodes[name])
+            value = read_elem(self._nodes[name].opened())
         aligned = _gene_order.ALIGNED.get(self._matrix, ())
         if self._order is not None and name.startswith(aligned):
             value = _gene_order.permute(name, value, np.argsort(self._order))
@@ -480,7 +468,7 @@ class ZarrStore(ArrayStore):
 
     def describe(self, name: str) -> str:
         self.spec(name)
-        return describe(self._array_node(self._paths[name]))
+        return describe(array_at(self._nodes[self._paths[name]]))
 
     # -- whether it is sound -------------------------------------------------------------------
 
