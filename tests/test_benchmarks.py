@@ -265,9 +265,13 @@ def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     report = many_files.main(["--quick", *directories])
     measured = [outcome.what for outcome in report.outcomes]
-    assert measured[:3] == [f"sample_neighbors, {how}" for how in ("random", "first", "weighted")]
+    assert measured[:6] == [
+        f"sample_neighbors, {how}{over}"
+        for over in ("", ", over 20 members")
+        for how in ("random", "first", "weighted")
+    ]
     # No figures of files where a process cannot be kept to some cores.
-    assert len(measured) in (3, 5)
+    assert len(measured) in (6, 8)
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
 
 
