@@ -67,15 +67,15 @@ def read(archive: str, epochs: int) -> list[Usage]:
     import scdl
     from scdl import SingleCellLoader
 
-    samples = []
-    for _ in range(_WARM + epochs):
+    samples, warm = [], min(_WARM, epochs)
+    for _ in range(warm + epochs):
         cells = scdl.open(archive)
-        loader = SingleCellLoader(cells, 256, obs=["type"], obsm=["X_pca"])
+        loader = SingleCellLoader(cells, min(256, len(cells)), obs=["type"], obsm=["X_pca"])
         read_cells = sum(map(len, loader))
         assert read_cells == len(cells), f"{read_cells} of {len(cells)} cells"
         del loader, cells
         samples.append(Usage.now())
-    return samples[_WARM:]
+    return samples[warm:]
 
 
 def abandon(archive: str, times: int) -> list[Usage]:
@@ -84,11 +84,11 @@ def abandon(archive: str, times: int) -> list[Usage]:
     from scdl import SingleCellLoader
 
     cells = scdl.open(archive)
-    samples = []
-    for i in range(times + 100):
-        for _ in SingleCellLoader(cells, 64, prefetch=2):
+    samples, warm = [], min(100, times)
+    for i in range(warm + times):
+        for _ in SingleCellLoader(cells, 32, prefetch=2):
             break
-        if i >= 100 and i % max(1, times // 50) == 0:
+        if i >= warm and i % max(1, times // 50) == 0:
             samples.append(Usage.now())
     return samples
 
@@ -126,8 +126,9 @@ def soak(place: Path, kind: str, epochs: int, times: int, cells: int) -> list[Ou
         done.set()
         writer.join()
         for reader in readers:
-            reader.kill()
-            reader.communicate()
+            # Ended already, but where another one failed.
+            with reader:
+                reader.kill()
     note = f"{READERS} readers, {epochs} epochs, {rounds[0]} conversions and casts meanwhile"
     left = growth(_finish(_start("abandon", archive, times)))
     return [
