@@ -18,7 +18,7 @@ import pytest
 from sources import names, random_cells, write_h5ad
 
 import scdl
-from storage_backends import _staging
+from storage_backends import locks, publication
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -131,10 +131,10 @@ class TestFileSystems:
             rename(a, b)
 
         ds = scdl.open(archive)
-        monkeypatch.setattr(_staging.ctypes, "CDLL", lambda *_, **__: NoLibrary)
-        exchange = _staging._exchange
+        monkeypatch.setattr(publication.ctypes, "CDLL", lambda *_, **__: NoLibrary)
+        exchange = publication._exchange
         monkeypatch.setattr(
-            _staging,
+            publication,
             "_exchange",
             lambda a, b: (monkeypatch.setattr(os, "rename", failing), exchange(a, b)),
         )
@@ -145,7 +145,7 @@ class TestFileSystems:
         assert sorted(os.listdir(archive.parent)) == ["archive", "cells.h5ad"]
 
     def test_killed_between_two_renames(self, archive: Path) -> None:
-        aside = archive.with_name(f".archive.0123{_staging._SUFFIX}{_staging._ASIDE}")
+        aside = archive.with_name(f".archive.0123{publication.PART}{publication.ASIDE}")
         archive.rename(aside)
         with pytest.raises(scdl.errors.ArchiveNotFoundError):
             scdl.open(archive)
@@ -158,7 +158,7 @@ class TestFileSystems:
         def refuse(*_: object) -> None:
             raise OSError(9, "Bad file descriptor")
 
-        monkeypatch.setattr(_staging.fcntl, "flock", refuse)
+        monkeypatch.setattr(locks.fcntl, "flock", refuse)
         scdl.open(archive).save(archive.with_name("copy"))
         assert len(scdl.open(archive.with_name("copy"))) == 10
 
