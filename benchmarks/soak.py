@@ -20,14 +20,17 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import Spread
 from benchmarks.outcomes import Outcome, at_most
 from benchmarks.torture.archives import write_archive, write_source
+from benchmarks.torture.setting import Setting
 
 READERS = 4
+KINDS = ("memmap", "zarr")
 #: Epochs until caches are full, and samples at either end that are compared.
 _WARM, _COMPARED = 10, 10
 
@@ -112,29 +115,34 @@ def _keep_writing(source: Path, archive: Path, kind: str, done: threading.Event)
 
 def soak(place: Path, kind: str, epochs: int, times: int, cells: int) -> list[Outcome]:
     """Readers beside a converter, then abandoned loaders, on one kind of archive."""
-    source = write_source(place / f"{kind}.h5ad", cells, 200)
-    archive = write_archive(source, place / kind / "archive", kind)
-    done, rounds = threading.Event(), []
-    writer = threading.Thread(
-        target=lambda: rounds.append(_keep_writing(source, archive, kind, done))
-    )
-    writer.start()
-    readers = [_start("read", archive, epochs) for _ in range(READERS)]
-    try:
-        grown = [growth(_finish(reader)) for reader in readers]
-    finally:
-        done.set()
-        writer.join()
-        for reader in readers:
-            # Ended already, but where another one failed.
-            with reader:
-                reader.kill()
-    note = f"{READERS} readers, {epochs} epochs, {rounds[0]} conversions and casts meanwhile"
+    (home := place / f"soak-{kind}").mkdir()
+    source = write_source(home / "cells.h5ad", cells, 200)
+    archive = write_archive(source, home / "archive", kind)
+    done = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(_keep_writing, source, archive, kind, done)
+        readers = [_start("read", archive, epochs) for _ in range(READERS)]
+        try:
+            grown = [growth(_finish(reader)) for reader in readers]
+        finally:
+            done.set()
+            for reader in readers:
+                # Ended already, but where another one failed.
+                with reader:
+                    reader.kill()
+    rounds = writing.result()
+    note = f"{READERS} readers, {epochs} epochs, {rounds} conversions and casts meanwhile"
     left = growth(_finish(_start("abandon", archive, times)))
     return [
         *_outcomes(f"{epochs} epochs, {kind}", grown, note),
         *_outcomes(f"{times:,} abandoned loaders, {kind}", [left], ""),
     ]
+
+
+def leak(setting: Setting) -> list[Outcome]:
+    """The soak test, as a row of ``make torture``."""
+    sizes = (2, 5, 60) if setting.quick else (50, 1_000, 5_000)
+    return [outcome for kind in KINDS for outcome in soak(setting.place, kind, *sizes)]
 
 
 def _outcomes(what: str, grown: Sequence[Usage], note: str) -> list[Outcome]:
@@ -161,7 +169,7 @@ def _finish(process: subprocess.Popen[str]) -> list[Usage]:
 
 def main() -> int:
     """Run one of the processes, or all."""
-    if sys.argv[1:2] == ["read"] or sys.argv[1:2] == ["abandon"]:
+    if sys.argv[1:2] in (["read"], ["abandon"]):
         work = {"read": read, "abandon": abandon}[sys.argv[1]]
         print(json.dumps(work(sys.argv[2], int(sys.argv[3]))))
         return 0
@@ -171,9 +179,8 @@ def main() -> int:
     described.add_argument("--cells", type=int, default=5_000)
     options = described.parse_args()
     began, passed = time.monotonic(), True
-    for kind in ("memmap", "zarr"):
-        with tempfile.TemporaryDirectory(prefix="soak-") as place:
-            (Path(place) / kind).mkdir()
+    with tempfile.TemporaryDirectory(prefix="soak-") as place:
+        for kind in KINDS:
             for outcome in soak(Path(place), kind, options.epochs, options.times, options.cells):
                 what, required, measured, *_, verdict = outcome.cells()
                 print(f"{verdict}  {what}: {measured} (required {required}) {outcome.note}")

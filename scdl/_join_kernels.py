@@ -15,7 +15,7 @@ from numba import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from storage_backends.jit import brief_kernel, fetch_ahead, intrinsic, kernel
+from storage_backends.jit import fetch_ahead, intrinsic, kernel
 from storage_backends.rowsort import count_bits
 
 #: Returned where a column id is not below the number of genes of its block.
@@ -58,7 +58,7 @@ def _offset_at(address: int, size: int) -> int:
     return int(_number_at(address, np.uint8(0)))
 
 
-@brief_kernel
+@kernel
 def find_archives(
     at: NDArray[np.int64],
     starts: NDArray[np.int64],
@@ -86,14 +86,9 @@ def find_archives(
     """
     place = np.full(len(starts) - 1, -1, np.int64)
     for i in range(len(at)):
-        # By halves, without a branch to be guessed.
-        archive, left = 0, len(place)
-        while left > 1:
-            half = left // 2
-            archive += half * (starts[archive + half] <= at[i])
-            left -= half
-        which[i], rows[i] = archive, at[i] - starts[archive]
-        place[archive] = 0
+        which[i] = np.searchsorted(starts, at[i], side="right") - 1
+        rows[i] = at[i] - starts[which[i]]
+        place[which[i]] = 0
     n = 0
     for archive in range(len(place)):
         if place[archive] == 0:
@@ -242,7 +237,7 @@ def copy_rows_numpy(
 @kernel
 def map_rows(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.signedinteger[Any]],
+    lookup: NDArray[np.int32],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],
@@ -307,7 +302,7 @@ def _all_below(ids: NDArray[Any], n: int) -> bool:
 
 def map_rows_numpy(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.signedinteger[Any]],
+    lookup: NDArray[np.int32],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],
@@ -332,7 +327,7 @@ def map_rows_numpy(
 @kernel
 def map_rows_sorted(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.signedinteger[Any]],
+    lookup: NDArray[np.int32],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],
@@ -401,7 +396,7 @@ def map_rows_sorted(
 
 def map_rows_sorted_numpy(
     rows: NDArray[np.int64],
-    lookup: NDArray[np.signedinteger[Any]],
+    lookup: NDArray[np.int32],
     bounds: NDArray[np.int64],
     like: NDArray[Any],
     out_data: NDArray[Any],

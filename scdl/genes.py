@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 Genes = str | os.PathLike[str] | Sequence[str]
 Missing = Literal["error", "zero", "mask"]
 Duplicates = Literal["error", "sum", "first"]
-#: Of each gene of a block its place in a vocabulary, -1 where it has none; int16 or int32.
-Table = NDArray[np.signedinteger[Any]]
 
 
 class BlockGenes(NamedTuple):
@@ -49,8 +47,8 @@ class GeneSpace:
     names
         Ids of the genes, as strings.
     genes, bounds
-        Tables one after the other: of each gene of a block its place in the vocabulary, -1 where it
-        has none, int16 or int32; and where each table begins, int64, with the end of the last.
+        Tables one after the other: of each gene of a block its place in the vocabulary, int32, -1
+        where it has none; and where each table begins, int64, with the end of the last.
     table_of
         The table of each block, int64.
     in_order
@@ -60,7 +58,7 @@ class GeneSpace:
     """
 
     names: pa.Array
-    genes: Table
+    genes: NDArray[np.int32]
     bounds: NDArray[np.int64]
     table_of: NDArray[np.int64]
     in_order: NDArray[np.bool_]
@@ -157,13 +155,12 @@ def _read_list(path: str) -> list[str]:
         raise GeneError(f"{path}: this is no text file with a gene id a line ({error})") from error
 
 
-def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> Table:
+def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> NDArray[np.int32]:
     """Of each gene of a block its place in the vocabulary, -1 where it has none."""
     import pyarrow.compute as pc
 
     found = pc.index_in(block.ids, names, skip_nulls=True).fill_null(-1).to_numpy()
-    # Half of the cache's space where that is enough.
-    table: Table = found.astype(np.int16 if len(names) <= 1 << 15 else np.int32)
+    table: NDArray[np.int32] = found.astype(np.int32)
     kept = np.flatnonzero(table >= 0)
     _, first = np.unique(table[kept], return_index=True)
     if len(first) == len(kept):

@@ -111,8 +111,7 @@ class Lookup(NamedTuple):
     Attributes
     ----------
     genes
-        Tables one after the other: of each gene its place in the gene space, -1 where it has none;
-        int16 or int32.
+        Tables one after the other: of each gene its place in the gene space, -1 where it has none.
     bounds
         Where each table begins, and the end of the last; int64.
     in_order
@@ -121,7 +120,7 @@ class Lookup(NamedTuple):
         The table of each row of a request, int64.
     """
 
-    genes: NDArray[np.signedinteger[Any]]
+    genes: NDArray[np.int32]
     bounds: NDArray[np.int64]
     in_order: NDArray[np.bool_]
     table_of: NDArray[np.int64]
@@ -142,6 +141,7 @@ def source(store: ArrayStore, prefix: str = "", *, is_sorted: bool) -> Source:
         return Source(store, is_sorted, None, prefix)
     data, indices, indptr = (np.asarray(view) for view in views)
     if len(data) != len(indices):
+        # Reading says what is wrong.
         return Source(store, is_sorted, None, prefix)
     addresses = data.ctypes.data, indices.ctypes.data, indptr.ctypes.data
     dtypes = data.dtype, indices.dtype

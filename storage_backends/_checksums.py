@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends._content import CHECKSUM_BYTES, crc32c
+from storage_backends._content import CHECKSUM_BYTES, checksum, crc32c
 from storage_backends.errors import ArchiveFormatError
 
 #: Bytes that share a checksum.
@@ -98,7 +98,7 @@ class Table(NamedTuple):
         said = json.dumps({"block": self.block, "files": listed}).encode()
         sums = [sums.blocks.astype("<u4").tobytes() for _, sums in sorted(self.files.items())]
         content = b"".join([_LENGTH.pack(_MAGIC, len(said)), said, *sums])
-        return content + struct.pack("<I", crc32c(content))
+        return content + checksum(content)
 
     def renewed(self, files: Mapping[str, bytes]) -> Table:
         """With the checksums of files that now hold something else, by path."""
@@ -111,7 +111,7 @@ class Table(NamedTuple):
         if len(data) < _LENGTH.size + CHECKSUM_BYTES or data[: len(_MAGIC)] != _MAGIC:
             raise ArchiveFormatError(f"{where}: these are no checksums of scdl; {_REMOVE}")
         content, sum_ = memoryview(data)[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-        if struct.pack("<I", crc32c(content)) != sum_:
+        if checksum(content) != sum_:
             raise ArchiveFormatError(f"{where}: the checksums are damaged themselves; {_REMOVE}")
         end = _LENGTH.size + _LENGTH.unpack_from(data)[1]
         try:

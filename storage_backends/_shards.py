@@ -8,7 +8,6 @@ Source: Zarr v3 specification, codec ``sharding_indexed``.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -20,14 +19,12 @@ from numpy.typing import NDArray
 
 from storage_backends._checksums import CheckedFile
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
-from storage_backends._mapped_file import MappedFile
+from storage_backends._mapped_file import MappedFile, hold
 from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
 
 _ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
 #: Shard indexes kept in memory, and files kept open beside those that are held, of one archive.
 _MOST_OPEN = 128
-#: Files that an open archive holds; with 64 archives open, half of what a process may map.
-_MOST_HELD = 512
 
 
 class Pieces(NamedTuple):
@@ -88,14 +85,8 @@ class LocalFiles:
         self._held: dict[str, MappedFile] = {}
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Map files so that they outlive their removal; of very many not all."""
-        for key in keys:
-            if len(self._held) == _MOST_HELD:
-                return
-            if key not in self._held:
-                # What cannot be read is missed when it is asked for.
-                with contextlib.suppress(OSError):
-                    self._held[key] = MappedFile(os.path.join(self.root, key))
+        """Map files so that they outlive their removal; of very many only the first."""
+        self._held = hold(keys, self.root)
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
         """The bytes of a file, where it is held."""

@@ -17,7 +17,7 @@ from storage_backends._content import Content
 from storage_backends._shards import Files, ShardedChunks
 from storage_backends._zarr_codecs import Chain, DamagedChunkError
 from storage_backends.base import ArraySpec
-from storage_backends.errors import ArchiveFormatError, MissingCodecError
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
 from storage_backends.threads import for_each, n_threads
 
 #: Compressed chunks held at once while one read goes on.
@@ -163,8 +163,7 @@ class _Fetched(Chunks):
         except DamagedChunkError as error:
             chunks = self._chunks if self._there is None else self._chunks[self._there]
             raise ArchiveFormatError(
-                f"{where}: chunk {chunks[start + error.position]} is damaged: {error}; copy the "
-                "archive again, or convert its source again"
+                f"{where}: chunk {chunks[start + error.position]} is damaged: {error}; {COPY_AGAIN}"
             ) from error
 
 

@@ -22,23 +22,11 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def kernel(function: _F) -> _F:
     """Compile a function that works on plain arrays; it releases the GIL while it runs."""
-    return _compiled(function, nogil=True)
-
-
-def brief_kernel(function: _F) -> _F:
-    """As :func:`kernel`, but it keeps the GIL: for some microseconds of work in memory at hand.
-
-    Where threads compete for the GIL, to have it again takes longer than that.
-    """
-    return _compiled(function, nogil=False)
-
-
-def _compiled(function: _F, *, nogil: bool) -> _F:
     try:
-        compiled = numba.njit(nogil=nogil, cache=True)(function)
+        compiled = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
         # No directory can be written, as in a read-only container: compile in every process.
-        compiled = numba.njit(nogil=nogil)(function)
+        compiled = numba.njit(nogil=True)(function)
     return cast(_F, compiled)
 
 

@@ -23,7 +23,6 @@ other programs may change those.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from numpy.typing import NDArray
 
 from storage_backends import _feature_index, _integrity, _layout
 from storage_backends._header import Header, HeaderArray, HeaderIndex
-from storage_backends._mapped_file import MappedFile
+from storage_backends._mapped_file import MappedFile, hold
 from storage_backends._memmap_writer import MemmapWriter
 from storage_backends._staging import remove_leftovers
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Examination, check_ranges
@@ -54,9 +53,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage_backends._parquet import ParquetTable
-
-#: Files of tables that an open archive holds; there are more where very many blocks differ.
-_MOST_HELD = 512
 
 
 class MemmapStore(ArrayStore):
@@ -198,12 +194,7 @@ class MemmapStore(ArrayStore):
 
     def _hold(self) -> None:
         """Map the files of tables already, and read what else would be read later."""
-        for name in self.tables:
-            for file in self._table_files(name):
-                if len(self._held) < _MOST_HELD:
-                    # One that cannot be read is missed when its table is.
-                    with contextlib.suppress(OSError):
-                        self._held[file] = MappedFile(file)
+        self._held = hold(file for name in self.tables for file in self._table_files(name))
         if not self._manifest:
             _ = self._labels
 
@@ -369,7 +360,8 @@ class MemmapStore(ArrayStore):
             blocks = range(n_blocks)
         else:
             directory, n_blocks = self._var_directory, len(self._var_stops)
-            blocks = range(int(name.removeprefix("var/")), int(name.removeprefix("var/")) + 1)
+            block = int(name.removeprefix("var/"))
+            blocks = range(block, block + 1)
         return [self._path_of(directory, _layout.dataframe(i, n_blocks)) for i in blocks]
 
     def _table_files(self, name: str) -> list[str]:

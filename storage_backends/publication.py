@@ -51,20 +51,18 @@ def replace_file(path: str, target: str) -> None:
 
     On an error the other one stands there, where the system can swap files.
     """
-    there = os.path.lexists(target)
-    if there and not swap(path, target):
+    if not os.path.lexists(target):
+        move(path, target)
+    elif swap(path, target):
+        try:
+            flush(os.path.dirname(target))
+        except BaseException:
+            swap(path, target)
+            raise
+        remove(path)
+    else:
         os.replace(path, target)
         flush(os.path.dirname(target))
-        return
-    if not there:
-        move(path, target)
-        return
-    try:
-        flush(os.path.dirname(target))
-    except BaseException:
-        swap(path, target)
-        raise
-    remove(path)
 
 
 def _exchange(a: str, b: str) -> None:

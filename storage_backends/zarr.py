@@ -17,6 +17,7 @@ Sources: Zarr v3 specification; anndata's on-disk format specification.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -61,6 +62,7 @@ from storage_backends.base import (
     check_ranges,
 )
 from storage_backends.errors import (
+    COPY_AGAIN,
     ArchiveClosedError,
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -258,8 +260,8 @@ class ZarrStore(ArrayStore):
         """Map all files already, those of the matrix first."""
         first = [self._paths[part] for part in MATRIX_PARTS if part in self._paths]
         rest = [path for path in self._paths.values() if path not in first]
-        files.hold(key for path in (*first, *rest) for key in shard_keys(self._array_node(path)))
-        files.hold(files_below(self.path))
+        arrays = (key for path in (*first, *rest) for key in shard_keys(self._array_node(path)))
+        files.hold(itertools.chain(arrays, files_below(self.path)))
 
     def _array_node(self, path: str) -> zarr.Array[Any]:
         node = self._nodes[path]
@@ -376,10 +378,7 @@ class ZarrStore(ArrayStore):
             files = [f for n in below if isinstance(n, zarr.Array) for f in shard_keys(n)]
         for file in files:
             if self._files.size(file) is None:
-                raise ArchiveFormatError(
-                    f"{self.path}: {file} is missing; copy the archive again, or convert its "
-                    "source again"
-                )
+                raise ArchiveFormatError(f"{self.path}: {file} is missing; {COPY_AGAIN}")
         self._complete.add(path)
 
     def _frame(self, path: str) -> ZarrTable:

@@ -131,11 +131,10 @@ def test_more_files_than_are_held(
     written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not held raises when it is not there any more, and is never of another archive."""
-    from storage_backends import _shards, memmap
+    from storage_backends import _mapped_file
 
-    monkeypatch.setattr(_shards, "_MOST_HELD", 2)
-    monkeypatch.setattr(memmap, "_MOST_HELD", 0)
-    for kind in ("memmap", "zarr"):
+    for kind, most in (("memmap", 0), ("zarr", 2)):
+        monkeypatch.setattr(_mapped_file, "_MOST_HELD", most)
         archive = shutil.copytree(written[kind], tmp_path / kind)
         older = scdl.open(archive)
         scdl.open(archive).cast_data_to_dtype("float64")

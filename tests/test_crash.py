@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import collections
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from reading import assert_counts
 from sources import Encoding, names, random_cells, write_h5ad
 
 import scdl
+from benchmarks.torture.lives import lives
 
-DYING = Path(__file__).with_name("dying.py")
 CELLS = random_cells(1_000, 300, density=0.2, seed=1)
 
 pytestmark = pytest.mark.skipif(
@@ -42,51 +39,29 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
-def lives(child_environment: dict[str, str]) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """How writers lived and died, a few of those that ``make torture`` has."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-    def run(**options: object) -> list[dict[str, Any]]:
-        flags = [f"--{name}={value}" for name, value in options.items()]
-        with tempfile.TemporaryDirectory(prefix="dying-", dir=memory) as place:
-            done = subprocess.run(
-                [sys.executable, DYING, place, *flags],
-                env=child_environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    return run
-
-
-HARMS = "SIGKILL,SIGINT,ENOSPC,EIO+"
+HARMS = ["SIGKILL", "SIGINT", "ENOSPC", "EIO+"]
 
 
 @pytest.mark.parametrize(
-    ("kinds", "operations", "points"),
+    ("kind", "operations", "points"),
     [
-        ("memmap", "convert,cast,add", 2),
-        ("memmap", "repair,flatten and remove,directory", 1),
-        ("zarr", "concat,flatten", 1),
+        ("memmap", ["convert", "cast", "add"], 2),
+        ("memmap", ["repair", "flatten and remove", "directory"], 1),
+        ("zarr", ["concat", "flatten"], 1),
     ],
 )
-def test_the_old_or_the_new(
-    lives: Callable[..., list[dict[str, Any]]], kinds: str, operations: str, points: int
-) -> None:
-    lived = lives(kinds=kinds, operations=operations, points=points, harms=HARMS)
+def test_the_old_or_the_new(kind: str, operations: list[str], points: int) -> None:
+    """A few of the lives that ``make torture`` has."""
+    lived = lives(kind, HARMS, points, operations)
     assert [life for life in lived if life["wrong"]] == []
     struck = collections.Counter(life["harm"] for life in lived if "at" in life)
     assert struck.keys() == {"SIGKILL", "SIGINT", "ENOSPC", "EIO"}
-    assert struck["SIGKILL"] >= points * len(operations.split(","))
+    assert struck["SIGKILL"] >= points * len(operations)
 
 
-def test_a_careless_writer_is_found(lives: Callable[..., list[dict[str, Any]]]) -> None:
+def test_a_careless_writer_is_found() -> None:
     """One that writes straight to the target, and removes nothing when it fails."""
-    lived = lives(kinds="memmap", operations="careless", points=3, harms="SIGKILL,EIO,EIO+")
+    lived = lives("memmap", ["SIGKILL", "EIO", "EIO+"], 3, ["careless"])
     found = {complaint for life in lived for complaint in life["wrong"]}
     for expected in ("neither the old nor the new", "not one of scdl's", "something was changed"):
         assert any(expected in complaint for complaint in found), found

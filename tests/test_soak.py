@@ -23,7 +23,6 @@ def test_readers_beside_a_writer(
 ) -> None:
     monkeypatch.setattr(soak, "READERS", 1)
     monkeypatch.setenv("PYTHONPATH", child_environment["PYTHONPATH"])
-    (tmp_path / "memmap").mkdir()
     outcomes = soak.soak(tmp_path, "memmap", epochs=4, times=3, cells=60)
     assert [outcome.bound.limit for outcome in outcomes] == [1, 0, 1, 0]
     assert "1 readers, 4 epochs" in outcomes[0].note
@@ -54,7 +53,7 @@ def test_what_a_process_holds() -> None:
 
 def test_lives_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lives, "_KINDS", ("memmap",))
-    monkeypatch.setattr(lives, "OPERATIONS", ["cast"])
+    monkeypatch.setattr(lives, "_OPERATIONS", ["cast"])
     setting = Setting(tmp_path, Workspace(tmp_path, None, None), quick=True)  # type: ignore[arg-type]
     (killed,) = lives.killed(setting)
     assert killed.passed

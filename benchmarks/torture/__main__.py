@@ -15,9 +15,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import soak
 from benchmarks.options import parser, workspace
 from benchmarks.outcomes import IN_TURN, Report, run
-from benchmarks.torture import checksums, flips, leaks, lives
+from benchmarks.torture import checksums, flips, lives
 from benchmarks.torture.setting import Row, Setting
 
 #: What can be asked for, in the order of the table.
@@ -26,7 +27,7 @@ ROWS: dict[str, Row] = {
     "chunk-flips": flips.read,
     "kills": lives.killed,
     "faults": lives.refused,
-    "leak": leaks.leak,
+    "leak": soak.leak,
     "checksum-cost": checksums.cost,
     "verify-speed": checksums.speed,
 }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.torture.setting import Setting, all_of
 _HARNESS = Path(__file__).parents[2] / "tests" / "dying.py"
 _KINDS = ("memmap", "zarr")
 #: Names of operations to try; none: all.
-OPERATIONS: list[str] = []
+_OPERATIONS: Sequence[str] = ()
 #: Changes of files at which each operation is killed; more than there are: at each.
 _POINTS = 40
 #: The same for each errno, of which the last ones go on.
@@ -40,7 +40,11 @@ def _count(setting: Setting, kind: str, what: str, harms: dict[str, int]) -> Out
     by_points: dict[int, list[str]] = {}
     for harm, points in harms.items():
         by_points.setdefault(1 if setting.quick else points, []).append(harm)
-    lived = [life for points, some in by_points.items() for life in lives(kind, some, points)]
+    lived = [
+        life
+        for points, some in by_points.items()
+        for life in lives(kind, some, points, _OPERATIONS)
+    ]
     struck = [life for life in lived if "at" in life]
     wrong = [life for life in lived if life["wrong"]]
     counted = Counter(life["operation"] for life in struck)
@@ -54,7 +58,9 @@ def _told(life: dict[str, Any]) -> str:
     return f"{where}: {life['wrong'][0].splitlines()[0]}"
 
 
-def lives(kind: str, harms: Sequence[str], points: int) -> Iterator[dict[str, Any]]:
+def lives(
+    kind: str, harms: Sequence[str], points: int, operations: Sequence[str]
+) -> list[dict[str, Any]]:
     """What the harness tells of each writer."""
     # In memory, where there is such a place: what is flushed is not waited for.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -62,8 +68,8 @@ def lives(kind: str, harms: Sequence[str], points: int) -> Iterator[dict[str, An
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{_HARNESS.parent}"}
     with tempfile.TemporaryDirectory(prefix="dying-", dir=memory) as place:
         flags = {"kinds": kind, "harms": ",".join(harms), "points": points}
-        if OPERATIONS:
-            flags["operations"] = ",".join(OPERATIONS)
+        if operations:
+            flags["operations"] = ",".join(operations)
         done = subprocess.run(
             [sys.executable, _HARNESS, place, *(f"--{k}={v}" for k, v in flags.items())],
             env=environment,
@@ -71,4 +77,4 @@ def lives(kind: str, harms: Sequence[str], points: int) -> Iterator[dict[str, An
             text=True,
             check=True,
         )
-    yield from map(json.loads, done.stdout.splitlines())
+    return [json.loads(line) for line in done.stdout.splitlines()]
