@@ -28,18 +28,6 @@ from storage_backends.errors import one_line
 _T = TypeVar("_T")
 
 
-#: What h5py says of a file whose parts are damaged or of other kinds than expected.
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    zlib.error,
-)
-
-
 @contextmanager
 def readable(where: str) -> Iterator[None]:
     """Say what HDF5 says of a damaged file in one sentence, as a SourceError."""
@@ -47,8 +35,8 @@ def readable(where: str) -> Iterator[None]:
         yield
     except ScdlError:
         raise
-    except _UNREADABLE as error:
-        raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error)}") from error
+    except Exception as error:
+        raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error):.300}") from error
 
 
 def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

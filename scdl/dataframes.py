@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from scdl import hdf5_claims
 from scdl.chunks import readable
 from scdl.errors import SourceError
 from scdl.schema import INDEX, INDEX_NAME, NULLABLE
@@ -110,7 +111,7 @@ class H5Table(TableSource):
             if name == index:
                 continue
             # Categories stood in uns, and the table held their codes.
-            categories = dataset.file.get(f"uns/{name}_categories")
+            categories = hdf5_claims.element(dataset.file, f"uns/{name}_categories")
             read = _field(dataset, name)
             self._add(name, read if categories is None else _coded(read, categories, ordered=False))
 
@@ -129,6 +130,7 @@ def _column(element: h5py.Group | h5py.Dataset) -> _Reader | None:
         reference = element.attrs.get("categories")
         if isinstance(reference, h5py.Reference):
             categories = element.file[reference]
+            hdf5_claims.check(categories)
             return _coded(_plain(element), categories, bool(categories.attrs.get("ordered", False)))
         return _plain(element)
     encoding = _text(element.attrs.get("encoding-type", ""))

@@ -13,6 +13,7 @@ from typing import Any, Self
 import h5py
 import pyarrow as pa
 
+from scdl import hdf5_claims
 from scdl.anndata_elements import legacy_rest, read_element
 from scdl.chunks import FieldReader, RowReader, readable
 from scdl.dataframes import H5Table
@@ -82,20 +83,21 @@ class H5adFile(Source):
     def graph(self, key: str) -> Matrix | None:
         name = f"obsp/{key}"
         with readable(self.path):
-            return self._matrix(name, (self.n_obs, self.n_obs)) if name in self._file else None
+            there = hdf5_claims.element(self._file, name) is not None
+            return self._matrix(name, (self.n_obs, self.n_obs)) if there else None
 
     def vectors(self, key: str) -> Reader:
         with readable(self.path):
             return self._vectors(key)
 
     def _vectors(self, key: str) -> RowReader | FieldReader:
-        obsm, where = self._file.get("obsm"), f"{self.path}: obsm/{key}"
+        obsm, where = hdf5_claims.group(self._file, "obsm"), f"{self.path}: obsm/{key}"
         if obsm is None or key not in self._names_in("obsm"):
             raise SourceError(
                 f"{where} is missing; obsm holds: {', '.join(self._names_in('obsm')) or 'nothing'}"
             )
         old = isinstance(obsm, h5py.Dataset)
-        element = obsm if old else obsm[key]
+        element = obsm if old else hdf5_claims.element(self._file, f"obsm/{key}")
         dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
         if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
             raise SourceError(f"{where} is no dense array of numbers; leave it out")
@@ -108,7 +110,7 @@ class H5adFile(Source):
             return self._not_carried(carried)
 
     def _not_carried(self, carried: set[str]) -> list[str]:
-        names = [name for name in ("X", "uns") if _is_filled(self._file.get(name))]
+        names = [name for name in ("X", "uns") if hdf5_claims.is_there(self._file, name)]
         for mapping in _MAPPINGS:
             names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
         names += [f"raw/{key}" for key in self._names_in("raw")]
@@ -117,7 +119,7 @@ class H5adFile(Source):
         if self.matrix_name == "raw/X":
             carried |= {"raw/var", "raw.var"}
             # The genes outside raw are left out with X.
-            names += ["var"] if "var" in self._file else []
+            names += ["var"] if self._has("var") else []
         return [name for name in names if name not in carried]
 
     @property
@@ -131,22 +133,29 @@ class H5adFile(Source):
     def rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
         with readable(self.path):
             modern = "encoding-type" in self._file.attrs
+            if not modern:
+                # anndata reads files of old releases as a whole.
+                hdf5_claims.check(self._file)
         yield from self._rest() if modern else legacy_rest(self.path, self.matrix_name)
 
     def _rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
+        with readable(self.path):
+            names = [n for n in self._names_of_rest() if n != self.matrix_name and self._has(n)]
+        for name in names:
+            with readable(f"{self.path}: {name}"):
+                element = self._element_of_rest(name)
+            yield name, element
+
+    def _names_of_rest(self) -> list[str]:
         raw = self.matrix_name == "raw/X"
         names = ["X", "raw/X", "var" if raw else "raw/var"]
         names += [f"{mapping}/{k}" for mapping in _MAPPINGS for k in self._names_in(mapping)]
-        names += [f"raw/varm/{key}" for key in self._file.get("raw/varm", ())]
-        names += ["uns"] * _is_filled(self._file.get("uns"))
-        for name in names:
-            if name != self.matrix_name and name in self._file:
-                with readable(f"{self.path}: {name}"):
-                    element = self._element_of_rest(name)
-                yield name, element
+        names += [f"raw/varm/{key}" for key in self._names_in("raw/varm")]
+        return names + ["uns"] * hdf5_claims.is_there(self._file, "uns")
 
     def _element_of_rest(self, name: str) -> SparseParts | Reader | Any:
-        element = self._file[name]
+        element = hdf5_claims.element(self._file, name)
+        assert element is not None
         if name.startswith(_STREAMED):
             encoding = element.attrs.get("encoding-type")
             if encoding in ("csr_matrix", "csc_matrix") and _is_storable(element.get(DATA)):
@@ -158,14 +167,14 @@ class H5adFile(Source):
         return read_element(element)
 
     def _names_in(self, mapping: str) -> list[str]:
-        group = self._file.get(mapping)
+        group = hdf5_claims.group(self._file, mapping)
         if isinstance(group, h5py.Dataset):
             # Files of old releases keep some mappings as one compound dataset.
             return list(group.dtype.names or ())
-        return [name for name in group if _is_filled(group.get(name))] if _is_group(group) else []
+        return [name for name in group or () if hdf5_claims.is_there(group, name)]
 
     def _choose_matrix(self, name: str | None) -> str:
-        if "obs" not in self._file or "var" not in self._file:
+        if not (self._has("obs") and self._has("var")):
             found = ", ".join(self._file) or "nothing"
             raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {found}")
         default = "raw/X" if self._element("raw/X") is not None else "X"
@@ -181,7 +190,12 @@ class H5adFile(Source):
         return chosen
 
     def _element(self, name: str) -> h5py.Group | h5py.Dataset | None:
-        return self._file.get(name, self._file.get(_OLD_NAMES.get(name, name)))
+        found = hdf5_claims.element(self._file, name)
+        old = _OLD_NAMES.get(name)
+        return hdf5_claims.element(self._file, old) if found is None and old else found
+
+    def _has(self, name: str) -> bool:
+        return hdf5_claims.group(self._file, name) is not None
 
     def _table(self, name: str) -> H5Table:
         element = self._element(name)
@@ -237,6 +251,7 @@ def _open_hdf5(path: str) -> h5py.File:
     if os.path.isdir(path):
         raise SourceError(f"{path}: expected an h5ad file, found a directory")
     try:
+        hdf5_claims.check_heaps(path)
         return h5py.File(path, "r")
     except OSError as error:
         truncated = "truncated" in str(error)
@@ -258,11 +273,3 @@ def _is_storable(element: Any) -> bool:
         and element.ndim > 0
         and element.dtype.newbyteorder("=") in DTYPES
     )
-
-
-def _is_group(element: Any) -> bool:
-    return isinstance(element, h5py.Group)
-
-
-def _is_filled(element: Any) -> bool:
-    return element is not None and not (_is_group(element) and len(element) == 0)

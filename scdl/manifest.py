@@ -15,12 +15,14 @@ from typing import Any, Self
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError
 from scdl.schema import DATA, INDICES, OBS, Block, Info, keys, var_table
 from storage_backends import locks, publication, registry
-from storage_backends.base import ArrayStore
+from storage_backends.base import DTYPES, ArrayStore
 from storage_backends.errors import refused_write
 
 #: Name of the file in the directory of a collection.
 MANIFEST = "collection.json"
 _FORMAT = 1
+#: Cells of all members together fit into an int64.
+_MOST = 1 << 62
 #: Paths that are no files here, such as s3://bucket/archive.
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:")
 
@@ -118,32 +120,58 @@ class Member:
     @classmethod
     def from_json(cls, entry: Any, directory: str) -> Self:
         """From an entry of a manifest; ValueError, KeyError or TypeError where it is none."""
-        path = str(entry["path"])
-        path = path if is_url(path) else os.path.normpath(os.path.join(directory, path))
+        path = entry["path"]
+        if not isinstance(path, str) or "\0" in path:
+            raise ValueError(f"bad path {path!r:.100}")
+        os.fsencode(path)
+        if is_url(path):
+            raise ValueError(
+                f"it names {path:.200}, and a file does not make scdl use the network: give a list "
+                "of the paths and URLs instead"
+            )
         made = cls(
-            path,
-            tuple(map(int, entry["n_vars"])),
-            tuple(map(int, entry["stops"])),
+            os.path.normpath(os.path.join(directory, path)),
+            tuple(map(_count, entry["n_vars"])),
+            tuple(map(_count, entry["stops"])),
             tuple(label and str(label) for label in entry["labels"]),
             tuple(map(str, entry["genes"])),
-            int(entry["values"]),
-            (str(entry["dtypes"][0]), str(entry["dtypes"][1])),
+            _count(entry["values"]),
+            (_dtype(entry["dtypes"][0]), _dtype(entry["dtypes"][1])),
             bool(entry["is_sorted"]),
-            int(entry["values_per_chunk"]),
+            _count(entry["values_per_chunk"]),
             bool(entry["has_obs"]),
             tuple(map(str, entry["graphs"])),
         )
         lengths = {len(made.n_vars), len(made.stops), len(made.labels), len(made.genes)}
-        if len(lengths) != 1 or not made.stops or min(*made.stops, *made.n_vars) < 0:
-            raise ValueError(f"bad blocks of {path}")
+        if len(lengths) != 1 or not made.stops or list(made.stops) != sorted(made.stops):
+            raise ValueError(f"bad blocks of {made.path!r:.200}")
+        if made.values_per_chunk == 0:
+            raise ValueError(f"bad values_per_chunk of {made.path!r:.200}")
         return made
 
     def to_json(self, directory: str) -> dict[str, Any]:
         """As an entry of a manifest; the path is relative to it."""
         if is_url(self.path):
-            return asdict(self)
+            raise CollectionError(
+                f"{self.path}: members elsewhere have no place in a manifest, since a file does "
+                "not make scdl use the network; open them by a list of paths and URLs"
+            )
         relative = os.path.relpath(self.path, os.path.realpath(directory))
         return asdict(self) | {"path": relative.replace(os.sep, "/")}
+
+
+def _count(n: Any) -> int:
+    """A count of a manifest; ValueError where it is none."""
+    if type(n) is not int or not 0 <= n <= _MOST:
+        raise ValueError(f"bad count {n!r:.100}")
+    return n
+
+
+def _dtype(name: Any) -> str:
+    """Name of a type of numbers; ValueError where it is none."""
+    if name not in {dtype.name for dtype in DTYPES}:
+        raise ValueError(f"bad dtype {name!r:.100}")
+    return str(name)
 
 
 def genes_hash(store: ArrayStore, block: int) -> str:
@@ -209,21 +237,30 @@ def read_manifest(directory: str) -> list[Member]:
         It is no manifest, or one of a newer version.
     """
     file = os.path.join(directory, MANIFEST)
+    with open(file, "rb") as stream:
+        return parse_manifest(stream.read(), directory)
+
+
+def parse_manifest(data: bytes, directory: str) -> list[Member]:
+    """As :func:`read_manifest`, of the file's content."""
+    file = os.path.join(directory, MANIFEST)
     try:
-        with open(file, encoding="utf-8") as stream:
-            manifest = json.load(stream)
-        version = int(manifest["format"])
+        manifest = json.loads(data)
+        version = _count(manifest["format"])
         if version > _FORMAT:
             raise ArchiveFormatError(
                 f"{file}: its format is {version}, this release reads up to {_FORMAT}; "
                 "upgrade scdl-store"
             )
         directory = os.path.realpath(directory)
-        return [Member.from_json(entry, directory) for entry in manifest["members"]]
+        members = [Member.from_json(entry, directory) for entry in manifest["members"]]
+        if sum(member.n_obs for member in members) > _MOST:
+            raise ValueError("too many cells")
+        return members
     except ArchiveFormatError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise ArchiveFormatError(f"{file}: this is no manifest of scdl ({error!r})") from error
+        raise ArchiveFormatError(f"{file}: this is no manifest of scdl ({error!r:.300})") from error
 
 
 def manifest_identity(directory: str) -> tuple[int, int] | None:

@@ -32,6 +32,9 @@ from storage_backends.base import INDEX_NAME as INDEX_NAME
 from storage_backends.base import NULLABLE as NULLABLE
 from storage_backends.base import ArrayStore
 
+#: No count of cells or genes is larger.
+_MOST = np.iinfo(np.int64).max
+
 DATA, INDICES, INDPTR = "data", "indices", "indptr"
 MATRIX = (DATA, INDICES, INDPTR)
 OBS = "obs"
@@ -162,12 +165,13 @@ class Info:
                 Block(int(b["stop"]), int(b["n_vars"]), b["label"] and str(b["label"]))
                 for b in attrs["blocks"]
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArchiveFormatError(
                 f"{where}: its attributes lack valid blocks: {error!r}"
             ) from error
         rising = all(a.stop <= b.stop for a, b in pairwise(blocks))
-        if not blocks or not rising or blocks[0].stop < 0 or min(b.n_vars for b in blocks) < 0:
+        counts = [n for b in blocks for n in (b.stop, b.n_vars)]
+        if not blocks or not rising or min(counts) < 0 or max(counts) > _MOST:
             raise ArchiveFormatError(f"{where}: its feature blocks are empty or out of order")
         matrices = attrs.get("matrices")
         names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()

@@ -2,8 +2,7 @@
 
 ``var_features/`` and ``obs_features/`` hold, beside the tables, ``cumulative_sum_index.npy``
 (int64: -1, then the row at which each block ends), ``labels.json`` or ``labels.npy`` (where each
-block came from) and ``version.npy``. Old ``labels.npy`` are pickles; they are read by an unpickler
-that can make nothing but lists, strings and paths.
+block came from) and ``version.npy``. Old ``labels.npy`` are pickles, which `_label_pickles` reads.
 """
 
 from __future__ import annotations
@@ -11,37 +10,28 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
-import struct
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, ClassVar
+import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from storage_backends import _archive_files, _label_pickles
 from storage_backends._checksums import Recorder
-from storage_backends.errors import ArchiveFormatError
+from storage_backends.errors import ArchiveFormatError, one_line
 
 BOUNDARIES = "cumulative_sum_index.npy"
 LABELS_JSON = "labels.json"
 LABELS_NPY = "labels.npy"
 VERSION = "version.npy"
 
-#: What a pickle can fail with when nothing in it can be called.
-_UNPICKLING_FAILS = (
-    pickle.UnpicklingError,
-    ArchiveFormatError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    struct.error,
+#: The header of an array of one dimension, as NumPy writes it. Nothing else is evaluated, as NumPy
+#: would: others nest expressions in it, or name types of objects.
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|=]?[a-zA-Z]\d{0,9})', 'fortran_order': (?:False|True), "
+    rb"'shape': \((\d{1,19}),\), ?\} *\n"
 )
+_NPY_MAGIC = b"\x93NUMPY"
 
 
 def write(
@@ -74,116 +64,80 @@ def files(root: str, index: str) -> tuple[str, ...]:
     return tuple(f"{index}/{name}" for name in (*small, *tables))
 
 
-def read_stops(directory: str) -> list[int]:
-    """The row at which each block ends, checked to rise."""
-    path = os.path.join(directory, BOUNDARIES)
-    values = _read_npy(path)
-    rises = values.ndim == 1 and values.dtype.kind in "iu" and bool(np.all(np.diff(values) >= 0))
+def read_stops(root: str, index: str) -> list[int]:
+    """The row at which each block of an index ends, checked to rise; `index` is its directory."""
+    key = f"{index}/{BOUNDARIES}"
+    return parse_stops(_archive_files.read(root, key), os.path.join(root, key))
+
+
+def parse_stops(data: bytes, where: str) -> list[int]:
+    """As :func:`read_stops`, of the file's content; ArchiveFormatError opens with `where`."""
+    values = _parse_npy(data, where)
+    whole = values.dtype.kind in "iu"
+    rises = whole and bool(np.all(values[1:] >= values[:-1]))
     if not rises or len(values) == 0 or values[0] not in (-1, 0):
-        raise ArchiveFormatError(
-            f"{path}: expected -1 and rising row numbers, found {values!s:.80}"
-        )
+        found = f"{values!s:.80}" if whole else f"{values.dtype} values"
+        raise ArchiveFormatError(f"{where}: expected -1 and rising row numbers, found {found}")
     return [int(v) for v in values[1:]]
 
 
-def read_labels(directory: str, n_blocks: int) -> list[str | None]:
+def read_labels(root: str, index: str, n_blocks: int) -> list[str | None]:
     """Where each block came from; None where the archive does not say it legibly."""
-    unknown: list[str | None] = [None] * n_blocks
-    found: Any = None
-    path = os.path.join(directory, LABELS_JSON)
-    if os.path.exists(path):
-        try:
-            with open(path, "rb") as file:
-                found = json.loads(file.read())
-        except (ValueError, RecursionError):
-            return unknown
-    elif os.path.exists(os.path.join(directory, LABELS_NPY)):
-        found = _read_labels_npy(os.path.join(directory, LABELS_NPY))
-    if not isinstance(found, list) or len(found) != n_blocks:
-        return unknown
-    return [str(label) if label else None for label in found]
+    for name, parse in ((LABELS_JSON, parse_labels_json), (LABELS_NPY, parse_labels_npy)):
+        if os.path.lexists(os.path.join(root, index, name)):
+            found = parse(_archive_files.read(root, f"{index}/{name}"))
+            if not isinstance(found, list) or len(found) != n_blocks:
+                break
+            return [str(label) if label else None for label in found]
+    return [None] * n_blocks
 
 
-def _open_npy(path: str) -> tuple[tuple[int, ...], np.dtype[Any], bytes]:
-    """Shape, dtype and payload of an npy file; the payload is never unpickled here."""
+def parse_labels_json(data: bytes) -> Any:
+    """What ``labels.json`` holds; None where it is not legible."""
     try:
-        with open(path, "rb") as file:
-            buffer = io.BytesIO(file.read())
-        version = np.lib.format.read_magic(buffer)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        header = header or np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(buffer)
-    except FileNotFoundError:
-        raise ArchiveFormatError(f"{path}: the file is missing") from None
-    except (ValueError, SyntaxError, RecursionError, EOFError) as error:
-        raise ArchiveFormatError(f"{path}: not an npy file ({error})") from error
-    return shape, dtype, buffer.read()
-
-
-def _read_npy(path: str) -> NDArray[Any]:
-    shape, dtype, payload = _open_npy(path)
-    n = 1
-    for extent in shape:
-        n *= int(extent)
-    if dtype.hasobject or n < 0 or n * dtype.itemsize != len(payload):
-        raise ArchiveFormatError(
-            f"{path}: its header says {shape} of {dtype}, but {len(payload)} bytes follow"
-        )
-    return np.frombuffer(payload, dtype).reshape(shape)
-
-
-def _read_labels_npy(path: str) -> list[Any] | None:
-    try:
-        _, dtype, payload = _open_npy(path)
-        if not dtype.hasobject:
-            return list(_read_npy(path).tolist()) if dtype.kind == "U" else None
-        array = _LabelUnpickler(io.BytesIO(payload)).load()
-        return array.items if isinstance(array, _PickledArray) else None
-    except _UNPICKLING_FAILS:
+        return json.loads(data)
+    except (ValueError, RecursionError):
         return None
 
 
-class _PickledArray:
-    """Stands for a pickled object array; keeps the list of its elements."""
+def parse_labels_npy(data: bytes) -> list[Any] | None:
+    """Elements of ``labels.npy``, pickled or not; None where they are no strings and paths."""
+    try:
+        dtype, _, payload = _split_npy(data, LABELS_NPY)
+        if dtype == np.dtype(object):
+            return _label_pickles.read(payload)
+        values = _parse_npy(data, LABELS_NPY) if dtype.kind == "U" else None
+        return None if values is None or not _is_text(values) else list(values.tolist())
+    except ArchiveFormatError:
+        return None
 
-    items: list[Any] | None = None
 
-    def __setstate__(self, state: Any) -> None:
-        items = state[-1]
-        plain = isinstance(items, list) and all(
-            item is None or isinstance(item, str | PurePosixPath | PureWindowsPath)
-            for item in items
+def _is_text(values: NDArray[Any]) -> bool:
+    """Whether strings of NumPy are of characters that there are, and that can be encoded."""
+    codes = values.view(values.dtype.byteorder.replace("|", "=") + "u4")
+    return bool(np.all((codes < 0xD800) | ((codes > 0xDFFF) & (codes <= 0x10FFFF))))
+
+
+def _split_npy(data: bytes, where: str) -> tuple[np.dtype[Any], int, bytes]:
+    """Type, length and payload of an npy file of one dimension."""
+    # Source: NumPy's format specification; versions 2 and 3 have a longer count.
+    short = data[6:7] == b"\x01"
+    start = 10 if short else 12
+    stop = start + int.from_bytes(data[8:start], "little")
+    header = _HEADER.fullmatch(data[start:stop])
+    if not data.startswith(_NPY_MAGIC) or stop > len(data) or header is None:
+        raise ArchiveFormatError(f"{where}: not an npy file of one dimension")
+    try:
+        dtype = np.dtype(header[1].decode())
+    except (TypeError, ValueError) as error:
+        raise ArchiveFormatError(f"{where}: not an npy file ({one_line(error)})") from error
+    return dtype, int(header[2]), data[stop:]
+
+
+def _parse_npy(data: bytes, where: str) -> NDArray[Any]:
+    dtype, length, payload = _split_npy(data, where)
+    if dtype.hasobject or dtype.itemsize == 0 or length * dtype.itemsize != len(payload):
+        raise ArchiveFormatError(
+            f"{where}: its header says {length} of {dtype}, but {len(payload)} bytes follow"
         )
-        self.items = items if plain else None
-
-
-class _PickledDtype:
-    """Stands for a pickled dtype."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-def _reconstruct(*_: Any) -> _PickledArray:
-    return _PickledArray()
-
-
-class _LabelUnpickler(pickle.Unpickler):
-    """Knows an array of strings and paths, and refuses to look anything else up."""
-
-    _KNOWN: ClassVar[dict[str, Any]] = {
-        "_reconstruct": _reconstruct,
-        "ndarray": _PickledArray,
-        "dtype": _PickledDtype,
-        "PosixPath": PurePosixPath,
-        "PurePosixPath": PurePosixPath,
-        "WindowsPath": PureWindowsPath,
-        "PureWindowsPath": PureWindowsPath,
-    }
-    _MODULES = ("numpy", "pathlib")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] in self._MODULES and name in self._KNOWN:
-            return self._KNOWN[name]
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in labels")
+    return np.frombuffer(payload, dtype)

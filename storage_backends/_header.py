@@ -105,7 +105,7 @@ class Header:
         reader.finish()
         names = [array.name for array in arrays] + [index.name for index in indexes]
         if len(set(names)) != len(names):
-            raise reader.error(f"its names are not unique: {', '.join(names)}")
+            raise reader.error(f"its names are not unique: {', '.join(map(repr, names)):.200}")
         return cls(arrays, indexes, version)  # type: ignore[arg-type]
 
 
@@ -160,19 +160,21 @@ class _Reader:
 
     def array(self) -> HeaderArray:
         name = self.string("an array's name")
-        length, code = self.unpack(">QI", f"array {name}")
+        where = f"array {name!r:.100}"
+        length, code = self.unpack(">QI", where)
         if code not in _DTYPES:
-            raise self.error(f"array {name} has dtype code {code}, expected 1 to {len(_NUMBERS)}")
-        self.skip_shape(f"array {name}")
+            raise self.error(f"{where} has dtype code {code}, expected 1 to {len(_NUMBERS)}")
+        self.skip_shape(where)
         return HeaderArray(name, length, _DTYPES[code])
 
     def index(self) -> HeaderIndex:
         name = self.string("an index's name")
-        length, code = self.unpack(">QI", f"index {name}")
+        where = f"index {name!r:.100}"
+        length, code = self.unpack(">QI", where)
         if not 1 <= code <= _FIXED_STRING:
-            raise self.error(f"index {name} has dtype code {code}, expected 1 to {_FIXED_STRING}")
-        files = tuple(self.string(f"a file name of index {name}") for _ in self.count("file"))
-        self.skip_shape(f"index {name}")
+            raise self.error(f"{where} has dtype code {code}, expected 1 to {_FIXED_STRING}")
+        files = tuple(self.string(f"a file name of {where}") for _ in self.count("file"))
+        self.skip_shape(where)
         return HeaderIndex(name, length, files)
 
     def finish(self) -> None:

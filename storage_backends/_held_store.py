@@ -11,19 +11,20 @@ from zarr.abc.store import (
     SuffixByteRequest,
 )
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import WrapperStore
 
 from storage_backends._shards import LocalFiles
+from storage_backends._zarr_claims import BoundedStore, bounded
 
 
-class HeldStore(WrapperStore[LocalStore]):
+class HeldStore(WrapperStore[BoundedStore]):
     """A directory, read-only, of which some files are in memory."""
 
-    def __init__(self, store: LocalStore, files: LocalFiles) -> None:
+    def __init__(self, store: BoundedStore, files: LocalFiles) -> None:
         super().__init__(store)
         self._files = files
 
-    def _with_store(self, store: LocalStore) -> Self:
+    def _with_store(self, store: BoundedStore) -> Self:
         return type(self)(store, self._files)
 
     async def get(
@@ -31,7 +32,8 @@ class HeldStore(WrapperStore[LocalStore]):
     ) -> Buffer | None:
         held = self._files.held(key)
         if held is not None:
-            return prototype.buffer.from_array_like(held[_slice(byte_range, len(held))])
+            part = held[_slice(byte_range, len(held))]
+            return bounded(f"{self._files.root}/{key}", prototype.buffer.from_array_like(part))
         found = await self._store.get(key, prototype, byte_range)
         # Afterwards: what was read is of the archive that stood there then.
         self._files.check_current()

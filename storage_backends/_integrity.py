@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from storage_backends import _archive_files
 from storage_backends._checksums import Running, Sums, Table, n_blocks, sums_of
 from storage_backends._content import crc32c
 from storage_backends._staging import Staging, remove_leftovers
@@ -88,6 +89,9 @@ def examine(root: str, checksums: str) -> Examination:
 def read_table(path: str) -> Table | None:
     """Checksums of an archive; None where there is no file of them."""
     try:
+        # Opening a pipe waits for somebody who writes.
+        if not os.path.isfile(path) and os.path.lexists(path):
+            raise ArchiveFormatError(f"{path}: expected a file, found something else")
         with open(path, "rb") as stream:
             return Table.from_bytes(stream.read(), path)
     except FileNotFoundError:
@@ -98,12 +102,13 @@ def _files(root: str) -> Iterator[tuple[str, int]]:
     """Path and size of every file of an archive."""
     for directory, _, names in os.walk(root):
         for name in names:
-            path = os.path.join(directory, name)
-            with contextlib.suppress(FileNotFoundError):
-                found = os.stat(path)
-                # Nobody may write to a pipe; a link that leads nowhere is no file.
+            key = os.path.relpath(os.path.join(directory, name), root).replace(os.sep, "/")
+            # A link that leads nowhere, or out of the archive, is no file of it.
+            with contextlib.suppress(FileNotFoundError, ArchiveFormatError):
+                found = os.stat(_archive_files.path_of(root, key))
+                # Nobody may write to a pipe.
                 if stat.S_ISREG(found.st_mode):
-                    yield os.path.relpath(path, root).replace(os.sep, "/"), found.st_size
+                    yield key, found.st_size
 
 
 def _lost(place: _Place, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ sizes of the files, and no file name is taken from a file.
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends import _archive_files
 from storage_backends._header import Header
-from storage_backends.base import ArraySpec
+from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.errors import ArchiveFormatError, ScdlWarning
 
 HEADER = "header.sch"
@@ -78,10 +80,9 @@ def identity(path: str) -> tuple[int, ...] | None:
 def read_header(path: str) -> Header | None:
     """The header; None where the archive has none."""
     file = os.path.join(path, HEADER)
-    if not os.path.exists(file):
+    if not os.path.lexists(file):
         return None
-    with open(file, "rb") as stream:
-        header = Header.from_bytes(stream.read(), file)
+    header = Header.from_bytes(_archive_files.read(path, HEADER), file)
     for array in header.arrays:
         if array.name in ("ROWPTR", "COLPTR") and array.dtype.kind != "u":
             raise ArchiveFormatError(
@@ -102,14 +103,16 @@ def matrix_files(path: str, header: Header | None) -> Files:
         dtypes[array.name] = array.dtype
     return {
         name: _measure_file(
-            os.path.join(path, documented.file),
+            path,
+            documented.file,
             dtypes.get(documented.header_name) or np.dtype(documented.headerless),
         )
         for name, documented in MATRIX.items()
     }
 
 
-def _measure_file(file: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
+def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
+    file = _archive_files.path_of(path, name)
     if not os.path.isfile(file):
         raise ArchiveFormatError(f"{file}: the file is missing; convert the source again")
     size = os.path.getsize(file)
@@ -122,12 +125,12 @@ def _measure_file(file: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
 
 def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
     """The documented graph, where all of its files are there."""
-    files = {part: os.path.join(path, file) for part, (file, _) in GRAPH.items()}
-    if not any(map(os.path.exists, files.values())):
+    if not any(os.path.lexists(os.path.join(path, file)) for file, _ in GRAPH.values()):
         return {}
     key = manifest.get("documented_graph") or DEFAULT_GRAPH
     return {
-        f"graphs/{key}/{part}": _measure_file(file, GRAPH[part][1]) for part, file in files.items()
+        f"graphs/{key}/{part}": _measure_file(path, file, dtype)
+        for part, (file, dtype) in GRAPH.items()
     }
 
 
@@ -139,11 +142,11 @@ def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
         if documented is not None and entry["name"].startswith(f"graphs/{documented}/"):
             continue
         spec = ArraySpec(np.dtype(entry["dtype"]), entry["length"], tuple(entry["item_shape"]))
-        file = os.path.join(path, own_file(i))
-        if not os.path.exists(file) or os.path.getsize(file) != spec.nbytes:
+        file = _archive_files.path_of(path, own_file(i))
+        if not os.path.isfile(file) or os.path.getsize(file) != spec.nbytes:
             raise ArchiveFormatError(
                 f"{file}: expected {spec.nbytes} bytes for {entry['name']}, "
-                f"found {os.path.getsize(file) if os.path.exists(file) else 'no file'}"
+                f"found {os.path.getsize(file) if os.path.isfile(file) else 'no file'}"
             )
         found[entry["name"]] = (file, spec)
     return found
@@ -167,24 +170,10 @@ def entry(name: str, spec: ArraySpec) -> dict[str, Any]:
 def read_manifest(path: str, n_obs: int, nnz: int) -> Mapping[str, Any]:
     """The manifest, empty where there is none or where another program changed the archive."""
     file = os.path.join(path, MANIFEST)
-    if not os.path.exists(file):
+    if not os.path.lexists(file):
         return {}
-    try:
-        with open(file, "rb") as stream:
-            manifest: dict[str, Any] = json.loads(stream.read())
-        version, describes = int(manifest["format"]), (manifest["n_obs"], manifest["nnz"])
-        for entry in manifest["arrays"]:
-            _check_entry(entry)
-        if not isinstance(manifest["attrs"], dict):
-            raise ValueError("attrs must be an object")
-        for table in manifest["tables"].values():
-            if not isinstance(table.get("only_names"), str | None):
-                raise ValueError(f"bad table entry {table!r:.100}")
-        for block in manifest["attrs"]["blocks"]:
-            if not (isinstance(block["stop"], int) and isinstance(block["n_vars"], int)):
-                raise ValueError(f"bad block {block!r:.100}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArchiveFormatError(f"{file}: not a manifest of scdl ({error!r})") from error
+    manifest = parse_manifest(_archive_files.read(path, MANIFEST), file)
+    version, describes = manifest["format"], (manifest["n_obs"], manifest["nnz"])
     if version > MANIFEST_FORMAT:
         raise ArchiveFormatError(
             f"{file}: its format is {version}, this release reads up to {MANIFEST_FORMAT}; "
@@ -201,12 +190,48 @@ def read_manifest(path: str, n_obs: int, nnz: int) -> Mapping[str, Any]:
     return manifest
 
 
-def _check_entry(entry: Any) -> None:
-    dtype = np.dtype(entry["dtype"])
-    extents = [entry["length"], *entry["item_shape"]]
-    plain = dtype.kind in "biuf" and all(isinstance(n, int) and 0 <= n < 2**62 for n in extents)
-    if not (plain and isinstance(entry["name"], str)):
+def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """The manifest, with everything of the types that are expected.
+
+    Raises
+    ------
+    ArchiveFormatError
+        It is none; the message opens with `where`.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        counts = [manifest[key] for key in ("format", "n_obs", "nnz")]
+        if not all(type(n) is int for n in counts):
+            raise ValueError(f"bad counts {counts!r:.100}")
+        names = [_check_entry(entry) for entry in manifest["arrays"]]
+        if len(set(names)) < len(names) or not set(names).isdisjoint(MATRIX):
+            raise ValueError("names of arrays are not unique")
+        if not isinstance(manifest.get("documented_graph"), str | None):
+            raise ValueError(f"bad documented_graph {manifest['documented_graph']!r:.100}")
+        if not isinstance(manifest["attrs"], dict):
+            raise ValueError("attrs must be an object")
+        for table in manifest["tables"].values():
+            if not isinstance(table.get("only_names"), str | None):
+                raise ValueError(f"bad table entry {table!r:.100}")
+        for block in manifest["attrs"]["blocks"]:
+            if not (type(block["stop"]) is type(block["n_vars"]) is int):
+                raise ValueError(f"bad block {block!r:.100}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArchiveFormatError(f"{where}: not a manifest of scdl ({error!r:.200})") from error
+    return manifest
+
+
+def _check_entry(entry: Any) -> str:
+    """The name of an array that the manifest lists."""
+    name, dtype, shape = entry["name"], entry["dtype"], [entry["length"], *entry["item_shape"]]
+    known = isinstance(name, str) and isinstance(dtype, str) and np.dtype(dtype) in DTYPES
+    # An extent of none hides what others say.
+    if not known or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"bad array entry {entry!r:.100}")
+    if math.prod(n for n in shape if n) >= 2**62:
+        raise ValueError(f"too large an array {entry!r:.100}")
+    assert isinstance(name, str)
+    return name
 
 
 def dataframe(block: int, n_blocks: int) -> str:

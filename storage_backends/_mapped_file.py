@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import mmap
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from storage_backends.errors import ArchiveFormatError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.argtypes = (
@@ -27,16 +28,16 @@ _FAILED = ctypes.c_void_p(-1).value
 _MOST_HELD = 512
 
 
-def hold(keys: Iterable[str], root: str = "") -> dict[str, MappedFile]:
-    """Map files below a directory, so that they outlive their removal; of very many not all."""
+def hold(keys: Iterable[str], open_file: Callable[[str], MappedFile]) -> dict[str, MappedFile]:
+    """Map files of an archive, so that they outlive their removal; of very many not all."""
     held: dict[str, MappedFile] = {}
     for key in keys:
         if len(held) == _MOST_HELD:
             break
         if key not in held:
             # What cannot be read is missed when it is asked for.
-            with contextlib.suppress(OSError):
-                held[key] = MappedFile(os.path.join(root, key))
+            with contextlib.suppress(OSError, ArchiveFormatError):
+                held[key] = open_file(key)
     return held
 
 
@@ -53,8 +54,10 @@ class MappedFile:
 
     Raises
     ------
+    ArchiveFormatError
+        What is at the path is no file.
     FileNotFoundError
-        There is nothing at the path, or no file.
+        There is nothing.
     """
 
     def __init__(self, path: str) -> None:
@@ -63,7 +66,7 @@ class MappedFile:
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "this is no file", path)
+                raise ArchiveFormatError(f"{path}: expected a file, found something else")
             size = found.st_size
             self.data: NDArray[np.uint8] = (
                 np.asarray(_Region(descriptor, size)) if size else np.empty(0, np.uint8)

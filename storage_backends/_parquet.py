@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from storage_backends._checksums import CheckedFile
 from storage_backends._mapped_file import MappedFile
@@ -26,16 +27,30 @@ from storage_backends.errors import (
     ArrayNotFoundError,
     OutputError,
     RangeError,
+    ScdlError,
     one_line,
     refused_write,
 )
+from storage_backends.proportion import check_claim
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
 _ROW_GROUP = 1 << 16
+#: What a row takes at least once it is text in memory.
+_ROW_BYTES = 64
 #: What pyarrow says of bytes that are no table, besides OSError.
-_UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, AttributeError, TypeError)
+_UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 class ParquetTable:
@@ -58,6 +73,8 @@ class ParquetTable:
         Column of the main file that is the ``_index``, in a table that has nothing else, or None.
     held
         Files that are read as they were when they were mapped, by path.
+    bounded
+        Whether nothing but these files says how many rows there are.
     """
 
     def __init__(
@@ -70,6 +87,7 @@ class ParquetTable:
         categories: str | None = None,
         only_names: str | None = None,
         held: Mapping[str, MappedFile] = MappingProxyType({}),
+        bounded: bool = True,
     ) -> None:
         self._where = where
         self._held = held
@@ -78,23 +96,31 @@ class ParquetTable:
         self._names = names
         self._categories = categories
         self._only_names = only_names
+        self._bounded = bounded
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        files = (*self._columns, self._names, self._categories)
-        try:
-            return sum(self._size(file) for file in files if file)
-        except FileNotFoundError as error:
-            raise ArchiveFormatError(f"{error.filename}: the file is missing") from None
+        total = 0
+        for file in filter(None, (*self._columns, self._names, self._categories)):
+            with _readable(file):
+                total += len(self._content(file))
+        return total
 
     @cached_property
     def num_rows(self) -> int:
         """Rows, from the files' footers."""
-        n_rows = sum(int(self._open(file).metadata.num_rows) for file in self._columns)
+        n_rows = sum(map(self._num_rows, self._columns))
         if self._expected_rows not in (None, n_rows):
             raise ArchiveFormatError(
                 f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
+            )
+        if self._bounded:
+            check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
+        if self._names and self._num_rows(self._names) != n_rows:
+            raise ArchiveFormatError(
+                f"{self._names}: expected {n_rows} names, one for each row, found "
+                f"{self._num_rows(self._names)}"
             )
         return n_rows
 
@@ -103,16 +129,24 @@ class ParquetTable:
         """Names and types of the columns, ``_index`` first."""
         plain = self._plain_schema()
         if self._only_names:
+            self._require(plain, self._only_names, self._columns[0])
             return pa.schema([pa.field(INDEX, plain.field(self._only_names).type)])
         types = {field.name: _plain_type(field.type) for field in plain}
         types |= {name: category.type for name, category in self._category_lists.items()}
         fields = [pa.field(name, type_) for name, type_ in types.items()]
         if self._names:
-            fields.insert(0, self._open(self._names).schema_arrow.field(INDEX).remove_metadata())
+            names = self._arrow_schema(self._names)
+            self._require(names, INDEX, self._names)
+            fields.insert(0, names.field(INDEX).remove_metadata())
         return pa.schema(fields)
 
+    @staticmethod
+    def _require(schema: Schema, name: str, file: str) -> None:
+        if schema.names.count(name) != 1:
+            raise ArchiveFormatError(f"{file}: expected one column {name!r:.100}")
+
     def _plain_schema(self) -> Schema:
-        schemas = [self._open(file).schema_arrow.remove_metadata() for file in self._columns]
+        schemas = [self._arrow_schema(file).remove_metadata() for file in self._columns]
         try:
             return pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
@@ -122,6 +156,10 @@ class ParquetTable:
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
+        with _readable(self._where):
+            return self._read(columns, start, stop)
+
+    def _read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         known = self.schema.names
         wanted = known if columns is None else list(columns)
         for name in wanted:
@@ -148,8 +186,6 @@ class ParquetTable:
                 rows = rows.append_column(name, column)
         if INDEX in wanted and self._names:
             names = self._read_rows(self._names, [INDEX], start, stop)
-            if names.num_rows != stop - start:
-                raise ArchiveFormatError(f"{self._names}: there are fewer names than rows")
             rows = rows.append_column(INDEX, names[INDEX])
         return rows.select(wanted)
 
@@ -162,10 +198,10 @@ class ParquetTable:
         schema = pa.schema([schema.field(name) for name in columns])
         pieces, position = [], 0
         for file in self._columns:
-            n_rows = int(self._open(file).metadata.num_rows)
+            n_rows = self._num_rows(file)
             first, last = max(start - position, 0), min(stop - position, n_rows)
             if first < last:
-                here = [name for name in columns if name in self._open(file).schema_arrow.names]
+                here = [name for name in columns if name in self._arrow_schema(file).names]
                 piece = pa.table({"": pa.nulls(last - first)})
                 for name in here:
                     column = self._read_rows(file, [name], first, last).column(0)
@@ -186,7 +222,9 @@ class ParquetTable:
         if self._categories is None:
             return {}
         found = {}
-        try:
+        with _readable(f"{self._categories}: the table of categories"):
+            if self._num_rows(self._categories) != 1:
+                raise ArchiveFormatError(f"{self._categories}: expected one row of categories")
             table = self._open(self._categories).read()
             for field in table.schema:
                 # See `_category_table`.
@@ -196,12 +234,7 @@ class ParquetTable:
                 found[field.name] = pa.DictionaryArray.from_arrays(
                     pa.array([], index_type), values, ordered=meta.get(b"ordered") == b"1"
                 )
-        except _UNREADABLE as error:
-            raise ArchiveFormatError(f"{self._categories}: not a table of categories") from error
         return found
-
-    def _size(self, path: str) -> int:
-        return len(self._held[path].data) if path in self._held else os.path.getsize(path)
 
     def _read_rows(
         self,
@@ -214,33 +247,66 @@ class ParquetTable:
         file = self._open(path, as_dictionary)
         groups: list[int] = []
         first_row, position = 0, 0
-        for i in range(file.num_row_groups):
-            n_rows = file.metadata.row_group(i).num_rows
+        for i, n_rows in enumerate(_group_rows(file)):
             if position < stop and position + n_rows > start:
                 first_row = first_row if groups else position
                 groups.append(i)
             position += n_rows
-        try:
+        with _readable(f"{path}: {columns!r:.200}"):
             table = file.read_row_groups(groups, columns=columns)
             if set(table.column_names) != set(columns):
                 raise KeyError(*columns)
-        except _UNREADABLE as error:
+            return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+
+    def _num_rows(self, path: str) -> int:
+        """Rows of a file, on which its parts agree."""
+        with _readable(path):
+            file = self._open(path)
+            rows, n_rows = _group_rows(file), int(file.metadata.num_rows)
+        if min(rows, default=0) < 0 or sum(rows) != n_rows:
             raise ArchiveFormatError(
-                f"{path}: {columns} cannot be read ({one_line(error)})"
-            ) from error
-        return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+                f"{path}: expected groups of {n_rows} rows altogether, found {sum(rows)}"
+            )
+        return n_rows
+
+    def _arrow_schema(self, path: str) -> Schema:
+        with _readable(path):
+            return self._open(path).schema_arrow
 
     def _open(self, path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-        try:
-            held = self._held.get(path)
-            source = path if held is None else pa.BufferReader(pa.py_buffer(held.data))
+        with _readable(path):
+            data = self._content(path)
+            # What describes a file cannot be longer than it.
+            longest = max(len(data), 1)
             return pq.ParquetFile(
-                source, read_dictionary=list(as_dictionary), page_checksum_verification=True
+                pa.BufferReader(pa.py_buffer(data)),
+                read_dictionary=list(as_dictionary),
+                page_checksum_verification=True,
+                thrift_string_size_limit=longest,
+                thrift_container_size_limit=longest,
             )
-        except FileNotFoundError:
-            raise ArchiveFormatError(f"{path}: the file is missing") from None
-        except _UNREADABLE as error:
-            raise ArchiveFormatError(f"{path}: not a parquet file ({one_line(error)})") from error
+
+    def _content(self, path: str) -> NDArray[np.uint8]:
+        return (self._held.get(path) or MappedFile(path)).data
+
+
+def _group_rows(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+
+@contextlib.contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Say of bytes that are no table in one sentence where they are."""
+    try:
+        yield
+    except ScdlError:
+        raise
+    except FileNotFoundError:
+        raise ArchiveFormatError(f"{where}: the file is missing") from None
+    except _UNREADABLE as error:
+        raise ArchiveFormatError(
+            f"{where}: not a parquet file that can be read ({one_line(error):.300})"
+        ) from error
 
 
 class Written(NamedTuple):

@@ -23,6 +23,7 @@ from zarr.storage import WrapperStore
 
 from storage_backends._content import Content
 from storage_backends._shards import Pieces, spans
+from storage_backends._zarr_claims import bounded
 from storage_backends._zarr_detection import OBSTORE
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -203,7 +204,8 @@ class PatientStore(WrapperStore[Store]):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         prototype = prototype or default_buffer_prototype()
-        return await self.patiently(key, lambda: self._store.get(key, prototype, byte_range))
+        found = await self.patiently(key, lambda: self._store.get(key, prototype, byte_range))
+        return bounded(f"{self.url}: {key}", found)
 
     async def exists(self, key: str) -> bool:
         return await self.patiently(key, lambda: self._store.exists(key))

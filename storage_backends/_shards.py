@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends import _archive_files
 from storage_backends._checksums import CheckedFile
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends._mapped_file import MappedFile, hold
@@ -86,7 +87,7 @@ class LocalFiles:
 
     def hold(self, keys: Iterable[str]) -> None:
         """Map files so that they outlive their removal; of very many only the first."""
-        self._held = hold(keys, self.root)
+        self._held = hold(keys, self._open_file)
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
         """The bytes of a file, where it is held."""
@@ -101,11 +102,8 @@ class LocalFiles:
                 "than are held; open it again"
             )
 
-    def _mapped(self, key: str) -> MappedFile | None:
-        try:
-            return MappedFile(os.path.join(self.root, key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    def _open_file(self, key: str) -> MappedFile:
+        return MappedFile(_archive_files.path_of(self.root, key))
 
     def _file(self, key: str) -> MappedFile | None:
         if key in self._held:
@@ -114,7 +112,10 @@ class LocalFiles:
             if key in self._open:
                 self._open.move_to_end(key)
                 return self._open[key]
-        file = self._mapped(key)
+        try:
+            file = self._open_file(key)
+        except (FileNotFoundError, NotADirectoryError):
+            file = None
         # Afterwards: what was opened is of the archive that stood there then.
         self.check_current()
         if file is None:
@@ -155,7 +156,7 @@ class LocalFiles:
     def total(self, prefix: str) -> int:
         found = os.walk(os.path.join(self.root, prefix))
         return sum(
-            os.path.getsize(os.path.join(directory, name))
+            os.lstat(os.path.join(directory, name)).st_size
             for directory, _, names in found
             for name in names
         )

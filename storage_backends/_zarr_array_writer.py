@@ -162,7 +162,12 @@ class ArrayBuilder:
     def _grid(self, directory: str, per_shard: int) -> ShardedChunks:
         suffix = "/0" * len(self._item_shape)
         return ShardedChunks(
-            self.name, LocalFiles("/"), f"{directory}/", suffix, per_shard, complete=True
+            self.name,
+            LocalFiles("/"),
+            f"{directory.lstrip('/')}/",
+            suffix,
+            per_shard,
+            complete=True,
         )
 
     def _submit(self, chunk: NDArray[Any]) -> None:

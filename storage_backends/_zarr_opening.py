@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import zarr
-from zarr.storage import LocalStore
 
 from storage_backends import _zarr_layout
 from storage_backends._held_store import HeldStore
 from storage_backends._shards import LocalFiles
+from storage_backends._zarr_claims import BoundedStore
 from storage_backends._zarr_detection import METADATA_FILES
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 
@@ -41,7 +41,7 @@ def open_local(path: str, files: LocalFiles) -> zarr.Group:
     if not any(os.path.isfile(os.path.join(path, name)) for name in METADATA_FILES):
         raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
     with unreadable(path):
-        return zarr.open_group(HeldStore(LocalStore(path, read_only=True), files), mode="r")
+        return zarr.open_group(HeldStore(BoundedStore(path, read_only=True), files), mode="r")
 
 
 def files_below(root: str) -> Iterator[str]:
@@ -85,9 +85,17 @@ def own_attribute(path: str, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     said = ours.get("attrs")
     blocks = said.get("blocks") if isinstance(said, Mapping) else None
-    if not blocks or any(not {"stop", "n_vars"} <= set(block) for block in blocks):
+    unsigned = ours.get("unsigned", [])
+    sound = isinstance(blocks, list) and blocks and all(map(_is_block, blocks))
+    if not sound or not isinstance(unsigned, list) or not all(isinstance(n, str) for n in unsigned):
         raise ArchiveFormatError(f"{path}: the attribute {_zarr_layout.ATTRIBUTE} is damaged")
     return ours
+
+
+def _is_block(block: Any) -> bool:
+    return isinstance(block, Mapping) and all(
+        type(block.get(key)) is int for key in ("stop", "n_vars")
+    )
 
 
 def members(path: str, root: zarr.Group) -> list[tuple[str, zarr.Array[Any] | zarr.Group]]:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 ATTRIBUTE = "scdl_table"
 #: Rows of one chunk of what is read, which bounds the text in it.
 _PIECE = 1 << 20
-#: What zarr, numcodecs and pyarrow say of bytes that are no table. Not OSError: it is the store's.
-_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 class _Column(NamedTuple):
@@ -94,7 +92,7 @@ class ZarrTable:
             assert self.schema.names is not None
             self.num_rows = int(ours["num_rows"])
             self._paths, self._nulls = dict(ours["paths"]), dict(ours["nulls"])
-        except (*_UNREADABLE, OSError) as error:
+        except Exception as error:
             raise ArchiveFormatError(
                 f"{self._where}: its attribute {ATTRIBUTE!r} is damaged ({one_line(error)})"
             ) from error
@@ -191,11 +189,12 @@ class ZarrTable:
     def _readable(self, name: str) -> Iterator[None]:
         try:
             yield
-        except ScdlError:
+        except (ScdlError, OSError):
+            # What the system or a store says is not about these bytes.
             raise
-        except _UNREADABLE as error:
+        except Exception as error:
             raise ArchiveFormatError(
-                f"{self._where}: column {name!r} cannot be read ({one_line(error)})"
+                f"{self._where}: column {name!r:.200} cannot be read ({one_line(error)})"
             ) from error
 
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import zarr
-from zarr.storage import LocalStore
 
-from storage_backends import _integrity, _zarr_detection, _zarr_layout
+from storage_backends import _archive_files, _integrity, _zarr_detection, _zarr_layout
 from storage_backends._recording_store import CapturingStore
 from storage_backends._staging import remove_leftovers
+from storage_backends._zarr_claims import ContainedStore
 from storage_backends._zarr_opening import identity, unreadable
 from storage_backends.base import Examination, Finding, Verdict
 from storage_backends.errors import BackendOptionError
@@ -56,8 +56,7 @@ def _lacks_consolidated(root: str) -> Verdict | None:
 
 def _metadata(root: str) -> Any:
     try:
-        with open(os.path.join(root, _ROOT), "rb") as stream:
-            return json.loads(stream.read())
+        return json.loads(_archive_files.read(root, _ROOT))
     except (OSError, ValueError, RecursionError):
         # Opening the store says what is wrong.
         return None
@@ -90,7 +89,7 @@ def repair(path: str) -> Sequence[str]:
 
 def _consolidated(root: str) -> dict[str, bytes]:
     """The files that change when metadata is consolidated, as they will be."""
-    capturing = CapturingStore(LocalStore(root))
+    capturing = CapturingStore(ContainedStore(root))
     with unreadable(root):
         zarr.consolidate_metadata(capturing)
     return capturing.files

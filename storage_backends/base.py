@@ -10,6 +10,7 @@ The interface is synchronous; a backend hides its own threads.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class ArraySpec:
     @property
     def nbytes(self) -> int:
         """Bytes of the array in memory."""
-        return self.length * self.dtype.itemsize * int(np.prod(self.item_shape, dtype=np.int64))
+        return self.length * self.dtype.itemsize * math.prod(self.item_shape)
 
 
 @dataclass(frozen=True, slots=True)

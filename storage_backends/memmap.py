@@ -23,6 +23,7 @@ other programs may change those.
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends import _feature_index, _integrity, _layout
+from storage_backends import _archive_files, _feature_index, _integrity, _layout
 from storage_backends._header import Header, HeaderArray, HeaderIndex
 from storage_backends._mapped_file import MappedFile, hold
 from storage_backends._memmap_writer import MemmapWriter
@@ -48,6 +49,7 @@ from storage_backends.errors import (
     ScdlError,
     ScdlWarning,
 )
+from storage_backends.proportion import check_claim
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,6 +131,13 @@ class MemmapStore(ArrayStore):
         parts = [prefix + part for part in ("data", "indices", "indptr")]
         if missing := [part for part in parts if part not in self._specs]:
             raise ArchiveFormatError(f"{self.path}: {', '.join(missing)} is missing")
+        for part in parts:
+            spec = self._specs[part]
+            if spec.item_shape or (not part.endswith("data") and spec.dtype.kind not in "iu"):
+                raise ArchiveFormatError(
+                    f"{self.path}: {part} cannot be {spec.dtype} of items of shape "
+                    f"{spec.item_shape}; convert the source again"
+                )
         values, ids, offsets = (self._specs[part].length for part in parts)
         indptr = self._opened()[parts[2]]
         ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
@@ -146,13 +155,16 @@ class MemmapStore(ArrayStore):
     def _check_features(self) -> None:
         """Refuse feature indexes that describe another number of rows."""
         for name in filter(None, (self._var_directory, self._obs_directory)):
-            stops = self._stops[name] = _feature_index.read_stops(self._path_of(name))
+            stops = self._stops[name] = _feature_index.read_stops(self.path, name)
             described = stops[-1] if stops else 0
             if described != self._n_obs:
                 raise ArchiveFormatError(
                     f"{self.path}: {name} describes {described} rows, "
                     f"but the archive has {self._n_obs}"
                 )
+        for block in self._manifest["attrs"]["blocks"] if self._manifest else ():
+            where = f"{self.path}: genes"
+            check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
         if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
             raise ArchiveFormatError(
                 f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "
@@ -194,13 +206,13 @@ class MemmapStore(ArrayStore):
 
     def _hold(self) -> None:
         """Map the files of tables already, and read what else would be read later."""
-        self._held = hold(file for name in self.tables for file in self._table_files(name))
+        self._held = hold(itertools.chain(*map(self._table_files, self.tables)), MappedFile)
         if not self._manifest:
             _ = self._labels
 
     @cached_property
     def _labels(self) -> list[str | None]:
-        return _feature_index.read_labels(self._path_of(self._var_directory), len(self._var_stops))
+        return _feature_index.read_labels(self.path, self._var_directory, len(self._var_stops))
 
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
@@ -223,7 +235,7 @@ class MemmapStore(ArrayStore):
     @property
     def nbytes(self) -> int:
         return sum(
-            os.path.getsize(os.path.join(directory, file))
+            os.lstat(os.path.join(directory, file)).st_size
             for directory, _, files in os.walk(self.path)
             for file in files
         )
@@ -352,6 +364,8 @@ class MemmapStore(ArrayStore):
             categories=self._own_table_file(name, "categories"),
             only_names=self._side_files(name).get("only_names"),
             held=self._held,
+            # As many cells as there are offsets, which are not compressed.
+            bounded=name != "obs",
         )
 
     def _column_files(self, name: str) -> list[str]:
@@ -362,7 +376,8 @@ class MemmapStore(ArrayStore):
             directory, n_blocks = self._var_directory, len(self._var_stops)
             block = int(name.removeprefix("var/"))
             blocks = range(block, block + 1)
-        return [self._path_of(directory, _layout.dataframe(i, n_blocks)) for i in blocks]
+        names = [_layout.dataframe(i, n_blocks) for i in blocks]
+        return [_archive_files.path_of(self.path, f"{directory}/{name}") for name in names]
 
     def _table_files(self, name: str) -> list[str]:
         own = [self._own_table_file(name, what) for what in ("names", "categories")]
@@ -376,7 +391,7 @@ class MemmapStore(ArrayStore):
     def _own_table_file(self, table: str, what: str) -> str | None:
         if not self._side_files(table).get(what):
             return None
-        return _layout.beside(self.path, table, what)
+        return _archive_files.path_of(self.path, _layout.beside("", table, what))
 
 
 BACKEND = Backend("memmap", MemmapStore, MemmapWriter)

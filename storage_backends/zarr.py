@@ -40,6 +40,7 @@ from storage_backends import (
 from storage_backends._chunk_plan import Bound
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
+from storage_backends._zarr_claims import check_array
 from storage_backends._zarr_layout import MATRIX_PARTS
 from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
 from storage_backends._zarr_opening import (
@@ -70,6 +71,7 @@ from storage_backends.errors import (
     RangeError,
     ScdlError,
 )
+from storage_backends.proportion import check_claim
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,7 +143,20 @@ class ZarrStore(ArrayStore):
 
     # -- opening ---------------------------------------------------------------------------
 
+    @cached_property
+    def _held(self) -> int:
+        """Bytes of all files; where nobody lists them, as many as anything may claim."""
+        return self._files.total("") or 1 << 62
+
+    def _check_claims(self) -> None:
+        for path, node in self._nodes.items():
+            if isinstance(node, zarr.Array):
+                check_array(f"{self.path}: {path}", node, lambda: self._held)
+        for block in self._ours["attrs"]["blocks"] if self._ours else ():
+            check_claim(f"{self.path}: genes", (block["n_vars"],), 8, lambda: self._held)
+
     def _find_arrays(self) -> None:
+        self._check_claims()
         for path, node in self._nodes.items():
             kind = str(node.attrs.get("encoding-type"))
             if self._ours and "encoding-type" not in node.attrs and self._holds_arrays(path):
@@ -195,7 +210,10 @@ class ZarrStore(ArrayStore):
     def _shape(self, path: str, node: zarr.Array[Any] | zarr.Group) -> tuple[int, int]:
         shape = node.attrs.get("shape")
         if isinstance(shape, Sequence) and [type(n) for n in shape] == [int, int]:
-            return shape[0], shape[1]  # type: ignore[return-value]
+            rows, columns = (int(n) for n in shape)  # type: ignore[arg-type]
+            for extent in (rows, columns):
+                check_claim(f"{self.path}: {path}", (extent,), 8, lambda: self._held)
+            return rows, columns
         raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
 
     def _name_of(self, path: str) -> str:
@@ -328,7 +346,7 @@ class ZarrStore(ArrayStore):
         with unreadable(f"{self.path}: {path}"):
             order: NDArray[np.int64] = np.asarray(self._array_node(path)[:])
         n_vars = self._sparse[self._matrix].shape[1]
-        if not np.array_equal(np.sort(order), np.arange(n_vars)):
+        if order.shape != (n_vars,) or not np.array_equal(np.sort(order), np.arange(n_vars)):
             raise ArchiveFormatError(
                 f"{self.path}: {path} is no order of {n_vars} genes; convert the source again"
             )

@@ -32,6 +32,7 @@ LAYERS = [
     {"scdl.sources"},
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
+    {"scdl.hdf5_claims"},
     {"scdl.cast", "scdl.chunks", "scdl.structure", "scdl.tables", "scdl.workers"},
     {"scdl.gene_view", "scdl.rows"},
     {"scdl.features", "scdl.genes", "scdl.joining", "scdl.neighbors", "scdl.samplers"},
@@ -49,7 +50,8 @@ SEAM = {
     # Files and directories, locked and put where they belong.
     "storage_backends.locks",
     "storage_backends.publication",
-    # Compiled loops, threads and filters of warnings, which know nothing of archives.
+    # Compiled loops, threads, filters of warnings, a rule of sizes: these know nothing of archives.
+    "storage_backends.proportion",
     "storage_backends.rowsort",
     "storage_backends.threads",
     "storage_backends.warning_filters",

@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks import soak
 from benchmarks.options import parser, workspace
 from benchmarks.outcomes import IN_TURN, Report, run
-from benchmarks.torture import checksums, flips, lives
+from benchmarks.torture import checksums, flips, fuzz, lives
 from benchmarks.torture.setting import Row, Setting
 
 #: What can be asked for, in the order of the table.
@@ -28,6 +28,7 @@ ROWS: dict[str, Row] = {
     "kills": lives.killed,
     "faults": lives.refused,
     "leak": soak.leak,
+    "fuzz": fuzz.survived,
     "checksum-cost": checksums.cost,
     "verify-speed": checksums.speed,
 }

@@ -1,0 +1,1 @@
+"""Inputs that nobody wrote, for every parser of what others wrote."""

@@ -1,0 +1,207 @@
+"""The parsers of what others wrote, each as a function of bytes; only an ScdlError is allowed."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numcodecs
+import numpy as np
+
+from benchmarks.fuzz import seeds
+from scdl import manifest
+from scdl.errors import ScdlError
+from scdl.h5ad import H5adFile
+from scdl.matrices import Bounds
+from storage_backends import _content, _feature_index, _layout
+from storage_backends._checksums import Table, crc32c
+from storage_backends._content import Content
+from storage_backends._header import Header
+from storage_backends._parquet import ParquetTable
+from storage_backends._shards import ShardedChunks
+from storage_backends._zarr_codecs import Chain
+from storage_backends.zarr import ZarrStore
+
+Parser = Callable[[bytes], None]
+
+
+class Target(NamedTuple):
+    """A parser to try.
+
+    Attributes
+    ----------
+    parser
+        Makes it, given an empty directory for what has to be a file.
+    corpus
+        Makes the inputs that others are made of, given an empty directory.
+    required
+        How many inputs it has to survive.
+    """
+
+    parser: Callable[[Path], Parser]
+    corpus: Callable[[Path], Sequence[bytes]]
+    required: int = 100_000
+
+
+def _header(place: Path) -> Parser:
+    def parse(data: bytes) -> None:
+        Header.from_bytes(data, "header.sch")
+
+    return parse
+
+
+def _npy(place: Path) -> Parser:
+    def parse(data: bytes) -> None:
+        stops = _feature_index.parse_stops(data, "stops.npy")
+        assert stops == sorted(stops)
+
+    return parse
+
+
+def _labels(place: Path) -> Parser:
+    def parse(data: bytes) -> None:
+        found = _feature_index.parse_labels_npy(data)
+        assert all(isinstance(label, str | None) for label in found or ())
+        _feature_index.parse_labels_json(data)
+
+    return parse
+
+
+def _parquet(place: Path) -> Parser:
+    file = place / "table.parquet"
+
+    def parse(data: bytes) -> None:
+        file.write_bytes(data)
+        table = ParquetTable("table", [str(file)], None)
+        read = table.read(None, 0, None)
+        assert read.schema.names == table.schema.names
+        assert len(read) == table.num_rows
+
+    return parse
+
+
+def _manifest(place: Path) -> Parser:
+    def parse(data: bytes) -> None:
+        for member in _refused(lambda: manifest.parse_manifest(data, "/archives")) or ():
+            assert member.n_obs >= 0
+        _refused(lambda: _layout.parse_manifest(data, "manifest.json"))
+
+    return parse
+
+
+def _checksums(place: Path) -> Parser:
+    def parse(data: bytes) -> None:
+        # Whoever means harm gets the last checksum right.
+        content = data[:-4]
+        Table.from_bytes(content + struct.pack("<I", crc32c(content)), "checksums.bin")
+
+    return parse
+
+
+def _zarr_metadata(place: Path) -> Parser:
+    archive = seeds.write_zarr(place)
+
+    def parse(data: bytes) -> None:
+        (archive / "zarr.json").write_bytes(data)
+        with ZarrStore.open(str(archive)) as store:
+            for name in store.arrays:
+                _refused(lambda name=name: store.read(name))
+            for name in store.tables:
+                _refused(lambda name=name: store.read_table(name))
+
+    return parse
+
+
+def _zarr_tables(place: Path) -> Parser:
+    archive = seeds.write_zarr(place)
+    files = [archive / name for name in seeds.TABLE_CHUNKS]
+    sound = [file.read_bytes() for file in files]
+
+    def parse(data: bytes) -> None:
+        which = data[0] % len(files) if data else 0
+        # Whoever means harm gets the checksum right, and mostly the compression.
+        body = (
+            data[1:] if data[:1] >= b"\x80" else numcodecs.Zstd(level=1).encode(data[1:] or b"\0")
+        )
+        files[which].write_bytes(body + _content.checksum(body))
+        try:
+            with ZarrStore.open(str(archive)) as store:
+                assert len(store.read_table("obs")) == seeds.CELLS
+        finally:
+            files[which].write_bytes(sound[which])
+
+    return parse
+
+
+class _Bytes:
+    """A file of one shard."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def size(self, key: str) -> int:
+        return len(self._data)
+
+    def tail(self, key: str, length: int) -> bytes:
+        return self._data[-length:]
+
+
+def _zarr_chunks(place: Path) -> Parser:
+    chains = [Chain.of(codecs, np.dtype(dtype)) for codecs, dtype in seeds.CHAINS]
+
+    def parse(data: bytes) -> None:
+        chain = chains[data[0] % len(chains)] if data else None
+        assert chain is None or chain.stored.itemsize
+        body = data[1:]
+        index = body + _content.checksum(body)
+        shards = ShardedChunks("x", _Bytes(index), "c/", "", len(body) // 16, complete=False)  # type: ignore[arg-type]
+        if len(body) >= 16:
+            _refused(lambda: shards.locate(np.arange(len(body) // 16)))
+        if chain is None:
+            return
+        # Whoever means harm gets the checksum right.
+        chunk = np.frombuffer(index if seeds.is_checked(data[0]) else body, np.uint8)
+        address, size = np.array([chunk.ctypes.data]), np.array([len(chunk)])
+        chain.decode(Content(address, size, chunk), np.empty((1, seeds.CHUNK_LENGTH), chain.stored))
+
+    return parse
+
+
+def _hdf5(place: Path) -> Parser:
+    path = place / "cells.h5ad"
+
+    def parse(data: bytes) -> None:
+        path.write_bytes(data)
+        with H5adFile(path) as file:
+            for _ in file.matrix.blocks(Bounds(target=str(path))):
+                pass
+            file.obs.read(0, file.n_obs)
+            file.var()
+            for _, element in file.rest():
+                del element
+
+    return parse
+
+
+def _refused(work: Callable[[], object]) -> object:
+    """What a part of the work gives; None where it is refused, so that the rest is tried."""
+    try:
+        return work()
+    except ScdlError:
+        return None
+
+
+TARGETS = {
+    "header": Target(_header, seeds.headers, 1_000_000),
+    "npy": Target(_npy, seeds.npy),
+    "labels": Target(_labels, seeds.labels),
+    "parquet": Target(_parquet, seeds.parquet),
+    "manifest": Target(_manifest, seeds.manifests),
+    "checksums": Target(_checksums, seeds.checksums),
+    "zarr-metadata": Target(_zarr_metadata, seeds.zarr_metadata),
+    "zarr-tables": Target(_zarr_tables, seeds.zarr_tables),
+    "zarr-chunks": Target(_zarr_chunks, seeds.zarr_chunks),
+    "hdf5": Target(_hdf5, seeds.hdf5),
+}
