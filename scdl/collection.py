@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from scdl.dataset import Path, SingleCellDataset
 from scdl.errors import (
     ArchiveChangedError,
+    ArchiveFormatError,
     ArchiveNotFoundError,
     CastError,
     CollectionError,
@@ -36,6 +37,7 @@ from scdl.manifest import (
 from scdl.members import Datasets, Members
 from scdl.neighbors import NeighborSamplingStrategy
 from scdl.schema import NEIGHBOR_KEY, distinct
+from storage_backends import registry
 from storage_backends.errors import refused_write
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ class SingleCellCollection(JoinedCells):
             )
         if not os.path.lexists(directory) or (os.path.isdir(directory) and _is_empty(directory)):
             return []
-        found = archives_below(directory)
+        found = sorted(archives_below(directory))
         if not found:
             raise ArchiveNotFoundError(
                 f"{directory}: there is no archive here or below, and no {MANIFEST}; make some "
@@ -129,21 +131,26 @@ class SingleCellCollection(JoinedCells):
         return described
 
     def _describe(self, path: str) -> Member:
-        if os.path.isdir(path) and not is_archive(path):
-            if self.data_path is not None and is_within(self.data_path, path):
-                raise CollectionError(
-                    f"{path}: a collection cannot be inside itself; list archives"
-                )
-            if has_manifest(path) or archives_below(path):
-                raise CollectionError(
-                    f"{path}: this is a collection, not an archive; list its members, or flatten it"
-                )
         try:
-            return Member.of(path, SingleCellDataset(path).store)
+            with registry.detect(path).store.open(path, hold=False) as store:
+                return Member.of(path, store)
+        except ArchiveFormatError:
+            if not is_archive(path):
+                self._refuse_collection(path)
+            raise
         except ScdlError:
             raise
         except OSError as error:
             raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
+
+    def _refuse_collection(self, path: str) -> None:
+        """CollectionError where a collection stands at a path."""
+        if self.data_path is not None and is_within(self.data_path, path):
+            raise CollectionError(f"{path}: a collection cannot be inside itself; list archives")
+        if has_manifest(path) or any(archives_below(path)):
+            raise CollectionError(
+                f"{path}: this is a collection, not an archive; list its members, or flatten it"
+            )
 
     def _use(self, records: Sequence[Member]) -> None:
         """Become the collection of these members, in one step."""
@@ -512,7 +519,7 @@ def open(
     """
     place = os.fspath(path)
     several = os.path.isdir(place) and (
-        has_manifest(place) or (not is_archive(place) and bool(archives_below(place)))
+        has_manifest(place) or (not is_archive(place) and any(archives_below(place)))
     )
     kind = SingleCellCollection if several else SingleCellDataset
     return kind(

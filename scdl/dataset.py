@@ -124,19 +124,7 @@ class SingleCellDataset(CellReader):
 
     def _open(self) -> None:
         self._store: ArrayStore = registry.detect(self.data_path).store.open(self.data_path)
-        if not self._store.arrays.keys() >= set(MATRIX):
-            there = ", ".join([*self._store.sparse, *self._store.arrays]) or "no matrix"
-            raise ArchiveFormatError(
-                f"{self._store.path}: expected a matrix X in CSR form, found {there}; convert it "
-                "with scdl.convert or `scdl convert`"
-            )
-        self._info = Info.from_attrs(self._store.attrs, self._store.path)
-        n_obs = self._store.spec(INDPTR).length - 1
-        if self._info.n_obs != n_obs:
-            raise ArchiveFormatError(
-                f"{self._store.path}: its feature blocks describe {self._info.n_obs} cells, but "
-                f"the archive has {n_obs}"
-            )
+        self._info = Info.of(self._store)
         views = [self._store.view(name) for name in MATRIX]
         # Plain arrays slice several times faster than numpy.memmap does.
         found = [np.asarray(view) for view in views if view is not None]

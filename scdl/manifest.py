@@ -79,7 +79,7 @@ class Member:
     @classmethod
     def of(cls, path: str, store: ArrayStore) -> Self:
         """What an open archive is, but for its genes."""
-        info = Info.from_attrs(store.attrs, store.path)
+        info = Info.of(store)
         return cls(
             path,
             tuple(block.n_vars for block in info.blocks),
@@ -205,9 +205,8 @@ def is_archive(path: str) -> bool:
     return True
 
 
-def archives_below(directory: str) -> list[str]:
-    """Archives in a directory and those below it, by name; hidden ones are left out."""
-    found = []
+def archives_below(directory: str) -> Iterator[str]:
+    """Archives in a directory and those below it; hidden ones are left out."""
     for above, names, _ in os.walk(directory):
         deeper = []
         for name in sorted(names):
@@ -215,12 +214,11 @@ def archives_below(directory: str) -> list[str]:
             if name.startswith("."):
                 continue
             if is_archive(path):
-                found.append(path)
+                yield path
             else:
                 deeper.append(name)
         # What is within an archive is a part of it.
         names[:] = deeper
-    return sorted(found)
 
 
 def has_manifest(directory: str) -> bool:

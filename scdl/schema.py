@@ -158,6 +158,24 @@ class Info:
         }
 
     @classmethod
+    def of(cls, store: ArrayStore) -> Info:
+        """What an archive says of its matrix; ArchiveFormatError where it has none to read."""
+        if not store.arrays.keys() >= set(MATRIX):
+            there = ", ".join([*store.sparse, *store.arrays]) or "no matrix"
+            raise ArchiveFormatError(
+                f"{store.path}: expected a matrix X in CSR form, found {there}; convert it with "
+                "scdl.convert or `scdl convert`"
+            )
+        info = cls.from_attrs(store.attrs, store.path)
+        n_obs = store.spec(INDPTR).length - 1
+        if info.n_obs != n_obs:
+            raise ArchiveFormatError(
+                f"{store.path}: its feature blocks describe {info.n_obs} cells, but the archive "
+                f"has {n_obs}"
+            )
+        return info
+
+    @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any], where: str) -> Info:
         """From the JSON object; ArchiveFormatError opens with `where`."""
         try:

@@ -98,8 +98,8 @@ class LocalFiles:
         """ArchiveChangedError where another archive took the place of this one."""
         if not self.is_current():
             raise ArchiveChangedError(
-                f"{self.root}: the archive was replaced since it was opened, and has more files "
-                "than are held; open it again"
+                f"{self.root}: the archive was replaced since it was opened, and not all of its "
+                "files are held; open it again"
             )
 
     def _open_file(self, key: str) -> MappedFile:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import zarr
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from storage_backends import _archive_files, _bounded_codecs, proportion
+from storage_backends._zarr_nodes import ArrayMetadata
 from storage_backends.errors import ArchiveFormatError
 
 #: Files of metadata, by the end of their keys.
@@ -123,19 +123,22 @@ def _codec(codec: Any) -> Iterator[dict[str, Any]]:
         raise TypeError(f"expected a codec, found {codec!r:.100}")
 
 
-def check_array(where: str, array: zarr.Array[Any], held: Callable[[], int]) -> None:
+def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> None:
     """ArchiveFormatError where an array, or what is decoded at once, is said to be too large.
 
     Parameters
     ----------
     where
         Opens the message.
+    array
+        What is said; where the type is not known, zarr is to be asked first.
     held
         Bytes of all files of the store.
     """
-    shape, itemsize = tuple(map(int, array.shape)), max(1, int(array.dtype.itemsize))
+    if array.dtype is None:
+        return
+    itemsize, shape, chunks, shards = max(1, array.dtype.itemsize), *array[1:4]
     proportion.check_claim(where, shape, itemsize, held)
-    chunks, shards = tuple(map(int, array.chunks)), array.shards
     chunk_bytes = math.prod(chunks) * itemsize
     if chunk_bytes > max(proportion.FREE_BYTES, math.prod(shape) * itemsize):
         raise ArchiveFormatError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zarr
@@ -25,6 +26,7 @@ from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 _SHARDING = "sharding_indexed"
 #: How an index of a shard is written that is read here without zarr-python.
 _INDEX_CODECS = ["bytes", "crc32c"]
+_NUMBERS = {dtype.name: dtype for dtype in DTYPES}
 
 
 class Grid(NamedTuple):
@@ -37,17 +39,119 @@ class Grid(NamedTuple):
     suffix: str
 
 
-def is_numeric(node: Any) -> TypeGuard[zarr.Array[Any]]:
+class ArrayMetadata(NamedTuple):
+    """What the metadata of an array says.
+
+    Attributes
+    ----------
+    dtype
+        Of its items; None where it is not known without zarr.
+    shape, chunks, shards
+        Of the array, of what is decoded at once, and of what is stored together; None without
+        shards.
+    fill
+        What items are that are not stored.
+    json
+        All of it.
+    """
+
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    fill: Any
+    json: Mapping[str, Any]
+
+
+class Node(NamedTuple):
+    """An array or a group of a store.
+
+    Attributes
+    ----------
+    path
+        Where it is in the store.
+    attrs
+        Its attributes.
+    array
+        What an array is; None of a group.
+    opened
+        Gives what zarr makes of it.
+    """
+
+    path: str
+    attrs: Mapping[str, Any]
+    array: ArrayMetadata | None
+    opened: Callable[[], zarr.Array[Any] | zarr.Group]
+
+    @classmethod
+    def of(cls, node: zarr.Array[Any] | zarr.Group) -> Self:
+        """What zarr opened."""
+        array = None
+        if isinstance(node, zarr.Array):
+            array = ArrayMetadata(
+                np.dtype(node.dtype),
+                tuple(map(int, node.shape)),
+                tuple(map(int, node.chunks)),
+                node.shards and tuple(map(int, node.shards)),
+                node.fill_value,
+                node.metadata.to_dict(),
+            )
+        return cls(node.path, node.attrs.asdict(), array, lambda: node)
+
+    @classmethod
+    def from_json(
+        cls,
+        path: str,
+        metadata: Mapping[str, Any],
+        opened: Callable[[], zarr.Array[Any] | zarr.Group],
+    ) -> Self:
+        """From metadata of format 3, as far as archives have it.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, ArithmeticError
+            Zarr may know what it is.
+        """
+        if metadata["zarr_format"] != 3 or metadata["node_type"] not in ("array", "group"):
+            raise ValueError(f"{path} is no array or group of format 3")
+        is_array = metadata["node_type"] == "array"
+        array = _array_from_json(metadata) if is_array else None
+        return cls(path, dict(metadata.get("attributes", {})), array, opened)
+
+
+def _array_from_json(metadata: Mapping[str, Any]) -> ArrayMetadata:
+    grid, codecs = metadata["chunk_grid"], metadata["codecs"]
+    if grid["name"] != "regular" or not all(isinstance(codec, dict) for codec in codecs):
+        raise ValueError("of some other kind than archives have")
+    chunks, shards = grid["configuration"]["chunk_shape"], None
+    if codecs[0]["name"] == _SHARDING:
+        chunks, shards = codecs[0]["configuration"]["chunk_shape"], chunks
+    shape, chunks = (
+        tuple(map(operator.index, metadata["shape"])),
+        tuple(map(operator.index, chunks)),
+    )
+    shards = shards and tuple(map(operator.index, shards))
+    extents = {len(shape), len(chunks), len(shards or chunks)}
+    if len(extents) != 1 or min(shape, default=0) < 0 or min(*chunks, *(shards or ()), 1) < 1:
+        raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
+    # Some types have settings, and are no numbers.
+    kind = metadata["data_type"]
+    dtype = _NUMBERS.get(kind) if shape and isinstance(kind, str) else None
+    fill = None if dtype is None else dtype.type(metadata["fill_value"])
+    return ArrayMetadata(dtype, shape, chunks, shards, fill, metadata)
+
+
+def is_numeric(node: Node | None) -> bool:
     """Whether a node is an array whose numbers an archive can give."""
-    if not isinstance(node, zarr.Array):
+    if node is None or node.array is None or node.array.dtype is None:
         return False
-    dtype = np.dtype(node.dtype)
-    return node.ndim > 0 and dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
+    dtype = node.array.dtype
+    return len(node.array.shape) > 0 and dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
 
 
 def array_of(
     where: str,
-    array: zarr.Array[Any],
+    node: Node,
     name: str,
     files: Files,
     cache: ChunkCache,
@@ -60,63 +164,74 @@ def array_of(
     ----------
     where
         Opens the message of an error.
+    node
+        One of numbers.
     name
         Of its chunks in the cache.
     complete
         Whether every chunk must be there.
     """
-    dtype = np.dtype(array.dtype).newbyteorder("=")
-    spec = ArraySpec(dtype, int(array.shape[0]), tuple(int(n) for n in array.shape[1:]))
-    grid = grid_of(array)
+    assert node.array is not None
+    assert node.array.dtype is not None
+    dtype = node.array.dtype.newbyteorder("=")
+    spec = ArraySpec(dtype, node.array.shape[0], node.array.shape[1:])
+    grid = grid_of(node)
     chain = Chain.of(grid.codecs, dtype) if grid is not None else None
     if complete and spec.nbytes and (grid is None or chain is None):
+        # Zarr says more, if it does not know it either.
+        node.opened()
         raise ArchiveFormatError(f"{where}: it is not stored as archives are; convert it again")
     if grid is None or chain is None:
-        rows = int(array.chunks[0])
-        return ZarrArray(where, name, spec, rows, _SlowReader(where, array, rows), cache)
+        rows = node.array.chunks[0]
+        return ZarrArray(where, name, spec, rows, _SlowReader(where, array_at(node), rows), cache)
     chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=complete)
-    reader = DirectReader(where, files, chunks, chain, array.fill_value)
+    reader = DirectReader(where, files, chunks, chain, node.array.fill)
     return ZarrArray(where, name, spec, grid.chunk_rows, reader, cache)
 
 
-def grid_of(array: zarr.Array[Any]) -> Grid | None:
+def array_at(node: Node) -> zarr.Array[Any]:
+    """What zarr makes of an array."""
+    opened = node.opened()
+    assert isinstance(opened, zarr.Array)
+    return opened
+
+
+def grid_of(node: Node) -> Grid | None:
     """How an array of format 3 is cut along its first axis; None where it is cut otherwise."""
-    metadata: Mapping[str, Any] = array.metadata.to_dict()
+    if node.array is None or not node.array.shape:
+        return None
+    metadata, shape, inner = node.array.json, node.array.shape, node.array.chunks
+    outer = node.array.shards or inner
     keys = metadata.get("chunk_key_encoding", {})
     separator = keys.get("configuration", {}).get("separator", "/")
     if metadata["zarr_format"] != 3 or (keys["name"], separator) != ("default", "/"):
         return None
     if metadata["chunk_grid"]["name"] != "regular":
         return None
-    outer = inner = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
     codecs: Sequence[Codec] = metadata["codecs"]
     sharded = codecs[0]["name"] == _SHARDING
     if sharded:
         settings = codecs[0]["configuration"]
-        inner, codecs = tuple(settings["chunk_shape"]), settings["codecs"]
+        codecs = settings["codecs"]
         index = [codec["name"] for codec in settings["index_codecs"]]
         if index != _INDEX_CODECS or settings.get("index_location", "end") != "end":
             return None
         if len(metadata["codecs"]) > 1:
             return None
-    if outer[1:] != inner[1:] or any(
-        n > c for n, c in zip(array.shape[1:], inner[1:], strict=True)
-    ):
+    if outer[1:] != inner[1:] or shape[1:] != inner[1:]:
         return None
-    if tuple(max(1, n) for n in array.shape[1:]) != inner[1:] or 0 in array.shape[1:]:
-        return None
-    suffix = "/0" * (array.ndim - 1)
+    suffix = "/0" * (len(shape) - 1)
     per_shard = outer[0] // inner[0] if sharded else 0
-    return Grid(inner[0], per_shard, codecs, f"{array.path}/c/", suffix)
+    return Grid(inner[0], per_shard, codecs, f"{node.path}/c/", suffix)
 
 
-def shard_keys(array: zarr.Array[Any]) -> list[str]:
+def shard_keys(node: Node) -> list[str]:
     """Keys of all files of an array that is read directly."""
-    grid = grid_of(array) if array.ndim else None
-    if grid is None:
+    grid = grid_of(node)
+    if grid is None or node.array is None:
         return []
     rows = grid.chunk_rows * max(grid.per_shard, 1)
-    return [f"{grid.files}{i}{grid.suffix}" for i in range(-(-int(array.shape[0]) // rows))]
+    return [f"{grid.files}{i}{grid.suffix}" for i in range(-(-node.array.shape[0] // rows))]
 
 
 def describe(array: zarr.Array[Any]) -> str:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import zarr
 
-from storage_backends import _zarr_layout
+from storage_backends import _archive_files, _zarr_layout
 from storage_backends._held_store import HeldStore
 from storage_backends._shards import LocalFiles
-from storage_backends._zarr_claims import BoundedStore
+from storage_backends._zarr_claims import BoundedStore, check_array
 from storage_backends._zarr_detection import METADATA_FILES
+from storage_backends._zarr_nodes import Node
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
+
+
+class Nodes(NamedTuple):
+    """What a store has.
+
+    Attributes
+    ----------
+    attrs
+        Attributes of the root.
+    by_path
+        Every array and group.
+    """
+
+    attrs: Mapping[str, Any]
+    by_path: dict[str, Node]
 
 
 def identity(path: str) -> tuple[int, ...] | None:
@@ -33,15 +51,76 @@ def is_still(path: str, before: tuple[int, ...] | None) -> bool:
     return identity(path) == before
 
 
-def open_local(path: str, files: LocalFiles) -> zarr.Group:
-    """The root of a store in a directory; ArchiveFormatError where there is none.
+def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Nodes:
+    """What a store in a directory has.
 
-    What is held in `files` is read from there.
+    Of an archive of ours consolidated metadata tells, without zarr: it makes its objects of all
+    that is in a store at once, which takes longer than everything else about opening it.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    files
+        Where its files are read from, once there is more to read than metadata.
+    stored
+        Bytes of all files.
+
+    Raises
+    ------
+    ArchiveFormatError
+        There is no store, or a damaged one.
     """
-    if not any(os.path.isfile(os.path.join(path, name)) for name in METADATA_FILES):
+    there = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
+    if not there:
         raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
+
+    @cache
+    def opened() -> Nodes:
+        with unreadable(path):
+            store = HeldStore(BoundedStore(path, read_only=True), files)
+            # Not told, zarr looks for files that only stores of the other format have.
+            is_new = there[0] == "zarr.json"
+            root = zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2)
+            return nodes(path, root, stored)
+
+    found = _consolidated(path, lambda name: opened().by_path[name].opened())
+    if found is None:
+        # Zarr knows what it is, or says what is wrong.
+        return opened()
+    _check_claims(path, found.by_path, stored)
+    return found
+
+
+def _consolidated(
+    path: str, open_node: Callable[[str], zarr.Array[Any] | zarr.Group]
+) -> Nodes | None:
+    """What an archive of ours has, by its metadata; None where this does not tell it all."""
+    with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
+        said = json.loads(_archive_files.read(path, METADATA_FILES[0]))
+        if _zarr_layout.ATTRIBUTE in said["attributes"]:
+            listed = said["consolidated_metadata"]["metadata"]
+            by_path = {
+                name: Node.from_json(name, metadata, partial(open_node, name))
+                for name, metadata in listed.items()
+            }
+            return Nodes(dict(said["attributes"]), by_path)
+    return None
+
+
+def nodes(path: str, root: zarr.Group, stored: Callable[[], int]) -> Nodes:
+    """Every array and group of a store, as zarr opened them."""
     with unreadable(path):
-        return zarr.open_group(HeldStore(BoundedStore(path, read_only=True), files), mode="r")
+        members = root.members(max_depth=None)
+        found = {name: Node.of(node) for name, node in members}
+        _check_claims(path, found, stored)
+        return Nodes(root.attrs.asdict(), found)
+
+
+def _check_claims(path: str, found: Mapping[str, Node], stored: Callable[[], int]) -> None:
+    for name, node in found.items():
+        if node.array is not None:
+            check_array(f"{path}: {name}", node.array, stored)
 
 
 def files_below(root: str) -> Iterator[str]:
@@ -96,9 +175,3 @@ def _is_block(block: Any) -> bool:
     return isinstance(block, Mapping) and all(
         type(block.get(key)) is int for key in ("stop", "n_vars")
     )
-
-
-def members(path: str, root: zarr.Group) -> list[tuple[str, zarr.Array[Any] | zarr.Group]]:
-    """Every array and group of a store, by path."""
-    with unreadable(path):
-        return list(root.members(max_depth=None))

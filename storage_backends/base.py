@@ -179,8 +179,15 @@ class ArrayStore(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str, *, hold: bool = True) -> Self:
         """Open the archive at `path`, in constant time and without permission to write.
+
+        Parameters
+        ----------
+        hold
+            Whether to keep hold of its files, as far as the backend can, so that all of it stays
+            what it is when the archive at the path is changed, replaced or removed; without, what
+            is not there any more is an ArchiveChangedError.
 
         Raises
         ------

@@ -82,12 +82,14 @@ class MemmapStore(ArrayStore):
         return all(os.path.isfile(os.path.join(path, a.file)) for a in _layout.MATRIX.values())
 
     @classmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str, *, hold: bool = True) -> Self:
         path = os.path.realpath(path)
         while os.path.isdir(path):
             identity = _layout.identity(path)
             try:
                 store = cls._open(path)
+                if hold:
+                    store._hold()
             except (ScdlError, OSError):
                 if identity == _layout.identity(path):
                     raise
@@ -106,7 +108,6 @@ class MemmapStore(ArrayStore):
         store._map(_layout.graph_files(path, store._manifest))
         store._map(_layout.own_files(path, store._manifest))
         store._check_features()
-        store._hold()
         store.stale = header is not None and store._is_stale(header)
         return store
 

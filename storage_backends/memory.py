@@ -61,7 +61,7 @@ class MemoryStore(ArrayStore):
         return path in _committed
 
     @classmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str, *, hold: bool = True) -> Self:
         if path not in _committed:
             raise ArchiveNotFoundError(f"{path}: no such archive in the memory of this process")
         return cls(path, _committed[path])

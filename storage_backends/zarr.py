@@ -21,7 +21,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,15 +40,16 @@ from storage_backends import (
 from storage_backends._chunk_plan import Bound
 from storage_backends._shards import Files, LocalFiles
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
-from storage_backends._zarr_claims import check_array
+from storage_backends._zarr_detection import METADATA_FILES
 from storage_backends._zarr_layout import MATRIX_PARTS
-from storage_backends._zarr_nodes import array_of, describe, is_numeric, shard_keys
+from storage_backends._zarr_nodes import Node, array_at, array_of, describe, is_numeric, shard_keys
 from storage_backends._zarr_opening import (
+    Nodes,
     files_below,
     identity,
     is_still,
-    members,
-    open_local,
+    local_nodes,
+    nodes,
     own_attribute,
     unreadable,
 )
@@ -85,13 +86,15 @@ CACHE_BYTES = 64 << 20
 class ZarrStore(ArrayStore):
     """A committed archive, or any AnnData in a Zarr store."""
 
-    def __init__(self, path: str, root: zarr.Group, files: Files) -> None:
+    def __init__(self, path: str, files: Files) -> None:
         self.path = path
-        self._root, self._files = root, files
+        self._files = files
+        #: Bytes of all files; where nobody lists them, as many as anything may claim.
+        self._stored = cache(lambda: files.total("") or 1 << 62)
         self._cache = ChunkCache(CACHE_BYTES)
         self._closed = False
         self._ours: Mapping[str, Any] = {}
-        self._nodes: dict[str, zarr.Array[Any] | zarr.Group] = {}
+        self._nodes: dict[str, Node] = {}
         self._sparse: dict[str, Sparse] = {}
         self._arrays: dict[str, ZarrArray] = {}
         self._paths: dict[str, str] = {}
@@ -103,22 +106,28 @@ class ZarrStore(ArrayStore):
         return _zarr_detection.detect(path)
 
     @classmethod
-    def open(cls, path: str) -> Self:
+    def open(cls, path: str, *, hold: bool = True) -> Self:
         if _zarr_detection.is_url(path):
             with unreadable(path):
-                return cls._open(path, *_remote.open_group(path))
+                root, remote = _remote.open_group(path)
+                store = cls(path, remote)
+                store._find(nodes(path, root, store._stored))
+                return store
         path = os.path.realpath(path)
         while os.path.isdir(path):
             before = identity(path)
-            store: Self | None = None
+            files = LocalFiles(path)
+            store = cls(path, files)
             try:
-                files = LocalFiles(path)
-                store = cls._open(path, open_local(path, files), files)
-                store._hold(files)
+                store._find(local_nodes(path, files, store._stored))
+                if hold:
+                    store._hold(files)
             except (ScdlError, OSError):
                 if before == identity(path):
                     raise
-            if store is not None and before == identity(path):
+            else:
+                if before != identity(path):
+                    continue
                 store._opened_as = before
                 files.is_current = partial(is_still, path, before)
                 return store
@@ -131,32 +140,18 @@ class ZarrStore(ArrayStore):
     def is_current(self) -> bool:
         return self._opened_as is None or is_still(self.path, self._opened_as)
 
-    @classmethod
-    def _open(cls, path: str, root: zarr.Group, files: Files) -> Self:
-        store = cls(path, root, files)
-        attrs = root.attrs.asdict()
-        store._ours = own_attribute(path, attrs)
-        store._nodes = dict(members(path, root))
-        with unreadable(path):
-            store._find_arrays()
-        return store
-
     # -- opening ---------------------------------------------------------------------------
 
-    @cached_property
-    def _held(self) -> int:
-        """Bytes of all files; where nobody lists them, as many as anything may claim."""
-        return self._files.total("") or 1 << 62
-
-    def _check_claims(self) -> None:
-        for path, node in self._nodes.items():
-            if isinstance(node, zarr.Array):
-                check_array(f"{self.path}: {path}", node, lambda: self._held)
+    def _find(self, found: Nodes) -> None:
+        """Learn what the store has."""
+        self._ours = own_attribute(self.path, found.attrs)
+        self._nodes = found.by_path
         for block in self._ours["attrs"]["blocks"] if self._ours else ():
-            check_claim(f"{self.path}: genes", (block["n_vars"],), 8, lambda: self._held)
+            check_claim(f"{self.path}: genes", (block["n_vars"],), 8, self._stored)
+        with unreadable(self.path):
+            self._find_arrays()
 
     def _find_arrays(self) -> None:
-        self._check_claims()
         for path, node in self._nodes.items():
             kind = str(node.attrs.get("encoding-type"))
             if self._ours and "encoding-type" not in node.attrs and self._holds_arrays(path):
@@ -207,12 +202,12 @@ class ZarrStore(ArrayStore):
         """Whether an element is arrays of the seam, if its content can be."""
         return path in ("X", "raw/X") or path.rpartition("/")[0] in _zarr_layout.ARRAY_HOLDERS
 
-    def _shape(self, path: str, node: zarr.Array[Any] | zarr.Group) -> tuple[int, int]:
+    def _shape(self, path: str, node: Node) -> tuple[int, int]:
         shape = node.attrs.get("shape")
         if isinstance(shape, Sequence) and [type(n) for n in shape] == [int, int]:
-            rows, columns = (int(n) for n in shape)  # type: ignore[arg-type]
+            rows, columns = map(int, shape)
             for extent in (rows, columns):
-                check_claim(f"{self.path}: {path}", (extent,), 8, lambda: self._held)
+                check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
             return rows, columns
         raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
 
@@ -278,13 +273,8 @@ class ZarrStore(ArrayStore):
         """Map all files already, those of the matrix first."""
         first = [self._paths[part] for part in MATRIX_PARTS if part in self._paths]
         rest = [path for path in self._paths.values() if path not in first]
-        arrays = (key for path in (*first, *rest) for key in shard_keys(self._array_node(path)))
-        files.hold(itertools.chain(arrays, files_below(self.path)))
-
-    def _array_node(self, path: str) -> zarr.Array[Any]:
-        node = self._nodes[path]
-        assert isinstance(node, zarr.Array)
-        return node
+        arrays = (key for path in (*first, *rest) for key in shard_keys(self._nodes[path]))
+        files.hold(itertools.chain(METADATA_FILES, arrays, files_below(self.path)))
 
     # -- arrays ----------------------------------------------------------------------------
 
@@ -344,7 +334,7 @@ class ZarrStore(ArrayStore):
         if path not in self._nodes:
             raise ArchiveFormatError(f"{self.path}: {path} is missing; convert the source again")
         with unreadable(f"{self.path}: {path}"):
-            order: NDArray[np.int64] = np.asarray(self._array_node(path)[:])
+            order: NDArray[np.int64] = np.asarray(array_at(self._nodes[path])[:])
         n_vars = self._sparse[self._matrix].shape[1]
         if order.shape != (n_vars,) or not np.array_equal(np.sort(order), np.arange(n_vars)):
             raise ArchiveFormatError(
@@ -392,8 +382,7 @@ class ZarrStore(ArrayStore):
         if not self._ours or self._opened_as is None or path in self._complete:
             return
         below = [n for key, n in self._nodes.items() if f"{key}/".startswith(f"{path}/")]
-        with _zarr_layout.quiet():
-            files = [f for n in below if isinstance(n, zarr.Array) for f in shard_keys(n)]
+        files = [file for node in below for file in shard_keys(node)]
         for file in files:
             if self._files.size(file) is None:
                 raise ArchiveFormatError(f"{self.path}: {file} is missing; {COPY_AGAIN}")
@@ -403,9 +392,10 @@ class ZarrStore(ArrayStore):
         from storage_backends._zarr_tables import ZarrTable
 
         node = self._nodes.get(path)
-        if not isinstance(node, zarr.Group) or node.attrs.get("encoding-type") != "dataframe":
+        group = node.opened() if node and node.attrs.get("encoding-type") == "dataframe" else None
+        if not isinstance(group, zarr.Group):
             raise ArchiveFormatError(f"{self.path}: the dataframe {path} is missing")
-        return ZarrTable(f"{self.path}: the table {path}", node)
+        return ZarrTable(f"{self.path}: the table {path}", group)
 
     def table_schema(self, name: str) -> pa.Schema:
         return self._table(name).schema
@@ -474,7 +464,7 @@ class ZarrStore(ArrayStore):
 
         self._check_chunks(name)
         with unreadable(f"{self.path}: {name}"), _zarr_layout.quiet():
-            value = read_elem(self._nodes[name])
+            value = read_elem(self._nodes[name].opened())
         aligned = _gene_order.ALIGNED.get(self._matrix, ())
         if self._order is not None and name.startswith(aligned):
             value = _gene_order.permute(name, value, np.argsort(self._order))
@@ -499,7 +489,7 @@ class ZarrStore(ArrayStore):
 
     def describe(self, name: str) -> str:
         self.spec(name)
-        return describe(self._array_node(self._paths[name]))
+        return describe(array_at(self._nodes[self._paths[name]]))
 
     # -- whether it is sound -------------------------------------------------------------------
 

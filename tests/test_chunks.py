@@ -19,7 +19,7 @@ from storage_backends._zarr_array_writer import ArrayBuilder
 from storage_backends._zarr_arrays import ChunkCache, ZarrArray
 from storage_backends._zarr_codecs import Chain
 from storage_backends._zarr_layout import quiet
-from storage_backends._zarr_nodes import array_of
+from storage_backends._zarr_nodes import Node, array_of
 from storage_backends._zarr_profiles import DRAFT, PROFILES, Profile
 from storage_backends.errors import ArchiveFormatError
 
@@ -159,7 +159,7 @@ def build(root: Path, name: str, values: np.ndarray, profile: Profile) -> zarr.G
 def opened(root: Path, group: zarr.Group, name: str) -> ZarrArray:
     files, cache = LocalFiles(str(root)), ChunkCache(1 << 16)
     with quiet():
-        return array_of("here", group[name], name, files, cache, complete=True)
+        return array_of("here", Node.of(group[name]), name, files, cache, complete=True)
 
 
 def read(array: ZarrArray) -> np.ndarray:

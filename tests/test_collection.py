@@ -35,6 +35,7 @@ from scdl.errors import (
     RowIndexError,
     SourceNotFoundError,
 )
+from storage_backends.memmap import MemmapStore
 
 
 @pytest.fixture(scope="module")
@@ -606,10 +607,10 @@ class TestBadInput:
     ) -> None:
         made = scdl.SingleCellCollection(copied.paths)
 
-        def refuse(*_: object) -> None:
+        def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(scdl.SingleCellDataset, "_open", refuse)
+        monkeypatch.setattr(MemmapStore, "open", refuse)
         for read in (lambda: made.read_rows([0]), lambda: scdl.SingleCellCollection(copied.paths)):
             with pytest.raises(
                 CollectionError, match=r"m0: .* cannot be read: .*Permission denied"

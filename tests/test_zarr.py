@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from annotated import counts, write
 
 import scdl
 from scdl.errors import (
+    ArchiveChangedError,
     ArchiveFormatError,
     ArchiveNotFoundError,
     MissingCodecError,
@@ -169,6 +171,45 @@ def refused(path: Path, *errors: type[Exception]) -> str:
     assert str(path) in told
     assert "\n" not in told
     return told
+
+
+class TestOpening:
+    def test_zarr_makes_no_objects_of_what_nobody_uses(
+        self, archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of all nodes they took longer than everything else about opening many archives."""
+        expected = scdl.open(archives["balanced"]).read_rows([3, 1])
+        with monkeypatch.context() as without:
+            without.setattr(zarr, "open_group", None)
+            store = ZarrStore.open(str(archives["balanced"]))
+            found = scdl.open(archives["balanced"]).read_rows([3, 1])
+            np.testing.assert_array_equal(found.to_dense(), expected.to_dense())
+        assert store.read_table("obs").num_rows == 400
+        assert store.read_element("uns")["numbers"].tolist() == list(range(9))
+
+    def test_files_are_let_go_with_the_store(self, archives: dict[str, Path]) -> None:
+        """At once, not when cycles are collected: many archives are open one after the other."""
+        store = weakref.ref(ZarrStore.open(str(archives["balanced"])))
+        assert store() is None
+
+    @pytest.mark.parametrize("hold", [True, False])
+    def test_tables_and_elements_are_of_the_archive_that_was_opened(
+        self, archives: dict[str, Path], tmp_path: Path, hold: bool
+    ) -> None:
+        path = tmp_path / "a.zarr"
+        shutil.copytree(archives["balanced"], path)
+        store = ZarrStore.open(str(path), hold=hold)
+        before = store.read_table("obs")
+        store = ZarrStore.open(str(path), hold=hold)
+        shutil.rmtree(path)
+        shutil.copytree(archives["fast"], path)
+        if hold:
+            assert store.read_table("obs").equals(before)
+            assert store.read_element("uns")["numbers"].tolist() == list(range(9))
+            return
+        for read in (lambda: store.read_table("obs"), lambda: store.read_element("uns")):
+            with pytest.raises(ArchiveChangedError, match="was replaced since it was opened"):
+                read()
 
 
 class TestDamage:
