@@ -131,13 +131,12 @@ def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> No
     where
         Opens the message.
     array
-        What is said; where the type is not known, zarr is to be asked first.
+        What is said; of an unknown type as if its items took a byte.
     held
         Bytes of all files of the store.
     """
-    if array.dtype is None:
-        return
-    itemsize, shape, chunks, shards = max(1, array.dtype.itemsize), *array[1:4]
+    itemsize = max(1, array.dtype.itemsize) if array.dtype else 1
+    shape, chunks, shards = array.shape, array.chunks, array.shards
     proportion.check_claim(where, shape, itemsize, held)
     chunk_bytes = math.prod(chunks) * itemsize
     if chunk_bytes > max(proportion.FREE_BYTES, math.prod(shape) * itemsize):

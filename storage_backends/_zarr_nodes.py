@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -30,7 +30,17 @@ _NUMBERS = {dtype.name: dtype for dtype in DTYPES}
 
 
 class Grid(NamedTuple):
-    """How an array is cut, and compressed."""
+    """How an array of format 3 is cut along its first axis, and compressed.
+
+    Attributes
+    ----------
+    chunk_rows, per_shard
+        Items of a chunk, and chunks of a shard; 0 without shards.
+    codecs
+        Of a chunk.
+    files, suffix
+        What stands before and behind the number of a file in its key.
+    """
 
     chunk_rows: int
     per_shard: int
@@ -51,8 +61,8 @@ class ArrayMetadata(NamedTuple):
         shards.
     fill
         What items are that are not stored.
-    json
-        All of it.
+    grid
+        How it is cut; None where it is cut otherwise.
     """
 
     dtype: np.dtype[Any] | None
@@ -60,7 +70,7 @@ class ArrayMetadata(NamedTuple):
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
     fill: Any
-    json: Mapping[str, Any]
+    grid: Grid | None
 
 
 class Node(NamedTuple):
@@ -88,13 +98,12 @@ class Node(NamedTuple):
         """What zarr opened."""
         array = None
         if isinstance(node, zarr.Array):
+            shape, chunks = tuple(map(int, node.shape)), tuple(map(int, node.chunks))
+            shards = node.shards and tuple(map(int, node.shards))
+            metadata: Mapping[str, Any] = node.metadata.to_dict()
+            grid = _grid_of(node.path, shape, chunks, shards, metadata)
             array = ArrayMetadata(
-                np.dtype(node.dtype),
-                tuple(map(int, node.shape)),
-                tuple(map(int, node.chunks)),
-                node.shards and tuple(map(int, node.shards)),
-                node.fill_value,
-                node.metadata.to_dict(),
+                np.dtype(node.dtype), shape, chunks, shards, node.fill_value, grid
             )
         return cls(node.path, node.attrs.asdict(), array, lambda: node)
 
@@ -109,36 +118,40 @@ class Node(NamedTuple):
 
         Raises
         ------
-        KeyError, TypeError, ValueError, ArithmeticError
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError
             Zarr may know what it is.
         """
         if metadata["zarr_format"] != 3 or metadata["node_type"] not in ("array", "group"):
             raise ValueError(f"{path} is no array or group of format 3")
         is_array = metadata["node_type"] == "array"
-        array = _array_from_json(metadata) if is_array else None
+        array = _array_from_json(path, metadata) if is_array else None
         return cls(path, dict(metadata.get("attributes", {})), array, opened)
 
 
-def _array_from_json(metadata: Mapping[str, Any]) -> ArrayMetadata:
-    grid, codecs = metadata["chunk_grid"], metadata["codecs"]
-    if grid["name"] != "regular" or not all(isinstance(codec, dict) for codec in codecs):
-        raise ValueError("of some other kind than archives have")
-    chunks, shards = grid["configuration"]["chunk_shape"], None
+def _array_from_json(path: str, metadata: Mapping[str, Any]) -> ArrayMetadata:
+    regular, codecs = metadata["chunk_grid"], metadata["codecs"]
+    if regular["name"] != "regular" or not all(isinstance(codec, dict) for codec in codecs):
+        raise ValueError("of another kind than archives have")
+    shape = _extents(metadata["shape"])
+    chunks, shards = _extents(regular["configuration"]["chunk_shape"]), None
     if codecs[0]["name"] == _SHARDING:
-        chunks, shards = codecs[0]["configuration"]["chunk_shape"], chunks
-    shape, chunks = (
-        tuple(map(operator.index, metadata["shape"])),
-        tuple(map(operator.index, chunks)),
-    )
-    shards = shards and tuple(map(operator.index, shards))
-    extents = {len(shape), len(chunks), len(shards or chunks)}
-    if len(extents) != 1 or min(shape, default=0) < 0 or min(*chunks, *(shards or ()), 1) < 1:
+        chunks, shards = _extents(codecs[0]["configuration"]["chunk_shape"]), chunks
+    whole = shards is None or not any(n % c for n, c in zip(shards, chunks, strict=True))
+    if len(shape) != len(chunks) or 0 in chunks or 0 in (shards or ()) or not whole:
         raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
     # Some types have settings, and are no numbers.
     kind = metadata["data_type"]
     dtype = _NUMBERS.get(kind) if shape and isinstance(kind, str) else None
     fill = None if dtype is None else dtype.type(metadata["fill_value"])
-    return ArrayMetadata(dtype, shape, chunks, shards, fill, metadata)
+    grid = _grid_of(path, shape, chunks, shards, metadata)
+    return ArrayMetadata(dtype, shape, chunks, shards, fill, grid)
+
+
+def _extents(listed: Any) -> tuple[int, ...]:
+    found = tuple(map(operator.index, listed))
+    if min(found, default=0) < 0:
+        raise ValueError(f"negative extents {found}")
+    return found
 
 
 def is_numeric(node: Node | None) -> bool:
@@ -175,7 +188,7 @@ def array_of(
     assert node.array.dtype is not None
     dtype = node.array.dtype.newbyteorder("=")
     spec = ArraySpec(dtype, node.array.shape[0], node.array.shape[1:])
-    grid = grid_of(node)
+    grid = node.array.grid
     chain = Chain.of(grid.codecs, dtype) if grid is not None else None
     if complete and spec.nbytes and (grid is None or chain is None):
         # Zarr says more, if it does not know it either.
@@ -196,12 +209,16 @@ def array_at(node: Node) -> zarr.Array[Any]:
     return opened
 
 
-def grid_of(node: Node) -> Grid | None:
-    """How an array of format 3 is cut along its first axis; None where it is cut otherwise."""
-    if node.array is None or not node.array.shape:
+def _grid_of(
+    path: str,
+    shape: tuple[int, ...],
+    inner: tuple[int, ...],
+    shards: tuple[int, ...] | None,
+    metadata: Mapping[str, Any],
+) -> Grid | None:
+    if not shape:
         return None
-    metadata, shape, inner = node.array.json, node.array.shape, node.array.chunks
-    outer = node.array.shards or inner
+    outer = shards or inner
     keys = metadata.get("chunk_key_encoding", {})
     separator = keys.get("configuration", {}).get("separator", "/")
     if metadata["zarr_format"] != 3 or (keys["name"], separator) != ("default", "/"):
@@ -222,16 +239,16 @@ def grid_of(node: Node) -> Grid | None:
         return None
     suffix = "/0" * (len(shape) - 1)
     per_shard = outer[0] // inner[0] if sharded else 0
-    return Grid(inner[0], per_shard, codecs, f"{node.path}/c/", suffix)
+    return Grid(inner[0], per_shard, codecs, f"{path}/c/", suffix)
 
 
-def shard_keys(node: Node) -> list[str]:
+def shard_keys(node: Node) -> Iterator[str]:
     """Keys of all files of an array that is read directly."""
-    grid = grid_of(node)
-    if grid is None or node.array is None:
-        return []
-    rows = grid.chunk_rows * max(grid.per_shard, 1)
-    return [f"{grid.files}{i}{grid.suffix}" for i in range(-(-node.array.shape[0] // rows))]
+    if node.array is not None and node.array.grid is not None:
+        grid = node.array.grid
+        rows = grid.chunk_rows * max(grid.per_shard, 1)
+        for i in range(-(-node.array.shape[0] // rows)):
+            yield f"{grid.files}{i}{grid.suffix}"
 
 
 def describe(array: zarr.Array[Any]) -> str:

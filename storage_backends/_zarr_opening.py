@@ -19,6 +19,12 @@ from storage_backends._zarr_detection import METADATA_FILES
 from storage_backends._zarr_nodes import Node
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 
+#: What metadata that archives of ours do not have is noticed by.
+_OTHERWISE = (
+    *(LookupError, TypeError, ValueError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
+
 
 class Nodes(NamedTuple):
     """What a store has.
@@ -96,7 +102,7 @@ def _consolidated(
     path: str, open_node: Callable[[str], zarr.Array[Any] | zarr.Group]
 ) -> Nodes | None:
     """What an archive of ours has, by its metadata; None where this does not tell it all."""
-    with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
+    with contextlib.suppress(*_OTHERWISE):
         said = json.loads(_archive_files.read(path, METADATA_FILES[0]))
         if _zarr_layout.ATTRIBUTE in said["attributes"]:
             listed = said["consolidated_metadata"]["metadata"]

@@ -382,8 +382,7 @@ class ZarrStore(ArrayStore):
         if not self._ours or self._opened_as is None or path in self._complete:
             return
         below = [n for key, n in self._nodes.items() if f"{key}/".startswith(f"{path}/")]
-        files = [file for node in below for file in shard_keys(node)]
-        for file in files:
+        for file in itertools.chain(*map(shard_keys, below)):
             if self._files.size(file) is None:
                 raise ArchiveFormatError(f"{self.path}: {file} is missing; {COPY_AGAIN}")
         self._complete.add(path)
