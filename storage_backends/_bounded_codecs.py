@@ -8,7 +8,7 @@ what they write of themselves has the common names again.
 from __future__ import annotations
 
 import bz2
-import lzma
+import contextlib
 import math
 import zlib
 from functools import cache
@@ -29,6 +29,7 @@ PREFIX = "scdl."
 #: Bytes of each item that must be there: its length.
 _LENGTH_BYTES = 4
 _AT_ONCE = 1 << 20
+_UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
 
 
 def check(name: str, data: bytes, most: int = 0) -> None:
@@ -52,7 +53,7 @@ def check(name: str, data: bytes, most: int = 0) -> None:
     else:
         try:
             claimed = _measured(name, data, most)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"no {name}: {error}") from error
     if claimed > most:
         raise ValueError(
@@ -86,7 +87,7 @@ def _measured(name: str, data: bytes, most: int) -> int:
                 total += len(piece)
         return total
     made: Any = {"gzip": lambda: zlib.decompressobj(31), "zlib": zlib.decompressobj}
-    made |= {"bz2": bz2.BZ2Decompressor, "lzma": lzma.LZMADecompressor}
+    made |= {"bz2": bz2.BZ2Decompressor, "lzma": lambda: lzma.LZMADecompressor()}
     decompressor, total = made[name](), 0
     piece = decompressor.decompress(data, _AT_ONCE)
     while piece and total <= most:
@@ -147,6 +148,12 @@ _NUMCODECS = {
     "zlib": numcodecs.Zlib,
     "zstd": numcodecs.Zstd,
 }
+with contextlib.suppress(ImportError):
+    # Some Pythons are built without, and numcodecs has no such codec then.
+    import lzma
+
+    _NUMCODECS["lzma"] = numcodecs.LZMA
+    _UNREADABLE += (lzma.LZMAError,)
 
 
 class _Text(numcodecs.abc.Codec):  # type: ignore[misc]
