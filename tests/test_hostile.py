@@ -5,14 +5,17 @@ Attacks are by name; what nobody thought of is in ``test_fuzz.py``.
 
 from __future__ import annotations
 
+import bz2
 import io
 import json
+import lzma
 import os
 import pickle
 import shutil
 import struct
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,7 +40,7 @@ from hostile import (
 
 import scdl
 from benchmarks.torture.archives import write_source
-from storage_backends import _label_pickles
+from storage_backends import _bounded_codecs, _label_pickles
 
 GOLDEN = Path(__file__).parent / "golden"
 pytestmark = pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")
@@ -278,6 +281,15 @@ def test_a_chunk_that_claims_a_terabyte(seeds: dict[str, Path], tmp_path: Path) 
     shard = frame + with_checksum(struct.pack("<QQ", 0, len(frame)))
     path = attacked(seeds, tmp_path, "portable", writes("X/data/c/0", shard))
     assert refusal(lambda: read_all(path)) is not None
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, partial(lzma.compress, preset=0)])
+def test_streams_that_end_late(compress: Callable[[bytes], bytes]) -> None:
+    """What they decompress to is not said in front."""
+    name = getattr(compress, "func", compress).__module__
+    _bounded_codecs.check(name, compress(bytes(1 << 20)))
+    with pytest.raises(ValueError, match=f"of {name}, more than"):
+        _bounded_codecs.check(name, compress(bytes(192 << 20)))
 
 
 def test_no_pickle_in_stores_of_format_2(seeds: dict[str, Path], tmp_path: Path) -> None:
