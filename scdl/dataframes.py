@@ -21,9 +21,11 @@ from scdl.chunks import readable
 from scdl.errors import SourceError
 from scdl.schema import INDEX, INDEX_NAME, NULLABLE
 from scdl.tables import TableSource
+from storage_backends import arrow
 
-#: Gives rows [start, stop) of a column.
+#: Gives rows [start, stop) of a column, or of numbers of which one is made.
 _Reader = Callable[[int, int], pa.Array]
+_Numbers = Callable[[int, int], NDArray[Any]]
 
 
 class H5Table(TableSource):
@@ -112,8 +114,11 @@ class H5Table(TableSource):
                 continue
             # Categories stood in uns, and the table held their codes.
             categories = hdf5_claims.element(dataset.file, f"uns/{name}_categories")
-            read = _field(dataset, name)
-            self._add(name, read if categories is None else _coded(read, categories, ordered=False))
+            if categories is None:
+                self._add(name, _field(dataset, name))
+                continue
+            codes = _numbers(dataset.fields(name), dataset.dtype[name])
+            self._add(name, _coded(codes, categories, ordered=False))
 
     def _add(self, name: str, read: _Reader | None) -> None:
         if read is None or name in self._readers:
@@ -131,12 +136,17 @@ def _column(element: h5py.Group | h5py.Dataset) -> _Reader | None:
         if isinstance(reference, h5py.Reference):
             categories = element.file[reference]
             hdf5_claims.check(categories)
-            return _coded(_plain(element), categories, bool(categories.attrs.get("ordered", False)))
+            return _coded(
+                _numbers(element, element.dtype),
+                categories,
+                bool(categories.attrs.get("ordered", False)),
+            )
         return _plain(element)
     encoding = _text(element.attrs.get("encoding-type", ""))
     if encoding == "categorical":
         ordered = bool(element.attrs.get("ordered", False))
-        return _coded(_plain(element["codes"]), element["categories"], ordered)
+        codes = element["codes"]
+        return _coded(_numbers(codes, codes.dtype), element["categories"], ordered)
     if encoding.startswith("nullable-") and {"values", "mask"} <= set(element):
         return _masked(_plain(element["values"]), element["mask"])
     return None
@@ -149,30 +159,33 @@ def _length(element: h5py.Group | h5py.Dataset) -> int:
     return int(element.shape[0]) if element.ndim else -1
 
 
+def _numbers(source: Any, dtype: np.dtype[Any]) -> _Numbers | None:
+    """Numbers of a dataset, or of a field of one; None where it holds something else."""
+    if dtype.kind not in "biuf":
+        return None
+    return lambda start, stop: source[start:stop]
+
+
 def _plain(dataset: h5py.Dataset) -> _Reader | None:
     """Numbers or text."""
-    if dataset.dtype.kind in "biuf":
-        type_ = pa.from_numpy_dtype(dataset.dtype.newbyteorder("="))
-        return lambda start, stop: pa.array(_native(dataset[start:stop]), type_)
+    if (read := _numbers(dataset, dataset.dtype)) is not None:
+        return lambda start, stop: arrow.numbers(read(start, stop))
     if h5py.check_string_dtype(dataset.dtype):
-        return lambda start, stop: pa.array(dataset.asstr()[start:stop], pa.large_string())
+        return lambda start, stop: arrow.text(dataset.asstr()[start:stop])
     return None
 
 
 def _field(dataset: h5py.Dataset, name: str) -> _Reader | None:
     """A field of a compound dataset."""
     dtype, field = dataset.dtype[name], dataset.fields(name)
-    if dtype.kind in "biuf":
-        type_ = pa.from_numpy_dtype(dtype.newbyteorder("="))
-        return lambda start, stop: pa.array(_native(field[start:stop]), type_)
+    if (read := _numbers(field, dtype)) is not None:
+        return lambda start, stop: arrow.numbers(read(start, stop))
     if h5py.check_string_dtype(dtype):
-        return lambda start, stop: pa.array(
-            [_text(value) for value in field[start:stop]], pa.large_string()
-        )
+        return lambda start, stop: arrow.text([_text(value) for value in field[start:stop]])
     return None
 
 
-def _coded(codes: _Reader | None, dataset: h5py.Dataset, ordered: bool) -> _Reader | None:
+def _coded(codes: _Numbers | None, dataset: h5py.Dataset, ordered: bool) -> _Reader | None:
     """A categorical column; codes below 0 are nulls."""
     values = _plain(dataset)
     if codes is None or values is None:
@@ -180,13 +193,13 @@ def _coded(codes: _Reader | None, dataset: h5py.Dataset, ordered: bool) -> _Read
     categories = values(0, len(dataset))
 
     def coded(start: int, stop: int) -> pa.Array:
-        part = codes(start, stop).to_numpy(zero_copy_only=False).astype(np.int64)
+        part = codes(start, stop).astype(np.int64)
         if len(part) and (part.min() < -1 or part.max() >= len(categories)):
             raise SourceError(
                 f"{dataset.file.filename}: {dataset.name} holds {len(categories)} categories, but "
                 f"codes run from {part.min()} to {part.max()}"
             )
-        indices = pa.array(part, pa.int32(), mask=part < 0)
+        indices = arrow.numbers(part.astype(np.int32), part < 0)
         return pa.DictionaryArray.from_arrays(indices, categories, ordered=ordered)
 
     return coded
@@ -198,8 +211,8 @@ def _masked(values: _Reader | None, mask: h5py.Dataset) -> _Reader | None:
 
     def masked(start: int, stop: int) -> pa.Array:
         part = values(start, stop)
-        present = pa.array(~mask[start:stop].astype(bool))
-        return pc.if_else(present, part, pa.scalar(None, part.type))
+        present = arrow.numbers(~mask[start:stop].astype(bool))
+        return pc.if_else(present, part, pa.nulls(len(part), part.type))
 
     return masked
 
@@ -214,11 +227,6 @@ def _as_text(read: _Reader | None) -> _Reader | None:
         return column.cast(pa.large_string())
 
     return text
-
-
-def _native(values: NDArray[Any]) -> NDArray[Any]:
-    # A field of a compound dataset is strided, which Arrow takes wrong for booleans.
-    return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
 def _text(value: Any) -> str:

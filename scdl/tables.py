@@ -75,7 +75,7 @@ def read_batch(
         return NoTable(stop - start).read(0, stop - start)
     table = store.read_table(name, columns, start, stop).combine_chunks()
     return pa.RecordBatch.from_arrays(
-        [column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        [column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
          for column in table.columns],
         schema=table.schema,
     )  # fmt: skip
@@ -192,8 +192,8 @@ class _United:
 
     def empty(self) -> pa.Array:
         if self._categories is None:
-            return pa.array([], self.type)
-        return self._coded(pa.array([], pa.int32()))
+            return pa.nulls(0, self.type)
+        return self._coded(pa.nulls(0, pa.int32()))
 
     def _coded(self, codes: pa.Array) -> pa.Array:
         return pa.DictionaryArray.from_arrays(codes, self._categories, ordered=self.type.ordered)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from storage_backends import arrow
 from storage_backends._checksums import CheckedFile
 from storage_backends._mapped_file import MappedFile
 from storage_backends.base import INDEX
@@ -232,7 +233,7 @@ class ParquetTable:
                 meta = field.metadata or {}
                 index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
                 found[field.name] = pa.DictionaryArray.from_arrays(
-                    pa.array([], index_type), values, ordered=meta.get(b"ordered") == b"1"
+                    pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
                 )
         return found
 
@@ -440,7 +441,7 @@ def _plain_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _empty_batch(table: Table) -> pa.RecordBatch:
-    columns = [c.chunk(0) if c.num_chunks else pa.array([], c.type) for c in table.columns]
+    columns = [c.chunk(0) if c.num_chunks else pa.nulls(0, c.type) for c in table.columns]
     return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
@@ -448,7 +449,8 @@ def _category_table(batch: pa.RecordBatch, names: Sequence[str]) -> Table:
     columns, fields = [], []
     for name in names:
         column = batch.column(name)
-        lists = pa.ListArray.from_arrays(pa.array([0, len(column.dictionary)]), column.dictionary)
+        ends = arrow.numbers(np.array([0, len(column.dictionary)], np.int32))
+        lists = pa.ListArray.from_arrays(ends, column.dictionary)
         meta = {"index": str(column.type.index_type), "ordered": str(int(column.type.ordered))}
         columns.append(lists)
         fields.append(pa.field(name, lists.type, metadata=meta))

@@ -50,7 +50,9 @@ SEAM = {
     # Files and directories, locked and put where they belong.
     "storage_backends.locks",
     "storage_backends.publication",
-    # Compiled loops, threads, filters of warnings, a rule of sizes: these know nothing of archives.
+    # Arrow arrays, compiled loops, threads, filters of warnings, a rule of sizes: these do not know
+    # of archives.
+    "storage_backends.arrow",
     "storage_backends.proportion",
     "storage_backends.rowsort",
     "storage_backends.threads",
@@ -162,6 +164,31 @@ def test_import_is_light():
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
     assert loaded.split() == []
+
+
+def test_conversion_needs_no_pandas():
+    """To import it takes as long as all else that a conversion imports; pyarrow does so lightly."""
+    code = """
+import sys, tempfile, h5py, numpy, scdl
+with tempfile.TemporaryDirectory() as place, h5py.File(f"{place}/a.h5ad", "w") as file:
+    file["X"] = numpy.eye(3, dtype="f4")
+    for table in ("obs", "var"):
+        file[f"{table}/_index"] = ["a", "b", "é"]
+        file[f"{table}/type/codes"] = numpy.array([0, -1, 1], "i1")
+        file[f"{table}/type/categories"] = ["B", "T"]
+        file[f"{table}/known/values"] = numpy.arange(3)
+        file[f"{table}/known/mask"] = numpy.array([True, False, False])
+        file[table].attrs["column-order"] = ["type", "known"]
+        file[f"{table}/type"].attrs["encoding-type"] = "categorical"
+        file[f"{table}/known"].attrs["encoding-type"] = "nullable-integer"
+    file.flush()
+    scdl.convert(file.filename, f"{place}/a.scdl")
+    print(*sorted({"pandas", "anndata", "numba", "torch", "zarr"} & set(sys.modules)))
+    print(*scdl.open(f"{place}/a.scdl").obs["type"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["", "B nan T"]
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -13,6 +13,7 @@ from hostile import refusal
 
 import scdl
 from benchmarks.torture.archives import write_source
+from scdl import hdf5_claims
 from scdl.h5ad import H5adFile
 
 
@@ -150,6 +151,18 @@ def test_a_collection_of_text_that_never_ends(source: Path, tmp_path: Path) -> N
     error = refusal(lambda: scdl.convert(source, tmp_path / "archive"))
     assert error is not None
     assert "collection of text" in str(error)
+
+
+def test_collections_are_found_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any byte, at the borders of what is searched at once, and cut off by the end."""
+    monkeypatch.setattr(hdf5_claims, "_PIECE", 64)
+    path = tmp_path / "bytes"
+    for start in range(200):
+        path.write_bytes(b"GCO" + bytes(start) + b"GCOLGCOLGCO")
+        with path.open("rb") as file:
+            assert sorted(hdf5_claims._places(file, b"GCOL")) == [3 + start, 7 + start]
 
 
 @pytest.mark.parametrize("name", ["obs", "X", "uns"])
