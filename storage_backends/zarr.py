@@ -126,11 +126,10 @@ class ZarrStore(ArrayStore):
                 if before == identity(path):
                     raise
             else:
-                if before != identity(path):
-                    continue
-                store._opened_as = before
-                files.is_current = partial(is_still, path, before)
-                return store
+                if before == identity(path):
+                    store._opened_as = before
+                    files.is_current = partial(is_still, path, before)
+                    return store
             # The archive was replaced while it was opened: what was read may be of either.
         raise ArchiveNotFoundError(f"{path}: there is no archive here")
 
