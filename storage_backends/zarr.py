@@ -181,9 +181,13 @@ class ZarrStore(ArrayStore):
                     self._cache,
                     complete=bool(self._ours),
                 )
-        if self._ours or self._sparse_format(self._matrix) == "csr":
+        is_archive = bool(self._ours) or self._sparse_format(self._matrix) == "csr"
+        if is_archive:
             self._check_matrix()
+        # Before the first reading, which fixes what is said of arrays.
         self._bound_ids()
+        if is_archive:
+            self._check_lengths()
 
     def _bound_ids(self) -> None:
         """Ids of genes are checked, and those of genes in another order replaced, at reading."""
@@ -247,6 +251,8 @@ class ZarrStore(ArrayStore):
                 f"{self.path}: {', '.join(missing)} of {self._matrix} is missing or holds no "
                 "numbers that an archive can have"
             )
+
+    def _check_lengths(self) -> None:
         n_obs, nnz = self.spec("indptr").length - 1, self.spec("data").length
         for path, matrix in self._sparse.items():
             self._check_rows(path, matrix.shape[0], n_obs)
