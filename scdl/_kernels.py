@@ -140,7 +140,7 @@ def _in_place(ids: NDArray[Any], below: int, rises: bool) -> bool:
         for i in range(len(ids)):
             least, most = min(least, ids[i]), max(most, ids[i])
     # Of unsigned 64 bits, the largest are negative here.
-    return falls == 0 and np.int64(least) >= 0 and 0 <= np.int64(most) < below
+    return bool(falls == 0 and np.int64(least) >= 0 and 0 <= np.int64(most) < below)
 
 
 @kernel

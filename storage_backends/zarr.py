@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -107,12 +107,15 @@ class ZarrStore(ArrayStore):
         if _zarr_detection.is_url(path):
             with unreadable(path):
                 return cls._open(path, *_remote.open_group(path))
-        path = os.path.realpath(path)
+        return cls._open_local(os.path.realpath(path))
+
+    @classmethod
+    def _open_local(cls, path: str, before_reading: Callable[[str], None] | None = None) -> Self:
         while os.path.isdir(path):
             before = identity(path)
             store: Self | None = None
             try:
-                files = LocalFiles(path)
+                files = LocalFiles(path, before_reading)
                 store = cls._open(path, open_local(path, files), files)
                 store._hold(files)
             except (ScdlError, OSError):
@@ -511,7 +514,7 @@ class ZarrStore(ArrayStore):
 
     @classmethod
     def examine(cls, path: str) -> Examination:
-        return _zarr_upkeep.examine(path)
+        return _zarr_upkeep.examine(path, cls._open_local)
 
     @classmethod
     def add_checksums(cls, path: str) -> int:
