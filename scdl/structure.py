@@ -90,14 +90,13 @@ def checks(store: ArrayStore, *, read_all: bool) -> Iterator[Check]:
     except ScdlError as error:
         yield _failed(error)
         return
-    yield from _vectors(store, info.n_obs)
-    # One thread at a time can make names; at the end the others would wait for it.
-    yield from _tables(store, info, read_all)
     for matrix in _matrices(store, info):
         try:
             yield from _matrix(store, matrix)
         except (ScdlError, OSError) as error:
             yield _failed(error)
+    yield from _vectors(store, info.n_obs)
+    yield from _tables(store, info, read_all)
     if read_all:
         yield from _rest(store)
 

@@ -14,8 +14,8 @@ from storage_backends._content import crc32c
 from storage_backends.base import Finding, Piece, Verdict
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 
-#: Bytes that are read at once.
-PIECE = 1 << 22
+#: Bytes that are read at once; the more, the later is the first file compared, and can be read.
+PIECE = 1 << 20
 _CHANGED = (
     "if another program changed it on purpose, remove {} and run `scdl verify --add-checksums`"
 )
