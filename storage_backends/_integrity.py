@@ -15,7 +15,7 @@ import numpy as np
 
 from storage_backends import _archive_files
 from storage_backends._checksums import Running, Sums, Table, sums_of
-from storage_backends._comparison import PIECE, Comparison, Place, unreadable
+from storage_backends._compared_files import PIECE, Comparison, Place, unreadable
 from storage_backends._staging import Staging, remove_leftovers
 from storage_backends.base import ArrayStore, Examination, Finding, Verdict
 from storage_backends.errors import (

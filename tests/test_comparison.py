@@ -1,201 +1,182 @@
-"""Comparing files with their checksums while somebody reads them."""
+"""Nothing is removed before its copy has all of it: whatever differs is found and named."""
 
 from __future__ import annotations
 
-import errno
-import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
-from sources import random_cells, write_h5ad
+from ragged import write_member
+from reading import rewritten
 
 import scdl
-from scdl import structure, verification
-from storage_backends import _comparison, registry
-from storage_backends._checksums import sums_of
-from storage_backends._comparison import Comparison, Place
-from storage_backends._testing_archives import flip_bit
-from storage_backends.base import Finding, Verdict
-from storage_backends.errors import ArchiveFormatError
+from scdl.comparison import check_copied
+from scdl.errors import CollectionError, NeighborError, ScdlWarning
+from storage_backends.base import ArrayStore
 
-BLOCK = 100
-FILES = {"a": 1_000, "b/c": 250, "empty": 0}
+N = 6
 
 
-@pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_comparison, "PIECE", 2 * BLOCK)
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three members, of which the one in the middle is looked at."""
+    place = tmp_path_factory.mktemp("copied")
+    paths = [write_member(place, name, [*range(9)], N, 2 * i)[0] for i, name in enumerate("abc")]
+    scdl.SingleCellCollection(paths).flatten(place / "flat")
+    return place
 
 
-@pytest.fixture
-def compared(tmp_path: Path) -> Comparison:
-    sums = {}
-    for key, size in FILES.items():
-        data = np.random.default_rng(size).bytes(size)
-        (tmp_path / key).parent.mkdir(exist_ok=True)
-        (tmp_path / key).write_bytes(data)
-        sums[key] = sums_of(data, BLOCK)
-    return Comparison(Place(str(tmp_path), "checksums"), sums, BLOCK)
+def changed(values: np.ndarray, at: int) -> np.ndarray:
+    values = values.copy()
+    values[at] += 1
+    return values
 
 
-@pytest.fixture
-def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Takes note of what is read."""
-    found: list[tuple[str, int]] = []
-    read = _comparison._read
-
-    def noted(path: str, start: int, nbytes: int) -> memoryview:
-        found.append((os.path.relpath(path, tmp_path), start))
-        return read(path, start, nbytes)
-
-    monkeypatch.setattr(_comparison, "_read", noted)
-    return found
+def with_column(table: pa.Table, name: str, at: int, value: Any) -> pa.Table:
+    frame = table.to_pandas()
+    frame[name] = frame[name].astype(object)
+    frame.loc[at, name] = value
+    return table.set_column(
+        table.schema.get_field_index(name), table.schema.field(name),
+        pa.chunked_array([pa.array(frame[name], table.schema.field(name).type)]),
+    )  # fmt: skip
 
 
-PIECES_OF_A = [("a", start) for start in range(0, 1_000, 200)]
-PIECES_OF_C = [("b/c", 0), ("b/c", 200)]
+def value(store: ArrayStore) -> dict[str, Any]:
+    middle = int(store.read("indptr")[N + 1])
+    return {"data": changed(store.read("data"), middle)}
 
 
-def test_pieces_are_all_bytes_once(compared: Comparison, reads: list[tuple[str, int]]) -> None:
-    assert [piece.nbytes for piece in compared] == [200] * 6 + [50]
-    assert [piece.check() for piece in compared] == [None] * 7
-    assert [piece.check() for piece in compared] == [None] * 7
-    assert reads == PIECES_OF_A + PIECES_OF_C
+def gene(store: ArrayStore) -> dict[str, Any]:
+    indices, middle = store.read("indices"), int(store.read("indptr")[N])
+    indices[middle] = next(i for i in range(9) if i not in indices[middle : middle + 2])
+    return {"indices": indices}
 
 
-def test_what_is_required_is_compared_at_once_and_not_again(
-    compared: Comparison, reads: list[tuple[str, int]]
-) -> None:
-    next(iter(compared)).check()
-    compared.require("a")
-    compared.require("a")
-    compared.require("empty")
-    compared.require("none of the archive")
-    assert reads == PIECES_OF_A
-    assert [piece.check() for piece in compared] == [None] * 7
-    assert reads == PIECES_OF_A + PIECES_OF_C
+def length(store: ArrayStore) -> dict[str, Any]:
+    return {"indptr": changed(store.read("indptr"), N + 2)}
 
 
-def test_damage_is_told_to_all_who_ask(compared: Comparison, tmp_path: Path) -> None:
-    flip_bit(str(tmp_path / "a"), 730, 0)
-    compared.require("b/c")
-    for _ in range(2):
-        with pytest.raises(ArchiveFormatError, match="a: bytes 700 to 800 are not those"):
-            compared.require("a")
-    found = [piece.check() for piece in compared]
-    assert [i for i, finding in enumerate(found) if finding is not None] == [3]
+def genes(store: ArrayStore) -> dict[str, Any]:
+    table = store.read_table("var/0")
+    return {"var/0": with_column(table, "_index", 4, "another")}
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
-def test_only_what_is_lost_may_not_be_read(
-    compared: Comparison, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    def refuse(*_: object) -> memoryview:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(_comparison, "_read", refuse)
-    if code == errno.EIO:
-        with pytest.raises(ArchiveFormatError, match="cannot be read"):
-            compared.require("a")
-    else:
-        compared.require("a")
-        assert {piece.check().verdict for piece in compared} == {Verdict.UNKNOWN}  # type: ignore[union-attr]
+def names(store: ArrayStore) -> dict[str, Any]:
+    return {"obs": with_column(store.read_table("obs"), "_index", N + 1, "another")}
 
 
-def test_what_another_thread_compares_is_waited_for(
-    compared: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, go_on, read = threading.Event(), threading.Event(), _comparison._read
-    n_read = 0
-
-    def slow(path: str, start: int, nbytes: int) -> memoryview:
-        nonlocal n_read
-        n_read += 1
-        begun.set()
-        assert go_on.wait(30)
-        return read(path, start, nbytes)
-
-    monkeypatch.setattr(_comparison, "_read", slow)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(next(iter(compared)).check)
-        assert begun.wait(30)
-        second = pool.submit(compared.require, "a")
-        assert not second.done()
-        go_on.set()
-        assert first.result(30) is second.result(30) is None
-    assert n_read == len(PIECES_OF_A)
+def category(store: ArrayStore) -> dict[str, Any]:
+    table = store.read_table("obs")
+    was = table["type"][N + 3].as_py()
+    return {"obs": with_column(table, "type", N + 3, "NK" if was == "T" else "T")}
 
 
-# -- an archive that is read meanwhile -----------------------------------------------------
+def column(store: ArrayStore) -> dict[str, Any]:
+    return {"obs": store.read_table("obs").drop_columns(["type"])}
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    source = write_h5ad(tmp_path / "cells.h5ad", random_cells(30, 20, dtype="<u2", seed=1))
-    scdl.convert(source, tmp_path / "archive", backend="zarr")
-    return tmp_path / "archive"
+def vectors(store: ArrayStore) -> dict[str, Any]:
+    return {"obsm/X_pca": changed(store.read("obsm/X_pca"), N)}
 
 
-def test_reading_compares_what_it_needs_first(
-    archive: Path, reads: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_comparison, "PIECE", 1 << 22)
-    examined = registry.detect(str(archive)).store.examine(str(archive))
-    assert examined.open is not None
-    expected = scdl.open(archive).read_rows(slice(None))
-    with examined.open() as store:
-        reads.clear()
-        np.testing.assert_array_equal(store.read("indices"), expected.indices)
-        assert reads == [("archive/X/indices/c/0", 0)]
-        store.read_table("obs")
-    flip_bit(str(archive / "X" / "data" / "c" / "0"), 0, 3)
-    examined = registry.detect(str(archive)).store.examine(str(archive))
-    assert examined.open is not None
-    with examined.open() as store:
-        store.read("indices")
-        with pytest.raises(ArchiveFormatError, match="X/data/c/0: bytes 0 to"):
-            store.read("data")
+def no_vectors(store: ArrayStore) -> dict[str, Any]:
+    return {"obsm/X_pca": None}
 
 
-def test_values_come_last(archive: Path, reads: list[tuple[str, int]]) -> None:
-    for piece in registry.detect(str(archive)).store.examine(str(archive)).pieces:
-        piece.check()
-    keys = [key for key, _ in reads]
-    assert "archive/X/indices/c/0" in keys
-    assert keys[-1] == "archive/X/data/c/0"
+def graph(part: str) -> Callable[[ArrayStore], dict[str, Any]]:
+    def change(store: ArrayStore) -> dict[str, Any]:
+        name, middle = f"graphs/next_cell_ids/{part}", N + 2
+        if part != "indptr":
+            middle = int(store.read("graphs/next_cell_ids/indptr")[N + 1])
+        return {name: changed(store.read(name), middle)}
+
+    return change
 
 
-def test_an_interruption_ends_the_other_half(
-    archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = threading.Event()
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (value, "data: "),
+        (gene, "indices: "),
+        (length, "rows: "),
+        (genes, "genes of feature block 0"),
+        (names, "names of cells"),
+        (category, "obs column 'type'"),
+        (column, "columns are missing"),
+        (vectors, "obsm 'X_pca'"),
+        (no_vectors, "left out: obsm/X_pca"),
+        (graph("data"), "graph 'next_cell_ids'"),
+        (graph("indices"), "graph 'next_cell_ids'"),
+        (graph("indptr"), "graph 'next_cell_ids'"),
+    ],
+    ids=["value", "gene", "length", "genes", "names", "category", "column", "vectors",
+         "no vectors", "weight", "neighbor", "neighbors"],
+)  # fmt: skip
+def test_what_differs_is_found(archive: Path, tmp_path: Path, change: Any, told: str) -> None:
+    original, member = scdl.open(archive / "flat").store, scdl.open(archive / "b").store
+    check_copied(member, original, N)
+    path = rewritten(archive / "flat", tmp_path / "other", change(original))
+    with pytest.raises(CollectionError, match=rf"other: .*{archive / 'b'} .*{told}.*kept"):
+        check_copied(member, scdl.open(path).store, N)
+    with pytest.raises(CollectionError, match="cells: expected 20 or more, found 18"):
+        check_copied(member, original, 2 * N + 2)
 
-    def endless(*_: object, **__: object) -> Iterator[structure.Check]:
-        begun.set()
-        while True:
-            yield structure.Check(0, list)
 
-    def interrupted(*_: object) -> None:
-        assert begun.wait(30)
-        raise KeyboardInterrupt
+def test_values_that_equal_nothing(tmp_path: Path) -> None:
+    """NaN and nulls of obs, and columns whose types differ from archive to archive."""
+    for i, ages in enumerate(([1, 2], [0.5, np.nan])):
+        obs = pd.DataFrame({"age": ages, "ok": pd.array([True, None], "boolean")})
+        obs.index = [f"c{i}-{j}" for j in range(2)]
+        adata = anndata.AnnData(np.eye(2, dtype="f4"), obs, pd.DataFrame(index=["a", "b"]))
+        adata.write_h5ad(tmp_path / f"{i}.h5ad")
+        scdl.convert(tmp_path / f"{i}.h5ad", tmp_path / f"{i}")
+    made = scdl.SingleCellCollection([tmp_path / "0", tmp_path / "1"])
+    made.flatten(tmp_path / "flat.zarr", destroy_on_copy=True, cell_names="prefix")
+    assert not (tmp_path / "1").exists()
+    assert scdl.open(tmp_path / "flat.zarr").obs_names.tolist() == [
+        "0-c0-0",
+        "0-c0-1",
+        "1-c1-0",
+        "1-c1-1",
+    ]
 
-    monkeypatch.setattr(structure, "checks", endless)
-    monkeypatch.setattr(verification._Run, "_compare", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        scdl.verify(archive, deep=True)
 
+class TestConcat:
+    @pytest.fixture
+    def pair(self, archive: Path, tmp_path: Path) -> list[scdl.SingleCellDataset]:
+        for name in "ab":
+            shutil.copytree(archive / name, tmp_path / name)
+        return [scdl.open(tmp_path / name) for name in "ab"]
 
-def test_damage_ends_the_other_half(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(*_: object, **__: object) -> Iterator[structure.Check]:
-        while True:
-            yield structure.Check(0, lambda: [Finding("follows from it")])
+    @pytest.mark.parametrize("output", [None, "result"])
+    def test_removes_what_it_copied(self, pair: Any, tmp_path: Path, output: str | None) -> None:
+        target = tmp_path / output if output else None
+        pair[0].concat(pair[1], output_path=target, destroy_on_copy=True)
+        assert not (tmp_path / "b").exists()
+        assert scdl.open(target or tmp_path / "a").n_obs == 2 * N
 
-    monkeypatch.setattr(structure, "checks", endless)
-    flip_bit(str(archive / "X" / "data" / "c" / "0"), 0, 3)
-    found = scdl.verify(archive, deep=True).findings
-    assert len(found) == 1
-    assert "X/data/c/0: bytes 0 to" in found[0].message
+    def test_keeps_what_was_left_out(self, archive: Path, pair: Any, tmp_path: Path) -> None:
+        """A vector that not all have has no place in the result."""
+        bare = rewritten(archive / "a", tmp_path / "bare", {"obsm/X_pca": None})
+        with (
+            pytest.warns(ScdlWarning, match="X_pca"),
+            pytest.raises(CollectionError, match="left out: obsm/X_pca"),
+        ):
+            scdl.open(bare).concat(pair[1], destroy_on_copy=True)
+        assert scdl.open(tmp_path / "b").n_obs == N
+
+    def test_a_graph_that_points_outside(self, archive: Path, pair: Any, tmp_path: Path) -> None:
+        """Shifted, it would name cells of another archive."""
+        name = "graphs/next_cell_ids/indices"
+        neighbors = np.full_like(pair[1].store.read(name), N)
+        bad = rewritten(archive / "b", tmp_path / "bad", {name: neighbors})
+        with pytest.raises(NeighborError, match=r"bad: .*'next_cell_ids': a cell has the neigh"):
+            pair[0].concat(scdl.open(bad))
+        assert pair[0].n_obs == scdl.open(tmp_path / "a").n_obs == N
