@@ -124,12 +124,31 @@ def misplaced(indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rise
     """
     for row in range(len(indptr) - 1):
         start, stop = indptr[row], indptr[row + 1]
-        ids = indices[start:stop]
+        if start < stop and not _in_place(indices[start:stop], below, rises):
+            return int(start + _first_misplaced(indices[start:stop], below, rises))
+    return -1
+
+
+@kernel
+def _in_place(ids: NDArray[Any], below: int, rises: bool) -> bool:
+    """Whether all ids of a row are where they may be; compared at once, without branches."""
+    least, most, falls = ids[0], ids[-1], 0
+    if rises:
+        for i in range(1, len(ids)):
+            falls += ids[i] <= ids[i - 1]
+    else:
         for i in range(len(ids)):
-            # Of unsigned 64 bits, the largest are negative here.
-            number = np.int64(ids[i])
-            if number < 0 or number >= below or (rises and i > 0 and ids[i] <= ids[i - 1]):
-                return int(start + i)
+            least, most = min(least, ids[i]), max(most, ids[i])
+    # Of unsigned 64 bits, the largest are negative here.
+    return bool(falls == 0 and np.int64(least) >= 0 and 0 <= np.int64(most) < below)
+
+
+@kernel
+def _first_misplaced(ids: NDArray[Any], below: int, rises: bool) -> int:
+    for i in range(len(ids)):
+        number = np.int64(ids[i])
+        if number < 0 or number >= below or (rises and i > 0 and ids[i] <= ids[i - 1]):
+            return i
     return -1
 
 

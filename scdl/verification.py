@@ -6,8 +6,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -185,18 +187,45 @@ def _standing(path: str) -> tuple[int, int] | None:
 
 
 class _Run:
-    """One look at an archive: first its bytes, then what they say."""
+    """One look at an archive: its bytes, and what they say."""
 
     def __init__(self, backend: Backend, path: str, *, deep: bool, progress: bool) -> None:
-        self._backend, self._path, self._deep, self._progress = backend, path, deep, progress
+        self._progress = progress
+        self._is_over = False
         self.nbytes = 0
         examined = backend.store.examine(path)
         self.findings = list(examined.findings)
-        if deep:
-            self._compare(examined)
+        structure: list[Finding] = []
+        if deep and examined.open is not None and not self._is_damaged:
+            structure = self._compare_meanwhile(examined, examined.open)
+        else:
+            if deep:
+                self._compare(examined)
+            if not self._is_damaged:
+                opened = partial(backend.store.open, path)
+                read_all = deep and not examined.has_checksums
+                structure = self._structure(opened, read_all=read_all)
         # Of bytes that are not those that were written, nothing can be expected.
-        if not any(f.verdict is Verdict.DAMAGED and not f.mendable for f in self.findings):
-            self._check_structure(read_all=deep and not examined.has_checksums)
+        if not self._is_damaged:
+            self.findings += structure
+
+    @property
+    def _is_damaged(self) -> bool:
+        """Whether bytes are known not to be those that were written, beyond what can be mended."""
+        return any(f.verdict is Verdict.DAMAGED and not f.mendable for f in self.findings)
+
+    def _compare_meanwhile(
+        self, examined: Examination, opened: Callable[[], ArrayStore]
+    ) -> list[Finding]:
+        """Compare while the structure is looked at: one waits for the disk, the other decodes."""
+        with ThreadPoolExecutor(1, thread_name_prefix="scdl-verify") as aside:
+            structure = aside.submit(self._structure, opened, read_all=False)
+            try:
+                self._compare(examined)
+            except BaseException:
+                self._is_over = True
+                raise
+        return structure.result()
 
     def _compare(self, examined: Examination) -> None:
         def check(piece: Piece) -> Finding | None:
@@ -209,33 +238,36 @@ class _Run:
                 if found is not None:
                     self.findings.append(found)
 
-    def _check_structure(self, *, read_all: bool) -> None:
-        store = self._opened()
+    def _structure(self, opened: Callable[[], ArrayStore], *, read_all: bool) -> list[Finding]:
+        store, findings = _opened(opened)
         if store is None:
-            return
+            return findings
         with store:
             todo = structure.checks(store, read_all=read_all)
             total = structure.size(store, read_all=read_all)
             with self._bar("structure", total, "value") as bar:
                 for check, found in in_parallel(_checked, todo, n_threads()):
                     bar.update(check.size)
-                    self.findings += found
-
-    def _opened(self) -> ArrayStore | None:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ScdlWarning)
-            try:
-                store = self._backend.store.open(self._path)
-            except ScdlError as error:
-                self.findings.append(_finding(error))
-                return None
-        remarks = [str(w.message) for w in caught if issubclass(w.category, ScdlWarning)]
-        verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
-        self.findings += [Finding(text, verdict, mendable=store.stale) for text in remarks]
-        return store
+                    findings += found
+                    if self._is_over or self._is_damaged:
+                        break
+        return findings
 
     def _bar(self, what: str, total: int, unit: str) -> tqdm[Any]:
         return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=not self._progress)
+
+
+def _opened(opened: Callable[[], ArrayStore]) -> tuple[ArrayStore | None, list[Finding]]:
+    """What was opened if it could be, and what was found at that."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ScdlWarning)
+        try:
+            store = opened()
+        except ScdlError as error:
+            return None, [_finding(error)]
+    remarks = [str(w.message) for w in caught if issubclass(w.category, ScdlWarning)]
+    verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
+    return store, [Finding(text, verdict, mendable=store.stale) for text in remarks]
 
 
 def _checked(check: structure.Check) -> list[Finding]:
@@ -258,21 +290,20 @@ def in_parallel(
 
     Items are taken when there is a thread for them.
     """
+    ended: SimpleQueue[Future[Any]] = SimpleQueue()
     with ThreadPoolExecutor(n, thread_name_prefix="scdl-verify") as pool:
         running: dict[Future[Any], _T] = {}
         try:
             for item in items:
-                running[pool.submit(function, item)] = item
-                if len(running) >= 2 * n:
-                    yield from _ended(running)
+                begun = pool.submit(function, item)
+                running[begun] = item
+                begun.add_done_callback(ended.put)
+                if len(running) == 2 * n:
+                    future = ended.get()
+                    yield running.pop(future), future.result()
             while running:
-                yield from _ended(running)
+                future = ended.get()
+                yield running.pop(future), future.result()
         finally:
             for future in running:
                 future.cancel()
-
-
-def _ended(running: dict[Future[_T], Any]) -> Iterator[tuple[Any, _T]]:
-    ended, _ = wait(running, return_when=FIRST_COMPLETED)
-    for future in ended:
-        yield running.pop(future), future.result()

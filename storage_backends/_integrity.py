@@ -7,55 +7,34 @@ import errno
 import os
 import shutil
 import stat
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from storage_backends import _archive_files
-from storage_backends._checksums import Running, Sums, Table, n_blocks, sums_of
-from storage_backends._content import crc32c
+from storage_backends._checksums import Running, Sums, Table, sums_of
+from storage_backends._compared_files import PIECE, Comparison, Place, unreadable
 from storage_backends._staging import Staging, remove_leftovers
-from storage_backends.base import Examination, Finding, Piece, Verdict
+from storage_backends.base import ArrayStore, Examination, Finding, Verdict
 from storage_backends.errors import (
-    COPY_AGAIN,
     ArchiveChangedError,
     ArchiveFormatError,
     OutputError,
     refused_write,
 )
 
-#: Bytes that are read at once.
-_PIECE = 1 << 22
-_CHANGED = (
-    "if another program changed it on purpose, remove {} and run `scdl verify --add-checksums`"
-)
-
-_memory = threading.local()
+#: Opens the archive at a path, and calls a function with the key of each file before it is read.
+Opening = Callable[[str, Callable[[str], None]], ArrayStore]
 
 
-class _Place(NamedTuple):
-    """Where an archive and its checksums are."""
-
-    root: str
-    checksums: str
-
-    @property
-    def table(self) -> str:
-        return os.path.join(self.root, self.checksums)
-
-    def path(self, key: str) -> str:
-        return os.path.join(self.root, *key.split("/"))
-
-    @property
-    def advice(self) -> str:
-        return f"{COPY_AGAIN}; {_CHANGED.format(self.table)}"
-
-
-def examine(root: str, checksums: str) -> Examination:
+def examine(
+    root: str,
+    checksums: str,
+    order: Callable[[str], Any] | None = None,
+    open_: Opening | None = None,
+) -> Examination:
     """Compare the files of a directory with the checksums in one of them.
 
     Parameters
@@ -64,14 +43,18 @@ def examine(root: str, checksums: str) -> Examination:
         The archive.
     checksums
         Path of the file within it.
+    order
+        What keys of files are sorted by before these are compared; default: as they were written.
+    open_
+        Opens the archive where it can be read meanwhile.
     """
-    place = _Place(root, checksums)
+    place = Place(root, checksums)
     try:
         table = read_table(place.table)
     except ArchiveFormatError as error:
         return Examination([Finding(str(error))])
     except OSError as error:
-        return Examination([_unreadable(place.table, error)])
+        return Examination([unreadable(place.table, error)])
     if table is None:
         missing = (
             f"{root}: there are no checksums, so that nobody can tell whether its bytes are "
@@ -81,9 +64,14 @@ def examine(root: str, checksums: str) -> Examination:
     sizes = dict(_files(root))
     sizes.pop(checksums.replace(os.sep, "/"), None)
     findings = [*_lost(place, table, sizes), *_unlisted(root, table, sizes)]
-    whole = {key: sums for key, sums in table.files.items() if sizes.get(key) == sums.size}
-    nbytes = sum(sums.size for sums in whole.values())
-    return Examination(findings, _Pieces(place, Table(whole, table.block)), nbytes, True)
+    whole = [key for key, sums in table.files.items() if sizes.get(key) == sums.size]
+    if order is not None:
+        whole.sort(key=order)
+    files = {key: table.files[key] for key in whole}
+    comparison = Comparison(place, files, table.block)
+    nbytes = sum(sums.size for sums in files.values())
+    opened = None if open_ is None else partial(open_, root, comparison.require)
+    return Examination(findings, comparison, nbytes, True, opened)
 
 
 def read_table(path: str) -> Table | None:
@@ -111,7 +99,7 @@ def _files(root: str) -> Iterator[tuple[str, int]]:
                     yield key, found.st_size
 
 
-def _lost(place: _Place, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
+def _lost(place: Place, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
     for key, sums in table.files.items():
         if sizes.get(key) != sums.size:
             found = f"{sizes[key]:,}" if key in sizes else "no file"
@@ -129,76 +117,6 @@ def _unlisted(root: str, table: Table, sizes: dict[str, int]) -> Iterator[Findin
             "what does not belong to it",
             Verdict.UNKNOWN,
         )
-
-
-@dataclass(frozen=True)
-class _Pieces:
-    """All blocks of some files, several at once; large archives have too many for a list."""
-
-    place: _Place
-    table: Table
-
-    def __iter__(self) -> Iterator[Piece]:
-        block = self.table.block
-        at_once = max(1, _PIECE // block)
-        for key, sums in self.table.files.items():
-            for first in range(0, n_blocks(sums.size, block), at_once):
-                start = first * block
-                nbytes = min(at_once * block, sums.size - start)
-                expected = sums.blocks[first : first + at_once].tolist()
-                span = _Span(start, nbytes, block, expected)
-                yield Piece(nbytes, partial(_check, self.place, key, span))
-
-
-class _Span(NamedTuple):
-    """Some blocks of a file, and what their checksums must be."""
-
-    start: int
-    nbytes: int
-    block: int
-    expected: list[int]
-
-
-def _check(place: _Place, key: str, span: _Span) -> Finding | None:
-    path = place.path(key)
-    try:
-        data = _read(path, span)
-    except OSError as error:
-        return _unreadable(path, error)
-    for i, expected in enumerate(span.expected):
-        part = data[i * span.block : (i + 1) * span.block]
-        found = crc32c(part)
-        if found != expected:
-            where = span.start + i * span.block
-            return Finding(
-                f"{path}: bytes {where:,} to {where + len(part):,} are not those that were "
-                f"written: expected the checksum {expected:08x}, found {found:08x}; {place.advice}"
-            )
-    return None
-
-
-def _read(path: str, span: _Span) -> memoryview:
-    """Some bytes of a file, fewer where it ends; in memory of this thread that is used again."""
-    memory: bytearray | None = getattr(_memory, "bytes", None)
-    if memory is None or len(memory) < span.nbytes:
-        memory = _memory.bytes = bytearray(max(span.nbytes, _PIECE))
-    view, filled = memoryview(memory)[: span.nbytes], 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        while filled < span.nbytes:
-            n = os.preadv(descriptor, [view[filled:]], span.start + filled)
-            if n == 0:
-                break
-            filled += n
-    finally:
-        os.close(descriptor)
-    return view[:filled]
-
-
-def _unreadable(path: str, error: OSError) -> Finding:
-    # A disk that cannot read a sector has lost it; a file that may not be read may be sound.
-    verdict = Verdict.DAMAGED if error.errno == errno.EIO else Verdict.UNKNOWN
-    return Finding(f"{path}: cannot be read: {error.strerror or error}", verdict)
 
 
 # -- changing files of an archive ----------------------------------------------------------
@@ -220,7 +138,7 @@ def add(root: str, checksums: str) -> int:
 
 
 def _sums_of(path: str) -> Sums:
-    running, buffer = Running(), memoryview(bytearray(_PIECE))
+    running, buffer = Running(), memoryview(bytearray(PIECE))
     with open(path, "rb", buffering=0) as stream:
         while n := stream.readinto(buffer):
             running.update(buffer[:n])

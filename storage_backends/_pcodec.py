@@ -45,7 +45,7 @@ _MOST_STATES = 1 << 14
 _Int = Any
 
 _ONE = np.uint64(1)
-_LOW = np.uint64(0xFFFF)
+_BYTE = np.uint64(0xFF)
 _MIDDLE = np.uint64(1 << 15)
 
 
@@ -222,8 +222,8 @@ def _read_bins(
 ) -> tuple[_Int, _Int]:
     """Fill the table of states; returns the position behind the bins, or -1, and its logarithm.
 
-    A state is the next one without its new bits (16 bits), how many bits to read (8), how many the
-    offset has (8), and the lower bound of the bin.
+    A state is how many bits to read (8), how many the offset has (8), the lower bound of the bin
+    (16), and the next state without its new bits.
     """
     start = _bits(address, size, position)
     size_log = np.int64(start & np.uint64(15))
@@ -240,7 +240,7 @@ def _read_bins(
         lower, n_bits = lower & np.uint64(0xFFFF), n_bits & np.uint64(31)
         if n_bits > np.uint64(16):
             return -1, 0
-        contents[i] = n_bits | lower << np.uint64(8)
+        contents[i] = n_bits << np.uint64(8) | lower << np.uint64(16)
         total += np.int64(weights[i])
         position += size_log + 21
     if total != n_states:
@@ -258,7 +258,7 @@ def _read_bins(
         weights[i] += _ONE
         n_bits = np.uint64(size_log) + leading_zeros(visit) - np.uint64(63)
         following = (visit << n_bits) - np.uint64(n_states)
-        states[k] = following | n_bits << np.uint64(16) | contents[i] << np.uint64(24)
+        states[k] = n_bits | contents[i] | following << np.uint64(32)
     return (position + 7) & ~7, size_log
 
 
@@ -321,28 +321,23 @@ def _read_bins_of(
     for i in range(0, n_by_four, 4):
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
         one, two, three, four = states[a], states[b], states[c], states[d]
-        n_one = (one >> np.uint64(16)) & np.uint64(15)
-        n_two = (two >> np.uint64(16)) & np.uint64(15)
-        n_three = (three >> np.uint64(16)) & np.uint64(15)
-        n_four = (four >> np.uint64(16)) & np.uint64(15)
-        a = (one & _LOW) + (word & ((_ONE << n_one) - _ONE))
-        word >>= n_one
-        b = (two & _LOW) + (word & ((_ONE << n_two) - _ONE))
-        word >>= n_two
-        c = (three & _LOW) + (word & ((_ONE << n_three) - _ONE))
-        word >>= n_three
-        d = (four & _LOW) + (word & ((_ONE << n_four) - _ONE))
-        place += n_one + n_two + n_three + n_four
-        offsets[i], offsets[i + 1] = one >> np.uint64(24), two >> np.uint64(24)
-        offsets[i + 2], offsets[i + 3] = three >> np.uint64(24), four >> np.uint64(24)
+        offsets[i], offsets[i + 1], offsets[i + 2], offsets[i + 3] = one, two, three, four
+        a = (one >> np.uint64(32)) + (word & ((_ONE << (one & _BYTE)) - _ONE))
+        word >>= one & _BYTE
+        b = (two >> np.uint64(32)) + (word & ((_ONE << (two & _BYTE)) - _ONE))
+        word >>= two & _BYTE
+        c = (three >> np.uint64(32)) + (word & ((_ONE << (three & _BYTE)) - _ONE))
+        word >>= three & _BYTE
+        d = (four >> np.uint64(32)) + (word & ((_ONE << (four & _BYTE)) - _ONE))
+        place += (one + two + three + four) & _BYTE
     at[0], at[1], at[2], at[3] = a, b, c, d
     for i in range(n_by_four, len(offsets)):
         state = states[at[i & 3]]
-        n_bits = (state >> np.uint64(16)) & np.uint64(15)
+        n_bits = state & _BYTE
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
-        at[i & 3] = (state & _LOW) + (word & ((_ONE << n_bits) - _ONE))
+        at[i & 3] = (state >> np.uint64(32)) + (word & ((_ONE << n_bits) - _ONE))
         place += n_bits
-        offsets[i] = state >> np.uint64(24)
+        offsets[i] = state
     return np.int64(place)
 
 
@@ -353,9 +348,9 @@ def _add_offsets(
     """Numbers from their bins and offsets."""
     place, base = np.uint64(position), np.uint64(address)
     for i in range(len(offsets)):
-        n_bits = offsets[i] & np.uint64(31)
+        n_bits = (offsets[i] >> np.uint64(8)) & _BYTE
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
-        out[i] = np.uint16((offsets[i] >> np.uint64(8)) + (word & ((_ONE << n_bits) - _ONE)))
+        out[i] = np.uint16((offsets[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE)))
         place += n_bits
     return np.int64(place)
 
@@ -370,12 +365,23 @@ def _sum_up(
 ) -> tuple[_Int, np.uint64]:
     """Numbers from the differences to those before; also the one that comes next."""
     place, base = np.uint64(position), np.uint64(address)
-    for i in range(len(offsets)):
-        n_bits = offsets[i] & np.uint64(31)
+    n_by_two = len(offsets) & ~1
+    for i in range(0, n_by_two, 2):
+        one, two = offsets[i] >> np.uint64(8), offsets[i + 1] >> np.uint64(8)
+        # Of two offsets at most 32 bits, a load has 57.
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
         out[i] = np.uint16(moment)
         # Differences are stored around the middle of their range.
-        moment += (offsets[i] >> np.uint64(8)) + (word & ((_ONE << n_bits) - _ONE)) + _MIDDLE
+        moment += (one >> np.uint64(8)) + (word & ((_ONE << (one & _BYTE)) - _ONE)) + _MIDDLE
+        word >>= one & _BYTE
+        out[i + 1] = np.uint16(moment)
+        moment += (two >> np.uint64(8)) + (word & ((_ONE << (two & _BYTE)) - _ONE)) + _MIDDLE
+        place += (one + two) & _BYTE
+    for i in range(n_by_two, len(offsets)):
+        n_bits = (offsets[i] >> np.uint64(8)) & _BYTE
+        word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
+        out[i] = np.uint16(moment)
+        moment += (offsets[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE)) + _MIDDLE
         place += n_bits
     if len(offsets) < len(out):
         out[len(offsets)] = np.uint16(moment)

@@ -76,11 +76,17 @@ class LocalFiles:
     ----------
     is_current
         Whether the directory is the one that was opened.
+
+    Parameters
+    ----------
+    before_reading
+        Called with the key of a file before it is read.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, before_reading: Callable[[str], None] | None = None) -> None:
         self.root = root
         self.is_current: Callable[[], bool] = lambda: True
+        self._before_reading = before_reading or (lambda key: None)
         self._lock = threading.Lock()
         self._open: OrderedDict[str, MappedFile] = OrderedDict()
         self._held: dict[str, MappedFile] = {}
@@ -91,8 +97,10 @@ class LocalFiles:
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
         """The bytes of a file, where it is held."""
-        file = self._held.get(key)
-        return None if file is None else file.data
+        if key not in self._held:
+            return None
+        self._before_reading(key)
+        return self._held[key].data
 
     def check_current(self) -> None:
         """ArchiveChangedError where another archive took the place of this one."""
@@ -106,6 +114,7 @@ class LocalFiles:
         return MappedFile(_archive_files.path_of(self.root, key))
 
     def _file(self, key: str) -> MappedFile | None:
+        self._before_reading(key)
         if key in self._held:
             return self._held[key]
         with self._lock:

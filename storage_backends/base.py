@@ -146,12 +146,17 @@ class Examination:
         How many these are.
     has_checksums
         Whether there are any.
+    open
+        Opens the archive so that it can be read before the pieces are checked: reading checks what
+        it needs first, and raises ArchiveFormatError where that is damaged. None: the archive is
+        to be opened afterwards.
     """
 
     findings: Sequence[Finding] = ()
     pieces: Iterable[Piece] = ()
     nbytes: int = 0
     has_checksums: bool = False
+    open: Callable[[], ArrayStore] | None = None
 
 
 class ArrayStore(ABC):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from types import MappingProxyType
@@ -113,10 +113,19 @@ class ZarrStore(ArrayStore):
                 store = cls(path, remote)
                 store._find(nodes(path, root, store._stored))
                 return store
-        path = os.path.realpath(path)
+        return cls._open_local(os.path.realpath(path), hold=hold)
+
+    @classmethod
+    def _open_local(
+        cls,
+        path: str,
+        before_reading: Callable[[str], None] | None = None,
+        *,
+        hold: bool = True,
+    ) -> Self:
         while os.path.isdir(path):
             before = identity(path)
-            files = LocalFiles(path)
+            files = LocalFiles(path, before_reading)
             store = cls(path, files)
             try:
                 store._find(local_nodes(path, files, store._stored))
@@ -175,9 +184,13 @@ class ZarrStore(ArrayStore):
                     self._cache,
                     complete=bool(self._ours),
                 )
-        if self._ours or self._sparse_format(self._matrix) == "csr":
+        is_archive = bool(self._ours) or self._sparse_format(self._matrix) == "csr"
+        if is_archive:
             self._check_matrix()
+        # Before the first reading, which fixes what is said of arrays.
         self._bound_ids()
+        if is_archive:
+            self._check_lengths()
 
     def _bound_ids(self) -> None:
         """Ids of genes are checked, and those of genes in another order replaced, at reading."""
@@ -241,6 +254,8 @@ class ZarrStore(ArrayStore):
                 f"{self.path}: {', '.join(missing)} of {self._matrix} is missing or holds no "
                 "numbers that an archive can have"
             )
+
+    def _check_lengths(self) -> None:
         n_obs, nnz = self.spec("indptr").length - 1, self.spec("data").length
         for path, matrix in self._sparse.items():
             self._check_rows(path, matrix.shape[0], n_obs)
@@ -493,7 +508,7 @@ class ZarrStore(ArrayStore):
 
     @classmethod
     def examine(cls, path: str) -> Examination:
-        return _zarr_upkeep.examine(path)
+        return _zarr_upkeep.examine(path, cls._open_local)
 
     @classmethod
     def add_checksums(cls, path: str) -> int:

@@ -81,6 +81,8 @@ class TestProfiles:
             assert store.nbytes > matrix
             assert store.describe("data"), profile
             assert store.attrs["blocks"][0]["n_vars"] == 60
+            # Unsigned ids are compared while they are decoded, and not again by who reads them.
+            assert store.spec("indices").dtype.kind != "u" or store.spec("indices").below == 60
             assert_equal(scdl.open(path).read_rows(slice(None)).to_scipy(), expected)
 
     @pytest.mark.parametrize("profile", PROFILES)
