@@ -61,7 +61,7 @@ def test_the_old_or_the_new(kind: str, operations: list[str], points: int) -> No
 
 def test_one_of_several_processes_is_killed() -> None:
     """A worker, and the one who converts; with Dask: ``test_lives_are_counted``."""
-    lived = crew_lives("zarr", 1, ["processes"], ["directory"])
+    lived = crew_lives("memmap", 1, ["processes"], ["parts"])
     assert [life for life in lived if life["wrong"]] == []
     worker, parent = lived
     assert "its process ended in the middle of the work" in worker["error"]["text"]
@@ -69,13 +69,12 @@ def test_one_of_several_processes_is_killed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "operations"),
-    [("memmap", ["convert", "cast", "concat"]), ("zarr", ["flatten", "save", "add"])],
+    ("kind", "operations"), [("memmap", ["convert", "concat"]), ("zarr", ["add", "save"])]
 )
 def test_a_full_file_system(kind: str, operations: list[str]) -> None:
     if (why := refusal_to_mount()) is not None:
         pytest.skip(f"cannot mount a file system here: {why}")
-    lived = cramped_lives(kind, 3, operations)
+    lived = cramped_lives(kind, 2, operations)
     assert [life for life in lived if life["wrong"]] == []
     assert {life["operation"] for life in lived if "at" in life} == {*operations}
 
