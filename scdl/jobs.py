@@ -154,14 +154,14 @@ def drafts_beside(dest: str) -> Iterator[str]:
     cluster made since, which learn late that nobody wants it.
     """
     with refused_write(dest):
-        _sweep(dest)
+        sweep(dest)
         path, held = _new_drafts(dest)
     try:
         yield path
     finally:
         _remove(path)
         locks.unlock(held)
-        _sweep(dest)
+        sweep(dest)
 
 
 def _new_drafts(dest: str) -> tuple[str, int]:
@@ -180,7 +180,7 @@ def _new_drafts(dest: str) -> tuple[str, int]:
             raise
 
 
-def _sweep(dest: str) -> None:
+def sweep(dest: str) -> None:
     """Remove the drafts of processes that have ended."""
     publication.sweep(dest)
     for left in glob.glob(os.path.join(glob.escape(dest), _DRAFTS + "*")):

@@ -14,7 +14,7 @@ import numpy as np
 
 import scdl
 from benchmarks.torture.archives import KINDS, write_archive, write_source
-from scdl.errors import CollectionError, OutputError
+from scdl.errors import ArchiveExistsError, CollectionError, OutputError
 from scdl.manifest import MANIFEST
 from storage_backends.base import Verdict
 
@@ -194,6 +194,11 @@ def _convert_in_parts(ground: Ground) -> None:
     scdl.convert_in_parts([source], ground.target, **ground.crew, **ground.options)
 
 
+def _convert_in_parts_again(ground: Ground) -> None:
+    with contextlib.suppress(ArchiveExistsError):
+        _convert_in_parts(ground)
+
+
 OPERATIONS = {
     "convert": Operation(_convert, is_new=True),
     "flatten": Operation(_flatten, is_new=True),
@@ -214,7 +219,7 @@ OPERATIONS = {
     "checksums": Operation(_add_checksums, _without_checksums),
     "add": Operation(_add, _begun_collection),
     "directory": Operation(_convert_directory, is_one=False),
-    "parts": Operation(_convert_in_parts, is_new=True),
+    "parts": Operation(_convert_in_parts, is_new=True, again=_convert_in_parts_again),
     "careless": Operation(_copied_plainly, is_new=True),
 }
 
