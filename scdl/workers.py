@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(BaseException):
-    """Ends a task in a thread, which nothing else can; nobody is told."""
+    """Ends a task in a thread, which nothing else can, or in a process; nobody is told."""
 
 
 class TaskMeter:
@@ -65,6 +65,10 @@ class TaskMeter:
             raise Stopped
         self._done += n
         self._shares[self._index] = min(self._done / self._total, 1.0) if self._total else 0.0
+
+    def stop(self) -> None:
+        """Have the task end when it next says that more is done."""
+        self._shares[self._index] = -1.0
 
 
 class Task(Protocol):
@@ -221,6 +225,7 @@ class ProcessWorkers(_LocalWorkers):
 
     def _interrupt(self) -> None:
         for seat in self._seats.values():
+            self._shares[seat] = -1.0
             pid = self._pids[seat]
             if pid.done() and not pid.cancelled() and pid.exception() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -338,6 +343,8 @@ def _end_with_parent() -> None:
     if _busy.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
     while _busy.is_set():
+        # What the signal raises is lost where Python ignores errors, as in callbacks of weakrefs.
+        _meter.stop()
         time.sleep(0.05)
     os._exit(1)
 
