@@ -31,6 +31,7 @@ from storage_backends.base import INDEX as INDEX
 from storage_backends.base import INDEX_NAME as INDEX_NAME
 from storage_backends.base import NULLABLE as NULLABLE
 from storage_backends.base import ArrayStore
+from storage_backends.errors import COPY_AGAIN
 
 #: No count of cells or genes is larger.
 _MOST = np.iinfo(np.int64).max
@@ -160,18 +161,18 @@ class Info:
     @classmethod
     def of(cls, store: ArrayStore) -> Info:
         """What an archive says of its matrix; ArchiveFormatError where it has none to read."""
-        if not store.arrays.keys() >= set(MATRIX):
+        if missing := [part for part in MATRIX if part not in store.arrays]:
             there = ", ".join([*store.sparse, *store.arrays]) or "no matrix"
             raise ArchiveFormatError(
-                f"{store.path}: expected a matrix X in CSR form, found {there}; convert it with "
-                "scdl.convert or `scdl convert`"
+                f"{store.path}: expected a matrix X in CSR form, but {', '.join(missing)} is "
+                f"missing, found {there}; convert it with scdl.convert or `scdl convert`"
             )
         info = cls.from_attrs(store.attrs, store.path)
         n_obs = store.spec(INDPTR).length - 1
         if info.n_obs != n_obs:
             raise ArchiveFormatError(
-                f"{store.path}: its feature blocks describe {info.n_obs} cells, but the archive "
-                f"has {n_obs}"
+                f"{store.path}: its feature blocks end at row {info.n_obs}, but it has {n_obs} "
+                f"cells; {COPY_AGAIN}"
             )
         return info
 

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl import csr
-from scdl.errors import ArchiveFormatError, ScdlError
+from scdl.errors import ScdlError
 from scdl.schema import (
     DATA,
     INDEX,
     INDICES,
     INDPTR,
-    MATRIX,
     OBS,
     Info,
     graph_array,
@@ -86,7 +85,7 @@ def checks(store: ArrayStore, *, read_all: bool) -> Iterator[Check]:
         reading is checked.
     """
     try:
-        info = _info(store)
+        info = Info.of(store)
     except ScdlError as error:
         yield _failed(error)
         return
@@ -99,24 +98,6 @@ def checks(store: ArrayStore, *, read_all: bool) -> Iterator[Check]:
     yield from _tables(store, info, read_all)
     if read_all:
         yield from _rest(store)
-
-
-def _info(store: ArrayStore) -> Info:
-    """What the archive says of itself; ArchiveFormatError where its matrix is another."""
-    info = Info.from_attrs(store.attrs, store.path)
-    missing = [part for part in MATRIX if part not in store.arrays]
-    if missing:
-        raise ArchiveFormatError(
-            f"{store.path}: expected a matrix in CSR form, but {', '.join(missing)} is missing; "
-            "convert it with `scdl convert`"
-        )
-    n_obs = store.spec(INDPTR).length - 1
-    if info.n_obs != n_obs:
-        raise ArchiveFormatError(
-            f"{store.path}: its feature blocks end at row {info.n_obs}, but it has {n_obs} cells; "
-            f"{COPY_AGAIN}"
-        )
-    return info
 
 
 def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:

@@ -60,11 +60,25 @@ def read(root: str, key: str) -> bytes:
     """
     path = path_of(root, key)
     try:
-        # Opening a pipe waits for somebody who writes.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(open_file(path), "rb") as stream:
+            return stream.read()
     except FileNotFoundError:
         raise ArchiveFormatError(f"{path}: the file is missing") from None
-    with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ArchiveFormatError(f"{path}: expected a file, found something else")
-        return stream.read()
+
+
+def open_file(path: str) -> int:
+    """A descriptor of a file, to be read.
+
+    Raises
+    ------
+    ArchiveFormatError
+        What is at the path is no file.
+    FileNotFoundError
+        There is nothing.
+    """
+    # Opening a pipe waits for somebody who writes.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise ArchiveFormatError(f"{path}: expected a file, found something else")

@@ -77,10 +77,7 @@ def examine(
 def read_table(path: str) -> Table | None:
     """Checksums of an archive; None where there is no file of them."""
     try:
-        # Opening a pipe waits for somebody who writes.
-        if not os.path.isfile(path) and os.path.lexists(path):
-            raise ArchiveFormatError(f"{path}: expected a file, found something else")
-        with open(path, "rb") as stream:
+        with open(_archive_files.open_file(path), "rb") as stream:
             return Table.from_bytes(stream.read(), path)
     except FileNotFoundError:
         return None

@@ -6,13 +6,13 @@ import contextlib
 import ctypes
 import mmap
 import os
-import stat
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends import _archive_files
 from storage_backends.errors import ArchiveFormatError
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -61,13 +61,9 @@ class MappedFile:
     """
 
     def __init__(self, path: str) -> None:
-        # Nobody may write to a pipe, for which opening it would wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = _archive_files.open_file(path)
         try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ArchiveFormatError(f"{path}: expected a file, found something else")
-            size = found.st_size
+            size = os.fstat(descriptor).st_size
             self.data: NDArray[np.uint8] = (
                 np.asarray(_Region(descriptor, size)) if size else np.empty(0, np.uint8)
             )

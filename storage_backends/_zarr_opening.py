@@ -21,8 +21,12 @@ from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 
 #: What metadata that archives of ours do not have is noticed by.
 _OTHERWISE = (
-    *(LookupError, TypeError, ValueError, AttributeError),
-    *(ArithmeticError, RecursionError),
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
 )
 
 

@@ -289,6 +289,27 @@ def test_a_chunk_that_claims_a_terabyte(seeds: dict[str, Path], tmp_path: Path) 
     assert refusal(lambda: read_all(path)) is not None
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "header.sch",
+        "scdl/manifest.json",
+        "var_features/cumulative_sum_index.npy",
+        "obs_features/dataframe_00.parquet",
+        "data.npy",
+    ],
+)
+def test_directories_in_the_place_of_files(
+    seeds: dict[str, Path], tmp_path: Path, file: str
+) -> None:
+    path = tmp_path / "archive"
+    shutil.copytree(seeds["memmap"], path)
+    place = next(iter(path.glob(file.replace("_00", "_*"))))
+    place.unlink()
+    place.mkdir()
+    assert refusal(lambda: read_all(path)) is not None
+
+
 @pytest.mark.parametrize("compress", [bz2.compress, partial(lzma.compress, preset=0)])
 def test_streams_that_end_late(compress: Callable[[bytes], bytes]) -> None:
     """What they decompress to is not said in front."""
