@@ -24,7 +24,7 @@ from scdl.errors import (
     SourceError,
     SourceNotFoundError,
 )
-from scdl.jobs import Job, divided, drafts_beside, publish, run
+from scdl.jobs import Job, divided, drafts_beside, publish, run, sweep
 from scdl.row_parts import Whole
 from scdl.schema import Info, distinct
 from scdl.workers import DaskWorkers, Outcome, ProcessWorkers, ThreadWorkers, Workers
@@ -287,6 +287,8 @@ def convert_in_parts(
     settings, split_bytes = _settings(options)
     target = os.path.abspath(path)
     if os.path.lexists(target):
+        # Of one that was killed when only its drafts were still to be removed.
+        sweep(os.path.dirname(target))
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"
         )

@@ -150,29 +150,52 @@ def _naming(task: Part | Whole, error: BaseException) -> BaseException:
 def drafts_beside(dest: str) -> Iterator[str]:
     """A hidden directory beside the archives, locked by this process and removed in the end.
 
-    What a killed process left is no longer locked, and removed first.
+    What a killed process left is no longer locked, and removed first; and last what workers of its
+    cluster made since, which learn late that nobody wants it.
     """
     with refused_write(dest):
-        for left in glob.glob(os.path.join(glob.escape(dest), _DRAFTS + "*")):
-            with contextlib.suppress(OSError):
-                if (held := locks.lock(left, surely=True)) is not None:
-                    shutil.rmtree(left, ignore_errors=True)
-                    locks.unlock(held)
-        path = tempfile.mkdtemp(prefix=_DRAFTS, dir=dest)
-    held = None
+        sweep(dest)
+        path, held = _new_drafts(dest)
     try:
-        with refused_write(dest):
-            # Workers of a cluster may be other users of the same group.
-            os.chmod(path, 0o770)
-        with contextlib.suppress(OSError):
-            held = locks.lock(path)
-        # Another run may have taken it for left, in the moment before it was locked.
-        os.makedirs(path, exist_ok=True)
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        if held is not None:
-            locks.unlock(held)
+        _remove(path)
+        locks.unlock(held)
+        sweep(dest)
+
+
+def _new_drafts(dest: str) -> tuple[str, int]:
+    """A directory for drafts, and its lock."""
+    while True:
+        path = tempfile.mkdtemp(prefix=_DRAFTS, dir=dest)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                # Workers of a cluster may be other users of the same group.
+                os.chmod(path, 0o770)
+                if (held := locks.lock(path, wait=True)) is not None:
+                    return path, held
+            # Another run took it for left, in the moment before it was locked.
+        except BaseException:
+            publication.remove(path)
+            raise
+
+
+def sweep(dest: str) -> None:
+    """Remove the drafts of processes that have ended."""
+    publication.sweep(dest)
+    for left in glob.glob(os.path.join(glob.escape(dest), _DRAFTS + "*")):
+        with contextlib.suppress(OSError):
+            if (held := locks.lock(left, surely=True)) is not None:
+                _remove(left)
+                locks.unlock(held)
+
+
+def _remove(path: str) -> None:
+    """Remove drafts in one step, so that nobody writes into a part of them meanwhile."""
+    try:
+        publication.take_away(path)
+    except OSError:
+        publication.remove(path)
 
 
 def publish(job: Job, report: ConversionReport) -> ConversionReport:

@@ -24,6 +24,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
+from functools import partial
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
@@ -32,10 +33,11 @@ from storage_backends import threads
 
 if TYPE_CHECKING:
     from distributed import Client
+    from distributed import Future as DaskFuture
 
 
 class Stopped(BaseException):
-    """Ends a task in a thread, which nothing else can; nobody is told."""
+    """Ends a task in a thread, which nothing else can, or in a process; nobody is told."""
 
 
 class TaskMeter:
@@ -63,6 +65,10 @@ class TaskMeter:
             raise Stopped
         self._done += n
         self._shares[self._index] = min(self._done / self._total, 1.0) if self._total else 0.0
+
+    def stop(self) -> None:
+        """Have the task end when it next says that more is done."""
+        self._shares[self._index] = -1.0
 
 
 class Task(Protocol):
@@ -219,6 +225,7 @@ class ProcessWorkers(_LocalWorkers):
 
     def _interrupt(self) -> None:
         for seat in self._seats.values():
+            self._shares[seat] = -1.0
             pid = self._pids[seat]
             if pid.done() and not pid.cancelled() and pid.exception() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -237,18 +244,27 @@ class DaskWorkers(Workers):
     """
 
     def __init__(self, client: Client) -> None:
-        # What workers do is no function of what they are given: files change.
-        self._executor = client.get_executor(pure=False)
+        self._client = client
+        # The cluster forgets what nobody holds.
+        self._submitted: dict[Future[Outcome], DaskFuture[Outcome]] = {}
 
     def has_room(self) -> bool:
         return True
 
     def start(self, task: Task, *, urgent: bool = False) -> Future[Outcome]:
-        future: Future[Outcome] = self._executor.submit(_run_on_dask, task, priority=int(urgent))
+        # What workers do is no function of what they are given: files change.
+        submitted = self._client.submit(_run_on_dask, task, pure=False, priority=int(urgent))
+        future: Future[Outcome] = Future()
+        submitted.add_done_callback(partial(_pass_on, future))
+        self._submitted[future] = submitted
         return future
 
     def share(self, future: Future[Outcome]) -> float:
         return 0.0
+
+    def finish(self, future: Future[Outcome]) -> Outcome:
+        del self._submitted[future]
+        return super().finish(future)
 
     def _told(self, error: BaseException) -> BaseException:
         from distributed import KilledWorker
@@ -263,7 +279,16 @@ class DaskWorkers(Workers):
         return error
 
     def stop(self) -> None:
-        self._executor.shutdown(wait=False)
+        self._client.cancel([*self._submitted.values()])
+
+
+def _pass_on(future: Future[Outcome], submitted: DaskFuture[Outcome]) -> None:
+    """What became of a task of a cluster, which does it again if its result is lost."""
+    # Dask's own executor takes a result for an error when its worker dies while it is fetched.
+    try:
+        future.set_result(submitted.result())
+    except BaseException as error:  # noqa: BLE001 - whatever it is, who waits is told
+        future.set_exception(error)
 
 
 def connect(address: str) -> Client:
@@ -318,6 +343,8 @@ def _end_with_parent() -> None:
     if _busy.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
     while _busy.is_set():
+        # What the signal raises is lost where Python ignores errors, as in callbacks of weakrefs.
+        _meter.stop()
         time.sleep(0.05)
     os._exit(1)
 

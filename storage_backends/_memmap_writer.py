@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,9 @@ class MemmapWriter(ArrayWriter):
     def create(cls, path: str, *, replace: bool = False) -> Self:
         staging = Staging.create(path, replace=replace)
         with refused_write(staging.target):
-            os.makedirs(os.path.join(staging.path, "scdl", "arrays"))
+            # Not with those above, which are gone if the process it is written for has ended.
+            os.mkdir(os.path.join(staging.path, "scdl"))
+            os.mkdir(os.path.join(staging.path, "scdl", "arrays"))
         return cls(staging.target, staging)
 
     def _writing(self) -> str:
@@ -70,8 +73,8 @@ class MemmapWriter(ArrayWriter):
                 f"{self.path}: cannot write a table {name!r}: the names are obs, var/0, "
                 "var/1 and so on, each written once"
             )
-        with refused_write(self.path):
-            os.makedirs(os.path.join(directory, f"{kind}_features"), exist_ok=True)
+        with refused_write(self.path), contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.join(directory, f"{kind}_features"))
         written = _parquet.write(
             table,
             os.path.join(directory, f"{kind}_features", f"{block or 0}.parquet"),

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +128,22 @@ class Trial:
             # What is told where nobody can catch it is told to the user all the same.
             sys.unraisablehook = lambda told: tell(unraisable=repr(told.exc_value))
             inflicted = Inflicted(harm, str(self.ground.place), lambda at: tell(at=at))
-            found: Facts = {}
-            try:
-                self.operation.act(self.ground)
-            except (ScdlError, OSError) as error:
-                found["error"] = _described(error)
-            except KeyboardInterrupt:
-                found["error"] = {"typed": True, "errno": INTERRUPT}
-            return found | {"changes": inflicted.seen}
+            return self._tried(self.ground) | {"changes": inflicted.seen}
 
         return live(act)
+
+    def _tried(self, ground: Ground) -> Facts:
+        """Do it; the error, if there is one."""
+        try:
+            self.operation.act(ground)
+        except (ScdlError, OSError) as error:
+            return {"error": _described(error)}
+        except KeyboardInterrupt:
+            return {"error": {"typed": True, "errno": INTERRUPT}}
+        return {}
+
+    def _settle(self, facts: Facts) -> None:
+        """Wait for whoever is still at work after the second try."""
 
     def _look(self) -> Facts:
         return live(lambda _: {"state": state(self.ground.place)})
@@ -158,6 +164,7 @@ class Trial:
         seen = live(look_and_retry)
         facts |= {"state": seen.get("state"), "retried": seen.get("retried")}
         facts["trouble"] = facts.get("traceback") or seen.get("traceback")
+        self._settle(facts)
         facts["left after"] = hidden(self.ground.place)
         facts["wrong"] = list(self._wrong(harm, facts))
         if hashed(self.ground.sources) != self._sources:
@@ -171,13 +178,7 @@ class Trial:
         yield from self._wrong_state(facts["state"])
         if "unraisable" in facts:
             yield f"an error was printed that nobody could catch: {facts['unraisable']}"
-        if harm.kind == KILL:
-            if facts["ended"] != -signal.SIGKILL:
-                yield "nobody was killed"
-        elif "error" in facts:
-            yield from self._wrong_error(harm, facts)
-        elif facts["state"] != self.done:
-            yield "refused, and neither done nor an error"
+        yield from self._wrong_end(harm, facts)
         finished = facts["state"] == self.done and self.operation.adds
         if facts["retried"] != self.done and not (finished or self._is_there(facts["state"])):
             yield "the second try did not do what the first would have done"
@@ -187,6 +188,15 @@ class Trial:
     def _is_there(self, found: State) -> bool:
         """Whether what is to be made is there already, and is not made again."""
         return self.operation.is_new and "archive" in found
+
+    def _wrong_end(self, harm: Harm, facts: Facts) -> Iterator[str]:
+        if harm.kind == KILL:
+            if facts["ended"] != -signal.SIGKILL:
+                yield "nobody was killed"
+        elif "error" in facts:
+            yield from self._wrong_error(harm, facts)
+        elif facts["state"] != self.done:
+            yield "refused, and neither done nor an error"
 
     def _wrong_state(self, found: State) -> Iterator[str]:
         for name in {*found, *self.before, *self.done}:
@@ -227,31 +237,43 @@ def spread(n: int, points: int) -> list[int]:
     return sorted({math.ceil((i + 0.5) * n / points) for i in range(points)})
 
 
+def described(text: str | None, operations: Sequence[str]) -> argparse.ArgumentParser:
+    """What every harness is asked for."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("place", type=Path, help="an empty directory")
+    parser.add_argument("--points", type=int, default=5, help="where to try each operation")
+    parser.add_argument("--operations", default=",".join(operations))
+    parser.add_argument("--kinds", default="memmap,zarr")
+    return parser
+
+
+def grounds(place: Path, sources: Path, kinds: str) -> list[Ground]:
+    """Where to work, with something to read, for each kind of archive."""
+    place.mkdir()
+    sources.mkdir()
+    write_sources(sources, kinds.split(","))
+    return [Ground(sources, place, kind) for kind in kinds.split(",")]
+
+
+def tell(life: Facts) -> None:
+    """Give the facts of a life to whoever started this."""
+    print(json.dumps(life), flush=True)  # noqa: T201
+
+
 def main() -> None:
     """Try every operation on every kind of archive under every harm."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("place", type=Path, help="an empty directory")
-    parser.add_argument("--points", type=int, default=5, help="changes of files to try")
+    parser = described(__doc__, EVERY)
     parser.add_argument(
         "--harms", default=KILL, help="SIGKILL and names of errno, with + if lasting"
     )
-    parser.add_argument("--operations", default=",".join(EVERY))
-    parser.add_argument("--kinds", default="memmap,zarr")
     options = parser.parse_args()
-    kinds = options.kinds.split(",")
-    (sources := options.place / "sources").mkdir()
-    (place := options.place / "place").mkdir()
-    write_sources(sources, kinds)
-    grounds = [Ground(sources, place, kind) for kind in kinds]
-    chosen = options.operations.split(",")
-    for ground in grounds:
-        for name in chosen:
+    for ground in grounds(options.place / "place", options.place / "sources", options.kinds):
+        for name in options.operations.split(","):
             trial = Trial(name, OPERATIONS[name], ground)
             for harm in options.harms.split(","):
                 kind = harm.rstrip("+")
                 for n in spread(trial.changes, options.points):
-                    life = trial.life(Harm(kind, n, harm.endswith("+")))
-                    print(json.dumps(life), flush=True)  # noqa: T201
+                    tell(trial.life(Harm(kind, n, harm.endswith("+"))))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,19 @@ import _pyio
 import builtins
 import errno
 import io
+import itertools
 import os
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from scdl import workers
 from storage_backends import publication
 
-KILL, INTERRUPT = "SIGKILL", "SIGINT"
+KILL, INTERRUPT = _SIGNALS = "SIGKILL", "SIGINT"
 #: What changes files; the system may refuse all but the last three.
 CHANGES = (
     *("open", "write", "pwrite", "fsync", "fdatasync", "truncate", "ftruncate", "chmod"),
@@ -45,20 +48,42 @@ class Harm:
         never.
     lasting
         Whether the system refuses everything from then on but to remove.
+    victim
+        Process that a signal is sent to; 0: the one whose change it is.
     """
 
     kind: str
     n: int
     lasting: bool = False
+    victim: int = 0
 
 
 class Inflicted:
-    """A harm in this process, from now on; ``seen`` counts the changes."""
+    """A harm in this process, from now on.
 
-    def __init__(self, harm: Harm, place: str, tell: Callable[[str], object]) -> None:
-        self.seen = 0
+    Parameters
+    ----------
+    harm
+        May be replaced by another one.
+    place
+        Directory below which changes of files are counted.
+    tell
+        Is told of the change at which it happens.
+    number
+        Gives each change its number; default: from 1 on.
+    """
+
+    def __init__(
+        self,
+        harm: Harm,
+        place: str,
+        tell: Callable[[str], object],
+        number: Callable[[], int] | None = None,
+    ) -> None:
+        self.harm, self.seen = harm, 0
         self._struck = False
-        self._harm, self._place, self._tell = harm, place, tell
+        self._place, self._tell = place, tell
+        self._number = number or itertools.count(1).__next__
         self._lock = threading.Lock()
         self._write = os.write
         for name in CHANGES:
@@ -85,26 +110,74 @@ class Inflicted:
         return None
 
     def _count(self, name: str, touched: str, arguments: Any) -> None:
-        harm = self._harm
-        signalled = harm.kind in (KILL, INTERRUPT)
+        harm = self.harm
+        signalled = harm.kind in _SIGNALS
         with self._lock:
-            self.seen += 1
-            if not harm.n or self.seen < harm.n or (self._struck and not harm.lasting):
+            self.seen = self._number()
+            if not self._is_due() or (name in REMOVALS and not signalled):
                 return
-            if name in REMOVALS and not signalled:
-                return
-            if not self._struck:
+            if not self._struck or signalled:
                 self._struck = True
                 self._tell(f"{name} {touched.removeprefix(self._place)}")
-            if harm.kind == KILL and name == "write":
+            victim = harm.victim or os.getpid()
+            if harm.kind == KILL and name == "write" and victim == os.getpid():
                 # Half of it is there.
                 data = memoryview(arguments[1]).cast("B")
                 self._write(arguments[0], data[: len(data) // 2])
             if signalled:
-                os.kill(os.getpid(), getattr(signal, harm.kind))
+                os.kill(victim, getattr(signal, harm.kind))
                 return
         code = getattr(errno, harm.kind)
         raise OSError(code, os.strerror(code), touched)
+
+    def _is_due(self) -> bool:
+        harm = self.harm
+        if harm.kind in _SIGNALS:
+            return self.seen == harm.n
+        return 0 < harm.n <= self.seen and (harm.lasting or not self._struck)
+
+
+#: Of this process, where it is one of several.
+_inflicted: Inflicted | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A harm to processes that work together, and whose changes are counted together.
+
+    Attributes
+    ----------
+    harm
+        What happens at the n-th change of them all.
+    place
+        Directory below which changes of files are counted.
+    count
+        File that grows by a byte with each change; beside it, in ``.at``, stands where it happened.
+    """
+
+    harm: Harm
+    place: str
+    count: str
+
+    def inflict(self) -> None:
+        """Have this process take part, from now on or again."""
+        global _inflicted
+        if _inflicted is not None:
+            _inflicted.harm = self.harm
+            return
+        write, file = os.write, os.open(self.count, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+        def number() -> int:
+            write(file, b".")
+            # What is appended is appended in one step, and this is where it ends.
+            return os.lseek(file, 0, os.SEEK_CUR)
+
+        _inflicted = Inflicted(self.harm, self.place, Path(f"{self.count}.at").write_text, number)
+
+    def begin(self, *setting: Any, _usual: Callable[..., None] = workers._begin_process) -> None:
+        """In place of what begins a worker process: the same, and the harm."""
+        _usual(*setting)
+        self.inflict()
 
 
 def _path(argument: Any, dir_fd: int | None) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 import scdl
 from benchmarks.torture.archives import KINDS, write_archive, write_source
-from scdl.errors import CollectionError, OutputError
+from scdl.errors import ArchiveExistsError, CollectionError, OutputError
 from scdl.manifest import MANIFEST
 from storage_backends.base import Verdict
 
@@ -31,11 +31,14 @@ class Ground:
         Where everything is written.
     kind
         Of archives, one of ``KINDS``.
+    crew
+        Who works, where several do, as the keywords of a conversion.
     """
 
     sources: Path
     place: Path
     kind: str
+    crew: Mapping[str, Any] = field(default_factory=lambda: {"workers": 2, "use_processes": False})
 
     @property
     def target(self) -> Path:
@@ -175,19 +178,25 @@ def _add(ground: Ground) -> None:
         scdl.open(ground.place).add(ground.sources / f"{ground.kind}, too")
 
 
-def _convert_directory(ground: Ground, **how: Any) -> None:
+def _convert_directory(ground: Ground) -> None:
     scdl.convert_directory(
         ground.sources / "files",
         ground.place,
         resume=True,
         split_bytes=ground.split_bytes,
-        **({"workers": 2, "use_processes": False} | how),
+        **ground.crew,
         **ground.options,
     )
 
 
-def _convert_in_processes(ground: Ground) -> None:
-    _convert_directory(ground, use_processes=True)
+def _convert_in_parts(ground: Ground) -> None:
+    source = ground.sources / "cells.h5ad"
+    scdl.convert_in_parts([source], ground.target, **ground.crew, **ground.options)
+
+
+def _convert_in_parts_again(ground: Ground) -> None:
+    with contextlib.suppress(ArchiveExistsError):
+        _convert_in_parts(ground)
 
 
 OPERATIONS = {
@@ -210,6 +219,7 @@ OPERATIONS = {
     "checksums": Operation(_add_checksums, _without_checksums),
     "add": Operation(_add, _begun_collection),
     "directory": Operation(_convert_directory, is_one=False),
+    "parts": Operation(_convert_in_parts, is_new=True, again=_convert_in_parts_again),
     "careless": Operation(_copied_plainly, is_new=True),
 }
 

@@ -59,3 +59,12 @@ class Endless:
                 time.sleep(0.01)
         finally:
             os.remove(self.path)
+
+
+@dataclass(frozen=True)
+class Deaf(Endless):
+    """The same, but signals do not reach it."""
+
+    def run(self, meter: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        super().run(meter)

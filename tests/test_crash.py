@@ -20,7 +20,7 @@ from reading import assert_counts
 from sources import Encoding, names, random_cells, write_h5ad
 
 import scdl
-from benchmarks.torture.lives import lives
+from benchmarks.torture.lives import cramped_lives, crew_lives, lives, refusal_to_mount
 
 CELLS = random_cells(1_000, 300, density=0.2, seed=1)
 
@@ -57,6 +57,26 @@ def test_the_old_or_the_new(kind: str, operations: list[str], points: int) -> No
     struck = collections.Counter(life["harm"] for life in lived if "at" in life)
     assert struck.keys() == {"SIGKILL", "SIGINT", "ENOSPC", "EIO"}
     assert struck["SIGKILL"] >= points * len(operations)
+
+
+def test_one_of_several_processes_is_killed() -> None:
+    """A worker, and the one who converts; with Dask: ``test_lives_are_counted``."""
+    lived = crew_lives("memmap", 1, ["processes"], ["parts"])
+    assert [life for life in lived if life["wrong"]] == []
+    worker, parent = lived
+    assert "its process ended in the middle of the work" in worker["error"]["text"]
+    assert parent["ended"] == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("kind", "operations"), [("memmap", ["convert", "concat"]), ("zarr", ["add", "save"])]
+)
+def test_a_full_file_system(kind: str, operations: list[str]) -> None:
+    if (why := refusal_to_mount()) is not None:
+        pytest.skip(f"cannot mount a file system here: {why}")
+    lived = cramped_lives(kind, 2, operations)
+    assert [life for life in lived if life["wrong"]] == []
+    assert {life["operation"] for life in lived if "at" in life} == {*operations}
 
 
 def test_a_careless_writer_is_found() -> None:

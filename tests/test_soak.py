@@ -62,14 +62,22 @@ def test_what_a_process_holds() -> None:
 
 
 def test_lives_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
     monkeypatch.setattr(lives, "_KINDS", ("memmap",))
     monkeypatch.setattr(lives, "_OPERATIONS", ["cast"])
+    monkeypatch.setattr(lives, "_CREWS", ["dask"])
+    monkeypatch.setattr(lives, "_CONVERSIONS", ["directory"])
     setting = Setting(tmp_path, Workspace(tmp_path, None, None), quick=True)  # type: ignore[arg-type]
-    (killed,) = lives.killed(setting)
+    killed, of_crew = lives.killed(setting)
     assert killed.passed
     assert killed.note == "1 of 1; cast 1"
+    assert of_crew.passed
+    assert of_crew.note == "2 of 2; directory, worker of dask 1, directory, parent of dask 1"
     (refused,) = lives.refused(setting)
     assert refused.passed
     assert (
         refused.note == f"{len(lives._FAULTS)} of {len(lives._FAULTS)}; cast {len(lives._FAULTS)}"
     )
+    for full in lives.cramped(setting):
+        assert full.passed
+        assert full.note == "1 of 1; cast 1"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from sources import random_cells, write_h5ad
-from tasks import Counting, Dying, Endless, Failing
+from tasks import Counting, Deaf, Dying, Endless, Failing
 
 import scdl
 from scdl.errors import ClusterError, MissingPackageError, WorkerDiedError
@@ -81,6 +81,33 @@ def test_what_runs_is_stopped(crew: Workers, tmp_path: Path) -> None:
     until(lambda: crew.share(futures[0]) == 0.25)
     crew.stop()
     assert all(future.done() for future in futures)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_signal_reaches_is_stopped(tmp_path: Path) -> None:
+    with ProcessWorkers(1) as crew:
+        crew.start(Deaf(str(tmp_path / "begun")))
+        until(lambda: list(tmp_path.iterdir()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_signal_reaches_ends_with_its_parent(
+    tmp_path: Path, child_environment: dict[str, str]
+) -> None:
+    script = f"""
+import os, time
+from tasks import Deaf
+from scdl.workers import ProcessWorkers
+ProcessWorkers(1).start(Deaf({str(tmp_path / "begun")!r}))
+while not os.path.exists({str(tmp_path / "begun")!r}):
+    time.sleep(0.01)
+os._exit(0)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], env=child_environment, start_new_session=True
+    )
+    assert child.wait(60) == 0
+    until(lambda: is_over(child.pid))
     assert list(tmp_path.iterdir()) == []
 
 

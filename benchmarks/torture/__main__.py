@@ -27,6 +27,7 @@ ROWS: dict[str, Row] = {
     "chunk-flips": flips.read,
     "kills": lives.killed,
     "faults": lives.refused,
+    "full": lives.cramped,
     "leak": soak.leak,
     "fuzz": fuzz.survived,
     "checksum-cost": checksums.cost,

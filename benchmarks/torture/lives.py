@@ -1,4 +1,4 @@
-"""Writers that are killed, or refused by the system, at changes of files: how many came through."""
+"""Writers that are killed, refused by the system, or short of room: how many came through."""
 
 from __future__ import annotations
 
@@ -8,49 +8,82 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.outcomes import Outcome
 from benchmarks.torture.setting import Setting, all_of
 
-_HARNESS = Path(__file__).parents[2] / "tests" / "dying.py"
+_TESTS = Path(__file__).parents[2] / "tests"
 _KINDS = ("memmap", "zarr")
 #: Names of operations to try; none: all.
 _OPERATIONS: Sequence[str] = ()
 #: Changes of files at which each operation is killed; more than there are: at each.
 _POINTS = 40
+#: The same for each conversion by several processes, of each crew, and each victim.
+_CONVERSIONS = ("directory", "parts")
+_CREWS = ("processes", "dask")
+_CREW_POINTS = 6
 #: The same for each errno, of which the last ones go on.
 _FAULTS = {"ENOSPC": 8, "EIO": 8, "EACCES": 8, "ENOSPC+": 8, "EIO+": 8}
+#: Amounts of room that are too little, for each operation.
+_ROOMS = 8
+#: Runs a command where it may mount.
+_MOUNTING = ("unshare", "--map-root-user", "--mount")
 
 
 def killed(setting: Setting) -> list[Outcome]:
-    """Kills in every operation, on both backends."""
-    return [_count(setting, kind, "kill points survived", {"SIGKILL": _POINTS}) for kind in _KINDS]
+    """Kills in every operation, and of one of several processes that convert; on both backends."""
+    points, of_crew = (1, 1) if setting.quick else (_POINTS, _CREW_POINTS)
+    return [
+        *_rows("kill points survived", lambda k: lives(k, ["SIGKILL"], points, _OPERATIONS)),
+        *_rows(
+            "kill points of several processes survived",
+            lambda k: crew_lives(k, of_crew, _CREWS, _CONVERSIONS),
+        ),
+    ]
 
 
 def refused(setting: Setting) -> list[Outcome]:
     """Errors of the system in every operation, on both backends."""
-    return [_count(setting, kind, "injected I/O faults survived", _FAULTS) for kind in _KINDS]
-
-
-def _count(setting: Setting, kind: str, what: str, harms: dict[str, int]) -> Outcome:
     # All harms that are tried as often are tried by one process.
     by_points: dict[int, list[str]] = {}
-    for harm, points in harms.items():
+    for harm, points in _FAULTS.items():
         by_points.setdefault(1 if setting.quick else points, []).append(harm)
-    lived = [
-        life
-        for points, some in by_points.items()
-        for life in lives(kind, some, points, _OPERATIONS)
-    ]
+    return _rows(
+        "injected I/O faults survived",
+        lambda kind: [
+            life
+            for points, some in by_points.items()
+            for life in lives(kind, some, points, _OPERATIONS)
+        ],
+    )
+
+
+def cramped(setting: Setting) -> list[Outcome]:
+    """Every operation on a file system that is too small for it, where one can be mounted."""
+    if (why := refusal_to_mount()) is not None:
+        print(f"full: left out, as no file system can be mounted here ({why})")
+        return []
+    rooms = 1 if setting.quick else _ROOMS
+    return _rows(
+        "operations on a full file system survived",
+        lambda kind: cramped_lives(kind, rooms, _OPERATIONS),
+    )
+
+
+def _rows(what: str, lived_by: Callable[[str], list[dict[str, Any]]]) -> list[Outcome]:
+    return [_row(f"{what}, {kind}", lived_by(kind)) for kind in _KINDS]
+
+
+def _row(what: str, lived: list[dict[str, Any]]) -> Outcome:
     struck = [life for life in lived if "at" in life]
     wrong = [life for life in lived if life["wrong"]]
     counted = Counter(life["operation"] for life in struck)
     note = ", ".join(f"{name} {n}" for name, n in counted.items())
     note += "".join(f"; {_told(life)}" for life in wrong[:3])
-    return all_of(f"{what}, {kind}", len(struck), len(struck) - len(wrong), note)
+    return all_of(what, len(struck), len(struck) - len(wrong), note)
 
 
 def _told(life: dict[str, Any]) -> str:
@@ -61,18 +94,52 @@ def _told(life: dict[str, Any]) -> str:
 def lives(
     kind: str, harms: Sequence[str], points: int, operations: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What the harness tells of each writer."""
+    """What the harness tells of each writer that is killed or refused."""
+    return _lives("dying.py", kinds=[kind], harms=harms, points=[points], operations=operations)
+
+
+def crew_lives(
+    kind: str, points: int, crews: Sequence[str], conversions: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What the harness tells of each conversion by several processes, one of which is killed."""
+    return _lives(
+        "dying_workers.py", kinds=[kind], points=[points], crews=crews, operations=conversions
+    )
+
+
+def cramped_lives(kind: str, rooms: int, operations: Sequence[str]) -> list[dict[str, Any]]:
+    """What the harness tells of each writer with too little room."""
+    return _lives("dying_full.py", _MOUNTING, kinds=[kind], points=[rooms], operations=operations)
+
+
+def refusal_to_mount() -> str | None:
+    """Why no file system can be mounted here; None where one can."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [*_MOUNTING, "mount", "-t", "tmpfs", "tmpfs", place]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            return " ".join(str(error.stderr).split())
+        except OSError as error:
+            return str(error)
+    return None
+
+
+def _lives(
+    harness: str, within: Sequence[str] = (), **options: Sequence[object]
+) -> list[dict[str, Any]]:
     # In memory, where there is such a place: what is flushed is not waited for.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    root = _HARNESS.parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{_HARNESS.parent}"}
+    flags = [f"--{name}={','.join(map(str, some))}" for name, some in options.items() if some]
     with tempfile.TemporaryDirectory(prefix="dying-", dir=memory) as place:
-        flags = {"kinds": kind, "harms": ",".join(harms), "points": points}
-        if operations:
-            flags["operations"] = ",".join(operations)
         done = subprocess.run(
-            [sys.executable, _HARNESS, place, *(f"--{k}={v}" for k, v in flags.items())],
-            env=environment,
+            [*within, sys.executable, _TESTS / harness, place, *flags],
+            env=os.environ
+            | {
+                "PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}",
+                # Processes that clean up after killed ones say so.
+                "PYTHONWARNINGS": "ignore",
+            },
             stdout=subprocess.PIPE,
             text=True,
             check=True,
