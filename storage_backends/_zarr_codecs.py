@@ -159,9 +159,20 @@ class Chain:
 
     def _decode_one(self, data: bytes, out: NDArray[Any]) -> None:
         most = out.nbytes + out.nbytes // 8 + _SLACK_BYTES
-        for codec in reversed(self._compressors):
-            data = _COMPRESSORS[codec["name"]].decode(data, most)
+        data = decompress(data, self._compressors, most)
         _SERIALIZERS[self._serializer["name"]].decode(data, out)
+
+
+def can_decompress(codecs: Sequence[Codec]) -> bool:
+    """Whether all codecs are compressors that are known here."""
+    return all(codec["name"] in _COMPRESSORS for codec in codecs)
+
+
+def decompress(data: bytes, codecs: Sequence[Codec], most: int) -> bytes:
+    """Undo compressors, the last one first; ArchiveFormatError beyond `most` bytes."""
+    for codec in reversed(codecs):
+        data = _COMPRESSORS[codec["name"]].decode(data, most)
+    return data
 
 
 def _sound(found: tuple[int, str] | None) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import zarr
 
+from storage_backends import _zarr_text
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -271,14 +272,7 @@ def _plain(array: zarr.Array[Any]) -> _Column | None:
             lambda start, stop: pa.array(np.ascontiguousarray(array[start:stop], native), type_),
         )
     if array.dtype.kind in "OSTU":
-        return _Column(
-            pa.large_string(),
-            length,
-            lambda start, stop: pa.array(
-                [_text(value) for value in np.asarray(array[start:stop]).tolist()],
-                pa.large_string(),
-            ),
-        )
+        return _Column(pa.large_string(), length, _zarr_text.reader(array))
     return None
 
 
@@ -333,9 +327,3 @@ def _as_text(column: _Column) -> _Column:
         return part.cast(pa.large_string())
 
     return _Column(pa.large_string(), column.length, text)
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode()
-    return None if value is None else str(value)
