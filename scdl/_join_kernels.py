@@ -15,6 +15,8 @@ from numba import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
+from scdl import _lanes
+from scdl._lanes import LANES, close_up
 from storage_backends.jit import fetch_ahead, intrinsic, kernel
 from storage_backends.rowsort import count_bits
 
@@ -235,6 +237,63 @@ def copy_rows_numpy(
 
 
 @kernel
+def map_row(
+    values: NDArray[Any],
+    ids: NDArray[Any],
+    table: NDArray[np.int32],
+    genes: NDArray[np.int32],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> int:
+    """Copy a row into another gene space; returns how many values it has there.
+
+    Parameters
+    ----------
+    values, ids, table
+        The row, and of each gene its place in the gene space, -1 where it has none.
+    genes
+        Memory to use, as long as the row at least.
+    out_data, out_indices
+        As long as the row; what is left out leaves room at their ends.
+    """
+    kept = np.uint64(0)
+    for k in range(len(ids)):
+        new = table[np.uint64(ids[k])]
+        # Written in any case, and over again by the next one if it is not kept.
+        out_data[kept] = values[k]
+        out_indices[kept] = new
+        kept += np.uint64(new >= 0)
+    return int(kept)
+
+
+@kernel
+def map_row_in_lanes(
+    values: NDArray[Any],
+    ids: NDArray[Any],
+    table: NDArray[np.int32],
+    genes: NDArray[np.int32],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> int:
+    """The same as :func:`map_row`, many values at once."""
+    length = len(ids)
+    for k in range(length):
+        genes[k] = table[np.uint64(ids[k])]
+    kept, whole = 0, length - length % LANES
+    for k in range(0, whole, LANES):
+        close_up(genes, genes, k, out_indices, kept)
+        kept += close_up(genes, values, k, out_data, kept)
+    for k in range(whole, length):
+        out_data[kept] = values[k]
+        out_indices[kept] = genes[k]
+        kept += genes[k] >= 0
+    return kept
+
+
+_map_row = map_row_in_lanes if _lanes.IS_FAST else map_row
+
+
+@kernel
 def map_rows(
     rows: NDArray[np.int64],
     lookup: NDArray[np.int32],
@@ -265,6 +324,7 @@ def map_rows(
     int
         0, or :data:`OUT_OF_RANGE`.
     """
+    genes = np.empty(rows[:, 2].max() if len(rows) else 0, np.int32)
     place = 0
     for i in range(len(rows)):
         length = rows[i, 2]
@@ -277,14 +337,7 @@ def map_rows(
         following = rows[min(i + 1, len(rows) - 1)]
         fetch_ahead(following[0], following[2] * out_data.itemsize)
         fetch_ahead(following[1], following[2] * like.itemsize)
-        kept = np.uint64(0)
-        for k in range(length):
-            new = table[np.uint64(ids[k])]
-            # Written in any case, and over again by the next one if it is not kept.
-            target[kept] = values[k]
-            target_ids[kept] = new
-            kept += np.uint64(new >= 0)
-        rows[i, 2] = kept
+        rows[i, 2] = _map_row(values, ids, table, genes, target, target_ids)
         place += rows[i, 2]
     return 0
 

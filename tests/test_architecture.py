@@ -40,7 +40,7 @@ LAYERS = [
     {"scdl.batch"},
     {"scdl.tensors"},
     {"scdl._join_kernels", "scdl._kernels", "scdl.transforms"},
-    {"scdl.__version__", "scdl.errors", "scdl.recycled", "scdl.schema"},
+    {"scdl.__version__", "scdl._lanes", "scdl.errors", "scdl.recycled", "scdl.schema"},
 ]
 SEAM = {
     "storage_backends.base",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scdl import _join_kernels as kernels
+from scdl import _lanes
 
 ID_DTYPES = ["u1", "u2", "u4", "u8", "i4"]
 
@@ -139,6 +140,29 @@ def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
     )
     kept = int(rows[:, 2].sum())
     return done, rows[:, 2].tolist(), data[:kept].tolist(), ids[:kept].tolist()
+
+
+@pytest.mark.skipif(not _lanes.IS_KNOWN, reason="the compiler is older")
+@pytest.mark.parametrize("out_dtype", ["i4", "i8", "u2"])
+@pytest.mark.parametrize("value_dtype", ["u1", "u2", "u4", "u8"])
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 100])
+def test_a_row_is_mapped_in_lanes(length: int, value_dtype: str, out_dtype: str) -> None:
+    """Also where the processor has no instruction for it."""
+    rng = np.random.default_rng(length)
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        table = np.where(rng.random(300) < share, rng.permutation(300), -1).astype(np.int32)
+        ids = rng.permutation(300)[:length].astype("u2")
+        values = rng.integers(0, np.iinfo(value_dtype).max, length, value_dtype)
+        outputs = []
+        for function in (kernels.map_row, kernels.map_row_in_lanes):
+            # One more, which nobody may write to.
+            out, out_ids = np.full(length + 1, 7, value_dtype), np.full(length + 1, 7, out_dtype)
+            genes = np.empty(length, np.int32)
+            kept = function(values, ids, table, genes, out[:-1], out_ids[:-1])
+            assert (out[-1], out_ids[-1]) == (7, 7)
+            outputs.append((kept, out[:kept].tolist(), out_ids[:kept].tolist()))
+        assert outputs[0] == outputs[1]
+        assert outputs[0][0] == (table[ids] >= 0).sum()
 
 
 @given(problems())
