@@ -74,16 +74,9 @@ def _directly(
     for begin in range(first, last, _WINDOW_CHUNKS):
         numbers = range(begin, min(begin + _WINDOW_CHUNKS, last))
         for number, chunk in zip(numbers, sync(_fetch(array, numbers)), strict=True):
-            if chunk is None:
-                # It was not written, as all of it is what stands for nothing.
-                piece = pa.array([str(array.fill_value)] * rows, pa.large_string())
-            else:
-                try:
-                    piece = _decoded(chunk.to_bytes(), compressors, rows)
-                except Exception as error:
-                    raise ValueError(f"chunk {number}: {one_line(error)}") from error
             skipped = max(start - number * rows, 0)
-            pieces.append(piece.slice(skipped, min(rows, stop - number * rows) - skipped))
+            kept = min(rows, stop - number * rows) - skipped
+            pieces.append(_strings(array, compressors, number, chunk).slice(skipped, kept))
     return pa.concat_arrays(pieces) if pieces else pa.array([], pa.large_string())
 
 
@@ -91,8 +84,22 @@ async def _fetch(array: zarr.Array[Any], numbers: Sequence[int]) -> Sequence[Buf
     return await asyncio.gather(*((array.store_path / f"c/{n}").get() for n in numbers))
 
 
+def _strings(
+    array: zarr.Array[Any], compressors: Sequence[Codec], number: int, chunk: Buffer | None
+) -> pa.Array:
+    """The strings of a chunk, which need not have been written."""
+    import pyarrow as pa
+
+    if chunk is None:
+        return pa.array([str(array.fill_value)] * array.chunks[0], pa.large_string())
+    try:
+        return _decoded(chunk.to_bytes(), compressors, array.chunks[0])
+    except Exception as error:
+        raise ValueError(f"chunk {number}: {one_line(error)}") from error
+
+
 def _decoded(data: bytes, compressors: Sequence[Codec], rows: int) -> pa.Array:
-    """The strings of a chunk."""
+    """The strings in the bytes of a chunk."""
     import pyarrow as pa
 
     data = _zarr_codecs.decompress(data, compressors, FREE_BYTES + BYTES_PER_BYTE * len(data))
