@@ -8,15 +8,18 @@ side by side. Readers of AnnData see just another order of var.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from storage_backends._zarr_array_writer import ArrayBuilder
 from storage_backends._zarr_arrays import ZarrArray
 from storage_backends.rowsort import sort_rows
+
+if TYPE_CHECKING:
+    # It takes long to import, and only the writer orders genes.
+    import scipy.sparse as sp
 
 #: Elements that are aligned with the genes, by the place of the matrix.
 ALIGNED = {"X": ("varm/", "varp/"), "raw/X": ("raw/varm/",)}
@@ -52,6 +55,8 @@ def by_detection(rows: Rows, n_vars: int) -> NDArray[np.int64]:
 
 def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:
     """Which genes some cells have, as ones; cells from everywhere."""
+    import scipy.sparse as sp
+
     indptr, indices = rows.indptr.reader(), rows.indices.reader()
     n_obs = indptr.spec.length - 1
     chosen = np.unique(np.linspace(0, n_obs, _SAMPLE_CELLS, endpoint=False).astype(np.int64))
@@ -68,6 +73,8 @@ def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:
 
 def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
     """Place of each gene on the first axis of correspondence analysis; 0 where no cell has it."""
+    import scipy.sparse as sp
+
     if 0 in cells.shape:
         return np.zeros(cells.shape[1])
     n_cells = np.asarray(cells.sum(axis=0), np.float64).ravel()

@@ -192,7 +192,8 @@ class ArrayStore(ABC):
         hold
             Whether to keep hold of its files, as far as the backend can, so that all of it stays
             what it is when the archive at the path is changed, replaced or removed; without, what
-            is not there any more is an ArchiveChangedError.
+            is not there any more is an ArchiveChangedError, and nothing need be looked at yet that
+            metadata does not tell.
 
         Raises
         ------

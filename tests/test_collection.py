@@ -602,6 +602,16 @@ class TestBadInput:
         with pytest.raises(ArchiveFormatError, match=r"m0.data\.npy"):
             scdl.open(copied.paths[0].parent)
 
+    def test_a_damaged_member_of_zarr(self, tmp_path: Path) -> None:
+        """Its metadata describes it, as that of a thousand in a second; it is looked at then."""
+        path, _ = write_member(tmp_path, "m0", [*range(6)], 3, 1, backend="zarr")
+        (shard,) = (path / "X" / "indptr" / "c").iterdir()
+        shard.write_bytes(bytes(len(shard.read_bytes())))
+        found = scdl.open(path.parent)
+        assert len(found) == 3
+        with pytest.raises(ArchiveFormatError, match="m0: indptr"):
+            found.read_rows([0])
+
     def test_a_member_that_cannot_be_read(
         self, copied: Ragged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
