@@ -332,7 +332,14 @@ def _begin_process(shares: MutableSequence[float], seat: int, n_threads: int) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Unwinds the task, which then removes what it has not finished.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.unraisablehook = _say_unless_ended
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _say_unless_ended(ignored: sys.UnraisableHookArgs) -> None:
+    # The signal may come within a callback of a weakref, where Python ignores what is raised.
+    if not issubclass(ignored.exc_type, SystemExit):
+        sys.__unraisablehook__(ignored)
 
 
 def _end_with_parent() -> None:
@@ -343,7 +350,7 @@ def _end_with_parent() -> None:
     if _busy.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
     while _busy.is_set():
-        # What the signal raises is lost where Python ignores errors, as in callbacks of weakrefs.
+        # What the signal raises may have been ignored.
         _meter.stop()
         time.sleep(0.05)
     os._exit(1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+import weakref
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,18 @@ class Dying:
     def run(self, meter: Any) -> None:
         os.kill(os.getpid(), self.signal)
         time.sleep(60)
+
+
+@dataclass(frozen=True)
+class Unheard:
+    """Is told to end, and fails, where Python ignores what is raised."""
+
+    def run(self, meter: Any) -> None:
+        for happens in (partial(os.kill, os.getpid(), signal.SIGTERM), partial(int, "so be it")):
+            thing = set[int]()
+            reference = weakref.ref(thing, lambda _, happens=happens: happens())
+            del thing
+            assert reference() is None
 
 
 @dataclass(frozen=True)

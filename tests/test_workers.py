@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from sources import random_cells, write_h5ad
-from tasks import Counting, Deaf, Dying, Endless, Failing
+from tasks import Counting, Deaf, Dying, Endless, Failing, Unheard
 
 import scdl
 from scdl.errors import ClusterError, MissingPackageError, WorkerDiedError
@@ -71,6 +71,14 @@ def test_results_and_errors(crew: Workers) -> None:
     assert isinstance(error, ValueError)
     assert str(error) == "so be it"
     assert result(crew, Counting(4)).value[0] == 4
+
+
+def test_of_what_python_ignores_the_end_is_not_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with ProcessWorkers(1) as workers:
+        assert result(workers, Unheard()).error is None
+    told = capfd.readouterr().err
+    assert "so be it" in told
+    assert "SystemExit" not in told
 
 
 def test_what_runs_is_stopped(crew: Workers, tmp_path: Path) -> None:
