@@ -11,13 +11,13 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import types
 
-from storage_backends.jit import intrinsic
+from storage_backends.jit import intrinsic, target_has
 
 #: Numbers that are taken at once.
 LANES = 16
 #: Whether the compiler knows how to close up, and the processor has an instruction for it.
 IS_KNOWN = binding.llvm_version_info >= (19,)
-IS_FAST = IS_KNOWN and bool(binding.get_host_cpu_features().get("avx512f"))
+IS_FAST = IS_KNOWN and target_has("avx512f")
 
 _WORDS = ir.VectorType(ir.IntType(32), LANES)
 _TESTS = ir.VectorType(ir.IntType(1), LANES)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends import _bit_lanes
+from storage_backends._bit_lanes import LANES
 from storage_backends._chunk_plan import Bound, ChunkPlan
 from storage_backends._chunk_plan import place as place_pieces
 from storage_backends._content import CHECKSUM_BYTES, Content
@@ -38,7 +40,7 @@ _UNKNOWN = 1 << 33
 _UINT16_CODE = 7
 _BATCH = 256
 #: Bytes that a batch cannot be longer than: 14 bits a state, 16 an offset, and what a load spans.
-_BATCH_BYTES = _BATCH * (14 + 16) // 8 + 8
+_BATCH_BYTES = _BATCH * (14 + 16) // 8 + _bit_lanes.LOADED_BYTES
 _MOST_STATES = 1 << 14
 
 #: An int64, which is an int to callers and not to NumPy.
@@ -130,12 +132,12 @@ def _decode(
 
 
 @kernel
-def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
     """Memory for the states of a decoder, weights and contents of its bins, and a batch."""
     return (
         np.empty(_MOST_STATES, np.uint64),
         np.empty((2, _MOST_STATES), np.uint64),
-        np.empty(_BATCH, np.uint64),
+        np.empty(_BATCH, np.uint32),
     )
 
 
@@ -157,7 +159,7 @@ def _decode_file(
     size: _Int,
     states: NDArray[np.uint64],
     bins: NDArray[np.uint64],
-    offsets: NDArray[np.uint64],
+    offsets: NDArray[np.uint32],
     out: NDArray[np.uint16],
     needed: _Int,
 ) -> _Int:
@@ -223,7 +225,7 @@ def _read_bins(
     """Fill the table of states; returns the position behind the bins, or -1, and its logarithm.
 
     A state is how many bits to read (8), how many the offset has (8), the lower bound of the bin
-    (16), and the next state without its new bits.
+    (16), which together tell the bin, and the next state without its new bits.
     """
     start = _bits(address, size, position)
     size_log = np.int64(start & np.uint64(15))
@@ -270,7 +272,7 @@ def _decode_page(
     size_log: _Int,
     n_moments: _Int,
     states: NDArray[np.uint64],
-    offsets: NDArray[np.uint64],
+    offsets: NDArray[np.uint32],
     out: NDArray[np.uint16],
     needed: _Int,
 ) -> _Int:
@@ -298,9 +300,9 @@ def _decode_page(
             address = tail.ctypes.data - done
         position = _read_bins_of(address, position, states, at, offsets[:n])
         if n_moments:
-            position, moment = _sum_up(address, position, offsets[:n], moment, target)
+            position, moment = _sum(address, position, offsets[:n], moment, target)
         else:
-            position = _add_offsets(address, position, offsets[:n], target)
+            position = _add(address, position, offsets[:n], target)
         if position > 8 * size:
             return -1
     return position
@@ -312,7 +314,7 @@ def _read_bins_of(
     position: _Int,
     states: NDArray[np.uint64],
     at: NDArray[np.uint64],
-    offsets: NDArray[np.uint64],
+    offsets: NDArray[np.uint32],
 ) -> _Int:
     """The bin of each number, of whom four decoders take turns; one load serves all of them."""
     a, b, c, d = at[0], at[1], at[2], at[3]
@@ -342,8 +344,8 @@ def _read_bins_of(
 
 
 @kernel
-def _add_offsets(
-    address: _Int, position: _Int, offsets: NDArray[np.uint64], out: NDArray[np.uint16]
+def add_offsets(
+    address: _Int, position: _Int, offsets: NDArray[np.uint32], out: NDArray[np.uint16]
 ) -> _Int:
     """Numbers from their bins and offsets."""
     place, base = np.uint64(position), np.uint64(address)
@@ -356,10 +358,10 @@ def _add_offsets(
 
 
 @kernel
-def _sum_up(
+def sum_up(
     address: _Int,
     position: _Int,
-    offsets: NDArray[np.uint64],
+    offsets: NDArray[np.uint32],
     moment: Any,
     out: NDArray[np.uint16],
 ) -> tuple[_Int, np.uint64]:
@@ -386,3 +388,42 @@ def _sum_up(
     if len(offsets) < len(out):
         out[len(offsets)] = np.uint16(moment)
     return np.int64(place), moment
+
+
+@kernel
+def add_offsets_in_lanes(
+    address: _Int, position: _Int, offsets: NDArray[np.uint32], out: NDArray[np.uint16]
+) -> _Int:
+    """As :func:`add_offsets`, many at once."""
+    done = len(offsets) & -LANES
+    for i in range(0, done, LANES):
+        where = address + (position >> 3), np.uint64(position & 7)
+        position += np.int64(_bit_lanes.add_offsets(offsets, i, *where, out))
+    if done < len(offsets):
+        position = add_offsets(address, position, offsets[done:], out[done:])
+    return position
+
+
+@kernel
+def sum_up_in_lanes(
+    address: _Int,
+    position: _Int,
+    offsets: NDArray[np.uint32],
+    moment: Any,
+    out: NDArray[np.uint16],
+) -> tuple[_Int, np.uint64]:
+    """As :func:`sum_up`, many at once."""
+    done = len(offsets) & -LANES
+    for i in range(0, done, LANES):
+        where = address + (position >> 3), np.uint64(position & 7)
+        told = _bit_lanes.sum_up(offsets, i, *where, moment, out)
+        position += np.int64(told & np.uint64(0xFFFFFFFF))
+        moment += told >> np.uint64(32)
+    if done < len(out):
+        position, moment = sum_up(address, position, offsets[done:], moment, out[done:])
+    return position, moment
+
+
+_add, _sum = add_offsets, sum_up
+if _bit_lanes.IS_KNOWN:
+    _add, _sum = add_offsets_in_lanes, sum_up_in_lanes

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import extending, types
 
 #: Decorates a function that writes machine code, whose first argument callers leave out.
@@ -18,6 +18,15 @@ _LINE = 64
 _MOST_AHEAD = 2_048
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def target_has(feature: str) -> bool:
+    """Whether code is compiled for processors that have this, as LLVM calls it."""
+    # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES ask for others than the one that is here.
+    name, asked = (getattr(numba.config, f"CPU_{which}") for which in ("NAME", "FEATURES"))
+    if name is None and asked is None:
+        return bool(binding.get_host_cpu_features().get(feature))
+    return f"+{feature}" in (asked or "").split(",")
 
 
 def kernel(function: _F) -> _F:

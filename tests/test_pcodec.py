@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_backends import _native, _pcodec
+from storage_backends import _bit_lanes, _native, _pcodec, jit
 from storage_backends._chunk_plan import Bound, plan
 from storage_backends._content import Content, checksum
 
@@ -142,3 +149,75 @@ def test_a_wrong_checksum_is_found() -> None:
     read.addresses[1] = flipped.ctypes.data
     out = np.empty((2, N), np.uint16)
     assert _pcodec.decode(read, out) == (1, "its checksum is wrong")
+
+
+@pytest.mark.skipif(not _bit_lanes.IS_KNOWN, reason="the processor has no AVX-512")
+@pytest.mark.parametrize("skip", [0, 3, 7])
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 255, 256])
+def test_lanes_give_what_numbers_one_by_one_give(n: int, skip: int) -> None:
+    rng = np.random.default_rng(n)
+    for most_bits in (0, 1, 5, 16):
+        n_bits = rng.integers(0, most_bits + 1, n, dtype="u4")
+        # The lowest bits are for others.
+        bins = rng.integers(0, 256, n, dtype="u4") | n_bits << 8
+        bins |= rng.integers(0, 1 << 16, n, dtype="u4") << 16
+        offsets = rng.integers(0, 256, 2 * n + _bit_lanes.LOADED_BYTES, dtype="u1")
+        begin = int(offsets.ctypes.data), skip, bins
+        # One more may follow the differences.
+        for total in (n, n + 1):
+            found = []
+            for sum_up in (_pcodec.sum_up, _pcodec.sum_up_in_lanes):
+                out = np.full(total + 1, 7, np.uint16)
+                position, moment = sum_up(*begin, np.uint64(40_000), out[:-1])
+                found.append((position, moment & 0xFFFF, out.tolist()))
+            assert found[0] == found[1]
+            assert (found[0][0], found[0][2][-1]) == (skip + int(n_bits.sum()), 7)
+        found = []
+        for add_offsets in (_pcodec.add_offsets, _pcodec.add_offsets_in_lanes):
+            out = np.full(n + 1, 7, np.uint16)
+            found.append((add_offsets(*begin, out[:-1]), out.tolist()))
+        assert found[0] == found[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are guarded by Linux's mprotect")
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_behind_a_file_is_read(kind: str, order: int) -> None:
+    """What follows it in memory may not be there, which would end the process."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 65 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    end = start + 64 * page
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), page, 0) == 0
+    for n in (2, 100, 256, 300, 16_384):
+        data = encoded(numbers(kind, n, n), order, 8)
+        data += checksum(data)
+        ctypes.memmove(end - len(data), data, len(data))
+        read = Content(np.array([end - len(data)]), np.array([len(data)]), memory)
+        out = np.empty((1, n), np.uint16)
+        if _pcodec.decode(read, out) == (_native.SOUND, ""):
+            np.testing.assert_array_equal(out[0], numbers(kind, n, n))
+
+
+def test_other_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is compiled that the one which is asked for may not have."""
+    monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
+    assert not jit.target_has("avx512f")
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,+avx512f")
+    assert jit.target_has("avx512f")
+    values = numbers("rising", N, 5)
+    (tmp_path / "file").write_bytes(encoded(values, 1, 8))
+    code = f"""
+import numpy as np, pathlib, test_pcodec
+found, out = test_pcodec.decoded(pathlib.Path("file").read_bytes(), {N})
+assert found == (-1, "")
+np.save("out.npy", out)
+"""
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.path.dirname(__file__),
+    }
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), values)
