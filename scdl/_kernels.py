@@ -292,7 +292,9 @@ def fill_dense(
             column = np.int64(indices[k])
             if column < 0 or column >= n_vars:
                 return False
-            target[column] += data[k]
+            # To add to zero would lose the sign of another zero.
+            before = target[column]
+            target[column] = data[k] if before == 0 else before + data[k]
     return True
 
 
@@ -304,7 +306,10 @@ def fill_dense_numpy(
     if len(indices) and int(indices.max()) >= out.shape[1]:
         return False
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    np.add.at(out, (rows, indices.astype(np.int64)), data)
+    places = rows, indices.astype(np.int64)
+    np.add.at(out, places, data)
+    is_zero = (data == 0) & (out[places] == 0)
+    out[rows[is_zero], places[1][is_zero]] = data[is_zero]
     return True
 
 

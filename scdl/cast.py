@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,30 @@ DATA_DTYPES = (
     "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
 _CHOICE = f"choose one of {', '.join(DATA_DTYPES)}"
+
+
+def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
+    """The type that takes the values of all archives as they are.
+
+    Parameters
+    ----------
+    archives
+        Path of each, at least one, and the type of its values.
+
+    Raises
+    ------
+    CastError
+        Some hold integers and others floats, or integers that no type takes together.
+    """
+    by_dtype = {np.dtype(dtype): path for path, dtype in archives}
+    common = np.result_type(*by_dtype)
+    if len({dtype.kind == "f" for dtype in (*by_dtype, common)}) > 1:
+        listed = ", ".join(f"{path} has {dtype}" for dtype, path in by_dtype.items())
+        raise CastError(
+            f"no integer or float type takes the values of all archives as they are: {listed}; "
+            "make them alike with cast_data_to_dtype"
+        )
+    return common
 
 
 class Caster:
@@ -85,7 +110,7 @@ class Caster:
     def _to_float(self, values: NDArray[Any], where: str) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             cast = values.astype(self.dtype)
-        if np.can_cast(values.dtype, self.dtype):
+        if self._is_exact(values):
             return cast
         finite = np.isfinite(values)
         overflown = finite & np.isinf(cast)
@@ -96,6 +121,13 @@ class Caster:
             off = np.abs(cast.astype(wide) - values.astype(wide))
         self.max_rounding = max(self.max_rounding, float(off[finite].max(initial=0.0)))
         return cast
+
+    def _is_exact(self, values: NDArray[Any]) -> bool:
+        if values.dtype.kind == "f":
+            return bool(np.can_cast(values.dtype, self.dtype))
+        # NumPy takes any 64-bit integer for one that a float64 holds.
+        most = 2 << np.finfo(self.dtype).nmant
+        return -most <= int(values.min()) <= int(values.max()) <= most
 
     def warn(self, where: str) -> None:
         """Warn once where rounding went beyond the tolerance, with the measured maximum."""

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
 from numpy.typing import DTypeLike
 
+from scdl.cast import common_dtype
 from scdl.dataset import Path, SingleCellDataset
 from scdl.errors import (
     ArchiveChangedError,
     ArchiveFormatError,
     ArchiveNotFoundError,
-    CastError,
     CollectionError,
     ScdlError,
 )
@@ -154,13 +153,8 @@ class SingleCellCollection(JoinedCells):
 
     def _use(self, records: Sequence[Member]) -> None:
         """Become the collection of these members, in one step."""
-        kinds = {np.dtype(record.dtypes[0]).kind: record for record in records}
-        if len(kinds) > 1:
-            listed = ", ".join(f"{record.path} has {record.dtypes[0]}" for record in kinds.values())
-            raise CastError(
-                f"integer and float data cannot be one collection: {listed}; "
-                "make them alike with cast_data_to_dtype"
-            )
+        if records:
+            common_dtype((record.path, record.dtypes[0]) for record in records)
         gone = [r.path for r in records if not (is_url(r.path) or os.path.lexists(r.path))]
         if gone:
             raise ArchiveNotFoundError(

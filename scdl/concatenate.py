@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
 from scdl import csr
-from scdl.cast import Caster
-from scdl.errors import CastError, NeighborError, ScdlWarning
+from scdl.cast import Caster, common_dtype
+from scdl.errors import NeighborError, ScdlWarning
 from scdl.matrices import Bounds
 from scdl.neighbors import NeighborGraph
 from scdl.schema import (
@@ -59,7 +58,7 @@ def concatenate(
     writer
         Takes the result.
     dtype
-        Type of the values; default the one that holds those of all archives.
+        Type of the values; default :func:`scdl.cast.common_dtype`.
     chunk_bytes
         Bytes of stored values handled at once.
     obs
@@ -68,12 +67,13 @@ def concatenate(
     Raises
     ------
     CastError
-        Integers meet floats and no `dtype` says which is meant, or `dtype` cannot hold a value.
+        No type takes the values of all and no `dtype` says which is meant, or `dtype` cannot hold
+        a value.
     NeighborError
         A graph is not cells x cells, or points outside.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
-    caster = Caster.keeping(_common_dtype(stores)) if dtype is None else Caster(dtype)
+    caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     blocks = write_var(writer, _var_blocks(stores, infos))
     if any(OBS in store.tables for store in stores):
@@ -96,6 +96,15 @@ def concatenate(
     writer.commit(Info(blocks, is_sorted=True, matrices=matrices, element=element).to_attrs())
 
 
+def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
+    """Takes the values of all as they are, where the writer can."""
+    common = common_dtype((store.path, store.spec(DATA).dtype) for store in stores)
+    if common.kind == "i" and not writer.keeps_elements:
+        # Such archives have no integers with a sign; what is negative is an error.
+        return Caster(f"u{common}")
+    return Caster.keeping(common)
+
+
 def _warn_of_losses(stores: Sequence[ArrayStore], writer: ArrayWriter) -> None:
     """Warn of what of an AnnData cannot be joined, or not be kept."""
     found = [name for store in stores for name in (*store.sparse, *store.elements)]
@@ -106,17 +115,6 @@ def _warn_of_losses(stores: Sequence[ArrayStore], writer: ArrayWriter) -> None:
             ScdlWarning,
             stacklevel=5,
         )
-
-
-def _common_dtype(stores: Sequence[ArrayStore]) -> np.dtype[Any]:
-    dtypes = [store.spec(DATA).dtype for store in stores]
-    if len({dtype.kind for dtype in dtypes}) > 1:
-        listed = ", ".join(f"{s.path} has {d}" for s, d in zip(stores, dtypes, strict=True))
-        raise CastError(
-            f"integer and float data cannot be concatenated: {listed}; "
-            "make them alike with cast_data_to_dtype"
-        )
-    return np.result_type(*dtypes)
 
 
 def _var_blocks(

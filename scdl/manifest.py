@@ -51,6 +51,8 @@ class Member:
         Whether there is a table of cells.
     graphs
         Keys of the neighbour graphs.
+    content
+        What archives of another content do not have; None where an archive has no checksums.
     """
 
     path: str
@@ -64,6 +66,7 @@ class Member:
     values_per_chunk: int
     has_obs: bool
     graphs: tuple[str, ...]
+    content: str | None
 
     @property
     def n_obs(self) -> int:
@@ -92,6 +95,7 @@ class Member:
             store.chunk_length(DATA),
             OBS in store.tables,
             tuple(keys(store.arrays, "graphs")),
+            store.fingerprint,
         )
 
     def with_genes(self, store: ArrayStore) -> Self:
@@ -141,6 +145,7 @@ class Member:
             _count(entry["values_per_chunk"]),
             bool(entry["has_obs"]),
             tuple(map(str, entry["graphs"])),
+            None if entry.get("content") is None else str(entry["content"]),
         )
         lengths = {len(made.n_vars), len(made.stops), len(made.labels), len(made.genes)}
         if len(lengths) != 1 or not made.stops or list(made.stops) != sorted(made.stops):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Self
 
 from zarr.abc.store import (
@@ -27,6 +28,9 @@ class HeldStore(WrapperStore[BoundedStore]):
     def _with_store(self, store: BoundedStore) -> Self:
         return type(self)(store, self._files)
 
+    async def _ensure_open(self) -> None:
+        """Without looking for the directory: of one that was removed, what is held is there."""
+
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
@@ -34,7 +38,9 @@ class HeldStore(WrapperStore[BoundedStore]):
         if held is not None:
             part = held[_slice(byte_range, len(held))]
             return bounded(f"{self._files.root}/{key}", prototype.buffer.from_array_like(part))
-        found = await self._store.get(key, prototype, byte_range)
+        found = None
+        with contextlib.suppress(FileNotFoundError):
+            found = await self._store.get(key, prototype, byte_range)
         # Afterwards: what was read is of the archive that stood there then.
         self._files.check_current()
         return found

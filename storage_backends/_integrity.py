@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -81,6 +82,15 @@ def read_table(path: str) -> Table | None:
             return Table.from_bytes(stream.read(), path)
     except FileNotFoundError:
         return None
+
+
+def fingerprint(root: str, checksums: str) -> str | None:
+    """Hash of the checksums of all files; None where there are none."""
+    try:
+        content = _archive_files.read(root, checksums)
+    except ArchiveFormatError:
+        return None
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _files(root: str) -> Iterator[tuple[str, int]]:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
 _ROW_GROUP = 1 << 16
+#: Values up to which a thread reads alone. Those of Arrow let go of our memory a little later, and
+#: where Python ends just then they end the process with it.
+_MOST_ALONE = 1 << 20
 #: What a row takes at least once it is text in memory.
 _ROW_BYTES = 64
 #: What pyarrow says of bytes that are no table, besides OSError.
@@ -248,13 +251,17 @@ class ParquetTable:
         file = self._open(path, as_dictionary)
         groups: list[int] = []
         first_row, position = 0, 0
-        for i, n_rows in enumerate(_group_rows(file)):
+        lengths = _group_rows(file)
+        for i, n_rows in enumerate(lengths):
             if position < stop and position + n_rows > start:
                 first_row = first_row if groups else position
                 groups.append(i)
             position += n_rows
         with _readable(f"{path}: {columns!r:.200}"):
-            table = file.read_row_groups(groups, columns=columns)
+            n_values = sum(lengths[i] for i in groups) * len(columns)
+            table = file.read_row_groups(
+                groups, columns=columns, use_threads=n_values > _MOST_ALONE
+            )
             if set(table.column_names) != set(columns):
                 raise KeyError(*columns)
             return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
@@ -283,6 +290,8 @@ class ParquetTable:
                 pa.BufferReader(pa.py_buffer(data)),
                 read_dictionary=list(as_dictionary),
                 page_checksum_verification=True,
+                # It is in memory.
+                pre_buffer=False,
                 thrift_string_size_limit=longest,
                 thrift_container_size_limit=longest,
             )

@@ -177,6 +177,11 @@ class ArrayStore(ABC):
         """Whether the archive that was opened is still the one at the path, as far as is known."""
         return True
 
+    @property
+    def fingerprint(self) -> str | None:
+        """What archives of another content do not have; None where it takes reading all to know."""
+        return None
+
     @classmethod
     @abstractmethod
     def detect(cls, path: str) -> bool:

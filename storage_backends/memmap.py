@@ -116,6 +116,10 @@ class MemmapStore(ArrayStore):
         return _layout.identity(self.path) == self._identity
 
     @property
+    def fingerprint(self) -> str | None:
+        return _integrity.fingerprint(self.path, _layout.CHECKSUMS)
+
+    @property
     def _n_obs(self) -> int:
         return self._specs["indptr"].length - 1
 

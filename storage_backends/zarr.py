@@ -151,6 +151,12 @@ class ZarrStore(ArrayStore):
     def is_current(self) -> bool:
         return self._opened_as is None or is_still(self.path, self._opened_as)
 
+    @property
+    def fingerprint(self) -> str | None:
+        if self._opened_as is None:
+            return None
+        return _integrity.fingerprint(self.path, _zarr_detection.CHECKSUMS)
+
     # -- opening ---------------------------------------------------------------------------
 
     def _find(self, found: Nodes) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -680,6 +681,51 @@ class TestBadInput:
             view.read_rows([45])
         with pytest.raises(CollectionError, match=r"m2: the archive changed .*: genes was"):
             found.check()
+
+    @pytest.mark.parametrize("backend", ["memmap", "zarr"])
+    def test_values_of_a_member_that_changed(self, tmp_path: Path, backend: str) -> None:
+        """Nothing but the values: as many, of the same type, of the same genes."""
+        cells = random_cells(9, 5, density=0.5, seed=1)
+        source, path = write_h5ad(tmp_path / "a.h5ad", cells), tmp_path / "members" / "a"
+        path.parent.mkdir()
+        scdl.convert(source, path, backend=backend)
+        scdl.open(path.parent).save_manifest()
+        for values in (cells.values, cells.values[::-1].copy()):
+            shutil.rmtree(path)
+            write_h5ad(source, replace(cells, values=values))
+            scdl.convert(source, path, backend=backend)
+            found = scdl.open(path.parent)
+            if values is cells.values:
+                found.check()
+                assert len(found.read_rows([0])) == 1
+                continue
+            for use in (found.check, lambda found=found: found.read_rows([0])):
+                with pytest.raises(
+                    CollectionError, match=r"a: the archive changed .*: content was"
+                ):
+                    use()
+
+    @pytest.mark.parametrize("backend", ["memmap", "zarr"])
+    def test_integers_with_and_without_a_sign(self, tmp_path: Path, backend: str) -> None:
+        dtypes = ("uint16", "int64", "uint64")
+        for dtype in dtypes:
+            # memmap archives have no place for what is negative.
+            kind = "u" if backend == "memmap" else dtype[0]
+            cells = random_cells(4, 5, dtype=f"<{kind}8", density=0.5, seed=2).astype(dtype)
+            write_h5ad(tmp_path / f"{dtype}.h5ad", cells)
+            scdl.convert(
+                tmp_path / f"{dtype}.h5ad", tmp_path / dtype, backend="zarr",
+                data_dtype=None if dtype == "int64" else dtype,
+            )  # fmt: skip
+        found = scdl.SingleCellCollection([tmp_path / "uint16", tmp_path / "int64"])
+        assert found.read_rows([0, 5]).data.dtype == np.int64
+        found.flatten(tmp_path / "flat", backend=backend, destroy_on_copy=False)
+        flat = scdl.open(tmp_path / "flat")
+        np.testing.assert_array_equal(
+            flat.read_rows(slice(None)).to_dense(), found.read_rows(slice(None)).to_dense()
+        )
+        with pytest.raises(CastError, match=r"uint64 has uint64, .*int64 has int64"):
+            scdl.SingleCellCollection([tmp_path / "uint64", tmp_path / "int64"])
 
     def test_a_member_that_is_gone(self, copied: Ragged) -> None:
         directory = copied.paths[0].parent

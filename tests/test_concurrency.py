@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("anndata")
@@ -125,6 +126,20 @@ class TestReaders:
             assert all(thread.result(60) >= 1 for thread in threads)
         told = [reader.communicate(timeout=60)[0].split() for reader in readers]
         assert told == [["True", "300", "float32"]] * 2
+
+
+@pytest.mark.parametrize("kind", ["memmap", "zarr"])
+def test_all_of_an_archive_that_was_removed_is_read(
+    written: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    expected = scdl.open(written[kind]).to_anndata()
+    archive = shutil.copytree(written[kind], tmp_path / kind)
+    ds = scdl.open(archive)
+    shutil.rmtree(archive)
+    found = ds.to_anndata()
+    assert (found.X != expected.X).nnz == 0
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    pd.testing.assert_frame_equal(found.var, expected.var)
 
 
 def test_more_files_than_are_held(

@@ -381,6 +381,16 @@ class TestDtype:
             report = scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive")
         assert report.max_rounding == 1
 
+    def test_integers_that_a_double_does_not_hold(self, tmp_path: Path) -> None:
+        values = np.array([2**53, 2**53 + 1, 2**63 + 1025], "u8")
+        where = np.zeros(3, int), np.arange(3)
+        source = write_h5ad(tmp_path / "a.h5ad", Cells(*where, values, (1, 3)))
+        with pytest.warns(scdl.errors.ScdlWarning, match="rounded them by up to 1.02e"):
+            report = scdl.convert(source, tmp_path / "a", data_dtype="float64")
+        assert report.max_rounding == 1023
+        small = write_h5ad(tmp_path / "b.h5ad", Cells(*where, values // 2**11, (1, 3)))
+        assert scdl.convert(small, tmp_path / "b", data_dtype="float64").max_rounding == 0
+
     @pytest.mark.parametrize("dtype", ["int8", "complex64", "float128", "nonsense", "U5"])
     def test_dtypes_that_the_format_has_not(self, tmp_path: Path, dtype: str) -> None:
         write_h5ad(tmp_path / "a.h5ad", random_cells(2, 2))

@@ -63,6 +63,15 @@ def test_fill_dense(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> Non
     assert out.sum(dtype=data.dtype) == data.sum(dtype=data.dtype)
 
 
+def test_dense_rows_have_the_sign_of_zeros() -> None:
+    data, indices = np.array([-0.0, 1, -0.0, 3, -3], "f4"), np.array([0, 1, 2, 2, 1], "u1")
+    for fill in (_kernels.fill_dense, _kernels.fill_dense_numpy):
+        out = np.full((2, 3), 7, "f4")
+        assert fill(data, indices, np.array([0, 2, 5]), out)
+        np.testing.assert_array_equal(out, [[0, 1, 0], [0, -3, 3]])
+        np.testing.assert_array_equal(np.signbit(out), [[True, False, False], [False, True, False]])
+
+
 @pytest.mark.parametrize("dtype", UNSIGNED)
 @pytest.mark.parametrize("column", [5, 6, 200])
 def test_column_out_of_range(dtype: str, column: int) -> None:
