@@ -189,7 +189,7 @@ def convert_directory(
     targets = {path: os.path.join(dest, name + suffix) for path, name in names.items()}
     present = {path: target for path, target in targets.items() if os.path.lexists(target)}
     for path, target in present.items():
-        _check_present(path, target, resume=resume)
+        _check_present(path, os.path.relpath(path, directory), target, resume=resume)
     todo = {path: target for path, target in targets.items() if path not in present}
     report = convert_files(
         todo,
@@ -342,7 +342,7 @@ def _directory(dest: Path) -> str:
     return path
 
 
-def _check_present(path: str, target: str, *, resume: bool) -> None:
+def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
     """Refuse what stands where the archive of a file goes, unless it is that archive."""
     if not resume:
         raise ArchiveExistsError(
@@ -357,7 +357,8 @@ def _check_present(path: str, target: str, *, resume: bool) -> None:
             f"{target}: what exists here is no archive that can be resumed from ({error}); remove "
             "it first"
         ) from error
-    if label is not None and os.path.basename(label) != os.path.basename(path):
+    # The directory may be another one by now, and what is below it not.
+    if label is not None and not f"/{label}".endswith(f"/{below}"):
         raise ArchiveExistsError(
             f"{target}: this is the archive of {label}, and not of {path}; choose another directory"
         )

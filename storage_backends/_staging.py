@@ -13,6 +13,7 @@ import glob
 import os
 import shutil
 import weakref
+from collections.abc import Iterator
 from typing import Self
 
 from storage_backends import publication
@@ -129,17 +130,31 @@ def remove_leftovers(target: str) -> None:
     """Remove what killed writers of a target left, which nobody has locked."""
     parent, name = os.path.split(target)
     publication.sweep(parent)
-    pattern = os.path.join(glob.escape(parent), glob.escape(f".{name}.") + "*" + publication.PART)
-    for path in glob.glob(pattern + publication.ASIDE):
+    pattern = os.path.join(glob.escape(parent), glob.escape(f".{name}.") + publication.RANDOM)
+    for path in glob.glob(pattern + publication.PART + publication.ASIDE):
         # Killed between the two renames of an exchange, or behind them.
-        if os.path.lexists(target):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.rename(path, target)
-    for path in glob.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = lock(path, surely=True)
-            # Else its writer is alive.
-            if descriptor is not None:
+        is_missing = not os.path.lexists(target)
+        with _left(path, surely=not is_missing) as is_left:
+            if is_left and is_missing:
+                os.rename(path, target)
+            elif is_left:
                 shutil.rmtree(path, ignore_errors=True)
-                unlock(descriptor)
+    for path in glob.glob(pattern + publication.PART):
+        with _left(path, surely=True) as is_left:
+            if is_left:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _left(path: str, *, surely: bool) -> Iterator[bool]:
+    """Whether the writer of a directory is not alive; nobody else may have it meanwhile."""
+    try:
+        descriptor = lock(path, surely=surely)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            unlock(descriptor)

@@ -20,14 +20,18 @@ from zarr.dtype import VariableLengthUTF8
 
 from storage_backends import _zarr_layout
 from storage_backends._zarr_tables import ATTRIBUTE, stand_in
+from storage_backends._zarr_text import LENGTH_BYTES
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_nullable
 from storage_backends.errors import OutputError, refused_write
+from storage_backends.proportion import FREE_BYTES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Rows of one chunk; a table with fewer has one chunk of its length.
 _ROWS = 1 << 16
+#: Bytes of text that a chunk holds as long as no string is longer than those of the first rows.
+_TEXT_BYTES = FREE_BYTES >> 2
 #: Bytes of a key that is a file's name, with room for what stores append.
 _LONGEST_KEY = 200
 
@@ -276,6 +280,7 @@ class _Column:
         self._target = target
         #: Type of what ``encode`` gives.
         self.stored: Any = stand_in(field.type)
+        self._is_text = str(self.stored) == "large_string"
         self._values: zarr.Array[Any] | None = None
         self._mask: zarr.Array[Any] | None = None
 
@@ -286,7 +291,8 @@ class _Column:
     def write(self, part: pa.Array) -> None:
         """Append what ``encode`` gave; the first part has the length of a chunk."""
         if self._values is None:
-            self._values = self._begin(len(part))
+            self._values = self._begin(self._chunk_of(part))
+        self._check_text(part, self._values.chunks[0])
         if (part.null_count or self._nullable) and self._mask is None:
             self._values, self._mask = self._begin_mask(self._values)
         _append(self._values, _to_numpy(part, self._null))
@@ -295,6 +301,25 @@ class _Column:
 
     def finish(self) -> None:
         """Write what is only known at the end."""
+
+    def _chunk_of(self, part: pa.Array) -> int:
+        """Rows of a chunk: a part, but of long text so few that no reader takes it for a bomb."""
+        if not self._is_text or not len(part):
+            return len(part)
+        most = max(_TEXT_BYTES // int(_text_sizes(part).max()), 1)
+        # Parts consist of whole chunks.
+        return min(len(part), 1 << most.bit_length() - 1)
+
+    def _check_text(self, part: pa.Array, chunk: int) -> None:
+        """OutputError for text that would be written and not be read again."""
+        if self._is_text and len(part):
+            sizes = np.add.reduceat(_text_sizes(part), np.arange(0, len(part), chunk))
+            if sizes.max() > FREE_BYTES:
+                raise OutputError(
+                    f"{self._target.where}: column {self.name!r} has {sizes.max():,} bytes of text "
+                    f"in {chunk:,} rows, more than the {FREE_BYTES:,} that an archive takes; "
+                    "shorten it, or leave the column out"
+                )
 
     def _begin(self, chunk: int) -> zarr.Array[Any]:
         return self._target.array(self.path, self.stored, chunk)
@@ -454,6 +479,14 @@ def _to_numpy(array: pa.Array, null: Any) -> NDArray[Any]:
         values = values.copy()
         values[array.is_null().to_numpy(zero_copy_only=False)] = null
     return values
+
+
+def _text_sizes(part: pa.Array) -> NDArray[np.int64]:
+    """Bytes of each string in a chunk."""
+    import pyarrow.compute as pc
+
+    lengths = pc.binary_length(part).fill_null(0).to_numpy(zero_copy_only=False)
+    return np.asarray(lengths, np.int64) + LENGTH_BYTES
 
 
 def _append(array: zarr.Array[Any], values: NDArray[Any]) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SERIALIZER = "vlen-utf8"
-_LENGTH_BYTES = 4
+LENGTH_BYTES = 4
 #: Chunks that are asked for at once.
 _WINDOW_CHUNKS = 64
 
@@ -103,12 +103,12 @@ def _decoded(data: bytes, compressors: Sequence[Codec], rows: int) -> pa.Array:
     import pyarrow as pa
 
     data = _zarr_codecs.decompress(data, compressors, FREE_BYTES + BYTES_PER_BYTE * len(data))
-    count = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    if count != rows or len(data) < _LENGTH_BYTES * (rows + 1):
+    count = int.from_bytes(data[:LENGTH_BYTES], "little")
+    if count != rows or len(data) < LENGTH_BYTES * (rows + 1):
         raise ValueError(f"expected {rows:,} strings, found {count:,} in {len(data):,} bytes")
     # Places are taken only now, when it is known that there is so much.
     offsets = np.zeros(rows + 1, np.int64)
-    text = np.empty(len(data) - _LENGTH_BYTES * (rows + 1), np.uint8)
+    text = np.empty(len(data) - LENGTH_BYTES * (rows + 1), np.uint8)
     if not _split(np.frombuffer(data, np.uint8), offsets, text):
         raise ValueError("a string is longer than what is there")
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
@@ -119,12 +119,12 @@ def _decoded(data: bytes, compressors: Sequence[Codec], rows: int) -> pa.Array:
 @kernel
 def _split(data: NDArray[np.uint8], offsets: NDArray[np.int64], text: NDArray[np.uint8]) -> bool:
     """Take lengths apart from bytes; False where there are fewer bytes than lengths say."""
-    at, filled = _LENGTH_BYTES, 0
+    at, filled = LENGTH_BYTES, 0
     for i in range(len(offsets) - 1):
         length: Any = np.int64(0)
-        for j in range(_LENGTH_BYTES):
+        for j in range(LENGTH_BYTES):
             length |= np.int64(data[at + j]) << (8 * j)
-        at += _LENGTH_BYTES
+        at += LENGTH_BYTES
         if length > len(text) - filled:
             return False
         for j in range(length):

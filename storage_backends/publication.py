@@ -12,6 +12,8 @@ import shutil
 
 #: End of the names of hidden directories that are not published, or not any more.
 PART = ".scdl-part"
+#: Between the name of a target and that end, as a pattern: the target is no other's.
+RANDOM = "[0-9a-f]" * 8
 #: What follows where two paths cannot be swapped in one step.
 ASIDE = ".old"
 #: Begins the names of directories that are being removed, as whoever finds one may.

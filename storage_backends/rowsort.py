@@ -56,6 +56,9 @@ def sort_rows(
         Rows that were not in order, or :data:`OUT_OF_RANGE`, or :data:`REPEATED` where a row has an
         id twice; then the output is not to be used.
     """
+    if data.dtype == np.float16:
+        # Which numba does not know; values are only moved.
+        data, out_data = data.view(np.uint16), out_data.view(np.uint16)
     pieces = min(n_threads(), max(1, len(indices) // _LEAST_VALUES))
     edges = np.searchsorted(indptr, np.linspace(0, len(indices), pieces + 1)[1:-1])
     edges = np.concatenate([[0], edges, [len(indptr) - 1]])

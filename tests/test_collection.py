@@ -705,6 +705,18 @@ class TestBadInput:
                 ):
                     use()
 
+    def test_genes_of_a_member_that_was_replaced_while_it_was_closed(self, tmp_path: Path) -> None:
+        for name in ("m0", "m1"):
+            write_member(tmp_path, name, [0, 1, 2], 3, 1)
+        found = scdl.SingleCellCollection(tmp_path, max_open=1)
+        view = found.select_genes("union")
+        for row in (0, 3):
+            view.read_rows([row])
+        shutil.rmtree(tmp_path / "m0")
+        write_member(tmp_path, "m0", [2, 1, 0], 3, 1)
+        with pytest.raises(CollectionError, match="m0: the archive changed"):
+            view.read_rows([0])
+
     @pytest.mark.parametrize("backend", ["memmap", "zarr"])
     def test_integers_with_and_without_a_sign(self, tmp_path: Path, backend: str) -> None:
         dtypes = ("uint16", "int64", "uint64")

@@ -240,6 +240,19 @@ class TestRefused:
         with pytest.raises(ArchiveExistsError, match=r"archive of .*other.h5ad, and not"):
             scdl.convert_directory(place / "in", place / "out", resume=True)
 
+    def test_a_file_added_later_whose_name_another_has(self, place: Path) -> None:
+        for below in ("a_b", "a/b"):
+            (place / "in" / below).mkdir(parents=True)
+            shutil.copy(place / "in" / "dense.h5ad", place / "in" / below / "c.h5ad")
+            if below == "a_b":
+                scdl.convert_directory(place / "in", place / "out", use_processes=False)
+        with pytest.raises(ArchiveExistsError, match=r"archive of .*a_b/c.h5ad, and not of .*a/b/"):
+            scdl.convert_directory(place / "in", place / "out", use_processes=False, resume=True)
+        # Elsewhere they are below the same directories.
+        (place / "in").rename(place / "moved")
+        shutil.rmtree(place / "moved" / "a")
+        scdl.convert_directory(place / "moved", place / "out", use_processes=False, resume=True)
+
     def test_arguments(self, place: Path) -> None:
         with pytest.raises(BackendOptionError, match="s3://bucket/out"):
             scdl.convert_directory(place / "in", "s3://bucket/out")

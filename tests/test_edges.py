@@ -145,13 +145,35 @@ class TestFileSystems:
         assert sorted(os.listdir(archive.parent)) == ["archive", "cells.h5ad"]
 
     def test_killed_between_two_renames(self, archive: Path) -> None:
-        aside = archive.with_name(f".archive.0123{publication.PART}{publication.ASIDE}")
+        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.ASIDE}")
         archive.rename(aside)
         with pytest.raises(scdl.errors.ArchiveNotFoundError):
             scdl.open(archive)
         with pytest.raises(scdl.errors.ArchiveExistsError):
             scdl.convert(archive.with_name("cells.h5ad"), archive)
         assert len(scdl.open(archive)) == 10
+        assert not aside.exists()
+
+    def test_what_belongs_to_a_target_of_a_longer_name(self, archive: Path) -> None:
+        """The only copy of that, as of one that was killed between two renames, is not touched."""
+        ending = f".0123cdef{publication.PART}"
+        left = [archive.with_name(f".archive.{end}") for end in (f"zarr{ending}", f"v2{ending}")]
+        aside = [path.with_name(path.name + publication.ASIDE) for path in left]
+        for path in (*left, *aside):
+            shutil.copytree(archive, path)
+        scdl.convert(archive.with_name("cells.h5ad"), archive, replace=True)
+        shutil.rmtree(archive)
+        scdl.convert(archive.with_name("cells.h5ad"), archive)
+        assert all(path.exists() for path in (*left, *aside))
+
+    def test_what_a_living_writer_put_aside(self, archive: Path) -> None:
+        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.ASIDE}")
+        shutil.copytree(archive, aside)
+        held = locks.writer_lock(str(aside))
+        scdl.convert(archive.with_name("cells.h5ad"), archive, replace=True)
+        assert aside.exists()
+        locks.unlock(held)
+        scdl.convert(archive.with_name("cells.h5ad"), archive, replace=True)
         assert not aside.exists()
 
     def test_no_locks(self, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,3 +275,20 @@ class TestLoader:
             other.load_state_dict(one.state_dict())
         # Counting the values would read all cells.
         assert one.cells.identity[:2] == cells.identity[:2]
+
+
+@pytest.mark.parametrize("layout", ["csr", "coo", "dense"])
+def test_repeated_genes_of_float16_are_summed(tmp_path: Path, layout: str) -> None:
+    pytest.importorskip("torch")
+    var = pd.DataFrame({"id": ["a", "a", "b", "c"]}, index=list("wxyz"))
+    source = write_h5ad(tmp_path / "a.h5ad", random_cells(5, 4, density=0.9), var=var)
+    found = []
+    for dtype in ("float16", "float32"):
+        scdl.convert(source, tmp_path / dtype, data_dtype=dtype)
+        loader = scdl.SingleCellLoader(
+            scdl.open(tmp_path / dtype), 5, order="sequential", layout=layout, genes="union",
+            gene_column="id", duplicates="sum",
+        )  # fmt: skip
+        (batch,) = loader
+        found.append(batch.x.to_dense().numpy() if layout != "dense" else batch.x.numpy())
+    np.testing.assert_array_equal(*found)

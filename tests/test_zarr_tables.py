@@ -373,6 +373,31 @@ def test_same_arrays_as_anndata(group: zarr.Group) -> None:
             assert ours[name].metadata.fill_value == element.metadata.fill_value, name
 
 
+@pytest.mark.parametrize("nulls", [False, True])
+def test_long_text_that_compresses_well(group: zarr.Group, nulls: bool) -> None:
+    """Beyond what zstd makes of text in proportion, a chunk would be taken for a bomb."""
+    notes = ["Cells were dissociated. " * 42] * 70_000
+    table = pa.table({"note": pa.array(notes, pa.large_string()), "n": np.arange(70_000)})
+    if nulls:
+        table = table.set_column(
+            0, "note", pc.if_else(pc.less(table["n"], 69_999), table["note"], None)
+        )
+    found = written(group, table)
+    assert found.read(["note"], 69_990, None).equals(table.select(["note"]).slice(69_990))
+    assert found.read(None, 0, None).equals(table)
+
+
+def test_text_that_no_chunk_takes(group: zarr.Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = pa.array(["b" * (1 << 25)], pa.large_string())
+    with pytest.raises(OutputError, match="'note' has 33,554,436 bytes of text in 1 rows"):
+        written(group, pa.table({"note": long}))
+    # After rows that are short, in chunks of two rows.
+    monkeypatch.setattr(_zarr_table_writer, "_ROWS", 2)
+    table = pa.table({"name": pa.chunked_array([pa.array(["a"] * 2, pa.large_string()), long])})
+    with pytest.raises(OutputError, match="'name' has 33,554,436 bytes of text in 2 rows"):
+        written(group.create_group("more"), table)
+
+
 def test_no_names_of_rows(group: zarr.Group) -> None:
     table = pa.table({"a": [5, 6, 7]})
     assert_holds(written(group, table), table)
