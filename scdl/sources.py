@@ -302,12 +302,16 @@ class ArchiveSource(Source):
         return matrix, matrix
 
     def _matrix(self) -> Matrix:
-        name, where = self.element, f"{self.path}: {self.element}"
+        name = self.element
         found = self._elements.sparse(name)
         if found is not None and not found[0]:
             return StoredRows(self._store, "", self._rows, self.n_vars)
-        element = self._elements[name] if found or name in self._store.arrays else None
-        shape = self._rows[1] - self._rows[0], self.n_vars
+        return self._element(name, (self._rows[1] - self._rows[0], self.n_vars))
+
+    def _element(self, name: str, shape: tuple[int, int]) -> Matrix:
+        where = f"{self.path}: {name}"
+        known = self._elements.sparse(name) or name in self._store.arrays
+        element = self._elements[name] if known else None
         if isinstance(element, SparseParts):
             check_shape(where, element.sparse.shape, shape)
             return _BY[element.sparse.format](where, element.parts, shape)
@@ -327,10 +331,12 @@ class ArchiveSource(Source):
         return table_of(self._store.read_element(self._genes))
 
     def graph(self, key: str) -> Matrix | None:
-        prefix = graph_array(key, "")
-        if prefix + DATA not in self._store.arrays:
-            return None
-        return StoredRows(self._store, prefix, self._rows, self._elements.info.n_obs)
+        prefix, name, n_obs = graph_array(key, ""), f"obsp/{key}", self._elements.info.n_obs
+        if prefix + DATA in self._store.arrays:
+            return StoredRows(self._store, prefix, self._rows, n_obs)
+        # By columns, or dense.
+        there = name in self._store.sparse or name in self._store.arrays
+        return self._element(name, (n_obs, n_obs)) if there else None
 
     def vectors(self, key: str) -> Reader:
         name = obsm_array(key)
@@ -376,17 +382,28 @@ def write_rest(
     ----------
     graphs
         Keys of obsp that are stored by rows, as neighbours are read, also where the source has
-        them by columns.
+        them by columns, or dense.
+
+    Raises
+    ------
+    SourceError
+        A sparse element has an index outside its shape.
     """
     by_row = {f"obsp/{key}" for key in graphs}
     for name, whole in source.rest():
         element = _in_memory(name, whole)
-        if isinstance(element, SparseParts):
-            where = f"{source.path}: {name}"
-            if name in by_row and element.sparse.format == "csc":
-                _write_rows(where, writer, name.replace("obsp", "graphs", 1), element, bounds)
-            else:
-                _write_sparse(where, writer, name, element, bounds)
+        where, sparse = (
+            f"{source.path}: {name}",
+            isinstance(element, SparseParts) and element.sparse,
+        )
+        graph = None
+        if name in by_row and not (sparse and sparse.format == "csr"):
+            graph = source.graph(name.removeprefix("obsp/"))
+        if graph is not None:
+            name = name.replace("obsp", "graphs", 1)
+            _write_rows(where, writer, name, graph, _dtypes(graph, element), bounds)
+        elif isinstance(element, SparseParts):
+            _write_sparse(where, writer, name, element, bounds)
         elif isinstance(element, Reader):
             _copy(writer, name, element, bounds)
         else:
@@ -426,29 +443,70 @@ def _write_sparse(
     if sparse.format == "csr" and name.startswith("obsp/"):
         name = name.replace("obsp", "graphs", 1)
     if not is_sorted and sparse.format == "csr":
-        _write_rows(where, writer, name, element, bounds)
+        matrix = _BY[sparse.format](where, parts, sparse.shape)
+        _write_rows(where, writer, name, matrix, _dtypes(matrix, element), bounds)
         return
     writer.write_sparse(name, sparse)
+    below = sparse.shape[sparse.format == "csr"]
     for part, reader in parts.items():
-        _copy(writer, f"{name}/{part}", reader, bounds)
+        _copy(
+            writer,
+            f"{name}/{part}",
+            _Inside(where, reader, below) if part == INDICES else reader,
+            bounds,
+        )
+
+
+def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:
+    """Types of the arrays of a matrix: those of a sparse one, else what AnnData has."""
+    if isinstance(element, SparseParts):
+        return {part: reader.dtype for part, reader in element.parts.items()}
+    return {DATA: matrix.dtype, INDICES: np.dtype(np.int32), INDPTR: np.dtype(np.int64)}
 
 
 def _write_rows(
-    where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
+    where: str,
+    writer: ArrayWriter,
+    name: str,
+    matrix: Matrix,
+    dtypes: Mapping[str, np.dtype[Any]],
+    bounds: Bounds,
 ) -> None:
-    """Write a sparse matrix by rows, with the columns of each in rising order."""
-    sparse, parts, _ = element
-    writer.write_sparse(name, Sparse("csr", sparse.shape))
+    """Write a matrix by rows, with the columns of each in rising order."""
+    writer.write_sparse(name, Sparse("csr", matrix.shape))
     with Offsets(bounds) as offsets:
-        for block in _BY[sparse.format](where, parts, sparse.shape).blocks(bounds):
-            rows = csr.clean(block, sparse.shape[1], where)
+        for block in matrix.blocks(bounds):
+            rows = csr.clean(block, matrix.shape[1], where)
             writer.append(f"{name}/{DATA}", rows.data)
-            writer.append(f"{name}/{INDICES}", rows.indices.astype(parts[INDICES].dtype))
+            writer.append(f"{name}/{INDICES}", rows.indices.astype(dtypes[INDICES]))
             offsets.add(rows.indptr)
         for part in (DATA, INDICES):
-            writer.append(f"{name}/{part}", parts[part].read(0, 0))
-        for values in offsets.read(parts[INDPTR].dtype):
+            writer.append(f"{name}/{part}", np.empty(0, dtypes[part]))
+        for values in offsets.read(dtypes[INDPTR]):
             writer.append(f"{name}/{INDPTR}", values)
+
+
+class _Inside:
+    """Indices as a reader, which raises SourceError for one outside."""
+
+    item_shape: tuple[int, ...] = ()
+
+    def __init__(self, where: str, reader: Reader, below: int) -> None:
+        self._where, self._reader, self._below = where, reader, below
+        self.dtype = reader.dtype
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        found = self._reader.read(start, stop)
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < self._below:
+            outside = int(found.min()) if found.min() < 0 else int(found.max())
+            raise SourceError(
+                f"{self._where}: it has the index {outside}, expected [0, {self._below}); it is "
+                "damaged, or of other cells"
+            )
+        return found
 
 
 def _copy(writer: ArrayWriter, name: str, reader: Reader, bounds: Bounds) -> None:

@@ -142,8 +142,9 @@ class Assembly:
     @property
     def needs_order(self) -> bool:
         """Whether the genes of each cell must come in rising order, each once."""
-        # The logarithm of a sum is not the sum of logarithms.
-        return self.layout != "dense" or self._logs or self.tokenizer is not None
+        # The logarithm of a sum is not the sum of logarithms, and integers may not hold it.
+        adds = self.dtype is not None and self.dtype.is_floating_point and not self._logs
+        return self.layout != "dense" or not adds or self.tokenizer is not None
 
     @property
     def _normalization(self) -> NormalizeTotal | None:

@@ -12,10 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import Ragged, write_members
-from sources import random_cells, write_h5ad
+from sources import Cells, random_cells, write_h5ad
 
 import scdl
-from scdl.errors import FeatureNotFoundError, GeneError, GeneListNotFoundError, OutputError
+from scdl.errors import (
+    ArchiveFormatError,
+    FeatureNotFoundError,
+    GeneError,
+    GeneListNotFoundError,
+    OutputError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +298,23 @@ def test_repeated_genes_of_float16_are_summed(tmp_path: Path, layout: str) -> No
         (batch,) = loader
         found.append(batch.x.to_dense().numpy() if layout != "dense" else batch.x.numpy())
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("layout", ["csr", "dense"])
+def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
+    tmp_path: Path, layout: str
+) -> None:
+    pytest.importorskip("torch")
+    var = pd.DataFrame({"id": ["a", "a"]}, index=list("xy"))
+    cells = Cells(np.zeros(2, int), np.arange(2), np.array([200, 100], "f4"), (1, 2))
+    source = write_h5ad(tmp_path / "a.h5ad", cells, var=var)
+    scdl.convert(source, tmp_path / "a", data_dtype="uint8")
+    options: dict[str, Any] = {"genes": "union", "gene_column": "id", "duplicates": "sum"}
+    loader = scdl.SingleCellLoader(
+        scdl.open(tmp_path / "a"), 1, layout=layout, dtype=None, **options
+    )
+    with pytest.raises(ArchiveFormatError, match="sum to 300, which uint8 cannot hold"):
+        next(iter(loader))
+    if layout == "dense":
+        loader = scdl.SingleCellLoader(scdl.open(tmp_path / "a"), 1, layout=layout, **options)
+        assert next(iter(loader)).x.tolist() == [[300]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -477,3 +478,34 @@ def test_read_with_zarrs(files: dict[str, Any], tmp_path: Path, profile: str) ->
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["dense", "csc"])
+def test_a_graph_that_is_named_is_stored_by_rows(tmp_path: Path, kind: str) -> None:
+    graph = sp.random(6, 6, 0.5, "csr", random_state=1)
+    cells = anndata.AnnData(sp.random(6, 4, 0.5, "csr", dtype="f4", random_state=0))
+    cells.obsp["next"] = graph.toarray() if kind == "dense" else graph.asformat(kind)
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cells.write_zarr(tmp_path / "theirs.zarr")
+    sources = [tmp_path / "a.h5ad", tmp_path / "a.zarr", tmp_path / "theirs.zarr"]
+    for i, source in enumerate(sources):
+        target = tmp_path / f"{'a' if i == 0 else i}.zarr"
+        scdl.convert(source, target, neighbor_key="next")
+        ds = scdl.open(target)
+        assert ds.neighbor_keys == ["next"]
+        assert (ds.to_anndata().obsp["next"] != graph).nnz == 0
+
+
+@pytest.mark.parametrize("key", ["next", None])
+@pytest.mark.parametrize("outside", [-1, 6, 99])
+def test_a_graph_that_points_outside(tmp_path: Path, outside: int, key: str | None) -> None:
+    cells = anndata.AnnData(sp.random(6, 4, 0.5, "csr", dtype="f4", random_state=0))
+    cells.obsp["next"] = sp.random(6, 6, 0.5, "csr", random_state=1)
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        file["obsp/next/indices"][2] = outside
+    with pytest.raises(SourceError, match="obsp/next: "):
+        scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr", neighbor_key=key)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
