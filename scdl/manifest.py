@@ -111,6 +111,9 @@ class Member:
             Whether to compare the genes, too, which takes milliseconds; where they are known.
         """
         found = Member.of(self.path, store)
+        if self.content is None:
+            # Checksums may be added to an archive that had none.
+            found = replace(found, content=None)
         compares = genes and self.genes
         now = asdict(found.with_genes(store) if compares else replace(found, genes=self.genes))
         changed = [name for name, value in asdict(self).items() if now[name] != value]

@@ -392,12 +392,9 @@ def write_rest(
     by_row = {f"obsp/{key}" for key in graphs}
     for name, whole in source.rest():
         element = _in_memory(name, whole)
-        where, sparse = (
-            f"{source.path}: {name}",
-            isinstance(element, SparseParts) and element.sparse,
-        )
-        graph = None
-        if name in by_row and not (sparse and sparse.format == "csr"):
+        where, graph = f"{source.path}: {name}", None
+        has_rows = isinstance(element, SparseParts) and element.sparse.format == "csr"
+        if name in by_row and not has_rows:
             graph = source.graph(name.removeprefix("obsp/"))
         if graph is not None:
             name = name.replace("obsp", "graphs", 1)
@@ -449,12 +446,8 @@ def _write_sparse(
     writer.write_sparse(name, sparse)
     below = sparse.shape[sparse.format == "csr"]
     for part, reader in parts.items():
-        _copy(
-            writer,
-            f"{name}/{part}",
-            _Inside(where, reader, below) if part == INDICES else reader,
-            bounds,
-        )
+        checked = _Inside(where, reader, below) if part == INDICES else reader
+        _copy(writer, f"{name}/{part}", checked, bounds)
 
 
 def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:

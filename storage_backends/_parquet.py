@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
 _ROW_GROUP = 1 << 16
-#: Values up to which a thread reads alone. Those of Arrow let go of our memory a little later, and
-#: where Python ends just then they end the process with it.
+#: Values up to which a thread reads alone. Those of Arrow may let go of our memory a little later,
+#: when Python ends, and end the process with an error.
 _MOST_ALONE = 1 << 20
 #: What a row takes at least once it is text in memory.
 _ROW_BYTES = 64

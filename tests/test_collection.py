@@ -705,6 +705,15 @@ class TestBadInput:
                 ):
                     use()
 
+    def test_a_member_that_was_given_checksums(self, copied: Ragged) -> None:
+        directory = copied.paths[0].parent
+        (copied.paths[0] / "scdl" / "checksums.bin").unlink()
+        scdl.open(directory).save_manifest()
+        assert scdl.verify(copied.paths[0], add_checksums=True).verdict == 0
+        found = scdl.open(directory)
+        found.check()
+        assert len(found.read_rows([0])) == 1
+
     def test_genes_of_a_member_that_was_replaced_while_it_was_closed(self, tmp_path: Path) -> None:
         for name in ("m0", "m1"):
             write_member(tmp_path, name, [0, 1, 2], 3, 1)

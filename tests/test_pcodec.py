@@ -195,8 +195,8 @@ def test_nothing_behind_a_file_is_read(kind: str, order: int) -> None:
         ctypes.memmove(end - len(data), data, len(data))
         read = Content(np.array([end - len(data)]), np.array([len(data)]), memory)
         out = np.empty((1, n), np.uint16)
-        if _pcodec.decode(read, out) == (_native.SOUND, ""):
-            np.testing.assert_array_equal(out[0], numbers(kind, n, n))
+        assert _pcodec.decode(read, out) == (_native.SOUND, "")
+        np.testing.assert_array_equal(out[0], numbers(kind, n, n))
 
 
 def test_other_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
