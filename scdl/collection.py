@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from numpy.typing import DTypeLike
 
 from scdl.cast import common_dtype
+from scdl.cell_names import CellNames
 from scdl.dataset import Path, SingleCellDataset
 from scdl.errors import (
     ArchiveChangedError,
@@ -18,7 +19,7 @@ from scdl.errors import (
     CollectionError,
     ScdlError,
 )
-from scdl.flatten import CellNames, is_within, verify, write_flat
+from scdl.flatten import is_within, verify, write_flat
 from scdl.joined_cells import JoinedCells
 from scdl.manifest import (
     MANIFEST,
@@ -441,7 +442,8 @@ class SingleCellCollection(JoinedCells):
             Storage backend; default ``zarr`` where the path ends so, else ``memmap``.
         cell_names
             ``"keep"``: as they are. ``"unique"``: the same, and an error where two cells have one
-            name. ``"prefix"``: with the name of their member in front, ``member-name``.
+            name. ``"prefix"``: with the name of their member in front, ``member-name``, and an
+            error where two are the same all the same.
         **options
             Of the backend, such as ``compression``.
 
@@ -451,8 +453,8 @@ class SingleCellCollection(JoinedCells):
             Something is at `output_path`.
         CollectionError
             There are no members; `output_path` would be inside one of them, or be found as one;
-            names are not unique; or, where members are to be removed, the archive is not all that
-            they are.
+            names are not unique; or, where members are to be removed, something of them has no
+            place in the archive, or it is not all that they are.
         """
         path = absolute(output_path)
         self._check_target(path)
@@ -462,6 +464,7 @@ class SingleCellCollection(JoinedCells):
             backend=backend,
             cell_names=cell_names,
             chunk_bytes=extend_copy_size,
+            lossless=destroy_on_copy,
             options=options,
         )
         if destroy_on_copy:

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from scdl import csr
 from scdl.cast import Caster, common_dtype
-from scdl.errors import NeighborError, ScdlWarning
+from scdl.errors import CollectionError, NeighborError, ScdlWarning
 from scdl.matrices import Bounds
 from scdl.neighbors import NeighborGraph
 from scdl.schema import (
@@ -42,6 +42,8 @@ def concatenate(
     dtype: DTypeLike | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     obs: Sequence[TableSource] | None = None,
+    *,
+    lossless: bool = False,
 ) -> None:
     """Write the cells of archives of any backends one after the other, and commit.
 
@@ -63,9 +65,13 @@ def concatenate(
         Bytes of stored values handled at once.
     obs
         Tables of the cells, one an archive; default those that they have.
+    lossless
+        Whether it is an error, before anything is written, if something would be left out.
 
     Raises
     ------
+    CollectionError
+        Something would be left out, and must not be.
     CastError
         No type takes the values of all and no `dtype` says which is meant, or `dtype` cannot hold
         a value.
@@ -73,19 +79,20 @@ def concatenate(
         A graph is not cells x cells, or points outside.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
+    whole = len(stores) == 1 and writer.keeps_elements
+    vectors = _common_vectors(stores)
+    if not whole:
+        _tell_losses(stores, writer.path, vectors, lossless=lossless)
     caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     blocks = write_var(writer, _var_blocks(stores, infos))
     if any(OBS in store.tables for store in stores):
-        obs = obs or [_obs(store, info) for store, info in zip(stores, infos, strict=True)]
-        writer.write_table(OBS, united(obs))
-    whole = len(stores) == 1 and writer.keeps_elements
+        writer.write_table(OBS, united(obs or tables_of_cells(stores)))
     if whole:
         source = ArchiveSource(stores[0], infos[0], 0, None)
         write_rest(source, writer, Bounds(values=values_at_once))
     else:
-        _warn_of_losses(stores, writer)
-        _write_vectors(stores, writer, values_at_once)
+        _write_vectors(vectors, stores, writer, values_at_once)
         for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "graphs")):
             _write_graph(key, stores, infos, writer, values_at_once)
     _write_matrix(stores, infos, writer, caster, values_at_once)
@@ -105,16 +112,34 @@ def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     return Caster.keeping(common)
 
 
-def _warn_of_losses(stores: Sequence[ArrayStore], writer: ArrayWriter) -> None:
-    """Warn of what of an AnnData cannot be joined, or not be kept."""
-    found = [name for store in stores for name in (*store.sparse, *store.elements)]
-    lost = dict.fromkeys(name for name in found if not name.startswith("graphs/"))
-    if lost:
-        warnings.warn(
-            f"{writer.path}: {', '.join(lost)} of the archives is left out",
-            ScdlWarning,
-            stacklevel=5,
+def _common_vectors(stores: Sequence[ArrayStore]) -> list[str]:
+    """Names of the dense vectors that all archives have, in one dtype and width."""
+    names = dict.fromkeys(obsm_array(key) for store in stores for key in dense_vectors(store))
+    specs = {name: [store.arrays.get(name) for store in stores] for name in names}
+    kinds = {n: {s and (s.dtype, s.item_shape) for s in found} for n, found in specs.items()}
+    return [name for name, found in kinds.items() if len(found) == 1]
+
+
+def _tell_losses(
+    stores: Sequence[ArrayStore], path: str, vectors: Sequence[str], *, lossless: bool
+) -> None:
+    """Warn of what cannot be joined, or not be kept; an error where nothing may be lost."""
+    elements = (name for store in stores for name in (*store.sparse, *store.elements))
+    lost = dict.fromkeys(name for name in elements if not name.startswith("graphs/"))
+    told = [f"{', '.join(lost)} of the archives is left out"] if lost else []
+    held = dict.fromkeys(obsm_array(key) for store in stores for key in dense_vectors(store))
+    told += [
+        f"{name} is left out: not all archives have it in one dtype and width"
+        for name in held
+        if name not in vectors
+    ]
+    if told and lossless:
+        raise CollectionError(
+            f"{path}: not all of the archives can be kept, which are to be removed "
+            f"({'; '.join(told)}); leave out destroy_on_copy"
         )
+    for what in told:
+        warnings.warn(f"{path}: {what}", ScdlWarning, stacklevel=5)
 
 
 def _var_blocks(
@@ -128,25 +153,19 @@ def _var_blocks(
             start = block.stop
 
 
-def _obs(store: ArrayStore, info: Info) -> TableSource:
-    if OBS in store.tables:
-        return StoredTable(store, OBS, info.n_obs)
-    return NoTable(info.n_obs)
+def tables_of_cells(stores: Sequence[ArrayStore]) -> list[TableSource]:
+    """The obs of each archive, without columns where it has none."""
+    lengths = [Info.from_attrs(store.attrs, store.path).n_obs for store in stores]
+    return [
+        StoredTable(store, OBS, n) if OBS in store.tables else NoTable(n)
+        for store, n in zip(stores, lengths, strict=True)
+    ]
 
 
-def _write_vectors(stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int) -> None:
-    for key in dict.fromkeys(key for store in stores for key in dense_vectors(store)):
-        name = obsm_array(key)
-        specs = [store.arrays.get(name) for store in stores]
-        kinds = {(spec.dtype, spec.item_shape) if spec else None for spec in specs}
-        if len(kinds) > 1:
-            warnings.warn(
-                f"{writer.path}: obsm {key!r} is left out: not all archives have it in one dtype "
-                "and width",
-                ScdlWarning,
-                stacklevel=5,
-            )
-            continue
+def _write_vectors(
+    names: Sequence[str], stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int
+) -> None:
+    for name in names:
         for store in stores:
             spec = store.spec(name)
             rows = max(1, at_once // max(1, int(np.prod(spec.item_shape))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
@@ -12,7 +12,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl import __version__, csr
 from scdl.batch import CellBatch
-from scdl.errors import ArchiveChangedError, ArchiveFormatError, FeatureNotFoundError
+from scdl.errors import (
+    ArchiveChangedError,
+    ArchiveFormatError,
+    CollectionError,
+    FeatureNotFoundError,
+)
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.joining import Request, Source, Sources, source
 from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy, key_of
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from scdl.cell_names import CellNames
     from scdl.conversion import ConvertOptions
     from scdl.verification import VerificationReport
 
@@ -480,7 +486,7 @@ class SingleCellDataset(CellReader):
             True.
         """
         if output_path is not None or self._store.stale:
-            self._write([self], output_path)
+            self._write([self._store], output_path)
         return True
 
     def cast_data_to_dtype(self, dtype: DTypeLike) -> None:
@@ -495,7 +501,7 @@ class SingleCellDataset(CellReader):
         ArchiveChangedError
             Another one changed it since it was opened.
         """
-        self._write([self], None, dtype)
+        self._write([self._store], None, dtype=dtype)
 
     def concat(
         self,
@@ -503,6 +509,10 @@ class SingleCellDataset(CellReader):
         extend_copy_size: int = 10_485_760,
         output_path: Path | None = None,
         destroy_on_copy: bool = False,
+        *,
+        backend: str | None = None,
+        cell_names: CellNames = "keep",
+        **options: Any,
     ) -> None:
         """Append the cells of other datasets: rows, feature blocks, obs, names and graphs.
 
@@ -517,6 +527,12 @@ class SingleCellDataset(CellReader):
         destroy_on_copy
             Whether to remove the archives of `other_dataset` after the result was compared with
             all that each of them has.
+        backend
+            Storage backend of the result; default that of this archive.
+        cell_names
+            As for :meth:`scdl.SingleCellCollection.flatten`, of this archive and the others.
+        **options
+            Of the backend, such as ``compression``; default those of this archive.
 
         Raises
         ------
@@ -525,45 +541,86 @@ class SingleCellDataset(CellReader):
         ArchiveLockedError, ArchiveChangedError
             As for :meth:`cast_data_to_dtype`, in place.
         CollectionError
-            The result is not all that the archives are which are to be removed; they stay.
+            Names of cells are asked to be unique, and are not; or something of the archives that
+            are to be removed has no place in the result, or is not there; they stay.
         """
+        from scdl.cell_names import named
         from scdl.comparison import check_copied
+        from scdl.concatenate import tables_of_cells
 
-        others = [other_dataset] if isinstance(other_dataset, SingleCellDataset) else other_dataset
+        others = _datasets(other_dataset)
         sources = {other.store.path: other.store for other in others}
         if destroy_on_copy and self._store.path in sources:
-            raise ValueError(f"{self._store.path}: cannot be appended to itself and then removed")
+            raise CollectionError(
+                f"{self._store.path}: cannot be appended to itself and then removed"
+            )
+        stores = [self._store, *(other.store for other in others)]
+        obs = named(tables_of_cells(stores), [store.path for store in stores], cell_names)
         start = self.n_obs
-        self._write([self, *others], output_path, chunk_bytes=extend_copy_size)
+        own = self._store.options if backend in (None, self._backend) else {}
+        self._write(
+            stores,
+            output_path,
+            {"backend": backend or self._backend, **own, **options},
+            chunk_bytes=extend_copy_size,
+            obs=obs,
+            lossless=destroy_on_copy,
+        )
         if destroy_on_copy:
             path = self.data_path if output_path is None else os.fspath(output_path)
             with registry.detect(path).store.open(path) as result:
-                for other in others:
-                    check_copied(other.store, result, start)
+                for other, table in zip(others, obs[1:], strict=True):
+                    check_copied(other.store, result, start, table)
                     start += other.n_obs
             for source in sources.values():
                 source.remove()
 
     def _write(
         self,
-        datasets: Sequence[SingleCellDataset],
+        stores: Sequence[ArrayStore],
         output_path: Path | None,
-        dtype: DTypeLike | None = None,
-        chunk_bytes: int = 10_485_760,
+        storage: Mapping[str, Any] | None = None,
+        **how: Any,
     ) -> None:
-        """Write datasets one after the other, in place of this one or to a new path."""
+        """Write archives one after the other, in place of this one or to a new path.
+
+        Parameters
+        ----------
+        stores
+            The archives.
+        output_path
+            Where; None: in place.
+        storage
+            The ``backend`` and its options; None: those of this archive.
+        **how
+            For :func:`scdl.concatenate.concatenate`.
+        """
         from scdl.concatenate import concatenate
 
         path = self.data_path if output_path is None else os.fspath(output_path)
-        backend, options = registry.backend(self._backend), self._store.options
-        writer = backend.create(path, replace=output_path is None, **options)
-        with writer:
+        options = dict(storage or {"backend": self._backend, **self._store.options})
+        target = registry.backend(options.pop("backend"))
+        with target.create(path, replace=output_path is None, **options) as writer:
             # The lock of the archive is held: nobody changes it from here on.
             if output_path is None and not self._store.is_current:
                 raise ArchiveChangedError(
                     f"{self._store.path}: the archive was changed since it was opened, which would "
                     "be undone; open it again"
                 )
-            concatenate([dataset.store for dataset in datasets], writer, dtype, chunk_bytes)
+            concatenate(stores, writer, **how)
         if output_path is None:
             self._reopen()
+
+
+def _datasets(
+    datasets: SingleCellDataset | Sequence[SingleCellDataset],
+) -> list[SingleCellDataset]:
+    """One dataset or several, as several."""
+    given: list[Any] = [*datasets] if isinstance(datasets, list | tuple) else [datasets]
+    for one in given:
+        if not isinstance(one, SingleCellDataset):
+            raise CollectionError(
+                f"expected archives that are open, as scdl.open gives them, found {one!r}; of a "
+                "collection, flatten makes one archive"
+            )
+    return given

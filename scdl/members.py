@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from scdl.cell_names import archive_names
 from scdl.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from scdl.joining import Source, Sources
 from scdl.manifest import Member, absolute
-from scdl.schema import INDEX, OBS, distinct, var_table
+from scdl.schema import OBS, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
 from storage_backends.base import ArrayStore
 
@@ -42,7 +43,7 @@ class Members(Sequence[SingleCellDataset]):
         options: Mapping[str, Any],
     ) -> None:
         self.records = list(records)
-        self.names = distinct(os.path.basename(r.path.rstrip("/")) for r in self.records)
+        self.names = archive_names(record.path for record in self.records)
         stops = np.cumsum([record.n_obs for record in self.records], dtype=np.int64)
         #: First row of each member, and the number of cells.
         self.starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), stops])
@@ -189,14 +190,10 @@ class MemberObs(TableSource):
     ----------
     columns
         Which; None: all.
-    prefix
-        What to put before the names of the cells.
     """
 
-    def __init__(
-        self, members: Members, number: int, columns: Sequence[str] | None = None, prefix: str = ""
-    ) -> None:
-        self._members, self._number, self._prefix = members, number, prefix
+    def __init__(self, members: Members, number: int, columns: Sequence[str] | None = None) -> None:
+        self._members, self._number = members, number
         record = members.records[number]
         source: TableSource = NoTable(record.n_obs)
         if record.has_obs:
@@ -209,15 +206,7 @@ class MemberObs(TableSource):
         if not self.schema.names:
             return NoTable(self.num_rows).read(start, stop)
         store = self._members[self._number].store
-        batch = read_batch(store, OBS, self.schema.names, start, stop)
-        if self._prefix and INDEX in batch.schema.names:
-            at = batch.schema.get_field_index(INDEX)
-            field = batch.schema.field(at)
-            names = pa.compute.binary_join_element_wise(
-                pa.scalar(self._prefix, field.type), batch.column(at), pa.scalar("", field.type)
-            )
-            batch = batch.set_column(at, field, names)
-        return batch
+        return read_batch(store, OBS, self.schema.names, start, stop)
 
 
 class MemberTables:

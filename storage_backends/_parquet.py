@@ -229,7 +229,7 @@ class ParquetTable:
         with _readable(f"{self._categories}: the table of categories"):
             if self._num_rows(self._categories) != 1:
                 raise ArchiveFormatError(f"{self._categories}: expected one row of categories")
-            table = self._open(self._categories).read()
+            table = self._open(self._categories).read(use_threads=False)
             for field in table.schema:
                 # See `_category_table`.
                 values = table[field.name].chunk(0).flatten()

@@ -26,7 +26,7 @@ LAYERS = [
     {"scdl.directory_conversion"},
     {"scdl.jobs"},
     {"scdl.row_parts"},
-    {"scdl.comparison"},
+    {"scdl.cell_names", "scdl.comparison"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export", "scdl.verification"},
     {"scdl.h5ad"},
     {"scdl.sources"},

@@ -519,6 +519,14 @@ class TestFlatten:
         assert names[0] == "m0-m0-0"
         assert names[-1] == "again-m0-19"
         scdl.SingleCellCollection(copied.paths).flatten(tmp_path / "u", cell_names="unique")
+        # "a" has a cell "b-c", and "a-b" a cell "c".
+        for name, cell in ("a", "b-c"), ("a-b", "c"):
+            adata = anndata.AnnData(np.ones((1, 2), np.float32), obs=pd.DataFrame(index=[cell]))
+            adata.write_h5ad(tmp_path / "one.h5ad")
+            scdl.convert(tmp_path / "one.h5ad", tmp_path / name)
+        clash = scdl.SingleCellCollection([tmp_path / "a", tmp_path / "a-b"])
+        with pytest.raises(CollectionError, match=r"'a-b-c' is in .*/a and .*rename"):
+            clash.flatten(tmp_path / "x", cell_names="prefix")
         with pytest.raises(CollectionError, match="'keep', 'unique' or 'prefix'"):
             made.flatten(tmp_path / "x", cell_names="other")  # type: ignore[arg-type]
 

@@ -15,6 +15,7 @@ from reading import assert_rows, assert_same, row_of
 from sources import Cells, names, random_cells, write_h5ad
 
 import scdl
+from scdl.errors import BackendOptionError, CollectionError
 
 
 def make(
@@ -190,6 +191,37 @@ class TestConcat:
             self.check(scdl.open(tmp_path / "a"), ("a", 5, 1))
         else:
             self.check(scdl.open(tmp_path / "a"), ("a", 5, 1), ("a", 5, 1))
+
+    def test_names_of_cells(self, tmp_path: Path) -> None:
+        ds, other = make(tmp_path, "a", 5, 6, seed=1), make(tmp_path, "b", 7, 6, seed=2)
+        again = scdl.open(tmp_path / "a")
+        with pytest.raises(CollectionError, match=r"'a-0' is in .*/a more than once"):
+            ds.concat(again, cell_names="unique")
+        assert ds.n_obs == 5
+        ds.concat(other, output_path=tmp_path / "u", cell_names="unique")
+        self.check(scdl.open(tmp_path / "u"), ("a", 5, 1), ("b", 7, 2))
+        ds.concat(other, cell_names="prefix", destroy_on_copy=True)
+        assert ds.obs_names[[0, 5]].tolist() == ["a-a-0", "b-b-0"]
+        assert not (tmp_path / "b").exists()
+
+    def test_another_backend(self, tmp_path: Path) -> None:
+        ds, other = make(tmp_path, "a", 5, 6, seed=1), make(tmp_path, "b", 7, 6, seed=2)
+        target = tmp_path / "joined"
+        ds.concat(other, output_path=target, backend="zarr", compression="fast")
+        self.check(scdl.open(target), ("a", 5, 1), ("b", 7, 2))
+        assert scdl.open(target).store.options == {"compression": "fast"}
+        with pytest.raises(BackendOptionError, match="compression"):
+            ds.concat(other, output_path=tmp_path / "x", compression="fast")
+        scdl.open(target).concat(other, backend="memmap")
+        self.check(scdl.open(target), ("a", 5, 1), ("b", 7, 2), ("b", 7, 2))
+
+    def test_what_is_no_dataset(self, tmp_path: Path) -> None:
+        ds = make(tmp_path, "a", 5, 6, seed=1)
+        make(tmp_path, "b", 7, 6, seed=2)
+        for wrong in (str(tmp_path / "b"), scdl.SingleCellCollection([tmp_path / "b"]), None, 3):
+            with pytest.raises(CollectionError, match=r"expected archives .* collection, flatten"):
+                ds.concat(wrong)
+        assert ds.n_obs == 5
 
     def test_different_genes(self, tmp_path: Path) -> None:
         sizes = [(2, n_vars) for n_vars in range(3, 15)]
