@@ -108,7 +108,8 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
     import pyarrow as pa
 
     metadata = table.schema.metadata or {}
-    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
+    # Threads of Arrow may let go of our memory only when Python ends, and then end the process.
+    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(use_threads=False)
     for field in table.schema:
         column = table[field.name]
         if field.name == INDEX or not (is_nullable(field) or column.null_count):

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storage_backends import arrow
+from storage_backends import arrow, threads
 from storage_backends._checksums import CheckedFile
 from storage_backends._mapped_file import MappedFile
 from storage_backends.base import INDEX
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
 _ROW_GROUP = 1 << 16
-#: Values up to which a thread reads alone. Those of Arrow may let go of our memory a little later,
-#: when Python ends, and end the process with an error.
+#: Values up to which a thread reads alone.
 _MOST_ALONE = 1 << 20
 #: What a row takes at least once it is text in memory.
 _ROW_BYTES = 64
@@ -229,7 +228,7 @@ class ParquetTable:
         with _readable(f"{self._categories}: the table of categories"):
             if self._num_rows(self._categories) != 1:
                 raise ArchiveFormatError(f"{self._categories}: expected one row of categories")
-            table = self._open(self._categories).read(use_threads=False)
+            table = _read(self._open(self._categories))
             for field in table.schema:
                 # See `_category_table`.
                 values = table[field.name].chunk(0).flatten()
@@ -259,12 +258,28 @@ class ParquetTable:
             position += n_rows
         with _readable(f"{path}: {columns!r:.200}"):
             n_values = sum(lengths[i] for i in groups) * len(columns)
-            table = file.read_row_groups(
-                groups, columns=columns, use_threads=n_values > _MOST_ALONE
-            )
+            if n_values <= _MOST_ALONE or len(groups) < 2:
+                table = _read(file, groups, columns)
+            else:
+                table = self._read_groups(path, as_dictionary, groups, columns)
             if set(table.column_names) != set(columns):
                 raise KeyError(*columns)
             return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+
+    def _read_groups(
+        self, path: str, as_dictionary: Sequence[str], groups: list[int], columns: list[str]
+    ) -> Table:
+        """Row groups, read in several threads."""
+        n = min(threads.n_threads(), len(groups))
+        bounds = [len(groups) * i // n for i in range(n + 1)]
+        found: list[Table] = [None] * n
+
+        def read(i: int) -> None:
+            file = self._open(path, as_dictionary)
+            found[i] = _read(file, groups[bounds[i] : bounds[i + 1]], columns)
+
+        threads.for_each(read, range(n))
+        return pa.concat_tables(found)
 
     def _num_rows(self, path: str) -> int:
         """Rows of a file, on which its parts agree."""
@@ -298,6 +313,18 @@ class ParquetTable:
 
     def _content(self, path: str) -> NDArray[np.uint8]:
         return (self._held.get(path) or MappedFile(path)).data
+
+
+def _read(
+    file: pq.ParquetFile, groups: Sequence[int] | None = None, columns: list[str] | None = None
+) -> Table:
+    """Row groups (default: all) of a file, read in this thread.
+
+    One of Arrow's may let go of our memory only when Python ends, which ends the process with an
+    error.
+    """
+    every = range(file.metadata.num_row_groups)
+    return file.read_row_groups(every if groups is None else groups, columns, use_threads=False)
 
 
 def _group_rows(file: pq.ParquetFile) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from reading import assert_same
 from sources import Cells, names, random_cells, write_h5ad, write_matrix, writing_strings
 
 import scdl
+from storage_backends import _parquet
 
 N = 6
 COLUMNS: dict[str, Any] = {
@@ -316,3 +319,61 @@ class TestLegacy:
         assert ds.obs["bulk_labels"].tolist() == golden.obs["bulk_labels"].tolist()
         assert ds.obs.columns.tolist() == golden.obs.columns.tolist()
         assert ds.obs_names[0] == "AAAGCCTGGCTAAC-1"
+
+
+def test_a_large_table_is_read_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a table, of as many columns as there are kinds, are those of the whole."""
+    monkeypatch.setattr(_parquet, "_ROW_GROUP", 10)
+    obs = pd.DataFrame(
+        {
+            "number": np.arange(75),
+            "kind": pd.Categorical([f"k{i % 7}" for i in range(75)]),
+            "text": [f"t{i}" for i in range(75)],
+        },
+        index=names("c", 75),
+    )
+    write_h5ad(tmp_path / "x.h5ad", random_cells(75, 3, seed=1), obs=obs)
+    store = scdl.SingleCellDataset(tmp_path / "x", tmp_path / "x.h5ad").store
+    alone = store.read_table("obs")
+    monkeypatch.setattr(_parquet, "_MOST_ALONE", 0)
+    calls = []
+    real = _parquet.ParquetTable._read_groups
+    monkeypatch.setattr(
+        _parquet.ParquetTable,
+        "_read_groups",
+        lambda self, *arguments: calls.append(arguments) or real(self, *arguments),
+    )
+    for start, stop in (0, 75), (5, 6), (9, 11), (12, 69), (70, 75), (30, 30):
+        for columns in None, ["kind"], ["text", "number"]:
+            found = store.read_table("obs", columns, start, stop)
+            expected = alone if columns is None else alone.select(columns)
+            assert found.equals(expected.slice(start, stop - start))
+    assert calls
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("target", ["x", "x.zarr"])
+def test_no_thread_of_arrow_reads(tmp_path: Path, target: str) -> None:
+    """One may let go of memory that Python knows while Python ends: 'terminate called'."""
+    obs = pd.DataFrame(
+        {name: pd.Categorical(list("abcabc")) for name in "abc"} | {"n": range(6)},
+        index=names("c", 6),
+    )
+    write_h5ad(tmp_path / "x.h5ad", random_cells(6, 3, seed=1), obs=obs)
+    scdl.convert(tmp_path / "x.h5ad", tmp_path / target)
+    code = f"""
+import os, threading
+import pyarrow.parquet, numba, scipy.linalg, pandas, scdl
+from storage_backends import _parquet
+_parquet._MOST_ALONE = 0
+def native():
+    names = [open(f"/proc/self/task/{{n}}/comm").read() for n in os.listdir("/proc/self/task")]
+    return len([n for n in names if "jemalloc" not in n]) - threading.active_count()
+before = native()
+data = scdl.open({str(tmp_path / target)!r})
+scdl.verify(data.data_path, deep=True)
+data.obs, data.obs_names, data.read_rows([1, 2], obs=["a", "n"])
+assert native() == before, (before, native())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
