@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from scdl.directory_conversion import convert_directory as convert_directory
     from scdl.directory_conversion import convert_in_parts as convert_in_parts
     from scdl.loader import SingleCellLoader as SingleCellLoader
+    from scdl.member_verification import verify as verify
     from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
     from scdl.splits import Splits as Splits
     from scdl.splits import split as split
     from scdl.transforms import Log1p as Log1p
     from scdl.transforms import NormalizeTotal as NormalizeTotal
     from scdl.verification import VerificationReport as VerificationReport
-    from scdl.verification import verify as verify
 
 _HOMES = {
     "CellBatch": "scdl.batch",
@@ -56,7 +56,7 @@ _HOMES = {
     "convert_in_parts": "scdl.directory_conversion",
     "open": "scdl.collection",
     "split": "scdl.splits",
-    "verify": "scdl.verification",
+    "verify": "scdl.member_verification",
 }
 
 __all__ = [

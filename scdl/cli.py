@@ -7,15 +7,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from scdl import __version__
 from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
-
-if TYPE_CHECKING:
-    from storage_backends.base import ArrayStore
 
 app = typer.Typer(
     name="scdl",
@@ -204,6 +201,50 @@ def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet
 
 
 @app.command()
+def flatten(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="COLLECTION", help="A directory with a manifest, or one of archives."
+        ),
+    ],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="Where the archive goes; must not exist.")
+    ],
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
+    ] = None,
+    compression: Annotated[
+        str | None,
+        typer.Option(help="fast, balanced, archive or portable, for the zarr backend."),
+    ] = None,
+    cell_names: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|unique|prefix",
+            help="Names of cells: as they are, as they are but each once, or with the name of "
+            "their archive in front.",
+        ),
+    ] = "keep",
+    destroy_on_copy: Annotated[
+        bool,
+        typer.Option(
+            "--destroy-on-copy",
+            help="Remove the archives, after the new one was compared with all that they have.",
+        ),
+    ] = False,
+) -> None:
+    """Write all archives of a collection as one, in bounded memory."""
+    from scdl.collection import SingleCellCollection
+
+    options: dict[str, Any] = {"backend": backend, "cell_names": cell_names}
+    if compression is not None:
+        options["compression"] = compression
+    SingleCellCollection(path).flatten(dest, destroy_on_copy, **options)
+
+
+@app.command()
 def export(
     path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
     dest: Annotated[
@@ -214,32 +255,41 @@ def export(
     ] = 4,
 ) -> None:
     """Write an archive as an AnnData file (h5ad), with everything that it holds."""
+    from scdl.errors import SourceError
     from scdl.export import export as run
+    from scdl.manifest import is_collection
     from storage_backends import registry
 
+    if is_collection(path):
+        raise SourceError(
+            f"{path}: this is a collection; `scdl flatten {path} OUT` makes one archive of it, "
+            "which can be exported where all have the same genes"
+        )
     with registry.detect(path).store.open(path) as store:
         run(store, dest, gzip=gzip or None)
 
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
 ) -> None:
-    """Show what an archive holds: cells, genes, types, sizes, tables and graphs."""
+    """Show what is at a path: cells, genes, types, sizes, tables and graphs, or archives."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from scdl.facts import facts
+
     table = Table("", "", show_header=False, box=None, pad_edge=False)
     table.columns[1].overflow = "fold"
-    for key, value in _facts(path):
+    for key, value in facts(path):
         table.add_row(key, Text(value))
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 
 @app.command()
 def verify(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every byte, and compare it with its checksum.")
     ] = False,
@@ -248,7 +298,7 @@ def verify(
     ] = False,
     add_checksums: Annotated[
         bool,
-        typer.Option("--add-checksums", help="Give checksums to an archive that has none."),
+        typer.Option("--add-checksums", help="Give checksums to archives that have none."),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
@@ -256,10 +306,10 @@ def verify(
 ) -> None:
     """Find out whether an archive is sound: its structure, and with --deep every byte.
 
-    The exit code is 0 if it is sound, 1 if it is damaged, and 2 if neither can be told: without
-    checksums, or where it cannot be read.
+    Of a collection, every archive. The exit code is 0 if all is sound, 1 if something is damaged,
+    and 2 if neither can be told: without checksums, or where it cannot be read.
     """
-    from scdl.verification import verify as run
+    from scdl.member_verification import verify as run
 
     try:
         report = run(
@@ -275,52 +325,6 @@ def verify(
     if not quiet:
         typer.echo(str(report))
     raise typer.Exit(int(report.verdict))
-
-
-def _facts(path: str) -> list[tuple[str, str]]:
-    from scdl.dataset import SingleCellDataset
-    from scdl.schema import DATA, INDEX, MATRIX, dense_vectors, keys
-    from storage_backends import registry
-
-    dataset = SingleCellDataset(path)
-    store, sizes = dataset.store, dataset.store.stored_bytes
-    total, nnz = store.nbytes, store.spec(DATA).length
-    facts = [
-        ("path", path),
-        ("backend", registry.detect(path).name),
-        ("cells", f"{dataset.n_obs:,}"),
-        ("genes", " + ".join(f"{n:,}" for n in dataset.n_vars)),
-        ("stored values", f"{nnz:,} ({1 - dataset.sparsity():.2%} of all)"),
-        ("dtypes", ", ".join(f"{name} {store.spec(name).dtype}" for name in MATRIX)),
-        ("on disk", f"{total:,} bytes" + (f", {total / nnz:.2f} per stored value" if nnz else "")),
-        ("matrix", _matrix_size(store)),
-        ("source matrix", ", ".join(dict.fromkeys(dataset.info.matrices)) or "not recorded"),
-        ("source files", ", ".join(b.label for b in dataset.info.blocks if b.label) or "unknown"),
-    ]
-    for name in store.tables:
-        columns = [column for column in store.table_schema(name).names if column != INDEX]
-        names = "names" if INDEX in store.table_schema(name).names else "no names"
-        listed = ", ".join([names, *columns])
-        facts.append((f"table {name}", f"{listed} ({sizes[name]:,} bytes)"))
-    facts += [("graphs", key) for key in keys(store.arrays, "graphs")]
-    facts += [("obsm", key) for key in dense_vectors(store)]
-    others = [name for name in store.sparse if not name.startswith("graphs/")]
-    facts += [("element", name) for name in (*others, *store.elements)]
-    for name, spec in store.arrays.items():
-        how = store.describe(name)
-        share = f", {sizes[name] / spec.nbytes:.1%} of memmap" if how and spec.nbytes else ""
-        facts.append((f"array {name}", f"{sizes[name]:,} bytes{share}{': ' if how else ''}{how}"))
-    return facts
-
-
-def _matrix_size(store: ArrayStore) -> str:
-    from scdl.schema import DATA, MATRIX
-
-    stored = sum(store.stored_bytes[part] for part in MATRIX)
-    raw = sum(store.spec(part).nbytes for part in MATRIX)
-    nnz = store.spec(DATA).length
-    bits = f"{8 * stored / nnz:.2f} bits per stored value, " if nnz else ""
-    return f"{stored:,} bytes, {bits}{stored / raw:.1%} of a memmap archive's {raw:,}"
 
 
 _documented = typer.Typer(

@@ -29,6 +29,7 @@ from scdl.manifest import (
     changing,
     has_manifest,
     is_archive,
+    is_collection,
     is_url,
     manifest_identity,
     read_manifest,
@@ -42,6 +43,7 @@ from storage_backends.errors import refused_write
 
 if TYPE_CHECKING:
     from scdl.conversion import ConvertOptions
+    from scdl.verification import VerificationReport
 
 
 class SingleCellCollection(JoinedCells):
@@ -227,6 +229,25 @@ class SingleCellCollection(JoinedCells):
         """
         for record, store in zip(self._members.records, self._members.stores(), strict=True):
             record.check(store, genes=True)
+
+    def verify(self, *, deep: bool = False, progress: bool = False) -> VerificationReport:
+        """Find out whether all members are sound, and those that they were.
+
+        Parameters
+        ----------
+        deep, progress
+            As for :func:`scdl.verify`.
+
+        Returns
+        -------
+        VerificationReport
+            Its ``verdict``, and all that was found.
+        """
+        from scdl.member_verification import verify_members
+
+        members = {record.path: record for record in self._members.records}
+        where = self.data_path or "the collection"
+        return verify_members(where, members, deep=deep, progress=progress)
 
     def save_manifest(self, directory: Path | None = None) -> None:
         """Write what opening the members found, so that the next opening need not.
@@ -514,11 +535,18 @@ def open(
     ArchiveFormatError
         What is there is no archive, or a damaged one.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CollectionError(
+            f"expected one path, found {path!r:.200}; of several, SingleCellCollection makes one "
+            "dataset"
+        )
     place = os.fspath(path)
-    several = os.path.isdir(place) and (
-        has_manifest(place) or (not is_archive(place) and any(archives_below(place)))
-    )
-    kind = SingleCellCollection if several else SingleCellDataset
+    kind = SingleCellCollection if is_collection(place) else SingleCellDataset
+    if kind is SingleCellDataset and os.path.isdir(place) and not is_archive(place):
+        raise ArchiveFormatError(
+            f"{place}: this directory is no archive, and has none in it; convert h5ad files first, "
+            f"with scdl.convert_directory or `scdl convert {place} DEST`"
+        )
     return kind(
         path,
         load_neighbors=load_neighbors,

@@ -234,6 +234,13 @@ def has_manifest(directory: str) -> bool:
     return not is_url(directory) and os.path.isfile(os.path.join(directory, MANIFEST))
 
 
+def is_collection(path: str) -> bool:
+    """Whether a path is a directory with a manifest, or one of archives."""
+    return has_manifest(path) or (
+        os.path.isdir(path) and not is_archive(path) and any(archives_below(path))
+    )
+
+
 def read_manifest(directory: str) -> list[Member]:
     """The members that the manifest in a directory lists.
 

@@ -30,12 +30,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What :func:`verify` found.
+    """What :func:`scdl.verify` found.
 
     Parameters
     ----------
     path, backend
-        What was looked at.
+        What was looked at; of a collection, how many archives.
     deep
         Whether every byte was read.
     findings
@@ -96,42 +96,7 @@ def verify(
     add_checksums: bool = False,
     progress: bool = False,
 ) -> VerificationReport:
-    """Find out whether an archive is sound.
-
-    Its structure is checked in any case, in bounded memory: files that are lost or cut, offsets,
-    ids of genes, graphs, tables. Nothing of what is wrong raises; it is in the report.
-
-    Parameters
-    ----------
-    path
-        An archive of any backend.
-    deep
-        Whether to compare every byte with its checksum, too. Where there are no checksums, every
-        number is read instead, and the verdict is that one cannot tell.
-    repair
-        Whether to mend before what can be mended without guessing: a header that another program
-        left stale, consolidated metadata that is missing.
-    add_checksums
-        Whether to give checksums, after that, to an archive that has none and whose structure is
-        sound.
-    progress
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    VerificationReport
-
-    Raises
-    ------
-    ArchiveNotFoundError
-        Nothing is at `path`.
-    ArchiveFormatError
-        What is at `path` is no archive at all.
-    ArchiveWriteError
-        A repair, or checksums, cannot be written.
-    OutputError
-        Checksums are asked for where there are some, or the backend keeps none.
-    """
+    """Find out whether an archive is sound; see :func:`scdl.verify`, which takes collections."""
     started = time.perf_counter()
     path = os.fspath(path)
     backend = registry.detect(path)
@@ -146,11 +111,11 @@ def verify(
     run = _look(backend, path, deep=deep, progress=progress)
     seconds = time.perf_counter() - started
     return VerificationReport(
-        path, backend.name, deep, _listed(path, run.findings), tuple(done), run.nbytes, seconds
+        path, backend.name, deep, listed(path, run.findings), tuple(done), run.nbytes, seconds
     )
 
 
-def _listed(path: str, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+def listed(path: str, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The worst first, in an order that does not depend on threads; not more than can be read."""
     worst = (Verdict.DAMAGED, Verdict.UNKNOWN, Verdict.SOUND)
     ordered = sorted(findings, key=lambda f: (worst.index(f.verdict), f.message))
@@ -264,7 +229,7 @@ def _opened(opened: Callable[[], ArrayStore]) -> tuple[ArrayStore | None, list[F
         try:
             store = opened()
         except ScdlError as error:
-            return None, [_finding(error)]
+            return None, [finding(error)]
     remarks = [str(w.message) for w in caught if issubclass(w.category, ScdlWarning)]
     verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
     return store, [Finding(text, verdict, mendable=store.stale) for text in remarks]
@@ -274,10 +239,10 @@ def _checked(check: structure.Check) -> list[Finding]:
     try:
         return check.run()
     except (ScdlError, OSError) as error:
-        return [_finding(error)]
+        return [finding(error)]
 
 
-def _finding(error: Exception) -> Finding:
+def finding(error: Exception) -> Finding:
     """What an error of reading means: damage, or that something else is missing to tell."""
     unclear = isinstance(error, MissingCodecError | RemoteError)
     return Finding(str(error), Verdict.UNKNOWN if unclear else Verdict.DAMAGED)

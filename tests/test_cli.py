@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from reading import assert_same
 from sources import names, random_cells, write_h5ad
 
 import scdl
+from scdl import facts
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CELLS = random_cells(12, 8, dtype="<u2", seed=1)
@@ -147,10 +149,57 @@ class TestInfo:
         done = scdl_command("info", "archive")
         assert done.returncode == 0, done.stderr
 
+    def test_a_collection(
+        self, source: Path, scdl_command: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(source.parent)
+        os.mkdir("atlas")
+        write_h5ad(source.with_name("other.h5ad"), random_cells(5, 6, dtype="<u2", seed=4))
+        scdl.convert(source, "atlas/one", neighbor_key="knn")
+        scdl.convert(source.with_name("other.h5ad"), "atlas/two.zarr", data_dtype="float32")
+        nnz = scdl.open("atlas").number_nonzero_values()
+        done = scdl_command("info", "atlas")
+        assert (done.returncode, done.stderr) == (0, "")
+        told = ["2 archives (memmap, zarr)", "17", "6 to 8, in 2 feature blocks", str(nnz), "knn"]
+        for text in (*told, "type, age", "12 cells x 8 genes", "5 cells x 6 genes", "none; save"):
+            assert text in done.stdout
+        scdl.open("atlas").save_manifest()
+        monkeypatch.setattr(facts, "_MOST_LISTED", 1)
+        found = facts.facts("atlas")
+        assert ("manifest", "yes") in found
+        assert found[-2:] == [("one", "12 cells x 8 genes"), ("", "and 1 archives more")]
+
     def test_errors(self, source: Path, scdl_command: Run) -> None:
         failed(scdl_command("info", "absent"), "absent")
         failed(scdl_command("info", source), "cells.h5ad")
         failed(scdl_command("info"), code=2)
+
+
+class TestFlatten:
+    @pytest.fixture
+    def atlas(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(source.parent)
+        os.mkdir("atlas")
+        for name in ("one", "two"):
+            scdl.convert(source, f"atlas/{name}")
+        return source.with_name("atlas")
+
+    def test_makes_one_archive(self, atlas: Path, scdl_command: Run) -> None:
+        arguments = ("--cell-names", "prefix", "--compression", "fast", "--destroy-on-copy")
+        done = scdl_command("flatten", "atlas", "flat.zarr", *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        made = scdl.open("flat.zarr")
+        assert made.obs_names[[0, 12]].tolist() == ["one-cell0", "two-cell0"]
+        assert made.store.options == {"compression": "fast"}
+        assert not (atlas / "one").exists()
+
+    def test_errors(self, atlas: Path, scdl_command: Run) -> None:
+        failed(scdl_command("flatten", "atlas", "x", "--cell-names", "unique"), "cell0", "prefix")
+        failed(scdl_command("flatten", "atlas", "x", "--cell-names", "odd"), "keep")
+        failed(scdl_command("flatten", "atlas", "atlas/x"), "outside")
+        failed(scdl_command("flatten", "atlas/one", "x"), "an archive")
+        failed(scdl_command("export", "atlas", "x.h5ad"), "scdl flatten atlas OUT")
+        assert not atlas.with_name("x").exists()
 
 
 class TestRoot:

@@ -622,6 +622,68 @@ def test_what_is_renamed_and_removed_while_it_is_written(tmp_path: Path) -> None
     assert sorted(os.listdir(tmp_path)) == ["ab", "b"]
 
 
+# -- collections ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def atlas(tmp_path: Path) -> Path:
+    """A collection of an archive of each backend."""
+    write_h5ad(tmp_path / "cells.h5ad", CELLS)
+    place = tmp_path / "atlas"
+    place.mkdir()
+    scdl.convert(tmp_path / "cells.h5ad", place / "a")
+    scdl.convert(tmp_path / "cells.h5ad", place / "b.zarr", data_dtype="float32")
+    return place
+
+
+@pytest.mark.parametrize("manifest", [False, True])
+def test_every_archive_of_a_collection_is_looked_at(atlas: Path, manifest: bool) -> None:
+    made = scdl.open(atlas)
+    if manifest:
+        made.save_manifest()
+    for report in (scdl.verify(atlas, deep=True), made.verify(deep=True)):
+        assert (report.verdict, report.findings) == (Verdict.SOUND, ())
+        alone = [scdl.verify(atlas / name, deep=True).nbytes for name in ("a", "b.zarr")]
+        assert report.nbytes == sum(alone)
+        assert str(report).startswith(f"{atlas} (a collection of 2): sound")
+    flip_bit(str(atlas / "a/data.npy"), 17, 3)
+    for report in (scdl.verify(atlas, deep=True), made.verify(deep=True)):
+        assert report.verdict is Verdict.DAMAGED
+        told(report.findings, "atlas/a/data.npy")
+    assert scdl.verify(atlas).is_sound
+
+
+def test_what_a_manifest_lists_must_be_there_and_be_the_same(atlas: Path) -> None:
+    scdl.open(atlas).save_manifest()
+    scdl.open(atlas / "a").cast_data_to_dtype("float64")
+    report = scdl.verify(atlas)
+    assert report.verdict is Verdict.DAMAGED
+    told(report.findings, "atlas/a: the archive changed", "refresh()")
+    shutil.rmtree(atlas / "b.zarr")
+    (atlas / "b.zarr").write_text("no archive")
+    assert [f.verdict for f in scdl.verify(atlas).findings] == [Verdict.DAMAGED] * 2
+    (atlas / "b.zarr").unlink()
+    found = [f.message for f in scdl.verify(atlas).findings]
+    assert any("atlas/b.zarr: this member of the collection is missing" in text for text in found)
+    (atlas / "collection.json").write_text("{")
+    report = scdl.verify(atlas)
+    told(report.findings, "collection.json")
+    assert report.backend == "a collection of 1"
+
+
+def test_archives_of_a_collection_are_mended_and_given_checksums(atlas: Path) -> None:
+    scdl.open(atlas).save_manifest()
+    for name, checksums in ("a", CHECKSUMS["memmap"]), ("b.zarr", CHECKSUMS["zarr"]):
+        (atlas / name / checksums).unlink()
+    before = make_stale(atlas / "a")
+    report = scdl.verify(atlas, repair=True, add_checksums=True)
+    assert report.is_sound
+    assert len(report.done) == 3
+    assert (atlas / "a/header.sch").read_bytes() == before
+    # Those that have some keep them.
+    assert scdl.verify(atlas, add_checksums=True, deep=True).done == ()
+
+
 # -- the command ---------------------------------------------------------------------------
 
 
@@ -648,6 +710,16 @@ def test_the_command(archive: tuple[str, Path]) -> None:
     code, told, _ = run(path, "--deep", "--repair")
     assert code == 1
     assert told.startswith("damaged: ")
+
+
+def test_the_command_on_a_collection(atlas: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["verify", str(atlas), "--deep"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "a collection of 2" in done.stdout
+    shutil.rmtree(atlas / "a/var_features")
+    done = CliRunner().invoke(cli.app, ["verify", str(atlas)])
+    assert done.exit_code == 1
+    assert "atlas/a" in done.stdout
 
 
 def test_exit_code_of_the_process(
