@@ -49,6 +49,7 @@ class Columns:
         self._index_names = index_names
         self._arrays: dict[str, pa.Array] = {}
         self._values: dict[str, NDArray[Any]] = {}
+        self._dtypes: dict[str, Any] = {}
         self._names: list[str] | None = None
 
     @property
@@ -83,19 +84,37 @@ class Columns:
         return self._arrays[name]
 
     def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Some values of a column: strings and categories as objects."""
+        """Some values of a column: strings and categories as objects.
+
+        Where the column has nulls, integers are float64 with NaN; or objects, as truth values are,
+        with None, where a float64 does not hold one of them.
+        """
         import pyarrow as pa
 
         array = self.array(name)
-        return _numpy(array[rows] if isinstance(rows, slice) else array.take(pa.array(rows)))
+        part = array[rows] if isinstance(rows, slice) else array.take(pa.array(rows))
+        return self._numpy(name, part)
 
     def column(self, name: str) -> NDArray[Any]:
-        """All values of a column, read-only; made once."""
+        """All values of a column, read-only, as by :meth:`values`; made once."""
         if name not in self._values:
-            values = _numpy(self.array(name)).view()
+            values = self._numpy(name, self.array(name)).view()
             values.flags.writeable = False
             self._values[name] = values
         return self._values[name]
+
+    def _numpy(self, name: str, part: pa.Array) -> NDArray[Any]:
+        """A part of a column, of a dtype that does not depend on which."""
+        import pyarrow as pa
+
+        if name not in self._dtypes:
+            self._dtypes[name] = _dtype_with_nulls(self.array(name))
+        if pa.types.is_dictionary(part.type):
+            part = part.dictionary_decode()
+        if self._dtypes[name] is object:
+            return np.array(part.to_pylist(), object)
+        values: NDArray[Any] = part.to_numpy(zero_copy_only=False)
+        return values.astype(self._dtypes[name] or values.dtype, copy=False)
 
     def frame(self) -> pd.DataFrame:
         """The whole table, indexed by its names; columns with nulls keep their types."""
@@ -146,13 +165,26 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     return table.cast(pa.schema(fields, metadata)).add_column(0, INDEX, names)
 
 
-def _numpy(array: pa.Array) -> NDArray[Any]:
+def _dtype_with_nulls(array: pa.Array) -> Any:
+    """What values of a column are where it has nulls; None: as they are."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values
+    if array.null_count and pa.types.is_boolean(array.type):
+        return object
+    if array.null_count and pa.types.is_integer(array.type):
+        return np.float64 if are_floats(array) else object
+    return None
+
+
+def are_floats(array: pa.Array) -> bool:
+    """Whether a float64 holds each of some integers."""
+    import pyarrow as pa
+
+    try:
+        array.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 class VarFeatures:

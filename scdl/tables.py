@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -97,7 +98,8 @@ def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
     """The rows of all tables, with the columns of all.
 
     Where a table lacks a column its rows are null; categorical columns get the categories of all
-    tables, in the order they are met; types that differ become one that holds both, at worst text.
+    tables, in the order they are met; they stay ordered where one table has all categories, in the
+    order of every other; types that differ become one that holds both, at worst text.
     """
     names = list(dict.fromkeys(name for source in sources for name in source.schema.names))
     names.sort(key=lambda name: name != INDEX)
@@ -167,9 +169,10 @@ class _United:
             return
         values = _common_type([type_.value_type for type_ in types])
         lists = [_cast(source.categories[name], values, name) for source in having]
-        self._categories = pc.unique(pa.concat_arrays(lists))
-        # An order is kept only where all agree on it.
-        ordered = all(type_.ordered for type_ in types) and all(c.equals(lists[0]) for c in lists)
+        longest = max(lists, key=len)
+        # An order is kept where one table has all categories, and the others some in that order.
+        ordered = all(t.ordered for t in types) and all(_is_in_order(c, longest) for c in lists)
+        self._categories = longest if ordered else pc.unique(pa.concat_arrays(lists))
         self.type = pa.dictionary(pa.int32(), values, ordered)
 
     @property
@@ -197,6 +200,12 @@ class _United:
 
     def _coded(self, codes: pa.Array) -> pa.Array:
         return pa.DictionaryArray.from_arrays(codes, self._categories, ordered=self.type.ordered)
+
+
+def _is_in_order(some: pa.Array, of: pa.Array) -> bool:
+    """Whether categories are among others, in the order of those."""
+    places = pc.index_in(some, of)
+    return not places.null_count and bool((np.diff(places.to_numpy()) > 0).all())
 
 
 def _cast(values: pa.Array, type_: pa.DataType, name: str) -> pa.Array:

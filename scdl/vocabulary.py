@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.errors import ColumnTypeError, FeatureNotFoundError
+from scdl.features import are_floats
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +42,8 @@ def obs_column(cells: CellReader, name: str) -> ObsColumn:
     FeatureNotFoundError
         There is no such column, or no obs.
     ColumnTypeError
-        The column holds neither numbers, truth values, text nor categories.
+        The column holds neither numbers, truth values, text nor categories; or integers that are
+        too large for the floats that nulls make of them.
     """
     features = cells.obs_features()
     if features is None:
@@ -84,6 +86,11 @@ def _numbers(array: pa.Array, name: str) -> ObsColumn:
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         # Integers with nulls become floats with NaN, as in pandas.
+        if array.null_count and pa.types.is_integer(type_) and not are_floats(array):
+            raise ColumnTypeError(
+                f"obs column {name!r} holds integers beyond 2^53, and none for some cells, which "
+                "no tensor does; make text of it"
+            )
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     raise ColumnTypeError(
         f"obs column {name!r} holds {type_}; a tensor can be made of numbers, truth values, text "

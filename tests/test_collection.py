@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import Ragged, write_member, write_members
-from sources import random_cells, write_h5ad
+from sources import names, random_cells, write_h5ad
 
 import scdl
 from scdl import manifest
@@ -29,6 +29,7 @@ from scdl.errors import (
     ArchiveNotFoundError,
     CastError,
     CollectionError,
+    ColumnTypeError,
     ConversionFailedError,
     FeatureNotFoundError,
     NeighborError,
@@ -120,6 +121,52 @@ class TestReading:
         assert collection.obs_features()[100][0][0] == expected["type"].iloc[100]
         with pytest.raises(FeatureNotFoundError, match="nonsense"):
             collection.read_rows([0], obs=["nonsense"])
+
+    def test_numbers_that_one_member_lacks(self, tmp_path: Path) -> None:
+        large = 2**53 + 1
+        columns = {"small": [1, 2, 3], "large": [large, -5, 0], "truth": [True, False, True]}
+        for i, obs in enumerate([pd.DataFrame(columns), pd.DataFrame({"other": [1, 2, 3]})]):
+            obs.index = names(f"c{i}", 3)
+            write_h5ad(tmp_path / "x.h5ad", random_cells(3, 4, seed=i), obs=obs)
+            scdl.convert(tmp_path / "x.h5ad", tmp_path / f"{i}.scdl")
+        atlas = scdl.open(tmp_path)
+        for rows in [0, 1, 5], [0, 1], [5]:
+            found = atlas.read_rows(rows, obs=list(columns)).obs
+            expected = [[columns[n][r] if r < 3 else None for r in rows] for n in columns]
+            small = np.array([np.nan if v is None else v for v in expected[0]])
+            np.testing.assert_array_equal(found["small"], small)
+            # What a batch has of them does not depend on which cells it has.
+            assert [found[name].dtype.char for name in columns] == ["d", "O", "O"]
+            assert [found["large"].tolist(), found["truth"].tolist()] == expected[1:]
+        assert atlas.obs["large"].dtype == "Int64"
+        assert atlas.obs["large"].iloc[0] == large
+        with pytest.raises(ColumnTypeError, match=r"'large' holds integers beyond 2\^53"):
+            scdl.SingleCellLoader(atlas, 2, obs=["large"])
+        (batch,) = scdl.SingleCellLoader(atlas, 6, order="sequential", obs=["small", "truth"])
+        assert batch.obs["small"][:3].tolist() == [1, 2, 3]
+        assert batch.obs["truth"].tolist() == [1, 0, 1, -1, -1, -1]
+
+    @pytest.mark.parametrize(
+        ("lists", "united"),
+        [
+            (["lmh", "lmh"], "lmh"),
+            (["lh", "lmh", "m"], "lmh"),
+            (["lmh", "", "h"], "lmh"),
+            (["lm", "mh"], None),
+            (["lmh", "hl"], None),
+        ],
+    )
+    def test_ordered_categories(self, tmp_path: Path, lists: list[str], united: str | None) -> None:
+        """An order is kept where one member knows all of it."""
+        for i, categories in enumerate(lists):
+            values = pd.Categorical(list(categories) or [None], list(categories), ordered=True)
+            obs = pd.DataFrame({"level": values}, index=names(f"c{i}", len(values)))
+            write_h5ad(tmp_path / "x.h5ad", random_cells(len(values), 4, seed=i), obs=obs)
+            scdl.convert(tmp_path / "x.h5ad", tmp_path / f"{i}.scdl")
+        found = scdl.open(tmp_path).obs["level"]
+        assert found.astype(object).fillna("-").tolist() == [c for text in lists for c in text or "-"]
+        assert found.cat.ordered == (united is not None)
+        assert "".join(found.cat.categories) == (united or "lmh")
 
     def test_vectors(self, collection: Any, ragged: Ragged) -> None:
         expected = np.concatenate([part.obsm["X_pca"] for part in ragged.parts])
