@@ -17,6 +17,7 @@ from scdl.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
     CollectionError,
+    OptionError,
     ScdlError,
 )
 from scdl.flatten import is_within, verify, write_flat
@@ -91,6 +92,8 @@ class SingleCellCollection(JoinedCells):
             "neighbor_sampling_strategy": neighbor_sampling_strategy,
             "fallback_to_identity": fallback_to_identity,
         }
+        if max_open < 1:
+            raise OptionError(f"max_open must be at least 1, not {max_open}")
         self._max_open = max_open
         #: The directory of the collection; None where it was made of a list of paths.
         self.data_path: str | None = None
@@ -160,9 +163,10 @@ class SingleCellCollection(JoinedCells):
             common_dtype((record.path, record.dtypes[0]) for record in records)
         gone = [r.path for r in records if not (is_url(r.path) or os.path.lexists(r.path))]
         if gone:
+            more = f", as are {len(gone) - 1:,} others" if len(gone) > 1 else ""
             raise ArchiveNotFoundError(
-                f"{gone[0]}: this member of the collection is missing, and {len(gone) - 1} others; "
-                "put them back, or leave them out of a list of paths"
+                f"{gone[0]}: this member of the collection is missing{more}; put back what is, or "
+                "leave it out of a list of paths"
             )
         members = Members(records, self._max_open, self._neighbors)
         self._forget()
@@ -397,6 +401,7 @@ class SingleCellCollection(JoinedCells):
         with self._changing():
             targets = self._targets(files)
             report = convert_files(
+                directory_path,
                 targets,
                 os.path.dirname(next(iter(targets.values()))),
                 Settings(None, self._carried_key, options),

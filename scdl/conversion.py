@@ -19,7 +19,7 @@ from scdl import csr
 from scdl.cast import DATA_DTYPES, Caster
 from scdl.chunks import prefetch, recyclable
 from scdl.csr import SparseRows
-from scdl.errors import ArchiveFormatError, ScdlWarning, SourceError
+from scdl.errors import ArchiveFormatError, OptionError, ScdlWarning, SourceError
 from scdl.h5ad import H5adFile
 from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader
 from scdl.schema import (
@@ -529,5 +529,5 @@ def _pieces(reader: Reader, rows: int) -> Iterator[NDArray[Any]]:
 
 def _positive(name: str, value: int) -> int:
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+        raise OptionError(f"{name} must be at least 1, not {value}")
     return value

@@ -38,7 +38,10 @@ class SparseRows(NamedTuple):
 
 def position(index: SupportsIndex, n_obs: int) -> int:
     """One row as a position from the front; negative ones count from the end."""
-    row = operator.index(index)
+    try:
+        row = operator.index(index)
+    except TypeError:
+        raise RowIndexError(f"a row is an integer, not {index!r:.200}") from None
     if not -n_obs <= row < n_obs:
         raise RowIndexError(f"row {row} is out of range for a dataset of {n_obs} cells")
     return row + n_obs if row < 0 else row

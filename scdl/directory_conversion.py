@@ -19,6 +19,7 @@ from scdl.errors import (
     ArchiveFormatError,
     BackendOptionError,
     ConversionFailedError,
+    OptionError,
     ScdlError,
     ScdlWarning,
     SourceError,
@@ -175,6 +176,8 @@ def convert_directory(
         The directory `dest` cannot be written.
     ConversionFailedError
         A file could not be converted; ``report`` has all.
+    OptionError
+        `workers` is not what it can be.
     ClusterError
         The workers of the cluster write to another file system.
     """
@@ -192,6 +195,7 @@ def convert_directory(
         _check_present(path, os.path.relpath(path, directory), target, resume=resume)
     todo = {path: target for path, target in targets.items() if path not in present}
     report = convert_files(
+        directory,
         todo,
         dest,
         settings,
@@ -212,6 +216,7 @@ def convert_directory(
 
 
 def convert_files(
+    directory: Path,
     targets: Mapping[str, str],
     dest: str,
     settings: Settings,
@@ -225,6 +230,8 @@ def convert_files(
 
     Parameters
     ----------
+    directory
+        Where the files are; archives remember them below it.
     targets
         Of each h5ad file where its archive goes, in the directory `dest`; nothing is there yet.
     settings
@@ -237,7 +244,10 @@ def convert_files(
     with ExitStack() as stack:
         # Removed when nobody writes there any more.
         drafts = stack.enter_context(drafts_beside(dest))
-        jobs = [_job((path,), target, drafts, settings) for path, target in targets.items()]
+        jobs = [
+            _job((path,), [_as_given(path, directory)], target, drafts, settings)
+            for path, target in targets.items()
+        ]
         nbytes = sum(job.nbytes for job in jobs)
         jobs = _divided(jobs, split_bytes or max(nbytes / size, _LEAST_DIVIDED), outcomes)
         crew = stack.enter_context(_workers(workers, jobs, use_processes=use_processes))
@@ -297,7 +307,7 @@ def convert_in_parts(
         raise SourceError("there is nothing to convert: the list of files is empty")
     with ExitStack() as stack:
         drafts = stack.enter_context(drafts_beside(os.path.dirname(target)))
-        job = _job(files, target, drafts, settings)
+        job = _job(files, [os.fspath(path) for path in sources], target, drafts, settings)
         job = divided(job, split_bytes or job.nbytes / _size(workers))
         crew = stack.enter_context(_workers(workers, [job], use_processes=use_processes))
         bar = tqdm(total=int(job.nbytes), unit="B", unit_scale=True, disable=not progress)
@@ -316,6 +326,11 @@ def _settings(options: DirectoryOptions) -> tuple[Settings, int | None]:
     split_bytes = rest.pop("split_bytes", None)
     check_options(rest)
     return Settings(backend, key, cast(ConvertOptions, rest)), split_bytes
+
+
+def _as_given(path: str, directory: Path) -> str:
+    """The path of a file as somebody names it who names the directory so."""
+    return os.path.join(os.fspath(directory), os.path.relpath(path, directory))
 
 
 def _file(path: Path) -> str:
@@ -368,11 +383,13 @@ def _size(workers: int | Client | None) -> int:
     """Tasks that can run at the same time."""
     if workers is None:
         return threads.n_threads()
-    if not isinstance(workers, int):
+    if hasattr(workers, "nthreads"):
         cores: dict[str, int] = workers.nthreads()
         return max(1, sum(cores.values()))
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
+    if not isinstance(workers, int) or workers < 1:
+        raise OptionError(
+            f"workers must be at least 1, or a dask.distributed.Client, not {workers!r:.200}"
+        )
     return workers
 
 
@@ -384,10 +401,12 @@ def _workers(workers: int | Client | None, jobs: Sequence[Job], *, use_processes
     return ProcessWorkers(n) if use_processes else ThreadWorkers(n)
 
 
-def _job(sources: tuple[str, ...], target: str, drafts: str, settings: Settings) -> Job:
+def _job(
+    sources: tuple[str, ...], labels: Sequence[str], target: str, drafts: str, settings: Settings
+) -> Job:
     nbytes = sum(os.path.getsize(path) for path in sources if os.path.exists(path))
     draft = os.path.join(drafts, os.path.basename(target))
-    return Job(Whole(sources, draft, settings, nbytes), target)
+    return Job(Whole(sources, tuple(labels), draft, settings, nbytes), target)
 
 
 def _divided(jobs: Sequence[Job], most_bytes: float, outcomes: _Outcomes) -> list[Job]:
@@ -443,9 +462,10 @@ def failure(report: DirectoryReport, others: str) -> ConversionFailedError:
     named = [_failure(path, why) for path, why in list(report.failed.items())[:_NAMED]]
     more = len(report.failed) - len(named)
     named += [f"and {more} more"] * (more > 0)
+    named += [others] * bool(report.archives)
     error = ConversionFailedError(
         f"{len(report.failed)} of {len(report.failed) + len(report.archives)} files could not be "
-        f"converted: {'; '.join(named)}; {others}"
+        f"converted: {'; '.join(named)}"
     )
     error.report = report
     return error

@@ -45,6 +45,7 @@ __all__ = [
     "MissingCodecError",
     "MissingPackageError",
     "NeighborError",
+    "OptionError",
     "OrderError",
     "OutputError",
     "RangeError",
@@ -70,6 +71,10 @@ class SourceNotFoundError(ScdlError, FileNotFoundError):
 
 class CastError(ScdlError, ValueError):
     """A dtype cannot hold a value: it overflows, is negative, fractional or not a number."""
+
+
+class OptionError(ScdlError, ValueError):
+    """An option has a value that it cannot have."""
 
 
 class RowIndexError(ScdlError, IndexError):

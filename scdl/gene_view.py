@@ -90,6 +90,16 @@ class GeneView(CellReader):
         return self._var.blocks[0].column(INDEX)
 
     @property
+    def var_names(self) -> NDArray[Any]:
+        """Ids of the genes, as of one archive."""
+        return self.gene_names
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The table of genes: their ids, and no columns, in which archives may differ."""
+        return self._var.blocks[0].frame()
+
+    @property
     def present(self) -> NDArray[np.bool_]:
         """Which genes each gene space of the archives has; spaces x n_vars."""
         return self._space.present
@@ -202,7 +212,8 @@ class GeneView(CellReader):
         """Stored values in this gene space; they are counted, which reads all cells."""
         counted = 0
         for start, stop in csr.spans(self.n_obs, _COUNTED_CELLS):
-            counted += len(self._read(np.arange(start, stop), False, None).data)
+            # Genes that are one are summed where rows are in order.
+            counted += len(self._read(np.arange(start, stop), True, None).data)
         return counted
 
     @property

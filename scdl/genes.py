@@ -166,11 +166,12 @@ def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> NDArra
     if len(first) == len(kept):
         return table
     if duplicates == "error":
-        others = np.delete(kept, first)
+        repeated = table[np.delete(kept, first)]
+        others = len(np.unique(repeated)) - 1
         raise GeneError(
-            f"{block.where}: {names[int(table[others[0]])].as_py()!r} is the id of several genes, "
-            f"as are {len(np.unique(table[others])) - 1} others; take another gene_column, or "
-            "duplicates='sum' or 'first'"
+            f"{block.where}: {names[int(repeated[0])].as_py()!r} is the id of several genes"
+            + (f", as are {others} others" if others else "")
+            + "; take another gene_column, or duplicates='sum' or 'first'"
         )
     if duplicates == "first":
         table[np.delete(kept, first)] = -1

@@ -74,19 +74,16 @@ class JoinedCells(CellReader):
     def origins(self) -> list[Origin]:
         """The members, or the feature blocks of those that have several."""
         out = []
+        blocks, at = self._blocks, -1
         for number, record in enumerate(self._members.records):
             start = 0
             for i, block in enumerate(record.blocks):
+                # Not by rows: a block may have none.
+                at += at + 1 < len(blocks) and blocks[at + 1][:2] == (number, i)
                 name = self._members.names[number]
-                row = int(self._members.starts[number]) + start
                 whole = len(record.blocks) == 1
-                out.append(
-                    Origin(
-                        name if whole else f"{name}, {block.label or f'block {i}'}",
-                        min(self.info.block_of(row), len(self.info.blocks) - 1),
-                        block.stop - start,
-                    )
-                )
+                told = name if whole else f"{name}, {block.label or f'block {i}'}"
+                out.append(Origin(told, at, block.stop - start))
                 start = block.stop
         return out
 

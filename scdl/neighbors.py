@@ -28,6 +28,20 @@ class NeighborSamplingStrategy(StrEnum):
     #: Each in proportion to its weight.
     WEIGHTED = "weighted"
 
+    @classmethod
+    def _missing_(cls, value: object) -> NeighborSamplingStrategy:
+        """Names in any case; NeighborError for those of no strategy."""
+        for strategy in cls:
+            if str(value).lower() == strategy.value:
+                return strategy
+        raise NeighborError(
+            f"there is no strategy {value!r} to sample neighbours; there are: {', '.join(cls)}"
+        )
+
+
+#: Where random numbers come from: a generator or a seed; None: a generator of this process.
+Rng = np.random.Generator | int | None
+
 
 def key_of(graphs: Sequence[str], asked: str) -> str | None:
     """Which graph of an archive a dataset that was opened with a key has; None: none of them.
@@ -171,7 +185,7 @@ class NeighborGraph:
         self.check_inside(found.indices[None], row)
         return found
 
-    def sample(self, index: SupportsIndex, rng: np.random.Generator | None = None) -> int:
+    def sample(self, index: SupportsIndex, rng: Rng = None) -> int:
         """One neighbour of a cell; errors as those of :meth:`sample_many`."""
         row = np.array([csr.position(index, self.n_obs)], np.int64)
         return int(self.sample_batch(row, rng)[0])
@@ -242,13 +256,23 @@ class NeighborGraph:
             "fallback_to_identity=True gives the cell itself"
         )
 
-    def draws(self, n: int, k: int, rng: np.random.Generator | None = None) -> NDArray[np.float64]:
-        """Numbers for :meth:`sample_many`, n x k; without an `rng` of this process's own."""
-        return (rng or self._own_rng()).random((n, k))
+    def draws(self, n: int, k: int, rng: Rng = None) -> NDArray[np.float64]:
+        """Numbers for :meth:`sample_many`, n x k.
 
-    def sample_batch(
-        self, rows: NDArray[np.int64], rng: np.random.Generator | None = None
-    ) -> NDArray[np.int64]:
+        Raises
+        ------
+        NeighborError
+            `rng` is neither a generator nor a seed.
+        """
+        try:
+            generator = self._own_rng() if rng is None else np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            raise NeighborError(
+                f"rng must be a numpy.random.Generator or a seed, not {rng!r:.200}"
+            ) from error
+        return generator.random((n, k))
+
+    def sample_batch(self, rows: NDArray[np.int64], rng: Rng = None) -> NDArray[np.int64]:
         """One neighbour of each of many cells, as by :meth:`sample`."""
         return self.sample_many(rows, self.draws(len(rows), 1, rng))[:, 0]
 

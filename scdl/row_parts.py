@@ -87,6 +87,8 @@ class Whole:
     ----------
     sources
         The files.
+    labels
+        What the archive remembers of each as its origin.
     path
         Where the archive goes.
     settings
@@ -98,6 +100,7 @@ class Whole:
     """
 
     sources: tuple[str, ...]
+    labels: tuple[str, ...]
     path: str
     settings: Settings
     nbytes: float
@@ -109,6 +112,8 @@ class Whole:
 
     def _open(self, stack: ExitStack) -> list[Source]:
         opened = open_sources(self.sources, self.settings.options.get("matrix"), stack)
+        for source, label in zip(opened, self.labels, strict=True):
+            source.label = label
         if self.parts:
             for source, (paths, tally) in zip(opened, self.parts, strict=True):
                 source.matrix = _Joined(source.matrix, paths, stack)

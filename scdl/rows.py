@@ -15,7 +15,7 @@ from scdl.batch import CellBatch, NeighborPair
 from scdl.errors import FeatureNotFoundError, NeighborError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures
 from scdl.joining import Request
-from scdl.neighbors import NeighborGraph
+from scdl.neighbors import NeighborGraph, Rng
 from scdl.schema import Info, check_columns
 
 if TYPE_CHECKING:
@@ -426,7 +426,7 @@ class CellReader(ABC):
         self,
         cell_index: SupportsIndex,
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         key: str | None = None,
     ) -> int:
         """One neighbour of a cell by the chosen strategy; the cell itself where it has none.
@@ -440,7 +440,7 @@ class CellReader(ABC):
         rows: csr.Rows,
         k: int = 1,
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         key: str | None = None,
     ) -> NDArray[np.int64]:
         """Neighbours of many cells at once, by the chosen strategy, with replacement.
@@ -452,7 +452,8 @@ class CellReader(ABC):
         k
             Neighbours of each.
         rng
-            Draws them; without it every process draws from a generator of its own.
+            Generator that draws them, or a seed; without it every process draws from a generator of
+            its own.
         key
             Which graph; None: the one that the dataset was opened with.
 
@@ -482,7 +483,7 @@ class CellReader(ABC):
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         key: str | None = None,
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, as by :meth:`get_row`.
@@ -503,7 +504,7 @@ class CellReader(ABC):
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         key: str | None = None,
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, both dense; the rest as for the sparse form."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdl import recycled
-from scdl.errors import CastError
+from scdl.errors import CastError, OptionError
 
 if TYPE_CHECKING:
     from scdl.batch import CellBatch, Layout
@@ -55,7 +55,7 @@ def batch_tensor(
             torch.from_numpy(positions), values, batch.shape, is_coalesced=True,
             check_invariants=False,
         )  # fmt: skip
-    raise ValueError(f"layout must be 'csr', 'coo' or 'dense', not {layout!r}")
+    raise OptionError(f"layout must be 'csr', 'coo' or 'dense', not {layout!r}")
 
 
 def as_dtype(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -105,6 +105,8 @@ class TestReading:
                 assert collection.get_row_column(row, column) == cell.iloc[column]
         with pytest.raises(RowIndexError, match="out of range"):
             collection.get_row(len(collection))
+        with pytest.raises(RowIndexError, match="a row is an integer, not 'm0'"):
+            collection["m0"]
 
     def test_obs_is_united(self, collection: Any, ragged: Ragged) -> None:
         expected = obs_of(ragged)
@@ -164,7 +166,9 @@ class TestReading:
             write_h5ad(tmp_path / "x.h5ad", random_cells(len(values), 4, seed=i), obs=obs)
             scdl.convert(tmp_path / "x.h5ad", tmp_path / f"{i}.scdl")
         found = scdl.open(tmp_path).obs["level"]
-        assert found.astype(object).fillna("-").tolist() == [c for text in lists for c in text or "-"]
+        assert found.astype(object).fillna("-").tolist() == [
+            c for text in lists for c in text or "-"
+        ]
         assert found.cat.ordered == (united is not None)
         assert "".join(found.cat.categories) == (united or "lmh")
 

@@ -24,6 +24,7 @@ from scdl.errors import (
     ArchiveExistsError,
     BackendOptionError,
     ConversionFailedError,
+    OptionError,
     ScdlWarning,
     SourceError,
     SourceNotFoundError,
@@ -141,6 +142,25 @@ def test_several_files_in_parts(files: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "ours"]
 
 
+def test_files_are_remembered_as_they_were_named(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(files / "in" / "sub", tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    scdl.convert("in/csc.h5ad", "alone")
+    for how in ({"workers": 1}, {"workers": 2, "split_bytes": 20_000}, {"use_processes": False}):
+        scdl.convert_in_parts(["in/csc.h5ad"], "parts", **how)
+        scdl.convert_directory("in", "out", **how)
+        assert content(Path("parts")) == content(Path("out/csc.scdl")) == content(Path("alone"))
+        assert scdl.open("parts").info.blocks[0].label == "in/csc.h5ad"
+        shutil.rmtree("parts")
+        assert len(scdl.convert_directory("in", "out", resume=True).reports) == 0
+        shutil.rmtree("out")
+    made = scdl.SingleCellCollection("made")
+    made.load_h5ad_multi("in")
+    assert made.info.blocks[0].label == "in/csc.h5ad"
+
+
 def test_rounding_is_told_once_and_of_the_archive(tmp_path: Path) -> None:
     """What a worker warns of reaches the caller, also of parts."""
     cells = random_cells(300, 20, dtype="<f8")
@@ -185,6 +205,15 @@ class TestFailing:
         assert "there already: 2" in str(report)
         assert before == {name: (place / "out" / name).stat().st_ino for name in made}
         assert len(list((place / "out").iterdir())) == 3
+
+    def test_nobody_is_said_to_be_there_where_all_failed(self, place: Path) -> None:
+        with pytest.raises(ConversionFailedError, match=r"1 of 3 .*; the others were, and resume"):
+            scdl.convert_directory(place / "in", place / "out", use_processes=False)
+        for name in ("dense", "large"):
+            (place / "in" / f"{name}.h5ad").unlink()
+        with pytest.raises(ConversionFailedError, match="1 of 1 files") as told:
+            scdl.convert_directory(place / "in", place / "none", use_processes=False)
+        assert "others" not in str(told.value)
 
     def test_skipped(self, place: Path) -> None:
         report = scdl.convert_directory(
@@ -256,8 +285,9 @@ class TestRefused:
     def test_arguments(self, place: Path) -> None:
         with pytest.raises(BackendOptionError, match="s3://bucket/out"):
             scdl.convert_directory(place / "in", "s3://bucket/out")
-        with pytest.raises(ValueError, match="at least 1, not 0"):
-            scdl.convert_directory(place / "in", place / "out", workers=0)
+        for workers in (0, "x", 1.5):
+            with pytest.raises(OptionError, match=f"at least 1, or a .*Client, not {workers!r}"):
+                scdl.convert_directory(place / "in", place / "out", workers=workers)
         with pytest.raises(TypeError, match="colour"):
             scdl.convert_directory(place / "in", place / "out", colour="red")
 
@@ -307,12 +337,13 @@ class TestCommand:
     def scdl(self, run_python: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
         return run_python("-m", "scdl", *arguments)
 
-    def test_directory(self, place: Path, run_python: Run) -> None:
+    def test_directory(self, place: Path, run_python: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         options = ["--workers", "2", "--obsm", "X_pca", "--split-bytes", "20000"]
         done = self.scdl(run_python, "convert", "in", "out", *options)
         assert (done.returncode, done.stderr) == (0, "")
         assert "2 files converted, 270 cells" in done.stdout
-        assert_same(place / "out" / "csc.scdl", place / "in" / "csc.h5ad", place, obsm=["X_pca"])
+        monkeypatch.chdir(place)
+        assert_same(place / "out" / "csc.scdl", Path("in/csc.h5ad"), place, obsm=["X_pca"])
 
     def test_exit_codes(self, place: Path, run_python: Run) -> None:
         (place / "in" / "bad.h5ad").touch()

@@ -157,6 +157,20 @@ class TestPolicies:
         assert found["n_vars"].tolist() == [part.n_vars for part in ragged.parts]
         assert [Path(name).stem for name in found.index] == [path.name for path in ragged.paths]
 
+    def test_a_member_without_cells(self, tmp_path: Path) -> None:
+        """It has genes of its own, not those of its neighbours."""
+        for name, n_obs, n_vars in ("a", 3, 4), ("b", 0, 6), ("c", 3, 5), ("d", 0, 2):
+            write_h5ad(tmp_path / "x.h5ad", random_cells(n_obs, n_vars))
+            scdl.convert(tmp_path / "x.h5ad", tmp_path / name)
+        made = scdl.SingleCellCollection([tmp_path / name for name in "abcd"])
+        found = made.select_genes("union", missing="zero").coverage()
+        assert found["n_obs"].tolist() == [3, 0, 3, 0]
+        assert found["n_vars"].tolist() == found["present"].tolist() == [4, 6, 5, 2]
+
+    def test_var(self, cells: Any) -> None:
+        view = cells.select_genes(["g4", "g0"], missing="zero")
+        assert view.var.index.tolist() == view.var_names.tolist() == ["g4", "g0"]
+
     @pytest.mark.parametrize(
         ("genes", "message"),
         [
@@ -219,6 +233,7 @@ class TestDuplicates:
             batch = view.read_rows(slice(None), ordered=ordered)
             np.testing.assert_array_equal(batch.to_dense(), values)
             assert batch.data.dtype == np.uint16
+            assert view.number_nonzero_values() == np.count_nonzero(values)
             for i in range(30 if ordered else 0):
                 assert (np.diff(batch[i : i + 1].indices.astype(int)) > 0).all()
 

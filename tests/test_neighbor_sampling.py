@@ -129,6 +129,20 @@ def test_one_neighbor_is_one_of_the_batch(archive: Path) -> None:
         assert one == ds.sample_neighbors(row, rng=np.random.default_rng(row))[0, 0]
 
 
+def test_seeds_and_names_of_strategies(archive: Path) -> None:
+    for name in ("RANDOM", "random", scdl.NeighborSamplingStrategy.RANDOM):
+        ds = scdl.open(archive, neighbor_key="distances", neighbor_sampling_strategy=name)
+        found = ds.sample_neighbors([3, 1, 2], k=5, rng=7)
+        again = ds.sample_neighbors([3, 1, 2], k=5, rng=np.random.default_rng(7))
+        np.testing.assert_array_equal(found, again)
+    for rng in ("seven", -1, 0.5):
+        with pytest.raises(NeighborError, match=f"a seed, not {rng!r}"):
+            ds.sample_neighbors([3], rng=rng)
+    for options in ({"neighbor_sampling_strategy": "nearest"}, {"neighbor_sampling_strategy": 3}):
+        with pytest.raises(NeighborError, match="there are: random, first, weighted"):
+            scdl.open(archive, **options)
+
+
 class TestKeys:
     def test_each_method_takes_one(self, archive: Path) -> None:
         ds = scdl.open(archive, neighbor_key="distances", neighbor_sampling_strategy="first")
