@@ -280,7 +280,7 @@ class SingleCellCollection(JoinedCells):
         with refused_write(target):
             os.makedirs(target, exist_ok=True)
         if target == self.data_path:
-            with self._changing():
+            with self._changing(saves=True):
                 self._save(target)
         else:
             with changing(target):
@@ -296,15 +296,21 @@ class SingleCellCollection(JoinedCells):
         return self.data_path is not None and has_manifest(self.data_path)
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self, *, saves: bool = False) -> Iterator[None]:
         """Hold the lock of the directory, if there is one, as it was when it was read.
+
+        Parameters
+        ----------
+        saves
+            Whether a manifest will be written, also where there is none.
 
         Raises
         ------
         ArchiveLockedError
             Another process or thread changes it.
         ArchiveChangedError
-            Another one changed the manifest since.
+            Another one changed the manifest since; or put an archive there that a manifest would
+            leave out.
         """
         if self.data_path is None or not os.path.isdir(self.data_path):
             yield
@@ -315,6 +321,14 @@ class SingleCellCollection(JoinedCells):
                     f"{os.path.join(self.data_path, MANIFEST)}: another process or thread changed "
                     "it since the collection was opened, which would be undone; open it again"
                 )
+            if saves and not self._has_manifest:
+                known = {record.path for record in self._members.records}
+                for path in archives_below(self.data_path):
+                    if path not in known:
+                        raise ArchiveChangedError(
+                            f"{path}: this archive was put here since the collection was opened, "
+                            "and would be left out; add it, or open the collection again"
+                        )
             yield
 
     def _append(self, paths: Sequence[Path], *, save: bool) -> None:
@@ -355,7 +369,7 @@ class SingleCellCollection(JoinedCells):
 
         given = _documented(load_block_row_size, use_X_not_raw, options)
         self._make_directory()
-        with self._changing():
+        with self._changing(saves=True):
             ((source, target),) = self._targets([h5ad_path]).items()
             convert(source, target, neighbor_key=self._carried_key, **given)
             self._append([target], save=True)
@@ -398,7 +412,7 @@ class SingleCellCollection(JoinedCells):
         options = _documented(load_block_row_size, use_X_not_raw, given)
         files = h5ad_files(directory_path)
         self._make_directory()
-        with self._changing():
+        with self._changing(saves=True):
             targets = self._targets(files)
             report = convert_files(
                 directory_path,

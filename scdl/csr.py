@@ -273,9 +273,11 @@ def clean(
     summed = summed._replace(indices=summed.indices.astype(index_dtype, copy=False))
     if summed.data.dtype == rows.data.dtype:
         return summed
-    if len(summed.data) and summed.data.max() > np.iinfo(rows.data.dtype).max:
+    least, most = np.iinfo(rows.data.dtype).min, np.iinfo(rows.data.dtype).max
+    beyond = summed.data[(summed.data < least) | (summed.data > most)]
+    if len(beyond):
         raise ArchiveFormatError(
-            f"{where}: repeated entries of a cell and gene sum to {summed.data.max()}, which "
+            f"{where}: repeated entries of a cell and gene sum to {beyond[0]}, which "
             f"{rows.data.dtype} cannot hold; convert the source again with a wider data_dtype"
         )
     return summed._replace(data=summed.data.astype(rows.data.dtype))

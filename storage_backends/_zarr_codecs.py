@@ -8,6 +8,8 @@ Sources: Zarr v3 specification, core codecs; numcodecs for those called ``numcod
 from __future__ import annotations
 
 import ctypes
+import gzip
+import io
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -350,9 +352,13 @@ class _Gzip:
 
     @staticmethod
     def decode(data: bytes, most: int) -> bytes:
-        decompressor = zlib.decompressobj(wbits=31)
-        decoded = decompressor.decompress(data, most)
-        if not decompressor.eof or decompressor.unused_data:
+        try:
+            # It may be of several members, one after the other.
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+                decoded = stream.read(most + 1)
+        except EOFError as error:
+            raise ArchiveFormatError(_OTHER_SIZE) from error
+        if len(decoded) > most:
             raise ArchiveFormatError(_OTHER_SIZE)
         return decoded
 

@@ -24,6 +24,7 @@ from sources import names, random_cells, write_h5ad
 import scdl
 from scdl import manifest
 from scdl.errors import (
+    ArchiveChangedError,
     ArchiveExistsError,
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -580,6 +581,22 @@ class TestFlatten:
             clash.flatten(tmp_path / "x", cell_names="prefix")
         with pytest.raises(CollectionError, match="'keep', 'unique' or 'prefix'"):
             made.flatten(tmp_path / "x", cell_names="other")  # type: ignore[arg-type]
+
+    def test_archives_that_were_put_there_since(self, copied: Ragged, tmp_path: Path) -> None:
+        """A manifest that leaves them out would hide them."""
+        place = copied.paths[0].parent
+        made = scdl.open(place)
+        shutil.copytree(copied.paths[0], place / "later")
+        write_h5ad(tmp_path / "x.h5ad", random_cells(3, 4))
+        for save in made.save_manifest, lambda: made.load_h5ad(tmp_path / "x.h5ad"):
+            with pytest.raises(
+                ArchiveChangedError, match="later: this archive was put here"
+            ):
+                save()
+        assert not (place / "x").exists()
+        made.add(place / "later")
+        made.load_h5ad(tmp_path / "x.h5ad")
+        assert len(scdl.open(place).fname_to_mmap) == len(copied.paths) + 2
 
     def test_targets_that_cannot_be(self, copied: Ragged, tmp_path: Path) -> None:
         directory = copied.paths[0].parent

@@ -15,6 +15,7 @@ from ragged import Ragged, write_members
 from sources import Cells, random_cells, write_h5ad
 
 import scdl
+from scdl import csr
 from scdl.errors import (
     ArchiveFormatError,
     FeatureNotFoundError,
@@ -333,3 +334,12 @@ def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
     if layout == "dense":
         loader = scdl.SingleCellLoader(scdl.open(tmp_path / "a"), 1, layout=layout, **options)
         assert next(iter(loader)).x.tolist() == [[300]]
+
+
+@pytest.mark.parametrize(("values", "told"), [([-100, -100], "-200"), ([100, 28], "128")])
+def test_sums_of_integers_with_a_sign(values: list[int], told: str) -> None:
+    data, indices = np.array(values, np.int8), np.zeros(2, np.uint8)
+    rows = csr.SparseRows(data, indices, np.array([0, 2]))
+    with pytest.raises(ArchiveFormatError, match=f"sum to {told}, which int8 cannot hold"):
+        csr.clean(rows, 1, "here")
+    assert csr.clean(rows._replace(data=data // 2), 1, "here").data.tolist() == [int(told) // 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
@@ -29,6 +30,7 @@ from scdl.errors import (
     SourceError,
 )
 from scdl.schema import Info
+from storage_backends import _zarr_codecs
 from storage_backends._zarr_profiles import PROFILES
 from storage_backends.zarr import ZarrStore
 
@@ -342,3 +344,13 @@ def edit_metadata(path: Path, node: str, edit: Callable[[dict[str, Any]], Any]) 
     metadata = json.loads((path / "zarr.json").read_text())
     edit(metadata["consolidated_metadata"]["metadata"][node] if node else metadata)
     (path / "zarr.json").write_text(json.dumps(metadata))
+
+
+def test_gzip_of_several_members() -> None:
+    """One after the other is one text, as gzip has it; cut, or too long, it is an error."""
+    codec = [{"name": "gzip", "configuration": {}}]
+    data = gzip.compress(b"first ") + gzip.compress(b"second")
+    assert _zarr_codecs.decompress(data, codec, 12) == b"first second"
+    for bad, most in ((data, 11), (data[:-1], 12), (gzip.compress(b"x"), 0)):
+        with pytest.raises(ArchiveFormatError):
+            _zarr_codecs.decompress(bad, codec, most)
