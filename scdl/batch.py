@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl.errors import RowIndexError
+from scdl.errors import OptionError
 from scdl.schema import check_columns
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class CellBatch:
         """Some consecutive cells, whose arrays are views of this batch's."""
         start, stop, step = cells.indices(len(self))
         if step != 1:
-            raise RowIndexError(f"a batch is cut into consecutive cells, not by steps of {step}")
+            raise OptionError(f"a batch is cut into consecutive cells, not by steps of {step}")
         stop = max(start, stop)
         first, last = int(self.indptr[start]), int(self.indptr[stop])
         return CellBatch(
