@@ -27,7 +27,7 @@ from storage_backends.base import ArrayStore, Finding
 from storage_backends.errors import COPY_AGAIN
 
 #: Values, offsets and rows of a table that are read at once.
-_VALUES = 1 << 21
+_VALUES = 1 << 22
 _OFFSETS = 1 << 20
 _ROWS = 1 << 16
 

@@ -18,7 +18,7 @@ from scdl import structure
 from scdl.errors import ArchiveFormatError, MissingCodecError, RemoteError, ScdlError, ScdlWarning
 from storage_backends import registry
 from storage_backends.base import ArrayStore, Backend, Examination, Finding, Piece, Verdict
-from storage_backends.threads import n_threads
+from storage_backends.threads import n_threads, work_alone
 
 #: Reads under way at once: a disk gives its full speed only to many.
 READERS = 16
@@ -256,7 +256,7 @@ def in_parallel(
     Items are taken when there is a thread for them.
     """
     ended: SimpleQueue[Future[Any]] = SimpleQueue()
-    with ThreadPoolExecutor(n, thread_name_prefix="scdl-verify") as pool:
+    with ThreadPoolExecutor(n, "scdl-verify", initializer=work_alone) as pool:
         running: dict[Future[Any], _T] = {}
         try:
             for item in items:

@@ -26,19 +26,18 @@ _MIDDLE = 1 << 15
 
 
 @intrinsic
-def add_offsets(typingctx: Any, bins: Any, at: Any, address: Any, skip: Any, out: Any) -> Any:
-    """Store numbers, each of which is the lower bound of its bin and an offset.
+def add_offsets(typingctx: Any, bins: Any, address: Any, skip: Any, out: Any) -> Any:
+    """Store :data:`LANES` numbers, each of which is the lower bound of its bin and an offset.
 
     Parameters
     ----------
     bins
-        Bits of the offset, up to 16, in bits 8 to 15, and the lower bound in bits 16 to 31; uint32.
-    at
-        The first of :data:`LANES` in `bins` and in `out`.
+        Address of uint32: bits of the offset, up to 16, in bits 8 to 15, and the lower bound in
+        bits 16 to 31.
     address, skip
         Where offsets begin, and how many bits before, up to 7.
     out
-        uint16; arrays are contiguous.
+        Address of uint16, where numbers go.
 
     Returns
     -------
@@ -47,18 +46,15 @@ def add_offsets(typingctx: Any, bins: Any, at: Any, address: Any, skip: Any, out
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = _at(context, builder, signature, arguments, (0, 4))
-        numbers, n_bits = _numbers(builder, arrays[0], *arguments[2:4])
-        _store(builder, numbers, arrays[1])
+        numbers, n_bits = _numbers(builder, *arguments[:3])
+        _store(builder, numbers, arguments[3])
         return builder.zext(n_bits, ir.IntType(64))
 
-    return types.uint64(bins, types.int64, types.int64, types.uint64, out), codegen
+    return types.uint64(types.int64, types.int64, types.uint64, types.int64), codegen
 
 
 @intrinsic
-def sum_up(
-    typingctx: Any, bins: Any, at: Any, address: Any, skip: Any, before: Any, out: Any
-) -> Any:
+def sum_up(typingctx: Any, bins: Any, address: Any, skip: Any, before: Any, out: Any) -> Any:
     """Of numbers such as :func:`add_offsets` makes, less 2¹⁵, store the sum of those before each.
 
     Parameters
@@ -73,23 +69,22 @@ def sum_up(
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = _at(context, builder, signature, arguments, (0, 5))
-        numbers, n_bits = _numbers(builder, arrays[0], *arguments[2:4])
+        numbers, n_bits = _numbers(builder, *arguments[:3])
         differences = builder.add(numbers, _all(_MIDDLE))
         sums = _sums(builder, differences)
-        start = _splat(builder, builder.trunc(arguments[4], _WORD))
-        _store(builder, builder.add(builder.sub(sums, differences), start), arrays[1])
+        start = _splat(builder, builder.trunc(arguments[3], _WORD))
+        _store(builder, builder.add(builder.sub(sums, differences), start), arguments[4])
         halves = (builder.zext(n, ir.IntType(64)) for n in (n_bits, _last(builder, sums)))
         lower, upper = halves
         return builder.or_(lower, builder.shl(upper, ir.IntType(64)(32)))
 
-    signature = types.uint64(bins, types.int64, types.int64, types.uint64, types.uint64, out)
-    return signature, codegen
+    where = types.int64, types.uint64
+    return types.uint64(types.int64, *where, types.uint64, types.int64), codegen
 
 
 def _numbers(builder: Any, bins: Any, address: Any, skip: Any) -> tuple[Any, Any]:
     """Lower bounds and offsets together, and how many bits the offsets are."""
-    content = builder.load(builder.bitcast(bins, _WORDS.as_pointer()))
+    content = builder.load(builder.inttoptr(bins, _WORDS.as_pointer()))
     content.align = 4
     widths = builder.and_(builder.lshr(content, _all(8)), _all(255))
     ends = _sums(builder, widths)
@@ -116,17 +111,9 @@ def _sums(builder: Any, words: Any) -> Any:
     return words
 
 
-def _at(
-    context: Any, builder: Any, signature: Any, arguments: Any, arrays: tuple[int, ...]
-) -> list[Any]:
-    """Pointers into arrays, at the position that is the second argument."""
-    made = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in arrays)
-    return [builder.gep(array.data, [arguments[1]]) for array in made]
-
-
 def _store(builder: Any, words: Any, target: Any) -> None:
     stored = builder.store(
-        builder.trunc(words, _NUMBERS), builder.bitcast(target, _NUMBERS.as_pointer())
+        builder.trunc(words, _NUMBERS), builder.inttoptr(target, _NUMBERS.as_pointer())
     )
     stored.align = 2
 

@@ -43,6 +43,9 @@ _BATCH = 256
 _BATCH_BYTES = _BATCH * (14 + 16) // 8 + _bit_lanes.LOADED_BYTES
 _MOST_STATES = 1 << 14
 
+#: Whether the processor takes many numbers at once; a constant, so that others compile none of it.
+_IN_LANES = _bit_lanes.IS_KNOWN
+
 #: An int64, which is an int to callers and not to NumPy.
 _Int = Any
 
@@ -288,7 +291,6 @@ def _decode_page(
     left = len(out) - n_moments
     tail = np.zeros(0, np.uint8)
     for start in range(0, needed, _BATCH):
-        target = out[start : start + _BATCH]
         n = max(0, min(_BATCH, left))
         left -= n
         if len(tail) == 0 and (position >> 3) + _BATCH_BYTES > size:
@@ -298,11 +300,19 @@ def _decode_page(
             for k in range(size - done):
                 tail[k] = byte_at(address + done + k)
             address = tail.ctypes.data - done
-        position = _read_bins_of(address, position, states, at, offsets[:n])
-        if n_moments:
-            position, moment = _sum(address, position, offsets[:n], moment, target)
-        else:
-            position = _add(address, position, offsets[:n], target)
+        position = _read_bins_of(address, position, states, at, offsets, n)
+        done = 0
+        if _IN_LANES:
+            done = n & -LANES
+            bins, target = offsets.ctypes.data, out.ctypes.data + 2 * start
+            if n_moments:
+                position, moment = sum_up_in_lanes(address, position, bins, done, moment, target)
+            else:
+                position = add_offsets_in_lanes(address, position, bins, done, target)
+        if done < _BATCH and n_moments:
+            position, moment = sum_up(address, position, offsets, done, n, moment, out, start)
+        elif done < n:
+            position = add_offsets(address, position, offsets, done, n, out, start)
         if position > 8 * size:
             return -1
     return position
@@ -315,11 +325,12 @@ def _read_bins_of(
     states: NDArray[np.uint64],
     at: NDArray[np.uint64],
     offsets: NDArray[np.uint32],
+    n: _Int,
 ) -> _Int:
     """The bin of each number, of whom four decoders take turns; one load serves all of them."""
     a, b, c, d = at[0], at[1], at[2], at[3]
     place, base = np.uint64(position), np.uint64(address)
-    n_by_four = len(offsets) & ~3
+    n_by_four = n & ~3
     for i in range(0, n_by_four, 4):
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
         one, two, three, four = states[a], states[b], states[c], states[d]
@@ -333,7 +344,7 @@ def _read_bins_of(
         d = (four >> np.uint64(32)) + (word & ((_ONE << (four & _BYTE)) - _ONE))
         place += (one + two + three + four) & _BYTE
     at[0], at[1], at[2], at[3] = a, b, c, d
-    for i in range(n_by_four, len(offsets)):
+    for i in range(n_by_four, n):
         state = states[at[i & 3]]
         n_bits = state & _BYTE
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
@@ -345,14 +356,24 @@ def _read_bins_of(
 
 @kernel
 def add_offsets(
-    address: _Int, position: _Int, offsets: NDArray[np.uint32], out: NDArray[np.uint16]
+    address: _Int,
+    position: _Int,
+    offsets: NDArray[np.uint32],
+    first: _Int,
+    n: _Int,
+    out: NDArray[np.uint16],
+    start: _Int,
 ) -> _Int:
-    """Numbers from their bins and offsets."""
+    """Numbers from their bins and offsets: those from `first` to `n` of a batch, `start` in `out`.
+
+    Returns the position behind the offsets.
+    """
     place, base = np.uint64(position), np.uint64(address)
-    for i in range(len(offsets)):
+    for i in range(first, n):
         n_bits = (offsets[i] >> np.uint64(8)) & _BYTE
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
-        out[i] = np.uint16((offsets[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE)))
+        number = (offsets[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE))
+        out[start + i] = np.uint16(number)
         place += n_bits
     return np.int64(place)
 
@@ -362,68 +383,54 @@ def sum_up(
     address: _Int,
     position: _Int,
     offsets: NDArray[np.uint32],
+    first: _Int,
+    n: _Int,
     moment: Any,
     out: NDArray[np.uint16],
+    start: _Int,
 ) -> tuple[_Int, np.uint64]:
-    """Numbers from the differences to those before; also the one that comes next."""
+    """As :func:`add_offsets`, from the differences to those before; and the one that comes next."""
     place, base = np.uint64(position), np.uint64(address)
-    n_by_two = len(offsets) & ~1
-    for i in range(0, n_by_two, 2):
+    n_by_two = first + ((n - first) & ~1)
+    for i in range(first, n_by_two, 2):
         one, two = offsets[i] >> np.uint64(8), offsets[i + 1] >> np.uint64(8)
         # Of two offsets at most 32 bits, a load has 57.
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
-        out[i] = np.uint16(moment)
+        out[start + i] = np.uint16(moment)
         # Differences are stored around the middle of their range.
         moment += (one >> np.uint64(8)) + (word & ((_ONE << (one & _BYTE)) - _ONE)) + _MIDDLE
         word >>= one & _BYTE
-        out[i + 1] = np.uint16(moment)
+        out[start + i + 1] = np.uint16(moment)
         moment += (two >> np.uint64(8)) + (word & ((_ONE << (two & _BYTE)) - _ONE)) + _MIDDLE
         place += (one + two) & _BYTE
-    for i in range(n_by_two, len(offsets)):
+    for i in range(n_by_two, n):
         n_bits = (offsets[i] >> np.uint64(8)) & _BYTE
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
-        out[i] = np.uint16(moment)
+        out[start + i] = np.uint16(moment)
         moment += (offsets[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE)) + _MIDDLE
         place += n_bits
-    if len(offsets) < len(out):
-        out[len(offsets)] = np.uint16(moment)
+    if n < _BATCH and start + n < len(out):
+        out[start + n] = np.uint16(moment)
     return np.int64(place), moment
 
 
 @kernel
-def add_offsets_in_lanes(
-    address: _Int, position: _Int, offsets: NDArray[np.uint32], out: NDArray[np.uint16]
-) -> _Int:
-    """As :func:`add_offsets`, many at once."""
-    done = len(offsets) & -LANES
-    for i in range(0, done, LANES):
+def add_offsets_in_lanes(address: _Int, position: _Int, offsets: _Int, n: _Int, out: _Int) -> _Int:
+    """As :func:`add_offsets`, many at once; arrays by their addresses, and whole groups of them."""
+    for i in range(0, n, LANES):
         where = address + (position >> 3), np.uint64(position & 7)
-        position += np.int64(_bit_lanes.add_offsets(offsets, i, *where, out))
-    if done < len(offsets):
-        position = add_offsets(address, position, offsets[done:], out[done:])
+        position += np.int64(_bit_lanes.add_offsets(offsets + 4 * i, *where, out + 2 * i))
     return position
 
 
 @kernel
 def sum_up_in_lanes(
-    address: _Int,
-    position: _Int,
-    offsets: NDArray[np.uint32],
-    moment: Any,
-    out: NDArray[np.uint16],
+    address: _Int, position: _Int, offsets: _Int, n: _Int, moment: Any, out: _Int
 ) -> tuple[_Int, np.uint64]:
-    """As :func:`sum_up`, many at once."""
-    done = len(offsets) & -LANES
-    for i in range(0, done, LANES):
+    """As :func:`sum_up`, many at once; arrays by their addresses, and whole groups of them."""
+    for i in range(0, n, LANES):
         where = address + (position >> 3), np.uint64(position & 7)
-        told = _bit_lanes.sum_up(offsets, i, *where, moment, out)
+        told = _bit_lanes.sum_up(offsets + 4 * i, *where, moment, out + 2 * i)
         position += np.int64(told & np.uint64(0xFFFFFFFF))
         moment += told >> np.uint64(32)
-    if done < len(out):
-        position, moment = sum_up(address, position, offsets[done:], moment, out[done:])
     return position, moment
-
-
-_add, _sum = add_offsets, sum_up
-if _bit_lanes.IS_KNOWN:
-    _add, _sum = add_offsets_in_lanes, sum_up_in_lanes

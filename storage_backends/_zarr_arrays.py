@@ -24,8 +24,9 @@ from storage_backends.threads import for_each, n_threads
 _WINDOW_CHUNKS = 1024
 #: Chunks of one read up to which they are kept for the next.
 _FEW_CHUNKS = 16
-#: Chunks that a thread decodes at once.
+#: Chunks that a thread decodes at once, where others help it, and where none does.
 _GROUP_CHUNKS = 32
+_GROUP_CHUNKS_ALONE = 128
 
 
 class ChunkCache:
@@ -233,7 +234,9 @@ class ZarrArray:
         n = len(todo.chunks)
         chunks = self._reader.fetch(todo.chunks)
         # A thread has to wait for the interpreter between any two groups.
-        group = max(1, min(_GROUP_CHUNKS, -(-n // n_threads())))
+        threads = n_threads()
+        most = _GROUP_CHUNKS if threads > 1 else _GROUP_CHUNKS_ALONE
+        group = max(1, min(most, -(-n // threads)))
 
         def work(first: int) -> None:
             part = todo.part(first, first + group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -15,6 +16,10 @@ _T = TypeVar("_T")
 _most: int | None = None
 
 
+#: Threads that are one of as many as there are cores.
+_is_one_of_many = threading.local()
+
+
 def limit(n: int | None) -> None:
     """Use no more than `n` threads from now on, as a process does that has a share of the cores.
 
@@ -24,8 +29,15 @@ def limit(n: int | None) -> None:
     _most = n
 
 
+def work_alone() -> None:
+    """Take no others to help this thread, since it is one of as many as there are cores."""
+    _is_one_of_many.is_so = True
+
+
 def n_threads() -> int:
-    """Cores that this process may use."""
+    """Cores that this thread may use."""
+    if hasattr(_is_one_of_many, "is_so"):
+        return 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:

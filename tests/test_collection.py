@@ -589,9 +589,7 @@ class TestFlatten:
         shutil.copytree(copied.paths[0], place / "later")
         write_h5ad(tmp_path / "x.h5ad", random_cells(3, 4))
         for save in made.save_manifest, lambda: made.load_h5ad(tmp_path / "x.h5ad"):
-            with pytest.raises(
-                ArchiveChangedError, match="later: this archive was put here"
-            ):
+            with pytest.raises(ArchiveChangedError, match="later: this archive was put here"):
                 save()
         assert not (place / "x").exists()
         made.add(place / "later")

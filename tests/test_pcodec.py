@@ -162,21 +162,34 @@ def test_lanes_give_what_numbers_one_by_one_give(n: int, skip: int) -> None:
         bins = rng.integers(0, 256, n, dtype="u4") | n_bits << 8
         bins |= rng.integers(0, 1 << 16, n, dtype="u4") << 16
         offsets = rng.integers(0, 256, 2 * n + _bit_lanes.LOADED_BYTES, dtype="u1")
-        begin = int(offsets.ctypes.data), skip, bins
-        # One more may follow the differences.
+        begin = int(offsets.ctypes.data), skip
+        # One more may follow the differences of the last batch.
         for total in (n, n + 1):
             found = []
-            for sum_up in (_pcodec.sum_up, _pcodec.sum_up_in_lanes):
-                out = np.full(total + 1, 7, np.uint16)
-                position, moment = sum_up(*begin, np.uint64(40_000), out[:-1])
+            for done in (0, n & -_bit_lanes.LANES):
+                out = np.full(total + 3, 7, np.uint16)
+                target = int(out.ctypes.data) + 2
+                position, moment = _pcodec.sum_up_in_lanes(
+                    *begin, int(bins.ctypes.data), done, np.uint64(40_000), target
+                )
+                position, moment = _pcodec.sum_up(
+                    begin[0], position, bins, done, n, moment, out[: total + 1], 1
+                )
                 found.append((position, moment & 0xFFFF, out.tolist()))
             assert found[0] == found[1]
-            assert (found[0][0], found[0][2][-1]) == (skip + int(n_bits.sum()), 7)
+            assert found[0][0] == skip + int(n_bits.sum())
+            ends = (out[0], *out[total + 1 :])
+            assert ends == (7, 7, 7)
+            assert total == n or n == 256 or found[0][2][total] == found[0][1]
         found = []
-        for add_offsets in (_pcodec.add_offsets, _pcodec.add_offsets_in_lanes):
-            out = np.full(n + 1, 7, np.uint16)
-            found.append((add_offsets(*begin, out[:-1]), out.tolist()))
+        for done in (0, n & -_bit_lanes.LANES):
+            out = np.full(n + 2, 7, np.uint16)
+            target = int(out.ctypes.data) + 2
+            position = _pcodec.add_offsets_in_lanes(*begin, int(bins.ctypes.data), done, target)
+            position = _pcodec.add_offsets(begin[0], position, bins, done, n, out, 1)
+            found.append((position, out.tolist()))
         assert found[0] == found[1]
+        assert (out[0], out[-1]) == (7, 7)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are guarded by Linux's mprotect")
