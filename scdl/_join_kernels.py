@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from scdl import _lanes
@@ -35,6 +34,15 @@ def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
     return pointer(types.int64, like), codegen
+
+
+@kernel
+def pointer_in(numbers: NDArray[Any], start: int) -> Any:
+    """A pointer to a number of an array.
+
+    Loops over rows use pointers: of a slice, references are counted, at the price of ten values.
+    """
+    return _pointer(numbers.ctypes.data + start * numbers.itemsize, numbers)
 
 
 @intrinsic
@@ -202,18 +210,17 @@ def copy_rows(
     """
     largest = np.uint64(0)
     for i in range(len(rows)):
-        following = rows[min(i + 1, len(rows) - 1)]
+        following = min(i + 1, len(rows) - 1)
+        length = indptr[i + 1] - indptr[i]
         # Between the loops, as a core can wait for some lines only at a time.
-        fetch_ahead(following[0], following[2] * out_data.itemsize)
-        values = carray(_pointer(rows[i, 0], out_data), rows[i, 2])
-        target = out_data[indptr[i] : indptr[i + 1]]
-        for k in range(len(target)):
+        fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
+        values, target = _pointer(rows[i, 0], out_data), pointer_in(out_data, indptr[i])
+        for k in range(length):
             target[k] = values[k]
-        fetch_ahead(following[1], following[2] * like.itemsize)
-        ids = carray(_pointer(rows[i, 1], like), rows[i, 2])
-        target_ids = out_indices[indptr[i] : indptr[i + 1]]
+        fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
+        ids, target_ids = _pointer(rows[i, 1], like), pointer_in(out_indices, indptr[i])
         most = like.dtype.type(0)
-        for k in range(len(target_ids)):
+        for k in range(length):
             most = max(most, ids[k])
             target_ids[k] = ids[k]
         largest = max(largest, np.uint64(most))
@@ -238,26 +245,22 @@ def copy_rows_numpy(
 
 @kernel
 def map_row(
-    values: NDArray[Any],
-    ids: NDArray[Any],
-    table: NDArray[np.int32],
-    genes: NDArray[np.int32],
-    out_data: NDArray[Any],
-    out_indices: NDArray[Any],
+    values: Any, ids: Any, length: int, table: Any, genes: Any, out_data: Any, out_indices: Any
 ) -> int:
     """Copy a row into another gene space; returns how many values it has there.
 
     Parameters
     ----------
-    values, ids, table
-        The row, and of each gene its place in the gene space, -1 where it has none.
+    values, ids, length, table
+        Pointers to the row, how long it is, and a pointer to the place of each gene in the gene
+        space, int32, -1 where it has none.
     genes
-        Memory to use, as long as the row at least.
+        Pointer to memory to use, int32, as long as the row at least.
     out_data, out_indices
-        As long as the row; what is left out leaves room at their ends.
+        Pointers to outputs as long as the row; what is left out leaves room at their ends.
     """
     kept = np.uint64(0)
-    for k in range(len(ids)):
+    for k in range(length):
         new = table[np.uint64(ids[k])]
         # Written in any case, and over again by the next one if it is not kept.
         out_data[kept] = values[k]
@@ -268,15 +271,9 @@ def map_row(
 
 @kernel
 def map_row_in_lanes(
-    values: NDArray[Any],
-    ids: NDArray[Any],
-    table: NDArray[np.int32],
-    genes: NDArray[np.int32],
-    out_data: NDArray[Any],
-    out_indices: NDArray[Any],
+    values: Any, ids: Any, length: int, table: Any, genes: Any, out_data: Any, out_indices: Any
 ) -> int:
     """The same as :func:`map_row`, many values at once."""
-    length = len(ids)
     for k in range(length):
         genes[k] = table[np.uint64(ids[k])]
     kept, whole = 0, length - length % LANES
@@ -325,30 +322,31 @@ def map_rows(
         0, or :data:`OUT_OF_RANGE`.
     """
     genes = np.empty(rows[:, 2].max() if len(rows) else 0, np.int32)
+    memory = pointer_in(genes, 0)
     place = 0
     for i in range(len(rows)):
         length = rows[i, 2]
-        values = carray(_pointer(rows[i, 0], out_data), length)
-        ids = carray(_pointer(rows[i, 1], like), length)
-        table = lookup[bounds[rows[i, 3]] : bounds[rows[i, 3] + 1]]
-        if not _all_below(ids, len(table)):
+        values, ids = _pointer(rows[i, 0], out_data), _pointer(rows[i, 1], like)
+        first = bounds[rows[i, 3]]
+        table = pointer_in(lookup, first)
+        if not _all_below(ids, length, bounds[rows[i, 3] + 1] - first):
             return OUT_OF_RANGE
-        target, target_ids = out_data[place : place + length], out_indices[place : place + length]
-        following = rows[min(i + 1, len(rows) - 1)]
-        fetch_ahead(following[0], following[2] * out_data.itemsize)
-        fetch_ahead(following[1], following[2] * like.itemsize)
-        rows[i, 2] = _map_row(values, ids, table, genes, target, target_ids)
+        target, target_ids = pointer_in(out_data, place), pointer_in(out_indices, place)
+        following = min(i + 1, len(rows) - 1)
+        fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
+        fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
+        rows[i, 2] = _map_row(values, ids, length, table, memory, target, target_ids)
         place += rows[i, 2]
     return 0
 
 
 @kernel
-def _all_below(ids: NDArray[Any], n: int) -> bool:
+def _all_below(ids: Any, length: int, n: int) -> bool:
     """Whether all ids are below a number; asked before, so that loops over them are tight."""
-    if len(ids) == 0:
+    if length == 0:
         return True
     least, most = ids[0], ids[0]
-    for k in range(len(ids)):
+    for k in range(length):
         least, most = min(least, ids[k]), max(most, ids[k])
     return bool(least >= 0 and np.uint64(most) < np.uint64(n))
 
@@ -410,14 +408,14 @@ def map_rows_sorted(
     place = 0
     for i in range(len(rows)):
         length = rows[i, 2]
-        values = carray(_pointer(rows[i, 0], out_data), length)
-        ids = carray(_pointer(rows[i, 1], like), length)
-        table = lookup[bounds[rows[i, 3]] : bounds[rows[i, 3] + 1]]
-        if not _all_below(ids, len(table)):
+        values, ids = _pointer(rows[i, 0], out_data), _pointer(rows[i, 1], like)
+        first = bounds[rows[i, 3]]
+        table = pointer_in(lookup, first)
+        if not _all_below(ids, length, bounds[rows[i, 3] + 1] - first):
             return OUT_OF_RANGE
-        following = rows[min(i + 1, len(rows) - 1)]
-        fetch_ahead(following[0], following[2] * out_data.itemsize)
-        fetch_ahead(following[1], following[2] * like.itemsize)
+        following = min(i + 1, len(rows) - 1)
+        fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
+        fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
         # One bit a gene; the place of a gene is the number of bits below its own.
         kept = 0
         for k in range(length):
@@ -433,7 +431,7 @@ def map_rows_sorted(
             count += np.int64(count_bits(seen[word_index]))
         if count != kept + (kept < length):
             return REPEATED
-        target, target_ids = out_data[place : place + length], out_indices[place : place + length]
+        target, target_ids = pointer_in(out_data, place), pointer_in(out_indices, place)
         for k in range(length):
             gene = np.uint64(genes[k])
             word = gene >> high

@@ -28,15 +28,14 @@ _NAME = f"llvm.experimental.vector.compress.v{LANES}i32"
 def close_up(typingctx: Any, keys: Any, numbers: Any, start: Any, out: Any, at: Any) -> Any:
     """Copy :data:`LANES` integers, from `start` on, but those whose key is negative.
 
-    As many are written, from `at` of `out` on; behind those that are kept they mean nothing. Arrays
-    are contiguous. Returns how many were kept.
+    `keys`, `numbers` and `out` are pointers. As many are written, from `at` of `out` on; behind
+    those that are kept they mean nothing. Returns how many were kept.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def lanes(i: int, position: Any) -> Any:
-            array = context.make_array(signature.args[i])(context, builder, arguments[i])
             element = context.get_data_type(signature.args[i].dtype)
-            pointer = builder.gep(array.data, [position])
+            pointer = builder.gep(arguments[i], [position])
             return builder.bitcast(pointer, ir.VectorType(element, LANES).as_pointer())
 
         source, target = lanes(1, arguments[2]), lanes(3, arguments[4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -142,6 +143,16 @@ def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
     return done, rows[:, 2].tolist(), data[:kept].tolist(), ids[:kept].tolist()
 
 
+@numba.njit
+def on_arrays(
+    function: Any, values: Any, ids: Any, table: Any, genes: Any, out: Any, out_ids: Any
+) -> int:
+    """Call a kernel that takes pointers."""
+    at = kernels.pointer_in
+    row = at(values, 0), at(ids, 0), len(ids), at(table, 0)
+    return function(*row, at(genes, 0), at(out, 0), at(out_ids, 0))
+
+
 @pytest.mark.skipif(not _lanes.IS_KNOWN, reason="the compiler is older")
 @pytest.mark.parametrize("out_dtype", ["i4", "i8", "u2"])
 @pytest.mark.parametrize("value_dtype", ["u1", "u2", "u4", "u8"])
@@ -158,7 +169,7 @@ def test_a_row_is_mapped_in_lanes(length: int, value_dtype: str, out_dtype: str)
             # One more, which nobody may write to.
             out, out_ids = np.full(length + 1, 7, value_dtype), np.full(length + 1, 7, out_dtype)
             genes = np.empty(length, np.int32)
-            kept = function(values, ids, table, genes, out[:-1], out_ids[:-1])
+            kept = on_arrays(function, values, ids, table, genes, out[:-1], out_ids[:-1])
             assert (out[-1], out_ids[-1]) == (7, 7)
             outputs.append((kept, out[:kept].tolist(), out_ids[:kept].tolist()))
         assert outputs[0] == outputs[1]
