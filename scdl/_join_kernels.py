@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scdl import _lanes
 from scdl._lanes import LANES, close_up
-from storage_backends.jit import fetch_ahead, intrinsic, kernel
+from storage_backends.jit import MOST_AHEAD, fetch_ahead, intrinsic, kernel
 from storage_backends.rowsort import count_bits
 
 #: Returned where a column id is not below the number of genes of its block.
@@ -333,6 +333,8 @@ def map_rows(
             return OUT_OF_RANGE
         target, target_ids = pointer_in(out_data, place), pointer_in(out_indices, place)
         following = min(i + 1, len(rows) - 1)
+        # Of this row what was not fetched yet: its genes are looked up first.
+        fetch_ahead(rows[i, 0] + MOST_AHEAD, length * out_data.itemsize - MOST_AHEAD)
         fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
         fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
         rows[i, 2] = _map_row(values, ids, length, table, memory, target, target_ids)

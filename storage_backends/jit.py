@@ -15,7 +15,7 @@ intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrin
 #: Bytes of a line of the cache.
 _LINE = 64
 #: Bytes that are fetched ahead: behind them the processor sees by itself what comes next.
-_MOST_AHEAD = 2_048
+MOST_AHEAD = 2_048
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -58,5 +58,5 @@ def _fetch_line(typingctx: Any, address: Any) -> Any:
 @kernel
 def fetch_ahead(address: int, n_bytes: int) -> None:
     """Begin to bring memory to the cache that is read in a moment; any address will do."""
-    for offset in range(0, min(n_bytes, _MOST_AHEAD), _LINE):
+    for offset in range(0, min(n_bytes, MOST_AHEAD), _LINE):
         _fetch_line(address + offset)
