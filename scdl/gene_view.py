@@ -139,8 +139,11 @@ class GeneView(CellReader):
     @property
     def identity(self) -> tuple[Any, ...]:
         """What tells these cells and genes from others at the same place."""
-        names = "\n".join(self.gene_names).encode()
-        return *self._cells.identity, hashlib.sha256(names).hexdigest(), self._missing
+        return *self._cells.identity, self._names_hash, self._missing
+
+    @cached_property
+    def _names_hash(self) -> str:
+        return hashlib.sha256("\n".join(self.gene_names).encode()).hexdigest()
 
     @cached_property
     def _var(self) -> VarFeatures:
