@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import itertools
 import os
 import sys
 import warnings
@@ -131,13 +133,6 @@ def convert(
     read by blocks of rows, so that memory does not depend on their size. A conversion that fails
     leaves nothing behind.
     """
-    from scdl.manifest import is_archive
-
-    is_directory = len(sources) == 1 and os.path.isdir(sources[0]) and not is_archive(sources[0])
-    if (resume or skip_failed or split_bytes) and not is_directory:
-        raise typer.BadParameter(
-            "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
-        )
     options: dict[str, Any] = {
         "backend": backend,
         "progress": not quiet and sys.stderr.isatty(),
@@ -149,29 +144,57 @@ def convert(
         "data_dtype": data_dtype,
         "data_dtype_tolerance": data_dtype_tolerance,
     }
-    with _crew(workers, dask) as crew:
-        if is_directory:
+    with _crew(() if resume else sources, workers, dask) as crew:
+        from scdl.manifest import is_archive
+
+        is_directory = len(sources) == 1 and os.path.isdir(sources[0])
+        if is_directory and not is_archive(sources[0]):
             options |= {"workers": crew, "resume": resume, "skip_failed": skip_failed}
             options["split_bytes"] = split_bytes
             _convert_directory(sources[0], dest, options, quiet=quiet)
             return
+        if resume or skip_failed or split_bytes:
+            raise typer.BadParameter(
+                "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
+            )
         report = _convert_files(sources, dest, options, crew)
     if not quiet:
         typer.echo(str(report))
 
 
 @contextlib.contextmanager
-def _crew(workers: int | None, dask: str | None) -> Iterator[Any]:
-    """How many processes do the work, or which cluster; None where nobody said."""
-    if dask is None:
-        yield workers
-        return
-    if workers is not None:
-        raise typer.BadParameter("--workers and --dask exclude each other: a cluster has its own")
-    from scdl.workers import connect
+def _crew(sources: Sequence[str], workers: int | None, dask: str | None) -> Iterator[Any]:
+    """Who does the work: processes or how many, or a cluster; None where nobody said."""
+    if dask is not None:
+        if workers is not None:
+            raise typer.BadParameter(
+                "--workers and --dask exclude each other: a cluster has its own"
+            )
+        from scdl.workers import connect
 
-    with connect(dask) as client:
-        yield client
+        with connect(dask) as client:
+            yield client
+        return
+    from storage_backends.threads import n_threads
+
+    n = workers or n_threads()
+    if _has_files(sources, n):
+        from scdl.workers import ProcessWorkers
+
+        with ProcessWorkers(n) as processes:
+            # They import what they need while this one does.
+            processes.begin("scdl.row_parts")
+            yield processes
+    else:
+        yield workers
+
+
+def _has_files(sources: Sequence[str], n: int) -> bool:
+    """Whether there is one directory, of `n` AnnData files at least."""
+    if len(sources) != 1 or not os.path.isdir(sources[0]):
+        return False
+    found = glob.iglob(os.path.join(glob.escape(sources[0]), "**", "*.h5ad"), recursive=True)
+    return len(list(itertools.islice(found, n))) == n
 
 
 def _convert_files(sources: list[str], dest: str, options: dict[str, Any], crew: Any) -> Any:

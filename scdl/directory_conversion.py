@@ -124,7 +124,7 @@ def convert_directory(
     directory: Path,
     dest: Path,
     *,
-    workers: int | Client | None = None,
+    workers: int | ProcessWorkers | Client | None = None,
     use_processes: bool = True,
     resume: bool = False,
     skip_failed: bool = False,
@@ -144,8 +144,9 @@ def convert_directory(
         Where the archives go: ``sub/cells.h5ad`` becomes ``sub_cells.scdl``, or ``.zarr`` with the
         backend ``zarr``. It is made where it does not exist.
     workers
-        How many files are converted at the same time; default: as many as there are cores. Or the
-        client of a Dask cluster, whose workers see both directories under the same paths.
+        How many files are converted at the same time; default: as many as there are cores. Or
+        processes that have begun; or the client of a Dask cluster, whose workers see both
+        directories under the same paths.
     use_processes
         Whether they are processes, which share the cores; otherwise threads. A script that starts
         processes is guarded by ``if __name__ == "__main__":``.
@@ -221,7 +222,7 @@ def convert_files(
     dest: str,
     settings: Settings,
     *,
-    workers: int | Client | None,
+    workers: int | ProcessWorkers | Client | None,
     use_processes: bool,
     progress: bool = False,
     split_bytes: int | None = None,
@@ -268,7 +269,7 @@ def convert_in_parts(
     sources: Sequence[Path],
     path: Path,
     *,
-    workers: int | Client | None = None,
+    workers: int | ProcessWorkers | Client | None = None,
     use_processes: bool = True,
     progress: bool = False,
     **options: Unpack[DirectoryOptions],
@@ -379,10 +380,12 @@ def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
         )
 
 
-def _size(workers: int | Client | None) -> int:
+def _size(workers: int | ProcessWorkers | Client | None) -> int:
     """Tasks that can run at the same time."""
     if workers is None:
         return threads.n_threads()
+    if isinstance(workers, ProcessWorkers):
+        return workers.n
     if hasattr(workers, "nthreads"):
         cores: dict[str, int] = workers.nthreads()
         return max(1, sum(cores.values()))
@@ -393,7 +396,11 @@ def _size(workers: int | Client | None) -> int:
     return workers
 
 
-def _workers(workers: int | Client | None, jobs: Sequence[Job], *, use_processes: bool) -> Workers:
+def _workers(
+    workers: int | ProcessWorkers | Client | None, jobs: Sequence[Job], *, use_processes: bool
+) -> Workers:
+    if isinstance(workers, ProcessWorkers):
+        return workers
     if workers is not None and not isinstance(workers, int):
         return DaskWorkers(workers)
     # Cores of those that had nothing to do would be lost to the others.

@@ -7,6 +7,7 @@ known which task it had, and the others go on.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -197,14 +198,26 @@ class ProcessWorkers(_LocalWorkers):
 
     They are started anew, not forked: a fork has no threads of its parent, which compiled code and
     HDF5 may wait for.
+
+    Attributes
+    ----------
+    n
+        Processes.
     """
 
     def __init__(self, n: int) -> None:
         self._context = multiprocessing.get_context("spawn")
         super().__init__(n, self._context.RawArray("d", n))
+        self.n = n
         self._pids: dict[int, Future[int]] = {}
         # Cores that do not come out even stay idle, rather than being fought for.
         self._n_threads = max(1, threads.n_threads() // n)
+
+    def begin(self, module: str) -> None:
+        """Start all processes before there are tasks, and have them import what tasks will need."""
+        for seat in self._free:
+            self._executors[seat] = self._executor(seat)
+            self._executors[seat].submit(_prepare, module)
 
     def _executor(self, seat: int) -> Executor:
         setting = self._shares, seat, self._n_threads
@@ -334,6 +347,10 @@ def _begin_process(shares: MutableSequence[float], seat: int, n_threads: int) ->
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.unraisablehook = _say_unless_ended
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _prepare(module: str) -> None:
+    importlib.import_module(module)
 
 
 def _say_unless_ended(ignored: sys.UnraisableHookArgs) -> None:
