@@ -167,13 +167,19 @@ class _LocalWorkers(Workers):
 
     def stop(self) -> None:
         self._interrupt()
-        for executor in self._executors.values():
-            executor.shutdown(cancel_futures=True)
+        if self._executors:
+            # All at once: a process takes some time to end.
+            with ThreadPoolExecutor(len(self._executors)) as pool:
+                list(pool.map(_shut_down, self._executors.values()))
         self._executors.clear()
 
     @abstractmethod
     def _interrupt(self) -> None:
         """Have the tasks that run end early."""
+
+
+def _shut_down(executor: Executor) -> None:
+    executor.shutdown(cancel_futures=True)
 
 
 class ThreadWorkers(_LocalWorkers):

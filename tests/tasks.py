@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import weakref
 from dataclasses import dataclass
@@ -22,6 +23,16 @@ class Counting:
 
     def run(self, meter: Any) -> tuple[int, int, int]:
         return self.number, threads.n_threads(), os.getpid()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Tells whether a module is imported."""
+
+    module: str
+
+    def run(self, meter: Any) -> bool:
+        return self.module in sys.modules
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from sources import random_cells, write_h5ad
-from tasks import Counting, Deaf, Dying, Endless, Failing, Unheard
+from tasks import Counting, Deaf, Dying, Endless, Failing, Imported, Unheard
 
 import scdl
 from scdl.errors import ClusterError, MissingPackageError, WorkerDiedError
@@ -42,6 +42,19 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.01)
+
+
+def test_processes_that_begin_before_there_are_tasks() -> None:
+    with ProcessWorkers(2) as workers:
+        workers.begin("lzma")
+        assert multiprocessing.active_children()
+        for module in ("lzma", "tabnanny"):
+            found = [workers.start(Imported(module)) for _ in range(2)]
+            wait(found, 60)
+            assert [workers.finish(f).value for f in found] == [module == "lzma"] * 2
+    with ProcessWorkers(2) as workers:
+        workers.begin("no_such_module")
+    assert multiprocessing.active_children() == []
 
 
 def test_threads_are_quiet_at_the_same_time(recwarn: pytest.WarningsRecorder) -> None:
