@@ -24,9 +24,9 @@ from storage_backends.threads import for_each, n_threads
 _WINDOW_CHUNKS = 1024
 #: Chunks of one read up to which they are kept for the next.
 _FEW_CHUNKS = 16
-#: Chunks that a thread decodes at once, where others help it, and where none does.
+#: Chunks that a thread decodes at once; where no other one helps it, as many as these bytes hold.
 _GROUP_CHUNKS = 32
-_GROUP_CHUNKS_ALONE = 128
+_GROUP_BYTES = 1 << 22
 
 
 class ChunkCache:
@@ -234,8 +234,9 @@ class ZarrArray:
         n = len(todo.chunks)
         chunks = self._reader.fetch(todo.chunks)
         # A thread has to wait for the interpreter between any two groups.
-        threads = n_threads()
-        most = _GROUP_CHUNKS if threads > 1 else _GROUP_CHUNKS_ALONE
+        threads, most = n_threads(), _GROUP_CHUNKS
+        if threads == 1:
+            most = max(most, _GROUP_BYTES // (self._chunk_length * self._reader.dtype.itemsize))
         group = max(1, min(most, -(-n // threads)))
 
         def work(first: int) -> None:

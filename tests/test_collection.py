@@ -143,6 +143,7 @@ class TestReading:
             assert [found["large"].tolist(), found["truth"].tolist()] == expected[1:]
         assert atlas.obs["large"].dtype == "Int64"
         assert atlas.obs["large"].iloc[0] == large
+        pytest.importorskip("torch")
         with pytest.raises(ColumnTypeError, match=r"'large' holds integers beyond 2\^53"):
             scdl.SingleCellLoader(atlas, 2, obs=["large"])
         (batch,) = scdl.SingleCellLoader(atlas, 6, order="sequential", obs=["small", "truth"])
