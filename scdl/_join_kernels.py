@@ -322,7 +322,6 @@ def map_rows(
         0, or :data:`OUT_OF_RANGE`.
     """
     genes = np.empty(rows[:, 2].max() if len(rows) else 0, np.int32)
-    memory = pointer_in(genes, 0)
     place = 0
     for i in range(len(rows)):
         length = rows[i, 2]
@@ -337,6 +336,8 @@ def map_rows(
         fetch_ahead(rows[i, 0] + MOST_AHEAD, length * out_data.itemsize - MOST_AHEAD)
         fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
         fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
+        # Asked for in the loop: an array lives until it is last used, whatever points to it.
+        memory = pointer_in(genes, 0)
         rows[i, 2] = _map_row(values, ids, length, table, memory, target, target_ids)
         place += rows[i, 2]
     return 0

@@ -324,7 +324,7 @@ class SingleCellCollection(JoinedCells):
             if saves and not self._has_manifest:
                 known = {record.path for record in self._members.records}
                 for path in archives_below(self.data_path):
-                    if path not in known:
+                    if absolute(path) not in known:
                         raise ArchiveChangedError(
                             f"{path}: this archive was put here since the collection was opened, "
                             "and would be left out; add it, or open the collection again"
