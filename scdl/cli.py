@@ -26,6 +26,14 @@ app = typer.Typer(
 )
 
 
+_Backend = Annotated[
+    str | None,
+    typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
+]
+_Compression = Annotated[
+    str | None, typer.Option(help="fast, balanced, archive or portable, for the zarr backend.")
+]
+
 #: Exit code where some files of many could not be converted, and nobody minds.
 _SOME_FAILED = 3
 
@@ -62,14 +70,8 @@ def convert(
             "go.",
         ),
     ],
-    backend: Annotated[
-        str | None,
-        typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
-    ] = None,
-    compression: Annotated[
-        str | None,
-        typer.Option(help="fast, balanced, archive or portable, for the zarr backend."),
-    ] = None,
+    backend: _Backend = None,
+    compression: _Compression = None,
     only_matrix: Annotated[
         bool, typer.Option("--only-matrix", help="Leave out what training has no use for.")
     ] = False,
@@ -234,14 +236,8 @@ def flatten(
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="Where the archive goes; must not exist.")
     ],
-    backend: Annotated[
-        str | None,
-        typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
-    ] = None,
-    compression: Annotated[
-        str | None,
-        typer.Option(help="fast, balanced, archive or portable, for the zarr backend."),
-    ] = None,
+    backend: _Backend = None,
+    compression: _Compression = None,
     cell_names: Annotated[
         str,
         typer.Option(
@@ -260,7 +256,10 @@ def flatten(
 ) -> None:
     """Write all archives of a collection as one, in bounded memory."""
     from scdl.collection import SingleCellCollection
+    from scdl.errors import ArchiveNotFoundError
 
+    if not os.path.isdir(path):
+        raise ArchiveNotFoundError(f"{path}: there is no directory here; name a collection")
     options: dict[str, Any] = {"backend": backend, "cell_names": cell_names}
     if compression is not None:
         options["compression"] = compression

@@ -20,7 +20,7 @@ from scdl.errors import (
     OptionError,
     ScdlError,
 )
-from scdl.flatten import is_within, verify, write_flat
+from scdl.flatten import is_within, tables_of_cells, verify, write_flat
 from scdl.joined_cells import JoinedCells
 from scdl.manifest import (
     MANIFEST,
@@ -498,18 +498,19 @@ class SingleCellCollection(JoinedCells):
         """
         path = absolute(output_path)
         self._check_target(path)
+        obs = tables_of_cells(self._members, cell_names)
         write_flat(
             self._members,
             path,
+            obs,
             backend=backend,
-            cell_names=cell_names,
             chunk_bytes=extend_copy_size,
             lossless=destroy_on_copy,
             options=options,
         )
         if destroy_on_copy:
             with self._changing():
-                verify(self._members, path, cell_names)
+                verify(self._members, path, obs)
                 stores = self._members.stores()
                 # First, for a manifest must not list what is not there.
                 self._become([], save=self._has_manifest)

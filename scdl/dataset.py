@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
@@ -505,7 +505,7 @@ class SingleCellDataset(CellReader):
 
     def concat(
         self,
-        other_dataset: SingleCellDataset | Sequence[SingleCellDataset],
+        other_dataset: SingleCellDataset | Iterable[SingleCellDataset],
         extend_copy_size: int = 10_485_760,
         output_path: Path | None = None,
         destroy_on_copy: bool = False,
@@ -613,10 +613,12 @@ class SingleCellDataset(CellReader):
 
 
 def _datasets(
-    datasets: SingleCellDataset | Sequence[SingleCellDataset],
+    datasets: SingleCellDataset | Iterable[SingleCellDataset],
 ) -> list[SingleCellDataset]:
     """One dataset or several, as several."""
-    given: list[Any] = [*datasets] if isinstance(datasets, list | tuple) else [datasets]
+    # Cells of what reads can be gone through, too.
+    several = isinstance(datasets, Iterable) and not isinstance(datasets, CellReader | str)
+    given: list[Any] = [*datasets] if several else [datasets]  # type: ignore[misc]
     for one in given:
         if not isinstance(one, SingleCellDataset):
             raise CollectionError(

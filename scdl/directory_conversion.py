@@ -303,12 +303,13 @@ def convert_in_parts(
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"
         )
-    files = tuple(map(_file, sources))
+    labels = [os.fspath(path) for path in sources]
+    files = tuple(map(_file, labels))
     if not files:
         raise SourceError("there is nothing to convert: the list of files is empty")
     with ExitStack() as stack:
         drafts = stack.enter_context(drafts_beside(os.path.dirname(target)))
-        job = _job(files, [os.fspath(path) for path in sources], target, drafts, settings)
+        job = _job(files, labels, target, drafts, settings)
         job = divided(job, split_bytes or job.nbytes / _size(workers))
         crew = stack.enter_context(_workers(workers, [job], use_processes=use_processes))
         bar = tqdm(total=int(job.nbytes), unit="B", unit_scale=True, disable=not progress)

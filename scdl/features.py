@@ -169,10 +169,11 @@ def _dtype_with_nulls(array: pa.Array) -> Any:
     """What values of a column are where it has nulls; None: as they are."""
     import pyarrow as pa
 
-    if array.null_count and pa.types.is_boolean(array.type):
+    numbers = array.dictionary if pa.types.is_dictionary(array.type) else array
+    if array.null_count and pa.types.is_boolean(numbers.type):
         return object
-    if array.null_count and pa.types.is_integer(array.type):
-        return np.float64 if are_floats(array) else object
+    if array.null_count and pa.types.is_integer(numbers.type):
+        return np.float64 if are_floats(numbers) else object
     return None
 
 

@@ -14,12 +14,18 @@ from scdl.tables import TableSource
 from storage_backends import registry
 
 
+def tables_of_cells(members: Members, cell_names: CellNames) -> Sequence[TableSource]:
+    """The obs of each member, with the names that cells get; see :func:`named`."""
+    tables = [MemberObs(members, i) for i in range(len(members))]
+    return named(tables, [record.path for record in members.records], cell_names)
+
+
 def write_flat(
     members: Members,
     path: str,
+    obs: Sequence[TableSource],
     *,
     backend: str | None,
-    cell_names: CellNames,
     chunk_bytes: int,
     lossless: bool,
     options: dict[str, Any],
@@ -29,25 +35,17 @@ def write_flat(
     Raises
     ------
     CollectionError
-        Names of cells are asked to be unique, and are not; or something would be left out, which
-        `lossless` does not allow.
+        Something would be left out, which `lossless` does not allow.
     """
-    obs = _obs(members, cell_names)
     with registry.for_target(path, backend).create(path, **options) as writer:
         concatenate(members.stores(), writer, chunk_bytes=chunk_bytes, obs=obs, lossless=lossless)
 
 
-def verify(members: Members, path: str, cell_names: CellNames) -> None:
+def verify(members: Members, path: str, obs: Sequence[TableSource]) -> None:
     """Compare an archive with the members it was made of; see :func:`check_copied`."""
     with registry.detect(path).store.open(path) as flat:
-        obs = _obs(members, cell_names)
         for start, store, table in zip(members.starts, members.stores(), obs, strict=False):
             check_copied(store, flat, int(start), table)
-
-
-def _obs(members: Members, cell_names: CellNames) -> Sequence[TableSource]:
-    tables = [MemberObs(members, i) for i in range(len(members))]
-    return named(tables, [record.path for record in members.records], cell_names)
 
 
 def is_within(path: str, directory: str) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -59,16 +58,19 @@ def verify(
         What is at `path` is no archive at all, and no collection.
     ArchiveWriteError
         A repair, or checksums, cannot be written.
+    ArchiveLockedError, ArchiveChangedError
+        Another process or thread changes the archive that is to be mended, or did meanwhile; of a
+        collection that is in the report.
     OutputError
-        Checksums are asked for where there are some, or the backend keeps none.
+        Checksums are asked for where there are some, or the backend keeps none; of a collection,
+        archives that have some keep them, and the rest is in the report.
     """
     path = os.fspath(path)
     how = {"deep": deep, "repair": repair, "add_checksums": add_checksums, "progress": progress}
     if not is_collection(path):
         return verification.verify(path, **how)
     members, findings = _members(path)
-    report = verify_members(path, members, **how)
-    return replace(report, findings=verification.listed(path, [*report.findings, *findings]))
+    return verify_members(path, members, findings, **how)
 
 
 def _members(path: str) -> tuple[dict[str, Member | None], list[Finding]]:
@@ -77,7 +79,7 @@ def _members(path: str) -> tuple[dict[str, Member | None], list[Finding]]:
     if has_manifest(path):
         try:
             return {record.path: record for record in read_manifest(path)}, []
-        except ArchiveFormatError as error:
+        except (ArchiveFormatError, OSError) as error:
             findings.append(verification.finding(error))
     return dict.fromkeys(archives_below(path)), findings
 
@@ -85,6 +87,7 @@ def _members(path: str) -> tuple[dict[str, Member | None], list[Finding]]:
 def verify_members(
     path: str,
     members: Mapping[str, Member | None],
+    findings: Sequence[Finding] = (),
     *,
     deep: bool,
     repair: bool = False,
@@ -99,11 +102,13 @@ def verify_members(
         What they are together.
     members
         Of each path what is known of the archive there; None: nothing.
+    findings
+        What was found before.
     deep, repair, add_checksums, progress
         As for :func:`verify`; archives that have checksums keep them.
     """
     started = time.perf_counter()
-    findings: list[Finding] = []
+    found = [*findings]
     done: list[str] = []
     nbytes = 0
     for place, known in tqdm(members.items(), "archives", unit="archive", disable=not progress):
@@ -113,22 +118,22 @@ def verify_members(
                 place, deep=deep, repair=repair, add_checksums=adds, progress=progress
             )
         except ArchiveNotFoundError:
-            findings.append(Finding(f"{place}: this member of the collection is missing"))
+            found.append(Finding(f"{place}: this member of the collection is missing"))
         except ArchiveWriteError:
             raise
-        except ScdlError as error:
-            findings.append(verification.finding(error))
+        except (ScdlError, OSError) as error:
+            found.append(verification.finding(error))
         else:
-            findings += report.findings
+            found += report.findings
             done += report.done
             nbytes += report.nbytes
             if known is not None and report.verdict is not Verdict.DAMAGED:
-                findings += _changes(place, known)
+                found += _changes(place, known)
     return VerificationReport(
         path,
         f"a collection of {len(members):,}",
         deep,
-        verification.listed(path, findings),
+        verification.listed(path, found),
         tuple(done),
         nbytes,
         time.perf_counter() - started,
@@ -140,6 +145,6 @@ def _changes(path: str, known: Member) -> list[Finding]:
     try:
         with registry.detect(path).store.open(path) as store:
             known.check(store, genes=True)
-    except ScdlError as error:
+    except (ScdlError, OSError) as error:
         return [verification.finding(error)]
     return []

@@ -15,13 +15,31 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from scdl import structure
-from scdl.errors import ArchiveFormatError, MissingCodecError, RemoteError, ScdlError, ScdlWarning
+from scdl.errors import (
+    ArchiveChangedError,
+    ArchiveFormatError,
+    ArchiveLockedError,
+    MissingCodecError,
+    OutputError,
+    RemoteError,
+    ScdlError,
+    ScdlWarning,
+)
 from storage_backends import registry
 from storage_backends.base import ArrayStore, Backend, Examination, Finding, Piece, Verdict
 from storage_backends.threads import n_threads, work_alone
 
 #: Reads under way at once: a disk gives its full speed only to many.
 READERS = 16
+#: Errors that tell nothing of the bytes of an archive.
+_UNCLEAR = (
+    ArchiveChangedError,
+    ArchiveLockedError,
+    MissingCodecError,
+    OutputError,
+    PermissionError,
+    RemoteError,
+)
 #: Findings that a report lists.
 _MOST_FINDINGS = 100
 
@@ -244,8 +262,7 @@ def _checked(check: structure.Check) -> list[Finding]:
 
 def finding(error: Exception) -> Finding:
     """What an error of reading means: damage, or that something else is missing to tell."""
-    unclear = isinstance(error, MissingCodecError | RemoteError)
-    return Finding(str(error), Verdict.UNKNOWN if unclear else Verdict.DAMAGED)
+    return Finding(str(error), Verdict.UNKNOWN if isinstance(error, _UNCLEAR) else Verdict.DAMAGED)
 
 
 def in_parallel(

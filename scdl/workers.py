@@ -131,6 +131,8 @@ class _LocalWorkers(Workers):
     """Seats, each with an executor that runs one task at a time."""
 
     def __init__(self, n: int, shares: MutableSequence[float]) -> None:
+        #: How many tasks run at the same time.
+        self.n = n
         self._shares = shares
         self._free = list(range(n))
         self._executors: dict[int, Executor] = {}
@@ -144,7 +146,12 @@ class _LocalWorkers(Workers):
         self._shares[seat] = 0.0
         if seat not in self._executors:
             self._executors[seat] = self._executor(seat)
-        future = self._submit(seat, task)
+        try:
+            future = self._submit(seat, task)
+        except BrokenExecutor as error:
+            # A process that died while it waited for its first task, or was about to begin one.
+            future = Future()
+            future.set_exception(error)
         self._seats[future] = seat
         return future
 
@@ -172,6 +179,9 @@ class _LocalWorkers(Workers):
             with ThreadPoolExecutor(len(self._executors)) as pool:
                 list(pool.map(_shut_down, self._executors.values()))
         self._executors.clear()
+        # Nobody asks any more what became of their tasks.
+        self._free += self._seats.values()
+        self._seats.clear()
 
     @abstractmethod
     def _interrupt(self) -> None:
@@ -204,17 +214,11 @@ class ProcessWorkers(_LocalWorkers):
 
     They are started anew, not forked: a fork has no threads of its parent, which compiled code and
     HDF5 may wait for.
-
-    Attributes
-    ----------
-    n
-        Processes.
     """
 
     def __init__(self, n: int) -> None:
         self._context = multiprocessing.get_context("spawn")
         super().__init__(n, self._context.RawArray("d", n))
-        self.n = n
         self._pids: dict[int, Future[int]] = {}
         # Cores that do not come out even stay idle, rather than being fought for.
         self._n_threads = max(1, threads.n_threads() // n)

@@ -198,6 +198,7 @@ class TestFlatten:
         failed(scdl_command("flatten", "atlas", "x", "--cell-names", "odd"), "keep")
         failed(scdl_command("flatten", "atlas", "atlas/x"), "outside")
         failed(scdl_command("flatten", "atlas/one", "x"), "an archive")
+        failed(scdl_command("flatten", "typo", "x"), "typo: there is no directory")
         failed(scdl_command("export", "atlas", "x.h5ad"), "scdl flatten atlas OUT")
         assert not atlas.with_name("x").exists()
 

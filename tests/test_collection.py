@@ -128,7 +128,10 @@ class TestReading:
     def test_numbers_that_one_member_lacks(self, tmp_path: Path) -> None:
         large = 2**53 + 1
         columns = {"small": [1, 2, 3], "large": [large, -5, 0], "truth": [True, False, True]}
-        for i, obs in enumerate([pd.DataFrame(columns), pd.DataFrame({"other": [1, 2, 3]})]):
+        coded = {f"{name} of few": pd.Categorical(columns[name]) for name in columns}
+        for i, obs in enumerate(
+            [pd.DataFrame(columns | coded), pd.DataFrame({"other": [1, 2, 3]})]
+        ):
             obs.index = names(f"c{i}", 3)
             write_h5ad(tmp_path / "x.h5ad", random_cells(3, 4, seed=i), obs=obs)
             scdl.convert(tmp_path / "x.h5ad", tmp_path / f"{i}.scdl")
@@ -141,6 +144,9 @@ class TestReading:
             # What a batch has of them does not depend on which cells it has.
             assert [found[name].dtype.char for name in columns] == ["d", "O", "O"]
             assert [found["large"].tolist(), found["truth"].tolist()] == expected[1:]
+            again = atlas.read_rows(rows, obs=list(coded)).obs
+            for name in columns:
+                np.testing.assert_array_equal(again[f"{name} of few"], found[name], strict=True)
         assert atlas.obs["large"].dtype == "Int64"
         assert atlas.obs["large"].iloc[0] == large
         pytest.importorskip("torch")
@@ -582,6 +588,14 @@ class TestFlatten:
             clash.flatten(tmp_path / "x", cell_names="prefix")
         with pytest.raises(CollectionError, match="'keep', 'unique' or 'prefix'"):
             made.flatten(tmp_path / "x", cell_names="other")  # type: ignore[arg-type]
+
+    def test_members_that_are_links(self, copied: Ragged, tmp_path: Path) -> None:
+        (tmp_path / "links").mkdir()
+        for path in copied.paths[:2]:
+            (tmp_path / "links" / path.name).symlink_to(path)
+        made = scdl.open(tmp_path / "links")
+        made.save_manifest()
+        assert len(scdl.open(tmp_path / "links")) == len(made)
 
     def test_archives_that_were_put_there_since(self, copied: Ragged, tmp_path: Path) -> None:
         """A manifest that leaves them out would hide them."""

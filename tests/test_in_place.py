@@ -152,7 +152,7 @@ class TestConcat:
     def test_a_list_and_again(self, tmp_path: Path) -> None:
         parts = [("a", 5, 1), ("b", 7, 2), ("c", 1, 3)]
         ds, *others = (make(tmp_path, name, n, 6, seed=seed) for name, n, seed in parts)
-        ds.concat(others)
+        ds.concat(other for other in others)
         ds.concat(make(tmp_path, "d", 2, 6, seed=9))
         self.check(scdl.open(tmp_path / "a"), *parts, ("d", 2, 9))
 

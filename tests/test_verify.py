@@ -25,8 +25,8 @@ from sources import random_cells, write_h5ad
 from typer.testing import CliRunner
 
 import scdl
-from scdl import cli, structure, verification
-from storage_backends import _content, registry
+from scdl import cli, member_verification, structure, verification
+from storage_backends import _content, locks, registry
 from storage_backends._checksums import Recorder, Running, Table, sums_of
 from storage_backends._content import crc32c
 from storage_backends._testing_archives import (
@@ -669,6 +669,33 @@ def test_what_a_manifest_lists_must_be_there_and_be_the_same(atlas: Path) -> Non
     report = scdl.verify(atlas)
     told(report.findings, "collection.json")
     assert report.backend == "a collection of 1"
+
+
+def test_of_many_findings_the_rest_is_counted(atlas: Path) -> None:
+    scdl.open(atlas).save_manifest()
+    manifest = json.loads((atlas / "collection.json").read_text())
+    manifest["members"] = [{**manifest["members"][0], "path": f"gone{i}"} for i in range(250)]
+    (atlas / "collection.json").write_text(json.dumps(manifest))
+    report = scdl.verify(atlas)
+    assert len(report.findings) == 101
+    assert "there are 150 findings more" in report.findings[-1].message
+
+
+def test_what_tells_nothing_of_bytes_is_no_damage(
+    atlas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locks.changing(str(atlas / "b.zarr")):
+        (atlas / "b.zarr" / CHECKSUMS["zarr"]).unlink()
+        report = scdl.verify(atlas, add_checksums=True)
+    assert report.verdict is Verdict.UNKNOWN
+    told(report.findings, "atlas/b.zarr", "another process or thread")
+    scdl.open(atlas).save_manifest()
+
+    def refuse(directory: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", directory)
+
+    monkeypatch.setattr(member_verification, "read_manifest", refuse)
+    assert scdl.verify(atlas).verdict is Verdict.UNKNOWN
 
 
 def test_archives_of_a_collection_are_mended_and_given_checksums(atlas: Path) -> None:

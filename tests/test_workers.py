@@ -57,6 +57,30 @@ def test_processes_that_begin_before_there_are_tasks() -> None:
     assert multiprocessing.active_children() == []
 
 
+def test_a_process_that_dies_while_it_waits() -> None:
+    """Its first task has failed, and the next one gets another process."""
+    with ProcessWorkers(1) as workers:
+        workers.begin("lzma")
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        until(lambda: not multiprocessing.active_children())
+        time.sleep(0.2)
+        assert isinstance(result(workers, Counting(1)).error, WorkerDiedError)
+        assert result(workers, Counting(2)).value[0] == 2
+
+
+def test_workers_that_were_stopped_work_again(crew: Workers, tmp_path: Path) -> None:
+    """Tasks that nobody asked for any more take no place."""
+    begun = [tmp_path / "a", tmp_path / "b"]
+    running = [crew.start(Endless(str(path))) for path in begun]
+    assert not crew.has_room()
+    until(lambda: all(path.exists() for path in begun))
+    crew.stop()
+    assert all(future.done() for future in running)
+    crew.stop()
+    assert result(crew, Counting(1)).value[0] == 1
+
+
 def test_threads_are_quiet_at_the_same_time(recwarn: pytest.WarningsRecorder) -> None:
     """One that is done does not take the filters of the others away, nor leaves its own behind."""
     before = list(warnings.filters)
