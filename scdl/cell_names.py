@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,14 +25,16 @@ def archive_names(paths: Iterable[str]) -> list[str]:
 
 
 def named(
-    tables: Sequence[TableSource], paths: Sequence[str], cell_names: CellNames
+    tables: Callable[[Sequence[str] | None], Sequence[TableSource]],
+    paths: Sequence[str],
+    cell_names: CellNames,
 ) -> Sequence[TableSource]:
     """Tables of cells, with the names that they get in an archive of all of them.
 
     Parameters
     ----------
     tables
-        Of each archive its obs; may lack names.
+        Gives of each archive its obs, or some columns of it; may lack names.
     paths
         Where each archive is.
     cell_names
@@ -50,12 +52,17 @@ def named(
             f"cell_names must be 'keep', 'unique' or 'prefix', not {cell_names!r}"
         )
     if cell_names == "keep":
-        return tables
-    if cell_names == "prefix":
-        prefixes = archive_names(paths)
-        tables = [_Prefixed(t, f"{prefix}-") for t, prefix in zip(tables, prefixes, strict=True)]
-    _check_unique(tables, paths, cell_names)
-    return tables
+        return tables(None)
+
+    def renamed(columns: Sequence[str] | None) -> Sequence[TableSource]:
+        found = tables(columns)
+        if cell_names == "unique":
+            return found
+        pairs = zip(found, archive_names(paths), strict=True)
+        return [_Prefixed(table, f"{name}-") for table, name in pairs]
+
+    _check_unique(renamed([INDEX]), paths, cell_names)
+    return renamed(None)
 
 
 class _Prefixed(TableSource):
@@ -79,11 +86,12 @@ class _Prefixed(TableSource):
 def _check_unique(
     tables: Sequence[TableSource], paths: Sequence[str], cell_names: CellNames
 ) -> None:
-    """CollectionError where two cells have one name; eight bytes a cell of memory."""
+    """CollectionError where two cells have one name; about 16 bytes a cell of memory."""
     from pandas.util import hash_array
 
-    parts = [hash_array(names) for _, names in _names(tables)]
-    hashes = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+    nothing = np.empty(0, np.uint64)
+    hashes = np.concatenate([nothing, *(hash_array(names) for _, names in _names(tables))])
+    hashes.sort()
     suspected = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if len(suspected) == 0:
         return

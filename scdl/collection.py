@@ -30,7 +30,6 @@ from scdl.manifest import (
     changing,
     has_manifest,
     is_archive,
-    is_collection,
     is_url,
     manifest_identity,
     read_manifest,
@@ -561,12 +560,17 @@ def open(
             "dataset"
         )
     place = os.fspath(path)
-    kind = SingleCellCollection if is_collection(place) else SingleCellDataset
-    if kind is SingleCellDataset and os.path.isdir(place) and not is_archive(place):
-        raise ArchiveFormatError(
-            f"{place}: this directory is no archive, and has none in it; convert h5ad files first, "
-            f"with scdl.convert_directory or `scdl convert {place} DEST`"
-        )
+    kind: type[SingleCellCollection | SingleCellDataset] = SingleCellDataset
+    if has_manifest(place):
+        kind = SingleCellCollection
+    elif os.path.isdir(place) and not is_archive(place):
+        kind = SingleCellCollection
+        if not any(archives_below(place)):
+            raise ArchiveFormatError(
+                f"{place}: this directory is no archive, or lost what makes it one, and has none "
+                "in it; convert h5ad files first, with scdl.convert_directory or `scdl convert "
+                f"{place} DEST`"
+            )
     return kind(
         path,
         load_neighbors=load_neighbors,

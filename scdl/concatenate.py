@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +80,7 @@ def concatenate(
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     whole = len(stores) == 1 and writer.keeps_elements
-    vectors = _common_vectors(stores)
+    vectors = _vectors(stores)
     if not whole:
         _tell_losses(stores, writer.path, vectors, lossless=lossless)
     caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
@@ -92,7 +92,8 @@ def concatenate(
         source = ArchiveSource(stores[0], infos[0], 0, None)
         write_rest(source, writer, Bounds(values=values_at_once))
     else:
-        _write_vectors(vectors, stores, writer, values_at_once)
+        alike = [name for name, is_alike in vectors.items() if is_alike]
+        _write_vectors(alike, stores, writer, values_at_once)
         for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "graphs")):
             _write_graph(key, stores, infos, writer, values_at_once)
     _write_matrix(stores, infos, writer, caster, values_at_once)
@@ -112,26 +113,25 @@ def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     return Caster.keeping(common)
 
 
-def _common_vectors(stores: Sequence[ArrayStore]) -> list[str]:
-    """Names of the dense vectors that all archives have, in one dtype and width."""
+def _vectors(stores: Sequence[ArrayStore]) -> dict[str, bool]:
+    """Dense vectors by name, and whether all archives have them in one dtype and width."""
     names = dict.fromkeys(obsm_array(key) for store in stores for key in dense_vectors(store))
     specs = {name: [store.arrays.get(name) for store in stores] for name in names}
     kinds = {n: {s and (s.dtype, s.item_shape) for s in found} for n, found in specs.items()}
-    return [name for name, found in kinds.items() if len(found) == 1]
+    return {name: len(found) == 1 for name, found in kinds.items()}
 
 
 def _tell_losses(
-    stores: Sequence[ArrayStore], path: str, vectors: Sequence[str], *, lossless: bool
+    stores: Sequence[ArrayStore], path: str, vectors: Mapping[str, bool], *, lossless: bool
 ) -> None:
     """Warn of what cannot be joined, or not be kept; an error where nothing may be lost."""
     elements = (name for store in stores for name in (*store.sparse, *store.elements))
     lost = dict.fromkeys(name for name in elements if not name.startswith("graphs/"))
     told = [f"{', '.join(lost)} of the archives is left out"] if lost else []
-    held = dict.fromkeys(obsm_array(key) for store in stores for key in dense_vectors(store))
     told += [
         f"{name} is left out: not all archives have it in one dtype and width"
-        for name in held
-        if name not in vectors
+        for name, is_alike in vectors.items()
+        if not is_alike
     ]
     if told and lossless:
         raise CollectionError(
@@ -153,11 +153,13 @@ def _var_blocks(
             start = block.stop
 
 
-def tables_of_cells(stores: Sequence[ArrayStore]) -> list[TableSource]:
-    """The obs of each archive, without columns where it has none."""
+def tables_of_cells(
+    stores: Sequence[ArrayStore], columns: Sequence[str] | None = None
+) -> list[TableSource]:
+    """The obs of each archive, or some columns; without columns where it has none."""
     lengths = [Info.from_attrs(store.attrs, store.path).n_obs for store in stores]
     return [
-        StoredTable(store, OBS, n) if OBS in store.tables else NoTable(n)
+        StoredTable(store, OBS, n, columns=columns) if OBS in store.tables else NoTable(n)
         for store, n in zip(stores, lengths, strict=True)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
 import numpy as np
@@ -555,7 +555,8 @@ class SingleCellDataset(CellReader):
                 f"{self._store.path}: cannot be appended to itself and then removed"
             )
         stores = [self._store, *(other.store for other in others)]
-        obs = named(tables_of_cells(stores), [store.path for store in stores], cell_names)
+        tables = partial(tables_of_cells, stores)
+        obs = named(tables, [store.path for store in stores], cell_names)
         start = self.n_obs
         own = self._store.options if backend in (None, self._backend) else {}
         self._write(

@@ -16,7 +16,10 @@ from storage_backends import registry
 
 def tables_of_cells(members: Members, cell_names: CellNames) -> Sequence[TableSource]:
     """The obs of each member, with the names that cells get; see :func:`named`."""
-    tables = [MemberObs(members, i) for i in range(len(members))]
+
+    def tables(columns: Sequence[str] | None) -> list[TableSource]:
+        return [MemberObs(members, i, columns) for i in range(len(members))]
+
     return named(tables, [record.path for record in members.records], cell_names)
 
 
