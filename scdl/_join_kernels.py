@@ -15,14 +15,16 @@ from numba import types
 from numpy.typing import NDArray
 
 from scdl import _lanes
-from scdl._lanes import LANES, close_up
-from storage_backends.jit import MOST_AHEAD, fetch_ahead, intrinsic, kernel
+from scdl._lanes import LANES, map_lanes
+from storage_backends.jit import LINE, fetch_ahead, fetch_line, intrinsic, kernel
 from storage_backends.rowsort import count_bits
 
 #: Returned where a column id is not below the number of genes of its block.
 OUT_OF_RANGE = -1
 #: Returned where a row has two values of one gene.
 REPEATED = -2
+#: Starts of archives that are compared with every position rather than searched.
+_FEW = 500
 
 
 @intrinsic
@@ -94,9 +96,17 @@ def find_archives(
     int
         Archives found.
     """
+    if len(starts) <= _FEW:
+        # Many cells at once; searching takes a wrong turn every other time.
+        which[:] = 0
+        for start in starts[1:-1]:
+            for i in range(len(at)):
+                which[i] += at[i] >= start
+    else:
+        for i in range(len(at)):
+            which[i] = np.searchsorted(starts, at[i], side="right") - 1
     place = np.full(len(starts) - 1, -1, np.int64)
     for i in range(len(at)):
-        which[i] = np.searchsorted(starts, at[i], side="right") - 1
         rows[i] = at[i] - starts[which[i]]
         place[which[i]] = 0
     n = 0
@@ -245,7 +255,7 @@ def copy_rows_numpy(
 
 @kernel
 def map_row(
-    values: Any, ids: Any, length: int, table: Any, genes: Any, out_data: Any, out_indices: Any
+    values: Any, ids: Any, length: int, table: Any, out_data: Any, out_indices: Any, following: Any
 ) -> int:
     """Copy a row into another gene space; returns how many values it has there.
 
@@ -254,11 +264,14 @@ def map_row(
     values, ids, length, table
         Pointers to the row, how long it is, and a pointer to the place of each gene in the gene
         space, int32, -1 where it has none.
-    genes
-        Pointer to memory to use, int32, as long as the row at least.
     out_data, out_indices
         Pointers to outputs as long as the row; what is left out leaves room at their ends.
+    following
+        The next row, to be fetched: address of its values, their bytes, and the same of its ids.
     """
+    next_values, value_bytes, next_ids, id_bytes = following
+    fetch_ahead(next_values, value_bytes)
+    fetch_ahead(next_ids, id_bytes)
     kept = np.uint64(0)
     for k in range(length):
         new = table[np.uint64(ids[k])]
@@ -271,19 +284,24 @@ def map_row(
 
 @kernel
 def map_row_in_lanes(
-    values: Any, ids: Any, length: int, table: Any, genes: Any, out_data: Any, out_indices: Any
+    values: Any, ids: Any, length: int, table: Any, out_data: Any, out_indices: Any, following: Any
 ) -> int:
     """The same as :func:`map_row`, many values at once."""
-    for k in range(length):
-        genes[k] = table[np.uint64(ids[k])]
-    kept, whole = 0, length - length % LANES
+    next_values, value_bytes, next_ids, id_bytes = following
+    kept, whole, fetched = 0, length - length % LANES, 0
     for k in range(0, whole, LANES):
-        close_up(genes, genes, k, out_indices, kept)
-        kept += close_up(genes, values, k, out_data, kept)
+        # In step with what is used up: a core can wait for some lines only at a time.
+        fetch_line(next_values + min(fetched, value_bytes))
+        fetch_line(next_ids + min(fetched, id_bytes))
+        fetched += LINE
+        kept += map_lanes(ids, values, k, table, out_indices, out_data, kept)
+    fetch_ahead(next_values + fetched, value_bytes - fetched)
+    fetch_ahead(next_ids + fetched, id_bytes - fetched)
     for k in range(whole, length):
+        new = table[np.uint64(ids[k])]
         out_data[kept] = values[k]
-        out_indices[kept] = genes[k]
-        kept += genes[k] >= 0
+        out_indices[kept] = new
+        kept += new >= 0
     return kept
 
 
@@ -321,7 +339,6 @@ def map_rows(
     int
         0, or :data:`OUT_OF_RANGE`.
     """
-    genes = np.empty(rows[:, 2].max() if len(rows) else 0, np.int32)
     place = 0
     for i in range(len(rows)):
         length = rows[i, 2]
@@ -331,14 +348,10 @@ def map_rows(
         if not _all_below(ids, length, bounds[rows[i, 3] + 1] - first):
             return OUT_OF_RANGE
         target, target_ids = pointer_in(out_data, place), pointer_in(out_indices, place)
-        following = min(i + 1, len(rows) - 1)
-        # Of this row what was not fetched yet: its genes are looked up first.
-        fetch_ahead(rows[i, 0] + MOST_AHEAD, length * out_data.itemsize - MOST_AHEAD)
-        fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
-        fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
-        # Asked for in the loop: an array lives until it is last used, whatever points to it.
-        memory = pointer_in(genes, 0)
-        rows[i, 2] = _map_row(values, ids, length, table, memory, target, target_ids)
+        n = min(i + 1, len(rows) - 1)
+        sizes = rows[n, 2] * out_data.itemsize, rows[n, 2] * like.itemsize
+        following = rows[n, 0], sizes[0], rows[n, 1], sizes[1]
+        rows[i, 2] = _map_row(values, ids, length, table, target, target_ids, following)
         place += rows[i, 2]
     return 0
 

@@ -1,4 +1,4 @@
-"""Closing up numbers of which some are left out, many at once, in machine code.
+"""Mapping values to a gene space, which may lack their genes, many at once, in machine code.
 
 Source: LLVM language reference, ``llvm.experimental.vector.compress``; where a processor has
 AVX-512 this is an instruction.
@@ -25,34 +25,53 @@ _NAME = f"llvm.experimental.vector.compress.v{LANES}i32"
 
 
 @intrinsic
-def close_up(typingctx: Any, keys: Any, numbers: Any, start: Any, out: Any, at: Any) -> Any:
-    """Copy :data:`LANES` integers, from `start` on, but those whose key is negative.
+def map_lanes(
+    typingctx: Any, ids: Any, values: Any, start: Any, table: Any, out_ids: Any, out: Any, at: Any
+) -> Any:
+    """Copy :data:`LANES` values, from `start` on, with the new genes of their ids.
 
-    `keys`, `numbers` and `out` are pointers. As many are written, from `at` of `out` on; behind
-    those that are kept they mean nothing. Returns how many were kept.
+    All but the positions are pointers: `table` has the new gene of each id, negative where there
+    is none; such values are left out. As many genes and values as there are lanes are written,
+    from `at` of `out_ids` and `out` on; behind those that are kept they mean nothing. Returns how
+    many were kept.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def lanes(i: int, position: Any) -> Any:
-            element = context.get_data_type(signature.args[i].dtype)
-            pointer = builder.gep(arguments[i], [position])
-            return builder.bitcast(pointer, ir.VectorType(element, LANES).as_pointer())
+        ids, values, start, table, out_ids, out, at = arguments
 
-        source, target = lanes(1, arguments[2]), lanes(3, arguments[4])
-        tested = _load(builder, lanes(0, arguments[2]))
-        kept = builder.icmp_signed(">=", tested, ir.Constant(tested.type, [0] * LANES))
-        closed = _closed(builder, _load(builder, source), kept)
-        stored = builder.store(_resized(builder, closed, target.type.pointee), target)
-        stored.align = _nbytes(target.type.pointee)
+        def lanes(pointer: Any, position: Any) -> Any:
+            kind = ir.VectorType(pointer.type.pointee, LANES)
+            return builder.bitcast(builder.gep(pointer, [position]), kind.as_pointer())
+
+        genes = _looked_up(builder, table, builder.gep(ids, [start]))
+        kept = builder.icmp_signed(">=", genes, ir.Constant(_WORDS, [0] * LANES))
+        taken = _load(builder, lanes(values, start))
+        _store(builder, _closed(builder, genes, kept), lanes(out_ids, at))
+        _store(builder, _closed(builder, taken, kept), lanes(out, at))
         return builder.zext(builder.ctpop(builder.bitcast(kept, ir.IntType(LANES))), ir.IntType(64))
 
-    return types.int64(keys, numbers, types.int64, out, types.int64), codegen
+    return types.int64(ids, values, types.int64, table, out_ids, out, types.int64), codegen
+
+
+def _looked_up(builder: Any, table: Any, ids: Any) -> Any:
+    """New genes of the ids, one by one: the processor's instruction for it takes longer."""
+    genes = ir.Constant(_WORDS, ir.Undefined)
+    for lane in range(LANES):
+        number = builder.load(builder.gep(ids, [ir.IntType(32)(lane)]))
+        gene = builder.load(builder.gep(table, [builder.zext(number, ir.IntType(64))]))
+        genes = builder.insert_element(genes, gene, ir.IntType(32)(lane))
+    return genes
 
 
 def _load(builder: Any, pointer: Any) -> Any:
     loaded = builder.load(pointer)
     loaded.align = _nbytes(loaded.type)
     return loaded
+
+
+def _store(builder: Any, vector: Any, pointer: Any) -> None:
+    kind = pointer.type.pointee
+    builder.store(_resized(builder, vector, kind), pointer).align = _nbytes(kind)
 
 
 def _nbytes(vector_type: Any) -> int:

@@ -13,9 +13,9 @@ from numba import extending, types
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
 
 #: Bytes of a line of the cache.
-_LINE = 64
+LINE = 64
 #: Bytes that are fetched ahead: behind them the processor sees by itself what comes next.
-MOST_AHEAD = 2_048
+_MOST_AHEAD = 2_048
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -40,7 +40,7 @@ def kernel(function: _F) -> _F:
 
 
 @intrinsic
-def _fetch_line(typingctx: Any, address: Any) -> Any:
+def fetch_line(typingctx: Any, address: Any) -> Any:
     """Begin to bring a line of memory to the cache; any address will do."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -58,5 +58,5 @@ def _fetch_line(typingctx: Any, address: Any) -> Any:
 @kernel
 def fetch_ahead(address: int, n_bytes: int) -> None:
     """Begin to bring memory to the cache that is read in a moment; any address will do."""
-    for offset in range(0, min(n_bytes, MOST_AHEAD), _LINE):
-        _fetch_line(address + offset)
+    for offset in range(0, min(n_bytes, _MOST_AHEAD), LINE):
+        fetch_line(address + offset)
