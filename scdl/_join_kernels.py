@@ -254,8 +254,33 @@ def copy_rows_numpy(
 
 
 @kernel
-def map_row(
-    values: Any, ids: Any, length: int, table: Any, out_data: Any, out_indices: Any, following: Any
+def map_values(
+    ids: Any, values: Any, start: int, stop: int, table: Any, out_ids: Any, out: Any, at: int
+) -> int:
+    """Copy values with the new genes of their ids, see :func:`~scdl._lanes.map_lanes`."""
+    kept = np.uint64(at)
+    for k in range(start, stop):
+        new = table[np.uint64(ids[k])]
+        # Written in any case, and over again by the next one if it is not kept.
+        out[kept] = values[k]
+        out_ids[kept] = new
+        kept += np.uint64(new >= 0)
+    return int(kept) - at
+
+
+@kernel
+def _map_one_by_one(
+    ids: Any, values: Any, start: int, table: Any, out_ids: Any, out: Any, at: int
+) -> int:
+    return map_values(ids, values, start, start + LANES, table, out_ids, out, at)
+
+
+_map_lanes = map_lanes if _lanes.IS_FAST else _map_one_by_one
+
+
+@kernel
+def _map_row(
+    values: Any, ids: Any, length: int, table: Any, out: Any, out_ids: Any, following: Any
 ) -> int:
     """Copy a row into another gene space; returns how many values it has there.
 
@@ -264,29 +289,11 @@ def map_row(
     values, ids, length, table
         Pointers to the row, how long it is, and a pointer to the place of each gene in the gene
         space, int32, -1 where it has none.
-    out_data, out_indices
+    out, out_ids
         Pointers to outputs as long as the row; what is left out leaves room at their ends.
     following
         The next row, to be fetched: address of its values, their bytes, and the same of its ids.
     """
-    next_values, value_bytes, next_ids, id_bytes = following
-    fetch_ahead(next_values, value_bytes)
-    fetch_ahead(next_ids, id_bytes)
-    kept = np.uint64(0)
-    for k in range(length):
-        new = table[np.uint64(ids[k])]
-        # Written in any case, and over again by the next one if it is not kept.
-        out_data[kept] = values[k]
-        out_indices[kept] = new
-        kept += np.uint64(new >= 0)
-    return int(kept)
-
-
-@kernel
-def map_row_in_lanes(
-    values: Any, ids: Any, length: int, table: Any, out_data: Any, out_indices: Any, following: Any
-) -> int:
-    """The same as :func:`map_row`, many values at once."""
     next_values, value_bytes, next_ids, id_bytes = following
     kept, whole, fetched = 0, length - length % LANES, 0
     for k in range(0, whole, LANES):
@@ -294,18 +301,10 @@ def map_row_in_lanes(
         fetch_line(next_values + min(fetched, value_bytes))
         fetch_line(next_ids + min(fetched, id_bytes))
         fetched += LINE
-        kept += map_lanes(ids, values, k, table, out_indices, out_data, kept)
+        kept += _map_lanes(ids, values, k, table, out_ids, out, kept)
     fetch_ahead(next_values + fetched, value_bytes - fetched)
     fetch_ahead(next_ids + fetched, id_bytes - fetched)
-    for k in range(whole, length):
-        new = table[np.uint64(ids[k])]
-        out_data[kept] = values[k]
-        out_indices[kept] = new
-        kept += new >= 0
-    return kept
-
-
-_map_row = map_row_in_lanes if _lanes.IS_FAST else map_row
+    return kept + map_values(ids, values, whole, length, table, out_ids, out, kept)
 
 
 @kernel

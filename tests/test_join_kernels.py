@@ -146,37 +146,60 @@ def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
 
 
 @numba.njit
-def on_arrays(
-    function: Any, values: Any, ids: Any, table: Any, out: Any, out_ids: Any, following: Any
-) -> int:
-    """Call a kernel that takes pointers."""
+def in_lanes(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
     at = kernels.pointer_in
-    row = at(values, 0), at(ids, 0), len(ids), at(table, 0)
-    return function(*row, at(out, 0), at(out_ids, 0), following)
+    ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
+    return _lanes.map_lanes(ids, values, 3, table, at(out_ids, 0), at(out, 0), 2)
+
+
+@numba.njit
+def one_by_one(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
+    at = kernels.pointer_in
+    ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
+    stop = 3 + _lanes.LANES
+    return kernels.map_values(ids, values, 3, stop, table, at(out_ids, 0), at(out, 0), 2)
 
 
 @pytest.mark.skipif(not _lanes.IS_KNOWN, reason="the compiler is older")
 @pytest.mark.parametrize("out_dtype", ["i4", "i8", "u2"])
 @pytest.mark.parametrize("value_dtype", ["u1", "u2", "u4", "u8"])
-@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 100])
-def test_a_row_is_mapped_in_lanes(length: int, value_dtype: str, out_dtype: str) -> None:
+@pytest.mark.parametrize("id_dtype", ["u1", "u2", "i8"])
+def test_values_are_mapped_in_lanes(id_dtype: str, value_dtype: str, out_dtype: str) -> None:
     """Also where the processor has no instruction for it."""
-    rng = np.random.default_rng(length)
+    rng = np.random.default_rng(0)
+    lanes = _lanes.LANES
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
-        table = np.where(rng.random(300) < share, rng.permutation(300), -1).astype(np.int32)
-        ids = rng.permutation(300)[:length].astype("u2")
-        values = rng.integers(0, np.iinfo(value_dtype).max, length, value_dtype)
-        outputs = []
-        for function in (kernels.map_row, kernels.map_row_in_lanes):
-            # One more, which nobody may write to.
-            out, out_ids = np.full(length + 1, 7, value_dtype), np.full(length + 1, 7, out_dtype)
-            # Nothing is there to be fetched: any address will do.
-            following = 8, 100_000, 16, 3
-            kept = on_arrays(function, values, ids, table, out[:-1], out_ids[:-1], following)
-            assert (out[-1], out_ids[-1]) == (7, 7)
-            outputs.append((kept, out[:kept].tolist(), out_ids[:kept].tolist()))
-        assert outputs[0] == outputs[1]
-        assert outputs[0][0] == (table[ids] >= 0).sum()
+        table = np.where(rng.random(250) < share, rng.permutation(250), -1).astype(np.int32)
+        ids = rng.permutation(250)[: lanes + 3].astype(id_dtype)
+        values = rng.integers(0, np.iinfo(value_dtype).max, lanes + 3, value_dtype)
+        new = table[ids[3:]]
+        for function in (in_lanes, one_by_one):
+            # Two more on both sides, which nobody may write to.
+            out, out_ids = np.full(lanes + 4, 7, value_dtype), np.full(lanes + 4, 7, out_dtype)
+            kept = function(ids, values, table, out_ids, out)
+            assert kept == (new >= 0).sum()
+            assert out[2 : 2 + kept].tolist() == values[3:][new >= 0].tolist()
+            assert out_ids[2 : 2 + kept].tolist() == new[new >= 0].tolist()
+            edges = [0, 1, lanes + 2, lanes + 3]
+            assert [*out[edges], *out_ids[edges]] == [7] * 8
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 100, 5_000])
+def test_rows_of_any_length_are_mapped(length: int) -> None:
+    rng = np.random.default_rng(length)
+    lookup = np.where(rng.random(9_000) < 0.5, rng.permutation(9_000), -1).astype(np.int32)
+    ids = rng.permutation(9_000)[:length].astype("u2")
+    values = rng.integers(0, 1 << 32, length, "u4")
+    outputs = []
+    for function in (kernels.map_rows, kernels.map_rows_numpy):
+        rows = np.array([[values.ctypes.data, ids.ctypes.data, length, 0]])
+        # One more, which nobody may write to.
+        out, out_ids = np.full(length + 1, 7, "u4"), np.full(length + 1, 7, np.int32)
+        assert function(rows, lookup, np.array([0, 9_000]), ids[:0], out[:-1], out_ids[:-1]) == 0
+        kept = rows[0, 2]
+        assert (out[-1], out_ids[-1]) == (7, 7)
+        outputs.append((kept, out[:kept].tolist(), out_ids[:kept].tolist()))
+    assert outputs[0] == outputs[1]
 
 
 @given(problems())
