@@ -23,6 +23,8 @@ from storage_backends.rowsort import count_bits
 OUT_OF_RANGE = -1
 #: Returned where a row has two values of one gene.
 REPEATED = -2
+#: Of a gene, its bit in a word, and its word.
+_ONE, _LOW, _HIGH = np.uint64(1), np.uint64(63), np.uint64(6)
 #: Starts of archives that are compared with every position rather than searched.
 _FEW = 500
 
@@ -280,21 +282,29 @@ _map_lanes = map_lanes if _lanes.IS_FAST else _map_one_by_one
 
 @kernel
 def _map_row(
-    values: Any, ids: Any, length: int, table: Any, out: Any, out_ids: Any, following: Any
+    rows: NDArray[np.int64],
+    i: int,
+    lookup: NDArray[np.int32],
+    bounds: NDArray[np.int64],
+    like: NDArray[Any],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+    place: int,
 ) -> int:
-    """Copy a row into another gene space; returns how many values it has there.
+    """Copy a row into another gene space, and fetch the next one, see :func:`map_rows`.
 
-    Parameters
-    ----------
-    values, ids, length, table
-        Pointers to the row, how long it is, and a pointer to the place of each gene in the gene
-        space, int32, -1 where it has none.
-    out, out_ids
-        Pointers to outputs as long as the row; what is left out leaves room at their ends.
-    following
-        The next row, to be fetched: address of its values, their bytes, and the same of its ids.
+    What is kept goes to the outputs from `place` on, where there is room for all of the row.
+    Returns how many that are, or :data:`OUT_OF_RANGE`.
     """
-    next_values, value_bytes, next_ids, id_bytes = following
+    length, first = rows[i, 2], bounds[rows[i, 3]]
+    values, ids = _pointer(rows[i, 0], out_data), _pointer(rows[i, 1], like)
+    if not _all_below(ids, length, bounds[rows[i, 3] + 1] - first):
+        return OUT_OF_RANGE
+    table = pointer_in(lookup, first)
+    out, out_ids = pointer_in(out_data, place), pointer_in(out_indices, place)
+    following = min(i + 1, len(rows) - 1)
+    next_values, value_bytes = rows[following, 0], rows[following, 2] * out_data.itemsize
+    next_ids, id_bytes = rows[following, 1], rows[following, 2] * like.itemsize
     kept, whole, fetched = 0, length - length % LANES, 0
     for k in range(0, whole, LANES):
         # In step with what is used up: a core can wait for some lines only at a time.
@@ -340,18 +350,11 @@ def map_rows(
     """
     place = 0
     for i in range(len(rows)):
-        length = rows[i, 2]
-        values, ids = _pointer(rows[i, 0], out_data), _pointer(rows[i, 1], like)
-        first = bounds[rows[i, 3]]
-        table = pointer_in(lookup, first)
-        if not _all_below(ids, length, bounds[rows[i, 3] + 1] - first):
+        kept = _map_row(rows, i, lookup, bounds, like, out_data, out_indices, place)
+        if kept == OUT_OF_RANGE:
             return OUT_OF_RANGE
-        target, target_ids = pointer_in(out_data, place), pointer_in(out_indices, place)
-        n = min(i + 1, len(rows) - 1)
-        sizes = rows[n, 2] * out_data.itemsize, rows[n, 2] * like.itemsize
-        following = rows[n, 0], sizes[0], rows[n, 1], sizes[1]
-        rows[i, 2] = _map_row(values, ids, length, table, target, target_ids, following)
-        place += rows[i, 2]
+        rows[i, 2] = kept
+        place += kept
     return 0
 
 
@@ -413,51 +416,46 @@ def map_rows_sorted(
         0, :data:`OUT_OF_RANGE`, or :data:`REPEATED` where a row has two values of one gene; then
         `rows` and the output are not to be used.
     """
-    n_words = n_columns // 64 + 1
-    seen = np.zeros(n_words, np.uint64)
-    before = np.empty(n_words, np.int64)
-    genes = np.empty(rows[:, 2].max() if len(rows) else 0, np.uint32)
-    one, low, high = np.uint64(1), np.uint64(63), np.uint64(6)
-    # Where genes go that the gene space lacks: behind all others, without a branch.
-    nowhere = np.uint32(n_columns)
+    longest = rows[:, 2].max() if len(rows) else 0
+    values, genes = np.empty(longest, out_data.dtype), np.empty(longest, np.int32)
+    seen = np.zeros(n_columns // 64 + 1, np.uint64)
+    before = np.empty(len(seen), np.int64)
     place = 0
     for i in range(len(rows)):
-        length = rows[i, 2]
-        values, ids = _pointer(rows[i, 0], out_data), _pointer(rows[i, 1], like)
-        first = bounds[rows[i, 3]]
-        table = pointer_in(lookup, first)
-        if not _all_below(ids, length, bounds[rows[i, 3] + 1] - first):
+        kept = _map_row(rows, i, lookup, bounds, like, values, genes, 0)
+        if kept == OUT_OF_RANGE:
             return OUT_OF_RANGE
-        following = min(i + 1, len(rows) - 1)
-        fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
-        fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
-        # One bit a gene; the place of a gene is the number of bits below its own.
-        kept = 0
-        for k in range(length):
-            # -1 becomes a large one.
-            new = min(np.uint32(table[np.uint64(ids[k])]), nowhere)
-            genes[k] = new
-            kept += new != nowhere
-            gene = np.uint64(new)
-            seen[gene >> high] |= one << (gene & low)
-        count = np.int64(0)
-        for word_index in range(n_words):
-            before[word_index] = count
-            count += np.int64(count_bits(seen[word_index]))
-        if count != kept + (kept < length):
+        if not _mark(genes, kept, seen, before):
             return REPEATED
         target, target_ids = pointer_in(out_data, place), pointer_in(out_indices, place)
-        for k in range(length):
+        for k in range(kept):
             gene = np.uint64(genes[k])
-            word = gene >> high
-            below = seen[word] & ((one << (gene & low)) - one)
-            at = np.uint64(before[word]) + count_bits(below)
+            below = seen[gene >> _HIGH] & ((_ONE << (gene & _LOW)) - _ONE)
+            at = np.uint64(before[gene >> _HIGH]) + count_bits(below)
             target[at] = values[k]
             target_ids[at] = gene
         seen[:] = np.uint64(0)
         rows[i, 2] = kept
         place += kept
     return 0
+
+
+@kernel
+def _mark(
+    genes: NDArray[np.int32], n: int, seen: NDArray[np.uint64], before: NDArray[np.int64]
+) -> bool:
+    """Set a bit for each gene and count those before each word; whether each gene is there once.
+
+    The place of a gene is the number of bits below its own.
+    """
+    for k in range(n):
+        gene = np.uint64(genes[k])
+        seen[gene >> _HIGH] |= _ONE << (gene & _LOW)
+    count = 0
+    for word in range(len(seen)):
+        before[word] = count
+        count += int(count_bits(seen[word]))
+    return count == n
 
 
 def map_rows_sorted_numpy(
