@@ -96,16 +96,17 @@ def check_heaps(path: str) -> None:
 def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
     """Where four bytes stand in a file, in no order.
 
-    Compared as numbers, from each of four first bytes on, they are found four times as fast as
-    ``mmap.find`` finds them.
+    The first two compared as a number, from each of two first bytes on, and then the others: four
+    to five times as fast as ``mmap.find``.
     """
-    wanted, piece = np.frombuffer(word, "u4"), np.empty(_PIECE + 4, np.uint8)
+    piece, begin = np.empty(_PIECE + 4, np.uint8), np.frombuffer(word[:2], "u2")
     for at in range(0, os.path.getsize(file.name), _PIECE):
         file.seek(at)
         piece[file.readinto(piece.data) :] = 0
-        for first in range(4):
-            words = piece[first : first + _PIECE].view("u4")
-            yield from (at + first + 4 * np.flatnonzero(words == wanted)).tolist()
+        for first in range(2):
+            found = first + 2 * np.flatnonzero(piece[first : first + _PIECE].view("u2") == begin)
+            whole = (piece[found + 2] == word[2]) & (piece[found + 3] == word[3])
+            yield from (at + found[whole]).tolist()
 
 
 def is_there(group: h5py.Group, name: str) -> bool:
