@@ -22,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends._content import CHECKSUM_BYTES, checksum, crc32c
+from storage_backends._write_behind import write_behind
 from storage_backends.errors import ArchiveFormatError
 
 #: Bytes that share a checksum.
 BLOCK = 1 << 20
 #: What a reader holds at once must not depend on what a file says.
 _LARGEST_BLOCK = 1 << 26
+#: Bytes after which the system is told to write them to the disk.
+_BEHIND = 1 << 24
 _MAGIC = b"SCDLCRC1"
 _LENGTH = struct.Struct("<8sQ")
 
@@ -211,7 +214,8 @@ class CheckedFile:
 
     def __init__(self, path: str, running: Running) -> None:
         self._running = running
-        self._position = 0
+        #: Bytes written, and those of them that are on their way to the disk.
+        self._position, self._sent = 0, 0
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def write(self, data: Any) -> int:
@@ -225,6 +229,9 @@ class CheckedFile:
             while part:
                 part = part[os.write(self._descriptor, part) :]
         self._position += size
+        if self._position - self._sent >= _BEHIND:
+            write_behind(self._descriptor, self._sent, self._position - self._sent)
+            self._sent = self._position
         return size
 
     def tell(self) -> int:
