@@ -51,15 +51,15 @@ class Bench:
         Prints a line.
     seconds
         Least duration of a measured rate.
-    compressions
-        Of the files that are converted.
+    files
+        Those that are converted: how they are compressed, and how many times as large.
     """
 
     workspace: Workspace
     repeats: int
     announce: Callable[[str], None]
     seconds: float = 1.0
-    compressions: Sequence[str] = ("none", "gzip-4")
+    files: Sequence[tuple[str, int]] = (("none", 1), ("none", 4), ("gzip-4", 1))
 
     def place(self, name: str) -> Path:
         """An empty directory."""
@@ -141,12 +141,12 @@ def conversion(bench: Bench) -> list[Outcome]:
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < WORKERS:
         bench.announce(f"conversion: left out, as there are no {WORKERS} cores to be kept to")
         return []
-    return [outcome for how in bench.compressions for outcome in _conversion(bench, how)]
+    return [outcome for kind in bench.files for outcome in _conversion(bench, *kind)]
 
 
-def _conversion(bench: Bench, compression: str) -> list[Outcome]:
-    source = bench.workspace.h5ad(compression=compression).absolute()
-    files = bench.place(f"files-{compression}")
+def _conversion(bench: Bench, compression: str, times: int) -> list[Outcome]:
+    source = bench.workspace.h5ad(compression=compression, times=times).absolute()
+    files = bench.place("files")
     for i in range(FILES):
         os.link(source, files / f"{i}.h5ad")
     cores = sorted(os.sched_getaffinity(0))
@@ -159,7 +159,8 @@ def _conversion(bench: Bench, compression: str) -> list[Outcome]:
     if bench.repeats > 1:
         take_turns(how, 1)
     taken = {name: Spread.of(got) for name, got in take_turns(how, bench.repeats).items()}
-    what = f"convert {FILES} files ({compression}), {WORKERS} workers"
+    nbytes = source.stat().st_size
+    what = f"convert {FILES} files of {nbytes / 1e6:,.0f} MB ({compression}), {WORKERS} workers"
     note = (
         "workers have a core each; the whole command is measured; scdl is two workers, and the "
         "other column is one worker of scdl"
@@ -209,7 +210,7 @@ def main(arguments: list[str] | None = None) -> Report:
     workspace = workspace_of(options)
     bench = Bench(workspace, options.repeats, console.print)
     if options.quick:
-        bench = replace(bench, repeats=1, seconds=0.02, compressions=["none"])
+        bench = replace(bench, repeats=1, seconds=0.02, files=[("none", 1)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = run(CASES, bench, options.only, console)
