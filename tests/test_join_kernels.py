@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numba
@@ -207,6 +209,25 @@ def test_rows_are_mapped(problem: dict[str, Any]) -> None:
     found = mapped(problem, kernels.map_rows)
     assert found[0] == 0
     assert found == mapped(problem, kernels.map_rows_numpy)
+
+
+def test_the_memory_of_a_long_row_lives_as_long_as_it_is_used() -> None:
+    """What is let go of at this size is no memory of the process any more: it would end."""
+    code = """
+import numpy as np
+from scdl import _join_kernels as kernels
+n = 5_000_000
+values, ids = np.arange(n, dtype="u4"), np.arange(n, dtype="u4")
+lookup = np.arange(n, dtype=np.int32)[::-1].copy()
+lookup[::3] = -1
+rows = np.array([[values.ctypes.data, ids.ctypes.data, n, 0]])
+out, out_ids = np.zeros(n, "u4"), np.zeros(n, np.int32)
+assert kernels.map_rows_sorted(rows, lookup, np.array([0, n]), ids[:0], out, out_ids, n) == 0
+kept = np.flatnonzero(lookup >= 0)[::-1]
+assert rows[0, 2] == len(kept)
+assert (out[: len(kept)] == kept).all() and (out_ids[: len(kept)] == lookup[kept]).all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @given(problems())
