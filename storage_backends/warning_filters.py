@@ -10,12 +10,13 @@ from contextlib import contextmanager
 
 
 class _Quiet:
-    """The filters of warnings of this process, and how many threads have added to them."""
+    """The filters of warnings of this process, how many threads have added to them, and what."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.n_threads = 0
         self.kept = warnings.catch_warnings()
+        self.messages: set[str] = set()
 
 
 _quiet = _Quiet()
@@ -33,9 +34,12 @@ def quiet(*messages: str) -> Iterator[None]:
         if filters.n_threads == 0:
             filters.kept = warnings.catch_warnings()
             filters.kept.__enter__()
+            filters.messages.clear()
         filters.n_threads += 1
-        for message in messages:
+        # A filter that is added again is taken out first, and missed by who warns in between.
+        for message in set(messages) - filters.messages:
             warnings.filterwarnings("ignore", message=message)
+        filters.messages.update(messages)
     try:
         yield
     finally:

@@ -99,6 +99,24 @@ def test_threads_are_quiet_at_the_same_time(recwarn: pytest.WarningsRecorder) ->
     assert warnings.filters == before
 
 
+@pytest.mark.filterwarnings("error")
+def test_threads_are_quiet_all_the_time() -> None:
+    """No filter is away between two lines while another thread adds the same one."""
+
+    def warns(*_: Any) -> Any:
+        warnings.warn("of no matter", stacklevel=1)
+        return warns
+
+    traced = sys.gettrace()
+    with warning_filters.quiet("of no matter"):
+        sys.settrace(warns)
+        try:
+            with warning_filters.quiet("of no matter"):
+                pass
+        finally:
+            sys.settrace(traced)
+
+
 def test_results_and_errors(crew: Workers) -> None:
     number, n_threads, pid = result(crew, Counting(3)).value
     assert number == 3
