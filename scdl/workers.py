@@ -7,6 +7,7 @@ known which task it had, and the others go on.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -351,6 +352,8 @@ def _begin_process(shares: MutableSequence[float], seat: int, n_threads: int) ->
     global _meter
     _meter = TaskMeter(shares, seat)
     threads.limit(n_threads)
+    # Tasks have no use for NumPy's BLAS, whose threads are busy for a while with waiting for work.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Ctrl-C goes to all processes of a terminal; the first one decides what becomes of the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Unwinds the task, which then removes what it has not finished.
@@ -361,6 +364,8 @@ def _begin_process(shares: MutableSequence[float], seat: int, n_threads: int) ->
 
 def _prepare(module: str) -> None:
     importlib.import_module(module)
+    # It stays, and is not looked through for garbage with every file, and in the end.
+    gc.freeze()
 
 
 def _say_unless_ended(ignored: sys.UnraisableHookArgs) -> None:
