@@ -139,12 +139,15 @@ class MemoryWatch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._look()
 
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLING_SECONDS):
-            now = anonymous_bytes(self._pid)
-            if now is None or self.peak is None:
-                return
+            self._look()
+
+    def _look(self) -> None:
+        now = anonymous_bytes(self._pid)
+        if now is not None and self.peak is not None:
             self.peak = max(self.peak, now)
 
 

@@ -218,4 +218,6 @@ def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
                 return
     finally:
         left.set()
-        thread.join()
+        # Who collects garbage closes it, and may be the thread itself.
+        if thread is not threading.current_thread():
+            thread.join()

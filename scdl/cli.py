@@ -287,7 +287,7 @@ def export(
             f"{path}: this is a collection; `scdl flatten {path} OUT` makes one archive of it, "
             "which can be exported where all have the same genes"
         )
-    with registry.detect(path).store.open(path) as store:
+    with registry.open_archive(path) as store:
         run(store, dest, gzip=gzip or None)
 
 

@@ -48,8 +48,9 @@ class _Lazy(list[Any]):
 
     def _touch(self) -> None:
         if self.untouched:
-            self.untouched = False
             super().__setitem__(slice(None), list(self._make()))
+            # Only now: another thread, or who tries again after an error, would find none made.
+            self.untouched = False
 
     def __radd__(self, other: list[Any]) -> list[Any]:
         return [*other, *self]

@@ -136,7 +136,7 @@ class SingleCellCollection(JoinedCells):
 
     def _describe(self, path: str) -> Member:
         try:
-            with registry.detect(path).store.open(path, hold=False) as store:
+            with registry.open_archive(path, hold=False) as store:
                 return Member.of(path, store)
         except ArchiveFormatError:
             if not is_archive(path):
@@ -167,9 +167,7 @@ class SingleCellCollection(JoinedCells):
                 f"{gone[0]}: this member of the collection is missing{more}; put back what is, or "
                 "leave it out of a list of paths"
             )
-        members = Members(records, self._max_open, self._neighbors)
-        self._forget()
-        self._members = members
+        self._members = Members(records, self._max_open, self._neighbors)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_neighbors", "_max_open", "data_path", "_manifest")

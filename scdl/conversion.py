@@ -296,7 +296,7 @@ def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
     if os.path.isfile(path) or not elsewhere:
         return [stack.enter_context(H5adFile(path, matrix))]
     try:
-        store = stack.enter_context(registry.detect(path).store.open(os.fspath(path)))
+        store = stack.enter_context(registry.open_archive(path))
     except ArchiveFormatError as error:
         raise SourceError(one_line(error)) from error
     info = Info.from_attrs(store.attrs, store.path)

@@ -13,7 +13,7 @@ from scdl import recycled
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.schema import DATA, INDICES, INDPTR
 from storage_backends.base import ArrayStore
-from storage_backends.threads import for_each, submit
+from storage_backends.threads import both, for_each
 
 #: Values from which on it saves time to read them in one thread and their column ids in another.
 MANY_VALUES = 1 << 17
@@ -179,9 +179,10 @@ def gather(
         largest = _kernels.gather_rows(*source, starts, indptr, *target)
         return SparseRows(out_data, out_indices, indptr, int(largest))
     half = len(rows) // 2
-    first = submit(_kernels.gather_rows, *source, starts[:half], indptr[: half + 1], *target)
-    largest = _kernels.gather_rows(*source, starts[half:], indptr[half:], *target)
-    return SparseRows(out_data, out_indices, indptr, int(max(largest, first.result())))
+    one = *source, starts[:half], indptr[: half + 1], *target
+    other = *source, starts[half:], indptr[half:], *target
+    largest = max(both(_kernels.gather_rows, one, other))
+    return SparseRows(out_data, out_indices, indptr, int(largest))
 
 
 def row_spans(

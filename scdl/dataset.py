@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
 import numpy as np
@@ -37,6 +37,7 @@ from scdl.schema import (
 )
 from storage_backends import registry
 from storage_backends.base import ArrayStore
+from storage_backends.caching import cached_property
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,21 +130,24 @@ class SingleCellDataset(CellReader):
         self._open()
 
     def _open(self) -> None:
-        self._store: ArrayStore = registry.detect(self.data_path).store.open(self.data_path)
-        self._info = Info.of(self._store)
-        views = [self._store.view(name) for name in MATRIX]
+        store = registry.open_archive(self.data_path)
+        info = Info.of(store)
+        views = [store.view(name) for name in MATRIX]
         # Plain arrays slice several times faster than numpy.memmap does.
         found = [np.asarray(view) for view in views if view is not None]
         usable = len(found) == len(MATRIX) and found[1].dtype.kind == "u"
+        self._store: ArrayStore = store
+        self._info = info
         #: Values, ids and offsets, or nothing where they are not all in memory.
         self._views = found if usable and len(found[0]) == len(found[1]) else []
 
     def _reopen(self) -> None:
         """Open what now stands at the path, and forget what was read from the old."""
-        self._store.close()
-        for name in _DERIVED:
-            self.__dict__.pop(name, None)
+        before = self._store
         self._open()
+        for name in _DERIVED[3:]:
+            self.__dict__.pop(name, None)
+        before.close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
@@ -175,16 +179,17 @@ class SingleCellDataset(CellReader):
     ) -> CellBatch:
         wide = None if index_dtype is None else np.dtype(index_dtype)
         # Ids that have to be sorted are widened on the way.
-        sorts = ordered and not self._info.is_sorted
+        info = self._info
+        sorts = ordered and not info.is_sorted
         read_as = None if sorts else wide
         cells = self._stored_rows(at, read_as, concurrently)
         if sorts:
-            cells = csr.clean(cells, self._info.max_n_vars, self._store.path, wide)
+            cells = csr.clean(cells, info.max_n_vars, self._store.path, wide)
         return CellBatch(
             cells.data,
             cells.indices,
             cells.indptr,
-            n_vars=self._info.max_n_vars,
+            n_vars=info.max_n_vars,
             rows=at,
             largest=cells.largest,
         )
@@ -192,12 +197,11 @@ class SingleCellDataset(CellReader):
     def _stored_rows(
         self, at: NDArray[np.int64], index_dtype: np.dtype[Any] | None, concurrently: bool
     ) -> csr.SparseRows:
-        if self._views:
-            stored = self._views[1].dtype
+        views = self._views
+        if views:
+            stored = views[1].dtype
             if index_dtype is None or np.can_cast(stored, index_dtype, "safe"):
-                found = csr.gather(
-                    self._views, at, index_dtype or stored, concurrently=concurrently
-                )
+                found = csr.gather(views, at, index_dtype or stored, concurrently=concurrently)
                 if found is not None:
                     return found
         # Also says what is wrong.
@@ -223,9 +227,10 @@ class SingleCellDataset(CellReader):
         return out
 
     def _row(self, index: SupportsIndex) -> Row:
-        if not self._views:
+        views = self._views
+        if not views:
             return super()._row(index)
-        data, indices, indptr = self._views
+        data, indices, indptr = views
         at = csr.position(index, len(indptr) - 1)
         start, stop = indptr.item(at), indptr.item(at + 1)
         if not start <= stop <= len(data):
@@ -569,7 +574,7 @@ class SingleCellDataset(CellReader):
         )
         if destroy_on_copy:
             path = self.data_path if output_path is None else os.fspath(output_path)
-            with registry.detect(path).store.open(path) as result:
+            with registry.open_archive(path) as result:
                 for other, table in zip(others, obs[1:], strict=True):
                     check_copied(other.store, result, start, table)
                     start += other.n_obs

@@ -367,7 +367,7 @@ def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
             "leaves out what has been converted, or choose another directory"
         )
     try:
-        with registry.detect(target).store.open(target) as store:
+        with registry.open_archive(target) as store:
             label = Info.from_attrs(store.attrs, target).blocks[0].label
     except ArchiveFormatError as error:
         raise ArchiveExistsError(

@@ -46,7 +46,7 @@ def write_flat(
 
 def verify(members: Members, path: str, obs: Sequence[TableSource]) -> None:
     """Compare an archive with the members it was made of; see :func:`check_copied`."""
-    with registry.detect(path).store.open(path) as flat:
+    with registry.open_archive(path) as flat:
         for start, store, table in zip(members.starts, members.stores(), obs, strict=False):
             check_copied(store, flat, int(start), table)
 

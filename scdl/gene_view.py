@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -21,6 +20,7 @@ from scdl.joining import Dtypes, Lookup, Request, join_mapped
 from scdl.neighbors import NeighborGraph
 from scdl.rows import CellReader, Origin
 from scdl.schema import INDEX, Block, Info, smallest_unsigned
+from storage_backends.caching import cached_property
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -25,28 +24,49 @@ from scdl.schema import INDEX, NEIGHBOR_KEY, Block, Info
 if TYPE_CHECKING:
     import pandas as pd
 
+_T = TypeVar("_T")
 _NO_CELLS = Info((Block(0, 0),), is_sorted=True)
+
+
+class _of_members(Generic[_T]):
+    """A property that is computed once for the members that there are, and again for others."""
+
+    def __init__(self, compute: Callable[[Any], _T]) -> None:
+        self._compute, self.__doc__ = compute, compute.__doc__
+        self._place = f"_known{compute.__name__}"
+
+    @overload
+    def __get__(self, cells: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, cells: JoinedCells, owner: type[Any] | None = None) -> _T: ...
+    def __get__(self, cells: JoinedCells | None, owner: type[Any] | None = None) -> Self | _T:
+        if cells is None:
+            return self
+        while True:
+            members = cells._members
+            known: tuple[Members | None, Any] = cells.__dict__.get(self._place, (None, None))
+            if known[0] is members:
+                value: _T = known[1]
+                return value
+            value = self._compute(cells)
+            # Else another thread made them others meanwhile, and this may be of either.
+            if cells._members is members:
+                cells.__dict__[self._place] = members, value
 
 
 class JoinedCells(CellReader):
     """The cells of members, which follow one another; nothing is copied.
 
-    A subclass sets :attr:`_members` and :attr:`_neighbors`, the options about neighbours, and
-    calls :meth:`_forget` when they become others.
+    A subclass sets :attr:`_members`, also to others while cells are read, and :attr:`_neighbors`,
+    the options about neighbours.
     """
 
     _members: Members
     _neighbors: dict[str, Any]
 
-    def _forget(self) -> None:
-        """Let go of what was read of former members."""
-        for name, attribute in vars(JoinedCells).items():
-            if isinstance(attribute, cached_property):
-                self.__dict__.pop(name, None)
-
     # -- what they hold --------------------------------------------------------------------
 
-    @cached_property
+    @_of_members
     def _blocks(self) -> list[tuple[int, int, Block]]:
         """Of each feature block the first member that has it, its block there, and what it is."""
         members = self._members
@@ -63,7 +83,7 @@ class JoinedCells(CellReader):
                 found.append((number, i, replace(block, stop=stop)))
         return found
 
-    @cached_property
+    @_of_members
     def info(self) -> Info:
         """Feature blocks of all members; those of the same genes that meet are one."""
         if not self._blocks:
@@ -95,26 +115,24 @@ class JoinedCells(CellReader):
         """Cells."""
         return int(self._members.starts[-1])
 
-    @cached_property
+    @property
     def max_n_vars(self) -> int:
         """Genes of the widest feature block."""
-        return max((n for record in self._members.records for n in record.n_vars), default=0)
+        return self._members.max_n_vars
 
     def number_nonzero_values(self) -> int:
         """Stored values."""
         return sum(record.values for record in self._members.records)
 
-    @cached_property
+    @property
     def data_dtype(self) -> np.dtype[Any]:
         """Type that holds the values of all members."""
-        dtypes = {record.dtypes[0] for record in self._members.records}
-        return np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
+        return self._members.data_dtype
 
-    @cached_property
+    @property
     def index_dtype(self) -> np.dtype[Any]:
         """Type that holds the column ids of all members."""
-        dtypes = {record.dtypes[1] for record in self._members.records}
-        return np.result_type(*dtypes) if dtypes else np.dtype(np.uint8)
+        return self._members.index_dtype
 
     @property
     def bytes_per_cell(self) -> float:
@@ -137,8 +155,7 @@ class JoinedCells(CellReader):
     # -- reading ---------------------------------------------------------------------------
 
     def _request(self, at: NDArray[np.int64]) -> Request:
-        members, which, rows = self._members.find(at)
-        return Request(self._members.sources(members), which, rows)
+        return self._members.request(at)
 
     def _read(
         self,
@@ -148,29 +165,30 @@ class JoinedCells(CellReader):
         *,
         concurrently: bool = False,
     ) -> CellBatch:
-        given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
-        if not np.can_cast(self.index_dtype, given, "safe"):
-            raise OutputError(f"index_dtype {given} does not hold column ids of {self.index_dtype}")
-        dtypes = Dtypes(self.data_dtype, self.index_dtype, given)
-        request = self._request(at)
-        rows = join(request, dtypes, concurrently=concurrently)
+        # All of it of the same members.
+        members = self._members
+        stored, n_vars = members.index_dtype, members.max_n_vars
+        given = stored if index_dtype is None else np.dtype(index_dtype)
+        if not np.can_cast(stored, given, "safe"):
+            raise OutputError(f"index_dtype {given} does not hold column ids of {stored}")
+        request = members.request(at)
+        rows = join(request, Dtypes(members.data_dtype, stored, given), concurrently=concurrently)
         if ordered and not request.sources.is_sorted:
-            rows = csr.clean(rows, self.max_n_vars, repr(self))
-        largest = rows.largest
-        return CellBatch(*rows[:3], n_vars=self.max_n_vars, rows=at, largest=largest)
+            rows = csr.clean(rows, n_vars, repr(self))
+        return CellBatch(*rows[:3], n_vars=n_vars, rows=at, largest=rows.largest)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        members = self._members
         parts = [
-            (self._members[number]._vectors(key, local), places, number)
-            for number, local, places in self._members.split(rows)
+            (members[number]._vectors(key, local), places, number)
+            for number, local, places in members.split(rows)
         ]
         if not parts:
-            return self._members[0]._vectors(key, rows)
+            return members[0]._vectors(key, rows)
         shapes = {vectors.shape[1:]: number for vectors, _, number in parts}
         if len(shapes) > 1:
             listed = ", ".join(
-                f"{self._members.names[number]} has {list(shape)}"
-                for shape, number in shapes.items()
+                f"{members.names[number]} has {list(shape)}" for shape, number in shapes.items()
             )
             raise CollectionError(f"obsm {key!r} is not of one width in all members: {listed}")
         dtype = np.result_type(*(vectors.dtype for vectors, _, _ in parts))
@@ -181,22 +199,23 @@ class JoinedCells(CellReader):
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
         """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
-        if len(rows) and is_cold(self._request(rows)):
-            for number, local, _ in self._members.split(rows):
-                self._members[number].will_need(local)
+        members = self._members
+        if len(rows) and is_cold(members.request(rows)):
+            for number, local, _ in members.split(rows):
+                members[number].will_need(local)
 
     # -- tables ----------------------------------------------------------------------------
 
-    @cached_property
+    @_of_members
     def _tables(self) -> MemberTables:
         places = [(number, i) for number, i, _ in self._blocks]
         return MemberTables(repr(self), self._members, places)
 
-    @cached_property
+    @_of_members
     def _var(self) -> VarFeatures:
         return VarFeatures(self._tables, self.info, VAR_INDEX_NAMES)
 
-    @cached_property
+    @_of_members
     def _obs(self) -> ObsFeatures | None:
         if not any(record.has_obs for record in self._members.records):
             return None
@@ -222,14 +241,14 @@ class JoinedCells(CellReader):
 
     # -- neighbours ------------------------------------------------------------------------
 
-    @cached_property
+    @_of_members
     def neighbor_keys(self) -> list[str]:
         """Keys of the graphs of all members; none where `load_neighbors` was False."""
         if self._neighbors["load_neighbors"] is False:
             return []
         return list(dict.fromkeys(key for r in self._members.records for key in r.graphs))
 
-    @cached_property
+    @_of_members
     def graph(self) -> NeighborGraph | None:
         """The graphs of the members as one; None where none has the one that was asked for.
 
@@ -251,17 +270,18 @@ class JoinedCells(CellReader):
             )
         return None
 
-    @cached_property
+    @_of_members
     def _graphs(self) -> dict[str, NeighborGraph]:
         return {}
 
     def _graph_of(self, key: str) -> NeighborGraph | None:
-        if key not in self._graphs:
+        graphs = self._graphs
+        if key not in graphs:
             if key not in self.neighbor_keys:
                 return None
             keys = [key if key in record.graphs else None for record in self._members.records]
-            self._graphs[key] = self._joined_graph(key, keys)
-        return self._graphs[key]
+            graphs[key] = self._joined_graph(key, keys)
+        return graphs[key]
 
     def _joined_graph(self, key: str, keys: Sequence[str | None]) -> NeighborGraph:
         return MemberGraph(

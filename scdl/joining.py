@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,8 @@ from scdl import csr, recycled
 from scdl.errors import ArchiveFormatError
 from scdl.schema import MATRIX
 from storage_backends.base import ArrayStore
-from storage_backends.threads import submit
+from storage_backends.caching import cached_property
+from storage_backends.threads import both
 
 #: Rows that are touched to find out whether the others are in memory.
 _SAMPLE = 24
@@ -171,9 +171,9 @@ def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr
         largest = _join_kernels.copy_rows(rows, indptr, *out)
         return csr.SparseRows(data, indices, indptr, int(largest))
     half = len(rows) // 2
-    first = submit(_join_kernels.copy_rows, rows[:half], indptr[: half + 1], *out)
-    largest = _join_kernels.copy_rows(rows[half:], indptr[half:], *out)
-    return csr.SparseRows(data, indices, indptr, int(max(largest, first.result())))
+    one, other = (rows[:half], indptr[: half + 1], *out), (rows[half:], indptr[half:], *out)
+    largest = max(both(_join_kernels.copy_rows, one, other))
+    return csr.SparseRows(data, indices, indptr, int(largest))
 
 
 def join_mapped(

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import itertools
 import math
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -28,6 +29,7 @@ from scdl.rows import CellReader
 from scdl.schema import INDEX
 from scdl.training_batch import Assembly, TrainingBatch
 from scdl.vocabulary import ObsColumn, obs_column
+from storage_backends.caching import cached_property
 
 __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 
@@ -37,7 +39,8 @@ _TASK_CELLS = 512
 _WINDOW_CELLS = 1 << 12
 #: Positions of an order that are compared with those of a saved one.
 _COMPARED = 1 << 10
-
+#: What names of threads that read ahead begin with.
+_THREADS = "scdl-loader"
 
 # numba imports most of itself when a kernel is called first: now, rather than in the first batch.
 _kernels.normalize_rows(
@@ -316,9 +319,9 @@ class SingleCellLoader:
         positions = self._positions(epoch)
         run = Epoch(positions, self._share(positions), first, worker, n_workers)
         threads = self._options["threads"]
-        pool = ThreadPoolExecutor(threads, "scdl-loader")
+        pool = ThreadPoolExecutor(threads, _THREADS)
         # A read of chunks has threads of its own; two at a time only wait for each other.
-        reader = ThreadPoolExecutor(1, "scdl-reader") if self._reads_chunks else pool
+        reader = ThreadPoolExecutor(1, f"{_THREADS}-reader") if self._reads_chunks else pool
         try:
             windows = run.windows(self._window_cells)
             plans = (partial(self._plan, run, window) for window in windows)
@@ -337,8 +340,10 @@ class SingleCellLoader:
             n_ahead = max(threads, self._options["prefetch"] // at_once)
             yield from itertools.chain.from_iterable(ahead(pool, tasks, n_ahead))
         finally:
+            # Who collects garbage closes it, and a thread of its own cannot wait for itself.
+            is_own = threading.current_thread().name.startswith(_THREADS)
             for executor in {reader, pool}:
-                executor.shutdown(cancel_futures=True)
+                executor.shutdown(wait=not is_own, cancel_futures=True)
 
     @property
     def _cuts_reads(self) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,11 +14,13 @@ from numpy.typing import NDArray
 from scdl.cell_names import archive_names
 from scdl.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
-from scdl.joining import Source, Sources
+from scdl.joining import Request, Source, Sources
 from scdl.manifest import Member, absolute
 from scdl.schema import OBS, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
 from storage_backends.base import ArrayStore
+from storage_backends.caching import cached_property
+from storage_backends.recent import Recent
 
 
 class Members(Sequence[SingleCellDataset]):
@@ -49,9 +49,7 @@ class Members(Sequence[SingleCellDataset]):
         self.starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), stops])
         self._options = options
         self._max_open = max_open
-        # Threads share it without a lock, which a fork could inherit locked: at worst two of them
-        # open the same member.
-        self._open: OrderedDict[int, SingleCellDataset] = OrderedDict()
+        self._open = Recent[int, SingleCellDataset](max_open)
         self._last: tuple[Sequence[int], Sources] = (), Sources()
         #: Members whose genes were found to be those described.
         self._checked: set[int] = set()
@@ -68,14 +66,7 @@ class Members(Sequence[SingleCellDataset]):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         found = self._open.get(number)
-        if found is None:
-            found = self._open[number] = self._opened(number)
-            while len(self._open) > self._max_open:
-                self._open.popitem(last=False)
-        else:
-            with suppress(KeyError):
-                self._open.move_to_end(number)
-        return found
+        return self._open.keep(number, self._opened(number)) if found is None else found
 
     def _opened(self, number: int) -> SingleCellDataset:
         record = self.records[number]
@@ -97,6 +88,23 @@ class Members(Sequence[SingleCellDataset]):
         self._checked.add(number)
         return member
 
+    @cached_property
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type that holds the values of all."""
+        dtypes = {record.dtypes[0] for record in self.records}
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
+
+    @cached_property
+    def index_dtype(self) -> np.dtype[Any]:
+        """Type that holds the column ids of all."""
+        dtypes = {record.dtypes[1] for record in self.records}
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.uint8)
+
+    @cached_property
+    def max_n_vars(self) -> int:
+        """Genes of the widest feature block."""
+        return max((n for record in self.records for n in record.n_vars), default=0)
+
     def genes(self, number: int) -> tuple[str, ...]:
         """Hashes of the genes of a member's feature blocks, which are made when they are needed."""
         if not self.records[number].genes:
@@ -113,6 +121,11 @@ class Members(Sequence[SingleCellDataset]):
     def stores(self) -> Sequence[ArrayStore]:
         """Their archives, opened one after the other."""
         return _Stores(self)
+
+    def request(self, at: NDArray[np.int64]) -> Request:
+        """What to read of which member for some cells."""
+        members, which, rows = self.find(at)
+        return Request(self.sources(members), which, rows)
 
     def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
         """Members of some cells; of each cell its position in that list, and row in its member."""

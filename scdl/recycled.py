@@ -66,10 +66,15 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 def _found(n_bytes: int) -> NDArray[np.uint8] | None:
     """Idle memory that is not much larger, if there is some."""
-    with _lock:
+    # Not waited for: who holds it may be collecting garbage, and end the thread that asks here.
+    if not _lock.acquire(blocking=False):
+        return None
+    try:
         while len(_idle) > 1 and sum(memory.nbytes for memory in _idle) > _MOST_IDLE:
             del _idle[0]
         for i in range(len(_idle) - 1, -1, -1):
             if n_bytes <= _idle[i].nbytes <= n_bytes + n_bytes // 4 + _STEP:
                 return _idle.pop(i)
+    finally:
+        _lock.release()
     return None

@@ -202,7 +202,7 @@ class _Joined(Matrix):
     def __init__(self, whole: Matrix, paths: Sequence[str], stack: ExitStack) -> None:
         # The type that the source has decides on the one that is stored.
         self.where, self.shape, self.dtype = whole.where, whole.shape, whole.dtype
-        stores = [stack.enter_context(registry.detect(p).store.open(p)) for p in paths]
+        stores = [stack.enter_context(registry.open_archive(p)) for p in paths]
         n_obs = [store.spec("indptr").length - 1 for store in stores]
         self._parts = [
             StoredRows(store, "", (0, n), whole.shape[1])

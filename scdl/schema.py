@@ -19,7 +19,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +30,7 @@ from storage_backends.base import INDEX as INDEX
 from storage_backends.base import INDEX_NAME as INDEX_NAME
 from storage_backends.base import NULLABLE as NULLABLE
 from storage_backends.base import ArrayStore
+from storage_backends.caching import cached_property
 from storage_backends.errors import COPY_AGAIN
 
 #: No count of cells or genes is larger.

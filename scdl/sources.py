@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from scdl.schema import (
 from scdl.tables import NoTable, StoredTable, TableSource
 from scdl.transpose import Csc
 from storage_backends.base import DTYPES, ArrayStore, ArrayWriter, Sparse
+from storage_backends.caching import cached_property
 
 _BY = {"csr": Csr, "csc": Csc}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from scdl.errors import (
     OutputError,
     RemoteError,
     ScdlError,
-    ScdlWarning,
 )
 from storage_backends import registry
 from storage_backends.base import ArrayStore, Backend, Examination, Finding, Piece, Verdict
@@ -242,15 +240,12 @@ class _Run:
 
 def _opened(opened: Callable[[], ArrayStore]) -> tuple[ArrayStore | None, list[Finding]]:
     """What was opened if it could be, and what was found at that."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScdlWarning)
-        try:
-            store = opened()
-        except ScdlError as error:
-            return None, [finding(error)]
-    remarks = [str(w.message) for w in caught if issubclass(w.category, ScdlWarning)]
+    try:
+        store = opened()
+    except ScdlError as error:
+        return None, [finding(error)]
     verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
-    return store, [Finding(text, verdict, mendable=store.stale) for text in remarks]
+    return store, [Finding(text, verdict, mendable=store.stale) for text in store.remarks]
 
 
 def _checked(check: structure.Check) -> list[Finding]:

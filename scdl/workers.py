@@ -48,14 +48,23 @@ class TaskMeter:
     Parameters
     ----------
     shares
-        The numbers of all tasks.
+        Two numbers of each task: the share, and whether it is to stop.
     index
-        Which of them it is; below zero, the task is to stop.
+        Which task it is.
     """
 
     def __init__(self, shares: MutableSequence[float], index: int) -> None:
-        self._shares, self._index = shares, index
+        self._shares, self._share, self._stop = shares, 2 * index, 2 * index + 1
         self._total, self._done = 0.0, 0.0
+
+    @property
+    def share(self) -> float:
+        """How much is done, from 0 to 1."""
+        return self._shares[self._share]
+
+    def begin(self) -> None:
+        """Be the meter of another task."""
+        self._shares[self._share] = self._shares[self._stop] = 0.0
 
     def reset(self, total: float | None = None) -> None:
         """Begin, with so much to do."""
@@ -63,14 +72,14 @@ class TaskMeter:
 
     def update(self, n: float = 1) -> None:
         """So much more is done."""
-        if self._shares[self._index] < 0:
+        if self._shares[self._stop]:
             raise Stopped
         self._done += n
-        self._shares[self._index] = min(self._done / self._total, 1.0) if self._total else 0.0
+        self._shares[self._share] = min(self._done / self._total, 1.0) if self._total else 0.0
 
     def stop(self) -> None:
         """Have the task end when it next says that more is done."""
-        self._shares[self._index] = -1.0
+        self._shares[self._stop] = 1.0
 
 
 class Task(Protocol):
@@ -135,6 +144,7 @@ class _LocalWorkers(Workers):
         #: How many tasks run at the same time.
         self.n = n
         self._shares = shares
+        self._meters = [TaskMeter(shares, seat) for seat in range(n)]
         self._free = list(range(n))
         self._executors: dict[int, Executor] = {}
         self._seats: dict[Future[Outcome], int] = {}
@@ -144,7 +154,7 @@ class _LocalWorkers(Workers):
 
     def start(self, task: Task, *, urgent: bool = False) -> Future[Outcome]:
         seat = self._free.pop()
-        self._shares[seat] = 0.0
+        self._meters[seat].begin()
         if seat not in self._executors:
             self._executors[seat] = self._executor(seat)
         try:
@@ -163,7 +173,7 @@ class _LocalWorkers(Workers):
     def _submit(self, seat: int, task: Task) -> Future[Outcome]: ...
 
     def share(self, future: Future[Outcome]) -> float:
-        return self._shares[self._seats[future]]
+        return self._meters[self._seats[future]].share
 
     def finish(self, future: Future[Outcome]) -> Outcome:
         seat = self._seats.pop(future)
@@ -197,17 +207,17 @@ class ThreadWorkers(_LocalWorkers):
     """Threads of this process, `n` of them."""
 
     def __init__(self, n: int) -> None:
-        super().__init__(n, [0.0] * n)
+        super().__init__(n, [0.0] * 2 * n)
 
     def _executor(self, seat: int) -> Executor:
         return ThreadPoolExecutor(1, thread_name_prefix="scdl-worker")
 
     def _submit(self, seat: int, task: Task) -> Future[Outcome]:
-        return self._executors[seat].submit(_run_in_thread, task, TaskMeter(self._shares, seat))
+        return self._executors[seat].submit(_run_in_thread, task, self._meters[seat])
 
     def _interrupt(self) -> None:
         for seat in self._seats.values():
-            self._shares[seat] = -1.0
+            self._meters[seat].stop()
 
 
 class ProcessWorkers(_LocalWorkers):
@@ -219,7 +229,7 @@ class ProcessWorkers(_LocalWorkers):
 
     def __init__(self, n: int) -> None:
         self._context = multiprocessing.get_context("spawn")
-        super().__init__(n, self._context.RawArray("d", n))
+        super().__init__(n, self._context.RawArray("d", 2 * n))
         self._pids: dict[int, Future[int]] = {}
         # Cores that do not come out even stay idle, rather than being fought for.
         self._n_threads = max(1, threads.n_threads() // n)
@@ -249,7 +259,7 @@ class ProcessWorkers(_LocalWorkers):
 
     def _interrupt(self) -> None:
         for seat in self._seats.values():
-            self._shares[seat] = -1.0
+            self._meters[seat].stop()
             pid = self._pids[seat]
             if pid.done() and not pid.cancelled() and pid.exception() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -344,7 +354,7 @@ def connect(address: str) -> Client:
 # -- in the workers ------------------------------------------------------------------------------
 
 #: Of this process, where it is one of :class:`ProcessWorkers`.
-_meter = TaskMeter([0.0], 0)
+_meter = TaskMeter([0.0, 0.0], 0)
 _busy = threading.Event()
 
 
@@ -409,4 +419,4 @@ def _run_on_dask(task: Task) -> Outcome:
     from distributed import get_worker
 
     threads.limit(get_worker().state.nthreads)
-    return Outcome(task.run(TaskMeter([0.0], 0)))
+    return Outcome(task.run(TaskMeter([0.0, 0.0], 0)))

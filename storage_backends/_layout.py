@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from storage_backends import _archive_files
 from storage_backends._header import Header
 from storage_backends.base import DTYPES, ArraySpec
-from storage_backends.errors import ArchiveFormatError, ScdlWarning
+from storage_backends.errors import ArchiveFormatError
 
 HEADER = "header.sch"
 MANIFEST = os.path.join("scdl", "manifest.json")
@@ -167,8 +166,8 @@ def entry(name: str, spec: ArraySpec) -> dict[str, Any]:
     }
 
 
-def read_manifest(path: str, n_obs: int, nnz: int) -> Mapping[str, Any]:
-    """The manifest, empty where there is none or where another program changed the archive."""
+def read_manifest(path: str, n_obs: int, nnz: int, remarks: list[str]) -> Mapping[str, Any]:
+    """The manifest, empty where there is none or, with a remark, another program made changes."""
     file = os.path.join(path, MANIFEST)
     if not os.path.lexists(file):
         return {}
@@ -180,11 +179,9 @@ def read_manifest(path: str, n_obs: int, nnz: int) -> Mapping[str, Any]:
             "upgrade scdl-store"
         )
     if describes != (n_obs, nnz):
-        warnings.warn(
+        remarks.append(
             f"{path}: another program changed the archive from {describes[0]} to {n_obs} cells; "
-            "names, categories, obsm and further graphs no longer fit and are left out",
-            ScdlWarning,
-            stacklevel=5,
+            "names, categories, obsm and further graphs no longer fit and are left out"
         )
         return {}
     return manifest

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -23,6 +22,7 @@ from storage_backends import arrow, threads
 from storage_backends._checksums import CheckedFile
 from storage_backends._mapped_file import MappedFile
 from storage_backends.base import INDEX
+from storage_backends.caching import cached_property
 from storage_backends.errors import (
     ArchiveFormatError,
     ArrayNotFoundError,

@@ -9,8 +9,6 @@ Source: Zarr v3 specification, codec ``sharding_indexed``.
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -22,6 +20,7 @@ from storage_backends._checksums import CheckedFile
 from storage_backends._content import CHECKSUM_BYTES, Content, checksum
 from storage_backends._mapped_file import MappedFile, hold
 from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
+from storage_backends.recent import Recent
 
 _ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
 #: Shard indexes kept in memory, and files kept open beside those that are held, of one archive.
@@ -87,8 +86,7 @@ class LocalFiles:
         self.root = root
         self.is_current: Callable[[], bool] = lambda: True
         self._before_reading = before_reading or (lambda key: None)
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, MappedFile] = OrderedDict()
+        self._open = Recent[str, MappedFile](_MOST_OPEN)
         self._held: dict[str, MappedFile] = {}
 
     def hold(self, keys: Iterable[str]) -> None:
@@ -97,10 +95,11 @@ class LocalFiles:
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
         """The bytes of a file, where it is held."""
-        if key not in self._held:
+        file = self._held.get(key)
+        if file is None:
             return None
         self._before_reading(key)
-        return self._held[key].data
+        return file.data
 
     def check_current(self) -> None:
         """ArchiveChangedError where another archive took the place of this one."""
@@ -115,26 +114,17 @@ class LocalFiles:
 
     def _file(self, key: str) -> MappedFile | None:
         self._before_reading(key)
-        if key in self._held:
-            return self._held[key]
-        with self._lock:
-            if key in self._open:
-                self._open.move_to_end(key)
-                return self._open[key]
+        file = self._held.get(key) or self._open.get(key)
+        if file is not None:
+            return file
         try:
             file = self._open_file(key)
         except (FileNotFoundError, NotADirectoryError):
             file = None
         # Afterwards: what was opened is of the archive that stood there then.
         self.check_current()
-        if file is None:
-            return None
-        with self._lock:
-            self._open[key] = file
-            while len(self._open) > _MOST_OPEN:
-                # Unmapped when the last reader lets go of it.
-                self._open.popitem(last=False)
-        return file
+        # Unmapped when the last reader lets go of it.
+        return None if file is None else self._open.keep(key, file)
 
     def size(self, key: str) -> int | None:
         file = self._file(key)
@@ -171,9 +161,8 @@ class LocalFiles:
         )
 
     def close(self) -> None:
-        with self._lock:
-            self._open.clear()
-            self._held.clear()
+        self._open.clear()
+        self._held = {}
 
 
 def spans(pieces: Pieces, gap: int) -> tuple[Pieces, NDArray[np.int64]]:
@@ -226,8 +215,7 @@ class ShardedChunks:
     ) -> None:
         self._where, self._files, self._complete = where, files, complete
         self._prefix, self._suffix, self._per_shard = prefix, suffix, per_shard
-        self._indexes: OrderedDict[int, NDArray[np.uint64]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._indexes = Recent[int, NDArray[np.uint64]](_MOST_OPEN)
 
     def locate(self, chunks: NDArray[np.int64]) -> tuple[Pieces, NDArray[np.bool_]]:
         """Where some rising chunks are, and which of them were written at all."""
@@ -258,16 +246,8 @@ class ShardedChunks:
         return f"{self._prefix}{number}{self._suffix}"
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
-        with self._lock:
-            if shard in self._indexes:
-                self._indexes.move_to_end(shard)
-                return self._indexes[shard]
-        index = self._read_index(shard)
-        with self._lock:
-            self._indexes[shard] = index
-            while len(self._indexes) > _MOST_OPEN:
-                self._indexes.popitem(last=False)
-        return index
+        index = self._indexes.get(shard)
+        return self._indexes.keep(shard, self._read_index(shard)) if index is None else index
 
     def _read_index(self, shard: int) -> NDArray[np.uint64]:
         key = self._key(shard)

@@ -62,7 +62,8 @@ class Staging:
                     target,
                 )
             remove_leftovers(target)
-            locks = [writer_lock(target)] if os.path.lexists(target) else []
+            # Without `replace` nothing is there, unless another one just put it there.
+            locks = [writer_lock(target)] if replace and os.path.lexists(target) else []
             try:
                 path, own = _new_directory(target)
             except BaseException:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,11 @@ class ChunkCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.begin()
+        _caches.add(self)
+
+    def begin(self) -> None:
+        """Be as new."""
         self._bytes = 0
         self._chunks: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
@@ -61,6 +68,19 @@ class ChunkCache:
         with self._lock:
             self._chunks.clear()
             self._bytes = 0
+
+
+_caches: WeakSet[ChunkCache] = WeakSet()
+
+
+def _begin_fork() -> None:
+    """A fork has none of the threads that may hold a lock, or be about to change what it guards."""
+    for cache in _caches:
+        cache.begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_fork)
 
 
 class Chunks(ABC):

@@ -168,6 +168,10 @@ class ArrayStore(ABC):
 
     path: str
 
+    #: What is unusual about the archive, and was believed all the same: sentences for people, of
+    #: which who opens it warns.
+    remarks: Sequence[str] = ()
+
     #: Whether what the archive says of itself disagrees with its arrays, which were believed;
     #: writing it anew mends it.
     stale: bool = False

@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,6 +38,7 @@ from storage_backends._mapped_file import MappedFile, hold
 from storage_backends._memmap_writer import MemmapWriter
 from storage_backends._staging import remove_leftovers
 from storage_backends.base import ArraySpec, ArrayStore, Backend, Examination, check_ranges
+from storage_backends.caching import cached_property
 from storage_backends.errors import (
     ArchiveChangedError,
     ArchiveClosedError,
@@ -47,7 +46,6 @@ from storage_backends.errors import (
     ArchiveNotFoundError,
     ArrayNotFoundError,
     ScdlError,
-    ScdlWarning,
 )
 from storage_backends.proportion import check_claim
 
@@ -62,6 +60,7 @@ class MemmapStore(ArrayStore):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.remarks: list[str] = []
         self._identity = _layout.identity(path)
         self._manifest: Mapping[str, Any] = {}
         self._files: dict[str, str] = {}
@@ -104,7 +103,8 @@ class MemmapStore(ArrayStore):
         store = cls(path)
         header = _layout.read_header(path)
         store._map(_layout.matrix_files(path, header))
-        store._manifest = _layout.read_manifest(path, store._n_obs, store._specs["data"].length)
+        lengths = store._n_obs, store._specs["data"].length
+        store._manifest = _layout.read_manifest(path, *lengths, store.remarks)
         store._map(_layout.graph_files(path, store._manifest))
         store._map(_layout.own_files(path, store._manifest))
         store._check_features()
@@ -183,12 +183,10 @@ class MemmapStore(ArrayStore):
             for name, documented in _layout.MATRIX.items()
         ):
             return False
-        warnings.warn(
+        self.remarks.append(
             f"{self.path}: the header's lengths disagree with the files, which agree with each "
             "other and are used; `scdl verify --repair`, or scdl.open(path).save(), writes the "
-            "header anew",
-            ScdlWarning,
-            stacklevel=4,
+            "header anew"
         )
         return True
 
@@ -277,8 +275,8 @@ class MemmapStore(ArrayStore):
 
     def close(self) -> None:
         self._mapped = None
-        self._parquet.clear()
-        self._held.clear()
+        # Not emptied: who is reading goes on with what is of this archive.
+        self._parquet, self._held = {}, {}
 
     # -- whether it is sound -------------------------------------------------------------------
 
@@ -292,9 +290,7 @@ class MemmapStore(ArrayStore):
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ScdlWarning)
-            store = cls.open(path)
+        store = cls.open(path)
         remove_leftovers(store.path)
         if not store.stale:
             return ()
@@ -340,21 +336,23 @@ class MemmapStore(ArrayStore):
         return self._stops[self._var_directory]
 
     def _table(self, name: str) -> ParquetTable:
+        # Taken before it is known that the archive was open, so that they are of that time.
+        tables, held = self._parquet, self._held
         if name not in self.tables:
             raise ArrayNotFoundError(
                 f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
             )
         # What is not held must be of the archive that was opened.
-        if not self.is_current and not self._held.keys() >= {*self._table_files(name)}:
+        if not self.is_current and not held.keys() >= {*self._table_files(name)}:
             raise ArchiveChangedError(
                 f"{self.path}: the archive was replaced since it was opened, and {name} was not "
                 "held; open it again"
             )
-        if name not in self._parquet:
-            self._parquet[name] = self._make_table(name)
-        return self._parquet[name]
+        if name not in tables:
+            tables[name] = self._make_table(name, held)
+        return tables[name]
 
-    def _make_table(self, name: str) -> ParquetTable:
+    def _make_table(self, name: str, held: Mapping[str, MappedFile]) -> ParquetTable:
         from storage_backends._parquet import ParquetTable
 
         n_rows: int | None = self._n_obs
@@ -368,7 +366,7 @@ class MemmapStore(ArrayStore):
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
             only_names=self._side_files(name).get("only_names"),
-            held=self._held,
+            held=held,
             # As many cells as there are offsets, which are not compressed.
             bounded=name != "obs",
         )

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from storage_backends.base import Backend
+from storage_backends.base import ArrayStore, Backend
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
     BackendNotFoundError,
+    ScdlWarning,
 )
 
-__all__ = ["ENTRY_POINTS", "backend", "detect", "for_target", "names"]
+__all__ = ["ENTRY_POINTS", "backend", "detect", "for_target", "names", "open_archive"]
 
 ENTRY_POINTS = "scdl.storage_backends"
 
@@ -71,6 +73,14 @@ def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend
     if own in _BUILTIN and backend(own).suffix == ending:
         return backend(own)
     return backend(DEFAULT)
+
+
+def open_archive(path: str | os.PathLike[str], *, hold: bool = True) -> ArrayStore:
+    """Open the archive at `path`, as ``ArrayStore.open`` does, and warn of its remarks."""
+    store = detect(path).store.open(os.fspath(path), hold=hold)
+    for remark in store.remarks:
+        warnings.warn(remark, ScdlWarning, stacklevel=5)
+    return store
 
 
 def detect(path: str | os.PathLike[str]) -> Backend:

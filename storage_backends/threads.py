@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar
 
@@ -53,7 +53,29 @@ def _pool(process: int, n: int) -> ThreadPoolExecutor:
 
 def submit(function: Callable[..., _T], *arguments: Any) -> Future[_T]:
     """Call a function in a thread."""
-    return _pool(os.getpid(), n_threads()).submit(function, *arguments)
+    try:
+        return _pool(os.getpid(), n_threads()).submit(function, *arguments)
+    except RuntimeError:
+        if threading.main_thread().is_alive():
+            raise
+    # No thread begins any more, but those that have begun may read on: so it is done here.
+    done: Future[_T] = Future()
+    try:
+        done.set_result(function(*arguments))
+    except BaseException as error:  # noqa: BLE001 - raised by who asks for the result
+        done.set_exception(error)
+    return done
+
+
+def both(function: Callable[..., _T], one: Sequence[Any], other: Sequence[Any]) -> tuple[_T, _T]:
+    """Call a function twice at the same time; neither call goes on when this returns or raises."""
+    first = submit(function, *one)
+    try:
+        second = function(*other)
+        return first.result(), second
+    finally:
+        if not first.cancel():
+            wait([first])
 
 
 def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
@@ -69,8 +91,10 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
             function(item)
 
     # This thread is one of them: to be woken takes as long as to decode a chunk.
-    futures = [submit(work) for _ in range(min(n_threads(), len(items)) - 1)]
+    futures: list[Future[None]] = []
     try:
+        for _ in range(min(n_threads(), len(items)) - 1):
+            futures.append(submit(work))  # noqa: PERF401 - those that began are waited for
         work()
     finally:
         # What has not begun finds nothing to do any more; nobody works on when this returns.

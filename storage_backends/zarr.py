@@ -21,7 +21,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,6 +63,7 @@ from storage_backends.base import (
     Sparse,
     check_ranges,
 )
+from storage_backends.caching import cached_property
 from storage_backends.errors import (
     COPY_AGAIN,
     ArchiveClosedError,

@@ -91,6 +91,7 @@ class TestReaders:
             "import pathlib, sys, time; import scdl; from test_concurrency import everything\n"
             "archive, ready = map(pathlib.Path, sys.argv[1:3])\n"
             "ds = scdl.open(archive); (ready / sys.argv[3]).touch()\n"
+            "last = everything(ds)\n"
             "while not (ready / 'done').exists(): last = everything(ds)\n"
             "print(hash(repr(everything(ds))) == hash(repr(last)), len(ds), ds.data.dtype)\n"
         )

@@ -1,0 +1,30 @@
+"""Properties that are computed once."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any, TypeVar, overload
+
+_T = TypeVar("_T")
+
+if sys.version_info >= (3, 12):
+    from functools import cached_property as cached_property
+else:
+
+    class cached_property(functools.cached_property[_T]):
+        """The one of Python 3.12, without a lock that is held for all instances at once.
+
+        A fork could inherit it locked, and one property of an object waits for that of another. At
+        worst two threads compute the same; both get one of the two.
+        """
+
+        @overload
+        def __get__(self, instance: None, owner: type[Any] | None = None) -> Any: ...
+        @overload
+        def __get__(self, instance: object, owner: type[Any] | None = None) -> _T: ...
+        def __get__(self, instance: object | None, owner: type[Any] | None = None) -> Any:
+            if instance is None:
+                return self
+            assert self.attrname is not None
+            return instance.__dict__.setdefault(self.attrname, self.func(instance))
