@@ -9,12 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from interleaving import between, some_lines
@@ -219,36 +217,6 @@ def test_what_was_used_last_while_something_is_let_go_of() -> None:
     recent.keep(4, "y")
     assert len(recent) == 1
     assert recent.get(4) == "y"
-
-
-# -- checks ------------------------------------------------------------------------------------
-
-
-def test_two_archives_that_are_verified_at_the_same_time(written: Path, tmp_path: Path) -> None:
-    """Each report tells of its own archive, and warnings are as before."""
-    for name in ("one", "two"):
-        shutil.copytree(written / "few.memmap", tmp_path / name)
-        header = tmp_path / name / "header.sch"
-        data = header.read_bytes()
-        np.save(tmp_path / name / "unused.npy", 0)
-        assert data
-    before = list(warnings.filters), warnings.showwarning
-    within = ("/scdl/verification.py", "/storage_backends/memmap.py", "/storage_backends/registry")
-
-    def verified(name: str) -> list[str]:
-        return [found.message for found in scdl.verify(tmp_path / name).findings]
-
-    expected = verified("one"), verified("two")
-    for line in some_lines(lambda: verified("one"), 60, within):
-        other: list[Any] = []
-        got = between(
-            line,
-            lambda: verified("one"),
-            lambda other=other: other.append(verified("two")),
-            within,
-        )
-        assert (got, *other) == expected
-    assert (list(warnings.filters), warnings.showwarning) == before
 
 
 # -- threads of the library --------------------------------------------------------------------

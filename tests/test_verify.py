@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import zarr
 from headers import header_bytes, header_of
 from hypothesis import given
 from hypothesis import strategies as st
+from interleaving import between, some_lines
 from sources import random_cells, write_h5ad
 from typer.testing import CliRunner
 
@@ -453,6 +455,35 @@ def make_stale(path: Path) -> bytes:
     fields["indexes"] = [(name, n - 2, *rest) for name, n, *rest in fields["indexes"]]
     header.write_bytes(header_bytes(**fields))
     return before
+
+
+def test_two_archives_that_are_verified_at_the_same_time(tmp_path: Path) -> None:
+    """Each report tells of its own archive, and warnings are as before."""
+    for name in ("one", "two"):
+        make_stale(Path(write(small_archive(), str(tmp_path / name), "memmap")))
+    before = list(warnings.filters), warnings.showwarning
+    within = (
+        "/scdl/verification.py",
+        "/storage_backends/memmap.py",
+        "/storage_backends/_layout.py",
+    )
+
+    def verified(name: str) -> tuple[Verdict, list[str]]:
+        report = scdl.verify(tmp_path / name)
+        return report.verdict, [found.message for found in report.findings]
+
+    expected = verified("one"), verified("two")
+    assert all(any("--repair" in text for text in told) for _, told in expected)
+    for line in some_lines(lambda: verified("one"), 60, within):
+        other: list[Any] = []
+        got = between(
+            line,
+            lambda: verified("one"),
+            lambda other=other: other.append(verified("two")),
+            within,
+        )
+        assert (got, *other) == expected
+    assert (list(warnings.filters), warnings.showwarning) == before
 
 
 @pytest.mark.parametrize("checksums", [True, False])
