@@ -274,19 +274,23 @@ def test_memory_is_not_waited_for() -> None:
 
 
 def test_threads_read_on_after_the_end_of_the_main_thread(
-    written: Path, child_environment: dict[str, str]
+    written: Path, tmp_path: Path, child_environment: dict[str, str]
 ) -> None:
+    paths = [str(tmp_path / backend) for backend in BACKENDS]
+    for path, backend in zip(paths, BACKENDS, strict=True):
+        # So many values that several threads read them.
+        scdl.convert([written / "few.h5ad"] * 50, path, backend=backend)
     code = (
-        "import sys, threading, numpy as np, scdl\n"
+        "import sys, threading, time, numpy as np, scdl\n"
         "sets = [scdl.open(path) for path in sys.argv[1:]]\n"
-        "cells = scdl.SingleCellCollection(sys.argv[1:])\n"
+        "sets.append(scdl.SingleCellCollection(sys.argv[1:]))\n"
         "def read():\n"
         "    threading.main_thread().join()\n"
-        "    print(sum(len(ds.__getitems__(list(range(200)))) for ds in [*sets, cells]))\n"
-        "    print(sum(len(ds.read_rows(np.arange(200)).data) > 0 for ds in [*sets, cells]))\n"
+        "    time.sleep(0.5)\n"
+        "    print(*(len(ds.__getitems__(list(range(10_000)))) for ds in sets))\n"
+        "    print(*(len(ds.read_rows(np.arange(10_000))) for ds in sets))\n"
         "threading.Thread(target=read).start()\n"
     )
-    paths = [str(written / f"few.{backend}") for backend in BACKENDS]
     done = subprocess.run(
         [sys.executable, "-c", code, *paths],
         env=child_environment,
@@ -295,7 +299,7 @@ def test_threads_read_on_after_the_end_of_the_main_thread(
         timeout=120,
         check=False,
     )
-    assert done.stdout.split() == ["600", "3"], done.stderr
+    assert done.stdout.split() == ["10000"] * 6, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
