@@ -53,10 +53,9 @@ Path = str | os.PathLike[str]
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
-#: Attributes that opening makes or that are read on first use; pickles go without them.
-_DERIVED = (
-    "_store", "_info", "_views", "_source", "graph", "_graphs", "_graph_sources", "_var", "_obs",
-)  # fmt: skip
+#: Attributes that opening makes, and those that are read on first use; pickles go without them.
+_OPENED = ("_store", "_info", "_views")
+_READ = ("_source", "graph", "_graphs", "_graph_sources", "_var", "_obs")
 
 
 class SingleCellDataset(CellReader):
@@ -145,12 +144,12 @@ class SingleCellDataset(CellReader):
         """Open what now stands at the path, and forget what was read from the old."""
         before = self._store
         self._open()
-        for name in _DERIVED[3:]:
+        for name in _READ:
             self.__dict__.pop(name, None)
         before.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
+        state = {k: v for k, v in self.__dict__.items() if k not in _OPENED + _READ}
         return state | {"data_path": self._store.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

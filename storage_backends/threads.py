@@ -74,7 +74,7 @@ def both(function: Callable[..., _T], one: Sequence[Any], other: Sequence[Any]) 
         second = function(*other)
         return first.result(), second
     finally:
-        if not first.cancel():
+        if not (first.done() or first.cancel()):
             wait([first])
 
 
