@@ -28,8 +28,10 @@ help: ## Print this list
 demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [DEST=archive]
 	@$(BIN)/python -m benchmarks.demo $(if $(H5AD),"$(H5AD)") $(if $(DEST),--dest "$(DEST)")
 
+# Two files at a time; the tests of one share what is made for them. Some wait for others that have
+# to be in time, so that it is not as many as there are cores.
 test: lint types ## Run lint, types and tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-test ## Check style and format
 	$(BIN)/ruff check
