@@ -171,7 +171,7 @@ def test_members_that_are_added_while_cells_are_read(written: Path) -> None:
 
 def test_few_members_that_are_open_at_a_time(written: Path) -> None:
     """Each thread reads another member than the one that may be open."""
-    paths = [written / f"few.{backend}" for backend in BACKENDS] * 1
+    paths = [written / f"few.{backend}" for backend in BACKENDS]
     cells = scdl.SingleCellCollection(paths, max_open=1)
     expected = contents(cells.read_rows([3])), contents(cells.read_rows([203]))
     for line in some_lines(lambda: cells.read_rows([3]), 80):
