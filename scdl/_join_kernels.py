@@ -256,6 +256,33 @@ def copy_rows_numpy(
 
 
 @kernel
+def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
+    """Sum the values of rows.
+
+    Parameters
+    ----------
+    rows
+        n x 4, see :func:`locate_rows`.
+    like
+        Any array of the dtype that the values have.
+    out
+        Output, the sum of each row.
+    """
+    for i in range(len(rows)):
+        values = _pointer(rows[i, 0], like)
+        total = 0.0
+        for k in range(rows[i, 2]):
+            total += values[k]
+        out[i] = total
+
+
+def sum_rows_numpy(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
+    """The same as :func:`sum_rows` in NumPy."""
+    for i, (address, _, length, _) in enumerate(rows.tolist()):
+        out[i] = _at(address, length, like).sum(dtype=np.float64)
+
+
+@kernel
 def map_values(
     ids: Any, values: Any, start: int, stop: int, table: Any, out_ids: Any, out: Any, at: int
 ) -> int:

@@ -16,6 +16,8 @@ from storage_backends.jit import fetch_ahead, kernel
 
 #: Returned in place of a count where a column id is not below the number of columns.
 OUT_OF_RANGE = -1
+#: Returned where a dtype does not hold a sum.
+OVERFLOW = -2
 
 
 # Position of the only bit set in a word, by De Bruijn's sequence.
@@ -277,11 +279,30 @@ def gather_rows_numpy(
 
 @kernel
 def fill_dense(
-    data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[Any]
-) -> bool:
-    """Write the rows to `out` of n x n_vars, zeros included; False for a column outside.
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    whole: bool,
+    out: NDArray[Any],
+) -> int:
+    """Write the rows to `out` of n x n_vars, zeros included.
 
     Values of a column that comes twice in a row are added.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        Rows in compressed sparse row form.
+    whole
+        Whether `out` holds integers, so that sums may overflow.
+    out
+        Output, of a dtype that holds every value.
+
+    Returns
+    -------
+    int
+        0; :data:`OUT_OF_RANGE` for a column outside; :data:`OVERFLOW` where `out` does not hold a
+        sum.
     """
     n_vars = out.shape[1]
     for row in range(len(indptr) - 1):
@@ -291,50 +312,89 @@ def fill_dense(
         for k in range(indptr[row], indptr[row + 1]):
             column = np.int64(indices[k])
             if column < 0 or column >= n_vars:
-                return False
+                return OUT_OF_RANGE
             # To add to zero would lose the sign of another zero.
             before = target[column]
-            target[column] = data[k] if before == 0 else before + data[k]
-    return True
+            if before == 0:
+                target[column] = data[k]
+                continue
+            target[column] = before + data[k]
+            if whole and (target[column] < before) != (data[k] < 0):
+                return OVERFLOW
+    return 0
 
 
 def fill_dense_numpy(
-    data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[Any]
-) -> bool:
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    whole: bool,
+    out: NDArray[Any],
+) -> int:
     """The same as :func:`fill_dense` in NumPy."""
     out[:] = 0
     if len(indices) and int(indices.max()) >= out.shape[1]:
-        return False
+        return OUT_OF_RANGE
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     places = rows, indices.astype(np.int64)
+    if whole:
+        # As Python numbers, which do not overflow.
+        sums = np.zeros(out.shape, object)
+        np.add.at(sums, places, data.astype(object))
+        limits = np.iinfo(out.dtype)
+        if ((sums < limits.min) | (sums > limits.max)).any():
+            return OVERFLOW
+        out[:] = sums
+        return 0
     np.add.at(out, places, data)
     is_zero = (data == 0) & (out[places] == 0)
     out[rows[is_zero], places[1][is_zero]] = data[is_zero]
-    return True
+    return 0
 
 
 @kernel
-def normalize_rows(
-    data: NDArray[Any], indptr: NDArray[np.int64], target: float, out: NDArray[Any]
-) -> None:
-    """Scale the values of each row to the sum `target`; rows without one stay as they are."""
+def sum_rows(data: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """Sum the values of each row."""
     for row in range(len(indptr) - 1):
         values = data[indptr[row] : indptr[row + 1]]
-        scaled = out[indptr[row] : indptr[row + 1]]
         total = 0.0
         for k in range(len(values)):
             total += values[k]
-        scale = target / total if total != 0.0 else 1.0
+        out[row] = total
+
+
+def sum_rows_numpy(data: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """The same as :func:`sum_rows` in NumPy."""
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
+        out[row] = data[start:stop].sum(dtype=np.float64)
+
+
+@kernel
+def scale_rows(
+    data: NDArray[Any],
+    indptr: NDArray[np.int64],
+    totals: NDArray[np.float64],
+    target: float,
+    out: NDArray[Any],
+) -> None:
+    """Scale the values of each row by `target` over its total; rows whose total is 0 stay."""
+    for row in range(len(indptr) - 1):
+        values = data[indptr[row] : indptr[row + 1]]
+        scaled = out[indptr[row] : indptr[row + 1]]
+        scale = target / totals[row] if totals[row] != 0.0 else 1.0
         for k in range(len(values)):
             scaled[k] = values[k] * scale
 
 
-def normalize_rows_numpy(
-    data: NDArray[Any], indptr: NDArray[np.int64], target: float, out: NDArray[Any]
+def scale_rows_numpy(
+    data: NDArray[Any],
+    indptr: NDArray[np.int64],
+    totals: NDArray[np.float64],
+    target: float,
+    out: NDArray[Any],
 ) -> None:
-    """The same as :func:`normalize_rows` in NumPy."""
-    for start, stop in pairwise(indptr.tolist()):
-        total = data[start:stop].sum(dtype=np.float64)
+    """The same as :func:`scale_rows` in NumPy."""
+    for start, stop, total in zip(indptr[:-1].tolist(), indptr[1:].tolist(), totals, strict=True):
         out[start:stop] = data[start:stop] * (target / total if total else 1.0)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl.errors import OptionError
+from scdl.cast import held
+from scdl.errors import CastError, OptionError
+from scdl.genes import check_one_space
 from scdl.schema import check_columns
 
 if TYPE_CHECKING:
@@ -47,7 +49,14 @@ class CellBatch:
         In a gene space with ``missing="mask"``: which genes each gene space of the archives has,
         spaces x n_vars.
     spaces
-        The row of `present` that each cell has, int64.
+        Gene space of each cell, int64; None where all cells of the dataset share one. With
+        `present`, the row of it that each cell has.
+    own_genes
+        Whether column ids were asked for as those of each cell's own gene space. Without, cells of
+        different gene spaces form no matrix.
+    totals
+        Sum of the stored values of each cell over all genes, also those that a selection leaves
+        out, where it was asked for.
     """
 
     data: NDArray[Any]
@@ -60,6 +69,8 @@ class CellBatch:
     largest: int | None = None
     present: NDArray[np.bool_] | None = None
     spaces: NDArray[np.int64] | None = None
+    own_genes: bool = False
+    totals: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,17 +82,16 @@ class CellBatch:
             raise OptionError(f"a batch is cut into consecutive cells, not by steps of {step}")
         stop = max(start, stop)
         first, last = int(self.indptr[start]), int(self.indptr[stop])
-        return CellBatch(
-            self.data[first:last],
-            self.indices[first:last],
-            self.indptr[start : stop + 1] - first,
-            self.n_vars,
-            self.rows[start:stop],
-            {name: values[start:stop] for name, values in self.obs.items()},
-            {key: vectors[start:stop] for key, vectors in self.obsm.items()},
-            self.largest,
-            self.present,
-            None if self.spaces is None else self.spaces[start:stop],
+        return replace(
+            self,
+            data=self.data[first:last],
+            indices=self.indices[first:last],
+            indptr=self.indptr[start : stop + 1] - first,
+            rows=self.rows[start:stop],
+            obs={name: values[start:stop] for name, values in self.obs.items()},
+            obsm={key: vectors[start:stop] for key, vectors in self.obsm.items()},
+            spaces=None if self.spaces is None else self.spaces[start:stop],
+            totals=None if self.totals is None else self.totals[start:stop],
         )
 
     @property
@@ -89,15 +99,36 @@ class CellBatch:
         """Cells and genes."""
         return len(self.rows), self.n_vars
 
+    def row_totals(self) -> NDArray[np.float64]:
+        """Sum of the values of each cell, of those that are here."""
+        from scdl import _kernels
+
+        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        out = np.empty(len(self), np.float64)
+        _kernels.sum_rows(data, self.indptr, out)
+        return out
+
+    def check_genes(self) -> None:
+        """Raise GeneError where cells of different gene spaces would share a column axis."""
+        if self.spaces is not None and self.present is None and not self.own_genes:
+            check_one_space(self.spaces, "the cells of this batch")
+
     def check_columns(self) -> None:
         """Raise ArchiveFormatError where a gene is not below `n_vars`."""
         if self.largest is None or self.largest >= self.n_vars:
             check_columns(self.indices, self.n_vars)
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """As a scipy CSR matrix of n x n_vars; float16 becomes float32, which scipy needs."""
+        """As a scipy CSR matrix of n x n_vars; float16 becomes float32, which scipy needs.
+
+        Raises
+        ------
+        GeneError
+            The cells are of different gene spaces.
+        """
         import scipy.sparse
 
+        self.check_genes()
         self.check_columns()
         # scipy computes with signed indices only.
         wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
@@ -109,16 +140,34 @@ class CellBatch:
         )
 
     def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
-        """As a dense array of n x n_vars, of the stored dtype or another."""
+        """As a dense array of n x n_vars, of the stored dtype or another.
+
+        Raises
+        ------
+        GeneError
+            The cells are of different gene spaces.
+        CastError
+            The dtype cannot hold a value, or the sum of repeated entries.
+        """
         from scdl import _kernels, recycled
 
+        self.check_genes()
         wanted = self.data.dtype if dtype is None else np.dtype(dtype)
         # numba cannot compute with float16.
+        filled = np.dtype(np.float32) if wanted == np.float16 else wanted
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
-        out = recycled.empty(self.shape, np.float32 if wanted == np.float16 else wanted)
-        if not _kernels.fill_dense(data, self.indices, self.indptr, out):
+        if not np.can_cast(data.dtype, filled, "same_kind") or data.dtype == np.float64:
+            data = held(data, filled, "a value of a cell")
+        out = recycled.empty(self.shape, filled)
+        done = _kernels.fill_dense(data, self.indices, self.indptr, filled.kind in "iu", out)
+        if done == _kernels.OUT_OF_RANGE:
             check_columns(self.indices, self.n_vars)
-        return out.astype(wanted, copy=False)
+        if done == _kernels.OVERFLOW:
+            raise CastError(
+                f"{wanted} cannot hold the sum of repeated entries of a cell and gene; take a "
+                "wider dtype"
+            )
+        return out if wanted == filled else held(out, wanted, "a value of a cell")
 
     def to_torch(self, layout: Layout = "csr") -> torch.Tensor:
         """As a torch tensor of n x n_vars: ``csr``, ``coo`` or ``dense``.

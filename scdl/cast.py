@@ -42,6 +42,37 @@ def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
     return common
 
 
+def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+    """The same values in a dtype, floats rounded.
+
+    Parameters
+    ----------
+    what
+        What the values are, to open the message.
+
+    Raises
+    ------
+    CastError
+        The dtype cannot hold a value: it overflows, or is negative, fractional or not finite where
+        an integer is asked for.
+    """
+    if np.can_cast(values.dtype, dtype):
+        return values.astype(dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast: NDArray[Any] = values.astype(dtype)
+        if dtype.kind == "f":
+            lost = np.isinf(cast) & np.isfinite(values)
+        else:
+            # Comparing with another type may round, as it may in the cast.
+            lost = (cast.astype(values.dtype) != values) | ((cast < 0) != (values < 0))
+    if lost.any():
+        raise CastError(
+            f"{what}: {dtype} cannot hold {values[lost][0]}; take a dtype that holds it, or store "
+            "the values as one with cast_data_to_dtype"
+        )
+    return cast
+
+
 class Caster:
     """Casts blocks of values to one type, and remembers how far floats were rounded.
 

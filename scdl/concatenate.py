@@ -85,7 +85,7 @@ def concatenate(
         _tell_losses(stores, writer.path, vectors, lossless=lossless)
     caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
-    blocks = write_var(writer, _var_blocks(stores, infos))
+    blocks = write_var(writer, _var_blocks(stores, infos)).blocks
     if any(OBS in store.tables for store in stores):
         writer.write_table(OBS, united(obs or tables_of_cells(stores)))
     if whole:

@@ -20,6 +20,7 @@ from scdl.cast import DATA_DTYPES, Caster
 from scdl.chunks import prefetch, recyclable
 from scdl.csr import SparseRows
 from scdl.errors import ArchiveFormatError, OptionError, ScdlWarning, SourceError
+from scdl.genes import gene_orders
 from scdl.h5ad import H5adFile
 from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader
 from scdl.schema import (
@@ -72,6 +73,11 @@ class ConversionReport:
     rows_sorted, duplicates_summed
         Rows whose genes were out of order, and stored values that were added to another of the same
         gene.
+    reordered
+        Sources whose genes are those of an earlier source in another order, which were brought into
+        that order.
+    differing_var
+        Columns of var that sources with the same genes do not share; each source keeps its own.
     not_carried
         What is in the files and not in the archive.
     max_rounding
@@ -91,6 +97,8 @@ class ConversionReport:
     matrices: list[str]
     rows_sorted: int
     duplicates_summed: int
+    reordered: tuple[str, ...]
+    differing_var: tuple[str, ...]
     not_carried: tuple[str, ...]
     max_rounding: float
     nbytes: int
@@ -108,6 +116,11 @@ class ConversionReport:
             lines.append(f"sorted: {self.rows_sorted:,} cells whose genes were out of order")
         if self.duplicates_summed:
             lines.append(f"summed: {self.duplicates_summed:,} repeated entries of a cell and gene")
+        if self.reordered:
+            lines.append(f"genes brought into the order of the first: {', '.join(self.reordered)}")
+        if self.differing_var:
+            names = ", ".join(self.differing_var)
+            lines.append(f"columns of var that differ, kept for each source: {names}")
         if self.max_rounding:
             lines.append(f"rounded: by up to {self.max_rounding:.3g}")
         if self.not_carried:
@@ -268,6 +281,8 @@ def write_archive(
         matrices=list(info.matrices),
         rows_sorted=tally.rows_sorted,
         duplicates_summed=tally.duplicates_summed,
+        reordered=conversion.reordered,
+        differing_var=conversion.differing_var,
         not_carried=conversion.not_carried,
         max_rounding=tally.max_rounding,
         nbytes=nbytes,
@@ -339,6 +354,8 @@ class Conversion:
                 "say which to take with matrix="
             )
         self._files = files
+        self._gene_orders = gene_orders(file.var() for file in files) if len(files) > 1 else [None]
+        self.differing_var: tuple[str, ...] = ()
         self._writer: ArrayWriter
         self._alone = files[0] if len(files) == 1 else None
         #: Whether the archive becomes all that the source is.
@@ -390,6 +407,12 @@ class Conversion:
         return tuple(dict.fromkeys(names))
 
     @property
+    def reordered(self) -> tuple[str, ...]:
+        """Sources whose genes are brought into the order of an earlier one."""
+        pairs = zip(self._files, self._gene_orders, strict=True)
+        return tuple(file.path for file, order in pairs if order is not None)
+
+    @property
     def tally(self) -> Tally:
         """What was done to the values so far."""
         return Tally(self._rows_sorted, self._duplicates_summed, self.caster.max_rounding)
@@ -397,8 +420,12 @@ class Conversion:
     def run(self, writer: ArrayWriter, meter: Meter) -> Info:
         """Write everything and commit; once."""
         self._writer = writer
-        blocks = write_var(
-            self._writer, ((file.var(), file.n_obs, file.label) for file in self._files)
+        blocks, self.differing_var = write_var(
+            self._writer,
+            (
+                (file.var() if order is None else file.var().take(order), file.n_obs, file.label)
+                for file, order in zip(self._files, self._gene_orders, strict=True)
+            ),
         )
         # A table without columns has no rows either.
         if any(file.obs.schema.names for file in self._files):
@@ -426,10 +453,11 @@ class Conversion:
 
     def _write_matrix(self, meter: Meter) -> None:
         with Offsets(self._bounds) as offsets:
-            for file in self._files:
+            for file, order in zip(self._files, self._gene_orders, strict=True):
                 where = file.matrix.where
+                places = None if order is None else np.argsort(order)
                 for block in prefetch(file.matrix.blocks(self._bounds)):
-                    rows = self._clean(block, file.n_vars, where)
+                    rows = self._clean(block, file.n_vars, where, places)
                     self._append(DATA, self.caster(rows.data, where), self.caster.dtype)
                     self._append(INDICES, rows.indices, self._index_dtype)
                     offsets.add(rows.indptr)
@@ -446,8 +474,19 @@ class Conversion:
     def _append(self, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
         self._writer.append(name, values.astype(dtype, copy=False))
 
-    def _clean(self, block: SparseRows, n_vars: int, where: str) -> SparseRows:
-        """Genes of each cell in rising order, each once."""
+    def _clean(
+        self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
+    ) -> SparseRows:
+        """Genes of each cell in rising order, each once.
+
+        Parameters
+        ----------
+        places
+            Where each gene goes; None: it stays.
+        """
+        if places is not None:
+            block = csr.ordered(block, n_vars, where)[0]
+            block = block._replace(indices=places[block.indices])
         indices = recyclable(block.indices.shape, self._index_dtype)
         np.copyto(indices, block.indices, casting="unsafe")
         falls = recyclable((max(len(indices) - 1, 0),), np.dtype(bool))
@@ -459,7 +498,7 @@ class Conversion:
             return block
         ordered, n_unsorted = csr.ordered(block, n_vars, where)
         summed = csr.without_duplicates(ordered)
-        self._rows_sorted += n_unsorted
+        self._rows_sorted += n_unsorted if places is None else 0
         self._duplicates_summed += len(block.data) - len(summed.data)
         return summed
 

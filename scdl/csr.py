@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl import recycled
+from scdl.cast import held
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.schema import DATA, INDICES, INDPTR
 from storage_backends.base import ArrayStore
@@ -234,7 +235,10 @@ def ordered(rows: SparseRows, n_vars: int, where: str) -> tuple[SparseRows, int]
 
 
 def without_duplicates(rows: SparseRows) -> SparseRows:
-    """Ordered rows with repeated genes summed, integers in 64 bits so that they do not overflow."""
+    """Ordered rows with repeated genes summed.
+
+    Integers are summed in 64 bits and float16 in 32, so that sums do not overflow.
+    """
     first = np.ones(len(rows.indices), bool)
     first[1:] = rows.indices[1:] != rows.indices[:-1]
     first[rows.indptr[:-1][rows.indptr[:-1] < len(first)]] = True
@@ -242,24 +246,38 @@ def without_duplicates(rows: SparseRows) -> SparseRows:
         return rows
     kept = np.flatnonzero(first)
     kind = rows.data.dtype.kind
-    wide = {"u": np.uint64, "i": np.int64, "b": np.uint64}.get(kind, rows.data.dtype)
+    wide = np.dtype({"u": "u8", "i": "i8", "b": "u8"}[kind]) if kind in "uib" else None
+    wide = wide or np.result_type(rows.data.dtype, np.float32)
     data = np.add.reduceat(rows.data.astype(wide), kept)
     indptr = np.concatenate([[0], np.cumsum(first)])[rows.indptr]
     return SparseRows(data != 0 if kind == "b" else data, rows.indices[kept], indptr)
 
 
 def clean(
-    rows: SparseRows, n_vars: int, where: str, index_dtype: np.dtype[Any] | None = None
+    rows: SparseRows,
+    n_vars: int,
+    where: str,
+    index_dtype: np.dtype[Any] | None = None,
+    sum_dtype: np.dtype[Any] | None = None,
 ) -> SparseRows:
-    """Rows with the genes of each in rising order, each once, of the dtype that they have.
+    """Rows with the genes of each in rising order, each once.
 
     Parameters
     ----------
+    where
+        Opens the message of an error.
     index_dtype
         A wider integer type for the column ids; None: the one that they have.
-    where
-        Opens the message of the ArchiveFormatError for a gene that is not below `n_vars`, or a sum
-        that the dtype cannot hold.
+    sum_dtype
+        Type of the values where genes are repeated and are summed; None: the one that they have.
+        Values without repeated genes keep their type.
+
+    Raises
+    ------
+    ArchiveFormatError
+        A gene is not below `n_vars`.
+    CastError
+        The type cannot hold a sum.
     """
     from storage_backends import rowsort
 
@@ -271,14 +289,9 @@ def clean(
         return out
     # Damaged, or with repeated genes: either is rare, and takes the long way.
     summed = without_duplicates(ordered(rows, n_vars, where)[0])
-    summed = summed._replace(indices=summed.indices.astype(index_dtype, copy=False))
-    if summed.data.dtype == rows.data.dtype:
-        return summed
-    least, most = np.iinfo(rows.data.dtype).min, np.iinfo(rows.data.dtype).max
-    beyond = summed.data[(summed.data < least) | (summed.data > most)]
-    if len(beyond):
-        raise ArchiveFormatError(
-            f"{where}: repeated entries of a cell and gene sum to {beyond[0]}, which "
-            f"{rows.data.dtype} cannot hold; convert the source again with a wider data_dtype"
-        )
-    return summed._replace(data=summed.data.astype(rows.data.dtype))
+    return summed._replace(
+        data=held(
+            summed.data, sum_dtype or rows.data.dtype, f"{where}: repeated entries of a gene"
+        ),
+        indices=summed.indices.astype(index_dtype, copy=False),
+    )

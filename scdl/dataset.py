@@ -18,7 +18,7 @@ from scdl.errors import (
     CollectionError,
     FeatureNotFoundError,
 )
-from scdl.features import ObsFeatures, VarFeatures
+from scdl.features import ObsFeatures, VarFeatures, spaces_of
 from scdl.joining import Request, Source, Sources, source
 from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy, key_of
 from scdl.rows import CellReader, Row
@@ -55,7 +55,7 @@ OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes, and those that are read on first use; pickles go without them.
 _OPENED = ("_store", "_info", "_views")
-_READ = ("_source", "graph", "_graphs", "_graph_sources", "_var", "_obs")
+_READ = ("_source", "graph", "_graphs", "_graph_sources", "_var", "_obs", "gene_spaces")
 
 
 class SingleCellDataset(CellReader):
@@ -175,6 +175,8 @@ class SingleCellDataset(CellReader):
         index_dtype: DTypeLike | None,
         *,
         concurrently: bool = False,
+        sum_dtype: np.dtype[Any] | None = None,
+        totals: bool = False,
     ) -> CellBatch:
         wide = None if index_dtype is None else np.dtype(index_dtype)
         # Ids that have to be sorted are widened on the way.
@@ -183,7 +185,7 @@ class SingleCellDataset(CellReader):
         read_as = None if sorts else wide
         cells = self._stored_rows(at, read_as, concurrently)
         if sorts:
-            cells = csr.clean(cells, info.max_n_vars, self._store.path, wide)
+            cells = csr.clean(cells, info.max_n_vars, self._store.path, wide, sum_dtype)
         return CellBatch(
             cells.data,
             cells.indices,
@@ -254,6 +256,11 @@ class SingleCellDataset(CellReader):
             return None
         return ObsFeatures(self._store, self._info, self._obs_index_names)
 
+    @cached_property
+    def gene_spaces(self) -> NDArray[np.int64]:
+        """Gene space of each feature block, as the archive says or as the names of genes are."""
+        return spaces_of(self._store, self._info)
+
     def var_features(self) -> VarFeatures:
         """Columns of var by cell."""
         return self._var
@@ -268,19 +275,9 @@ class SingleCellDataset(CellReader):
         return self._required_obs().columns.frame()
 
     @property
-    def var(self) -> pd.DataFrame:
-        """The table of genes, of the first feature block, indexed by their names."""
-        return self._var.blocks[0].frame()
-
-    @property
     def obs_names(self) -> NDArray[Any]:
         """Names of the cells, as objects."""
         return self._required_obs().columns.column(INDEX)
-
-    @property
-    def var_names(self) -> NDArray[Any]:
-        """Names of the genes of the first feature block, as objects."""
-        return self._var.blocks[0].column(INDEX)
 
     # -- neighbours ------------------------------------------------------------------------
 

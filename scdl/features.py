@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scdl import __version__
 from scdl.csr import position
 from scdl.errors import FeatureNotFoundError
+from scdl.genes import numbered, space_key
 from scdl.schema import INDEX, INDEX_NAME, NULLABLE, OBS, Info, var_table
 from storage_backends.base import is_nullable
 
@@ -116,9 +117,13 @@ class Columns:
         values: NDArray[Any] = part.to_numpy(zero_copy_only=False)
         return values.astype(self._dtypes[name] or values.dtype, copy=False)
 
+    def table(self) -> pa.Table:
+        """The whole table; read each time."""
+        return self._store.read_table(self._table)
+
     def frame(self) -> pd.DataFrame:
         """The whole table, indexed by its names; columns with nulls keep their types."""
-        return frame_of(self._store.read_table(self._table))
+        return frame_of(self.table())
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:
@@ -186,6 +191,27 @@ def are_floats(array: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
+
+
+def spaces_of(store: TableReader, info: Info) -> NDArray[np.int64]:
+    """The gene space of each feature block, numbered from 0.
+
+    Blocks share one that have the same gene names in the same order: those to which the archive
+    gives one number, or, where it does not say, those whose names are equal.
+    """
+    if len(info.blocks) == 1:
+        return np.zeros(1, np.int64)
+    keys: list[Any] = [block.space for block in info.blocks]
+    if None in keys:
+        keys = [block_space_key(store, i) for i in range(len(keys))]
+    return numbered(keys)
+
+
+def block_space_key(store: TableReader, block: int) -> str:
+    """The :func:`~scdl.genes.space_key` of a feature block."""
+    name = var_table(block)
+    named = INDEX in store.table_schema(name).names
+    return space_key(store.read_table(name, [INDEX] if named else None))
 
 
 class VarFeatures:

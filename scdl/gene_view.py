@@ -14,7 +14,16 @@ from scdl import csr
 from scdl.batch import CellBatch
 from scdl.errors import OutputError
 from scdl.features import ObsFeatures, VarFeatures
-from scdl.genes import BlockGenes, Duplicates, GeneSpace, Missing, gene_space
+from scdl.genes import (
+    BlockGenes,
+    Duplicates,
+    GeneSpace,
+    Missing,
+    gene_space,
+    names_hash,
+    numbered,
+    strings,
+)
 from scdl.genes import Genes as Genes
 from scdl.joining import Dtypes, Lookup, Request, join_mapped
 from scdl.neighbors import NeighborGraph
@@ -52,22 +61,17 @@ class GeneView(CellReader):
     """
 
     def __init__(self, cells: CellReader, genes: Genes, **options: Unpack[GeneOptions]) -> None:
-        self._cells = cells
-        column = options.get("gene_column")
-        tables: dict[str, int] = {}
-        table_of = [tables.setdefault(key, len(tables)) for key in cells._block_keys()]
-        names: dict[int, str] = {}
-        for origin in cells.origins():
-            names.setdefault(table_of[origin.block], origin.name)
-        features = cells.var_features()
-        blocks = []
-        for table in range(len(tables)):
-            ids = features.blocks[table_of.index(table)].array(column or INDEX)
-            blocks.append(BlockGenes(names.get(table, f"block {table}"), _strings(ids)))
-        self._missing: Missing = options.get("missing", "error")
+        missing: Missing = options.get("missing", "error")
+        names, table_of = _genes_of(cells, options.get("gene_column"))
         duplicates: Duplicates = options.get("duplicates", "error")
-        self._space: GeneSpace = gene_space(genes, blocks, table_of, self._missing, duplicates)
-        self._block_stops = np.array([block.stop for block in cells.info.blocks])
+        space = gene_space(genes, names, table_of, missing, duplicates)
+        self._cells, self._missing = cells, missing
+        if isinstance(cells, GeneView):
+            # Of a selection of a selection only the genes differ: cells are read as before.
+            self._cells, space = cells._cells, cells._space.then(space)
+            self._missing = "mask" if cells._missing == "mask" else missing
+        self._space: GeneSpace = space
+        self._block_stops = np.array([block.stop for block in self._cells.info.blocks])
 
     def __repr__(self) -> str:
         return f"GeneView({self._cells!r}): {len(self._space.names)} genes"
@@ -84,20 +88,15 @@ class GeneView(CellReader):
         source = self._cells.info
         return replace(source, blocks=(Block(source.n_obs, len(self._space.names)),))
 
+    @cached_property
+    def gene_spaces(self) -> NDArray[np.int64]:
+        """One gene space, the vocabulary."""
+        return np.zeros(1, np.int64)
+
     @property
     def gene_names(self) -> NDArray[Any]:
         """Ids of the genes, as objects."""
         return self._var.blocks[0].column(INDEX)
-
-    @property
-    def var_names(self) -> NDArray[Any]:
-        """Ids of the genes, as of one archive."""
-        return self.gene_names
-
-    @property
-    def var(self) -> pd.DataFrame:
-        """The table of genes: their ids, and no columns, in which archives may differ."""
-        return self._var.blocks[0].frame()
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -139,11 +138,17 @@ class GeneView(CellReader):
     @property
     def identity(self) -> tuple[Any, ...]:
         """What tells these cells and genes from others at the same place."""
-        return *self._cells.identity, self._names_hash, self._missing
+        return *self._cells.identity, self._space_hash, self._missing
 
     @cached_property
-    def _names_hash(self) -> str:
-        return hashlib.sha256("\n".join(self.gene_names).encode()).hexdigest()
+    def _space_hash(self) -> str:
+        import pyarrow as pa
+
+        space = self._space
+        found = hashlib.sha256(names_hash(pa.chunked_array([space.names])).encode())
+        for part in (space.genes, space.bounds, space.table_of):
+            found.update(part.tobytes())
+        return found.hexdigest()
 
     @cached_property
     def _var(self) -> VarFeatures:
@@ -176,17 +181,27 @@ class GeneView(CellReader):
         index_dtype: DTypeLike | None,
         *,
         concurrently: bool = False,
+        sum_dtype: np.dtype[Any] | None = None,
+        totals: bool = False,
     ) -> CellBatch:
         space, n_vars = self._space, self.info.max_n_vars
         given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
         if not np.can_cast(self.index_dtype, given, "safe"):
             raise OutputError(f"index_dtype {given} does not hold the ids of {n_vars} genes")
         request, tables = self._cells._request(at), self._tables(at)
-        dtypes = Dtypes(self._cells.data_dtype, self._cells.index_dtype, given)
+        stored = self._cells.data_dtype
+        # Compiled loops cannot add float16.
+        data_dtype = np.dtype(np.float32) if totals and stored == np.float16 else stored
+        dtypes = Dtypes(data_dtype, self._cells.index_dtype, given)
         lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
-        rows = join_mapped(request, dtypes, lookup, n_vars, ordered=ordered)
+        sums = np.empty(len(at), np.float64) if totals else None
+        how: dict[str, Any] = {"ordered": ordered, "sum_dtype": sum_dtype or self.data_dtype}
+        rows = join_mapped(request, dtypes, lookup, n_vars, totals=sums, **how)
+        data = rows.data
+        if sum_dtype is None and data.dtype != self.data_dtype and not totals:
+            data = data.astype(self.data_dtype)
         # The kernel gives no id beyond the vocabulary.
-        batch = CellBatch(*rows[:3], n_vars=n_vars, rows=at, largest=n_vars - 1)
+        batch = CellBatch(data, *rows[1:3], n_vars=n_vars, rows=at, largest=n_vars - 1, totals=sums)
         if self._missing != "mask":
             return batch
         return replace(batch, present=space.present, spaces=tables)
@@ -219,10 +234,16 @@ class GeneView(CellReader):
             counted += len(self._read(np.arange(start, stop), True, None).data)
         return counted
 
-    @property
+    @cached_property
     def data_dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
-        return self._cells.data_dtype
+        """Type of the values; wider than the stored one where it could not hold sums of genes."""
+        stored, repeats = self._cells.data_dtype, self._space.most_repeats
+        if repeats < 2:
+            return stored
+        if stored.kind == "f":
+            return np.result_type(stored, np.float32)
+        most = min(int(np.iinfo(stored).max) * repeats, np.iinfo(np.uint64).max)
+        return smallest_unsigned(most) if stored.kind == "u" else np.dtype(np.int64)
 
     @property
     def index_dtype(self) -> np.dtype[Any]:
@@ -264,10 +285,25 @@ class _Vocabulary:
         return pa.table({INDEX: self._names})
 
 
-def _strings(ids: pa.Array) -> pa.Array:
-    """Gene ids of any type as strings."""
-    import pyarrow as pa
+def _genes_of(cells: CellReader, column: str | None) -> tuple[list[BlockGenes], list[int]]:
+    """The different lists of genes of some cells, and which of them each feature block has.
 
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
-    return ids.cast(pa.large_string())
+    Parameters
+    ----------
+    column
+        Column of var that has the ids; None: the names of the genes.
+    """
+    # Blocks of the same names may have other columns.
+    keys = cells.gene_spaces.tolist() if column is None else cells._block_keys()
+    table_of = numbered(keys).tolist()
+    features = cells.var_features()
+    names: dict[int, str] = {}
+    for origin in cells.origins():
+        names.setdefault(table_of[origin.block], origin.name)
+    if isinstance(cells, GeneView):
+        names = {0: "the selection of genes"}
+    blocks = []
+    for table in range(max(table_of, default=-1) + 1):
+        ids = features.blocks[table_of.index(table)].array(column or INDEX)
+        blocks.append(BlockGenes(names.get(table, f"block {table}"), strings(ids)))
+    return blocks, table_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.errors import GeneError, GeneListNotFoundError
+from storage_backends.base import INDEX
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: ``"union"``, ``"intersection"``, gene ids, or the path of a file with one a line.
+#: ``"union"``, ``"intersection"``, gene ids, or the path of a file with one per line. For reading
+#: also ``"own"``: column ids of each cell's own gene space.
 Genes = str | os.PathLike[str] | Sequence[str]
+#: Value of `genes` that leaves column ids as they are stored, whatever genes they mean.
+OWN = "own"
 Missing = Literal["error", "zero", "mask"]
 Duplicates = Literal["error", "sum", "first"]
 
@@ -64,6 +69,142 @@ class GeneSpace:
     in_order: NDArray[np.bool_]
     present: NDArray[np.bool_]
 
+    @classmethod
+    def of(
+        cls, names: pa.Array, tables: Sequence[NDArray[np.int32]], table_of: Sequence[int]
+    ) -> GeneSpace:
+        """The gene space of a vocabulary, given the table of each set of genes."""
+        present = np.zeros((len(tables), len(names)), np.bool_)
+        kept = [table[table >= 0] for table in tables]
+        for places, row in zip(kept, present, strict=True):
+            row[places] = True
+        return cls(
+            names,
+            np.concatenate(tables),
+            np.cumsum([0, *map(len, tables)]),
+            np.asarray(table_of, np.int64),
+            np.array([bool((places[1:] > places[:-1]).all()) for places in kept]),
+            present,
+        )
+
+    @property
+    def tables(self) -> list[NDArray[np.int32]]:
+        """The tables, each on its own."""
+        return np.split(self.genes, self.bounds[1:-1])
+
+    @property
+    def most_repeats(self) -> int:
+        """The largest number of genes of a block that are one gene of the vocabulary."""
+        counts = [np.bincount(table[table >= 0]).max(initial=0) for table in self.tables]
+        return int(max(counts))
+
+    def then(self, selection: GeneSpace) -> GeneSpace:
+        """The gene space of a selection of these genes, for the same blocks."""
+        (chosen,) = selection.tables
+        tables = []
+        for table in self.tables:
+            places = chosen[table]
+            places[table < 0] = -1
+            tables.append(places)
+        return GeneSpace.of(selection.names, tables, self.table_of.tolist())
+
+
+def is_own(genes: Any) -> bool:
+    """Whether column ids of each cell's own genes are asked for."""
+    return isinstance(genes, str) and genes == OWN
+
+
+def strings(ids: pa.Array) -> pa.Array:
+    """Gene ids of any type as strings."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    return ids.cast(pa.large_string())
+
+
+def names_hash(names: pa.ChunkedArray) -> str:
+    """A hash of gene names and their order."""
+    import pyarrow as pa
+
+    return table_hash(pa.table({"": strings(names.combine_chunks())}))
+
+
+def space_key(table: pa.Table) -> str:
+    """What var tables of one gene space have in common, and no others.
+
+    That is a hash of the gene names; of a table without names, of all that it holds.
+    """
+    return names_hash(table[INDEX]) if INDEX in table.schema.names else table_hash(table)
+
+
+def table_hash(table: pa.Table) -> str:
+    """A hash of a table: of its columns, their types and what is in them."""
+    import pyarrow as pa
+
+    table = table.replace_schema_metadata(None).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+
+
+def check_one_space(spaces: NDArray[np.int64], cells: str) -> None:
+    """GeneError where cells or feature blocks are of different gene spaces.
+
+    Parameters
+    ----------
+    spaces
+        Gene space of each.
+    cells
+        What they are, to open the message.
+    """
+    if len(spaces) and int(spaces.min()) != int(spaces.max()):
+        raise GeneError(
+            f"{cells} have different genes, in {len(np.unique(spaces))} gene spaces, so that a "
+            "column would not be one gene; give genes='union', 'intersection' or a list to bring "
+            "them into one, or genes='own' for column ids of each cell's own genes"
+        )
+
+
+def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
+    """What brings genes into the order of the first table that has the same genes.
+
+    Parameters
+    ----------
+    tables
+        var tables.
+
+    Returns
+    -------
+    list
+        Of each table the positions of its genes in that order; None where they stay: there is no
+        earlier table of the same genes, its order is the same, or names are missing or repeated.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known: dict[str, pa.Array] = {}
+    orders: list[NDArray[np.int64] | None] = []
+    for table in tables:
+        orders.append(None)
+        if INDEX not in table.schema.names:
+            continue
+        names = strings(table[INDEX].combine_chunks())
+        if names.null_count or len(pc.unique(names)) < len(names):
+            continue
+        in_order = pa.chunked_array([names.take(pc.sort_indices(names))])
+        first = known.setdefault(names_hash(in_order), names)
+        if not names.equals(first):
+            orders[-1] = pc.index_in(first, names).to_numpy().astype(np.int64)
+    return orders
+
+
+def numbered(keys: Iterable[Any]) -> NDArray[np.int64]:
+    """A number for each key, from 0 in the order in which they first occur."""
+    known: dict[Any, int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
+
 
 def gene_space(
     genes: Genes,
@@ -93,33 +234,27 @@ def gene_space(
     _check_choice("missing", missing, Missing)
     _check_choice("duplicates", duplicates, Duplicates)
     names = _vocabulary(genes, blocks)
-    tables = [_table(block, names, duplicates) for block in blocks]
-    present = np.zeros((len(tables), len(names)), np.bool_)
-    for table, row in zip(tables, present, strict=True):
-        row[table[table >= 0]] = True
-    if not present.any():
+    space = GeneSpace.of(names, [_table(block, names, duplicates) for block in blocks], table_of)
+    if not space.present.any():
         raise GeneError(
             f"{_count(len(names), 'gene')}, such as {names[0].as_py()!r}, and none of them is in "
             f"{blocks[0].where}, which has {_example(blocks[0])}; gene_column= names the column of "
             "var that has the ids"
         )
     if missing == "error":
-        _check_present(names, present, blocks)
-    kept = [table[table >= 0] for table in tables]
-    return GeneSpace(
-        names,
-        np.concatenate(tables),
-        np.cumsum([0, *map(len, tables)]),
-        np.asarray(table_of, np.int64),
-        np.array([bool((places[1:] > places[:-1]).all()) for places in kept]),
-        present,
-    )
+        _check_present(names, space.present, blocks)
+    return space
 
 
 def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if is_own(genes):
+        raise GeneError(
+            "genes='own' reads column ids of each cell's own genes, which is no gene space; give "
+            "it to read_rows or to a loader, or take 'union', 'intersection' or a list"
+        )
     if isinstance(genes, str) and genes in ("union", "intersection"):
         lists = [pc.drop_null(pc.unique(block.ids)) for block in blocks]
         if genes == "union":

@@ -14,6 +14,7 @@ from scdl.batch import CellBatch
 from scdl.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.errors import CollectionError, NeighborError, OutputError
 from scdl.features import ObsFeatures, VarFeatures
+from scdl.genes import numbered
 from scdl.joining import Dtypes, Request, is_cold, join
 from scdl.member_graph import MemberGraph
 from scdl.members import Members, MemberTables
@@ -107,6 +108,14 @@ class JoinedCells(CellReader):
                 start = block.stop
         return out
 
+    @_of_members
+    def gene_spaces(self) -> NDArray[np.int64]:
+        """Gene space of each feature block, numbered from 0."""
+        blocks = self._blocks
+        if len(blocks) < 2:
+            return np.zeros(len(blocks), np.int64)
+        return numbered(self._members.spaces(number)[i] for number, i, _ in blocks)
+
     def _block_keys(self) -> list[str]:
         return [self._members.genes(number)[i] for number, i, _ in self._blocks]
 
@@ -164,6 +173,8 @@ class JoinedCells(CellReader):
         index_dtype: DTypeLike | None,
         *,
         concurrently: bool = False,
+        sum_dtype: np.dtype[Any] | None = None,
+        totals: bool = False,
     ) -> CellBatch:
         # All of it of the same members.
         members = self._members
@@ -174,7 +185,7 @@ class JoinedCells(CellReader):
         request = members.request(at)
         rows = join(request, Dtypes(members.data_dtype, stored, given), concurrently=concurrently)
         if ordered and not request.sources.is_sorted:
-            rows = csr.clean(rows, n_vars, repr(self))
+            rows = csr.clean(rows, n_vars, repr(self), None, sum_dtype)
         return CellBatch(*rows[:3], n_vars=n_vars, rows=at, largest=rows.largest)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -177,7 +177,14 @@ def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr
 
 
 def join_mapped(
-    request: Request, dtypes: Dtypes, lookup: Lookup, n_vars: int, *, ordered: bool
+    request: Request,
+    dtypes: Dtypes,
+    lookup: Lookup,
+    n_vars: int,
+    *,
+    ordered: bool,
+    sum_dtype: np.dtype[Any] | None = None,
+    totals: NDArray[np.float64] | None = None,
 ) -> csr.SparseRows:
     """Rows of archives in the order of a request, with the genes of one gene space.
 
@@ -187,6 +194,11 @@ def join_mapped(
     ----------
     lookup, n_vars
         The gene space, and its genes.
+    sum_dtype
+        Type of the values where several genes are one and are summed; None: the one that they have.
+    totals
+        Output, if given: the sum of all values of each row, also of genes that are left out. The
+        values are not float16 then.
     ordered
         Whether the genes of each cell must come in rising order, each once; several that are one
         are summed then.
@@ -195,10 +207,14 @@ def join_mapped(
     ------
     ArchiveFormatError
         A column id is not below the number of genes of its block.
+    CastError
+        The type cannot hold a sum.
     """
     from scdl import _join_kernels
 
     rows, _owners = _locate(request, dtypes)
+    if totals is not None:
+        _join_kernels.sum_rows(rows, np.empty(0, dtypes.data), totals)
     rows[:, 3] = lookup.table_of
     lengths = rows[:, 2].copy()
     total = int(lengths.sum())
@@ -222,7 +238,9 @@ def join_mapped(
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(rows[:, 2], out=indptr[1:])
     found = csr.SparseRows(data[: indptr[-1]], indices[: indptr[-1]], indptr)
-    return csr.clean(found, n_vars, where) if ordered and not in_order and sums else found
+    if ordered and not in_order and sums:
+        return csr.clean(found, n_vars, where, sum_dtype=sum_dtype)
+    return found
 
 
 def is_cold(request: Request) -> bool:

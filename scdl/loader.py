@@ -22,6 +22,7 @@ from scdl import _kernels, csr, samplers
 from scdl.batch import CellBatch
 from scdl.epochs import Epoch, Share, Stretch
 from scdl.errors import LoaderError, ResumeError
+from scdl.genes import OWN, check_one_space, is_own
 from scdl.loader_options import DEFAULTS, LoaderOptions, LoaderStats, place, torch_dtype
 from scdl.orders import OrderMaker
 from scdl.prefetch import ahead
@@ -43,8 +44,8 @@ _COMPARED = 1 << 10
 _THREADS = "scdl-loader"
 
 # numba imports most of itself when a kernel is called first: now, rather than in the first batch.
-_kernels.normalize_rows(
-    np.empty(0, np.float32), np.zeros(1, np.int64), 1.0, np.empty(0, np.float32)
+_kernels.scale_rows(
+    np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0), 1.0, np.empty(0, np.float32)
 )
 
 
@@ -101,7 +102,8 @@ class SingleCellLoader:
         ``obs``, ``obsm``: columns and dense vectors to give along; :attr:`vocabulary` tells what
         the codes of labels mean.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
-        different genes, as by :meth:`~scdl.SingleCellDataset.select_genes`.
+        different genes, as by :meth:`~scdl.SingleCellDataset.select_genes`; ``genes="own"`` gives
+        the column ids of each cell's own genes instead, and ``spaces`` in the batch.
         ``neighbors``: how many sampled neighbours to give beside each cell.
         ``transforms``: :class:`~scdl.transforms.NormalizeTotal`,
         :class:`~scdl.transforms.Log1p`, then any functions on the batch.
@@ -122,6 +124,8 @@ class SingleCellLoader:
         The order cannot be made: weights, groups or controls do not fit.
     FeatureNotFoundError, ColumnTypeError
         There is no such column of obs or key of obsm, or it cannot become a tensor.
+    GeneError
+        The cells have different genes, and no `genes` were given.
     RowIndexError
         `rows` are not cells of the dataset.
     """
@@ -143,7 +147,8 @@ class SingleCellLoader:
                 f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}"
             )
         self._options: LoaderOptions = {**DEFAULTS, **options}
-        if self._options["genes"] is not None:
+        self._own_genes = is_own(self._options["genes"])
+        if self._options["genes"] is not None and not self._own_genes:
             dataset = dataset.select_genes(
                 self._options["genes"],
                 gene_column=self._options["gene_column"],
@@ -201,10 +206,11 @@ class SingleCellLoader:
             raise LoaderError(
                 "neighbors=… needs a neighbour graph, which the dataset lacks or was opened without"
             )
-        if self._options["tokenizer"] is not None and len(self.cells.n_vars) > 1:
-            raise LoaderError(
-                "a tokenizer needs one list of genes, and the dataset has several; genes= makes one"
-            )
+        if not self._own_genes or self._options["tokenizer"] is not None:
+            rows = self._rows
+            spaces = self.cells.gene_spaces if rows is None else self.cells.spaces_of(rows)
+            if spaces is not None:
+                check_one_space(spaces, "the cells to load")
         if self._order_name in ("grouped", "Grouped"):
             self.drop_last = True
         self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
@@ -237,7 +243,8 @@ class SingleCellLoader:
     def _gene_names(self) -> NDArray[Any] | None:
         if self._options["tokenizer"] is None:
             return None
-        return self.cells.var_features().blocks[0].column(INDEX)
+        first = 0 if self._rows is None else int(self._rows[0])
+        return self.cells.var_features().blocks[self.cells.info.block_of(first)].column(INDEX)
 
     # -- order -----------------------------------------------------------------------------
 
@@ -377,8 +384,11 @@ class SingleCellLoader:
         read = partial(
             self.cells.read_rows,
             obsm=self._options["obsm"],
+            genes=OWN if self._own_genes else None,
             ordered=self._assembly.needs_order,
             index_dtype=self._index_dtype,
+            sum_dtype=self._assembly.sum_dtype,
+            totals=self._assembly.needs_totals,
         )
         cells, k = read(stretch.cells), self._options["neighbors"]
         if not k:

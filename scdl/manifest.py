@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError
+from scdl.features import block_space_key
+from scdl.genes import table_hash
 from scdl.schema import DATA, INDICES, OBS, Block, Info, keys, var_table
 from storage_backends import locks, publication, registry
 from storage_backends.base import DTYPES, ArrayStore
@@ -38,7 +39,7 @@ class Member:
     n_vars, stops, labels
         Genes of each feature block, row after its last cell, file that it came from.
     genes
-        Hash of the var table of each feature block; empty as long as nobody needed them.
+        Hash of the var table of each feature block; empty until it is needed.
     values
         Stored values.
     dtypes
@@ -53,6 +54,8 @@ class Member:
         Keys of the neighbour graphs.
     content
         What archives of another content do not have; None where an archive has no checksums.
+    spaces
+        Key of the gene space of each feature block; empty until it is needed.
     """
 
     path: str
@@ -67,6 +70,7 @@ class Member:
     has_obs: bool
     graphs: tuple[str, ...]
     content: str | None
+    spaces: tuple[str, ...] = ()
 
     @property
     def n_obs(self) -> int:
@@ -100,7 +104,12 @@ class Member:
 
     def with_genes(self, store: ArrayStore) -> Self:
         """The same with the hashes of its genes, which take longest to find out."""
-        return replace(self, genes=tuple(genes_hash(store, i) for i in range(len(self.n_vars))))
+        blocks = range(len(self.n_vars))
+        return replace(
+            self,
+            genes=tuple(genes_hash(store, i) for i in blocks),
+            spaces=tuple(block_space_key(store, i) for i in blocks),
+        )
 
     def check(self, store: ArrayStore, *, genes: bool) -> None:
         """CollectionError where an open archive is not this one any more.
@@ -116,6 +125,8 @@ class Member:
             found = replace(found, content=None)
         compares = genes and self.genes
         now = asdict(found.with_genes(store) if compares else replace(found, genes=self.genes))
+        # It follows from the genes, and manifests of version 0.1 do not have it.
+        now["spaces"] = self.spaces
         changed = [name for name, value in asdict(self).items() if now[name] != value]
         if changed:
             name = changed[0]
@@ -149,10 +160,13 @@ class Member:
             bool(entry["has_obs"]),
             tuple(map(str, entry["graphs"])),
             None if entry.get("content") is None else str(entry["content"]),
+            tuple(map(str, entry.get("spaces", ()))),
         )
         lengths = {len(made.n_vars), len(made.stops), len(made.labels), len(made.genes)}
         if len(lengths) != 1 or not made.stops or list(made.stops) != sorted(made.stops):
             raise ValueError(f"bad blocks of {made.path!r:.200}")
+        if made.spaces and len(made.spaces) != len(made.n_vars):
+            raise ValueError(f"bad gene spaces of {made.path!r:.200}")
         if made.values_per_chunk == 0:
             raise ValueError(f"bad values_per_chunk of {made.path!r:.200}")
         return made
@@ -184,13 +198,7 @@ def _dtype(name: Any) -> str:
 
 def genes_hash(store: ArrayStore, block: int) -> str:
     """Hash of a var table: of its columns, their types and what is in them."""
-    import pyarrow as pa
-
-    table = store.read_table(var_table(block)).replace_schema_metadata(None).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+    return table_hash(store.read_table(var_table(block)))
 
 
 def is_url(path: str) -> bool:

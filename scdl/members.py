@@ -106,16 +106,25 @@ class Members(Sequence[SingleCellDataset]):
         return max((n for record in self.records for n in record.n_vars), default=0)
 
     def genes(self, number: int) -> tuple[str, ...]:
-        """Hashes of the genes of a member's feature blocks, which are made when they are needed."""
+        """Hashes of the genes of a member's feature blocks, made when they are first needed."""
         if not self.records[number].genes:
-            self.records[number] = self.records[number].with_genes(self[number].store)
-            self._checked.add(number)
+            self._describe_genes(number)
         return self.records[number].genes
 
+    def spaces(self, number: int) -> tuple[str, ...]:
+        """Keys of the gene spaces of a member's feature blocks, made when they are first needed."""
+        if not self.records[number].spaces:
+            self._describe_genes(number)
+        return self.records[number].spaces
+
+    def _describe_genes(self, number: int) -> None:
+        self.records[number] = self.records[number].with_genes(self[number].store)
+        self._checked.add(number)
+
     def complete(self) -> Sequence[Member]:
-        """All that is to know of the members."""
+        """Everything that can be known of the members."""
         for number in range(len(self)):
-            self.genes(number)
+            self.spaces(number)
         return self.records
 
     def stores(self) -> Sequence[ArrayStore]:

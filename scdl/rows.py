@@ -13,12 +13,14 @@ from numpy.typing import DTypeLike, NDArray
 from scdl import csr
 from scdl.batch import CellBatch, NeighborPair
 from scdl.errors import FeatureNotFoundError, NeighborError, RowIndexError
-from scdl.features import ObsFeatures, VarFeatures
+from scdl.features import ObsFeatures, VarFeatures, frame_of
+from scdl.genes import check_one_space, is_own
 from scdl.joining import Request
 from scdl.neighbors import NeighborGraph, Rng
-from scdl.schema import Info, check_columns
+from scdl.schema import INDEX, Info, check_columns
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from scdl.gene_view import GeneOptions, Genes, GeneView
@@ -66,6 +68,8 @@ class CellReader(ABC):
         genes: Genes | None = None,
         ordered: bool = True,
         index_dtype: DTypeLike | None = None,
+        sum_dtype: DTypeLike | None = None,
+        totals: bool = False,
     ) -> CellBatch:
         """Read cells as one batch.
 
@@ -80,18 +84,27 @@ class CellReader(ABC):
             Dense vectors to read along, by key.
         genes
             The genes to read, all of which every cell must have; :meth:`select_genes` has the
-            other policies, and is what to use for many reads.
+            other policies, and is what to use for many reads. ``"own"``: all genes of each cell,
+            also where cells have different ones; the column ids of a cell then mean the genes of
+            its own gene space, which the batch names in ``spaces``.
         ordered
             Whether the genes of each cell must come in rising order, each once. False saves time
             where an archive stores them otherwise and the batch becomes dense.
         index_dtype
             A wider integer type for the column ids; None: the one that they are stored in.
+        sum_dtype
+            Type of the values where an archive repeats a gene of a cell, or several genes are one,
+            and their values are added; None: that of the values.
+        totals
+            Whether to add up the stored values of each cell, over all genes also where `genes`
+            are fewer: the batch's ``totals``.
 
         Returns
         -------
         CellBatch
             In the order of `rows`, n_vars wide. Of several feature blocks it is as wide as the
-            widest, and the column ids of a cell mean the genes of its own block.
+            widest. Where the cells have different genes, the batch is no matrix: its conversions
+            raise GeneError unless `genes` was given.
 
         Raises
         ------
@@ -103,11 +116,18 @@ class CellReader(ABC):
             `genes` are not in all cells.
         OutputError
             `index_dtype` does not hold the column ids.
+        CastError
+            The type of the values, or `sum_dtype`, cannot hold a sum.
         """
-        if genes is not None:
-            options: dict[str, Any] = {"ordered": ordered, "index_dtype": index_dtype}
-            return self.select_genes(genes).read_rows(rows, obs=obs, obsm=obsm, **options)
-        batch = self._read(csr.positions(rows, self.n_obs), ordered, index_dtype)
+        cells, own = self, is_own(genes)
+        if genes is not None and not own:
+            cells = self.select_genes(genes)
+        summed = None if sum_dtype is None else np.dtype(sum_dtype)
+        at = csr.positions(rows, self.n_obs)
+        batch = cells._read(at, ordered, index_dtype, sum_dtype=summed, totals=totals)
+        batch = cells._with_spaces(batch, own=own)
+        if totals and batch.totals is None:
+            batch = replace(batch, totals=batch.row_totals())
         if not (obs or obsm):
             return batch
         return replace(
@@ -124,8 +144,13 @@ class CellReader(ABC):
         index_dtype: DTypeLike | None,
         *,
         concurrently: bool = False,
+        sum_dtype: np.dtype[Any] | None = None,
+        totals: bool = False,
     ) -> CellBatch:
-        """The cells at some positions, without obs and obsm."""
+        """The cells at some positions, without obs, obsm and gene spaces.
+
+        Totals are left to the caller where the batch has all genes.
+        """
 
     @abstractmethod
     def _request(self, at: NDArray[np.int64]) -> Request:
@@ -232,6 +257,52 @@ class CellReader(ABC):
             for i, block in enumerate(self.info.blocks)
         ]
 
+    @property
+    @abstractmethod
+    def gene_spaces(self) -> NDArray[np.int64]:
+        """Gene space of each feature block, numbered from 0.
+
+        Blocks share one that have the same gene names in the same order.
+        """
+
+    def spaces_of(self, rows: csr.Rows) -> NDArray[np.int64] | None:
+        """Gene space of some cells, as :attr:`gene_spaces` numbers them; None: all share one."""
+        if len(self.info.blocks) == 1 or not self.gene_spaces.any():
+            return None
+        at = csr.positions(rows, self.n_obs)
+        stops = np.array([block.stop for block in self.info.blocks])
+        found: NDArray[np.int64] = self.gene_spaces[np.searchsorted(stops, at, side="right")]
+        return found
+
+    def _with_spaces(self, batch: CellBatch, *, own: bool = False) -> CellBatch:
+        """The batch with the gene space of each cell, where cells of the dataset differ."""
+        if batch.present is not None or (spaces := self.spaces_of(batch.rows)) is None:
+            return batch
+        return replace(batch, spaces=spaces, own_genes=own)
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The table of genes, indexed by their names.
+
+        Of several feature blocks of one gene space it has the columns that all of them share;
+        :meth:`var_features` has the others.
+
+        Raises
+        ------
+        GeneError
+            The cells are of different gene spaces.
+        """
+        from storage_backends.arrow import shared_columns
+
+        check_one_space(self.gene_spaces, repr(self))
+        return frame_of(shared_columns(block.table() for block in self.var_features().blocks))
+
+    @property
+    def var_names(self) -> NDArray[Any]:
+        """Names of the genes, as objects; GeneError as for :attr:`var`."""
+        check_one_space(self.gene_spaces, repr(self))
+        return self.var_features().blocks[0].column(INDEX)
+
     def _block_keys(self) -> list[str]:
         """Of each feature block what it shares with no block of other genes."""
         return [str(i) for i in range(len(self.info.blocks))]
@@ -314,8 +385,13 @@ class CellReader(ABC):
         """Read cells as one batch, with column ids as tensors have them where that is safe."""
         safe = np.can_cast(self.index_dtype, np.int64, "safe")
         at = csr.positions(rows, self.n_obs)
+        # As tensors of cells hold values, see tensors.row_values.
+        summed = np.dtype(np.int64) if self.data_dtype.kind != "f" else None
         # Nothing else is read meanwhile: a DataLoader has a process for that.
-        return self._read(at, True, np.int64 if safe else None, concurrently=True)
+        batch = self._read(
+            at, True, np.int64 if safe else None, concurrently=True, sum_dtype=summed
+        )
+        return self._with_spaces(batch)
 
     def get_row(
         self,

@@ -104,11 +104,15 @@ class Block:
         Genes.
     label
         File that the cells came from, where known.
+    space
+        Gene space: a number that the block shares with the blocks that have the same gene names in
+        the same order. None where the archive does not say, so that names must be compared.
     """
 
     stop: int
     n_vars: int
     label: str | None = None
+    space: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,14 @@ class Info:
 
     def to_attrs(self) -> dict[str, Any]:
         """As the JSON object that a backend stores."""
+        blocks = []
+        for b in self.blocks:
+            block = {"stop": b.stop, "n_vars": b.n_vars, "label": b.label}
+            # One block has nothing to share.
+            alone = len(self.blocks) == 1 or b.space is None
+            blocks.append(block if alone else {**block, "space": b.space})
         return {
-            "blocks": [{"stop": b.stop, "n_vars": b.n_vars, "label": b.label} for b in self.blocks],
+            "blocks": blocks,
             "sorted": self.is_sorted,
             "matrices": list(self.matrices),
             **({} if self.element == "X" else {"element": self.element}),
@@ -181,7 +191,7 @@ class Info:
         """From the JSON object; ArchiveFormatError opens with `where`."""
         try:
             blocks = tuple(
-                Block(int(b["stop"]), int(b["n_vars"]), b["label"] and str(b["label"]))
+                Block(int(b["stop"]), int(b["n_vars"]), b["label"] and str(b["label"]), _space(b))
                 for b in attrs["blocks"]
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -195,6 +205,11 @@ class Info:
         matrices = attrs.get("matrices")
         names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
         return cls(blocks, attrs.get("sorted") is True, names, str(attrs.get("element", "X")))
+
+
+def _space(block: Mapping[str, Any]) -> int | None:
+    space = block.get("space")
+    return None if space is None else int(space)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

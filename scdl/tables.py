@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from scdl.errors import CastError
+from scdl.genes import space_key
 from scdl.schema import INDEX, NULLABLE, Block, var_table
+from storage_backends import arrow
 from storage_backends.base import ArrayStore, ArrayWriter, is_nullable
 from storage_backends.errors import one_line
 
@@ -121,10 +124,23 @@ def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def write_var(
-    writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | None]]
-) -> tuple[Block, ...]:
-    """Write var tables, one for every run of parts with the same genes.
+class VarBlocks(NamedTuple):
+    """Feature blocks that were written.
+
+    Attributes
+    ----------
+    blocks
+        The blocks, of parts with the same table one.
+    differing
+        Columns of var that blocks of one gene space do not share, in the order they are met.
+    """
+
+    blocks: tuple[Block, ...]
+    differing: tuple[str, ...]
+
+
+def write_var(writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | None]]) -> VarBlocks:
+    """Write var tables, one for every run of parts with the same table.
 
     Parameters
     ----------
@@ -132,17 +148,45 @@ def write_var(
         Of each its var table, number of cells and label.
     """
     blocks: list[Block] = []
+    spaces = _Spaces()
     previous: pa.Table | None = None
     stop = 0
     for table, n_obs, label in parts:
         stop += n_obs
-        if previous is not None and table.equals(previous):
+        if previous is not None and _is_same(table, previous):
             blocks[-1] = replace(blocks[-1], stop=stop)
             continue
         writer.write_table(var_table(len(blocks)), table)
-        blocks.append(Block(stop, table.num_rows, label))
+        blocks.append(Block(stop, table.num_rows, label, spaces.add(table)))
         previous = table
-    return tuple(blocks)
+    return VarBlocks(tuple(blocks), tuple(spaces.differing))
+
+
+def _is_same(table: pa.Table, other: pa.Table) -> bool:
+    """Whether two tables have the same columns in the same order, and call their index alike."""
+    return bool(table.schema.equals(other.schema)) and all(
+        arrow.same(table[name], other[name]) for name in table.schema.names
+    )
+
+
+class _Spaces:
+    """Gene spaces of var tables, and the columns in which tables of one gene space differ."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, tuple[int, pa.Table]] = {}
+        #: Used as an ordered set.
+        self.differing: dict[str, None] = {}
+
+    def add(self, table: pa.Table) -> int:
+        """The number of a table's gene space."""
+        key = space_key(table)
+        number, known = self._shared.get(key, (len(self._shared), table))
+        shared = arrow.shared_columns([known, table])
+        self._shared[key] = number, shared
+        kept = {*shared.schema.names}
+        names = [*known.schema.names, *table.schema.names]
+        self.differing |= dict.fromkeys(name for name in names if name not in kept)
+        return number
 
 
 def alike(

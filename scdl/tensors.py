@@ -35,10 +35,10 @@ def batch_tensor(
         Of the positions in CSR form; those of other layouts are int64.
     """
     if layout == "dense":
-        dense = np.float32 if dtype == torch.float32 else None
-        return as_dtype(torch.from_numpy(computable(batch.to_dense(dense))), dtype)
-    values = as_dtype(torch.from_numpy(computable(batch.data)), dtype)
+        return as_dtype(torch.from_numpy(computable(batch.to_dense(sum_dtype(dtype)))), dtype)
+    batch.check_genes()
     batch.check_columns()
+    values = as_dtype(torch.from_numpy(computable(batch.data)), dtype)
     if layout == "csr":
         columns = batch.indices
         if columns.dtype != index_dtype:
@@ -56,6 +56,16 @@ def batch_tensor(
             check_invariants=False,
         )  # fmt: skip
     raise OptionError(f"layout must be 'csr', 'coo' or 'dense', not {layout!r}")
+
+
+def sum_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
+    """The type in which values of one gene are added that become a dtype of torch.
+
+    None where that is the type that they have: integers are exact in it, or it was asked for.
+    """
+    if dtype is None or not dtype.is_floating_point:
+        return None
+    return np.dtype(np.float64 if dtype == torch.float64 else np.float32)
 
 
 def as_dtype(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

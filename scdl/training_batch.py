@@ -50,7 +50,9 @@ class TrainingBatch:
         With ``missing="mask"``: which genes each gene space of the archives has, bool, spaces x
         n_vars; the same tensor in every batch.
     spaces
-        The row of `present` that each cell has, int64: ``present[spaces]`` is n x n_vars.
+        With ``missing="mask"`` the row of `present` that each cell has, int64:
+        ``present[spaces]`` is n x n_vars. With ``genes="own"`` the gene space whose genes the
+        column ids of each cell mean, as ``gene_spaces`` of the dataset numbers them.
     """
 
     x: torch.Tensor | None
@@ -147,6 +149,18 @@ class Assembly:
         return self.layout != "dense" or not adds or self.tokenizer is not None
 
     @property
+    def needs_totals(self) -> bool:
+        """Whether the values of each cell must be added up over all of its genes."""
+        return self._normalization is not None and self._normalization.over == "all"
+
+    @property
+    def sum_dtype(self) -> np.dtype[Any] | None:
+        """Type that values of one gene are added in; None: the stored one."""
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            return np.dtype(np.int64)
+        return tensors.sum_dtype(self.dtype)
+
+    @property
     def _normalization(self) -> NormalizeTotal | None:
         return next((t for t in self.transforms if isinstance(t, NormalizeTotal)), None)
 
@@ -187,6 +201,7 @@ class Assembly:
         gene_names: NDArray[Any] | None,
         columns: Mapping[str, NDArray[Any]],
     ) -> TrainingBatch:
+        cells.check_genes()
         cells = self._transformed(cells)
         batch = TrainingBatch(
             x=None,
@@ -214,7 +229,9 @@ class Assembly:
         wide = cells.data.dtype == np.float64 or self.dtype == torch.float64
         values = cells.data.astype(np.float64 if wide else np.float32)
         if normalization is not None:
-            _kernels.normalize_rows(values, cells.indptr, normalization.target_sum, values)
+            use = cells.totals if normalization.over == "all" else None
+            totals = cells.row_totals() if use is None else use
+            _kernels.scale_rows(values, cells.indptr, totals, normalization.target_sum, values)
         if self._logs:
             torch.from_numpy(values).log1p_()
         return replace(cells, data=values)

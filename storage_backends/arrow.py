@@ -6,7 +6,7 @@ file. These do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,44 @@ def text(values: Sequence[str]) -> pa.Array:
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
     held = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.large_string(), len(encoded), held)
+
+
+def same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Whether two columns have one type and the same values; NaN is the same as NaN.
+
+    Categories count by their values, whatever their codes.
+    """
+    return bool(one.type == other.type and _comparable(one).equals(_comparable(other)))
+
+
+def shared_columns(tables: Iterable[pa.Table]) -> pa.Table:
+    """The columns that tables of as many rows have in common: of one name, type and content."""
+    found: pa.Table | None = None
+    for table in tables:
+        if found is None:
+            found = table
+            continue
+        names = [
+            name
+            for name in found.schema.names
+            if name in table.schema.names and same(found[name], table[name])
+        ]
+        metadata = found.schema.metadata if found.schema.metadata == table.schema.metadata else None
+        found = found.select(names).replace_schema_metadata(metadata)
+    if found is None:
+        raise ValueError("there are no tables")
+    return found
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same values in a type whose equal values compare as equal."""
+    if pa.types.is_dictionary(column.type):
+        chunks = [chunk.dictionary_decode() for chunk in column.chunks]
+        column = pa.chunked_array(chunks, column.type.value_type)
+    if pa.types.is_floating(column.type):
+        bits = pa.from_numpy_dtype(f"u{column.type.bit_width // 8}")
+        column = pa.chunked_array([chunk.view(bits) for chunk in column.chunks], bits)
+    return column
 
 
 def _bits(values: NDArray[np.bool_]) -> pa.Buffer:

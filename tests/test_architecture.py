@@ -34,13 +34,13 @@ LAYERS = [
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
     {"scdl.hdf5_claims"},
-    {"scdl.cast", "scdl.chunks", "scdl.structure", "scdl.tables", "scdl.workers"},
+    {"scdl.chunks", "scdl.structure", "scdl.tables", "scdl.workers"},
     {"scdl.gene_view", "scdl.rows"},
-    {"scdl.features", "scdl.genes", "scdl.joining", "scdl.neighbors", "scdl.samplers"},
+    {"scdl.features", "scdl.joining", "scdl.neighbors", "scdl.samplers"},
     {"scdl.collate", "scdl.csr"},
     {"scdl.batch"},
     {"scdl.tensors"},
-    {"scdl._join_kernels", "scdl._kernels", "scdl.transforms"},
+    {"scdl._join_kernels", "scdl._kernels", "scdl.cast", "scdl.genes", "scdl.transforms"},
     {"scdl.__version__", "scdl._lanes", "scdl.errors", "scdl.recycled", "scdl.schema"},
 ]
 SEAM = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sources import Cells, random_cells, write_h5ad
 import scdl
 from scdl import csr
 from scdl.errors import (
-    ArchiveFormatError,
+    CastError,
     FeatureNotFoundError,
     GeneError,
     GeneListNotFoundError,
@@ -233,7 +234,9 @@ class TestDuplicates:
             assert view.gene_names.tolist() == ["a", "b", "c"]
             batch = view.read_rows(slice(None), ordered=ordered)
             np.testing.assert_array_equal(batch.to_dense(), values)
-            assert batch.data.dtype == np.uint16
+            # Sums of two uint16 need more.
+            assert batch.data.dtype == (np.uint32 if policy == "sum" else np.uint16)
+            assert view.data_dtype == batch.data.dtype
             assert view.number_nonzero_values() == np.count_nonzero(values)
             for i in range(30 if ordered else 0):
                 assert (np.diff(batch[i : i + 1].indices.astype(int)) > 0).all()
@@ -269,7 +272,7 @@ class TestLoader:
         def tokenizer(batch: scdl.CellBatch, names: np.ndarray) -> list[list[str]]:
             return [names[batch[i : i + 1].indices].tolist() for i in range(len(batch))]
 
-        with pytest.raises(scdl.errors.LoaderError, match="genes= makes one"):
+        with pytest.raises(GeneError, match="genes='union'"):
             scdl.SingleCellLoader(cells, 16, tokenizer=tokenizer)
         for batch in scdl.SingleCellLoader(cells, 16, tokenizer=tokenizer, genes=genes):
             expected = ragged.dense(batch.rows.tolist(), genes)
@@ -316,30 +319,45 @@ def test_repeated_genes_of_float16_are_summed(tmp_path: Path, layout: str) -> No
     np.testing.assert_array_equal(*found)
 
 
-@pytest.mark.parametrize("layout", ["csr", "dense"])
+@pytest.mark.parametrize("name", ["a", "a.zarr"])
+@pytest.mark.parametrize("layout", ["csr", "coo", "dense", "padded"])
+@pytest.mark.parametrize("stored", ["uint8", "float16"])
 def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
-    tmp_path: Path, layout: str
+    tmp_path: Path, layout: str, stored: str, name: str
 ) -> None:
-    pytest.importorskip("torch")
+    """Values are added in the type that is given to the user, and checked there."""
+    torch = pytest.importorskip("torch")
     var = pd.DataFrame({"id": ["a", "a"]}, index=list("xy"))
-    cells = Cells(np.zeros(2, int), np.arange(2), np.array([200, 100], "f4"), (1, 2))
+    pair = {"uint8": [200, 210], "float16": [60000, 60000]}[stored]
+    cells = Cells(np.zeros(2, int), np.arange(2), np.array(pair, "f4"), (1, 2))
     source = write_h5ad(tmp_path / "a.h5ad", cells, var=var)
-    scdl.convert(source, tmp_path / "a", data_dtype="uint8")
-    options: dict[str, Any] = {"genes": "union", "gene_column": "id", "duplicates": "sum"}
-    loader = scdl.SingleCellLoader(
-        scdl.open(tmp_path / "a"), 1, layout=layout, dtype=None, **options
-    )
-    with pytest.raises(ArchiveFormatError, match="sum to 300, which uint8 cannot hold"):
-        next(iter(loader))
-    if layout == "dense":
-        loader = scdl.SingleCellLoader(scdl.open(tmp_path / "a"), 1, layout=layout, **options)
-        assert next(iter(loader)).x.tolist() == [[300]]
+    scdl.convert(source, tmp_path / name, data_dtype=stored)
+    ds = scdl.open(tmp_path / name)
+    options: dict[str, Any] = {"gene_column": "id", "duplicates": "sum"}
+    view = ds.select_genes("union", **options)
+    assert view.read_rows([0]).data.tolist() == view.read_rows([0]).to_dense()[0].tolist()
+    assert view.read_rows([0], ordered=False).to_dense().tolist() == [[sum(pair)]]
+    with pytest.raises(CastError, match=f"{stored} cannot hold {sum(pair)}"):
+        view.read_rows([0], sum_dtype=stored)
+    if layout == "padded":
+        options["length"] = 1
+    dtypes = [None, torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int16]
+    for dtype in dtypes:
+        make = partial(scdl.SingleCellLoader, ds, 1, genes="union", layout=layout, dtype=dtype)
+        loader = make(**options)
+        if dtype == torch.int16 and stored == "float16":
+            with pytest.raises(CastError, match="cannot hold"):
+                next(iter(loader))
+            continue
+        expected = torch.tensor([[sum(pair)]], dtype=dtype or torch.float64)
+        found = next(iter(loader)).x.to_dense()
+        assert found.to(torch.float64).tolist() == expected.to(torch.float64).tolist()
 
 
 @pytest.mark.parametrize(("values", "told"), [([-100, -100], "-200"), ([100, 28], "128")])
 def test_sums_of_integers_with_a_sign(values: list[int], told: str) -> None:
     data, indices = np.array(values, np.int8), np.zeros(2, np.uint8)
     rows = csr.SparseRows(data, indices, np.array([0, 2]))
-    with pytest.raises(ArchiveFormatError, match=f"sum to {told}, which int8 cannot hold"):
+    with pytest.raises(CastError, match=f"int8 cannot hold {told}"):
         csr.clean(rows, 1, "here")
     assert csr.clean(rows._replace(data=data // 2), 1, "here").data.tolist() == [int(told) // 2]

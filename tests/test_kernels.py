@@ -57,17 +57,21 @@ def test_row_order(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None
 def test_fill_dense(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
     data, indices, indptr, n_vars = rows
     out, twin = np.full((2, len(indptr) - 1, n_vars), 7, data.dtype)
-    assert _kernels.fill_dense(data, indices, indptr, out)
-    assert _kernels.fill_dense_numpy(data, indices, indptr, twin)
-    np.testing.assert_array_equal(out, twin)
-    assert out.sum(dtype=data.dtype) == data.sum(dtype=data.dtype)
+    whole = data.dtype.kind in "iu"
+    done = _kernels.fill_dense(data, indices, indptr, whole, out)
+    assert done == _kernels.fill_dense_numpy(data, indices, indptr, whole, twin)
+    if done == 0:
+        np.testing.assert_array_equal(out, twin)
+        assert out.sum(dtype=np.float64) == data.sum(dtype=np.float64)
+    else:
+        assert done == _kernels.OVERFLOW
 
 
 def test_dense_rows_have_the_sign_of_zeros() -> None:
     data, indices = np.array([-0.0, 1, -0.0, 3, -3], "f4"), np.array([0, 1, 2, 2, 1], "u1")
     for fill in (_kernels.fill_dense, _kernels.fill_dense_numpy):
         out = np.full((2, 3), 7, "f4")
-        assert fill(data, indices, np.array([0, 2, 5]), out)
+        assert fill(data, indices, np.array([0, 2, 5]), False, out) == 0
         np.testing.assert_array_equal(out, [[0, 1, 0], [0, -3, 3]])
         np.testing.assert_array_equal(np.signbit(out), [[True, False, False], [False, True, False]])
 
@@ -81,7 +85,8 @@ def test_column_out_of_range(dtype: str, column: int) -> None:
         assert kernel(indptr, indices, 5, np.empty(2, np.int64)) == _kernels.OUT_OF_RANGE
     for fill in (_kernels.fill_dense, _kernels.fill_dense_numpy):
         guarded = np.zeros((3, 5), "f4")
-        assert not fill(np.ones(2, "f4"), indices, indptr, guarded[1:2])
+        found = fill(np.ones(2, "f4"), indices, indptr, False, guarded[1:2])
+        assert found == _kernels.OUT_OF_RANGE
         assert not guarded[[0, 2]].any(), "written outside the output"
 
 
@@ -90,11 +95,12 @@ def test_largest_unsigned_column_is_out_of_range() -> None:
     order = np.empty(1, np.int64)
     assert _kernels.row_order(np.array([0, 1]), indices, 5, order) == _kernels.OUT_OF_RANGE
     out = np.zeros((1, 5), "f4")
-    assert not _kernels.fill_dense(np.ones(1, "f4"), indices, np.array([0, 1]), out)
+    found = _kernels.fill_dense(np.ones(1, "f4"), indices, np.array([0, 1]), False, out)
+    assert found == _kernels.OUT_OF_RANGE
 
 
 @given(csr_rows(), st.sampled_from([1.0, 0.3, 1e4]), st.booleans())
-def test_normalize_rows(
+def test_sum_and_scale_rows(
     rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], target: float, in_place: bool
 ) -> None:
     data, _, indptr, _ = rows
@@ -105,8 +111,12 @@ def test_normalize_rows(
             values[start:stop] = 0
     out = values.copy() if in_place else np.full_like(values, 7)
     twin = np.full_like(values, 7)
-    _kernels.normalize_rows(out if in_place else values, indptr, target, out)
-    _kernels.normalize_rows_numpy(values, indptr, target, twin)
+    totals, totals_twin = np.empty((2, len(indptr) - 1))
+    _kernels.sum_rows(values, indptr, totals)
+    _kernels.sum_rows_numpy(values, indptr, totals_twin)
+    np.testing.assert_allclose(totals, totals_twin, rtol=1e-6)
+    _kernels.scale_rows(out if in_place else values, indptr, totals, target, out)
+    _kernels.scale_rows_numpy(values, indptr, totals, target, twin)
     np.testing.assert_allclose(out, twin, rtol=1e-6)
     for start, stop in pairwise(indptr):
         total = values[start:stop].sum()
@@ -115,9 +125,9 @@ def test_normalize_rows(
 
 def test_normalized_rows_that_sum_to_zero_stay() -> None:
     values = np.array([3, -3, 1, 1], "f4")
-    for normalize in (_kernels.normalize_rows, _kernels.normalize_rows_numpy):
+    for scale in (_kernels.scale_rows, _kernels.scale_rows_numpy):
         out = np.empty_like(values)
-        normalize(values, np.array([0, 2, 2, 4]), 10.0, out)
+        scale(values, np.array([0, 2, 2, 4]), np.array([0.0, 0.0, 2.0]), 10.0, out)
         assert out.tolist() == [3, -3, 5, 5]
 
 
