@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 
 from scdl import csr
 from scdl.anndata_elements import writing_strings
-from scdl.errors import ArchiveExistsError, SourceError
-from scdl.features import frame_of
-from scdl.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info
+from scdl.errors import ArchiveExistsError, ScdlWarning, SourceError
+from scdl.features import frame_of, shared_var, spaces_of
+from scdl.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info, var_table
 from scdl.sources import Elements
 from storage_backends.base import ArrayStore, Sparse
 from storage_backends.errors import refused_write
@@ -102,13 +103,16 @@ class _View(Elements):
 
     def __init__(self, store: ArrayStore, rows: NDArray[np.int64] | None = None) -> None:
         info = Info.from_attrs(store.attrs, store.path)
-        super().__init__(store, info, _only_block(store.path, info, rows))
+        self._blocks = _blocks_of_one_space(store, info, rows)
+        super().__init__(store, info, self._blocks[0])
         self.rows = rows
 
     def read(self, name: str) -> Any:
         """An element, of the chosen cells."""
         if name == OBS:
             return self._obs()
+        if name == self.genes:
+            return frame_of(shared_var(self.store, self._blocks))
         found = self.sparse(name)
         by_cells = name == "raw/X" or name.startswith(("X", "layers/", "obsm/", "obsp/"))
         rows = self.rows if by_cells else None
@@ -154,19 +158,35 @@ class _View(Elements):
         return out
 
 
-def _only_block(where: str, info: Info, rows: NDArray[np.int64] | None) -> int:
-    """The feature block that all cells are of."""
+def _blocks_of_one_space(
+    store: ArrayStore, info: Info, rows: NDArray[np.int64] | None
+) -> Sequence[int]:
+    """The feature blocks that some cells are of, at least one, all of the same genes.
+
+    Warns of columns of var in which they differ: an AnnData has one var.
+    """
     stops = [block.stop for block in info.blocks]
     taken: Sequence[int] = range(len(stops))
-    if rows is not None and len(stops) > 1:
-        taken = np.unique(np.searchsorted(stops, rows, side="right")).tolist()
-    if len(taken) != 1:
+    if len(stops) == 1:
+        return taken
+    if rows is not None:
+        taken = np.unique(np.searchsorted(stops, rows, side="right")).tolist() or [0]
+    if len(set(spaces_of(store, info)[np.array(taken)].tolist())) > 1:
         raise SourceError(
-            f"{where}: its cells are of {len(stops)} feature blocks, each with genes of its own, "
-            "and an AnnData has one var; take the rows of one block, which end at "
-            f"{', '.join(map(str, stops))}"
+            f"{store.path}: its cells have different genes, in {len(stops)} feature blocks, and an "
+            "AnnData has one var; take the rows of one block, which end at "
+            f"{', '.join(map(str, stops))}, or bring them into one gene space with genes="
         )
-    return taken[0]
+    names = {name for i in taken for name in store.table_schema(var_table(i)).names}
+    lost = names - set(shared_var(store, taken).schema.names)
+    if lost:
+        warnings.warn(
+            f"{store.path}: columns of var that differ between the sources of its cells are left "
+            f"out: {', '.join(sorted(lost))}; var_features() has them for each cell",
+            ScdlWarning,
+            stacklevel=4,
+        )
+    return taken
 
 
 def _matrix(kind: Any, parts: csr.SparseRows, shape: tuple[int, int]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -205,6 +205,13 @@ def spaces_of(store: TableReader, info: Info) -> NDArray[np.int64]:
     if None in keys:
         keys = [block_space_key(store, i) for i in range(len(keys))]
     return numbered(keys)
+
+
+def shared_var(store: TableReader, blocks: Iterable[int]) -> pa.Table:
+    """The columns that the var tables of feature blocks of one gene space share."""
+    from storage_backends.arrow import shared_columns
+
+    return shared_columns(store.read_table(var_table(i)) for i in blocks)
 
 
 def block_space_key(store: TableReader, block: int) -> str:

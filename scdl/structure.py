@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scdl import csr
 from scdl.errors import ScdlError
+from scdl.features import spaces_of
 from scdl.schema import (
     DATA,
     INDEX,
@@ -201,11 +202,28 @@ def _tables(store: ArrayStore, info: Info, read_all: bool) -> Iterator[Check]:
     expected = {var_table(i): block.n_vars for i, block in enumerate(info.blocks)}
     if OBS in store.tables:
         expected[OBS] = info.n_obs
+    claimed = [block.space for block in info.blocks]
+    if len(claimed) > 1 and None not in claimed:
+        yield Check(0, partial(_check_spaces, store, info))
     for name, n_rows in expected.items():
         if name not in store.tables:
             yield _wrong(f"{store.path}: the table {name} is missing; {COPY_AGAIN}")
         else:
             yield Check(0, partial(_check_table, store, name, n_rows, read_all))
+
+
+def _check_spaces(store: ArrayStore, info: Info) -> list[Finding]:
+    """Compare the gene spaces that an archive states with the names of its genes."""
+    unsaid = replace(info, blocks=tuple(replace(block, space=None) for block in info.blocks))
+    stated, found = (spaces_of(store, one).tolist() for one in (info, unsaid))
+    if stated == found:
+        return []
+    return [
+        Finding(
+            f"{store.path}: expected feature blocks of the gene spaces {stated}, as it says, but "
+            f"the names of their genes are of {found}; {COPY_AGAIN}"
+        )
+    ]
 
 
 def _check_table(store: ArrayStore, name: str, n_rows: int, read_all: bool) -> list[Finding]:

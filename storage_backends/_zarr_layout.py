@@ -24,6 +24,10 @@ ORDER = "original_position"
 #: over a bit of its header that means nothing: CRC32C covers every bit of the chunk.
 CHECKED = (ZstdCodec(level=3, checksum=True), Crc32cCodec())
 
+#: Group within var of the tables of several feature blocks that share their genes: var itself then
+#: has the columns that all of them share, so that the store is an AnnData.
+BLOCKS = "_blocks"
+
 MATRIX_PARTS = ("data", "indices", "indptr")
 #: Groups of an AnnData, each of which may be empty.
 MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
@@ -37,6 +41,19 @@ _ENCODINGS = {
     "csr_matrix": "0.1.0",
     "csc_matrix": "0.1.0",
 }
+
+
+def block_path(table: str, shares_var: bool) -> str:
+    """Path of the var table of one of several feature blocks.
+
+    Parameters
+    ----------
+    table
+        Its name on the seam, such as ``var/0``.
+    shares_var
+        Whether the blocks share their genes, so that var itself is a table.
+    """
+    return table.replace("var/", f"var/{BLOCKS}/", 1) if shares_var else table
 
 
 def encoding(kind: str, **more: Any) -> dict[str, Any]:

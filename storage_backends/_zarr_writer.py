@@ -22,6 +22,7 @@ from storage_backends._zarr_array_writer import ArrayBuilder
 from storage_backends._zarr_layout import MATRIX_PARTS, encoding
 from storage_backends._zarr_profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
 from storage_backends.base import INDEX, ArrayWriter, Sparse, little_endian
+from storage_backends.caching import cached_property
 from storage_backends.errors import (
     ArchiveClosedError,
     BackendOptionError,
@@ -247,11 +248,13 @@ class ZarrWriter(ArrayWriter):
             group.attrs.update(encoding(f"{matrix.format}_matrix", shape=list(matrix.shape)))
 
     def _write_genes(self, attrs: Mapping[str, Any], order: NDArray[np.int64] | None) -> None:
-        """Write var beside the matrix, or one table for each block."""
+        """Write var beside the matrix, and one table for each of several blocks."""
         raw = "raw/" if _element(attrs) == "raw/X" else ""
         alone = len(attrs["blocks"]) == 1
+        if not alone and self._is_anndata(attrs):
+            _zarr_table_writer.write(self._root, "var", self._shared_var)
         for name, table in self._var.items():
-            path = f"{raw}var" if alone else name
+            path = f"{raw}var" if alone else _zarr_layout.block_path(name, self._is_anndata(attrs))
             if order is not None:
                 table = table.take(order)
             parent, _, key = path.rpartition("/")
@@ -265,6 +268,21 @@ class ZarrWriter(ArrayWriter):
                     config={"write_empty_chunks": True},
                 )
 
+    @cached_property
+    def _shared_var(self) -> pa.Table:
+        """The columns that the var tables of all blocks share; once all are written."""
+        from storage_backends import arrow
+
+        return arrow.shared_columns(self._var.values())
+
+    def _is_anndata(self, attrs: Mapping[str, Any]) -> bool:
+        """Whether there is one list of genes, as an AnnData has."""
+        spaces = {block.get("space") for block in attrs["blocks"]}
+        is_shared = len(spaces) == 1 and None not in spaces
+        # A column of that name leaves no place for the tables of blocks.
+        free = is_shared and _zarr_layout.BLOCKS not in self._shared_var.schema.names
+        return len(attrs["blocks"]) == 1 or free
+
     def _write_root(self, attrs: Mapping[str, Any], n_obs: int, *, reordered: bool) -> None:
         has_obs = "obs" in self._table_rows
         if not has_obs:
@@ -274,11 +292,12 @@ class ZarrWriter(ArrayWriter):
             "compression": self._compression,
             "obs": has_obs,
             "reordered": reordered,
+            **({"shared_var": True} if len(self._var) > 1 and self._is_anndata(attrs) else {}),
             **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
             "attrs": {**attrs, **({"sorted": False} if reordered else {})},
         }
         self._root.attrs.update({_zarr_layout.ATTRIBUTE: ours})
-        if len(attrs["blocks"]) > 1:
+        if not self._is_anndata(attrs):
             return
         for name in _zarr_layout.MAPPINGS:
             group = self._root.require_group(name)

@@ -385,8 +385,11 @@ class ZarrStore(ArrayStore):
     @cached_property
     def _table_paths(self) -> Mapping[str, str]:
         blocks = self.attrs["blocks"]
-        alone = len(blocks) == 1
-        paths = {f"var/{i}": self._var_path if alone else f"var/{i}" for i in range(len(blocks))}
+        paths = {"var/0": self._var_path}
+        if len(blocks) > 1:
+            shared = bool(self._ours.get("shared_var"))
+            names = [f"var/{i}" for i in range(len(blocks))]
+            paths = {name: _zarr_layout.block_path(name, shared) for name in names}
         if self._ours.get("obs", "obs" in self._nodes):
             paths["obs"] = "obs"
         return paths
