@@ -1,0 +1,17 @@
+"""Selections of genes of selections of genes; many more: make compositions."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import compositions
+
+
+@pytest.mark.parametrize("kind", compositions.KINDS)
+def test_compositions_are_those_of_anndata(kind: str) -> None:
+    assert list(compositions.run(300, kind, seed=1)) == []
+
+
+def test_the_number_of_findings_is_returned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compositions.main(["--cases", "2"]) == 0
+    assert "memmap: 2 compositions" in capsys.readouterr().out
