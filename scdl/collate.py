@@ -13,17 +13,29 @@ from numpy.typing import NDArray
 
 from scdl import tensors
 from scdl.batch import CellBatch, NeighborPair
+from scdl.genes import check_one_space, numbered
 
 __all__ = ["collate_neighbor_sparse_matrix_batch", "collate_sparse_matrix_batch", "row_tensor"]
 
-#: Attribute of a row's tensor that tells how many genes there are.
-_N_VARS = "n_vars"
+#: Attributes of a row's tensor: how many genes there are, and the gene space of the cell, which
+#: only cells of a dataset with several have.
+_N_VARS, _SPACE = "n_vars", "gene_space"
 
 
-def row_tensor(values: NDArray[Any], columns: NDArray[Any], n_vars: int) -> torch.Tensor:
-    """One cell as a tensor of shape [2, nnz] that remembers its number of genes."""
+def row_tensor(
+    values: NDArray[Any], columns: NDArray[Any], n_vars: int, space: int | None = None
+) -> torch.Tensor:
+    """One cell as a tensor of shape [2, nnz] that remembers its genes.
+
+    Parameters
+    ----------
+    space
+        Gene space of the cell, in a dataset with several.
+    """
     tensor = tensors.row_tensor(values, columns, n_vars)
     setattr(tensor, _N_VARS, n_vars)
+    if space is not None:
+        setattr(tensor, _SPACE, space)
     return tensor
 
 
@@ -112,7 +124,8 @@ class RowTensors(_Lazy):
     def _make(self) -> Iterator[torch.Tensor]:
         for i in range(len(self.batch)):
             cell = self.batch[i : i + 1]
-            yield row_tensor(cell.data, cell.indices, cell.n_vars)
+            space = None if cell.spaces is None else int(cell.spaces[0])
+            yield row_tensor(cell.data, cell.indices, cell.n_vars, space)
 
     def collated(self) -> torch.Tensor:
         """All of them, as they were read, as one sparse CSR tensor."""
@@ -154,6 +167,11 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
     torch.Tensor
         Sparse CSR, cells x genes. From a dataset it is always n_vars wide; from plain tensors,
         which do not know their number of genes, as wide as the largest column id + 1.
+
+    Raises
+    ------
+    GeneError
+        The cells are of different gene spaces.
     """
     if isinstance(batch, RowTensors) and batch.untouched:
         return batch.collated()
@@ -163,6 +181,8 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
     joined = torch.cat(tuple(batch), dim=1).numpy() if len(batch) else np.empty((2, 0), np.float32)
     columns = joined[1].astype(np.int64)
     widths = [getattr(row, _N_VARS, None) for row in batch]
+    spaces = [getattr(row, _SPACE, None) for row in batch]
+    check_one_space(numbered(spaces), "the cells of this batch")
     known = [width for width in widths if width is not None]
     if len(known) == len(widths) and known:
         n_vars = max(known)

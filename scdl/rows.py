@@ -102,9 +102,9 @@ class CellReader(ABC):
         Returns
         -------
         CellBatch
-            In the order of `rows`, n_vars wide. Of several feature blocks it is as wide as the
-            widest. Where the cells have different genes, the batch is no matrix: its conversions
-            raise GeneError unless `genes` was given.
+            In the order of `rows`, as wide as the gene space of its cells. Where these have
+            different genes it is as wide as the widest, and is no matrix: its conversions raise
+            GeneError unless `genes` was given.
 
         Raises
         ------
@@ -275,10 +275,16 @@ class CellReader(ABC):
         return found
 
     def _with_spaces(self, batch: CellBatch, *, own: bool = False) -> CellBatch:
-        """The batch with the gene space of each cell, where cells of the dataset differ."""
+        """The batch with the gene space of each cell, where cells of the dataset differ.
+
+        Cells of one gene space make a batch that is as wide as that.
+        """
         if batch.present is not None or (spaces := self.spaces_of(batch.rows)) is None:
             return batch
-        return replace(batch, spaces=spaces, own_genes=own)
+        n_vars = batch.n_vars
+        if not own and len(spaces) and (spaces == spaces[0]).all():
+            n_vars = self._n_vars_of(batch.rows[0])
+        return replace(batch, spaces=spaces, own_genes=own, n_vars=n_vars)
 
     @property
     def var(self) -> pd.DataFrame:
@@ -367,7 +373,10 @@ class CellReader(ABC):
         values, columns = self._row(index)
         from scdl.collate import row_tensor
 
-        return row_tensor(values, columns, self.max_n_vars)
+        spaces = self.spaces_of(index)
+        if spaces is None:
+            return row_tensor(values, columns, self.max_n_vars)
+        return row_tensor(values, columns, self._n_vars_of(index), int(spaces[0]))
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[torch.Tensor]:
         """Cells of a batch, as a ``DataLoader`` asks for them: read at once.
