@@ -535,6 +535,7 @@ def open(
     neighbor_key: str = NEIGHBOR_KEY,
     neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
     fallback_to_identity: bool = True,
+    matrix: str | None = None,
 ) -> SingleCellDataset | SingleCellCollection:
     """Open an archive of any backend, or a directory of archives as a collection.
 
@@ -544,6 +545,8 @@ def open(
         Where it is.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
+    matrix
+        Another matrix of an AnnData that the archive keeps whole, such as ``layers/counts``.
 
     Raises
     ------
@@ -551,6 +554,8 @@ def open(
         There is nothing at `path`.
     ArchiveFormatError
         What is there is no archive, or a damaged one.
+    OptionError
+        There is no such matrix, or `path` is a collection.
     """
     if not isinstance(path, str | os.PathLike):
         raise CollectionError(
@@ -569,13 +574,20 @@ def open(
                 "in it; convert h5ad files first, with scdl.convert_directory or `scdl convert "
                 f"{place} DEST`"
             )
-    return kind(
-        path,
-        load_neighbors=load_neighbors,
-        neighbor_key=neighbor_key,
-        neighbor_sampling_strategy=neighbor_sampling_strategy,
-        fallback_to_identity=fallback_to_identity,
-    )
+    options: dict[str, Any] = {
+        "load_neighbors": load_neighbors,
+        "neighbor_key": neighbor_key,
+        "neighbor_sampling_strategy": neighbor_sampling_strategy,
+        "fallback_to_identity": fallback_to_identity,
+    }
+    if matrix is not None and kind is SingleCellCollection:
+        raise OptionError(
+            f"{place}: matrix= chooses a matrix of one archive, and this is a collection; open its "
+            "archives one by one"
+        )
+    if matrix is not None:
+        options["matrix"] = matrix
+    return kind(path, **options)
 
 
 def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:

@@ -17,6 +17,7 @@ from scdl.errors import (
     ArchiveFormatError,
     CollectionError,
     FeatureNotFoundError,
+    OptionError,
 )
 from scdl.features import ObsFeatures, VarFeatures, spaces_of
 from scdl.joining import Request, Source, Sources, source
@@ -83,6 +84,10 @@ class SingleCellDataset(CellReader):
         proportion to the weights.
     fallback_to_identity
         Whether a cell without neighbours is its own.
+    matrix
+        Another matrix of an AnnData that the archive keeps whole, to read in place of the one it
+        was made for: ``X``, ``raw/X`` or ``layers/<key>``, stored by rows. Such a dataset does not
+        change the archive. With `h5ad_path`, which matrix of the file becomes that of the archive.
     **options
         For conversions, also by :meth:`load_h5ad`; see :func:`scdl.convert`.
 
@@ -109,6 +114,7 @@ class SingleCellDataset(CellReader):
         neighbor_sampling_strategy: NeighborSamplingStrategy
         | str = NeighborSamplingStrategy.RANDOM,
         fallback_to_identity: bool = True,
+        matrix: str | None = None,
         **options: Unpack[ConvertOptions],
     ) -> None:
         self.data_path = os.fspath(path)
@@ -121,7 +127,10 @@ class SingleCellDataset(CellReader):
         self._var_index_names: tuple[str, ...] = VAR_INDEX_NAMES
         self._obs_index_names: tuple[str, ...] = OBS_INDEX_NAMES
         self._options = options
+        self._matrix = matrix if h5ad_path is None else None
         if h5ad_path is not None:
+            if matrix is not None:
+                options["matrix"] = matrix
             from scdl.conversion import convert
 
             key = neighbor_key if load_neighbors else None
@@ -130,6 +139,10 @@ class SingleCellDataset(CellReader):
 
     def _open(self) -> None:
         store = registry.open_archive(self.data_path)
+        if self._matrix is not None:
+            from scdl.matrix_view import MatrixView
+
+            store = MatrixView(store, self._matrix)
         info = Info.of(store)
         views = [store.view(name) for name in MATRIX]
         # Plain arrays slice several times faster than numpy.memmap does.
@@ -139,6 +152,28 @@ class SingleCellDataset(CellReader):
         self._info = info
         #: Values, ids and offsets, or nothing where they are not all in memory.
         self._views = found if usable and len(found[0]) == len(found[1]) else []
+
+    def select_matrix(self, matrix: str) -> SingleCellDataset:
+        """The same cells with another matrix of an AnnData that the archive keeps whole.
+
+        Parameters
+        ----------
+        matrix
+            ``X``, ``raw/X`` or ``layers/<key>``, stored by rows.
+
+        Raises
+        ------
+        OptionError
+            The archive has no such matrix.
+        """
+        chosen = type(self).__new__(type(self))
+        chosen.__setstate__({**self.__getstate__(), "_matrix": matrix})
+        return chosen
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells these cells and this matrix from others at the same place."""
+        return super().identity if self._matrix is None else (*super().identity, self._matrix)
 
     def _reopen(self) -> None:
         """Open what now stands at the path, and forget what was read from the old."""
@@ -599,6 +634,11 @@ class SingleCellDataset(CellReader):
         """
         from scdl.concatenate import concatenate
 
+        if self._matrix is not None:
+            raise OptionError(
+                f"{self.data_path}: opened with matrix={self._matrix!r}, which is for reading; "
+                "open the archive without to change or to copy it"
+            )
         path = self.data_path if output_path is None else os.fspath(output_path)
         options = dict(storage or {"backend": self._backend, **self._store.options})
         target = registry.backend(options.pop("backend"))

@@ -167,7 +167,10 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
         field.with_metadata(NULLABLE if isinstance(frame[field.name].array, nullable) else None)
         for field in table.schema
     ]
-    return table.cast(pa.schema(fields, metadata)).add_column(0, INDEX, names)
+    # Not as a table to which the names are added: without columns it would have no rows.
+    columns = [names, *(table[field.name].cast(field.type) for field in fields)]
+    schema = pa.schema([pa.field(INDEX, names.type), *fields], metadata)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _dtype_with_nulls(array: pa.Array) -> Any:

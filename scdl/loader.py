@@ -101,6 +101,8 @@ class SingleCellLoader:
         ``dtype``: of the values, default ``torch.float32``; None: the stored one.
         ``obs``, ``obsm``: columns and dense vectors to give along; :attr:`vocabulary` tells what
         the codes of labels mean.
+        ``matrix``: another matrix of an AnnData that the archive keeps whole, such as
+        ``layers/counts``.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
         different genes, as by :meth:`~scdl.SingleCellDataset.select_genes`; ``genes="own"`` gives
         the column ids of each cell's own genes instead, and ``spaces`` in the batch.
@@ -147,6 +149,8 @@ class SingleCellLoader:
                 f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}"
             )
         self._options: LoaderOptions = {**DEFAULTS, **options}
+        if self._options["matrix"] is not None:
+            dataset = dataset.select_matrix(self._options["matrix"])
         self._own_genes = is_own(self._options["genes"])
         if self._options["genes"] is not None and not self._own_genes:
             dataset = dataset.select_genes(

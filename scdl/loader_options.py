@@ -23,6 +23,7 @@ class LoaderOptions(TypedDict, total=False):
     by_value: bool
     obs: Sequence[str]
     obsm: Sequence[str]
+    matrix: str | None
     genes: Genes | None
     gene_column: str | None
     missing: Missing
@@ -51,6 +52,7 @@ DEFAULTS: LoaderOptions = {
     "by_value": False,
     "obs": (),
     "obsm": (),
+    "matrix": None,
     "genes": None,
     "gene_column": None,
     "missing": "error",

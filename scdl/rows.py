@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl import csr
 from scdl.batch import CellBatch, NeighborPair
-from scdl.errors import FeatureNotFoundError, NeighborError, RowIndexError
+from scdl.errors import FeatureNotFoundError, NeighborError, OptionError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures, frame_of
 from scdl.genes import check_one_space, is_own
 from scdl.joining import Request
@@ -248,6 +248,13 @@ class CellReader(ABC):
         from scdl.gene_view import GeneView
 
         return GeneView(self, genes, **options)
+
+    def select_matrix(self, matrix: str) -> CellReader:
+        """The same cells with another matrix; OptionError where only one archive has others."""
+        raise OptionError(
+            f"{self}: there is no other matrix to choose; select the matrix of one archive first, "
+            f"with scdl.open(path, matrix={matrix!r})"
+        )
 
     def origins(self) -> list[Origin]:
         """Where the cells came from, in their order."""

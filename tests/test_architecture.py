@@ -30,6 +30,7 @@ LAYERS = [
     {"scdl.cell_names", "scdl.comparison"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export", "scdl.verification"},
     {"scdl.h5ad"},
+    {"scdl.matrix_view"},
     {"scdl.sources"},
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
     {"scdl.matrices"},
