@@ -67,11 +67,14 @@ class SingleCellMemMapDataset(SingleCellDataset):
                 "supported; write an archive with scdl.convert(h5ad_path, path)"
             )
         options: ConvertOptions = {
-            "matrix": "X" if use_X_not_raw else None,
             "data_dtype": "float32" if data_dtype is None else data_dtype,
             "data_dtype_tolerance": data_dtype_tolerance,
             "block_rows": load_block_row_size,
         }
+        # Of an archive that is opened it would choose another matrix to read.
+        matrix: ConvertOptions = {"matrix": "X"} if use_X_not_raw else {}
+        if h5ad_path is not None:
+            options.update(matrix)
         super().__init__(
             data_path,
             h5ad_path,
@@ -81,5 +84,6 @@ class SingleCellMemMapDataset(SingleCellDataset):
             fallback_to_identity=fallback_to_identity,
             **options,
         )
+        self._options = {**options, **matrix}
         self._var_index_names = (var_feature_index_name, feature_index_name, *VAR_INDEX_NAMES)
         self._obs_index_names = (obs_feature_index_name, *OBS_INDEX_NAMES)

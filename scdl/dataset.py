@@ -84,12 +84,11 @@ class SingleCellDataset(CellReader):
         proportion to the weights.
     fallback_to_identity
         Whether a cell without neighbours is its own.
-    matrix
-        Another matrix of an AnnData that the archive keeps whole, to read in place of the one it
-        was made for: ``X``, ``raw/X`` or ``layers/<key>``, stored by rows. Such a dataset does not
-        change the archive. With `h5ad_path`, which matrix of the file becomes that of the archive.
     **options
-        For conversions, also by :meth:`load_h5ad`; see :func:`scdl.convert`.
+        For conversions, also by :meth:`load_h5ad`; see :func:`scdl.convert`. Without `h5ad_path`,
+        ``matrix`` is another matrix of an AnnData that the archive keeps whole, to read in place of
+        the one it was made for: ``X``, ``raw/X`` or ``layers/<key>``, stored by rows. Such a
+        dataset does not change the archive.
 
     Raises
     ------
@@ -114,7 +113,6 @@ class SingleCellDataset(CellReader):
         neighbor_sampling_strategy: NeighborSamplingStrategy
         | str = NeighborSamplingStrategy.RANDOM,
         fallback_to_identity: bool = True,
-        matrix: str | None = None,
         **options: Unpack[ConvertOptions],
     ) -> None:
         self.data_path = os.fspath(path)
@@ -127,10 +125,9 @@ class SingleCellDataset(CellReader):
         self._var_index_names: tuple[str, ...] = VAR_INDEX_NAMES
         self._obs_index_names: tuple[str, ...] = OBS_INDEX_NAMES
         self._options = options
-        self._matrix = matrix if h5ad_path is None else None
+        #: Another matrix than the archive was made for.
+        self._matrix = options.get("matrix") if h5ad_path is None else None
         if h5ad_path is not None:
-            if matrix is not None:
-                options["matrix"] = matrix
             from scdl.conversion import convert
 
             key = neighbor_key if load_neighbors else None

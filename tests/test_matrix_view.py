@@ -124,3 +124,12 @@ def test_a_view_changes_nothing(path: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is a collection"):
         scdl.open(path.parent, matrix="X")
     assert whole.shape() == (40, [12])
+
+
+def test_the_documented_option_is_for_conversions(tmp_path: Path, adata: ad.AnnData) -> None:
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    made = scdl.SingleCellMemMapDataset(tmp_path / "a", tmp_path / "a.h5ad", use_X_not_raw=True)
+    opened = scdl.SingleCellMemMapDataset(tmp_path / "a", use_X_not_raw=True)
+    assert made.n_vars == opened.n_vars == [6]
+    opened.load_h5ad(tmp_path / "a.h5ad")
+    assert opened.n_vars == [6]
