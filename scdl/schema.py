@@ -202,6 +202,12 @@ class Info:
         counts = [n for b in blocks for n in (b.stop, b.n_vars)]
         if not blocks or not rising or min(counts) < 0 or max(counts) > _MOST:
             raise ArchiveFormatError(f"{where}: its feature blocks are empty or out of order")
+        widths = {(b.space, b.n_vars) for b in blocks if b.space is not None}
+        if len(widths) > len({space for space, _ in widths}):
+            raise ArchiveFormatError(
+                f"{where}: feature blocks of one gene space have different numbers of genes; "
+                f"{COPY_AGAIN}"
+            )
         matrices = attrs.get("matrices")
         names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
         return cls(blocks, attrs.get("sorted") is True, names, str(attrs.get("element", "X")))
