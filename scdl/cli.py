@@ -15,6 +15,7 @@ import typer
 
 from scdl import __version__
 from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
+from storage_backends.paths import path_of
 
 app = typer.Typer(
     name="scdl",
@@ -135,6 +136,7 @@ def convert(
     read by blocks of rows, so that memory does not depend on their size. A conversion that fails
     leaves nothing behind.
     """
+    sources, dest = [path_of(source) for source in sources], path_of(dest)
     options: dict[str, Any] = {
         "backend": backend,
         "progress": not quiet and sys.stderr.isatty(),
@@ -258,6 +260,7 @@ def flatten(
     from scdl.collection import SingleCellCollection
     from scdl.errors import ArchiveNotFoundError
 
+    path = path_of(path)
     if not os.path.isdir(path):
         raise ArchiveNotFoundError(f"{path}: there is no directory here; name a collection")
     options: dict[str, Any] = {"backend": backend, "cell_names": cell_names}
@@ -282,6 +285,7 @@ def export(
     from scdl.manifest import is_collection
     from storage_backends import registry
 
+    path = path_of(path)
     if is_collection(path):
         raise SourceError(
             f"{path}: this is a collection; `scdl flatten {path} OUT` makes one archive of it, "
@@ -304,7 +308,7 @@ def info(
 
     table = Table("", "", show_header=False, box=None, pad_edge=False)
     table.columns[1].overflow = "fold"
-    for key, value in facts(path):
+    for key, value in facts(path_of(path)):
         table.add_row(key, Text(value))
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
@@ -377,6 +381,7 @@ def _convert_h5ad_to_scdl(
     from scdl.directory_conversion import h5ad_files
     from storage_backends import threads
 
+    data_path = path_of(data_path)
     files = [data_path] if os.path.isfile(data_path) else h5ad_files(data_path)
     options = {
         "progress": sys.stderr.isatty(),

@@ -40,6 +40,7 @@ from scdl.neighbors import NeighborSamplingStrategy
 from scdl.schema import NEIGHBOR_KEY, distinct
 from storage_backends import registry
 from storage_backends.errors import refused_write
+from storage_backends.paths import path_of, paths_of
 
 if TYPE_CHECKING:
     from scdl.conversion import ConvertOptions
@@ -103,7 +104,8 @@ class SingleCellCollection(JoinedCells):
             self._manifest = manifest_identity(self.data_path)
             self._use(self._in_directory(self.data_path))
         else:
-            self._use(self._described([], data_path))
+            wanted = "a directory of archives, or a list of their paths"
+            self._use(self._described([], paths_of(data_path, wanted)))
 
     def _in_directory(self, directory: str) -> Sequence[Member]:
         if has_manifest(directory):
@@ -206,7 +208,7 @@ class SingleCellCollection(JoinedCells):
         ArchiveLockedError, ArchiveChangedError
             Another process or thread changes the manifest, or changed it since it was read.
         """
-        more = [paths] if isinstance(paths, str | os.PathLike) else paths
+        more = paths_of(paths, "the path of an archive, or a list of them")
         with self._changing():
             self._append(more, save=self._has_manifest)
 
@@ -437,7 +439,7 @@ class SingleCellCollection(JoinedCells):
     def _targets(self, sources: Sequence[Path]) -> dict[str, str]:
         """Of each file where its archive goes, in the directory of the collection."""
         assert self.data_path is not None
-        paths = [os.fspath(source) for source in sources]
+        paths = paths_of(sources)
         stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
         names = distinct([*os.listdir(self.data_path), *stems])[-len(stems) :]
         targets = (os.path.join(self.data_path, name) for name in names)
@@ -557,12 +559,7 @@ def open(
     OptionError
         There is no such matrix, or `path` is a collection.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise CollectionError(
-            f"expected one path, found {path!r:.200}; of several, SingleCellCollection makes one "
-            "dataset"
-        )
-    place = os.fspath(path)
+    place = path_of(path, "the path of an archive, or of a directory of archives")
     kind: type[SingleCellCollection | SingleCellDataset] = SingleCellDataset
     if has_manifest(place):
         kind = SingleCellCollection
@@ -587,7 +584,7 @@ def open(
         )
     if matrix is not None:
         options["matrix"] = matrix
-    return kind(path, **options)
+    return kind(place, **options)
 
 
 def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:

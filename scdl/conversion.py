@@ -39,8 +39,12 @@ from scdl.tables import united, write_var
 from storage_backends import registry
 from storage_backends.base import ArrayWriter
 from storage_backends.errors import one_line
+from storage_backends.paths import is_url, path_of, paths_of
 
 Path = str | os.PathLike[str]
+
+#: What is expected of a target, for messages.
+TARGET = "where the archive goes, as a path"
 
 
 class ConvertOptions(TypedDict, total=False):
@@ -196,7 +200,8 @@ def convert(
     ArchiveWriteError
         The archive cannot be written, for example because the disk is full.
     """
-    paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    paths = paths_of(sources, "the path of an h5ad file, a Zarr store or an archive, or several")
+    path = path_of(path, TARGET)
     if not paths:
         raise SourceError("there is nothing to convert: the list of files is empty")
     with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
@@ -262,17 +267,17 @@ def write_archive(
     target = registry.for_target(path, settings.backend)
     storage = {"compression": options["compression"]} if options.get("compression") else {}
     with ExitStack() as stack:
-        writer = target.create(os.fspath(path), replace=replace, **storage)
+        writer = target.create(path_of(path, TARGET), replace=replace, **storage)
         stack.enter_context(writer)
         opened = opening(stack)
         conversion = Conversion(opened, writer.path, settings, keeps_elements=writer.keeps_elements)
         meter.reset(sum(source.matrix.size for source in opened))
         info = conversion.run(writer, meter)
-    with target.store.open(os.fspath(path)) as store:
+    with target.store.open(path_of(path)) as store:
         nnz, nbytes = store.spec(DATA).length, store.nbytes
     tally = conversion.tally
     return ConversionReport(
-        path=os.fspath(path),
+        path=path_of(path),
         backend=target.name,
         n_obs=info.n_obs,
         n_vars=[block.n_vars for block in info.blocks],
@@ -307,8 +312,9 @@ def open_sources(paths: Sequence[Path], matrix: str | None, stack: ExitStack) ->
 
 def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
     """What a path holds: an h5ad file, or a source for each feature block of an archive."""
-    elsewhere = os.path.isdir(path) or ":" in os.fspath(path)
-    if os.path.isfile(path) or not elsewhere:
+    path = path_of(path)
+    elsewhere = os.path.isdir(path) or is_url(path)
+    if not elsewhere:
         return [stack.enter_context(H5adFile(path, matrix))]
     try:
         store = stack.enter_context(registry.open_archive(path))

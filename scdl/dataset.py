@@ -39,6 +39,7 @@ from scdl.schema import (
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.caching import cached_property
+from storage_backends.paths import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +116,7 @@ class SingleCellDataset(CellReader):
         fallback_to_identity: bool = True,
         **options: Unpack[ConvertOptions],
     ) -> None:
-        self.data_path = os.fspath(path)
+        self.data_path = path_of(path, "the path of an archive")
         self._load_neighbors = load_neighbors
         self._neighbor_key = neighbor_key
         self._sampling: dict[str, Any] = {
@@ -482,7 +483,7 @@ class SingleCellDataset(CellReader):
 
     def load(self, stored_path: Path) -> None:
         """Open another archive in place of this one."""
-        self.data_path = os.fspath(stored_path)
+        self.data_path = path_of(stored_path, "the path of an archive")
         self._reopen()
 
     def load_h5ad(self, anndata_path: Path) -> None:
@@ -601,7 +602,7 @@ class SingleCellDataset(CellReader):
             lossless=destroy_on_copy,
         )
         if destroy_on_copy:
-            path = self.data_path if output_path is None else os.fspath(output_path)
+            path = self.data_path if output_path is None else path_of(output_path)
             with registry.open_archive(path) as result:
                 for other, table in zip(others, obs[1:], strict=True):
                     check_copied(other.store, result, start, table)
@@ -636,7 +637,7 @@ class SingleCellDataset(CellReader):
                 f"{self.data_path}: opened with matrix={self._matrix!r}, which is for reading; "
                 "open the archive without to change or to copy it"
             )
-        path = self.data_path if output_path is None else os.fspath(output_path)
+        path = self.data_path if output_path is None else path_of(output_path)
         options = dict(storage or {"backend": self._backend, **self._store.options})
         target = registry.backend(options.pop("backend"))
         with target.create(path, replace=output_path is None, **options) as writer:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tqdm import tqdm
 
-from scdl.conversion import ConversionReport, ConvertOptions, Path, Settings, check_options
+from scdl.conversion import (
+    TARGET,
+    ConversionReport,
+    ConvertOptions,
+    Path,
+    Settings,
+    check_options,
+)
 from scdl.errors import (
     ArchiveExistsError,
     ArchiveFormatError,
@@ -31,6 +38,7 @@ from scdl.schema import Info, distinct
 from scdl.workers import DaskWorkers, Outcome, ProcessWorkers, ThreadWorkers, Workers
 from storage_backends import registry, threads
 from storage_backends.errors import refused_write
+from storage_backends.paths import absolute, is_url, path_of, paths_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -97,13 +105,13 @@ def h5ad_files(directory: Path) -> list[str]:
     SourceNotFoundError
         There is none, or no such directory.
     """
+    directory = path_of(directory, "the path of a directory with h5ad files")
     root = os.path.abspath(directory)
     found = sorted(glob.glob(os.path.join(glob.escape(root), "**", "*.h5ad"), recursive=True))
     found = [path for path in found if os.path.isfile(path)]
     if not found:
         raise SourceNotFoundError(
-            f"{os.fspath(directory)}: there is no *.h5ad file here or below; name a directory that "
-            "has some"
+            f"{directory}: there is no *.h5ad file here or below; name a directory that has some"
         )
     return found
 
@@ -183,6 +191,8 @@ def convert_directory(
         The workers of the cluster write to another file system.
     """
     started = time.perf_counter()
+    directory = path_of(directory, "the path of a directory with h5ad files")
+    dest = path_of(dest, "the directory where the archives go, as a path")
     settings, split_bytes = _settings(options)
     backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
@@ -296,14 +306,14 @@ def convert_in_parts(
         As :func:`scdl.convert`.
     """
     settings, split_bytes = _settings(options)
-    target = os.path.abspath(path)
+    target = absolute(path, TARGET)
     if os.path.lexists(target):
         # Of one that was killed when only its drafts were still to be removed.
         sweep(os.path.dirname(target))
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"
         )
-    labels = [os.fspath(path) for path in sources]
+    labels = paths_of(sources, "the paths of h5ad files")
     files = tuple(map(_file, labels))
     if not files:
         raise SourceError("there is nothing to convert: the list of files is empty")
@@ -335,22 +345,20 @@ def _as_given(path: str, directory: Path) -> str:
     return os.path.join(os.fspath(directory), os.path.relpath(path, directory))
 
 
-def _file(path: Path) -> str:
+def _file(path: str) -> str:
     """The absolute path of an h5ad file."""
-    if not os.path.exists(path) and "://" not in os.fspath(path):
-        raise SourceNotFoundError(f"{os.fspath(path)}: there is no such file")
+    if not os.path.exists(path) and not is_url(path):
+        raise SourceNotFoundError(f"{path}: there is no such file")
     if not os.path.isfile(path):
-        raise SourceError(
-            f"{os.fspath(path)}: only h5ad files are converted in parts; leave out workers"
-        )
+        raise SourceError(f"{path}: only h5ad files are converted in parts; leave out workers")
     return os.path.abspath(path)
 
 
-def _directory(dest: Path) -> str:
+def _directory(dest: str) -> str:
     """The directory of the archives, which is there now."""
-    if "://" in os.fspath(dest):
+    if is_url(dest):
         raise BackendOptionError(
-            f"{os.fspath(dest)}: archives are not written to URLs, where nothing can appear whole; "
+            f"{dest}: archives are not written to URLs, where nothing can appear whole; "
             "convert to a directory and copy the archives"
         )
     path = os.path.abspath(dest)

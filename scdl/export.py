@@ -25,6 +25,7 @@ from scdl.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info, var_table
 from scdl.sources import Elements
 from storage_backends.base import ArrayStore, Sparse
 from storage_backends.errors import refused_write
+from storage_backends.paths import absolute
 
 Path = str | os.PathLike[str]
 
@@ -58,7 +59,7 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
     ArchiveWriteError
         The file cannot be written.
     """
-    target = os.path.abspath(path)
+    target = absolute(path, "where the file goes, as a path")
     if os.path.lexists(target) and not replace:
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scdl.errors import GeneError, GeneListNotFoundError
 from storage_backends.base import INDEX
+from storage_backends.paths import path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -267,7 +268,7 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
             raise GeneError(f"the {genes} of the genes of {_listed(blocks)} is empty")
         return found
     if isinstance(genes, str | os.PathLike):
-        genes = _read_list(os.fspath(genes))
+        genes = _read_list(path_of(genes))
     found = pa.array([str(gene) for gene in genes], pa.large_string())
     if len(found) == 0:
         raise GeneError("the list of genes is empty")

@@ -24,6 +24,7 @@ from scdl.sources import Source, SparseParts
 from scdl.transpose import Coo, Csc, DenseTiles
 from storage_backends.base import DTYPES, Sparse
 from storage_backends.errors import one_line
+from storage_backends.paths import path_of
 
 #: Bytes of the chunks that hold the same rows of a dense matrix, above which it is read by chunks.
 _LARGEST_BAND = 16 << 20
@@ -55,7 +56,7 @@ class H5adFile(Source):
     obs: H5Table
 
     def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
-        self.path = self.label = os.fspath(path)
+        self.path = self.label = path_of(path, "the path of an h5ad file")
         self._file = _open_hdf5(self.path)
         try:
             with readable(self.path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,14 +17,14 @@ from scdl.schema import DATA, INDICES, OBS, Block, Info, keys, var_table
 from storage_backends import locks, publication, registry
 from storage_backends.base import DTYPES, ArrayStore
 from storage_backends.errors import refused_write
+from storage_backends.paths import is_url as is_url
+from storage_backends.paths import path_of
 
 #: Name of the file in the directory of a collection.
 MANIFEST = "collection.json"
 _FORMAT = 1
 #: Cells of all members together fit into an int64.
 _MOST = 1 << 62
-#: Paths that are no files here, such as s3://bucket/archive.
-_URL = re.compile(r"[a-z][a-z0-9+.-]*:")
 
 
 @dataclass(frozen=True)
@@ -201,15 +200,10 @@ def genes_hash(store: ArrayStore, block: int) -> str:
     return table_hash(store.read_table(var_table(block)))
 
 
-def is_url(path: str) -> bool:
-    """Whether a path is no file here."""
-    return _URL.match(path) is not None
-
-
 def absolute(path: str | os.PathLike[str]) -> str:
     """A path that stays what it is when the working directory changes."""
-    path = os.fspath(path)
-    return path if is_url(path) else os.path.realpath(path)
+    text = path_of(path, "the path of an archive, or of a directory of archives")
+    return text if is_url(text) else os.path.realpath(text)
 
 
 def is_archive(path: str) -> bool:

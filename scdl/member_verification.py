@@ -14,6 +14,7 @@ from scdl.manifest import Member, archives_below, has_manifest, is_collection, r
 from scdl.verification import VerificationReport
 from storage_backends import registry
 from storage_backends.base import Finding, Verdict
+from storage_backends.paths import path_of
 
 
 def verify(
@@ -65,7 +66,7 @@ def verify(
         Checksums are asked for where there are some, or the backend keeps none; of a collection,
         archives that have some keep them, and the rest is in the report.
     """
-    path = os.fspath(path)
+    path = path_of(path, "the path of an archive or a collection")
     how = {"deep": deep, "repair": repair, "add_checksums": add_checksums, "progress": progress}
     if not is_collection(path):
         return verification.verify(path, **how)

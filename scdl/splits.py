@@ -18,6 +18,7 @@ from scdl import samplers
 from scdl.errors import SplitError
 from scdl.rows import CellReader
 from scdl.vocabulary import codes
+from storage_backends.paths import path_of
 
 _FORMAT = "scdl split 1"
 #: Of cells that are in no part.
@@ -73,7 +74,7 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         for i, rows in enumerate(self.values()):
             part_of[rows] = i
         about = {"format": _FORMAT, "hash": self.hash, "parts": list(self), "how": self.how}
-        path = os.fspath(path)
+        path = path_of(path, "where the split goes, as a path")
         beside = f"{path}.{os.getpid()}.part"
         try:
             with open(beside, "wb") as file:
@@ -95,7 +96,7 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         SplitError
             The file is no split, is damaged, or is of another dataset.
         """
-        where = os.fspath(path)
+        where = path_of(path, "the path of a split")
         try:
             with open(where, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 part_of, about = stored["part_of"], json.loads(stored["about"].tobytes())

@@ -25,6 +25,7 @@ from scdl.errors import (
 )
 from storage_backends import registry
 from storage_backends.base import ArrayStore, Backend, Examination, Finding, Piece, Verdict
+from storage_backends.paths import path_of
 from storage_backends.threads import n_threads, work_alone
 
 #: Reads under way at once: a disk gives its full speed only to many.
@@ -114,7 +115,7 @@ def verify(
 ) -> VerificationReport:
     """Find out whether an archive is sound; see :func:`scdl.verify`, which takes collections."""
     started = time.perf_counter()
-    path = os.fspath(path)
+    path = path_of(path, "the path of an archive")
     backend = registry.detect(path)
     done: list[str] = []
     if repair:

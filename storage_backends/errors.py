@@ -27,6 +27,8 @@ __all__ = [
     "BackendOptionError",
     "MissingCodecError",
     "OutputError",
+    "PathError",
+    "PathTypeError",
     "RangeError",
     "RemoteError",
     "ScdlError",
@@ -101,6 +103,14 @@ class BackendOptionError(ScdlError, ValueError):
 
 class MissingCodecError(ScdlError, ImportError):
     """A package that a compression needs is not installed."""
+
+
+class PathError(ScdlError, ValueError):
+    """What was given as a path can be none, or names another format than is written."""
+
+
+class PathTypeError(PathError, TypeError):
+    """What was given as a path is an object of another kind, such as an AnnData."""
 
 
 class RemoteError(ScdlError, OSError):

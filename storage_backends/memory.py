@@ -32,11 +32,10 @@ from storage_backends.errors import (
     OutputError,
     RangeError,
 )
+from storage_backends.paths import RAM
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_SCHEME = "ram:"
 
 
 @dataclass
@@ -158,8 +157,8 @@ class MemoryWriter(ArrayWriter):
 
     @classmethod
     def create(cls, path: str, *, replace: bool = False) -> Self:
-        if not path.startswith(_SCHEME):
-            raise ArchiveWriteError(f"{path}: an archive in memory has a path like {_SCHEME}NAME")
+        if not path.startswith(RAM):
+            raise ArchiveWriteError(f"{path}: an archive in memory has a path like {RAM}NAME")
         if path in _committed and not replace:
             raise ArchiveExistsError(f"{path}: an archive of this name exists already")
         return cls(path, replace=replace)

@@ -19,6 +19,7 @@ from storage_backends.errors import (
     BackendNotFoundError,
     ScdlWarning,
 )
+from storage_backends.paths import path_of
 
 __all__ = ["ENTRY_POINTS", "backend", "detect", "for_target", "names", "open_archive"]
 
@@ -34,6 +35,8 @@ _BUILTIN = {
 _DETECTION = {"zarr": "storage_backends._zarr_detection"}
 #: Of an archive whose path does not say.
 DEFAULT = "memmap"
+#: What is expected where an archive is opened, for messages.
+_ARCHIVE = "the path of an archive"
 
 
 def names() -> list[str]:
@@ -67,7 +70,7 @@ def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend
     """The backend to write an archive with: the one called `name`, or what the path ends in."""
     if name is not None:
         return backend(name)
-    ending = os.path.splitext(os.fspath(path).rstrip("/"))[1]
+    ending = os.path.splitext(path_of(path).rstrip("/"))[1]
     # A suffix is the backend's name: those of other names are not imported only to be asked.
     own = ending.removeprefix(".")
     if own in _BUILTIN and backend(own).suffix == ending:
@@ -77,7 +80,8 @@ def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend
 
 def open_archive(path: str | os.PathLike[str], *, hold: bool = True) -> ArrayStore:
     """Open the archive at `path`, as ``ArrayStore.open`` does, and warn of its remarks."""
-    store = detect(path).store.open(os.fspath(path), hold=hold)
+    path = path_of(path, _ARCHIVE)
+    store = detect(path).store.open(path, hold=hold)
     for remark in store.remarks:
         warnings.warn(remark, ScdlWarning, stacklevel=5)
     return store
@@ -93,7 +97,7 @@ def detect(path: str | os.PathLike[str]) -> Backend:
     ArchiveFormatError
         No installed backend knows what stands there.
     """
-    path = os.fspath(path)
+    path = path_of(path, _ARCHIVE)
     for name in _BUILTIN:
         if name in _DETECTION and not import_module(_DETECTION[name]).detect(path):
             continue
