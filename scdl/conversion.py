@@ -36,7 +36,7 @@ from scdl.schema import (
 )
 from scdl.sources import ArchiveSource, Source, Tally, write_rest
 from scdl.tables import united, write_var
-from storage_backends import registry
+from storage_backends import other_formats, registry
 from storage_backends.base import ArrayWriter
 from storage_backends.errors import one_line
 from storage_backends.paths import is_url, path_of, paths_of
@@ -313,15 +313,29 @@ def open_sources(paths: Sequence[Path], matrix: str | None, stack: ExitStack) ->
 def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
     """What a path holds: an h5ad file, or a source for each feature block of an archive."""
     path = path_of(path)
-    elsewhere = os.path.isdir(path) or is_url(path)
-    if not elsewhere:
+    is_file = not os.path.isdir(path) and not is_url(path)
+    if is_file and (other_formats.is_hdf5(path) or registry.known(path) is None):
         return [stack.enter_context(H5adFile(path, matrix))]
     try:
         store = stack.enter_context(registry.open_archive(path))
     except ArchiveFormatError as error:
+        if registry.known(path) is None and _has_archives(path):
+            raise SourceError(
+                f"{path}: this is a directory of archives; give them as a list, or flatten the "
+                f"collection: `scdl flatten {path} DEST`"
+            ) from error
         raise SourceError(one_line(error)) from error
     info = Info.from_attrs(store.attrs, store.path)
     return [ArchiveSource(store, info, i, matrix) for i in range(len(info.blocks))]
+
+
+def _has_archives(directory: str) -> bool:
+    """Whether there are archives in a directory."""
+    try:
+        paths = [os.path.join(directory, name) for name in os.listdir(directory)]
+    except OSError:
+        return False
+    return any(registry.known(path) is not None for path in paths)
 
 
 class Conversion:

@@ -36,7 +36,7 @@ from scdl.jobs import Job, divided, drafts_beside, publish, run, sweep
 from scdl.row_parts import Whole
 from scdl.schema import Info, distinct
 from scdl.workers import DaskWorkers, Outcome, ProcessWorkers, ThreadWorkers, Workers
-from storage_backends import registry, threads
+from storage_backends import other_formats, registry, threads
 from storage_backends.errors import refused_write
 from storage_backends.paths import absolute, is_url, path_of, paths_of
 
@@ -110,10 +110,22 @@ def h5ad_files(directory: Path) -> list[str]:
     found = sorted(glob.glob(os.path.join(glob.escape(root), "**", "*.h5ad"), recursive=True))
     found = [path for path in found if os.path.isfile(path)]
     if not found:
-        raise SourceNotFoundError(
-            f"{directory}: there is no *.h5ad file here or below; name a directory that has some"
-        )
+        raise SourceNotFoundError(_no_files(directory))
     return found
+
+
+def _no_files(directory: str) -> str:
+    """Says that there are no h5ad files below a path, and what there is."""
+    if not os.path.exists(directory):
+        return other_formats.missing(directory)
+    if os.path.isfile(directory):
+        return f"{directory}: this is a file; convert it with scdl.convert, or name a directory"
+    said = other_formats.described(directory)
+    if said is None and registry.known(directory) is not None:
+        said = f"{directory}: this is an archive already; convert it with scdl.convert"
+    return said or (
+        f"{directory}: there is no *.h5ad file here or below; name a directory that has some"
+    )
 
 
 def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
@@ -196,6 +208,7 @@ def convert_directory(
     settings, split_bytes = _settings(options)
     backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
+    other_formats.check_target(dest, backend.suffix)
     dest = _directory(dest)
     # Their names end as the backend has it, whatever a name of a file looks like.
     settings, suffix = replace(settings, backend=backend.name), backend.suffix or _SUFFIX
@@ -307,6 +320,7 @@ def convert_in_parts(
     """
     settings, split_bytes = _settings(options)
     target = absolute(path, TARGET)
+    other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
     if os.path.lexists(target):
         # Of one that was killed when only its drafts were still to be removed.
         sweep(os.path.dirname(target))

@@ -22,6 +22,7 @@ from scdl.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, read
 from scdl.schema import DATA, INDICES, INDPTR
 from scdl.sources import Source, SparseParts
 from scdl.transpose import Coo, Csc, DenseTiles
+from storage_backends import other_formats
 from storage_backends.base import DTYPES, Sparse
 from storage_backends.errors import one_line
 from storage_backends.paths import path_of
@@ -174,8 +175,17 @@ class H5adFile(Source):
             return list(group.dtype.names or ())
         return [name for name in group or () if hdf5_claims.is_there(group, name)]
 
+    def _names_at_the_root(self) -> list[str]:
+        """Names of what is in the file, and in its groups."""
+        groups = (hdf5_claims.group(self._file, name) for name in self._file)
+        below = (name for group in groups if isinstance(group, h5py.Group) for name in group)
+        return [*self._file, *below]
+
     def _choose_matrix(self, name: str | None) -> str:
         if not (self._has("obs") and self._has("var")):
+            other = other_formats.hdf5(self._names_at_the_root())
+            if other is not None:
+                raise SourceError(other_formats.sentence(self.path, other))
             found = ", ".join(self._file) or "nothing"
             raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {found}")
         default = "raw/X" if self._element("raw/X") is not None else "X"
@@ -248,9 +258,12 @@ _OLD_NAMES = {"raw/X": "raw.X", "raw/var": "raw.var"}
 
 def _open_hdf5(path: str) -> h5py.File:
     if not os.path.exists(path):
-        raise SourceNotFoundError(f"{path}: there is no such file")
+        raise SourceNotFoundError(other_formats.missing(path))
     if os.path.isdir(path):
         raise SourceError(f"{path}: expected an h5ad file, found a directory")
+    other = other_formats.described(path)
+    if other is not None:
+        raise SourceError(other)
     try:
         hdf5_claims.check_heaps(path)
         return h5py.File(path, "r")

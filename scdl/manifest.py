@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError
+from scdl.errors import ArchiveFormatError, CollectionError
 from scdl.features import block_space_key
 from scdl.genes import table_hash
 from scdl.schema import DATA, INDICES, OBS, Block, Info, keys, var_table
@@ -208,16 +208,16 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 def is_archive(path: str) -> bool:
     """Whether an installed backend knows what stands at a path."""
-    try:
-        registry.detect(path)
-    except (ArchiveFormatError, ArchiveNotFoundError):
-        return False
-    return True
+    return registry.known(path) is not None
 
 
 def archives_below(directory: str) -> Iterator[str]:
     """Archives in a directory and those below it; hidden ones are left out."""
-    for above, names, _ in os.walk(directory):
+    for above, names, files in os.walk(directory):
+        for name in sorted(files):
+            # A store in one file, as people pass them on.
+            if name.endswith(".zarr.zip") and not name.startswith("."):
+                yield os.path.join(above, name)
         deeper = []
         for name in sorted(names):
             path = os.path.join(above, name)

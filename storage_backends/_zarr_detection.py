@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 #: One of these stands in the directory of every store.
 METADATA_FILES = ("zarr.json", ".zgroup")
@@ -20,6 +21,32 @@ def is_url(path: str) -> bool:
     return bool(separator and rest) and scheme in (*OBSTORE, *FSSPEC)
 
 
+def is_zip(path: str) -> bool:
+    """Whether a path is a file that holds a store, by its name or its content."""
+    name = path.lower()
+    if not name.endswith(".zip") or not os.path.isfile(path):
+        return False
+    if name.endswith(".zarr.zip"):
+        # One that is damaged is still one.
+        return True
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return zipped_root(archive.namelist()) is not None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
+def zipped_root(names: Iterable[str]) -> str | None:
+    """What stands before the names of a store's files in a zip file: nothing, or one directory."""
+    found = {name.rpartition("/")[0] for name in names if name.endswith(METADATA_FILES)}
+    roots = [name for name in found if "/" not in name and not name.startswith("__MACOSX")]
+    if "" in roots:
+        return ""
+    return f"{roots[0]}/" if len(roots) == 1 else None
+
+
 def detect(path: str) -> bool:
     """Whether a path is, by its name or the files there, that of a store."""
     if is_url(path):
@@ -28,6 +55,6 @@ def detect(path: str) -> bool:
     try:
         # An archive that has lost its metadata is still one.
         known = (*METADATA_FILES, CHECKSUMS)
-        return any(os.path.isfile(os.path.join(path, name)) for name in known)
+        return any(os.path.isfile(os.path.join(path, name)) for name in known) or is_zip(path)
     except (OSError, ValueError):
         return False

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import zarr
 
-from storage_backends import _archive_files, _zarr_layout
+from storage_backends import _archive_files, _zarr_layout, other_formats
 from storage_backends._held_store import HeldStore
 from storage_backends._shards import LocalFiles
 from storage_backends._zarr_claims import BoundedStore, check_array
@@ -154,14 +154,16 @@ def unreadable(where: str) -> Iterator[None]:
         raise ArchiveFormatError(f"{where}: zarr cannot read it: {one_line(error)}") from error
 
 
-def own_attribute(path: str, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+def own_attribute(path: str, store: Nodes) -> Mapping[str, Any]:
     """What an archive of ours says of itself; nothing for an AnnData of others."""
+    attrs = store.attrs
     ours = attrs.get(_zarr_layout.ATTRIBUTE)
     if ours is None:
         if attrs.get("encoding-type") != "anndata":
             found = attrs.get("encoding-type", "none")
             raise ArchiveFormatError(
-                f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, found "
+                other_formats.zarr_store(path, attrs, store.by_path)
+                or f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, found "
                 f"{found}"
             )
         return {}

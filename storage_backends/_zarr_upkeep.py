@@ -10,7 +10,13 @@ from typing import Any
 
 import zarr
 
-from storage_backends import _archive_files, _integrity, _zarr_detection, _zarr_layout
+from storage_backends import (
+    _archive_files,
+    _integrity,
+    _zarr_detection,
+    _zarr_layout,
+    _zipped_files,
+)
 from storage_backends._integrity import Opening
 from storage_backends._recording_store import CapturingStore
 from storage_backends._staging import remove_leftovers
@@ -30,6 +36,8 @@ def examine(path: str, open_: Opening) -> Examination:
     if _zarr_detection.is_url(path):
         elsewhere = f"{path}: checksums of files elsewhere are not read; copy the archive here"
         return Examination([Finding(elsewhere, Verdict.UNKNOWN)])
+    if os.path.isfile(path):
+        return _zipped_files.examine(path)
     root = os.path.realpath(path)
     found = _integrity.examine(root, _zarr_detection.CHECKSUMS, _by_need, open_)
     lacking = _lacks_consolidated(root)
@@ -68,15 +76,17 @@ def _metadata(root: str) -> Any:
         return None
 
 
-def check_local(path: str) -> None:
-    """BackendOptionError for a store elsewhere."""
+def check_changeable(path: str) -> None:
+    """BackendOptionError for a store elsewhere, or in a zip file."""
     if _zarr_detection.is_url(path):
         raise BackendOptionError(f"{path}: archives elsewhere are not changed; copy it here")
+    if os.path.isfile(path):
+        raise BackendOptionError(f"{path}: a zip file is not changed; unpack it first")
 
 
 def repair(path: str) -> Sequence[str]:
     """Consolidate metadata where that is missing; says what was done."""
-    check_local(path)
+    check_changeable(path)
     root = os.path.realpath(path)
     remove_leftovers(root)
     before = identity(root)

@@ -29,6 +29,7 @@ from storage_backends.errors import (
     RangeError,
     refused_write,
 )
+from storage_backends.other_formats import check_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -534,12 +535,22 @@ class Backend(NamedTuple):
     suffix: str | None = None
 
     def create(self, path: str, *, replace: bool = False, **options: Any) -> ArrayWriter:
-        """Begin an archive; BackendOptionError for an option that this backend does not take."""
+        """Begin an archive.
+
+        Raises
+        ------
+        BackendOptionError
+            This backend does not take an option.
+        PathError
+            The name of the path says another format.
+        """
+        check_target(path, self.suffix)
         for name in options:
             if name not in self.options:
                 raise BackendOptionError(
                     f"the storage backend {self.name} has no option {name!r}; it takes: "
                     f"{', '.join(self.options) or 'none'}"
+                    + ("; a path that ends in .zarr takes it" if name == "compression" else "")
                 )
         return self.writer.create(path, replace=replace, **options)
 

@@ -12,6 +12,7 @@ import warnings
 from importlib import import_module
 from importlib.metadata import entry_points
 
+from storage_backends import _zarr_detection, other_formats
 from storage_backends.base import ArrayStore, Backend
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -19,9 +20,9 @@ from storage_backends.errors import (
     BackendNotFoundError,
     ScdlWarning,
 )
-from storage_backends.paths import path_of
+from storage_backends.paths import is_url, path_of
 
-__all__ = ["ENTRY_POINTS", "backend", "detect", "for_target", "names", "open_archive"]
+__all__ = ["ENTRY_POINTS", "backend", "detect", "for_target", "known", "names", "open_archive"]
 
 ENTRY_POINTS = "scdl.storage_backends"
 
@@ -98,6 +99,35 @@ def detect(path: str | os.PathLike[str]) -> Backend:
         No installed backend knows what stands there.
     """
     path = path_of(path, _ARCHIVE)
+    said = other_formats.described(path) if is_url(path) else None
+    found = None if said else known(path)
+    if found is not None:
+        return found
+    if said or os.path.exists(path):
+        raise ArchiveFormatError(
+            said
+            or other_formats.described(path)
+            or f"{path}: this is no archive that an installed backend ({', '.join(names())}) "
+            "knows; an h5ad file is converted first, with scdl.convert or `scdl convert`"
+        )
+    raise ArchiveNotFoundError(_nothing(path))
+
+
+def _nothing(path: str) -> str:
+    """Says that no archive stands at a path, and what to do."""
+    if is_url(path):
+        schemes = ", ".join((*_zarr_detection.OBSTORE, *_zarr_detection.FSSPEC))
+        return f"{path}: no archive is read from such a URL; schemes that are: {schemes}"
+    if os.path.islink(path) or other_formats.is_file_name(path):
+        return other_formats.missing(path)
+    return (
+        f"{path}: there is no archive here; make one with scdl.convert(h5ad, path) "
+        f"or `scdl convert FILE.h5ad {path}`"
+    )
+
+
+def known(path: str) -> Backend | None:
+    """The backend whose archive stands at `path`; None where there is none."""
     for name in _BUILTIN:
         if name in _DETECTION and not import_module(_DETECTION[name]).detect(path):
             continue
@@ -109,12 +139,4 @@ def detect(path: str | os.PathLike[str]) -> Backend:
             candidate = backend(name)
             if candidate.store.detect(path):
                 return candidate
-    if not os.path.lexists(path):
-        raise ArchiveNotFoundError(
-            f"{path}: there is no archive here; make one with scdl.convert(h5ad, path) "
-            f"or `scdl convert FILE.h5ad {path}`"
-        )
-    raise ArchiveFormatError(
-        f"{path}: this is no archive that an installed backend ({', '.join(names())}) knows; "
-        "an h5ad file is converted first, with scdl.convert or `scdl convert`"
-    )
+    return None

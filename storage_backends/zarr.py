@@ -55,6 +55,7 @@ from storage_backends._zarr_opening import (
 )
 from storage_backends._zarr_profiles import PROFILES
 from storage_backends._zarr_writer import ZarrWriter
+from storage_backends._zipped_files import ZippedFiles
 from storage_backends.base import (
     ArraySpec,
     ArrayStore,
@@ -116,7 +117,17 @@ class ZarrStore(ArrayStore):
                 if hold:
                     store._check_ends()
                 return store
-        return cls._open_local(os.path.realpath(path), hold=hold)
+        path = os.path.realpath(path)
+        return cls._open_zipped(path) if os.path.isfile(path) else cls._open_local(path, hold=hold)
+
+    @classmethod
+    def _open_zipped(cls, path: str) -> Self:
+        with unreadable(path):
+            files = ZippedFiles(path)
+            store = cls(path, files)
+            store._find(nodes(path, files.group(), store._stored))
+            store._check_ends()
+            return store
 
     @classmethod
     def _open_local(
@@ -162,7 +173,7 @@ class ZarrStore(ArrayStore):
 
     def _find(self, found: Nodes) -> None:
         """Learn what the store has."""
-        self._ours = own_attribute(self.path, found.attrs)
+        self._ours = own_attribute(self.path, found)
         self._nodes = found.by_path
         for block in self._ours["attrs"]["blocks"] if self._ours else ():
             check_claim(f"{self.path}: genes", (block["n_vars"],), 8, self._stored)
@@ -416,7 +427,7 @@ class ZarrStore(ArrayStore):
 
     def _check_chunks(self, path: str) -> None:
         """Look once whether the files of an element are there: zarr takes lost ones for zeros."""
-        if not self._ours or self._opened_as is None or path in self._complete:
+        if not self._ours or _zarr_detection.is_url(self.path) or path in self._complete:
             return
         below = [n for key, n in self._nodes.items() if f"{key}/".startswith(f"{path}/")]
         for file in itertools.chain(*map(shard_keys, below)):
@@ -535,7 +546,7 @@ class ZarrStore(ArrayStore):
 
     @classmethod
     def add_checksums(cls, path: str) -> int:
-        _zarr_upkeep.check_local(path)
+        _zarr_upkeep.check_changeable(path)
         return _integrity.add(os.path.realpath(path), _zarr_detection.CHECKSUMS)
 
     @classmethod

@@ -48,6 +48,7 @@ SEAM = {
     "storage_backends.base",
     "storage_backends.errors",
     "storage_backends.jit",
+    "storage_backends.other_formats",
     "storage_backends.paths",
     "storage_backends.registry",
     # Files and directories, locked and put where they belong.
