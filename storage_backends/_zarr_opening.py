@@ -163,8 +163,8 @@ def own_attribute(path: str, store: Nodes) -> Mapping[str, Any]:
             found = attrs.get("encoding-type", "none")
             raise ArchiveFormatError(
                 other_formats.zarr_store(path, attrs, store.by_path)
-                or f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, found "
-                f"{found}"
+                or f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, "
+                f"found {found}"
             )
         return {}
     if not isinstance(ours, Mapping) or not isinstance(ours.get("format"), int):

@@ -16,6 +16,7 @@ __all__ = [
     "is_file_name",
     "is_hdf5",
     "missing",
+    "sentence",
     "suffix_of",
     "zarr_store",
 ]
@@ -276,6 +277,8 @@ def check_target(path: str, own: str | None = None) -> None:
         return
     if suffix in (".h5ad", ".h5", ".hdf5"):
         advice = "`scdl export ARCHIVE FILE.h5ad` writes an archive as an h5ad file"
+    elif suffix.endswith(".zip") and os.path.isfile(path):
+        raise PathError(f"{path}: a zip file is not changed; unpack it first")
     elif suffix == ".zarr.zip":
         advice = "write an archive that ends in .zarr, and zip it"
     else:
