@@ -273,13 +273,19 @@ def flatten(
 def export(
     path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
     dest: Annotated[
-        str, typer.Argument(metavar="OUT.h5ad", help="Where the file goes; must not exist.")
+        str,
+        typer.Argument(
+            metavar="OUT", help="Where it goes, which must not exist: FILE.h5ad, or DIRECTORY.zarr."
+        ),
     ],
     gzip: Annotated[
-        int, typer.Option(min=0, max=9, help="Compression level of matrices; 0: none.")
+        int,
+        typer.Option(
+            min=0, max=9, help="Compression level of the matrices of an h5ad file; 0: none."
+        ),
     ] = 4,
 ) -> None:
-    """Write an archive as an AnnData file (h5ad), with everything that it holds."""
+    """Write an archive as an AnnData (h5ad or Zarr), with everything that it holds."""
     from scdl.errors import SourceError
     from scdl.export import export as run
     from scdl.manifest import is_collection

@@ -16,16 +16,19 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import write_elem
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from scdl import csr
 from scdl.anndata_elements import writing_strings
-from scdl.errors import ArchiveExistsError, ScdlWarning, SourceError
+from scdl.conversion import Settings, write_archive
+from scdl.errors import ArchiveExistsError, PathError, ScdlWarning, SourceError
 from scdl.features import frame_of, shared_var, spaces_of
 from scdl.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info, var_table
-from scdl.sources import Elements
+from scdl.sources import ArchiveSource, Elements
+from storage_backends import other_formats
 from storage_backends.base import ArrayStore, Sparse
 from storage_backends.errors import refused_write
-from storage_backends.paths import absolute
+from storage_backends.paths import absolute, is_url
 
 Path = str | os.PathLike[str]
 
@@ -34,32 +37,45 @@ _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
 
 
 def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | None = 4) -> None:
-    """Write an archive as an h5ad file.
+    """Write an archive as an AnnData: an h5ad file, or a Zarr store.
 
-    Matrices are copied by blocks of rows; tables and what stands in uns go through memory. The file
-    appears when it is complete.
+    Matrices are copied by blocks of rows; tables and what stands in uns go through memory. What is
+    written appears when it is complete.
 
     Parameters
     ----------
     store
         The archive, of one feature block.
     path
-        Where the file goes.
+        Where it goes. A name that ends in ``.h5ad`` becomes a file; one that ends in ``.zarr`` a
+        Zarr store, of the profile ``portable``, which all that reads Zarr v3 can decode. Other
+        names are refused.
     replace
         Whether to replace what is there.
     gzip
-        Compression level of the matrices; None: uncompressed.
+        Compression level of the matrices of an h5ad file; None: uncompressed.
 
     Raises
     ------
     SourceError
         The archive has several feature blocks, which share no var.
+    PathError
+        The name of `path` ends otherwise.
     ArchiveExistsError
         Something is at `path`.
     ArchiveWriteError
         The file cannot be written.
     """
-    target = absolute(path, "where the file goes, as a path")
+    target = absolute(path, "where the AnnData goes, as a path")
+    ending = other_formats.suffix_of(target)
+    if is_url(target) or ending not in (".h5ad", ".zarr"):
+        raise PathError(
+            f"{target}: expected a path that ends in .h5ad, or in .zarr for a Zarr store, found "
+            f"{'a URL' if is_url(target) else ending or 'no such end'}"
+        )
+    if ending == ".zarr":
+        _export_zarr(store, target, replace=replace)
+        return
     if os.path.lexists(target) and not replace:
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"
@@ -74,6 +90,14 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
         finally:
             with suppress(FileNotFoundError):
                 os.remove(part)
+
+
+def _export_zarr(store: ArrayStore, target: str, *, replace: bool) -> None:
+    """Write an archive as an AnnData in a Zarr store that every reader of Zarr v3 decodes."""
+    info = Info.of(store)
+    source = ArchiveSource(store, info, _only_block(store.path, info, None), None)
+    settings = Settings("zarr", None, {"compression": "portable"})
+    write_archive(lambda stack: [source], target, settings, tqdm(disable=True), replace=replace)
 
 
 def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> anndata.AnnData:
