@@ -57,20 +57,20 @@ def _root(
 @app.command()
 def convert(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SRC...",
             help="AnnData files (h5ad, zarr), archives, or one directory with *.h5ad files.",
         ),
-    ],
+    ] = None,
     dest: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="DEST",
             help="Where the archive goes, which must not exist; of a directory, where all of them "
-            "go.",
+            "go. A name that ends in .zarr makes a compressed archive.",
         ),
-    ],
+    ] = None,
     backend: _Backend = None,
     compression: _Compression = None,
     only_matrix: Annotated[
@@ -136,6 +136,12 @@ def convert(
     read by blocks of rows, so that memory does not depend on their size. A conversion that fails
     leaves nothing behind.
     """
+    if not sources or dest is None:
+        # What is given alone is the last argument.
+        alone = dest or "SRC"
+        raise typer.BadParameter(
+            f"where the archive goes is missing: `scdl convert {alone} DEST`", param_hint="DEST"
+        )
     sources, dest = [path_of(source) for source in sources], path_of(dest)
     options: dict[str, Any] = {
         "backend": backend,
@@ -258,11 +264,17 @@ def flatten(
 ) -> None:
     """Write all archives of a collection as one, in bounded memory."""
     from scdl.collection import SingleCellCollection
-    from scdl.errors import ArchiveNotFoundError
+    from scdl.errors import CollectionError
+    from scdl.manifest import is_collection
+    from storage_backends import registry
 
     path = path_of(path)
-    if not os.path.isdir(path):
-        raise ArchiveNotFoundError(f"{path}: there is no directory here; name a collection")
+    if not is_collection(path):
+        name = registry.detect(path).name
+        raise CollectionError(
+            f"{path}: this is one archive ({name}) and not a collection; `scdl convert {path} "
+            f"{dest}` copies it"
+        )
     options: dict[str, Any] = {"backend": backend, "cell_names": cell_names}
     if compression is not None:
         options["compression"] = compression

@@ -25,7 +25,7 @@ from scdl.errors import ArchiveExistsError, PathError, ScdlWarning, SourceError
 from scdl.features import frame_of, shared_var, spaces_of
 from scdl.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info, var_table
 from scdl.sources import ArchiveSource, Elements
-from storage_backends import other_formats
+from storage_backends import other_formats, publication
 from storage_backends.base import ArrayStore, Sparse
 from storage_backends.errors import refused_write
 from storage_backends.paths import absolute, is_url
@@ -83,6 +83,7 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
     view = _View(store)
     part = f"{target}.{secrets.token_hex(4)}.part"
     with refused_write(target):
+        publication.require_parent(target)
         try:
             with h5py.File(part, "w") as file:
                 _write(view, file, {} if gzip is None else {"compression": gzip})

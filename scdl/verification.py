@@ -17,6 +17,7 @@ from scdl import structure
 from scdl.errors import (
     ArchiveChangedError,
     ArchiveFormatError,
+    ArchiveLinkError,
     ArchiveLockedError,
     MissingCodecError,
     OutputError,
@@ -33,6 +34,7 @@ READERS = 16
 #: Errors that tell nothing of the bytes of an archive.
 _UNCLEAR = (
     ArchiveChangedError,
+    ArchiveLinkError,
     ArchiveLockedError,
     MissingCodecError,
     OutputError,
@@ -135,7 +137,8 @@ def verify(
 def listed(path: str, findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The worst first, in an order that does not depend on threads; not more than can be read."""
     worst = (Verdict.DAMAGED, Verdict.UNKNOWN, Verdict.SOUND)
-    ordered = sorted(findings, key=lambda f: (worst.index(f.verdict), f.message))
+    # What is found among the files may be found at opening, too.
+    ordered = sorted(dict.fromkeys(findings), key=lambda f: (worst.index(f.verdict), f.message))
     rest = ordered[_MOST_FINDINGS:]
     if not rest:
         return tuple(ordered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from storage_backends.errors import ArchiveFormatError
+from storage_backends.errors import ArchiveFormatError, ArchiveLinkError
 
 #: Bytes of a name, on the file systems there are.
 _LONGEST_NAME = 255
@@ -35,7 +35,7 @@ def path_of(root: str, key: str) -> str:
     if links:
         target = os.path.realpath(path)
         if os.path.commonpath([root, target]) != root:
-            raise ArchiveFormatError(
+            raise ArchiveLinkError(
                 f"{path}: a link leads out of the archive, to {target}; if that is meant, copy the "
                 "archive with `cp -rL`, which puts files in the place of links"
             )

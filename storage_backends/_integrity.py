@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ Opening = Callable[[str, Callable[[str], None]], ArrayStore]
 def examine(
     root: str,
     checksums: str,
+    reads: Callable[[str], bool],
     order: Callable[[str], Any] | None = None,
     open_: Opening | None = None,
 ) -> Examination:
@@ -44,6 +45,8 @@ def examine(
         The archive.
     checksums
         Path of the file within it.
+    reads
+        Whether an archive may have a file of some key; others are remarked on.
     order
         What keys of files are sorted by before these are compared; default: as they were written.
     open_
@@ -64,7 +67,7 @@ def examine(
         return Examination([Finding(missing, Verdict.UNKNOWN)])
     sizes = dict(_files(root))
     sizes.pop(checksums.replace(os.sep, "/"), None)
-    findings = [*_lost(place, table, sizes), *_unlisted(root, table, sizes)]
+    findings = [*_lost(place, table, sizes), *_unlisted(root, table, sizes, reads)]
     whole = [key for key, sums in table.files.items() if sizes.get(key) == sums.size]
     if order is not None:
         whole.sort(key=order)
@@ -110,20 +113,44 @@ def _lost(place: Place, table: Table, sizes: dict[str, int]) -> Iterator[Finding
     for key, sums in table.files.items():
         if sizes.get(key) != sums.size:
             found = f"{sizes[key]:,}" if key in sizes else "no file"
+            if key not in sizes and (link := _link_out(place, key)) is not None:
+                yield Finding(link, Verdict.UNKNOWN)
+                continue
             yield Finding(
                 f"{place.path(key)}: expected {sums.size:,} bytes, found {found}; {place.advice}"
             )
 
 
-def _unlisted(root: str, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
+def _link_out(place: Place, key: str) -> str | None:
+    """Says that a file is a link that is not followed; None where it is none."""
+    try:
+        _archive_files.path_of(place.root, key)
+    except ArchiveFormatError as error:
+        return str(error)
+    return None
+
+
+def _unlisted(
+    root: str, table: Table, sizes: dict[str, int], reads: Callable[[str], bool]
+) -> Iterator[Finding]:
     unlisted = sorted(set(sizes) - set(table.files))
-    if unlisted:
-        named = ", ".join(unlisted[:5]) + (" and others" if len(unlisted) > 5 else "")
+    unknown = [key for key in unlisted if reads(key)]
+    foreign = [key for key in unlisted if not reads(key)]
+    if unknown:
         yield Finding(
-            f"{root}: there are no checksums of {named}, written since the archive was; remove "
-            "what does not belong to it",
+            f"{root}: there are no checksums of {_named(unknown)}, written since the archive was; "
+            "remove what does not belong to it",
             Verdict.UNKNOWN,
         )
+    if foreign:
+        yield Finding(
+            f"{root}: {_named(foreign)} does not belong to the archive, and is not read",
+            Verdict.SOUND,
+        )
+
+
+def _named(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (" and others" if len(keys) > 5 else "")
 
 
 # -- changing files of an archive ----------------------------------------------------------

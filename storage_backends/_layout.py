@@ -52,6 +52,21 @@ GRAPH: dict[str, tuple[str, np.dtype[Any]]] = {
 DEFAULT_GRAPH = "next_cell_ids"
 
 
+#: Ends of the names of its files, and directories of which all are.
+_ENDINGS = (".npy", ".sch", ".json")
+_DIRECTORIES = ("scdl", "var_features", "obs_features", "features")
+
+
+def reads(key: str) -> bool:
+    """Whether a file of that path may be one of an archive."""
+    directory, _, name = key.rpartition("/")
+    if name.startswith("."):
+        return False
+    if directory:
+        return directory.partition("/")[0] in _DIRECTORIES
+    return name.endswith(_ENDINGS)
+
+
 def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
     """The array, mapped read-only."""
     shape = (spec.length, *spec.item_shape)

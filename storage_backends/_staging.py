@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from storage_backends import publication
-from storage_backends.errors import ArchiveExistsError, ArchiveWriteError, refused_write
+from storage_backends.errors import ArchiveExistsError, refused_write
 from storage_backends.locks import lock, unlock, writer_lock
 
 
@@ -53,14 +53,8 @@ class Staging:
             raise ArchiveExistsError(
                 f"{target}: something exists here already; choose another path or remove it"
             )
-        parent = os.path.dirname(target)
         with refused_write(target):
-            if not os.path.isdir(parent):
-                raise ArchiveWriteError(
-                    errno.ENOENT,
-                    f"the directory above does not exist; create {parent} first",
-                    target,
-                )
+            publication.require_parent(target)
             remove_leftovers(target)
             # Without `replace` nothing is there, unless another one just put it there.
             locks = [writer_lock(target)] if replace and os.path.lexists(target) else []

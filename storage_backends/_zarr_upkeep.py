@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,8 @@ _ROOT = "zarr.json"
 #: Of a store of format 2: its consolidated metadata, and what tells that it is one.
 _ROOT_V2, _CONSOLIDATED_V2 = ".zgroup", ".zmetadata"
 _KEY = "consolidated_metadata"
+#: Names of the files that zarr reads.
+_READ = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|[0-9]+(\.[0-9]+)*")
 
 
 def examine(path: str, open_: Opening) -> Examination:
@@ -39,7 +42,7 @@ def examine(path: str, open_: Opening) -> Examination:
     if os.path.isfile(path):
         return _zipped_files.examine(path)
     root = os.path.realpath(path)
-    found = _integrity.examine(root, _zarr_detection.CHECKSUMS, _by_need, open_)
+    found = _integrity.examine(root, _zarr_detection.CHECKSUMS, _reads, _by_need, open_)
     lacking = _lacks_consolidated(root)
     if lacking is None:
         return found
@@ -48,6 +51,11 @@ def examine(path: str, open_: Opening) -> Examination:
         "`scdl verify --repair` consolidates it"
     )
     return replace(found, findings=[*found.findings, Finding(message, lacking, mendable=True)])
+
+
+def _reads(key: str) -> bool:
+    """Whether zarr reads a file of that path: metadata, or a chunk."""
+    return _READ.fullmatch(key.rpartition("/")[2]) is not None
 
 
 def _by_need(key: str) -> tuple[bool, int, str]:

@@ -548,9 +548,9 @@ class Backend(NamedTuple):
         for name in options:
             if name not in self.options:
                 raise BackendOptionError(
-                    f"the storage backend {self.name} has no option {name!r}; it takes: "
+                    f"{path}: the storage backend {self.name} has no option {name!r}; it takes: "
                     f"{', '.join(self.options) or 'none'}"
-                    + ("; a path that ends in .zarr takes it" if name == "compression" else "")
+                    + ("; end the path in .zarr for that" if name == "compression" else "")
                 )
         return self.writer.create(path, replace=replace, **options)
 

@@ -19,6 +19,7 @@ __all__ = [
     "ArchiveClosedError",
     "ArchiveExistsError",
     "ArchiveFormatError",
+    "ArchiveLinkError",
     "ArchiveLockedError",
     "ArchiveNotFoundError",
     "ArchiveWriteError",
@@ -56,6 +57,10 @@ class ArchiveExistsError(ScdlError, FileExistsError):
 
 class ArchiveFormatError(ScdlError, ValueError):
     """What stands at a path is no archive, or a damaged one."""
+
+
+class ArchiveLinkError(ArchiveFormatError):
+    """A link in an archive leads out of it, and is not followed."""
 
 
 class ArchiveWriteError(ScdlError, OSError):

@@ -282,7 +282,7 @@ class MemmapStore(ArrayStore):
 
     @classmethod
     def examine(cls, path: str) -> Examination:
-        return _integrity.examine(os.path.realpath(path), _layout.CHECKSUMS)
+        return _integrity.examine(os.path.realpath(path), _layout.CHECKSUMS, _layout.reads)
 
     @classmethod
     def add_checksums(cls, path: str) -> int:

@@ -10,6 +10,8 @@ import os
 import secrets
 import shutil
 
+from storage_backends.errors import ArchiveWriteError
+
 #: End of the names of hidden directories that are not published, or not any more.
 PART = ".scdl-part"
 #: Between the name of a target and that end, as a pattern: the target is no other's.
@@ -26,6 +28,15 @@ def hidden_beside(target: str) -> str:
     """A new path in the directory of a target, which is known to be the target's."""
     parent, name = os.path.split(target)
     return os.path.join(parent, f".{name}.{secrets.token_hex(4)}{PART}")
+
+
+def require_parent(target: str) -> None:
+    """ArchiveWriteError where the directory that a target goes into is not there."""
+    parent = os.path.dirname(target)
+    if not os.path.isdir(parent):
+        raise ArchiveWriteError(
+            errno.ENOENT, f"the directory above does not exist; create {parent} first", target
+        )
 
 
 def move(path: str, target: str) -> None:

@@ -104,13 +104,22 @@ def detect(path: str | os.PathLike[str]) -> Backend:
     if found is not None:
         return found
     if said or os.path.exists(path):
-        raise ArchiveFormatError(
-            said
-            or other_formats.described(path)
-            or f"{path}: this is no archive that an installed backend ({', '.join(names())}) "
-            "knows; an h5ad file is converted first, with scdl.convert or `scdl convert`"
-        )
+        raise ArchiveFormatError(said or other_formats.described(path) or _no_archive(path))
     raise ArchiveNotFoundError(_nothing(path))
+
+
+def _no_archive(path: str) -> str:
+    """Says that what stands at a path is no archive, and what to do."""
+    if other_formats.is_hdf5(path):
+        return (
+            f"{path}: this is an HDF5 file and no archive; if it is an h5ad file, convert it first,"
+            f" with scdl.convert or `scdl convert {path} DEST`"
+        )
+    what = "a directory that is none" if os.path.isdir(path) else "something else"
+    return (
+        f"{path}: expected an archive of an installed backend ({', '.join(names())}), found "
+        f"{what}; make one of an h5ad file with scdl.convert or `scdl convert FILE.h5ad DEST`"
+    )
 
 
 def _nothing(path: str) -> str:

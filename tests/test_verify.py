@@ -286,15 +286,59 @@ def test_files_that_are_lost_cut_or_added(archive: tuple[str, Path]) -> None:
     added = path / "notes.txt"
     added.write_text("mine")
     report = scdl.verify(path)
-    assert report.verdict is Verdict.UNKNOWN
+    assert report.verdict is Verdict.SOUND, "what is not read does no harm"
     told(list(report.findings), "notes.txt")
     added.unlink()
+    # The archive would read this one.
+    added = path / ("neighbor_values.npy" if backend == "memmap" else "layers/zarr.json")
+    if not added.exists():
+        added.parent.mkdir(exist_ok=True)
+        added.write_text("mine")
+        report = scdl.verify(path)
+        assert report.verdict is not Verdict.SOUND
+        told(list(report.findings), added.name)
+        added.unlink()
     file = path / ("scdl/arrays/0.bin" if backend == "memmap" else "obsm/X_pca/c/0/0")
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     told(list(scdl.verify(path).findings), str(file), f"{len(content)}", f"{len(content) - 1}")
     file.unlink()
     told(list(scdl.verify(path).findings), str(file), "found no file")
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._data", "Thumbs.db", "desktop.ini", "README.md", ".nfs0001", "x.txt"]
+)
+def test_files_of_other_programs_are_a_remark(archive: tuple[str, Path], name: str) -> None:
+    backend, path = archive
+    for directory in (path, path / ("var_features" if backend == "memmap" else "X")):
+        if backend == "zarr" or directory == path or name.startswith("."):
+            (directory / name).write_bytes(b"\0\1")
+    for deep in (False, True):
+        report = scdl.verify(path, deep=deep)
+        assert report.verdict is Verdict.SOUND
+        told(list(report.findings), name, "is not read")
+
+
+def test_links_are_told_as_opening_tells_them(archive: tuple[str, Path], tmp_path: Path) -> None:
+    _, path = archive
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert scdl.verify(link, deep=True).is_sound
+    nowhere = tmp_path / "nowhere"
+    nowhere.symlink_to(tmp_path / "absent")
+    for call in (scdl.open, scdl.verify):
+        with pytest.raises(ArchiveNotFoundError, match=r"a link to .*absent, where there is"):
+            call(nowhere)
+    file = next(
+        p for p in path.rglob("*") if (p.is_file() and "c" in p.parts) or p.suffix == ".npy"
+    )
+    moved = tmp_path / "moved"
+    file.rename(moved)
+    file.symlink_to(moved)
+    report = scdl.verify(path)
+    assert report.verdict is Verdict.UNKNOWN
+    told(list(report.findings), str(file), "a link leads out of the archive", "cp -rL")
 
 
 def test_an_archive_that_lost_what_tells_that_it_is_one(archive: tuple[str, Path]) -> None:
