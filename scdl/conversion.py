@@ -90,6 +90,8 @@ class ConversionReport:
         Bytes on disk.
     seconds
         Time it took.
+    requires
+        Packages that other programs need to read the archive.
     """
 
     path: str
@@ -107,6 +109,7 @@ class ConversionReport:
     max_rounding: float
     nbytes: int
     seconds: float
+    requires: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -129,7 +132,17 @@ class ConversionReport:
             lines.append(f"rounded: by up to {self.max_rounding:.3g}")
         if self.not_carried:
             lines.append(f"not carried over: {', '.join(self.not_carried)}")
+        if self.requires:
+            lines.append(needed(self.requires))
         return "\n".join(lines)
+
+
+def needed(packages: Sequence[str]) -> str:
+    """Says which packages other programs need to read an archive, and how to do without."""
+    return (
+        f"other programs that read this AnnData need {', '.join(packages)} installed; those of the "
+        "compressions fast and portable need nothing"
+    )
 
 
 def convert(
@@ -274,7 +287,7 @@ def write_archive(
         meter.reset(sum(source.matrix.size for source in opened))
         info = conversion.run(writer, meter)
     with target.store.open(path_of(path)) as store:
-        nnz, nbytes = store.spec(DATA).length, store.nbytes
+        nnz, nbytes, requires = store.spec(DATA).length, store.nbytes, tuple(store.requires)
     tally = conversion.tally
     return ConversionReport(
         path=path_of(path),
@@ -292,6 +305,7 @@ def write_archive(
         max_rounding=tally.max_rounding,
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
+        requires=requires,
     )
 
 

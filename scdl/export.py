@@ -96,9 +96,10 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
 def _export_zarr(store: ArrayStore, target: str, *, replace: bool) -> None:
     """Write an archive as an AnnData in a Zarr store that every reader of Zarr v3 decodes."""
     info = Info.of(store)
-    source = ArchiveSource(store, info, _only_block(store.path, info, None), None)
+    blocks = _blocks_of_one_space(store, info, None)
+    sources = [ArchiveSource(store, info, block, None) for block in blocks]
     settings = Settings("zarr", None, {"compression": "portable"})
-    write_archive(lambda stack: [source], target, settings, tqdm(disable=True), replace=replace)
+    write_archive(lambda stack: sources, target, settings, tqdm(disable=True), replace=replace)
 
 
 def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> anndata.AnnData:

@@ -70,6 +70,8 @@ def _of_archive(path: str) -> Facts:
         ("source matrix", ", ".join(dict.fromkeys(dataset.info.matrices)) or "not recorded"),
         ("source files", ", ".join(b.label for b in dataset.info.blocks if b.label) or "unknown"),
     ]
+    if store.requires:
+        facts.append(("other programs", f"need {', '.join(store.requires)} installed to read it"))
     for name in store.tables:
         columns = [column for column in store.table_schema(name).names if column != INDEX]
         names = "names" if INDEX in store.table_schema(name).names else "no names"

@@ -311,6 +311,11 @@ class ArrayStore(ABC):
         return ""
 
     @property
+    def requires(self) -> Sequence[str]:
+        """Packages that other programs need to read what is stored, besides those of the format."""
+        return ()
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """Keywords of ``Backend.create`` for an archive that is stored as this one is."""
         return {}

@@ -266,14 +266,7 @@ def check_target(path: str, own: str | None = None) -> None:
         End of the names of its backend.
     """
     suffix = suffix_of(path)
-    if suffix == own or os.path.isdir(path):
-        return
-    if suffix == ".zarr":
-        raise PathError(
-            f"{path}: a name that ends in .zarr asks for the storage backend zarr; take it, or a "
-            "name that ends in .scdl"
-        )
-    if _by_name(path) is None:
+    if suffix == own or _by_name(path) is None or os.path.isdir(path):
         return
     if suffix in (".h5ad", ".h5", ".hdf5"):
         advice = "`scdl export ARCHIVE FILE.h5ad` writes an archive as an h5ad file"

@@ -534,6 +534,13 @@ class ZarrStore(ArrayStore):
         compression = self._ours.get("compression")
         return {"compression": compression} if compression in PROFILES else {}
 
+    @property
+    def requires(self) -> Sequence[str]:
+        self._opened()
+        grids = (node.array.grid for node in self._nodes.values() if node.array is not None)
+        codecs = {str(codec["name"]) for grid in grids if grid for codec in grid.codecs}
+        return ("pcodec",) if "numcodecs.pcodec" in codecs else ()
+
     def describe(self, name: str) -> str:
         self.spec(name)
         return describe(array_at(self._nodes[self._paths[name]]))
