@@ -306,6 +306,19 @@ class TestExport:
         with registry.open_archive("out.zarr") as store:
             assert not store.requires, "every reader of Zarr v3 decodes it"
 
+    def test_of_files_whose_var_differs(self, place: Path) -> None:
+        for name, column in (("a.h5ad", "n_cells"), ("b.h5ad", "highly_variable")):
+            given = ad.read_h5ad("x.h5ad")
+            given.var[column] = range(12)
+            given.obs_names = name + given.obs_names
+            given.write_h5ad(name)
+        scdl.convert(["a.h5ad", "b.h5ad"], "archive")
+        with registry.open_archive("archive") as store, warnings.catch_warnings(action="ignore"):
+            export(store, "out.zarr")
+        back = ad.read_zarr("out.zarr")
+        assert np.array_equal(back.X.toarray(), np.vstack([CELLS.csr().toarray()] * 2))
+        assert list(back.var_names) == list(ad.read_h5ad("x.h5ad").var_names)
+
     @pytest.mark.parametrize(
         "name", ["out", "out.h5", "out.zarr.zip", "out.txt", "s3://bucket/out.h5ad"]
     )
