@@ -20,7 +20,7 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types bench bench-zarr bench-loader bench-collections bench-many torture soak fuzz compositions test-next wheel lock clean
+.PHONY: help demo test lint format types bench bench-zarr bench-loader bench-collections bench-many torture soak fuzz roundtrip compositions test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ fuzz: $(VENV)/.installed-bench ## Try inputs that nobody wrote on every parser [
 
 compositions: $(VENV)/.installed-test ## Compare selections of genes with anndata [ARGS=...]
 	$(BIN)/python -W ignore -m benchmarks.compositions $(ARGS)
+
+roundtrip: $(VENV)/.installed-bench ## Take random AnnData to archives and back [ARGS=...]
+	$(BIN)/python -m benchmarks.roundtrip $(ARGS)
 
 # A candidate must run: pyenv's shims answer to versions that are not active.
 test-next: ## Run the tests on the newest Python here, with the newest dependencies

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,7 +12,19 @@ def read_element(element: Any) -> Any:
     """An element of an HDF5 file that anndata wrote."""
     from anndata.io import read_elem
 
-    return read_elem(element)
+    if element.attrs.get("encoding-type") == "coo_matrix":
+        return _csr_of_coo(element)
+    # Of elements as early releases wrote them.
+    with quiet(""):
+        return read_elem(element)
+
+
+def _csr_of_coo(group: Any) -> Any:
+    """A matrix in coordinate form, which anndata does not read."""
+    import scipy.sparse as sp
+
+    data, rows, columns = (group[part][()] for part in ("data", "row", "col"))
+    return sp.coo_matrix((data, (rows, columns)), tuple(group.attrs["shape"])).tocsr()
 
 
 def writing_strings() -> AbstractContextManager[None]:
@@ -26,28 +37,42 @@ def writing_strings() -> AbstractContextManager[None]:
     return settings
 
 
-def legacy_rest(path: str, matrix_name: str) -> Iterator[tuple[str, Any]]:
-    """Every element of a file of anndata before 0.8 besides the matrix, its genes and obs.
+def is_taken(name: str, element: Any) -> bool:
+    """Whether an AnnData may have an element where it is, by its first row.
 
-    anndata migrates what it reads of such files, which takes the whole of it into memory; they are
-    as small as files were then.
+    Parameters
+    ----------
+    name
+        Such as ``obsm/X_pca``.
+    element
+        An object whose shape fits, or a reader of an array.
     """
     import anndata
+    import pandas as pd
 
-    # Of what it moves to where newer releases expect it.
-    with quiet(""):
-        adata = anndata.read_h5ad(path)
-    raw = adata.raw
-    found: dict[str, Any] = {"X": adata.X, "uns": dict(adata.uns) or None}
-    found |= {"var" if matrix_name == "raw/X" else "": adata.var}
-    if raw is not None:
-        found |= {"raw/X": raw.X, "raw/var": raw.var}
-        found |= {f"raw/varm/{key}": value for key, value in raw.varm.items()}
-    for mapping in ("layers", "obsm", "varm", "obsp", "varp"):
-        kept = getattr(adata, mapping).items()
-        # The layer of no name is X.
-        found |= {f"{mapping}/{key}": value for key, value in kept if key is not None}
-    genes = "raw/var" if matrix_name == "raw/X" else "var"
-    for name, value in found.items():
-        if name not in ("", genes, matrix_name) and value is not None:
-            yield name, value
+    place = name.rpartition("/")[0].removeprefix("raw/")
+    try:
+        length = element.shape[0] if hasattr(element, "shape") else len(element)
+        n = min(length, 1)
+        few = element.read(0, n) if hasattr(element, "item_shape") else _head(element, n)
+        frame = pd.DataFrame(index=["0"][:n])
+        if hasattr(few, "columns"):
+            few = few.set_axis(frame.index, axis=0)
+        with quiet(""):
+            if place in ("obsm", "obsp"):
+                square = few[:, :n] if place == "obsp" else few
+                anndata.AnnData(obs=frame, **{place: {"key": square}})
+            elif place in ("varm", "varp"):
+                square = few[:, :n] if place == "varp" else few
+                anndata.AnnData(var=frame, **{place: {"key": square}})
+            else:
+                genes = pd.DataFrame(index=list(map(str, range(few.shape[1]))))
+                matrix = {"layers": {"key": few}} if place == "layers" else {"X": few}
+                anndata.AnnData(obs=frame, var=genes, **matrix)
+    except Exception:  # noqa: BLE001 - whatever it is, anndata would say it of the archive
+        return False
+    return True
+
+
+def _head(value: Any, n: int) -> Any:
+    return value.iloc[:n] if hasattr(value, "iloc") else value[:n]

@@ -15,6 +15,8 @@ from scdl.errors import CastError, ScdlWarning
 DATA_DTYPES = (
     "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
+#: Values that are looked at together.
+_PIECE = 1 << 16
 _CHOICE = f"choose one of {', '.join(DATA_DTYPES)}"
 
 
@@ -74,15 +76,22 @@ def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
 
 
 class Caster:
-    """Casts blocks of values to one type, and remembers how far floats were rounded.
+    """Casts blocks of values to one type, and remembers what they were.
 
     Parameters
     ----------
     dtype
         One of :data:`DATA_DTYPES`.
     tolerance
-        Largest absolute difference to pass over; integers must be met within it, and rounding
-        of floats beyond it is told by :meth:`warn`.
+        Largest absolute difference between floats to pass over; rounding beyond it is told by
+        :meth:`warn`.
+
+    Attributes
+    ----------
+    max_rounding
+        Largest difference that rounding made.
+    is_counts
+        Whether all values were whole and not negative.
 
     Raises
     ------
@@ -98,6 +107,7 @@ class Caster:
         if self.dtype.name not in DATA_DTYPES:
             raise CastError(f"values cannot be stored as {self.dtype}; {_CHOICE}")
         self.max_rounding = 0.0
+        self.is_counts = True
         self._tolerance = tolerance
 
     @classmethod
@@ -116,6 +126,7 @@ class Caster:
             A value overflows, or is negative, fractional or not finite where an unsigned integer
             is asked for.
         """
+        self.is_counts = self.is_counts and _are_counts(values)
         if values.dtype == self.dtype or not len(values):
             return values.astype(self.dtype, copy=False)
         if self.dtype.kind in "iu":
@@ -127,11 +138,9 @@ class Caster:
         if values.dtype.kind == "f":
             if not np.isfinite(values).all():
                 raise self._error(where, values[~np.isfinite(values)][0])
-            whole = np.rint(values)
-            off = np.abs(values - whole)
-            if float(off.max()) > self._tolerance:
-                raise self._error(where, values[off.argmax()])
-            values = whole
+            fractional = np.rint(values) != values
+            if fractional.any():
+                raise self._error(where, values[fractional][0])
         # As Python numbers: they compare exactly, whatever the types are.
         for extreme in (values.min().item(), values.max().item()):
             if not limits.min <= extreme <= limits.max:
@@ -175,3 +184,19 @@ class Caster:
         return CastError(
             f"{where}: {self.dtype} cannot hold the value {value}; choose another data_dtype"
         )
+
+
+def _are_counts(values: NDArray[Any]) -> bool:
+    """Whether values are whole, finite and not negative, as counts are."""
+    if values.dtype.kind in "bu":
+        return True
+    # In pieces that stay in the cache, so that it costs little beside the reading.
+    pieces = (values[i : i + _PIECE] for i in range(0, len(values), _PIECE))
+    if values.dtype.kind == "i":
+        return all(int(piece.min()) >= 0 for piece in pieces)
+    return all(
+        float(piece.min()) >= 0
+        and float(piece.max()) < np.inf
+        and np.array_equal(np.trunc(piece), piece)
+        for piece in pieces
+    )

@@ -11,7 +11,8 @@ from numpy.typing import DTypeLike
 
 from scdl import csr
 from scdl.cast import Caster, common_dtype
-from scdl.errors import CollectionError, NeighborError, ScdlWarning
+from scdl.errors import CollectionError, NeighborError, ScdlWarning, SourceError
+from scdl.kept_elements import write_rest
 from scdl.matrices import Bounds
 from scdl.neighbors import NeighborGraph
 from scdl.schema import (
@@ -28,7 +29,7 @@ from scdl.schema import (
     smallest_unsigned,
     var_table,
 )
-from scdl.sources import ArchiveSource, write_rest
+from scdl.sources import ArchiveSource
 from scdl.tables import NoTable, StoredTable, TableSource, united, write_var
 from storage_backends.base import ArrayStore, ArrayWriter
 
@@ -90,7 +91,11 @@ def concatenate(
         writer.write_table(OBS, united(obs or tables_of_cells(stores)))
     if whole:
         source = ArchiveSource(stores[0], infos[0], 0, None)
-        write_rest(source, writer, Bounds(values=values_at_once))
+        if lost := write_rest(source, writer, Bounds(values=values_at_once)):
+            raise SourceError(
+                f"{source.path}: {', '.join(lost)} cannot be read or kept; convert the archive "
+                "with scdl.convert, which leaves it out"
+            )
     else:
         alike = [name for name, is_alike in vectors.items() if is_alike]
         _write_vectors(alike, stores, writer, values_at_once)

@@ -22,6 +22,7 @@ from scdl.csr import SparseRows
 from scdl.errors import ArchiveFormatError, OptionError, ScdlWarning, SourceError
 from scdl.genes import gene_orders
 from scdl.h5ad import H5adFile
+from scdl.kept_elements import write_rest
 from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader
 from scdl.schema import (
     DATA,
@@ -34,7 +35,7 @@ from scdl.schema import (
     obsm_array,
     smallest_unsigned,
 )
-from scdl.sources import ArchiveSource, Source, Tally, write_rest
+from scdl.sources import ArchiveSource, Source, Tally
 from scdl.tables import united, write_var
 from storage_backends import other_formats, registry
 from storage_backends.base import ArrayWriter
@@ -86,6 +87,8 @@ class ConversionReport:
         What is in the files and not in the archive.
     max_rounding
         Largest difference that rounding to `dtype` made.
+    is_counts
+        Whether all values of the matrix are whole and not negative, as counts are.
     nbytes
         Bytes on disk.
     seconds
@@ -110,6 +113,7 @@ class ConversionReport:
     nbytes: int
     seconds: float
     requires: tuple[str, ...] = ()
+    is_counts: bool = True
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -119,6 +123,8 @@ class ConversionReport:
             f"{self.nnz:,} values as {self.dtype} from {source}",
             f"{self.nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s",
         ]
+        if not self.is_counts:
+            lines.append(f"no counts: {source} has values that are negative or not whole")
         if self.rows_sorted:
             lines.append(f"sorted: {self.rows_sorted:,} cells whose genes were out of order")
         if self.duplicates_summed:
@@ -306,6 +312,7 @@ def write_archive(
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
         requires=requires,
+        is_counts=tally.is_counts,
     )
 
 
@@ -418,6 +425,7 @@ class Conversion:
         self._rows_sorted = sum(file.tally.rows_sorted for file in files)
         self._duplicates_summed = sum(file.tally.duplicates_summed for file in files)
         self.caster.max_rounding = max(file.tally.max_rounding for file in files)
+        self.caster.is_counts = all(file.tally.is_counts for file in files)
         carried = {obsm_array(key) for key in self._obsm}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
         self.not_carried = self._left_out(carried)
@@ -449,7 +457,8 @@ class Conversion:
     @property
     def tally(self) -> Tally:
         """What was done to the values so far."""
-        return Tally(self._rows_sorted, self._duplicates_summed, self.caster.max_rounding)
+        rounding, is_counts = self.caster.max_rounding, self.caster.is_counts
+        return Tally(self._rows_sorted, self._duplicates_summed, rounding, is_counts)
 
     def run(self, writer: ArrayWriter, meter: Meter) -> Info:
         """Write everything and commit; once."""
@@ -469,7 +478,8 @@ class Conversion:
         if self._whole:
             for key in self._graphs:
                 self._warn_of_absence(key)
-            write_rest(self._files[0], self._writer, self._bounds, self._graphs)
+            lost = write_rest(self._files[0], self._writer, self._bounds, self._graphs)
+            self.not_carried = (*lost, *self.not_carried)
         else:
             for key, readers in self._obsm.items():
                 self._write_vectors(key, readers)

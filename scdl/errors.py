@@ -47,6 +47,7 @@ __all__ = [
     "GeneListNotFoundError",
     "LoaderError",
     "MissingCodecError",
+    "MissingFilterError",
     "MissingPackageError",
     "NeighborError",
     "OptionError",
@@ -69,6 +70,10 @@ __all__ = [
 
 class SourceError(ScdlError, ValueError):
     """A file to convert is no valid AnnData file, or lacks what was asked of it."""
+
+
+class MissingFilterError(SourceError, ImportError):
+    """A file to convert is compressed with an HDF5 filter that is not installed."""
 
 
 class SourceNotFoundError(ScdlError, FileNotFoundError):

@@ -34,6 +34,8 @@ Path = str | os.PathLike[str]
 
 _AT_ONCE = 1 << 20
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+#: Tables whose names of rows dataframes elsewhere have.
+_NAMED = {"obsm": OBS, "varm": "var", "raw/varm": "raw/var"}
 
 
 def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | None = 4) -> None:
@@ -109,10 +111,17 @@ def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> annd
     others: dict[str, Any] = {}
     for name in view.names():
         holder, _, key = name.partition("/")
-        parts.get(holder, others)[key or name] = view.read(name)
+        if key and holder == "uns":
+            *above, key = key.split("/")
+            group = others.setdefault("uns", {})
+            for part in above:
+                group = group.setdefault(part, {})
+            group[key] = view.read(name)
+        else:
+            parts.get(holder, others)[key or name] = view.read(name)
     raw = parts.pop("raw")
     adata = anndata.AnnData(**others, **parts)
-    if "X" in raw:
+    if {"X", "var"} <= set(raw):
         varm = {k.removeprefix("varm/"): v for k, v in raw.items() if k.startswith("varm/")}
         names = pd.DataFrame(index=adata.obs_names)
         adata.raw = anndata.AnnData(raw["X"], obs=names, var=raw["var"], varm=varm)
@@ -133,6 +142,7 @@ class _View(Elements):
         self._blocks = _blocks_of_one_space(store, info, rows)
         super().__init__(store, info, self._blocks[0])
         self.rows = rows
+        self._indexes: dict[str, pd.Index] = {}
 
     def read(self, name: str) -> Any:
         """An element, of the chosen cells."""
@@ -158,7 +168,16 @@ class _View(Elements):
             value = self[name]
             if rows is not None:
                 value = value.iloc[rows] if hasattr(value, "iloc") else value[rows]
+            if hasattr(value, "columns") and (named := _NAMED.get(name.rpartition("/")[0])):
+                # AnnData compares the types of names too.
+                value = value.set_axis(self._index_of(named), axis=0)
         return value[:, rows] if rows is not None and name.startswith("obsp/") else value
+
+    def _index_of(self, table: str) -> pd.Index:
+        """Names of the chosen cells, or of genes."""
+        if table not in self._indexes:
+            self._indexes[table] = self.read(table).index
+        return self._indexes[table]
 
     def _obs(self) -> pd.DataFrame:
         if OBS not in self.store.tables:
@@ -252,7 +271,16 @@ def _write(view: _View, file: h5py.File, options: dict[str, Any]) -> None:
             else:
                 # anndata takes keys of one part only.
                 parent, _, key = name.rpartition("/")
-                write_elem(file[parent or "/"], key, view.read(name))
+                write_elem(_mapping(file, parent), key, view.read(name))
+
+
+def _mapping(group: h5py.Group, path: str) -> h5py.Group:
+    """A mapping, which may be in others that are made."""
+    for name in filter(None, path.split("/")):
+        group = group.require_group(name)
+        if "encoding-type" not in group.attrs:
+            group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+    return group
 
 
 def _write_sparse(

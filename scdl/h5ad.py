@@ -6,24 +6,28 @@ converts. Source: anndata's on-disk format specification, and what older release
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import h5py
 import pyarrow as pa
 
 from scdl import hdf5_claims
-from scdl.anndata_elements import legacy_rest, read_element
+from scdl.anndata_elements import read_element
 from scdl.chunks import FieldReader, RowReader, readable
 from scdl.dataframes import H5Table
 from scdl.errors import SourceError, SourceNotFoundError
+from scdl.features import frame_of
 from scdl.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
 from scdl.schema import DATA, INDICES, INDPTR
 from scdl.sources import Source, SparseParts
 from scdl.transpose import Coo, Csc, DenseTiles
 from storage_backends import other_formats
 from storage_backends.base import DTYPES, Sparse
+from storage_backends.caching import cached_property
 from storage_backends.errors import one_line
 from storage_backends.paths import path_of
 
@@ -32,6 +36,8 @@ _LARGEST_BAND = 16 << 20
 _SPARSE: dict[str, Any] = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
 #: Mappings of elements, of which some may be carried over.
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+#: What stands for raw in files of old releases; the categories, which uns has too.
+_OLD_RAW = ("raw.X", "raw.var", "raw.varm", "raw.cat")
 #: Elements that may be as large as the matrix; the others are read as a whole.
 _STREAMED = ("X", "raw/X", "layers/", "obsm/", "obsp/")
 
@@ -85,7 +91,7 @@ class H5adFile(Source):
     def graph(self, key: str) -> Matrix | None:
         name = f"obsp/{key}"
         with readable(self.path):
-            there = hdf5_claims.element(self._file, name) is not None
+            there = self._element(name) is not None
             return self._matrix(name, (self.n_obs, self.n_obs)) if there else None
 
     def vectors(self, key: str) -> Reader:
@@ -112,68 +118,109 @@ class H5adFile(Source):
             return self._not_carried(carried)
 
     def _not_carried(self, carried: set[str]) -> list[str]:
-        names = [name for name in ("X", "uns") if hdf5_claims.is_there(self._file, name)]
+        names = [name for name in ("X", "uns") if self._is_there(name)]
         for mapping in _MAPPINGS:
             names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
-        names += [f"raw/{key}" for key in self._names_in("raw")]
+        names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_there(name)]
         names += self.unread
-        carried = carried | {self.matrix_name, _OLD_NAMES.get(self.matrix_name, "")}
-        if self.matrix_name == "raw/X":
-            carried |= {"raw/var", "raw.var"}
+        carried = carried | {self.matrix_name, self.genes}
+        if self.genes == "raw/var":
             # The genes outside raw are left out with X.
-            names += ["var"] if self._has("var") else []
+            names += ["var"] if self._is_there("var") else []
         return [name for name in names if name not in carried]
 
     @property
     def unread(self) -> list[str]:
         """What is no part of an AnnData, and columns of cells and genes of unknown encodings."""
-        known = {"X", "obs", "var", "uns", "raw", "__categories", *_MAPPINGS, *_OLD_NAMES.values()}
-        tables = {"obs": self.obs, "var": self._var}
+        known = {"X", "obs", "var", "uns", "raw", "__categories", *_MAPPINGS, *_OLD_RAW}
+        tables = {"obs": self.obs, self.genes: self._var}
         columns = [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
         return [name for name in self._file if name not in known] + columns
 
-    def rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
+    def names_of_rest(self) -> Sequence[str]:
         with readable(self.path):
-            modern = "encoding-type" in self._file.attrs
-            if not modern:
-                # anndata reads files of old releases as a whole.
-                hdf5_claims.check(self._file)
-        yield from self._rest() if modern else legacy_rest(self.path, self.matrix_name)
+            other = "var" if self.genes == "raw/var" else "raw/var"
+            names = [name for name in ("X", "raw/X", other) if self._is_there(name)]
+            for mapping in (*_MAPPINGS, "raw/varm"):
+                names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
+            moved = {old: new for new, old in self._old_graphs.items()}
+            names += [moved.get(name, name) for name in self._names_in_uns()]
+            return [name for name in names if name != self.matrix_name]
 
-    def _rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
-        with readable(self.path):
-            names = [n for n in self._names_of_rest() if n != self.matrix_name and self._has(n)]
-        for name in names:
-            with readable(f"{self.path}: {name}"):
-                element = self._element_of_rest(name)
-            yield name, element
-
-    def _names_of_rest(self) -> list[str]:
-        raw = self.matrix_name == "raw/X"
-        names = ["X", "raw/X", "var" if raw else "raw/var"]
-        names += [f"{mapping}/{k}" for mapping in _MAPPINGS for k in self._names_in(mapping)]
-        names += [f"raw/varm/{key}" for key in self._names_in("raw/varm")]
-        return names + ["uns"] * hdf5_claims.is_there(self._file, "uns")
-
-    def _element_of_rest(self, name: str) -> SparseParts | Reader | Any:
-        element = hdf5_claims.element(self._file, name)
-        assert element is not None
-        if name.startswith(_STREAMED):
-            encoding = element.attrs.get("encoding-type")
-            if encoding in ("csr_matrix", "csc_matrix") and _is_storable(element.get(DATA)):
-                parts = readers(f"{self.path}: {name}", element, DATA, INDICES, INDPTR)
-                rows, columns = map(int, element.attrs["shape"])
-                return SparseParts(Sparse(str(encoding)[:3], (rows, columns)), parts)
-            if _is_storable(element):
-                return RowReader(element)
-        return read_element(element)
+    def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
+        where = f"{self.path}: {name}"
+        with readable(where):
+            if name in ("var", "raw/var"):
+                return frame_of(self._table(name).whole())
+            mapping, _, key = name.rpartition("/")
+            holder = self._group(mapping) if mapping else None
+            if isinstance(holder, h5py.Dataset):
+                hdf5_claims.check(holder)
+                field = FieldReader(holder, key)
+                return field.read(0, len(field))
+            element = self._element(name)
+            assert element is not None
+            if name.startswith(_STREAMED):
+                encoding = _sparse_encoding(element)
+                if encoding == "coo_matrix":
+                    rows, columns = _sparse_shape(element)
+                    return Coo(where, element, (rows, columns))
+                if encoding in _SPARSE and _is_storable(element.get(DATA)):
+                    parts = readers(where, element, DATA, INDICES, INDPTR)
+                    rows, columns = _sparse_shape(element)
+                    return SparseParts(Sparse(encoding[:3], (rows, columns)), parts)
+                if _is_storable(element):
+                    return RowReader(element)
+            return read_element(element)
 
     def _names_in(self, mapping: str) -> list[str]:
-        group = hdf5_claims.group(self._file, mapping)
+        group = self._group(mapping)
         if isinstance(group, h5py.Dataset):
             # Files of old releases keep some mappings as one compound dataset.
             return list(group.dtype.names or ())
-        return [name for name in group or () if hdf5_claims.is_there(group, name)]
+        there = [name for name in group or () if hdf5_claims.is_there(group, name)]
+        # anndata writes a name with a slash as groups of groups.
+        return [name for key in there for name in self._pieces(mapping, key, set())]
+
+    def _names_in_uns(self) -> list[str]:
+        group = hdf5_claims.group(self._file, "uns")
+        keys = group if isinstance(group, h5py.Group) else ()
+        seen = {group.id} if isinstance(group, h5py.Group) else set()
+        names = [f"uns/{name}" for key in keys for name in self._pieces("uns", key, seen)]
+        if isinstance(self._element("obs"), h5py.Dataset):
+            # Tables of old releases had the categories of their columns there.
+            columns = {*self.obs.categories, *self._table("var").categories}
+            names = [n for n in names if n.removesuffix("_categories")[4:] not in columns]
+        return names
+
+    def _pieces(self, holder: str, key: str, seen: set[Any]) -> list[str]:
+        """Names of all that a key of a mapping leads to; its own where it is no mapping."""
+        try:
+            found = self._group(f"{holder}/{key}")
+        except SourceError:
+            # Whoever reads it is told why not.
+            return [key]
+        if not isinstance(found, h5py.Group) or found.id in seen or not len(found):
+            return [key]
+        encoding = _text(found.attrs.get("encoding-type", found.attrs.get("h5sparse_format", "")))
+        if encoding not in ("", "dict"):
+            return [key]
+        seen.add(found.id)
+        return [name for k in found for name in self._pieces(holder, f"{key}/{k}", seen)]
+
+    @cached_property
+    def _old_graphs(self) -> Mapping[str, str]:
+        """Where graphs stand that early releases had in uns, by the name that they have now."""
+        found = {}
+        for key in ("connectivities", "distances"):
+            old, new = f"uns/neighbors/{key}", f"obsp/{key}"
+            with suppress(SourceError):
+                graph = hdf5_claims.element(self._file, old)
+                is_sparse = isinstance(graph, h5py.Group) and _sparse_encoding(graph) in _SPARSE
+                shape = _sparse_shape(graph) if is_sparse else getattr(graph, "shape", None)
+                if shape == (self.n_obs, self.n_obs) and not hdf5_claims.is_there(self._file, new):
+                    found[new] = old
+        return found
 
     def _names_at_the_root(self) -> list[str]:
         """Names of what is in the file, and in its groups."""
@@ -200,18 +247,35 @@ class H5adFile(Source):
             )
         return chosen
 
+    def _paths(self, name: str) -> list[str]:
+        """Where an element may be: where newer releases have it first."""
+        moved = self._old_graphs.get(name) if name.startswith("obsp/") else None
+        old = name.replace("raw/", "raw.", 1) if name.startswith("raw/") else moved
+        return [name, old] if old else [name]
+
     def _element(self, name: str) -> h5py.Group | h5py.Dataset | None:
-        found = hdf5_claims.element(self._file, name)
-        old = _OLD_NAMES.get(name)
-        return hdf5_claims.element(self._file, old) if found is None and old else found
+        found = (hdf5_claims.element(self._file, path) for path in self._paths(name))
+        return next((element for element in found if element is not None), None)
+
+    def _group(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        """As :meth:`_element`, of a mapping."""
+        found = (hdf5_claims.group(self._file, path) for path in self._paths(name))
+        return next((group for group in found if group is not None), None)
 
     def _has(self, name: str) -> bool:
         return hdf5_claims.group(self._file, name) is not None
 
+    def _is_there(self, name: str) -> bool:
+        """Whether there is an element of a name, or the old one, that is not empty."""
+        return any(hdf5_claims.is_there(self._file, path) for path in self._paths(name))
+
     def _table(self, name: str) -> H5Table:
         element = self._element(name)
         if element is None:
-            raise SourceError(f"{self.path}: {name} is missing")
+            hint = (
+                ", which has the genes of raw/X; take X, with matrix='X'" if "raw" in name else ""
+            )
+            raise SourceError(f"{self.path}: {name} is missing{hint}")
         return H5Table(f"{self.path}: {name}", element)
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
@@ -242,8 +306,7 @@ class H5adFile(Source):
 
 def _sparse_encoding(element: h5py.Group) -> str:
     # Names of the attributes before and since anndata 0.7.
-    encoding = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
-    encoding = encoding.decode() if isinstance(encoding, bytes) else str(encoding)
+    encoding = _text(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "")))
     return encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
 
 
@@ -253,24 +316,39 @@ def _sparse_shape(element: h5py.Group) -> tuple[int, ...]:
     )
 
 
-_OLD_NAMES = {"raw/X": "raw.X", "raw/var": "raw.var"}
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _open_hdf5(path: str) -> h5py.File:
-    if not os.path.exists(path):
-        raise SourceNotFoundError(other_formats.missing(path))
-    if os.path.isdir(path):
-        raise SourceError(f"{path}: expected an h5ad file, found a directory")
-    other = other_formats.described(path)
-    if other is not None:
-        raise SourceError(other)
     try:
+        if os.path.isdir(path):
+            raise SourceError(f"{path}: expected an h5ad file, found a directory")
+        os.stat(path)
+        if other := other_formats.described(path):
+            raise SourceError(other)
         hdf5_claims.check_heaps(path)
         return h5py.File(path, "r")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFoundError(other_formats.missing(path)) from error
     except OSError as error:
-        truncated = "truncated" in str(error)
-        problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
-        raise SourceError(f"{path}: {problem} ({one_line(error)})") from error
+        raise SourceError(f"{path}: {_why_not(error)}") from error
+
+
+def _why_not(error: OSError) -> str:
+    """Why a file that is there cannot be opened."""
+    if error.errno in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK):
+        return (
+            "the file is locked, since another program has it open for writing; close it there and "
+            "try again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "permission denied: the file exists and may not be read by this user"
+    if error.errno:
+        return f"the file cannot be read ({os.strerror(error.errno)})"
+    truncated = "truncated" in str(error)
+    problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
+    return f"{problem} ({one_line(error)})"
 
 
 def _is_banded(dataset: h5py.Dataset) -> bool:

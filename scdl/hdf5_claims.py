@@ -7,6 +7,7 @@ memory without holding a byte of it. Nothing of that is followed.
 
 from __future__ import annotations
 
+import importlib
 import math
 import mmap
 import os
@@ -17,7 +18,7 @@ from io import BufferedReader
 import h5py
 import numpy as np
 
-from scdl.errors import SourceError
+from scdl.errors import MissingFilterError, SourceError
 from storage_backends.proportion import BYTES_PER_BYTE, FREE_BYTES
 
 #: Links that lead from one to the other.
@@ -28,6 +29,24 @@ _LARGEST_SEARCHED = 1 << 30
 #: Bytes that are searched at once: what a core keeps at hand.
 _PIECE = 1 << 20
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
+#: Filters that HDF5 need not have, by their number. Source: the HDF Group's registry of filters.
+_FILTERS = {
+    4: "szip",
+    305: "LZO",
+    307: "bzip2",
+    32000: "LZF",
+    32001: "Blosc",
+    32003: "Snappy",
+    32004: "LZ4",
+    32008: "Bitshuffle",
+    32013: "ZFP",
+    32015: "Zstandard (zstd)",
+    32017: "SZ",
+    32018: "FCIDECOMP",
+    32019: "JPEG",
+    32024: "SZ3",
+    32026: "Blosc2",
+}
 
 
 def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
@@ -115,7 +134,13 @@ def is_there(group: h5py.Group, name: str) -> bool:
         found = _follow(group.file, group, name, _MOST_LINKS)
     except SourceError:
         return True
-    return found is not None and not (isinstance(found, h5py.Group) and len(found) == 0)
+    if isinstance(found, h5py.Dataset):
+        # What anndata writes for None.
+        return bool(found.attrs.get("encoding-type") != "null")
+    # A mapping of nothing is nothing, an element without parts may be one.
+    return found is not None and (
+        len(found) > 0 or found.attrs.get("encoding-type", "dict") != "dict"
+    )
 
 
 def _follow(
@@ -191,6 +216,28 @@ def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
         )
 
 
+def _check_filters(where: str, layout: h5py.h5p.PropDCID) -> None:
+    """MissingFilterError for compression that HDF5 does not have, and hdf5plugin neither."""
+    for i in range(layout.get_nfilters()):
+        number, _, _, called = layout.get_filter(i)
+        if h5py.h5z.filter_avail(number) or _has_plugin(number):
+            continue
+        name = _FILTERS.get(number) or called.decode(errors="replace") or "unknown"
+        raise MissingFilterError(
+            f"{where} is compressed with the HDF5 filter {name} (number {number}), which is not "
+            "installed; install it with: pip install hdf5plugin"
+        )
+
+
+def _has_plugin(number: int) -> bool:
+    """Whether the package hdf5plugin is installed, which brings filters along, and has one."""
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError:
+        return False
+    return bool(h5py.h5z.filter_avail(number))
+
+
 def _claimed(dataset: h5py.Dataset) -> int:
     """Bytes that a dataset says it has, or a chunk of it; SourceError where they lie elsewhere."""
     where = f"{dataset.file.filename}: {dataset.name}"
@@ -203,6 +250,7 @@ def _claimed(dataset: h5py.Dataset) -> int:
             f"{where} lies in another file: datasets that are virtual or external are not read; "
             "copy it into the file"
         )
+    _check_filters(where, layout)
     type_ = dataset.id.get_type()
     _check_type(where, type_)
     itemsize = type_.get_size()

@@ -75,8 +75,8 @@ class Job:
 
 
 def _sum(tallies: Sequence[Tally]) -> Tally:
-    rows_sorted, duplicates, rounding = zip(*tallies, strict=True)
-    return Tally(sum(rows_sorted), sum(duplicates), max(rounding))
+    rows_sorted, duplicates, rounding, is_counts = zip(*tallies, strict=True)
+    return Tally(sum(rows_sorted), sum(duplicates), max(rounding), all(is_counts))
 
 
 def divided(job: Job, most_bytes: float) -> Job:

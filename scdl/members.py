@@ -20,6 +20,7 @@ from scdl.schema import OBS, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
 from storage_backends.base import ArrayStore
 from storage_backends.caching import cached_property
+from storage_backends.errors import one_line
 from storage_backends.recent import Recent
 
 
@@ -81,7 +82,7 @@ class Members(Sequence[SingleCellDataset]):
             raise
         except OSError as error:
             raise CollectionError(
-                f"{record.path}: this member of the collection cannot be read: {error.strerror}"
+                f"{record.path}: this member of the collection cannot be read: {one_line(error)}"
             ) from error
         # Genes are compared at the first opening: a gene space relies on them.
         record.check(member.store, genes=number not in self._checked)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scdl.cast import Caster
+from scdl.cast import DATA_DTYPES, Caster
 from scdl.conversion import (
     ConversionReport,
     ConvertOptions,
@@ -73,10 +73,16 @@ class Part:
         def open_rows(stack: ExitStack) -> list[Source]:
             return [_Rows(stack.enter_context(H5adFile(self.source, self.matrix)), self.rows)]
 
+        options, backend = self.options, None
+        if self.caster.dtype.name not in DATA_DTYPES:
+            # The default backend has no place for signed integers.
+            options, backend = {**options, "compression": "fast", "only_matrix": True}, "zarr"
         # A caster remembers how far it rounded; in threads, parts share this one.
-        settings = Settings(None, None, self.options, copy(self.caster))
+        settings = Settings(backend, None, options, copy(self.caster))
         report = write_archive(open_rows, self.path, settings, meter, replace=True)
-        return Tally(report.rows_sorted, report.duplicates_summed, report.max_rounding)
+        return Tally(
+            report.rows_sorted, report.duplicates_summed, report.max_rounding, report.is_counts
+        )
 
 
 @dataclass(frozen=True)
@@ -192,8 +198,11 @@ class _Rows(Source):
     def not_carried(self, carried: set[str]) -> list[str]:
         return []
 
-    def rest(self) -> Iterator[tuple[str, Any]]:
-        yield from ()
+    def names_of_rest(self) -> Sequence[str]:
+        return ()
+
+    def element_of_rest(self, name: str) -> Any:
+        raise NotImplementedError("a part has no other elements")
 
 
 class _Joined(Matrix):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scdl import csr
 from scdl.errors import SourceError
 from scdl.features import frame_of, table_of
-from scdl.matrices import Bounds, Csr, CsrPart, Dense, Matrix, Offsets, Reader, check_shape
+from scdl.matrices import Csr, CsrPart, Dense, Matrix, Reader, check_shape
 from scdl.schema import (
     DATA,
-    INDICES,
-    INDPTR,
     MATRIX,
     OBS,
     Info,
@@ -29,10 +26,11 @@ from scdl.schema import (
 )
 from scdl.tables import NoTable, StoredTable, TableSource
 from scdl.transpose import Csc
-from storage_backends.base import DTYPES, ArrayStore, ArrayWriter, Sparse
+from storage_backends.base import DTYPES, ArrayStore, Sparse
 from storage_backends.caching import cached_property
 
-_BY = {"csr": Csr, "csc": Csc}
+#: Matrices by the format of a sparse one.
+BY_FORMAT = {"csr": Csr, "csc": Csc}
 
 
 class SparseParts(NamedTuple):
@@ -59,6 +57,7 @@ class Tally(NamedTuple):
     rows_sorted: int = 0
     duplicates_summed: int = 0
     max_rounding: float = 0.0
+    is_counts: bool = True
 
 
 class Source(ABC):
@@ -140,15 +139,53 @@ class Source(ABC):
         return ()
 
     @abstractmethod
-    def rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
-        """Every element of an AnnData besides the matrix, its genes and obs.
+    def names_of_rest(self) -> Sequence[str]:
+        """Names of all elements of an AnnData besides the matrix, its genes and obs.
 
-        Yields
-        ------
-        name, element
-            Its name in an AnnData; a sparse matrix, a reader of a dense one, or any other element
-            as an object.
+        What is in uns is named piece by piece, as ``uns/neighbors/params/method``.
         """
+
+    @abstractmethod
+    def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
+        """One of these: a sparse matrix, a reader of a dense one, or else an object.
+
+        Raises
+        ------
+        SourceError, ArchiveFormatError
+            It cannot be read, or nobody knows its encoding.
+        """
+
+    @property
+    def genes(self) -> str:
+        """The table of genes that the matrix has."""
+        return genes_of(self.element)
+
+
+class Values:
+    """An array in memory, as a reader."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+        self.dtype, self.item_shape = values.dtype, values.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``."""
+        return self._values[start:stop]
+
+
+def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
+    """What of an element that was read as a whole archives have as arrays, as those."""
+    if not (is_matrix(name) or name.startswith(("obsm/", "obsp/"))):
+        return element
+    if getattr(getattr(element, "dtype", None), "newbyteorder", str)("=") not in DTYPES:
+        return element
+    if getattr(element, "format", None) in BY_FORMAT:
+        parts = {part: Values(getattr(element, part)) for part in MATRIX}
+        return SparseParts(Sparse(element.format, element.shape), parts)
+    return Values(element) if isinstance(element, np.ndarray) else element
 
 
 class StoredArray:
@@ -228,7 +265,7 @@ class Elements:
         Where an archive has its genes in another order, that goes for all matrices of cells and
         genes.
         """
-        return self.info.is_sorted or not _is_matrix(name)
+        return self.info.is_sorted or not is_matrix(name)
 
     def __getitem__(self, name: str) -> SparseParts | Reader | Any:
         """A sparse matrix, a reader of a dense one, or any other element as an object."""
@@ -248,7 +285,8 @@ def genes_of(matrix: str) -> str:
     return "raw/var" if matrix == "raw/X" else "var"
 
 
-def _is_matrix(name: str) -> bool:
+def is_matrix(name: str) -> bool:
+    """Whether an element is a matrix of cells and genes."""
     return name in ("X", "raw/X") or name.startswith("layers/")
 
 
@@ -283,7 +321,6 @@ class ArchiveSource(Source):
             else NoTable(self._rows[1] - self._rows[0])
         )
         self.element, self.matrix_name = self._choose(matrix)
-        self._genes = genes_of(self.element)
         self.matrix = self._matrix()
 
     def _choose(self, matrix: str | None) -> tuple[str, str]:
@@ -293,7 +330,7 @@ class ArchiveSource(Source):
         origin = next(iter(origins)) if len(origins) == 1 else info.element
         if matrix in (None, origin):
             return info.element, origin
-        known = [name for name in self._elements.names() if _is_matrix(name)]
+        known = [name for name in self._elements.names() if is_matrix(name)]
         if matrix == info.element or matrix not in known or len(info.blocks) > 1:
             there = [origin, *(name for name in known if name != info.element)]
             raise SourceError(
@@ -310,32 +347,36 @@ class ArchiveSource(Source):
 
     def _element(self, name: str, shape: tuple[int, int]) -> Matrix:
         where = f"{self.path}: {name}"
-        known = self._elements.sparse(name) or name in self._store.arrays
-        element = self._elements[name] if known else None
+        value: Any = self._elements[name]
+        if getattr(value, "dtype", None) == bool:
+            # Archives store no truth values.
+            value = value.astype(np.uint8)
+        element = in_memory(name, value)
         if isinstance(element, SparseParts):
             check_shape(where, element.sparse.shape, shape)
-            return _BY[element.sparse.format](where, element.parts, shape)
-        if element is None or len(element.item_shape) != 1:
+            return BY_FORMAT[element.sparse.format](where, element.parts, shape)
+        if not isinstance(element, Reader) or len(element.item_shape) != 1:
             raise SourceError(f"{where}: expected a matrix of numbers, dense or in CSR or CSC form")
         check_shape(where, (len(element), *element.item_shape), shape)
         return Dense(where, element, shape)
 
     @cached_property
     def n_vars(self) -> int:
-        own = self._genes == self._elements.genes
+        own = self.genes == self._elements.genes
         return self._elements.n_vars if own else self.var().num_rows
 
     def var(self) -> pa.Table:
-        if self._genes == self._elements.genes:
+        if self.genes == self._elements.genes:
             return self._store.read_table(var_table(self._elements.block))
-        return table_of(self._store.read_element(self._genes))
+        return table_of(self._store.read_element(self.genes))
 
     def graph(self, key: str) -> Matrix | None:
         prefix, name, n_obs = graph_array(key, ""), f"obsp/{key}", self._elements.info.n_obs
         if prefix + DATA in self._store.arrays:
             return StoredRows(self._store, prefix, self._rows, n_obs)
-        # By columns, or dense.
-        there = name in self._store.sparse or name in self._store.arrays
+        # By columns, dense, or of truth values.
+        store = self._store
+        there = name in store.sparse or name in store.arrays or name in store.elements
         return self._element(name, (n_obs, n_obs)) if there else None
 
     def vectors(self, key: str) -> Reader:
@@ -360,149 +401,19 @@ class ArchiveSource(Source):
         return {part: self._store.spec(part).dtype for part in MATRIX}
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        kept = carried | {OBS, self.element, self._genes}
-        return [name for name in self._elements.names() if name not in kept] + [*self.unread]
+        # Of uns the pieces go together.
+        names = dict.fromkeys(
+            "uns" if name.startswith("uns/") else name for name in self.names_of_rest()
+        )
+        return [name for name in names if name not in carried] + [*self.unread]
 
     @property
     def unread(self) -> Sequence[str]:
         return self._store.unread
 
-    def rest(self) -> Iterator[tuple[str, SparseParts | Reader | Any]]:
-        for name in self._elements.names():
-            if name not in (OBS, self.element, self._genes):
-                yield name, self._elements[name]
+    def names_of_rest(self) -> Sequence[str]:
+        own = (OBS, self.element, self.genes)
+        return [name for name in self._elements.names() if name not in own]
 
-
-def write_rest(
-    source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str] = ()
-) -> None:
-    """Copy every element besides the matrix, its genes and obs, in bounded memory where large.
-
-    Parameters
-    ----------
-    graphs
-        Keys of obsp that are stored by rows, as neighbours are read, also where the source has
-        them by columns, or dense.
-
-    Raises
-    ------
-    SourceError
-        A sparse element has an index outside its shape.
-    """
-    by_row = {f"obsp/{key}" for key in graphs}
-    for name, whole in source.rest():
-        element = _in_memory(name, whole)
-        where, graph = f"{source.path}: {name}", None
-        has_rows = isinstance(element, SparseParts) and element.sparse.format == "csr"
-        if name in by_row and not has_rows:
-            graph = source.graph(name.removeprefix("obsp/"))
-        if graph is not None:
-            name = name.replace("obsp", "graphs", 1)
-            _write_rows(where, writer, name, graph, _dtypes(graph, element), bounds)
-        elif isinstance(element, SparseParts):
-            _write_sparse(where, writer, name, element, bounds)
-        elif isinstance(element, Reader):
-            _copy(writer, name, element, bounds)
-        else:
-            writer.write_element(name, element)
-
-
-class _Values:
-    """An array in memory, as a reader."""
-
-    def __init__(self, values: NDArray[Any]) -> None:
-        self._values = values
-        self.dtype, self.item_shape = values.dtype, values.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        return self._values[start:stop]
-
-
-def _in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
-    """What of an element that was read as a whole archives have as arrays, as those."""
-    if not (_is_matrix(name) or name.startswith(("obsm/", "obsp/"))):
-        return element
-    if getattr(getattr(element, "dtype", None), "newbyteorder", str)("=") not in DTYPES:
-        return element
-    if getattr(element, "format", None) in _BY:
-        parts = {part: _Values(getattr(element, part)) for part in MATRIX}
-        return SparseParts(Sparse(element.format, element.shape), parts)
-    return _Values(element) if isinstance(element, np.ndarray) else element
-
-
-def _write_sparse(
-    where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
-) -> None:
-    sparse, parts, is_sorted = element
-    if sparse.format == "csr" and name.startswith("obsp/"):
-        name = name.replace("obsp", "graphs", 1)
-    if not is_sorted and sparse.format == "csr":
-        matrix = _BY[sparse.format](where, parts, sparse.shape)
-        _write_rows(where, writer, name, matrix, _dtypes(matrix, element), bounds)
-        return
-    writer.write_sparse(name, sparse)
-    below = sparse.shape[sparse.format == "csr"]
-    for part, reader in parts.items():
-        checked = _Inside(where, reader, below) if part == INDICES else reader
-        _copy(writer, f"{name}/{part}", checked, bounds)
-
-
-def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:
-    """Types of the arrays of a matrix: those of a sparse one, else what AnnData has."""
-    if isinstance(element, SparseParts):
-        return {part: reader.dtype for part, reader in element.parts.items()}
-    return {DATA: matrix.dtype, INDICES: np.dtype(np.int32), INDPTR: np.dtype(np.int64)}
-
-
-def _write_rows(
-    where: str,
-    writer: ArrayWriter,
-    name: str,
-    matrix: Matrix,
-    dtypes: Mapping[str, np.dtype[Any]],
-    bounds: Bounds,
-) -> None:
-    """Write a matrix by rows, with the columns of each in rising order."""
-    writer.write_sparse(name, Sparse("csr", matrix.shape))
-    with Offsets(bounds) as offsets:
-        for block in matrix.blocks(bounds):
-            rows = csr.clean(block, matrix.shape[1], where)
-            writer.append(f"{name}/{DATA}", rows.data)
-            writer.append(f"{name}/{INDICES}", rows.indices.astype(dtypes[INDICES]))
-            offsets.add(rows.indptr)
-        for part in (DATA, INDICES):
-            writer.append(f"{name}/{part}", np.empty(0, dtypes[part]))
-        for values in offsets.read(dtypes[INDPTR]):
-            writer.append(f"{name}/{INDPTR}", values)
-
-
-class _Inside:
-    """Indices as a reader, which raises SourceError for one outside."""
-
-    item_shape: tuple[int, ...] = ()
-
-    def __init__(self, where: str, reader: Reader, below: int) -> None:
-        self._where, self._reader, self._below = where, reader, below
-        self.dtype = reader.dtype
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        found = self._reader.read(start, stop)
-        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < self._below:
-            outside = int(found.min()) if found.min() < 0 else int(found.max())
-            raise SourceError(
-                f"{self._where}: it has the index {outside}, expected [0, {self._below}); it is "
-                "damaged, or of other cells"
-            )
-        return found
-
-
-def _copy(writer: ArrayWriter, name: str, reader: Reader, bounds: Bounds) -> None:
-    rows = max(1, bounds.values // max(int(np.prod(reader.item_shape)), 1))
-    for start in range(0, max(len(reader), 1), rows):
-        writer.append(name, reader.read(start, min(start + rows, len(reader))))
+    def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
+        return self._elements[name]

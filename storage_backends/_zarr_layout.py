@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from storage_backends import warning_filters
 from storage_backends._zarr_detection import CHECKSUMS
 from storage_backends.errors import OutputError
+
+if TYPE_CHECKING:
+    from storage_backends._zarr_nodes import Node
 
 #: Attribute of the root that makes a store an archive of ours.
 ATTRIBUTE = "scdl"
@@ -33,6 +38,9 @@ MATRIX_PARTS = ("data", "indices", "indptr")
 MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
 #: Elements below which numbers are arrays on the seam; others are read as a whole.
 ARRAY_HOLDERS = ("layers", "obsm", "obsp")
+
+#: Bytes of a name that file systems take, with room for what stores append.
+_LONGEST_PART = 200
 
 _ENCODINGS = {
     "anndata": "0.1.0",
@@ -75,8 +83,11 @@ def element_path(name: str) -> str:
     parts = path.split("/")
     reserved = {"zarr.json", MATRIX}
     for part in parts:
-        if not part.strip(".") or part in reserved or part.startswith("__") or "\\" in part:
-            raise OutputError(f"a Zarr store cannot hold {name!r}: {part!r} is no name of a node")
+        odd = not part.strip(".") or part in reserved or part.startswith("__") or "\\" in part
+        if odd or len(os.fsencode(part)) > _LONGEST_PART:
+            raise OutputError(
+                f"a Zarr store cannot hold {name!r:.300}: {part!r:.300} is no name of a node"
+            )
     return path
 
 
@@ -86,6 +97,30 @@ def seam_name(path: str, sparse: dict[str, Any]) -> str:
     if holder.startswith("obsp/") and holder in sparse and sparse[holder].format == "csr":
         return f"graphs/{holder.removeprefix('obsp/')}/{part}"
     return path
+
+
+def leaves(nodes: Mapping[str, Node], path: str) -> list[str]:
+    """What is in a mapping and the mappings in it, and is none itself; or an empty one."""
+    attrs = nodes[path].attrs if path in nodes else {}
+    below = [name for name in nodes if name.rpartition("/")[0] == path]
+    is_mapping = attrs.get("encoding-type", "dict") == "dict" and "h5sparse_format" not in attrs
+    if not below or not is_mapping:
+        return [path]
+    return [leaf for name in below for leaf in leaves(nodes, name)]
+
+
+def moved(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """The nodes of an AnnData, with graphs where releases since 0.7 have them."""
+    found = dict(nodes)
+    for key in ("connectivities", "distances"):
+        old, new = f"uns/neighbors/{key}", f"obsp/{key}"
+        graph = nodes.get(old)
+        is_sparse = graph is not None and len(graph.attrs.get("shape", ())) == 2
+        is_dense = graph is not None and graph.array is not None and len(graph.array.shape) == 2
+        if new not in nodes and (is_sparse or is_dense):
+            for path in [path for path in nodes if f"{path}/".startswith(f"{old}/")]:
+                found[path.replace(old, new, 1)] = found.pop(path)
+    return found
 
 
 def quiet() -> AbstractContextManager[None]:

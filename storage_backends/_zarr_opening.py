@@ -154,17 +154,25 @@ def unreadable(where: str) -> Iterator[None]:
         raise ArchiveFormatError(f"{where}: zarr cannot read it: {one_line(error)}") from error
 
 
-def own_attribute(path: str, store: Nodes) -> Mapping[str, Any]:
-    """What an archive of ours says of itself; nothing for an AnnData of others."""
+def own_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, Any]:
+    """What an archive of ours says of itself; nothing for an AnnData of others.
+
+    Parameters
+    ----------
+    may_be_old
+        Whether a store that does not say what it is may be of an early release of anndata.
+    """
     attrs = store.attrs
     ours = attrs.get(_zarr_layout.ATTRIBUTE)
     if ours is None:
-        if attrs.get("encoding-type") != "anndata":
-            found = attrs.get("encoding-type", "none")
+        # Releases before 0.8 did not say so.
+        is_old = may_be_old and {"obs", "var"} <= set(store.by_path)
+        if attrs.get("encoding-type") != "anndata" and not is_old:
+            kind = attrs.get("encoding-type", "none")
             raise ArchiveFormatError(
                 other_formats.zarr_store(path, attrs, store.by_path)
                 or f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, "
-                f"found {found}"
+                f"found {kind}"
             )
         return {}
     if not isinstance(ours, Mapping) or not isinstance(ours.get("format"), int):

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from storage_backends import _gene_order, _zarr_detection, _zarr_layout, _zarr_table_writer
+from storage_backends import (
+    _gene_order,
+    _zarr_detection,
+    _zarr_elements,
+    _zarr_layout,
+    _zarr_table_writer,
+)
 from storage_backends._checksums import Recorder
 from storage_backends._completeness import check_complete
 from storage_backends._recording_store import RecordingStore
@@ -27,16 +33,11 @@ from storage_backends.errors import (
     ArchiveClosedError,
     BackendOptionError,
     OutputError,
-    one_line,
     refused_write,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-#: How anndata writes arrays, so that damage is found.
-_ELEMENT_OPTIONS: dict[str, Any] = {"compressors": _zarr_layout.CHECKED}
 
 
 class ZarrWriter(ArrayWriter):
@@ -139,28 +140,9 @@ class ZarrWriter(ArrayWriter):
     def write_element(self, name: str, value: Any) -> None:
         self._writing()
         _zarr_layout.element_path(name)
+        _zarr_elements.check(f"{self.path}: {name}", value)
         # Elements that are aligned with genes wait for their order.
         self._elements[name] = value
-
-    def _write_element(self, name: str, value: Any) -> None:
-        import anndata
-
-        path = _zarr_layout.element_path(name)
-        with (
-            refused_write(self.path),
-            _zarr_layout.quiet(),
-            anndata.settings.override(allow_write_nullable_strings=True),
-            # A chunk that is lost is then not taken for zeros.
-            zarr.config.set({"array.write_empty_chunks": True}),
-        ):
-            try:
-                parent, _, key = path.rpartition("/")
-                group = self._root.require_group(parent) if parent else self._root
-                anndata.io.write_elem(group, key, value, dataset_kwargs=_ELEMENT_OPTIONS)
-            except (TypeError, ValueError, NotImplementedError, KeyError) as error:
-                raise OutputError(
-                    f"{self.path}: anndata cannot write {name} to Zarr: {one_line(error)}"
-                ) from error
 
     def commit(self, attrs: Mapping[str, Any]) -> None:
         self._writing()
@@ -174,7 +156,7 @@ class ZarrWriter(ArrayWriter):
             self._place_arrays(attrs, n_obs)
             self._write_genes(attrs, order)
             for name, value in self._elements.items():
-                self._write_element(name, value)
+                _zarr_elements.write(self._root, _zarr_layout.element_path(name), value)
             self._write_root(attrs, n_obs, reordered=order is not None)
             zarr.consolidate_metadata(self._root.store)
             with open(os.path.join(self._writing(), _zarr_detection.CHECKSUMS), "xb") as stream:
@@ -264,7 +246,7 @@ class ZarrWriter(ArrayWriter):
                 self._root.create_array(
                     f"{path}/{_zarr_layout.ORDER}",
                     data=order,
-                    **_ELEMENT_OPTIONS,
+                    compressors=_zarr_layout.CHECKED,
                     config={"write_empty_chunks": True},
                 )
 

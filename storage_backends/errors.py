@@ -136,4 +136,10 @@ def refused_write(path: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """What another library's error says, as a part of a sentence."""
-    return " ".join(str(error.args[0] if error.args else error).split())
+    said: object = error
+    if isinstance(error, KeyError) and error.args:
+        # Its text is the repr of the key.
+        said = error.args[0]
+    elif isinstance(error, OSError) and error.strerror and not isinstance(error, ScdlError):
+        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(said).split()) or type(error).__name__

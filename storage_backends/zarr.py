@@ -16,6 +16,7 @@ Sources: Zarr v3 specification; anndata's on-disk format specification.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -173,8 +174,10 @@ class ZarrStore(ArrayStore):
 
     def _find(self, found: Nodes) -> None:
         """Learn what the store has."""
-        self._ours = own_attribute(self.path, found)
-        self._nodes = found.by_path
+        # One of ours that lost its attributes is not taken for one of an early release.
+        may_be_old = not found.attrs and self._files.size(_zarr_detection.CHECKSUMS) is None
+        self._ours = own_attribute(self.path, found, may_be_old=may_be_old)
+        self._nodes = found.by_path if self._ours else _zarr_layout.moved(found.by_path)
         for block in self._ours["attrs"]["blocks"] if self._ours else ():
             check_claim(f"{self.path}: genes", (block["n_vars"],), 8, self._stored)
         with unreadable(self.path):
@@ -191,7 +194,11 @@ class ZarrStore(ArrayStore):
                     raise ArchiveFormatError(f"{self.path}: a part of {path} is missing")
                 # Others, of truth values, are read as a whole.
                 if path == self._matrix or all(map(is_numeric, parts)):
-                    self._sparse[path] = Sparse(kind[:3], self._shape(path, node))
+                    with contextlib.ExitStack() as stack:
+                        if not self._ours and path != self._matrix:
+                            # Who reads the element is told what is wrong with it.
+                            stack.enter_context(contextlib.suppress(ArchiveFormatError))
+                        self._sparse[path] = Sparse(kind[:3], self._shape(path, node))
         for path, node in self._nodes.items():
             holder = path.rpartition("/")[0]
             if (self._holds_arrays(path) or holder in self._sparse) and is_numeric(node):
@@ -439,7 +446,10 @@ class ZarrStore(ArrayStore):
         from storage_backends._zarr_tables import ZarrTable
 
         node = self._nodes.get(path)
-        group = node.opened() if node and node.attrs.get("encoding-type") == "dataframe" else None
+        # Some writers leave it to the reader to tell.
+        default = "dataframe" if node and not self._ours and "_index" in node.attrs else None
+        kind = node.attrs.get("encoding-type", default) if node else None
+        group = node.opened() if node and kind == "dataframe" else None
         if not isinstance(group, zarr.Group):
             raise ArchiveFormatError(f"{self.path}: the dataframe {path} is missing")
         return ZarrTable(f"{self.path}: the table {path}", group)
@@ -489,7 +499,7 @@ class ZarrStore(ArrayStore):
             if path in ("X", "raw/X", "var", "raw/var") or path.rpartition("/")[0] in holders
         ]
         if any(path.startswith("uns/") for path in self._nodes):
-            found.append("uns")
+            found += ["uns"] if self._ours else _zarr_layout.leaves(self._nodes, "uns")
         return [path for path in found if path not in taken]
 
     @property
@@ -507,11 +517,11 @@ class ZarrStore(ArrayStore):
     def read_element(self, name: str) -> Any:
         if name not in self.elements:
             return super().read_element(name)
-        from anndata.io import read_elem
+        from storage_backends import _zarr_elements
 
         self._check_chunks(name)
-        with unreadable(f"{self.path}: {name}"), _zarr_layout.quiet():
-            value = read_elem(self._nodes[name].opened())
+        with unreadable(f"{self.path}: {name}"):
+            value = _zarr_elements.read(self._nodes[name].opened())
         aligned = _gene_order.ALIGNED.get(self._matrix, ())
         if self._order is not None and name.startswith(aligned):
             value = _gene_order.permute(name, value, np.argsort(self._order))
@@ -523,7 +533,7 @@ class ZarrStore(ArrayStore):
     def stored_bytes(self) -> Mapping[str, int]:
         self._opened()
         paths = {**self._paths, **self._table_paths}
-        return {name: self._files.total(path) for name, path in paths.items()}
+        return {name: self._files.total(self._nodes[at].path) for name, at in paths.items()}
 
     @property
     def nbytes(self) -> int:

@@ -29,7 +29,7 @@ LAYERS = [
     {"scdl.row_parts"},
     {"scdl.cell_names", "scdl.comparison"},
     {"scdl.concatenate", "scdl.conversion", "scdl.export", "scdl.verification"},
-    {"scdl.h5ad"},
+    {"scdl.h5ad", "scdl.kept_elements"},
     {"scdl.matrix_view"},
     {"scdl.sources"},
     {"scdl.anndata_elements", "scdl.dataframes", "scdl.transpose"},
@@ -79,7 +79,7 @@ CONFINED = {
     "anndata": {
         "scdl.anndata_elements",
         "scdl.export",
-        "storage_backends._zarr_writer",
+        "storage_backends._zarr_elements",
         "storage_backends.zarr",
     },
 }

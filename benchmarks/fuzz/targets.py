@@ -178,8 +178,8 @@ def _hdf5(place: Path) -> Parser:
                 pass
             file.obs.read(0, file.n_obs)
             file.var()
-            for _, element in file.rest():
-                del element
+            for name in file.names_of_rest():
+                _refused(lambda name=name: file.element_of_rest(name))
 
     return parse
 

@@ -1,0 +1,1 @@
+"""Random AnnData through archives and back; see ``__main__``."""

@@ -1,0 +1,72 @@
+"""Many cases, in processes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.roundtrip import files
+from benchmarks.roundtrip.cases import try_case
+
+#: Cases that are tried one after the other.
+_AT_ONCE = 50
+
+
+class Sources(NamedTuple):
+    """Who writes the sources, and as what.
+
+    Attributes
+    ----------
+    zarr_format
+        Of Zarr stores; None: h5ad files.
+    writer
+        Python of another environment; None: this one.
+    """
+
+    zarr_format: int | None = None
+    writer: str | None = None
+
+
+def tried(
+    seeds: range, backend: str, sources: Sources, workers: int
+) -> Iterator[tuple[int, list[str]]]:
+    """What went wrong, case by case."""
+    batches = [seeds[i : i + _AT_ONCE] for i in range(0, len(seeds), _AT_ONCE)]
+    work = partial(try_batch, backend=backend, sources=sources)
+    # A fresh process now and then: what one leaves behind does not add up.
+    with ProcessPoolExecutor(workers, max_tasks_per_child=4) as pool:
+        for found in pool.map(work, batches):
+            yield from found
+
+
+def try_batch(seeds: range, backend: str, sources: Sources) -> list[tuple[int, list[str]]]:
+    """What went wrong in some cases, one after the other."""
+    files.settings(sources.zarr_format)
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        if sources.writer:
+            _write_elsewhere(sources.writer, directory, seeds, sources.zarr_format)
+        for seed in seeds:
+            if not sources.writer:
+                files.write(directory, seed, sources.zarr_format)
+            path = directory / f"{seed}{'.zarr' if sources.zarr_format else '.h5ad'}"
+            if said := try_case(path, seed, backend):
+                found.append((seed, said))
+            for left in directory.glob(f"{seed}.*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return found
+
+
+def _write_elsewhere(python: str, place: Path, seeds: range, zarr_format: int | None) -> None:
+    options = ["--zarr", str(zarr_format)] if zarr_format else []
+    command = [python, "-m", "benchmarks.roundtrip.files", str(place)]
+    command += [str(seeds.start), str(len(seeds)), *options]
+    root = Path(__file__).parents[2]
+    subprocess.run(command, check=True, cwd=root, stdout=subprocess.DEVNULL)

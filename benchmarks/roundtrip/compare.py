@@ -1,0 +1,134 @@
+"""What came back of an AnnData beside what it was, read by the anndata that is installed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.tests.helpers import assert_equal
+
+MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+
+
+def read(path: Path) -> anndata.AnnData:
+    """An h5ad file, or a Zarr store where the path says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
+
+
+def elements(adata: anndata.AnnData) -> dict[str, Any]:
+    """Everything that an AnnData consists of, by name."""
+    found: dict[str, Any] = {"X": adata.X}
+    found |= _columns("obs", adata.obs) | _columns("var", adata.var)
+    for mapping in MAPPINGS:
+        held = getattr(adata, mapping).items()
+        # anndata 0.13 has a layer of no name, which is X.
+        found |= {f"{mapping}/{key}": value for key, value in held if key is not None}
+    if adata.raw is not None:
+        found |= {"raw/X": adata.raw.X} | _columns("raw/var", adata.raw.var)
+        found |= {f"raw/varm/{key}": value for key, value in adata.raw.varm.items()}
+    found |= dict(_leaves("uns", adata.uns))
+    return {name: value for name, value in found.items() if value is not None or name[:4] == "uns/"}
+
+
+def _columns(name: str, frame: pd.DataFrame) -> dict[str, Any]:
+    return {f"{name}/{column}": frame[[column]] for column in frame} | {name: frame[[]]}
+
+
+def _leaves(path: str, mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(f"{path}/{key}", value)
+        else:
+            yield f"{path}/{key}", value
+
+
+def differences(
+    given: anndata.AnnData, back: anndata.AnnData, listed: Sequence[str], matrix: str
+) -> list[str]:
+    """What neither came back nor is listed as not carried.
+
+    Parameters
+    ----------
+    matrix
+        The one that the archive is made for.
+    """
+    expected, found = elements(given), elements(back)
+    wrong = []
+    # It is stored by rows, and truth values as numbers.
+    for held in (expected, found):
+        if matrix in held:
+            held[matrix] = _by_rows(held[matrix])
+    for name, value in expected.items():
+        if is_listed(name, listed):
+            continue
+        if name not in found:
+            wrong.append(f"{name} is lost")
+        elif said := difference(found[name], value):
+            wrong.append(f"{name}: {said}")
+    # Of a store without cells anndata makes no raw.
+    known = {name for name in found if given.n_obs == 0 and name.startswith("raw/")}
+    wrong += [f"{name} came from nowhere" for name in found if name not in {*expected, *known}]
+    return wrong
+
+
+def is_listed(name: str, listed: Sequence[str]) -> bool:
+    """Whether an element, or what it is part of, is listed."""
+    above = name.split("/")
+    return any("/".join(above[:i]) in listed for i in range(1, len(above) + 1))
+
+
+def difference(found: Any, expected: Any) -> str | None:
+    """How two elements differ; None where they are the same."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if sp.issparse(expected):
+                _assert_same(found, expected)
+            elif isinstance(expected, np.ndarray) and expected.dtype.kind in "fc":
+                np.testing.assert_array_equal(found, expected, strict=True)
+            else:
+                assert_equal(found, expected, exact=True)
+        ours, theirs = (getattr(value, "dtype", None) for value in (found, expected))
+        # NumPy has text of its own, which anndata makes of Zarr stores.
+        is_text = {getattr(dtype, "kind", "") for dtype in (ours, theirs)} <= set("OT")
+        # Of a number anndata makes one of Python, or of NumPy in old files.
+        assert is_text or np.ndim(expected) == 0 or ours == theirs, f"{ours}, expected {theirs}"
+    except Exception as error:  # noqa: BLE001 - anndata may fail to compare, which is to be seen
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return None
+
+
+def _assert_same(found: Any, expected: Any) -> None:
+    """Check that sparse matrices are the same, also where they are not numbers."""
+    assert sp.issparse(found), f"{type(found).__name__} instead of a sparse matrix"
+    assert found.format == expected.format, f"{found.format}, expected {expected.format}"
+    assert found.shape == expected.shape, f"{found.shape}, expected {expected.shape}"
+    ours, theirs = (made.copy() for made in (found, expected))
+    for made in (ours, theirs):
+        made.has_canonical_format = made.has_sorted_indices = False
+        made.sum_duplicates()
+    assert np.array_equal(ours.indptr, theirs.indptr), "other rows"
+    assert np.array_equal(ours.indices, theirs.indices), "other columns"
+    assert np.array_equal(ours.data, theirs.data, equal_nan=True), "other values"
+
+
+def _by_rows(matrix: Any) -> sp.csr_matrix:
+    made = sp.csr_matrix(matrix, copy=True)
+    made.sum_duplicates()
+    made.eliminate_zeros()
+    return made.astype(np.float32) if made.dtype == bool else made
+
+
+def counts_of(adata: anndata.AnnData, name: str) -> sp.csr_matrix:
+    """A matrix as an archive for training has it: by rows, sorted, as float32."""
+    made = sp.csr_matrix(adata.raw.X if name == "raw/X" else adata.X, dtype=np.float32, copy=True)
+    made.sum_duplicates()
+    return made
