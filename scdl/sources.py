@@ -348,7 +348,7 @@ class ArchiveSource(Source):
     def _element(self, name: str, shape: tuple[int, int]) -> Matrix:
         where = f"{self.path}: {name}"
         value: Any = self._elements[name]
-        if getattr(value, "dtype", None) == bool:
+        if getattr(value, "dtype", None) == np.dtype(bool):
             # Archives store no truth values.
             value = value.astype(np.uint8)
         element = in_memory(name, value)
