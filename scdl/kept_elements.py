@@ -64,6 +64,10 @@ def write_rest(
     return _Rest(source, writer, bounds, graphs).write()
 
 
+class _LeftOutError(Exception):
+    """An element that an archive cannot keep, or a source cannot give."""
+
+
 class _Rest:
     """The elements of one source, one after the other."""
 
@@ -83,32 +87,52 @@ class _Rest:
         return [name for name in names if not self._is_written(name)]
 
     def _is_written(self, name: str) -> bool:
-        in_uns = name.partition("/")[0] == "uns"
-        axes = () if in_uns else _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
-        if axes is None or not all(axis in self._lengths or axis == name for axis in axes):
-            return False
         try:
-            element = in_memory(name, self._source.element_of_rest(name))
-        except MissingFilterError:
-            raise
-        except (SourceError, ArchiveFormatError):
+            element = self._taken(name)
+            if element is not None:
+                self._write(name, element)
+        except _LeftOutError:
             return False
-        if element is None and not in_uns:
-            # There is nothing to keep.
-            return True
-        if name in _GENES:
-            if not hasattr(element, "columns"):
-                return False
-            frame: Any = element
-            self._lengths[name], self._names[name] = len(frame), list(frame.index)
-        elif not (in_uns or self._fits(name, element, axes)):
-            return False
-        try:
-            self._write(name, element)
         except OutputError:
             self._lengths.pop(name, None)
             return False
         return True
+
+    def _taken(self, name: str) -> Any:
+        """An element that may be written; None where there is nothing to keep."""
+        in_uns = name.partition("/")[0] == "uns"
+        axes = () if in_uns else _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
+        if axes is None or not all(axis in self._lengths or axis == name for axis in axes):
+            raise _LeftOutError
+        try:
+            element: Any = in_memory(name, self._source.element_of_rest(name))
+        except MissingFilterError:
+            raise
+        except (SourceError, ArchiveFormatError) as error:
+            raise _LeftOutError from error
+        if in_uns:
+            # What anndata has for None, too.
+            self._write(name, element)
+            return None
+        if name in _GENES:
+            self._take_genes(name, element)
+        elif element is not None and not self._fits(name, element, axes):
+            raise _LeftOutError
+        return element
+
+    def _take_genes(self, name: str, element: Any) -> None:
+        """Learn how many genes there are, and their names."""
+        if not hasattr(element, "columns"):
+            raise _LeftOutError
+        self._lengths[name], self._names[name] = len(element), list(element.index)
+        if name == "raw/var":
+            # Without its matrix there is no raw.
+            try:
+                if "raw/X" not in self._source.names_of_rest() or self._taken("raw/X") is None:
+                    raise _LeftOutError
+            except _LeftOutError:
+                del self._lengths[name]
+                raise
 
     def _fits(self, name: str, element: Any, axes: tuple[str, ...]) -> bool:
         """Whether an AnnData may have the element; SourceError for another shape."""

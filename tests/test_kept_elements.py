@@ -189,6 +189,17 @@ def test_genes_that_are_missing(source: Path, tmp_path: Path) -> None:
     }
 
 
+def test_raw_without_a_matrix_that_can_be_read(source: Path, tmp_path: Path) -> None:
+    with h5py.File(source, "r+") as file:
+        file["raw/X"].attrs["encoding-type"] = "novel"
+    report = scdl.convert(source, tmp_path / "a.zarr", matrix="X")
+    assert set(report.not_carried) == {"raw/X", "raw/var", "raw/varm/loadings"}
+    export(scdl.open(tmp_path / "a.zarr").store, tmp_path / "back.h5ad")
+    expected = annotated()
+    expected.raw = None
+    assert_equal(anndata.read_h5ad(tmp_path / "back.h5ad"), expected)
+
+
 def test_a_layer_with_a_slash_in_its_name(source: Path, tmp_path: Path) -> None:
     layer = np.arange(N_OBS * N_VARS, dtype=np.float32).reshape(N_OBS, N_VARS)
     with h5py.File(source, "r+") as file:
