@@ -187,11 +187,22 @@ class CellBatch:
 
 
 class NeighborPair(dict[str, Any]):
-    """A cell and its neighbour, which remember their number of genes for collating."""
+    """A cell and its neighbour, which remember their number of genes for collating.
+
+    What BioNeMo-SCDL 0.1.3 calls ``var_features`` and 0.1.1 ``features`` has both names.
+    """
 
     def __init__(self, pair: dict[str, Any], n_vars: int) -> None:
         super().__init__(pair)
         self.n_vars = n_vars
+
+    def __missing__(self, key: str) -> Any:
+        if key == "obs_features":
+            return None
+        for name, other in (("features", "var_features"), ("var_features", "features")):
+            if key == name and other in self:
+                return self[other]
+        raise KeyError(key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NeighborPair, (dict(self), self.n_vars)

@@ -195,25 +195,32 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
 def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Cells and their neighbours, as ``get_row_with_neighbor`` gives them.
 
+    Parameters
+    ----------
+    batch
+        Mappings with ``current_cell``, ``next_cell``, ``current_cell_index`` and
+        ``next_cell_index``. A cell is a tensor of shape [2, nnz], or its values and its column
+        ids: arrays, tensors, lists or tuples.
+
     Returns
     -------
     dict
         ``current_cells`` and ``next_cells``, each a ``torch.sparse_csr_tensor``;
-        ``current_cell_indices`` and ``next_cell_indices``, int64 tensors; ``batch_size``.
+        ``current_cell_indices`` and ``next_cell_indices``, lists of int; ``batch_size``.
     """
     if isinstance(batch, RowPairs) and batch.untouched:
         return {
             "current_cells": RowTensors(batch.cells).collated(),
             "next_cells": RowTensors(batch.neighbors).collated(),
-            "current_cell_indices": torch.from_numpy(batch.cells.rows),
-            "next_cell_indices": torch.from_numpy(batch.neighbors.rows),
+            "current_cell_indices": batch.cells.rows.tolist(),
+            "next_cell_indices": batch.neighbors.rows.tolist(),
             "batch_size": len(batch),
         }
     return {
         "current_cells": collate_sparse_matrix_batch(_tensors(batch, "current_cell")),
         "next_cells": collate_sparse_matrix_batch(_tensors(batch, "next_cell")),
-        "current_cell_indices": torch.tensor([int(p["current_cell_index"]) for p in batch]),
-        "next_cell_indices": torch.tensor([int(p["next_cell_index"]) for p in batch]),
+        "current_cell_indices": [int(pair["current_cell_index"]) for pair in batch],
+        "next_cell_indices": [int(pair["next_cell_index"]) for pair in batch],
         "batch_size": len(batch),
     }
 
@@ -225,8 +232,15 @@ def _tensors(batch: Sequence[Mapping[str, Any]], which: str) -> list[torch.Tenso
         cell, n_vars = pair[which], getattr(pair, _N_VARS, None)
         if isinstance(cell, torch.Tensor):
             cells.append(cell)
-        elif n_vars is None:
-            cells.append(tensors.row_tensor(cell[0], cell[1], 0))
+            continue
+        values, columns = map(_array, cell)
+        if n_vars is None:
+            cells.append(tensors.row_tensor(values, columns, int(columns.max(initial=-1)) + 1))
         else:
-            cells.append(row_tensor(cell[0], cell[1], n_vars))
+            cells.append(row_tensor(values, columns, n_vars))
     return cells
+
+
+def _array(part: Any) -> NDArray[Any]:
+    """Values or column ids as an array, of the dtype that torch gives numbers of Python."""
+    return part if isinstance(part, np.ndarray) else torch.as_tensor(part).detach().cpu().numpy()

@@ -256,6 +256,10 @@ class VarFeatures:
         names = columns.names if select_features is None else select_features
         return [columns.column(name) for name in names], self._info.blocks[block].label
 
+    def __len__(self) -> int:
+        """Feature blocks."""
+        return len(self._info.blocks)
+
     def number_vars_at_row(self, row: int) -> int:
         """Genes of the block that holds a cell."""
         return self._info.blocks[self._info.block_of(position(row, self._info.n_obs))].n_vars
@@ -311,9 +315,22 @@ class ObsFeatures:
             labels.append(self._info.blocks[block].label)
         return found, labels
 
+    def __len__(self) -> int:
+        """Blocks of cells with the same columns: one, as obs is one table of all cells."""
+        return 1
+
+    def number_vars_at_row(self, row: int) -> int:
+        """Columns that a cell has."""
+        position(row, self._info.n_obs)
+        return len(self.columns.names)
+
     def column_dims(self) -> list[int]:
         """Number of columns."""
         return [len(self.columns.names)]
+
+    def number_of_values(self) -> list[int]:
+        """Cells times columns."""
+        return [self._info.n_obs * len(self.columns.names)]
 
     def number_of_rows(self) -> int:
         """Cells."""
