@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from scdl import summary
 from scdl.cast import held
 from scdl.errors import CastError, OptionError
 from scdl.genes import check_one_space
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Layout = Literal["csr", "coo", "dense"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CellBatch:
     """Cells in compressed sparse row form.
 
@@ -93,6 +94,16 @@ class CellBatch:
             spaces=None if self.spaces is None else self.spaces[start:stop],
             totals=None if self.totals is None else self.totals[start:stop],
         )
+
+    def __repr__(self) -> str:
+        n, genes = len(self.data), len(self) * self.n_vars
+        facts = {
+            "values": summary.values(n, genes, self.data.dtype, self.indices.dtype),
+            "rows": summary.names(self.rows),
+            "obs": summary.names(list(self.obs)),
+            "obsm": summary.names([f"{key} ({v.shape[1]})" for key, v in self.obsm.items()]),
+        }
+        return summary.text(f"CellBatch: {summary.size(len(self), [self.n_vars])}", facts)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -75,14 +75,24 @@ class Columns:
             stored = self._store.table_schema(self._table).names
             key = INDEX if name in self._index_names and name not in stored else name
             if key not in stored:
-                raise FeatureNotFoundError(
-                    f"{self._store.path}: {self._table} has no column {name!r}; "
-                    f"it has: {', '.join(self.names)}"
-                )
+                raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}")
             column = self._store.read_table(self._table, [key]).column(0)
             # The categories of all chunks are the same, so that joining them copies codes only.
             self._arrays[name] = column.combine_chunks()
         return self._arrays[name]
+
+    def _absent(self, name: str) -> str:
+        columns = ", ".join(self.names) or "none"
+        if name != INDEX:
+            return f"{self._table} has no column {name!r}; it has: {columns}"
+        kind = "cells" if self._table == OBS else "genes"
+        told = f"the names of the {kind} are not stored, as BioNeMo-SCDL leaves them out; "
+        if kind == "cells":
+            return f"{told}columns of obs: {columns}"
+        return (
+            f"{told}name the column of var that tells genes apart, as in "
+            f"select_genes(…, gene_column=…), which gives names too; columns: {columns}"
+        )
 
     def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
         """Some values of a column: strings and categories as objects.

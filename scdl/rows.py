@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, Unpack, cast, 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl import csr
+from scdl import csr, summary
 from scdl.batch import CellBatch, NeighborPair
 from scdl.errors import FeatureNotFoundError, NeighborError, OptionError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures, frame_of
@@ -343,6 +343,18 @@ class CellReader(MapDataset, ABC):
 
     def __len__(self) -> int:
         return self.n_obs
+
+    def __str__(self) -> str:
+        title = f"{type(self).__name__}: {summary.size(self.n_obs, self.n_vars)}"
+        return summary.text(title, self._facts())
+
+    def _facts(self) -> summary.Facts:
+        """What printing shows; nothing that takes long to find out."""
+        obs = self.obs_features()
+        return {
+            "obs": summary.names(obs.columns.names) if obs else "none",
+            "graphs": summary.names(self.neighbor_keys),
+        }
 
     def number_of_rows(self) -> int:
         """Cells."""

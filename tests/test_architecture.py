@@ -43,7 +43,7 @@ LAYERS = [
     {"scdl.tensors"},
     {"scdl._join_kernels", "scdl._kernels", "scdl.cast", "scdl.genes", "scdl.transforms"},
     {"scdl.__version__", "scdl._lanes", "scdl.errors", "scdl.recycled", "scdl.schema"},
-    {"scdl.map_dataset"},
+    {"scdl.map_dataset", "scdl.summary"},
 ]
 SEAM = {
     "storage_backends.base",
