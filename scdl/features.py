@@ -234,6 +234,13 @@ def block_space_key(store: TableReader, block: int) -> str:
     return space_key(store.read_table(name, [INDEX] if named else None))
 
 
+def _chosen(columns: Columns, names: Sequence[str] | str | None) -> Sequence[str]:
+    """The columns that are asked for; None: all of them."""
+    if names is None:
+        return columns.names
+    return [names] if isinstance(names, str) else names
+
+
 class VarFeatures:
     """Columns of var by cell, as ``features()`` of the documented API gives them.
 
@@ -250,7 +257,7 @@ class VarFeatures:
         self.blocks = [Columns(store, var_table(i), index_names) for i in range(len(info.blocks))]
 
     def lookup(
-        self, row: int, select_features: Sequence[str] | None = None
+        self, row: int, select_features: Sequence[str] | str | None = None
     ) -> tuple[list[NDArray[Any]], str | None]:
         """Columns of the block that holds a cell, one array of n_vars each, and the block's label.
 
@@ -263,7 +270,7 @@ class VarFeatures:
         """
         block = self._info.block_of(position(row, self._info.n_obs))
         columns = self.blocks[block]
-        names = columns.names if select_features is None else select_features
+        names = _chosen(columns, select_features)
         return [columns.column(name) for name in names], self._info.blocks[block].label
 
     def __len__(self) -> int:
@@ -302,11 +309,11 @@ class ObsFeatures:
         self.columns = Columns(store, OBS, index_names)
 
     def lookup(
-        self, row: int, select_features: Sequence[str] | None = None
+        self, row: int, select_features: Sequence[str] | str | None = None
     ) -> tuple[list[Any], str | None]:
         """Values of one cell, and the label of the block that holds it."""
         at = position(row, self._info.n_obs)
-        names = self.columns.names if select_features is None else select_features
+        names = _chosen(self.columns, select_features)
         values = [self.columns.values(name, slice(at, at + 1))[0] for name in names]
         return values, self._info.blocks[self._info.block_of(at)].label
 
