@@ -198,14 +198,16 @@ class CellBatch:
 
 
 class NeighborPair(dict[str, Any]):
-    """A cell and its neighbour, which remember their number of genes for collating.
+    """A cell and its neighbour, which remember their genes for collating, as a row's tensor does.
 
     What BioNeMo-SCDL 0.1.3 calls ``var_features`` and 0.1.1 ``features`` has both names.
     """
 
-    def __init__(self, pair: dict[str, Any], n_vars: int) -> None:
+    def __init__(
+        self, pair: dict[str, Any], n_vars: int, spaces: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(pair)
-        self.n_vars = n_vars
+        self.n_vars, self.spaces = n_vars, spaces
 
     def __missing__(self, key: str) -> Any:
         if key == "obs_features":
@@ -216,4 +218,4 @@ class NeighborPair(dict[str, Any]):
         raise KeyError(key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NeighborPair, (dict(self), self.n_vars)
+        return NeighborPair, (dict(self), self.n_vars, self.spaces)

@@ -151,7 +151,10 @@ class RowPairs(_Lazy):
                 "next_cell_index": int(neighbor.rows[0]),
                 "features": None,
             }
-            yield NeighborPair(pair, cell.n_vars)
+            spaces = None
+            if cell.spaces is not None and neighbor.spaces is not None:
+                spaces = int(cell.spaces[0]), int(neighbor.spaces[0])
+            yield NeighborPair(pair, cell.n_vars, spaces)
 
 
 def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -207,6 +210,11 @@ def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> 
     dict
         ``current_cells`` and ``next_cells``, each a ``torch.sparse_csr_tensor``;
         ``current_cell_indices`` and ``next_cell_indices``, lists of int; ``batch_size``.
+
+    Raises
+    ------
+    GeneError
+        The cells are of different gene spaces, or the neighbours are.
     """
     if isinstance(batch, RowPairs) and batch.untouched:
         return {
@@ -217,19 +225,20 @@ def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> 
             "batch_size": len(batch),
         }
     return {
-        "current_cells": collate_sparse_matrix_batch(_tensors(batch, "current_cell")),
-        "next_cells": collate_sparse_matrix_batch(_tensors(batch, "next_cell")),
+        "current_cells": collate_sparse_matrix_batch(_tensors(batch, "current_cell", 0)),
+        "next_cells": collate_sparse_matrix_batch(_tensors(batch, "next_cell", 1)),
         "current_cell_indices": [int(pair["current_cell_index"]) for pair in batch],
         "next_cell_indices": [int(pair["next_cell_index"]) for pair in batch],
         "batch_size": len(batch),
     }
 
 
-def _tensors(batch: Sequence[Mapping[str, Any]], which: str) -> list[torch.Tensor]:
-    """Cells of the pairs as tensors; pairs from a dataset know their number of genes."""
+def _tensors(batch: Sequence[Mapping[str, Any]], which: str, place: int) -> list[torch.Tensor]:
+    """Cells of the pairs as tensors; pairs from a dataset know their genes."""
     cells = []
     for pair in batch:
         cell, n_vars = pair[which], getattr(pair, _N_VARS, None)
+        spaces = getattr(pair, "spaces", None)
         if isinstance(cell, torch.Tensor):
             cells.append(cell)
             continue
@@ -237,7 +246,8 @@ def _tensors(batch: Sequence[Mapping[str, Any]], which: str) -> list[torch.Tenso
         if n_vars is None:
             cells.append(tensors.row_tensor(values, columns, int(columns.max(initial=-1)) + 1))
         else:
-            cells.append(row_tensor(values, columns, n_vars))
+            space = None if spaces is None else spaces[place]
+            cells.append(row_tensor(values, columns, n_vars, space))
     return cells
 
 

@@ -403,13 +403,14 @@ class CellReader(MapDataset, ABC):
         """
         if type(index) is not int and csr.are_several(index):
             return self.__getitems__(csr.positions(index, self.n_obs).tolist())
-        values, columns = self._row(cast(SupportsIndex, index))
+        row = cast(SupportsIndex, index)
+        values, columns = self._row(row)
         from scdl.collate import row_tensor
 
-        spaces = self.spaces_of(index)
+        spaces = self.spaces_of(row)
         if spaces is None:
             return row_tensor(values, columns, self.max_n_vars)
-        return row_tensor(values, columns, self._n_vars_of(index), int(spaces[0]))
+        return row_tensor(values, columns, self._n_vars_of(row), int(spaces[0]))
 
     def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
         """Cells of a batch, as a ``DataLoader`` asks for them: read at once.
@@ -704,15 +705,18 @@ class CellReader(MapDataset, ABC):
         features: Sequence[Any],
     ) -> dict[str, Any]:
         names = ("features",) if len(features) == 1 else ("var_features", "obs_features")
+        at = csr.position(index, self.n_obs)
+        spaces = self.spaces_of([at, neighbor])
         return NeighborPair(
             {
                 "current_cell": current,
                 "next_cell": following,
-                "current_cell_index": csr.position(index, self.n_obs),
+                "current_cell_index": at,
                 "next_cell_index": neighbor,
                 **dict(zip(names, features, strict=True)),
             },
             n_vars=self.max_n_vars,
+            spaces=None if spaces is None else tuple(spaces.tolist()),
         )
 
     def neighbor_pairs(self) -> NeighborPairs:

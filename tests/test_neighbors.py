@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
@@ -167,6 +168,22 @@ def test_both_names_of_features(archive: Path) -> None:
     for missing in (pair, newer):
         with pytest.raises(KeyError, match="nope"):
             missing["nope"]
+
+
+def test_pairs_of_different_genes_are_not_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    for i in range(2):
+        var = pd.DataFrame(index=[f"{i}-{j}" for j in range(8)])
+        source = write_h5ad(tmp_path / f"{i}.h5ad", CELLS, var=var, obsp={"next_cell_ids": GRAPH})
+        scdl.convert(source, tmp_path / str(i), neighbor_key="next_cell_ids")
+    ds = scdl.SingleCellCollection([tmp_path / "0", tmp_path / "1"])
+    pairs = [pickle.loads(pickle.dumps(ds.get_row_with_neighbor(i))) for i in (0, N)]
+    read = ds.neighbor_pairs().__getitems__
+    for chosen in (pairs, read([0, N]), list(read([0, N]))):
+        with pytest.raises(scdl.errors.GeneError):
+            scdl.collate_neighbor_sparse_matrix_batch(chosen)
+    batch = scdl.collate_neighbor_sparse_matrix_batch(pairs[1:])
+    assert batch["current_cells"].shape == (1, 8)
 
 
 class Backwards(scdl.SingleCellDataset):
