@@ -523,16 +523,17 @@ class CellReader(MapDataset, ABC):
         self, index: SupportsIndex, documented: _Asked, obs: _Asked, var: _Asked
     ) -> Features:
         """What goes with a cell, as for :meth:`get_row`: whether it is asked for, which columns."""
-        (wanted, names), (other, other_names) = documented, var
-        at = csr.position(index, self.n_obs)
+        (wanted, names), (other, other_names), (from_obs, obs_names) = documented, var, obs
         of_var = None
         if wanted or other:
             chosen = names if other_names is None else other_names
-            of_var = self.var_features().lookup(at, chosen)[0]
-        from_obs, obs_names = obs
+            of_var = self.var_features().lookup(csr.position(index, self.n_obs), chosen)[0]
         if from_obs is None and obs_names is None and other is None and other_names is None:
             return (of_var,)
-        return of_var, self._required_obs().lookup(at, obs_names)[0] if from_obs else None
+        if not from_obs:
+            return of_var, None
+        row = csr.position(index, self.n_obs)
+        return of_var, self._required_obs().lookup(row, obs_names)[0]
 
     # -- neighbours ------------------------------------------------------------------------
 
