@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from scdl import summary
 from scdl.cast import held
 from scdl.errors import CastError, OptionError
 from scdl.genes import check_one_space
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Layout = Literal["csr", "coo", "dense"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CellBatch:
     """Cells in compressed sparse row form.
 
@@ -93,6 +94,16 @@ class CellBatch:
             spaces=None if self.spaces is None else self.spaces[start:stop],
             totals=None if self.totals is None else self.totals[start:stop],
         )
+
+    def __repr__(self) -> str:
+        n, genes = len(self.data), len(self) * self.n_vars
+        facts = {
+            "values": summary.values(n, genes, self.data.dtype, self.indices.dtype),
+            "rows": summary.names(self.rows),
+            "obs": summary.names(list(self.obs)),
+            "obsm": summary.names([f"{key} ({v.shape[1]})" for key, v in self.obsm.items()]),
+        }
+        return summary.text(f"CellBatch: {summary.size(len(self), [self.n_vars])}", facts)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -187,11 +198,24 @@ class CellBatch:
 
 
 class NeighborPair(dict[str, Any]):
-    """A cell and its neighbour, which remember their number of genes for collating."""
+    """A cell and its neighbour, which remember their genes for collating, as a row's tensor does.
 
-    def __init__(self, pair: dict[str, Any], n_vars: int) -> None:
+    What BioNeMo-SCDL 0.1.3 calls ``var_features`` and 0.1.1 ``features`` has both names.
+    """
+
+    def __init__(
+        self, pair: dict[str, Any], n_vars: int, spaces: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(pair)
-        self.n_vars = n_vars
+        self.n_vars, self.spaces = n_vars, spaces
+
+    def __missing__(self, key: str) -> Any:
+        if key == "obs_features":
+            return None
+        for name, other in (("features", "var_features"), ("var_features", "features")):
+            if key == name and other in self:
+                return self[other]
+        raise KeyError(key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NeighborPair, (dict(self), self.n_vars)
+        return NeighborPair, (dict(self), self.n_vars, self.spaces)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import DTypeLike
 
 from scdl.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES, Path, SingleCellDataset
+from scdl.errors import OptionError
 from scdl.neighbors import NeighborSamplingStrategy
 from scdl.schema import NEIGHBOR_KEY
 
@@ -24,19 +26,25 @@ class SingleCellMemMapDataset(SingleCellDataset):
     num_elements, num_rows
         Not supported: a TypeError names :func:`scdl.convert`.
     mode
-        Accepted and without effect; archives are opened read-only.
+        Kept and without effect; archives are opened read-only.
     paginated_load_cutoff
         Accepted and without effect; every file is read in blocks.
     load_block_row_size
         Most rows read at once in a conversion; the result does not depend on it.
     feature_index_name, var_feature_index_name, obs_feature_index_name
-        What gene and cell names are called as columns.
+        What gene and cell names are called as columns. Those who give them by position, as
+        BioNeMo-SCDL 0.1.3 orders them, are told to name them.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
     data_dtype, data_dtype_tolerance
         Type of the stored values, default float32; see :func:`scdl.convert`.
     use_X_not_raw
         Take ``X`` where the file has ``raw/X``, which is otherwise taken.
+
+    Attributes
+    ----------
+    mode
+        As given.
     """
 
     def __init__(
@@ -66,6 +74,13 @@ class SingleCellMemMapDataset(SingleCellDataset):
                 "num_elements and num_rows make empty arrays to fill in place, which is not "
                 "supported; write an archive with scdl.convert(h5ad_path, path)"
             )
+        if isinstance(load_neighbors, str):
+            raise OptionError(
+                f"load_neighbors is true or false, not {load_neighbors!r}; in BioNeMo-SCDL 0.1.3 "
+                "obs_feature_index_name stands in this place: give arguments after "
+                "load_block_row_size by name"
+            )
+        self.mode = mode
         options: ConvertOptions = {
             "data_dtype": "float32" if data_dtype is None else data_dtype,
             "data_dtype_tolerance": data_dtype_tolerance,
@@ -87,3 +102,29 @@ class SingleCellMemMapDataset(SingleCellDataset):
         self._options = {**options, **matrix}
         self._var_index_names = (var_feature_index_name, feature_index_name, *VAR_INDEX_NAMES)
         self._obs_index_names = (obs_feature_index_name, *OBS_INDEX_NAMES)
+
+    @property
+    def header_path(self) -> str:
+        """Where a memmap archive has its header."""
+        return os.path.join(self.data_path, "header.sch")
+
+    @property
+    def load_neighbors(self) -> bool:
+        """Whether neighbours were asked for."""
+        return bool(self._load_neighbors)
+
+    @property
+    def neighbor_key(self) -> str:
+        """Key of the graph that was asked for."""
+        return self._neighbor_key
+
+    @property
+    def neighbor_sampling_strategy(self) -> NeighborSamplingStrategy:
+        """How neighbours are sampled."""
+        strategy: NeighborSamplingStrategy = self._sampling["strategy"]
+        return strategy
+
+    @property
+    def fallback_to_identity(self) -> bool:
+        """Whether a cell without neighbours is its own."""
+        return bool(self._sampling["fallback_to_identity"])

@@ -151,7 +151,10 @@ class RowPairs(_Lazy):
                 "next_cell_index": int(neighbor.rows[0]),
                 "features": None,
             }
-            yield NeighborPair(pair, cell.n_vars)
+            spaces = None
+            if cell.spaces is not None and neighbor.spaces is not None:
+                spaces = int(cell.spaces[0]), int(neighbor.spaces[0])
+            yield NeighborPair(pair, cell.n_vars, spaces)
 
 
 def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -195,38 +198,59 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
 def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Cells and their neighbours, as ``get_row_with_neighbor`` gives them.
 
+    Parameters
+    ----------
+    batch
+        Mappings with ``current_cell``, ``next_cell``, ``current_cell_index`` and
+        ``next_cell_index``. A cell is a tensor of shape [2, nnz], or its values and its column
+        ids: arrays, tensors, lists or tuples.
+
     Returns
     -------
     dict
         ``current_cells`` and ``next_cells``, each a ``torch.sparse_csr_tensor``;
-        ``current_cell_indices`` and ``next_cell_indices``, int64 tensors; ``batch_size``.
+        ``current_cell_indices`` and ``next_cell_indices``, lists of int; ``batch_size``.
+
+    Raises
+    ------
+    GeneError
+        The cells are of different gene spaces, or the neighbours are.
     """
     if isinstance(batch, RowPairs) and batch.untouched:
         return {
             "current_cells": RowTensors(batch.cells).collated(),
             "next_cells": RowTensors(batch.neighbors).collated(),
-            "current_cell_indices": torch.from_numpy(batch.cells.rows),
-            "next_cell_indices": torch.from_numpy(batch.neighbors.rows),
+            "current_cell_indices": batch.cells.rows.tolist(),
+            "next_cell_indices": batch.neighbors.rows.tolist(),
             "batch_size": len(batch),
         }
     return {
-        "current_cells": collate_sparse_matrix_batch(_tensors(batch, "current_cell")),
-        "next_cells": collate_sparse_matrix_batch(_tensors(batch, "next_cell")),
-        "current_cell_indices": torch.tensor([int(p["current_cell_index"]) for p in batch]),
-        "next_cell_indices": torch.tensor([int(p["next_cell_index"]) for p in batch]),
+        "current_cells": collate_sparse_matrix_batch(_tensors(batch, "current_cell", 0)),
+        "next_cells": collate_sparse_matrix_batch(_tensors(batch, "next_cell", 1)),
+        "current_cell_indices": [int(pair["current_cell_index"]) for pair in batch],
+        "next_cell_indices": [int(pair["next_cell_index"]) for pair in batch],
         "batch_size": len(batch),
     }
 
 
-def _tensors(batch: Sequence[Mapping[str, Any]], which: str) -> list[torch.Tensor]:
-    """Cells of the pairs as tensors; pairs from a dataset know their number of genes."""
+def _tensors(batch: Sequence[Mapping[str, Any]], which: str, place: int) -> list[torch.Tensor]:
+    """Cells of the pairs as tensors; pairs from a dataset know their genes."""
     cells = []
     for pair in batch:
         cell, n_vars = pair[which], getattr(pair, _N_VARS, None)
+        spaces = getattr(pair, "spaces", None)
         if isinstance(cell, torch.Tensor):
             cells.append(cell)
-        elif n_vars is None:
-            cells.append(tensors.row_tensor(cell[0], cell[1], 0))
+            continue
+        values, columns = map(_array, cell)
+        if n_vars is None:
+            cells.append(tensors.row_tensor(values, columns, int(columns.max(initial=-1)) + 1))
         else:
-            cells.append(row_tensor(cell[0], cell[1], n_vars))
+            space = None if spaces is None else spaces[place]
+            cells.append(row_tensor(values, columns, n_vars, space))
     return cells
+
+
+def _array(part: Any) -> NDArray[Any]:
+    """Values or column ids as an array, of the dtype that torch gives numbers of Python."""
+    return part if isinstance(part, np.ndarray) else torch.as_tensor(part).detach().cpu().numpy()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from numpy.typing import DTypeLike
 
+from scdl import summary
 from scdl.cast import common_dtype
 from scdl.cell_names import CellNames
 from scdl.dataset import Path, SingleCellDataset
@@ -183,6 +184,19 @@ class SingleCellCollection(JoinedCells):
     def __repr__(self) -> str:
         where = repr(self.data_path) if self.data_path else f"{len(self._members)} paths"
         return f"SingleCellCollection({where}): {len(self._members)} archives, {self.n_obs} cells"
+
+    def _facts(self) -> summary.Facts:
+        stored, dtypes = self.number_nonzero_values(), (self.data_dtype, self.index_dtype)
+        members = self._members
+        first = members[0].obs_features() if len(members) else None
+        return {
+            "path": self.data_path,
+            "archives": f"{len(members):,}: {summary.names(members.names)}",
+            "values": summary.values(stored, self.number_of_values(), *dtypes),
+            # Of all would mean to open all.
+            "obs": f"{summary.names(first.columns.names)}, in the first" if first else None,
+            "graphs": summary.names(self.neighbor_keys),
+        }
 
     # -- members ---------------------------------------------------------------------------
 

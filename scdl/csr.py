@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,20 @@ def position(index: SupportsIndex, n_obs: int) -> int:
     try:
         row = operator.index(index)
     except TypeError:
-        raise RowIndexError(f"a row is an integer, not {index!r:.200}") from None
+        raise RowIndexError(
+            f"a row is an integer, not {index!r:.200}; several rows are a list, a slice or a mask"
+        ) from None
     if not -n_obs <= row < n_obs:
         raise RowIndexError(f"row {row} is out of range for a dataset of {n_obs} cells")
     return row + n_obs if row < 0 else row
+
+
+def are_several(rows: Rows) -> TypeGuard[slice | Sequence[int] | NDArray[Any]]:
+    """Whether rows are more than one by their kind, as lists of one row are."""
+    # Arrays and tensors of one element are indices too, but have dimensions. A tuple would be a
+    # row and a gene to who knows NumPy.
+    plain = isinstance(rows, slice | Sequence) and not isinstance(rows, tuple | str)
+    return plain or getattr(rows, "ndim", 0) > 0
 
 
 def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl import __version__, csr
+from scdl import __version__, csr, summary
 from scdl.batch import CellBatch
 from scdl.errors import (
     ArchiveChangedError,
     ArchiveFormatError,
+    ArchiveNotFoundError,
     CollectionError,
     FeatureNotFoundError,
     OptionError,
@@ -32,6 +33,7 @@ from scdl.schema import (
     NEIGHBOR_KEY,
     OBS,
     Info,
+    dense_vectors,
     graph_array,
     keys,
     obsm_array,
@@ -190,9 +192,21 @@ class SingleCellDataset(CellReader):
         self._open()
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.data_path!r}): {self.n_obs} cells x {self.n_vars} genes"
-        )
+        return f"{type(self).__name__}({self.data_path!r}): {summary.size(self.n_obs, self.n_vars)}"
+
+    def _facts(self) -> summary.Facts:
+        stored, dtypes = self.number_nonzero_values(), (self.data_dtype, self.index_dtype)
+        try:
+            backend = self._backend
+        except ArchiveNotFoundError:
+            backend = "no longer there"
+        return {
+            "path": f"{self.data_path} ({backend})",
+            "values": summary.values(stored, self.number_of_values(), *dtypes),
+            "var": summary.names(self._var.blocks[0].names),
+            "obsm": summary.names(dense_vectors(self._store)),
+            **super()._facts(),
+        }
 
     # -- reading ---------------------------------------------------------------------------
 

@@ -75,14 +75,24 @@ class Columns:
             stored = self._store.table_schema(self._table).names
             key = INDEX if name in self._index_names and name not in stored else name
             if key not in stored:
-                raise FeatureNotFoundError(
-                    f"{self._store.path}: {self._table} has no column {name!r}; "
-                    f"it has: {', '.join(self.names)}"
-                )
+                raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}")
             column = self._store.read_table(self._table, [key]).column(0)
             # The categories of all chunks are the same, so that joining them copies codes only.
             self._arrays[name] = column.combine_chunks()
         return self._arrays[name]
+
+    def _absent(self, name: str) -> str:
+        columns = ", ".join(self.names) or "none"
+        if name != INDEX:
+            return f"{self._table} has no column {name!r}; it has: {columns}"
+        kind = "cells" if self._table == OBS else "genes"
+        told = f"the names of the {kind} are not stored, as BioNeMo-SCDL leaves them out; "
+        if kind == "cells":
+            return f"{told}columns of obs: {columns}"
+        return (
+            f"{told}name the column of var that tells genes apart, as in "
+            f"select_genes(…, gene_column=…), which gives names too; columns: {columns}"
+        )
 
     def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
         """Some values of a column: strings and categories as objects.
@@ -224,6 +234,13 @@ def block_space_key(store: TableReader, block: int) -> str:
     return space_key(store.read_table(name, [INDEX] if named else None))
 
 
+def _chosen(columns: Columns, names: Sequence[str] | str | None) -> Sequence[str]:
+    """The columns that are asked for; None: all of them."""
+    if names is None:
+        return columns.names
+    return [names] if isinstance(names, str) else names
+
+
 class VarFeatures:
     """Columns of var by cell, as ``features()`` of the documented API gives them.
 
@@ -240,7 +257,7 @@ class VarFeatures:
         self.blocks = [Columns(store, var_table(i), index_names) for i in range(len(info.blocks))]
 
     def lookup(
-        self, row: int, select_features: Sequence[str] | None = None
+        self, row: int, select_features: Sequence[str] | str | None = None
     ) -> tuple[list[NDArray[Any]], str | None]:
         """Columns of the block that holds a cell, one array of n_vars each, and the block's label.
 
@@ -253,8 +270,12 @@ class VarFeatures:
         """
         block = self._info.block_of(position(row, self._info.n_obs))
         columns = self.blocks[block]
-        names = columns.names if select_features is None else select_features
+        names = _chosen(columns, select_features)
         return [columns.column(name) for name in names], self._info.blocks[block].label
+
+    def __len__(self) -> int:
+        """Feature blocks."""
+        return len(self._info.blocks)
 
     def number_vars_at_row(self, row: int) -> int:
         """Genes of the block that holds a cell."""
@@ -288,11 +309,11 @@ class ObsFeatures:
         self.columns = Columns(store, OBS, index_names)
 
     def lookup(
-        self, row: int, select_features: Sequence[str] | None = None
+        self, row: int, select_features: Sequence[str] | str | None = None
     ) -> tuple[list[Any], str | None]:
         """Values of one cell, and the label of the block that holds it."""
         at = position(row, self._info.n_obs)
-        names = self.columns.names if select_features is None else select_features
+        names = _chosen(self.columns, select_features)
         values = [self.columns.values(name, slice(at, at + 1))[0] for name in names]
         return values, self._info.blocks[self._info.block_of(at)].label
 
@@ -311,9 +332,22 @@ class ObsFeatures:
             labels.append(self._info.blocks[block].label)
         return found, labels
 
+    def __len__(self) -> int:
+        """Blocks of cells with the same columns: one, as obs is one table of all cells."""
+        return 1
+
+    def number_vars_at_row(self, row: int) -> int:
+        """Columns that a cell has."""
+        position(row, self._info.n_obs)
+        return len(self.columns.names)
+
     def column_dims(self) -> list[int]:
         """Number of columns."""
         return [len(self.columns.names)]
+
+    def number_of_values(self) -> list[int]:
+        """Cells times columns."""
+        return [self._info.n_obs * len(self.columns.names)]
 
     def number_of_rows(self) -> int:
         """Cells."""

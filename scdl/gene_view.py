@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl import csr
+from scdl import csr, summary
 from scdl.batch import CellBatch
 from scdl.errors import OutputError
 from scdl.features import ObsFeatures, VarFeatures
@@ -75,6 +75,9 @@ class GeneView(CellReader):
 
     def __repr__(self) -> str:
         return f"GeneView({self._cells!r}): {len(self._space.names)} genes"
+
+    def _facts(self) -> summary.Facts:
+        return {"genes": summary.names(self.gene_names), "cells of": repr(self._cells)}
 
     # -- what it holds ---------------------------------------------------------------------
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl import csr
+from scdl import csr, summary
 from scdl.batch import CellBatch, NeighborPair
 from scdl.errors import FeatureNotFoundError, NeighborError, OptionError, RowIndexError
 from scdl.features import ObsFeatures, VarFeatures, frame_of
 from scdl.genes import check_one_space, is_own
 from scdl.joining import Request
+from scdl.map_dataset import MapDataset
 from scdl.neighbors import NeighborGraph, Rng
 from scdl.schema import INDEX, Info, check_columns
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Values and column ids of one cell.
 Row = tuple[NDArray[Any], NDArray[Any]]
+#: Columns of var, or columns of var and values of obs; None for what was not asked for.
+Features = tuple[list[Any] | None, ...]
+_Asked = tuple[bool | None, Sequence[str] | None]
 
 
 class Origin(NamedTuple):
@@ -47,7 +51,7 @@ class Origin(NamedTuple):
     n_obs: int
 
 
-class CellReader(ABC):
+class CellReader(MapDataset, ABC):
     """Cells by row: what users of BioNeMo-SCDL know, over a few primitives.
 
     A subclass says what it holds (:attr:`info` and the other properties), and reads by
@@ -163,7 +167,7 @@ class CellReader(ABC):
     def _required_obs(self) -> ObsFeatures:
         found = self.obs_features()
         if found is None:
-            raise FeatureNotFoundError(f"{self}: there is no obs")
+            raise FeatureNotFoundError(f"{self!r}: there is no obs")
         return found
 
     @abstractmethod
@@ -340,6 +344,18 @@ class CellReader(ABC):
     def __len__(self) -> int:
         return self.n_obs
 
+    def __str__(self) -> str:
+        title = f"{type(self).__name__}: {summary.size(self.n_obs, self.n_vars)}"
+        return summary.text(title, self._facts())
+
+    def _facts(self) -> summary.Facts:
+        """What printing shows; nothing that takes long to find out."""
+        obs = self.obs_features()
+        return {
+            "obs": summary.names(obs.columns.names) if obs else "none",
+            "graphs": summary.names(self.neighbor_keys),
+        }
+
     def number_of_rows(self) -> int:
         """Cells."""
         return self.n_obs
@@ -375,17 +391,28 @@ class CellReader(ABC):
             return blocks[0].n_vars
         return blocks[self.info.block_of(csr.position(index, self.n_obs))].n_vars
 
-    def __getitem__(self, index: SupportsIndex) -> torch.Tensor:
-        """One cell as a tensor of shape [2, nnz]: values, then column ids."""
-        values, columns = self._row(index)
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> torch.Tensor: ...  # type: ignore[overload-overlap]
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[Any]) -> list[torch.Tensor]: ...
+    def __getitem__(self, index: csr.Rows) -> torch.Tensor | list[torch.Tensor]:
+        """One cell as a tensor of shape [2, nnz], values then column ids; or a list of them.
+
+        A slice, positions or a mask give the list, read at once, which the documented collate
+        functions take. :meth:`read_rows` gives the same cells as one batch of arrays.
+        """
+        if type(index) is not int and csr.are_several(index):
+            return self.__getitems__(csr.positions(index, self.n_obs).tolist())
+        row = cast(SupportsIndex, index)
+        values, columns = self._row(row)
         from scdl.collate import row_tensor
 
-        spaces = self.spaces_of(index)
+        spaces = self.spaces_of(row)
         if spaces is None:
             return row_tensor(values, columns, self.max_n_vars)
-        return row_tensor(values, columns, self._n_vars_of(index), int(spaces[0]))
+        return row_tensor(values, columns, self._n_vars_of(row), int(spaces[0]))
 
-    def __getitems__(self, indices: Sequence[int]) -> Sequence[torch.Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
         """Cells of a batch, as a ``DataLoader`` asks for them: read at once.
 
         To a collate function they are what ``ds[i]`` gives; ours takes the batch as it is.
@@ -414,7 +441,12 @@ class CellReader(ABC):
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
-    ) -> tuple[Row, list[NDArray[Any]] | None]:
+        return_obs_features: bool | None = None,
+        obs_feature_names: Sequence[str] | None = None,
+        *,
+        return_var_features: bool | None = None,
+        var_feature_names: Sequence[str] | None = None,
+    ) -> tuple[Row, *Features]:
         """Stored values of one cell.
 
         Parameters
@@ -425,12 +457,19 @@ class CellReader(ABC):
             Whether to return columns of var.
         feature_vars
             Which columns; default all.
+        return_obs_features, obs_feature_names
+            The same for the cell's values of columns of obs.
+        return_var_features, var_feature_names
+            Other names of `return_features` and `feature_vars`, from BioNeMo-SCDL 0.1.3.
 
         Returns
         -------
         (values, column_ids), features
             Values of the archive's dtype and their genes in rising order, both read-only;
             `features` is None, or one array of n_vars for each column.
+        (values, column_ids), var_features, obs_features
+            The same where one of the last four parameters is given, as BioNeMo-SCDL 0.1.3 has it;
+            `obs_features` is None, or one value for each column.
 
         Raises
         ------
@@ -439,22 +478,31 @@ class CellReader(ABC):
         FeatureNotFoundError
             There is no such column.
         """
-        if return_features:
-            return self._row(index), self._features_of(index, feature_vars)
-        return self._row(index), None
+        documented, obs = (return_features, feature_vars), (return_obs_features, obs_feature_names)
+        renamed = return_var_features, var_feature_names
+        features = self._features(index, documented, obs, renamed)
+        return self._row(index), *features
 
     def get_row_padded(
         self,
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
-    ) -> tuple[NDArray[Any], list[NDArray[Any]] | None]:
+        return_obs_features: bool | None = None,
+        obs_feature_names: Sequence[str] | None = None,
+        *,
+        return_var_features: bool | None = None,
+        var_feature_names: Sequence[str] | None = None,
+    ) -> tuple[NDArray[Any], *Features]:
         """One cell as a dense array of its block's n_vars; the rest as for :meth:`get_row`."""
-        (values, columns), features = self.get_row(index, return_features, feature_vars)
+        documented, obs = (return_features, feature_vars), (return_obs_features, obs_feature_names)
+        renamed = return_var_features, var_feature_names
+        features = self._features(index, documented, obs, renamed)
+        values, columns = self._row(index)
         dense = np.zeros(self._n_vars_of(index), values.dtype)
         check_columns(columns, len(dense))
         dense[columns] = values
-        return dense, features
+        return dense, *features
 
     def get_row_column(
         self, index: SupportsIndex, column: SupportsIndex, impute_missing_zeros: bool = True
@@ -471,8 +519,21 @@ class CellReader(ABC):
             return value
         return 0.0 if impute_missing_zeros else None
 
-    def _features_of(self, index: SupportsIndex, names: Sequence[str] | None) -> list[NDArray[Any]]:
-        return self.var_features().lookup(csr.position(index, self.n_obs), names)[0]
+    def _features(
+        self, index: SupportsIndex, documented: _Asked, obs: _Asked, var: _Asked
+    ) -> Features:
+        """What goes with a cell, as for :meth:`get_row`: whether it is asked for, which columns."""
+        (wanted, names), (other, other_names), (from_obs, obs_names) = documented, var, obs
+        of_var = None
+        if wanted or other:
+            chosen = names if other_names is None else other_names
+            of_var = self.var_features().lookup(csr.position(index, self.n_obs), chosen)[0]
+        if from_obs is None and obs_names is None and other is None and other_names is None:
+            return (of_var,)
+        if not from_obs:
+            return of_var, None
+        row = csr.position(index, self.n_obs)
+        return of_var, self._required_obs().lookup(row, obs_names)[0]
 
     # -- neighbours ------------------------------------------------------------------------
 
@@ -574,7 +635,11 @@ class CellReader(ABC):
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
+        return_obs_features: bool | None = None,
+        obs_feature_names: Sequence[str] | None = None,
         *,
+        return_var_features: bool | None = None,
+        var_feature_names: Sequence[str] | None = None,
         rng: Rng = None,
         key: str | None = None,
     ) -> dict[str, Any]:
@@ -584,38 +649,75 @@ class CellReader(ABC):
         -------
         dict
             ``current_cell``, ``next_cell``, ``current_cell_index``, ``next_cell_index``,
-            ``features``.
+            ``features``; or ``var_features`` and ``obs_features`` in place of the last, where one
+            of the names of BioNeMo-SCDL 0.1.3 is given.
         """
-        neighbor = self.sample_neighbor_index(index, rng=rng, key=key)
-        current, features = self.get_row(index, return_features, feature_vars)
-        return self._pair(index, current, neighbor, self._row(neighbor), features)
+        neighbor = self._neighbor_of(index, rng, key)
+        current, *features = self.get_row(
+            index,
+            return_features,
+            feature_vars,
+            return_obs_features,
+            obs_feature_names,
+            return_var_features=return_var_features,
+            var_feature_names=var_feature_names,
+        )
+        return self._pair(index, current, neighbor, self.get_row(neighbor)[0], features)
+
+    def _neighbor_of(self, index: SupportsIndex, rng: Rng, key: str | None) -> int:
+        """A sampled neighbour; who overrides the documented method need not know our keywords."""
+        given: dict[str, Any] = {
+            name: value for name, value in (("rng", rng), ("key", key)) if value is not None
+        }
+        return self.sample_neighbor_index(index, **given)
 
     def get_row_padded_with_neighbor(
         self,
         index: SupportsIndex,
         return_features: bool = False,
         feature_vars: Sequence[str] | None = None,
+        return_obs_features: bool | None = None,
+        obs_feature_names: Sequence[str] | None = None,
         *,
+        return_var_features: bool | None = None,
+        var_feature_names: Sequence[str] | None = None,
         rng: Rng = None,
         key: str | None = None,
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, both dense; the rest as for the sparse form."""
-        neighbor = self.sample_neighbor_index(index, rng=rng, key=key)
-        current, features = self.get_row_padded(index, return_features, feature_vars)
+        neighbor = self._neighbor_of(index, rng, key)
+        current, *features = self.get_row_padded(
+            index,
+            return_features,
+            feature_vars,
+            return_obs_features,
+            obs_feature_names,
+            return_var_features=return_var_features,
+            var_feature_names=var_feature_names,
+        )
         return self._pair(index, current, neighbor, self.get_row_padded(neighbor)[0], features)
 
     def _pair(
-        self, index: SupportsIndex, current: Any, neighbor: int, following: Any, features: Any
+        self,
+        index: SupportsIndex,
+        current: Any,
+        neighbor: int,
+        following: Any,
+        features: Sequence[Any],
     ) -> dict[str, Any]:
+        names = ("features",) if len(features) == 1 else ("var_features", "obs_features")
+        at = csr.position(index, self.n_obs)
+        spaces = self.spaces_of([at, neighbor])
         return NeighborPair(
             {
                 "current_cell": current,
                 "next_cell": following,
-                "current_cell_index": csr.position(index, self.n_obs),
+                "current_cell_index": at,
                 "next_cell_index": neighbor,
-                "features": features,
+                **dict(zip(names, features, strict=True)),
             },
             n_vars=self.max_n_vars,
+            spaces=None if spaces is None else tuple(spaces.tolist()),
         )
 
     def neighbor_pairs(self) -> NeighborPairs:
@@ -637,7 +739,7 @@ class CellReader(ABC):
         }
 
 
-class NeighborPairs:
+class NeighborPairs(MapDataset):
     """Cells and a sampled neighbour of each, what ``get_row_with_neighbor`` gives as a dataset.
 
     ``DataLoader(ds.neighbor_pairs(), collate_fn=collate_neighbor_sparse_matrix_batch)`` reads a
@@ -661,6 +763,11 @@ class NeighborPairs:
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
         """Pairs of a batch, read at once."""
+        # What stands in place of the documented methods is asked, cell by cell.
+        for name in ("sample_neighbor_index", "get_row_with_neighbor", "get_row"):
+            method = getattr(self._cells, name)
+            if getattr(method, "__func__", None) is not getattr(CellReader, name):
+                return [self[i] for i in indices]
         from scdl.collate import RowPairs
 
         rows = csr.positions(list(indices), self._cells.n_obs)

@@ -43,6 +43,7 @@ LAYERS = [
     {"scdl.tensors"},
     {"scdl._join_kernels", "scdl._kernels", "scdl.cast", "scdl.genes", "scdl.transforms"},
     {"scdl.__version__", "scdl._lanes", "scdl.errors", "scdl.recycled", "scdl.schema"},
+    {"scdl.map_dataset", "scdl.summary"},
 ]
 SEAM = {
     "storage_backends.base",
@@ -72,6 +73,7 @@ CONFINED = {
         "scdl.lightning",
         "scdl.loader",
         "scdl.loader_options",
+        "scdl.map_dataset",
         "scdl.tensors",
         "scdl.training_batch",
     },

@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:bionemo"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta"),
 ]
 
 DTYPES = ["uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
@@ -318,7 +319,7 @@ def test_they_ignore_what_is_ours(tmp_path: Path) -> None:
 def test_they_read_the_ragged_golden_files_flattened_by_us(tmp_path: Path, version: str) -> None:
     """The two files behind those archives, through a collection: the right genes on every row."""
     expected = scdl.open(Path(__file__).parent / "golden" / f"ragged_{version}")
-    dense = expected.read_rows(slice(None)).to_dense()
+    dense = expected.read_rows(slice(None), genes="own").to_dense()
     (tmp_path / "h5ad").mkdir()
     spans = {"a": (slice(0, 7), range(12)), "b": (slice(7, 12), range(4, 13))}
     for name, (rows, genes) in spans.items():
@@ -343,3 +344,117 @@ def test_they_read_the_ragged_golden_files_flattened_by_us(tmp_path: Path, versi
         assert list(var[0]) == [f"gene{g}" for g in genes]
         _, (ids,) = ours.get_row(row, True, ["feature_id"])
         assert ids.tolist() == [f"GENE{g}" for g in genes]
+
+
+class TestDifferences:
+    """What docs/migrate.md says of both packages, where test_reference_faults.py has no test."""
+
+    @pytest.fixture
+    def both(self, tmp_path: Path) -> Any:
+        """An archive of the same file by each: theirs, ours."""
+
+        def make(cells: Cells | None = None, **parts: Any) -> list[Any]:
+            options = parts.pop("options", {})
+            cells = random_cells(5, 4, density=0.6) if cells is None else cells
+            source = write_h5ad(tmp_path / "a.h5ad", cells, **parts)
+            return [
+                module.SingleCellMemMapDataset(
+                    str(tmp_path / name), str(source), use_X_not_raw=True, **options
+                )
+                for module, name in ((reference, "theirs"), (scdl, "ours"))
+            ]
+
+        return make
+
+    def test_a_file_without_raw(self, tmp_path: Path) -> None:
+        source = str(write_h5ad(tmp_path / "a.h5ad", random_cells(5, 4)))
+        with pytest.raises(ValueError, match="raw"):
+            reference.SingleCellMemMapDataset(str(tmp_path / "theirs"), source)
+        assert len(scdl.SingleCellMemMapDataset(tmp_path / "ours", source)) == 5
+
+    def test_repeated_and_unsorted_entries(self, both: Any) -> None:
+        cells = Cells(np.zeros(3, int), np.array([2, 0, 2]), np.array([1, 2, 4], "f4"), (1, 3))
+        real, ours = both(cells)
+        assert real[0].tolist() == [[1, 2, 4], [2, 0, 2]]
+        assert ours[0].tolist() == [[2, 5], [0, 2]]
+
+    def test_fractions_become_no_integers(self, tmp_path: Path) -> None:
+        cells = Cells(np.zeros(1, int), np.zeros(1, int), np.array([1.75], "f4"), (1, 1))
+        source = str(write_h5ad(tmp_path / "a.h5ad", cells))
+        options = {"use_X_not_raw": True, "data_dtype": "uint8"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            real = reference.SingleCellMemMapDataset(str(tmp_path / "a"), source, **options)
+        assert list(real.data) == [1]
+        with pytest.raises(scdl.errors.CastError):
+            scdl.SingleCellMemMapDataset(tmp_path / "b", source, **options)
+
+    def test_results_of_rows(self, both: Any) -> None:
+        real, ours = both()
+        assert (len(real.get_row(0)), len(ours.get_row(0))) == (3, 2)
+        kinds = [ds.get_row_padded(0)[0].dtype for ds in (real, ours)]
+        assert kinds == [np.float64, np.float32]
+        with pytest.raises(TypeError):
+            real[0:3]
+        assert [cell.tolist() for cell in ours[0:3]] == [real[i].tolist() for i in range(3)]
+        assert len(real.get_row(-1)[0][0]) == 0
+        assert real.get_row_column(0, 99) == 0.0
+        with pytest.raises(IndexError):
+            ours.get_row_column(0, 99)
+
+    def test_integer_archives(self, both: Any) -> None:
+        cells = random_cells(5, 4, dtype="<u2", density=0.6)
+        real, ours = both(cells, options={"data_dtype": "uint16"})
+        assert not real[0].dtype.is_signed
+        assert str(ours[0].dtype) == "torch.int64"
+        assert real[0].tolist() == ours[0].tolist()
+
+    def test_missing_labels(self, both: Any) -> None:
+        labels = pd.DataFrame({"t": pd.Categorical(["a", None, "b", "a", "b"])})
+        real, ours = both(obs=labels.set_index(names("c", 5)))
+        assert np.isnan(real.obs_features()[1][0][0])
+        assert ours.obs_features()[1][0] == [None]
+        assert pd.isna(ours.obs["t"].iloc[1])
+
+    def test_neighbors_that_were_not_loaded(self, both: Any) -> None:
+        graph = random_cells(5, 5, density=0.9)
+        real, ours = both(obsp={"next_cell_ids": graph})
+        assert len(real.get_neighbor_indices_for_cell(0)) == 0
+        assert real.sample_neighbor_index(0) == 0
+        for method in (ours.get_neighbor_indices_for_cell, ours.sample_neighbor_index):
+            with pytest.raises(ValueError, match="load_neighbors=True"):
+                method(0)
+
+    def test_no_fallback(self, both: Any) -> None:
+        graph = random_cells(5, 5, density=0)
+        cells = Cells(*(np.append(part, 1) for part in (graph.rows, graph.columns)),
+                      np.ones(1, "f4"), (5, 5))  # fmt: skip
+        options = {"load_neighbors": True, "fallback_to_identity": False}
+        real, ours = both(obsp={"next_cell_ids": cells}, options=options)
+        assert real.sample_neighbor_index(0) == 0
+        with pytest.raises(ValueError, match="no neighbours"):
+            ours.sample_neighbor_index(0)
+
+    def test_output_path_of_concat(self, both: Any, tmp_path: Path) -> None:
+        for ds in both():
+            output = str(tmp_path / f"joined-{type(ds).__module__}")
+            other = type(ds)(ds.data_path)
+            ds.concat(other, output_path=output)
+            assert len(ds) == (5 if isinstance(ds, scdl.SingleCellDataset) else 10)
+            assert len(type(ds)(output)) == 10
+
+    def test_batches(self, both: Any) -> None:
+        from bionemo.scdl.util import torch_dataloader_utils as util
+
+        real, ours = both(Cells(np.zeros(1, int), np.ones(1, int), np.ones(1, "f4"), (1, 9)))
+        theirs_made = util.collate_sparse_matrix_batch([real[0]])
+        made = scdl.collate_sparse_matrix_batch([ours[0]])
+        assert (theirs_made.shape, made.shape) == ((1, 2), (1, 9))
+        kinds = [str(batch.col_indices().dtype) for batch in (theirs_made, made)]
+        assert kinds == ["torch.int32", "torch.int64"]
+
+    def test_nothing_at_the_path(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="required"):
+            theirs(tmp_path / "none")
+        with pytest.raises(FileNotFoundError):
+            scdl.SingleCellMemMapDataset(tmp_path / "none")

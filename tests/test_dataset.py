@@ -86,6 +86,18 @@ class TestDocumentedMethods:
         swapped = get(3, True, ["length", "feature_id"])[1]
         assert [column[1] for column in swapped] == [10, "ENSG1"]
 
+    def test_one_name_is_a_name(self, ds: Any) -> None:
+        (lengths,) = ds.get_row(3, True, "length")[1]
+        assert lengths.tolist() == VAR["length"].tolist()
+        assert ds.get_row(3, obs_feature_names="age", return_obs_features=True)[2] == [3]
+
+    def test_both_names_of_an_option(self, ds: Any) -> None:
+        for chosen in ({"feature_vars": ["length"]}, {"var_feature_names": ["length"]}):
+            for wanted in ({"return_features": True}, {"return_var_features": True}):
+                _, (lengths,), *obs = ds.get_row(3, **chosen, **wanted)
+                assert lengths.tolist() == VAR["length"].tolist()
+                assert obs == [None] * any("var_f" in name for name in chosen | wanted)
+
     def test_features_serve_tokenizers(self, ds: Any) -> None:
         (values, columns), features = ds.get_row(0, True, ["feature_id"])
         genes = features[0][columns]
@@ -100,6 +112,7 @@ class TestDocumentedMethods:
             assert lengths.tolist() == VAR["length"].tolist()
             assert str(label).endswith("a.h5ad")
             assert features.lookup(5, ["length"])[0][0].tolist() == VAR["length"].tolist()
+            assert features.lookup(5, "length")[0][0].tolist() == VAR["length"].tolist()
             assert features.number_vars_at_row(5) == N_VARS
             assert features.column_dims() == [N_VARS]
             assert features.number_of_values() == [N_OBS * N_VARS]
@@ -121,6 +134,10 @@ class TestDocumentedMethods:
         assert blocks[0]["type"].tolist() == OBS["type"].iloc[5:10].tolist()
         assert blocks[0]["age"].tolist() == [5, 6, 7, 8, 9]
         assert ds.obs_features().number_of_rows() == N_OBS
+        assert ds.obs_features().lookup(3, "type")[0] == ["B"]
+        for row in (N_OBS, -N_OBS - 1):
+            with pytest.raises(IndexError):
+                ds.obs_features().number_vars_at_row(row)
 
     def test_tables(self, ds: Any) -> None:
         pd.testing.assert_frame_equal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,10 @@ def test_ragged_rows(version: str) -> None:
         np.testing.assert_array_equal(ids, columns)
         width = 12 if i < 7 else 9
         np.testing.assert_array_equal(ds.get_row_padded(i)[0], expected.toarray()[i, :width])
-    np.testing.assert_array_equal(ds.read_rows(slice(None)).to_dense(), expected.toarray())
+    with pytest.raises(scdl.errors.GeneError, match="genes="):
+        ds.read_rows(slice(None)).to_dense()
+    own = ds.read_rows(slice(None), genes="own")
+    np.testing.assert_array_equal(own.to_dense(), expected.toarray())
 
 
 def test_ragged_features(version: str) -> None:
@@ -102,7 +105,8 @@ def test_ragged_features(version: str) -> None:
         assert ds.var_features().number_vars_at_row(i) == len(genes)
     assert ds.var_features().column_dims() == [12, 9]
     assert ds.var_features().number_of_rows() == 12
-    assert ds.var["feature_id"].tolist() == wide
+    with pytest.raises(scdl.errors.GeneError):
+        _ = ds.var
 
 
 @pytest.mark.parametrize("version", ["v013", "head"])
@@ -126,6 +130,45 @@ def test_ragged_obs(version: str) -> None:
     assert np.isnan(second["age"]).all()
     assert [Path(label).name for label in labels] == ["a.h5ad", "b.h5ad"]
     assert ds.read_rows([11, 0], obs=["cell_type"]).obs["cell_type"].tolist() == ["B", "T"]
+
+
+def test_names_that_are_not_stored(version: str) -> None:
+    """The reference drops names where there are columns: a column has to take their place."""
+    ds = scdl.open(GOLDEN / f"ragged_{version}")
+    asked: list[Callable[[], object]] = [
+        lambda: ds.select_genes(["GENE4", "GENE11"]),
+        lambda: ds.select_genes("union"),
+        lambda: ds.read_rows([0], genes=["GENE4"]),
+        lambda: scdl.open(GOLDEN / f"pbmc68k_{version}").var_names,
+        lambda: scdl.SingleCellCollection([GOLDEN / f"pbmc68k_{version}"]).var_names,
+    ]
+    for ask in asked:
+        with pytest.raises(
+            scdl.errors.FeatureNotFoundError, match=r"names of the genes are not .*gene_column="
+        ):
+            ask()
+    view = ds.select_genes(["GENE4", "GENE11"], gene_column="feature_id")
+    assert view.var_names.tolist() == ["GENE4", "GENE11"]
+    assert view.read_rows(slice(None)).to_dense().shape == (12, 2)
+    with pytest.raises(scdl.errors.FeatureNotFoundError, match="it has: feature_id, "):
+        ds.select_genes("union", gene_column="symbol")
+    if version != "v011":
+        with pytest.raises(scdl.errors.FeatureNotFoundError, match="names of the cells are not"):
+            _ = ds.obs_names
+
+
+def test_tokenizers_need_names(version: str) -> None:
+    pytest.importorskip("torch")
+    path = GOLDEN / f"neighbors_{version}"
+
+    def tokens(cells: object, genes: object) -> object:
+        return genes
+
+    with pytest.raises(scdl.errors.FeatureNotFoundError, match="gene_column="):
+        next(iter(scdl.SingleCellLoader(scdl.open(path), 4, tokenizer=tokens)))
+    named = scdl.open(path).select_genes("union", gene_column="feature_id")
+    batch = next(iter(scdl.SingleCellLoader(named, 4, tokenizer=tokens)))
+    assert list(batch.tokens) == scdl.open(path).var["feature_id"].tolist()
 
 
 def test_archives_of_0_1_1_have_no_obs() -> None:

@@ -131,9 +131,9 @@ class TestDropIn:
             assert batch["batch_size"] == len(now) == len(following)
             np.testing.assert_array_equal(batch["current_cells"].to_dense(), DENSE[now])
             np.testing.assert_array_equal(batch["next_cells"].to_dense(), DENSE[following])
-            for cell, neighbor in zip(now.tolist(), following.tolist(), strict=True):
+            for cell, neighbor in zip(now, following, strict=True):
                 assert graph[cell, neighbor] if graph[cell].any() else cell == neighbor
-            cells += now.tolist()
+            cells += now
         assert cells == list(range(N_OBS))
 
 
@@ -199,7 +199,7 @@ class TestCollatingOnesself:
             return scdl.collate_neighbor_sparse_matrix_batch(pairs)
 
         batch = next(iter(drop_in(ds.neighbor_pairs(), collate_fn=collate)))
-        assert batch["current_cell_indices"].tolist() == list(range(64))[::-1]
+        assert batch["current_cell_indices"] == list(range(64))[::-1]
         np.testing.assert_array_equal(batch["current_cells"].to_dense(), DENSE[:64][::-1])
 
     def test_functions_of_torch(self, ds: Any) -> None:

@@ -98,8 +98,8 @@ def test_pairs_of_neighbors(archive: Path, num_workers: int) -> None:
     }
     assert batch["batch_size"] == 8
     following = [ds.sample_neighbor_index(i) for i in range(8)]
-    assert list(batch["current_cell_indices"]) == list(range(8))
-    assert list(batch["next_cell_indices"]) == following
+    assert batch["current_cell_indices"] == list(range(8))
+    assert batch["next_cell_indices"] == following
     for name, rows in (("current_cells", range(8)), ("next_cells", following)):
         assert batch[name].layout == torch.sparse_csr
         np.testing.assert_array_equal(batch[name].to_dense().numpy(), EXPECTED[list(rows)])

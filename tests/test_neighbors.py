@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
@@ -150,6 +151,83 @@ def test_row_with_neighbor(archive: Path, padded: bool) -> None:
     assert genes.tolist() == [f"gene{j}" for j in range(8)]
     (genes,) = get(0, return_features=True, feature_vars=["feature_id"])["features"]
     assert len(genes) == 8
+
+
+def test_both_names_of_features(archive: Path) -> None:
+    """A pair has those of 0.1.1 as its keys, and answers to those of 0.1.3; or the reverse."""
+    ds = scdl.open(archive)
+    pair = ds.get_row_with_neighbor(0, True)
+    again = pickle.loads(pickle.dumps(pair))
+    assert pair["var_features"] is pair["features"]
+    assert again["var_features"][0].tolist() == pair["features"][0].tolist()
+    assert pair["obs_features"] is None
+    newer = ds.get_row_with_neighbor(0, return_var_features=True, return_obs_features=True)
+    assert newer["features"] is newer["var_features"]
+    assert newer["obs_features"] == ["cell0"]
+    assert "features" not in newer
+    for missing in (pair, newer):
+        with pytest.raises(KeyError, match="nope"):
+            missing["nope"]
+
+
+def test_pairs_of_different_genes_are_not_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    for i in range(2):
+        var = pd.DataFrame(index=[f"{i}-{j}" for j in range(8)])
+        source = write_h5ad(tmp_path / f"{i}.h5ad", CELLS, var=var, obsp={"next_cell_ids": GRAPH})
+        scdl.convert(source, tmp_path / str(i), neighbor_key="next_cell_ids")
+    ds = scdl.SingleCellCollection([tmp_path / "0", tmp_path / "1"])
+    pairs = [pickle.loads(pickle.dumps(ds.get_row_with_neighbor(i))) for i in (0, N)]
+    read = ds.neighbor_pairs().__getitems__
+    for chosen in (pairs, read([0, N]), list(read([0, N]))):
+        with pytest.raises(scdl.errors.GeneError):
+            scdl.collate_neighbor_sparse_matrix_batch(chosen)
+    batch = scdl.collate_neighbor_sparse_matrix_batch(pairs[1:])
+    assert batch["current_cells"].shape == (1, 8)
+
+
+class Backwards(scdl.SingleCellDataset):
+    """Samples as its user wants it, with the documented signature."""
+
+    def sample_neighbor_index(self, cell_index: int) -> int:  # type: ignore[override]
+        return N - 1 - cell_index
+
+
+class FirstValue(scdl.SingleCellDataset):
+    """Gives other rows, with the documented signature."""
+
+    def get_row(self, index: Any, *features: Any, **named: Any) -> Any:
+        (values, columns), *rest = super().get_row(index, *features, **named)
+        return (values[:1], columns[:1]), *rest
+
+
+class TestOverridden:
+    def test_sampling(self, archive: Path) -> None:
+        ds = Backwards(archive)
+        for get in (ds.get_row_with_neighbor, ds.get_row_padded_with_neighbor):
+            assert [get(i)["next_cell_index"] for i in range(N)] == list(range(N))[::-1]
+            # Only what was given goes on.
+            with pytest.raises(TypeError, match="rng"):
+                get(0, rng=1)
+            with pytest.raises(TypeError, match="key"):
+                get(0, key="next_cell_ids")
+
+    def test_pairs_read_at_once(self, archive: Path) -> None:
+        pairs = Backwards(archive).neighbor_pairs()
+        assert [pair["next_cell_index"] for pair in pairs.__getitems__([1, 4])] == [N - 2, N - 5]
+        ds = scdl.open(archive)
+        ds.sample_neighbor_index = lambda cell_index: 2  # type: ignore[method-assign]
+        assert [pair["next_cell_index"] for pair in ds.neighbor_pairs().__getitems__([1, 4])] == [
+            2,
+            2,
+        ]
+
+    def test_rows(self, archive: Path) -> None:
+        ds = FirstValue(archive)
+        (pair,) = ds.neighbor_pairs().__getitems__([0])
+        for cell in (pair, ds.get_row_with_neighbor(0)):
+            assert len(cell["current_cell"][0]) <= 1
+            assert len(cell["next_cell"][0]) <= 1
 
 
 @pytest.mark.parametrize("row", [N, -N - 1, np.int64(N)])

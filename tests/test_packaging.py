@@ -64,6 +64,23 @@ def test_command_line_has_help(commands, tmp_path):
     assert "--save-path" in run(commands / "convert_h5ad_to_scdl", "--help", cwd=tmp_path)
 
 
+def test_the_command_of_two_packages_is_ours(commands, tmp_path):
+    """bionemo-scdl installs one of the same name, which takes its place; here it is alone."""
+    script = (commands / "convert_h5ad_to_scdl").read_text()
+    assert "from scdl.__main__ import convert_h5ad_to_scdl" in script
+    anndata = pytest.importorskip("anndata")
+    (tmp_path / "hdf5s").mkdir()
+    for i in range(2):
+        x = np.array([[0, i + 1.0, 0]], dtype=np.float32)
+        anndata.AnnData(x).write_h5ad(tmp_path / f"hdf5s/{i}.h5ad")
+    run(
+        commands / "convert_h5ad_to_scdl", "--data-path", "hdf5s", "--save-path", "out",
+        "--use-X-not-raw", cwd=tmp_path,
+    )  # fmt: skip
+    code = "import scdl; print([scdl.open('out').get_row(i)[0][0].tolist() for i in (0, 1)])"
+    assert run(commands / "python", "-c", code, cwd=tmp_path) == "[[1.0], [2.0]]\n"
+
+
 def test_converts_and_reads_back(commands, tmp_path):
     anndata = pytest.importorskip("anndata")
     x = np.array([[0, 1.5, 0, 2], [3, 0, 0, 0]], dtype=np.float32)

@@ -186,6 +186,15 @@ def test_two_files_of_one_stem(tmp_path: Path) -> None:
     assert_same(scdl.open(tmp_path / "joined"), sp.csr_array(expected))
 
 
+def test_the_order_of_arguments_of_0_1_3_is_not_taken_for_another(tmp_path: Path) -> None:
+    convert(tmp_path)
+    given = ("feature_id", "obs_feature_id", True)
+    with pytest.raises(scdl.errors.OptionError, match="obs_feature_index_name"):
+        scdl.SingleCellMemMapDataset(
+            tmp_path / "a", None, None, None, "r+", 10_000, 1_000_000, *given
+        )
+
+
 def test_rows_cannot_edit_the_archive(tmp_path: Path) -> None:
     ds = convert(tmp_path)
     (values, _), _ = ds.get_row(0)

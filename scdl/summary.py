@@ -1,0 +1,44 @@
+"""What printing cells shows: a few short lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_MOST_NAMES = 8
+_MOST_BLOCKS = 3
+
+#: What is told, by name; None and empty texts are left out.
+Facts = Mapping[str, str | None]
+
+
+def text(title: str, facts: Facts) -> str:
+    """A title, and below it a line for each fact."""
+    told = {name: fact for name, fact in facts.items() if fact}
+    width = max(map(len, told), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in told.items())])
+
+
+def names(found: Sequence[object] | NDArray[Any]) -> str:
+    """The first names, and how many follow."""
+    more = len(found) - _MOST_NAMES
+    return ", ".join(map(str, found[:_MOST_NAMES])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def size(n_obs: int, n_vars: Sequence[int]) -> str:
+    """Cells and genes, of several feature blocks too."""
+    genes = " + ".join(f"{n:,}" for n in n_vars)
+    if len(n_vars) > _MOST_BLOCKS:
+        genes = " to ".join(f"{n:,}" for n in sorted({min(n_vars), max(n_vars)}))
+    blocks = f" genes in {len(n_vars):,} feature blocks" if len(n_vars) > 1 else " genes"
+    return f"{n_obs:,} cells x {genes}{blocks}"
+
+
+def values(stored: int, possible: int, dtype: DTypeLike, index_dtype: DTypeLike) -> str:
+    """Stored values and their types."""
+    share = f" ({stored / possible:.1%} of all)" if possible else ""
+    kinds = f"{np.dtype(dtype)}, column ids {np.dtype(index_dtype)}"
+    return f"{stored:,} stored{share}, {kinds}"
