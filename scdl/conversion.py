@@ -548,11 +548,11 @@ class Conversion:
 
     def _write_vectors(self, key: str, readers: Sequence[Reader]) -> None:
         items = {
-            f"{reader.dtype.newbyteorder('=')} of width {'x'.join(map(str, reader.item_shape))}": file
+            (str(reader.dtype.newbyteorder("=")), reader.item_shape): file.path
             for reader, file in zip(readers, self._files, strict=True)
         }
         if len(items) > 1:
-            named = ", ".join(f"{what} in {file.path}" for what, file in sorted(items.items()))
+            named = ", ".join(f"{dtype} {shape} in {at}" for (dtype, shape), at in items.items())
             raise SourceError(
                 f"obsm/{key} differs between the files: {named}; make it alike, or leave it out"
             )
