@@ -264,16 +264,17 @@ def flatten(
 ) -> None:
     """Write all archives of a collection as one, in bounded memory."""
     from scdl.collection import SingleCellCollection
-    from scdl.errors import CollectionError
+    from scdl.errors import ArchiveNotFoundError, CollectionError
     from scdl.manifest import is_collection
     from storage_backends import registry
 
     path = path_of(path)
+    if not os.path.lexists(path):
+        raise ArchiveNotFoundError(f"{path}: there is no directory here; name a collection")
     if not is_collection(path):
-        name = registry.detect(path).name
+        registry.detect(path)
         raise CollectionError(
-            f"{path}: this is one archive ({name}) and not a collection; `scdl convert {path} "
-            f"{dest}` copies it"
+            f"{path}: this is an archive, not a collection; `scdl convert {path} {dest}` copies it"
         )
     options: dict[str, Any] = {"backend": backend, "cell_names": cell_names}
     if compression is not None:

@@ -533,8 +533,8 @@ class SingleCellCollection(JoinedCells):
     def _check_target(self, path: str) -> None:
         if not self._members:
             raise CollectionError(
-                f"{self.data_path or 'the collection'}: there are no archives to flatten; add some "
-                "first"
+                f"{self.data_path or 'the collection'}: there are no members to flatten; add "
+                "archives first"
             )
         for record in self._members.records:
             if not is_url(record.path) and is_within(path, record.path):

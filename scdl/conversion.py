@@ -388,11 +388,11 @@ class Conversion:
         keeps_elements: bool,
     ) -> None:
         neighbor_key, options = settings.neighbor_key, settings.options
-        taken = {file.matrix_name for file in files}
+        taken = {file.matrix_name: file.path for file in reversed(files)}
         if len(taken) > 1:
+            named = ", ".join(f"{name} of {path}" for name, path in sorted(taken.items()))
             raise SourceError(
-                f"the files hold different matrices: {', '.join(sorted(taken))}; "
-                "say which to take with matrix="
+                f"the files hold different matrices: {named}; say which to take with matrix="
             )
         self._files = files
         self._gene_orders = gene_orders(file.var() for file in files) if len(files) > 1 else [None]
@@ -547,9 +547,15 @@ class Conversion:
         return summed
 
     def _write_vectors(self, key: str, readers: Sequence[Reader]) -> None:
-        items = {(reader.dtype.newbyteorder("="), reader.item_shape) for reader in readers}
+        items = {
+            (str(reader.dtype.newbyteorder("=")), reader.item_shape): file.path
+            for reader, file in zip(readers, self._files, strict=True)
+        }
         if len(items) > 1:
-            raise SourceError(f"obsm/{key} differs between the files in dtype or width: {items}")
+            named = ", ".join(f"{dtype} {shape} in {at}" for (dtype, shape), at in items.items())
+            raise SourceError(
+                f"obsm/{key} differs between the files: {named}; make it alike, or leave it out"
+            )
         for reader in readers:
             rows = max(1, self._bounds.values // max(int(np.prod(reader.item_shape)), 1))
             for values in prefetch(_pieces(reader, rows)):

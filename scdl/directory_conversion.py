@@ -320,13 +320,13 @@ def convert_in_parts(
     """
     settings, split_bytes = _settings(options)
     target = absolute(path, TARGET)
-    other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
     if os.path.lexists(target):
         # Of one that was killed when only its drafts were still to be removed.
         sweep(os.path.dirname(target))
         raise ArchiveExistsError(
             f"{target}: something exists here already; choose another path or remove it"
         )
+    other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
     labels = paths_of(sources, "the paths of h5ad files")
     files = tuple(map(_file, labels))
     if not files:

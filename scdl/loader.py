@@ -325,7 +325,8 @@ class SingleCellLoader:
         """Batches from `first` on, of which a worker gives every `n_workers`-th."""
         if self._content_now != self._content:
             raise LoaderError(
-                "the archive was replaced since the loader was made; open it and make one anew"
+                "an archive was replaced since the loader was made; open the dataset again, and "
+                "make a new loader"
             )
         positions = self._positions(epoch)
         run = Epoch(positions, self._share(positions), first, worker, n_workers)

@@ -141,7 +141,9 @@ class LocalFiles:
         beyond = (pieces.offset > sizes_of) | (pieces.length > sizes_of - pieces.offset)
         if beyond.any():
             key = pieces.keys[pieces.file[beyond.argmax()]]
-            raise ArchiveFormatError(f"the file {key} is truncated or missing")
+            raise ArchiveFormatError(
+                f"{self.root}: the file {key} is truncated or missing; {COPY_AGAIN}"
+            )
         if len(pieces.file) > 1:
             # The system reads ahead while the first chunks are decoded.
             ahead, _ = spans(pieces, gap=1 << 16)

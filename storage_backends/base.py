@@ -11,6 +11,7 @@ The interface is synchronous; a backend hides its own threads.
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -549,7 +550,8 @@ class Backend(NamedTuple):
         PathError
             The name of the path says another format.
         """
-        check_target(path, self.suffix)
+        if replace or not os.path.lexists(path):
+            check_target(path, self.suffix)
         for name in options:
             if name not in self.options:
                 raise BackendOptionError(

@@ -80,7 +80,7 @@ def path_of(path: object, wanted: str = "a path") -> str:
         raise PathError(f"expected {wanted}, found an empty text")
     if "\0" in text:
         raise PathError(f"expected {wanted}, found {text!r:.200}, which has a null character")
-    if _FLATTENED.match(text) and not os.path.lexists(text):
+    if text is not path and _FLATTENED.match(text) and not os.path.lexists(text):
         raise PathError(f"{text}: a URL has two slashes; give it as text, not as a pathlib.Path")
     if text.startswith("file:///"):
         from urllib.parse import unquote

@@ -46,7 +46,8 @@ def check_claim(
     if claimed > FREE_BYTES and claimed > FREE_BYTES + BYTES_PER_BYTE * held():
         raise ArchiveFormatError(
             f"{where} is said to be of shape {_short(shape)}, which takes {claimed:,} bytes, "
-            f"out of proportion to the {held():,} bytes of its files; it is damaged"
+            f"out of proportion to the {held():,} bytes of its files; it is damaged, or almost all "
+            "of it is one value"
         )
 
 

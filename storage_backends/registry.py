@@ -111,20 +111,21 @@ def detect(path: str | os.PathLike[str]) -> Backend:
 def _no_archive(path: str) -> str:
     """Says that what stands at a path is no archive, and what to do."""
     if other_formats.is_hdf5(path):
-        return (
-            f"{path}: this is an HDF5 file and no archive; if it is an h5ad file, convert it first,"
-            f" with scdl.convert or `scdl convert {path} DEST`"
-        )
-    what = "a directory that is none" if os.path.isdir(path) else "something else"
+        what = "an HDF5 file; if it is an h5ad file, convert it first"
+        how = f"`scdl convert {path} DEST`"
+    else:
+        what = "a directory that is none" if os.path.isdir(path) else "something else"
+        what += "; make one of an h5ad file"
+        how = "`scdl convert FILE.h5ad DEST`"
     return (
         f"{path}: expected an archive of an installed backend ({', '.join(names())}), found "
-        f"{what}; make one of an h5ad file with scdl.convert or `scdl convert FILE.h5ad DEST`"
+        f"{what}, with scdl.convert or {how}"
     )
 
 
 def _nothing(path: str) -> str:
     """Says that no archive stands at a path, and what to do."""
-    if is_url(path):
+    if "://" in path and is_url(path):
         schemes = ", ".join((*_zarr_detection.OBSTORE, *_zarr_detection.FSSPEC))
         return f"{path}: no archive is read from such a URL; schemes that are: {schemes}"
     if os.path.islink(path) or other_formats.is_file_name(path):

@@ -123,6 +123,72 @@ class TestConvert:
     def test_usage(self, scdl_command: Run, arguments: list[str]) -> None:
         failed(scdl_command("convert", *arguments), code=2)
 
+    def test_what_is_missing_is_said(self, source: Path, scdl_command: Run) -> None:
+        failed(
+            scdl_command("convert", "cells.h5ad"),
+            *("archive goes is missing", "scdl convert cells.h5ad DEST"),
+            code=2,
+        )
+        done = scdl_command("convert", "cells.h5ad", "a.scdl", "--compression", "fast")
+        failed(done, "a.scdl", "end the path in .zarr")
+
+    @pytest.mark.parametrize("target", ["a.h5ad", "a.zarr.zip", "a.txt", "a.loom"])
+    def test_targets_of_other_formats(self, source: Path, scdl_command: Run, target: str) -> None:
+        failed(scdl_command("convert", "cells.h5ad", target), target, "an archive is a directory")
+        assert [path.name for path in source.parent.iterdir()] == ["cells.h5ad"]
+
+    @pytest.mark.parametrize(
+        ("compression", "told"), [("balanced", True), ("archive", True), ("fast", False)]
+    )
+    def test_what_other_programs_need(
+        self, source: Path, scdl_command: Run, compression: str, told: bool
+    ) -> None:
+        done = scdl_command("convert", "cells.h5ad", "a.zarr", "--compression", compression)
+        assert done.returncode == 0, done.stderr
+        assert ("pcodec installed" in done.stdout) is told
+        assert ("pcodec installed" in scdl_command("info", "a.zarr").stdout) is told
+
+
+class TestHome:
+    def test_every_command(self, source: Path, run_python: Run) -> None:
+        code = "import os, sys; os.environ['HOME'] = os.path.abspath('home'); "
+        home = source.parent / "home"
+        home.mkdir()
+        source.rename(home / "cells.h5ad")
+        code += "from scdl.cli import main; main(sys.argv[1:])"
+        for arguments in (
+            ("convert", "~/cells.h5ad", "~/a.scdl"),
+            ("convert", "~/cells.h5ad", "~/a.zarr"),
+            ("info", "~/a.scdl"),
+            ("verify", "~/a.zarr"),
+            ("export", "~/a.zarr", "~/back.h5ad"),
+            ("export", "~/a.scdl", "~/back.zarr"),
+            ("convert", "~", "~/many", "--workers", "1"),
+            ("flatten", "~/many", "~/flat.scdl"),
+        ):
+            done = run_python("-c", code, *arguments)
+            assert done.returncode == 0, (arguments, done.stderr)
+        assert {path.name for path in source.parent.iterdir()} == {"home"}
+        made = {"a.scdl", "a.zarr", "back.h5ad", "back.zarr", "many", "flat.scdl", "cells.h5ad"}
+        assert {path.name for path in home.iterdir()} == made
+
+
+class TestOtherPaths:
+    @pytest.mark.parametrize("command", ["info", "verify", "flatten", "export"])
+    @pytest.mark.parametrize(
+        "name", ["cells.h5ad", "x.loom", "x.csv", "absent", "nowhere", "s3:/a"]
+    )
+    def test_one_line(self, source: Path, scdl_command: Run, command: str, name: str) -> None:
+        source.with_name("x.loom").write_text("something")
+        source.with_name("x.csv").write_text("a,b")
+        source.with_name("nowhere").symlink_to("gone")
+        target = {"flatten": ["out"], "export": ["out.h5ad"]}.get(command, [])
+        done = scdl_command(command, name, *target)
+        assert done.returncode == (2 if command == "verify" else 1), done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"scdl: error: {name}")
+        assert not source.with_name("out").exists()
+
 
 class TestInfo:
     def test_shows_what_there_is(self, source: Path, scdl_command: Run) -> None:

@@ -179,7 +179,7 @@ def test_as_archives(
 def test_hdf5_files_as_archives(place: Path, name: str) -> None:
     hdf5("mod/rna")(place / name) if name != "x.h5ad" else None
     for call in (scdl.open, scdl.verify, registry.open_archive):
-        with pytest.raises(ArchiveFormatError, match=r"an HDF5 file and no archive.*convert"):
+        with pytest.raises(ArchiveFormatError, match=r"found an HDF5 file.*convert it first"):
             call(name)
 
 
