@@ -159,7 +159,10 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     import pandas as pd
     import pyarrow as pa
 
-    names = pa.array(frame.index.astype(str), pa.large_string())
+    index = frame.index
+    # A missing name stays missing.
+    absent = np.asarray(index.isna())
+    names = pa.array(index.astype(str).to_numpy(object), pa.large_string(), mask=absent)
     metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
     table = pa.Table.from_pandas(frame, preserve_index=False)
     nullable = (pd.arrays.IntegerArray, pd.arrays.BooleanArray, pd.arrays.StringArray)

@@ -270,7 +270,9 @@ class H5adFile(Source):
         return any(hdf5_claims.is_there(self._file, path) for path in self._paths(name))
 
     def _table(self, name: str) -> H5Table:
-        element = self._element(name)
+        element = hdf5_claims.group(self._file, name)
+        if element is None and name in _OLD_NAMES:
+            element = hdf5_claims.group(self._file, _OLD_NAMES[name])
         if element is None:
             hint = (
                 ", which has the genes of raw/X; take X, with matrix='X'" if "raw" in name else ""
