@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_TEXT = ("string", "large_string")
+
+
 class TableReader(Protocol):
     """What tables are read from: an archive, or several of them."""
 
@@ -81,7 +84,7 @@ class Columns:
                 )
             column = self._store.read_table(self._table, [key]).column(0)
             # The categories of all chunks are the same, so that joining them copies codes only.
-            self._arrays[name] = column.combine_chunks()
+            self._arrays[name] = _with_values(column.combine_chunks())
         return self._arrays[name]
 
     def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
@@ -132,6 +135,10 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
     import pyarrow as pa
 
     metadata = table.schema.metadata or {}
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            values = _with_values(table.column(i).combine_chunks())
+            table = table.set_column(i, field.with_type(values.type), values)
     # Threads of Arrow may let go of our memory only when Python ends, and then end the process.
     frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(use_threads=False)
     for field in table.schema:
@@ -146,12 +153,26 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
         elif pa.types.is_boolean(field.type):
             truth = pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
             frame[field.name] = truth
-        elif str(field.type) in ("string", "large_string"):
+        elif str(field.type) in _TEXT:
             frame[field.name] = frame[field.name].astype("string")
     if INDEX in frame:
+        if frame[INDEX].isna().any() and str(table.schema.field(INDEX).type) in _TEXT:
+            # Which anndata writes, unlike objects of which some are None.
+            frame[INDEX] = frame[INDEX].astype("string")
         frame = frame.set_index(INDEX)
         frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
     return frame
+
+
+def _with_values(column: pa.Array) -> pa.Array:
+    """A column whose categories, if it has some, are values and each once, as pandas demands."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column
+    from storage_backends import arrow
+
+    return arrow.coder(column.dictionary, ordered=column.type.ordered)(column.indices)
 
 
 def table_of(frame: pd.DataFrame) -> pa.Table:

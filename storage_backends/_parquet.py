@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from storage_backends import arrow, threads
 from storage_backends._checksums import CheckedFile
 from storage_backends._mapped_file import MappedFile
-from storage_backends.base import INDEX
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_nullable
 from storage_backends.caching import cached_property
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -74,6 +74,10 @@ class ParquetTable:
         File of one row, whose columns are the lists of categories, or None.
     only_names
         Column of the main file that is the ``_index``, in a table that has nothing else, or None.
+    index_name
+        What the ``_index`` is called, or None.
+    nullable
+        Columns that are of a type of their own for nulls.
     held
         Files that are read as they were when they were mapped, by path.
     bounded
@@ -89,6 +93,8 @@ class ParquetTable:
         names: str | None = None,
         categories: str | None = None,
         only_names: str | None = None,
+        index_name: str | None = None,
+        nullable: Sequence[str] = (),
         held: Mapping[str, MappedFile] = MappingProxyType({}),
         bounded: bool = True,
     ) -> None:
@@ -100,6 +106,8 @@ class ParquetTable:
         self._categories = categories
         self._only_names = only_names
         self._bounded = bounded
+        self._metadata = None if index_name is None else {INDEX_NAME: index_name}
+        self._nullable = frozenset(nullable)
 
     @property
     def nbytes(self) -> int:
@@ -133,15 +141,19 @@ class ParquetTable:
         plain = self._plain_schema()
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
-            return pa.schema([pa.field(INDEX, plain.field(self._only_names).type)])
+            names_of_rows = pa.field(INDEX, plain.field(self._only_names).type)
+            return pa.schema([names_of_rows], self._metadata)
         types = {field.name: _plain_type(field.type) for field in plain}
         types |= {name: category.type for name, category in self._category_lists.items()}
-        fields = [pa.field(name, type_) for name, type_ in types.items()]
+        fields = [
+            pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
+            for name, type_ in types.items()
+        ]
         if self._names:
             names = self._arrow_schema(self._names)
             self._require(names, INDEX, self._names)
             fields.insert(0, names.field(INDEX).remove_metadata())
-        return pa.schema(fields)
+        return pa.schema(fields, self._metadata)
 
     @staticmethod
     def _require(schema: Schema, name: str, file: str) -> None:
@@ -174,10 +186,11 @@ class ParquetTable:
         stop = n_rows if stop is None else stop
         if not 0 <= start <= stop <= n_rows:
             raise RangeError(f"{self._where}: rows [{start}, {stop}) are not within [0, {n_rows}]")
-        rows = pa.table({"": pa.nulls(stop - start)})
+        # The first column counts the rows of a table without columns.
+        rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
         if self._only_names:
             names = self._read_plain([self._only_names], start, stop)
-            return rows.append_column(INDEX, names.column(0)).select(wanted)
+            return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
         plain = [name for name in wanted if name != INDEX or self._names is None]
         categories = {k: v for k, v in self._category_lists.items() if k in plain}
         if plain:
@@ -186,10 +199,10 @@ class ParquetTable:
                 column = table[name]
                 if name in categories:
                     column = _to_categorical(column, categories[name])
-                rows = rows.append_column(name, column)
+                rows = rows.append_column(self.schema.field(name), column)
         if INDEX in wanted and self._names:
             names = self._read_rows(self._names, [INDEX], start, stop)
-            rows = rows.append_column(INDEX, names[INDEX])
+            rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
         return rows.select(wanted)
 
     def _read_plain(
@@ -355,6 +368,9 @@ class Written(NamedTuple):
     categories: bool
     #: Whether the table holds nothing but names.
     only_names: bool
+    #: What the names are called, and columns of a type of their own for nulls.
+    index_name: str | None
+    nullable: list[str]
 
 
 def write(
@@ -413,11 +429,14 @@ def write(
         ):
             writer.write_table(lists)
     has_names = INDEX in schema.names
+    index_name = (schema.metadata or {}).get(INDEX_NAME)
     return Written(
         num_rows,
         names=has_names and bool(main),
         categories=bool(categorical),
         only_names=has_names and not main,
+        index_name=index_name.decode() if index_name is not None else None,
+        nullable=[field.name for field in main if is_nullable(field)],
     )
 
 
