@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -33,6 +34,7 @@ from storage_backends.errors import (
     refused_write,
 )
 from storage_backends.proportion import check_claim
+from storage_backends.uniting import Part, UnitedColumn
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
@@ -65,7 +67,7 @@ class ParquetTable:
         Opens the message of an error.
     columns
         Files of the plain columns, one after the other; where their columns differ, they are
-        united, and what a file lacks is null.
+        united as :mod:`storage_backends.uniting` has it, and what a file lacks is null.
     expected_rows
         How many rows they must have; None: any.
     names
@@ -161,13 +163,32 @@ class ParquetTable:
             raise ArchiveFormatError(f"{file}: expected one column {name!r:.100}")
 
     def _plain_schema(self) -> Schema:
-        schemas = [self._arrow_schema(file).remove_metadata() for file in self._columns]
-        try:
-            return pa.unify_schemas(schemas, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise ArchiveFormatError(
-                f"{self._where}: its blocks disagree: {one_line(error)}"
-            ) from error
+        if len(self._columns) == 1:
+            return self._arrow_schema(self._columns[0]).remove_metadata()
+        return pa.schema([pa.field(name, column.type) for name, column in self._united.items()])
+
+    @cached_property
+    def _united(self) -> Mapping[str, UnitedColumn]:
+        """The columns of several files, whose types may differ from file to file."""
+        schemas = {file: self._arrow_schema(file) for file in self._columns}
+        names = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
+        return {
+            name: UnitedColumn(
+                [
+                    Part(schema.field(name).type, None, partial(self._pieces, file, name))
+                    for file, schema in schemas.items()
+                    if name in schema.names
+                ]
+            )
+            for name in names
+        }
+
+    def _pieces(self, file: str, name: str) -> Iterator[pa.Array]:
+        """A column of a file, some rows at a time."""
+        n_rows = self._num_rows(file)
+        for start in range(0, n_rows, _ROW_GROUP):
+            column = self._read_rows(file, [name], start, min(start + _ROW_GROUP, n_rows)).column(0)
+            yield from column.chunks
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
@@ -210,27 +231,25 @@ class ParquetTable:
     ) -> Table:
         if len(self._columns) == 1:
             return self._read_rows(self._columns[0], columns, start, stop, as_dictionary)
-        schema = self._plain_schema()
-        schema = pa.schema([schema.field(name) for name in columns])
-        pieces, position = [], 0
+        united = {name: self._united[name] for name in columns}
+        pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
+        position = 0
         for file in self._columns:
             n_rows = self._num_rows(file)
             first, last = max(start - position, 0), min(stop - position, n_rows)
-            if first < last:
-                here = [name for name in columns if name in self._arrow_schema(file).names]
-                piece = pa.table({"": pa.nulls(last - first)})
-                for name in here:
-                    column = self._read_rows(file, [name], first, last).column(0)
-                    piece = piece.append_column(name, column)
-                pieces.append(piece)
             position += n_rows
-        if not pieces:
-            return schema.empty_table()
-        table = pa.concat_tables(pieces, promote_options="permissive")
-        missing = [field for field in schema if field.name not in table.column_names]
-        for field in missing:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        return table.select(columns).cast(schema)
+            if first >= last:
+                continue
+            there = self._arrow_schema(file).names
+            for name, column in united.items():
+                if name in there:
+                    found = self._read_rows(file, [name], first, last).column(0)
+                    pieces[name] += map(column.convert, found.chunks)
+                else:
+                    pieces[name].append(column.nulls(last - first))
+        return pa.table(
+            {name: pa.chunked_array(pieces[name], column.type) for name, column in united.items()}
+        )
 
     @cached_property
     def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
