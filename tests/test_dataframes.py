@@ -485,7 +485,8 @@ def test_a_store_of_zarr_leaves_columns_out(tmp_path: Path) -> None:
         pd.DataFrame({"a": [1, 2, 3], "b": list("xyz")}, index=list("pqr")),
         pd.DataFrame(index=list("st")),
     )
-    with anndata.settings.override(zarr_write_format=3):
+    with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         adata.write_zarr(tmp_path / "x.zarr")
     obs = zarr.open_group(tmp_path / "x.zarr", mode="r+")["obs"]
     obs.create_array("odd", shape=(3,), dtype="c16")
