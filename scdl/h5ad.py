@@ -199,7 +199,7 @@ class H5adFile(Source):
         keys = group if isinstance(group, h5py.Group) else ()
         seen = {group.id} if isinstance(group, h5py.Group) else set()
         names = [f"uns/{name}" for key in keys for name in self._pieces("uns", key, seen)]
-        if isinstance(self._element("obs"), h5py.Dataset):
+        if isinstance(self._group("obs"), h5py.Dataset):
             # Tables of old releases had the categories of their columns there.
             columns = {*self.obs.categories, *self._table("var").categories}
             names = [n for n in names if n.removesuffix("_categories")[4:] not in columns]

@@ -488,10 +488,10 @@ def test_a_store_of_zarr_leaves_columns_out(tmp_path: Path) -> None:
     with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adata.write_zarr(tmp_path / "x.zarr")
-    obs = zarr.open_group(tmp_path / "x.zarr", mode="r+")["obs"]
-    obs.create_array("odd", shape=(3,), dtype="c16")
-    obs.attrs["column-order"] = ["a", "odd", "gone", "b"]
-    zarr.consolidate_metadata(tmp_path / "x.zarr")
+        obs = zarr.open_group(tmp_path / "x.zarr", mode="r+")["obs"]
+        obs.create_array("odd", shape=(3,), dtype="c16")
+        obs.attrs["column-order"] = ["a", "odd", "gone", "b"]
+        zarr.consolidate_metadata(tmp_path / "x.zarr")
     report = scdl.convert(tmp_path / "x.zarr", tmp_path / "x")
     assert {"obs/odd", "obs/gone"} <= set(report.not_carried)
     assert scdl.open(tmp_path / "x").obs.columns.tolist() == ["a", "b"]

@@ -134,7 +134,8 @@ LEFT_OUT = {
 def test_attacks(source: Path, tmp_path: Path, name: str, backend: str) -> None:
     with h5py.File(source, "r+") as file:
         ATTACKS[name](file)
-    # What is beside the matrix, a column that nobody understands, or that lies elsewhere, is left out, and told.
+    # What is beside the matrix, and a column that nobody understands or that lies elsewhere, is
+    # left out, and told.
     told: list[str] = []
 
     def convert() -> None:
