@@ -72,6 +72,11 @@ class _Prefixed(TableSource):
         self._table, self._prefix = table, prefix
         self.num_rows, self.schema, self.categories = table.num_rows, table.schema, table.categories
 
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        if name == INDEX:
+            return self.read(start, stop).column(name)
+        return self._table.column(name, start, stop)
+
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         batch = self._table.read(start, stop)
         if INDEX not in batch.schema.names:

@@ -30,7 +30,7 @@ from scdl.schema import (
     var_table,
 )
 from scdl.sources import ArchiveSource
-from scdl.tables import NoTable, StoredTable, TableSource, united, write_var
+from scdl.tables import NoTable, StoredTable, TableSource, United, write_var
 from storage_backends.base import ArrayStore, ArrayWriter
 
 #: Bytes of stored values copied at once.
@@ -88,7 +88,9 @@ def concatenate(
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     blocks = write_var(writer, _var_blocks(stores, infos)).blocks
     if any(OBS in store.tables for store in stores):
-        writer.write_table(OBS, united(obs or tables_of_cells(stores)))
+        united = United(obs or tables_of_cells(stores))
+        united.warn(writer.path)
+        writer.write_table(OBS, united.reader())
     if whole:
         source = ArchiveSource(stores[0], infos[0], 0, None)
         if lost := write_rest(source, writer, Bounds(values=values_at_once)):

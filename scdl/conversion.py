@@ -36,7 +36,7 @@ from scdl.schema import (
     smallest_unsigned,
 )
 from scdl.sources import ArchiveSource, Source, Tally
-from scdl.tables import united, write_var
+from scdl.tables import United, write_var
 from storage_backends import other_formats, registry
 from storage_backends.base import ArrayWriter
 from storage_backends.errors import one_line
@@ -95,6 +95,9 @@ class ConversionReport:
         Time it took.
     requires
         Packages that other programs need to read the archive.
+    changed_columns
+        Columns of obs whose types differ among the sources and whose values changed when they
+        were united, each with what became of it: ``obs/flag (bool and int64 become int64)``.
     """
 
     path: str
@@ -114,6 +117,7 @@ class ConversionReport:
     seconds: float
     requires: tuple[str, ...] = ()
     is_counts: bool = True
+    changed_columns: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -140,6 +144,8 @@ class ConversionReport:
             lines.append(f"not carried over: {', '.join(self.not_carried)}")
         if self.requires:
             lines.append(needed(self.requires))
+        if self.changed_columns:
+            lines.append(f"changed: {'; '.join(self.changed_columns)}")
         return "\n".join(lines)
 
 
@@ -308,6 +314,7 @@ def write_archive(
         reordered=conversion.reordered,
         differing_var=conversion.differing_var,
         not_carried=conversion.not_carried,
+        changed_columns=conversion.changed_columns,
         max_rounding=tally.max_rounding,
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
@@ -429,6 +436,7 @@ class Conversion:
         carried = {obsm_array(key) for key in self._obsm}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
         self.not_carried = self._left_out(carried)
+        self.changed_columns: tuple[str, ...] = ()
 
     def _make_caster(self, options: ConvertOptions) -> Caster:
         """The source's type where all of it is kept, else the one asked for, else float32."""
@@ -472,7 +480,10 @@ class Conversion:
         )
         # A table without columns has no rows either.
         if any(file.obs.schema.names for file in self._files):
-            self._writer.write_table(OBS, united([file.obs for file in self._files]))
+            united = United([file.obs for file in self._files])
+            united.warn(writer.path)
+            self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
+            self._writer.write_table(OBS, united.reader())
         # Arrow's allocator would keep what the tables took through the rest of the conversion.
         pa.default_memory_pool().release_unused()
         if self._whole:

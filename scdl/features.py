@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_TEXT = ("string", "large_string")
+
+
 class TableReader(Protocol):
     """What tables are read from: an archive, or several of them."""
 
@@ -78,7 +81,7 @@ class Columns:
                 raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}")
             column = self._store.read_table(self._table, [key]).column(0)
             # The categories of all chunks are the same, so that joining them copies codes only.
-            self._arrays[name] = column.combine_chunks()
+            self._arrays[name] = _with_values(column.combine_chunks())
         return self._arrays[name]
 
     def _absent(self, name: str) -> str:
@@ -142,6 +145,10 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
     import pyarrow as pa
 
     metadata = table.schema.metadata or {}
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            values = _with_values(table.column(i).combine_chunks())
+            table = table.set_column(i, field.with_type(values.type), values)
     # Threads of Arrow may let go of our memory only when Python ends, and then end the process.
     frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(use_threads=False)
     for field in table.schema:
@@ -156,12 +163,26 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
         elif pa.types.is_boolean(field.type):
             truth = pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
             frame[field.name] = truth
-        elif str(field.type) in ("string", "large_string"):
+        elif str(field.type) in _TEXT:
             frame[field.name] = frame[field.name].astype("string")
     if INDEX in frame:
+        if frame[INDEX].isna().any() and str(table.schema.field(INDEX).type) in _TEXT:
+            # Which anndata writes, unlike objects of which some are None.
+            frame[INDEX] = frame[INDEX].astype("string")
         frame = frame.set_index(INDEX)
         frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
     return frame
+
+
+def _with_values(column: pa.Array) -> pa.Array:
+    """A column whose categories, if it has some, are values and each once, as pandas demands."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column
+    from storage_backends import arrow
+
+    return arrow.coder(column.dictionary, ordered=column.type.ordered)(column.indices)
 
 
 def table_of(frame: pd.DataFrame) -> pa.Table:
@@ -169,7 +190,10 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     import pandas as pd
     import pyarrow as pa
 
-    names = pa.array(frame.index.astype(str), pa.large_string())
+    index = frame.index
+    # A missing name stays missing.
+    absent = np.asarray(index.isna())
+    names = pa.array(index.astype(str).to_numpy(object), pa.large_string(), mask=absent)
     metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
     table = pa.Table.from_pandas(frame, preserve_index=False)
     nullable = (pd.arrays.IntegerArray, pd.arrays.BooleanArray, pd.arrays.StringArray)

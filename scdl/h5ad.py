@@ -69,7 +69,7 @@ class H5adFile(Source):
             with readable(self.path):
                 self.matrix_name = self.element = self._choose_matrix(matrix)
                 self.obs = self._table("obs")
-                self._var = self._table("raw/var" if self.matrix_name == "raw/X" else "var")
+                self._var = self._table(self.genes)
                 self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
         except BaseException:
             self._file.close()
@@ -122,7 +122,7 @@ class H5adFile(Source):
         for mapping in _MAPPINGS:
             names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
         names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_there(name)]
-        names += self.unread
+        names += self._unread({"obs": self.obs, self.genes: self._var})
         carried = carried | {self.matrix_name, self.genes}
         if self.genes == "raw/var":
             # The genes outside raw are left out with X.
@@ -131,16 +131,28 @@ class H5adFile(Source):
 
     @property
     def unread(self) -> list[str]:
-        """What is no part of an AnnData, and columns of cells and genes of unknown encodings."""
-        known = {"X", "obs", "var", "uns", "raw", "__categories", *_MAPPINGS, *_OLD_RAW}
+        """What is no part of an AnnData, and columns of cells and genes that cannot be read."""
         tables = {"obs": self.obs, self.genes: self._var}
+        if self._is_there(self._other_genes):
+            # A table that cannot be read is left out as a whole.
+            with suppress(SourceError), readable(self.path):
+                tables[self._other_genes] = self._table(self._other_genes)
+        return self._unread(tables)
+
+    @property
+    def _other_genes(self) -> str:
+        """The table of genes that the matrix does not have."""
+        return "var" if self.genes == "raw/var" else "raw/var"
+
+    def _unread(self, tables: Mapping[str, H5Table]) -> list[str]:
+        known = {"X", "obs", "var", "uns", "raw", "__categories", *_MAPPINGS, *_OLD_RAW}
         columns = [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
         return [name for name in self._file if name not in known] + columns
 
     def names_of_rest(self) -> Sequence[str]:
         with readable(self.path):
-            other = "var" if self.genes == "raw/var" else "raw/var"
-            names = [name for name in ("X", "raw/X", other) if self._is_there(name)]
+            others = ("X", "raw/X", self._other_genes)
+            names = [name for name in others if self._is_there(name)]
             for mapping in (*_MAPPINGS, "raw/varm"):
                 names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
             moved = {old: new for new, old in self._old_graphs.items()}
@@ -187,7 +199,7 @@ class H5adFile(Source):
         keys = group if isinstance(group, h5py.Group) else ()
         seen = {group.id} if isinstance(group, h5py.Group) else set()
         names = [f"uns/{name}" for key in keys for name in self._pieces("uns", key, seen)]
-        if isinstance(self._element("obs"), h5py.Dataset):
+        if isinstance(self._group("obs"), h5py.Dataset):
             # Tables of old releases had the categories of their columns there.
             columns = {*self.obs.categories, *self._table("var").categories}
             names = [n for n in names if n.removesuffix("_categories")[4:] not in columns]
@@ -270,7 +282,7 @@ class H5adFile(Source):
         return any(hdf5_claims.is_there(self._file, path) for path in self._paths(name))
 
     def _table(self, name: str) -> H5Table:
-        element = self._element(name)
+        element = self._group(name)
         if element is None:
             hint = (
                 ", which has the genes of raw/X; take X, with matrix='X'" if "raw" in name else ""

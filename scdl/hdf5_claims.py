@@ -49,6 +49,10 @@ _FILTERS = {
 }
 
 
+class ElsewhereError(SourceError):
+    """What an element is made of lies in another file, or nowhere."""
+
+
 def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
     """An element of a file with all that is in it, or None.
 
@@ -66,6 +70,11 @@ def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
 def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
     """As :func:`element`, of a mapping whose elements are looked at when they are read."""
     return _follow(file, file, name, _MOST_LINKS)
+
+
+def check_attributes(found: h5py.Group | h5py.Dataset) -> None:
+    """SourceError where an attribute of it is out of proportion, whatever is in it."""
+    _check_attributes(found, os.path.getsize(found.file.filename))
 
 
 def check(found: h5py.Group | h5py.Dataset) -> None:
@@ -159,7 +168,7 @@ def _follow(
         elif kind is None:
             return None
         else:
-            raise SourceError(
+            raise ElsewhereError(
                 f"{file.filename}: {at.name}/{name} is a link to another file, or one of many; put "
                 "what it leads to into the file"
             )
@@ -246,7 +255,7 @@ def _claimed(dataset: h5py.Dataset) -> int:
         layout.get_layout() == h5py.h5d.CONTIGUOUS and layout.get_external_count()
     )
     if elsewhere:
-        raise SourceError(
+        raise ElsewhereError(
             f"{where} lies in another file: datasets that are virtual or external are not read; "
             "copy it into the file"
         )

@@ -17,7 +17,7 @@ from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from scdl.joining import Request, Source, Sources
 from scdl.manifest import Member, absolute
 from scdl.schema import OBS, var_table
-from scdl.tables import NoTable, StoredTable, TableSource, read_batch, united
+from scdl.tables import NoTable, StoredTable, TableSource, United, read_batch
 from storage_backends.base import ArrayStore
 from storage_backends.caching import cached_property
 from storage_backends.errors import one_line
@@ -228,8 +228,15 @@ class MemberObs(TableSource):
         """Rows ``[start, stop)``."""
         if not self.schema.names:
             return NoTable(self.num_rows).read(start, stop)
+        return self._read(self.schema.names, start, stop)
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        """Rows ``[start, stop)`` of one column."""
+        return self._read([name], start, stop).column(0)
+
+    def _read(self, columns: Sequence[str], start: int, stop: int) -> pa.RecordBatch:
         store = self._members[self._number].store
-        return read_batch(store, OBS, self.schema.names, start, stop)
+        return read_batch(store, OBS, columns, start, stop)
 
 
 class MemberTables:
@@ -247,23 +254,27 @@ class MemberTables:
         self.path = path
         self._members = members
         self._blocks = {var_table(i): place for i, place in enumerate(blocks)}
-        self._obs_schema: pa.Schema | None = None
 
     def table_schema(self, name: str, /) -> pa.Schema:
         """Names and types of a table's columns."""
         if name == OBS:
-            if self._obs_schema is None:
-                self._obs_schema = united(self._sources(None)).schema
-            return self._obs_schema
+            return self._obs.schema
         member, block = self._blocks[name]
         return self._members[member].store.table_schema(var_table(block))
 
     def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
         """Some columns of a table, or all of them."""
         if name == OBS:
-            return united(self._sources(columns)).read_all()
+            obs = self._obs if columns is None else United(self._sources(columns))
+            return obs.reader().read_all()
         member, block = self._blocks[name]
         return self._members[member].store.read_table(var_table(block), columns)
+
+    @cached_property
+    def _obs(self) -> United:
+        united = United(self._sources(None))
+        united.warn(self.path)
+        return united
 
     def _sources(self, columns: Sequence[str] | None) -> list[TableSource]:
         return [MemberObs(self._members, i, columns) for i in range(len(self._members))]

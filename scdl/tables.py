@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from scdl.errors import CastError
+from scdl.errors import CastError, ScdlWarning
 from scdl.genes import space_key
 from scdl.schema import INDEX, NULLABLE, Block, var_table
 from storage_backends import arrow
 from storage_backends.base import ArrayStore, ArrayWriter, is_nullable
 from storage_backends.errors import one_line
+from storage_backends.uniting import Part, UnitedColumn
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -41,6 +41,10 @@ class TableSource(ABC):
     @abstractmethod
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         """Rows ``[start, stop)`` of all columns."""
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        """Rows ``[start, stop)`` of one column."""
+        return self.read(start, stop).column(name)
 
 
 class StoredTable(TableSource):
@@ -70,6 +74,10 @@ class StoredTable(TableSource):
         first = self._start
         return read_batch(self._store, self._name, self._columns, first + start, first + stop)
 
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        first = self._start
+        return read_batch(self._store, self._name, [name], first + start, first + stop).column(0)
+
 
 def read_batch(
     store: ArrayStore, name: str, columns: Sequence[str] | None, start: int, stop: int
@@ -97,31 +105,58 @@ class NoTable(TableSource):
         return pa.RecordBatch.from_arrays([pa.nulls(stop - start)], [""])
 
 
-def united(sources: Sequence[TableSource]) -> pa.RecordBatchReader:
+class United:
     """The rows of all tables, with the columns of all.
 
-    Where a table lacks a column its rows are null; categorical columns get the categories of all
+    Where a table lacks a column its rows are null. Categorical columns get the categories of all
     tables, in the order they are met; they stay ordered where one table has all categories, in the
-    order of every other; types that differ become one that holds both, at worst text.
-    """
-    names = list(dict.fromkeys(name for source in sources for name in source.schema.names))
-    names.sort(key=lambda name: name != INDEX)
-    columns = [_United(name, sources) for name in names]
-    metadata = [source.schema.metadata for source in sources]
-    # What the index is called, where all agree.
-    agreed = metadata[0] if all(m == metadata[0] for m in metadata) else None
-    schema = pa.schema([column.field for column in columns], agreed)
+    order of every other. Types that differ unite as :mod:`storage_backends.uniting` has it.
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        for source in sources:
+    Attributes
+    ----------
+    schema
+        Names and types.
+    changes
+        Columns whose values are not what they are in each table, and what became of them.
+    """
+
+    def __init__(self, sources: Sequence[TableSource]) -> None:
+        self._sources = sources
+        names = list(dict.fromkeys(name for source in sources for name in source.schema.names))
+        names.sort(key=lambda name: name != INDEX)
+        self._columns = [_Column(name, sources) for name in names]
+        metadata = [source.schema.metadata for source in sources]
+        # What the index is called, where all agree.
+        agreed = metadata[0] if all(m == metadata[0] for m in metadata) else None
+        self.schema = pa.schema([column.field for column in self._columns], agreed)
+        self.changes = tuple(
+            f"{column.name} ({column.change})" for column in self._columns if column.change
+        )
+
+    def reader(self) -> pa.RecordBatchReader:
+        """All rows, some at a time."""
+        return pa.RecordBatchReader.from_batches(self.schema, self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for source in self._sources:
             for start in range(0, source.num_rows, ROWS_AT_ONCE):
                 batch = source.read(start, min(start + ROWS_AT_ONCE, source.num_rows))
-                arrays = [column.convert(batch) for column in columns]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+                yield self._batch([column.convert(batch) for column in self._columns])
         # A reader of no rows still learns the categories.
-        yield pa.RecordBatch.from_arrays([column.empty() for column in columns], schema=schema)
+        yield self._batch([column.nulls(0) for column in self._columns])
 
-    return pa.RecordBatchReader.from_batches(schema, batches())
+    def _batch(self, arrays: Sequence[pa.Array]) -> pa.RecordBatch:
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def warn(self, where: str) -> None:
+        """Warn of changes; `where` opens the message."""
+        if self.changes:
+            warnings.warn(
+                f"{where}: columns of obs are of several types: {'; '.join(self.changes)}; make "
+                "the types alike where that is not meant",
+                ScdlWarning,
+                stacklevel=3,
+            )
 
 
 class VarBlocks(NamedTuple):
@@ -193,82 +228,40 @@ def alike(
     sources: Sequence[TableSource], names: Sequence[str]
 ) -> Callable[[pa.RecordBatch], list[pa.Array]]:
     """What makes of rows of any of some tables columns of types that hold those of all."""
-    columns = [_United(name, sources) for name in names]
+    columns = [_Column(name, sources) for name in names]
     return lambda batch: [column.convert(batch) for column in columns]
 
 
-class _United:
-    """One column over several tables."""
+class _Column:
+    """One column over several tables, of which at least one has it."""
 
     def __init__(self, name: str, sources: Sequence[TableSource]) -> None:
         self.name = name
         having = [source for source in sources if name in source.schema.names]
-        fields = [source.schema.field(name) for source in having]
-        types = [field.type for field in fields]
-        self._nullable = any(is_nullable(field) for field in fields)
-        self.type: pa.DataType
-        self._categories: pa.Array | None = None
-        if not all(pa.types.is_dictionary(type_) for type_ in types):
-            self.type = _common_type([_plain(type_) for type_ in types])
-            return
-        values = _common_type([type_.value_type for type_ in types])
-        lists = [_cast(source.categories[name], values, name) for source in having]
-        longest = max(lists, key=len)
-        # An order is kept where one table has all categories, and the others some in that order.
-        ordered = all(t.ordered for t in types) and all(_is_in_order(c, longest) for c in lists)
-        self._categories = longest if ordered else pc.unique(pa.concat_arrays(lists))
-        self.type = pa.dictionary(pa.int32(), values, ordered)
-
-    @property
-    def field(self) -> pa.Field:
-        """Name and type."""
-        return pa.field(self.name, self.type, metadata=NULLABLE if self._nullable else None)
+        nullable = any(is_nullable(source.schema.field(name)) for source in having)
+        self._united = UnitedColumn([_part(name, source) for source in having])
+        self.change = self._united.change
+        self.nulls = self._united.nulls
+        self.field = pa.field(name, self._united.type, metadata=NULLABLE if nullable else None)
 
     def convert(self, batch: pa.RecordBatch) -> pa.Array:
+        """The column of a batch of any of the tables, as the type of all."""
         if self.name not in batch.schema.names:
-            if self._categories is None:
-                return pa.nulls(batch.num_rows, self.type)
-            return self._coded(pa.nulls(batch.num_rows, pa.int32()))
+            return self.nulls(batch.num_rows)
         column = batch.column(self.name)
-        if self._categories is None:
-            column = column.dictionary_decode() if _plain(column.type) != column.type else column
-            return _cast(column, self.type, self.name)
-        dictionary = _cast(column.dictionary, self._categories.type, self.name)
-        positions = pc.index_in(dictionary, self._categories)
-        return self._coded(positions.take(column.indices))
-
-    def empty(self) -> pa.Array:
-        if self._categories is None:
-            return pa.nulls(0, self.type)
-        return self._coded(pa.nulls(0, pa.int32()))
-
-    def _coded(self, codes: pa.Array) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(codes, self._categories, ordered=self.type.ordered)
+        try:
+            return self._united.convert(column)
+        except pa.ArrowException as error:
+            raise CastError(
+                f"column {self.name!r} is {column.type} in one table and {self.field.type} in "
+                f"all together, which does not hold all of its values ({one_line(error)}); make "
+                "the types alike"
+            ) from error
 
 
-def _is_in_order(some: pa.Array, of: pa.Array) -> bool:
-    """Whether categories are among others, in the order of those."""
-    places = pc.index_in(some, of)
-    return not places.null_count and bool((np.diff(places.to_numpy()) > 0).all())
+def _part(name: str, source: TableSource) -> Part:
+    def pieces() -> Iterator[pa.Array]:
+        for start in range(0, source.num_rows, ROWS_AT_ONCE):
+            yield source.column(name, start, min(start + ROWS_AT_ONCE, source.num_rows))
 
-
-def _cast(values: pa.Array, type_: pa.DataType, name: str) -> pa.Array:
-    try:
-        return values.cast(type_)
-    except pa.ArrowInvalid as error:
-        raise CastError(
-            f"column {name!r} is {values.type} in one table and {type_} in another, which does not "
-            f"hold all of its values ({one_line(error)}); make the types alike"
-        ) from error
-
-
-def _plain(type_: pa.DataType) -> pa.DataType:
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
-def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
-    try:
-        fields = [pa.schema([pa.field("x", type_)]) for type_ in types]
-        return pa.unify_schemas(fields, promote_options="permissive").field("x").type
-    except pa.ArrowTypeError:
-        return pa.large_string()
+    return Part(source.schema.field(name).type, source.categories.get(name), pieces)

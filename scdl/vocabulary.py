@@ -43,12 +43,16 @@ def obs_column(cells: CellReader, name: str) -> ObsColumn:
         There is no such column, or no obs.
     ColumnTypeError
         The column holds neither numbers, truth values, text nor categories; or integers that are
-        too large for the floats that nulls make of them.
+        too large for int64, or for the floats that nulls make of them.
     """
-    features = cells.obs_features()
-    if features is None:
-        raise FeatureNotFoundError(f"there is no obs to take {name!r} from")
-    return _numbers(features.columns.array(name), name)
+    found = _column(cells, name)
+    values = found.values
+    if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
+        raise ColumnTypeError(
+            f"obs column {name!r} holds {values.max()}, beyond the int64 of tensors; make text of "
+            "it, whose labels are numbered, or leave it out"
+        )
+    return found
 
 
 def codes(cells: CellReader, name: str) -> ObsColumn:
@@ -59,7 +63,7 @@ def codes(cells: CellReader, name: str) -> ObsColumn:
     FeatureNotFoundError, ColumnTypeError
         As for :func:`obs_column`.
     """
-    column = obs_column(cells, name)
+    column = _column(cells, name)
     if column.names is not None:
         return column
     missing = np.isnan(column.values) if column.values.dtype.kind == "f" else None
@@ -68,6 +72,13 @@ def codes(cells: CellReader, name: str) -> ObsColumn:
         found = np.where(missing, -1, found)
         names = names[~np.isnan(names)]
     return ObsColumn(found.astype(np.int32), tuple(names.tolist()))
+
+
+def _column(cells: CellReader, name: str) -> ObsColumn:
+    features = cells.obs_features()
+    if features is None:
+        raise FeatureNotFoundError(f"there is no obs to take {name!r} from")
+    return _numbers(features.columns.array(name), name)
 
 
 def _numbers(array: pa.Array, name: str) -> ObsColumn:

@@ -223,7 +223,10 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
         if not isinstance(manifest["attrs"], dict):
             raise ValueError("attrs must be an object")
         for table in manifest["tables"].values():
-            if not isinstance(table.get("only_names"), str | None):
+            named = table.get("only_names"), table.get("index_name")
+            columns = table.get("nullable", [])
+            names = [*named, *columns] if isinstance(columns, list) else [columns]
+            if not all(isinstance(name, str | None) for name in names):
                 raise ValueError(f"bad table entry {table!r:.100}")
         for block in manifest["attrs"]["blocks"]:
             if not (type(block["stop"]) is type(block["n_vars"]) is int):

@@ -88,6 +88,8 @@ class MemmapWriter(ArrayWriter):
             "names": written.names,
             "categories": written.categories,
             "only_names": f"{kind}_feature_id" if written.only_names else None,
+            "index_name": written.index_name,
+            "nullable": written.nullable,
         }
 
     def commit(self, attrs: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from storage_backends import arrow, threads
 from storage_backends._checksums import CheckedFile
 from storage_backends._mapped_file import MappedFile
-from storage_backends.base import INDEX
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_nullable
 from storage_backends.caching import cached_property
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -33,6 +34,7 @@ from storage_backends.errors import (
     refused_write,
 )
 from storage_backends.proportion import check_claim
+from storage_backends.uniting import Part, UnitedColumn
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
@@ -65,7 +67,7 @@ class ParquetTable:
         Opens the message of an error.
     columns
         Files of the plain columns, one after the other; where their columns differ, they are
-        united, and what a file lacks is null.
+        united as :mod:`storage_backends.uniting` has it, and what a file lacks is null.
     expected_rows
         How many rows they must have; None: any.
     names
@@ -74,6 +76,10 @@ class ParquetTable:
         File of one row, whose columns are the lists of categories, or None.
     only_names
         Column of the main file that is the ``_index``, in a table that has nothing else, or None.
+    index_name
+        What the ``_index`` is called, or None.
+    nullable
+        Columns that are of a type of their own for nulls.
     held
         Files that are read as they were when they were mapped, by path.
     bounded
@@ -89,6 +95,8 @@ class ParquetTable:
         names: str | None = None,
         categories: str | None = None,
         only_names: str | None = None,
+        index_name: str | None = None,
+        nullable: Sequence[str] = (),
         held: Mapping[str, MappedFile] = MappingProxyType({}),
         bounded: bool = True,
     ) -> None:
@@ -100,6 +108,8 @@ class ParquetTable:
         self._categories = categories
         self._only_names = only_names
         self._bounded = bounded
+        self._metadata = None if index_name is None else {INDEX_NAME: index_name}
+        self._nullable = frozenset(nullable)
 
     @property
     def nbytes(self) -> int:
@@ -133,15 +143,19 @@ class ParquetTable:
         plain = self._plain_schema()
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
-            return pa.schema([pa.field(INDEX, plain.field(self._only_names).type)])
+            names_of_rows = pa.field(INDEX, plain.field(self._only_names).type)
+            return pa.schema([names_of_rows], self._metadata)
         types = {field.name: _plain_type(field.type) for field in plain}
         types |= {name: category.type for name, category in self._category_lists.items()}
-        fields = [pa.field(name, type_) for name, type_ in types.items()]
+        fields = [
+            pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
+            for name, type_ in types.items()
+        ]
         if self._names:
             names = self._arrow_schema(self._names)
             self._require(names, INDEX, self._names)
             fields.insert(0, names.field(INDEX).remove_metadata())
-        return pa.schema(fields)
+        return pa.schema(fields, self._metadata)
 
     @staticmethod
     def _require(schema: Schema, name: str, file: str) -> None:
@@ -149,13 +163,32 @@ class ParquetTable:
             raise ArchiveFormatError(f"{file}: expected one column {name!r:.100}")
 
     def _plain_schema(self) -> Schema:
-        schemas = [self._arrow_schema(file).remove_metadata() for file in self._columns]
-        try:
-            return pa.unify_schemas(schemas, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise ArchiveFormatError(
-                f"{self._where}: its blocks disagree: {one_line(error)}"
-            ) from error
+        if len(self._columns) == 1:
+            return self._arrow_schema(self._columns[0]).remove_metadata()
+        return pa.schema([pa.field(name, column.type) for name, column in self._united.items()])
+
+    @cached_property
+    def _united(self) -> Mapping[str, UnitedColumn]:
+        """The columns of several files, whose types may differ from file to file."""
+        schemas = {file: self._arrow_schema(file) for file in self._columns}
+        names = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
+        return {
+            name: UnitedColumn(
+                [
+                    Part(schema.field(name).type, None, partial(self._pieces, file, name))
+                    for file, schema in schemas.items()
+                    if name in schema.names
+                ]
+            )
+            for name in names
+        }
+
+    def _pieces(self, file: str, name: str) -> Iterator[pa.Array]:
+        """A column of a file, some rows at a time."""
+        n_rows = self._num_rows(file)
+        for start in range(0, n_rows, _ROW_GROUP):
+            column = self._read_rows(file, [name], start, min(start + _ROW_GROUP, n_rows)).column(0)
+            yield from column.chunks
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
@@ -174,10 +207,11 @@ class ParquetTable:
         stop = n_rows if stop is None else stop
         if not 0 <= start <= stop <= n_rows:
             raise RangeError(f"{self._where}: rows [{start}, {stop}) are not within [0, {n_rows}]")
-        rows = pa.table({"": pa.nulls(stop - start)})
+        # The first column counts the rows of a table without columns.
+        rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
         if self._only_names:
             names = self._read_plain([self._only_names], start, stop)
-            return rows.append_column(INDEX, names.column(0)).select(wanted)
+            return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
         plain = [name for name in wanted if name != INDEX or self._names is None]
         categories = {k: v for k, v in self._category_lists.items() if k in plain}
         if plain:
@@ -186,10 +220,10 @@ class ParquetTable:
                 column = table[name]
                 if name in categories:
                     column = _to_categorical(column, categories[name])
-                rows = rows.append_column(name, column)
+                rows = rows.append_column(self.schema.field(name), column)
         if INDEX in wanted and self._names:
             names = self._read_rows(self._names, [INDEX], start, stop)
-            rows = rows.append_column(INDEX, names[INDEX])
+            rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
         return rows.select(wanted)
 
     def _read_plain(
@@ -197,27 +231,25 @@ class ParquetTable:
     ) -> Table:
         if len(self._columns) == 1:
             return self._read_rows(self._columns[0], columns, start, stop, as_dictionary)
-        schema = self._plain_schema()
-        schema = pa.schema([schema.field(name) for name in columns])
-        pieces, position = [], 0
+        united = {name: self._united[name] for name in columns}
+        pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
+        position = 0
         for file in self._columns:
             n_rows = self._num_rows(file)
             first, last = max(start - position, 0), min(stop - position, n_rows)
-            if first < last:
-                here = [name for name in columns if name in self._arrow_schema(file).names]
-                piece = pa.table({"": pa.nulls(last - first)})
-                for name in here:
-                    column = self._read_rows(file, [name], first, last).column(0)
-                    piece = piece.append_column(name, column)
-                pieces.append(piece)
             position += n_rows
-        if not pieces:
-            return schema.empty_table()
-        table = pa.concat_tables(pieces, promote_options="permissive")
-        missing = [field for field in schema if field.name not in table.column_names]
-        for field in missing:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        return table.select(columns).cast(schema)
+            if first >= last:
+                continue
+            there = self._arrow_schema(file).names
+            for name, column in united.items():
+                if name in there:
+                    found = self._read_rows(file, [name], first, last).column(0)
+                    pieces[name] += map(column.convert, found.chunks)
+                else:
+                    pieces[name].append(column.nulls(last - first))
+        return pa.table(
+            {name: pa.chunked_array(pieces[name], column.type) for name, column in united.items()}
+        )
 
     @cached_property
     def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
@@ -355,6 +387,9 @@ class Written(NamedTuple):
     categories: bool
     #: Whether the table holds nothing but names.
     only_names: bool
+    #: What the names are called, and columns of a type of their own for nulls.
+    index_name: str | None
+    nullable: list[str]
 
 
 def write(
@@ -413,11 +448,14 @@ def write(
         ):
             writer.write_table(lists)
     has_names = INDEX in schema.names
+    index_name = (schema.metadata or {}).get(INDEX_NAME)
     return Written(
         num_rows,
         names=has_names and bool(main),
         categories=bool(categorical),
         only_names=has_names and not main,
+        index_name=index_name.decode() if index_name is not None else None,
+        nullable=[field.name for field in main if is_nullable(field)],
     )
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Attribute of the groups that we wrote.
 ATTRIBUTE = "scdl_table"
+#: Where stores of old releases have categories.
+_CATEGORIES = "__categories"
 #: Rows of one chunk of what is read, which bounds the text in it.
 _PIECE = 1 << 20
 
@@ -102,7 +104,7 @@ class ZarrTable:
         import pyarrow as pa
 
         index = str(attrs.get("_index", INDEX))
-        names = self._find(index)
+        names = self._find(index, foreign=True)
         if names is None:
             raise ArchiveFormatError(
                 f"{self._where}: its index {index!r} is no column of text or numbers"
@@ -110,8 +112,10 @@ class ZarrTable:
         self.num_rows = names.length
         self._opened[INDEX] = _as_text(names)
         unread = []
-        for name in map(str, attrs.get("column-order", [])):
-            column = None if name in self._opened else self._find(name)
+        for name in map(str, self._listed(attrs, index)):
+            column = None
+            if name not in self._opened:
+                column = self._unless_unread(name)
             if column is None:
                 unread.append(name)
             else:
@@ -124,6 +128,20 @@ class ZarrTable:
             ],
             metadata=None if index == INDEX else {INDEX_NAME: index},
         )
+
+    def _listed(self, attrs: Mapping[str, Any], index: str) -> Sequence[str]:
+        """Names of columns; all that there is where nothing says so."""
+        if "column-order" in attrs:
+            return list(attrs["column-order"])
+        with self._readable(index):
+            return sorted(name for name in self._group if name not in (index, _CATEGORIES))
+
+    def _unless_unread(self, name: str) -> _Column | None:
+        """A column; None where it is missing, or of a type or encoding that is not known."""
+        try:
+            return self._find(name, foreign=True)
+        except ArchiveFormatError:
+            return None
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> pa.Table:
         """Rows ``[start, stop)`` of some columns, as ``ArrayStore.read_table`` gives them."""
@@ -175,9 +193,9 @@ class ZarrTable:
         column = self._checked(name, column)
         return _Column(type_, column.length, lambda a, b: _restore(column.read(a, b), type_))
 
-    def _find(self, path: str) -> _Column | None:
+    def _find(self, path: str, *, foreign: bool = False) -> _Column | None:
         with self._readable(path):
-            return _column(self._group, path)
+            return _column(self._group, path, foreign=foreign)
 
     def _checked(self, name: str, column: _Column) -> _Column:
         if column.length != self.num_rows:
@@ -235,8 +253,11 @@ def _restore(array: pa.Array, type_: pa.DataType) -> pa.Array:
     return array.cast(type_) if pa.types.is_large_string(array.type) else array.view(type_)
 
 
-def _column(group: zarr.Group, path: str) -> _Column | None:
-    """How to read a column; None for an encoding that is not known."""
+def _column(group: zarr.Group, path: str, *, foreign: bool = False) -> _Column | None:
+    """How to read a column; None for an encoding that is not known.
+
+    Those that we wrote keep categories as they were, others get them as pandas has them.
+    """
     element = group.get(path)
     if element is None:
         raise ValueError(f"there is no {path!r} in {group.name!r}")
@@ -246,11 +267,12 @@ def _column(group: zarr.Group, path: str) -> _Column | None:
         if not isinstance(reference, str):
             return _plain(element)
         ordered = bool(group[reference].attrs.get("ordered", False))
-        return _coded(_plain(element), _column(group, reference), ordered)
+        return _coded(_plain(element), _column(group, reference), ordered, foreign=foreign)
     encoding = str(element.attrs.get("encoding-type", ""))
     if encoding == "categorical":
         ordered = bool(element.attrs.get("ordered", False))
-        return _coded(_column(element, "codes"), _column(element, "categories"), ordered)
+        codes, categories = _column(element, "codes"), _column(element, "categories")
+        return _coded(codes, categories, ordered, foreign=foreign)
     if encoding.startswith("nullable-"):
         return _masked(_column(element, "values"), _column(element, "mask"))
     return None
@@ -276,7 +298,9 @@ def _plain(array: zarr.Array[Any]) -> _Column | None:
     return None
 
 
-def _coded(codes: _Column | None, categories: _Column | None, ordered: bool) -> _Column | None:
+def _coded(
+    codes: _Column | None, categories: _Column | None, ordered: bool, *, foreign: bool
+) -> _Column | None:
     """A categorical column; codes below 0 are nulls."""
     import pyarrow as pa
 
@@ -285,8 +309,13 @@ def _coded(codes: _Column | None, categories: _Column | None, ordered: bool) -> 
     n_categories = categories.length
 
     @functools.cache
-    def values() -> pa.Array:
-        return categories.read(0, n_categories)
+    def coder() -> Callable[[pa.Array], pa.DictionaryArray]:
+        values = categories.read(0, n_categories)
+        if foreign:
+            from storage_backends import arrow
+
+            return arrow.coder(values, ordered=ordered)
+        return lambda codes: pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
 
     def coded(start: int, stop: int) -> pa.Array:
         part = codes.read(start, stop).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -296,7 +325,7 @@ def _coded(codes: _Column | None, categories: _Column | None, ordered: bool) -> 
                 f"{part.max()}"
             )
         indices = pa.array(part, pa.int32(), mask=part < 0)
-        return pa.DictionaryArray.from_arrays(indices, values(), ordered=ordered)
+        return coder()(indices)
 
     type_ = pa.dictionary(pa.int32(), categories.type, ordered=ordered)
     return _Column(type_, codes.length, coded)
@@ -321,9 +350,11 @@ def _masked(values: _Column | None, mask: _Column | None) -> _Column | None:
 def _as_text(column: _Column) -> _Column:
     import pyarrow as pa
 
+    from storage_backends import uniting
+
     def text(start: int, stop: int) -> pa.Array:
         part = column.read(start, stop)
         part = part.dictionary_decode() if pa.types.is_dictionary(part.type) else part
-        return part.cast(pa.large_string())
+        return uniting.cast(part, pa.large_string())
 
     return _Column(pa.large_string(), column.length, text)

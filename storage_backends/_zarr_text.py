@@ -60,7 +60,8 @@ def _through_zarr(array: zarr.Array[Any], start: int, stop: int) -> pa.Array:
 def _text(value: Any) -> str | None:
     if isinstance(value, bytes):
         return value.decode()
-    return None if value is None else str(value)
+    # Objects may be missing values of pandas.
+    return None if value is None or value != value else str(value)
 
 
 def _directly(

@@ -6,11 +6,12 @@ file. These do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 
@@ -31,12 +32,17 @@ def numbers(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa
     return pa.Array.from_buffers(pa.from_numpy_dtype(native.dtype), n, [valid, held])
 
 
-def text(values: Sequence[str]) -> pa.Array:
-    """Strings, as ``large_string``."""
-    encoded = [value.encode() for value in values]
+def text(values: Sequence[str | bytes]) -> pa.Array:
+    """Strings, or bytes in UTF-8, as ``large_string``; UnicodeDecodeError for other bytes."""
+    encoded = [value if isinstance(value, bytes) else value.encode() for value in values]
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
-    held = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    joined = b"".join(encoded)
+    held = [None, pa.py_buffer(offsets), pa.py_buffer(joined)]
+    if not joined.isascii():
+        # Looks at each string on its own: two may make a character together.
+        for value in encoded:
+            value.decode()
     return pa.Array.from_buffers(pa.large_string(), len(encoded), held)
 
 
@@ -76,6 +82,46 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
         bits = pa.from_numpy_dtype(f"u{column.type.bit_width // 8}")
         column = pa.chunked_array([chunk.view(bits) for chunk in column.chunks], bits)
     return column
+
+
+def without_missing(values: pa.Array) -> pa.Array:
+    """What is neither null nor NaN of some values."""
+    return pc.filter(values, pc.invert(is_missing(values)))
+
+
+def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.DictionaryArray]:
+    """What makes codes, nulls among them, a categorical column as pandas has it.
+
+    Its categories are values, each once: codes of a category that is null or NaN become nulls,
+    those of one that repeats become those of its first.
+    """
+    values = pc.unique(without_missing(categories))
+    if len(values) == len(categories):
+        return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
+    places = places_in(categories, values)
+
+    def coded(codes: pa.Array) -> pa.DictionaryArray:
+        codes = places.take(codes).cast(codes.type)
+        return pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
+
+    return coded
+
+
+def places_in(values: pa.Array, among: pa.Array) -> pa.Array:
+    """Of each value its place among others, null where it is not one of them."""
+    return pc.index_in(_wide(values), _wide(among))
+
+
+def _wide(values: pa.Array) -> pa.Array:
+    """The same values of a type that Arrow compares."""
+    return values.cast(pa.float32()) if pa.types.is_float16(values.type) else values
+
+
+def is_missing(values: pa.Array) -> pa.Array:
+    """Which values are null or NaN."""
+    if not pa.types.is_floating(values.type):
+        return values.is_null()
+    return _wide(values).is_null(nan_is_null=True)
 
 
 def _bits(values: NDArray[np.bool_]) -> pa.Buffer:

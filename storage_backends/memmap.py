@@ -366,6 +366,8 @@ class MemmapStore(ArrayStore):
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
             only_names=self._side_files(name).get("only_names"),
+            index_name=self._side_files(name).get("index_name"),
+            nullable=self._side_files(name).get("nullable", ()),
             held=held,
             # As many cells as there are offsets, which are not compressed.
             bounded=name != "obs",

@@ -55,14 +55,15 @@ SEAM = {
     # Files and directories, locked and put where they belong.
     "storage_backends.locks",
     "storage_backends.publication",
-    # Arrow arrays, compiled loops, threads, filters of warnings, what was used last, a rule of
-    # sizes: these do not know of archives.
+    # Arrow arrays, columns united, compiled loops, threads, filters of warnings, what was used
+    # last, a rule of sizes: these do not know of archives.
     "storage_backends.arrow",
     "storage_backends.caching",
     "storage_backends.proportion",
     "storage_backends.recent",
     "storage_backends.rowsort",
     "storage_backends.threads",
+    "storage_backends.uniting",
     "storage_backends.warning_filters",
 }
 

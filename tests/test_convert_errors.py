@@ -314,10 +314,14 @@ class TestTables:
             file["obs/age"] = np.arange(5)
         refused(source, out, match="age")
 
-    def test_column_missing(self, source: Path, out: Path) -> None:
+    @pytest.mark.parametrize("link", [None, h5py.SoftLink("/nowhere"), h5py.SoftLink("/obs/age")])
+    def test_column_missing(self, source: Path, out: Path, link: h5py.SoftLink | None) -> None:
+        """It is left out, and the report says so."""
         with h5py.File(source, "r+") as file:
             file["obs"].attrs["column-order"] = ["age"]
-        refused(source, out, match="age")
+            if link is not None:
+                file["obs/age"] = link
+        assert "obs/age" in scdl.convert(source, out / "archive").not_carried
 
     @pytest.mark.parametrize("code", [3, 100, -2])
     def test_codes_without_a_category(self, source: Path, out: Path, code: int) -> None:
