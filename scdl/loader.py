@@ -16,16 +16,18 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from scdl import _kernels, csr, samplers
 from scdl.batch import CellBatch
 from scdl.epochs import Epoch, Share, Stretch
 from scdl.errors import LoaderError, ResumeError
 from scdl.genes import OWN, check_one_space, is_own
+from scdl.loader_dataset import LoaderDataset
 from scdl.loader_options import DEFAULTS, LoaderOptions, LoaderStats, place, torch_dtype
 from scdl.orders import OrderMaker
 from scdl.prefetch import ahead
+from scdl.progress import Progress
 from scdl.rows import CellReader
 from scdl.schema import INDEX
 from scdl.training_batch import Assembly, TrainingBatch
@@ -162,7 +164,8 @@ class SingleCellLoader:
         self.cells, self.batch_size, self.seed, self.drop_last = (
             dataset, int(batch_size), int(seed), bool(drop_last),
         )  # fmt: skip
-        self._rows = None if rows is None else csr.positions(rows, dataset.n_obs)
+        # A copy: what the caller does with an array afterwards does not change the cells.
+        self._rows = None if rows is None else csr.positions(rows, dataset.n_obs).copy()
         self._n = dataset.n_obs if self._rows is None else len(self._rows)
         self._order_name = order if isinstance(order, str) else type(order).__name__
         self._own_order = None if isinstance(order, str) else order
@@ -176,9 +179,7 @@ class SingleCellLoader:
             transforms=tuple(self._options["transforms"]),
             tokenizer=self._options["tokenizer"],
         )
-        self.epoch = 0
-        #: Batches given of this epoch, and whether an iteration has begun it.
-        self._given, self._begun = 0, False
+        self._progress = Progress()
         self._stats = LoaderStats()
         self._check()
 
@@ -287,13 +288,17 @@ class SingleCellLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of the next epoch, or what is left of one that was resumed."""
-        if self._begun:
-            self.epoch, self._given = self.epoch + 1, 0
-        self._begun = True
+        place = self._progress.begin()
         run = self._from_workers if self._options["workers"] else self._batches
-        with contextlib.closing(run(self.epoch, self._given)) as batches:
-            yield from self._counted(batches)
-        self.epoch, self._given, self._begun = self.epoch + 1, 0, False
+        try:
+            with contextlib.closing(run(place.epoch, place.batch)) as batches:
+                for batch in self._counted(batches):
+                    self._progress.gave(place)
+                    yield batch
+        except BaseException:
+            self._progress.left(place)
+            raise
+        self._progress.finished(place, moves_on=True)
 
     def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches, with the figures of :meth:`stats`."""
@@ -307,7 +312,6 @@ class SingleCellLoader:
             # A transform may have made anything of it.
             cells += len(batch) if isinstance(batch, TrainingBatch) else self.batch_size
             self._stats = LoaderStats(cells, number, int(cells * per_cell), now - began, waited)
-            self._given += 1
             yield batch
             asked = time.perf_counter()
 
@@ -434,15 +438,27 @@ class SingleCellLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be that epoch, from its beginning."""
-        self.epoch, self._given, self._begun = int(epoch), 0, False
+        self._progress.set(int(epoch))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is being given; between two of them the next one."""
+        return self._progress.now[0]
 
     def stats(self) -> LoaderStats:
         """Figures of the last epoch, finished or not."""
         return self._stats
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this rank stands: plain numbers and text."""
-        return {"epoch": self.epoch, "batch": self._given, "loader": self._fingerprint}
+        """Where this rank stands: plain numbers and text.
+
+        Of several iterations at once, it is the place of the one that gave a batch last; one that
+        was left early, such as ``next(iter(loader))``, does not count while another is in use.
+        """
+        return self._state(*self._progress.now)
+
+    def _state(self, epoch: int, batch: int) -> dict[str, Any]:
+        return {"epoch": epoch, "batch": batch, "loader": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration give what was left when the state was taken.
@@ -454,13 +470,9 @@ class SingleCellLoader:
         ResumeError
             The state is of a loader with other data, cells, batches, order or seed.
         """
-        self.epoch, self._given = self._unfinished(*self._checked(state))
-        self._begun = False
-
-    def _unfinished(self, epoch: int, batch: int) -> tuple[int, int]:
-        """The same place; behind the last batch of an epoch, the beginning of the next."""
+        epoch, batch = self._checked(state)
         n_batches = len(self._share(self._positions(epoch)))
-        return (epoch, batch) if batch < n_batches else (epoch + 1, 0)
+        self._progress.set(*((epoch, batch) if batch < n_batches else (epoch + 1, 0)))
 
     def _checked(self, state: Mapping[str, Any]) -> tuple[int, int]:
         """Epoch and batch of a state, if it is one of this loader."""
@@ -504,58 +516,3 @@ class SingleCellLoader:
             "drop_last": self.drop_last,
             "world_size": self.world_size,
         }
-
-
-class LoaderDataset(IterableDataset[Any]):
-    """The batches of a loader as a PyTorch dataset, of which workers give one each in turn.
-
-    Each iteration is the next epoch, as far as a process can know: workers that start anew for
-    every epoch begin with the one that was set last, so call :meth:`set_epoch` before each.
-    """
-
-    def __init__(self, loader: SingleCellLoader) -> None:
-        self._loader = loader
-        # How often it was set, epoch and first batch; shared with workers that live on.
-        state = torch.tensor([0, loader.epoch, loader._given])
-        self._set: torch.Tensor = state.share_memory_()  # type: ignore[no-untyped-call]
-        self._seen = -1
-        self._at = loader.epoch, loader._given
-        self._resumed = False
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        times, *given = self._set.tolist()
-        if self._resumed:
-            epoch, batch = self._at
-            if n_workers == 1:
-                epoch, batch = self._loader._unfinished(epoch, batch)
-        elif times != self._seen:
-            epoch, batch = given
-        else:
-            epoch, batch = self._at[0] + 1, 0
-        self._seen, self._resumed, self._at = times, False, (epoch, batch)
-        for result in self._loader._batches(epoch, batch, worker, n_workers):
-            batch += n_workers
-            self._at = epoch, batch
-            yield result
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be that epoch, from its beginning."""
-        self.resume(epoch, 0)
-
-    def resume(self, epoch: int, batch: int) -> None:
-        """Let the next iteration begin with a batch of an epoch."""
-        self._set[:] = torch.tensor([int(self._set[0]) + 1, epoch, batch])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where this process stands, for torchdata's ``StatefulDataLoader``."""
-        epoch, batch = self._at
-        return {"epoch": epoch, "batch": batch, "loader": self._loader._fingerprint}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a process of as many workers stood; errors as those of a loader."""
-        self._at, self._resumed = self._loader._checked(state), True
