@@ -12,7 +12,7 @@ from scdl import __version__
 from scdl.csr import position
 from scdl.errors import FeatureNotFoundError
 from scdl.genes import numbered, space_key
-from scdl.schema import INDEX, INDEX_NAME, NULLABLE, OBS, Info, var_table
+from scdl.schema import INDEX, INDEX_NAME, NULLABLE, OBS, Info, names_of, var_table
 from storage_backends.base import is_nullable
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class VarFeatures:
         """
         block = self._info.block_of(position(row, self._info.n_obs))
         columns = self.blocks[block]
-        names = columns.names if select_features is None else select_features
+        names = columns.names if select_features is None else names_of(select_features, "features")
         return [columns.column(name) for name in names], self._info.blocks[block].label
 
     def number_vars_at_row(self, row: int) -> int:
@@ -292,7 +292,9 @@ class ObsFeatures:
     ) -> tuple[list[Any], str | None]:
         """Values of one cell, and the label of the block that holds it."""
         at = position(row, self._info.n_obs)
-        names = self.columns.names if select_features is None else select_features
+        names = (
+            self.columns.names if select_features is None else names_of(select_features, "features")
+        )
         values = [self.columns.values(name, slice(at, at + 1))[0] for name in names]
         return values, self._info.blocks[self._info.block_of(at)].label
 

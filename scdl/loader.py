@@ -5,30 +5,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import math
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, NoReturn, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from scdl import _kernels, csr, samplers
+from scdl import _kernels, csr, hashing, samplers
 from scdl.batch import CellBatch
-from scdl.epochs import Epoch, Share, Stretch
-from scdl.errors import LoaderError, ResumeError
+from scdl.epochs import Epoch, Share, Stretch, cells_at, share_of
+from scdl.errors import LoaderError, OrderError, ResumeError
 from scdl.genes import OWN, check_one_space, is_own
 from scdl.loader_dataset import LoaderDataset
-from scdl.loader_options import DEFAULTS, LoaderOptions, LoaderStats, place, torch_dtype
-from scdl.orders import OrderMaker
+from scdl.loader_options import LoaderOptions, LoaderStats, complete, place, whole
+from scdl.orders import OrderMaker, check_unused, order_name
 from scdl.prefetch import ahead
 from scdl.progress import Progress
-from scdl.rows import CellReader
+from scdl.rows import CellReader, as_cells
 from scdl.schema import INDEX
 from scdl.training_batch import Assembly, TrainingBatch
 from scdl.vocabulary import ObsColumn, obs_column
@@ -40,8 +38,8 @@ __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 _TASK_CELLS = 512
 #: Cells whose positions are computed at once, and of which the storage is told early.
 _WINDOW_CELLS = 1 << 12
-#: Positions of an order that are compared with those of a saved one.
-_COMPARED = 1 << 10
+#: Of an order that says no more of itself, so many pieces of so many positions are compared.
+_COMPARED_PIECES, _COMPARED = 1 << 10, 1 << 10
 #: What names of threads that read ahead begin with.
 _THREADS = "scdl-loader"
 
@@ -52,11 +50,15 @@ _kernels.scale_rows(
 
 
 class _Read(NamedTuple):
-    """Batches that were read together: their cells, those beside them, and the size of each."""
+    """Batches that were read together.
+
+    Their cells, those beside them, the size of each, and what its random numbers follow from.
+    """
 
     cells: CellBatch
     neighbors: CellBatch | None
     sizes: list[int]
+    keys: list[int]
 
     def cut(self, n: int) -> Iterator[_Read]:
         """Parts of `n` batches, whose arrays are views."""
@@ -66,7 +68,7 @@ class _Read(NamedTuple):
             sizes = self.sizes[i : i + n]
             stop = start + sum(sizes)
             beside = None if self.neighbors is None else self.neighbors[start * k : stop * k]
-            yield _Read(self.cells[start:stop], beside, sizes)
+            yield _Read(self.cells[start:stop], beside, sizes, self.keys[i : i + n])
             start = stop
 
 
@@ -139,18 +141,14 @@ class SingleCellLoader:
         dataset: CellReader,
         batch_size: int = 64,
         *,
-        order: str | samplers.Order = "block",
+        order: str | samplers.Order | None = None,
         rows: csr.Rows | None = None,
         seed: int = 0,
         drop_last: bool = False,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        unknown = options.keys() - DEFAULTS.keys()
-        if unknown:
-            raise LoaderError(
-                f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}"
-            )
-        self._options: LoaderOptions = {**DEFAULTS, **options}
+        self._options: LoaderOptions = complete(options)
+        dataset = as_cells(dataset)
         if self._options["matrix"] is not None:
             dataset = dataset.select_matrix(self._options["matrix"])
         self._own_genes = is_own(self._options["genes"])
@@ -161,22 +159,24 @@ class SingleCellLoader:
                 missing=self._options["missing"],
                 duplicates=self._options["duplicates"],
             )
-        self.cells, self.batch_size, self.seed, self.drop_last = (
-            dataset, int(batch_size), int(seed), bool(drop_last),
-        )  # fmt: skip
+        self.cells, self.drop_last = dataset, bool(drop_last)
+        self.batch_size, self.seed = whole("batch_size", batch_size, 1), whole("seed", seed)
         # A copy: what the caller does with an array afterwards does not change the cells.
         self._rows = None if rows is None else csr.positions(rows, dataset.n_obs).copy()
         self._n = dataset.n_obs if self._rows is None else len(self._rows)
-        self._order_name = order if isinstance(order, str) else type(order).__name__
-        self._own_order = None if isinstance(order, str) else order
+        self._own_order = None if order is None or isinstance(order, str) else order
+        if isinstance(order, str) or order is None:
+            self._order_name = order_name(order, self._options)
+        else:
+            self._order_name = type(order).__name__
         self._content = self._content_now
         self.rank, self.world_size = place(options.get("rank"), options.get("world_size"))
         self._assembly = Assembly(
             layout=self._options["layout"],
-            dtype=torch_dtype(self._options["dtype"]),
+            dtype=self._options["dtype"],  # type: ignore[arg-type]
             length=self._options["length"],
-            by_value=self._options["by_value"],
-            transforms=tuple(self._options["transforms"]),
+            choose=self._options["choose"],
+            transforms=self._options["transforms"],
             tokenizer=self._options["tokenizer"],
         )
         self._progress = Progress()
@@ -184,24 +184,10 @@ class SingleCellLoader:
         self._check()
 
     def _check(self) -> None:
-        if self.batch_size < 1:
-            raise LoaderError(f"batch_size must be at least 1, not {self.batch_size}")
         if self._n == 0:
             raise LoaderError("there are no cells to load: the dataset or the subset is empty")
-        least = {"prefetch": 1, "threads": 1, "workers": 0, "neighbors": 0, "block": 1, "buffer": 1}
-        for name, low in least.items():
-            value = self._options[name]  # type: ignore[literal-required]
-            if value is not None and value < low:
-                raise LoaderError(f"{name} must be at least {low}, not {value}")
-        if not 0 < self._options["memory_mb"] < math.inf:
-            raise LoaderError(
-                f"memory_mb must be a positive number, not {self._options['memory_mb']}"
-            )
-        if self._own_order is not None and not hasattr(self._own_order, "positions"):
-            raise LoaderError(
-                "an order is a name or an object with positions(n, seed, epoch), not "
-                f"{self._own_order!r}"
-            )
+        if self._own_order is not None:
+            self._check_own_order(self._own_order)
         width = getattr(self._own_order, "batch_size", self.batch_size)
         if width != self.batch_size:
             raise LoaderError(
@@ -216,12 +202,13 @@ class SingleCellLoader:
             spaces = self.cells.gene_spaces if rows is None else self.cells.spaces_of(rows)
             if spaces is not None:
                 check_one_space(spaces, "the cells to load")
-        if self._order_name in ("grouped", "Grouped"):
-            self.drop_last = True
         self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
         if self._options["obsm"]:
             self.cells.read_rows([], obsm=self._options["obsm"])
-        n_cells = len(self._positions(0))
+        positions = self._positions(0)
+        n_cells = len(positions)
+        if n_cells:
+            cells_at(positions, 0, 1, self._n)
         if self.batch_size > n_cells:
             raise LoaderError(
                 f"batch_size {self.batch_size} is more than the {n_cells} cells of an epoch; take "
@@ -232,6 +219,13 @@ class SingleCellLoader:
                 f"{n_cells} cells make no batch of {self.batch_size} on each of "
                 f"{self.world_size} ranks; take smaller batches, or drop_last=False"
             )
+
+    def _check_own_order(self, order: Any) -> None:
+        if isinstance(order, type) or not hasattr(order, "positions"):
+            raise LoaderError(
+                f"an order is a name or an object with positions(n, seed, epoch), not {order!r}"
+            )
+        check_unused("an order of one's own", self._options, ())
 
     # -- columns ---------------------------------------------------------------------------
 
@@ -258,13 +252,13 @@ class SingleCellLoader:
         """The order of the cells."""
         if self._own_order is not None:
             return self._own_order
-        chosen = ("block", "buffer", "weights", "by", "control", "match")
         return OrderMaker(
             cells=self.cells,
             rows=self._rows,
             batch_size=self.batch_size,
             budget=self._budget_cells,
-            **{name: self._options[name] for name in chosen},  # type: ignore[literal-required]
+            drop_last=self.drop_last,
+            options=self._options,
         ).make(self._order_name)
 
     @property
@@ -274,15 +268,28 @@ class SingleCellLoader:
         return max(1, int(self._options["memory_mb"] * 1e6 / 2 / per_cell))
 
     def _positions(self, epoch: int) -> samplers.Positions:
-        return self.order.positions(self._n, self.seed, epoch)
+        positions = self.order.positions(self._n, self.seed, epoch)
+        if not hasattr(positions, "__len__") or not hasattr(positions, "__getitem__"):
+            raise OrderError(
+                "the positions of an order have a length and give arrays for slices, found "
+                f"{type(positions).__name__}"
+            )
+        return positions
 
     def _share(self, positions: samplers.Positions) -> Share:
         place = self.rank, self.world_size
-        return Share(len(positions), self.batch_size, *place, self.drop_last)
+        return share_of(positions, self.batch_size, *place, drop_last=self.drop_last)
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for every rank."""
         return len(self._share(self._positions(self.epoch)))
+
+    def __getitem__(self, index: object) -> NoReturn:
+        # A DataLoader takes what has a length for a dataset of items.
+        raise LoaderError(
+            "a loader gives batches, and no items by position; iterate over it, or give a "
+            "DataLoader its dataset: DataLoader(loader.dataset(), batch_size=None)"
+        )
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -399,12 +406,13 @@ class SingleCellLoader:
             totals=self._assembly.needs_totals,
         )
         cells, k = read(stretch.cells), self._options["neighbors"]
+        keys = [hashing.mixed(self.seed, epoch, self.rank, batch) for batch in stretch.batches]
         if not k:
-            return _Read(cells, None, stretch.sizes)
+            return _Read(cells, None, stretch.sizes, keys)
         assert self.cells.graph is not None
-        draws = samplers.draws(stretch.positions, k, self.seed, epoch)
+        draws = hashing.draws(stretch.positions, k, self.seed, epoch)
         neighbors = self.cells.graph.sample_many(stretch.cells, draws)
-        return _Read(cells, read(neighbors.ravel()), stretch.sizes)
+        return _Read(cells, read(neighbors.ravel()), stretch.sizes, keys)
 
     @cached_property
     def _index_dtype(self) -> np.dtype[Any] | None:
@@ -416,7 +424,7 @@ class SingleCellLoader:
     def _assemble(self, read: _Read) -> list[Any]:
         columns = {name: column.values for name, column in self._columns.items()}
         return [
-            self._assembly(batch.cells, batch.neighbors, self._gene_names, columns)
+            self._assembly(batch.cells, batch.neighbors, self._gene_names, columns, batch.keys[0])
             for batch in read.cut(1)
         ]
 
@@ -500,19 +508,28 @@ class SingleCellLoader:
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         """What must be the same for a state to mean the same."""
-        if isinstance(self.order, samplers.Block):
-            order = f"block of {self.order.block} in {self.order.buffer}"
-        else:
-            # Weights and labels tell in the cells that they lead to.
-            first = np.asarray(self.order.positions(self._n, 0, 0)[0:_COMPARED], np.int64)
-            order = f"{self._order_name} {hashlib.sha256(first.tobytes()).hexdigest()[:8]}"
         rows = b"" if self._rows is None else self._rows.tobytes()
         return {
             "cells": self.cells.n_obs,
             "data": hashlib.sha256(repr(self._content).encode() + rows).hexdigest()[:16],
             "batch_size": self.batch_size,
-            "order": order,
+            "order": self._order_fingerprint,
             "seed": self.seed,
             "drop_last": self.drop_last,
             "world_size": self.world_size,
         }
+
+    @property
+    def _order_fingerprint(self) -> str:
+        """What tells the order from others: its parameters, or where it leads."""
+        own = getattr(self.order, "fingerprint", None)
+        if own is not None:
+            return str(own() if callable(own) else own)
+        digest = hashlib.sha256()
+        for epoch in (0, 1):
+            positions = self.order.positions(self._n, self.seed, epoch)
+            step = max(1, len(positions) // _COMPARED_PIECES)
+            for start in range(0, len(positions), step):
+                stop = min(start + min(step, _COMPARED), len(positions))
+                digest.update(cells_at(positions, start, stop, self._n).tobytes())
+        return f"{self._order_name} {digest.hexdigest()[:16]}"

@@ -16,6 +16,7 @@ LAYERS = [
     {"scdl.lightning"},
     {"scdl.loader", "scdl.splits"},
     {"scdl.loader_dataset", "scdl.loader_options", "scdl.orders"},
+    {"scdl.grouping"},
     {"scdl.epochs", "scdl.prefetch", "scdl.progress", "scdl.training_batch", "scdl.vocabulary"},
     {"scdl.facts"},
     {"scdl.bionemo", "scdl.collection"},
@@ -42,7 +43,14 @@ LAYERS = [
     {"scdl.batch"},
     {"scdl.tensors"},
     {"scdl._join_kernels", "scdl._kernels", "scdl.cast", "scdl.genes", "scdl.transforms"},
-    {"scdl.__version__", "scdl._lanes", "scdl.errors", "scdl.recycled", "scdl.schema"},
+    {
+        "scdl.__version__",
+        "scdl._lanes",
+        "scdl.errors",
+        "scdl.hashing",
+        "scdl.recycled",
+        "scdl.schema",
+    },
 ]
 SEAM = {
     "storage_backends.base",

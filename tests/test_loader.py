@@ -410,7 +410,8 @@ class TestOrders:
     @pytest.mark.parametrize("order", ["block", "random", "sequential"])
     @pytest.mark.parametrize("size", [7, 64, 1_000, N_OBS])
     def test_each_cell_once(self, ds: Any, order: str, size: int) -> None:
-        loader = SingleCellLoader(ds, size, order=order, buffer=300)
+        options = {"buffer": 300} if order == "block" else {}
+        loader = SingleCellLoader(ds, size, order=order, **options)
         batches = rows_of(loader)
         assert len(batches) == len(loader) == -(-N_OBS // size)
         assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
@@ -429,7 +430,8 @@ class TestOrders:
             "block": samplers.Block(5, 200),
             "sequential": samplers.Sequential(),
         }.items():
-            loader = SingleCellLoader(ds, order=name, seed=4, block=5, buffer=200)
+            options = {"block": 5, "buffer": 200} if name == "block" else {}
+            loader = SingleCellLoader(ds, order=name, seed=4, **options)
             loader.set_epoch(3)
             assert flat(rows_of(loader)) == order.positions(N_OBS, 4, 3)[0:N_OBS].tolist()
 
@@ -690,10 +692,24 @@ class TestResume:
         loader = SingleCellLoader(ds, 100, **options)
         return [rows_of(loader) for _ in range(3)]
 
-    @pytest.mark.parametrize("order", ["block", "random", "weighted", "grouped"])
+    @pytest.mark.parametrize(
+        ("order", "options"),
+        [
+            ("block", {}),
+            ("random", {}),
+            ("weighted", {"weights": np.arange(N_OBS) + 1.0}),
+            ("balanced", {"by": ["type", "line"]}),
+            ("grouped", {"by": "type"}),
+            ("grouped", {"by": "guide", "remainder": "smaller"}),
+            ("grouped", {"by": "guide", "control": "A", "match": "line", "remainder": "fill"}),
+        ],
+        ids=str,
+    )
     @pytest.mark.parametrize("taken", [1, 2])
-    def test_what_was_left_comes_next(self, ds: Any, order: str, taken: int) -> None:
-        options = {"order": order, "weights": np.arange(N_OBS) + 1.0, "by": "type"}
+    def test_what_was_left_comes_next(
+        self, ds: Any, order: str, options: dict[str, Any], taken: int
+    ) -> None:
+        options = {"order": order, **options}
         epochs = self.whole(ds, **options)
         loader = SingleCellLoader(ds, 100, **options)
         list(loader)
@@ -963,7 +979,7 @@ class TestReplaced:
     ) -> None:
         path = tmp_path / "archive"
         shutil.copytree(archives[kind], path)
-        loader = in_order(scdl.open(path), obs=["type"], prefetch=1, threads=1, buffer=100)
+        loader = in_order(scdl.open(path), obs=["type"], prefetch=1, threads=1, memory_mb=0.03)
         batches: Iterator[TrainingBatch] = iter(loader)
         found = [next(batches)]
         write_h5ad(tmp_path / "b.h5ad", random_cells(N_OBS - 3, 7))

@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scdl import samplers
+from scdl import hashing, samplers
 from scdl.errors import OrderError, ScdlError
 
 SIZES = st.one_of(st.integers(0, 130), st.sampled_from([1_000, 4_096, 4_097]))
@@ -321,19 +321,19 @@ class TestGrouped:
 
 class TestDraws:
     def test_depend_on_their_position_alone(self) -> None:
-        whole = samplers.draws(np.arange(50), 3, 1, 2)
+        whole = hashing.draws(np.arange(50), 3, 1, 2)
         some = np.array([7, 7, 3, 49])
-        np.testing.assert_array_equal(samplers.draws(some, 3, 1, 2), whole[some])
+        np.testing.assert_array_equal(hashing.draws(some, 3, 1, 2), whole[some])
 
     def test_are_uniform(self) -> None:
-        found = samplers.draws(np.arange(10_000), 5, 1, 2)
+        found = hashing.draws(np.arange(10_000), 5, 1, 2)
         assert found.shape == (10_000, 5)
         assert 0 <= found.min() <= found.max() < 1
         for column in (*found.T, found.ravel()):
             assert p_value(np.bincount((column * 40).astype(int), minlength=40)) > 1e-4
 
     def test_change_with_seed_and_epoch(self) -> None:
-        draws = [samplers.draws(np.arange(20), 1, *key) for key in [(1, 2), (2, 1), (1, 3)]]
+        draws = [hashing.draws(np.arange(20), 1, *key) for key in [(1, 2), (2, 1), (1, 3)]]
         for one, other in pairwise(draws):
             assert not (one == other).any()
 
