@@ -284,6 +284,27 @@ class SingleCellLoader:
         """Batches of an epoch, the same for every rank."""
         return len(self._share(self._positions(self.epoch)))
 
+    def __repr__(self) -> str:
+        options = self._options
+        gives = [f"{options['layout']} {self._assembly.dtype or 'as stored'}".replace("torch.", "")]
+        for column in options["obs"]:
+            names = self._columns[column].names
+            gives.append(f"obs {column!r}" + ("" if names is None else f" ({len(names)} labels)"))
+        gives += [f"obsm {key!r}" for key in options["obsm"]]
+        if options["tokenizer"] is not None:
+            gives[0] = "tokens"
+        if options["neighbors"]:
+            gives.append(f"{options['neighbors']} neighbours a cell")
+        of_all = "" if self._rows is None else f"{self._n:,} cells of "
+        ranks = "" if self.world_size == 1 else f", rank {self.rank} of {self.world_size}"
+        last = ", the last one left out if not whole" if self.drop_last else ""
+        return (
+            f"SingleCellLoader of {of_all}{self.cells!r}\n"
+            f"  batches: {len(self):,} an epoch of {self.batch_size} cells{last}{ranks}\n"
+            f"  order: {self._order_name}, seed {self.seed}, epoch {self.epoch}\n"
+            f"  gives: {', '.join(gives)}"
+        )
+
     def __getitem__(self, index: object) -> NoReturn:
         # A DataLoader takes what has a length for a dataset of items.
         raise LoaderError(

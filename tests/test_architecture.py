@@ -15,7 +15,7 @@ LAYERS = [
     {"scdl", "scdl.__main__", "scdl.cli"},
     {"scdl.lightning"},
     {"scdl.loader", "scdl.splits"},
-    {"scdl.loader_dataset", "scdl.loader_options", "scdl.orders"},
+    {"scdl.loader_dataset", "scdl.loader_options", "scdl.orders", "scdl.split_drawing"},
     {"scdl.grouping"},
     {"scdl.epochs", "scdl.prefetch", "scdl.progress", "scdl.training_batch", "scdl.vocabulary"},
     {"scdl.facts"},
