@@ -86,25 +86,30 @@ class SingleCellLoader:
     batch_size
         Cells of a batch, of each rank.
     order
-        ``"block"``: blocks of consecutive cells are shuffled, then the cells of many blocks among
-        each other. ``"random"``: every cell on its own. ``"sequential"``: as they are stored.
-        ``"weighted"``: drawn in proportion to `weights`. ``"balanced"``: drawn so that each value
-        of the obs column `by` is equally likely. ``"grouped"``: every batch from one value of
-        `by`; with `control`, that value's cells are the second half of every batch, of which each
-        has the same value in the obs column `match` as its counterpart in the first half. Or any
-        :class:`scdl.samplers.Order`.
+        ``"block"``, the default: blocks of consecutive cells are shuffled, then the cells of many
+        blocks among each other. ``"random"``: every cell on its own. ``"sequential"``: as they are
+        stored. ``"weighted"``, the default where `weights` are given: drawn in proportion to them.
+        ``"balanced"``: drawn so that each value of the obs column `by` is equally likely.
+        ``"grouped"``: every batch from one value of `by`; with `control`, that value's cells are
+        the second half of every batch, of which each has the same value in the obs column `match`
+        as its counterpart in the first half. `by` and `match` may be several columns: each
+        combination is a value. Or any :class:`scdl.samplers.Order`. An option that the order has
+        no use for is an error.
     rows
         Cells to use, as for ``read_rows``; their order is that of ``"sequential"``.
     seed
-        Of the order and of sampled neighbours.
+        Of the order, of sampled neighbours and of what is random in batches.
     drop_last
         Whether to leave out the last batch if it is not whole; otherwise the ranks share its cells.
     **options
         ``layout``: ``"csr"``, ``"coo"``, ``"dense"``, or ``"padded"``: of each cell `length`
-        values and their genes, those with the largest values first with ``by_value=True``.
-        ``dtype``: of the values, default ``torch.float32``; None: the stored one.
-        ``obs``, ``obsm``: columns and dense vectors to give along; :attr:`vocabulary` tells what
-        the codes of labels mean.
+        values and their genes. Of a cell that has more ``choose`` says which: ``"first"``, the
+        default: those with the lowest gene ids; ``"largest"`` (also ``by_value=True``): the largest
+        values, in falling order; ``"random"``: others in every epoch.
+        ``dtype``: of the values, of torch or NumPy, default ``torch.float32``; None: the stored
+        one. A value that it cannot hold is an error.
+        ``obs``, ``obsm``: columns and dense vectors to give along, one or several;
+        :attr:`vocabulary` tells what the codes of labels mean.
         ``matrix``: another matrix of an AnnData that the archive keeps whole, such as
         ``layers/counts``.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
@@ -112,9 +117,15 @@ class SingleCellLoader:
         the column ids of each cell's own genes instead, and ``spaces`` in the batch.
         ``neighbors``: how many sampled neighbours to give beside each cell.
         ``transforms``: :class:`~scdl.transforms.NormalizeTotal`,
-        :class:`~scdl.transforms.Log1p`, then any functions on the batch.
-        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names; its result is the
-        batch's ``tokens``.
+        :class:`~scdl.transforms.Log1p`, then any functions on the batch. One with a parameter `rng`
+        is given a :class:`numpy.random.Generator` that depends on nothing but the seed, the epoch,
+        the rank and the batch.
+        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names, and `rng` where it has
+        such a parameter; its result is the batch's ``tokens``.
+        ``remainder``: of the order ``"grouped"``, what becomes of the cells of a group that do not
+        fill a batch: ``"smaller"``: they come as a smaller one; ``"fill"``: together with others of
+        the group, drawn again; ``"drop"``: they are left out of the epoch. Default: they are left
+        out, others in each epoch; a group that is smaller than a batch is an error.
         ``memory_mb``: for cells that are held in memory or in the page cache, default 256; of
         these `block` and `buffer` of the block order follow, in cells, unless given.
         ``prefetch``: batches assembled ahead, default 4; small ones are assembled by some 500
@@ -134,6 +145,8 @@ class SingleCellLoader:
         The cells have different genes, and no `genes` were given.
     RowIndexError
         `rows` are not cells of the dataset.
+    DatasetTypeError
+        `dataset` is something else, such as a path or an AnnData.
     """
 
     def __init__(
@@ -315,7 +328,10 @@ class SingleCellLoader:
     # -- reading ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the next epoch, or what is left of one that was resumed."""
+        """The batches of the next epoch, or what is left of one that was resumed.
+
+        Several iterations may be in use at once: each is another epoch.
+        """
         place = self._progress.begin()
         run = self._from_workers if self._options["workers"] else self._batches
         try:

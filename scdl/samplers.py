@@ -356,7 +356,9 @@ class Grouped:
                 within = at - starts[batch]
                 size = (starts[batch + 1] - starts[batch]) // copies
             is_control = within >= size
-            cells = self._treated_cells(at, batch, within % size, n_batches, key)
+            # A control's cell is the one so many places before it.
+            treated = np.where(is_control, at - size, at)
+            cells = self._treated_cells(treated, batch, within % size, n_batches, key)
             if self._match is None or not is_control.any():
                 return cells
             bins = self._match[cells]

@@ -119,7 +119,9 @@ class Drawing:
         others = np.bincount(part_of[part_of >= 0], minlength=n_parts)
         if len(cells) < n_parts:
             raise SplitError(f"there are {len(cells)} controls for {n_parts} parts; take fewer")
-        shares = others / others.sum() if others.sum() else np.full(n_parts, 1 / n_parts)
+        if not others.all():
+            raise SplitError("a part would have controls alone: there are too few other groups")
+        shares = others / others.sum()
         strata = None if self.strata is None else _with_missing(self.strata)[cells]
         for number, some in enumerate([slice(None)] if strata is None else _members(strata)):
             chosen = cells[some]

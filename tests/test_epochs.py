@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdl.epochs import CellShare, Epoch
+from scdl.epochs import BatchShare, CellShare, Epoch
 from scdl.errors import OrderError
 from scdl.samplers import Random
 
@@ -135,3 +135,25 @@ def test_position_that_is_no_cell(wrong: int) -> None:
     epoch = Epoch(order, CellShare(4, 2, 0, 1, False), 0)
     with pytest.raises(OrderError, match=str(wrong)):
         list(epoch.stretches(range(2), 1, 10))
+
+
+@st.composite
+def batch_shares(draw: st.DrawFn) -> list[BatchShare]:
+    sizes = draw(st.lists(st.integers(1, 9), max_size=30))
+    world_size, drop_last = draw(st.integers(1, 9)), draw(st.booleans())
+    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    return [BatchShare(starts, rank, world_size, drop_last) for rank in range(world_size)]
+
+
+@given(batch_shares())
+def test_batches_that_an_order_begins(ranks: list[BatchShare]) -> None:
+    """Each once over all ranks, but for those that are left and fewer than the ranks."""
+    whole = list(itertools.pairwise(ranks[0].starts.tolist()))
+    assert len({len(share) for share in ranks}) == 1
+    given = [share.bounds(batch) for share in ranks for batch in range(len(share))]
+    n_each, left = divmod(len(whole), len(ranks))
+    if ranks[0].drop_last:
+        assert given == whole[: n_each * len(ranks)]
+    else:
+        assert set(given) == set(whole)
+        assert len(given) == len(ranks) * (n_each + (left > 0))

@@ -193,11 +193,11 @@ class TestParts:
 
     def test_nothing_to_train_on(self, ds: Any) -> None:
         data = module(ds, scdl.Splits({"test": [1, 2]}, ds.n_obs, {}))
-        with pytest.raises(scdl.errors.SplitError, match="no part 'train'.*test"):
+        with pytest.raises(scdl.errors.SplitError, match=r"no part 'train'.*test"):
             data.train_dataloader()
 
     def test_of_another_dataset(self, ds: Any) -> None:
-        with pytest.raises(scdl.errors.SplitError, match="7 cells.*1009"):
+        with pytest.raises(scdl.errors.SplitError, match=r"7 cells.*1009"):
             module(ds, scdl.Splits({"train": [1, 2]}, 7, {}))
 
     @pytest.mark.parametrize("option", [{"colour": 1}, {"threads": 0}, {"missing": "zero"}])
@@ -206,7 +206,7 @@ class TestParts:
             SingleCellDataModule(ds, splits, **option)
 
     def test_of_no_dataset(self, splits: Any) -> None:
-        with pytest.raises(scdl.errors.DatasetTypeError, match="scdl.open"):
+        with pytest.raises(scdl.errors.DatasetTypeError, match=r"scdl\.open"):
             SingleCellDataModule("archive", splits)
 
     def test_rows_are_copies(self, ds: Any) -> None:

@@ -365,6 +365,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[ScdlError], str]] = {
     "controls of no groups": ((0.5, 0.5), {"control": "A"}, SplitError, "need by="),
     "cells of no part": ((), {"by": "donor", "held_out": {"a": ["d1"]}}, SplitError, "in no part"),
     "unknown control": ((0.5, 0.5), {"by": "guide", "control": "x"}, SplitError, "control.*x"),
+    "controls alone": (
+        (0.5, 0.5),
+        {"by": "type", "control": "T", "held_out": {"test": "B"}},
+        SplitError,
+        "alone",
+    ),
     "controls held out": (
         {"train": 1.0},
         {"by": "guide", "control": "A", "held_out": {"test": "A"}},
