@@ -120,7 +120,7 @@ class SingleCellDataModule(LightningDataModule):
             return []
         if part not in self._loaders:
             ordering = {name for names in ORDER_OPTIONS.values() for name in names}
-            options = {name: v for name, v in self._options.items() if name not in ordering}
+            options: Any = {n: v for n, v in self._options.items() if n not in ordering}
             n_cells = self._cells.n_obs if rows is None else len(rows)
             # What is only looked at may be less than a batch for training.
             self._loaders[part] = SingleCellLoader(

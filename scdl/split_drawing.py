@@ -122,8 +122,10 @@ class Drawing:
         if not others.all():
             raise SplitError("a part would have controls alone: there are too few other groups")
         shares = others / others.sum()
-        strata = None if self.strata is None else _with_missing(self.strata)[cells]
-        for number, some in enumerate([slice(None)] if strata is None else _members(strata)):
+        strata = np.zeros(len(cells), np.int64)
+        if self.strata is not None:
+            strata = _with_missing(self.strata)[cells]
+        for number, some in enumerate(_members(strata)):
             chosen = cells[some]
             part_of[chosen] = _dealt_fairly(len(chosen), shares, self.seed, 3, number)
         for part in range(n_parts):
