@@ -443,7 +443,10 @@ class SingleCellLoader:
             totals=self._assembly.needs_totals,
         )
         cells, k = read(stretch.cells), self._options["neighbors"]
-        keys = [hashing.mixed(self.seed, epoch, self.rank, batch) for batch in stretch.batches]
+        # Of what is not random the key is of no use, and small batches are many.
+        keys = [0] * len(stretch.sizes)
+        if self._assembly.is_random:
+            keys = [hashing.mixed(self.seed, epoch, self.rank, batch) for batch in stretch.batches]
         if not k:
             return _Read(cells, None, stretch.sizes, keys)
         assert self.cells.graph is not None

@@ -297,9 +297,9 @@ class Assembly:
             What random numbers of this batch follow from.
         """
         columns = columns or {}
-        batch: Any = self._tensors(cells, gene_names, columns, hashing.mixed(key, 0))
+        batch: Any = self._tensors(cells, gene_names, columns, (key, 0))
         if neighbors is not None:
-            beside = self._tensors(neighbors, gene_names, columns, hashing.mixed(key, 1))
+            beside = self._tensors(neighbors, gene_names, columns, (key, 1))
             batch = replace(batch, neighbors=beside)
         for number, (function, takes_rng) in enumerate(self._functions):
             # Each has its own numbers, whatever comes before it.
@@ -319,6 +319,12 @@ class Assembly:
         return [(function, _takes_rng(function)) for function in functions]
 
     @cached_property
+    def is_random(self) -> bool:
+        """Whether a batch depends on its key."""
+        takes_rng = self._tokenizer_takes_rng or any(takes for _, takes in self._functions)
+        return takes_rng or self.choose == "random"
+
+    @cached_property
     def _tokenizer_takes_rng(self) -> bool:
         return self.tokenizer is not None and _takes_rng(self.tokenizer)
 
@@ -327,7 +333,7 @@ class Assembly:
         cells: CellBatch,
         gene_names: NDArray[Any] | None,
         columns: Mapping[str, NDArray[Any]],
-        key: int,
+        key: tuple[int, int],
     ) -> TrainingBatch:
         cells.check_genes()
         cells = self._transformed(cells)
@@ -341,7 +347,7 @@ class Assembly:
         )
         if self.tokenizer is not None:
             assert gene_names is not None
-            given = {"rng": _rng(key)} if self._tokenizer_takes_rng else {}
+            given = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}
             return replace(batch, tokens=self.tokenizer(cells, gene_names, **given))
         if self.layout == "padded":
             return self._padded(cells, batch, key)
@@ -365,7 +371,9 @@ class Assembly:
             torch.from_numpy(values).log1p_()
         return replace(cells, data=values)
 
-    def _padded(self, cells: CellBatch, batch: TrainingBatch, key: int) -> TrainingBatch:
+    def _padded(
+        self, cells: CellBatch, batch: TrainingBatch, key: tuple[int, int]
+    ) -> TrainingBatch:
         cells.check_columns()
         assert self.length is not None
         data, indices, indptr = tensors.computable(cells.data), cells.indices, cells.indptr
@@ -373,7 +381,7 @@ class Assembly:
         lengths = np.minimum(np.diff(indptr), self.length)
         if self.choose == "random":
             chosen, kept = np.empty(lengths.sum(), np.int64), np.empty(len(indptr), np.int64)
-            _kernels.sample_rows(indptr, self.length, np.uint64(key), chosen, kept)
+            _kernels.sample_rows(indptr, self.length, np.uint64(hashing.mixed(*key)), chosen, kept)
             data, indices, indptr = data[chosen], indices[chosen], kept
         values = np.zeros((len(cells), self.length), data.dtype)
         genes = np.full(values.shape, cells.n_vars, np.int64)
