@@ -197,7 +197,7 @@ class TestRandomTransforms:
             return batch
 
         bound = functools.partial(noise, rng=np.random.default_rng(0))
-        loader = SingleCellLoader(ds, 50, transforms=[plain, bound], order="sequential")
+        loader = SingleCellLoader(ds, 50, transforms=[plain, bound], order="sequential", threads=1)
         batch = next(iter(loader))
         assert batch["noise"].tolist() == np.random.default_rng(0).random(50).tolist()
 
