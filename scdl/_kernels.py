@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl import hashing
 from storage_backends.jit import fetch_ahead, kernel
 
 #: Returned in place of a count where a column id is not below the number of columns.
@@ -403,7 +404,7 @@ def fill_padded(
     data: NDArray[Any],
     indices: NDArray[Any],
     indptr: NDArray[np.int64],
-    by_value: bool,
+    keys: NDArray[Any],
     values: NDArray[Any],
     genes: NDArray[np.int64],
 ) -> None:
@@ -413,8 +414,9 @@ def fill_padded(
     ----------
     data, indices, indptr
         Rows in compressed sparse row form.
-    by_value
-        Whether the largest values come first, equal ones in the order they have; else as they are.
+    keys
+        One a stored value: those with the least come first, equal ones in the order they have.
+        None of them: values stay in the order they have.
     values, genes
         Outputs of rows x length, which hold the padding; what does not fit is left out.
     """
@@ -422,8 +424,8 @@ def fill_padded(
     for row in range(len(indptr) - 1):
         start, stop = indptr[row], indptr[row + 1]
         n = min(stop - start, length)
-        if by_value:
-            order = np.argsort(-data[start:stop].astype(np.float64), kind="mergesort")
+        if len(keys):
+            order = np.argsort(keys[start:stop], kind="mergesort")
             for k in range(n):
                 values[row, k] = data[start + order[k]]
                 genes[row, k] = indices[start + order[k]]
@@ -437,17 +439,90 @@ def fill_padded_numpy(
     data: NDArray[Any],
     indices: NDArray[Any],
     indptr: NDArray[np.int64],
-    by_value: bool,
+    keys: NDArray[Any],
     values: NDArray[Any],
     genes: NDArray[np.int64],
 ) -> None:
     """The same as :func:`fill_padded` in NumPy."""
     for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
         order = np.arange(stop - start)
-        if by_value:
-            order = np.argsort(-data[start:stop].astype(np.float64), kind="stable")
+        if len(keys):
+            order = np.argsort(keys[start:stop], kind="stable")
         order = start + order[: values.shape[1]]
         values[row, : len(order)], genes[row, : len(order)] = data[order], indices[order]
+
+
+@kernel
+def sample_rows(
+    indptr: NDArray[np.int64],
+    most: int,
+    key: np.uint64,
+    chosen: NDArray[np.int64],
+    chosen_indptr: NDArray[np.int64],
+) -> None:
+    """Draw at most so many entries of each row, each as likely as another, in rising order.
+
+    Selection sampling: D. Knuth, The Art of Computer Programming 2, algorithm 3.4.2 S. The numbers
+    are those of :func:`scdl.hashing.hashed`.
+
+    Parameters
+    ----------
+    indptr
+        n + 1 offsets from 0.
+    most
+        Entries of a row that are kept.
+    key
+        What the draws depend on, besides the number of the row and of the entry.
+    chosen
+        Output: the entries, as many as are kept.
+    chosen_indptr
+        Output: n + 1 offsets into `chosen`.
+    """
+    at = 0
+    chosen_indptr[0] = 0
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        row_key = _spread(np.uint64(row) ^ key)
+        wanted = min(stop - start, most)
+        for k in range(start, stop):
+            if not wanted:
+                break
+            drawn = _spread(np.uint64(k - start) ^ row_key) >> np.uint64(11)
+            if np.float64(drawn) * 2.0**-53 * (stop - k) < wanted:
+                chosen[at] = k
+                at += 1
+                wanted -= 1
+        chosen_indptr[row + 1] = at
+
+
+@kernel
+def _spread(x: np.uint64) -> np.uint64:
+    x += np.uint64(hashing.GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(hashing.FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(hashing.SECOND)
+    return x ^ (x >> np.uint64(31))
+
+
+def sample_rows_numpy(
+    indptr: NDArray[np.int64],
+    most: int,
+    key: np.uint64,
+    chosen: NDArray[np.int64],
+    chosen_indptr: NDArray[np.int64],
+) -> None:
+    """The same as :func:`sample_rows` in NumPy."""
+    keys = hashing.hashed(np.arange(len(indptr) - 1), int(key))
+    kept: list[int] = []
+    chosen_indptr[0] = 0
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
+        draws = hashing.uniform(hashing.hashed(np.arange(stop - start), int(keys[row])))
+        wanted = min(stop - start, most)
+        for k, drawn in enumerate(draws.tolist()):
+            if drawn * (stop - start - k) < wanted:
+                kept.append(start + k)
+                wanted -= 1
+        chosen_indptr[row + 1] = len(kept)
+    chosen[: len(kept)] = kept
 
 
 @kernel

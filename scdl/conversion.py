@@ -32,6 +32,7 @@ from scdl.schema import (
     OBS,
     Info,
     graph_array,
+    names_of,
     obsm_array,
     smallest_unsigned,
 )
@@ -54,7 +55,7 @@ class ConvertOptions(TypedDict, total=False):
     compression: str | None
     only_matrix: bool
     matrix: str | None
-    obsm: Sequence[str]
+    obsm: str | Sequence[str]
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float
     block_values: int
@@ -198,7 +199,7 @@ def convert(
     matrix : str, optional
         ``X``, ``raw/X`` (with ``raw/var``) or ``layers/<key>``. Default: ``raw/X`` where a file has
         it, else ``X``.
-    obsm : sequence of str, optional
+    obsm : str or sequence of str, optional
         Keys of dense vectors to carry over.
     data_dtype : dtype, optional
         Type of the stored values: uint8 to uint64, or float16 to float64. Default: that of the
@@ -411,9 +412,11 @@ class Conversion:
             self._alone is not None and keeps_elements and not options.get("only_matrix", False)
         )
         # Opened here, so that a key that a file lacks is found before anything is written.
-        asked = options.get("obsm") or _shared(file.kept_vectors for file in files)
+        asked = names_of(options.get("obsm"), "obsm") or _shared(
+            file.kept_vectors for file in files
+        )
         self._obsm = {key: [file.vectors(key) for file in files] for key in asked}
-        wanted = [neighbor_key] if isinstance(neighbor_key, str) else neighbor_key
+        wanted = None if neighbor_key is None else names_of(neighbor_key, "neighbor_key")
         self._graphs = list(dict.fromkeys(wanted or _shared(f.kept_graphs for f in files)))
         self.caster = settings.caster or self._make_caster(options)
         self._bounds = Bounds(

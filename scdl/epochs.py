@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,62 @@ from scdl.errors import OrderError
 from scdl.samplers import Positions
 
 
+class Share(Protocol):
+    """The batches of one rank, as stretches of the positions of an epoch.
+
+    Every rank has the same number of batches.
+    """
+
+    def __len__(self) -> int: ...
+
+    def bounds(self, batch: int, /) -> tuple[int, int]:
+        """Half-open stretch of positions of a batch."""
+
+
+def share_of(
+    positions: Positions, batch_size: int, rank: int, world_size: int, *, drop_last: bool
+) -> Share:
+    """What one rank gives of an epoch: batches of one size, or those that the order begins."""
+    starts = getattr(positions, "starts", None)
+    if starts is None:
+        return CellShare(len(positions), batch_size, rank, world_size, drop_last)
+    return BatchShare(starts, rank, world_size, drop_last)
+
+
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
+    """The batches of one rank where the order says which cells are a batch.
+
+    Batches are dealt out evenly, so that each rank has consecutive ones. Of those that are left
+    each rank gets one, so that some are given twice; with `drop_last` none of them is given.
+
+    Parameters
+    ----------
+    starts
+        Where each batch begins, and where the last one ends.
+    """
+
+    starts: Sequence[int] | NDArray[np.int64]
+    rank: int
+    world_size: int
+    drop_last: bool
+
+    def __len__(self) -> int:
+        n_each, left = divmod(len(self.starts) - 1, self.world_size)
+        return n_each + (left > 0 and not self.drop_last)
+
+    def bounds(self, batch: int, /) -> tuple[int, int]:
+        """Half-open stretch of positions of a batch."""
+        n_each, left = divmod(len(self.starts) - 1, self.world_size)
+        if batch < n_each:
+            number = self.rank * n_each + batch
+        else:
+            number = n_each * self.world_size + self.rank % left
+        return int(self.starts[number]), int(self.starts[number + 1])
+
+
+@dataclass(frozen=True)
+class CellShare:
     """The batches of one rank, as stretches of the positions of an epoch.
 
     Whole batches are dealt out evenly, so that each rank has consecutive ones; of what is left
@@ -39,7 +93,7 @@ class Share:
     def __len__(self) -> int:
         return self._n_whole + (self._left > 0 and not self.drop_last)
 
-    def bounds(self, batch: int) -> tuple[int, int]:
+    def bounds(self, batch: int, /) -> tuple[int, int]:
         """Half-open stretch of positions of a batch."""
         if batch < self._n_whole:
             start = (self.rank * self._n_whole + batch) * self.batch_size
@@ -64,11 +118,14 @@ class Stretch(NamedTuple):
         The cells, as the order gives them.
     sizes
         Cells of each batch.
+    batches
+        Number of each batch in the epoch of its rank.
     """
 
     positions: NDArray[np.int64]
     cells: NDArray[np.int64]
     sizes: list[int]
+    batches: list[int]
 
 
 @dataclass(frozen=True)
@@ -111,17 +168,34 @@ class Epoch:
         Raises
         ------
         OrderError
-            A position is not below `n`.
+            A position is no integer, or not below `n`.
         """
         start, stop = self.share.bounds(window[0])[0], self.share.bounds(window[-1])[1]
-        cells = np.asarray(self.positions[start:stop], np.int64)
-        if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < n:
-            raise OrderError(f"the order gives positions {cells.min()} to {cells.max()} of {n}")
+        cells = cells_at(self.positions, start, stop, n)
         mine = [b for b in window if (b - self.first) % self.n_workers == self.worker]
         found = []
         for i in range(0, len(mine), at_once):
             bounds = [self.share.bounds(batch) for batch in mine[i : i + at_once]]
             where = np.concatenate([np.arange(*stretch) for stretch in bounds])
             sizes = [end - begin for begin, end in bounds]
-            found.append(Stretch(where, cells[where - start], sizes))
+            found.append(Stretch(where, cells[where - start], sizes, mine[i : i + at_once]))
         return found
+
+
+def cells_at(positions: Positions, start: int, stop: int, n: int) -> NDArray[np.int64]:
+    """The cells at some places of an order.
+
+    Raises
+    ------
+    OrderError
+        A position is no integer, or not below `n`; or there are fewer than were promised.
+    """
+    cells = np.asarray(positions[start:stop])
+    if cells.shape != (stop - start,) or (cells.dtype.kind not in "iu" and cells.size):
+        raise OrderError(
+            f"the order gives {cells.dtype} of shape {cells.shape} for places {start} to {stop}, "
+            f"expected {stop - start} integers below {n}"
+        )
+    if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < n:
+        raise OrderError(f"the order gives positions {cells.min()} to {cells.max()} of {n}")
+    return cells.astype(np.int64, copy=False)

@@ -37,11 +37,13 @@ __all__ = [
     "ArrayNotFoundError",
     "BackendNotFoundError",
     "BackendOptionError",
+    "BatchKeyError",
     "CastError",
     "ClusterError",
     "CollectionError",
     "ColumnTypeError",
     "ConversionFailedError",
+    "DatasetTypeError",
     "FeatureNotFoundError",
     "GeneError",
     "GeneListNotFoundError",
@@ -108,8 +110,20 @@ class ColumnTypeError(ScdlError, TypeError):
     """A column of obs holds what no tensor can be made of."""
 
 
+class DatasetTypeError(ScdlError, TypeError):
+    """What should be a dataset or a collection is something else, such as a path."""
+
+
 class LoaderError(ScdlError, ValueError):
     """A loader was asked for what contradicts itself or the data."""
+
+
+class BatchKeyError(ScdlError, KeyError):
+    """A batch has nothing of that name."""
+
+    def __str__(self) -> str:
+        # A KeyError shows its message in quotes.
+        return str(self.args[0])
 
 
 class ResumeError(ScdlError, ValueError):

@@ -12,7 +12,7 @@ from scdl import __version__
 from scdl.csr import position
 from scdl.errors import FeatureNotFoundError
 from scdl.genes import numbered, space_key
-from scdl.schema import INDEX, INDEX_NAME, NULLABLE, OBS, Info, var_table
+from scdl.schema import INDEX, INDEX_NAME, NULLABLE, OBS, Info, names_of, var_table
 from storage_backends.base import is_nullable
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _chosen(columns: Columns, names: Sequence[str] | str | None) -> Sequence[str
     """The columns that are asked for; None: all of them."""
     if names is None:
         return columns.names
-    return [names] if isinstance(names, str) else names
+    return names_of(names, "features")
 
 
 class VarFeatures:

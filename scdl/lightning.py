@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Unpack
 
+import numpy as np
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 
-from scdl.loader import LoaderOptions, SingleCellLoader
-from scdl.rows import CellReader
+from scdl import csr
+from scdl.errors import SplitError
+from scdl.loader import LoaderOptions, LoaderStats, SingleCellLoader
+from scdl.loader_options import complete
+from scdl.orders import ORDER_OPTIONS, order_name
+from scdl.rows import CellReader, as_cells
+from scdl.samplers import Order
 from scdl.splits import Splits
 
 __all__ = ["SingleCellDataModule"]
 
 
+#: Names that a part of a split may have, by what it is for.
+_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test", "testing"),
+    "predict": ("predict", "prediction"),
+}
+
+
 class SingleCellDataModule(LightningDataModule):
-    """Training, validation and test loaders over a split of one dataset.
+    """Loaders for training, validation, test and prediction over a split of one dataset.
 
     Training cells come in the order asked for, the others as they are stored. Where training
     stands is saved in checkpoints; a run that is resumed gives the batches that were left.
@@ -24,45 +41,66 @@ class SingleCellDataModule(LightningDataModule):
     dataset
         The cells.
     splits
-        Parts ``train``, ``validation`` and ``test``, of which the last two may be missing.
+        Parts ``train`` (or ``training``), ``validation`` (``val``, ``valid``), ``test``
+        (``testing``) and ``predict`` (``prediction``), each of which may be missing.
     batch_size, order, seed
         As for :class:`scdl.SingleCellLoader`.
     **options
-        The others of the loader.
+        The others of the loader. Those of the order are for training alone.
+
+    Raises
+    ------
+    SplitError
+        A part has another name, or two are for the same; or the split is of another dataset.
+    LoaderError
+        There is no such option, or it has a value that it cannot have.
     """
 
     def __init__(
         self,
         dataset: CellReader,
-        splits: Splits,
+        splits: Mapping[str, csr.Rows],
         batch_size: int = 64,
         *,
-        order: Any = "block",
+        order: str | Order | None = None,
         seed: int = 0,
         **options: Unpack[LoaderOptions],
     ) -> None:
         super().__init__()
-        self._cells, self._splits, self._batch_size = dataset, splits, batch_size
-        self._order, self._seed, self._options = order, seed, options
-        self._training: SingleCellLoader | None = None
+        self._cells, self._batch_size = as_cells(dataset), batch_size
+        self._rows = _parts(splits, self._cells.n_obs)
+        # Checked and copied now; a loader is made when its process group is there.
+        self._order, self._seed, self._options = order, seed, complete(options)
+        self._loaders: dict[str, SingleCellLoader] = {}
         self._state: dict[str, Any] | None = None
 
     def train_dataloader(self) -> SingleCellLoader:
-        """Loader of the part ``train``, whose last batch is left out if it is not whole."""
-        if self._training is None:
-            self._training = SingleCellLoader(
+        """Loader of the part ``train``, whose last batch is left out if it is not whole.
+
+        Raises
+        ------
+        SplitError
+            The split has no such part.
+        """
+        if "train" not in self._rows:
+            raise SplitError(
+                f"the split has no part 'train' to train on, only {', '.join(self._rows) or 'none'}"
+            )
+        if "train" not in self._loaders:
+            self._loaders["train"] = SingleCellLoader(
                 self._cells,
                 self._batch_size,
                 order=self._order,
-                rows=self._splits["train"],
+                rows=self._rows["train"],
                 seed=self._seed,
                 drop_last=True,
                 **self._options,
             )
+        loader = self._loaders["train"]
         if self._state is not None:
-            self._training.load_state_dict(self._state)
+            loader.load_state_dict(self._state)
             self._state = None
-        return self._training
+        return loader
 
     def val_dataloader(self) -> Any:
         """Loader of the part ``validation``; an empty list where there is none."""
@@ -72,20 +110,70 @@ class SingleCellDataModule(LightningDataModule):
         """Loader of the part ``test``; an empty list where there is none."""
         return self._in_order("test")
 
+    def predict_dataloader(self) -> Any:
+        """Loader of the part ``predict``; of all cells, as they are stored, where there is none."""
+        return self._in_order("predict")
+
     def _in_order(self, part: str) -> Any:
-        if part not in self._splits:
+        rows = self._rows.get(part)
+        if rows is None and part != "predict":
             return []
-        rows = self._splits[part]
-        # What is only looked at may be less than a batch for training.
-        return SingleCellLoader(
-            self._cells, min(self._batch_size, len(rows)), order="sequential", rows=rows,
-            seed=self._seed, **self._options,
-        )  # fmt: skip
+        if part not in self._loaders:
+            ordering = {name for names in ORDER_OPTIONS.values() for name in names}
+            options: Any = {n: v for n, v in self._options.items() if n not in ordering}
+            n_cells = self._cells.n_obs if rows is None else len(rows)
+            # What is only looked at may be less than a batch for training.
+            self._loaders[part] = SingleCellLoader(
+                self._cells, max(1, min(self._batch_size, n_cells)), order="sequential", rows=rows,
+                seed=self._seed, **options,
+            )  # fmt: skip
+        return self._loaders[part]
+
+    def stats(self) -> dict[str, LoaderStats]:
+        """Figures of the last epoch of each loader that was made, by part."""
+        return {part: loader.stats() for part, loader in self._loaders.items()}
+
+    def __repr__(self) -> str:
+        parts = [
+            f"  {part}: {len(rows):,} cells" + (f", {self._shown_order}" if part == "train" else "")
+            for part, rows in self._rows.items()
+        ]
+        head = f"SingleCellDataModule of {self._cells!r}, batches of {self._batch_size}"
+        return "\n".join([head, *parts])
+
+    def __str__(self) -> str:
+        # That of Lightning makes all loaders.
+        return repr(self)
+
+    @property
+    def _shown_order(self) -> str:
+        if self._order is None or isinstance(self._order, str):
+            return f"order {order_name(self._order, self._options)}"
+        return f"order {type(self._order).__name__}"
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands, for checkpoints."""
-        return {} if self._training is None else {"train": self._training.state_dict()}
+        training = self._loaders.get("train")
+        return {} if training is None else {"train": training.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._state = state_dict.get("train")
+
+
+def _parts(splits: Mapping[str, csr.Rows], n_obs: int) -> dict[str, NDArray[np.int64]]:
+    """Rows of each part, by what it is for; SplitError where a name does not say that."""
+    if not isinstance(splits, Mapping):
+        raise SplitError(f"splits are parts by name, as scdl.split makes them, not {splits!r:.200}")
+    if isinstance(splits, Splits) and splits.n_obs != n_obs:
+        raise SplitError(f"the split is of {splits.n_obs} cells, the dataset has {n_obs}")
+    usual = {name: part for part, names in _NAMES.items() for name in names}
+    found: dict[str, NDArray[np.int64]] = {}
+    for name, rows in splits.items():
+        if name not in usual:
+            known = ", ".join(names[0] for names in _NAMES.values())
+            raise SplitError(f"the split has a part {name!r}, which no loader takes; take {known}")
+        if usual[name] in found:
+            raise SplitError(f"the split has two parts for {usual[name]!r}: {', '.join(splits)}")
+        found[usual[name]] = csr.positions(rows, n_obs).copy()
+    return found

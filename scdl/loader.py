@@ -5,28 +5,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import math
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, NoReturn, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from scdl import _kernels, csr, samplers
+from scdl import _kernels, csr, hashing, samplers
 from scdl.batch import CellBatch
-from scdl.epochs import Epoch, Share, Stretch
-from scdl.errors import LoaderError, ResumeError
+from scdl.epochs import Epoch, Share, Stretch, cells_at, share_of
+from scdl.errors import LoaderError, OrderError, ResumeError
 from scdl.genes import OWN, check_one_space, is_own
-from scdl.loader_options import DEFAULTS, LoaderOptions, LoaderStats, place, torch_dtype
-from scdl.orders import OrderMaker
+from scdl.loader_dataset import LoaderDataset
+from scdl.loader_options import LoaderOptions, LoaderStats, complete, place, whole
+from scdl.orders import OrderMaker, check_unused, order_name
 from scdl.prefetch import ahead
-from scdl.rows import CellReader
+from scdl.progress import Progress
+from scdl.rows import CellReader, as_cells
 from scdl.schema import INDEX
 from scdl.training_batch import Assembly, TrainingBatch
 from scdl.vocabulary import ObsColumn, obs_column
@@ -38,8 +38,8 @@ __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 _TASK_CELLS = 512
 #: Cells whose positions are computed at once, and of which the storage is told early.
 _WINDOW_CELLS = 1 << 12
-#: Positions of an order that are compared with those of a saved one.
-_COMPARED = 1 << 10
+#: Of an order that says no more of itself, so many pieces of so many positions are compared.
+_COMPARED_PIECES, _COMPARED = 1 << 10, 1 << 10
 #: What names of threads that read ahead begin with.
 _THREADS = "scdl-loader"
 
@@ -50,11 +50,15 @@ _kernels.scale_rows(
 
 
 class _Read(NamedTuple):
-    """Batches that were read together: their cells, those beside them, and the size of each."""
+    """Batches that were read together.
+
+    Their cells, those beside them, the size of each, and what its random numbers follow from.
+    """
 
     cells: CellBatch
     neighbors: CellBatch | None
     sizes: list[int]
+    keys: list[int]
 
     def cut(self, n: int) -> Iterator[_Read]:
         """Parts of `n` batches, whose arrays are views."""
@@ -64,7 +68,7 @@ class _Read(NamedTuple):
             sizes = self.sizes[i : i + n]
             stop = start + sum(sizes)
             beside = None if self.neighbors is None else self.neighbors[start * k : stop * k]
-            yield _Read(self.cells[start:stop], beside, sizes)
+            yield _Read(self.cells[start:stop], beside, sizes, self.keys[i : i + n])
             start = stop
 
 
@@ -82,25 +86,30 @@ class SingleCellLoader:
     batch_size
         Cells of a batch, of each rank.
     order
-        ``"block"``: blocks of consecutive cells are shuffled, then the cells of many blocks among
-        each other. ``"random"``: every cell on its own. ``"sequential"``: as they are stored.
-        ``"weighted"``: drawn in proportion to `weights`. ``"balanced"``: drawn so that each value
-        of the obs column `by` is equally likely. ``"grouped"``: every batch from one value of
-        `by`; with `control`, that value's cells are the second half of every batch, of which each
-        has the same value in the obs column `match` as its counterpart in the first half. Or any
-        :class:`scdl.samplers.Order`.
+        ``"block"``, the default: blocks of consecutive cells are shuffled, then the cells of many
+        blocks among each other. ``"random"``: every cell on its own. ``"sequential"``: as they are
+        stored. ``"weighted"``, the default where `weights` are given: drawn in proportion to them.
+        ``"balanced"``: drawn so that each value of the obs column `by` is equally likely.
+        ``"grouped"``: every batch from one value of `by`; with `control`, that value's cells are
+        the second half of every batch, of which each has the same value in the obs column `match`
+        as its counterpart in the first half. `by` and `match` may be several columns: each
+        combination is a value. Or any :class:`scdl.samplers.Order`. An option that the order has
+        no use for is an error.
     rows
         Cells to use, as for ``read_rows``; their order is that of ``"sequential"``.
     seed
-        Of the order and of sampled neighbours.
+        Of the order, of sampled neighbours and of what is random in batches.
     drop_last
         Whether to leave out the last batch if it is not whole; otherwise the ranks share its cells.
     **options
         ``layout``: ``"csr"``, ``"coo"``, ``"dense"``, or ``"padded"``: of each cell `length`
-        values and their genes, those with the largest values first with ``by_value=True``.
-        ``dtype``: of the values, default ``torch.float32``; None: the stored one.
-        ``obs``, ``obsm``: columns and dense vectors to give along; :attr:`vocabulary` tells what
-        the codes of labels mean.
+        values and their genes. Of a cell that has more ``choose`` says which: ``"first"``, the
+        default: those with the lowest gene ids; ``"largest"`` (also ``by_value=True``): the largest
+        values, in falling order; ``"random"``: others in every epoch.
+        ``dtype``: of the values, of torch or NumPy, default ``torch.float32``; None: the stored
+        one. A value that it cannot hold is an error.
+        ``obs``, ``obsm``: columns and dense vectors to give along, one or several;
+        :attr:`vocabulary` tells what the codes of labels mean.
         ``matrix``: another matrix of an AnnData that the archive keeps whole, such as
         ``layers/counts``.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
@@ -108,9 +117,15 @@ class SingleCellLoader:
         the column ids of each cell's own genes instead, and ``spaces`` in the batch.
         ``neighbors``: how many sampled neighbours to give beside each cell.
         ``transforms``: :class:`~scdl.transforms.NormalizeTotal`,
-        :class:`~scdl.transforms.Log1p`, then any functions on the batch.
-        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names; its result is the
-        batch's ``tokens``.
+        :class:`~scdl.transforms.Log1p`, then any functions on the batch. One with a parameter `rng`
+        is given a :class:`numpy.random.Generator` that depends on nothing but the seed, the epoch,
+        the rank and the batch.
+        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names, and `rng` where it has
+        such a parameter; its result is the batch's ``tokens``.
+        ``remainder``: of the order ``"grouped"``, what becomes of the cells of a group that do not
+        fill a batch: ``"smaller"``: they come as a smaller one; ``"fill"``: together with others of
+        the group, drawn again; ``"drop"``: they are left out of the epoch. Default: they are left
+        out, others in each epoch; a group that is smaller than a batch is an error.
         ``memory_mb``: for cells that are held in memory or in the page cache, default 256; of
         these `block` and `buffer` of the block order follow, in cells, unless given.
         ``prefetch``: batches assembled ahead, default 4; small ones are assembled by some 500
@@ -130,6 +145,8 @@ class SingleCellLoader:
         The cells have different genes, and no `genes` were given.
     RowIndexError
         `rows` are not cells of the dataset.
+    DatasetTypeError
+        `dataset` is something else, such as a path or an AnnData.
     """
 
     def __init__(
@@ -137,18 +154,14 @@ class SingleCellLoader:
         dataset: CellReader,
         batch_size: int = 64,
         *,
-        order: str | samplers.Order = "block",
+        order: str | samplers.Order | None = None,
         rows: csr.Rows | None = None,
         seed: int = 0,
         drop_last: bool = False,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        unknown = options.keys() - DEFAULTS.keys()
-        if unknown:
-            raise LoaderError(
-                f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}"
-            )
-        self._options: LoaderOptions = {**DEFAULTS, **options}
+        self._options: LoaderOptions = complete(options)
+        dataset = as_cells(dataset)
         if self._options["matrix"] is not None:
             dataset = dataset.select_matrix(self._options["matrix"])
         self._own_genes = is_own(self._options["genes"])
@@ -159,48 +172,35 @@ class SingleCellLoader:
                 missing=self._options["missing"],
                 duplicates=self._options["duplicates"],
             )
-        self.cells, self.batch_size, self.seed, self.drop_last = (
-            dataset, int(batch_size), int(seed), bool(drop_last),
-        )  # fmt: skip
-        self._rows = None if rows is None else csr.positions(rows, dataset.n_obs)
+        self.cells, self.drop_last = dataset, bool(drop_last)
+        self.batch_size, self.seed = whole("batch_size", batch_size, 1), whole("seed", seed)
+        # A copy: what the caller does with an array afterwards does not change the cells.
+        self._rows = None if rows is None else csr.positions(rows, dataset.n_obs).copy()
         self._n = dataset.n_obs if self._rows is None else len(self._rows)
-        self._order_name = order if isinstance(order, str) else type(order).__name__
-        self._own_order = None if isinstance(order, str) else order
+        self._own_order = None if order is None or isinstance(order, str) else order
+        if isinstance(order, str) or order is None:
+            self._order_name = order_name(order, self._options)
+        else:
+            self._order_name = type(order).__name__
         self._content = self._content_now
         self.rank, self.world_size = place(options.get("rank"), options.get("world_size"))
         self._assembly = Assembly(
             layout=self._options["layout"],
-            dtype=torch_dtype(self._options["dtype"]),
+            dtype=self._options["dtype"],  # type: ignore[arg-type]
             length=self._options["length"],
-            by_value=self._options["by_value"],
-            transforms=tuple(self._options["transforms"]),
+            choose=self._options["choose"],
+            transforms=self._options["transforms"],
             tokenizer=self._options["tokenizer"],
         )
-        self.epoch = 0
-        #: Batches given of this epoch, and whether an iteration has begun it.
-        self._given, self._begun = 0, False
+        self._progress = Progress()
         self._stats = LoaderStats()
         self._check()
 
     def _check(self) -> None:
-        if self.batch_size < 1:
-            raise LoaderError(f"batch_size must be at least 1, not {self.batch_size}")
         if self._n == 0:
             raise LoaderError("there are no cells to load: the dataset or the subset is empty")
-        least = {"prefetch": 1, "threads": 1, "workers": 0, "neighbors": 0, "block": 1, "buffer": 1}
-        for name, low in least.items():
-            value = self._options[name]  # type: ignore[literal-required]
-            if value is not None and value < low:
-                raise LoaderError(f"{name} must be at least {low}, not {value}")
-        if not 0 < self._options["memory_mb"] < math.inf:
-            raise LoaderError(
-                f"memory_mb must be a positive number, not {self._options['memory_mb']}"
-            )
-        if self._own_order is not None and not hasattr(self._own_order, "positions"):
-            raise LoaderError(
-                "an order is a name or an object with positions(n, seed, epoch), not "
-                f"{self._own_order!r}"
-            )
+        if self._own_order is not None:
+            self._check_own_order(self._own_order)
         width = getattr(self._own_order, "batch_size", self.batch_size)
         if width != self.batch_size:
             raise LoaderError(
@@ -215,12 +215,13 @@ class SingleCellLoader:
             spaces = self.cells.gene_spaces if rows is None else self.cells.spaces_of(rows)
             if spaces is not None:
                 check_one_space(spaces, "the cells to load")
-        if self._order_name in ("grouped", "Grouped"):
-            self.drop_last = True
         self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
         if self._options["obsm"]:
             self.cells.read_rows([], obsm=self._options["obsm"])
-        n_cells = len(self._positions(0))
+        positions = self._positions(0)
+        n_cells = len(positions)
+        if n_cells:
+            cells_at(positions, 0, 1, self._n)
         if self.batch_size > n_cells:
             raise LoaderError(
                 f"batch_size {self.batch_size} is more than the {n_cells} cells of an epoch; take "
@@ -231,6 +232,13 @@ class SingleCellLoader:
                 f"{n_cells} cells make no batch of {self.batch_size} on each of "
                 f"{self.world_size} ranks; take smaller batches, or drop_last=False"
             )
+
+    def _check_own_order(self, order: Any) -> None:
+        if isinstance(order, type) or not hasattr(order, "positions"):
+            raise LoaderError(
+                f"an order is a name or an object with positions(n, seed, epoch), not {order!r}"
+            )
+        check_unused("an order of one's own", self._options, ())
 
     # -- columns ---------------------------------------------------------------------------
 
@@ -257,13 +265,13 @@ class SingleCellLoader:
         """The order of the cells."""
         if self._own_order is not None:
             return self._own_order
-        chosen = ("block", "buffer", "weights", "by", "control", "match")
         return OrderMaker(
             cells=self.cells,
             rows=self._rows,
             batch_size=self.batch_size,
             budget=self._budget_cells,
-            **{name: self._options[name] for name in chosen},  # type: ignore[literal-required]
+            drop_last=self.drop_last,
+            options=self._options,
         ).make(self._order_name)
 
     @property
@@ -273,27 +281,68 @@ class SingleCellLoader:
         return max(1, int(self._options["memory_mb"] * 1e6 / 2 / per_cell))
 
     def _positions(self, epoch: int) -> samplers.Positions:
-        return self.order.positions(self._n, self.seed, epoch)
+        positions = self.order.positions(self._n, self.seed, epoch)
+        if not hasattr(positions, "__len__") or not hasattr(positions, "__getitem__"):
+            raise OrderError(
+                "the positions of an order have a length and give arrays for slices, found "
+                f"{type(positions).__name__}"
+            )
+        return positions
 
     def _share(self, positions: samplers.Positions) -> Share:
         place = self.rank, self.world_size
-        return Share(len(positions), self.batch_size, *place, self.drop_last)
+        return share_of(positions, self.batch_size, *place, drop_last=self.drop_last)
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for every rank."""
         return len(self._share(self._positions(self.epoch)))
 
+    def __repr__(self) -> str:
+        options = self._options
+        gives = [f"{options['layout']} {self._assembly.dtype or 'as stored'}".replace("torch.", "")]
+        for column in options["obs"]:
+            names = self._columns[column].names
+            gives.append(f"obs {column!r}" + ("" if names is None else f" ({len(names)} labels)"))
+        gives += [f"obsm {key!r}" for key in options["obsm"]]
+        if options["tokenizer"] is not None:
+            gives[0] = "tokens"
+        if options["neighbors"]:
+            gives.append(f"{options['neighbors']} neighbours a cell")
+        of_all = "" if self._rows is None else f"{self._n:,} cells of "
+        ranks = "" if self.world_size == 1 else f", rank {self.rank} of {self.world_size}"
+        last = ", the last one left out if not whole" if self.drop_last else ""
+        return (
+            f"SingleCellLoader of {of_all}{self.cells!r}\n"
+            f"  batches: {len(self):,} an epoch of {self.batch_size} cells{last}{ranks}\n"
+            f"  order: {self._order_name}, seed {self.seed}, epoch {self.epoch}\n"
+            f"  gives: {', '.join(gives)}"
+        )
+
+    def __getitem__(self, index: object) -> NoReturn:
+        # A DataLoader takes what has a length for a dataset of items.
+        raise LoaderError(
+            "a loader gives batches, and no items by position; iterate over it, or give a "
+            "DataLoader its dataset: DataLoader(loader.dataset(), batch_size=None)"
+        )
+
     # -- reading ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the next epoch, or what is left of one that was resumed."""
-        if self._begun:
-            self.epoch, self._given = self.epoch + 1, 0
-        self._begun = True
+        """The batches of the next epoch, or what is left of one that was resumed.
+
+        Several iterations may be in use at once: each is another epoch.
+        """
+        place = self._progress.begin()
         run = self._from_workers if self._options["workers"] else self._batches
-        with contextlib.closing(run(self.epoch, self._given)) as batches:
-            yield from self._counted(batches)
-        self.epoch, self._given, self._begun = self.epoch + 1, 0, False
+        try:
+            with contextlib.closing(run(place.epoch, place.batch)) as batches:
+                for batch in self._counted(batches):
+                    self._progress.gave(place)
+                    yield batch
+        except BaseException:
+            self._progress.left(place)
+            raise
+        self._progress.finished(place, moves_on=True)
 
     def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches, with the figures of :meth:`stats`."""
@@ -307,7 +356,6 @@ class SingleCellLoader:
             # A transform may have made anything of it.
             cells += len(batch) if isinstance(batch, TrainingBatch) else self.batch_size
             self._stats = LoaderStats(cells, number, int(cells * per_cell), now - began, waited)
-            self._given += 1
             yield batch
             asked = time.perf_counter()
 
@@ -396,12 +444,16 @@ class SingleCellLoader:
             totals=self._assembly.needs_totals,
         )
         cells, k = read(stretch.cells), self._options["neighbors"]
+        # Of what is not random the key is of no use, and small batches are many.
+        keys = [0] * len(stretch.sizes)
+        if self._assembly.is_random:
+            keys = [hashing.mixed(self.seed, epoch, self.rank, batch) for batch in stretch.batches]
         if not k:
-            return _Read(cells, None, stretch.sizes)
+            return _Read(cells, None, stretch.sizes, keys)
         assert self.cells.graph is not None
-        draws = samplers.draws(stretch.positions, k, self.seed, epoch)
+        draws = hashing.draws(stretch.positions, k, self.seed, epoch)
         neighbors = self.cells.graph.sample_many(stretch.cells, draws)
-        return _Read(cells, read(neighbors.ravel()), stretch.sizes)
+        return _Read(cells, read(neighbors.ravel()), stretch.sizes, keys)
 
     @cached_property
     def _index_dtype(self) -> np.dtype[Any] | None:
@@ -413,7 +465,7 @@ class SingleCellLoader:
     def _assemble(self, read: _Read) -> list[Any]:
         columns = {name: column.values for name, column in self._columns.items()}
         return [
-            self._assembly(batch.cells, batch.neighbors, self._gene_names, columns)
+            self._assembly(batch.cells, batch.neighbors, self._gene_names, columns, batch.keys[0])
             for batch in read.cut(1)
         ]
 
@@ -435,15 +487,27 @@ class SingleCellLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be that epoch, from its beginning."""
-        self.epoch, self._given, self._begun = int(epoch), 0, False
+        self._progress.set(int(epoch))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is being given; between two of them the next one."""
+        return self._progress.now[0]
 
     def stats(self) -> LoaderStats:
         """Figures of the last epoch, finished or not."""
         return self._stats
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this rank stands: plain numbers and text."""
-        return {"epoch": self.epoch, "batch": self._given, "loader": self._fingerprint}
+        """Where this rank stands: plain numbers and text.
+
+        Of several iterations at once, it is the place of the one that gave a batch last; one that
+        was left early, such as ``next(iter(loader))``, does not count while another is in use.
+        """
+        return self._state(*self._progress.now)
+
+    def _state(self, epoch: int, batch: int) -> dict[str, Any]:
+        return {"epoch": epoch, "batch": batch, "loader": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration give what was left when the state was taken.
@@ -455,13 +519,9 @@ class SingleCellLoader:
         ResumeError
             The state is of a loader with other data, cells, batches, order or seed.
         """
-        self.epoch, self._given = self._unfinished(*self._checked(state))
-        self._begun = False
-
-    def _unfinished(self, epoch: int, batch: int) -> tuple[int, int]:
-        """The same place; behind the last batch of an epoch, the beginning of the next."""
+        epoch, batch = self._checked(state)
         n_batches = len(self._share(self._positions(epoch)))
-        return (epoch, batch) if batch < n_batches else (epoch + 1, 0)
+        self._progress.set(*((epoch, batch) if batch < n_batches else (epoch + 1, 0)))
 
     def _checked(self, state: Mapping[str, Any]) -> tuple[int, int]:
         """Epoch and batch of a state, if it is one of this loader."""
@@ -489,74 +549,28 @@ class SingleCellLoader:
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         """What must be the same for a state to mean the same."""
-        if isinstance(self.order, samplers.Block):
-            order = f"block of {self.order.block} in {self.order.buffer}"
-        else:
-            # Weights and labels tell in the cells that they lead to.
-            first = np.asarray(self.order.positions(self._n, 0, 0)[0:_COMPARED], np.int64)
-            order = f"{self._order_name} {hashlib.sha256(first.tobytes()).hexdigest()[:8]}"
         rows = b"" if self._rows is None else self._rows.tobytes()
         return {
             "cells": self.cells.n_obs,
             "data": hashlib.sha256(repr(self._content).encode() + rows).hexdigest()[:16],
             "batch_size": self.batch_size,
-            "order": order,
+            "order": self._order_fingerprint,
             "seed": self.seed,
             "drop_last": self.drop_last,
             "world_size": self.world_size,
         }
 
-
-class LoaderDataset(IterableDataset[Any]):
-    """The batches of a loader as a PyTorch dataset, of which workers give one each in turn.
-
-    Each iteration is the next epoch, as far as a process can know: workers that start anew for
-    every epoch begin with the one that was set last, so call :meth:`set_epoch` before each.
-    """
-
-    def __init__(self, loader: SingleCellLoader) -> None:
-        self._loader = loader
-        # How often it was set, epoch and first batch; shared with workers that live on.
-        state = torch.tensor([0, loader.epoch, loader._given])
-        self._set: torch.Tensor = state.share_memory_()  # type: ignore[no-untyped-call]
-        self._seen = -1
-        self._at = loader.epoch, loader._given
-        self._resumed = False
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        times, *given = self._set.tolist()
-        if self._resumed:
-            epoch, batch = self._at
-            if n_workers == 1:
-                epoch, batch = self._loader._unfinished(epoch, batch)
-        elif times != self._seen:
-            epoch, batch = given
-        else:
-            epoch, batch = self._at[0] + 1, 0
-        self._seen, self._resumed, self._at = times, False, (epoch, batch)
-        for result in self._loader._batches(epoch, batch, worker, n_workers):
-            batch += n_workers
-            self._at = epoch, batch
-            yield result
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be that epoch, from its beginning."""
-        self.resume(epoch, 0)
-
-    def resume(self, epoch: int, batch: int) -> None:
-        """Let the next iteration begin with a batch of an epoch."""
-        self._set[:] = torch.tensor([int(self._set[0]) + 1, epoch, batch])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where this process stands, for torchdata's ``StatefulDataLoader``."""
-        epoch, batch = self._at
-        return {"epoch": epoch, "batch": batch, "loader": self._loader._fingerprint}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a process of as many workers stood; errors as those of a loader."""
-        self._at, self._resumed = self._loader._checked(state), True
+    @property
+    def _order_fingerprint(self) -> str:
+        """What tells the order from others: its parameters, or where it leads."""
+        own = getattr(self.order, "fingerprint", None)
+        if own is not None:
+            return str(own() if callable(own) else own)
+        digest = hashlib.sha256()
+        for epoch in (0, 1):
+            positions = self.order.positions(self._n, self.seed, epoch)
+            step = max(1, len(positions) // _COMPARED_PIECES)
+            for start in range(0, len(positions), step):
+                stop = min(start + min(step, _COMPARED), len(positions))
+                digest.update(cells_at(positions, start, stop, self._n).tobytes())
+        return f"{self._order_name} {digest.hexdigest()[:16]}"

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from scdl.errors import LoaderError
+from scdl.errors import LoaderError, OptionError
 from scdl.genes import Duplicates, Genes, Missing
-from scdl.training_batch import Layout, Tokenizer
+from scdl.samplers import Remainder
+from scdl.schema import names_of
+from scdl.training_batch import Choice, Layout, Tokenizer
 
 
 class LoaderOptions(TypedDict, total=False):
     """What of the cells a loader gives, and how; every key may be left out."""
 
     layout: Layout
-    dtype: torch.dtype | str | None
+    dtype: torch.dtype | DTypeLike | None
     length: int | None
+    choose: Choice | None
     by_value: bool
-    obs: Sequence[str]
-    obsm: Sequence[str]
+    obs: str | Sequence[str]
+    obsm: str | Sequence[str]
     matrix: str | None
     genes: Genes | None
     gene_column: str | None
@@ -35,9 +41,10 @@ class LoaderOptions(TypedDict, total=False):
     buffer: int | None
     memory_mb: float
     weights: NDArray[Any] | None
-    by: str | None
+    by: str | Sequence[str] | None
     control: Any
-    match: str | None
+    match: str | Sequence[str] | None
+    remainder: Remainder | None
     prefetch: int
     threads: int
     workers: int
@@ -49,6 +56,7 @@ DEFAULTS: LoaderOptions = {
     "layout": "csr",
     "dtype": torch.float32,
     "length": None,
+    "choose": None,
     "by_value": False,
     "obs": (),
     "obsm": (),
@@ -67,6 +75,7 @@ DEFAULTS: LoaderOptions = {
     "by": None,
     "control": None,
     "match": None,
+    "remainder": None,
     "prefetch": 4,
     "threads": 2,
     "workers": 0,
@@ -108,6 +117,69 @@ class LoaderStats:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
+#: The least that options which are whole numbers may be.
+_LEAST = {"prefetch": 1, "threads": 1, "workers": 0, "neighbors": 0, "block": 1, "buffer": 1,
+          "length": 1}  # fmt: skip
+
+
+def complete(options: LoaderOptions) -> LoaderOptions:
+    """Options with the defaults of those that were left out, checked one by one.
+
+    Arrays and lists are copied, so that what the caller does with them changes nothing.
+
+    Raises
+    ------
+    LoaderError
+        There is no such option, or it has a value that it cannot have; the message names it.
+    """
+    unknown = options.keys() - DEFAULTS.keys()
+    if unknown:
+        raise LoaderError(f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}")
+    found: dict[str, Any] = {**DEFAULTS, **options}
+    for name, least in _LEAST.items():
+        if found[name] is not None:
+            found[name] = whole(name, found[name], least)
+    memory = found["memory_mb"]
+    if not isinstance(memory, int | float | np.number) or not 0 < memory < math.inf:
+        raise LoaderError(f"memory_mb must be a positive number, not {memory!r}")
+    try:
+        for name in ("obs", "obsm"):
+            found[name] = names_of(found[name], name)
+        for name in ("by", "match"):
+            found[name] = None if found[name] is None else names_of(found[name], name)
+    except OptionError as error:
+        raise LoaderError(str(error)) from error
+    if found["weights"] is not None:
+        found["weights"] = np.array(found["weights"])
+    if found["by_value"]:
+        if found["choose"] not in (None, "largest"):
+            raise LoaderError(f"by_value=True means choose='largest', not {found['choose']!r}")
+        found["choose"] = "largest"
+    transforms = found["transforms"]
+    found["transforms"] = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
+    found["dtype"] = torch_dtype(found["dtype"])
+    if found["genes"] is None:
+        for name in ("gene_column", "missing", "duplicates"):
+            if found[name] != DEFAULTS[name]:  # type: ignore[literal-required]
+                raise LoaderError(
+                    f"{name}= is of no use without genes=, the gene space to train in"
+                )
+    return cast(LoaderOptions, found)
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, at least as large as one; LoaderError names the option."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError as error:
+        raise LoaderError(f"{name} must be a whole number, not {value!r:.200}") from error
+    if least is not None and number < least:
+        raise LoaderError(f"{name} must be at least {least}, not {number}")
+    return number
+
+
 def place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """Rank and number of ranks: as given, or those of the process group."""
     if (rank is None) != (world_size is None):
@@ -117,16 +189,30 @@ def place(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
         return 0, 1
-    if not 0 <= rank < world_size:
+    rank, world_size = whole("rank", rank, 0), whole("world_size", world_size, 1)
+    if not rank < world_size:
         raise LoaderError(f"rank must be in [0, {world_size}), not {rank}")
     return rank, world_size
 
 
-def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype of torch, also by name."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise LoaderError(f"dtype must be one of torch, such as 'float32', not {dtype!r}")
+def torch_dtype(dtype: torch.dtype | DTypeLike | None) -> torch.dtype | None:
+    """A dtype of torch, also by name, or for one of NumPy."""
+    if dtype is None:
+        return None
+    found: Any = dtype
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+    elif not isinstance(dtype, torch.dtype):
+        try:
+            found = getattr(torch, np.dtype(dtype).name, None)
+        except TypeError:
+            found = None
+    if not isinstance(found, torch.dtype) or found.is_complex or found in _NO_NUMBERS:
+        raise LoaderError(
+            f"dtype must be a type of numbers, such as 'float32' or torch.bfloat16, not {dtype!r}"
+        )
     return found
+
+
+#: Types of torch whose values are no plain numbers.
+_NO_NUMBERS = (torch.quint8, torch.qint8, torch.qint32)

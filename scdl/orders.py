@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl import samplers
-from scdl.errors import LoaderError, OrderError
+from scdl.errors import LoaderError, OptionError, OrderError
+from scdl.grouping import Groups, groups
 from scdl.rows import CellReader
-from scdl.vocabulary import ObsColumn, codes
 
 #: Blocks in a buffer, by default: so many that a batch is nearly as random as one of single cells.
 _BLOCKS = 512
 #: Cells of a block, at most: consecutive ones that take some 400 kB, as disks like to read.
 _MOST_BLOCK = 64
+
+#: Options that each order has a use for.
+ORDER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "block": ("block", "buffer"),
+    "random": (),
+    "sequential": (),
+    "weighted": ("weights",),
+    "balanced": ("by",),
+    "grouped": ("by", "control", "match", "remainder"),
+}
+
+
+def order_name(order: str | None, options: Mapping[str, Any]) -> str:
+    """The order that is meant: the one that is named, or the one that options imply.
+
+    Raises
+    ------
+    LoaderError
+        There is none of that name, or it has no use for an option that is given.
+    """
+    if order is None:
+        order = "weighted" if options["weights"] is not None else "block"
+        meant = "an order that is not named"
+    else:
+        meant = f"order={order!r}"
+    if order not in ORDER_OPTIONS:
+        raise LoaderError(f"order must be one of {', '.join(ORDER_OPTIONS)}, not {order!r}")
+    check_unused(meant, options, ORDER_OPTIONS[order])
+    if options["match"] is not None and options["control"] is None:
+        raise LoaderError("match= says which control a cell gets, and needs control=")
+    return order
+
+
+def check_unused(meant: str, options: Mapping[str, Any], used: Sequence[str]) -> None:
+    """LoaderError where an option of orders is given that an order does not use."""
+    for name in dict.fromkeys(name for names in ORDER_OPTIONS.values() for name in names):
+        if options[name] is not None and name not in used:
+            orders = [f"order={order!r}" for order, names in ORDER_OPTIONS.items() if name in names]
+            raise LoaderError(f"{meant} has no use for {name}=, which is for {' or '.join(orders)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +73,19 @@ class OrderMaker:
         Cells of a batch.
     budget
         Cells that a buffer may hold, unless `buffer` says how many.
-    block, buffer, weights, by, control, match
-        As for :class:`scdl.SingleCellLoader`.
+    drop_last
+        Whether only whole batches are wanted.
+    options
+        ``block``, ``buffer``, ``weights``, ``by``, ``control``, ``match`` and ``remainder`` as for
+        :class:`scdl.SingleCellLoader`.
     """
 
     cells: CellReader
     rows: NDArray[np.int64] | None
     batch_size: int
     budget: int
-    block: int | None
-    buffer: int | None
-    weights: NDArray[Any] | None
-    by: str | None
-    control: Any
-    match: str | None
+    drop_last: bool
+    options: Mapping[str, Any]
 
     def make(self, name: str) -> samplers.Order:
         """The order of that name.
@@ -55,7 +93,7 @@ class OrderMaker:
         Raises
         ------
         LoaderError
-            There is none of that name, or it lacks what it needs.
+            It lacks what it needs.
         OrderError
             It cannot be made of what it was given.
         """
@@ -64,11 +102,9 @@ class OrderMaker:
             "random": samplers.Random,
             "block": self._block,
             "weighted": self._weighted,
-            "balanced": lambda: samplers.Balanced(self._labels("balanced", self.by).values),
+            "balanced": lambda: samplers.Balanced(self._groups("balanced", "by").values),
             "grouped": self._grouped,
         }
-        if name not in known:
-            raise LoaderError(f"order must be one of {', '.join(known)}, not {name!r}")
         return known[name]()
 
     @property
@@ -76,37 +112,47 @@ class OrderMaker:
         return self.cells.n_obs if self.rows is None else len(self.rows)
 
     def _block(self) -> samplers.Order:
-        buffer = self.budget if self.buffer is None else self.buffer
+        block, buffer = self.options["block"], self.options["buffer"]
+        buffer = self.budget if buffer is None else buffer
         buffer = max(1, min(max(buffer, self.batch_size), self._n))
-        block = self.block or max(1, min(buffer // _BLOCKS, _MOST_BLOCK))
-        return samplers.Block(block, buffer)
+        return samplers.Block(block or max(1, min(buffer // _BLOCKS, _MOST_BLOCK)), buffer)
 
     def _weighted(self) -> samplers.Order:
-        if self.weights is None:
+        if self.options["weights"] is None:
             raise LoaderError("order='weighted' needs weights, one a cell")
-        weights = np.asarray(self.weights)
+        weights = np.asarray(self.options["weights"])
         if weights.shape == (self.cells.n_obs,) and self.rows is not None:
             weights = weights[self.rows]
         if weights.shape != (self._n,):
             raise OrderError(f"weights has shape {weights.shape}, expected one for {self._n} cells")
         return samplers.Weighted(weights)
 
-    def _labels(self, order: str, column: str | None) -> ObsColumn:
-        """An obs column as labels of the cells that are used."""
-        if column is None:
-            raise LoaderError(f"order={order!r} needs by=, a column of obs")
-        found = codes(self.cells, column)
-        return found if self.rows is None else found._replace(values=found.values[self.rows])
+    def _groups(self, order: str, option: str) -> Groups:
+        """The groups of the cells that are used, by columns of obs."""
+        by = self.options[option]
+        if by is None:
+            raise LoaderError(f"order={order!r} needs {option}=, a column of obs or several")
+        try:
+            return groups(self.cells, by, option, self.rows)
+        except OptionError as error:
+            raise LoaderError(str(error)) from error
 
     def _grouped(self) -> samplers.Order:
-        groups = self._labels("grouped", self.by)
-        if self.control is None:
-            return samplers.Grouped(groups.values, self.batch_size)
-        if groups.names is None or self.control not in groups.names:
-            raise LoaderError(f"control {self.control!r} is no value of the obs column {self.by!r}")
+        found, remainder = self._groups("grouped", "by"), self.options["remainder"]
+        if remainder == "smaller" and self.drop_last:
+            raise LoaderError("remainder='smaller' asks for batches that drop_last=True leaves out")
+        control = self.options["control"]
+        try:
+            code = None if control is None else found.code_of(control, "control")
+        except OptionError as error:
+            raise LoaderError(f"{error}, in {self.options['by']!r}") from error
         return samplers.Grouped(
-            groups.values,
+            found.values,
             self.batch_size,
-            control=groups.names.index(self.control),
-            match=self._labels("grouped", self.match).values if self.match else None,
+            control=code,
+            match=None
+            if self.options["match"] is None
+            else self._groups("grouped", "match").values,
+            remainder=remainder,
+            names=found.names,
         )

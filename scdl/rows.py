@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,13 +13,19 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl import csr, summary
 from scdl.batch import CellBatch, NeighborPair
-from scdl.errors import FeatureNotFoundError, NeighborError, OptionError, RowIndexError
+from scdl.errors import (
+    DatasetTypeError,
+    FeatureNotFoundError,
+    NeighborError,
+    OptionError,
+    RowIndexError,
+)
 from scdl.features import ObsFeatures, VarFeatures, frame_of
 from scdl.genes import check_one_space, is_own
 from scdl.joining import Request
 from scdl.map_dataset import MapDataset
 from scdl.neighbors import NeighborGraph, Rng
-from scdl.schema import INDEX, Info, check_columns
+from scdl.schema import INDEX, Info, check_columns, names_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +74,8 @@ class CellReader(MapDataset, ABC):
         self,
         rows: csr.Rows,
         *,
-        obs: Sequence[str] = (),
-        obsm: Sequence[str] = (),
+        obs: str | Sequence[str] = (),
+        obsm: str | Sequence[str] = (),
         genes: Genes | None = None,
         ordered: bool = True,
         index_dtype: DTypeLike | None = None,
@@ -83,9 +90,9 @@ class CellReader(MapDataset, ABC):
             One row, a slice, positions in any order (they may repeat; negative ones count from
             the end), or a mask of all cells.
         obs
-            Columns of obs to read along; categorical ones give their categories' values.
+            Columns of obs to read along, or one; categorical ones give their categories' values.
         obsm
-            Dense vectors to read along, by key.
+            Dense vectors to read along, by key, or those of one.
         genes
             The genes to read, all of which every cell must have; :meth:`select_genes` has the
             other policies, and is what to use for many reads. ``"own"``: all genes of each cell,
@@ -136,8 +143,11 @@ class CellReader(MapDataset, ABC):
             return batch
         return replace(
             batch,
-            obs={name: self._required_obs().columns.values(name, batch.rows) for name in obs},
-            obsm={key: self._vectors(key, batch.rows) for key in obsm},
+            obs={
+                name: self._required_obs().columns.values(name, batch.rows)
+                for name in names_of(obs, "obs")
+            },
+            obsm={key: self._vectors(key, batch.rows) for key in names_of(obsm, "obsm")},
         )
 
     @abstractmethod
@@ -774,3 +784,25 @@ class NeighborPairs(MapDataset):
         neighbors = self._cells.neighbor_graph().sample_batch(rows)
         read = self._cells._read_for_tensors
         return RowPairs(read(rows), read(neighbors))
+
+
+def as_cells(given: object) -> CellReader:
+    """What was given as cells to read.
+
+    Raises
+    ------
+    DatasetTypeError
+        It is something else; the message says how to get from it to a dataset.
+    """
+    if isinstance(given, CellReader):
+        return given
+    kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
+    if isinstance(given, str | os.PathLike):
+        kind, advice = f"the path {os.fspath(given)!r}", "open it with scdl.open(path)"
+    elif kind.startswith("zarr."):
+        advice = "open the path of its store with scdl.open(path)"
+    elif kind.startswith("anndata."):
+        advice = "write it to a file, convert that with scdl.convert, and open the archive"
+    else:
+        advice = "open an archive with scdl.open(path)"
+    raise DatasetTypeError(f"cells are read from a dataset or a collection, not {kind}; {advice}")

@@ -3,35 +3,35 @@
 An order is any object with a method ``positions(n, seed, epoch)`` that gives the positions to visit
 as an array, or as anything else that has a length and gives arrays for slices. Those here are lazy:
 they need no memory that grows with the number of cells (weights and labels excepted), and begin
-anywhere at once, so that ranks, workers and resumed runs take slices.
+anywhere at once, so that ranks, workers and resumed runs take slices. Positions may have an
+attribute ``starts``: where each batch begins, and where the last one ends.
 
-Source of the permutations: a Feistel network over two digits of a position, walked until it falls
-into range (J. Black and P. Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+What tells an order from others of its kind is what its method ``fingerprint()`` returns, which an
+order of one's own may have too.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl import hashing
 from scdl.errors import OrderError
+from scdl.hashing import Numbers
 
-Numbers = NDArray[np.int64]
+#: What becomes of the cells of a group that fill no batch.
+Remainder = Literal["smaller", "fill", "drop"]
 
-#: Rounds of a network over a few positions, and over many.
-_ROUNDS = 16, 6
-_FEW = 100
+#: Groups that a message names.
+_SHOWN = 5
 #: Positions that are computed at once.
 _AT_ONCE = 1 << 12
-_MASK64 = (1 << 64) - 1
-#: Constants of splitmix64.
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Positions(Protocol):
@@ -52,8 +52,13 @@ class Order(Protocol):
 class _Lazy:
     """Positions that a function computes for any stretch of consecutive places."""
 
-    def __init__(self, length: int, compute: Callable[[Numbers], Numbers]) -> None:
-        self._length, self._compute = length, compute
+    def __init__(
+        self,
+        length: int,
+        compute: Callable[[Numbers], Numbers],
+        starts: Sequence[int] | Numbers | None = None,
+    ) -> None:
+        self._length, self._compute, self.starts = length, compute, starts
 
     def __len__(self) -> int:
         return self._length
@@ -69,6 +74,10 @@ class _Lazy:
 class Sequential:
     """As they are stored."""
 
+    def fingerprint(self) -> str:
+        """There is only one."""
+        return "sequential"
+
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """All of them, rising."""
         return _Lazy(n, lambda at: at)
@@ -77,10 +86,14 @@ class Sequential:
 class Random:
     """Every order equally likely: each cell is read on its own."""
 
+    def fingerprint(self) -> str:
+        """There is only one."""
+        return "random"
+
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """All of them, shuffled."""
-        key = _key(seed, epoch)
-        return _Lazy(n, lambda at: _permuted(at, n, key))
+        key = hashing.mixed(seed, epoch)
+        return _Lazy(n, lambda at: hashing.permuted(at, n, key))
 
 
 @dataclass(frozen=True)
@@ -108,13 +121,17 @@ class Block:
                 f"blocks and buffers have at least one cell, not {self.block} and {self.buffer}"
             )
 
+    def fingerprint(self) -> str:
+        """The sizes of blocks and buffers."""
+        return f"block of {self.block} in {self.buffer}"
+
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """All of them, each once."""
-        key = _key(seed, epoch)
+        key = hashing.mixed(seed, epoch)
         n_whole, rest = divmod(n, self.block)
         # The cells that make no whole block stand somewhere between the others.
-        short_at = _below(_key(key, 1), n_whole + 1) * self.block
-        offset = _below(_key(key, 2), max(n, 1))
+        short_at = hashing.below(hashing.mixed(key, 1), n_whole + 1) * self.block
+        offset = hashing.below(hashing.mixed(key, 2), max(n, 1))
 
         def compute(at: Numbers) -> Numbers:
             at = self._shuffled(at, n, key)
@@ -124,7 +141,7 @@ class Block:
             # Each block comes up many times.
             first = min(int(number.min(initial=n_whole)), n_whole)
             last = min(int(number.max(initial=0)) + 1, n_whole)
-            blocks = _permuted(np.arange(first, last), n_whole, _key(key, 3))
+            blocks = hashing.permuted(np.arange(first, last), n_whole, hashing.mixed(key, 3))
             starts = np.append(blocks, n_whole) * self.block
             rows: Numbers = starts[np.minimum(number, last) - first] + whole
             rows -= number * self.block
@@ -144,7 +161,9 @@ class Block:
             first = number * self.buffer
             size = min(self.buffer, n - first)
             part = slice(max(first - int(at[0]), 0), first + size - int(at[0]))
-            out[part] = first + _permuted(at[part] - first, size, _key(key, 4, number))
+            out[part] = first + hashing.permuted(
+                at[part] - first, size, hashing.mixed(key, 4, number)
+            )
         return out
 
 
@@ -159,25 +178,35 @@ class Weighted:
         Cells of an epoch; default as many as there are weights.
     """
 
+    _kind = "weighted"
+
     def __init__(self, weights: NDArray[Any], length: int | None = None) -> None:
-        weights = np.asarray(weights, np.float64)
+        weights = _floats(weights)
         if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any():
             bad = weights[~(weights >= 0) | ~np.isfinite(weights)]
             found = f"{bad[0]}" if len(bad) else f"an array of {weights.ndim} dimensions"
             raise OrderError(f"weights must be one finite number >= 0 a cell, found {found}")
-        self._ends = np.cumsum(weights)
-        if not len(weights) or self._ends[-1] == 0:
+        largest = weights.max(initial=0.0)
+        if largest == 0:
             raise OrderError("weights must not all be zero, as no cell could be drawn")
+        if length is not None and length < 1:
+            raise OrderError(f"an epoch has at least one cell, not length={length}")
+        # Scaled by a power of two, which is exact: the sum of large ones would be infinite.
+        self._ends = np.cumsum(np.ldexp(weights, -int(np.frexp(largest)[1])))
         self._length = len(weights) if length is None else length
+
+    def fingerprint(self) -> str:
+        """Tells what all weights are, and how many cells an epoch has."""
+        return f"{self._kind} {_digest(self._length, self._ends)}"
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """Draws; OrderError where there are not `n` weights."""
         if n != len(self._ends):
             raise OrderError(f"there are {len(self._ends)} weights for {n} cells")
-        key = _key(seed, epoch)
+        key = hashing.mixed(seed, epoch)
 
         def compute(at: Numbers) -> Numbers:
-            drawn = _uniform(_hashed(at, key)) * self._ends[-1]
+            drawn = hashing.uniform(hashing.hashed(at, key)) * self._ends[-1]
             # Rounding may reach the total itself, behind which only weights of zero can stand.
             last = np.searchsorted(self._ends, self._ends[-1], side="left")
             found: Numbers = np.minimum(np.searchsorted(self._ends, drawn, side="right"), last)
@@ -197,7 +226,12 @@ class Balanced(Weighted):
         Cells of an epoch; default as many as there are.
     """
 
+    _kind = "balanced"
+
     def __init__(self, codes: NDArray[Any], length: int | None = None) -> None:
+        codes = _integers(codes, "codes")
+        if not (codes >= 0).any():
+            raise OrderError("no cell has a label, and none could be drawn")
         counts = np.bincount(codes[codes >= 0])
         shares = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
         weights = np.where(codes >= 0, np.append(shares, 0.0)[codes], 0.0)
@@ -207,10 +241,9 @@ class Balanced(Weighted):
 class Grouped:
     """Batches of one group each, such as a perturbation, on request with matched controls.
 
-    Groups come in random order in proportion to their cells, each cell at most once an epoch;
-    cells of a group that do not fill a batch are left out of that epoch. With controls the second
-    half of a batch holds a control for each cell of the first half, in the same order, drawn with
-    replacement.
+    Batches come in random order, so that groups do in proportion to their cells, and each cell at
+    most once an epoch. With controls the second half of a batch holds a control for each cell of
+    the first half, in the same order, drawn with replacement.
 
     Parameters
     ----------
@@ -222,6 +255,13 @@ class Grouped:
         Group that the controls are.
     match
         A control has the same code here as its cell, such as the cell line or the donor.
+    remainder
+        What becomes of the cells of a group that fill no batch: ``"smaller"``: a smaller batch;
+        ``"fill"``: a batch with other cells of the group, drawn with replacement; ``"drop"``: they
+        are left out of the epoch, others in each. Default: the same, but that a group without any
+        batch is an error.
+    names
+        Of the groups, for messages.
     """
 
     def __init__(
@@ -231,25 +271,56 @@ class Grouped:
         *,
         control: int | None = None,
         match: NDArray[Any] | None = None,
+        remainder: Remainder | None = None,
+        names: Sequence[Any] | None = None,
     ) -> None:
-        self._codes = codes
-        self.batch_size = batch_size
-        self._treated = batch_size if control is None else batch_size // 2
+        codes = _integers(codes, "codes")
+        if remainder not in (None, "smaller", "fill", "drop"):
+            raise OrderError(f"remainder must be 'smaller', 'fill' or 'drop', not {remainder!r}")
+        if batch_size < 1 + (control is not None):
+            raise OrderError(f"batch_size {batch_size} is too small for batches of one group")
         if control is not None and batch_size % 2:
             raise OrderError(f"batches with controls have an even size, not {batch_size}")
+        self._n, self.batch_size, self._remainder = len(codes), batch_size, remainder
+        self._treated = batch_size if control is None else batch_size // 2
         kept = np.flatnonzero((codes >= 0) & (codes != (-1 if control is None else control)))
         self._cells = kept[np.argsort(codes[kept], kind="stable")]
-        counts = np.bincount(codes[kept]) if len(kept) else np.zeros(0, np.int64)
-        self._group_starts = np.cumsum(counts) - counts
-        self._batches_of = counts // self._treated
+        self._counts = np.bincount(codes[kept]) if len(kept) else np.zeros(0, np.int64)
+        self._group_starts = np.cumsum(self._counts) - self._counts
+        whole = self._counts // self._treated
+        self._batches_of = whole
+        if remainder in ("smaller", "fill"):
+            self._batches_of = -(-self._counts // self._treated)
         self._ends = np.cumsum(self._batches_of)
         if not len(self._ends) or self._ends[-1] == 0:
             raise OrderError(
-                f"no group has the {self._treated} cells that a batch needs; take smaller batches"
+                f"no group has the {self._treated} cells that a batch needs; take smaller batches, "
+                "or remainder='smaller' or 'fill'"
             )
+        if remainder is None:
+            self._check_none_is_small(names)
         self._match: NDArray[Any] | None = None
         if control is not None:
+            match = None if match is None else _integers(match, "match")
             self._find_controls(codes == control, match)
+
+    def _check_none_is_small(self, names: Sequence[Any] | None) -> None:
+        small = np.flatnonzero((self._counts > 0) & (self._batches_of == 0)).tolist()
+        if small:
+            shown = ", ".join(repr(i if names is None else names[i]) for i in small[:_SHOWN])
+            more = f" and {len(small) - _SHOWN} more" if len(small) > _SHOWN else ""
+            raise OrderError(
+                f"the groups {shown}{more} have fewer cells than the {self._treated} that a batch "
+                "takes, and would never come; say with remainder= what becomes of them: "
+                "'smaller', 'fill' or 'drop'"
+            )
+
+    def fingerprint(self) -> str:
+        """Tells what all groups, controls and matches are."""
+        parts = [self._cells, self._counts]
+        if self._match is not None:
+            parts += [self._match, self._controls]
+        return f"grouped {_digest(self.batch_size, self._remainder, *parts)}"
 
     def _find_controls(self, is_control: NDArray[np.bool_], match: NDArray[Any] | None) -> None:
         match = np.zeros(len(is_control), np.int64) if match is None else match
@@ -269,120 +340,96 @@ class Grouped:
             )
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
-        """Whole batches one after the other; OrderError where there are not `n` codes."""
-        if n != len(self._codes):
-            raise OrderError(f"there are {len(self._codes)} group codes for {n} cells")
-        key = _key(seed, epoch)
+        """Batches one after the other; OrderError where there are not `n` codes."""
+        if n != self._n:
+            raise OrderError(f"there are {self._n} group codes for {n} cells")
+        key = hashing.mixed(seed, epoch)
         n_batches = int(self._ends[-1])
-        width = self._treated * (1 if self._match is None else 2)
+        starts, copies = self._starts(n_batches, key), 1 if self._match is None else 2
 
         def compute(at: Numbers) -> Numbers:
-            batch, within = np.divmod(at, width)
-            is_control = within >= self._treated
-            cells = self._treated_cells(batch, within % self._treated, n_batches, key)
+            if isinstance(starts, range):
+                batch, within = np.divmod(at, starts.step)
+                size: Any = self._treated
+            else:
+                batch = np.searchsorted(starts, at, side="right") - 1
+                within = at - starts[batch]
+                size = (starts[batch + 1] - starts[batch]) // copies
+            is_control = within >= size
+            # A control's cell is the one so many places before it.
+            treated = np.where(is_control, at - size, at)
+            cells = self._treated_cells(treated, batch, within % size, n_batches, key)
             if self._match is None or not is_control.any():
                 return cells
             bins = self._match[cells]
-            drawn = _uniform(_hashed(at, _key(key, 2))) * self._control_counts[bins]
-            return np.where(
-                is_control, self._controls[self._control_starts[bins] + drawn.astype(int)], cells
-            )
+            drawn = _drawn_below(self._control_counts[bins], at, hashing.mixed(key, 2))
+            return np.where(is_control, self._controls[self._control_starts[bins] + drawn], cells)
 
-        return _Lazy(n_batches * width, compute)
+        return _Lazy(int(starts[-1]), compute, starts)
 
-    def _treated_cells(self, batch: Numbers, within: Numbers, n_batches: int, key: int) -> Numbers:
-        number = _permuted(batch, n_batches, _key(key, 0))
+    def _starts(self, n_batches: int, key: int) -> range | Numbers:
+        """Where the batches of an epoch begin, and where the last one ends."""
+        copies = 1 if self._match is None else 2
+        if self._remainder != "smaller":
+            width = self._treated * copies
+            return range(0, (n_batches + 1) * width, width)
+        number = hashing.permuted(np.arange(n_batches), n_batches, hashing.mixed(key, 0))
         group = np.searchsorted(self._ends, number, side="right")
-        at = (number - (self._ends - self._batches_of)[group]) * self._treated + within
-        counts = np.diff(np.append(self._group_starts, len(self._cells)))
-        out = np.empty_like(at)
+        rest = (self._counts % self._treated)[group]
+        is_short = (number + 1 == self._ends[group]) & (rest > 0)
+        sizes = np.where(is_short, rest, self._treated) * copies
+        return np.concatenate([[0], np.cumsum(sizes)])
+
+    def _treated_cells(
+        self, at: Numbers, batch: Numbers, within: Numbers, n_batches: int, key: int
+    ) -> Numbers:
+        number = hashing.permuted(batch, n_batches, hashing.mixed(key, 0))
+        group = np.searchsorted(self._ends, number, side="right")
+        place = (number - (self._ends - self._batches_of)[group]) * self._treated + within
+        counts = self._counts[group]
+        if self._remainder == "fill":
+            again = _drawn_below(counts, at, hashing.mixed(key, 3))
+            place = np.where(place < counts, place, again)
+        out = np.empty_like(place)
         for code in np.unique(group).tolist():
             chosen = group == code
-            shuffled = _permuted(at[chosen], int(counts[code]), _key(key, 1, code))
+            n = int(self._counts[code])
+            shuffled = hashing.permuted(place[chosen], n, hashing.mixed(key, 1, code))
             out[chosen] = self._cells[self._group_starts[code] + shuffled]
         return out
 
 
-# -- numbers that look random, from positions ----------------------------------------------------
+def _drawn_below(counts: Numbers, at: Numbers, key: int) -> Numbers:
+    """A number below each count, drawn for each position."""
+    drawn: Numbers = (hashing.uniform(hashing.hashed(at, key)) * counts).astype(np.int64)
+    return drawn
 
 
-def _key(*parts: int) -> int:
-    """One number of 64 bits for several, each of which changes all of it."""
-    # As `_hashed`, of Python's numbers: arrays of one number take ten times as long.
-    key = 0
+def _floats(weights: Any) -> NDArray[np.float64]:
+    found = np.asarray(weights)
+    try:
+        if found.dtype.kind in "biufO":
+            return found.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise OrderError(f"weights must be one finite number >= 0 a cell, found {found.dtype}")
+
+
+def _integers(codes: Any, what: str) -> NDArray[Any]:
+    found = np.asarray(codes)
+    if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
+        raise OrderError(
+            f"{what} must be one integer a cell, found {found.dtype} of {found.ndim} dimensions"
+        )
+    return found if found.size else found.astype(np.int64)
+
+
+def _digest(*parts: Any) -> str:
+    """Tells numbers and arrays from others."""
+    digest = hashlib.sha256()
     for part in parts:
-        x = ((key ^ int(part)) + _GOLDEN) & _MASK64
-        x = ((x ^ (x >> 30)) * _FIRST) & _MASK64
-        x = ((x ^ (x >> 27)) * _SECOND) & _MASK64
-        key = x ^ (x >> 31)
-    return key
-
-
-def _hashed(at: Numbers, key: int) -> NDArray[np.uint64]:
-    """Each number spread over 64 bits; the source is splitmix64 (Steele et al., 2014)."""
-    x = (at.view(np.uint64) ^ np.uint64(key)) + np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
-    return x ^ (x >> np.uint64(31))
-
-
-def _uniform(x: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Numbers in [0, 1)."""
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _below(key: int, n: int) -> int:
-    return key * n >> 64
-
-
-def _permuted(at: Numbers, n: int, key: int) -> Numbers:
-    """Where a permutation of ``range(n)`` takes positions below `n`."""
-    # Two digits, of which one after the other is shifted by what the other one says.
-    high, low = (np.uint64(digits) for digits in _factors(n))
-    keys = [np.uint64(_key(key, i)) for i in range(_ROUNDS[n > _FEW])]
-
-    def walk(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left = x // low
-        right = x - left * low
-        for i in range(0, len(keys), 2):
-            left = _shifted(left, _stir(right, keys[i], high), high)
-            right = _shifted(right, _stir(left, keys[i + 1], low), low)
-        return left * low + right
-
-    out = walk(at.view(np.uint64))
-    outside = np.flatnonzero(out >= np.uint64(n))
-    while len(outside):
-        out[outside] = walk(out[outside])
-        outside = outside[out[outside] >= np.uint64(n)]
-    return out.view(np.int64)
-
-
-def _factors(n: int) -> tuple[int, int]:
-    """Two numbers of about one size, whose product is hardly larger than `n`."""
-    low = max(math.isqrt(max(n - 1, 0)) + 1, 2)
-    return max(-(-n // low), 1), low
-
-
-def _shifted(x: NDArray[np.uint64], by: NDArray[np.uint64], n: np.uint64) -> NDArray[np.uint64]:
-    """``(x + by) % n`` of numbers below `n`; what is below zero becomes large."""
-    by += x
-    np.minimum(by, by - n, out=by)
-    return by
-
-
-def _stir(x: NDArray[np.uint64], key: np.uint64, n: np.uint64) -> NDArray[np.uint64]:
-    """Numbers below `n`, under 2**32, that depend on all bits of others and of a key."""
-    x = x ^ key
-    x *= np.uint64(_FIRST)
-    x ^= x >> np.uint64(32)
-    x *= np.uint64(_SECOND)
-    x >>= np.uint64(32)
-    x *= n
-    x >>= np.uint64(32)
-    return x
-
-
-def draws(at: Numbers, k: int, seed: int, epoch: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) for positions, n x k, whichever of them are asked for together."""
-    numbers = at[:, None] * k + np.arange(k)
-    return _uniform(_hashed(numbers, _key(seed, epoch, 5)))
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode() + part.tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.errors import ArchiveFormatError
+from scdl.errors import ArchiveFormatError, OptionError
 from storage_backends.base import INDEX as INDEX
 from storage_backends.base import INDEX_NAME as INDEX_NAME
 from storage_backends.base import NULLABLE as NULLABLE
@@ -230,3 +230,22 @@ def distinct(names: Iterable[str]) -> list[str]:
         taken.add(made)
         out.append(made)
     return out
+
+
+def names_of(names: str | Iterable[str] | None, option: str) -> tuple[str, ...]:
+    """Names that an option gives: several, or a single one as text.
+
+    Raises
+    ------
+    OptionError
+        `names` are not names; it says so of `option`.
+    """
+    if names is None:
+        return ()
+    if isinstance(names, str):
+        return (names,)
+    found = tuple(names) if isinstance(names, Iterable) else (names,)
+    for name in found:
+        if not isinstance(name, str):
+            raise OptionError(f"{option} must be a name or a list of names, found {name!r:.200}")
+    return tuple(map(str, found))

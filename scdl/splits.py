@@ -14,10 +14,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl import samplers
-from scdl.errors import SplitError
-from scdl.rows import CellReader
-from scdl.vocabulary import codes
+from scdl.errors import OptionError, SplitError
+from scdl.grouping import groups
+from scdl.rows import CellReader, as_cells
+from scdl.split_drawing import Drawing
 from storage_backends.paths import path_of
 
 _FORMAT = "scdl split 1"
@@ -32,7 +32,7 @@ _DAMAGE = (
 
 
 class Splits(Mapping[str, NDArray[np.int64]]):
-    """Disjoint parts of the cells of a dataset, by name; each rising rows, int64.
+    """Disjoint parts of the cells of a dataset, by name; each rising rows, int64, read-only.
 
     Attributes
     ----------
@@ -45,7 +45,9 @@ class Splits(Mapping[str, NDArray[np.int64]]):
     def __init__(
         self, parts: Mapping[str, NDArray[np.int64]], n_obs: int, how: Mapping[str, Any]
     ) -> None:
-        self._parts, self.n_obs, self.how = dict(parts), n_obs, dict(how)
+        self.n_obs, self.how = n_obs, dict(how)
+        # Copies that stay as they are: who shuffles one shuffles a copy of it.
+        self._parts = {name: _frozen(rows) for name, rows in parts.items()}
 
     def __getitem__(self, name: str) -> NDArray[np.int64]:
         return self._parts[name]
@@ -116,11 +118,20 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         return splits
 
 
+def _frozen(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    rows = np.array(rows)
+    rows.flags.writeable = False
+    return rows
+
+
 def split(
     dataset: CellReader,
-    fractions: Mapping[str, float] | Sequence[float],
+    fractions: Mapping[str, float] | Sequence[float] = (),
     *,
-    by: str | None = None,
+    by: str | Sequence[str] | None = None,
+    stratify: str | Sequence[str] | None = None,
+    held_out: Mapping[str, Any] | None = None,
+    control: Any = None,
     seed: int = 0,
 ) -> Splits:
     """Divide the cells of a dataset at random, by cell or by group.
@@ -132,8 +143,18 @@ def split(
     fractions
         Share of each part, in sum 1: by name, or of ``train``, ``validation`` and ``test``.
     by
-        Column of obs, such as the donor, of which each value is to be in one part only; drawn one
-        after the other, they go where most is missing. Default: cells are drawn one by one.
+        Column of obs, such as the donor, of which each value is to be in one part only; of several
+        columns each combination of values. Drawn one after the other, they go where most is
+        missing. Default: cells are drawn one by one.
+    stratify
+        Column of obs, or several, of whose values (combinations) each part gets its share. With
+        `by` all cells of a group must have the same.
+    held_out
+        Parts that consist of groups by name, such as ``{"test": ["d3", "d7"]}``; `fractions` are
+        those of the others. Labels are values of `by`, tuples of them for several columns.
+    control
+        The group of the controls, a value of `by`: its cells are in every part, in proportion to
+        the other cells there.
     seed
         Of the drawing.
 
@@ -145,57 +166,80 @@ def split(
     Raises
     ------
     SplitError
-        The fractions are no shares, or a part would be empty.
+        The fractions are no shares, a part would be empty, a group is not there, or options
+        contradict each other.
     FeatureNotFoundError, ColumnTypeError
         There is no such column, or it holds no labels.
     """
-    if not isinstance(fractions, Mapping):
-        if len(fractions) > len(_NAMES):
-            raise SplitError(f"more than {len(_NAMES)} fractions need names: {{name: fraction}}")
-        fractions = dict(zip(_NAMES, fractions, strict=False))
-    shares = np.array([float(share) for share in fractions.values()])
-    if not 0 < len(shares) < _NO_PART or (shares <= 0).any() or not np.isclose(shares.sum(), 1):
-        raise SplitError(f"fractions must be positive and sum to 1, not {dict(fractions)}")
-    n = dataset.n_obs
-    part_of = _by_cell(n, shares, seed) if by is None else _by_group(dataset, by, shares, seed)
-    parts = {name: np.flatnonzero(part_of == i) for i, name in enumerate(fractions)}
-    empty = [name for name, rows in parts.items() if len(rows) == 0]
+    shares = _shares(fractions)
+    parts = _lists(held_out, several=not isinstance(by, str) and len(by or ()) > 1)
+    names = [*shares, *parts]
+    if not 0 < len(names) < _NO_PART:
+        raise SplitError(f"fractions must be positive and sum to 1, not {fractions!r}")
+    if len(set(names)) < len(names):
+        raise SplitError(f"a part is in fractions or held_out, not both: {', '.join(names)}")
+    if by is None and (held_out is not None or control is not None):
+        raise SplitError("held_out= and control= are groups of cells, and need by=")
+    n = as_cells(dataset).n_obs
+    try:
+        strata = groups(dataset, stratify, "stratify").values if stratify is not None else None
+        found = None if by is None else groups(dataset, by)
+        of_control = None if found is None or control is None else found.code_of(control, "control")
+        given = {
+            part: [found.code_of(label, "held_out") for label in labels]
+            for part, labels in parts.items()
+            if found is not None
+        }
+    except OptionError as error:
+        raise SplitError(str(error)) from error
+    drawing = Drawing(np.array(list(shares.values())), strata, int(seed))
+    part_of = drawing.by_cell(n) if found is None else drawing.by_group(found, of_control, given)
+    rows = {name: np.flatnonzero(part_of == i) for i, name in enumerate(names)}
+    empty = [name for name, of_part in rows.items() if len(of_part) == 0]
     if empty:
         raise SplitError(
             f"the part {empty[0]!r} would be empty: there are too few "
             + ("cells" if by is None else f"values of {by!r}")
         )
-    how = {"fractions": {k: float(v) for k, v in fractions.items()}, "by": by, "seed": int(seed)}
-    return Splits(parts, n, how)
+    how: dict[str, Any] = {"fractions": shares, "by": _plain(by), "seed": int(seed)}
+    more = {"stratify": _plain(stratify), "held_out": _plain(parts) or None, "control": control}
+    how.update({name: _plain(value) for name, value in more.items() if value is not None})
+    return Splits(rows, n, how)
 
 
-def _by_cell(n: int, shares: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    edges = np.rint(np.cumsum(shares)[:-1] * n).astype(np.int64)
-    order = samplers.Random().positions(n, seed, 0)[:]
-    part_of = np.empty(n, np.int64)
-    part_of[order] = np.searchsorted(edges, np.arange(n), side="right")
-    return part_of
+def _shares(fractions: Mapping[str, float] | Sequence[float]) -> dict[str, float]:
+    """Share of each part by name."""
+    if isinstance(fractions, int | float | str):
+        raise SplitError(
+            f"fractions are a share for each part, such as (0.8, 0.2), not {fractions!r}"
+        )
+    if not isinstance(fractions, Mapping):
+        if len(fractions) > len(_NAMES):
+            raise SplitError(f"more than {len(_NAMES)} fractions need names: {{name: fraction}}")
+        fractions = dict(zip(_NAMES, fractions, strict=False))
+    shares = {name: float(share) for name, share in fractions.items()}
+    if shares and (min(shares.values()) <= 0 or not np.isclose(sum(shares.values()), 1)):
+        raise SplitError(f"fractions must be positive and sum to 1, not {dict(fractions)}")
+    return shares
 
 
-def _by_group(
-    dataset: CellReader, by: str, shares: NDArray[np.float64], seed: int
-) -> NDArray[np.int64]:
-    """Groups in random order, each to the part that lacks most cells, but some to every part.
+def _lists(held_out: Mapping[str, Any] | None, *, several: bool) -> dict[str, list[Any]]:
+    """Labels of the groups of each part; by several columns a tuple is one label."""
+    if held_out is not None and not isinstance(held_out, Mapping):
+        raise SplitError(f"held_out must be {{part: labels}}, not {held_out!r:.200}")
+    lists = (
+        (list, set, frozenset, np.ndarray) if several else (tuple, list, set, frozenset, np.ndarray)
+    )
+    return {
+        part: list(labels) if isinstance(labels, lists) else [labels]
+        for part, labels in (held_out or {}).items()
+    }
 
-    Cells without a group are one of their own.
-    """
-    groups = codes(dataset, by).values
-    groups = np.where(groups < 0, groups.max(initial=-1) + 1, groups)
-    counts = np.bincount(groups)
-    there = np.flatnonzero(counts)
-    wanted = shares * len(groups)
-    empty = np.ones(len(shares), bool)
-    part_of = np.zeros(len(counts), np.int64)
-    for left, at in enumerate(samplers.Random().positions(len(there), seed, 0)[:]):
-        group = there[at]
-        n_left = len(there) - left
-        part = int(np.where(empty if n_left <= empty.sum() else True, wanted, -np.inf).argmax())
-        part_of[group], empty[part] = part, False
-        wanted[part] -= counts[group]
-    found: NDArray[np.int64] = part_of[groups]
-    return found
+
+def _plain(value: Any) -> Any:
+    """Labels and names as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value

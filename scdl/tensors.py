@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,17 @@ def batch_tensor(
         Of the positions in CSR form; those of other layouts are int64.
     """
     if layout == "dense":
-        return as_dtype(torch.from_numpy(computable(batch.to_dense(sum_dtype(dtype)))), dtype)
+        floats = batch.data.dtype.kind == "f" and dtype is not None and dtype.is_floating_point
+        if floats:
+            # The stored values are fewer than the dense ones, and tell of which cell they are.
+            values_as(batch, dtype)
+        filled = torch.from_numpy(computable(batch.to_dense(sum_dtype(dtype))))
+        if floats and dtype != torch.float16:
+            return filled.to(dtype)
+        return as_dtype(filled, dtype, lambda at: int(batch.rows[at]))
     batch.check_genes()
+    values = values_as(batch, dtype)
     batch.check_columns()
-    values = as_dtype(torch.from_numpy(computable(batch.data)), dtype)
     if layout == "csr":
         columns = batch.indices
         if columns.dtype != index_dtype:
@@ -68,26 +76,57 @@ def sum_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
     return np.dtype(np.float64 if dtype == torch.float64 else np.float32)
 
 
-def as_dtype(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def values_as(batch: CellBatch, dtype: torch.dtype | None) -> torch.Tensor:
+    """The stored values of a batch in a dtype; CastError names the cell."""
+
+    def cell(at: int) -> int:
+        return int(batch.rows[np.searchsorted(batch.indptr, at, side="right") - 1])
+
+    return as_dtype(torch.from_numpy(computable(batch.data)), dtype, cell)
+
+
+def as_dtype(
+    values: torch.Tensor, dtype: torch.dtype | None, cell: Callable[[int], int] | None = None
+) -> torch.Tensor:
     """The same values in a dtype; None: as they are.
+
+    Parameters
+    ----------
+    cell
+        The row in its dataset of what stands at a position of `values`, for messages.
 
     Raises
     ------
     CastError
-        Integers cannot hold a value exactly, or float16 only as infinity.
+        Integers cannot hold a value exactly, or floats only as infinity.
     """
     if dtype is None or dtype == values.dtype:
         return values
     out = values.to(dtype)
-    if dtype == torch.float16:
-        lost = out.isinf() & ~values.isinf()
-    elif not dtype.is_floating_point:
+    if not dtype.is_floating_point:
         lost = out.to(values.dtype) != values
-    else:
+    elif _fit(values, torch.finfo(dtype).max):
         return out
+    else:
+        lost = ~out.isfinite() & values.isfinite()
     if lost.any():
-        raise CastError(f"{dtype} cannot hold the value {values[lost][0].item()}; take another")
+        where = lost.nonzero()[0].tolist()
+        of_cell = "" if cell is None else f" of cell {cell(where[0])}"
+        raise CastError(
+            f"{dtype} cannot hold the value {values[tuple(where)].item()}{of_cell}; take another "
+            "dtype"
+        )
     return out
+
+
+def _fit(values: torch.Tensor, largest: float) -> bool:
+    """Whether no value is beyond a largest one; False also where one is not a number."""
+    if values.dtype == torch.bool or not values.numel():
+        return True
+    of_type = (torch.finfo if values.is_floating_point() else torch.iinfo)(values.dtype).max
+    return of_type <= largest or all(
+        abs(bound.item()) <= largest for bound in torch.aminmax(values)
+    )
 
 
 def numbers(values: NDArray[Any]) -> torch.Tensor:

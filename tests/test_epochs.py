@@ -9,30 +9,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdl.epochs import Epoch, Share
+from scdl.epochs import BatchShare, CellShare, Epoch
 from scdl.errors import OrderError
 from scdl.samplers import Random
 
 
 @st.composite
-def shares(draw: st.DrawFn) -> list[Share]:
+def shares(draw: st.DrawFn) -> list[CellShare]:
     """The shares of all ranks."""
     length, batch_size = draw(st.integers(0, 300)), draw(st.integers(1, 4) | st.integers(1, 40))
     world_size, drop_last = draw(st.integers(1, 9)), draw(st.booleans())
-    return [Share(length, batch_size, r, world_size, drop_last) for r in range(world_size)]
+    return [CellShare(length, batch_size, r, world_size, drop_last) for r in range(world_size)]
 
 
-def positions_of(share: Share) -> list[int]:
+def positions_of(share: CellShare) -> list[int]:
     return [p for batch in range(len(share)) for p in range(*share.bounds(batch))]
 
 
 @given(shares())
-def test_ranks_have_as_many_batches_as_each_other(ranks: list[Share]) -> None:
+def test_ranks_have_as_many_batches_as_each_other(ranks: list[CellShare]) -> None:
     assert len({len(share) for share in ranks}) == 1
 
 
 @given(shares())
-def test_no_batch_is_empty_or_too_large(ranks: list[Share]) -> None:
+def test_no_batch_is_empty_or_too_large(ranks: list[CellShare]) -> None:
     for share in ranks:
         sizes = [np.subtract(*share.bounds(batch)[::-1]) for batch in range(len(share))]
         assert all(size == share.batch_size for size in sizes[:-1])
@@ -40,7 +40,7 @@ def test_no_batch_is_empty_or_too_large(ranks: list[Share]) -> None:
 
 
 @given(shares())
-def test_whole_batches_are_what_drop_last_keeps(ranks: list[Share]) -> None:
+def test_whole_batches_are_what_drop_last_keeps(ranks: list[CellShare]) -> None:
     one = ranks[0]
     n_whole, left = divmod(one.length, one.batch_size * len(ranks))
     assert len(one) == n_whole + (left > 0 and not one.drop_last)
@@ -48,7 +48,7 @@ def test_whole_batches_are_what_drop_last_keeps(ranks: list[Share]) -> None:
 
 @settings(max_examples=200)
 @given(shares())
-def test_each_position_once_over_all_ranks(ranks: list[Share]) -> None:
+def test_each_position_once_over_all_ranks(ranks: list[CellShare]) -> None:
     """Twice only where fewer are left than there are ranks, and dropped only if asked for."""
     length, world_size = ranks[0].length, len(ranks)
     left = length % (ranks[0].batch_size * world_size)
@@ -66,14 +66,14 @@ def test_each_position_once_over_all_ranks(ranks: list[Share]) -> None:
 
 
 @given(shares())
-def test_whole_batches_of_a_rank_follow_each_other(ranks: list[Share]) -> None:
+def test_whole_batches_of_a_rank_follow_each_other(ranks: list[CellShare]) -> None:
     for share in ranks:
         whole = [share.bounds(b) for b in range(share.length // (share.batch_size * len(ranks)))]
         assert [stop for _, stop in whole[:-1]] == [start for start, _ in whole[1:]]
 
 
 @given(shares())
-def test_what_is_left_is_shared_evenly(ranks: list[Share]) -> None:
+def test_what_is_left_is_shared_evenly(ranks: list[CellShare]) -> None:
     last = [np.subtract(*share.bounds(len(share) - 1)[::-1]) for share in ranks if len(share)]
     assert not last or max(last) - min(last) <= 1
 
@@ -132,6 +132,28 @@ def test_stretches_hold_the_cells_of_their_positions(drawn: tuple[list[Epoch], i
 @pytest.mark.parametrize("wrong", [-1, 10, 2**40])
 def test_position_that_is_no_cell(wrong: int) -> None:
     order = np.array([0, 1, wrong, 3])
-    epoch = Epoch(order, Share(4, 2, 0, 1, False), 0)
+    epoch = Epoch(order, CellShare(4, 2, 0, 1, False), 0)
     with pytest.raises(OrderError, match=str(wrong)):
         list(epoch.stretches(range(2), 1, 10))
+
+
+@st.composite
+def batch_shares(draw: st.DrawFn) -> list[BatchShare]:
+    sizes = draw(st.lists(st.integers(1, 9), max_size=30))
+    world_size, drop_last = draw(st.integers(1, 9)), draw(st.booleans())
+    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    return [BatchShare(starts, rank, world_size, drop_last) for rank in range(world_size)]
+
+
+@given(batch_shares())
+def test_batches_that_an_order_begins(ranks: list[BatchShare]) -> None:
+    """Each once over all ranks, but for those that are left and fewer than the ranks."""
+    whole = list(itertools.pairwise(ranks[0].starts.tolist()))
+    assert len({len(share) for share in ranks}) == 1
+    given = [share.bounds(batch) for share in ranks for batch in range(len(share))]
+    n_each, left = divmod(len(whole), len(ranks))
+    if ranks[0].drop_last:
+        assert given == whole[: n_each * len(ranks)]
+    else:
+        assert set(given) == set(whole)
+        assert len(given) == len(ranks) * (n_each + (left > 0))

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,11 +139,12 @@ def test_fill_padded(
     data, indices, indptr, n_vars = rows
     # Few values, so that many are equal.
     data %= 5
+    keys = -data.astype(np.float64) if by_value else data[:0].astype(np.float64)
     n = len(indptr) - 1
     found = []
     for fill in (_kernels.fill_padded, _kernels.fill_padded_numpy):
         values, genes = np.zeros((n, length), data.dtype), np.full((n, length), n_vars)
-        fill(data, indices, indptr, by_value, values, genes)
+        fill(data, indices, indptr, keys, values, genes)
         found.append((values, genes))
     for one, twin in zip(*found, strict=True):
         np.testing.assert_array_equal(one, twin)
@@ -152,6 +154,37 @@ def test_fill_padded(
             pairs.sort(key=lambda pair: -pair[0])
         pairs += [(0, n_vars)] * length
         assert list(zip(values[i].tolist(), genes[i].tolist(), strict=True)) == pairs[:length]
+
+
+@given(csr_rows(), st.integers(1, 50), st.integers(0, 2**64 - 1))
+def test_sample_rows(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], most: int, key: int
+) -> None:
+    indptr = rows[2]
+    kept = np.minimum(np.diff(indptr), most)
+    found = []
+    for sample in (_kernels.sample_rows, _kernels.sample_rows_numpy):
+        chosen, offsets = np.full(kept.sum(), -1), np.full(len(indptr), -1)
+        sample(indptr, most, np.uint64(key), chosen, offsets)
+        found.append((chosen, offsets))
+    for one, twin in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, twin)
+    np.testing.assert_array_equal(offsets, np.concatenate([[0], np.cumsum(kept)]))
+    for i, (start, stop) in enumerate(pairwise(indptr)):
+        part = chosen[offsets[i] : offsets[i + 1]]
+        assert (np.diff(part) > 0).all()
+        assert ((start <= part) & (part < stop)).all()
+
+
+def test_samples_of_rows_are_equally_likely() -> None:
+    """Entries, and pairs of entries, of many rows of six of which three are kept."""
+    n = 20_000
+    chosen, offsets = np.empty(3 * n, np.int64), np.empty(n + 1, np.int64)
+    _kernels.sample_rows(np.arange(n + 1) * 6, 3, np.uint64(5), chosen, offsets)
+    triples = chosen.reshape(n, 3) % 6
+    _, counts = np.unique(triples, axis=0, return_counts=True)
+    assert len(counts) == 20
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
 ITEMS = [

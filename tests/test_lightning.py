@@ -54,6 +54,9 @@ class Model(lightning.LightningModule):
     def test_step(self, batch: Any, number: int) -> None:
         self.tested += batch.rows.tolist()
 
+    def predict_step(self, batch: Any, number: int) -> list[int]:
+        return list(batch.rows.tolist())
+
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), 0.02)
 
@@ -162,3 +165,78 @@ def test_refuses_the_checkpoint_of_another_run(
     other = module(ds, splits, seed=1)
     with pytest.raises(scdl.errors.ResumeError, match="seed"):
         trainer(2).fit(Model(), datamodule=other, ckpt_path=tmp_path / "saved" / "last.ckpt")
+
+
+class TestParts:
+    @pytest.mark.parametrize("train", ["train", "training"])
+    @pytest.mark.parametrize("validation", ["validation", "val", "valid"])
+    def test_usual_names(self, ds: Any, splits: scdl.Splits, train: str, validation: str) -> None:
+        parts = {train: splits["train"], validation: splits["validation"], "test": splits["test"]}
+        data = module(ds, scdl.Splits(parts, ds.n_obs, {}))
+        rows = [row for batch in data.val_dataloader() for row in batch.rows.tolist()]
+        assert rows == splits["validation"].tolist()
+        assert len(data.train_dataloader()) == 9
+
+    @pytest.mark.parametrize(
+        ("names", "told"),
+        [
+            (["train", "holdout"], "holdout.*validation"),
+            (["Train"], "Train.*train"),
+            (["train", "val", "valid"], "two parts for 'validation'"),
+        ],
+        ids=str,
+    )
+    def test_other_names(self, ds: Any, names: list[str], told: str) -> None:
+        parts = {name: [i, i + 1] for i, name in enumerate(names)}
+        with pytest.raises(scdl.errors.SplitError, match=told):
+            SingleCellDataModule(ds, parts)
+
+    def test_nothing_to_train_on(self, ds: Any) -> None:
+        data = module(ds, scdl.Splits({"test": [1, 2]}, ds.n_obs, {}))
+        with pytest.raises(scdl.errors.SplitError, match=r"no part 'train'.*test"):
+            data.train_dataloader()
+
+    def test_of_another_dataset(self, ds: Any) -> None:
+        with pytest.raises(scdl.errors.SplitError, match=r"7 cells.*1009"):
+            module(ds, scdl.Splits({"train": [1, 2]}, 7, {}))
+
+    @pytest.mark.parametrize("option", [{"colour": 1}, {"threads": 0}, {"missing": "zero"}])
+    def test_options_are_checked_at_once(self, ds: Any, splits: Any, option: Any) -> None:
+        with pytest.raises(scdl.errors.LoaderError, match=next(iter(option))):
+            SingleCellDataModule(ds, splits, **option)
+
+    def test_of_no_dataset(self, splits: Any) -> None:
+        with pytest.raises(scdl.errors.DatasetTypeError, match=r"scdl\.open"):
+            SingleCellDataModule("archive", splits)
+
+    def test_rows_are_copies(self, ds: Any) -> None:
+        rows = list(range(64)), list(range(64, 70))
+        parts = {"train": torch.tensor(rows[0]).numpy(), "val": torch.tensor(rows[1]).numpy()}
+        data = module(ds, parts, order="sequential")
+        parts["train"] += 500
+        assert next(iter(data.train_dataloader())).rows.tolist() == rows[0]
+
+
+def test_predicts(ds: Any, splits: scdl.Splits, trainer: Callable[..., Any]) -> None:
+    """The part `predict`, or all cells as they are stored."""
+    for parts, expected in (
+        (splits, list(range(ds.n_obs))),
+        (scdl.Splits({"predict": splits["test"]}, ds.n_obs, {}), splits["test"].tolist()),
+    ):
+        model = Model()
+        data = module(ds, parts)
+        found = trainer(1).predict(model, datamodule=data)
+        assert [row for batch in found for row in batch] == expected
+        assert data.stats()["predict"].cells == len(expected)
+
+
+def test_says_what_it_is(ds: Any, splits: scdl.Splits, trainer: Callable[..., Any]) -> None:
+    data = module(ds, splits, order="balanced", by="type")
+    assert str(data) == repr(data)
+    assert str(data).splitlines()[1:] == [
+        "  train: 605 cells, order balanced", "  validation: 202 cells", "  test: 202 cells",
+    ]  # fmt: skip
+    assert data.stats() == {}
+    trainer(1).fit(Model(), datamodule=data)
+    assert data.stats()["train"].batches == 9
+    assert data.stats()["validation"].cells == 202

@@ -12,13 +12,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import Cells, names, random_cells, write_h5ad
@@ -410,7 +411,8 @@ class TestOrders:
     @pytest.mark.parametrize("order", ["block", "random", "sequential"])
     @pytest.mark.parametrize("size", [7, 64, 1_000, N_OBS])
     def test_each_cell_once(self, ds: Any, order: str, size: int) -> None:
-        loader = SingleCellLoader(ds, size, order=order, buffer=300)
+        options = {"buffer": 300} if order == "block" else {}
+        loader = SingleCellLoader(ds, size, order=order, **options)
         batches = rows_of(loader)
         assert len(batches) == len(loader) == -(-N_OBS // size)
         assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
@@ -429,7 +431,8 @@ class TestOrders:
             "block": samplers.Block(5, 200),
             "sequential": samplers.Sequential(),
         }.items():
-            loader = SingleCellLoader(ds, order=name, seed=4, block=5, buffer=200)
+            options = {"block": 5, "buffer": 200} if name == "block" else {}
+            loader = SingleCellLoader(ds, order=name, seed=4, **options)
             loader.set_epoch(3)
             assert flat(rows_of(loader)) == order.positions(N_OBS, 4, 3)[0:N_OBS].tolist()
 
@@ -685,15 +688,32 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+EVEN = np.ones(N_OBS)
+
+
 class TestResume:
     def whole(self, ds: Any, **options: Any) -> list[list[list[int]]]:
         loader = SingleCellLoader(ds, 100, **options)
         return [rows_of(loader) for _ in range(3)]
 
-    @pytest.mark.parametrize("order", ["block", "random", "weighted", "grouped"])
+    @pytest.mark.parametrize(
+        ("order", "options"),
+        [
+            ("block", {}),
+            ("random", {}),
+            ("weighted", {"weights": np.arange(N_OBS) + 1.0}),
+            ("balanced", {"by": ["type", "line"]}),
+            ("grouped", {"by": "type"}),
+            ("grouped", {"by": "guide", "remainder": "smaller"}),
+            ("grouped", {"by": "guide", "control": "A", "match": "line", "remainder": "fill"}),
+        ],
+        ids=str,
+    )
     @pytest.mark.parametrize("taken", [1, 2])
-    def test_what_was_left_comes_next(self, ds: Any, order: str, taken: int) -> None:
-        options = {"order": order, "weights": np.arange(N_OBS) + 1.0, "by": "type"}
+    def test_what_was_left_comes_next(
+        self, ds: Any, order: str, options: dict[str, Any], taken: int
+    ) -> None:
+        options = {"order": order, **options}
         epochs = self.whole(ds, **options)
         loader = SingleCellLoader(ds, 100, **options)
         list(loader)
@@ -779,6 +799,17 @@ class TestResume:
             ("balanced", {"by": "type"}, {"by": "line"}),
             ("grouped", {"by": "type"}, {"by": "line"}),
             ("weighted", {"weights": np.ones(N_OBS)}, {"weights": np.arange(N_OBS)}),
+            ("weighted", {"weights": EVEN}, {"weights": np.where(np.arange(N_OBS) == 9, 2, EVEN)}),
+            ("balanced", {"by": "type"}, {"by": ["type", "line"]}),
+            ("grouped", {"by": "type"}, {"by": "type", "remainder": "fill"}),
+            ("grouped", {"by": "guide"}, {"by": "guide", "control": "A"}),
+            (
+                "grouped",
+                {"by": "guide", "control": "A", "match": "line"},
+                {"by": "guide", "control": "A", "match": "flag"},
+            ),
+            ("block", {"block": 5}, {"block": 6}),
+            ("block", {"buffer": 500}, {"buffer": 501}),
         ],
     )
     def test_state_of_another_order_of_the_name(
@@ -787,6 +818,32 @@ class TestResume:
         state = SingleCellLoader(memmap, order=order, **one).state_dict()
         with pytest.raises(ResumeError, match="order"):
             SingleCellLoader(memmap, order=order, **other).load_state_dict(state)
+
+    def test_state_of_another_order_of_ones_own(self, memmap: Any) -> None:
+        """Also where it differs late, or in later epochs; a method `fingerprint` decides."""
+
+        class Swapped:
+            def __init__(self, at: int, epoch: int = 0) -> None:
+                self.at, self.epoch = at, epoch
+
+            def positions(self, n: int, seed: int, epoch: int) -> np.ndarray:
+                found = np.arange(n)
+                if epoch >= self.epoch:
+                    found[[self.at, 0]] = found[[0, self.at]]
+                return found
+
+        class Named(Swapped):
+            def fingerprint(self) -> str:
+                return f"swapped {self.at} {self.epoch}"
+
+        one = SingleCellLoader(memmap, order=Swapped(5)).state_dict()
+        SingleCellLoader(memmap, order=Swapped(5)).load_state_dict(one)
+        for other in (Swapped(1_008), Swapped(5, epoch=1), Named(5)):
+            with pytest.raises(ResumeError, match="order was"):
+                SingleCellLoader(memmap, order=other).load_state_dict(one)
+        state = SingleCellLoader(memmap, order=Named(5, 10)).state_dict()
+        with pytest.raises(ResumeError, match=r"swapped 5 10.*swapped 5 11"):
+            SingleCellLoader(memmap, order=Named(5, 11)).load_state_dict(state)
 
     def test_state_of_another_dataset(self, memmap: Any, tmp_path: Path) -> None:
         write_h5ad(tmp_path / "a.h5ad", random_cells(N_OBS, N_VARS))
@@ -963,7 +1020,7 @@ class TestReplaced:
     ) -> None:
         path = tmp_path / "archive"
         shutil.copytree(archives[kind], path)
-        loader = in_order(scdl.open(path), obs=["type"], prefetch=1, threads=1, buffer=100)
+        loader = in_order(scdl.open(path), obs=["type"], prefetch=1, threads=1, memory_mb=0.03)
         batches: Iterator[TrainingBatch] = iter(loader)
         found = [next(batches)]
         write_h5ad(tmp_path / "b.h5ad", random_cells(N_OBS - 3, 7))
@@ -1035,6 +1092,68 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
         {"order": "weighted", "weights": np.full(N_OBS, np.inf)}, OrderError, "inf",
     ),
     "zero weights": ({"order": "weighted", "weights": np.zeros(N_OBS)}, OrderError, "zero"),
+    "weights of another order": (
+        {"order": "random", "weights": np.ones(N_OBS)}, LoaderError, "random.*weights.*weighted",
+    ),
+    "weights of text": ({"weights": np.full(N_OBS, "1")}, OrderError, "weights.*<U1"),
+    "weights of two dimensions": ({"weights": np.ones((N_OBS, 2))}, OrderError, "2"),
+    "by of no order": ({"by": "type"}, LoaderError, "by=.*'balanced'.*'grouped'"),
+    "by of nothing": ({"by": "nope"}, LoaderError, "by="),
+    "by of another order": ({"order": "random", "by": "type"}, LoaderError, "by="),
+    "block of another order": ({"order": "random", "block": 5}, LoaderError, "block="),
+    "buffer of another order": ({"order": "sequential", "buffer": 5}, LoaderError, "buffer="),
+    "control of another order": (
+        {"order": "balanced", "by": "type", "control": "T"}, LoaderError, "control=.*'grouped'",
+    ),
+    "match of another order": (
+        {"order": "balanced", "by": "type", "match": "line"}, LoaderError, "match=",
+    ),
+    "match without controls": (
+        {"order": "grouped", "by": "type", "match": "line"}, LoaderError, "control=",
+    ),
+    "block of an order of one's own": (
+        {"order": samplers.Random(), "block": 5}, LoaderError, "own.*block=",
+    ),
+    "remainder of another order": ({"remainder": "fill"}, LoaderError, "remainder=.*'grouped'"),
+    "unknown remainder": (
+        {"order": "grouped", "by": "type", "remainder": "x"}, OrderError, "smaller.*x",
+    ),
+    "smaller batches that are left out": (
+        {"order": "grouped", "by": "type", "remainder": "smaller", "drop_last": True}, LoaderError,
+        "drop_last",
+    ),
+    "groups that would never come": (
+        {"order": "grouped", "by": "type", "batch_size": 200}, OrderError, "'NK'.*109|'NK'.*200",
+    ),
+    "a class for an order": ({"order": samplers.Random}, LoaderError, "object.*Random"),
+    "missing genes of no gene space": ({"missing": "zero"}, LoaderError, "missing=.*genes="),
+    "duplicates of no gene space": ({"duplicates": "sum"}, LoaderError, "duplicates=.*genes="),
+    "gene column of no gene space": ({"gene_column": "x"}, LoaderError, "gene_column=.*genes="),
+    "choice of no padding": ({"choose": "random"}, LoaderError, "choose.*padded"),
+    "unknown choice": (
+        {"layout": "padded", "length": 5, "choose": "best"}, LoaderError, "random.*best",
+    ),
+    "two choices": (
+        {"layout": "padded", "length": 5, "choose": "first", "by_value": True}, LoaderError,
+        "by_value.*first",
+    ),
+    "layout of a tokenizer": (
+        {"layout": "dense", "tokenizer": lambda cells, genes: 0}, LoaderError, "tokenizer.*dense",
+    ),
+    "no tokenizer": ({"tokenizer": "words"}, LoaderError, "tokenizer.*words"),
+    "no transform": ({"transforms": ["log"]}, LoaderError, "transforms.*log"),
+    "a class for a transform": ({"transforms": [Log1p]}, LoaderError, "transforms.*Log1p"),
+    "half a cell": ({"batch_size": 2.5}, LoaderError, "batch_size.*2.5"),
+    "half a seed": ({"seed": 1.5}, LoaderError, "seed.*1.5"),
+    "threads as text": ({"threads": "2"}, LoaderError, "threads.*'2'"),
+    "threads as truth": ({"threads": True}, LoaderError, "threads.*True"),
+    "memory as text": ({"memory_mb": "1"}, LoaderError, "memory_mb.*'1'"),
+    "memory beyond any": ({"memory_mb": np.nan}, LoaderError, "memory_mb.*nan"),
+    "obs that are no names": ({"obs": [1]}, LoaderError, "obs.*1"),
+    "obsm that is no name": ({"obsm": 1}, LoaderError, "obsm.*1"),
+    "dtype of text": ({"dtype": "str"}, LoaderError, "dtype.*str"),
+    "dtype of objects": ({"dtype": object}, LoaderError, "dtype.*object"),
+    "complex dtype": ({"dtype": "complex64"}, LoaderError, "dtype.*complex64"),
     "unknown order": ({"order": "shuffled"}, LoaderError, "random.*shuffled"),
     "no order": ({"order": 5}, LoaderError, "order.*5"),
     "unknown layout": ({"layout": "csc"}, LoaderError, "padded.*csc"),
@@ -1090,6 +1209,241 @@ def test_bad_input(memmap: Any, case: str) -> None:
     with pytest.raises(kind, match=told) as caught:
         SingleCellLoader(memmap, **options)
     one_sentence(caught.value)
+
+
+class Positions:
+    """An order of given positions."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def positions(self, n: int, seed: int, epoch: int) -> Any:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (np.arange(N_OBS) % 3 == 0, "bool"),
+        (np.arange(N_OBS) + 0.5, "float64"),
+        (np.arange(N_OBS).reshape(-1, 1), "shape"),
+        (np.arange(N_OBS).astype(str), "integers"),
+        (np.arange(N_OBS) + 1_000_000, "1000000"),
+        (iter(range(9)), "length"),
+    ],
+    ids=["mask", "floats", "two dimensions", "text", "outside", "no length"],
+)
+def test_positions_that_are_none(memmap: Any, found: Any, told: str) -> None:
+    with pytest.raises(OrderError, match=told) as caught:
+        SingleCellLoader(memmap, order=Positions(found))
+    one_sentence(caught.value)
+
+
+def test_positions_of_any_integers(memmap: Any) -> None:
+    for found in (list(range(90)), torch.arange(90), np.arange(90, dtype=np.uint8)):
+        assert flat(rows_of(SingleCellLoader(memmap, order=Positions(found)))) == list(range(90))
+
+
+class TestNames:
+    """One name may stand where names are asked for."""
+
+    def test_of_loaders(self, memmap: Any) -> None:
+        (batch,) = SingleCellLoader(memmap, 2, rows=[3, 4], obs="type", obsm="X_pca")
+        assert batch.obs.keys() == {"type"}
+        assert batch.obsm.keys() == {"X_pca"}
+
+    def test_of_reads(self, memmap: Any) -> None:
+        cells = memmap.read_rows([3, 4], obs="type", obsm="X_pca")
+        assert cells.obs.keys() == {"type"}
+        assert cells.obsm.keys() == {"X_pca"}
+        assert len(memmap.get_row(0, True, "_index")[1]) == 1
+
+    def test_of_conversions(self, archives: dict[str, Path], tmp_path: Path) -> None:
+        options = {"obsm": "X_pca", "neighbor_key": "next_cell_ids"}
+        scdl.convert(archives["h5ad"], tmp_path / "archive", **options)
+        data = scdl.open(tmp_path / "archive")
+        assert data.read_rows([0], obsm="X_pca").obsm["X_pca"].shape == (1, 3)
+        assert data.graph is not None
+
+    def test_that_are_none(self, memmap: Any) -> None:
+        with pytest.raises(scdl.errors.OptionError, match="obs must be"):
+            memmap.read_rows([0], obs=[5])
+
+
+class TestSeveralColumns:
+    def test_balanced(self, memmap: Any) -> None:
+        rows = flat(rows_of(SingleCellLoader(memmap, order="balanced", by=["type", "line"])))
+        counts = OBS.iloc[rows].groupby(["type", "line"], observed=True).size()
+        assert len(counts) == 6
+        assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+    def test_grouped_and_matched(self, memmap: Any) -> None:
+        options = {"by": ["guide", "line"], "control": ("control", 7), "match": ["flag", "type"]}
+        rows = np.flatnonzero((OBS["type"] == "T") & (OBS["line"] == 7))
+        loader = SingleCellLoader(memmap, 8, order="grouped", rows=rows, **options)
+        for batch in loader:
+            treated, controls = (OBS.iloc[part] for part in batch.rows.numpy().reshape(2, 4))
+            assert treated["guide"].nunique() == 1
+            assert set(controls["guide"]) == {"control"}
+            assert treated["flag"].tolist() == controls["flag"].tolist()
+
+    def test_cells_without_a_value_are_of_no_group(self, memmap: Any) -> None:
+        options = {"by": ["guide", "perhaps"], "remainder": "smaller"}
+        rows = flat(rows_of(SingleCellLoader(memmap, 8, order="grouped", **options)))
+        known = OBS["guide"].notna() & OBS["perhaps"].notna()
+        assert sorted(rows) == np.flatnonzero(known).tolist()
+
+
+class TestSmallGroups:
+    OPTIONS: ClassVar[dict[str, Any]] = {"order": "grouped", "by": "donor", "batch_size": 100}
+
+    def test_come_smaller(self, ds: Any) -> None:
+        loader = SingleCellLoader(ds, **self.OPTIONS, remainder="smaller")
+        batches = rows_of(loader)
+        assert len(batches) == len(loader)
+        assert sorted(flat(batches)) == list(range(N_OBS))
+        for batch in batches:
+            assert OBS["donor"].iloc[batch].nunique() == 1
+
+    def test_come_filled(self, ds: Any) -> None:
+        batches = rows_of(SingleCellLoader(ds, **self.OPTIONS, remainder="fill", drop_last=True))
+        assert {len(batch) for batch in batches} == {100}
+        assert set(flat(batches)) == set(range(N_OBS))
+        for batch in batches:
+            assert OBS["donor"].iloc[batch].nunique() == 1
+
+    def test_are_left_out_where_that_is_meant(self, memmap: Any) -> None:
+        options = {"order": "grouped", "by": "type", "batch_size": 200}
+        loader = SingleCellLoader(memmap, **options, remainder="drop")
+        assert set(OBS["type"].iloc[flat(rows_of(loader))]) == {"T", "B"}
+
+    @pytest.mark.parametrize("remainder", ["smaller", "fill"])
+    def test_with_controls(self, memmap: Any, remainder: str) -> None:
+        options = {"by": "guide", "control": "control", "match": "line", "remainder": remainder}
+        loader = SingleCellLoader(memmap, 300, order="grouped", **options)
+        treated: list[int] = []
+        for batch in loader:
+            half = len(batch) // 2
+            one, other = (OBS.iloc[part] for part in batch.rows.numpy().reshape(2, half))
+            assert one["guide"].nunique() == 1
+            assert set(other["guide"]) == {"control"}
+            assert one["line"].tolist() == other["line"].tolist()
+            treated += batch.rows[:half].tolist()
+        expected = np.flatnonzero(OBS["guide"].isin(["A", "B", "C"]))
+        assert set(treated) == set(expected.tolist())
+        assert remainder == "fill" or len(treated) == len(expected)
+
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+    def test_on_several_ranks(self, memmap: Any, world_size: int) -> None:
+        ranks = [
+            rows_of(
+                SingleCellLoader(
+                    memmap, **self.OPTIONS, remainder="smaller", rank=rank, world_size=world_size
+                )
+            )
+            for rank in range(world_size)
+        ]
+        assert len({len(batches) for batches in ranks}) == 1
+        assert {row for batches in ranks for row in flat(batches)} == set(range(N_OBS))
+        for batch in (batch for batches in ranks for batch in batches):
+            assert OBS["donor"].iloc[batch].nunique() == 1
+
+    def test_for_any_threads_and_workers(self, ds: Any) -> None:
+        one, other = (
+            rows_of(SingleCellLoader(ds, **self.OPTIONS, remainder="smaller", **options))
+            for options in ({"threads": 1}, {"workers": 2})
+        )
+        assert one == other
+
+
+class TestWhatIsGiven:
+    """What the caller does with it afterwards changes nothing."""
+
+    def test_arrays(self, memmap: Any) -> None:
+        rows, weights, obs = np.arange(100), np.ones(100), ["type"]
+        weights[50:] = 0
+        loader = SingleCellLoader(memmap, 25, rows=rows, weights=weights, obs=obs)
+        rows += 500
+        weights[:] = 1
+        obs.append("nope")
+        found = flat(rows_of(pickle.loads(pickle.dumps(loader))))
+        assert set(found) <= set(range(50))
+
+    def test_weights_mean_weighted(self, memmap: Any) -> None:
+        weights = np.arange(N_OBS) + 1.0
+        one, other = (
+            rows_of(SingleCellLoader(memmap, weights=weights, **options))
+            for options in ({}, {"order": "weighted"})
+        )
+        assert one == other
+
+    @pytest.mark.parametrize(
+        ("dtype", "expected"),
+        [
+            (np.float32, torch.float32),
+            (np.dtype("f8"), torch.float64),
+            (float, torch.float64),
+            ("torch.bfloat16", torch.bfloat16),
+            ("uint8", torch.uint8),
+            (np.int32, torch.int32),
+            (">f4", LoaderError),
+        ],
+        ids=str,
+    )
+    def test_types_of_numpy(self, memmap: Any, dtype: Any, expected: Any) -> None:
+        if expected is LoaderError:
+            with pytest.raises(LoaderError, match="dtype"):
+                SingleCellLoader(memmap, dtype=dtype)
+            return
+        assert next(iter(SingleCellLoader(memmap, dtype=dtype))).x.dtype == expected
+
+    def test_one_transform(self, memmap: Any) -> None:
+        found = all_of(in_order(memmap, transforms=Log1p()))
+        np.testing.assert_allclose(found, np.log1p(DENSE), rtol=1e-5)
+
+
+class TestOtherObjects:
+    @pytest.mark.parametrize(
+        ("make", "told"),
+        [
+            (lambda path: str(path), r"the path.*scdl\.open"),
+            (lambda path: path, r"the path.*scdl\.open"),
+            (lambda path: anndata.AnnData(DENSE), r"anndata\.AnnData.*scdl\.convert"),
+            (lambda path: zarr.group(), r"zarr\.Group.*scdl\.open"),
+            (lambda path: DENSE, r"numpy\.ndarray.*scdl\.open"),
+            (lambda path: SingleCellLoader(scdl.open(path)), "SingleCellLoader"),
+        ],
+        ids=["text", "path", "AnnData", "Zarr group", "array", "loader"],
+    )
+    @pytest.mark.parametrize("use", [SingleCellLoader, lambda data: scdl.split(data, (0.5, 0.5))])
+    def test_are_no_cells(
+        self, archives: dict[str, Path], make: Any, told: str, use: Callable[[Any], Any]
+    ) -> None:
+        with pytest.raises(scdl.errors.DatasetTypeError, match=told) as caught:
+            use(make(archives["fast"]))
+        assert isinstance(caught.value, TypeError)
+        one_sentence(caught.value)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_loader_is_no_dataset_of_items(self, memmap: Any, workers: int) -> None:
+        loader = torch.utils.data.DataLoader(SingleCellLoader(memmap), num_workers=workers)
+        with pytest.raises(LoaderError, match=r"loader\.dataset\(\), batch_size=None"):
+            next(iter(loader))
+
+
+def test_says_what_it_is(memmap: Any) -> None:
+    options = {"obs": ["type", "age"], "neighbors": 2, "rows": MASK}
+    text = repr(SingleCellLoader(memmap, 50, order="random", seed=7, dtype="bfloat16", **options))
+    first, *others = text.splitlines()
+    assert first.startswith("SingleCellLoader of 337 cells of SingleCellDataset(")
+    assert others == [
+        "  batches: 7 an epoch of 50 cells",
+        "  order: random, seed 7, epoch 0",
+        "  gives: csr bfloat16, obs 'type' (4 labels), obs 'age', 2 neighbours a cell",
+    ]
+    ranks = SingleCellLoader(memmap, 50, drop_last=True, rank=1, world_size=2, dtype=None)
+    assert "not whole, rank 1 of 2" in repr(ranks)
+    assert "csr as stored" in repr(ranks)
 
 
 def test_column_of_unsupported_type(tmp_path: Path) -> None:

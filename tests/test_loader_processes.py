@@ -323,8 +323,9 @@ class TestWorkers:
 
     @pytest.mark.parametrize("order", ["block", "random", "grouped"])
     def test_a_worker_gets_paths_and_no_data(self, ds: Any, order: str) -> None:
+        options = {"by": "type"} if order == "grouped" else {}
         loader = SingleCellLoader(
-            ds, 64, order=order, by="type", obs=["type", "donor"], obsm=["X_pca"], neighbors=2
+            ds, 64, order=order, obs=["type", "donor"], obsm=["X_pca"], neighbors=2, **options
         )
         next(iter(loader))
         for part in ds, loader, loader.dataset():

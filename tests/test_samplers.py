@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scdl import samplers
+from scdl import hashing, samplers
 from scdl.errors import OrderError, ScdlError
 
 SIZES = st.one_of(st.integers(0, 130), st.sampled_from([1_000, 4_096, 4_097]))
@@ -321,19 +321,19 @@ class TestGrouped:
 
 class TestDraws:
     def test_depend_on_their_position_alone(self) -> None:
-        whole = samplers.draws(np.arange(50), 3, 1, 2)
+        whole = hashing.draws(np.arange(50), 3, 1, 2)
         some = np.array([7, 7, 3, 49])
-        np.testing.assert_array_equal(samplers.draws(some, 3, 1, 2), whole[some])
+        np.testing.assert_array_equal(hashing.draws(some, 3, 1, 2), whole[some])
 
     def test_are_uniform(self) -> None:
-        found = samplers.draws(np.arange(10_000), 5, 1, 2)
+        found = hashing.draws(np.arange(10_000), 5, 1, 2)
         assert found.shape == (10_000, 5)
         assert 0 <= found.min() <= found.max() < 1
         for column in (*found.T, found.ravel()):
             assert p_value(np.bincount((column * 40).astype(int), minlength=40)) > 1e-4
 
     def test_change_with_seed_and_epoch(self) -> None:
-        draws = [samplers.draws(np.arange(20), 1, *key) for key in [(1, 2), (2, 1), (1, 3)]]
+        draws = [hashing.draws(np.arange(20), 1, *key) for key in [(1, 2), (2, 1), (1, 3)]]
         for one, other in pairwise(draws):
             assert not (one == other).any()
 
@@ -341,3 +341,80 @@ class TestDraws:
 def test_errors_are_those_of_scdl() -> None:
     assert issubclass(OrderError, ScdlError)
     assert issubclass(OrderError, ValueError)
+
+
+class TestRemainders:
+    @given(
+        codes=st.lists(st.integers(-1, 5), min_size=1, max_size=60),
+        size=st.integers(1, 9),
+        epoch=st.integers(0, 9),
+        controls=st.booleans(),
+    )
+    def test_every_cell_of_a_group_comes(
+        self, codes: list[int], size: int, epoch: int, controls: bool
+    ) -> None:
+        labels = np.array(codes)
+        treated = np.flatnonzero((labels >= 0) & ~(controls & (labels == 0)))
+        if not len(treated) or (controls and not (labels == 0).any()):
+            return
+        copies = 1 + controls
+        for remainder in ("smaller", "fill"):
+            order = samplers.Grouped(
+                labels, size * copies, control=0 if controls else None, remainder=remainder
+            )
+            positions = order.positions(len(labels), 3, epoch)
+            whole = positions[0 : len(positions)]
+            given = []
+            for start, stop in pairwise(positions.starts):
+                batch = whole[start:stop]
+                assert stop - start == size * copies or remainder == "smaller"
+                np.testing.assert_array_equal(batch, positions[start:stop])
+                assert len(set(labels[batch[: len(batch) // copies]])) == 1
+                given += batch[: len(batch) // copies].tolist()
+                assert not labels[batch[len(batch) // copies :]].any()
+            assert set(given) == set(treated.tolist())
+            assert remainder == "fill" or len(given) == len(treated)
+
+    def test_groups_that_would_never_come_are_named(self) -> None:
+        codes, names = np.repeat(range(9), [1] * 7 + [5, 5]), list("abcdefghi")
+        with pytest.raises(OrderError, match=r"'a', 'b', 'c', 'd', 'e' and 2 more.*4.*remainder"):
+            samplers.Grouped(codes, 4, names=names)
+        order = samplers.Grouped(codes, 4, remainder="drop")
+        assert len(order.positions(17, 0, 0)) == 8
+
+
+class TestWeightsOfAnySize:
+    @given(
+        weights=st.lists(st.integers(0, 9), min_size=1, max_size=30),
+        exponent=st.sampled_from([-1_060, -500, 0, 500, 1_020]),
+    )
+    def test_scale_changes_nothing(self, weights: list[int], exponent: int) -> None:
+        if not any(weights):
+            return
+        scaled = np.ldexp(np.array(weights, float), exponent)
+        n = len(weights)
+        found = [samplers.Weighted(w).positions(n, 0, 0)[0:n] for w in (weights, scaled)]
+        np.testing.assert_array_equal(*found)
+
+    @pytest.mark.parametrize(
+        "order",
+        [
+            lambda codes: samplers.Balanced(codes),
+            lambda codes: samplers.Grouped(codes, 2),
+            lambda codes: samplers.Grouped(np.arange(4) % 2, 2, control=0, match=codes),
+        ],
+    )
+    @pytest.mark.parametrize("codes", [np.array([0.0, 1, 0, 1]), np.array(list("abab")), [[0, 1]]])
+    def test_codes_are_integers(self, order: Callable[[Any], object], codes: Any) -> None:
+        with pytest.raises(OrderError, match="integer"):
+            order(codes)
+
+
+@pytest.mark.parametrize("name", orders(20))
+def test_fingerprints_tell_orders_apart(name: str) -> None:
+    one, same, other = (orders(n)[name].fingerprint() for n in (200, 200, 201))
+    assert one == same
+    if name not in ("sequential", "random", "block"):
+        assert one != other
+    everyone = [order.fingerprint() for order in orders(200).values()]
+    assert len(set(everyone)) == len(everyone)

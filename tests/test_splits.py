@@ -144,6 +144,114 @@ class TestSaved:
         assert scdl.Splits.load(tmp_path / "split")["train"].tolist() == [0, 1, 2, 3, 4]
 
 
+class TestSeveralColumns:
+    def test_a_combination_is_in_one_part(self, ds: Any) -> None:
+        splits = scdl.split(ds, (0.5, 0.5), by=["donor", "line"])
+        assert_whole(splits)
+        pairs = [set(zip(*(OBS[c].iloc[rows] for c in ("donor", "line")), strict=True))
+                 for rows in splits.values()]  # fmt: skip
+        assert pairs[0].isdisjoint(pairs[1])
+        donors = [{donor for donor, _ in part} for part in pairs]
+        assert not donors[0].isdisjoint(donors[1])
+
+    def test_one_in_a_list_is_that_one(self, ds: Any) -> None:
+        one, other = (scdl.split(ds, (0.5, 0.5), by=by) for by in ("donor", ["donor"]))
+        assert one.hash == other.hash
+
+
+class TestStratified:
+    @given(shares=SHARES, seed=st.integers(0, 99))
+    def test_each_part_has_its_share_of_each_label(
+        self, ds: Any, shares: list[float], seed: int
+    ) -> None:
+        splits = scdl.split(ds, shares, stratify=["type", "line"], seed=seed)
+        assert_whole(splits)
+        counts = OBS.groupby(["type", "line"], observed=True).size()
+        for rows, share in zip(splits.values(), shares, strict=True):
+            found = OBS.iloc[rows].groupby(["type", "line"], observed=True).size()
+            assert (abs(found.reindex(counts.index, fill_value=0) - share * counts) <= 1).all()
+
+    def test_cells_without_a_label_are_a_stratum(self, ds: Any) -> None:
+        splits = scdl.split(ds, (0.5, 0.5), stratify="guide")
+        assert_whole(splits)
+        missing = [OBS["guide"].iloc[rows].isna().sum() for rows in splits.values()]
+        assert abs(missing[0] - missing[1]) <= 2
+
+    def test_groups_of_a_stratum(self, tmp_path: Path) -> None:
+        """Donors, each healthy or ill, to parts that have some of both."""
+        n = 600
+        donors = np.arange(n) % 20
+        frame = pd.DataFrame(
+            {"donor": donors, "state": np.where(donors < 12, "healthy", "ill"), "lane": donors // 2,
+             "odd": np.arange(n) % 40 // 20},
+            index=names("cell", n),
+        )  # fmt: skip
+        write_h5ad(tmp_path / "a.h5ad", random_cells(n, 3), obs=frame)
+        scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive")
+        cells = scdl.open(tmp_path / "archive")
+        for seed in range(5):
+            splits = scdl.split(cells, (0.5, 0.5), by="donor", stratify="state", seed=seed)
+            parts = [frame.iloc[rows].drop_duplicates("donor") for rows in splits.values()]
+            for part in parts:
+                assert part["state"].value_counts().to_dict() == {"healthy": 6, "ill": 4}
+            assert set(parts[0]["donor"]).isdisjoint(parts[1]["donor"])
+        with pytest.raises(SplitError, match="several strata"):
+            scdl.split(cells, (0.5, 0.5), by="donor", stratify="odd")
+
+
+class TestHeldOut:
+    def test_groups_by_name(self, ds: Any) -> None:
+        splits = scdl.split(ds, (0.8, 0.2), by="donor", held_out={"test": ["d3", "d7"]})
+        assert list(splits) == ["train", "validation", "test"]
+        assert_whole(splits)
+        donors = {name: set(OBS["donor"].iloc[rows]) for name, rows in splits.items()}
+        assert donors["test"] == {"d3", "d7"}
+        assert donors["train"].isdisjoint(donors["validation"])
+        # Only the others are drawn: seven groups, of which each is one cell in nine.
+        assert len(splits["train"]) == pytest.approx(0.8 * 7 / 9 * N_OBS, abs=0.1 * N_OBS)
+
+    def test_one_group_and_combinations(self, ds: Any) -> None:
+        one = scdl.split(ds, {"train": 1.0}, by="donor", held_out={"test": "d3"})
+        assert set(OBS["donor"].iloc[one["test"]]) == {"d3"}
+        two = scdl.split(ds, {"train": 1.0}, by=["donor", "line"], held_out={"test": ("d3", 7)})
+        test = OBS.iloc[two["test"]]
+        assert len(test) == ((OBS["donor"] == "d3") & (OBS["line"] == 7)).sum()
+        assert set(test["donor"]) == {"d3"}
+        assert set(test["line"]) == {7}
+
+    def test_all_groups_by_name(self, ds: Any, tmp_path: Path) -> None:
+        named = {"train": ["T", "B"], "test": ["NK"]}
+        splits = scdl.split(ds, by="type", held_out=named)
+        assert_whole(splits)
+        assert set(OBS["type"].iloc[splits["test"]]) == {"NK"}
+        splits.save(tmp_path / "split")
+        assert scdl.Splits.load(tmp_path / "split").how["held_out"] == named
+
+    def test_controls_are_in_every_part(self, ds: Any) -> None:
+        """In proportion, by cell; of other guides each is in one part."""
+        cells = OBS["guide"].astype(object).fillna("none")
+        splits = scdl.split(
+            ds, {"train": 1.0}, by="guide", held_out={"test": ["B"]}, control="control"
+        )
+        assert_whole(splits)
+        test = cells.iloc[splits["test"]].value_counts()
+        train = cells.iloc[splits["train"]].value_counts()
+        assert set(test.index) == {"B", "control"}
+        assert set(train.index) == {"A", "C", "none", "control"}
+        shares = [part["control"] / part.drop("control").sum() for part in (test, train)]
+        assert shares[0] == pytest.approx(shares[1], rel=0.05)
+
+
+class TestReadOnly:
+    def test_rows_are_copies_that_stay(self, ds: Any) -> None:
+        rows = np.arange(10)
+        splits = scdl.Splits({"train": rows}, N_OBS, {})
+        rows += 20
+        assert splits["train"].tolist() == list(range(10))
+        with pytest.raises(ValueError, match="read-only"):
+            splits["train"][0] = 5
+
+
 def arrays(**named: Any) -> Callable[[Path], object]:
     """Replace a file by other arrays."""
 
@@ -234,6 +342,43 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[ScdlError], str]] = {
     "no names": ((0.25,) * 4, {}, SplitError, "names"),
     "without cells": ((0.9999, 0.0001), {}, SplitError, "validation.*too few"),
     "too few groups": ((0.4, 0.3, 0.3), {"by": "line"}, SplitError, "test.*line"),
+    "no sequence": (0.8, {}, SplitError, "share for each part"),
+    "unknown group": (
+        (0.5, 0.5),
+        {"by": "donor", "held_out": {"test": ["d77"]}},
+        SplitError,
+        "d77.*d0",
+    ),
+    "group of two parts": (
+        {"train": 1.0},
+        {"by": "donor", "held_out": {"a": ["d1"], "b": ["d1"]}},
+        SplitError,
+        "twice",
+    ),
+    "part of both": (
+        (0.5, 0.5),
+        {"by": "donor", "held_out": {"train": ["d1"]}},
+        SplitError,
+        "not both",
+    ),
+    "held out of no groups": ((0.5, 0.5), {"held_out": {"test": ["d1"]}}, SplitError, "need by="),
+    "controls of no groups": ((0.5, 0.5), {"control": "A"}, SplitError, "need by="),
+    "cells of no part": ((), {"by": "donor", "held_out": {"a": ["d1"]}}, SplitError, "in no part"),
+    "unknown control": ((0.5, 0.5), {"by": "guide", "control": "x"}, SplitError, "control.*x"),
+    "controls alone": (
+        (0.5, 0.5),
+        {"by": "type", "control": "T", "held_out": {"test": "B"}},
+        SplitError,
+        "alone",
+    ),
+    "controls held out": (
+        {"train": 1.0},
+        {"by": "guide", "control": "A", "held_out": {"test": "A"}},
+        SplitError,
+        "control",
+    ),
+    "by nothing": ((0.5, 0.5), {"by": []}, SplitError, "at least one column"),
+    "stratified by no column": ((0.5, 0.5), {"stratify": "x"}, FeatureNotFoundError, "x"),
     "by no column": ((0.5, 0.5), {"by": "x"}, FeatureNotFoundError, "x"),
 }
 
