@@ -126,6 +126,17 @@ def convert(
             help="Of a directory: files that cannot be converted are no error, but exit code 3.",
         ),
     ] = False,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Column of obs to add, which says which source each cell comes from."),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a source in that column; once for each. [default: 0, 1, …]"),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the archive that is at DEST.")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
     ] = False,
@@ -159,6 +170,11 @@ def convert(
 
         is_directory = len(sources) == 1 and os.path.isdir(sources[0])
         if is_directory and not is_archive(sources[0]):
+            if label or key or replace:
+                raise typer.BadParameter(
+                    "--label, --key and --replace go with files that become one archive; of a "
+                    'directory, scdl.open(path, label="sample") says which archive a cell is of'
+                )
             options |= {"workers": crew, "resume": resume, "skip_failed": skip_failed}
             options["split_bytes"] = split_bytes
             _convert_directory(sources[0], dest, options, quiet=quiet)
@@ -167,6 +183,7 @@ def convert(
             raise typer.BadParameter(
                 "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
             )
+        options |= {"label": label, "keys": key or None, "replace": replace}
         report = _convert_files(sources, dest, options, crew)
     if not quiet:
         typer.echo(str(report))
@@ -188,7 +205,7 @@ def _crew(sources: Sequence[str], workers: int | None, dask: str | None) -> Iter
     from storage_backends.threads import n_threads
 
     n = workers or n_threads()
-    if _has_files(sources, n):
+    if n > 1 and _has_files(sources, n):
         from scdl.workers import ProcessWorkers
 
         with ProcessWorkers(n) as processes:
@@ -254,6 +271,25 @@ def flatten(
             "their archive in front.",
         ),
     ] = "keep",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the archive that is at DEST.")
+    ] = False,
+    genes: Annotated[
+        str | None,
+        typer.Option(
+            help="Write one gene space: union, intersection, or a file with one gene a line."
+        ),
+    ] = None,
+    gene_column: Annotated[
+        str | None, typer.Option(help="Column of var with the ids of genes. [default: names]")
+    ] = None,
+    missing: Annotated[
+        str, typer.Option(metavar="error|zero", help="What genes are that an archive lacks.")
+    ] = "error",
+    duplicates: Annotated[
+        str,
+        typer.Option(metavar="error|sum|first", help="What several genes of one id are."),
+    ] = "error",
     destroy_on_copy: Annotated[
         bool,
         typer.Option(
@@ -276,7 +312,15 @@ def flatten(
         raise CollectionError(
             f"{path}: this is an archive, not a collection; `scdl convert {path} {dest}` copies it"
         )
-    options: dict[str, Any] = {"backend": backend, "cell_names": cell_names}
+    options: dict[str, Any] = {
+        "backend": backend,
+        "cell_names": cell_names,
+        "genes": genes,
+        "gene_column": gene_column,
+        "missing": missing,
+        "duplicates": duplicates,
+        "replace": replace,
+    }
     if compression is not None:
         options["compression"] = compression
     SingleCellCollection(path).flatten(dest, destroy_on_copy, **options)
@@ -297,6 +341,9 @@ def export(
             min=0, max=9, help="Compression level of the matrices of an h5ad file; 0: none."
         ),
     ] = 4,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the file that is at OUT.h5ad.")
+    ] = False,
 ) -> None:
     """Write an archive as an AnnData (h5ad or Zarr), with everything that it holds."""
     from scdl.errors import SourceError
@@ -311,7 +358,7 @@ def export(
             "which can be exported where all have the same genes"
         )
     with registry.open_archive(path) as store:
-        run(store, dest, gzip=gzip or None)
+        run(store, dest, gzip=gzip or None, replace=replace)
 
 
 @app.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Unpack
 
 from numpy.typing import DTypeLike
@@ -12,6 +13,7 @@ from numpy.typing import DTypeLike
 from scdl import summary
 from scdl.cast import common_dtype
 from scdl.cell_names import CellNames
+from scdl.comparison import check_removable, check_same, checking
 from scdl.dataset import Path, SingleCellDataset
 from scdl.errors import (
     ArchiveChangedError,
@@ -21,7 +23,8 @@ from scdl.errors import (
     OptionError,
     ScdlError,
 )
-from scdl.flatten import is_within, tables_of_cells, verify, write_flat
+from scdl.flatten import tables_of_cells, verify, write_flat
+from scdl.genes import Duplicates, Genes, Missing
 from scdl.joined_cells import JoinedCells
 from scdl.manifest import (
     MANIFEST,
@@ -42,6 +45,7 @@ from scdl.schema import NEIGHBOR_KEY, distinct
 from storage_backends import registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import path_of, paths_of
+from storage_backends.registry import is_within
 
 if TYPE_CHECKING:
     from scdl.conversion import ConvertOptions
@@ -61,6 +65,10 @@ class SingleCellCollection(JoinedCells):
         :meth:`load_h5ad` makes it. Or the paths of archives, in the order of their cells.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
+    label
+        Name of a categorical column that obs gets, with the name of each cell's member (see
+        :attr:`member_names`); nothing is written to the members. Opening them all finds out first
+        whether one has such a column.
     max_open
         Members that stay open; each takes some ten file descriptors.
 
@@ -74,12 +82,15 @@ class SingleCellCollection(JoinedCells):
         A path is itself a collection, or listed twice, or a member cannot be read.
     CastError
         Some members hold integers and others floats.
+    OptionError
+        A member has a column `label`.
     """
 
     def __init__(
         self,
         data_path: Path | Sequence[Path],
         *,
+        label: str | None = None,
         load_neighbors: bool | None = None,
         neighbor_key: str = NEIGHBOR_KEY,
         neighbor_sampling_strategy: NeighborSamplingStrategy
@@ -95,7 +106,7 @@ class SingleCellCollection(JoinedCells):
         }
         if max_open < 1:
             raise OptionError(f"max_open must be at least 1, not {max_open}")
-        self._max_open = max_open
+        self._max_open, self._label = max_open, label
         #: The directory of the collection; None where it was made of a list of paths.
         self.data_path: str | None = None
         #: What tells the manifest that was read from others.
@@ -170,16 +181,19 @@ class SingleCellCollection(JoinedCells):
                 f"{gone[0]}: this member of the collection is missing{more}; put back what is, or "
                 "leave it out of a list of paths"
             )
-        self._members = Members(records, self._max_open, self._neighbors)
+        members = Members(records, self._max_open, self._neighbors, self._label)
+        if self._label is not None:
+            members.obs([self._label])
+        self._members = members
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_neighbors", "_max_open", "data_path", "_manifest")
+        kept = ("_neighbors", "_max_open", "_label", "data_path", "_manifest")
         return {name: self.__dict__[name] for name in kept} | {"records": self._members.records}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         records = state.pop("records")
         self.__dict__.update(state)
-        self._members = Members(records, self._max_open, self._neighbors)
+        self._members = Members(records, self._max_open, self._neighbors, self._label)
 
     def __repr__(self) -> str:
         where = repr(self.data_path) if self.data_path else f"{len(self._members)} paths"
@@ -475,6 +489,11 @@ class SingleCellCollection(JoinedCells):
         *,
         backend: str | None = None,
         cell_names: CellNames = "keep",
+        genes: Genes | None = None,
+        gene_column: str | None = None,
+        missing: Missing = "error",
+        duplicates: Duplicates = "error",
+        replace: bool = False,
         **options: Any,
     ) -> None:
         """Write all members as one archive, in bounded memory.
@@ -488,7 +507,8 @@ class SingleCellCollection(JoinedCells):
             Where the archive goes; nothing may be there.
         destroy_on_copy
             Whether to remove the members, and empty the manifest, after the archive was opened and
-            compared with all that each of them has.
+            compared with all that each of them has. What it has no place for is an error before
+            anything is copied; after any error the members are as they were.
         extend_copy_size
             Bytes of stored values copied at once.
         backend
@@ -497,6 +517,13 @@ class SingleCellCollection(JoinedCells):
             ``"keep"``: as they are. ``"unique"``: the same, and an error where two cells have one
             name. ``"prefix"``: with the name of their member in front, ``member-name``, and an
             error where two are the same all the same.
+        genes
+            Genes that the archive has, in their order, whatever genes each member has; columns of
+            var are left out. Default: the genes of each member, in feature blocks.
+        gene_column, missing, duplicates
+            As for :meth:`select_genes`; ``missing`` is ``"error"`` or ``"zero"``.
+        replace
+            Whether to replace an archive that is at `output_path`, atomically.
         **options
             Of the backend, such as ``compression``.
 
@@ -508,27 +535,53 @@ class SingleCellCollection(JoinedCells):
             There are no members; `output_path` would be inside one of them, or be found as one;
             names are not unique; or, where members are to be removed, something of them has no
             place in the archive, or it is not all that they are.
+        OptionError
+            Policies for `genes` are given without those.
+        GeneError, GeneListNotFoundError
+            The members cannot be brought into the gene space `genes`.
+        ArchivePlaceError
+            `output_path` is inside another archive.
+        ArchiveLockedError, ArchiveChangedError, ArchiveWriteError
+            A member that is to be removed is being changed, or was; or its directory cannot be
+            written.
         """
-        path = absolute(output_path)
+        from scdl.conversion import check_storage
+        from scdl.gene_selection import choice_of
+
+        path, members = absolute(output_path), self._members
+        chosen = registry.for_target(path, backend).name
+        check_storage(chosen, options, SingleCellCollection.flatten)
+        policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
+        choice = choice_of(genes, policies)
+        if choice is not None and destroy_on_copy:
+            raise CollectionError(
+                f"{path}: genes= may leave out genes, and leaves out columns of var, of archives "
+                "that are to be removed; leave out destroy_on_copy"
+            )
         self._check_target(path)
-        obs = tables_of_cells(self._members, cell_names)
+        going = check_removable(members.stores(), [path]) if destroy_on_copy else []
+        obs = tables_of_cells(members, cell_names)
         write_flat(
-            self._members,
+            members,
             path,
             obs,
-            backend=backend,
+            backend=chosen,
             chunk_bytes=extend_copy_size,
             lossless=destroy_on_copy,
-            options=options,
+            view=None if choice is None else self.select_genes(**asdict(choice)),
+            options={"replace": replace, **options},
         )
-        if destroy_on_copy:
-            with self._changing():
-                verify(self._members, path, obs)
-                stores = self._members.stores()
+        if not destroy_on_copy:
+            return
+        with ExitStack() as stack:
+            with checking(path, is_new=not replace) as flat:
+                stack.enter_context(self._changing())
+                verify(members, flat, obs, going)
                 # First, for a manifest must not list what is not there.
                 self._become([], save=self._has_manifest)
-                for store in stores:
-                    store.remove()
+            for store, identity in zip(members.stores(), going, strict=True):
+                check_same(store, identity)
+                store.remove()
 
     def _check_target(self, path: str) -> None:
         if not self._members:
@@ -537,8 +590,13 @@ class SingleCellCollection(JoinedCells):
                 "archives first"
             )
         for record in self._members.records:
-            if not is_url(record.path) and is_within(path, record.path):
-                raise CollectionError(f"{path}: this is inside the member {record.path}")
+            if is_url(record.path):
+                continue
+            if is_within(path, record.path) or is_within(record.path, path):
+                raise CollectionError(
+                    f"{path}: this is inside the member {record.path}, or that inside this, and "
+                    "both would be replaced and removed together; choose a path outside"
+                )
         directory = self.data_path
         if directory is not None and is_within(path, directory) and not has_manifest(directory):
             raise CollectionError(
@@ -550,6 +608,7 @@ class SingleCellCollection(JoinedCells):
 def open(
     path: Path,
     *,
+    label: str | None = None,
     load_neighbors: bool | None = None,
     neighbor_key: str = NEIGHBOR_KEY,
     neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
@@ -562,6 +621,8 @@ def open(
     ----------
     path
         Where it is.
+    label
+        Of a directory, as for :class:`SingleCellCollection`.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
     matrix
@@ -574,7 +635,7 @@ def open(
     ArchiveFormatError
         What is there is no archive, or a damaged one.
     OptionError
-        There is no such matrix, or `path` is a collection.
+        There is no such matrix, or `path` is a collection; or `label` for one archive.
     """
     place = path_of(path, "the path of an archive, or of a directory of archives")
     kind: type[SingleCellCollection | SingleCellDataset] = SingleCellDataset
@@ -601,6 +662,13 @@ def open(
         )
     if matrix is not None:
         options["matrix"] = matrix
+    if kind is SingleCellCollection:
+        options["label"] = label
+    elif label is not None:
+        raise OptionError(
+            f"{place}: label= says which member of a collection a cell is of, and this is one "
+            "archive; leave it out"
+        )
     return kind(place, **options)
 
 

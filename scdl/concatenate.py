@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from scdl import csr
 from scdl.cast import Caster, common_dtype
@@ -15,16 +16,20 @@ from scdl.errors import CollectionError, NeighborError, ScdlWarning, SourceError
 from scdl.kept_elements import write_rest
 from scdl.matrices import Bounds
 from scdl.neighbors import NeighborGraph
+from scdl.rows import CellReader
 from scdl.schema import (
     DATA,
     GRAPH_DTYPES,
+    INDEX,
     INDICES,
     INDPTR,
     OBS,
     Info,
+    Kind,
     dense_vectors,
     graph_array,
-    keys,
+    graph_keys,
+    held,
     obsm_array,
     smallest_unsigned,
     var_table,
@@ -45,12 +50,13 @@ def concatenate(
     obs: Sequence[TableSource] | None = None,
     *,
     lossless: bool = False,
+    view: CellReader | None = None,
 ) -> None:
     """Write the cells of archives of any backends one after the other, and commit.
 
     Feature blocks with the same genes that meet become one. obs gets the columns of all, null where
-    an archive has none; graphs are shifted to where their cells are; obsm is kept where all have
-    it.
+    an archive has none; graphs are shifted to where their cells are; obsm is kept where all that
+    have cells have it.
     Genes that an archive stores out of order are sorted on the way. Of a single archive everything
     else is kept too, where the writer can; of several it is left out, with a warning.
 
@@ -67,7 +73,11 @@ def concatenate(
     obs
         Tables of the cells, one an archive; default those that they have.
     lossless
-        Whether it is an error, before anything is written, if something would be left out.
+        Whether it is an error, before anything is written, if something would be left out or
+        rounded.
+    view
+        The same cells in one gene space, in which they are written; None: with the genes that each
+        archive has.
 
     Raises
     ------
@@ -80,15 +90,17 @@ def concatenate(
         A graph is not cells x cells, or points outside.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
-    whole = len(stores) == 1 and writer.keeps_elements
-    vectors = _vectors(stores)
-    if not whole:
-        _tell_losses(stores, writer.path, vectors, lossless=lossless)
+    whole = len(stores) == 1 and writer.keeps_elements and view is None
+    vectors = [] if whole else _vectors(stores, infos)
+    _tell_losses(stores, writer, None if whole else vectors, lossless=lossless)
     caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
-    blocks = write_var(writer, _var_blocks(stores, infos)).blocks
-    if any(OBS in store.tables for store in stores):
-        united = United(obs or tables_of_cells(stores))
+    tables = _var_blocks(stores, infos) if view is None else _var_of(view)
+    blocks = write_var(writer, tables).blocks
+    cells = obs or tables_of_cells(stores)
+    # A table without columns has no rows either.
+    if any(table.schema.names for table in cells):
+        united = United(cells)
         united.warn(writer.path)
         writer.write_table(OBS, united.reader())
     if whole:
@@ -99,11 +111,13 @@ def concatenate(
                 "with scdl.convert, which leaves it out"
             )
     else:
-        alike = [name for name, is_alike in vectors.items() if is_alike]
-        _write_vectors(alike, stores, writer, values_at_once)
-        for key in dict.fromkeys(key for store in stores for key in keys(store.arrays, "graphs")):
+        _write_vectors(vectors, stores, writer, values_at_once)
+        for key in dict.fromkeys(key for store in stores for key in graph_keys(store)):
             _write_graph(key, stores, infos, writer, values_at_once)
-    _write_matrix(stores, infos, writer, caster, values_at_once)
+    n_values = sum(store.spec(DATA).length for store in stores)
+    n_vars = max(block.n_vars for block in blocks)
+    rows = _rows(stores, infos, values_at_once, view)
+    _write_matrix(rows, n_vars, n_values, writer, caster)
     matrices = tuple(name for info in infos for name in info.matrices)
     # Before the commit: a warning may be an error to the caller.
     caster.warn(writer.path)
@@ -120,33 +134,76 @@ def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     return Caster.keeping(common)
 
 
-def _vectors(stores: Sequence[ArrayStore]) -> dict[str, bool]:
-    """Dense vectors by name, and whether all archives have them in one dtype and width."""
-    names = dict.fromkeys(obsm_array(key) for store in stores for key in dense_vectors(store))
-    specs = {name: [store.arrays.get(name) for store in stores] for name in names}
-    kinds = {n: {s and (s.dtype, s.item_shape) for s in found} for n, found in specs.items()}
-    return {name: len(found) == 1 for name, found in kinds.items()}
+def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
+    """Arrays of the dense vectors that all archives with cells have in one dtype and width."""
+    found = {key: None for store in stores for key in dense_vectors(store)}
+    shapes = {
+        name: {
+            (spec.dtype, spec.item_shape) if spec is not None else None
+            for store, info in zip(stores, infos, strict=True)
+            # One without cells lacks nothing.
+            if (spec := store.arrays.get(name)) is not None or info.n_obs
+        }
+        for name in map(obsm_array, found)
+    }
+    return [name for name, kinds in shapes.items() if len(kinds) == 1]
 
 
 def _tell_losses(
-    stores: Sequence[ArrayStore], path: str, vectors: Mapping[str, bool], *, lossless: bool
+    stores: Sequence[ArrayStore],
+    writer: ArrayWriter,
+    vectors: Sequence[str] | None,
+    *,
+    lossless: bool,
 ) -> None:
-    """Warn of what cannot be joined, or not be kept; an error where nothing may be lost."""
-    elements = (name for store in stores for name in (*store.sparse, *store.elements))
-    lost = dict.fromkeys(name for name in elements if not name.startswith("graphs/"))
-    told = [f"{', '.join(lost)} of the archives is left out"] if lost else []
-    told += [
-        f"{name} is left out: not all archives have it in one dtype and width"
-        for name, is_alike in vectors.items()
-        if not is_alike
-    ]
-    if told and lossless:
-        raise CollectionError(
-            f"{path}: not all of the archives can be kept, which are to be removed "
-            f"({'; '.join(told)}); leave out destroy_on_copy"
-        )
+    """Warn of what cannot be joined, or not be kept; an error where nothing may be lost.
+
+    Parameters
+    ----------
+    vectors
+        Dense vectors that are kept; None: all that is held is.
+    """
+    told = []
+    unread = dict.fromkeys(name for store in stores for name in store.unread)
+    elements = {name: element for store in stores for name, element in held(store).items()}
+    if vectors is None:
+        elements, vectors = {}, ()
+    for name, element in elements.items():
+        if element.kind is Kind.DENSE and name.startswith(obsm_array("")):
+            if name not in vectors:
+                told.append(f"{name} is left out: not all archives have it in one dtype and width")
+        elif element.kind is not Kind.GRAPH:
+            unread[name] = None
+    if unread:
+        told.insert(0, f"{', '.join(unread)} of the archives is left out")
+    if lossless:
+        if not writer.keeps_elements:
+            told += _rounded_weights(stores)
+        if told:
+            raise CollectionError(
+                f"{writer.path}: not all of the archives can be kept, which are to be removed "
+                f"({'; '.join(told)}); leave out destroy_on_copy"
+            )
     for what in told:
-        warnings.warn(f"{path}: {what}", ScdlWarning, stacklevel=5)
+        warnings.warn(f"{writer.path}: {what}", ScdlWarning, stacklevel=5)
+
+
+def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:
+    """Graphs whose weights are not stored as they are where only the documented type is."""
+    for store in stores:
+        for key in graph_keys(store):
+            name = graph_array(key, DATA)
+            for start, stop in csr.spans(store.spec(name).length, CHUNK_BYTES):
+                if not is_kept(store.read(name, start, stop), GRAPH_DTYPES[DATA]):
+                    yield f"obsp/{key} of {store.path} would be rounded to {GRAPH_DTYPES[DATA]}"
+                    break
+
+
+def is_kept(values: NDArray[Any], dtype: DTypeLike) -> bool:
+    """Whether a type holds all of some values as they are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = values.astype(dtype).astype(values.dtype)
+    return np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
 
 
 def _var_blocks(
@@ -158,6 +215,12 @@ def _var_blocks(
         for i, block in enumerate(info.blocks):
             yield store.read_table(var_table(i)), block.stop - start, block.label
             start = block.stop
+
+
+def _var_of(view: CellReader) -> Iterator[tuple[pa.Table, int, str | None]]:
+    """The var table of cells that have one."""
+    (columns,) = view.var_features().blocks
+    yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
 
 
 def tables_of_cells(
@@ -175,7 +238,10 @@ def _write_vectors(
     names: Sequence[str], stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int
 ) -> None:
     for name in names:
-        for store in stores:
+        having = [store for store in stores if name in store.arrays]
+        # Also where there are no cells.
+        writer.append(name, having[0].read(name, 0, 0))
+        for store in having:
             spec = store.spec(name)
             rows = max(1, at_once // max(1, int(np.prod(spec.item_shape))))
             for start, stop in csr.spans(spec.length, rows):
@@ -231,23 +297,37 @@ def clean_rows(
         yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
 
 
+def _rows(
+    stores: Sequence[ArrayStore], infos: Sequence[Info], at_once: int, view: CellReader | None
+) -> Iterator[tuple[str, csr.SparseRows]]:
+    """Rows of all archives, sorted by gene, each with where it comes from."""
+    first = 0
+    for store, info in zip(stores, infos, strict=True):
+        if view is None:
+            for rows in clean_rows(store, info, at_once):
+                yield store.path, rows
+        else:
+            for start, stop in csr.row_spans(store, "", info.n_obs, at_once):
+                batch = view._read(np.arange(first + start, first + stop), True, None)
+                yield store.path, csr.SparseRows(batch.data, batch.indices, batch.indptr)
+        first += info.n_obs
+
+
 def _write_matrix(
-    stores: Sequence[ArrayStore],
-    infos: Sequence[Info],
+    parts: Iterator[tuple[str, csr.SparseRows]],
+    n_vars: int,
+    most_values: int,
     writer: ArrayWriter,
     caster: Caster,
-    at_once: int,
 ) -> None:
-    n_vars = max(info.max_n_vars for info in infos)
     index_dtype = smallest_unsigned(n_vars - 1)
-    indptr_dtype = smallest_unsigned(sum(store.spec(DATA).length for store in stores))
+    indptr_dtype = smallest_unsigned(most_values)
     writer.append(INDPTR, np.zeros(1, indptr_dtype))
     first_value = 0
-    for store, info in zip(stores, infos, strict=True):
-        for rows in clean_rows(store, info, at_once):
-            writer.append(DATA, caster(rows.data, store.path))
-            writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
-            writer.append(INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
-            first_value += int(rows.indptr[-1])
+    for path, rows in parts:
+        writer.append(DATA, caster(rows.data, path))
+        writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
+        writer.append(INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
+        first_value += int(rows.indptr[-1])
     writer.append(DATA, np.empty(0, caster.dtype))
     writer.append(INDICES, np.empty(0, index_dtype))

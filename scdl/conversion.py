@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,20 @@ from scdl import csr
 from scdl.cast import DATA_DTYPES, Caster
 from scdl.chunks import prefetch, recyclable
 from scdl.csr import SparseRows
-from scdl.errors import ArchiveFormatError, OptionError, ScdlWarning, SourceError
-from scdl.genes import gene_orders
+from scdl.errors import (
+    ArchiveFormatError,
+    BackendOptionError,
+    OptionError,
+    ScdlWarning,
+    SourceError,
+    UnknownOptionError,
+)
+from scdl.gene_selection import GeneChoice, choice_of, selected
+from scdl.genes import Duplicates, Genes, Missing, gene_orders
 from scdl.h5ad import H5adFile
 from scdl.kept_elements import write_rest
 from scdl.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader
+from scdl.origins import Origins, origins_of
 from scdl.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -39,9 +49,9 @@ from scdl.schema import (
 from scdl.sources import ArchiveSource, Source, Tally
 from scdl.tables import United, write_var
 from storage_backends import other_formats, registry
-from storage_backends.base import ArrayWriter
+from storage_backends.base import ArrayStore, ArrayWriter
 from storage_backends.errors import one_line
-from storage_backends.paths import is_url, path_of, paths_of
+from storage_backends.paths import is_url, path_of
 
 Path = str | os.PathLike[str]
 
@@ -159,9 +169,15 @@ def needed(packages: Sequence[str]) -> str:
 
 
 def convert(
-    sources: Path | Sequence[Path],
+    sources: Path | Sequence[Path] | Mapping[str, Path],
     path: Path,
     *,
+    label: str | None = None,
+    keys: Sequence[str] | None = None,
+    genes: Genes | None = None,
+    gene_column: str | None = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
     backend: str | None = None,
     neighbor_key: str | Sequence[str] | None = None,
     progress: bool = False,
@@ -177,9 +193,22 @@ def convert(
     ----------
     sources
         One source or several, whose cells follow one another: h5ad files, AnnData in Zarr stores,
-        archives of any backend. Those with the same var share a feature block.
+        archives of any backend. Those with the same var share a feature block. A dict gives them
+        names, for `label`.
     path
         Where the archive goes; nothing may be there.
+    label
+        Name of a categorical column of obs to add, which says which source each cell comes from.
+    keys
+        Names of the sources in that column, in their order; default: those of a dict, else
+        ``"0"``, ``"1"`` and so on, as by :func:`anndata.concat`.
+    genes
+        Genes that the archive has, in their order, whatever genes each source has: ``"union"``,
+        ``"intersection"``, a list, or the path of a text file. Columns of var are left out, as is
+        what an AnnData has besides. Default: all genes of each source.
+    gene_column, missing, duplicates
+        As for :meth:`scdl.SingleCellDataset.select_genes`; ``missing`` is ``"error"`` or
+        ``"zero"``.
     backend
         Storage backend. Default: the one that the end of `path` asks for, as ``.zarr`` does, else
         ``memmap``.
@@ -221,22 +250,55 @@ def convert(
         A file is no valid AnnData file, or lacks what was asked for.
     CastError
         `data_dtype` cannot hold a value.
+    OptionError
+        `keys` are not one name for each source, or obs has the column `label` already; or policies
+        for `genes` without those.
+    GeneError, GeneListNotFoundError
+        The sources cannot be brought into the gene space `genes`.
     ArchiveExistsError
-        Something is at `path`.
+        Something is at `path`, and `replace` is False; or it is no archive.
+    ArchivePlaceError
+        `path` is inside another archive.
     ArchiveWriteError
         The archive cannot be written, for example because the disk is full.
     """
-    paths = paths_of(sources, "the path of an h5ad file, a Zarr store or an archive, or several")
+    check_options(options, convert)
+    paths, origins = origins_of(sources, label, keys)
     path = path_of(path, TARGET)
     if not paths:
         raise SourceError("there is nothing to convert: the list of files is empty")
+    policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
+    choice = choice_of(genes, policies)
+    settings = Settings(backend, neighbor_key, options, origins=origins, genes=choice)
     with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
         return write_archive(
-            lambda stack: open_sources(paths, options.get("matrix"), stack),
+            lambda stack: open_sources(paths, settings, stack),
             path,
-            Settings(backend, neighbor_key, options),
+            settings,
             bar,
             replace=replace,
+        )
+
+
+def reconvert(
+    source: Path, store: ArrayStore, neighbor_key: str | None, options: Mapping[str, Any]
+) -> None:
+    """Replace an open archive by what a source holds, as :func:`convert` does.
+
+    Raises
+    ------
+    ArchiveChangedError, ArchiveLockedError
+        As :func:`storage_backends.registry.rewrite`.
+    """
+    backend, given = registry.of(store).name, cast(ConvertOptions, options)
+    settings = Settings(backend, neighbor_key, given)
+    with tqdm(disable=True) as bar:
+        write_archive(
+            lambda stack: open_sources([source], settings, stack),
+            store.path,
+            settings,
+            bar,
+            instead_of=store,
         )
 
 
@@ -250,12 +312,18 @@ class Settings:
         As for :func:`convert`.
     caster
         Makes values of the stored type; None: by the sources and the options.
+    origins
+        What the cells of each source are labelled with; None: nothing.
+    genes
+        The gene space of the archive; None: the genes of each source.
     """
 
     backend: str | None = None
     neighbor_key: str | Sequence[str] | None = None
     options: ConvertOptions = field(default_factory=lambda: ConvertOptions())
     caster: Caster | None = None
+    origins: Origins | None = None
+    genes: GeneChoice | None = None
 
 
 class Meter(Protocol):
@@ -275,6 +343,7 @@ def write_archive(
     meter: Meter,
     *,
     replace: bool = False,
+    instead_of: ArrayStore | None = None,
 ) -> ConversionReport:
     """Write one archive of sources that are opened once its place is known to be free.
 
@@ -286,20 +355,24 @@ def write_archive(
         As for :func:`convert`.
     meter
         Is told of stored values.
+    instead_of
+        An open archive at the path, which is replaced if it stands there still.
     """
     started = time.perf_counter()
     options = settings.options
-    check_options(options)
     target = registry.for_target(path, settings.backend)
     storage = {"compression": options["compression"]} if options.get("compression") else {}
     with ExitStack() as stack:
-        writer = target.create(path_of(path, TARGET), replace=replace, **storage)
+        if instead_of is None:
+            writer = registry.create(path_of(path, TARGET), target, replace=replace, **storage)
+        else:
+            writer = registry.rewrite(instead_of, target, **storage)
         stack.enter_context(writer)
         opened = opening(stack)
         conversion = Conversion(opened, writer.path, settings, keeps_elements=writer.keeps_elements)
         meter.reset(sum(source.matrix.size for source in opened))
         info = conversion.run(writer, meter)
-    with target.store.open(path_of(path)) as store:
+    with target.store.open(writer.path) as store:
         nnz, nbytes, requires = store.spec(DATA).length, store.nbytes, tuple(store.requires)
     tally = conversion.tally
     return ConversionReport(
@@ -324,19 +397,53 @@ def write_archive(
     )
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """TypeError for a key that :class:`ConvertOptions` does not have."""
+def check_options(
+    options: Mapping[str, Any], call: Callable[..., Any], also: Sequence[str] = ()
+) -> None:
+    """UnknownOptionError for a key that :class:`ConvertOptions` does not have.
+
+    Parameters
+    ----------
+    call
+        Whose keywords are named besides.
+    also
+        Further ones that it takes.
+    """
     unknown = set(options) - set(ConvertOptions.__annotations__)
     if unknown:
-        raise TypeError(
-            f"unknown options {', '.join(sorted(unknown))}; a conversion takes "
-            f"{', '.join(ConvertOptions.__annotations__)}"
+        known = [*keywords(call), *also, *ConvertOptions.__annotations__]
+        raise UnknownOptionError(
+            f"there is no option {', '.join(map(repr, sorted(unknown)))}; there are: "
+            f"{', '.join(dict.fromkeys(known))}"
         )
 
 
-def open_sources(paths: Sequence[Path], matrix: str | None, stack: ExitStack) -> list[Source]:
-    """What all paths hold, open until the stack ends."""
-    return [source for path in paths for source in _opened(path, matrix, stack)]
+def check_storage(backend: str, options: Mapping[str, Any], call: Callable[..., Any]) -> None:
+    """BackendOptionError for an option that neither a backend nor a function takes."""
+    known = registry.backend(backend).options
+    for name in options:
+        if name not in known:
+            raise BackendOptionError(
+                f"the storage backend {backend} has no option {name!r}; there are: "
+                f"{', '.join([*keywords(call), *known])}"
+            )
+
+
+def keywords(call: Callable[..., Any]) -> list[str]:
+    """Names of the keywords of a function that can be given by name only."""
+    parameters = inspect.signature(call).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def open_sources(paths: Sequence[Path], settings: Settings, stack: ExitStack) -> list[Source]:
+    """What all paths hold, open until the stack ends; obs as it will be."""
+    found = []
+    for number, path in enumerate(paths):
+        for source in _opened(path, settings.options.get("matrix"), stack):
+            if settings.origins is not None:
+                source.labelled = settings.origins.labelled(source.obs, number, source.path)
+            found.append(source)
+    return found
 
 
 def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
@@ -402,15 +509,16 @@ class Conversion:
             raise SourceError(
                 f"the files hold different matrices: {named}; say which to take with matrix="
             )
+        if settings.genes is not None:
+            files = selected(files, settings.genes)
         self._files = files
         self._gene_orders = gene_orders(file.var() for file in files) if len(files) > 1 else [None]
         self.differing_var: tuple[str, ...] = ()
         self._writer: ArrayWriter
         self._alone = files[0] if len(files) == 1 else None
         #: Whether the archive becomes all that the source is.
-        self._whole = (
-            self._alone is not None and keeps_elements and not options.get("only_matrix", False)
-        )
+        only_matrix = options.get("only_matrix", False) or settings.genes is not None
+        self._whole = self._alone is not None and keeps_elements and not only_matrix
         # Opened here, so that a key that a file lacks is found before anything is written.
         asked = names_of(options.get("obsm"), "obsm") or _shared(
             file.kept_vectors for file in files
@@ -482,8 +590,8 @@ class Conversion:
             ),
         )
         # A table without columns has no rows either.
-        if any(file.obs.schema.names for file in self._files):
-            united = United([file.obs for file in self._files])
+        if any(file.cells.schema.names for file in self._files):
+            united = United([file.cells for file in self._files])
             united.warn(writer.path)
             self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
             self._writer.write_table(OBS, united.reader())

@@ -13,9 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from scdl import __version__, csr, summary
 from scdl.batch import CellBatch
 from scdl.errors import (
-    ArchiveChangedError,
     ArchiveFormatError,
-    ArchiveNotFoundError,
     CollectionError,
     FeatureNotFoundError,
     OptionError,
@@ -26,7 +24,6 @@ from scdl.neighbors import NeighborGraph, NeighborSamplingStrategy, key_of
 from scdl.rows import CellReader, Row
 from scdl.schema import (
     DATA,
-    INDEX,
     INDICES,
     INDPTR,
     MATRIX,
@@ -35,16 +32,15 @@ from scdl.schema import (
     Info,
     dense_vectors,
     graph_array,
-    keys,
+    graph_keys,
     obsm_array,
 )
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.caching import cached_property
-from storage_backends.paths import path_of
+from storage_backends.paths import absolute
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from scdl.cell_names import CellNames
@@ -118,7 +114,7 @@ class SingleCellDataset(CellReader):
         fallback_to_identity: bool = True,
         **options: Unpack[ConvertOptions],
     ) -> None:
-        self.data_path = path_of(path, "the path of an archive")
+        self.data_path = absolute(path, "the path of an archive")
         self._load_neighbors = load_neighbors
         self._neighbor_key = neighbor_key
         self._sampling: dict[str, Any] = {
@@ -130,15 +126,19 @@ class SingleCellDataset(CellReader):
         self._options = options
         #: Another matrix than the archive was made for.
         self._matrix = options.get("matrix") if h5ad_path is None else None
+        if options:
+            from scdl.conversion import check_options
+
+            check_options(options, SingleCellDataset)
         if h5ad_path is not None:
             from scdl.conversion import convert
 
             key = neighbor_key if load_neighbors else None
             convert(h5ad_path, self.data_path, backend=backend, neighbor_key=key, **options)
-        self._open()
+        self._open(self.data_path)
 
-    def _open(self) -> None:
-        store = registry.open_archive(self.data_path)
+    def _open(self, path: str) -> None:
+        store = registry.open_archive(path)
         if self._matrix is not None:
             from scdl.matrix_view import MatrixView
 
@@ -175,10 +175,10 @@ class SingleCellDataset(CellReader):
         """What tells these cells and this matrix from others at the same place."""
         return super().identity if self._matrix is None else (*super().identity, self._matrix)
 
-    def _reopen(self) -> None:
-        """Open what now stands at the path, and forget what was read from the old."""
+    def _reopen(self, path: str) -> None:
+        """Open what now stands at a path, and forget what was read from the old."""
         before = self._store
-        self._open()
+        self._open(path)
         for name in _READ:
             self.__dict__.pop(name, None)
         before.close()
@@ -189,17 +189,15 @@ class SingleCellDataset(CellReader):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        self._open(self.data_path)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.data_path!r}): {summary.size(self.n_obs, self.n_vars)}"
 
     def _facts(self) -> summary.Facts:
         stored, dtypes = self.number_nonzero_values(), (self.data_dtype, self.index_dtype)
-        try:
-            backend = self._backend
-        except ArchiveNotFoundError:
-            backend = "no longer there"
+        is_there = self._store.is_current
+        backend = registry.of(self._store).name if is_there else "no longer there"
         return {
             "path": f"{self.data_path} ({backend})",
             "values": summary.values(stored, self.number_of_values(), *dtypes),
@@ -265,7 +263,7 @@ class SingleCellDataset(CellReader):
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         name = obsm_array(key)
         if name not in self._store.arrays:
-            known = ", ".join(keys(self._store.arrays, "obsm")) or "none"
+            known = ", ".join(dense_vectors(self._store)) or "none"
             raise FeatureNotFoundError(
                 f"{self._store.path}: there is no obsm {key!r}; it holds: {known}"
             )
@@ -273,6 +271,9 @@ class SingleCellDataset(CellReader):
         out = np.empty((len(rows), *spec.item_shape), spec.dtype)
         self._store.read_ranges(name, rows, rows + 1, out)
         return out
+
+    def _vector_keys(self) -> list[str]:
+        return dense_vectors(self._store)
 
     def _row(self, index: SupportsIndex) -> Row:
         views = self._views
@@ -316,22 +317,12 @@ class SingleCellDataset(CellReader):
         """Columns of obs by cell; None where the archive has no obs."""
         return self._obs
 
-    @property
-    def obs(self) -> pd.DataFrame:
-        """The table of cells, indexed by their names where these are stored; read each time."""
-        return self._required_obs().columns.frame()
-
-    @property
-    def obs_names(self) -> NDArray[Any]:
-        """Names of the cells, as objects."""
-        return self._required_obs().columns.column(INDEX)
-
     # -- neighbours ------------------------------------------------------------------------
 
     @property
     def neighbor_keys(self) -> list[str]:
         """Keys of the graphs of the archive; none where `load_neighbors` was False."""
-        return [] if self._load_neighbors is False else keys(self._store.arrays, "graphs")
+        return [] if self._load_neighbors is False else graph_keys(self._store)
 
     @cached_property
     def graph(self) -> NeighborGraph | None:
@@ -486,7 +477,7 @@ class SingleCellDataset(CellReader):
         """
         from scdl.verification import verify
 
-        return verify(self.data_path, deep=deep, progress=progress)
+        return verify(self._store.path, deep=deep, progress=progress)
 
     def close(self) -> None:
         """Let go of files and memory."""
@@ -497,44 +488,57 @@ class SingleCellDataset(CellReader):
 
     def load(self, stored_path: Path) -> None:
         """Open another archive in place of this one."""
-        self.data_path = path_of(stored_path, "the path of an archive")
-        self._reopen()
+        path = absolute(stored_path, "the path of an archive")
+        self._reopen(path)
+        self.data_path = path
 
     def load_h5ad(self, anndata_path: Path) -> None:
         """Replace the archive by what an AnnData file holds, atomically.
 
         The options are those that the dataset was made with.
+
+        Raises
+        ------
+        ArchiveLockedError, ArchiveChangedError
+            As for :meth:`cast_data_to_dtype`.
         """
-        from scdl.conversion import convert
+        from scdl.conversion import reconvert
 
+        self._check_whole()
         key = self._neighbor_key if self._load_neighbors else None
-        convert(
-            anndata_path,
-            self.data_path,
-            backend=self._backend,
-            neighbor_key=key,
-            replace=True,
-            **{**self._store.options, **self._options},
-        )
-        self._reopen()
+        options: Mapping[str, Any] = {**self._store.options, **self._options}
+        reconvert(anndata_path, self._store, key, options)
+        self._reopen(self._store.path)
 
-    @property
-    def _backend(self) -> str:
-        return registry.detect(self.data_path).name
-
-    def save(self, output_path: Path | None = None) -> bool:
+    def save(self, output_path: Path | None = None, *, replace: bool = False) -> bool:
         """Make sure that the archive on disk is valid, or copy it.
 
         What is on disk is valid at any time; this rewrites an archive whose header another program
         left stale. With `output_path` a full copy goes there.
 
+        Parameters
+        ----------
+        output_path
+            Where the copy goes; not inside an archive.
+        replace
+            Whether to replace an archive that is at `output_path`, atomically.
+
         Returns
         -------
         bool
             True.
+
+        Raises
+        ------
+        ArchiveExistsError
+            Something is at `output_path`.
+        ArchivePlaceError
+            `output_path` is inside an archive, such as this one.
+        ArchiveLockedError, ArchiveChangedError
+            As for :meth:`cast_data_to_dtype`, in place.
         """
         if output_path is not None or self._store.stale:
-            self._write([self._store], output_path)
+            self._write([self._store], output_path, replace=replace)
         return True
 
     def cast_data_to_dtype(self, dtype: DTypeLike) -> None:
@@ -547,7 +551,8 @@ class SingleCellDataset(CellReader):
         ArchiveLockedError
             Another process or thread is changing the archive.
         ArchiveChangedError
-            Another one changed it since it was opened.
+            Another one changed it since it was opened, or it was moved or replaced. What is changed
+            is the archive that was opened, whatever its path leads to by now.
         """
         self._write([self._store], None, dtype=dtype)
 
@@ -560,6 +565,7 @@ class SingleCellDataset(CellReader):
         *,
         backend: str | None = None,
         cell_names: CellNames = "keep",
+        replace: bool = False,
         **options: Any,
     ) -> None:
         """Append the cells of other datasets: rows, feature blocks, obs, names and graphs.
@@ -574,11 +580,14 @@ class SingleCellDataset(CellReader):
             Where the result goes; default: in place, atomically.
         destroy_on_copy
             Whether to remove the archives of `other_dataset` after the result was compared with
-            all that each of them has.
+            all that each of them has. What the result has no place for is an error before anything
+            is copied.
         backend
             Storage backend of the result; default that of this archive.
         cell_names
             As for :meth:`scdl.SingleCellCollection.flatten`, of this archive and the others.
+        replace
+            Whether to replace an archive that is at `output_path`, atomically.
         **options
             Of the backend, such as ``compression``; default those of this archive.
 
@@ -587,48 +596,62 @@ class SingleCellDataset(CellReader):
         CastError
             Integer data meets float data; ``cast_data_to_dtype`` makes them alike.
         ArchiveLockedError, ArchiveChangedError
-            As for :meth:`cast_data_to_dtype`, in place.
+            As for :meth:`cast_data_to_dtype`, in place; or of an archive that is to be removed.
+        ArchiveExistsError, ArchivePlaceError
+            As for :meth:`save`.
         CollectionError
             Names of cells are asked to be unique, and are not; or something of the archives that
             are to be removed has no place in the result, or is not there; they stay.
         """
         from scdl.cell_names import named
-        from scdl.comparison import check_copied
+        from scdl.comparison import check_copied, check_removable, checking
         from scdl.concatenate import tables_of_cells
+        from scdl.conversion import check_storage
 
+        own_backend = registry.of(self._store).name
+        check_storage(backend or own_backend, options, SingleCellDataset.concat)
         others = _datasets(other_dataset)
+        target = self._store.path if output_path is None else absolute(output_path)
         sources = {other.store.path: other.store for other in others}
-        if destroy_on_copy and self._store.path in sources:
-            raise CollectionError(
-                f"{self._store.path}: cannot be appended to itself and then removed"
-            )
+        if destroy_on_copy:
+            check_removable(list(sources.values()), [self._store.path, target])
         stores = [self._store, *(other.store for other in others)]
         tables = partial(tables_of_cells, stores)
         obs = named(tables, [store.path for store in stores], cell_names)
         start = self.n_obs
-        own = self._store.options if backend in (None, self._backend) else {}
+        own = self._store.options if backend in (None, own_backend) else {}
         self._write(
             stores,
             output_path,
-            {"backend": backend or self._backend, **own, **options},
+            {"backend": backend or own_backend, **own, **options},
+            replace=replace,
             chunk_bytes=extend_copy_size,
             obs=obs,
             lossless=destroy_on_copy,
         )
         if destroy_on_copy:
-            path = self.data_path if output_path is None else path_of(output_path)
-            with registry.open_archive(path) as result:
+            with checking(target, is_new=output_path is not None and not replace) as result:
                 for other, table in zip(others, obs[1:], strict=True):
                     check_copied(other.store, result, start, table)
                     start += other.n_obs
             for source in sources.values():
                 source.remove()
 
+    def _check_whole(self) -> None:
+        """OptionError where another matrix was chosen, which is for reading."""
+        if self._matrix is not None:
+            raise OptionError(
+                f"{self.data_path}: opened with matrix={self._matrix!r}, which is for reading; "
+                "open the archive without to change or to copy it"
+            )
+
     def _write(
         self,
         stores: Sequence[ArrayStore],
         output_path: Path | None,
         storage: Mapping[str, Any] | None = None,
+        *,
+        replace: bool = False,
         **how: Any,
     ) -> None:
         """Write archives one after the other, in place of this one or to a new path.
@@ -641,29 +664,33 @@ class SingleCellDataset(CellReader):
             Where; None: in place.
         storage
             The ``backend`` and its options; None: those of this archive.
+        replace
+            Whether an archive at `output_path` is replaced.
         **how
             For :func:`scdl.concatenate.concatenate`.
         """
         from scdl.concatenate import concatenate
 
-        if self._matrix is not None:
-            raise OptionError(
-                f"{self.data_path}: opened with matrix={self._matrix!r}, which is for reading; "
-                "open the archive without to change or to copy it"
-            )
-        path = self.data_path if output_path is None else path_of(output_path)
-        options = dict(storage or {"backend": self._backend, **self._store.options})
+        self._check_whole()
+        own = self._store
+        options = dict(storage or {"backend": registry.of(own).name, **own.options})
         target = registry.backend(options.pop("backend"))
-        with target.create(path, replace=output_path is None, **options) as writer:
-            # The lock of the archive is held: nobody changes it from here on.
-            if output_path is None and not self._store.is_current:
-                raise ArchiveChangedError(
-                    f"{self._store.path}: the archive was changed since it was opened, which would "
-                    "be undone; open it again"
-                )
+        # Also by another name: then it is this archive that is replaced.
+        in_place = output_path is None or (replace and _is_at(own, output_path))
+        if in_place or output_path is None:
+            begun = registry.rewrite(own, target, **options)
+        else:
+            begun = registry.create(output_path, target, replace=replace, **options)
+        with begun as writer:
             concatenate(stores, writer, **how)
-        if output_path is None:
-            self._reopen()
+        if in_place:
+            self._reopen(own.path)
+
+
+def _is_at(store: ArrayStore, path: Path) -> bool:
+    """Whether an archive stands at a path."""
+    path = absolute(path)
+    return path == store.path or os.path.realpath(path) == store.path
 
 
 def _datasets(

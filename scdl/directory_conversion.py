@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tqdm import tqdm
@@ -33,12 +34,13 @@ from scdl.errors import (
     SourceNotFoundError,
 )
 from scdl.jobs import Job, divided, drafts_beside, publish, run, sweep
+from scdl.origins import origins_of
 from scdl.row_parts import Whole
 from scdl.schema import Info, distinct
-from scdl.workers import DaskWorkers, Outcome, ProcessWorkers, ThreadWorkers, Workers
+from scdl.workers import DaskWorkers, Outcome, OwnWorker, ProcessWorkers, ThreadWorkers, Workers
 from storage_backends import other_formats, registry, threads
 from storage_backends.errors import refused_write
-from storage_backends.paths import absolute, is_url, path_of, paths_of
+from storage_backends.paths import absolute, is_url, path_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -164,9 +166,9 @@ def convert_directory(
         Where the archives go: ``sub/cells.h5ad`` becomes ``sub_cells.scdl``, or ``.zarr`` with the
         backend ``zarr``. It is made where it does not exist.
     workers
-        How many files are converted at the same time; default: as many as there are cores. Or
-        processes that have begun; or the client of a Dask cluster, whose workers see both
-        directories under the same paths.
+        How many files are converted at the same time; default: as many as there are cores. 1 starts
+        no process, and converts in this one. Or processes that have begun; or the client of a Dask
+        cluster, whose workers see both directories under the same paths.
     use_processes
         Whether they are processes, which share the cores; otherwise threads. A script that starts
         processes is guarded by ``if __name__ == "__main__":``.
@@ -205,13 +207,16 @@ def convert_directory(
     started = time.perf_counter()
     directory = path_of(directory, "the path of a directory with h5ad files")
     dest = path_of(dest, "the directory where the archives go, as a path")
-    settings, split_bytes = _settings(options)
+    settings, split_bytes = _settings(options, convert_directory)
     backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
     other_formats.check_target(dest, backend.suffix)
     dest = _directory(dest)
     # Their names end as the backend has it, whatever a name of a file looks like.
-    settings, suffix = replace(settings, backend=backend.name), backend.suffix or _SUFFIX
+    settings, suffix = (
+        dataclasses.replace(settings, backend=backend.name),
+        backend.suffix or _SUFFIX,
+    )
     names = archive_names(files, directory)
     targets = {path: os.path.join(dest, name + suffix) for path, name in names.items()}
     present = {path: target for path, target in targets.items() if os.path.lexists(target)}
@@ -229,7 +234,7 @@ def convert_directory(
         split_bytes=split_bytes,
     )
     made = {**present, **report.archives}
-    report = replace(
+    report = dataclasses.replace(
         report,
         archives={path: target for path, target in targets.items() if path in made},
         seconds=time.perf_counter() - started,
@@ -289,9 +294,12 @@ def convert_files(
 
 
 def convert_in_parts(
-    sources: Sequence[Path],
+    sources: Path | Sequence[Path] | Mapping[str, Path],
     path: Path,
     *,
+    label: str | None = None,
+    keys: Sequence[str] | None = None,
+    replace: bool = False,
     workers: int | ProcessWorkers | Client | None = None,
     use_processes: bool = True,
     progress: bool = False,
@@ -304,7 +312,7 @@ def convert_in_parts(
 
     Parameters
     ----------
-    sources, path
+    sources, path, label, keys, replace
         As for :func:`scdl.convert`; h5ad files only.
     workers, use_processes, progress, options
         As for :func:`convert_directory`; `split_bytes` is a worker's share of all bytes.
@@ -318,16 +326,19 @@ def convert_in_parts(
     ScdlError
         As :func:`scdl.convert`.
     """
-    settings, split_bytes = _settings(options)
+    settings, split_bytes = _settings(options, convert_in_parts)
     target = absolute(path, TARGET)
-    if os.path.lexists(target):
+    registry.check_target(target, replace=replace)
+    if os.path.lexists(target) and not replace:
         # Of one that was killed when only its drafts were still to be removed.
         sweep(os.path.dirname(target))
         raise ArchiveExistsError(
-            f"{target}: something exists here already; choose another path or remove it"
+            f"{target}: something exists here already; give replace=True to replace it, or choose "
+            "another path"
         )
     other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
-    labels = paths_of(sources, "the paths of h5ad files")
+    labels, origins = origins_of(sources, label, keys, "the paths of h5ad files")
+    settings = dataclasses.replace(settings, origins=origins)
     files = tuple(map(_file, labels))
     if not files:
         raise SourceError("there is nothing to convert: the list of files is empty")
@@ -340,17 +351,17 @@ def convert_in_parts(
         ((_, outcome),) = run([job], crew, stack.enter_context(bar))
         if outcome.error is not None:
             raise outcome.error
-        report = publish(job, outcome.value)
+        report = publish(job, outcome.value, replace=replace)
     for text in outcome.warnings:
         warnings.warn(_told(job, text), ScdlWarning, stacklevel=2)
     return report
 
 
-def _settings(options: DirectoryOptions) -> tuple[Settings, int | None]:
+def _settings(options: DirectoryOptions, call: Callable[..., Any]) -> tuple[Settings, int | None]:
     rest: dict[str, Any] = dict(options)
     backend, key = rest.pop("backend", None), rest.pop("neighbor_key", None)
     split_bytes = rest.pop("split_bytes", None)
-    check_options(rest)
+    check_options(rest, call, ("backend", "neighbor_key", "split_bytes"))
     return Settings(backend, key, cast(ConvertOptions, rest)), split_bytes
 
 
@@ -376,6 +387,7 @@ def _directory(dest: str) -> str:
             "convert to a directory and copy the archives"
         )
     path = os.path.abspath(dest)
+    registry.check_place(os.path.join(path, "archive"))
     with refused_write(path):
         os.makedirs(path, exist_ok=True)
     return path
@@ -428,6 +440,8 @@ def _workers(
         return DaskWorkers(workers)
     # Cores of those that had nothing to do would be lost to the others.
     n = max(1, min(_size(workers), sum(len(job.first()) for job in jobs)))
+    if _size(workers) == 1:
+        return OwnWorker()
     return ProcessWorkers(n) if use_processes else ThreadWorkers(n)
 
 

@@ -11,6 +11,7 @@ from storage_backends.errors import (
     ArchiveLinkError,
     ArchiveLockedError,
     ArchiveNotFoundError,
+    ArchivePlaceError,
     ArchiveWriteError,
     ArrayNotFoundError,
     BackendNotFoundError,
@@ -33,6 +34,7 @@ __all__ = [
     "ArchiveLinkError",
     "ArchiveLockedError",
     "ArchiveNotFoundError",
+    "ArchivePlaceError",
     "ArchiveWriteError",
     "ArrayNotFoundError",
     "BackendNotFoundError",
@@ -66,6 +68,7 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "SplitError",
+    "UnknownOptionError",
     "WorkerDiedError",
 ]
 
@@ -88,6 +91,10 @@ class CastError(ScdlError, ValueError):
 
 class OptionError(ScdlError, ValueError):
     """An option has a value that it cannot have."""
+
+
+class UnknownOptionError(ScdlError, TypeError):
+    """There is no option of that name."""
 
 
 class RowIndexError(ScdlError, IndexError):

@@ -80,7 +80,8 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
         return
     if os.path.lexists(target) and not replace:
         raise ArchiveExistsError(
-            f"{target}: something exists here already; choose another path or remove it"
+            f"{target}: something exists here already; give replace=True to replace it, or choose "
+            "another path"
         )
     view = _View(store)
     part = f"{target}.{secrets.token_hex(4)}.part"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scdl.collection import SingleCellCollection
 from scdl.dataset import SingleCellDataset
 from scdl.manifest import has_manifest, is_collection
-from scdl.schema import DATA, INDEX, MATRIX, dense_vectors, keys
+from scdl.schema import DATA, INDEX, MATRIX, dense_vectors, graph_keys, held
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 
@@ -77,10 +77,11 @@ def _of_archive(path: str) -> Facts:
         names = "names" if INDEX in store.table_schema(name).names else "no names"
         listed = ", ".join([names, *columns])
         facts.append((f"table {name}", f"{listed} ({sizes[name]:,} bytes)"))
-    facts += [("graphs", key) for key in keys(store.arrays, "graphs")]
+    facts += [("graphs", key) for key in graph_keys(store)]
     facts += [("obsm", key) for key in dense_vectors(store)]
-    others = [name for name in store.sparse if not name.startswith("graphs/")]
-    facts += [("element", name) for name in (*others, *store.elements)]
+    told = {*(f"obsp/{key}" for key in graph_keys(store))}
+    told |= {f"obsm/{key}" for key in dense_vectors(store)}
+    facts += [("element", name) for name in held(store) if name not in told]
     for name, spec in store.arrays.items():
         how = store.describe(name)
         share = f", {sizes[name] / spec.nbytes:.1%} of memmap" if how and spec.nbytes else ""

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from scdl.cell_names import CellNames, named
-from scdl.comparison import check_copied
+from scdl.comparison import check_copied, check_same
 from scdl.concatenate import concatenate
-from scdl.members import MemberObs, Members
+from scdl.members import Members
+from scdl.rows import CellReader
 from scdl.tables import TableSource
 from storage_backends import registry
+from storage_backends.base import ArrayStore
 
 
 def tables_of_cells(members: Members, cell_names: CellNames) -> Sequence[TableSource]:
     """The obs of each member, with the names that cells get; see :func:`named`."""
-
-    def tables(columns: Sequence[str] | None) -> list[TableSource]:
-        return [MemberObs(members, i, columns) for i in range(len(members))]
-
-    return named(tables, [record.path for record in members.records], cell_names)
+    return named(members.obs, [record.path for record in members.records], cell_names)
 
 
 def write_flat(
@@ -31,6 +28,7 @@ def write_flat(
     backend: str | None,
     chunk_bytes: int,
     lossless: bool,
+    view: CellReader | None,
     options: dict[str, Any],
 ) -> None:
     """Write all members as one archive; see :meth:`scdl.SingleCellCollection.flatten`.
@@ -40,18 +38,23 @@ def write_flat(
     CollectionError
         Something would be left out, which `lossless` does not allow.
     """
-    with registry.for_target(path, backend).create(path, **options) as writer:
-        concatenate(members.stores(), writer, chunk_bytes=chunk_bytes, obs=obs, lossless=lossless)
+    with registry.create(path, registry.for_target(path, backend), **options) as writer:
+        stores = members.stores()
+        concatenate(stores, writer, chunk_bytes=chunk_bytes, obs=obs, lossless=lossless, view=view)
 
 
-def verify(members: Members, path: str, obs: Sequence[TableSource]) -> None:
-    """Compare an archive with the members it was made of; see :func:`check_copied`."""
-    with registry.open_archive(path) as flat:
-        for start, store, table in zip(members.starts, members.stores(), obs, strict=False):
-            check_copied(store, flat, int(start), table)
+def verify(
+    members: Members, flat: ArrayStore, obs: Sequence[TableSource], identities: Sequence[Any]
+) -> None:
+    """Compare an archive with the members it was made of; see :func:`check_copied`.
 
-
-def is_within(path: str, directory: str) -> bool:
-    """Whether a path is a directory, or below it."""
-    path, directory = os.path.realpath(path), os.path.realpath(directory)
-    return path == directory or path.startswith(directory + os.sep)
+    Parameters
+    ----------
+    identities
+        What told each member from others when it was copied.
+    """
+    for start, store, table, identity in zip(
+        members.starts, members.stores(), obs, identities, strict=False
+    ):
+        check_same(store, identity)
+        check_copied(store, flat, int(start), table)

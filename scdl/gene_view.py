@@ -212,6 +212,9 @@ class GeneView(CellReader):
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         return self._cells._vectors(key, rows)
 
+    def _vector_keys(self) -> list[str]:
+        return self._cells._vector_keys()
+
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell; None where there is no obs."""
         return self._cells.obs_features()

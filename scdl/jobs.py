@@ -8,6 +8,7 @@ may be run twice.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import os
 import shutil
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
@@ -71,7 +72,7 @@ class Job:
             (tuple(part.path for part in parts), _sum([self._tallies[part] for part in parts]))
             for parts in self.parts
         )
-        return replace(self.whole, parts=joined)
+        return dataclasses.replace(self.whole, parts=joined)
 
 
 def _sum(tallies: Sequence[Tally]) -> Tally:
@@ -97,14 +98,14 @@ def divided(job: Job, most_bytes: float) -> Job:
     settings, sources = job.whole.settings, job.whole.sources
     writer = registry.for_target(job.target, settings.backend).writer
     with ExitStack() as stack:
-        opened = open_sources(sources, settings.options.get("matrix"), stack)
+        opened = open_sources(sources, settings, stack)
         # Finds now what would else be found when all parts are done.
         conversion = Conversion(opened, job.target, settings, keeps_elements=writer.keeps_elements)
         parts = [
             parts_of(source, f"{job.whole.path}.rows-{i}", most_bytes, conversion.caster, settings)
             for i, source in enumerate(opened)
         ]
-    whole = replace(job.whole, nbytes=JOINING * job.whole.nbytes)
+    whole = dataclasses.replace(job.whole, nbytes=JOINING * job.whole.nbytes)
     return Job(whole, job.target, parts)
 
 
@@ -198,8 +199,14 @@ def _remove(path: str) -> None:
         publication.remove(path)
 
 
-def publish(job: Job, report: ConversionReport) -> ConversionReport:
-    """Move a complete archive to where it belongs, in one step."""
+def publish(job: Job, report: ConversionReport, *, replace: bool = False) -> ConversionReport:
+    """Move a complete archive to where it belongs, in one step.
+
+    Parameters
+    ----------
+    replace
+        Whether to replace an archive that stands there.
+    """
     draft, target = job.whole.path, job.target
     if not os.path.isdir(draft):
         raise ClusterError(
@@ -207,12 +214,18 @@ def publish(job: Job, report: ConversionReport) -> ConversionReport:
             "need the same file system under the same path"
         )
     with refused_write(target):
-        if os.path.lexists(target):
+        if os.path.lexists(target) and replace:
+            target = os.path.realpath(target)
+            with locks.changing(target):
+                publication.exchange(draft, target)
+            publication.remove(draft)
+        elif os.path.lexists(target):
             raise ArchiveExistsError(
                 f"{target}: something was put here meanwhile; choose another directory"
             )
-        publication.move(draft, target)
+        else:
+            publication.move(draft, target)
     for parts in job.parts:
         for part in parts:
             shutil.rmtree(part.path, ignore_errors=True)
-    return replace(report, path=target)
+    return dataclasses.replace(report, path=job.target)

@@ -20,10 +20,10 @@ from scdl.member_graph import MemberGraph
 from scdl.members import Members, MemberTables
 from scdl.neighbors import NeighborGraph, key_of
 from scdl.rows import CellReader, Origin
-from scdl.schema import INDEX, NEIGHBOR_KEY, Block, Info
+from scdl.schema import NEIGHBOR_KEY, Block, Info, dense_vectors, obsm_array
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 _T = TypeVar("_T")
 _NO_CELLS = Info((Block(0, 0),), is_sorted=True)
@@ -208,6 +208,15 @@ class JoinedCells(CellReader):
             out[places] = vectors
         return out
 
+    def _vector_keys(self) -> list[str]:
+        found: list[dict[str, Any]] = []
+        for record, store in zip(self._members.records, self._members.stores(), strict=True):
+            if record.n_obs:
+                names = dense_vectors(store)
+                found.append({key: store.spec(obsm_array(key)).item_shape for key in names})
+        first = found[0] if found else {}
+        return [key for key, shape in first.items() if all(o.get(key) == shape for o in found)]
+
     def will_need(self, rows: NDArray[np.int64]) -> None:
         """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
         members = self._members
@@ -228,7 +237,8 @@ class JoinedCells(CellReader):
 
     @_of_members
     def _obs(self) -> ObsFeatures | None:
-        if not any(record.has_obs for record in self._members.records):
+        has_obs = any(record.has_obs for record in self._members.records)
+        if not has_obs and self._members.origins is None:
             return None
         return ObsFeatures(self._tables, self.info, OBS_INDEX_NAMES)
 
@@ -239,16 +249,6 @@ class JoinedCells(CellReader):
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell, null where a member lacks them; None where no member has obs."""
         return self._obs
-
-    @property
-    def obs(self) -> pd.DataFrame:
-        """The table of all cells, indexed by their names; read each time."""
-        return self._required_obs().columns.frame()
-
-    @property
-    def obs_names(self) -> NDArray[Any]:
-        """Names of the cells, as objects."""
-        return self._required_obs().columns.column(INDEX)
 
     # -- neighbours ------------------------------------------------------------------------
 

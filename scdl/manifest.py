@@ -13,12 +13,13 @@ from typing import Any, Self
 from scdl.errors import ArchiveFormatError, CollectionError
 from scdl.features import block_space_key
 from scdl.genes import table_hash
-from scdl.schema import DATA, INDICES, OBS, Block, Info, keys, var_table
-from storage_backends import locks, publication, registry
+from scdl.schema import DATA, INDICES, OBS, Block, Info, graph_keys, var_table
+from storage_backends import locks, publication
 from storage_backends.base import DTYPES, ArrayStore
 from storage_backends.errors import refused_write
 from storage_backends.paths import is_url as is_url
 from storage_backends.paths import path_of
+from storage_backends.registry import is_archive as is_archive
 
 #: Name of the file in the directory of a collection.
 MANIFEST = "collection.json"
@@ -97,7 +98,7 @@ class Member:
             info.is_sorted,
             store.chunk_length(DATA),
             OBS in store.tables,
-            tuple(keys(store.arrays, "graphs")),
+            tuple(graph_keys(store)),
             store.fingerprint,
         )
 
@@ -177,8 +178,9 @@ class Member:
                 f"{self.path}: members elsewhere have no place in a manifest, since a file does "
                 "not make scdl use the network; open them by a list of paths and URLs"
             )
-        relative = os.path.relpath(self.path, os.path.realpath(directory))
-        return asdict(self) | {"path": relative.replace(os.sep, "/")}
+        relative = os.path.relpath(self.path, os.path.realpath(directory)).replace(os.sep, "/")
+        # A name with a colon is not to be taken for a URL.
+        return asdict(self) | {"path": f"./{relative}" if ":" in relative else relative}
 
 
 def _count(n: Any) -> int:
@@ -201,14 +203,9 @@ def genes_hash(store: ArrayStore, block: int) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """A path that stays what it is when the working directory changes."""
+    """A path that stays what it is when the working directory or a link changes."""
     text = path_of(path, "the path of an archive, or of a directory of archives")
     return text if is_url(text) else os.path.realpath(text)
-
-
-def is_archive(path: str) -> bool:
-    """Whether an installed backend knows what stands at a path."""
-    return registry.known(path) is not None
 
 
 def archives_below(directory: str) -> Iterator[str]:

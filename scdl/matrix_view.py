@@ -83,6 +83,11 @@ class MatrixView(ArrayStore):
         raise OptionError(f"{path}: a view of a matrix is made of an archive that is open")
 
     @property
+    def identity(self) -> Any:
+        """As of the archive."""
+        return self._store.identity
+
+    @property
     def is_current(self) -> bool:
         """As of the archive."""
         return self._store.is_current
@@ -154,7 +159,7 @@ class MatrixView(ArrayStore):
             return table.slice(start, None if stop is None else stop - start)
         return self._store.read_table(name, columns, start, stop)
 
-    def remove(self) -> None:
+    def check_removable(self) -> None:
         """An archive is not removed for one of its matrices."""
         raise OptionError(
             f"{self.path}: opened with matrix=…, which is for reading; open the archive without to "

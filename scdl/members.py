@@ -16,6 +16,7 @@ from scdl.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from scdl.joining import Request, Source, Sources
 from scdl.manifest import Member, absolute
+from scdl.origins import Origins
 from scdl.schema import OBS, var_table
 from scdl.tables import NoTable, StoredTable, TableSource, United, read_batch
 from storage_backends.base import ArrayStore
@@ -35,6 +36,8 @@ class Members(Sequence[SingleCellDataset]):
         How many stay open.
     options
         Of :class:`SingleCellDataset`: about neighbours.
+    label
+        Column that obs gets, with the name of each cell's member; None: none.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Members(Sequence[SingleCellDataset]):
         records: Sequence[Member],
         max_open: int,
         options: Mapping[str, Any],
+        label: str | None = None,
     ) -> None:
         self.records = list(records)
         self.names = archive_names(record.path for record in self.records)
@@ -49,6 +53,7 @@ class Members(Sequence[SingleCellDataset]):
         #: First row of each member, and the number of cells.
         self.starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), stops])
         self._options = options
+        self.origins = None if label is None else Origins(label, tuple(self.names))
         self._max_open = max_open
         self._open = Recent[int, SingleCellDataset](max_open)
         self._last: tuple[Sequence[int], Sources] = (), Sources()
@@ -131,6 +136,21 @@ class Members(Sequence[SingleCellDataset]):
     def stores(self) -> Sequence[ArrayStore]:
         """Their archives, opened one after the other."""
         return _Stores(self)
+
+    def obs(self, columns: Sequence[str] | None = None) -> list[TableSource]:
+        """The table of cells of each member, or some columns of it.
+
+        Raises
+        ------
+        OptionError
+            A member has the column that is to say which member it is.
+        """
+        tables: list[TableSource] = [MemberObs(self, i, columns) for i in range(len(self))]
+        origins = self.origins
+        if origins is None or (columns is not None and origins.column not in columns):
+            return tables
+        numbered = zip(range(len(self)), tables, self.records, strict=True)
+        return [origins.labelled(table, i, record.path) for i, table, record in numbered]
 
     def request(self, at: NDArray[np.int64]) -> Request:
         """What to read of which member for some cells."""
@@ -265,16 +285,13 @@ class MemberTables:
     def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
         """Some columns of a table, or all of them."""
         if name == OBS:
-            obs = self._obs if columns is None else United(self._sources(columns))
+            obs = self._obs if columns is None else United(self._members.obs(columns))
             return obs.reader().read_all()
         member, block = self._blocks[name]
         return self._members[member].store.read_table(var_table(block), columns)
 
     @cached_property
     def _obs(self) -> United:
-        united = United(self._sources(None))
+        united = United(self._members.obs())
         united.warn(self.path)
         return united
-
-    def _sources(self, columns: Sequence[str] | None) -> list[TableSource]:
-        return [MemberObs(self._members, i, columns) for i in range(len(self._members))]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scdl import csr
 from scdl.errors import NeighborError
-from scdl.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array, keys
+from scdl.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array, graph_keys
 from storage_backends.base import ArrayStore
 
 _OFFSETS_AT_ONCE = 1 << 20
@@ -139,10 +139,10 @@ class NeighborGraph:
         *,
         fallback_to_identity: bool = True,
     ) -> None:
-        if key not in keys(store.arrays, "graphs"):
+        if key not in (known := graph_keys(store)):
             raise NeighborError(
                 f"{store.path}: there is no neighbour graph {key!r}; "
-                f"it holds: {', '.join(keys(store.arrays, 'graphs')) or 'none'}"
+                f"it holds: {', '.join(known) or 'none'}"
             )
         self.key = key
         self._store = store

@@ -117,7 +117,7 @@ class Whole:
         return write_archive(self._open, self.path, self.settings, meter, replace=True)
 
     def _open(self, stack: ExitStack) -> list[Source]:
-        opened = open_sources(self.sources, self.settings.options.get("matrix"), stack)
+        opened = open_sources(self.sources, self.settings, stack)
         for source, label in zip(opened, self.labels, strict=True):
             source.label = label
         if self.parts:

@@ -30,6 +30,7 @@ from scdl.schema import INDEX, Info, check_columns, names_of
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from anndata import AnnData
 
     from scdl.gene_view import GeneOptions, Genes, GeneView
 
@@ -173,6 +174,44 @@ class CellReader(MapDataset, ABC):
     @abstractmethod
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The dense vectors `key` of cells."""
+
+    def _vector_keys(self) -> list[str]:
+        """Keys of the dense vectors that all cells have in one width."""
+        return []
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """The table of cells, indexed by their names where these are stored; read each time."""
+        return self._required_obs().columns.frame()
+
+    @property
+    def obs_names(self) -> NDArray[Any]:
+        """Names of the cells, as objects."""
+        return self._required_obs().columns.column(INDEX)
+
+    def to_anndata(self, rows: csr.Rows | None = None) -> AnnData:
+        """Cells in memory as an AnnData: X, obs, var and obsm.
+
+        Parameters
+        ----------
+        rows
+            Which, as for :meth:`read_rows`; None: all.
+
+        Returns
+        -------
+        anndata.AnnData
+            With the columns of var that all sources of the cells share.
+
+        Raises
+        ------
+        RowIndexError
+            A row is out of range.
+        GeneError
+            The cells have different genes; :meth:`select_genes` brings them into one gene space.
+        """
+        from scdl.assembly import assemble
+
+        return assemble(self, None if rows is None else csr.positions(rows, self.n_obs))
 
     def _required_obs(self) -> ObsFeatures:
         found = self.obs_features()

@@ -20,7 +20,8 @@ from scdl.schema import (
     Info,
     dense_vectors,
     graph_array,
-    keys,
+    graph_keys,
+    held,
     obsm_array,
     var_table,
 )
@@ -77,6 +78,8 @@ class Source(ABC):
         Its rows.
     obs
         The table of cells.
+    labelled
+        The same with a column more, which is to be written; None: as it is.
     first_row
         What is to be taken from the neighbours of a graph, which may count from other cells.
     tally
@@ -89,6 +92,7 @@ class Source(ABC):
     element: str
     matrix: Matrix
     obs: TableSource
+    labelled: TableSource | None = None
     first_row: int = 0
     tally: Tally = Tally()
 
@@ -96,6 +100,11 @@ class Source(ABC):
     def n_obs(self) -> int:
         """Cells."""
         return self.obs.num_rows
+
+    @property
+    def cells(self) -> TableSource:
+        """The table of cells as it is to be written."""
+        return self.obs if self.labelled is None else self.labelled
 
     @property
     @abstractmethod
@@ -241,13 +250,7 @@ class Elements:
 
     def names(self) -> list[str]:
         """Every element, those of the schema first."""
-        store = self.store
-        graphs = [f"obsp/{key}" for key in keys(store.arrays, "graphs")]
-        other = [name for name in store.sparse if not name.startswith("graphs/")]
-        parts = {*MATRIX, *(f"{name}/{part}" for name in other for part in MATRIX)}
-        dense = [n for n in store.arrays if n not in parts and not n.startswith("graphs/")]
-        found = [OBS, self.genes, self.info.element, *graphs, *other, *dense, *store.elements]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys([OBS, self.genes, self.info.element, *held(self.store)]))
 
     def sparse(self, name: str) -> tuple[str, Sparse] | None:
         """What stands before the names of a sparse element's arrays, and its shape."""
@@ -388,7 +391,7 @@ class ArchiveSource(Source):
 
     @property
     def kept_graphs(self) -> Sequence[str]:
-        return keys(self._store.arrays, "graphs")
+        return graph_keys(self._store)
 
     @property
     def kept_vectors(self) -> Sequence[str]:

@@ -20,8 +20,10 @@ from scdl.schema import (
     INDPTR,
     OBS,
     Info,
-    graph_array,
-    keys,
+    Kind,
+    dense_vectors,
+    held,
+    obsm_array,
     var_table,
 )
 from storage_backends.base import ArrayStore, Finding
@@ -72,8 +74,9 @@ class _Matrix:
 
 def size(store: ArrayStore, *, read_all: bool) -> int:
     """Numbers that all checks read together, about."""
-    ids = sum(spec.length for name, spec in store.arrays.items() if _part(name) == INDICES)
-    return ids + (sum(check.size for check in _rest(store)) if read_all else 0)
+    ids = [f"{prefix}{INDICES}" for prefix in _prefixes(store)]
+    n_ids = sum(store.arrays[name].length for name in ids if name in store.arrays)
+    return n_ids + (sum(check.size for check in _rest(store)) if read_all else 0)
 
 
 def checks(store: ArrayStore, *, read_all: bool) -> Iterator[Check]:
@@ -105,13 +108,19 @@ def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:
     n_obs = info.n_obs
     genes = [(block.stop, block.n_vars) for block in info.blocks]
     yield _Matrix("", n_obs, genes, info.is_sorted)
-    graphs = [graph_array(key, "") for key in keys(store.arrays, "graphs")]
-    for prefix in graphs:
-        yield _Matrix(prefix, n_obs, [(n_obs, n_obs)])
-    for name, sparse in store.sparse.items():
-        if f"{name}/" not in graphs:
+    for name, element in held(store).items():
+        if element.kind is Kind.GRAPH:
+            yield _Matrix(element.array, n_obs, [(n_obs, n_obs)])
+        elif element.kind is Kind.SPARSE:
+            sparse = store.sparse[name]
             n_rows, below = sparse.shape if sparse.format == "csr" else sparse.shape[::-1]
-            yield _Matrix(f"{name}/", n_rows, [(n_rows, below)])
+            yield _Matrix(element.array, n_rows, [(n_rows, below)])
+
+
+def _prefixes(store: ArrayStore) -> list[str]:
+    """What stands before the names of the arrays of every sparse matrix."""
+    sparse = (Kind.GRAPH, Kind.SPARSE)
+    return ["", *(e.array for e in held(store).values() if e.kind in sparse)]
 
 
 def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
@@ -189,9 +198,9 @@ def _check_ids(
 
 
 def _vectors(store: ArrayStore, n_obs: int) -> Iterator[Check]:
-    sparse = tuple(f"{name}/" for name in store.sparse)
-    for name, spec in store.arrays.items():
-        if name.startswith("obsm/") and not name.startswith(sparse) and spec.length != n_obs:
+    for name in map(obsm_array, dense_vectors(store)):
+        spec = store.spec(name)
+        if spec.length != n_obs:
             yield _wrong(
                 f"{store.path}: {name}: expected {n_obs:,} rows, one for each cell, found "
                 f"{spec.length:,}; {COPY_AGAIN}"
@@ -247,15 +256,12 @@ def _check_table(store: ArrayStore, name: str, n_rows: int, read_all: bool) -> l
 
 def _rest(store: ArrayStore) -> Iterator[Check]:
     """Reading of whatever the other checks do not read."""
+    read = {prefix + part for prefix in _prefixes(store) for part in (INDICES, INDPTR)}
     for name, spec in store.arrays.items():
-        if _part(name) not in (INDICES, INDPTR):
+        if name not in read:
             width = max(1, int(np.prod(spec.item_shape, dtype=np.int64)))
             for start, stop in csr.spans(spec.length, max(1, _VALUES // width)):
                 yield Check((stop - start) * width, partial(_read, store, name, start, stop))
-
-
-def _part(name: str) -> str:
-    return name.rpartition("/")[2]
 
 
 def _read(store: ArrayStore, name: str, start: int, stop: int) -> list[Finding]:

@@ -137,6 +137,35 @@ class Workers(ABC):
         self.stop()
 
 
+class OwnWorker(Workers):
+    """Runs tasks in this process and thread: each is done when it has been started."""
+
+    def __init__(self) -> None:
+        self._has_ended = True
+
+    def has_room(self) -> bool:
+        return self._has_ended
+
+    def start(self, task: Task, *, urgent: bool = False) -> Future[Outcome]:
+        self._has_ended = False
+        future: Future[Outcome] = Future()
+        try:
+            future.set_result(_recorded(task, TaskMeter([0.0, 0.0], 0)))
+        except Exception as error:  # noqa: BLE001 - told of the task, as of those elsewhere
+            future.set_exception(error)
+        return future
+
+    def finish(self, future: Future[Outcome]) -> Outcome:
+        self._has_ended = True
+        return super().finish(future)
+
+    def share(self, future: Future[Outcome]) -> float:
+        return 1.0
+
+    def stop(self) -> None:
+        pass
+
+
 class _LocalWorkers(Workers):
     """Seats, each with an executor that runs one task at a time."""
 
@@ -401,12 +430,17 @@ def _end_with_parent() -> None:
 def _run_in_process(task: Task) -> Outcome:
     _busy.set()
     try:
-        with warnings.catch_warnings(record=True) as given:
-            # Which of them are errors is decided where they are shown.
-            warnings.simplefilter("always")
-            value = task.run(_meter)
+        return _recorded(task, _meter)
     finally:
         _busy.clear()
+
+
+def _recorded(task: Task, meter: TaskMeter) -> Outcome:
+    """Run a task, with what it warns of."""
+    with warnings.catch_warnings(record=True) as given:
+        # Which of them are errors is decided where they are shown.
+        warnings.simplefilter("always")
+        value = task.run(meter)
     ours = (one for one in given if issubclass(one.category, ScdlWarning))
     return Outcome(value, warnings=tuple(str(one.message) for one in ours))
 

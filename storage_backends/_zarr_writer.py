@@ -97,7 +97,7 @@ class ZarrWriter(ArrayWriter):
         self._writing()
         where = f"{self.path}: {name}"
         values = little_endian(where, values)
-        if name.rpartition("/")[2] in ("indices", "indptr") and values.dtype == np.uint64:
+        if self._is_part(name, "indices", "indptr") and values.dtype == np.uint64:
             # scipy, and so AnnData, has no sparse matrices with such.
             self._unsigned.add(name)
             values = values.view(np.int64)
@@ -105,10 +105,21 @@ class ZarrWriter(ArrayWriter):
             raise OutputError(f"{where} has items uint64, not {values.dtype}")
         with refused_write(self.path):
             if name not in self._arrays:
-                draft = self._profile.by_detection and _is_draft(name)
+                draft = self._profile.by_detection and self._is_draft(name)
                 profile = DRAFT if draft else self._profile
                 self._arrays[name] = self._builder(name, values, profile)
             self._arrays[name].append(where, values)
+
+    def _is_part(self, name: str, *parts: str) -> bool:
+        """Whether an array is one of these parts of a sparse matrix, and not a dense one."""
+        holder, _, part = name.rpartition("/")
+        is_sparse = not holder or holder.startswith("graphs/") or holder in self._sparse
+        return is_sparse and part in parts
+
+    def _is_draft(self, name: str) -> bool:
+        """Whether an array is of a sparse matrix whose genes may be put in another order."""
+        is_part = self._is_part(name, "data", "indices")
+        return is_part and ("/" not in name or name.startswith("layers/"))
 
     def _builder(self, name: str, like: NDArray[Any], profile: Profile) -> ArrayBuilder:
         path = _zarr_layout.array_path(name)
@@ -174,7 +185,8 @@ class ZarrWriter(ArrayWriter):
         """
         if not self._profile.by_detection:
             return None
-        prefixes = [n.removesuffix("indices") for n in self._arrays if _is_draft(n, "indices")]
+        drafts = [name for name in self._arrays if self._is_draft(name)]
+        prefixes = [n.removesuffix("indices") for n in drafts if self._is_part(n, "indices")]
         element = _element(attrs)
         # What shares the genes with the matrix.
         aligned = ["", *(p for p in prefixes if p and element == "X")]
@@ -302,12 +314,6 @@ async def _settled() -> None:
     """Wait for what zarr still writes: where one write fails it leaves those beside it running."""
     if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(tasks, timeout=10)
-
-
-def _is_draft(name: str, *parts: str) -> bool:
-    """Whether an array is of a sparse matrix whose genes may be put in another order."""
-    prefix, _, part = name.rpartition("/")
-    return part in (parts or ("data", "indices")) and (not prefix or prefix.startswith("layers/"))
 
 
 def _element(attrs: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ The interface is synchronous; a backend hides its own threads.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from abc import ABC, abstractmethod
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends import publication
+from storage_backends import locks, publication
 from storage_backends.errors import (
+    ArchiveChangedError,
+    ArchiveWriteError,
     ArrayNotFoundError,
     BackendOptionError,
     OutputError,
@@ -179,9 +182,22 @@ class ArrayStore(ABC):
     stale: bool = False
 
     @property
+    def identity(self) -> Any:
+        """What tells the archive that was opened from others at its path; None where unknown."""
+        return None
+
+    @property
     def is_current(self) -> bool:
         """Whether the archive that was opened is still the one at the path, as far as is known."""
         return True
+
+    def check_current(self) -> None:
+        """ArchiveChangedError where the archive at the path is not the one that was opened."""
+        if not self.is_current:
+            raise ArchiveChangedError(
+                f"{self.path}: the archive was changed, moved or replaced since it was opened, and "
+                "what stands here now is left alone; open it again"
+            )
 
     @property
     def fingerprint(self) -> str | None:
@@ -389,17 +405,37 @@ class ArrayStore(ABC):
 
     # -- derived ---------------------------------------------------------------------------
 
+    def check_removable(self) -> None:
+        """Raise what :meth:`remove` would raise, as far as it can be told before."""
+        parent = os.path.dirname(self.path)
+        if not os.path.isdir(parent):
+            raise ArchiveWriteError(
+                errno.ENOENT, "only what is in the file system here is removed", self.path
+            )
+        self.check_current()
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ArchiveWriteError(
+                errno.EACCES, f"cannot remove it: {parent} cannot be written", self.path
+            )
+
     def remove(self) -> None:
         """Close the archive and remove it from where it stands, in one step.
 
         Raises
         ------
+        ArchiveChangedError
+            Another one stands there by now.
+        ArchiveLockedError
+            Another process or thread is changing it.
         ArchiveWriteError
             The directory that it is in cannot be written.
         """
-        self.close()
-        with refused_write(self.path):
-            publication.take_away(self.path)
+        self.check_removable()
+        with locks.changing(self.path):
+            self.check_current()
+            self.close()
+            with refused_write(self.path):
+                publication.take_away(self.path)
 
     def view(self, name: str) -> NDArray[Any] | None:
         """The whole array as a read-only view without a copy, where a backend can offer one."""

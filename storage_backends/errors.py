@@ -22,6 +22,7 @@ __all__ = [
     "ArchiveLinkError",
     "ArchiveLockedError",
     "ArchiveNotFoundError",
+    "ArchivePlaceError",
     "ArchiveWriteError",
     "ArrayNotFoundError",
     "BackendNotFoundError",
@@ -53,6 +54,10 @@ class ArchiveNotFoundError(ScdlError, FileNotFoundError):
 
 class ArchiveExistsError(ScdlError, FileExistsError):
     """Something already stands where an archive is to be written."""
+
+
+class ArchivePlaceError(ScdlError, ValueError):
+    """An archive cannot be written at a path, since that is a part of another one."""
 
 
 class ArchiveFormatError(ScdlError, ValueError):

@@ -112,6 +112,10 @@ class MemmapStore(ArrayStore):
         return store
 
     @property
+    def identity(self) -> Any:
+        return self._identity
+
+    @property
     def is_current(self) -> bool:
         return _layout.identity(self.path) == self._identity
 

@@ -43,6 +43,8 @@ class _Content:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     tables: dict[str, pa.Table] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
+    #: Tells this archive from others of its path.
+    token: object = field(default_factory=object)
 
 
 _committed: dict[str, _Content] = {}
@@ -54,6 +56,7 @@ class MemoryStore(ArrayStore):
     def __init__(self, path: str, content: _Content) -> None:
         self.path = path
         self._content: _Content | None = content
+        self._token = content.token
 
     @classmethod
     def detect(cls, path: str) -> bool:
@@ -64,6 +67,23 @@ class MemoryStore(ArrayStore):
         if path not in _committed:
             raise ArchiveNotFoundError(f"{path}: no such archive in the memory of this process")
         return cls(path, _committed[path])
+
+    @property
+    def identity(self) -> Any:
+        return self._token
+
+    @property
+    def is_current(self) -> bool:
+        standing = _committed.get(self.path)
+        return standing is not None and standing.token is self._token
+
+    def check_removable(self) -> None:
+        self.check_current()
+
+    def remove(self) -> None:
+        self.check_current()
+        self.close()
+        del _committed[self.path]
 
     def _opened(self) -> _Content:
         if self._content is None:
@@ -138,10 +158,6 @@ class MemoryStore(ArrayStore):
         self.spec(name)
         return self._opened().arrays[name]
 
-    def remove(self) -> None:
-        self.close()
-        _committed.pop(self.path, None)
-
     def close(self) -> None:
         self._content = None
 
@@ -160,7 +176,10 @@ class MemoryWriter(ArrayWriter):
         if not path.startswith(RAM):
             raise ArchiveWriteError(f"{path}: an archive in memory has a path like {RAM}NAME")
         if path in _committed and not replace:
-            raise ArchiveExistsError(f"{path}: an archive of this name exists already")
+            raise ArchiveExistsError(
+                f"{path}: an archive of this name exists already; give replace=True to replace it, "
+                "or choose another name"
+            )
         return cls(path, replace=replace)
 
     def _writing(self) -> dict[str, list[NDArray[Any]]]:

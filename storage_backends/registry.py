@@ -11,18 +11,36 @@ import os
 import warnings
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from storage_backends import _zarr_detection, other_formats
-from storage_backends.base import ArrayStore, Backend
+from storage_backends.base import ArrayStore, ArrayWriter, Backend
 from storage_backends.errors import (
+    ArchiveExistsError,
     ArchiveFormatError,
     ArchiveNotFoundError,
+    ArchivePlaceError,
     BackendNotFoundError,
     ScdlWarning,
 )
 from storage_backends.paths import is_url, path_of
 
-__all__ = ["ENTRY_POINTS", "backend", "detect", "for_target", "known", "names", "open_archive"]
+__all__ = [
+    "ENTRY_POINTS",
+    "backend",
+    "check_place",
+    "check_target",
+    "create",
+    "detect",
+    "for_target",
+    "is_archive",
+    "is_within",
+    "known",
+    "names",
+    "of",
+    "open_archive",
+    "rewrite",
+]
 
 ENTRY_POINTS = "scdl.storage_backends"
 
@@ -77,6 +95,110 @@ def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend
     if own in _BUILTIN and backend(own).suffix == ending:
         return backend(own)
     return backend(DEFAULT)
+
+
+def of(store: ArrayStore) -> Backend:
+    """The backend that an open archive is of."""
+    for name in names():
+        with contextlib.suppress(BackendNotFoundError):
+            if (found := backend(name)).store is type(store):
+                return found
+    return detect(store.path)
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether a path is a directory, or below it."""
+    path, directory = os.path.realpath(path), os.path.realpath(directory)
+    return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
+
+
+def create(
+    path: str | os.PathLike[str], chosen: Backend, *, replace: bool = False, **options: Any
+) -> ArrayWriter:
+    """Begin an archive where one may stand; see :meth:`Backend.create`.
+
+    Raises
+    ------
+    ArchivePlaceError
+        `path` is inside another archive, of which it would become a part.
+    ArchiveExistsError
+        Something stands at `path`, and `replace` was not asked for or it is no archive.
+    """
+    path = path_of(path)
+    check_target(path, replace=replace)
+    return chosen.create(path, replace=replace, **options)
+
+
+def rewrite(store: ArrayStore, chosen: Backend | None = None, **options: Any) -> ArrayWriter:
+    """Begin what takes the place of an open archive, as long as that stands there still.
+
+    Parameters
+    ----------
+    store
+        The archive: what was opened, whatever its path leads to now.
+    chosen
+        Backend of the new one; default that of the archive.
+    **options
+        Of the backend.
+
+    Raises
+    ------
+    ArchiveChangedError
+        It was changed, moved or replaced since.
+    ArchiveLockedError
+        Another process or thread is changing it.
+    """
+    store.check_current()
+    writer = (chosen or of(store)).create(store.path, replace=True, **options)
+    try:
+        # The lock is held: nobody changes the archive from here on.
+        store.check_current()
+    except BaseException:
+        writer.abort()
+        raise
+    return writer
+
+
+def check_target(path: str, *, replace: bool) -> None:
+    """Refuse to write where an archive would be in another one, or replace what is none.
+
+    Raises
+    ------
+    ArchivePlaceError, ArchiveExistsError
+        As :func:`create`.
+    """
+    if is_url(path):
+        return
+    check_place(path)
+    if replace and _holds_others(path):
+        raise ArchiveExistsError(
+            f"{path}: what stands here is no archive, and nothing else is replaced; remove it, or "
+            "choose another path"
+        )
+
+
+def check_place(path: str) -> None:
+    """ArchivePlaceError where a path is inside an archive."""
+    above = os.path.dirname(os.path.realpath(path))
+    while above != os.path.dirname(above):
+        if is_archive(above):
+            raise ArchivePlaceError(
+                f"{path}: this is inside the archive {above}, with which it would be replaced and "
+                "removed; choose a path outside"
+            )
+        above = os.path.dirname(above)
+
+
+def _holds_others(path: str) -> bool:
+    """Whether something stands at a path that is no archive and not empty."""
+    if not os.path.lexists(path) or is_archive(path):
+        return False
+    return not os.path.isdir(path) or bool(os.listdir(path))
+
+
+def is_archive(path: str) -> bool:
+    """Whether an installed backend knows what stands at a path."""
+    return known(path) is not None
 
 
 def open_archive(path: str | os.PathLike[str], *, hold: bool = True) -> ArrayStore:

@@ -161,6 +161,10 @@ class ZarrStore(ArrayStore):
     _opened_as: tuple[int, ...] | None = None
 
     @property
+    def identity(self) -> Any:
+        return self._opened_as
+
+    @property
     def is_current(self) -> bool:
         return self._opened_as is None or is_still(self.path, self._opened_as)
 
@@ -226,8 +230,11 @@ class ZarrStore(ArrayStore):
             if array is not None and array.spec.dtype.kind == "u" and self._matrix in self._sparse:
                 array.bound = Bound.of(self._sparse[self._matrix].shape[1])
         else:
-            layers = [name for name in self._arrays if name.startswith("layers/")]
-            shared = [name for name in layers if name.endswith("/indices")]
+            shared = [
+                f"{path}/indices"
+                for path, matrix in self._sparse.items()
+                if path.startswith("layers/") and matrix.format == "csr"
+            ]
             for name in ("indices", *(shared if self._matrix == "X" else ())):
                 array = self._arrays[name]
                 if array.spec.dtype.kind not in "iu":

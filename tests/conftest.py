@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,17 @@ hypothesis.settings.register_profile(
     "scdl", deadline=None, max_examples=40, suppress_health_check=list(hypothesis.HealthCheck)
 )
 hypothesis.settings.load_profile("scdl")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let tests interrupt themselves and their children, also where the suite ignores SIGINT.
+
+    A shell has what it starts in the background ignore it, and children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -384,9 +384,9 @@ class TestManifest:
         opened: list[str] = []
         original = scdl.SingleCellDataset._open
 
-        def count(self: Any) -> None:
-            opened.append(self.data_path)
-            original(self)
+        def count(self: Any, path: str) -> None:
+            opened.append(path)
+            original(self, path)
 
         monkeypatch.setattr(scdl.SingleCellDataset, "_open", count)
         again = scdl.open(directory)

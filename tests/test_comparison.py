@@ -110,7 +110,7 @@ def graph(part: str) -> Callable[[ArrayStore], dict[str, Any]]:
         (names, "names of cells"),
         (category, "obs column 'type'"),
         (column, "columns are missing"),
-        (vectors, "obsm 'X_pca'"),
+        (vectors, "obsm/X_pca"),
         (no_vectors, "left out: obsm/X_pca"),
         (graph("data"), "graph 'next_cell_ids'"),
         (graph("indices"), "graph 'next_cell_ids'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from scdl.errors import (
     SourceError,
     SourceNotFoundError,
 )
+from scdl.row_parts import Whole
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 GZIP = {"compression": "gzip", "chunk": 100}
@@ -100,8 +102,9 @@ def everything(directory: Path) -> dict[str, bytes]:
         (None, {"workers": 2}, {"neighbor_key": "knn", "obsm": ["X_pca"]}),
         (30_000, {"workers": 2}, {"neighbor_key": "knn", "obsm": ["X_pca"], "block_values": 999}),
         (30_000, {"workers": 3, "use_processes": False}, {"backend": "zarr"}),
+        (30_000, {"workers": 1}, {"neighbor_key": "knn", "obsm": ["X_pca"]}),
     ],
-    ids=["whole", "divided", "divided, zarr, threads"],
+    ids=["whole", "divided", "divided, zarr, threads", "divided, this process"],
 )
 def test_same_as_one_by_one(
     files: Path, tmp_path: Path, split_bytes: int, how: Any, options: Any
@@ -161,7 +164,8 @@ def test_files_are_remembered_as_they_were_named(
     assert made.info.blocks[0].label == "in/csc.h5ad"
 
 
-def test_rounding_is_told_once_and_of_the_archive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rounding_is_told_once_and_of_the_archive(tmp_path: Path, workers: int) -> None:
     """What a worker warns of reaches the caller, also of parts."""
     cells = random_cells(300, 20, dtype="<f8")
     cells = Cells(cells.rows, cells.columns, cells.values / 3, cells.shape)
@@ -169,7 +173,7 @@ def test_rounding_is_told_once_and_of_the_archive(tmp_path: Path) -> None:
         write_h5ad(tmp_path / f"{name}.h5ad", cells)
     size = (tmp_path / "a.h5ad").stat().st_size
     with pytest.warns(ScdlWarning) as given:
-        scdl.convert_directory(tmp_path, tmp_path / "out", workers=2, split_bytes=size // 2)
+        scdl.convert_directory(tmp_path, tmp_path / "out", workers=workers, split_bytes=size // 2)
     told = sorted(str(one.message) for one in given)
     assert [text.partition(": ")[0] for text in told] == [
         str(tmp_path / "out" / f"{name}.scdl") for name in ("a", "b")
@@ -186,10 +190,14 @@ class TestFailing:
         (tmp_path / "in" / "bad.h5ad").write_bytes(b"no HDF5")
         return tmp_path
 
-    def test_the_others_are_kept_and_resumed_from(self, files: Path, place: Path) -> None:
+    @pytest.fixture(params=[{"use_processes": False}, {"workers": 1}], ids=["threads", "itself"])
+    def how(self, request: pytest.FixtureRequest) -> Any:
+        return request.param
+
+    def test_the_others_are_kept_and_resumed_from(self, files: Path, place: Path, how: Any) -> None:
         bad = str(place / "in" / "bad.h5ad")
         with pytest.raises(ConversionFailedError, match=r"1 of 3 files .*bad.h5ad: not an") as told:
-            scdl.convert_directory(place / "in", place / "out", use_processes=False)
+            scdl.convert_directory(place / "in", place / "out", **how)
         assert isinstance(told.value, RuntimeError)
         assert set(told.value.report.failed) == {bad}
         assert "\n" not in str(told.value)
@@ -197,30 +205,56 @@ class TestFailing:
         assert made == ["dense.scdl", "large.scdl"]
         before = {name: (place / "out" / name).stat().st_ino for name in made}
         shutil.copy(files / "in" / "sub" / "csc.h5ad", bad)
-        report = scdl.convert_directory(
-            place / "in", place / "out", use_processes=False, resume=True
-        )
+        report = scdl.convert_directory(place / "in", place / "out", **how, resume=True)
         assert set(report.reports) == {bad}
         assert len(report.archives) == 3
         assert "there already: 2" in str(report)
         assert before == {name: (place / "out" / name).stat().st_ino for name in made}
         assert len(list((place / "out").iterdir())) == 3
 
-    def test_nobody_is_said_to_be_there_where_all_failed(self, place: Path) -> None:
+    def test_nobody_is_said_to_be_there_where_all_failed(self, place: Path, how: Any) -> None:
         with pytest.raises(ConversionFailedError, match=r"1 of 3 .*; the others were, and resume"):
-            scdl.convert_directory(place / "in", place / "out", use_processes=False)
+            scdl.convert_directory(place / "in", place / "out", **how)
         for name in ("dense", "large"):
             (place / "in" / f"{name}.h5ad").unlink()
         with pytest.raises(ConversionFailedError, match="1 of 1 files") as told:
-            scdl.convert_directory(place / "in", place / "none", use_processes=False)
+            scdl.convert_directory(place / "in", place / "none", **how)
         assert "others" not in str(told.value)
 
-    def test_skipped(self, place: Path) -> None:
-        report = scdl.convert_directory(
-            place / "in", place / "out", use_processes=False, skip_failed=True
-        )
+    def test_skipped(self, place: Path, how: Any) -> None:
+        report = scdl.convert_directory(place / "in", place / "out", **how, skip_failed=True)
         assert len(report.archives) == 2
         assert "bad.h5ad: not an HDF5 file" in str(report)
+
+    def test_one_worker_is_this_process(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No process is started, also where it is said that there are to be some."""
+
+        def refused(*_: Any) -> None:
+            raise AssertionError("a process was started")
+
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)
+        report = scdl.convert_directory(
+            place / "in", place / "out", workers=1, use_processes=True, skip_failed=True
+        )
+        assert len(report.archives) == 2
+
+    def test_interrupted_in_this_process(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was complete stays; nothing else is left."""
+        (place / "in" / "bad.h5ad").unlink()
+        done, run = [], Whole.run
+
+        def interrupted(self: Whole, meter: Any) -> Any:
+            if done:
+                raise KeyboardInterrupt
+            done.append(self.path)
+            return run(self, meter)
+
+        monkeypatch.setattr(Whole, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scdl.convert_directory(place / "in", place / "out", workers=1)
+        assert [path.name for path in (place / "out").iterdir()] == [Path(done[0]).name]
 
     def test_a_part_of_a_file(self, place: Path) -> None:
         """A value that does not fit into the type, somewhere in a file that is divided."""
@@ -390,7 +424,7 @@ class TestCommand:
 def test_a_script_without_a_guard_is_told_so(files: Path, tmp_path: Path, run_python: Run) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        f"import scdl\nscdl.convert_directory({str(files / 'in' / 'sub')!r}, 'out', workers=1)\n"
+        f"import scdl\nscdl.convert_directory({str(files / 'in' / 'sub')!r}, 'out', workers=2)\n"
     )
     done = run_python(script)
     assert done.returncode == 1

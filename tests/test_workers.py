@@ -288,9 +288,10 @@ class TestConversion:
 
         killer = threading.Thread(target=kill_one)
         killer.start()
-        report = scdl.convert_directory(
-            files, tmp_path / "out", workers=1, block_values=200, skip_failed=True
-        )
+        with ProcessWorkers(1) as one:
+            report = scdl.convert_directory(
+                files, tmp_path / "out", workers=one, block_values=200, skip_failed=True
+            )
         killer.join()
         ((failed, why),) = report.failed.items()
         assert failed in why
