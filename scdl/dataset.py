@@ -38,7 +38,7 @@ from scdl.schema import (
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.caching import cached_property
-from storage_backends.paths import absolute
+from storage_backends.paths import absolute, path_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,7 +114,9 @@ class SingleCellDataset(CellReader):
         fallback_to_identity: bool = True,
         **options: Unpack[ConvertOptions],
     ) -> None:
-        self.data_path = absolute(path, "the path of an archive")
+        # Messages have the path as it was given.
+        given = path_of(path, "the path of an archive")
+        self.data_path = absolute(given)
         self._load_neighbors = load_neighbors
         self._neighbor_key = neighbor_key
         self._sampling: dict[str, Any] = {
@@ -134,8 +136,8 @@ class SingleCellDataset(CellReader):
             from scdl.conversion import convert
 
             key = neighbor_key if load_neighbors else None
-            convert(h5ad_path, self.data_path, backend=backend, neighbor_key=key, **options)
-        self._open(self.data_path)
+            convert(h5ad_path, given, backend=backend, neighbor_key=key, **options)
+        self._open(given)
 
     def _open(self, path: str) -> None:
         store = registry.open_archive(path)
@@ -488,8 +490,9 @@ class SingleCellDataset(CellReader):
 
     def load(self, stored_path: Path) -> None:
         """Open another archive in place of this one."""
-        path = absolute(stored_path, "the path of an archive")
-        self._reopen(path)
+        given = path_of(stored_path, "the path of an archive")
+        path = absolute(given)
+        self._reopen(given)
         self.data_path = path
 
     def load_h5ad(self, anndata_path: Path) -> None:
