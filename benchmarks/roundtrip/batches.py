@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.roundtrip import files
 from benchmarks.roundtrip.cases import try_case
+from benchmarks.roundtrip.generate import PLAIN
 
 #: Cases that are tried one after the other.
 _AT_ONCE = 50
@@ -69,4 +72,7 @@ def _write_elsewhere(python: str, place: Path, seeds: range, zarr_format: int | 
     command = [python, "-m", "benchmarks.roundtrip.files", str(place)]
     command += [str(seeds.start), str(len(seeds)), *options]
     root = Path(__file__).parents[2]
-    subprocess.run(command, check=True, cwd=root, stdout=subprocess.DEVNULL)
+    plain = {} if find_spec("awkward") else {PLAIN: "1"}
+    subprocess.run(
+        command, check=True, cwd=root, stdout=subprocess.DEVNULL, env={**os.environ, **plain}
+    )
