@@ -13,7 +13,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from scdl.errors import LoaderError, OptionError
-from scdl.genes import Duplicates, Genes, Missing
+from scdl.genes import Duplicates, Genes, Missing, is_own
 from scdl.samplers import Remainder
 from scdl.schema import names_of
 from scdl.training_batch import Choice, Layout, Tokenizer
@@ -158,7 +158,7 @@ def complete(options: LoaderOptions) -> LoaderOptions:
     transforms = found["transforms"]
     found["transforms"] = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
     found["dtype"] = torch_dtype(found["dtype"])
-    if found["genes"] is None:
+    if found["genes"] is None or is_own(found["genes"]):
         for name in ("gene_column", "missing", "duplicates"):
             if found[name] != DEFAULTS[name]:  # type: ignore[literal-required]
                 raise LoaderError(
