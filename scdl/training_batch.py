@@ -337,22 +337,24 @@ class Assembly:
     ) -> TrainingBatch:
         cells.check_genes()
         cells = self._transformed(cells)
-        batch = TrainingBatch(
-            x=None,
-            rows=torch.from_numpy(cells.rows),
-            obs={name: tensors.numbers(values[cells.rows]) for name, values in columns.items()},
-            obsm={key: tensors.numbers(vectors) for key, vectors in cells.obsm.items()},
-            present=None if cells.present is None else torch.from_numpy(cells.present),
-            spaces=None if cells.spaces is None else torch.from_numpy(cells.spaces),
-        )
+        parts: dict[str, Any] = {
+            "x": None,
+            "rows": torch.from_numpy(cells.rows),
+            "obs": {name: tensors.numbers(values[cells.rows]) for name, values in columns.items()},
+            "obsm": {name: tensors.numbers(vectors) for name, vectors in cells.obsm.items()},
+            "present": None if cells.present is None else torch.from_numpy(cells.present),
+            "spaces": None if cells.spaces is None else torch.from_numpy(cells.spaces),
+        }
         if self.tokenizer is not None:
             assert gene_names is not None
             given = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}
-            return replace(batch, tokens=self.tokenizer(cells, gene_names, **given))
-        if self.layout == "padded":
-            return self._padded(cells, batch, key)
-        x = tensors.batch_tensor(cells, self.layout, self.dtype, _index_dtype(cells))
-        return replace(batch, x=x)
+            parts["tokens"] = self.tokenizer(cells, gene_names, **given)
+        elif self.layout == "padded":
+            parts.update(self._padded(cells, key))
+        else:
+            index_dtype = _index_dtype(cells)
+            parts["x"] = tensors.batch_tensor(cells, self.layout, self.dtype, index_dtype)
+        return TrainingBatch(**parts)
 
     def _transformed(self, cells: CellBatch) -> CellBatch:
         """The cells with other values."""
@@ -371,9 +373,8 @@ class Assembly:
             torch.from_numpy(values).log1p_()
         return replace(cells, data=values)
 
-    def _padded(
-        self, cells: CellBatch, batch: TrainingBatch, key: tuple[int, int]
-    ) -> TrainingBatch:
+    def _padded(self, cells: CellBatch, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Values, genes and their numbers in rows of one length."""
         cells.check_columns()
         assert self.length is not None
         data, indices, indptr = tensors.computable(cells.data), cells.indices, cells.indptr
@@ -388,12 +389,11 @@ class Assembly:
         keys = _falling(data) if self.choose == "largest" else data[:0]
         _kernels.fill_padded(data, indices, indptr, keys, values, genes)
         cell = cells.rows.item
-        return replace(
-            batch,
-            x=tensors.as_dtype(torch.from_numpy(values), self.dtype, cell),
-            genes=torch.from_numpy(genes),
-            lengths=torch.from_numpy(lengths),
-        )
+        return {
+            "x": tensors.as_dtype(torch.from_numpy(values), self.dtype, cell),
+            "genes": torch.from_numpy(genes),
+            "lengths": torch.from_numpy(lengths),
+        }
 
 
 def _falling(data: NDArray[Any]) -> NDArray[Any]:
