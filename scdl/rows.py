@@ -334,11 +334,27 @@ class CellReader(MapDataset, ABC):
         found: NDArray[np.int64] = self.gene_spaces[np.searchsorted(stops, at, side="right")]
         return found
 
-    def _with_spaces(self, batch: CellBatch, *, own: bool = False) -> CellBatch:
+    def _with_spaces(
+        self, batch: CellBatch, *, own: bool = False, compared: bool = False
+    ) -> CellBatch:
         """The batch with the gene space of each cell, where cells of the dataset differ.
 
         Cells of one gene space make a batch that is as wide as that.
+
+        Parameters
+        ----------
+        own
+            Whether column ids were asked for as those of each cell's own genes.
+        compared
+            Whether the cells will be put together with those of other batches.
         """
+        blocks = self.info.blocks
+        if len(blocks) > 1 and len(batch) and not (own or compared):
+            ends = int(batch.rows.min()), int(batch.rows.max())
+            first, last = map(self.info.block_of, ends)
+            if first == last:
+                # The names of genes of other blocks need not be read.
+                return replace(batch, n_vars=blocks[first].n_vars)
         if batch.present is not None or (spaces := self.spaces_of(batch.rows)) is None:
             return batch
         n_vars = batch.n_vars
@@ -483,7 +499,7 @@ class CellReader(MapDataset, ABC):
         batch = self._read(
             at, True, np.int64 if safe else None, concurrently=True, sum_dtype=summed
         )
-        return self._with_spaces(batch)
+        return self._with_spaces(batch, compared=True)
 
     def get_row(
         self,

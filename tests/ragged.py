@@ -45,7 +45,7 @@ class Ragged:
         return pd.Series(values, part.var_names)
 
     def dense(self, rows: Any, genes: list[str] | None = None) -> np.ndarray:
-        """Cells in their own genes, or in those of a list."""
+        """Cells in their own genes, as wide as the widest, or in those of a list."""
         width = max(part.n_vars for part in self.parts) if genes is None else len(genes)
         if genes is not None and len(rows):
             return np.stack([self.cell(row).reindex(genes, fill_value=0) for row in rows])
