@@ -139,7 +139,7 @@ class ConversionReport:
             f"{self.nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s",
         ]
         if not self.is_counts:
-            lines.append(f"no counts: {source} has values that are negative or not whole")
+            lines.append(f"not counts: values of {source} are negative or not whole numbers")
         if self.rows_sorted:
             lines.append(f"sorted: {self.rows_sorted:,} cells whose genes were out of order")
         if self.duplicates_summed:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scdl.csr import SparseRows
-from scdl.errors import GeneError, OptionError
+from scdl.errors import GeneError, OptionError, SourceError
 from scdl.genes import BlockGenes, Duplicates, Genes, Missing, gene_space, strings
 from scdl.matrices import Bounds, Matrix, Reader
 from scdl.schema import DATA, INDEX
@@ -155,6 +155,13 @@ class _Mapped(Matrix):
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         for block in self._matrix.blocks(bounds):
+            ids, below = block.indices, len(self._table)
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < below:
+                outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
+                raise SourceError(
+                    f"{self.where}: it has the column id {outside}, expected [0, {below}) for as "
+                    "many genes; the file is damaged"
+                )
             places = self._table[block.indices]
             kept = places >= 0
             ends = np.concatenate([[0], np.cumsum(kept)])

@@ -117,6 +117,7 @@ def test_a_view_changes_nothing(path: Path, tmp_path: Path) -> None:
         lambda: ds.save(tmp_path / "copy"),
         lambda: ds.concat([scdl.open(path)]),
         lambda: ds.store.remove(),
+        lambda: scdl.open(path).concat([ds], output_path=tmp_path / "a", destroy_on_copy=True),
     ):
         with pytest.raises(OptionError, match="open the archive without"):
             change()

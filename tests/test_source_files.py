@@ -198,7 +198,7 @@ class TestCounts:
         write_h5ad(tmp_path / "a.h5ad", cells)
         report = scdl.convert(tmp_path / "a.h5ad", tmp_path / "a", backend=backend)
         assert report.is_counts is are_counts
-        assert ("no counts: X has values that are negative or not whole" in str(report)) is (
+        assert ("not counts: values of X are negative or not whole numbers" in str(report)) is (
             not are_counts
         )
         again = scdl.convert(tmp_path / "a", tmp_path / "b", backend=backend)
