@@ -255,7 +255,9 @@ def _column(element: h5py.Group | h5py.Dataset) -> _Column | None:
     if encoding == "categorical":
         return _coded(codes, parts["categories"], element)
     if encoding.startswith("nullable-"):
-        return _masked(parts["values"], parts["mask"])
+        # Text of pandas 3 that is not of the type for nulls has NaN where it has none.
+        nullable = _text(element.attrs.get("na-value", "NA")) != "NaN"
+        return _masked(parts["values"], parts["mask"], nullable=nullable)
     if not encoding and values is not None and parts["levels"] is not None:
         # A factor of R, as SeuratDisk has it, counts from 1.
         return _coded(_counted_from_one(values), parts["levels"], element)
@@ -338,7 +340,7 @@ def _coded(codes: _Numbers | None, stored: Any, described: h5py.HLObject) -> _Co
     return _Column(coded)
 
 
-def _masked(stored: Any, mask: Any) -> _Column | None:
+def _masked(stored: Any, mask: Any, *, nullable: bool) -> _Column | None:
     absent = _numbers_of(mask)
     is_column = isinstance(stored, h5py.Dataset) and stored.ndim == 1
     values = _plain(stored, stored.dtype) if is_column else None
@@ -350,7 +352,7 @@ def _masked(stored: Any, mask: Any) -> _Column | None:
         present = arrow.numbers(~absent(start, stop).astype(bool))
         return pc.if_else(present, part, pa.nulls(len(part), part.type))
 
-    return _Column(masked, values.is_text, nullable=True)
+    return _Column(masked, values.is_text, nullable=nullable)
 
 
 def _as_text(column: _Column) -> _Column:

@@ -163,7 +163,8 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
         elif pa.types.is_boolean(field.type):
             truth = pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
             frame[field.name] = truth
-        elif str(field.type) in _TEXT:
+        elif str(field.type) in _TEXT and (is_nullable(field) or frame[field.name].dtype == object):
+            # Plain text of pandas 3 has nulls as it is.
             frame[field.name] = frame[field.name].astype("string")
     if INDEX in frame:
         if frame[INDEX].isna().any() and str(table.schema.field(INDEX).type) in _TEXT:
@@ -197,9 +198,14 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
     table = pa.Table.from_pandas(frame, preserve_index=False)
     nullable = (pd.arrays.IntegerArray, pd.arrays.BooleanArray, pd.arrays.StringArray)
+    # Plain text of pandas 3 is not of the type for nulls, and has NaN.
+    is_marked = {
+        name: isinstance(column.array, nullable)
+        and getattr(column.dtype, "na_value", pd.NA) is pd.NA
+        for name, column in frame.items()
+    }
     fields = [
-        field.with_metadata(NULLABLE if isinstance(frame[field.name].array, nullable) else None)
-        for field in table.schema
+        field.with_metadata(NULLABLE if is_marked[field.name] else None) for field in table.schema
     ]
     # Not as a table to which the names are added: without columns it would have no rows.
     columns = [names, *(table[field.name].cast(field.type) for field in fields)]

@@ -329,7 +329,11 @@ class _Column:
         target, chunk, aside = self._target, values.chunks[0], f"{self.nulls}-aside"
         copied = _copy(values, target.array(aside, self.stored, chunk)) if values.shape[0] else None
         del target.group[self.path]
-        target.group.create_group(self.path, attributes=_encoding(*_nullable(self.stored)))
+        attributes = _encoding(*_nullable(self.stored))
+        if self._is_text and not self._nullable:
+            # Which tells readers with pandas 3 that it is plain text.
+            attributes["na-value"] = "NaN"
+        target.group.create_group(self.path, attributes=attributes)
         values = target.array(f"{self.path}/values", self.stored, chunk)
         if copied is not None:
             values = _copy(copied, values)

@@ -274,7 +274,10 @@ def _column(group: zarr.Group, path: str, *, foreign: bool = False) -> _Column |
         codes, categories = _column(element, "codes"), _column(element, "categories")
         return _coded(codes, categories, ordered, foreign=foreign)
     if encoding.startswith("nullable-"):
-        return _masked(_column(element, "values"), _column(element, "mask"))
+        # Text of pandas 3 that is not of the type for nulls has NaN where it has none.
+        nullable = element.attrs.get("na-value") != "NaN"
+        values, mask = _column(element, "values"), _column(element, "mask")
+        return _masked(values, mask, nullable=nullable)
     return None
 
 
@@ -331,7 +334,9 @@ def _coded(
     return _Column(type_, codes.length, coded)
 
 
-def _masked(values: _Column | None, mask: _Column | None) -> _Column | None:
+def _masked(
+    values: _Column | None, mask: _Column | None, *, nullable: bool = True
+) -> _Column | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -344,7 +349,7 @@ def _masked(values: _Column | None, mask: _Column | None) -> _Column | None:
         absent = mask.read(start, stop).cast(pa.bool_())
         return pc.if_else(absent, pa.scalar(None, values.type), values.read(start, stop))
 
-    return _Column(values.type, values.length, masked, nullable=True)
+    return _Column(values.type, values.length, masked, nullable=nullable)
 
 
 def _as_text(column: _Column) -> _Column:
