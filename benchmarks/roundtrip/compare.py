@@ -98,6 +98,7 @@ def difference(found: Any, expected: Any) -> str | None:
                 pd.testing.assert_frame_equal(ours, theirs, check_index_type=bool(len(expected)))
             elif type(expected).__module__.startswith("awkward"):
                 assert found.to_list() == expected.to_list()
+                return None
             elif isinstance(expected, float):
                 np.testing.assert_equal(found, expected)
             elif isinstance(expected, np.ndarray) and expected.dtype.kind in "fc":
