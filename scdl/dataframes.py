@@ -23,6 +23,7 @@ from scdl.errors import SourceError
 from scdl.schema import INDEX, INDEX_NAME, NULLABLE
 from scdl.tables import ROWS_AT_ONCE, TableSource
 from storage_backends import arrow, uniting
+from storage_backends.base import is_for_nulls
 from storage_backends.caching import cached_property
 
 #: Gives rows [start, stop) of numbers of which a column is made.
@@ -255,8 +256,7 @@ def _column(element: h5py.Group | h5py.Dataset) -> _Column | None:
     if encoding == "categorical":
         return _coded(codes, parts["categories"], element)
     if encoding.startswith("nullable-"):
-        # Text of pandas 3 that is not of the type for nulls has NaN where it has none.
-        nullable = _text(element.attrs.get("na-value", "NA")) != "NaN"
+        nullable = is_for_nulls(element.attrs.get("na-value"))
         return _masked(parts["values"], parts["mask"], nullable=nullable)
     if not encoding and values is not None and parts["levels"] is not None:
         # A factor of R, as SeuratDisk has it, counts from 1.

@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 
 from storage_backends import _zarr_text
-from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_for_nulls
 from storage_backends.errors import (
     ArchiveFormatError,
     ArrayNotFoundError,
@@ -274,8 +274,7 @@ def _column(group: zarr.Group, path: str, *, foreign: bool = False) -> _Column |
         codes, categories = _column(element, "codes"), _column(element, "categories")
         return _coded(codes, categories, ordered, foreign=foreign)
     if encoding.startswith("nullable-"):
-        # Text of pandas 3 that is not of the type for nulls has NaN where it has none.
-        nullable = element.attrs.get("na-value") != "NaN"
+        nullable = is_for_nulls(element.attrs.get("na-value"))
         values, mask = _column(element, "values"), _column(element, "mask")
         return _masked(values, mask, nullable=nullable)
     return None

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib.metadata import version
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -601,6 +602,21 @@ class Backend(NamedTuple):
 def is_nullable(field: pa.Field) -> bool:
     """Whether a column is of a type of its own for nulls."""
     return (field.metadata or {}).items() >= NULLABLE.items()
+
+
+def is_for_nulls(na_value: object) -> bool:
+    """Whether anndata makes a column of an encoding for nulls one of pandas' types for them.
+
+    Plain text of pandas 3 has that encoding too, with NaN for what is missing; pandas 2 has no such
+    text, and gets the type for nulls.
+
+    Parameters
+    ----------
+    na_value
+        Attribute ``na-value`` of the column; None: there is none.
+    """
+    plain = na_value in ("NaN", b"NaN")
+    return not plain or int(version("pandas").partition(".")[0]) < 3
 
 
 def check_ranges(

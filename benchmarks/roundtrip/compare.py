@@ -66,6 +66,8 @@ def differences(
     for held in (expected, found):
         if matrix in held:
             held[matrix] = _by_rows(held[matrix])
+    if getattr(elements(given).get(matrix), "dtype", None) == np.dtype(bool):
+        expected[matrix], found[matrix] = (x[matrix].astype(bool) for x in (expected, found))
     for name, value in expected.items():
         if is_listed(name, listed):
             continue
@@ -116,13 +118,25 @@ def difference(found: Any, expected: Any) -> str | None:
 
 
 def _with_plain_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text as objects: pandas 3 has a type of its own for it, which not all files ask for."""
-    plain = [
-        name
-        for name, column in frame.items()
-        if isinstance(column.dtype, pd.StringDtype) and column.dtype.na_value is not pd.NA
-    ]
-    return frame.astype(dict.fromkeys(plain, object))
+    """Plain text, of columns, names and categories, as objects.
+
+    Releases of pandas and anndata have several types of it, which not all files tell apart; columns
+    of the type for nulls stay what they are.
+    """
+    made = frame.set_axis(_as_objects(frame.index), axis=0)
+    for name, column in frame.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            categories = _as_objects(column.cat.categories)
+            made[name] = pd.Categorical.from_codes(
+                column.cat.codes, categories, ordered=column.dtype.ordered
+            )
+        elif isinstance(column.dtype, pd.StringDtype) and column.dtype.na_value is not pd.NA:
+            made[name] = column.to_numpy(object)
+    return made
+
+
+def _as_objects(index: pd.Index) -> pd.Index:
+    return index.astype(object) if isinstance(index.dtype, pd.StringDtype) else index
 
 
 def _assert_same(found: Any, expected: Any) -> None:
@@ -143,7 +157,7 @@ def _by_rows(matrix: Any) -> sp.csr_matrix:
     made = sp.csr_matrix(matrix, copy=True)
     made.sum_duplicates()
     made.eliminate_zeros()
-    return made.astype(np.float32) if made.dtype == bool else made
+    return made
 
 
 def counts_of(adata: anndata.AnnData, name: str) -> sp.csr_matrix:
