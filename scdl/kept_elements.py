@@ -118,6 +118,9 @@ class _Rest:
             self._take_genes(name, element)
         elif element is not None and not self._fits(name, element, axes):
             raise _LeftOutError
+        if hasattr(element, "columns") and name not in _GENES:
+            # anndata compares even the types of names, and those of obs and var are plain text.
+            element = element.set_axis(element.index.astype(object), axis=0)
         return element
 
     def _take_genes(self, name: str, element: Any) -> None:
