@@ -305,7 +305,7 @@ def fill_dense(
         0; :data:`OUT_OF_RANGE` for a column outside; :data:`OVERFLOW` where `out` does not hold a
         sum.
     """
-    n_vars = out.shape[1]
+    n_vars, overflows = out.shape[1], False
     for row in range(len(indptr) - 1):
         target = out[row]
         # A row is still in the core's cache when its values are written.
@@ -316,13 +316,9 @@ def fill_dense(
                 return OUT_OF_RANGE
             # To add to zero would lose the sign of another zero.
             before = target[column]
-            if before == 0:
-                target[column] = data[k]
-                continue
-            target[column] = before + data[k]
-            if whole and (target[column] < before) != (data[k] < 0):
-                return OVERFLOW
-    return 0
+            target[column] = data[k] if before == 0 else before + data[k]
+            overflows |= whole and before != 0 and (target[column] < before) != (data[k] < 0)
+    return OVERFLOW if overflows else 0
 
 
 def fill_dense_numpy(

@@ -39,6 +39,7 @@ Row = tuple[NDArray[Any], NDArray[Any]]
 #: Columns of var, or columns of var and values of obs; None for what was not asked for.
 Features = tuple[list[Any] | None, ...]
 _Asked = tuple[bool | None, Sequence[str] | None]
+_NOTHING_ASKED: _Asked = (None, None)
 
 
 class Origin(NamedTuple):
@@ -472,8 +473,8 @@ class CellReader(MapDataset, ABC):
         values, columns = self._row(row)
         from scdl.collate import row_tensor
 
-        spaces = self.spaces_of(row)
-        if spaces is None:
+        alone = len(self.info.blocks) == 1
+        if alone or (spaces := self.spaces_of(row)) is None:
             return row_tensor(values, columns, self.max_n_vars)
         return row_tensor(values, columns, self._n_vars_of(row), int(spaces[0]))
 
@@ -543,9 +544,13 @@ class CellReader(MapDataset, ABC):
         FeatureNotFoundError
             There is no such column.
         """
-        documented, obs = (return_features, feature_vars), (return_obs_features, obs_feature_names)
-        renamed = return_var_features, var_feature_names
-        features = self._features(index, documented, obs, renamed)
+        obs, renamed = (
+            (return_obs_features, obs_feature_names),
+            (return_var_features, var_feature_names),
+        )
+        if not return_features and obs == renamed == _NOTHING_ASKED:
+            return self._row(index), None
+        features = self._features(index, (return_features, feature_vars), obs, renamed)
         return self._row(index), *features
 
     def get_row_padded(
