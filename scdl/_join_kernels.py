@@ -15,6 +15,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from scdl import _lanes
+from scdl._kernels import sum_values
 from scdl._lanes import LANES, map_lanes
 from storage_backends.jit import LINE, fetch_ahead, fetch_line, intrinsic, kernel
 from storage_backends.rowsort import count_bits
@@ -269,11 +270,9 @@ def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float6
         Output, the sum of each row.
     """
     for i in range(len(rows)):
-        values = _pointer(rows[i, 0], like)
-        total = 0.0
-        for k in range(rows[i, 2]):
-            total += values[k]
-        out[i] = total
+        following = min(i + 1, len(rows) - 1)
+        fetch_ahead(rows[following, 0], rows[following, 2] * like.itemsize)
+        out[i] = sum_values(_pointer(rows[i, 0], like), rows[i, 2])
 
 
 def sum_rows_numpy(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:

@@ -171,7 +171,9 @@ class CellBatch:
         # numba cannot compute with float16.
         filled = np.dtype(np.float32) if wanted == np.float16 else wanted
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
-        if not np.can_cast(data.dtype, filled, "same_kind") or data.dtype == np.float64:
+        if data.dtype != filled and (
+            data.dtype == np.float64 or not np.can_cast(data.dtype, filled, "same_kind")
+        ):
             data = held(data, filled, "a value of a cell")
         out = recycled.empty(self.shape, filled)
         done = _kernels.fill_dense(data, self.indices, self.indptr, filled.kind in "iu", out)

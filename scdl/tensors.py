@@ -36,6 +36,8 @@ def batch_tensor(
         Of the positions in CSR form; those of other layouts are int64.
     """
     if layout == "dense":
+        if dtype == torch.float32 and batch.data.dtype == np.float32:
+            return torch.from_numpy(batch.to_dense())
         floats = batch.data.dtype.kind == "f" and dtype is not None and dtype.is_floating_point
         if floats:
             # The stored values are fewer than the dense ones, and tell of which cell they are.
