@@ -118,9 +118,13 @@ class _Rest:
             self._take_genes(name, element)
         elif element is not None and not self._fits(name, element, axes):
             raise _LeftOutError
-        if hasattr(element, "columns") and name not in _GENES:
-            # anndata compares even the types of names, and those of obs and var are plain text.
-            element = element.set_axis(element.index.astype(object), axis=0)
+        if hasattr(element, "columns") and name.startswith(("obsm/", "varm/", "raw/varm/")):
+            import pandas as pd
+
+            # anndata compares even the types of names, and those of obs and var are plain text, of
+            # the type that pandas takes for a list.
+            names = pd.Index(list(element.index), name=element.index.name)
+            element = element.set_axis(names, axis=0)
         return element
 
     def _take_genes(self, name: str, element: Any) -> None:

@@ -112,12 +112,14 @@ def test_loaders(path: Path, adata: ad.AnnData) -> None:
 
 def test_a_view_changes_nothing(path: Path, tmp_path: Path) -> None:
     ds: Any = scdl.open(path, matrix="layers/counts")
+    scdl.convert(path, tmp_path / "other", matrix="layers/counts")
+    other: Any = scdl.open(tmp_path / "other")
     for change in (
         lambda: ds.cast_data_to_dtype("float64"),
         lambda: ds.save(tmp_path / "copy"),
         lambda: ds.concat([scdl.open(path)]),
         lambda: ds.store.remove(),
-        lambda: scdl.open(path).concat([ds], output_path=tmp_path / "a", destroy_on_copy=True),
+        lambda: other.concat([ds], output_path=tmp_path / "a", destroy_on_copy=True),
     ):
         with pytest.raises(OptionError, match="open the archive without"):
             change()

@@ -137,6 +137,7 @@ class TestCollection:
         assert made.obs["type"].tolist()[3:] == list("BTBT")
 
     def test_loader(self, place: Path) -> None:
+        pytest.importorskip("torch")
         made = scdl.open(place / "all", label="sample")
         loader = scdl.SingleCellLoader(made, 7, order="sequential", obs=["sample"])
         (batch,) = loader

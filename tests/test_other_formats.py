@@ -360,6 +360,10 @@ class TestZipFiles:
         assert np.array_equal(data.read_rows([7, 3, 7]).to_dense(), expected[[7, 3, 7]])
         assert list(data.obs["type"]) == ["A", "B"] * 20
         assert np.array_equal(data.to_anndata().X.toarray(), expected)
+
+    def test_trains_as_the_store_does(self, zip_file: str) -> None:
+        pytest.importorskip("torch")
+        expected, data = CELLS.csr().toarray(), scdl.open(zip_file)
         for batch in scdl.SingleCellLoader(data, 8, order="sequential", layout="dense"):
             assert np.array_equal(batch.x.numpy(), expected[batch.rows.numpy()])
 

@@ -143,6 +143,8 @@ class TestOtherObjects:
         ],
     )
     def test_one_sentence_that_says_what_to_do(self, place: Path, call: str, kind: str) -> None:
+        if kind == "loader":
+            pytest.importorskip("torch")
         make, told = OTHERS[kind]
         other = make(place)
         if (call, kind) == ("dataset from", "nothing"):
