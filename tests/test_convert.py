@@ -643,7 +643,8 @@ def test_options_of_the_class_reach_the_conversion(tmp_path: Path) -> None:
 
 
 NEED_TORCH = (
-    "__main__", "collate", "lightning", "loader", "loader_options", "tensors", "training_batch",
+    "__main__", "collate", "lightning", "loader", "loader_dataset", "loader_options", "tensors",
+    "training_batch",
 )  # fmt: skip
 
 
