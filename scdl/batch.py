@@ -50,7 +50,7 @@ class CellBatch:
         In a gene space with ``missing="mask"``: which genes each gene space of the archives has,
         spaces x n_vars.
     spaces
-        Gene space of each cell, int64; None where all cells of the dataset share one. With
+        Gene space of each cell, int64; None where these cells are known to share one. With
         `present`, the row of it that each cell has.
     own_genes
         Whether column ids were asked for as those of each cell's own gene space. Without, cells of

@@ -32,8 +32,8 @@ class SingleCellMemMapDataset(SingleCellDataset):
     load_block_row_size
         Most rows read at once in a conversion; the result does not depend on it.
     feature_index_name, var_feature_index_name, obs_feature_index_name
-        What gene and cell names are called as columns. Those who give them by position, as
-        BioNeMo-SCDL 0.1.3 orders them, are told to name them.
+        What gene and cell names are called as columns. Positional arguments in the order of
+        BioNeMo-SCDL 0.1.3 raise an error that asks for keywords.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
     data_dtype, data_dtype_tolerance

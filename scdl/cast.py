@@ -83,8 +83,8 @@ class Caster:
     dtype
         One of :data:`DATA_DTYPES`.
     tolerance
-        Largest absolute difference between floats to pass over; rounding beyond it is told by
-        :meth:`warn`.
+        Largest absolute difference between floats to pass over; :meth:`warn` reports rounding
+        beyond it.
 
     Attributes
     ----------

@@ -210,7 +210,7 @@ class H5adFile(Source):
         try:
             found = self._group(f"{holder}/{key}")
         except SourceError:
-            # Whoever reads it is told why not.
+            # Reading the element raises the error that explains why.
             return [key]
         if not isinstance(found, h5py.Group) or found.id in seen or not len(found):
             return [key]

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 _MOST_NAMES = 8
 _MOST_BLOCKS = 3
 
-#: What is told, by name; None and empty texts are left out.
+#: Lines of a summary by name; None and empty texts are left out.
 Facts = Mapping[str, str | None]
 
 

@@ -133,7 +133,7 @@ class TrainingBatch:
         return self._map(lambda part, _: part.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor, str], torch.Tensor]) -> TrainingBatch:
-        """The batch with other tensors; `change` is told the name of the field."""
+        """The batch with other tensors; `change` gets each tensor and the name of its field."""
 
         def changed(part: Any, name: str) -> Any:
             if isinstance(part, torch.Tensor):

@@ -106,7 +106,7 @@ class UnitedColumn:
         return pa.DictionaryArray.from_arrays(codes, self._categories, ordered=self.type.ordered)
 
     def _common(self, parts: Sequence[Part]) -> pa.DataType:
-        """The type of values; what became of them is told."""
+        """The type of the united values; changes of the values are recorded."""
         types = list(dict.fromkeys(_value_type(part.type) for part in parts))
         if len(types) == 1:
             return types[0]

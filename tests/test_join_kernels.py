@@ -116,6 +116,19 @@ def test_rows_behind_the_end_are_told(problem: dict[str, Any]) -> None:
     assert bad == next((i for i, stop in enumerate(stops) if stop > 3), -1)
 
 
+@given(problems())
+def test_values_of_rows_are_summed(problem: dict[str, Any]) -> None:
+    rows, _ = locate(problem, kernels.locate_rows)
+    found, twin = np.full((2, len(rows)), np.nan)
+    kernels.sum_rows(rows, np.empty(0, "u4"), found)
+    kernels.sum_rows_numpy(rows, np.empty(0, "u4"), twin)
+    expected = []
+    for w, r in zip(problem["which"], problem["rows"], strict=True):
+        values, _, offsets = problem["archives"][w]
+        expected.append(float(values[int(offsets[r]) : int(offsets[r + 1])].sum(dtype=np.float64)))
+    assert found.tolist() == twin.tolist() == expected
+
+
 @given(problems(), st.sampled_from(["u8", "i8"]))
 def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
     rows, _ = locate(problem, kernels.locate_rows)

@@ -22,7 +22,7 @@ _AT_ONCE = 50
 
 
 class Sources(NamedTuple):
-    """Who writes the sources, and as what.
+    """Which program writes the sources, and in which format.
 
     Attributes
     ----------
