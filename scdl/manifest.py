@@ -24,6 +24,7 @@ from storage_backends.registry import is_archive as is_archive
 #: Name of the file in the directory of a collection.
 MANIFEST = "collection.json"
 _FORMAT = 1
+_DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPES)
 #: Cells of all members together fit into an int64.
 _MOST = 1 << 62
 
@@ -192,7 +193,7 @@ def _count(n: Any) -> int:
 
 def _dtype(name: Any) -> str:
     """Name of a type of numbers; ValueError where it is none."""
-    if name not in {dtype.name for dtype in DTYPES}:
+    if name not in _DTYPE_NAMES:
         raise ValueError(f"bad dtype {name!r:.100}")
     return str(name)
 

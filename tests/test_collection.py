@@ -491,9 +491,10 @@ class TestManifest:
             (tmp_path / "many" / f"{i}").symlink_to(path)
         entries["members"] = [entry | {"path": f"{i}"} for i in range(1_000)]
         file.write_text(json.dumps(entries))
-        began = time.perf_counter()
+        # Time of this process: what else the machine does has no part in it.
+        began = time.process_time()
         found = scdl.open(tmp_path / "many")
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 0.5
         assert found.shape() == (3_000, [6])
         files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         batch = found.read_rows(np.arange(0, 3_000, 15))
