@@ -359,7 +359,10 @@ class ArchiveSource(Source):
             check_shape(where, element.sparse.shape, shape)
             return BY_FORMAT[element.sparse.format](where, element.parts, shape)
         if not isinstance(element, Reader) or len(element.item_shape) != 1:
-            raise SourceError(f"{where}: expected a matrix of numbers, dense or in CSR or CSC form")
+            found = getattr(value, "dtype", type(value).__name__)
+            raise SourceError(
+                f"{where}: expected a matrix of numbers, dense or in CSR or CSC form, found {found}"
+            )
         check_shape(where, (len(element), *element.item_shape), shape)
         return Dense(where, element, shape)
 

@@ -197,7 +197,7 @@ class ZarrStore(ArrayStore):
                 if self._ours and None in parts:
                     raise ArchiveFormatError(f"{self.path}: a part of {path} is missing")
                 # Others, of truth values, are read as a whole.
-                if path == self._matrix or all(map(is_numeric, parts)):
+                if (self._ours and path == self._matrix) or all(map(is_numeric, parts)):
                     with contextlib.ExitStack() as stack:
                         if not self._ours and path != self._matrix:
                             # Who reads the element is told what is wrong with it.

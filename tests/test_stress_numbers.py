@@ -312,3 +312,26 @@ def test_loaders_beyond_the_boundaries(archive: Path) -> None:
     genes = torch.cat([batch.x.col_indices() for batch in batches]).numpy()
     np.testing.assert_array_equal(values, np.concatenate([values_of(row) for row in ROWS]))
     np.testing.assert_array_equal(genes, np.concatenate([genes_of(row) for row in ROWS]))
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_stores_of_truth_values(tmp_path: Path, version: int, form: str) -> None:
+    """A matrix of truth values, as of peaks that are open, becomes one of zeros and ones."""
+    values = np.arange(12).reshape(4, 3) % 5 > 2
+    matrix = values if form == "dense" else sp.csr_matrix(values).asformat(form)
+    with ad.settings.override(zarr_write_format=version):
+        ad.AnnData(matrix).write_zarr(tmp_path / "source.zarr")
+    for backend in BACKENDS:
+        scdl.convert(tmp_path / "source.zarr", tmp_path / backend, backend=backend)
+        found = scdl.open(tmp_path / backend).read_rows(range(4)).to_dense()
+        np.testing.assert_array_equal(found, values.astype("f4"))
+
+
+@pytest.mark.parametrize("form", ["csr", "dense"])
+def test_stores_of_complex_numbers(tmp_path: Path, form: str) -> None:
+    values = np.array([[1j, 0], [0, 2]], "c8")
+    matrix = values if form == "dense" else sp.csr_matrix(values)
+    ad.AnnData(matrix).write_zarr(tmp_path / "source.zarr")
+    with pytest.raises(scdl.errors.SourceError, match=r"a matrix of numbers.*found complex64$"):
+        scdl.convert(tmp_path / "source.zarr", tmp_path / "archive")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 import scdl
@@ -136,9 +137,19 @@ def _several(path: Path, given: anndata.AnnData, maker: Maker, backend: str) -> 
     expected = sp.vstack([counts_of(given, matrix), counts_of(part, matrix)], format="csr")
     said = difference(sp.csr_matrix(back.X), sp.csr_matrix(expected))
     wrong = [f"several sources: X: {said}"] if said else []
-    if list(back.obs_names) != [*given.obs_names, *part.obs_names]:
-        wrong.append("several sources: other names of cells")
-    names = given.raw.var_names if matrix == "raw/X" else given.var_names
-    if list(back.var_names) != list(names):
-        wrong.append("several sources: other names of genes")
+    frames = {"obs": pd.concat([given.obs, part.obs])}
+    frames["var"] = given.raw.var if matrix == "raw/X" else given.var
+    for name, frame in frames.items():
+        stored = getattr(back, name)
+        if list(stored.index) != list(frame.index):
+            wrong.append(f"several sources: other names in {name}")
+        for column in frame:
+            original = (
+                f"raw/var/{column}" if (name, matrix) == ("var", "raw/X") else f"{name}/{column}"
+            )
+            if is_listed(original, report.not_carried):
+                continue
+            held = stored[[column]] if column in stored else None
+            if said := difference(held, frame[[column]]):
+                wrong.append(f"several sources: {name}/{column}: {said}")
     return wrong

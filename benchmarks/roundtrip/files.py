@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import zarr
 
+from benchmarks.roundtrip import generate
 from benchmarks.roundtrip.generate import Maker, make, written
 
 
@@ -86,6 +87,10 @@ def settings(zarr_format: int | None = None) -> None:
     anndata.settings.allow_write_nullable_strings = True
     if zarr_format and hasattr(anndata.settings, "zarr_write_format"):
         anndata.settings.zarr_write_format = zarr_format
+    if zarr_format:
+        # Stores have none of these: a file that makes a group, a separator, the group above.
+        unlike = ("zarr.json", "a\\b", "..")
+        generate.NAMES[:] = [name for name in generate.NAMES if name not in unlike]
 
 
 if __name__ == "__main__":

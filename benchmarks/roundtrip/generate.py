@@ -18,11 +18,11 @@ import scipy.sparse as sp
 PLAIN = "SCDL_ROUNDTRIP_PLAIN"
 INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 FLOATS = ("f4", "f8")
-ODD_NAMES = (
+NAMES = [
     "a b", "ü", "x.y", "__x", "-", "0", "c", "data", "indices", "indptr", "values", "mask", "codes",
     "zarr.json", "..", ".hidden", "a\\b", "line\nbreak", "é" * 60, "n" * 230, "🧬", "X", "obs",
     "shape", "index", "scdl", "matrix.part", "attrs", "None", "nan", " ", "%2F", "a:b", "UPPER",
-)  # fmt: skip
+]  # fmt: skip
 WORDS = ("", "a", "é", "nan", "None", "a longer text", "🧬", "x" * 300, " ", "0", "line\nbreak")
 
 
@@ -47,7 +47,7 @@ class Maker:
         return among[int(self.rng.integers(len(among)))]
 
     def name(self, prefix: str) -> str:
-        return str(self.one(ODD_NAMES)) if self.chance(0.3) else f"{prefix}{self.rng.integers(9)}"
+        return str(self.one(NAMES)) if self.chance(0.3) else f"{prefix}{self.rng.integers(9)}"
 
     def some(self, prefix: str, most: int, make: Callable[[], Any]) -> dict[str, Any]:
         return {self.name(prefix): make() for _ in range(int(self.rng.integers(0, most + 1)))}
