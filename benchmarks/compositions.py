@@ -20,8 +20,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 import scdl
+from scdl.dataset.reader import CellReader
 from scdl.errors import GeneError
-from scdl.rows import CellReader
 
 KINDS = ("memmap", "zarr", "collection")
 #: Selections on top of each other, at most.

@@ -13,50 +13,50 @@ from storage_backends import __version__ as __version__
 
 if TYPE_CHECKING:
     from scdl import errors as errors
-    from scdl.batch import CellBatch as CellBatch
-    from scdl.bionemo import SingleCellMemMapDataset as SingleCellMemMapDataset
-    from scdl.collate import (
+    from scdl.archive.graph import NeighborSamplingStrategy as NeighborSamplingStrategy
+    from scdl.collection.collection import SingleCellCollection as SingleCellCollection
+    from scdl.collection.collection import open as open
+    from scdl.collection.verification import verify as verify
+    from scdl.conversion.convert import ConversionReport as ConversionReport
+    from scdl.conversion.convert import convert as convert
+    from scdl.conversion.many.directory import DirectoryReport as DirectoryReport
+    from scdl.conversion.many.directory import convert_directory as convert_directory
+    from scdl.conversion.many.directory import convert_in_parts as convert_in_parts
+    from scdl.dataset.batch import CellBatch as CellBatch
+    from scdl.dataset.bionemo import SingleCellMemMapDataset as SingleCellMemMapDataset
+    from scdl.dataset.collate import (
         collate_neighbor_sparse_matrix_batch as collate_neighbor_sparse_matrix_batch,
     )
-    from scdl.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
-    from scdl.collection import SingleCellCollection as SingleCellCollection
-    from scdl.collection import open as open
-    from scdl.conversion import ConversionReport as ConversionReport
-    from scdl.conversion import convert as convert
-    from scdl.dataset import SingleCellDataset as SingleCellDataset
-    from scdl.directory_conversion import DirectoryReport as DirectoryReport
-    from scdl.directory_conversion import convert_directory as convert_directory
-    from scdl.directory_conversion import convert_in_parts as convert_in_parts
-    from scdl.loader import SingleCellLoader as SingleCellLoader
-    from scdl.member_verification import verify as verify
-    from scdl.neighbors import NeighborSamplingStrategy as NeighborSamplingStrategy
-    from scdl.splits import Splits as Splits
-    from scdl.splits import split as split
-    from scdl.transforms import Log1p as Log1p
-    from scdl.transforms import NormalizeTotal as NormalizeTotal
-    from scdl.verification import VerificationReport as VerificationReport
+    from scdl.dataset.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
+    from scdl.dataset.dataset import SingleCellDataset as SingleCellDataset
+    from scdl.training.loader import SingleCellLoader as SingleCellLoader
+    from scdl.training.splits import Splits as Splits
+    from scdl.training.splits import split as split
+    from scdl.training.transforms import Log1p as Log1p
+    from scdl.training.transforms import NormalizeTotal as NormalizeTotal
+    from scdl.verification.verify import VerificationReport as VerificationReport
 
 _HOMES = {
-    "CellBatch": "scdl.batch",
-    "ConversionReport": "scdl.conversion",
-    "DirectoryReport": "scdl.directory_conversion",
-    "Log1p": "scdl.transforms",
-    "NeighborSamplingStrategy": "scdl.neighbors",
-    "NormalizeTotal": "scdl.transforms",
-    "SingleCellCollection": "scdl.collection",
-    "SingleCellDataset": "scdl.dataset",
-    "SingleCellLoader": "scdl.loader",
-    "SingleCellMemMapDataset": "scdl.bionemo",
-    "Splits": "scdl.splits",
-    "VerificationReport": "scdl.verification",
-    "collate_neighbor_sparse_matrix_batch": "scdl.collate",
-    "collate_sparse_matrix_batch": "scdl.collate",
-    "convert": "scdl.conversion",
-    "convert_directory": "scdl.directory_conversion",
-    "convert_in_parts": "scdl.directory_conversion",
-    "open": "scdl.collection",
-    "split": "scdl.splits",
-    "verify": "scdl.member_verification",
+    "CellBatch": "scdl.dataset.batch",
+    "ConversionReport": "scdl.conversion.convert",
+    "DirectoryReport": "scdl.conversion.many.directory",
+    "Log1p": "scdl.training.transforms",
+    "NeighborSamplingStrategy": "scdl.archive.graph",
+    "NormalizeTotal": "scdl.training.transforms",
+    "SingleCellCollection": "scdl.collection.collection",
+    "SingleCellDataset": "scdl.dataset.dataset",
+    "SingleCellLoader": "scdl.training.loader",
+    "SingleCellMemMapDataset": "scdl.dataset.bionemo",
+    "Splits": "scdl.training.splits",
+    "VerificationReport": "scdl.verification.verify",
+    "collate_neighbor_sparse_matrix_batch": "scdl.dataset.collate",
+    "collate_sparse_matrix_batch": "scdl.dataset.collate",
+    "convert": "scdl.conversion.convert",
+    "convert_directory": "scdl.conversion.many.directory",
+    "convert_in_parts": "scdl.conversion.many.directory",
+    "open": "scdl.collection.collection",
+    "split": "scdl.training.splits",
+    "verify": "scdl.collection.verification",
 }
 
 __all__ = [

@@ -9,14 +9,14 @@ import numpy as np
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 
-from scdl import csr
+from scdl.archive import csr
+from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import SplitError
-from scdl.loader import LoaderOptions, LoaderStats, SingleCellLoader
-from scdl.loader_options import complete
-from scdl.orders import ORDER_OPTIONS, order_name
-from scdl.rows import CellReader, as_cells
-from scdl.samplers import Order
-from scdl.splits import Splits
+from scdl.training.loader import LoaderOptions, LoaderStats, SingleCellLoader
+from scdl.training.named_orders import ORDER_OPTIONS, order_name
+from scdl.training.options import complete
+from scdl.training.orders import Order
+from scdl.training.splits import Splits
 
 __all__ = ["SingleCellDataModule"]
 

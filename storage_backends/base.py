@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends import locks, publication
 from storage_backends.errors import (
     ArchiveChangedError,
     ArchiveWriteError,
@@ -32,7 +31,6 @@ from storage_backends.errors import (
     BackendOptionError,
     OutputError,
     RangeError,
-    refused_write,
 )
 from storage_backends.other_formats import check_target
 
@@ -408,16 +406,9 @@ class ArrayStore(ABC):
 
     def check_removable(self) -> None:
         """Raise what :meth:`remove` would raise, as far as it can be told before."""
-        parent = os.path.dirname(self.path)
-        if not os.path.isdir(parent):
-            raise ArchiveWriteError(
-                errno.ENOENT, "only what is in the file system here is removed", self.path
-            )
-        self.check_current()
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise ArchiveWriteError(
-                errno.EACCES, f"cannot remove it: {parent} cannot be written", self.path
-            )
+        raise ArchiveWriteError(
+            errno.ENOENT, "only what is in the file system here is removed", self.path
+        )
 
     def remove(self) -> None:
         """Close the archive and remove it from where it stands, in one step.
@@ -429,14 +420,9 @@ class ArrayStore(ABC):
         ArchiveLockedError
             Another process or thread is changing it.
         ArchiveWriteError
-            The directory that it is in cannot be written.
+            The directory that it is in cannot be written, or the backend removes none.
         """
         self.check_removable()
-        with locks.changing(self.path):
-            self.check_current()
-            self.close()
-            with refused_write(self.path):
-                publication.take_away(self.path)
 
     def view(self, name: str) -> NDArray[Any] | None:
         """The whole array as a read-only view without a copy, where a backend can offer one."""
@@ -617,50 +603,3 @@ def is_for_nulls(na_value: object) -> bool:
     """
     plain = na_value in ("NaN", b"NaN")
     return not plain or int(version("pandas").partition(".")[0]) < 3
-
-
-def check_ranges(
-    where: str,
-    spec: ArraySpec,
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-    out: NDArray[Any],
-) -> None:
-    """Check the arguments of ``read_ranges``; `where` opens the message of an error."""
-    if starts.shape != stops.shape or starts.ndim != 1:
-        raise RangeError(f"{where}: starts {starts.shape} and stops {stops.shape} differ in shape")
-    if starts.dtype != np.int64 or stops.dtype != np.int64:
-        raise RangeError(f"{where}: ranges must be int64, not {starts.dtype} and {stops.dtype}")
-    # Compiled code is loaded with the first batch, not with the first open.
-    from storage_backends._gather import total_length
-
-    total = total_length(starts, stops, spec.length)
-    if total < 0:
-        bad = -1 - total
-        raise RangeError(
-            f"{where}: range [{starts[bad]}, {stops[bad]}) is not within [0, {spec.length}]"
-        )
-    expected = (total, *spec.item_shape)
-    if not _holds(out.dtype, spec.dtype) or out.shape != expected:
-        raise OutputError(
-            f"{where}: out must be {spec.dtype} of shape {expected}, "
-            f"not {out.dtype} of shape {out.shape}"
-        )
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise OutputError(f"{where}: out must be C-contiguous and writable")
-
-
-def _holds(dtype: np.dtype[Any], stored: np.dtype[Any]) -> bool:
-    if dtype == stored:
-        return True
-    return stored.kind in "iu" and dtype.kind in "iu" and np.can_cast(stored, dtype, "safe")
-
-
-def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Values as an array may store them, C-contiguous; `where` opens the message of an error."""
-    if values.ndim == 0 or values.dtype.newbyteorder("=") not in DTYPES:
-        raise OutputError(
-            f"{where}: cannot store {values.dtype} of {values.ndim} dimensions; expected an array "
-            f"of {', '.join(map(str, DTYPES))}"
-        )
-    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))

@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import (
-    ArraySpec,
-    ArrayStore,
-    ArrayWriter,
-    Backend,
-    check_ranges,
-    little_endian,
-)
+from storage_backends.base import ArraySpec, ArrayStore, ArrayWriter, Backend
+from storage_backends.checks import check_ranges, little_endian
 from storage_backends.errors import (
     ArchiveClosedError,
     ArchiveExistsError,

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from storage_backends import _zarr_detection, other_formats
+from storage_backends import other_formats
 from storage_backends.base import ArrayStore, ArrayWriter, Backend
 from storage_backends.errors import (
     ArchiveExistsError,
@@ -24,6 +24,7 @@ from storage_backends.errors import (
     ScdlWarning,
 )
 from storage_backends.paths import is_url, path_of
+from storage_backends.zarr import detection
 
 __all__ = [
     "ENTRY_POINTS",
@@ -46,12 +47,12 @@ ENTRY_POINTS = "scdl.storage_backends"
 
 #: Modules of the backends that come with the package; each defines ``BACKEND``.
 _BUILTIN = {
-    "memmap": "storage_backends.memmap",
+    "memmap": "storage_backends.memmap.store",
     "memory": "storage_backends.memory",
-    "zarr": "storage_backends.zarr",
+    "zarr": "storage_backends.zarr.store",
 }
 #: What tells, of a backend that takes long to import, whether one of its archives may be at a path.
-_DETECTION = {"zarr": "storage_backends._zarr_detection"}
+_DETECTION = {"zarr": "storage_backends.zarr.detection"}
 #: Of an archive whose path does not say.
 DEFAULT = "memmap"
 #: What is expected where an archive is opened, for messages.
@@ -248,7 +249,7 @@ def _no_archive(path: str) -> str:
 def _nothing(path: str) -> str:
     """Says that no archive stands at a path, and what to do."""
     if "://" in path and is_url(path):
-        schemes = ", ".join((*_zarr_detection.OBSTORE, *_zarr_detection.FSSPEC))
+        schemes = ", ".join((*detection.OBSTORE, *detection.FSSPEC))
         return f"{path}: no archive is read from such a URL; schemes that are: {schemes}"
     if os.path.islink(path) or other_formats.is_file_name(path):
         return other_formats.missing(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from places import SUPPORT
 
 import scdl
 
@@ -34,7 +35,7 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def child_environment() -> dict[str, str]:
     """Environment of a child process that imports the scdl under test and our own modules."""
-    paths = [str(Path(scdl.__file__).parents[1]), str(Path(__file__).parent)]
+    paths = [str(Path(scdl.__file__).parents[1]), str(SUPPORT)]
     inherited = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths + ([inherited] if inherited else []))}
 

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 import scdl
-from storage_backends._checksums import Table, sums_of
-from storage_backends._header import Header, HeaderArray, HeaderIndex
-from storage_backends._zarr_codecs import Chain
-from storage_backends._zarr_profiles import PROFILES, Codec
+from storage_backends.directory.checksums import Table, sums_of
+from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
+from storage_backends.zarr.codecs.chain import Chain
+from storage_backends.zarr.codecs.profiles import PROFILES, Codec
 
 #: Cells of small archives, and files of columns in them.
 CELLS = 6

@@ -10,18 +10,19 @@ import numcodecs
 import numpy as np
 
 from benchmarks.fuzz import seeds
-from scdl import manifest
+from scdl.collection import manifest
 from scdl.errors import ScdlError
-from scdl.h5ad import H5adFile
-from scdl.matrices import Bounds
-from storage_backends import _content, _feature_index, _layout
-from storage_backends._checksums import Table
-from storage_backends._content import Content
-from storage_backends._header import Header
-from storage_backends._parquet import ParquetTable
-from storage_backends._shards import ShardedChunks
-from storage_backends._zarr_codecs import Chain
-from storage_backends.zarr import ZarrStore
+from scdl.sources.h5ad import H5adFile
+from scdl.sources.matrices import Bounds
+from storage_backends.directory import content as content_sums
+from storage_backends.directory.checksums import Table
+from storage_backends.directory.content import Content
+from storage_backends.memmap import features, layout
+from storage_backends.memmap.header import Header
+from storage_backends.memmap.tables import ParquetTable
+from storage_backends.zarr.chunks.shards import ShardedChunks
+from storage_backends.zarr.codecs.chain import Chain
+from storage_backends.zarr.store import ZarrStore
 
 Parser = Callable[[bytes], None]
 
@@ -53,7 +54,7 @@ def _header(place: Path) -> Parser:
 
 def _npy(place: Path) -> Parser:
     def parse(data: bytes) -> None:
-        stops = _feature_index.parse_stops(data, "stops.npy")
+        stops = features.parse_stops(data, "stops.npy")
         assert stops == sorted(stops)
 
     return parse
@@ -61,9 +62,9 @@ def _npy(place: Path) -> Parser:
 
 def _labels(place: Path) -> Parser:
     def parse(data: bytes) -> None:
-        found = _feature_index.parse_labels_npy(data)
+        found = features.parse_labels_npy(data)
         assert all(isinstance(label, str | None) for label in found or ())
-        _feature_index.parse_labels_json(data)
+        features.parse_labels_json(data)
 
     return parse
 
@@ -85,7 +86,7 @@ def _manifest(place: Path) -> Parser:
     def parse(data: bytes) -> None:
         for member in _refused(lambda: manifest.parse_manifest(data, "/archives")) or ():
             assert member.n_obs >= 0
-        _refused(lambda: _layout.parse_manifest(data, "manifest.json"))
+        _refused(lambda: layout.parse_manifest(data, "manifest.json"))
 
     return parse
 
@@ -94,7 +95,7 @@ def _checksums(place: Path) -> Parser:
     def parse(data: bytes) -> None:
         # Whoever means harm gets the last checksum right.
         content = data[:-4]
-        Table.from_bytes(content + _content.checksum(content), "checksums.bin")
+        Table.from_bytes(content + content_sums.checksum(content), "checksums.bin")
 
     return parse
 
@@ -124,7 +125,7 @@ def _zarr_tables(place: Path) -> Parser:
         body = (
             data[1:] if data[:1] >= b"\x80" else numcodecs.Zstd(level=1).encode(data[1:] or b"\0")
         )
-        files[which].write_bytes(body + _content.checksum(body))
+        files[which].write_bytes(body + content_sums.checksum(body))
         try:
             with ZarrStore.open(str(archive)) as store:
                 assert len(store.read_table("obs")) == seeds.CELLS
@@ -154,7 +155,7 @@ def _zarr_chunks(place: Path) -> Parser:
         chain = chains[data[0] % len(chains)] if data else None
         assert chain is None or chain.stored.itemsize
         body = data[1:]
-        index = body + _content.checksum(body)
+        index = body + content_sums.checksum(body)
         shards = ShardedChunks("x", _Bytes(index), "c/", "", len(body) // 16, complete=False)  # type: ignore[arg-type]
         if len(body) >= 16:
             _refused(lambda: shards.locate(np.arange(len(body) // 16)))

@@ -69,7 +69,12 @@ class SingleCellLoader:
     """scdl's own loader."""
 
     # The last two are what `scdl` loads when its loader is named.
-    modules: ClassVar[tuple[str, ...]] = ("torch", "scdl", "scdl.loader", "scdl.dataset")
+    modules: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "scdl",
+        "scdl.training.loader",
+        "scdl.dataset.dataset",
+    )
 
     def loader(
         self, path: str, batch: int, order: str, layout: Any, workers: int, **options: Any

@@ -22,8 +22,8 @@ from benchmarks.roundtrip.compare import (
 )
 from benchmarks.roundtrip.files import spoil
 from benchmarks.roundtrip.generate import Maker
-from scdl.export import export
-from storage_backends._zarr_profiles import PROFILES
+from scdl.conversion.export import export
+from storage_backends.zarr.codecs.profiles import PROFILES
 
 Exported = Callable[[Path, Path, Sequence[str]], list[str]]
 

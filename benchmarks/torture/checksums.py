@@ -15,8 +15,9 @@ from benchmarks import page_cache
 from benchmarks.measure import Spread, take_turns, timed
 from benchmarks.outcomes import Outcome, at_least, at_most
 from benchmarks.torture.setting import Setting
-from scdl.verification import READERS, in_parallel
-from storage_backends import _checksums, registry
+from scdl.verification.verify import READERS, in_parallel
+from storage_backends import registry
+from storage_backends.directory import checksums
 
 _READ = 1 << 22
 
@@ -59,11 +60,11 @@ def _cost(setting: Setting, backend: str) -> Outcome:
 @contextlib.contextmanager
 def without_checksums() -> Iterator[None]:
     """Write archives as if there were no checksums."""
-    with mock.patch.object(_checksums.Running, "update", _pass_over):
+    with mock.patch.object(checksums.Running, "update", _pass_over):
         yield
 
 
-def _pass_over(running: _checksums.Running, data: bytes) -> None:
+def _pass_over(running: checksums.Running, data: bytes) -> None:
     """Keep nothing: a mock would hold what it was called with."""
 
 

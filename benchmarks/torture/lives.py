@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.outcomes import Outcome
 from benchmarks.torture.setting import Setting, all_of
 
-_TESTS = Path(__file__).parents[2] / "tests"
+_TESTS = Path(__file__).parents[2] / "tests" / "support"
 _KINDS = ("memmap", "zarr")
 #: Names of operations to try; none: all.
 _OPERATIONS: Sequence[str] = ()
@@ -136,7 +136,7 @@ def _lives(
             [*within, sys.executable, _TESTS / harness, place, *flags],
             env=os.environ
             | {
-                "PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}",
+                "PYTHONPATH": f"{_TESTS.parents[1]}{os.pathsep}{_TESTS}",
                 # Processes that clean up after killed ones say so.
                 "PYTHONWARNINGS": "ignore",
             },

@@ -1,0 +1,1 @@
+"""What an archive consists of: names, rows, feature tables, graphs."""

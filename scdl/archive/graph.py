@@ -1,0 +1,302 @@
+"""Neighbours of cells: a cells x cells graph, and sampling from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array, graph_keys
+from scdl.errors import NeighborError
+from storage_backends.base import ArrayStore
+
+_OFFSETS_AT_ONCE = 1 << 20
+
+
+class NeighborSamplingStrategy(StrEnum):
+    """How :meth:`NeighborGraph.sample` chooses among the neighbours of a cell."""
+
+    #: Each with the same probability.
+    RANDOM = "random"
+    #: The one stored first.
+    FIRST = "first"
+    #: Each in proportion to its weight.
+    WEIGHTED = "weighted"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NeighborSamplingStrategy:
+        """Names in any case; NeighborError for those of no strategy."""
+        for strategy in cls:
+            if str(value).lower() == strategy.value:
+                return strategy
+        raise NeighborError(
+            f"there is no strategy {value!r} to sample neighbours; there are: {', '.join(cls)}"
+        )
+
+
+#: Where random numbers come from: a generator or a seed; None: a generator of this process.
+Rng = np.random.Generator | int | None
+
+
+def key_of(graphs: Sequence[str], asked: str) -> str | None:
+    """Which graph of an archive a dataset that was opened with a key has; None: none of them.
+
+    The documented format holds one graph and does not say its key, so that this is any.
+    """
+    if asked not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (asked, *graphs):
+        return graphs[0]
+    return asked if asked in graphs else None
+
+
+class Choice(NamedTuple):
+    """Neighbours that draws chose.
+
+    Attributes
+    ----------
+    chosen
+        Cells x draws: which of its neighbours, from 0; -1 of a cell that has none to choose.
+    bad
+        The first entry whose weight is negative or no finite number, if weights are used; or -1.
+    """
+
+    chosen: NDArray[np.int64]
+    bad: int
+
+
+def choose(
+    strategy: NeighborSamplingStrategy,
+    indptr: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    weights: Callable[[], NDArray[Any]],
+) -> Choice:
+    """Choose among the neighbours of cells.
+
+    Parameters
+    ----------
+    indptr
+        Offsets of the neighbours of n cells, from 0.
+    draws
+        n x k numbers in [0, 1), each of which chooses one neighbour.
+    weights
+        Gives the weight of every neighbour; called where they are used.
+    """
+    if strategy is NeighborSamplingStrategy.WEIGHTED:
+        from scdl.kernels import rows as row_kernels
+
+        found = weights()
+        # numba cannot compute with float16.
+        found = found.astype(np.float32) if found.dtype == np.float16 else found
+        chosen = np.empty(draws.shape, np.int64)
+        return Choice(chosen, row_kernels.choose_by_weight(found, indptr, draws, chosen))
+    counts = np.diff(indptr)
+    if strategy is NeighborSamplingStrategy.FIRST:
+        draws = np.zeros_like(draws)
+    chosen = (draws * counts[:, None]).astype(np.int64)
+    chosen[counts == 0] = -1
+    return Choice(chosen, -1)
+
+
+class NeighborStats(NamedTuple):
+    """Counts over a graph."""
+
+    total: int
+    least: int
+    most: int
+    n_isolated: int
+
+
+class NeighborGraph:
+    """One graph of an archive.
+
+    Parameters
+    ----------
+    store
+        The archive.
+    key
+        Key of the graph, as in ``obsp``.
+    strategy
+        How to sample; its value as a string will do.
+    fallback_to_identity
+        Whether a cell without neighbours is its own; otherwise sampling one is an error. With
+        weights, that goes for a cell whose neighbours all have the weight 0, too.
+
+    Raises
+    ------
+    NeighborError
+        The archive has no such graph, or it is not cells x cells.
+    """
+
+    def __init__(
+        self,
+        store: ArrayStore,
+        key: str,
+        strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+        *,
+        fallback_to_identity: bool = True,
+    ) -> None:
+        if key not in (known := graph_keys(store)):
+            raise NeighborError(
+                f"{store.path}: there is no neighbour graph {key!r}; "
+                f"it holds: {', '.join(known) or 'none'}"
+            )
+        self.key = key
+        self._store = store
+        self._prefix = graph_array(key, "")
+        self._strategy = NeighborSamplingStrategy(strategy)
+        self._fallback = fallback_to_identity
+        self._rng: tuple[int, np.random.Generator] | None = None
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """A cell beyond the graph would have another one's neighbours, or none."""
+        n_obs = self._store.spec(INDPTR).length - 1
+        stated = self._store.sparse.get(self._prefix.removesuffix("/"))
+        shape = (self.n_obs, n_obs) if stated is None else stated.shape
+        if shape != (n_obs, n_obs):
+            raise NeighborError(
+                f"{self._where} is {shape[0]} x {shape[1]}, expected {n_obs} x {n_obs}, a row and "
+                "a column a cell; convert the source again"
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._store.path}: the neighbour graph {self.key!r}"
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return self._store.spec(self._prefix + INDPTR).length - 1
+
+    def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
+        """Neighbours of one cell and their weights.
+
+        Raises
+        ------
+        NeighborError
+            One of them is no cell of the archive.
+        """
+        row = np.array([csr.position(index, self.n_obs)], np.int64)
+        found = csr.read(self._store, self._prefix, row)
+        self.check_inside(found.indices[None], row)
+        return found
+
+    def sample(self, index: SupportsIndex, rng: Rng = None) -> int:
+        """One neighbour of a cell; errors as those of :meth:`sample_many`."""
+        row = np.array([csr.position(index, self.n_obs)], np.int64)
+        return int(self.sample_batch(row, rng)[0])
+
+    def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, drawn with replacement.
+
+        Parameters
+        ----------
+        rows
+            n positions, int64.
+        draws
+            n x k numbers in [0, 1), each of which chooses one neighbour.
+
+        Returns
+        -------
+        ndarray
+            n x k rows, int64.
+
+        Raises
+        ------
+        NeighborError
+            A cell has none, and is not its own; one of them is no cell of the archive; a weight is
+            negative or no finite number, and weights are used.
+        """
+        starts, stops = csr.plan(self._store, self._prefix, rows)
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(stops - starts, out=indptr[1:])
+
+        def weights() -> NDArray[Any]:
+            found = np.empty(int(indptr[-1]), self._store.spec(self._prefix + DATA).dtype)
+            self._store.read_ranges(self._prefix + DATA, starts, stops, found)
+            return found
+
+        chosen, bad = choose(self._strategy, indptr, draws, weights)
+        if bad >= 0:
+            cell = int(np.searchsorted(indptr, bad, side="right")) - 1
+            raise NeighborError(
+                f"{self._where}: cell {rows[cell]} has a neighbour of the weight {weights()[bad]}, "
+                "expected finite numbers >= 0; sample with the strategy random or first"
+            )
+        has_one = chosen[:, 0] >= 0
+        if not self._fallback and not has_one.all():
+            self._refuse(int(rows[has_one.argmin()]))
+        at = (starts[:, None] + chosen)[has_one].ravel()
+        found = np.empty(len(at), self._store.spec(self._prefix + INDICES).dtype)
+        self._store.read_ranges(self._prefix + INDICES, at, at + 1, found)
+        neighbors = found.reshape(-1, draws.shape[1])
+        self.check_inside(neighbors, rows[has_one])
+        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
+        out[has_one] = neighbors
+        return out
+
+    def check_inside(self, neighbors: NDArray[Any], rows: NDArray[np.int64] | None = None) -> None:
+        """NeighborError where neighbours, of as many rows where these are known, are no cells."""
+        if neighbors.size and not 0 <= int(neighbors.min()) <= int(neighbors.max()) < self.n_obs:
+            outside = (neighbors < 0) | (neighbors >= self.n_obs)
+            cell = "a cell" if rows is None else f"cell {rows[outside.any(axis=1).argmax()]}"
+            raise NeighborError(
+                f"{self._where}: {cell} has the neighbour {neighbors[outside][0]}, expected rows "
+                f"of {self.n_obs} cells; the archive is damaged, convert the source again"
+            )
+
+    def _refuse(self, row: int) -> None:
+        weighted = self._strategy is NeighborSamplingStrategy.WEIGHTED
+        raise NeighborError(
+            f"{self._where}: cell {row} has no neighbours{' of a weight above 0' * weighted}; "
+            "fallback_to_identity=True gives the cell itself"
+        )
+
+    def draws(self, n: int, k: int, rng: Rng = None) -> NDArray[np.float64]:
+        """Numbers for :meth:`sample_many`, n x k.
+
+        Raises
+        ------
+        NeighborError
+            `rng` is neither a generator nor a seed.
+        """
+        try:
+            generator = self._own_rng() if rng is None else np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            raise NeighborError(
+                f"rng must be a numpy.random.Generator or a seed, not {rng!r:.200}"
+            ) from error
+        return generator.random((n, k))
+
+    def sample_batch(self, rows: NDArray[np.int64], rng: Rng = None) -> NDArray[np.int64]:
+        """One neighbour of each of many cells, as by :meth:`sample`."""
+        return self.sample_many(rows, self.draws(len(rows), 1, rng))[:, 0]
+
+    def _own_rng(self) -> np.random.Generator:
+        """A generator of this process: forked workers must not draw the same numbers."""
+        if self._rng is None or self._rng[0] != os.getpid():
+            self._rng = os.getpid(), np.random.default_rng()
+        return self._rng[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_rng": None}
+
+    def stats(self) -> NeighborStats:
+        """Counts over all cells, in constant memory."""
+        total, least, most, n_isolated = 0, np.iinfo(np.int64).max, 0, 0
+        for counts in self._counts():
+            total += int(counts.sum())
+            least = min(least, int(counts.min()))
+            most = max(most, int(counts.max()))
+            n_isolated += int((counts == 0).sum())
+        return NeighborStats(total, least if self.n_obs else 0, most, n_isolated)
+
+    def _counts(self) -> Iterator[NDArray[np.int64]]:
+        for start in range(0, self.n_obs, _OFFSETS_AT_ONCE):
+            stop = min(start + _OFFSETS_AT_ONCE, self.n_obs)
+            offsets = self._store.read(self._prefix + INDPTR, start, stop + 1)
+            yield offsets[1:].astype(np.int64) - offsets[:-1].astype(np.int64)

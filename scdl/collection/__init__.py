@@ -1,0 +1,1 @@
+"""Many archives read as one dataset."""

@@ -1,0 +1,142 @@
+"""The neighbour graphs of the members of a collection, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.graph import NeighborGraph, NeighborSamplingStrategy, NeighborStats, choose
+from scdl.archive.joining import Dtypes, Request, Sources, join
+from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES
+from scdl.collection.members import Members
+from scdl.errors import NeighborError
+
+
+class MemberGraph(NeighborGraph):
+    """The neighbour graphs of members as one, each shifted to where its cells are.
+
+    Cells of members without a graph have no neighbours.
+
+    Parameters
+    ----------
+    members
+        The archives.
+    key
+        What the graph is called.
+    keys
+        Of each member the key of its graph; None: it has none.
+    strategy
+        How to sample; its value as a string will do.
+    fallback_to_identity
+        Whether a cell without neighbours is its own.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        key: str,
+        keys: Sequence[str | None],
+        strategy: NeighborSamplingStrategy | str,
+        *,
+        fallback_to_identity: bool,
+    ) -> None:
+        self.key = key
+        self._members, self._keys = members, keys
+        self._strategy = NeighborSamplingStrategy(strategy)
+        self._fallback = fallback_to_identity
+        self._rng = None
+
+    def _graph(self, number: int) -> NeighborGraph | None:
+        key = self._keys[number]
+        return None if key is None else self._members[number].neighbor_graph(key)
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return int(self._members.starts[-1])
+
+    def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
+        """Neighbours of one cell and their weights."""
+        at = np.array([csr.position(index, self.n_obs)])
+        ((number, rows, _),) = self._members.split(at)
+        graph = self._graph(number)
+        if graph is None:
+            none = np.empty(0, GRAPH_DTYPES[DATA]), np.empty(0, GRAPH_DTYPES[INDICES])
+            return csr.SparseRows(*none, np.zeros(2, np.int64))
+        found = graph.neighbors(int(rows[0]))
+        ids = found.indices.astype(np.int64) + self._members.starts[number]
+        fits = self.n_obs <= 1 + np.iinfo(GRAPH_DTYPES[INDICES]).max
+        return found._replace(indices=ids.astype(GRAPH_DTYPES[INDICES]) if fits else ids)
+
+    def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, drawn with replacement."""
+        found = self._sample_mapped(rows, draws)
+        # Each member says what is wrong with it.
+        return self._sample_by_member(rows, draws) if found is None else found
+
+    def _sample_mapped(
+        self, rows: NDArray[np.int64], draws: NDArray[np.float64]
+    ) -> NDArray[np.int64] | None:
+        """The same by one read, where all graphs are mapped to memory, and nothing is wrong."""
+        numbers, which, local = self._members.find(rows)
+        keys = [self._keys[number] for number in numbers]
+        if None in keys:
+            return None
+        sources = Sources(
+            self._members[number]._graph_source(str(key))
+            for number, key in zip(numbers, keys, strict=True)
+        )
+        kinds = {one.mapped.dtypes for one in sources if one.mapped is not None}
+        if not all(one.mapped is not None for one in sources) or len(kinds) != 1:
+            return None
+        ((data, indices),) = kinds
+        near = join(Request(sources, which, local), Dtypes(data, indices, indices))
+        chosen, bad = choose(self._strategy, near.indptr, draws, lambda: near.data)
+        has_one = chosen[:, 0] >= 0
+        if bad >= 0 or not (self._fallback or has_one.all()):
+            return None
+        found = near.indices[(near.indptr[:-1, None] + chosen)[has_one]].astype(np.int64)
+        first = self._members.starts[numbers][which[has_one], None]
+        size = np.diff(self._members.starts)[numbers][which[has_one], None]
+        # Of unsigned 64 bits, the largest are negative here.
+        if ((found < 0) | (found >= size)).any():
+            return None
+        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
+        out[has_one] = found + first
+        return out
+
+    def _sample_by_member(
+        self, rows: NDArray[np.int64], draws: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        out = np.repeat(rows[:, None], draws.shape[1], axis=1)
+        for number, local, places in self._members.split(rows):
+            graph = self._graph(number)
+            if graph is not None:
+                found = graph.sample_many(local, draws[places])
+                out[places] = found + self._members.starts[number]
+            elif not self._fallback:
+                raise NeighborError(
+                    f"{self._members.records[number].path}: cell {local[0]} has no neighbours, as "
+                    f"there is no graph {self.key!r}; fallback_to_identity=True gives the cell "
+                    "itself"
+                )
+        return out
+
+    def stats(self) -> NeighborStats:
+        """Counts over all cells, in constant memory."""
+        held = []
+        for number, record in enumerate(self._members.records):
+            if record.n_obs:
+                graph = self._graph(number)
+                alone = NeighborStats(0, 0, 0, record.n_obs)
+                held.append(alone if graph is None else graph.stats())
+        return NeighborStats(
+            sum(part.total for part in held),
+            min((part.least for part in held), default=0),
+            max((part.most for part in held), default=0),
+            sum(part.n_isolated for part in held),
+        )

@@ -1,0 +1,305 @@
+"""The cells of many archives, read as those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.archive import csr
+from scdl.archive.features import ObsFeatures, VarFeatures
+from scdl.archive.gene_space import numbered
+from scdl.archive.graph import NeighborGraph, key_of
+from scdl.archive.joining import Dtypes, Request, is_cold, join
+from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, dense_vectors, obsm_array
+from scdl.collection.graph import MemberGraph
+from scdl.collection.members import Members, MemberTables
+from scdl.dataset.batch import CellBatch
+from scdl.dataset.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES
+from scdl.dataset.reader import CellReader, Origin
+from scdl.errors import CollectionError, NeighborError, OutputError
+from storage_backends import __version__
+
+if TYPE_CHECKING:
+    pass
+
+_T = TypeVar("_T")
+_NO_CELLS = Info((Block(0, 0),), is_sorted=True)
+
+
+class _of_members(Generic[_T]):
+    """A property that is computed once for the members that there are, and again for others."""
+
+    def __init__(self, compute: Callable[[Any], _T]) -> None:
+        self._compute, self.__doc__ = compute, compute.__doc__
+        self._place = f"_known{compute.__name__}"
+
+    @overload
+    def __get__(self, cells: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, cells: JoinedCells, owner: type[Any] | None = None) -> _T: ...
+    def __get__(self, cells: JoinedCells | None, owner: type[Any] | None = None) -> Self | _T:
+        if cells is None:
+            return self
+        while True:
+            members = cells._members
+            known: tuple[Members | None, Any] = cells.__dict__.get(self._place, (None, None))
+            if known[0] is members:
+                value: _T = known[1]
+                return value
+            value = self._compute(cells)
+            # Else another thread made them others meanwhile, and this may be of either.
+            if cells._members is members:
+                cells.__dict__[self._place] = members, value
+
+
+class JoinedCells(CellReader):
+    """The cells of members, which follow one another; nothing is copied.
+
+    A subclass sets :attr:`_members`, also to others while cells are read, and :attr:`_neighbors`,
+    the options about neighbours.
+    """
+
+    _members: Members
+    _neighbors: dict[str, Any]
+
+    # -- what they hold --------------------------------------------------------------------
+
+    @_of_members
+    def _blocks(self) -> list[tuple[int, int, Block]]:
+        """Of each feature block the first member that has it, its block there, and what it is."""
+        members = self._members
+        found: list[tuple[int, int, Block]] = []
+        for number, record in enumerate(members.records):
+            start = int(members.starts[number])
+            for i, block in enumerate(record.blocks):
+                stop = start + block.stop
+                if found and found[-1][2].n_vars == block.n_vars:
+                    first, its, same = found[-1]
+                    if members.genes(first)[its] == members.genes(number)[i]:
+                        found[-1] = first, its, replace(same, stop=stop)
+                        continue
+                found.append((number, i, replace(block, stop=stop)))
+        return found
+
+    @_of_members
+    def info(self) -> Info:
+        """Feature blocks of all members; those of the same genes that meet are one."""
+        if not self._blocks:
+            return _NO_CELLS
+        blocks = tuple(block for _, _, block in self._blocks)
+        return Info(blocks, is_sorted=all(r.is_sorted for r in self._members.records))
+
+    def origins(self) -> list[Origin]:
+        """The members, or the feature blocks of those that have several."""
+        out = []
+        blocks, at = self._blocks, -1
+        for number, record in enumerate(self._members.records):
+            start = 0
+            for i, block in enumerate(record.blocks):
+                # Not by rows: a block may have none.
+                at += at + 1 < len(blocks) and blocks[at + 1][:2] == (number, i)
+                name = self._members.names[number]
+                whole = len(record.blocks) == 1
+                told = name if whole else f"{name}, {block.label or f'block {i}'}"
+                out.append(Origin(told, at, block.stop - start))
+                start = block.stop
+        return out
+
+    @_of_members
+    def gene_spaces(self) -> NDArray[np.int64]:
+        """Gene space of each feature block, numbered from 0."""
+        blocks = self._blocks
+        if len(blocks) < 2:
+            return np.zeros(len(blocks), np.int64)
+        return numbered(self._members.spaces(number)[i] for number, i, _ in blocks)
+
+    def _block_keys(self) -> list[str]:
+        return [self._members.genes(number)[i] for number, i, _ in self._blocks]
+
+    @property
+    def n_obs(self) -> int:
+        """Cells."""
+        return int(self._members.starts[-1])
+
+    @property
+    def max_n_vars(self) -> int:
+        """Genes of the widest feature block."""
+        return self._members.max_n_vars
+
+    def number_nonzero_values(self) -> int:
+        """Stored values."""
+        return sum(record.values for record in self._members.records)
+
+    @property
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type that holds the values of all members."""
+        return self._members.data_dtype
+
+    @property
+    def index_dtype(self) -> np.dtype[Any]:
+        """Type that holds the column ids of all members."""
+        return self._members.index_dtype
+
+    @property
+    def bytes_per_cell(self) -> float:
+        """Bytes that the stored values and column ids of a cell take in memory, on average."""
+        value_bytes = self.data_dtype.itemsize + self.index_dtype.itemsize
+        return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
+
+    @property
+    def cells_per_chunk(self) -> float:
+        """As for one archive; of the member where it is largest."""
+        return max(
+            (r.values_per_chunk * r.n_obs / max(r.values, 1) for r in self._members.records),
+            default=0.0,
+        )
+
+    def version(self) -> str:
+        """Version of this package."""
+        return __version__
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        return self._members.request(at)
+
+    def _read(
+        self,
+        at: NDArray[np.int64],
+        ordered: bool,
+        index_dtype: DTypeLike | None,
+        *,
+        concurrently: bool = False,
+        sum_dtype: np.dtype[Any] | None = None,
+        totals: bool = False,
+    ) -> CellBatch:
+        # All of it of the same members.
+        members = self._members
+        stored, n_vars = members.index_dtype, members.max_n_vars
+        given = stored if index_dtype is None else np.dtype(index_dtype)
+        if not np.can_cast(stored, given, "safe"):
+            raise OutputError(f"index_dtype {given} does not hold column ids of {stored}")
+        request = members.request(at)
+        rows = join(request, Dtypes(members.data_dtype, stored, given), concurrently=concurrently)
+        if ordered and not request.sources.is_sorted:
+            rows = csr.clean(rows, n_vars, repr(self), None, sum_dtype)
+        return CellBatch(*rows[:3], n_vars=n_vars, rows=at, largest=rows.largest)
+
+    def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        members = self._members
+        parts = [
+            (members[number]._vectors(key, local), places, number)
+            for number, local, places in members.split(rows)
+        ]
+        if not parts:
+            return members[0]._vectors(key, rows)
+        shapes = {vectors.shape[1:]: number for vectors, _, number in parts}
+        if len(shapes) > 1:
+            listed = ", ".join(
+                f"{members.names[number]} has {list(shape)}" for shape, number in shapes.items()
+            )
+            raise CollectionError(f"obsm {key!r} is not of one width in all members: {listed}")
+        dtype = np.result_type(*(vectors.dtype for vectors, _, _ in parts))
+        out = np.empty((len(rows), *next(iter(shapes))), dtype)
+        for vectors, places, _ in parts:
+            out[places] = vectors
+        return out
+
+    def _vector_keys(self) -> list[str]:
+        found: list[dict[str, Any]] = []
+        for record, store in zip(self._members.records, self._members.stores(), strict=True):
+            if record.n_obs:
+                names = dense_vectors(store)
+                found.append({key: store.spec(obsm_array(key)).item_shape for key in names})
+        first = found[0] if found else {}
+        return [key for key, shape in first.items() if all(o.get(key) == shape for o in found)]
+
+    def will_need(self, rows: NDArray[np.int64]) -> None:
+        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
+        members = self._members
+        if len(rows) and is_cold(members.request(rows)):
+            for number, local, _ in members.split(rows):
+                members[number].will_need(local)
+
+    # -- tables ----------------------------------------------------------------------------
+
+    @_of_members
+    def _tables(self) -> MemberTables:
+        places = [(number, i) for number, i, _ in self._blocks]
+        return MemberTables(repr(self), self._members, places)
+
+    @_of_members
+    def _var(self) -> VarFeatures:
+        return VarFeatures(self._tables, self.info, VAR_INDEX_NAMES)
+
+    @_of_members
+    def _obs(self) -> ObsFeatures | None:
+        has_obs = any(record.has_obs for record in self._members.records)
+        if not has_obs and self._members.origins is None:
+            return None
+        return ObsFeatures(self._tables, self.info, OBS_INDEX_NAMES)
+
+    def var_features(self) -> VarFeatures:
+        """Columns of var by cell."""
+        return self._var
+
+    def obs_features(self) -> ObsFeatures | None:
+        """Columns of obs by cell, null where a member lacks them; None where no member has obs."""
+        return self._obs
+
+    # -- neighbours ------------------------------------------------------------------------
+
+    @_of_members
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the graphs of all members; none where `load_neighbors` was False."""
+        if self._neighbors["load_neighbors"] is False:
+            return []
+        return list(dict.fromkeys(key for r in self._members.records for key in r.graphs))
+
+    @_of_members
+    def graph(self) -> NeighborGraph | None:
+        """The graphs of the members as one; None where none has the one that was asked for.
+
+        None also where members of one graph each, whose key nobody named, have different ones.
+        """
+        asked = self._neighbors["neighbor_key"]
+        if not self.neighbor_keys:
+            return None
+        keys = [key_of(record.graphs, asked) for record in self._members.records]
+        # What archives of the documented format have may be any graph.
+        found = {key for key in keys if key is not None}
+        named = found - {NEIGHBOR_KEY} or found
+        if len(named) == 1:
+            return self._joined_graph(named.pop(), keys)
+        if not named and self._neighbors["load_neighbors"]:
+            raise NeighborError(
+                f"{self!r}: there is no neighbour graph {asked!r}; members hold: "
+                f"{', '.join(self.neighbor_keys)}"
+            )
+        return None
+
+    @_of_members
+    def _graphs(self) -> dict[str, NeighborGraph]:
+        return {}
+
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        graphs = self._graphs
+        if key not in graphs:
+            if key not in self.neighbor_keys:
+                return None
+            keys = [key if key in record.graphs else None for record in self._members.records]
+            graphs[key] = self._joined_graph(key, keys)
+        return graphs[key]
+
+    def _joined_graph(self, key: str, keys: Sequence[str | None]) -> NeighborGraph:
+        return MemberGraph(
+            self._members,
+            key,
+            keys,
+            self._neighbors["neighbor_sampling_strategy"],
+            fallback_to_identity=self._neighbors["fallback_to_identity"],
+        )

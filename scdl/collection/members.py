@@ -1,0 +1,297 @@
+"""The archives of a collection: opened when they are used, a bounded number at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl.archive.joining import Request, Source, Sources
+from scdl.archive.schema import OBS, var_table
+from scdl.archive.tables import NoTable, StoredTable, TableSource, United, read_batch
+from scdl.collection.manifest import Member, absolute
+from scdl.conversion.cell_names import archive_names
+from scdl.conversion.origins import Origins
+from scdl.dataset.dataset import SingleCellDataset
+from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
+from storage_backends.base import ArrayStore
+from storage_backends.compute.caching import cached_property
+from storage_backends.compute.recent import Recent
+from storage_backends.errors import one_line
+
+
+class Members(Sequence[SingleCellDataset]):
+    """The members of a collection as datasets, of which the last ones used stay open.
+
+    Parameters
+    ----------
+    records
+        What is known of them.
+    max_open
+        How many stay open.
+    options
+        Of :class:`SingleCellDataset`: about neighbours.
+    label
+        Column that obs gets, with the name of each cell's member; None: none.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Member],
+        max_open: int,
+        options: Mapping[str, Any],
+        label: str | None = None,
+    ) -> None:
+        self.records = list(records)
+        self.names = archive_names(record.path for record in self.records)
+        stops = np.cumsum([record.n_obs for record in self.records], dtype=np.int64)
+        #: First row of each member, and the number of cells.
+        self.starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), stops])
+        self._options = options
+        self.origins = None if label is None else Origins(label, tuple(self.names))
+        self._max_open = max_open
+        self._open = Recent[int, SingleCellDataset](max_open)
+        self._last: tuple[Sequence[int], Sources] = (), Sources()
+        #: Members whose genes were found to be those described.
+        self._checked: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> SingleCellDataset: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SingleCellDataset]: ...
+    def __getitem__(self, index: int | slice) -> SingleCellDataset | list[SingleCellDataset]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        found = self._open.get(number)
+        return self._open.keep(number, self._opened(number)) if found is None else found
+
+    def _opened(self, number: int) -> SingleCellDataset:
+        record = self.records[number]
+        try:
+            member = SingleCellDataset(record.path, **self._options)
+        except ArchiveNotFoundError:
+            raise ArchiveNotFoundError(
+                f"{record.path}: this member of the collection is missing; put it back, or leave "
+                "it out of a list of paths"
+            ) from None
+        except ScdlError:
+            raise
+        except OSError as error:
+            raise CollectionError(
+                f"{record.path}: this member of the collection cannot be read: {one_line(error)}"
+            ) from error
+        # Genes are compared at the first opening: a gene space relies on them.
+        record.check(member.store, genes=number not in self._checked)
+        self._checked.add(number)
+        return member
+
+    @cached_property
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type that holds the values of all."""
+        dtypes = {record.dtypes[0] for record in self.records}
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
+
+    @cached_property
+    def index_dtype(self) -> np.dtype[Any]:
+        """Type that holds the column ids of all."""
+        dtypes = {record.dtypes[1] for record in self.records}
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.uint8)
+
+    @cached_property
+    def max_n_vars(self) -> int:
+        """Genes of the widest feature block."""
+        return max((n for record in self.records for n in record.n_vars), default=0)
+
+    def genes(self, number: int) -> tuple[str, ...]:
+        """Hashes of the genes of a member's feature blocks, made when they are first needed."""
+        if not self.records[number].genes:
+            self._describe_genes(number)
+        return self.records[number].genes
+
+    def spaces(self, number: int) -> tuple[str, ...]:
+        """Keys of the gene spaces of a member's feature blocks, made when they are first needed."""
+        if not self.records[number].spaces:
+            self._describe_genes(number)
+        return self.records[number].spaces
+
+    def _describe_genes(self, number: int) -> None:
+        self.records[number] = self.records[number].with_genes(self[number].store)
+        self._checked.add(number)
+
+    def complete(self) -> Sequence[Member]:
+        """Everything that can be known of the members."""
+        for number in range(len(self)):
+            self.spaces(number)
+        return self.records
+
+    def stores(self) -> Sequence[ArrayStore]:
+        """Their archives, opened one after the other."""
+        return _Stores(self)
+
+    def obs(self, columns: Sequence[str] | None = None) -> list[TableSource]:
+        """The table of cells of each member, or some columns of it.
+
+        Raises
+        ------
+        OptionError
+            A member has the column that is to say which member it is.
+        """
+        tables: list[TableSource] = [MemberObs(self, i, columns) for i in range(len(self))]
+        origins = self.origins
+        if origins is None or (columns is not None and origins.column not in columns):
+            return tables
+        numbered = zip(range(len(self)), tables, self.records, strict=True)
+        return [origins.labelled(table, i, record.path) for i, table, record in numbered]
+
+    def request(self, at: NDArray[np.int64]) -> Request:
+        """What to read of which member for some cells."""
+        members, which, rows = self.find(at)
+        return Request(self.sources(members), which, rows)
+
+    def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
+        """Members of some cells; of each cell its position in that list, and row in its member."""
+        from scdl.kernels import genes as gene_kernels
+
+        found = np.empty(len(self), np.int64)
+        which, rows = np.empty_like(at), np.empty_like(at)
+        n = gene_kernels.find_archives(at, self.starts, found, which, rows)
+        return found[:n].tolist(), which, rows
+
+    def sources(self, numbers: Sequence[int]) -> Sources:
+        """What to read of some members, the same object as long as they are the same."""
+        known, sources = self._last
+        if known == numbers and all(map(self._still_has, numbers, sources)):
+            return sources
+        sources = Sources(self[number]._source for number in numbers)
+        # What is remembered stays open.
+        if len(numbers) <= self._max_open:
+            self._last = numbers, sources
+        return sources
+
+    def _still_has(self, number: int, source: Source) -> bool:
+        """Whether a member is open and was not changed since."""
+        member = self._open.get(number)
+        return member is not None and member.__dict__.get("_source") is source
+
+    def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
+        """Cells by member: which one, rows within it, and places in the request."""
+        members, which, rows = self.find(at)
+        for i, number in enumerate(members):
+            places = np.flatnonzero(which == i)
+            yield number, rows[places], places
+
+
+class _Stores(Sequence[ArrayStore]):
+    """The archives of members; none is held open."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, index: int) -> ArrayStore: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ArrayStore]: ...
+    def __getitem__(self, index: int | slice) -> ArrayStore | list[ArrayStore]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._members[index].store
+
+
+class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
+    """The members by path."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._numbers = {record.path: i for i, record in enumerate(members.records)}
+
+    def __getitem__(self, path: str | os.PathLike[str]) -> SingleCellDataset:
+        return self._members[self._numbers[absolute(path)]]
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+class MemberObs(TableSource):
+    """Columns of a member's obs; the member need not stay open.
+
+    Parameters
+    ----------
+    columns
+        Which; None: all.
+    """
+
+    def __init__(self, members: Members, number: int, columns: Sequence[str] | None = None) -> None:
+        self._members, self._number = members, number
+        record = members.records[number]
+        source: TableSource = NoTable(record.n_obs)
+        if record.has_obs:
+            source = StoredTable(members[number].store, OBS, record.n_obs, columns=columns)
+        self.num_rows = record.n_obs
+        self.schema, self.categories = source.schema, source.categories
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        """Rows ``[start, stop)``."""
+        if not self.schema.names:
+            return NoTable(self.num_rows).read(start, stop)
+        return self._read(self.schema.names, start, stop)
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        """Rows ``[start, stop)`` of one column."""
+        return self._read([name], start, stop).column(0)
+
+    def _read(self, columns: Sequence[str], start: int, stop: int) -> pa.RecordBatch:
+        store = self._members[self._number].store
+        return read_batch(store, OBS, columns, start, stop)
+
+
+class MemberTables:
+    """The tables of members as those of one archive: obs united, one var a block.
+
+    Parameters
+    ----------
+    path
+        What opens messages.
+    blocks
+        Of each feature block a member that has it, and which of its blocks it is.
+    """
+
+    def __init__(self, path: str, members: Members, blocks: Sequence[tuple[int, int]]) -> None:
+        self.path = path
+        self._members = members
+        self._blocks = {var_table(i): place for i, place in enumerate(blocks)}
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        """Names and types of a table's columns."""
+        if name == OBS:
+            return self._obs.schema
+        member, block = self._blocks[name]
+        return self._members[member].store.table_schema(var_table(block))
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns of a table, or all of them."""
+        if name == OBS:
+            obs = self._obs if columns is None else United(self._members.obs(columns))
+            return obs.reader().read_all()
+        member, block = self._blocks[name]
+        return self._members[member].store.read_table(var_table(block), columns)
+
+    @cached_property
+    def _obs(self) -> United:
+        united = United(self._members.obs())
+        united.warn(self.path)
+        return united

@@ -1,0 +1,1 @@
+"""Sources to an archive, archives to AnnData."""

@@ -1,0 +1,296 @@
+"""Whether an archive has all that another one was copied from, before that one may go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.schema import (
+    DATA,
+    INDEX,
+    INDICES,
+    INDPTR,
+    MATRIX,
+    OBS,
+    Info,
+    Kind,
+    graph_array,
+    graph_keys,
+    held,
+    var_table,
+)
+from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource, alike
+from scdl.conversion.concatenation import clean_rows, is_kept
+from scdl.errors import ArchiveChangedError, CollectionError
+from storage_backends import registry
+from storage_backends.base import ArrayStore
+
+_AT_ONCE = 1 << 20
+
+
+def check_removable(stores: Sequence[ArrayStore], kept: Sequence[str]) -> list[Any]:
+    """Find out, before they are copied, whether archives can be removed.
+
+    Parameters
+    ----------
+    stores
+        The archives that are to go.
+    kept
+        Paths of what stays or will be made.
+
+    Returns
+    -------
+    list
+        The identity of each archive.
+
+    Raises
+    ------
+    CollectionError
+        One that stays is, or is inside, one that goes.
+    ArchiveChangedError, ArchiveWriteError
+        As :meth:`ArrayStore.check_removable`.
+    """
+    identities = []
+    for store in stores:
+        for path in kept:
+            if registry.is_within(path, store.path) or _is_same(path, store.path):
+                raise CollectionError(
+                    f"{path}: this would be removed with {store.path}, once that is copied; leave "
+                    "out destroy_on_copy, or choose another path"
+                )
+        store.check_removable()
+        identities.append(store.identity)
+    return identities
+
+
+def check_same(store: ArrayStore, identity: Any) -> None:
+    """ArchiveChangedError where an archive is not the one whose identity was taken."""
+    if store.identity != identity:
+        raise ArchiveChangedError(
+            f"{store.path}: the archive was changed while it was copied; it is kept, copy it again"
+        )
+
+
+@contextmanager
+def checking(path: str, *, is_new: bool) -> Iterator[ArrayStore]:
+    """An archive that is compared with its sources; a new one goes again where that fails."""
+    with registry.open_archive(path) as made:
+        try:
+            yield made
+        except BaseException:
+            if is_new:
+                made.remove()
+            raise
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two paths lead to one file or directory, as links and mounts do."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def check_copied(
+    store: ArrayStore, copy: ArrayStore, start: int, obs: TableSource | None = None
+) -> None:
+    """Compare the cells of an archive with those from row `start` on of one made of it.
+
+    Reads all of both, in bounded memory. Values, column ids and the lengths of rows are compared
+    by their sums, everything else item by item.
+
+    Parameters
+    ----------
+    store, copy
+        The archive, and the one that was made.
+    obs
+        The table of cells as it was copied; default that of `store`.
+
+    Raises
+    ------
+    CollectionError
+        They differ, or something of the archive was not copied.
+    """
+    info, made = (Info.from_attrs(one.attrs, one.path) for one in (store, copy))
+    stop = start + info.n_obs
+    if stop > made.n_obs:
+        what = f"cells: expected {stop} or more, found {made.n_obs}"
+    else:
+        what = (
+            _left_out(store, copy)
+            or _of_matrix(store, info, copy, made, start)
+            or _of_genes(store, info, copy, made, start)
+            or _of_obs(obs or _obs(store, info), copy, start)
+            or _of_dense(store, copy, start)
+            or _of_sparse(store, copy)
+            or _of_graphs(store, copy, start)
+        )
+    if what:
+        raise CollectionError(
+            f"{copy.path}: this is not all of {store.path} ({what}); the sources are kept"
+        )
+
+
+def _left_out(store: ArrayStore, copy: ArrayStore) -> str:
+    """Names of what there is no place for in an archive of several, or was not alike in all."""
+    # By name: an element may be kept in another form.
+    missing = [*sorted(held(store).keys() - held(copy).keys()), *store.unread]
+    return f"left out: {', '.join(missing)}" if missing else ""
+
+
+class _Sums(NamedTuple):
+    """What must be the same of cells wherever they are stored; sums modulo 2**64."""
+
+    n_obs: int
+    values: int
+    data: int
+    indices: int
+    rows: int
+
+
+def _of_matrix(store: ArrayStore, info: Info, copy: ArrayStore, made: Info, start: int) -> str:
+    dtype = copy.spec(DATA).dtype
+    expected = _sums(clean_rows(store, info, _AT_ONCE), dtype)
+    found = _sums(clean_rows(copy, made, _AT_ONCE, start, start + info.n_obs), dtype)
+    for name in _Sums._fields:
+        if getattr(found, name) != getattr(expected, name):
+            return f"{name}: {getattr(expected, name)} became {getattr(found, name)}"
+    return ""
+
+
+def _sums(parts: Iterator[csr.SparseRows], dtype: np.dtype[Any]) -> _Sums:
+    """Counts and sums over rows, which do not depend on how they are read."""
+    values, data, indices, lengths = 0, 0, 0, 0
+    unit = np.dtype(f"u{dtype.itemsize}")
+    row = 0
+    for part in parts:
+        n = len(part.indptr) - 1
+        # Of the bits: sums of floats would depend on their order.
+        data += int(part.data.astype(dtype, copy=False).view(unit).sum(dtype=np.uint64))
+        indices += int(part.indices.sum(dtype=np.uint64))
+        values += len(part.data)
+        counts = np.diff(part.indptr).astype(np.uint64)
+        lengths += int((counts * np.arange(row, row + n, dtype=np.uint64)).sum())
+        row += n
+    modulus = 1 << 64
+    return _Sums(row, values, data % modulus, indices % modulus, lengths % modulus)
+
+
+def _of_genes(store: ArrayStore, info: Info, copy: ArrayStore, made: Info, start: int) -> str:
+    first = 0
+    for i, block in enumerate(info.blocks):
+        if block.stop > first:
+            there = made.block_of(start + first)
+            ours = StoredTable(store, var_table(i), block.n_vars)
+            theirs = StoredTable(copy, var_table(there), made.blocks[there].n_vars)
+            if ours.num_rows != theirs.num_rows or _difference(ours, theirs) is not None:
+                return f"genes of feature block {i}"
+        first = block.stop
+    return ""
+
+
+def _obs(store: ArrayStore, info: Info) -> TableSource | None:
+    return StoredTable(store, OBS, info.n_obs) if OBS in store.tables else None
+
+
+def _of_obs(obs: TableSource | None, copy: ArrayStore, start: int) -> str:
+    if obs is None or not obs.schema.names:
+        return ""
+    there = _obs(copy, Info.from_attrs(copy.attrs, copy.path))
+    if there is None:
+        return "obs is missing"
+    name = _difference(obs, there, start)
+    if name is None:
+        return ""
+    if name not in there.schema.names:
+        return f"obs: columns are missing, such as {name!r}"
+    return "names of cells" if name == INDEX else f"obs column {name!r}"
+
+
+def _difference(ours: TableSource, theirs: TableSource, start: int = 0) -> str | None:
+    """The first column that rows of another table from `start` on lack, or have otherwise."""
+    names: list[str] = ours.schema.names
+    for name in names:
+        if name not in theirs.schema.names:
+            return name
+    columns = alike([ours, theirs], names)
+    for first, last in csr.spans(ours.num_rows, ROWS_AT_ONCE):
+        rows = ours.read(first, last), theirs.read(start + first, start + last)
+        one, other = map(columns, rows)
+        for i, name in enumerate(names):
+            if not _bits(one[i]).equals(_bits(other[i])):
+                return name
+    return None
+
+
+def _bits(values: pa.Array) -> pa.Array:
+    """Values that equal each other where they are the same, as NaN do not."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_floating(values.type):
+        return values.view(f"uint{values.type.bit_width}")
+    return values
+
+
+def _of_dense(store: ArrayStore, copy: ArrayStore, start: int) -> str:
+    for name, element in held(store).items():
+        if element.kind is not Kind.DENSE:
+            continue
+        spec = store.spec(name)
+        rows = max(1, _AT_ONCE // max(1, int(np.prod(spec.item_shape))))
+        for first, last in csr.spans(spec.length, rows):
+            ours = store.read(name, first, last)
+            if ours.tobytes() != copy.read(name, start + first, start + last).tobytes():
+                return name
+    return ""
+
+
+def _of_sparse(store: ArrayStore, copy: ArrayStore) -> str:
+    """Sparse matrices besides, which only the copy of a single archive has."""
+    for name, element in held(store).items():
+        if element.kind is Kind.SPARSE:
+            dtype = copy.spec(f"{name}/{DATA}").dtype
+            sums = [_sums(_rows_of(side, name), dtype) for side in (store, copy)]
+            if store.sparse[name] != copy.sparse[name] or sums[0] != sums[1]:
+                return name
+    return ""
+
+
+def _rows_of(store: ArrayStore, name: str) -> Iterator[csr.SparseRows]:
+    """A sparse matrix by rows or, where it is stored so, by columns; sorted."""
+    sparse, prefix = store.sparse[name], f"{name}/"
+    n, width = sparse.shape if sparse.format == "csr" else sparse.shape[::-1]
+    for first, last in csr.row_spans(store, prefix, n, _AT_ONCE):
+        yield csr.clean(csr.read(store, prefix, np.arange(first, last)), width, store.path)
+
+
+def _of_graphs(store: ArrayStore, copy: ArrayStore, start: int) -> str:
+    for key in graph_keys(store):
+        names = {part: graph_array(key, part) for part in MATRIX}
+        n_obs = store.spec(names[INDPTR]).length - 1
+        at = int(copy.read(names[INDPTR], start, start + 1)[0])
+        for first, last in csr.spans(n_obs + 1, _AT_ONCE):
+            ours = _wide(store.read(names[INDPTR], first, last))
+            if not np.array_equal(
+                ours + at, _wide(copy.read(names[INDPTR], start + first, start + last))
+            ):
+                return f"graph {key!r}"
+        for first, last in csr.spans(store.spec(names[DATA]).length, _AT_ONCE):
+            there = [copy.read(names[part], at + first, at + last) for part in (DATA, INDICES)]
+            weights = store.read(names[DATA], first, last)
+            neighbors = _wide(store.read(names[INDICES], first, last)) + start
+            same = is_kept(weights, there[0].dtype) and np.array_equal(neighbors, _wide(there[1]))
+            if not same or weights.astype(there[0].dtype).tobytes() != there[0].tobytes():
+                return f"graph {key!r}"
+    return ""
+
+
+def _wide(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    return numbers.astype(np.int64)

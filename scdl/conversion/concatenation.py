@@ -1,0 +1,335 @@
+"""Writing archives one after the other as one: copying, casting and concatenating."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.archive import csr
+from scdl.archive.casting import Caster, common_dtype
+from scdl.archive.graph import NeighborGraph
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDEX,
+    INDICES,
+    INDPTR,
+    OBS,
+    Info,
+    Kind,
+    dense_vectors,
+    graph_array,
+    graph_keys,
+    held,
+    obsm_array,
+    smallest_unsigned,
+    var_table,
+)
+from scdl.archive.tables import NoTable, StoredTable, TableSource, United, write_var
+from scdl.conversion.elements import write_rest
+from scdl.errors import CollectionError, NeighborError, ScdlWarning, SourceError
+from scdl.sources.base import ArchiveSource
+from scdl.sources.matrices import Bounds
+from storage_backends.base import ArrayStore, ArrayWriter
+
+if TYPE_CHECKING:
+    from scdl.dataset.reader import CellReader
+
+#: Bytes of stored values copied at once.
+CHUNK_BYTES = 10_485_760
+
+
+def concatenate(
+    stores: Sequence[ArrayStore],
+    writer: ArrayWriter,
+    dtype: DTypeLike | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    obs: Sequence[TableSource] | None = None,
+    *,
+    lossless: bool = False,
+    view: CellReader | None = None,
+) -> None:
+    """Write the cells of archives of any backends one after the other, and commit.
+
+    Feature blocks with the same genes that meet become one. obs gets the columns of all, null where
+    an archive has none; graphs are shifted to where their cells are; obsm is kept where all that
+    have cells have it.
+    Genes that an archive stores out of order are sorted on the way. Of a single archive everything
+    else is kept too, where the writer can; of several it is left out, with a warning.
+
+    Parameters
+    ----------
+    stores
+        At least one.
+    writer
+        Takes the result.
+    dtype
+        Type of the values; default :func:`scdl.archive.casting.common_dtype`.
+    chunk_bytes
+        Bytes of stored values handled at once.
+    obs
+        Tables of the cells, one an archive; default those that they have.
+    lossless
+        Whether it is an error, before anything is written, if something would be left out or
+        rounded.
+    view
+        The same cells in one gene space, in which they are written; None: with the genes that each
+        archive has.
+
+    Raises
+    ------
+    CollectionError
+        Something would be left out, and must not be.
+    CastError
+        No type takes the values of all and no `dtype` says which is meant, or `dtype` cannot hold
+        a value.
+    NeighborError
+        A graph is not cells x cells, or points outside.
+    """
+    infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
+    whole = len(stores) == 1 and writer.keeps_elements and view is None
+    vectors = [] if whole else _vectors(stores, infos)
+    _tell_losses(stores, writer, None if whole else vectors, lossless=lossless)
+    caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
+    values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
+    tables = _var_blocks(stores, infos) if view is None else _var_of(view)
+    blocks = write_var(writer, tables).blocks
+    cells = obs or tables_of_cells(stores)
+    # A table without columns has no rows either.
+    if any(table.schema.names for table in cells):
+        united = United(cells)
+        united.warn(writer.path)
+        writer.write_table(OBS, united.reader())
+    if whole:
+        source = ArchiveSource(stores[0], infos[0], 0, None)
+        if lost := write_rest(source, writer, Bounds(values=values_at_once)):
+            raise SourceError(
+                f"{source.path}: {', '.join(lost)} cannot be read or kept; convert the archive "
+                "with scdl.convert, which leaves it out"
+            )
+    else:
+        _write_vectors(vectors, stores, writer, values_at_once)
+        for key in dict.fromkeys(key for store in stores for key in graph_keys(store)):
+            _write_graph(key, stores, infos, writer, values_at_once)
+    n_values = sum(store.spec(DATA).length for store in stores)
+    n_vars = max(block.n_vars for block in blocks)
+    rows = _rows(stores, infos, values_at_once, view)
+    _write_matrix(rows, n_vars, n_values, writer, caster)
+    matrices = tuple(name for info in infos for name in info.matrices)
+    # Before the commit: a warning may be an error to the caller.
+    caster.warn(writer.path)
+    element = infos[0].element if whole else "X"
+    writer.commit(Info(blocks, is_sorted=True, matrices=matrices, element=element).to_attrs())
+
+
+def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
+    """Takes the values of all as they are, where the writer can."""
+    common = common_dtype((store.path, store.spec(DATA).dtype) for store in stores)
+    if common.kind == "i" and not writer.keeps_elements:
+        # Such archives have no integers with a sign; what is negative is an error.
+        return Caster(f"u{common}")
+    return Caster.keeping(common)
+
+
+def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
+    """Arrays of the dense vectors that all archives with cells have in one dtype and width."""
+    found = {key: None for store in stores for key in dense_vectors(store)}
+    shapes = {
+        name: {
+            (spec.dtype, spec.item_shape) if spec is not None else None
+            for store, info in zip(stores, infos, strict=True)
+            # One without cells lacks nothing.
+            if (spec := store.arrays.get(name)) is not None or info.n_obs
+        }
+        for name in map(obsm_array, found)
+    }
+    return [name for name, kinds in shapes.items() if len(kinds) == 1]
+
+
+def _tell_losses(
+    stores: Sequence[ArrayStore],
+    writer: ArrayWriter,
+    vectors: Sequence[str] | None,
+    *,
+    lossless: bool,
+) -> None:
+    """Warn of what cannot be joined, or not be kept; an error where nothing may be lost.
+
+    Parameters
+    ----------
+    vectors
+        Dense vectors that are kept; None: all that is held is.
+    """
+    told = []
+    unread = dict.fromkeys(name for store in stores for name in store.unread)
+    elements = {name: element for store in stores for name, element in held(store).items()}
+    if vectors is None:
+        elements, vectors = {}, ()
+    for name, element in elements.items():
+        if element.kind is Kind.DENSE and name.startswith(obsm_array("")):
+            if name not in vectors:
+                told.append(f"{name} is left out: not all archives have it in one dtype and width")
+        elif element.kind is not Kind.GRAPH:
+            unread[name] = None
+    if unread:
+        told.insert(0, f"{', '.join(unread)} of the archives is left out")
+    if lossless:
+        if not writer.keeps_elements:
+            told += _rounded_weights(stores)
+        if told:
+            raise CollectionError(
+                f"{writer.path}: not all of the archives can be kept, which are to be removed "
+                f"({'; '.join(told)}); leave out destroy_on_copy"
+            )
+    for what in told:
+        warnings.warn(f"{writer.path}: {what}", ScdlWarning, stacklevel=5)
+
+
+def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:
+    """Graphs whose weights are not stored as they are where only the documented type is."""
+    for store in stores:
+        for key in graph_keys(store):
+            name = graph_array(key, DATA)
+            for start, stop in csr.spans(store.spec(name).length, CHUNK_BYTES):
+                if not is_kept(store.read(name, start, stop), GRAPH_DTYPES[DATA]):
+                    yield f"obsp/{key} of {store.path} would be rounded to {GRAPH_DTYPES[DATA]}"
+                    break
+
+
+def is_kept(values: NDArray[Any], dtype: DTypeLike) -> bool:
+    """Whether a type holds all of some values as they are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = values.astype(dtype).astype(values.dtype)
+    return np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
+
+
+def _var_blocks(
+    stores: Sequence[ArrayStore], infos: Sequence[Info]
+) -> Iterator[tuple[pa.Table, int, str | None]]:
+    """The var table, number of cells and label of every feature block."""
+    for store, info in zip(stores, infos, strict=True):
+        start = 0
+        for i, block in enumerate(info.blocks):
+            yield store.read_table(var_table(i)), block.stop - start, block.label
+            start = block.stop
+
+
+def _var_of(view: CellReader) -> Iterator[tuple[pa.Table, int, str | None]]:
+    """The var table of cells that have one."""
+    (columns,) = view.var_features().blocks
+    yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
+
+
+def tables_of_cells(
+    stores: Sequence[ArrayStore], columns: Sequence[str] | None = None
+) -> list[TableSource]:
+    """The obs of each archive, or some columns; without columns where it has none."""
+    lengths = [Info.from_attrs(store.attrs, store.path).n_obs for store in stores]
+    return [
+        StoredTable(store, OBS, n, columns=columns) if OBS in store.tables else NoTable(n)
+        for store, n in zip(stores, lengths, strict=True)
+    ]
+
+
+def _write_vectors(
+    names: Sequence[str], stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int
+) -> None:
+    for name in names:
+        having = [store for store in stores if name in store.arrays]
+        # Also where there are no cells.
+        writer.append(name, having[0].read(name, 0, 0))
+        for store in having:
+            spec = store.spec(name)
+            rows = max(1, at_once // max(1, int(np.prod(spec.item_shape))))
+            for start, stop in csr.spans(spec.length, rows):
+                writer.append(name, store.read(name, start, stop))
+
+
+def _write_graph(
+    key: str,
+    stores: Sequence[ArrayStore],
+    infos: Sequence[Info],
+    writer: ArrayWriter,
+    at_once: int,
+) -> None:
+    if sum(info.n_obs for info in infos) > 1 << 32:
+        raise NeighborError(f"{writer.path}: the graph {key!r} would have more than 2^32 cells")
+    names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
+    dtypes = [store.spec(names[DATA]).dtype for store in stores if names[DATA] in store.arrays]
+    weights = np.result_type(*dtypes) if writer.keeps_elements else GRAPH_DTYPES[DATA]
+    first_row, first_value = 0, 0
+    writer.append(names[INDPTR], np.zeros(1, GRAPH_DTYPES[INDPTR]))
+    for store, info in zip(stores, infos, strict=True):
+        n_values = 0
+        if names[DATA] in store.arrays:
+            # One that is not square, or points outside, would lead to cells of other archives.
+            graph = NeighborGraph(store, key)
+            n_values = store.spec(names[DATA]).length
+            for start, stop in csr.spans(n_values, at_once):
+                values = store.read(names[DATA], start, stop)
+                writer.append(names[DATA], values.astype(weights, copy=False))
+                neighbors = store.read(names[INDICES], start, stop).astype(np.int64)
+                graph.check_inside(neighbors)
+                shifted = (neighbors + first_row).astype(GRAPH_DTYPES[INDICES])
+                writer.append(names[INDICES], shifted)
+        for start, stop in csr.spans(info.n_obs, at_once):
+            if names[INDPTR] in store.arrays:
+                ends = store.read(names[INDPTR], start + 1, stop + 1).astype(np.int64)
+            else:
+                ends = np.zeros(stop - start, np.int64)
+            writer.append(names[INDPTR], (ends + first_value).astype(GRAPH_DTYPES[INDPTR]))
+        first_row += info.n_obs
+        first_value += n_values
+    writer.append(names[DATA], np.empty(0, weights))
+    writer.append(names[INDICES], np.empty(0, GRAPH_DTYPES[INDICES]))
+
+
+def clean_rows(
+    store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
+) -> Iterator[csr.SparseRows]:
+    """Rows ``[start, stop)`` of an archive, some `at_once` values at a time, sorted by gene."""
+    stop = info.n_obs if stop is None else stop
+    for first, last in csr.row_spans(store, "", stop, at_once, start):
+        rows = csr.read(store, "", np.arange(first, last))
+        yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
+
+
+def _rows(
+    stores: Sequence[ArrayStore], infos: Sequence[Info], at_once: int, view: CellReader | None
+) -> Iterator[tuple[str, csr.SparseRows]]:
+    """Rows of all archives, sorted by gene, each with where it comes from."""
+    first = 0
+    for store, info in zip(stores, infos, strict=True):
+        if view is None:
+            for rows in clean_rows(store, info, at_once):
+                yield store.path, rows
+        else:
+            for start, stop in csr.row_spans(store, "", info.n_obs, at_once):
+                batch = view._read(np.arange(first + start, first + stop), True, None)
+                yield store.path, csr.SparseRows(batch.data, batch.indices, batch.indptr)
+        first += info.n_obs
+
+
+def _write_matrix(
+    parts: Iterator[tuple[str, csr.SparseRows]],
+    n_vars: int,
+    most_values: int,
+    writer: ArrayWriter,
+    caster: Caster,
+) -> None:
+    index_dtype = smallest_unsigned(n_vars - 1)
+    indptr_dtype = smallest_unsigned(most_values)
+    writer.append(INDPTR, np.zeros(1, indptr_dtype))
+    first_value = 0
+    for path, rows in parts:
+        writer.append(DATA, caster(rows.data, path))
+        writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
+        writer.append(INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
+        first_value += int(rows.indptr[-1])
+    writer.append(DATA, np.empty(0, caster.dtype))
+    writer.append(INDICES, np.empty(0, index_dtype))

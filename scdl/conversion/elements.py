@@ -1,0 +1,320 @@
+"""Elements of an AnnData besides the matrix, into an archive that keeps them.
+
+Each is checked when it is taken, so that what was accepted comes back. What no archive can keep is
+left out and named; what does not fit the cells and genes is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR
+from scdl.archive.tables import ROWS_AT_ONCE
+from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, SourceError
+from scdl.sources.anndata_elements import is_taken
+from scdl.sources.base import BY_FORMAT, Source, SparseParts, in_memory
+from scdl.sources.matrices import Bounds, Matrix, Offsets, Reader, check_offsets
+from storage_backends.base import ArrayWriter, Sparse
+
+#: What the first dimensions of elements run along, by where these are.
+_AXES = {
+    "X": ("obs", "var"),
+    "raw/X": ("obs", "raw/var"),
+    "layers": ("obs", "var"),
+    "obsm": ("obs",),
+    "varm": ("var",),
+    "raw/varm": ("raw/var",),
+    "obsp": ("obs", "obs"),
+    "varp": ("var", "var"),
+    "var": ("var",),
+    "raw/var": ("raw/var",),
+}
+_GENES = ("var", "raw/var")
+
+
+def write_rest(
+    source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str] = ()
+) -> list[str]:
+    """Copy every element besides the matrix, its genes and obs, in bounded memory where large.
+
+    Parameters
+    ----------
+    graphs
+        Keys of obsp that are stored by rows, as neighbours are read, also where the source has
+        them by columns, or dense.
+
+    Returns
+    -------
+    list of str
+        What is left out, since it cannot be read or written, by name.
+
+    Raises
+    ------
+    SourceError
+        An element has another shape than obs and var say, or a sparse one an index outside its
+        shape.
+    MissingFilterError
+        An element is compressed in a way that is not installed.
+    """
+    return _Rest(source, writer, bounds, graphs).write()
+
+
+class _LeftOutError(Exception):
+    """An element that an archive cannot keep, or a source cannot give."""
+
+
+class _Rest:
+    """The elements of one source, one after the other."""
+
+    def __init__(
+        self, source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str]
+    ) -> None:
+        self._source, self._writer, self._bounds = source, writer, bounds
+        self._by_row = {f"obsp/{key}" for key in graphs}
+        #: Cells, and genes of each table that is there.
+        self._lengths = {"obs": source.n_obs, source.genes: source.n_vars}
+        self._names: dict[str, list[str]] = {}
+
+    def write(self) -> list[str]:
+        """Write all that can be written; what cannot."""
+        # What runs along genes needs their table.
+        names = sorted(self._source.names_of_rest(), key=lambda name: name not in _GENES)
+        return [name for name in names if not self._is_written(name)]
+
+    def _is_written(self, name: str) -> bool:
+        try:
+            element = self._taken(name)
+            if element is not None:
+                self._write(name, element)
+        except _LeftOutError:
+            return False
+        except OutputError:
+            self._lengths.pop(name, None)
+            return False
+        return True
+
+    def _taken(self, name: str) -> Any:
+        """An element that may be written; None where there is nothing to keep."""
+        in_uns = name.partition("/")[0] == "uns"
+        axes = () if in_uns else _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
+        if axes is None or not all(axis in self._lengths or axis == name for axis in axes):
+            raise _LeftOutError
+        try:
+            element: Any = in_memory(name, self._source.element_of_rest(name))
+        except MissingFilterError:
+            raise
+        except (SourceError, ArchiveFormatError) as error:
+            raise _LeftOutError from error
+        if in_uns:
+            # What anndata has for None, too.
+            self._write(name, element)
+            return None
+        if name in _GENES:
+            self._take_genes(name, element)
+        elif element is not None and not self._fits(name, element, axes):
+            raise _LeftOutError
+        if hasattr(element, "columns") and name.startswith(("obsm/", "varm/", "raw/varm/")):
+            import pandas as pd
+
+            # anndata compares even the types of names, and those of obs and var are plain text, of
+            # the type that pandas takes for a list.
+            names = pd.Index(list(element.index), name=element.index.name)
+            element = element.set_axis(names, axis=0)
+        return element
+
+    def _take_genes(self, name: str, element: Any) -> None:
+        """Learn how many genes there are, and their names."""
+        if not hasattr(element, "columns"):
+            raise _LeftOutError
+        self._lengths[name], self._names[name] = len(element), list(element.index)
+        if name == "raw/var":
+            # Without its matrix there is no raw.
+            try:
+                if "raw/X" not in self._source.names_of_rest() or self._taken("raw/X") is None:
+                    raise _LeftOutError
+            except _LeftOutError:
+                del self._lengths[name]
+                raise
+
+    def _fits(self, name: str, element: Any, axes: tuple[str, ...]) -> bool:
+        """Whether an AnnData may have the element; SourceError for another shape."""
+        where = f"{self._source.path}: {name}"
+        shape = _shape(element)
+        expected = tuple(self._lengths[axis] for axis in axes)
+        if shape is None:
+            return False
+        if (shape[:1] if len(axes) == 1 else shape) != expected:
+            if name == "X" and self._source.element != name:
+                # Of published files with a sound raw.
+                return False
+            raise SourceError(
+                f"{where} has shape {shape}, expected {_described(axes, expected)}; mend the "
+                "source, or leave such elements out with only_matrix=True"
+            )
+        if hasattr(element, "columns") and list(element.index) != self._names_of(axes[0]):
+            raise SourceError(
+                f"{where} is a table whose rows have other names than those of {axes[0]}, or "
+                "another order; mend the source, or leave such elements out with only_matrix=True"
+            )
+        plain = isinstance(element, Reader) and len(shape) == 2
+        return plain or isinstance(element, SparseParts | Matrix) or is_taken(name, element)
+
+    def _names_of(self, axis: str) -> list[str]:
+        """Names of cells, or of genes."""
+        if axis not in self._names:
+            cells = self._source.obs
+            starts = range(0, cells.num_rows, ROWS_AT_ONCE)
+            parts = (
+                (cells.read(i, min(i + ROWS_AT_ONCE, cells.num_rows)) for i in starts)
+                if axis == "obs"
+                else (self._source.var(),)
+            )
+            self._names[axis] = [name for part in parts for name in part[INDEX].to_pylist()]
+        return self._names[axis]
+
+    def _write(self, name: str, element: Any) -> None:
+        where, writer, bounds = f"{self._source.path}: {name}", self._writer, self._bounds
+        has_rows = isinstance(element, SparseParts) and element.sparse.format == "csr"
+        matrix = element if isinstance(element, Matrix) else None
+        if name in self._by_row and not has_rows:
+            matrix = self._source.graph(name.removeprefix("obsp/")) or matrix
+        if matrix is not None:
+            _write_rows(where, writer, _stored(name), matrix, _dtypes(matrix, element), bounds)
+        elif isinstance(element, SparseParts):
+            _write_sparse(where, writer, name, element, bounds)
+        elif isinstance(element, Reader):
+            _copy(writer, name, element, bounds)
+        else:
+            writer.write_element(name, element)
+
+
+def _stored(name: str) -> str:
+    """What a matrix is called that is stored by rows: those of obsp are graphs."""
+    return name.replace("obsp", "graphs", 1) if name.startswith("obsp/") else name
+
+
+def _described(axes: tuple[str, ...], expected: tuple[int, ...]) -> str:
+    rows = f"{expected[0]} rows, as {axes[0]} has"
+    return rows if len(axes) == 1 else f"{expected} by {' and '.join(dict.fromkeys(axes))}"
+
+
+def _shape(element: Any) -> tuple[int, ...] | None:
+    """Shape of an element, as far as it has one; None where it has no length either."""
+    if isinstance(element, SparseParts):
+        return element.sparse.shape
+    if isinstance(element, Reader):
+        return (len(element), *element.item_shape)
+    shape = getattr(element, "shape", None)
+    if isinstance(shape, tuple):
+        return shape or None
+    has_rows = hasattr(element, "__len__") and not isinstance(element, Mapping | str)
+    return (len(element),) if has_rows else None
+
+
+def _write_sparse(
+    where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
+) -> None:
+    sparse, parts, is_sorted = element
+    name = _stored(name) if sparse.format == "csr" else name
+    if not is_sorted and sparse.format == "csr":
+        matrix = BY_FORMAT[sparse.format](where, parts, sparse.shape)
+        _write_rows(where, writer, name, matrix, _dtypes(matrix, element), bounds)
+        return
+    is_csr = sparse.format == "csr"
+    check_offsets(where, parts, sparse.shape[not is_csr], "rows" if is_csr else "columns")
+    writer.write_sparse(name, sparse)
+    checks: dict[str, Reader] = {INDICES: _Inside(where, parts[INDICES], sparse.shape[is_csr])}
+    checks[INDPTR] = _Rising(where, parts[INDPTR])
+    for part, reader in parts.items():
+        _copy(writer, f"{name}/{part}", checks.get(part, reader), bounds)
+
+
+def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:
+    """Types of the arrays of a matrix: those of a sparse one, else what AnnData has."""
+    if isinstance(element, SparseParts):
+        return {part: reader.dtype for part, reader in element.parts.items()}
+    return {DATA: matrix.dtype, INDICES: np.dtype(np.int32), INDPTR: np.dtype(np.int64)}
+
+
+def _write_rows(
+    where: str,
+    writer: ArrayWriter,
+    name: str,
+    matrix: Matrix,
+    dtypes: Mapping[str, np.dtype[Any]],
+    bounds: Bounds,
+) -> None:
+    """Write a matrix by rows, with the columns of each in rising order, each once.
+
+    A graph keeps its edges as they are, in the order of the source, also those that repeat.
+    """
+    writer.write_sparse(name, Sparse("csr", matrix.shape))
+    is_graph = name.startswith("graphs/")
+    with Offsets(bounds) as offsets:
+        for block in matrix.blocks(bounds):
+            rows = block if is_graph else csr.clean(block, matrix.shape[1], where)
+            writer.append(f"{name}/{DATA}", rows.data)
+            writer.append(f"{name}/{INDICES}", rows.indices.astype(dtypes[INDICES]))
+            offsets.add(rows.indptr)
+        for part in (DATA, INDICES):
+            writer.append(f"{name}/{part}", np.empty(0, dtypes[part]))
+        for values in offsets.read(dtypes[INDPTR]):
+            writer.append(f"{name}/{INDPTR}", values)
+
+
+class _Checked:
+    """Numbers as a reader, which checks them as they are read."""
+
+    item_shape: tuple[int, ...] = ()
+
+    def __init__(self, where: str, reader: Reader) -> None:
+        self._where, self._reader = where, reader
+        self.dtype = reader.dtype
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Numbers ``[start, stop)``."""
+        raise NotImplementedError
+
+
+class _Rising(_Checked):
+    """Offsets, which raise SourceError where they fall."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        ahead = self._reader.read(max(start - 1, 0), stop)
+        if (ahead[1:] < ahead[:-1]).any():
+            raise SourceError(
+                f"{self._where}: its offsets fall between {start} and {stop}; it is damaged"
+            )
+        return ahead[start - max(start - 1, 0) :]
+
+
+class _Inside(_Checked):
+    """Indices, which raise SourceError for one outside."""
+
+    def __init__(self, where: str, reader: Reader, below: int) -> None:
+        super().__init__(where, reader)
+        self._below = below
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        found = self._reader.read(start, stop)
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < self._below:
+            outside = int(found.min()) if found.min() < 0 else int(found.max())
+            raise SourceError(
+                f"{self._where}: it has the index {outside}, expected [0, {self._below}); it is "
+                "damaged, or of other cells"
+            )
+        return found
+
+
+def _copy(writer: ArrayWriter, name: str, reader: Reader, bounds: Bounds) -> None:
+    rows = max(1, bounds.values // max(int(np.prod(reader.item_shape)), 1))
+    for start in range(0, max(len(reader), 1), rows):
+        writer.append(name, reader.read(start, min(start + rows, len(reader))))

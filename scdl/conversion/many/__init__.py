@@ -1,0 +1,1 @@
+"""Many files to many archives, in processes or on a cluster."""

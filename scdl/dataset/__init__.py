@@ -1,0 +1,1 @@
+"""One archive read as cells: rows, genes, batches, tensors."""

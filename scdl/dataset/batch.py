@@ -1,0 +1,228 @@
+"""A batch of cells as plain arrays, and its conversions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.archive.casting import held
+from scdl.archive.gene_space import check_one_space
+from scdl.archive.schema import check_columns
+from scdl.dataset import summary
+from scdl.errors import CastError, OptionError
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    import torch
+
+Layout = Literal["csr", "coo", "dense"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CellBatch:
+    """Cells in compressed sparse row form.
+
+    Plain arrays travel between processes cheaply; sparse tensors are built by who uses them.
+
+    Parameters
+    ----------
+    data
+        Stored values, of the archive's dtype.
+    indices
+        Gene of each stored value, rising within a cell; of the archive's unsigned dtype.
+    indptr
+        n + 1 offsets into `data` and `indices` from 0, int64.
+    n_vars
+        Genes.
+    rows
+        Row of each cell in its dataset, int64.
+    obs
+        Columns of obs that were asked for, one value a cell.
+    obsm
+        Dense vectors that were asked for, n x width.
+    largest
+        No gene is beyond this one, where that is known.
+    present
+        In a gene space with ``missing="mask"``: which genes each gene space of the archives has,
+        spaces x n_vars.
+    spaces
+        Gene space of each cell, int64; None where these cells are known to share one. With
+        `present`, the row of it that each cell has.
+    own_genes
+        Whether column ids were asked for as those of each cell's own gene space. Without, cells of
+        different gene spaces form no matrix.
+    totals
+        Sum of the stored values of each cell over all genes, also those that a selection leaves
+        out, where it was asked for.
+    """
+
+    data: NDArray[Any]
+    indices: NDArray[Any]
+    indptr: NDArray[np.int64]
+    n_vars: int
+    rows: NDArray[np.int64]
+    obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    obsm: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    largest: int | None = None
+    present: NDArray[np.bool_] | None = None
+    spaces: NDArray[np.int64] | None = None
+    own_genes: bool = False
+    totals: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, cells: slice) -> CellBatch:
+        """Some consecutive cells, whose arrays are views of this batch's."""
+        start, stop, step = cells.indices(len(self))
+        if step != 1:
+            raise OptionError(f"a batch is cut into consecutive cells, not by steps of {step}")
+        stop = max(start, stop)
+        first, last = int(self.indptr[start]), int(self.indptr[stop])
+        # Not by `replace`, which takes as long as all the rest: loaders cut every batch.
+        return CellBatch(
+            self.data[first:last],
+            self.indices[first:last],
+            self.indptr[start : stop + 1] - first,
+            self.n_vars,
+            self.rows[start:stop],
+            {name: values[start:stop] for name, values in self.obs.items()},
+            {key: vectors[start:stop] for key, vectors in self.obsm.items()},
+            self.largest,
+            self.present,
+            None if self.spaces is None else self.spaces[start:stop],
+            self.own_genes,
+            None if self.totals is None else self.totals[start:stop],
+        )
+
+    def __repr__(self) -> str:
+        n, genes = len(self.data), len(self) * self.n_vars
+        facts = {
+            "values": summary.values(n, genes, self.data.dtype, self.indices.dtype),
+            "rows": summary.names(self.rows),
+            "obs": summary.names(list(self.obs)),
+            "obsm": summary.names([f"{key} ({v.shape[1]})" for key, v in self.obsm.items()]),
+        }
+        return summary.text(f"CellBatch: {summary.size(len(self), [self.n_vars])}", facts)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+        return len(self.rows), self.n_vars
+
+    def row_totals(self) -> NDArray[np.float64]:
+        """Sum of the values of each cell, of those that are here."""
+        from scdl.kernels import rows as row_kernels
+
+        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        out = np.empty(len(self), np.float64)
+        row_kernels.sum_rows(data, self.indptr, out)
+        return out
+
+    def check_genes(self) -> None:
+        """Raise GeneError where cells of different gene spaces would share a column axis."""
+        if self.spaces is not None and self.present is None and not self.own_genes:
+            check_one_space(self.spaces, "the cells of this batch")
+
+    def check_columns(self) -> None:
+        """Raise ArchiveFormatError where a gene is not below `n_vars`."""
+        if self.largest is None or self.largest >= self.n_vars:
+            check_columns(self.indices, self.n_vars)
+
+    def to_scipy(self) -> scipy.sparse.csr_matrix:
+        """As a scipy CSR matrix of n x n_vars; float16 becomes float32, which scipy needs.
+
+        Raises
+        ------
+        GeneError
+            The cells are of different gene spaces.
+        """
+        import scipy.sparse
+
+        self.check_genes()
+        self.check_columns()
+        # scipy computes with signed indices only.
+        wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
+        index_type = np.int64 if wide else np.int32
+        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        return scipy.sparse.csr_matrix(
+            (data, self.indices.astype(index_type), self.indptr.astype(index_type)),
+            shape=self.shape,
+        )
+
+    def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """As a dense array of n x n_vars, of the stored dtype or another.
+
+        Raises
+        ------
+        GeneError
+            The cells are of different gene spaces.
+        CastError
+            The dtype cannot hold a value, or the sum of repeated entries.
+        """
+        from scdl.kernels import memory as recycled
+        from scdl.kernels import rows as row_kernels
+
+        self.check_genes()
+        wanted = self.data.dtype if dtype is None else np.dtype(dtype)
+        # numba cannot compute with float16.
+        filled = np.dtype(np.float32) if wanted == np.float16 else wanted
+        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        if data.dtype != filled and (
+            data.dtype == np.float64 or not np.can_cast(data.dtype, filled, "same_kind")
+        ):
+            data = held(data, filled, "a value of a cell")
+        out = recycled.empty(self.shape, filled)
+        done = row_kernels.fill_dense(data, self.indices, self.indptr, filled.kind in "iu", out)
+        if done == row_kernels.OUT_OF_RANGE:
+            check_columns(self.indices, self.n_vars)
+        if done == row_kernels.OVERFLOW:
+            raise CastError(
+                f"{wanted} cannot hold the sum of repeated entries of a cell and gene; take a "
+                "wider dtype"
+            )
+        return out if wanted == filled else held(out, wanted, "a value of a cell")
+
+    def to_torch(self, layout: Layout = "csr") -> torch.Tensor:
+        """As a torch tensor of n x n_vars: ``csr``, ``coo`` or ``dense``.
+
+        Values keep their dtype where torch computes with it; unsigned integers wider than uint8
+        become the next wider signed type.
+        """
+        from scdl.dataset import tensors
+
+        return tensors.batch_tensor(self, layout)
+
+    def pin_memory(self) -> CellBatch:
+        """The batch in page-locked memory, for copies to a GPU; itself where there is no GPU."""
+        from scdl.dataset import tensors
+
+        return tensors.pinned(self)
+
+
+class NeighborPair(dict[str, Any]):
+    """A cell and its neighbour, which remember their genes for collating, as a row's tensor does.
+
+    What BioNeMo-SCDL 0.1.3 calls ``var_features`` and 0.1.1 ``features`` has both names.
+    """
+
+    def __init__(
+        self, pair: dict[str, Any], n_vars: int, spaces: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(pair)
+        self.n_vars, self.spaces = n_vars, spaces
+
+    def __missing__(self, key: str) -> Any:
+        if key == "obs_features":
+            return None
+        for name, other in (("features", "var_features"), ("var_features", "features")):
+            if key == name and other in self:
+                return self[other]
+        raise KeyError(key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NeighborPair, (dict(self), self.n_vars, self.spaces)

@@ -1,0 +1,316 @@
+"""Cells as they look in one gene space."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.archive import csr
+from scdl.archive.features import ObsFeatures, VarFeatures
+from scdl.archive.gene_space import (
+    BlockGenes,
+    Duplicates,
+    GeneSpace,
+    Missing,
+    gene_space,
+    names_hash,
+    numbered,
+    strings,
+)
+from scdl.archive.gene_space import Genes as Genes
+from scdl.archive.graph import NeighborGraph
+from scdl.archive.joining import Dtypes, Lookup, Request, join_mapped
+from scdl.archive.schema import INDEX, Block, Info, smallest_unsigned
+from scdl.dataset import summary
+from scdl.dataset.batch import CellBatch
+from scdl.dataset.reader import CellReader, Origin
+from scdl.errors import OutputError
+from storage_backends.compute.caching import cached_property
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+class GeneOptions(TypedDict, total=False):
+    """How cells are brought into one gene space; every key may be left out."""
+
+    gene_column: str | None
+    missing: Missing
+    duplicates: Duplicates
+
+
+class GeneView(CellReader):
+    """The cells of a dataset or a collection in one gene space; nothing is copied.
+
+    It reads and trains as what it is made of does, with one feature block, whose genes are the
+    vocabulary. :meth:`CellReader.select_genes` makes it.
+
+    Parameters
+    ----------
+    cells
+        What to read.
+    genes
+        The vocabulary.
+    **options
+        ``gene_column``, ``missing`` and ``duplicates``.
+    """
+
+    def __init__(self, cells: CellReader, genes: Genes, **options: Unpack[GeneOptions]) -> None:
+        missing: Missing = options.get("missing", "error")
+        names, table_of = _genes_of(cells, options.get("gene_column"))
+        duplicates: Duplicates = options.get("duplicates", "error")
+        space = gene_space(genes, names, table_of, missing, duplicates)
+        self._cells, self._missing = cells, missing
+        if isinstance(cells, GeneView):
+            # Of a selection of a selection only the genes differ: cells are read as before.
+            self._cells, space = cells._cells, cells._space.then(space)
+            self._missing = "mask" if cells._missing == "mask" else missing
+        self._space: GeneSpace = space
+        self._block_stops = np.array([block.stop for block in self._cells.info.blocks])
+
+    def __repr__(self) -> str:
+        return f"GeneView({self._cells!r}): {len(self._space.names)} genes"
+
+    def _facts(self) -> summary.Facts:
+        return {"genes": summary.names(self.gene_names), "cells of": repr(self._cells)}
+
+    # -- what it holds ---------------------------------------------------------------------
+
+    @property
+    def info(self) -> Info:
+        """One block, of the vocabulary's genes."""
+        return self._info
+
+    @cached_property
+    def _info(self) -> Info:
+        source = self._cells.info
+        return replace(source, blocks=(Block(source.n_obs, len(self._space.names)),))
+
+    @cached_property
+    def gene_spaces(self) -> NDArray[np.int64]:
+        """One gene space, the vocabulary."""
+        return np.zeros(1, np.int64)
+
+    @property
+    def gene_names(self) -> NDArray[Any]:
+        """Ids of the genes, as objects."""
+        return self._var.blocks[0].column(INDEX)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which genes each gene space of the archives has; spaces x n_vars."""
+        return self._space.present
+
+    def spaces(self, rows: csr.Rows) -> NDArray[np.int64]:
+        """The gene space of cells, a row of :attr:`present` each."""
+        return self._tables(csr.positions(rows, self.n_obs))
+
+    def coverage(self) -> pd.DataFrame:
+        """How many genes of the vocabulary the cells of each origin have.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by origin (a member of a collection, or the file that a feature block came
+            from): ``n_obs``; ``n_vars``, its genes; ``present`` and ``missing``, genes of the
+            vocabulary; ``share``, that are present.
+        """
+        import pandas as pd
+
+        origins = self._cells.origins()
+        widths = np.array(self._cells.n_vars)
+        blocks = np.array([origin.block for origin in origins], np.int64)
+        present = self._space.present.sum(axis=1)[self._space.table_of[blocks]]
+        n_vars = len(self._space.names)
+        return pd.DataFrame(
+            {
+                "n_obs": [origin.n_obs for origin in origins],
+                "n_vars": widths[blocks],
+                "present": present,
+                "missing": n_vars - present,
+                "share": present / n_vars,
+            },
+            index=pd.Index([origin.name for origin in origins], name="origin"),
+        )
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells these cells and genes from others at the same place."""
+        return *self._cells.identity, self._space_hash, self._missing
+
+    @cached_property
+    def _space_hash(self) -> str:
+        import pyarrow as pa
+
+        space = self._space
+        found = hashlib.sha256(names_hash(pa.chunked_array([space.names])).encode())
+        for part in (space.genes, space.bounds, space.table_of):
+            found.update(part.tobytes())
+        return found.hexdigest()
+
+    @cached_property
+    def _var(self) -> VarFeatures:
+        return VarFeatures(
+            _Vocabulary(self._space.names), self.info, ("feature_id", "var_feature_id")
+        )
+
+    def var_features(self) -> VarFeatures:
+        """The vocabulary, as the only column of var."""
+        return self._var
+
+    def origins(self) -> list[Origin]:
+        """Where the cells came from, in their order."""
+        return [origin._replace(block=0) for origin in self._cells.origins()]
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _tables(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        if len(self._space.present) == 1:
+            return np.zeros(len(at), np.int64)
+        return self._space.table_of[np.searchsorted(self._block_stops, at, side="right")]
+
+    def _request(self, at: NDArray[np.int64]) -> Request:
+        return self._cells._request(at)
+
+    def _read(
+        self,
+        at: NDArray[np.int64],
+        ordered: bool,
+        index_dtype: DTypeLike | None,
+        *,
+        concurrently: bool = False,
+        sum_dtype: np.dtype[Any] | None = None,
+        totals: bool = False,
+    ) -> CellBatch:
+        space, n_vars = self._space, self.info.max_n_vars
+        given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
+        if not np.can_cast(self.index_dtype, given, "safe"):
+            raise OutputError(f"index_dtype {given} does not hold the ids of {n_vars} genes")
+        request, tables = self._cells._request(at), self._tables(at)
+        stored = self._cells.data_dtype
+        # Compiled loops cannot add float16.
+        data_dtype = np.dtype(np.float32) if totals and stored == np.float16 else stored
+        dtypes = Dtypes(data_dtype, self._cells.index_dtype, given)
+        lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
+        sums = np.empty(len(at), np.float64) if totals else None
+        how: dict[str, Any] = {"ordered": ordered, "sum_dtype": sum_dtype or self.data_dtype}
+        rows = join_mapped(request, dtypes, lookup, n_vars, totals=sums, **how)
+        data = rows.data
+        if sum_dtype is None and data.dtype != self.data_dtype and not totals:
+            data = data.astype(self.data_dtype)
+        # The kernel gives no id beyond the vocabulary.
+        batch = CellBatch(data, *rows[1:3], n_vars=n_vars, rows=at, largest=n_vars - 1, totals=sums)
+        if self._missing != "mask":
+            return batch
+        return replace(batch, present=space.present, spaces=tables)
+
+    def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return self._cells._vectors(key, rows)
+
+    def _vector_keys(self) -> list[str]:
+        return self._cells._vector_keys()
+
+    def obs_features(self) -> ObsFeatures | None:
+        """Columns of obs by cell; None where there is no obs."""
+        return self._cells.obs_features()
+
+    @property
+    def graph(self) -> NeighborGraph | None:
+        """The neighbour graph of the cells."""
+        return self._cells.graph
+
+    @property
+    def neighbor_keys(self) -> list[str]:
+        """Keys of the neighbour graphs of the cells."""
+        return self._cells.neighbor_keys
+
+    def _graph_of(self, key: str) -> NeighborGraph | None:
+        return self._cells._graph_of(key)
+
+    def number_nonzero_values(self) -> int:
+        """Stored values in this gene space; they are counted, which reads all cells."""
+        counted = 0
+        for start, stop in csr.spans(self.n_obs, _COUNTED_CELLS):
+            # Genes that are one are summed where rows are in order.
+            counted += len(self._read(np.arange(start, stop), True, None).data)
+        return counted
+
+    @cached_property
+    def data_dtype(self) -> np.dtype[Any]:
+        """Type of the values; wider than the stored one where it could not hold sums of genes."""
+        stored, repeats = self._cells.data_dtype, self._space.most_repeats
+        if repeats < 2:
+            return stored
+        if stored.kind == "f":
+            return np.result_type(stored, np.float32)
+        most = min(int(np.iinfo(stored).max) * repeats, np.iinfo(np.uint64).max)
+        return smallest_unsigned(most) if stored.kind == "u" else np.dtype(np.int64)
+
+    @property
+    def index_dtype(self) -> np.dtype[Any]:
+        """Type of the column ids, unsigned."""
+        return smallest_unsigned(self.info.max_n_vars - 1)
+
+    @property
+    def bytes_per_cell(self) -> float:
+        """Bytes of a cell in memory before genes are left out."""
+        return self._cells.bytes_per_cell
+
+    @property
+    def cells_per_chunk(self) -> float:
+        """Cells, on average, that are read as one whichever of them is asked for; below 1: none."""
+        return self._cells.cells_per_chunk
+
+    def will_need(self, rows: NDArray[np.int64]) -> None:
+        """Tell that some cells will be read soon; does not wait."""
+        self._cells.will_need(rows)
+
+
+#: Cells that are read at once to count their values.
+_COUNTED_CELLS = 4_096
+
+
+class _Vocabulary:
+    """A var table of names alone."""
+
+    def __init__(self, names: pa.Array) -> None:
+        self.path = "the vocabulary"
+        self._names = names
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        return self.read_table(name).schema
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        import pyarrow as pa
+
+        return pa.table({INDEX: self._names})
+
+
+def _genes_of(cells: CellReader, column: str | None) -> tuple[list[BlockGenes], list[int]]:
+    """The different lists of genes of some cells, and which of them each feature block has.
+
+    Parameters
+    ----------
+    column
+        Column of var that has the ids; None: the names of the genes.
+    """
+    # Blocks of the same names may have other columns.
+    keys = cells.gene_spaces.tolist() if column is None else cells._block_keys()
+    table_of = numbered(keys).tolist()
+    features = cells.var_features()
+    names: dict[int, str] = {}
+    for origin in cells.origins():
+        names.setdefault(table_of[origin.block], origin.name)
+    if isinstance(cells, GeneView):
+        names = {0: "the selection of genes"}
+    blocks = []
+    for table in range(max(table_of, default=-1) + 1):
+        ids = features.blocks[table_of.index(table)].array(column or INDEX)
+        blocks.append(BlockGenes(names.get(table, f"block {table}"), strings(ids)))
+    return blocks, table_of

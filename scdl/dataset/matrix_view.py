@@ -1,0 +1,171 @@
+"""An archive of a whole AnnData as if another of its matrices were the one to train from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive.features import table_of
+from scdl.archive.schema import MATRIX, Info, var_table
+from scdl.errors import OptionError
+from scdl.sources.base import Elements, genes_of
+from storage_backends.base import ArraySpec, ArrayStore
+from storage_backends.compute.caching import cached_property
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class MatrixView(ArrayStore):
+    """The arrays of a matrix under the names of the expression matrix; nothing is copied.
+
+    obs, obsm and graphs are those of the archive, other matrices are left out.
+
+    Parameters
+    ----------
+    store
+        The archive.
+    matrix
+        ``X``, ``raw/X`` or ``layers/<key>``, which the archive keeps in CSR form.
+
+    Raises
+    ------
+    OptionError
+        The archive has no such matrix, or not by rows.
+    """
+
+    def __init__(self, store: ArrayStore, matrix: str) -> None:
+        self._store, self.path = store, store.path
+        info = Info.from_attrs(store.attrs, store.path)
+        found = store.sparse.get(matrix)
+        if found is None or found.format != "csr" or len(info.blocks) > 1:
+            self._refuse(info, matrix)
+        self._genes = genes_of(matrix)
+        self._own_var = self._genes == genes_of(info.element)
+        self._names = {part: f"{matrix}/{part}" for part in MATRIX}
+        n_vars = info.blocks[0].n_vars if self._own_var else self._var.num_rows
+        block = {"stop": info.n_obs, "n_vars": n_vars, "label": info.blocks[0].label}
+        # A conversion copies these matrices with the columns of each row as they were.
+        self._attrs = {"blocks": [block], "sorted": False, "matrices": [matrix]}
+
+    def _refuse(self, info: Info, matrix: str) -> None:
+        elements = Elements(self._store, info, 0)
+        kinds = ("X", "raw/X", "layers/")
+        there = [name for name in elements.names() if name.startswith(kinds)]
+        by_rows = [
+            info.element,
+            *(name for name in there if (s := self._store.sparse.get(name)) and s.format == "csr"),
+        ]
+        if matrix in there and matrix not in by_rows:
+            problem = f"{matrix} is not stored by rows as a sparse matrix, as training reads it"
+            remedy = f"convert the archive with matrix={matrix!r}"
+        else:
+            problem = f"there is no other matrix {matrix}"
+            remedy = f"choose one of: {', '.join(dict.fromkeys(by_rows))}"
+        raise OptionError(f"{self.path}: {problem}; {remedy}")
+
+    @cached_property
+    def _var(self) -> pa.Table:
+        return table_of(self._store.read_element(self._genes))
+
+    @classmethod
+    def detect(cls, path: str) -> bool:
+        """No archive stands at a path as a view."""
+        return False
+
+    @classmethod
+    def open(cls, path: str, *, hold: bool = True) -> Self:
+        """Views are made of open archives."""
+        raise OptionError(f"{path}: a view of a matrix is made of an archive that is open")
+
+    @property
+    def identity(self) -> Any:
+        """As of the archive."""
+        return self._store.identity
+
+    @property
+    def is_current(self) -> bool:
+        """As of the archive."""
+        return self._store.is_current
+
+    @property
+    def fingerprint(self) -> str | None:
+        """As of the archive."""
+        return self._store.fingerprint
+
+    @cached_property
+    def arrays(self) -> Mapping[str, ArraySpec]:
+        """Those of the matrix, and those of cells."""
+        kept = ("graphs/", "obsm/")
+        own = {part: self._store.spec(name) for part, name in self._names.items()}
+        others = {n: spec for n, spec in self._store.arrays.items() if n.startswith(kept)}
+        return MappingProxyType(own | others)
+
+    @property
+    def tables(self) -> Sequence[str]:
+        """Those of the archive."""
+        return self._store.tables
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """One feature block, whose rows may be out of order."""
+        return self._attrs
+
+    @property
+    def stored_bytes(self) -> Mapping[str, int]:
+        """Bytes on disk by name."""
+        stored = self._store.stored_bytes
+        names = {name: self._names.get(name, name) for name in (*self.arrays, *self.tables)}
+        return {name: stored[there] for name, there in names.items() if there in stored}
+
+    def read_ranges(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        """As of the archive."""
+        self._store.read_ranges(self._names.get(name, name), starts, stops, out)
+
+    def view(self, name: str) -> NDArray[Any] | None:
+        """As of the archive."""
+        return self._store.view(self._names.get(name, name))
+
+    def chunk_length(self, name: str) -> int:
+        """As of the archive."""
+        return self._store.chunk_length(self._names.get(name, name))
+
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """As of the archive."""
+        self._store.will_need(self._names.get(name, name), starts, stops)
+
+    def table_schema(self, name: str) -> pa.Schema:
+        """As of the archive, with the genes of the matrix."""
+        if name == var_table(0) and not self._own_var:
+            return self._var.schema
+        return self._store.table_schema(name)
+
+    def read_table(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> pa.Table:
+        """As of the archive, with the genes of the matrix."""
+        if name == var_table(0) and not self._own_var:
+            table = self._var if columns is None else self._var.select(list(columns))
+            return table.slice(start, None if stop is None else stop - start)
+        return self._store.read_table(name, columns, start, stop)
+
+    def check_removable(self) -> None:
+        """An archive is not removed for one of its matrices."""
+        raise OptionError(
+            f"{self.path}: opened with matrix=…, which is for reading; open the archive without to "
+            "remove it"
+        )
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._store.close()

@@ -1,0 +1,1 @@
+"""Compiled loops, each beside its NumPy twin."""

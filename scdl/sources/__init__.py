@@ -1,0 +1,1 @@
+"""What can be converted: a module for each format."""

@@ -1,0 +1,168 @@
+"""Sources of a conversion in one gene space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl.archive.csr import SparseRows
+from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space, strings
+from scdl.archive.schema import DATA, INDEX
+from scdl.errors import GeneError, OptionError, SourceError
+from scdl.sources.base import Source
+from scdl.sources.matrices import Bounds, Matrix, Reader
+
+#: Policies and what they are by default.
+_DEFAULTS = {"gene_column": None, "missing": "error", "duplicates": "error"}
+
+
+@dataclass(frozen=True)
+class GeneChoice:
+    """The gene space that an archive is written in; see :meth:`CellReader.select_genes`."""
+
+    genes: Genes
+    gene_column: str | None = None
+    missing: Missing = "error"
+    duplicates: Duplicates = "error"
+
+
+def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | None:
+    """What `genes` and its policies say; None where all genes of all sources are written.
+
+    Parameters
+    ----------
+    policies
+        ``gene_column``, ``missing`` and ``duplicates``.
+
+    Raises
+    ------
+    OptionError
+        Policies are given without genes, or ask for what an archive does not store.
+    """
+    if genes is None:
+        for name, value in policies.items():
+            if value != _DEFAULTS[name]:
+                raise OptionError(
+                    f"{name}={value!r} says how genes are selected, and none are; give genes= too"
+                )
+        return None
+    if policies["missing"] == "mask":
+        raise OptionError(
+            "missing='mask' goes with reading: an archive does not store which genes a cell's "
+            "source had; say missing='zero' or 'error'"
+        )
+    return GeneChoice(genes, **policies)
+
+
+def selected(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
+    """The same sources with the chosen genes, in one order.
+
+    Raises
+    ------
+    GeneError, GeneListNotFoundError
+        As by :meth:`CellReader.select_genes`.
+    """
+    blocks = [BlockGenes(source.path, _ids(source, choice.gene_column)) for source in sources]
+    numbers = range(len(blocks))
+    space = gene_space(choice.genes, blocks, numbers, choice.missing, choice.duplicates)
+    pairs = zip(sources, space.tables, strict=True)
+    return [_Selected(source, space.names, table) for source, table in pairs]
+
+
+def _ids(source: Source, column: str | None) -> pa.Array:
+    table = source.var()
+    if (column or INDEX) not in table.schema.names:
+        there = ", ".join(name for name in table.schema.names if name != INDEX) or "no columns"
+        what = "names of genes" if column is None else f"column {column!r}"
+        raise GeneError(
+            f"{source.path}: var has no {what}; it has: {there}, one of which gene_column= may name"
+        )
+    return strings(pa.concat_arrays(table.column(column or INDEX).chunks))
+
+
+class _Selected(Source):
+    """A source of which some genes are taken, and nothing that is aligned with the others."""
+
+    def __init__(self, source: Source, names: pa.Array, table: NDArray[np.int32]) -> None:
+        self._source, self._names = source, names
+        self.path, self.label = source.path, source.label
+        self.matrix_name, self.element = source.matrix_name, source.element
+        self.obs, self.labelled = source.obs, source.labelled
+        self.first_row, self.tally = source.first_row, source.tally
+        self.matrix = _Mapped(source.matrix, table, len(names))
+
+    @property
+    def n_vars(self) -> int:
+        return len(self._names)
+
+    def var(self) -> pa.Table:
+        return pa.table({INDEX: self._names})
+
+    def graph(self, key: str) -> Matrix | None:
+        return self._source.graph(key)
+
+    def vectors(self, key: str) -> Reader:
+        return self._source.vectors(key)
+
+    @property
+    def kept_graphs(self) -> Sequence[str]:
+        return self._source.kept_graphs
+
+    @property
+    def kept_vectors(self) -> Sequence[str]:
+        return self._source.kept_vectors
+
+    @property
+    def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
+        kept = self._source.kept_dtypes
+        return {DATA: kept[DATA]} if DATA in kept else {}
+
+    def not_carried(self, carried: set[str]) -> list[str]:
+        columns = [name for name in self._source.var().schema.names if name != INDEX]
+        return [*self._source.not_carried(carried), *(f"var/{name}" for name in columns)]
+
+    @property
+    def unread(self) -> Sequence[str]:
+        return self._source.unread
+
+    def names_of_rest(self) -> Sequence[str]:
+        return ()
+
+    def element_of_rest(self, name: str) -> Any:
+        raise NotImplementedError("a selection of genes has no other elements")
+
+
+class _Mapped(Matrix):
+    """A matrix with other column ids.
+
+    Parameters
+    ----------
+    table
+        Of each column its new id; -1: it is left out.
+    n
+        Columns that there are then.
+    """
+
+    def __init__(self, matrix: Matrix, table: NDArray[np.int32], n: int) -> None:
+        self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size
+        self.shape = (matrix.shape[0], n)
+        self._matrix, self._table = matrix, table
+
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        for block in self._matrix.blocks(bounds):
+            ids, below = block.indices, len(self._table)
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < below:
+                outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
+                raise SourceError(
+                    f"{self.where}: it has the column id {outside}, expected [0, {below}) for as "
+                    "many genes; the file is damaged"
+                )
+            places = self._table[block.indices]
+            kept = places >= 0
+            ends = np.concatenate([[0], np.cumsum(kept)])
+            yield SparseRows(block.data[kept], places[kept], ends[block.indptr])

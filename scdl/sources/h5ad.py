@@ -1,0 +1,379 @@
+"""AnnData HDF5 files: what is in them, checked, and read by blocks.
+
+Nothing is read that is not asked for, so that a file with an element that nobody understands still
+converts. Source: anndata's on-disk format specification, and what older releases wrote.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+import h5py
+import pyarrow as pa
+
+from scdl.archive.features import frame_of
+from scdl.archive.schema import DATA, INDICES, INDPTR
+from scdl.errors import SourceError, SourceNotFoundError
+from scdl.sources import hdf5_guard
+from scdl.sources.anndata_elements import read_element
+from scdl.sources.base import Source, SparseParts
+from scdl.sources.dataframes import H5Table
+from scdl.sources.hdf5 import FieldReader, RowReader, readable
+from scdl.sources.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
+from scdl.sources.transposed import Coo, Csc, DenseTiles
+from storage_backends import other_formats
+from storage_backends.base import DTYPES, Sparse
+from storage_backends.compute.caching import cached_property
+from storage_backends.errors import one_line
+from storage_backends.paths import path_of
+
+#: Bytes of the chunks that hold the same rows of a dense matrix, above which it is read by chunks.
+_LARGEST_BAND = 16 << 20
+_SPARSE: dict[str, Any] = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
+#: Mappings of elements, of which some may be carried over.
+_MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+#: What stands for raw in files of old releases; the categories, which uns has too.
+_OLD_RAW = ("raw.X", "raw.var", "raw.varm", "raw.cat")
+#: Elements that may be as large as the matrix; the others are read as a whole.
+_STREAMED = ("X", "raw/X", "layers/", "obsm/", "obsp/")
+
+
+class H5adFile(Source):
+    """An AnnData file, open for reading; a context manager.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    matrix
+        ``X``, ``raw/X`` or ``layers/<key>``; None: ``raw/X`` where the file has it, else ``X``.
+
+    Raises
+    ------
+    SourceNotFoundError
+        There is no such file.
+    SourceError
+        It is not HDF5, truncated, no AnnData, or lacks the matrix.
+    """
+
+    obs: H5Table
+
+    def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
+        self.path = self.label = path_of(path, "the path of an h5ad file")
+        self._file = _open_hdf5(self.path)
+        try:
+            with readable(self.path):
+                self.matrix_name = self.element = self._choose_matrix(matrix)
+                self.obs = self._table("obs")
+                self._var = self._table(self.genes)
+                self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+
+    @property
+    def n_vars(self) -> int:
+        return self._var.num_rows
+
+    def var(self) -> pa.Table:
+        return self._var.whole()
+
+    def graph(self, key: str) -> Matrix | None:
+        name = f"obsp/{key}"
+        with readable(self.path):
+            there = self._element(name) is not None
+            return self._matrix(name, (self.n_obs, self.n_obs)) if there else None
+
+    def vectors(self, key: str) -> Reader:
+        with readable(self.path):
+            return self._vectors(key)
+
+    def _vectors(self, key: str) -> RowReader | FieldReader:
+        obsm, where = hdf5_guard.group(self._file, "obsm"), f"{self.path}: obsm/{key}"
+        if obsm is None or key not in self._names_in("obsm"):
+            raise SourceError(
+                f"{where} is missing; obsm holds: {', '.join(self._names_in('obsm')) or 'nothing'}"
+            )
+        old = isinstance(obsm, h5py.Dataset)
+        element = obsm if old else hdf5_guard.element(self._file, f"obsm/{key}")
+        dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
+        if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
+            raise SourceError(f"{where} is no dense array of numbers; leave it out")
+        if element.ndim < 1 or element.shape[0] != self.n_obs:
+            raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
+        return FieldReader(obsm, key) if old else RowReader(element)
+
+    def not_carried(self, carried: set[str]) -> list[str]:
+        with readable(self.path):
+            return self._not_carried(carried)
+
+    def _not_carried(self, carried: set[str]) -> list[str]:
+        names = [name for name in ("X", "uns") if self._is_there(name)]
+        for mapping in _MAPPINGS:
+            names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
+        names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_there(name)]
+        names += self._unread({"obs": self.obs, self.genes: self._var})
+        carried = carried | {self.matrix_name, self.genes}
+        if self.genes == "raw/var":
+            # The genes outside raw are left out with X.
+            names += ["var"] if self._is_there("var") else []
+        return [name for name in names if name not in carried]
+
+    @property
+    def unread(self) -> list[str]:
+        """What is no part of an AnnData, and columns of cells and genes that cannot be read."""
+        tables = {"obs": self.obs, self.genes: self._var}
+        if self._is_there(self._other_genes):
+            # A table that cannot be read is left out as a whole.
+            with suppress(SourceError), readable(self.path):
+                tables[self._other_genes] = self._table(self._other_genes)
+        return self._unread(tables)
+
+    @property
+    def _other_genes(self) -> str:
+        """The table of genes that the matrix does not have."""
+        return "var" if self.genes == "raw/var" else "raw/var"
+
+    def _unread(self, tables: Mapping[str, H5Table]) -> list[str]:
+        known = {"X", "obs", "var", "uns", "raw", "__categories", *_MAPPINGS, *_OLD_RAW}
+        columns = [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
+        return [name for name in self._file if name not in known] + columns
+
+    def names_of_rest(self) -> Sequence[str]:
+        with readable(self.path):
+            others = ("X", "raw/X", self._other_genes)
+            names = [name for name in others if self._is_there(name)]
+            for mapping in (*_MAPPINGS, "raw/varm"):
+                names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
+            moved = {old: new for new, old in self._old_graphs.items()}
+            names += [moved.get(name, name) for name in self._names_in_uns()]
+            return [name for name in names if name != self.matrix_name]
+
+    def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
+        where = f"{self.path}: {name}"
+        with readable(where):
+            if name in ("var", "raw/var"):
+                return frame_of(self._table(name).whole())
+            mapping, _, key = name.rpartition("/")
+            holder = self._group(mapping) if mapping else None
+            if isinstance(holder, h5py.Dataset):
+                hdf5_guard.check(holder)
+                field = FieldReader(holder, key)
+                return field.read(0, len(field))
+            element = self._element(name)
+            assert element is not None
+            if name.startswith(_STREAMED):
+                encoding = _sparse_encoding(element)
+                if encoding == "coo_matrix":
+                    rows, columns = _sparse_shape(element)
+                    return Coo(where, element, (rows, columns))
+                if encoding in _SPARSE and _is_storable(element.get(DATA)):
+                    parts = readers(where, element, DATA, INDICES, INDPTR)
+                    rows, columns = _sparse_shape(element)
+                    return SparseParts(Sparse(encoding[:3], (rows, columns)), parts)
+                if _is_storable(element):
+                    return RowReader(element)
+            return read_element(element)
+
+    def _names_in(self, mapping: str) -> list[str]:
+        group = self._group(mapping)
+        if isinstance(group, h5py.Dataset):
+            # Files of old releases keep some mappings as one compound dataset.
+            return list(group.dtype.names or ())
+        there = [name for name in group or () if hdf5_guard.is_there(group, name)]
+        # anndata writes a name with a slash as groups of groups.
+        return [name for key in there for name in self._pieces(mapping, key, set())]
+
+    def _names_in_uns(self) -> list[str]:
+        group = hdf5_guard.group(self._file, "uns")
+        keys = group if isinstance(group, h5py.Group) else ()
+        seen = {group.id} if isinstance(group, h5py.Group) else set()
+        names = [f"uns/{name}" for key in keys for name in self._pieces("uns", key, seen)]
+        if isinstance(self._group("obs"), h5py.Dataset):
+            # Tables of old releases had the categories of their columns there.
+            columns = {*self.obs.categories, *self._table("var").categories}
+            names = [n for n in names if n.removesuffix("_categories")[4:] not in columns]
+        return names
+
+    def _pieces(self, holder: str, key: str, seen: set[Any]) -> list[str]:
+        """Names of all that a key of a mapping leads to; its own where it is no mapping."""
+        try:
+            found = self._group(f"{holder}/{key}")
+        except SourceError:
+            # Reading the element raises the error that explains why.
+            return [key]
+        if not isinstance(found, h5py.Group) or found.id in seen or not len(found):
+            return [key]
+        encoding = _text(found.attrs.get("encoding-type", found.attrs.get("h5sparse_format", "")))
+        if encoding not in ("", "dict"):
+            return [key]
+        seen.add(found.id)
+        return [name for k in found for name in self._pieces(holder, f"{key}/{k}", seen)]
+
+    @cached_property
+    def _old_graphs(self) -> Mapping[str, str]:
+        """Where graphs stand that early releases had in uns, by the name that they have now."""
+        found = {}
+        for key in ("connectivities", "distances"):
+            old, new = f"uns/neighbors/{key}", f"obsp/{key}"
+            with suppress(SourceError):
+                graph = hdf5_guard.element(self._file, old)
+                is_sparse = isinstance(graph, h5py.Group) and _sparse_encoding(graph) in _SPARSE
+                shape = _sparse_shape(graph) if is_sparse else getattr(graph, "shape", None)
+                if shape == (self.n_obs, self.n_obs) and not hdf5_guard.is_there(self._file, new):
+                    found[new] = old
+        return found
+
+    def _names_at_the_root(self) -> list[str]:
+        """Names of what is in the file, and in its groups."""
+        groups = (hdf5_guard.group(self._file, name) for name in self._file)
+        below = (name for group in groups if isinstance(group, h5py.Group) for name in group)
+        return [*self._file, *below]
+
+    def _choose_matrix(self, name: str | None) -> str:
+        if not (self._has("obs") and self._has("var")):
+            other = other_formats.hdf5(self._names_at_the_root())
+            if other is not None:
+                raise SourceError(other_formats.sentence(self.path, other))
+            found = ", ".join(self._file) or "nothing"
+            raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {found}")
+        default = "raw/X" if self._element("raw/X") is not None else "X"
+        chosen = default if name is None else name
+        known = chosen in ("X", "raw/X") or chosen.startswith("layers/")
+        if not known or self._element(chosen) is None:
+            there = [n for n in ("X", "raw/X") if self._element(n) is not None]
+            there += [f"layers/{key}" for key in self._names_in("layers")]
+            raise SourceError(
+                f"{self.path}: there is no matrix {chosen}; the file has: "
+                f"{', '.join(there) or 'none'}"
+            )
+        return chosen
+
+    def _paths(self, name: str) -> list[str]:
+        """Where an element may be: where newer releases have it first."""
+        moved = self._old_graphs.get(name) if name.startswith("obsp/") else None
+        old = name.replace("raw/", "raw.", 1) if name.startswith("raw/") else moved
+        return [name, old] if old else [name]
+
+    def _element(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        found = (hdf5_guard.element(self._file, path) for path in self._paths(name))
+        return next((element for element in found if element is not None), None)
+
+    def _group(self, name: str) -> h5py.Group | h5py.Dataset | None:
+        """As :meth:`_element`, of a mapping."""
+        found = (hdf5_guard.group(self._file, path) for path in self._paths(name))
+        return next((group for group in found if group is not None), None)
+
+    def _has(self, name: str) -> bool:
+        return hdf5_guard.group(self._file, name) is not None
+
+    def _is_there(self, name: str) -> bool:
+        """Whether there is an element of a name, or the old one, that is not empty."""
+        return any(hdf5_guard.is_there(self._file, path) for path in self._paths(name))
+
+    def _table(self, name: str) -> H5Table:
+        element = self._group(name)
+        if element is None:
+            hint = (
+                ", which has the genes of raw/X; take X, with matrix='X'" if "raw" in name else ""
+            )
+            raise SourceError(f"{self.path}: {name} is missing{hint}")
+        return H5Table(f"{self.path}: {name}", element)
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
+        element, where = self._element(name), f"{self.path}: {name}"
+        if isinstance(element, h5py.Dataset):
+            if element.shape is None:
+                raise SourceError(f"{where} is empty, expected a matrix of shape {shape}")
+            check_shape(where, tuple(int(n) for n in element.shape), shape)
+            if _is_banded(element):
+                return DenseTiles(where, element, shape)
+            chunk_rows = element.chunks[0] if element.chunks else 1
+            return Dense(where, RowReader(numbers(where, element)), shape, chunk_rows)
+        else:
+            assert element is not None
+            encoding = _sparse_encoding(element)
+            if encoding not in _SPARSE:
+                raise SourceError(
+                    f"{where}: cannot read the encoding {encoding!r}; expected a dense array or "
+                    f"{', '.join(_SPARSE)}"
+                )
+            check_shape(where, _sparse_shape(element), shape)
+            if encoding == "coo_matrix":
+                return Coo(where, element, shape)
+            parts = readers(where, element, "data", "indices", "indptr")
+            matrix: Matrix = _SPARSE[encoding](where, parts, shape)
+            return matrix
+
+
+def _sparse_encoding(element: h5py.Group) -> str:
+    # Names of the attributes before and since anndata 0.7.
+    encoding = _text(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "")))
+    return encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
+
+
+def _sparse_shape(element: h5py.Group) -> tuple[int, ...]:
+    return tuple(
+        int(n) for n in element.attrs.get("shape", element.attrs.get("h5sparse_shape", ()))
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _open_hdf5(path: str) -> h5py.File:
+    try:
+        if os.path.isdir(path):
+            raise SourceError(f"{path}: expected an h5ad file, found a directory")
+        os.stat(path)
+        if other := other_formats.described(path):
+            raise SourceError(other)
+        hdf5_guard.check_heaps(path)
+        return h5py.File(path, "r")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFoundError(other_formats.missing(path)) from error
+    except OSError as error:
+        raise SourceError(f"{path}: {_why_not(error)}") from error
+
+
+def _why_not(error: OSError) -> str:
+    """Why a file that is there cannot be opened."""
+    if error.errno in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK):
+        return (
+            "the file is locked, since another program has it open for writing; close it there and "
+            "try again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "permission denied: the file exists and may not be read by this user"
+    if error.errno:
+        return f"the file cannot be read ({os.strerror(error.errno)})"
+    truncated = "truncated" in str(error)
+    problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
+    return f"{problem} ({one_line(error)})"
+
+
+def _is_banded(dataset: h5py.Dataset) -> bool:
+    """Whether a row of chunks is too large to be held while its rows are read."""
+    if dataset.ndim != 2 or not dataset.chunks:
+        return False
+    return bool(dataset.chunks[0] * dataset.shape[1] * dataset.dtype.itemsize > _LARGEST_BAND)
+
+
+def _is_storable(element: Any) -> bool:
+    """Whether the numbers of an element are of a type that archives have."""
+    return (
+        isinstance(element, h5py.Dataset)
+        and element.ndim > 0
+        and element.dtype.newbyteorder("=") in DTYPES
+    )

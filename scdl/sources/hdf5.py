@@ -1,0 +1,223 @@
+"""Reading HDF5 datasets in ranges of rows, decompressing in parallel.
+
+HDF5 decompresses one chunk at a time under one lock. Chunks that are compressed with gzip, alone or
+after the shuffle filter, are therefore fetched raw and decompressed in threads; everything else is
+read by h5py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import queue
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
+from numpy.typing import NDArray
+
+from scdl.errors import ScdlError, SourceError
+from storage_backends.compute import threads
+from storage_backends.errors import one_line
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Say what HDF5 says of a damaged file in one sentence, as a SourceError."""
+    try:
+        yield
+    except ScdlError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error):.300}") from error
+
+
+def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised array whose memory the next array of about its size can take over.
+
+    Blocks differ a little in size. Allocated as they are, they fragment the heap, which then grows
+    with the length of the file; rounded up they fit into each other's place.
+    """
+    items = math.prod(shape)
+    rounded = 1 << max(items - 1, 0).bit_length()
+    return np.empty(rounded, dtype)[:items].reshape(shape)
+
+
+class RowReader:
+    """Reads rows of an HDF5 dataset of numbers.
+
+    Parameters
+    ----------
+    dataset
+        At least one-dimensional.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        plist = dataset.id.get_create_plist()
+        self._filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+        self._raw = self._filters in ([FILTER_DEFLATE], [FILTER_SHUFFLE, FILTER_DEFLATE])
+        # Blocks of rows rarely end with a chunk: the next block begins with the same chunk.
+        self._last: dict[tuple[int, ...], NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return int(self._dataset.shape[0])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers as they are stored."""
+        dtype: np.dtype[Any] = self._dataset.dtype
+        return dtype
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(int(n) for n in self._dataset.shape[1:])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``, of the stored dtype."""
+        shape = (stop - start, *self._dataset.shape[1:])
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
+            out = recyclable(shape, self.dtype)
+            if not (self._raw and self._inflate_into(out, start, stop)):
+                self._dataset.read_direct(out, np.s_[start:stop])
+            return out
+
+    def _inflate_into(self, out: NDArray[Any], start: int, stop: int) -> bool:
+        """Fill `out` by decompressing in threads; False where a chunk is not like the others."""
+        size = self._dataset.chunks
+        grids = [range(start // size[0] * size[0], stop, size[0])]
+        grids += [range(0, n, c) for n, c in zip(self._dataset.shape[1:], size[1:], strict=True)]
+        offsets = list(itertools.product(*grids))
+        last_row = offsets[-1][0]
+        raw: dict[tuple[int, ...], bytes] = {}
+        for offset in offsets:
+            if offset in self._last:
+                continue
+            try:
+                mask, raw[offset] = self._dataset.id.read_direct_chunk(offset)
+            except (OSError, RuntimeError, ValueError):
+                return False  # never written; h5py gives the fill value, or says what is wrong
+            if mask:
+                return False  # a filter was left out for this chunk
+
+        def place(group: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], NDArray[Any]]:
+            kept = {}
+            for offset in group:
+                chunk = self._last[offset] if offset in self._last else self._inflate(raw[offset])
+                self._place(chunk, offset, out, start, stop)
+                if offset[0] == last_row:
+                    kept[offset] = chunk
+            return kept
+
+        # Several groups a thread, so that all end at about the same time.
+        step = -(-len(offsets) // (4 * threads.n_threads()))
+        groups = [offsets[i : i + step] for i in range(0, len(offsets), step)]
+        placed = [threads.submit(place, group) for group in groups]
+        kept = [future.result() for future in placed]
+        self._last = {offset: chunk for found in kept for offset, chunk in found.items()}
+        return True
+
+    def _inflate(self, raw: bytes) -> NDArray[Any]:
+        size, itemsize = self._dataset.chunks, self.dtype.itemsize
+        expected = math.prod(size) * itemsize
+        # Never more than a chunk's size, whatever the bytes unpack to.
+        decompressor = zlib.decompressobj()
+        plain = decompressor.decompress(raw, expected)
+        if len(plain) != expected or decompressor.decompress(decompressor.unconsumed_tail, 1):
+            raise zlib.error(f"a chunk unpacks to another size than its {expected} bytes")
+        values = np.frombuffer(plain, np.uint8)
+        if FILTER_SHUFFLE in self._filters and itemsize > 1:
+            values = np.ascontiguousarray(values.reshape(itemsize, -1).T).reshape(-1)
+        return values.view(self.dtype).reshape(size)
+
+    def _place(
+        self, chunk: NDArray[Any], offset: tuple[int, ...], out: NDArray[Any], start: int, stop: int
+    ) -> None:
+        """Copy what of a chunk lies in rows ``[start, stop)`` and within the dataset."""
+        first, last = max(offset[0], start), min(offset[0] + len(chunk), stop)
+        rest = list(zip(offset[1:], chunk.shape[1:], self._dataset.shape[1:], strict=True))
+        columns = tuple(slice(o, min(o + n, end)) for o, n, end in rest)
+        inside = tuple(slice(0, c.stop - c.start) for c in columns)
+        piece = chunk[(slice(first - offset[0], last - offset[0]), *inside)]
+        out[(slice(first - start, last - start), *columns)] = piece
+
+
+class FieldReader:
+    """Reads rows of one field of a compound dataset, as files of old releases have.
+
+    Parameters
+    ----------
+    dataset
+        One-dimensional, compound.
+    name
+        The field; its items may be arrays.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, name: str) -> None:
+        self._dataset, self._name = dataset, name
+        field: np.dtype[Any] = dataset.dtype[name]
+        self.dtype: np.dtype[Any] = field.base
+        self.item_shape: tuple[int, ...] = field.shape
+
+    def __len__(self) -> int:
+        return int(self._dataset.shape[0])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``, of the stored dtype."""
+        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
+            rows: NDArray[Any] = self._dataset.fields(self._name)[start:stop]
+        return rows
+
+
+def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
+    """Draw items in a thread, at most `depth` ahead of the consumer.
+
+    What the thread raises is raised here; leaving the loop early ends the thread.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> bool:
+        while not left.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def draw() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
+            put((False, error))
+
+    thread = threading.Thread(target=draw, name="scdl-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if more:
+                yield item
+            elif item is not None:
+                raise item
+            else:
+                return
+    finally:
+        left.set()
+        # Who collects garbage closes it, and may be the thread itself.
+        if thread is not threading.current_thread():
+            thread.join()

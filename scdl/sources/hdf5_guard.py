@@ -1,0 +1,269 @@
+"""What an HDF5 file claims, checked before it is believed.
+
+HDF5 files may lead to others, by links and by datasets that lie elsewhere; may hold groups that
+contain themselves, directly or a thousand times over; and may say that an array is larger than any
+memory without holding a byte of it. Nothing of that is followed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from io import BufferedReader
+
+import h5py
+import numpy as np
+
+from scdl.errors import MissingFilterError, SourceError
+from storage_backends.compute.claims import BYTES_PER_BYTE, FREE_BYTES
+
+#: Links that lead from one to the other.
+_MOST_LINKS = 16
+#: How a collection of objects starts, and the bytes of its head, and of that of an object.
+_HEAP, _HEAP_HEAD = b"GCOL\x01\0\0\0", 16
+_LARGEST_SEARCHED = 1 << 30
+#: Bytes that are searched at once: what a core keeps at hand.
+_PIECE = 1 << 20
+_NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
+#: Filters that HDF5 need not have, by their number. Source: the HDF Group's registry of filters.
+_FILTERS = {
+    4: "szip",
+    305: "LZO",
+    307: "bzip2",
+    32000: "LZF",
+    32001: "Blosc",
+    32003: "Snappy",
+    32004: "LZ4",
+    32008: "Bitshuffle",
+    32013: "ZFP",
+    32015: "Zstandard (zstd)",
+    32017: "SZ",
+    32018: "FCIDECOMP",
+    32019: "JPEG",
+    32024: "SZ3",
+    32026: "Blosc2",
+}
+
+
+class ElsewhereError(SourceError):
+    """What an element is made of lies in another file, or nowhere."""
+
+
+def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
+    """An element of a file with all that is in it, or None.
+
+    Raises
+    ------
+    SourceError
+        It, or a part of it, lies in another file, contains itself, or is out of proportion.
+    """
+    found = _follow(file, file, name, _MOST_LINKS)
+    if found is not None:
+        check(found)
+    return found
+
+
+def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
+    """As :func:`element`, of a mapping whose elements are looked at when they are read."""
+    return _follow(file, file, name, _MOST_LINKS)
+
+
+def check_attributes(found: h5py.Group | h5py.Dataset) -> None:
+    """SourceError where an attribute of it is out of proportion, whatever is in it."""
+    _check_attributes(found, os.path.getsize(found.file.filename))
+
+
+def check(found: h5py.Group | h5py.Dataset) -> None:
+    """SourceError as :func:`element` raises, of what was found by other ways."""
+    where = f"{found.file.filename}: {found.name}"
+    held = os.path.getsize(found.file.filename)
+    claimed = 0
+    for part in _parts(found):
+        _check_attributes(part, held)
+        claimed += _claimed(part) if isinstance(part, h5py.Dataset) else 0
+    if claimed > FREE_BYTES + BYTES_PER_BYTE * held:
+        raise SourceError(
+            f"{where} is said to take {claimed:,} bytes, out of proportion to the {held:,} bytes "
+            "of the file; it is damaged"
+        )
+
+
+def check_heaps(path: str) -> None:
+    """SourceError where a collection of text or other things of any length would never end.
+
+    The library goes from object to object by their sizes, and stays at one of none for ever. Where
+    collections are is known only by reading what refers to them, so they are searched for, in files
+    of which that takes less than a second.
+
+    Source: HDF5 file format specification, global heap.
+    """
+    if not 0 < os.path.getsize(path) <= _LARGEST_SEARCHED:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        for start in _places(file, _HEAP[:4]):
+            if data[start : start + len(_HEAP)] != _HEAP:
+                continue
+            stop = min(start + int.from_bytes(data[start + 8 : start + 16], "little"), len(data))
+            at = start + _HEAP_HEAD
+            while at + _HEAP_HEAD <= stop:
+                index, _, size = struct.unpack_from("<HHxxxxQ", data, at)
+                # What is free has a size with its own head; what is used is filled up to 8 bytes.
+                taken = _HEAP_HEAD + -(-size // 8) * 8 if index else size
+                if not _HEAP_HEAD <= taken <= stop - at:
+                    raise SourceError(
+                        f"{path}: a collection of text at byte {start:,} is damaged: an object of "
+                        f"{size:,} bytes is not in it"
+                    )
+                at += taken
+
+
+def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
+    """Where four bytes stand in a file, in no order.
+
+    The first two compared as a number, from each of two first bytes on, and then the others: four
+    to five times as fast as ``mmap.find``.
+    """
+    piece, begin = np.empty(_PIECE + 4, np.uint8), np.frombuffer(word[:2], "u2")
+    for at in range(0, os.path.getsize(file.name), _PIECE):
+        file.seek(at)
+        piece[file.readinto(piece.data) :] = 0
+        for first in range(2):
+            found = first + 2 * np.flatnonzero(piece[first : first + _PIECE].view("u2") == begin)
+            whole = (piece[found + 2] == word[2]) & (piece[found + 3] == word[3])
+            yield from (at + found[whole]).tolist()
+
+
+def is_there(group: h5py.Group, name: str) -> bool:
+    """Whether a group has an element that is not empty; links to other files are not followed."""
+    try:
+        found = _follow(group.file, group, name, _MOST_LINKS)
+    except SourceError:
+        return True
+    if isinstance(found, h5py.Dataset):
+        # What anndata writes for None.
+        return bool(found.attrs.get("encoding-type") != "null")
+    # A mapping of nothing is nothing, an element without parts may be one.
+    return found is not None and (
+        len(found) > 0 or found.attrs.get("encoding-type", "dict") != "dict"
+    )
+
+
+def _follow(
+    file: h5py.File, group: h5py.Group, path: str, left: int
+) -> h5py.Group | h5py.Dataset | None:
+    """What a path leads to within a file, one link after the other."""
+    at: h5py.Group | h5py.Dataset | None = file if path.startswith("/") else group
+    for name in filter(None, path.split("/")):
+        if not isinstance(at, h5py.Group):
+            return None
+        kind = _kind(at, name)
+        if kind == h5py.h5l.TYPE_HARD:
+            at = at[name]
+        elif kind == h5py.h5l.TYPE_SOFT and left:
+            at = _follow(file, at, at.get(name, getlink=True).path, left - 1)
+        elif kind is None:
+            return None
+        else:
+            raise ElsewhereError(
+                f"{file.filename}: {at.name}/{name} is a link to another file, or one of many; put "
+                "what it leads to into the file"
+            )
+    return at if isinstance(at, h5py.Group | h5py.Dataset) else None
+
+
+def _kind(group: h5py.Group, name: str) -> int | None:
+    """What kind of link a group has of a name; None where it has none."""
+    links, encoded = group.id.links, name.encode(errors="surrogateescape")
+    return int(links.get_info(encoded).type) if links.exists(encoded) else None
+
+
+def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Dataset]:
+    """Every group and dataset of an element; a group that is reached twice is an error."""
+    todo, seen = [found], set()
+    while todo:
+        at = todo.pop()
+        yield at
+        if isinstance(at, h5py.Group):
+            if at.id in seen:
+                raise SourceError(
+                    f"{at.file.filename}: the group {at.name} is in {found.name} twice, or in "
+                    "itself; expected a tree"
+                )
+            seen.add(at.id)
+            todo += filter(None, (_follow(at.file, at, name, _MOST_LINKS) for name in at))
+
+
+def _check_attributes(part: h5py.Group | h5py.Dataset, held: int) -> None:
+    """Attributes are never compressed, so that a file is at least as large as they are."""
+    for name in part.attrs:
+        attribute = part.attrs.get_id(name)
+        _check_type(f"{part.file.filename}: {part.name}: {name}", attribute.get_type())
+        claimed = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
+        if claimed > held:
+            raise SourceError(
+                f"{part.file.filename}: the attribute {name!r} of {part.name} is said to take "
+                f"{claimed:,} bytes, more than the file; it is damaged"
+            )
+
+
+def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
+    """SourceError for numbers as no program writes them, on which the library may loop for ever."""
+    kind = type_.get_class()
+    if kind == h5py.h5t.COMPOUND:
+        for i in range(type_.get_nmembers()):
+            _check_type(where, type_.get_member_type(i))
+    elif kind in (h5py.h5t.ENUM, h5py.h5t.ARRAY, h5py.h5t.VLEN):
+        _check_type(where, type_.get_super())
+    elif kind in _NUMBERS and not h5py.h5t.py_create(type_.dtype).equal(type_):
+        raise SourceError(
+            f"{where}: expected integers or floats as processors have them, found others of "
+            f"{type_.get_size()} bytes; it is damaged"
+        )
+
+
+def _check_filters(where: str, layout: h5py.h5p.PropDCID) -> None:
+    """MissingFilterError for compression that HDF5 does not have, and hdf5plugin neither."""
+    for i in range(layout.get_nfilters()):
+        number, _, _, called = layout.get_filter(i)
+        if h5py.h5z.filter_avail(number) or _has_plugin(number):
+            continue
+        name = _FILTERS.get(number) or called.decode(errors="replace") or "unknown"
+        raise MissingFilterError(
+            f"{where} is compressed with the HDF5 filter {name} (number {number}), which is not "
+            "installed; install it with: pip install hdf5plugin"
+        )
+
+
+def _has_plugin(number: int) -> bool:
+    """Whether the package hdf5plugin is installed, which brings filters along, and has one."""
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError:
+        return False
+    return bool(h5py.h5z.filter_avail(number))
+
+
+def _claimed(dataset: h5py.Dataset) -> int:
+    """Bytes that a dataset says it has, or a chunk of it; SourceError where they lie elsewhere."""
+    where = f"{dataset.file.filename}: {dataset.name}"
+    layout = dataset.id.get_create_plist()
+    elsewhere = layout.get_layout() == h5py.h5d.VIRTUAL or (
+        layout.get_layout() == h5py.h5d.CONTIGUOUS and layout.get_external_count()
+    )
+    if elsewhere:
+        raise ElsewhereError(
+            f"{where} lies in another file: datasets that are virtual or external are not read; "
+            "copy it into the file"
+        )
+    _check_filters(where, layout)
+    type_ = dataset.id.get_type()
+    _check_type(where, type_)
+    itemsize = type_.get_size()
+    chunk = layout.get_chunk() if layout.get_layout() == h5py.h5d.CHUNKED else ()
+    simple = dataset.id.get_space().get_simple_extent_type() == h5py.h5s.SIMPLE
+    shape = dataset.id.shape if simple else ()
+    return int(itemsize * max(math.prod(shape), math.prod(chunk)))

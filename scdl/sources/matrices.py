@@ -1,0 +1,275 @@
+"""Matrices of an AnnData HDF5 file as blocks of sparse rows, whatever their encoding."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive.csr import SparseRows
+from scdl.errors import SourceError
+from scdl.sources.hdf5 import RowReader
+from storage_backends.errors import refused_write
+
+#: Stored values handled at once by default: 8 MB of int32 and float32.
+BLOCK_VALUES = 1 << 20
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Rows of an array of numbers."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers as they are stored."""
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``."""
+
+
+class Bounds(NamedTuple):
+    """How much of a matrix is handled at once."""
+
+    values: int = BLOCK_VALUES
+    rows: int = 1 << 15
+    #: Beside which temporary files go; None: where the system puts them.
+    target: str | None = None
+
+
+@contextmanager
+def scratch_file(bounds: Bounds) -> Iterator[BinaryIO]:
+    """A temporary file without a name, which ends with its use.
+
+    Raises
+    ------
+    ArchiveWriteError
+        It cannot be written, for example because the disk is full.
+    """
+    target = bounds.target or tempfile.gettempdir()
+    parent = os.path.dirname(os.path.abspath(target))
+    with refused_write(target):
+        # Sizes of the data belong on the disk of the data, where that is a local one.
+        file = tempfile.TemporaryFile(dir=parent if os.access(parent, os.W_OK) else None)  # noqa: SIM115
+        try:
+            yield file
+        finally:
+            # What a full disk left in the buffer cannot be flushed, and is not needed.
+            with suppress(OSError):
+                file.close()
+
+
+class Offsets:
+    """Offsets of rows whose number of values is known only at the end: kept in a temporary file."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._open = scratch_file(bounds)
+        self.total = 0
+
+    def __enter__(self) -> Offsets:
+        self._file = self._open.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._open.__exit__(*exc_info)
+
+    def add(self, indptr: NDArray[np.int64]) -> None:
+        """The offsets of the next rows, from 0."""
+        self._file.write((indptr[1:] + self.total).tobytes())
+        self.total += int(indptr[-1])
+
+    def read(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+        """All offsets from 0, piece by piece."""
+        yield np.zeros(1, dtype)
+        self._file.seek(0)
+        while piece := self._file.read(8 << 20):
+            yield np.frombuffer(piece, np.int64).astype(dtype)
+
+
+class Matrix(ABC):
+    """A matrix in a file, read as rows in order."""
+
+    #: Name within the file, and file, for messages.
+    where: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    #: Stored values, or how many there can be at most.
+    size: int
+
+    @abstractmethod
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        """Consecutive rows as the file stores them; column ids are checked to be in range."""
+
+    def part(self, start: int, stop: int) -> Matrix | None:
+        """Rows ``[start, stop)``; None where reading some means reading all."""
+        return self if (start, stop) == (0, self.shape[0]) else None
+
+
+class ReaderPart:
+    """Rows ``[start, stop)`` of what another reader reads."""
+
+    def __init__(self, reader: Reader, start: int, stop: int) -> None:
+        self._reader, self._start, self._length = reader, start, stop - start
+        self.dtype, self.item_shape = reader.dtype, reader.item_shape
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)`` of those."""
+        return self._reader.read(self._start + start, self._start + stop)
+
+
+class Csr(Matrix):
+    """``data``, ``indices`` and ``indptr``, by rows."""
+
+    def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
+        self.where, self.shape = where, shape
+        self.parts = parts
+        self.dtype = parts["data"].dtype
+        self.size = check_offsets(where, self.parts, shape[0], "rows")
+
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        indptr = self.parts["indptr"]
+        for start, stop, offsets in compressed_ranges(
+            self.where, indptr, self.shape[0], self.size, bounds
+        ):
+            first, last = int(offsets[0]), int(offsets[-1])
+            indices = self.parts["indices"].read(first, last)
+            check_ids(self.where, indices, self.shape[1], f"rows {start} to {stop}")
+            yield SparseRows(self.parts["data"].read(first, last), indices, offsets - first)
+
+    def part(self, start: int, stop: int) -> Matrix | None:
+        return CsrPart(self.where, self.parts, (start, stop), self.shape[1])
+
+
+class CsrPart(Csr):
+    """Some rows of such a matrix, whose offsets need not begin at 0."""
+
+    def __init__(
+        self, where: str, parts: Mapping[str, Reader], rows: tuple[int, int], n_columns: int
+    ) -> None:
+        start, stop = rows
+        self.where, self.shape = where, (stop - start, n_columns)
+        self.parts = {**parts, "indptr": ReaderPart(parts["indptr"], start, stop + 1)}
+        self.dtype = parts["data"].dtype
+        self.size = len(parts["data"])
+
+
+class Dense(Matrix):
+    """Rows of all numbers; zeros are not stored."""
+
+    def __init__(
+        self, where: str, reader: Reader, shape: tuple[int, int], chunk_rows: int = 1
+    ) -> None:
+        self.where, self.shape = where, shape
+        self._reader = reader
+        self.dtype = reader.dtype
+        self.size = shape[0] * shape[1]
+        self._chunk_rows = chunk_rows
+
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        n_obs, n_vars = self.shape
+        rows = max(1, min(bounds.rows, bounds.values // max(n_vars, 1)))
+        if rows > self._chunk_rows:
+            rows -= rows % self._chunk_rows
+        for start in range(0, n_obs, rows):
+            values = self._reader.read(start, min(start + rows, n_obs))
+            row, column = np.nonzero(values)
+            indptr = np.zeros(len(values) + 1, np.int64)
+            np.cumsum(np.bincount(row, minlength=len(values)), out=indptr[1:])
+            yield SparseRows(values[row, column], column, indptr)
+
+    def part(self, start: int, stop: int) -> Matrix | None:
+        rows = ReaderPart(self._reader, start, stop)
+        return Dense(self.where, rows, (stop - start, self.shape[1]), self._chunk_rows)
+
+
+def compressed_ranges(
+    where: str, indptr: Reader, n: int, size: int, bounds: Bounds
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Split the compressed axis into ranges of at most `bounds` values, or one slice.
+
+    Yields
+    ------
+    start, stop, offsets
+        Half-open range, and its ``stop - start + 1`` offsets as int64.
+    """
+    start = 0
+    while start < n:
+        ahead = indptr.read(start, min(start + bounds.rows, n) + 1).astype(np.int64)
+        if (np.diff(ahead) < 0).any() or int(ahead[-1]) > size or int(ahead[0]) < 0:
+            raise SourceError(
+                f"{where}: indptr is not monotone between {start} and {start + len(ahead) - 1}; "
+                "the file is damaged"
+            )
+        position = 0
+        while position < len(ahead) - 1:
+            fits = int(np.searchsorted(ahead, ahead[position] + bounds.values, side="right")) - 1
+            end = min(max(fits, position + 1), len(ahead) - 1)
+            yield start + position, start + end, ahead[position : end + 1]
+            position = end
+        start += len(ahead) - 1
+
+
+def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
+    """Refuse row or column ids that are not in ``[0, n)``."""
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= n):
+        bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
+
+
+def check_shape(where: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
+    """SourceError where a matrix has another shape than obs and var."""
+    if found != expected:
+        raise SourceError(f"{where} has shape {found}, but obs and var say {expected}")
+
+
+def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
+    """The dataset; SourceError where it holds something else than numbers."""
+    if dataset.dtype.kind not in "biuf":
+        raise SourceError(f"{where}: expected numbers, found {dataset.dtype} values")
+    return dataset
+
+
+def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
+    """Readers of the datasets of a sparse matrix, the first of which holds the values."""
+    found = {}
+    for part in parts:
+        dataset = group.get(part)
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+            raise SourceError(
+                f"{where}: expected a one-dimensional dataset {part}, found {dataset}"
+            )
+        if part != parts[0] and dataset.dtype.kind not in "iu":
+            raise SourceError(f"{where}/{part}: expected integers, found {dataset.dtype} values")
+        found[part] = RowReader(numbers(f"{where}/{part}", dataset))
+    return found
+
+
+def check_offsets(where: str, parts: Mapping[str, Reader], n: int, axis: str) -> int:
+    """Stored values; SourceError where offsets and lengths disagree."""
+    lengths = {part: len(reader) for part, reader in parts.items()}
+    if lengths["indptr"] != n + 1:
+        raise SourceError(
+            f"{where}: indptr has {lengths['indptr']} offsets, expected {n + 1} for {n} {axis}"
+        )
+    ends = [int(parts["indptr"].read(i, i + 1)[0]) for i in (0, n)]
+    if ends[0] != 0 or not ends[1] == lengths["data"] == lengths["indices"]:
+        raise SourceError(
+            f"{where}: indptr runs from {ends[0]} to {ends[1]}, but data holds {lengths['data']} "
+            f"and indices {lengths['indices']} values"
+        )
+    return ends[1]

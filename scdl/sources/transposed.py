@@ -1,0 +1,183 @@
+"""Matrices that are not stored by rows, turned into rows in bounded memory.
+
+The entries are sorted by row through a temporary file: one pass counts the entries of each row,
+which divides the rows into buckets that fit into memory; a second pass deals the entries out to the
+buckets' places in the file; then the buckets are read one after the other and sorted in memory. The
+memory is that of one bucket and 8 bytes a row, the disk that of the entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, BinaryIO, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive.csr import SparseRows
+from scdl.errors import SourceError
+from scdl.sources.hdf5 import readable
+from scdl.sources.matrices import (
+    Bounds,
+    Matrix,
+    Reader,
+    check_ids,
+    check_offsets,
+    compressed_ranges,
+    numbers,
+    readers,
+    scratch_file,
+)
+
+
+class _Entries(NamedTuple):
+    """Some entries of a matrix, in the order of the file."""
+
+    rows: NDArray[Any]
+    columns: NDArray[Any]
+    values: NDArray[Any] | None
+
+
+class _ByEntry(Matrix):
+    """A matrix whose entries come in an order that is not by rows."""
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+        raise NotImplementedError
+
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        counts = np.zeros(self.shape[0], np.int64)
+        for entries in self._entries(bounds, with_values=False):
+            check_ids(self.where, entries.rows, self.shape[0], "rows")
+            check_ids(self.where, entries.columns, self.shape[1], "columns")
+            np.add.at(counts, entries.rows, 1)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        stops = _bucket_stops(indptr, bounds)
+        record = np.dtype(
+            [("row", _index_type(self.shape[0])), ("column", _index_type(self.shape[1])),
+             ("value", self.dtype)]
+        )  # fmt: skip
+        with scratch_file(bounds) as file:
+            self._deal(file, record, indptr, stops, bounds)
+            for start, stop in pairwise([0, *stops.tolist()]):
+                yield _sorted_bucket(file, record, indptr, start, stop)
+
+    def _deal(
+        self,
+        file: BinaryIO,
+        record: np.dtype[Any],
+        indptr: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        bounds: Bounds,
+    ) -> None:
+        """Write every entry to its bucket's place in the file, in the order they come."""
+        cursors = indptr[np.concatenate([[0], stops[:-1]])].copy()
+        for entries in self._entries(bounds, with_values=True):
+            bucket = np.searchsorted(stops, entries.rows, side="right")
+            order = np.argsort(bucket, kind="stable")
+            records = np.empty(len(order), record)
+            records["row"] = entries.rows[order]
+            records["column"] = entries.columns[order]
+            records["value"] = entries.values[order] if entries.values is not None else 0
+            used, first, count = np.unique(bucket[order], return_index=True, return_counts=True)
+            for b, f, n in zip(used.tolist(), first.tolist(), count.tolist(), strict=True):
+                file.seek(int(cursors[b]) * record.itemsize)
+                file.write(records[f : f + n].tobytes())
+                cursors[b] += n
+        file.flush()
+
+
+class Csc(_ByEntry):
+    """``data``, ``indices`` and ``indptr``, by columns."""
+
+    def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
+        self.where, self.shape = where, shape
+        self._parts = parts
+        self.dtype = self._parts["data"].dtype
+        self.size = check_offsets(where, self._parts, shape[1], "columns")
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+        indptr = self._parts["indptr"]
+        for start, _, offsets in compressed_ranges(
+            self.where, indptr, self.shape[1], self.size, bounds
+        ):
+            first, last = int(offsets[0]), int(offsets[-1])
+            # One gene may be stored in more cells than fit into a block.
+            for begin in range(first, last, bounds.values):
+                end = min(begin + bounds.values, last)
+                position = np.arange(begin, end)
+                columns = start + np.searchsorted(offsets, position, side="right") - 1
+                values = self._parts["data"].read(begin, end) if with_values else None
+                yield _Entries(self._parts["indices"].read(begin, end), columns, values)
+
+
+class Coo(_ByEntry):
+    """A group with ``row``, ``col`` and ``data``."""
+
+    def __init__(self, where: str, group: h5py.Group, shape: tuple[int, int]) -> None:
+        self.where, self.shape = where, shape
+        self._parts = readers(where, group, "data", "row", "col")
+        self.dtype = self._parts["data"].dtype
+        lengths = {part: len(reader) for part, reader in self._parts.items()}
+        self.size = lengths["data"]
+        if len(set(lengths.values())) > 1:
+            raise SourceError(f"{where}: data, row and col differ in length: {lengths}")
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+        for start in range(0, self.size, bounds.values):
+            stop = min(start + bounds.values, self.size)
+            values = self._parts["data"].read(start, stop) if with_values else None
+            rows, columns = (self._parts[part].read(start, stop) for part in ("row", "col"))
+            yield _Entries(rows, columns, values)
+
+
+class DenseTiles(_ByEntry):
+    """A two-dimensional dataset whose chunks are so high that a row of them exceeds the memory.
+
+    It is read chunk by chunk, each once a pass; zeros are not stored.
+    """
+
+    def __init__(self, where: str, dataset: h5py.Dataset, shape: tuple[int, int]) -> None:
+        self.where, self.shape = where, shape
+        self._dataset = numbers(where, dataset)
+        self.dtype = dataset.dtype
+        self.size = shape[0] * shape[1]
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+        height, width = self._dataset.chunks
+        for top in range(0, self.shape[0], height):
+            for left in range(0, self.shape[1], width):
+                with readable(self.where):
+                    tile = self._dataset[top : top + height, left : left + width]
+                row, column = np.nonzero(tile)
+                yield _Entries(row + top, column + left, tile[row, column] if with_values else None)
+
+
+def _index_type(n: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint32 if n <= 1 << 32 else np.uint64
+
+
+def _bucket_stops(indptr: NDArray[np.int64], bounds: Bounds) -> NDArray[np.int64]:
+    """Rows at which buckets of at most `bounds` values, or one row, end."""
+    n, stops = len(indptr) - 1, []
+    start = 0
+    while start < n:
+        fits = int(np.searchsorted(indptr, indptr[start] + bounds.values, side="right")) - 1
+        start = min(max(fits, start + 1), start + bounds.rows, n)
+        stops.append(start)
+    return np.array(stops, np.int64)
+
+
+def _sorted_bucket(
+    file: BinaryIO, record: np.dtype[Any], indptr: NDArray[np.int64], start: int, stop: int
+) -> SparseRows:
+    first, last = int(indptr[start]), int(indptr[stop])
+    file.seek(first * record.itemsize)
+    records = np.frombuffer(file.read((last - first) * record.itemsize), record)
+    rows = records["row"] - np.asarray(start, records["row"].dtype)
+    # NumPy sorts 16-bit integers by radix, in linear time.
+    rows = rows.astype(np.uint16) if stop - start <= 1 << 16 else rows
+    order = np.argsort(rows, kind="stable")
+    offsets = indptr[start : stop + 1] - first
+    return SparseRows(records["value"][order], records["column"][order], offsets)

@@ -1,0 +1,1 @@
+"""Batches for training: orders of cells, reading ahead, layouts, the loader."""

@@ -1,0 +1,431 @@
+"""What a training step takes: a batch of cells as tensors, and how it is assembled."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scdl.dataset import tensors
+from scdl.dataset.batch import CellBatch
+from scdl.errors import BatchKeyError, LoaderError
+from scdl.kernels import hashing
+from scdl.kernels import rows as row_kernels
+from scdl.training.transforms import Log1p, NormalizeTotal
+from storage_backends.compute.caching import cached_property
+
+Layout = Literal["csr", "coo", "dense", "padded"]
+
+#: Which values of a cell are kept where it has more than a padded batch has room for.
+Choice = Literal["first", "largest", "random"]
+
+#: Of a batch: its cells with their gene names, to anything that a model takes.
+Tokenizer = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """A batch of n cells as tensors.
+
+    Attributes
+    ----------
+    x
+        Expression of n x n_vars, sparse or dense; of layout ``padded`` the values of
+        n x length, padded with zeros; None where a tokenizer takes its place.
+    rows
+        Row of each cell in its dataset, int64.
+    genes
+        Of layout ``padded`` the gene of each value, int64, padded with n_vars.
+    lengths
+        Of layout ``padded`` how many values of each cell are there, int64.
+    obs
+        Columns of obs: numbers as they are stored, labels as int64 codes (-1: none).
+    obsm
+        Dense vectors, n x width.
+    neighbors
+        The sampled neighbours, n x k cells: those of the first cell, of the second, and so on.
+    tokens
+        What the tokenizer made of the batch.
+    present
+        With ``missing="mask"``: which genes each gene space of the archives has, bool, spaces x
+        n_vars; the same tensor in every batch.
+    spaces
+        With ``missing="mask"`` the row of `present` that each cell has, int64:
+        ``present[spaces]`` is n x n_vars. With ``genes="own"`` the gene space whose genes the
+        column ids of each cell mean, as ``gene_spaces`` of the dataset numbers them.
+    extra
+        What a transform adds by name with :meth:`with_`: masks, targets.
+    """
+
+    x: torch.Tensor | None
+    rows: torch.Tensor
+    genes: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    obs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    obsm: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    neighbors: TrainingBatch | None = None
+    tokens: Any = None
+    present: torch.Tensor | None = None
+    spaces: torch.Tensor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    #: Names are no positions, and a batch is no sequence of its cells.
+    __iter__ = None
+
+    def __getitem__(self, name: str) -> Any:
+        """What a transform added by that name, or a field; BatchKeyError where there is none."""
+        if name in self.extra:
+            return self.extra[name]
+        names = [f.name for f in fields(self)]
+        if name not in names:
+            raise BatchKeyError(
+                f"the batch has no {name!r}, only {', '.join([*self.extra, *names])}"
+            )
+        return getattr(self, name)
+
+    def with_(self, **named: Any) -> TrainingBatch:
+        """The batch with other fields, such as `x`, and with what has other names in `extra`."""
+        own = {f.name for f in fields(self)}
+        changed = {name: value for name, value in named.items() if name in own}
+        added = {name: value for name, value in named.items() if name not in own}
+        extra = {**changed.pop("extra", self.extra), **added}
+        return replace(self, **changed, extra=extra)
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{f.name}: {_shown(value)}"
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
+            and not (isinstance(value, Mapping) and not value)
+        ]
+        return f"TrainingBatch of {len(self)} cells ({'; '.join(parts)})"
+
+    def to(self, *args: Any, **kwargs: Any) -> TrainingBatch:
+        """The batch with every tensor moved as by ``torch.Tensor.to``.
+
+        A dtype is that of the values: of `x`, and of the floats in `obsm`, `extra` and `tokens`.
+        Rows, genes, labels and other columns of obs keep theirs.
+        """
+        copy = kwargs.pop("copy", False)
+        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        moved = {"non_blocking": non_blocking, "copy": copy}
+        if memory_format is not None:
+            moved["memory_format"] = memory_format
+
+        def change(part: torch.Tensor, field_name: str) -> torch.Tensor:
+            casts = field_name == "x" or (
+                field_name in _FLOATS and part.is_floating_point() and _is_floating(dtype)
+            )
+            return part.to(device, dtype if casts else None, **moved)
+
+        return self._map(change)
+
+    def pin_memory(self) -> TrainingBatch:
+        """The batch in page-locked memory, for copies to a GPU; itself where there is no GPU."""
+        if not torch.cuda.is_available():
+            return self
+        return self._map(lambda part, _: part.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor, str], torch.Tensor]) -> TrainingBatch:
+        """The batch with other tensors; `change` gets each tensor and the name of its field."""
+
+        def changed(part: Any, name: str) -> Any:
+            if isinstance(part, torch.Tensor):
+                return change(part, name)
+            if isinstance(part, TrainingBatch):
+                return part._map(change)
+            if isinstance(part, Mapping):
+                return {key: changed(value, name) for key, value in part.items()}
+            if isinstance(part, list | tuple) and any(isinstance(v, torch.Tensor) for v in part):
+                made = [changed(value, name) for value in part]
+                return type(part)(*made) if hasattr(part, "_fields") else type(part)(made)
+            return part
+
+        return replace(
+            self, **{f.name: changed(getattr(self, f.name), f.name) for f in fields(self)}
+        )
+
+
+#: Fields whose floats take another dtype; `x` does in any case.
+_FLOATS = ("obsm", "extra", "tokens")
+
+
+def _is_floating(dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype.is_floating_point
+
+
+def _shown(part: Any) -> str:
+    """A part of a batch in a few words."""
+    if isinstance(part, torch.Tensor):
+        layout = "" if part.layout == torch.strided else f"{part.layout} ".replace("torch.", "")
+        size = " x ".join(map(str, part.shape))
+        where = "" if part.device.type == "cpu" else f" on {part.device}"
+        return f"{layout}{str(part.dtype).removeprefix('torch.')} {size}{where}"
+    if isinstance(part, Mapping):
+        return ", ".join(map(str, part))
+    return f"{len(part)} cells" if isinstance(part, TrainingBatch) else type(part).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """How cells become tensors.
+
+    Parameters
+    ----------
+    layout
+        ``csr``, ``coo``, ``dense`` or ``padded``.
+    dtype
+        Of the values; None: the stored one, or the next that torch computes with.
+    length
+        Values of a cell in the layout ``padded``.
+    choose
+        Of these: ``first``: those of the genes that come first; ``largest``: the largest values,
+        which then come first; ``random``: some at random, as their genes rise.
+    transforms
+        At most one :class:`NormalizeTotal` and one :class:`Log1p` in this order, then functions
+        that take a :class:`TrainingBatch` and return what takes its place. One that has a
+        parameter `rng` is given a generator of random numbers.
+    tokenizer
+        Takes the cells, transformed, and the names of the genes, and `rng` where it has such a
+        parameter; its result becomes the batch's ``tokens``, and ``x`` is left out.
+    """
+
+    layout: Layout = "csr"
+    dtype: torch.dtype | None = torch.float32
+    length: int | None = None
+    choose: Choice | None = None
+    transforms: Sequence[Any] = ()
+    tokenizer: Tokenizer | None = None
+
+    def __post_init__(self) -> None:
+        layouts = get_args(Layout)
+        if self.layout not in layouts:
+            raise LoaderError(f"layout must be one of {', '.join(layouts)}, not {self.layout!r}")
+        if (self.layout == "padded") != (self.length is not None):
+            raise LoaderError(
+                "the layout 'padded' needs a length, in values a cell, and no other layout has one"
+            )
+        if self.length is not None and self.length < 1:
+            raise LoaderError(f"length must be at least 1, not {self.length}")
+        if self.choose is not None and self.layout != "padded":
+            raise LoaderError(
+                f"choose={self.choose!r} and by_value=True are for the layout 'padded'"
+            )
+        if self.choose not in (None, *get_args(Choice)):
+            choices = ", ".join(get_args(Choice))
+            raise LoaderError(f"choose must be one of {choices}, not {self.choose!r}")
+        if self.tokenizer is not None and self.layout != "csr":
+            raise LoaderError(
+                f"a tokenizer takes the place of x, and has no use for layout={self.layout!r}"
+            )
+        if self.tokenizer is not None and not callable(self.tokenizer):
+            raise LoaderError(
+                f"a tokenizer is a function of cells and gene names, not {self.tokenizer!r}"
+            )
+        for transform in self.transforms:
+            is_ours = isinstance(transform, NormalizeTotal | Log1p)
+            if not is_ours and (
+                not callable(transform) or transform is Log1p or transform is NormalizeTotal
+            ):
+                raise LoaderError(
+                    "transforms are NormalizeTotal(), Log1p() and functions of a batch, not "
+                    f"{transform!r}"
+                )
+        known = [type(t) for t in self.transforms if isinstance(t, NormalizeTotal | Log1p)]
+        first = self.transforms[: len(known)]
+        in_order = known in ([], [NormalizeTotal], [Log1p], [NormalizeTotal, Log1p])
+        if not in_order or [type(t) for t in first] != known:
+            raise LoaderError(
+                "transforms begin with NormalizeTotal and Log1p, each at most once and in this "
+                "order; functions follow"
+            )
+        if known and self.dtype is not None and not self.dtype.is_floating_point:
+            raise LoaderError(f"transformed values need a floating dtype, not {self.dtype}")
+
+    @property
+    def needs_order(self) -> bool:
+        """Whether the genes of each cell must come in rising order, each once."""
+        # The logarithm of a sum is not the sum of logarithms, and integers may not hold it.
+        adds = self.dtype is not None and self.dtype.is_floating_point and not self._logs
+        return self.layout != "dense" or not adds or self.tokenizer is not None
+
+    @property
+    def needs_totals(self) -> bool:
+        """Whether the values of each cell must be added up over all of its genes."""
+        return self._normalization is not None and self._normalization.over == "all"
+
+    @property
+    def sum_dtype(self) -> np.dtype[Any] | None:
+        """Type that values of one gene are added in; None: the stored one."""
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            return np.dtype(np.int64)
+        return tensors.sum_dtype(self.dtype)
+
+    @property
+    def _normalization(self) -> NormalizeTotal | None:
+        return next((t for t in self.transforms if isinstance(t, NormalizeTotal)), None)
+
+    @property
+    def _logs(self) -> bool:
+        return any(isinstance(t, Log1p) for t in self.transforms)
+
+    def __call__(
+        self,
+        cells: CellBatch,
+        neighbors: CellBatch | None = None,
+        gene_names: NDArray[Any] | None = None,
+        columns: Mapping[str, NDArray[Any]] | None = None,
+        key: int = 0,
+    ) -> Any:
+        """Assemble one batch.
+
+        Parameters
+        ----------
+        cells, neighbors
+            As they were read.
+        gene_names
+            For the tokenizer.
+        columns
+            Columns of obs, of all cells of the dataset.
+        key
+            What random numbers of this batch follow from.
+        """
+        columns = columns or {}
+        batch: Any = self._tensors(cells, gene_names, columns, (key, 0))
+        if neighbors is not None:
+            beside = self._tensors(neighbors, gene_names, columns, (key, 1))
+            batch = replace(batch, neighbors=beside)
+        for number, (function, takes_rng) in enumerate(self._functions):
+            # Each has its own numbers, whatever comes before it.
+            given = {"rng": _rng(key, 2, number)} if takes_rng else {}
+            batch = function(batch, **given)
+            if batch is None:
+                raise LoaderError(
+                    f"the transform {function!r} returned None; it must return what takes the "
+                    "place of the batch"
+                )
+        return batch
+
+    @cached_property
+    def _functions(self) -> list[tuple[Callable[..., Any], bool]]:
+        """Functions of the batch, and whether they take `rng`: to ask takes longer than some do."""
+        functions = (t for t in self.transforms if not isinstance(t, NormalizeTotal | Log1p))
+        return [(function, _takes_rng(function)) for function in functions]
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether a batch depends on its key."""
+        takes_rng = self._tokenizer_takes_rng or any(takes for _, takes in self._functions)
+        return takes_rng or self.choose == "random"
+
+    @cached_property
+    def _tokenizer_takes_rng(self) -> bool:
+        return self.tokenizer is not None and _takes_rng(self.tokenizer)
+
+    def _tensors(
+        self,
+        cells: CellBatch,
+        gene_names: NDArray[Any] | None,
+        columns: Mapping[str, NDArray[Any]],
+        key: tuple[int, int],
+    ) -> TrainingBatch:
+        cells.check_genes()
+        cells = self._transformed(cells)
+        parts: dict[str, Any] = {
+            "x": None,
+            "rows": torch.from_numpy(cells.rows),
+            "obs": {name: tensors.numbers(values[cells.rows]) for name, values in columns.items()},
+            "obsm": {name: tensors.numbers(vectors) for name, vectors in cells.obsm.items()},
+            "present": None if cells.present is None else torch.from_numpy(cells.present),
+            "spaces": None if cells.spaces is None else torch.from_numpy(cells.spaces),
+        }
+        if self.tokenizer is not None:
+            assert gene_names is not None
+            given = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}
+            parts["tokens"] = self.tokenizer(cells, gene_names, **given)
+        elif self.layout == "padded":
+            parts.update(self._padded(cells, key))
+        else:
+            index_dtype = _index_dtype(cells)
+            parts["x"] = tensors.batch_tensor(cells, self.layout, self.dtype, index_dtype)
+        return TrainingBatch(**parts)
+
+    def _transformed(self, cells: CellBatch) -> CellBatch:
+        """The cells with other values."""
+        if not self.transforms:
+            return cells
+        normalization = self._normalization
+        if normalization is None and not self._logs:
+            return cells
+        wide = cells.data.dtype == np.float64 or self.dtype == torch.float64
+        values = cells.data.astype(np.float64 if wide else np.float32)
+        if normalization is not None:
+            use = cells.totals if normalization.over == "all" else None
+            totals = cells.row_totals() if use is None else use
+            row_kernels.scale_rows(values, cells.indptr, totals, normalization.target_sum, values)
+        if self._logs:
+            torch.from_numpy(values).log1p_()
+        return replace(cells, data=values)
+
+    def _padded(self, cells: CellBatch, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Values, genes and their numbers in rows of one length."""
+        cells.check_columns()
+        assert self.length is not None
+        data, indices, indptr = tensors.computable(cells.data), cells.indices, cells.indptr
+        data = data.astype(np.float32) if data.dtype == np.float16 else data
+        lengths = np.minimum(np.diff(indptr), self.length)
+        if self.choose == "random":
+            chosen, kept = np.empty(lengths.sum(), np.int64), np.empty(len(indptr), np.int64)
+            row_kernels.sample_rows(
+                indptr, self.length, np.uint64(hashing.mixed(*key)), chosen, kept
+            )
+            data, indices, indptr = data[chosen], indices[chosen], kept
+        values = np.zeros((len(cells), self.length), data.dtype)
+        genes = np.full(values.shape, cells.n_vars, np.int64)
+        keys = _falling(data) if self.choose == "largest" else data[:0]
+        row_kernels.fill_padded(data, indices, indptr, keys, values, genes)
+        cell = cells.rows.item
+        return {
+            "x": tensors.as_dtype(torch.from_numpy(values), self.dtype, cell),
+            "genes": torch.from_numpy(genes),
+            "lengths": torch.from_numpy(lengths),
+        }
+
+
+def _falling(data: NDArray[Any]) -> NDArray[Any]:
+    """Numbers of the same type that fall where others rise."""
+    if data.dtype == bool:
+        data = data.view(np.uint8)
+    falling: NDArray[Any] = -data if data.dtype.kind == "f" else ~data
+    return falling
+
+
+def _rng(*key: int) -> np.random.Generator:
+    return np.random.default_rng(hashing.mixed(*key))
+
+
+def _takes_rng(function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter `rng` that is to be given."""
+    if isinstance(function, torch.nn.Module):
+        function = function.forward
+    try:
+        parameter = inspect.signature(function).parameters.get("rng")
+    except (TypeError, ValueError):  # of builtins that do not tell
+        return False
+    if parameter is None or "rng" in getattr(function, "keywords", {}):
+        return False
+    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def _index_dtype(cells: CellBatch) -> type[np.signedinteger[Any]]:
+    """Half the memory to write, and what MKL computes with."""
+    wide = max(len(cells.data), cells.n_vars) > np.iinfo(np.int32).max
+    return np.int64 if wide else np.int32

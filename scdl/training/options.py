@@ -1,0 +1,218 @@
+"""Options and figures of a loader."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.archive.gene_space import Duplicates, Genes, Missing, is_own
+from scdl.archive.schema import names_of
+from scdl.errors import LoaderError, OptionError
+from scdl.training.assembly import Choice, Layout, Tokenizer
+from scdl.training.orders import Remainder
+
+
+class LoaderOptions(TypedDict, total=False):
+    """What of the cells a loader gives, and how; every key may be left out."""
+
+    layout: Layout
+    dtype: torch.dtype | DTypeLike | None
+    length: int | None
+    choose: Choice | None
+    by_value: bool
+    obs: str | Sequence[str]
+    obsm: str | Sequence[str]
+    matrix: str | None
+    genes: Genes | None
+    gene_column: str | None
+    missing: Missing
+    duplicates: Duplicates
+    neighbors: int
+    transforms: Sequence[Any]
+    tokenizer: Tokenizer | None
+    block: int | None
+    buffer: int | None
+    memory_mb: float
+    weights: NDArray[Any] | None
+    by: str | Sequence[str] | None
+    control: Any
+    match: str | Sequence[str] | None
+    remainder: Remainder | None
+    prefetch: int
+    threads: int
+    workers: int
+    rank: int | None
+    world_size: int | None
+
+
+DEFAULTS: LoaderOptions = {
+    "layout": "csr",
+    "dtype": torch.float32,
+    "length": None,
+    "choose": None,
+    "by_value": False,
+    "obs": (),
+    "obsm": (),
+    "matrix": None,
+    "genes": None,
+    "gene_column": None,
+    "missing": "error",
+    "duplicates": "error",
+    "neighbors": 0,
+    "transforms": (),
+    "tokenizer": None,
+    "block": None,
+    "buffer": None,
+    "memory_mb": 256.0,
+    "weights": None,
+    "by": None,
+    "control": None,
+    "match": None,
+    "remainder": None,
+    "prefetch": 4,
+    "threads": 2,
+    "workers": 0,
+    "rank": None,
+    "world_size": None,
+}
+
+
+@dataclass(frozen=True)
+class LoaderStats:
+    """What a loader gave in its last epoch, finished or not.
+
+    Parameters
+    ----------
+    cells, batches
+        Given so far.
+    nbytes
+        Bytes of the stored values and column ids of these cells.
+    seconds
+        Since the epoch began.
+    waited
+        Seconds of these in which the consumer waited for a batch.
+    """
+
+    cells: int = 0
+    batches: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def cells_per_second(self) -> float:
+        """Cells a second."""
+        return self.cells / self.seconds if self.seconds else 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time in which the consumer waited."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+#: The least that options which are whole numbers may be.
+_LEAST = {"prefetch": 1, "threads": 1, "workers": 0, "neighbors": 0, "block": 1, "buffer": 1,
+          "length": 1}  # fmt: skip
+
+
+def complete(options: LoaderOptions) -> LoaderOptions:
+    """Options with the defaults of those that were left out, checked one by one.
+
+    Arrays and lists are copied, so that what the caller does with them changes nothing.
+
+    Raises
+    ------
+    LoaderError
+        There is no such option, or it has a value that it cannot have; the message names it.
+    """
+    unknown = options.keys() - DEFAULTS.keys()
+    if unknown:
+        raise LoaderError(f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}")
+    found: dict[str, Any] = {**DEFAULTS, **options}
+    for name, least in _LEAST.items():
+        if found[name] is not None:
+            found[name] = whole(name, found[name], least)
+    memory = found["memory_mb"]
+    if not isinstance(memory, int | float | np.number) or not 0 < memory < math.inf:
+        raise LoaderError(f"memory_mb must be a positive number, not {memory!r}")
+    try:
+        for name in ("obs", "obsm"):
+            found[name] = names_of(found[name], name)
+        for name in ("by", "match"):
+            found[name] = None if found[name] is None else names_of(found[name], name)
+    except OptionError as error:
+        raise LoaderError(str(error)) from error
+    if found["weights"] is not None:
+        found["weights"] = np.array(found["weights"])
+    if found["by_value"]:
+        if found["choose"] not in (None, "largest"):
+            raise LoaderError(f"by_value=True means choose='largest', not {found['choose']!r}")
+        found["choose"] = "largest"
+    transforms = found["transforms"]
+    found["transforms"] = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
+    found["dtype"] = torch_dtype(found["dtype"])
+    if found["genes"] is None or is_own(found["genes"]):
+        for name in ("gene_column", "missing", "duplicates"):
+            if found[name] != DEFAULTS[name]:  # type: ignore[literal-required]
+                raise LoaderError(
+                    f"{name}= is of no use without genes=, the gene space to train in"
+                )
+    return cast(LoaderOptions, found)
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, at least as large as one; LoaderError names the option."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError as error:
+        raise LoaderError(f"{name} must be a whole number, not {value!r:.200}") from error
+    if least is not None and number < least:
+        raise LoaderError(f"{name} must be at least {least}, not {number}")
+    return number
+
+
+def place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and number of ranks: as given, or those of the process group."""
+    if (rank is None) != (world_size is None):
+        raise LoaderError("rank and world_size are given together, or neither")
+    if rank is None or world_size is None:
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+    rank, world_size = whole("rank", rank, 0), whole("world_size", world_size, 1)
+    if not rank < world_size:
+        raise LoaderError(f"rank must be in [0, {world_size}), not {rank}")
+    return rank, world_size
+
+
+def torch_dtype(dtype: torch.dtype | DTypeLike | None) -> torch.dtype | None:
+    """A dtype of torch, also by name, or for one of NumPy."""
+    if dtype is None:
+        return None
+    found: Any = dtype
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+    elif not isinstance(dtype, torch.dtype):
+        try:
+            found = getattr(torch, np.dtype(dtype).name, None)
+        except TypeError:
+            found = None
+    if not isinstance(found, torch.dtype) or found.is_complex or found in _NO_NUMBERS:
+        raise LoaderError(
+            f"dtype must be a type of numbers, such as 'float32' or torch.bfloat16, not {dtype!r}"
+        )
+    return found
+
+
+#: Types of torch whose values are no plain numbers.
+_NO_NUMBERS = (torch.quint8, torch.qint8, torch.qint32)

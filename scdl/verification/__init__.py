@@ -1,0 +1,1 @@
+"""Checks that an archive is sound."""

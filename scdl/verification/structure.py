@@ -1,0 +1,283 @@
+"""What must hold between the arrays and tables of an archive, checked by pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.features import spaces_of
+from scdl.archive.schema import (
+    DATA,
+    INDEX,
+    INDICES,
+    INDPTR,
+    OBS,
+    Info,
+    Kind,
+    dense_vectors,
+    held,
+    obsm_array,
+    var_table,
+)
+from scdl.errors import ScdlError
+from storage_backends.base import ArrayStore, Finding
+from storage_backends.errors import COPY_AGAIN
+
+#: Values, offsets and rows of a table that are read at once.
+_VALUES = 1 << 22
+_OFFSETS = 1 << 20
+_ROWS = 1 << 16
+
+
+class Check(NamedTuple):
+    """A part of the work, which any thread may do.
+
+    Attributes
+    ----------
+    size
+        Numbers that it reads.
+    run
+        Reads them; says what is wrong.
+    """
+
+    size: int
+    run: Callable[[], list[Finding]]
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A sparse matrix in three arrays.
+
+    Parameters
+    ----------
+    prefix
+        What stands before ``data``, ``indices`` and ``indptr``.
+    n_rows
+        Rows, or columns where it is stored by columns.
+    limits
+        Rows ``(stop, below)``: up to row `stop`, ids are less than `below`.
+    rises
+        Whether the ids of a row rise.
+    """
+
+    prefix: str
+    n_rows: int
+    limits: Sequence[tuple[int, int]]
+    rises: bool = False
+
+
+def size(store: ArrayStore, *, read_all: bool) -> int:
+    """Numbers that all checks read together, about."""
+    ids = [f"{prefix}{INDICES}" for prefix in _prefixes(store)]
+    n_ids = sum(store.arrays[name].length for name in ids if name in store.arrays)
+    return n_ids + (sum(check.size for check in _rest(store)) if read_all else 0)
+
+
+def checks(store: ArrayStore, *, read_all: bool) -> Iterator[Check]:
+    """Everything that must hold in an archive; made while it is gone through, nothing raises.
+
+    Parameters
+    ----------
+    read_all
+        Whether to read also what nothing else depends on, so that whatever the backend checks at
+        reading is checked.
+    """
+    try:
+        info = Info.of(store)
+    except ScdlError as error:
+        yield _failed(error)
+        return
+    for matrix in _matrices(store, info):
+        try:
+            yield from _matrix(store, matrix)
+        except (ScdlError, OSError) as error:
+            yield _failed(error)
+    yield from _vectors(store, info.n_obs)
+    yield from _tables(store, info, read_all)
+    if read_all:
+        yield from _rest(store)
+
+
+def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:
+    n_obs = info.n_obs
+    genes = [(block.stop, block.n_vars) for block in info.blocks]
+    yield _Matrix("", n_obs, genes, info.is_sorted)
+    for name, element in held(store).items():
+        if element.kind is Kind.GRAPH:
+            yield _Matrix(element.array, n_obs, [(n_obs, n_obs)])
+        elif element.kind is Kind.SPARSE:
+            sparse = store.sparse[name]
+            n_rows, below = sparse.shape if sparse.format == "csr" else sparse.shape[::-1]
+            yield _Matrix(element.array, n_rows, [(n_rows, below)])
+
+
+def _prefixes(store: ArrayStore) -> list[str]:
+    """What stands before the names of the arrays of every sparse matrix."""
+    sparse = (Kind.GRAPH, Kind.SPARSE)
+    return ["", *(e.array for e in held(store).values() if e.kind in sparse)]
+
+
+def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
+    """Its offsets now, since where ids are follows from them; its ids later."""
+    names = [matrix.prefix + part for part in (DATA, INDICES, INDPTR)]
+    missing = [name for name in names if name not in store.arrays]
+    if missing:
+        yield _wrong(f"{store.path}: {', '.join(missing)} is missing; {COPY_AGAIN}")
+        return
+    values, ids, offsets = (store.spec(name).length for name in names)
+    if values != ids or offsets != matrix.n_rows + 1:
+        yield _wrong(
+            f"{store.path}: {names[0]} has {values:,} entries, {names[1]} {ids:,} and {names[2]} "
+            f"{offsets:,}; expected as many values as ids, and {matrix.n_rows + 1:,} offsets; "
+            f"{COPY_AGAIN}"
+        )
+        return
+    first = 0
+    last_offset = 0
+    for stop, below in matrix.limits:
+        for start, end in csr.spans(stop - first, _OFFSETS):
+            bounds = store.read(names[2], first + start, first + end + 1)
+            bad = _falls(bounds, last_offset, ids)
+            if bad is not None:
+                yield _wrong(
+                    f"{store.path}: {names[2]}: expected offsets rising from 0 to {ids:,}, found "
+                    f"{int(bounds[bad]):,} at row {first + start + bad:,}; {COPY_AGAIN}"
+                )
+                return
+            numbers = bounds.astype(np.int64)
+            last_offset = int(numbers[-1])
+            for a, b in csr.groups(numbers, _VALUES):
+                rows = first + start + a, first + start + b
+                size = int(numbers[b] - numbers[a])
+                yield Check(size, partial(_check_ids, store, matrix, rows, below))
+        first = stop
+    if last_offset != ids:
+        yield _wrong(
+            f"{store.path}: {names[2]}: expected offsets up to {ids:,}, found {last_offset:,} at "
+            f"the end; {COPY_AGAIN}"
+        )
+
+
+def _falls(offsets: NDArray[Any], before: int, most: int) -> int | None:
+    """The first offset that is less than the one before it, or too large; the first is `before`."""
+    if int(offsets[0]) != before:
+        return 0
+    wrong = np.flatnonzero((offsets[1:] < offsets[:-1]) | (offsets[1:] > most))
+    return int(wrong[0]) + 1 if len(wrong) else None
+
+
+def _check_ids(
+    store: ArrayStore, matrix: _Matrix, rows: tuple[int, int], below: int
+) -> list[Finding]:
+    from scdl.kernels import rows as row_kernels
+
+    name = matrix.prefix + INDICES
+    offsets = store.read(matrix.prefix + INDPTR, rows[0], rows[1] + 1).astype(np.int64)
+    for start in range(int(offsets[0]), int(offsets[-1]), _VALUES):
+        # Only one row can be longer: its parts overlap, so that each id is compared.
+        begin = max(start - 1, int(offsets[0]))
+        ids = store.read(name, begin, min(start + _VALUES, int(offsets[-1])))
+        within = np.clip(offsets - begin, 0, len(ids))
+        bad = int(row_kernels.misplaced(ids, within, below, matrix.rises))
+        if bad >= 0:
+            row = rows[0] + int(np.searchsorted(within, bad, side="right")) - 1
+            expected = f"ids from 0 to {below - 1:,}" + (", rising" if matrix.rises else "")
+            return [
+                Finding(
+                    f"{store.path}: {name}: expected {expected}, found {int(ids[bad]):,} "
+                    f"in row {row:,}, at position {begin + bad:,}; {COPY_AGAIN}"
+                )
+            ]
+    return []
+
+
+def _vectors(store: ArrayStore, n_obs: int) -> Iterator[Check]:
+    for name in map(obsm_array, dense_vectors(store)):
+        spec = store.spec(name)
+        if spec.length != n_obs:
+            yield _wrong(
+                f"{store.path}: {name}: expected {n_obs:,} rows, one for each cell, found "
+                f"{spec.length:,}; {COPY_AGAIN}"
+            )
+
+
+def _tables(store: ArrayStore, info: Info, read_all: bool) -> Iterator[Check]:
+    expected = {var_table(i): block.n_vars for i, block in enumerate(info.blocks)}
+    if OBS in store.tables:
+        expected[OBS] = info.n_obs
+    claimed = [block.space for block in info.blocks]
+    if len(claimed) > 1 and None not in claimed:
+        yield Check(0, partial(_check_spaces, store, info))
+    for name, n_rows in expected.items():
+        if name not in store.tables:
+            yield _wrong(f"{store.path}: the table {name} is missing; {COPY_AGAIN}")
+        else:
+            yield Check(0, partial(_check_table, store, name, n_rows, read_all))
+
+
+def _check_spaces(store: ArrayStore, info: Info) -> list[Finding]:
+    """Compare the gene spaces that an archive states with the names of its genes."""
+    unsaid = replace(info, blocks=tuple(replace(block, space=None) for block in info.blocks))
+    stated, found = (spaces_of(store, one).tolist() for one in (info, unsaid))
+    if stated == found:
+        return []
+    return [
+        Finding(
+            f"{store.path}: expected feature blocks of the gene spaces {stated}, as it says, but "
+            f"the names of their genes are of {found}; {COPY_AGAIN}"
+        )
+    ]
+
+
+def _check_table(store: ArrayStore, name: str, n_rows: int, read_all: bool) -> list[Finding]:
+    """Its rows, and its names since they may be stored apart; or all of it."""
+    named = INDEX in store.table_schema(name).names
+    columns = None if read_all else [INDEX] if named else []
+    # Genes may have to be put in order as a whole.
+    at_once = _ROWS if name == OBS else max(n_rows, 1)
+    found = store.read_table(name, [], 0, None).num_rows
+    if found != n_rows:
+        return [
+            Finding(
+                f"{store.path}: the table {name}: expected {n_rows:,} rows, found {found:,}; "
+                f"{COPY_AGAIN}"
+            )
+        ]
+    for start, stop in csr.spans(n_rows, at_once):
+        store.read_table(name, columns, start, stop)
+    return []
+
+
+def _rest(store: ArrayStore) -> Iterator[Check]:
+    """Reading of whatever the other checks do not read."""
+    read = {prefix + part for prefix in _prefixes(store) for part in (INDICES, INDPTR)}
+    for name, spec in store.arrays.items():
+        if name not in read:
+            width = max(1, int(np.prod(spec.item_shape, dtype=np.int64)))
+            for start, stop in csr.spans(spec.length, max(1, _VALUES // width)):
+                yield Check((stop - start) * width, partial(_read, store, name, start, stop))
+
+
+def _read(store: ArrayStore, name: str, start: int, stop: int) -> list[Finding]:
+    store.read(name, start, stop)
+    return []
+
+
+def _wrong(message: str) -> Check:
+    """What is known already, as work that is done."""
+    return Check(0, lambda: [Finding(message)])
+
+
+def _failed(error: Exception) -> Check:
+    """What was raised already, as work that raises."""
+
+    def run() -> list[Finding]:
+        raise error
+
+    return Check(0, run)

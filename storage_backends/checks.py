@@ -1,0 +1,61 @@
+"""What every backend checks of what it is asked to read or write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.base import DTYPES, ArraySpec
+from storage_backends.errors import (
+    OutputError,
+    RangeError,
+)
+
+
+def check_ranges(
+    where: str,
+    spec: ArraySpec,
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """Check the arguments of ``read_ranges``; `where` opens the message of an error."""
+    if starts.shape != stops.shape or starts.ndim != 1:
+        raise RangeError(f"{where}: starts {starts.shape} and stops {stops.shape} differ in shape")
+    if starts.dtype != np.int64 or stops.dtype != np.int64:
+        raise RangeError(f"{where}: ranges must be int64, not {starts.dtype} and {stops.dtype}")
+    # Compiled code is loaded with the first batch, not with the first open.
+    from storage_backends.compute.ranges import total_length
+
+    total = total_length(starts, stops, spec.length)
+    if total < 0:
+        bad = -1 - total
+        raise RangeError(
+            f"{where}: range [{starts[bad]}, {stops[bad]}) is not within [0, {spec.length}]"
+        )
+    expected = (total, *spec.item_shape)
+    if not _holds(out.dtype, spec.dtype) or out.shape != expected:
+        raise OutputError(
+            f"{where}: out must be {spec.dtype} of shape {expected}, "
+            f"not {out.dtype} of shape {out.shape}"
+        )
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise OutputError(f"{where}: out must be C-contiguous and writable")
+
+
+def _holds(dtype: np.dtype[Any], stored: np.dtype[Any]) -> bool:
+    if dtype == stored:
+        return True
+    return stored.kind in "iu" and dtype.kind in "iu" and np.can_cast(stored, dtype, "safe")
+
+
+def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Values as an array may store them, C-contiguous; `where` opens the message of an error."""
+    if values.ndim == 0 or values.dtype.newbyteorder("=") not in DTYPES:
+        raise OutputError(
+            f"{where}: cannot store {values.dtype} of {values.ndim} dimensions; expected an array "
+            f"of {', '.join(map(str, DTYPES))}"
+        )
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))

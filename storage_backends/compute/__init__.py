@@ -1,0 +1,1 @@
+"""Threads, caches, compiled code, Arrow; nothing here knows of archives."""

@@ -1,0 +1,25 @@
+"""Ranges of items, checked in one pass."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.compute.jit import kernel
+
+
+@kernel
+def total_length(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int) -> int:
+    """Items in ranges, or -1 - the first one that is not half-open within ``[0, limit]``."""
+    total = 0
+    for i in range(len(starts)):
+        if starts[i] < 0 or stops[i] < starts[i] or stops[i] > limit:
+            return -1 - i
+        total += stops[i] - starts[i]
+    return total
+
+
+def total_length_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int) -> int:
+    """The same as :func:`total_length` in NumPy."""
+    bad = (starts < 0) | (stops < starts) | (stops > limit)
+    return -1 - int(bad.argmax()) if bad.any() else int((stops - starts).sum())

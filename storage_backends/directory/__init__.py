@@ -1,0 +1,1 @@
+"""Archives that are directories: locks, publication, checksums, repair."""

@@ -1,0 +1,1 @@
+"""The default backend: BioNeMo-SCDL's format of raw NumPy arrays."""

@@ -1,0 +1,547 @@
+"""Tables as parquet files, with what parquet alone would lose.
+
+Names (the column ``_index``) and the categories of categorical columns go to files of their own,
+so that the main file stays what readers of the documented format expect: plain columns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_nullable
+from storage_backends.compute import arrow, threads
+from storage_backends.compute.caching import cached_property
+from storage_backends.compute.claims import check_claim
+from storage_backends.compute.uniting import Part, UnitedColumn
+from storage_backends.directory.checksums import CheckedFile
+from storage_backends.directory.mapped_file import MappedFile
+from storage_backends.errors import (
+    ArchiveFormatError,
+    ArrayNotFoundError,
+    OutputError,
+    RangeError,
+    ScdlError,
+    one_line,
+    refused_write,
+)
+
+if TYPE_CHECKING:
+    from pyarrow import Schema, Table
+
+_ROW_GROUP = 1 << 16
+#: Values up to which a thread reads alone.
+_MOST_ALONE = 1 << 20
+#: What a row takes at least once it is text in memory.
+_ROW_BYTES = 64
+#: What pyarrow says of bytes that are no table, besides OSError.
+_UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+)
+
+
+class ParquetTable:
+    """One table in up to three files; what they say of it is read once.
+
+    Parameters
+    ----------
+    where
+        Opens the message of an error.
+    columns
+        Files of the plain columns, one after the other; where their columns differ, they are
+        united as :mod:`storage_backends.compute.uniting` has it, and what a file lacks is null.
+    expected_rows
+        How many rows they must have; None: any.
+    names
+        File of the column ``_index``, or None.
+    categories
+        File of one row, whose columns are the lists of categories, or None.
+    only_names
+        Column of the main file that is the ``_index``, in a table that has nothing else, or None.
+    index_name
+        What the ``_index`` is called, or None.
+    nullable
+        Columns that are of a type of their own for nulls.
+    held
+        Files that are read as they were when they were mapped, by path.
+    bounded
+        Whether nothing but these files says how many rows there are.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        columns: Sequence[str],
+        expected_rows: int | None,
+        *,
+        names: str | None = None,
+        categories: str | None = None,
+        only_names: str | None = None,
+        index_name: str | None = None,
+        nullable: Sequence[str] = (),
+        held: Mapping[str, MappedFile] = MappingProxyType({}),
+        bounded: bool = True,
+    ) -> None:
+        self._where = where
+        self._held = held
+        self._columns = columns
+        self._expected_rows = expected_rows
+        self._names = names
+        self._categories = categories
+        self._only_names = only_names
+        self._bounded = bounded
+        self._metadata = None if index_name is None else {INDEX_NAME: index_name}
+        self._nullable = frozenset(nullable)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        total = 0
+        for file in filter(None, (*self._columns, self._names, self._categories)):
+            with _readable(file):
+                total += len(self._content(file))
+        return total
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows, from the files' footers."""
+        n_rows = sum(map(self._num_rows, self._columns))
+        if self._expected_rows not in (None, n_rows):
+            raise ArchiveFormatError(
+                f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
+            )
+        if self._bounded:
+            check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
+        if self._names and self._num_rows(self._names) != n_rows:
+            raise ArchiveFormatError(
+                f"{self._names}: expected {n_rows} names, one for each row, found "
+                f"{self._num_rows(self._names)}"
+            )
+        return n_rows
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Names and types of the columns, ``_index`` first."""
+        plain = self._plain_schema()
+        if self._only_names:
+            self._require(plain, self._only_names, self._columns[0])
+            names_of_rows = pa.field(INDEX, plain.field(self._only_names).type)
+            return pa.schema([names_of_rows], self._metadata)
+        types = {field.name: _plain_type(field.type) for field in plain}
+        types |= {name: category.type for name, category in self._category_lists.items()}
+        fields = [
+            pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
+            for name, type_ in types.items()
+        ]
+        if self._names:
+            names = self._arrow_schema(self._names)
+            self._require(names, INDEX, self._names)
+            fields.insert(0, names.field(INDEX).remove_metadata())
+        return pa.schema(fields, self._metadata)
+
+    @staticmethod
+    def _require(schema: Schema, name: str, file: str) -> None:
+        if schema.names.count(name) != 1:
+            raise ArchiveFormatError(f"{file}: expected one column {name!r:.100}")
+
+    def _plain_schema(self) -> Schema:
+        if len(self._columns) == 1:
+            return self._arrow_schema(self._columns[0]).remove_metadata()
+        return pa.schema([pa.field(name, column.type) for name, column in self._united.items()])
+
+    @cached_property
+    def _united(self) -> Mapping[str, UnitedColumn]:
+        """The columns of several files, whose types may differ from file to file."""
+        schemas = {file: self._arrow_schema(file) for file in self._columns}
+        names = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
+        return {
+            name: UnitedColumn(
+                [
+                    Part(schema.field(name).type, None, partial(self._pieces, file, name))
+                    for file, schema in schemas.items()
+                    if name in schema.names
+                ]
+            )
+            for name in names
+        }
+
+    def _pieces(self, file: str, name: str) -> Iterator[pa.Array]:
+        """A column of a file, some rows at a time."""
+        n_rows = self._num_rows(file)
+        for start in range(0, n_rows, _ROW_GROUP):
+            column = self._read_rows(file, [name], start, min(start + _ROW_GROUP, n_rows)).column(0)
+            yield from column.chunks
+
+    def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
+        """Rows ``[start, stop)`` of some columns."""
+        with _readable(self._where):
+            return self._read(columns, start, stop)
+
+    def _read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
+        known = self.schema.names
+        wanted = known if columns is None else list(columns)
+        for name in wanted:
+            if name not in known:
+                raise ArrayNotFoundError(
+                    f"{self._where} has no column {name!r}; it has: {', '.join(known)}"
+                )
+        n_rows = self.num_rows
+        stop = n_rows if stop is None else stop
+        if not 0 <= start <= stop <= n_rows:
+            raise RangeError(f"{self._where}: rows [{start}, {stop}) are not within [0, {n_rows}]")
+        # The first column counts the rows of a table without columns.
+        rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
+        if self._only_names:
+            names = self._read_plain([self._only_names], start, stop)
+            return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
+        plain = [name for name in wanted if name != INDEX or self._names is None]
+        categories = {k: v for k, v in self._category_lists.items() if k in plain}
+        if plain:
+            table = self._read_plain(plain, start, stop, as_dictionary=list(categories))
+            for name in plain:
+                column = table[name]
+                if name in categories:
+                    column = _to_categorical(column, categories[name])
+                rows = rows.append_column(self.schema.field(name), column)
+        if INDEX in wanted and self._names:
+            names = self._read_rows(self._names, [INDEX], start, stop)
+            rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
+        return rows.select(wanted)
+
+    def _read_plain(
+        self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
+    ) -> Table:
+        if len(self._columns) == 1:
+            return self._read_rows(self._columns[0], columns, start, stop, as_dictionary)
+        united = {name: self._united[name] for name in columns}
+        pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
+        position = 0
+        for file in self._columns:
+            n_rows = self._num_rows(file)
+            first, last = max(start - position, 0), min(stop - position, n_rows)
+            position += n_rows
+            if first >= last:
+                continue
+            there = self._arrow_schema(file).names
+            for name, column in united.items():
+                if name in there:
+                    found = self._read_rows(file, [name], first, last).column(0)
+                    pieces[name] += map(column.convert, found.chunks)
+                else:
+                    pieces[name].append(column.nulls(last - first))
+        return pa.table(
+            {name: pa.chunked_array(pieces[name], column.type) for name, column in united.items()}
+        )
+
+    @cached_property
+    def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
+        """An empty dictionary array a categorical column, which carries type and categories."""
+        if self._categories is None:
+            return {}
+        found = {}
+        with _readable(f"{self._categories}: the table of categories"):
+            if self._num_rows(self._categories) != 1:
+                raise ArchiveFormatError(f"{self._categories}: expected one row of categories")
+            table = _read(self._open(self._categories))
+            for field in table.schema:
+                # See `_category_table`.
+                values = table[field.name].chunk(0).flatten()
+                meta = field.metadata or {}
+                index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
+                found[field.name] = pa.DictionaryArray.from_arrays(
+                    pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
+                )
+        return found
+
+    def _read_rows(
+        self,
+        path: str,
+        columns: list[str],
+        start: int,
+        stop: int,
+        as_dictionary: Sequence[str] = (),
+    ) -> Table:
+        file = self._open(path, as_dictionary)
+        groups: list[int] = []
+        first_row, position = 0, 0
+        lengths = _group_rows(file)
+        for i, n_rows in enumerate(lengths):
+            if position < stop and position + n_rows > start:
+                first_row = first_row if groups else position
+                groups.append(i)
+            position += n_rows
+        with _readable(f"{path}: {columns!r:.200}"):
+            n_values = sum(lengths[i] for i in groups) * len(columns)
+            if n_values <= _MOST_ALONE or len(groups) < 2:
+                table = _read(file, groups, columns)
+            else:
+                table = self._read_groups(path, as_dictionary, groups, columns)
+            if set(table.column_names) != set(columns):
+                raise KeyError(*columns)
+            return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+
+    def _read_groups(
+        self, path: str, as_dictionary: Sequence[str], groups: list[int], columns: list[str]
+    ) -> Table:
+        """Row groups, read in several threads."""
+        n = min(threads.n_threads(), len(groups))
+        bounds = [len(groups) * i // n for i in range(n + 1)]
+        found: list[Table] = [None] * n
+
+        def read(i: int) -> None:
+            file = self._open(path, as_dictionary)
+            found[i] = _read(file, groups[bounds[i] : bounds[i + 1]], columns)
+
+        threads.for_each(read, range(n))
+        return pa.concat_tables(found)
+
+    def _num_rows(self, path: str) -> int:
+        """Rows of a file, on which its parts agree."""
+        with _readable(path):
+            file = self._open(path)
+            rows, n_rows = _group_rows(file), int(file.metadata.num_rows)
+        if min(rows, default=0) < 0 or sum(rows) != n_rows:
+            raise ArchiveFormatError(
+                f"{path}: expected groups of {n_rows} rows altogether, found {sum(rows)}"
+            )
+        return n_rows
+
+    def _arrow_schema(self, path: str) -> Schema:
+        with _readable(path):
+            return self._open(path).schema_arrow
+
+    def _open(self, path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+        with _readable(path):
+            data = self._content(path)
+            # What describes a file cannot be longer than it.
+            longest = max(len(data), 1)
+            return pq.ParquetFile(
+                pa.BufferReader(pa.py_buffer(data)),
+                read_dictionary=list(as_dictionary),
+                page_checksum_verification=True,
+                # It is in memory.
+                pre_buffer=False,
+                thrift_string_size_limit=longest,
+                thrift_container_size_limit=longest,
+            )
+
+    def _content(self, path: str) -> NDArray[np.uint8]:
+        return (self._held.get(path) or MappedFile(path)).data
+
+
+def _read(
+    file: pq.ParquetFile, groups: Sequence[int] | None = None, columns: list[str] | None = None
+) -> Table:
+    """Row groups (default: all) of a file, read in this thread.
+
+    One of Arrow's may let go of our memory only when Python ends, which ends the process with an
+    error.
+    """
+    every = range(file.metadata.num_row_groups)
+    return file.read_row_groups(every if groups is None else groups, columns, use_threads=False)
+
+
+def _group_rows(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+
+@contextlib.contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Say of bytes that are no table in one sentence where they are."""
+    try:
+        yield
+    except ScdlError:
+        raise
+    except FileNotFoundError:
+        raise ArchiveFormatError(f"{where}: the file is missing") from None
+    except _UNREADABLE as error:
+        raise ArchiveFormatError(
+            f"{where}: not a parquet file that can be read ({one_line(error):.300})"
+        ) from error
+
+
+class Written(NamedTuple):
+    """What :func:`write` wrote."""
+
+    num_rows: int
+    #: Whether there is a file of names, and one of categories.
+    names: bool
+    categories: bool
+    #: Whether the table holds nothing but names.
+    only_names: bool
+    #: What the names are called, and columns of a type of their own for nulls.
+    index_name: str | None
+    nullable: list[str]
+
+
+def write(
+    table: Table | pa.RecordBatchReader,
+    columns: str,
+    *,
+    names: str,
+    categories: str,
+    only_names: str,
+    create: Callable[[str], CheckedFile],
+) -> Written:
+    """Write a table to its files; one with nothing but names goes whole to `columns`.
+
+    Parameters
+    ----------
+    table
+        A stream must give every batch of a categorical column the same categories.
+    columns, names, categories
+        Paths of the files, as for :class:`ParquetTable`.
+    only_names
+        What the names are called in `columns` where there is nothing else.
+    create
+        Begins a file at a path.
+    """
+    if isinstance(table, pa.Table):
+        table = table.unify_dictionaries()
+        schema = table.schema
+        batches: Iterator[pa.RecordBatch] = iter(table.to_batches() or [_empty_batch(table)])
+    else:
+        schema, batches = table.schema, iter(table)
+    first = next(batches, None)
+    first = pa.RecordBatch.from_pylist([], schema=schema) if first is None else first
+    main = [field for field in schema if field.name != INDEX]
+    categorical = [f.name for f in main if pa.types.is_dictionary(f.type)]
+    wanted = [(columns, {field.name: field.name for field in main})] if main else []
+    if INDEX in schema.names:
+        wanted.append((names, {INDEX: INDEX}) if main else (columns, {INDEX: only_names}))
+    num_rows = 0
+    with contextlib.ExitStack() as stack:
+        targets = [
+            stack.enter_context(_Target(create, path, renamed, first)) for path, renamed in wanted
+        ]
+        for batch in itertools.chain([first], batches):
+            num_rows += batch.num_rows
+            for name in categorical:
+                if not batch.column(name).dictionary.equals(first.column(name).dictionary):
+                    raise OutputError(f"batches of column {name!r} differ in their categories")
+            for target in targets:
+                target.write(batch)
+    if categorical:
+        lists = _category_table(first, categorical)
+        with (
+            refused_write(categories),
+            create(categories) as file,
+            _writer(file, lists.schema) as writer,
+        ):
+            writer.write_table(lists)
+    has_names = INDEX in schema.names
+    index_name = (schema.metadata or {}).get(INDEX_NAME)
+    return Written(
+        num_rows,
+        names=has_names and bool(main),
+        categories=bool(categorical),
+        only_names=has_names and not main,
+        index_name=index_name.decode() if index_name is not None else None,
+        nullable=[field.name for field in main if is_nullable(field)],
+    )
+
+
+class _Target:
+    """One parquet file that takes some columns of every batch, under its own names."""
+
+    def __init__(
+        self,
+        create: Callable[[str], CheckedFile],
+        path: str,
+        names: Mapping[str, str],
+        first: pa.RecordBatch,
+    ) -> None:
+        self._names = names
+        self._path = path
+        with refused_write(path), contextlib.ExitStack() as stack:
+            file = stack.enter_context(create(path))
+            self._writer = stack.enter_context(_writer(file, self._project(first).schema))
+            self._closing = stack.pop_all()
+
+    def _project(self, batch: pa.RecordBatch) -> Table:
+        columns = [_decode(batch.column(name)) for name in self._names]
+        return pa.table(columns, names=list(self._names.values()))
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            with refused_write(self._path):
+                self._writer.write_table(self._project(batch), row_group_size=_ROW_GROUP)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with refused_write(self._path):
+            self._closing.close()
+
+
+@contextlib.contextmanager
+def _writer(file: CheckedFile, schema: Schema) -> Iterator[pq.ParquetWriter]:
+    writer = pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+    try:
+        yield writer
+    finally:
+        try:
+            writer.close()
+        finally:
+            # One that failed would try again when it is collected, and print why it failed.
+            writer.is_open = False
+
+
+def _decode(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _plain_type(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def _empty_batch(table: Table) -> pa.RecordBatch:
+    columns = [c.chunk(0) if c.num_chunks else pa.nulls(0, c.type) for c in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
+
+
+def _category_table(batch: pa.RecordBatch, names: Sequence[str]) -> Table:
+    columns, fields = [], []
+    for name in names:
+        column = batch.column(name)
+        ends = arrow.numbers(np.array([0, len(column.dictionary)], np.int32))
+        lists = pa.ListArray.from_arrays(ends, column.dictionary)
+        meta = {"index": str(column.type.index_type), "ordered": str(int(column.type.ordered))}
+        columns.append(lists)
+        fields.append(pa.field(name, lists.type, metadata=meta))
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def _to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.ChunkedArray:
+    """Give the values of a column the codes that they have among the stored categories."""
+    chunks = []
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            codes = pc.index_in(chunk.dictionary, empty.dictionary).take(chunk.indices)
+        else:
+            codes = pc.index_in(chunk, empty.dictionary)
+            codes = pc.if_else(pc.is_null(chunk), pa.scalar(None, codes.type), codes)
+        codes = codes.cast(empty.type.index_type)
+        chunks.append(
+            pa.DictionaryArray.from_arrays(codes, empty.dictionary, ordered=empty.type.ordered)
+        )
+    return pa.chunked_array(chunks or [empty])

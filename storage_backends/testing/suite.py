@@ -1,0 +1,736 @@
+"""Conformance suite of storage backends, for ours and for yours.
+
+A backend conforms if a subclass of :class:`BackendTests` passes under pytest; hypothesis is
+needed too::
+
+    # test_my_backend.py
+    import pytest
+
+    pytest.register_assert_rewrite("storage_backends.testing")  # detailed failure messages
+
+    from my_package import BACKEND  # a storage_backends.base.Backend
+    from storage_backends.testing import BackendTests
+
+
+    class TestMyBackend(BackendTests):
+        backend = BACKEND
+
+That suffices where an archive is a file or a directory. Other backends set ``local = False`` and
+override :meth:`BackendTests.make_path` and, if they can list what they store,
+:meth:`BackendTests.standing`; one whose archives live in one process sets
+``cross_process = False``.
+
+Every archive written here is well formed, so that a backend may map it to a format that demands
+it: a CSR matrix, ``obs``, a ``var/<i>`` for every block, the attribute ``blocks``, and arrays
+named ``obsm/<key>`` and ``graphs/<key>/data|indices|indptr``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import pickle
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from storage_backends import errors
+from storage_backends.base import ArrayStore, ArrayWriter, Backend, Finding, Verdict
+from storage_backends.testing.archives import (
+    DTYPES,
+    ITEM_SHAPES,
+    N_OBS,
+    ODD_KEYS,
+    ROUND_TRIPS,
+    Contents,
+    assert_holds,
+    assert_reads,
+    assert_same_bits,
+    assert_same_table,
+    broken,
+    every_array,
+    every_type,
+    files_of,
+    large_archive,
+    names_of,
+    numbers,
+    one_bit_flipped,
+    random_ranges,
+    small_archive,
+    stream,
+)
+
+try:
+    import pytest
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError(
+        "storage_backends.testing needs pytest and hypothesis: pip install pytest hypothesis"
+    ) from error
+
+#: Arrays of every integer type, of numbers and of vectors.
+INTEGERS = [f"obsm/{dtype}{shape}" for dtype in DTYPES for shape in ("", "x3") if "int" in dtype]
+
+__all__ = ["BackendTests", "Contents", "assert_holds", "assert_same_table", "small_archive"]
+
+# One subclass after another runs the same method, which hypothesis would report.
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+
+
+class BackendTests:
+    """Subclass this, and set ``backend``."""
+
+    #: The backend under test.
+    backend: Backend
+    #: Archives are files or directories of the local file system.
+    local: bool = True
+    #: Another process can open an archive by its path.
+    cross_process: bool = True
+
+    def make_path(self, tmp_path: Path) -> str:
+        """Where a test may write one archive; every test has another `tmp_path`."""
+        return str(tmp_path / "archive")
+
+    def standing(self, path: str) -> list[str]:
+        """All that stands at `path` and beside it, work in progress included."""
+        if self.local:
+            return sorted(map(str, Path(path).parent.iterdir()))
+        return [path] if self.backend.store.detect(path) else []
+
+    # -- what the tests share --------------------------------------------------------------
+
+    def create(self, path: str, *, replace: bool = False) -> ArrayWriter:
+        return self.backend.writer.create(path, replace=replace)
+
+    def open(self, path: str) -> ArrayStore:
+        return self.backend.store.open(path)
+
+    @contextlib.contextmanager
+    def writing(
+        self, path: str, contents: Contents, *, pieces: int = 1, replace: bool = False
+    ) -> Iterator[ArrayWriter]:
+        """Write, let the test do more, commit."""
+        with self.create(path, replace=replace) as writer:
+            contents.write(writer, pieces)
+            yield writer
+            writer.commit(contents.attrs)
+
+    def write(self, path: str, contents: Contents, *, replace: bool = False) -> ArrayStore:
+        with self.writing(path, contents, replace=replace):
+            pass
+        return self.open(path)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> str:
+        return self.make_path(tmp_path)
+
+    @pytest.fixture
+    def local_path(self, path: str) -> str:
+        if not self.local:
+            pytest.skip("archives are no files")
+        return path
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def large_path(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
+        tests = cls()
+        path = tests.make_path(tmp_path_factory.mktemp("large"))
+        with tests.writing(path, large_archive(), pieces=3):
+            pass
+        return path
+
+    @pytest.fixture
+    def store(self, large_path: str) -> Iterator[ArrayStore]:
+        with self.open(large_path) as store:
+            yield store
+
+    # -- round trips -----------------------------------------------------------------------
+
+    @pytest.mark.parametrize("case", ROUND_TRIPS)
+    def test_round_trip(self, path: str, case: str) -> None:
+        contents = ROUND_TRIPS[case]()
+        with self.write(path, contents) as store:
+            assert_holds(store, contents)
+
+    @pytest.mark.parametrize("name", [*every_array(0), *(f"obsm/{key}" for key in ODD_KEYS)])
+    def test_every_array(self, store: ArrayStore, name: str) -> None:
+        values = large_archive().arrays[name]
+        assert (store.spec(name).dtype, store.spec(name).length) == (values.dtype, N_OBS)
+        assert store.spec(name).item_shape == values.shape[1:]
+        assert_same_bits(store.read(name), values, name)
+
+    @pytest.mark.parametrize("key", ["", ".", "..", "../x", "../../x", "/x", "a\\b"])
+    def test_dangerous_names_are_kept_or_refused(self, path: str, key: str) -> None:
+        contents = small_archive(parts={f"obsm/{key}": np.zeros(60, "float32")})
+        kept = False
+        with contextlib.suppress(errors.ScdlError):
+            assert_holds(self.write(path, contents), contents)
+            kept = True
+        assert self.standing(path) == [path] * kept
+
+    def test_stored_bytes(self, store: ArrayStore) -> None:
+        assert set(store.stored_bytes) == {*store.arrays, *store.tables}
+        assert all(size > 0 for size in store.stored_bytes.values())
+
+    # -- reading arrays --------------------------------------------------------------------
+
+    @pytest.mark.parametrize("name", ["data", "indptr", "obsm/X_pca", "graphs/k nn.ü/indices"])
+    @pytest.mark.parametrize(
+        "ranges",  # a negative number counts from the position behind the last item
+        [
+            pytest.param([], id="none"),
+            pytest.param([(0, 0), (7, 7), (-1, -1)], id="empty"),
+            pytest.param([(5, 6)], id="one item"),
+            pytest.param([(-2, -1), (0, 1)], id="both ends"),
+            pytest.param([(0, -1), (0, -1)], id="all, twice"),
+            pytest.param([(900, 950), (3, 8), (400, 1300)], id="unordered"),
+            pytest.param([(10, 20), (10, 20), (10, 20)], id="repeated"),
+            pytest.param([(0, 600), (100, 700), (50, 60)], id="overlapping"),
+            pytest.param([(0, 10), (10, 500), (500, 1500), (1500, -1)], id="adjacent"),
+            pytest.param([(3, 4), (9, 9), (3, 4), (-1, -1), (0, 0), (4, 5)], id="empty between"),
+        ],
+    )
+    def test_ranges(self, store: ArrayStore, name: str, ranges: list[tuple[int, int]]) -> None:
+        where = np.array(ranges, np.int64).reshape(-1, 2)
+        where[where < 0] += store.spec(name).length + 1
+        assert_reads(store, name, [(start, stop) for start, stop in where.tolist()])
+
+    @pytest.mark.parametrize("name", ["data", "indices", "obsm/float16x2x2"])
+    def test_many_small_ranges(self, store: ArrayStore, name: str) -> None:
+        assert_reads(store, name, random_ranges(store.spec(name).length, 10_000, 0))
+
+    @PROPERTY
+    @given(data=st.data())
+    def test_any_ranges(self, large_path: str, data: st.DataObject) -> None:
+        with self.open(large_path) as store:
+            name = data.draw(st.sampled_from(sorted(store.arrays)))
+            length = store.spec(name).length
+            edges = [e for p in range(17) for e in (2**p - 1, 2**p, 2**p + 1) if e <= length]
+            bound = st.integers(0, length) | st.sampled_from([0, length, *edges])
+            pairs = st.tuples(bound, bound).map(lambda pair: (min(pair), max(pair)))
+            assert_reads(store, name, data.draw(st.lists(pairs, max_size=20)))
+
+    def test_read(self, store: ArrayStore) -> None:
+        for name, values in large_archive().arrays.items():
+            assert_same_bits(store.read(name, 5), values[5:], name)
+            assert_same_bits(store.read(name, stop=9), values[:9], name)
+            assert_same_bits(store.read(name, 3, 3), values[3:3], name)
+        for start, stop in [(-1, None), (5, 3), (0, 2**62), (2**62, None), (0, -1)]:
+            with pytest.raises(errors.RangeError, match="data"):
+                store.read("data", start, stop)
+
+    @pytest.mark.parametrize("good", [[], [(0, 50), (7, 9)]], ids=["alone", "after others"])
+    @pytest.mark.parametrize(
+        ("start", "stop"),
+        [
+            *[(-1, 2), (-5, -5), (5, 4), (-(2**63), 0), (0, 2**63 - 1)],
+            *[(N_OBS, N_OBS + 1), (N_OBS + 1, N_OBS + 1), (N_OBS - 2, N_OBS + 1)],
+        ],
+    )
+    def test_out_of_bounds(
+        self, store: ArrayStore, good: list[tuple[int, int]], start: int, stop: int
+    ) -> None:
+        starts, stops = np.array([*good, (start, stop)], np.int64).T.copy()
+        out = np.full((min(max(int((stops - starts).sum()), 0), 100), 2), 77, np.float32)
+        with pytest.raises(errors.RangeError, match="X_pca"):
+            store.read_ranges("obsm/X_pca", starts, stops, out)
+        assert (out == 77).all()
+        with pytest.raises(errors.RangeError, match="X_pca"):  # as many stops as starts
+            store.read_ranges("obsm/X_pca", np.array([0]), np.array([1, 1]), out)
+
+    @pytest.mark.parametrize(
+        "out",
+        [
+            *(np.zeros((3, 2), dtype) for dtype in ("f8", "i4", ">f4")),
+            *(np.zeros(shape, "f4") for shape in ((2, 2), (4, 2), (6,), (3, 1), (3, 2, 1))),
+            np.zeros((2, 3), "f4").T,
+            np.zeros((3, 4), "f4")[:, ::2],
+            np.frombuffer(bytes(24), "f4").reshape(3, 2),
+        ],
+        ids=lambda out: f"{out.dtype.str}{out.shape}{out.strides}",
+    )
+    def test_unfit_output(self, store: ArrayStore, out: NDArray[Any]) -> None:
+        with pytest.raises(errors.OutputError, match="X_pca"):
+            store.read_ranges("obsm/X_pca", np.array([5]), np.array([8]), out)
+        assert not out.any()
+
+    @pytest.mark.parametrize("name", ["nothing", "obs", "obsm/nothing", "obsm"])
+    def test_unknown_array(self, store: ArrayStore, name: str) -> None:
+        empty = np.zeros(0, np.int64)
+        with pytest.raises(errors.ArrayNotFoundError, match=name):
+            store.read_ranges(name, empty, empty, empty)
+        for call in (store.read, store.spec, store.view):
+            with pytest.raises(errors.ArrayNotFoundError, match=name):
+                call(name)
+
+    def test_views(self, store: ArrayStore) -> None:
+        for name, values in large_archive().arrays.items():
+            view = store.view(name)
+            if view is not None:
+                assert_same_bits(view, values, name)
+                with pytest.raises(ValueError, match="read-only"):
+                    view[:1] = 0
+
+    @pytest.mark.parametrize("name", ["indices", "indptr", *INTEGERS])
+    def test_wider_integers(self, store: ArrayStore, name: str) -> None:
+        values = large_archive().arrays[name]
+        starts, stops = np.array([[900, 3, 400, 7], [950, 8, 1300, 7]], np.int64)
+        expected = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
+        for dtype in DTYPES:
+            out = np.zeros(expected.shape, dtype)
+            if out.dtype.kind not in "iu" or out.dtype == values.dtype:
+                continue
+            if np.can_cast(values.dtype, dtype, "safe"):
+                store.read_ranges(name, starts, stops, out)
+                np.testing.assert_array_equal(out, expected, err_msg=f"{name} as {dtype}")
+            else:
+                with pytest.raises(errors.OutputError, match=re.escape(name)):
+                    store.read_ranges(name, starts, stops, out)
+
+    def test_lengths_of_chunks(self, store: ArrayStore) -> None:
+        for name in store.arrays:
+            length = store.chunk_length(name)
+            assert isinstance(length, int), name
+            assert length >= 1, name
+
+    @PROPERTY
+    @given(data=st.data())
+    def test_what_is_needed_may_be_told(self, large_path: str, data: st.DataObject) -> None:
+        with self.open(large_path) as store:
+            name = data.draw(st.sampled_from(sorted(store.arrays)))
+            edges = st.integers(0, store.spec(name).length)
+            bounds = sorted(data.draw(st.lists(edges, max_size=60)))
+            bounds = bounds[: len(bounds) // 2 * 2]
+            starts, stops = np.array(bounds, np.int64).reshape(-1, 2).T.copy()
+            store.will_need(name, starts, stops)
+            assert_reads(store, name, list(zip(bounds[::2], bounds[1::2], strict=True)))
+
+    @pytest.mark.parametrize("name", ["nothing", "obs", "obsm/nothing"])
+    def test_unknown_array_is_not_needed(self, store: ArrayStore, name: str) -> None:
+        empty = np.zeros(0, np.int64)
+        with pytest.raises(errors.ArrayNotFoundError, match=name):
+            store.will_need(name, empty, empty)
+        with pytest.raises(errors.ArrayNotFoundError, match=name):
+            store.chunk_length(name)
+
+    # -- whether an archive is sound -----------------------------------------------------------
+
+    def found(self, path: str) -> list[Finding]:
+        """What examining and checking all pieces says."""
+        examined = self.backend.store.examine(path)
+        checked = [piece.check() for piece in examined.pieces]
+        return [*examined.findings, *(found for found in checked if found is not None)]
+
+    def test_what_was_written_is_not_damaged(self, path: str, large_path: str) -> None:
+        for _ in range(2):
+            # In place of the first, the second is whole too.
+            self.write(path, small_archive(), replace=True).close()
+            for place in (path, large_path):
+                found = self.found(place)
+                examined = self.backend.store.examine(place)
+                assert [f for f in found if f.verdict is Verdict.DAMAGED or f.mendable] == []
+                known = [] if examined.has_checksums else [Verdict.UNKNOWN]
+                assert [f.verdict for f in found] == known
+                assert sum(piece.nbytes for piece in examined.pieces) == examined.nbytes
+                assert (examined.nbytes > 0) == examined.has_checksums
+
+    def test_every_byte_is_covered(self, path: str) -> None:
+        self.write(path, small_archive()).close()
+        examined = self.backend.store.examine(path)
+        if not (self.local and examined.has_checksums):
+            pytest.skip("there are no checksums of files")
+        for file in files_of(path):
+            for offset in sorted({0, os.path.getsize(file) // 2, os.path.getsize(file) - 1}):
+                with one_bit_flipped(file, offset):
+                    found = self.found(path)
+                assert any(f.verdict is Verdict.DAMAGED and file in f.message for f in found), file
+        assert self.found(path) == []
+
+    def test_lost_and_cut_files_are_found(self, path: str) -> None:
+        self.write(path, small_archive()).close()
+        if not (self.local and self.backend.store.examine(path).has_checksums):
+            pytest.skip("there are no checksums of files")
+        for file in files_of(path):
+            with open(file, "rb") as stream:
+                content = stream.read()
+            for left in (content[:-1], content + b"\0", None):
+                os.remove(file)
+                if left is not None:
+                    with open(file, "xb") as stream:
+                        stream.write(left)
+                verdicts = {f.verdict for f in self.found(path)}
+                # Without the file of the checksums nobody can tell.
+                assert verdicts, file
+                if left is not None:
+                    assert Verdict.DAMAGED in verdicts, file
+                with open(file, "wb") as stream:
+                    stream.write(content)
+        assert self.found(path) == []
+
+    def test_a_sound_archive_is_not_repaired(self, path: str) -> None:
+        contents = small_archive()
+        self.write(path, contents).close()
+        assert list(self.backend.store.repair(path)) == []
+        with pytest.raises(errors.OutputError, match=re.escape(path)):
+            self.backend.store.add_checksums(path)
+        assert self.standing(path) == [path]
+        assert_holds(self.open(path), contents)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    @settings(PROPERTY, max_examples=15)
+    @given(data=st.data())
+    def test_any_pieces(
+        self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    ) -> None:
+        kind, shape = data.draw(st.tuples(st.sampled_from(DTYPES), st.sampled_from(ITEM_SHAPES)))
+        sizes = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=8))
+        values = numbers(kind, (sum(sizes), *shape))
+        path = self.make_path(tmp_path_factory.mktemp("pieces"))
+        pieces = data.draw(st.integers(1, 90))
+        with self.writing(path, small_archive(len(values)), pieces=pieces) as writer:
+            for piece in np.split(values, np.cumsum(sizes)[:-1]):
+                writer.append("obsm/x", piece)
+        with self.open(path) as store:
+            assert_holds(store, small_archive(len(values), parts={"obsm/x": values}))
+
+    @pytest.mark.parametrize("dtype", [">f4", ">u2", ">i8"])
+    def test_other_layouts(self, path: str, dtype: str) -> None:
+        values = np.arange(240).reshape(60, 4).astype(dtype)
+        native = values.astype(values.dtype.newbyteorder("<"))
+        layouts = {"swapped": values, "reversed": values[::-1], "columns": native[:, ::2]}
+        layouts |= {"fortran": np.asfortranarray(native)}
+        with self.writing(path, small_archive()) as writer:
+            for name, layout in layouts.items():
+                writer.append(f"obsm/{name}", layout)
+            for piece in (values[:20], native[20:40], values[40:]):
+                writer.append("obsm/mixed", piece)
+        with self.open(path) as store:
+            for name, layout in {**layouts, "mixed": values}.items():
+                assert store.spec(f"obsm/{name}").dtype == native.dtype
+                assert_same_bits(store.read(f"obsm/{name}"), layout, name)
+
+    def test_caller_may_reuse_what_it_gave(self, path: str) -> None:
+        contents = small_archive()
+        buffer = np.zeros((30, 2), np.float32)
+        with self.writing(path, contents) as writer:
+            for _ in range(3):
+                writer.append("obsm/x", buffer[:20])
+                buffer += 1
+        contents.attrs["blocks"].clear()
+        values = np.repeat(np.array([[0, 0], [1, 1], [2, 2]], np.float32), 20, axis=0)
+        assert_holds(self.open(path), small_archive(parts={"obsm/x": values}))
+
+    @pytest.mark.parametrize("dtype", ["f4", "f8", "i4"])
+    def test_append_of_another_kind(self, path: str, dtype: str) -> None:
+        contents = small_archive(parts={"obsm/x": numbers("float32", (60, 2))})
+        wrong = [np.zeros(s, dtype) for s in ((2, 2), (0, 2), (2, 3), (0, 3), (2,), (2, 2, 1))]
+        with self.writing(path, contents) as writer:
+            for values in wrong[2:] if dtype == "f4" else wrong:
+                with pytest.raises(errors.OutputError, match="obsm/x"):
+                    writer.append("obsm/x", values)
+        assert_holds(self.open(path), contents)
+
+    @pytest.mark.parametrize(
+        "values", [np.array(1.0), np.array([None]), np.array(["a"]), np.array([1j])], ids=repr
+    )
+    def test_append_of_no_numbers(self, path: str, values: NDArray[Any]) -> None:
+        contents = small_archive()
+        refused = pytest.raises(errors.OutputError, match="obsm/x")
+        with self.writing(path, contents) as writer, refused:
+            writer.append("obsm/x", values)
+        assert_holds(self.open(path), contents)
+
+    def test_writer_is_done_after_the_commit(self, path: str) -> None:
+        contents = small_archive()
+        with self.writing(path, contents) as writer:
+            pass
+        with pytest.raises(errors.ScdlError):
+            writer.append("data", contents.arrays["data"])
+        with pytest.raises(errors.ScdlError):
+            writer.write_table("var/1", contents.tables["obs"])
+        with pytest.raises(errors.ScdlError):
+            writer.commit(contents.attrs)
+        writer.abort()
+        assert_holds(self.open(path), contents)
+
+    # -- publishing ------------------------------------------------------------------------
+
+    def test_nothing_to_see_before_the_commit(self, path: str) -> None:
+        contents = small_archive()
+        with self.writing(path, contents):
+            assert not self.backend.store.detect(path)
+            with pytest.raises(errors.ArchiveNotFoundError, match=re.escape(path)):
+                self.open(path)
+        assert_holds(self.open(path), contents)
+        assert self.standing(path) == [path]
+
+    @pytest.mark.parametrize("replace", [False, True])
+    @pytest.mark.parametrize(
+        ("fail", "error"),
+        [
+            pytest.param(lambda writer: None, None, id="no commit"),
+            pytest.param(lambda writer: list(broken(OSError)), OSError, id="error"),
+            pytest.param(lambda writer: list(broken(SystemExit)), SystemExit, id="exit"),
+            pytest.param(
+                lambda writer: writer.write_table("var/1", stream(broken(ZeroDivisionError))),
+                ZeroDivisionError,
+                id="error in a stream",
+            ),
+            pytest.param(
+                lambda writer: writer.commit({**small_archive().attrs, "no JSON": object()}),
+                (TypeError, ValueError),
+                id="error in the commit",
+            ),
+            pytest.param(lambda writer: [writer.abort() for _ in range(2)], None, id="abort"),
+        ],
+    )
+    def test_nothing_left_without_a_commit(
+        self, path: str, fail: Callable[[ArrayWriter], object], error: Any, replace: bool
+    ) -> None:
+        old, new = small_archive(30), small_archive()
+        if replace:
+            self.write(path, old).close()
+        expected = pytest.raises(error) if error else contextlib.nullcontext()
+        with expected, self.create(path, replace=replace) as writer:
+            new.write(writer)
+            fail(writer)
+        with pytest.raises(errors.ScdlError):
+            writer.commit(new.attrs)
+        assert self.standing(path) == [path] * replace
+        if replace:
+            assert_holds(self.open(path), old)
+        assert_holds(self.write(path, new, replace=replace), new)
+
+    def test_existing_archive_is_kept(self, path: str) -> None:
+        old, new = small_archive(30), small_archive()
+        with self.create(path) as late:  # begun before the other writer's commit
+            new.write(late)
+            store = self.write(path, old)
+            with pytest.raises(errors.ArchiveExistsError, match=re.escape(path)):
+                late.commit(new.attrs)
+        with pytest.raises(errors.ArchiveExistsError, match=re.escape(path)), self.create(path):
+            pass
+        assert_holds(store, old)
+        assert_holds(self.open(path), old)
+        assert self.standing(path) == [path]
+
+    def test_replace(self, path: str) -> None:
+        old, new = large_archive(), small_archive()
+        used = self.write(path, old, replace=True)
+        views = [(name, used.view(name)) for name in old.arrays]
+        with self.writing(path, new, replace=True):
+            unused = self.open(path)
+            assert_holds(self.open(path), old)
+        assert_holds(self.open(path), new)
+        assert self.standing(path) == [path]
+        for store in (used, unused):
+            for name, values in old.arrays.items():
+                assert_same_bits(store.read(name), values, name)
+            with contextlib.suppress(errors.ScdlError):  # refused, or of the old archive
+                assert_same_table(store.read_table("var/0"), old.tables["var/0"])
+        for name, view in views:
+            if view is not None:
+                assert_same_bits(view, old.arrays[name], name)
+
+    def test_operating_system_refuses(self, local_path: str) -> None:
+        with pytest.raises(errors.ArchiveWriteError):
+            self.create(os.path.join(local_path, "no", "parent"))
+        assert self.standing(local_path) == []
+        resource = pytest.importorskip("resource")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for contents in (large_archive(), Contents({}, large_archive().tables, {})):
+            with self.create(local_path) as writer:
+                try:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+                    with pytest.raises(errors.ArchiveWriteError) as caught:  # noqa: PT012
+                        contents.write(writer)
+                        # A backend may hold back what is small.
+                        writer.commit(contents.attrs)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert caught.value.errno == errno.EFBIG
+        assert self.standing(local_path) == []
+
+    # -- opening and closing ---------------------------------------------------------------
+
+    def test_nothing_there(self, store: ArrayStore, path: str) -> None:
+        assert self.backend.store.detect(store.path)
+        for nothing in (path, "", "a\0b", "x" * 5000, "no-such-scheme://x"):
+            assert not self.backend.store.detect(nothing)
+        with pytest.raises(errors.ArchiveNotFoundError, match=re.escape(path)):
+            self.open(path)
+
+    def test_something_else_there(self, tmp_path: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file.txt").write_text("text")
+        for foreign in map(str, tmp_path.iterdir()):
+            assert not self.backend.store.detect(foreign)
+            with pytest.raises((errors.ArchiveFormatError, errors.ArchiveNotFoundError)):
+                self.open(foreign)
+
+    def test_opening_writes_nothing(self, local_path: str) -> None:
+        def files() -> list[tuple[Path, int, int]]:
+            found = [Path(local_path), *Path(local_path).rglob("*")]
+            return sorted((file, file.stat().st_ino, file.stat().st_mtime_ns) for file in found)
+
+        contents = small_archive()
+        self.write(local_path, contents).close()
+        for file, _, _ in files():
+            file.chmod(0o555 if file.is_dir() else 0o444)
+        before = files()
+        assert self.backend.store.detect(local_path)
+        with self.open(local_path) as store:
+            assert_holds(store, contents)
+        assert files() == before
+        assert self.standing(local_path) == [local_path]
+
+    def test_close(self, large_path: str) -> None:
+        contents = large_archive()
+        with self.open(large_path) as store:
+            arrays = [
+                (name, read(name)) for read in (store.view, store.read) for name in store.arrays
+            ]
+            table = store.read_table("obs")
+        store.close()
+        empty = np.zeros(0, np.int64)
+        with pytest.raises(errors.ArchiveClosedError):
+            store.read_ranges("data", empty, empty, np.zeros(0, np.float32))
+        for use in (store.read, store.view):
+            with pytest.raises(errors.ArchiveClosedError):
+                use("data")
+        with pytest.raises(errors.ArchiveClosedError):
+            store.read_table("obs")
+        assert_same_table(table, contents.tables["obs"])
+        for name, values in arrays:
+            if values is not None:
+                assert_same_bits(values, contents.arrays[name], name)
+
+    # -- processes and threads -------------------------------------------------------------
+
+    def test_pickle(self, store: ArrayStore) -> None:
+        assert_holds(store, large_archive())
+        pickled = pickle.dumps(store)
+        assert len(pickled) < 10_000
+        with pickle.loads(pickled) as again:  # noqa: S301 - our own
+            assert again.path == store.path
+            assert_holds(again, large_archive())
+
+    def test_spawned_process(self, store: ArrayStore) -> None:
+        if not self.cross_process:
+            pytest.skip("archives live in one process")
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(assert_holds, store, large_archive()).result(timeout=120)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_forked_process(self, store: ArrayStore) -> None:
+        assert_holds(store, large_archive())
+        context: Any = multiprocessing.get_context("fork")
+        child = context.Process(target=assert_holds, args=(store, large_archive()))
+        child.start()
+        child.join(60)
+        if child.exitcode is None:
+            child.kill()
+        assert child.exitcode == 0
+
+    def test_threads(self, store: ArrayStore) -> None:
+        names = sorted(store.arrays)
+        obs = large_archive().tables["obs"].select(["categories", "_index"])
+        barrier = threading.Barrier(8)
+
+        def reads(seed: int) -> None:
+            barrier.wait()
+            for step in range(30):
+                name = ["data", "indices", names[(7 * seed + step) % len(names)]][step % 3]
+                ranges = random_ranges(store.spec(name).length, 200, 100 * seed + step)
+                assert_reads(store, name, ranges)
+            assert_same_table(store.read_table("obs", obs.column_names, seed), obs.slice(seed))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(reads, range(8)))
+
+    # -- tables ----------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("name", every_type(0).column_names)
+    def test_every_column_type(self, store: ArrayStore, name: str) -> None:
+        table = large_archive().tables["obs"].select([name])
+        assert store.table_schema("obs").field(name).type == table.schema.field(name).type
+        assert_same_table(store.read_table("obs", [name]), table)
+
+    def test_columns_in_the_order_asked_for(self, store: ArrayStore) -> None:
+        obs = large_archive().tables["obs"]
+        assert store.table_schema("obs").names == obs.column_names
+        for columns in (["int8", "_index", "ordered.ü"], ["bool"], obs.column_names[::-1]):
+            assert_same_table(store.read_table("obs", columns), obs.select(columns))
+
+    @pytest.mark.parametrize("columns", [None, ["categories", "_index"], ["_index"], []], ids=str)
+    @pytest.mark.parametrize(
+        ("start", "stop"),
+        [(0, 0), (0, 1), (700, 1300), (5, None), (N_OBS - 1, N_OBS), (N_OBS, None)],
+    )
+    def test_rows(
+        self, store: ArrayStore, start: int, stop: int | None, columns: list[str] | None
+    ) -> None:
+        obs = large_archive().tables["obs"]
+        expected = obs.slice(start, (N_OBS if stop is None else stop) - start)
+        table = store.read_table("obs", columns, start, stop)
+        assert_same_table(table, expected.select(obs.column_names if columns is None else columns))
+
+    @pytest.mark.parametrize("columns", [None, ["int8"], []], ids=str)
+    @pytest.mark.parametrize(
+        ("start", "stop"), [(-1, None), (0, -1), (5, 3), (0, N_OBS + 1), (N_OBS + 1, None)]
+    )
+    def test_rows_out_of_bounds(
+        self, store: ArrayStore, start: int, stop: int | None, columns: list[str] | None
+    ) -> None:
+        with pytest.raises(errors.RangeError, match="obs"):
+            store.read_table("obs", columns, start, stop)
+
+    @pytest.mark.parametrize(
+        "name", ["nothing", "data", "var", "var/7", "var/x", "var/-1", "var/00"]
+    )
+    def test_unknown_table_or_column(self, store: ArrayStore, name: str) -> None:
+        for read in (store.read_table, store.table_schema):
+            with pytest.raises(errors.ArrayNotFoundError, match=name):
+                read(name)
+        for columns in ([name], ["_index", name]):
+            with pytest.raises(errors.ArrayNotFoundError, match=name):
+                store.read_table("obs", columns)
+
+    @pytest.mark.parametrize("batch", [0, 1, 17, 1000])
+    def test_stream(self, path: str, batch: int) -> None:
+        obs = every_type(60) if batch else every_type(0).select(["_index", "string", "bool"])
+        contents = small_archive(obs.num_rows, parts={"obs": obs})
+        rest = Contents(contents.arrays, {"var/0": contents.tables["var/0"]}, contents.attrs)
+        batches = iter(obs.to_batches(max_chunksize=batch)) if batch else iter(())
+        with self.writing(path, rest) as writer:
+            writer.write_table("obs", stream(batches, obs.schema))
+        assert_holds(self.open(path), contents)
+
+    def test_chunks_with_unlike_categories(self, path: str) -> None:
+        chunks = [pa.array(list(text)).dictionary_encode() for text in ("abcab", "cxxab")]
+        obs = pa.table({**names_of(10), "kind": pa.chunked_array(chunks)})
+        store = self.write(path, small_archive(10, parts={"obs": obs}))
+        kind = store.read_table("obs", ["kind"], 2, 8)["kind"]
+        assert kind.type == obs.schema.field("kind").type
+        assert kind.to_pylist() == list("cabcxx")
+
+    def test_table_is_written_once(self, path: str) -> None:
+        contents = small_archive()
+        with self.writing(path, contents) as writer:
+            for name, table in contents.tables.items():
+                with pytest.raises(errors.ScdlError, match=name):
+                    writer.write_table(name, table)
+        assert_holds(self.open(path), contents)

@@ -1,0 +1,1 @@
+"""Chunks and shards of arrays, read and written."""

@@ -1,0 +1,221 @@
+"""Writing one array of a Zarr store: chunks are compressed in threads and appended to shards."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from storage_backends.base import ArraySpec
+from storage_backends.compute import threads
+from storage_backends.directory.checksums import Recorder
+from storage_backends.errors import OutputError
+from storage_backends.zarr.chunks.reading import ChunkCache, DirectReader, ZarrArray
+from storage_backends.zarr.chunks.shards import LocalFiles, ShardedChunks, ShardWriter
+from storage_backends.zarr.codecs.chain import Chain
+from storage_backends.zarr.codecs.profiles import Profile, fits_narrow
+
+#: Chunks in a shard: files of tens of megabytes, whose index is 16 kB.
+_CHUNKS_PER_SHARD = 1024
+
+
+class ArrayBuilder:
+    """An array that grows, and is complete when it is finished.
+
+    Parameters
+    ----------
+    recorder
+        Writes the files of the store.
+    path
+        Of the array within it.
+    name
+        What it is called on the seam, which says what kind of numbers it holds.
+    first
+        Its first values, which fix the type of the items; they are not appended.
+    """
+
+    def __init__(
+        self, recorder: Recorder, path: str, name: str, first: NDArray[Any], profile: Profile
+    ) -> None:
+        self.path, self.name, self.length = path, name, 0
+        self.last: int | None = None
+        self._recorder = recorder
+        self._per_shard = _CHUNKS_PER_SHARD
+        self._directory = os.path.join(recorder.root, path, "c")
+        self._dtype, self._item_shape = first.dtype, first.shape[1:]
+        self.profile = profile
+        width = int(np.prod(self._item_shape, dtype=np.int64))
+        self._chunk_rows = max(1, profile.chunk_items // max(width, 1))
+        self._chunk = self._new_chunk()
+        self._filled = 0
+        # Compressed, or on the way to it, in order; with the numbers, should they not fit.
+        self._pending: deque[tuple[NDArray[Any], Future[bytes | None]]] = deque()
+        self._narrow = profile.may_narrow(name, self._dtype)
+        self._use_chain()
+        self._shards = self._new_shards(self._directory)
+
+    @property
+    def spec(self) -> ArraySpec:
+        """What was written so far."""
+        return ArraySpec(self._dtype, self.length, self._item_shape)
+
+    def append(self, where: str, values: NDArray[Any]) -> None:
+        """Write more items; `where` opens the message of an error."""
+        if (values.dtype, values.shape[1:]) != (self._dtype, self._item_shape):
+            raise OutputError(
+                f"{where} has items {self._dtype} {self._item_shape}, "
+                f"not {values.dtype} {values.shape[1:]}"
+            )
+        self.length += len(values)
+        if not values.size:
+            return
+        if values.ndim == 1 and values.dtype.kind in "iu":
+            self.last = int(values[-1])
+        while len(values):
+            taken = min(len(values), self._chunk_rows - self._filled)
+            self._chunk[self._filled : self._filled + taken] = values[:taken]
+            self._filled += taken
+            values = values[taken:]
+            if self._filled == self._chunk_rows:
+                self._submit(self._chunk)
+                self._chunk, self._filled = self._new_chunk(), 0
+
+    def close(self) -> None:
+        """Write what remains; nothing can be appended any more."""
+        if self._filled:
+            if not self._shards.n_chunks and not self._pending:
+                # Shorter than a chunk: the only one is as long as the array.
+                self._chunk_rows = self._filled
+            self._chunk[self._filled :] = self._chunk[self._filled - 1]
+            self._submit(self._chunk[: self._chunk_rows])
+        self._drain(0)
+        self._per_shard = self._shards.finish()
+
+    def write_metadata(self, root: zarr.Group) -> None:
+        """Make an array of the store of what was written."""
+        chunks = (self._chunk_rows, *(max(1, n) for n in self._item_shape))
+        codecs: list[Any] = [dict(codec) for codec in self._codecs]
+        filters = [codec for codec in codecs if codec["name"] in _FILTERS]
+        serializer, *compressors = codecs[len(filters) :]
+        root.create_array(
+            self.path,
+            shape=(self.length, *self._item_shape),
+            dtype=self._dtype,
+            chunks=chunks,
+            shards=(chunks[0] * self._per_shard, *chunks[1:]),
+            filters=filters,
+            serializer=serializer,
+            compressors=compressors,
+            fill_value=0,
+            attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
+        )
+
+    def move(self, path: str) -> None:
+        """Let the closed array stand at another path."""
+        directory = os.path.join(self._recorder.root, path, "c")
+        if self.spec.nbytes:
+            os.makedirs(os.path.dirname(directory), exist_ok=True)
+            self._recorder.rename(self._directory, directory)
+        self.path, self._directory = path, directory
+
+    def remove(self) -> None:
+        """Forget the closed array."""
+        self._recorder.remove(os.path.dirname(self._directory))
+
+    def empty(self) -> NDArray[Any]:
+        """An array of no items, of this one's kind."""
+        return np.empty((0, *self._item_shape), self._dtype)
+
+    def reader(self) -> ZarrArray:
+        """Read what was closed, before its metadata stand."""
+        grid = self._grid(self._directory, self._per_shard)
+        reader = DirectReader(self.name, LocalFiles("/"), grid, self._chain, 0)
+        return ZarrArray(
+            self.name, self.name, self.spec, self._chunk_rows, reader, ChunkCache(1 << 20)
+        )
+
+    def abort(self) -> None:
+        """Let go of threads and files."""
+        for _, future in self._pending:
+            future.cancel()
+        self._shards.close()
+
+    def _new_chunk(self) -> NDArray[Any]:
+        return np.empty((self._chunk_rows, *self._item_shape), self._dtype)
+
+    def _use_chain(self) -> None:
+        self._codecs = self.profile.codecs(self.name, self._dtype, narrow=self._narrow)
+        chain = Chain.of(self._codecs, self._dtype)
+        assert chain is not None, "a profile has codecs that are not known"
+        self._chain = chain
+
+    def _new_shards(self, directory: str) -> ShardWriter:
+        suffix = "/0" * len(self._item_shape)
+        return ShardWriter(directory, suffix, _CHUNKS_PER_SHARD, self._recorder.create)
+
+    def _grid(self, directory: str, per_shard: int) -> ShardedChunks:
+        suffix = "/0" * len(self._item_shape)
+        return ShardedChunks(
+            self.name,
+            LocalFiles("/"),
+            f"{directory.lstrip('/')}/",
+            suffix,
+            per_shard,
+            complete=True,
+        )
+
+    def _submit(self, chunk: NDArray[Any]) -> None:
+        self._pending.append((chunk, threads.submit(self._encode, chunk.reshape(-1))))
+        self._drain(2 * threads.n_threads())
+
+    def _encode(self, values: NDArray[Any]) -> bytes | None:
+        """A compressed chunk; None where its values do not fit the narrow type."""
+        if self._chain.stored == values.dtype:
+            return self._chain.encode(values)
+        narrow = fits_narrow(values)
+        return None if narrow is None else self._chain.encode(narrow)
+
+    def _drain(self, most: int) -> None:
+        """Write compressed chunks until at most so many are on the way."""
+        while len(self._pending) > most:
+            data = self._pending[0][1].result()
+            if data is None:
+                self._widen()
+                continue
+            self._shards.append(data)
+            self._pending.popleft()
+
+    def _widen(self) -> None:
+        """Compress everything anew, with values in their own type."""
+        narrow, written = self._chain, self._shards.n_chunks
+        per_shard = self._shards.finish()
+        aside = f"{self._directory}.narrow"
+        if written:
+            self._recorder.rename(self._directory, aside)
+        self._narrow = False
+        self._use_chain()
+        self._shards = self._new_shards(self._directory)
+        again, self._pending = self._pending, deque()
+        for chunk in _decoded(self._grid(aside, per_shard), narrow, written, self._chunk_rows):
+            self._submit(chunk.astype(self._dtype).reshape(-1, *self._item_shape))
+        for chunk, _ in again:
+            self._submit(chunk)
+        self._recorder.remove(aside)
+
+
+#: Codecs that go from numbers to numbers.
+_FILTERS = ("numcodecs.astype", "numcodecs.delta")
+
+
+def _decoded(grid: ShardedChunks, chain: Chain, n: int, length: int) -> Iterator[NDArray[Any]]:
+    reader = DirectReader("", LocalFiles("/"), grid, chain, 0)
+    for number in range(n):
+        chunk = np.empty((1, length), chain.stored)
+        reader.fetch(np.array([number])).decode(0, 1, chunk)
+        yield chunk[0]

@@ -1,0 +1,155 @@
+"""What the metadata of a Zarr store may say before zarr makes arrays and codecs of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
+
+from storage_backends.compute import claims
+from storage_backends.directory import files as archive_files
+from storage_backends.errors import ArchiveFormatError
+from storage_backends.zarr import guards
+from storage_backends.zarr.nodes import ArrayMetadata
+
+#: Files of metadata, by the end of their keys.
+_METADATA = ("zarr.json", ".zarray", ".zmetadata")
+#: Codecs of zarr and numcodecs that give as much as they take, or look first. Others are looked up
+#: among all that is installed, and imported; of numcodecs' own, ``pickle`` runs what it reads.
+_SAFE = {
+    *("adler32", "astype", "bitround", "bytes", "crc32", "crc32c", "delta", "fixedscaleoffset"),
+    *("fletcher32", "jenkins_lookup3", "packbits", "pcodec", "quantize", "sharding_indexed"),
+    *("shuffle", "transpose"),
+}
+#: Bytes of an entry of the index of a shard.
+_ENTRY_BYTES = 16
+
+
+class ContainedStore(LocalStore):
+    """A directory of which nothing is read that lies elsewhere, nor metadata of other codecs."""
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        path = archive_files.path_of(str(self.root), key)
+        return self._checked(path, await super().get(key, prototype, byte_range))
+
+    def _checked(self, path: str, data: Buffer | None) -> Buffer | None:
+        if data is not None and path.endswith(_METADATA):
+            with_bounded_codecs(path, data.to_bytes())
+        return data
+
+
+class BoundedStore(ContainedStore):
+    """The same, whose chunks are decoded by codecs that look first."""
+
+    def _checked(self, path: str, data: Buffer | None) -> Buffer | None:
+        return bounded(path, data)
+
+
+def bounded(where: str, data: Buffer | None) -> Buffer | None:
+    """What a store read, where it is metadata with codecs that look first.
+
+    Parameters
+    ----------
+    where
+        Opens the message of an ArchiveFormatError, and ends with the key.
+    """
+    if data is None or not where.endswith(_METADATA):
+        return data
+    return type(data).from_bytes(with_bounded_codecs(where, data.to_bytes()))
+
+
+def with_bounded_codecs(where: str, data: bytes) -> bytes:
+    """Metadata with codecs that look first; ArchiveFormatError where there are none of a name."""
+    is_new = where.endswith("zarr.json")
+    looking = guards.register()[3 if is_new else 2]
+    safe = _SAFE if is_new else _SAFE | guards.TEXT
+    try:
+        document = json.loads(data)
+        for codec in _codecs(document):
+            key = "name" if "name" in codec else "id"
+            name = codec.get(key)
+            if name in looking:
+                codec[key] = guards.PREFIX + name
+            elif str(name).removeprefix("numcodecs.") not in safe:
+                raise ArchiveFormatError(
+                    f"{where}: cannot read the compression {name!r:.100}; expected one that comes "
+                    "with zarr and runs nothing that it reads: write the store anew with another"
+                )
+        return json.dumps(document).encode()
+    except ArchiveFormatError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArchiveFormatError(
+            f"{where}: this is no metadata of zarr ({error!r:.200})"
+        ) from error
+
+
+def _codecs(document: Any) -> Iterator[dict[str, Any]]:
+    """All codecs in metadata of either format, consolidated or not."""
+    if not isinstance(document, dict):
+        return
+    for key in ("codecs", "index_codecs", "filters"):
+        listed = document.get(key)
+        if isinstance(listed, list):
+            # Of codecs without settings, format 3 lets the name stand for them.
+            listed[:] = [{"name": codec} if isinstance(codec, str) else codec for codec in listed]
+            for codec in listed:
+                yield from _codec(codec)
+            if any(isinstance(c, dict) and c.get("id") in guards.TEXT for c in listed):
+                # The last filter decodes first.
+                listed.append(guards.LOOKS_AT_TEXT)
+    yield from _codec(document.get("compressor"))
+    for key in ("consolidated_metadata", "metadata"):
+        nested = document.get(key)
+        if isinstance(nested, dict):
+            for node in (nested, *nested.values()):
+                yield from _codecs(node)
+
+
+def _codec(codec: Any) -> Iterator[dict[str, Any]]:
+    """A codec, and those within it."""
+    if isinstance(codec, dict):
+        yield codec
+        yield from _codecs(codec.get("configuration"))
+    elif codec is not None:
+        raise TypeError(f"expected a codec, found {codec!r:.100}")
+
+
+def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> None:
+    """ArchiveFormatError where an array, or what is decoded at once, is said to be too large.
+
+    Parameters
+    ----------
+    where
+        Opens the message.
+    array
+        What is said; of an unknown type as if its items took a byte.
+    held
+        Bytes of all files of the store.
+    """
+    itemsize = max(1, array.dtype.itemsize) if array.dtype else 1
+    shape, chunks, shards = array.shape, array.chunks, array.shards
+    claims.check_claim(where, shape, itemsize, held)
+    chunk_bytes = math.prod(chunks) * itemsize
+    if chunk_bytes > max(claims.FREE_BYTES, math.prod(shape) * itemsize):
+        raise ArchiveFormatError(
+            f"{where} is said to have chunks of {chunk_bytes:,} bytes, more than the array; it is "
+            "damaged"
+        )
+    n_chunks = math.prod(-(-n // max(c, 1)) for n, c in zip(shape, chunks, strict=True))
+    per_shard = math.prod(shards) // max(math.prod(chunks), 1) if shards else 0
+    if per_shard > max(claims.FREE_BYTES // _ENTRY_BYTES, n_chunks):
+        raise ArchiveFormatError(
+            f"{where} is said to have {per_shard:,} chunks a shard, and {n_chunks:,} altogether; "
+            "it is damaged"
+        )

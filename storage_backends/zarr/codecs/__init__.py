@@ -1,0 +1,1 @@
+"""Codecs of chunks, and the compressions that consist of them."""

@@ -1,0 +1,264 @@
+"""Checking, decoding and placing many chunks in one compiled call, without the interpreter.
+
+Decoding a chunk takes some twenty microseconds. A round through Python for each, with several
+threads waiting for the interpreter, takes longer. The C functions that numcodecs and google-crc32c
+bring along are therefore called from compiled loops, by their addresses. Where a build hides them,
+:data:`AVAILABLE` is false and chunks take the way through Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numpy.typing import NDArray
+
+from storage_backends.compute.jit import intrinsic, kernel
+from storage_backends.directory.content import CHECKSUM_BYTES, Content, c_function
+from storage_backends.zarr.plan import Bound, ChunkPlan, place
+
+#: Returned where every chunk is sound; else the position of the first that is not.
+SOUND = -1
+#: Added to a position where the checksum was right, and what it covers is damaged all the same.
+UNFIT = 1 << 32
+
+_BLOSC_HEADER_BYTES = 16
+
+
+#: ``int blosc_decompress_ctx(const void *src, void *dest, size_t destsize, int threads)``
+_BLOSC_DECOMPRESS = c_function("numcodecs.blosc", "blosc_decompress_ctx")
+#: ``uint32_t crc32c_value(const uint8_t *data, size_t length)``
+CRC32C = c_function("google_crc32c._crc32c", "crc32c_value")
+
+AVAILABLE = bool(_BLOSC_DECOMPRESS and CRC32C)
+
+_BYTE = ir.IntType(8).as_pointer()
+
+
+@intrinsic
+def _crc32c(typingctx: Any, function: Any, data: Any, length: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [_BYTE, ir.IntType(64)])
+        called = builder.inttoptr(arguments[0], kind.as_pointer())
+        return builder.call(called, [builder.inttoptr(arguments[1], _BYTE), arguments[2]])
+
+    return types.uint32(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _decompress(typingctx: Any, function: Any, source: Any, target: Any, size: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(number, [_BYTE, _BYTE, ir.IntType(64), number])
+        called = builder.inttoptr(arguments[0], kind.as_pointer())
+        pointers = [builder.inttoptr(argument, _BYTE) for argument in arguments[1:3]]
+        return builder.call(called, [*pointers, arguments[3], number(1)])
+
+    return types.int32(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+def _loaded(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Code of the little-endian number at an address, which need not be aligned."""
+    pointer = builder.inttoptr(
+        arguments[0], ir.IntType(signature.return_type.bitwidth).as_pointer()
+    )
+    return builder.load(pointer, align=1)
+
+
+@intrinsic
+def byte_at(typingctx: Any, address: Any) -> Any:
+    """The byte at an address."""
+    return types.uint8(types.int64), _loaded
+
+
+@intrinsic
+def _number_at(typingctx: Any, address: Any) -> Any:
+    """The uint32 at an address."""
+    return types.uint32(types.int64), _loaded
+
+
+@intrinsic
+def word_at(typingctx: Any, address: Any) -> Any:
+    """The uint64 at an address."""
+    return types.uint64(types.int64), _loaded
+
+
+@intrinsic
+def leading_zeros(typingctx: Any, word: Any) -> Any:
+    """Bits above the highest that is set; 64 where none is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], ir.IntType(1)(0))
+
+    return types.uint64(types.uint64), codegen
+
+
+@kernel
+def is_intact(crc32c: int, address: int, size: int) -> bool:
+    """Whether the CRC32C of `size` bytes stands behind them."""
+    return size >= 0 and _crc32c(crc32c, address, size) == _number_at(address + size)
+
+
+def check(content: Content) -> int:
+    """The first chunk whose last four bytes are not the CRC32C of the others, or SOUND."""
+    return int(_check(CRC32C, content.addresses, content.lengths))
+
+
+@kernel
+def _check(function: int, addresses: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+    for i in range(len(addresses)):
+        if not is_intact(function, addresses[i], lengths[i] - CHECKSUM_BYTES):
+            return i
+    return SOUND
+
+
+def decode_blosc(content: Content, out: NDArray[Any], *, delta: bool) -> tuple[int, str]:
+    """Check and decompress Blosc frames with checksums into the rows of `out`.
+
+    Parameters
+    ----------
+    delta
+        Whether the numbers are differences to those before.
+
+    Returns
+    -------
+    position, problem
+        Of the first chunk that is damaged; SOUND and nothing where none is.
+    """
+    functions = CRC32C, _BLOSC_DECOMPRESS
+    return problem_at(_decode_blosc(*functions, content.addresses, content.lengths, delta, out))
+
+
+def place_blosc(
+    content: Content,
+    memory: NDArray[Any],
+    part: ChunkPlan,
+    bound: Bound,
+    out: NDArray[Any],
+    *,
+    delta: bool,
+) -> tuple[int, str]:
+    """As :func:`decode_blosc`, one after the other into `memory`, and copy pieces to `out`."""
+    return problem_at(
+        _place_blosc(
+            CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
+            part.bounds, part.sources, part.targets, part.lengths, bound, out,
+        )
+    )  # fmt: skip
+
+
+def problem_at(found: int) -> tuple[int, str]:
+    """What a compiled loop found: the position of a chunk, and what is wrong with it."""
+    if found == SOUND:
+        return SOUND, ""
+    problem = "its checksum is wrong" if found < UNFIT else "it does not hold what it should"
+    return found % UNFIT, problem
+
+
+@kernel
+def _unpack(
+    crc32c: int, decompress: int, address: int, length: int, delta: bool, out: NDArray[Any]
+) -> int:
+    """Check and decompress one frame; SOUND, or what is added to the position of a damaged one."""
+    size = length - CHECKSUM_BYTES
+    if not is_intact(crc32c, address, size):
+        return 0
+    # Blosc believes the sizes in its header.
+    fits = size >= _BLOSC_HEADER_BYTES
+    fits = fits and np.int64(_number_at(address + 4)) == out.nbytes
+    fits = fits and np.int64(_number_at(address + 12)) == size
+    target = np.int64(out.ctypes.data)
+    if not fits or _decompress(decompress, address, target, out.nbytes) != out.nbytes:
+        return UNFIT
+    if delta:
+        total = out[0]
+        for k in range(1, len(out)):
+            total += out[k]
+            out[k] = total
+    return SOUND
+
+
+@kernel
+def _decode_blosc(
+    crc32c: int,
+    decompress: int,
+    addresses: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    delta: bool,
+    out: NDArray[Any],
+) -> int:
+    for i in range(len(addresses)):
+        found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, out[i])
+        if found != SOUND:
+            return i + found
+    return SOUND
+
+
+@kernel
+def _place_blosc(
+    crc32c: int,
+    decompress: int,
+    addresses: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    memory: NDArray[Any],
+    delta: bool,
+    bounds: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    piece_lengths: NDArray[np.int64],
+    bound: Bound,
+    out: NDArray[Any],
+) -> int:
+    for i in range(len(addresses)):
+        found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, memory)
+        if found != SOUND:
+            return i + found
+        pieces = slice(bounds[i], bounds[i + 1])
+        where = sources[pieces], targets[pieces], piece_lengths[pieces]
+        if not place(memory, *where, bound, out):
+            return i + UNFIT
+    return SOUND
+
+
+def splice(content: Content, head: int) -> bytes | None:
+    """One file of several that share their first `head` bytes and end in a zero; None: unlike."""
+    out = np.empty(int(content.lengths.sum()) + 1, np.uint8)
+    size = _splice(content.addresses, content.lengths, head, out)
+    return out[:size].tobytes() if size else None
+
+
+@kernel
+def _splice(
+    addresses: NDArray[np.int64], lengths: NDArray[np.int64], head: int, out: NDArray[np.uint8]
+) -> int:
+    position = 0
+    for i in range(len(addresses)):
+        address, size = addresses[i], lengths[i] - 1
+        if size < head or _number_at(address + size - 3) >> np.uint32(24) != np.uint32(0):
+            return 0
+        for k in range(head - 4 + 1):
+            if _number_at(address + k) != _number_at(addresses[0] + k):
+                return 0
+        start = head if i else 0
+        _copy(out[position:], address + start, size - start)
+        position += size - start
+    out[position] = 0
+    return position + 1
+
+
+@intrinsic
+def _copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointers = [builder.inttoptr(argument, _BYTE) for argument in arguments[:2]]
+        memcpy = builder.module.declare_intrinsic("llvm.memcpy", [_BYTE, _BYTE, ir.IntType(64)])
+        builder.call(memcpy, [*pointers, arguments[2], ir.IntType(1)(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@kernel
+def _copy(target: NDArray[np.uint8], address: int, size: int) -> None:
+    _copy_bytes(np.int64(target.ctypes.data), address, size)

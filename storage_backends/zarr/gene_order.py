@@ -1,0 +1,142 @@
+"""Genes in order of falling detection rate, which makes column ids compress better.
+
+Genes that many cells express then come first, so that differences between the ids of a cell are
+small where most of them are. Among genes of about one rate, those that the same cells express lie
+side by side. Readers of AnnData see just another order of var.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.compute.rowsort import sort_rows
+from storage_backends.zarr.chunks.reading import ZarrArray
+from storage_backends.zarr.chunks.writing import ArrayBuilder
+
+if TYPE_CHECKING:
+    # It takes long to import, and only the writer orders genes.
+    import scipy.sparse as sp
+
+#: Elements that are aligned with the genes, by the place of the matrix.
+ALIGNED = {"X": ("varm/", "varp/"), "raw/X": ("raw/varm/",)}
+
+_VALUES_AT_ONCE = 1 << 20
+#: Detection rates are alike if they lie between the same powers of the root of two.
+_BANDS_PER_OCTAVE = 2
+#: Cells that tell which genes are expressed together, and rounds that it takes.
+_SAMPLE_CELLS, _ROUNDS = 2_048, 10
+
+
+class Rows(NamedTuple):
+    """The arrays of a sparse matrix, still drafts."""
+
+    data: ArrayBuilder
+    indices: ArrayBuilder
+    indptr: ArrayBuilder
+
+
+def by_detection(rows: Rows, n_vars: int) -> NDArray[np.int64]:
+    """Genes by falling number of cells that have them, up to a factor of the root of two.
+
+    Within such a band they follow the main axis of correspondence analysis, up and down in turn.
+    Source: Greenacre, Theory and Applications of Correspondence Analysis, 1984.
+    """
+    counts = np.zeros(n_vars, np.int64)
+    for values in _pieces(rows.indices.reader()):
+        counts += np.bincount(values, minlength=n_vars)
+    band = np.floor(_BANDS_PER_OCTAVE * np.log2(np.maximum(counts, 0.5)))
+    axis = _main_axis(_sample(rows, n_vars))
+    return np.lexsort((np.where(band % 2, axis, -axis), -band))
+
+
+def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:
+    """Which genes some cells have, as ones; cells from everywhere."""
+    import scipy.sparse as sp
+
+    indptr, indices = rows.indptr.reader(), rows.indices.reader()
+    n_obs = indptr.spec.length - 1
+    chosen = np.unique(np.linspace(0, n_obs, _SAMPLE_CELLS, endpoint=False).astype(np.int64))
+    chosen = chosen[chosen < n_obs]
+    bounds = np.empty(2 * len(chosen), indptr.spec.dtype)
+    indptr.read(chosen, chosen + 2, bounds)
+    starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
+    offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+    ids = np.empty(offsets[-1], indices.spec.dtype)
+    indices.read(starts, stops, ids)
+    shape = len(chosen), n_vars
+    return sp.csr_matrix((np.ones(len(ids), np.float32), ids.astype(np.int64), offsets), shape)
+
+
+def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
+    """Place of each gene on the first axis of correspondence analysis; 0 where no cell has it."""
+    import scipy.sparse as sp
+
+    if 0 in cells.shape:
+        return np.zeros(cells.shape[1])
+    n_cells = np.asarray(cells.sum(axis=0), np.float64).ravel()
+    weights = np.divide(1.0, np.sqrt(n_cells), where=n_cells > 0, out=np.zeros(len(n_cells)))
+    scaled = cells @ sp.diags(weights)
+    # Subspace iteration; the first axis only tells how often genes are detected.
+    axes = np.random.default_rng(0).standard_normal((len(n_cells), 2))
+    for _ in range(_ROUNDS):
+        axes = np.linalg.qr(scaled.T @ (scaled @ axes))[0]
+    place: NDArray[np.float64] = axes[:, -1] * weights
+    return place
+
+
+def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any | None) -> None:
+    """Append drafts to the builders of what they become, with genes in another order.
+
+    Parameters
+    ----------
+    order
+        Original position of each gene in the new order; None: as they are.
+    """
+    if order is None:
+        for draft, final in ((drafts.data, data), (drafts.indices, indices)):
+            for values in _pieces(draft.reader()):
+                final.append(final.name, values)
+        return
+    dtype = drafts.indices.spec.dtype
+    rank = np.empty(len(order), dtype)
+    rank[order] = np.arange(len(order), dtype=dtype)
+    read_data, read_indices = drafts.data.reader(), drafts.indices.reader()
+    for indptr in _row_blocks(drafts.indptr.reader()):
+        values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
+        sorted_values, sorted_ids = np.empty_like(values), np.empty_like(ids)
+        sort_rows(values, rank[ids], indptr - indptr[0], len(order), sorted_values, sorted_ids)
+        data.append(data.name, sorted_values)
+        indices.append(indices.name, sorted_ids)
+
+
+def permute(name: str, value: Any, order: NDArray[np.int64]) -> Any:
+    """An element that is aligned with the genes, with them in another order."""
+    rows = value.iloc[order] if hasattr(value, "iloc") else value[order]
+    return rows[:, order] if name.startswith("varp/") else rows
+
+
+def read(array: ZarrArray, start: int, stop: int) -> NDArray[Any]:
+    """Items of an array that is not part of a store yet."""
+    out = np.empty((stop - start, *array.spec.item_shape), array.spec.dtype)
+    array.read(np.array([start]), np.array([stop]), out)
+    return out
+
+
+def _pieces(array: ZarrArray) -> Iterator[NDArray[Any]]:
+    for start in range(0, array.spec.length, _VALUES_AT_ONCE):
+        yield read(array, start, min(start + _VALUES_AT_ONCE, array.spec.length))
+
+
+def _row_blocks(indptr: ZarrArray) -> Iterator[NDArray[np.int64]]:
+    """Offsets of consecutive rows that together have a bounded number of values, or of one."""
+    start, n_rows = 0, indptr.spec.length - 1
+    while start < n_rows:
+        ahead = read(indptr, start, min(start + (1 << 16), n_rows) + 1).astype(np.int64)
+        fits = int(np.searchsorted(ahead, ahead[0] + _VALUES_AT_ONCE, side="right")) - 1
+        rows = min(max(fits, 1), len(ahead) - 1)
+        yield ahead[: rows + 1]
+        start += rows

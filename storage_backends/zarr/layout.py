@@ -1,0 +1,134 @@
+"""What is called what in a Zarr archive: names on the seam, elements of an AnnData, attributes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from storage_backends.compute import warning_filters
+from storage_backends.errors import OutputError
+from storage_backends.zarr.detection import CHECKSUMS
+
+if TYPE_CHECKING:
+    from storage_backends.zarr.nodes import Node
+
+#: Attribute of the root that makes a store an archive of ours.
+ATTRIBUTE = "scdl"
+#: Version of what that attribute says. Readers refuse a higher one.
+FORMAT = 1
+#: Where the writer puts the matrix until the commit says what it is.
+MATRIX = "matrix.part"
+#: Array beside the columns of var that AnnData does not read: original position of each gene.
+ORDER = "original_position"
+
+#: Compression of tables and elements. zstd's own checksum is of what it decodes to, and it passes
+#: over a bit of its header that means nothing: CRC32C covers every bit of the chunk.
+CHECKED = (ZstdCodec(level=3, checksum=True), Crc32cCodec())
+
+#: Group within var of the tables of several feature blocks that share their genes: var itself then
+#: has the columns that all of them share, so that the store is an AnnData.
+BLOCKS = "_blocks"
+
+MATRIX_PARTS = ("data", "indices", "indptr")
+#: Groups of an AnnData, each of which may be empty.
+MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
+#: Elements below which numbers are arrays on the seam; others are read as a whole.
+ARRAY_HOLDERS = ("layers", "obsm", "obsp")
+
+#: Bytes of a name that file systems take, with room for what stores append.
+_LONGEST_PART = 200
+
+_ENCODINGS = {
+    "anndata": "0.1.0",
+    "dict": "0.1.0",
+    "raw": "0.1.0",
+    "csr_matrix": "0.1.0",
+    "csc_matrix": "0.1.0",
+}
+
+
+def block_path(table: str, shares_var: bool) -> str:
+    """Path of the var table of one of several feature blocks.
+
+    Parameters
+    ----------
+    table
+        Its name on the seam, such as ``var/0``.
+    shares_var
+        Whether the blocks share their genes, so that var itself is a table.
+    """
+    return table.replace("var/", f"var/{BLOCKS}/", 1) if shares_var else table
+
+
+def encoding(kind: str, **more: Any) -> dict[str, Any]:
+    """Attributes of an AnnData element. Source: anndata's on-disk format specification."""
+    return {"encoding-type": kind, "encoding-version": _ENCODINGS[kind], **more}
+
+
+def array_path(name: str) -> str:
+    """Path of an array while it is written."""
+    if name in MATRIX_PARTS:
+        return f"{MATRIX}/{name}"
+    return element_path(name)
+
+
+def element_path(name: str) -> str:
+    """Path of an element of an AnnData, by its name on the seam."""
+    kind, _, key = name.partition("/")
+    path = f"obsp/{key}" if kind == "graphs" else name
+    parts = path.split("/")
+    reserved = {"zarr.json", MATRIX}
+    for part in parts:
+        odd = not part.strip(".") or part in reserved or part.startswith("__") or "\\" in part
+        if odd or len(os.fsencode(part)) > _LONGEST_PART:
+            raise OutputError(
+                f"a Zarr store cannot hold {name!r:.300}: {part!r:.300} is no name of a node"
+            )
+    return path
+
+
+def seam_name(path: str, sparse: dict[str, Any]) -> str:
+    """Name on the seam of an array of a store; graphs are the sparse matrices of obsp by rows."""
+    holder, _, part = path.rpartition("/")
+    if holder.startswith("obsp/") and holder in sparse and sparse[holder].format == "csr":
+        return f"graphs/{holder.removeprefix('obsp/')}/{part}"
+    return path
+
+
+def leaves(nodes: Mapping[str, Node], path: str) -> list[str]:
+    """What is in a mapping and the mappings in it, and is none itself; or an empty one."""
+    attrs = nodes[path].attrs if path in nodes else {}
+    below = [name for name in nodes if name.rpartition("/")[0] == path]
+    is_mapping = attrs.get("encoding-type", "dict") == "dict" and "h5sparse_format" not in attrs
+    if not below or not is_mapping:
+        return [path]
+    return [leaf for name in below for leaf in leaves(nodes, name)]
+
+
+def moved(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """The nodes of an AnnData, with graphs where releases since 0.7 have them."""
+    found = dict(nodes)
+    for key in ("connectivities", "distances"):
+        old, new = f"uns/neighbors/{key}", f"obsp/{key}"
+        graph = nodes.get(old)
+        is_sparse = graph is not None and len(graph.attrs.get("shape", ())) == 2
+        is_dense = graph is not None and graph.array is not None and len(graph.array.shape) == 2
+        if new not in nodes and (is_sparse or is_dense):
+            for path in [path for path in nodes if f"{path}/".startswith(f"{old}/")]:
+                found[path.replace(old, new, 1)] = found.pop(path)
+    return found
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Without what zarr warns of: codecs and metadata that its specification does not name yet."""
+    return warning_filters.quiet(
+        "Numcodecs codecs are not in the Zarr",
+        r"The data type [\s\S]* does not have a Zarr V3",
+        "zarr v3 autosharding",
+        f"Object at {CHECKSUMS} is not recognized",
+        "Consolidated metadata is currently not part",
+    )

@@ -1,0 +1,199 @@
+"""What is found at a path: a Zarr store, an archive of ours, or something else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import zarr
+
+from storage_backends import other_formats
+from storage_backends.directory import files as archive_files
+from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
+from storage_backends.zarr import layout
+from storage_backends.zarr.chunks.shards import LocalFiles
+from storage_backends.zarr.claims import BoundedStore, check_array
+from storage_backends.zarr.detection import METADATA_FILES
+from storage_backends.zarr.held_store import HeldStore
+from storage_backends.zarr.nodes import Node
+
+#: What metadata that archives of ours do not have is noticed by.
+_OTHERWISE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+class Nodes(NamedTuple):
+    """What a store has.
+
+    Attributes
+    ----------
+    attrs
+        Attributes of the root.
+    by_path
+        Every array and group.
+    """
+
+    attrs: Mapping[str, Any]
+    by_path: dict[str, Node]
+
+
+def identity(path: str) -> tuple[int, ...] | None:
+    """What tells an archive from another that takes its place; None where there is none."""
+    try:
+        directory = os.stat(path)
+        found = [n for n in METADATA_FILES if os.path.isfile(os.path.join(path, n))]
+        metadata = os.stat(os.path.join(path, found[0]))
+    except (OSError, IndexError):
+        return None
+    return directory.st_dev, directory.st_ino, metadata.st_ino, metadata.st_mtime_ns
+
+
+def is_still(path: str, before: tuple[int, ...] | None) -> bool:
+    """Whether an archive is the one at a path still, by its :func:`identity` at the opening."""
+    return identity(path) == before
+
+
+def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Nodes:
+    """What a store in a directory has.
+
+    Of an archive of ours consolidated metadata tells, without zarr: it makes its objects of all
+    that is in a store at once, which takes longer than everything else about opening it.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    files
+        Where its files are read from, once there is more to read than metadata.
+    stored
+        Bytes of all files.
+
+    Raises
+    ------
+    ArchiveFormatError
+        There is no store, or a damaged one.
+    """
+    there = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
+    if not there:
+        raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
+
+    @cache
+    def opened() -> Nodes:
+        with unreadable(path):
+            store = HeldStore(BoundedStore(path, read_only=True), files)
+            # Not told, zarr looks for files that only stores of the other format have.
+            is_new = there[0] == "zarr.json"
+            root = zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2)
+            return nodes(path, root, stored)
+
+    found = _consolidated(path, lambda name: opened().by_path[name].opened())
+    if found is None:
+        # Zarr knows what it is, or says what is wrong.
+        return opened()
+    _check_claims(path, found.by_path, stored)
+    return found
+
+
+def _consolidated(
+    path: str, open_node: Callable[[str], zarr.Array[Any] | zarr.Group]
+) -> Nodes | None:
+    """What an archive of ours has, by its metadata; None where this does not tell it all."""
+    with contextlib.suppress(*_OTHERWISE):
+        said = json.loads(archive_files.read(path, METADATA_FILES[0]))
+        if layout.ATTRIBUTE in said["attributes"]:
+            listed = said["consolidated_metadata"]["metadata"]
+            by_path = {
+                name: Node.from_json(name, metadata, partial(open_node, name))
+                for name, metadata in listed.items()
+            }
+            return Nodes(dict(said["attributes"]), by_path)
+    return None
+
+
+def nodes(path: str, root: zarr.Group, stored: Callable[[], int]) -> Nodes:
+    """Every array and group of a store, as zarr opened them."""
+    with unreadable(path):
+        members = root.members(max_depth=None)
+        found = {name: Node.of(node) for name, node in members}
+        _check_claims(path, found, stored)
+        return Nodes(root.attrs.asdict(), found)
+
+
+def _check_claims(path: str, found: Mapping[str, Node], stored: Callable[[], int]) -> None:
+    for name, node in found.items():
+        if node.array is not None:
+            check_array(f"{path}: {name}", node.array, stored)
+
+
+def files_below(root: str) -> Iterator[str]:
+    """Keys of all files of a store."""
+    for directory, names, files in os.walk(root):
+        names.sort()
+        prefix = os.path.relpath(directory, root).replace(os.sep, "/")
+        for name in sorted(files):
+            yield name if prefix == "." else f"{prefix}/{name}"
+
+
+@contextlib.contextmanager
+def unreadable(where: str) -> Iterator[None]:
+    """Say in one sentence what zarr or anndata say of a damaged store."""
+    try:
+        with layout.quiet():
+            yield
+    except ScdlError:
+        raise
+    except Exception as error:
+        raise ArchiveFormatError(f"{where}: zarr cannot read it: {one_line(error)}") from error
+
+
+def own_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, Any]:
+    """What an archive of ours says of itself; nothing for an AnnData of others.
+
+    Parameters
+    ----------
+    may_be_old
+        Whether a store that does not say what it is may be of an early release of anndata.
+    """
+    attrs = store.attrs
+    ours = attrs.get(layout.ATTRIBUTE)
+    if ours is None:
+        # Releases before 0.8 did not say so.
+        is_old = may_be_old and {"obs", "var"} <= set(store.by_path)
+        if attrs.get("encoding-type") != "anndata" and not is_old:
+            kind = attrs.get("encoding-type", "none")
+            raise ArchiveFormatError(
+                other_formats.zarr_store(path, attrs, store.by_path)
+                or f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, "
+                f"found {kind}"
+            )
+        return {}
+    if not isinstance(ours, Mapping) or not isinstance(ours.get("format"), int):
+        raise ArchiveFormatError(f"{path}: the attribute {layout.ATTRIBUTE} is damaged")
+    if ours["format"] > layout.FORMAT:
+        raise ArchiveFormatError(
+            f"{path}: its format {ours['format']} is newer than {layout.FORMAT}, which this "
+            "release of scdl reads; install a newer one"
+        )
+    said = ours.get("attrs")
+    blocks = said.get("blocks") if isinstance(said, Mapping) else None
+    unsigned = ours.get("unsigned", [])
+    sound = isinstance(blocks, list) and blocks and all(map(_is_block, blocks))
+    if not sound or not isinstance(unsigned, list) or not all(isinstance(n, str) for n in unsigned):
+        raise ArchiveFormatError(f"{path}: the attribute {layout.ATTRIBUTE} is damaged")
+    return ours
+
+
+def _is_block(block: Any) -> bool:
+    return isinstance(block, Mapping) and all(
+        type(block.get(key)) is int for key in ("stop", "n_vars")
+    )

@@ -1,0 +1,196 @@
+"""Which chunks some ranges of an array touch, and what of each goes where: pure functions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.compute.jit import kernel
+
+
+class ChunkPlan(NamedTuple):
+    """Pieces of chunks to copy, ordered by chunk.
+
+    Attributes
+    ----------
+    chunks
+        Number of each chunk that is touched, rising.
+    bounds
+        Offsets into the pieces: those of ``chunks[i]`` are ``bounds[i]`` to ``bounds[i + 1]``.
+    sources, targets, lengths
+        Position within the chunk and in the output, and numbers, of each piece.
+    """
+
+    chunks: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def part(self, first: int, last: int) -> ChunkPlan:
+        """The plan for some of the chunks."""
+        bounds = self.bounds[first : last + 1]
+        pieces = slice(bounds[0], bounds[-1])
+        return ChunkPlan(
+            self.chunks[first:last],
+            bounds - bounds[0],
+            self.sources[pieces],
+            self.targets[pieces],
+            self.lengths[pieces],
+        )
+
+    def positions(self, chunk_length: int) -> NDArray[np.int64]:
+        """Position of each piece where the chunks stand one after the other."""
+        starts = np.arange(len(self.chunks)) * chunk_length
+        return self.sources + np.repeat(starts, np.diff(self.bounds))
+
+
+def plan(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> ChunkPlan:
+    """Split ranges at the edges of chunks and group the pieces by chunk.
+
+    Parameters
+    ----------
+    starts, stops
+        Half-open ranges of numbers, whose outputs follow one another.
+    chunk_length
+        Numbers in a chunk.
+    """
+    n_pieces = _count_pieces(starts, stops, chunk_length)
+    pieces = np.empty((4, n_pieces), np.int64)
+    _cut(starts, stops, chunk_length, *pieces)
+    order = np.argsort(pieces[0], kind="stable")
+    chunk_of, sources, targets, lengths = pieces[:, order]
+    new = np.flatnonzero(chunk_of[1:] != chunk_of[:-1]) + 1
+    bounds = np.concatenate([[0], new, [n_pieces]]) if n_pieces else np.zeros(1, np.int64)
+    return ChunkPlan(chunk_of[bounds[:-1]], bounds, sources, targets, lengths)
+
+
+@kernel
+def _count_pieces(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> int:
+    n = 0
+    for i in range(len(starts)):
+        if stops[i] > starts[i]:
+            n += (stops[i] - 1) // chunk_length - starts[i] // chunk_length + 1
+    return n
+
+
+@kernel
+def _cut(
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    chunk_length: int,
+    chunks: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> None:
+    """Write the pieces of ranges, one after the other, each up to the end of its chunk."""
+    n = 0
+    target = 0
+    for i in range(len(starts)):
+        position = starts[i]
+        while position < stops[i]:
+            chunk = position // chunk_length
+            end = min(stops[i], (chunk + 1) * chunk_length)
+            chunks[n], sources[n] = chunk, position - chunk * chunk_length
+            targets[n], lengths[n] = target, end - position
+            target += end - position
+            position = end
+            n += 1
+
+
+def plan_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> ChunkPlan:
+    """The same as :func:`plan` in NumPy."""
+    lengths = stops - starts
+    targets = np.cumsum(lengths) - lengths
+    if not lengths.all():
+        kept = lengths > 0
+        starts, stops, targets = starts[kept], stops[kept], targets[kept]
+    first = starts // chunk_length
+    spans = (stops - 1) // chunk_length - first + 1
+    # One piece for every chunk that a range touches.
+    range_of = np.repeat(np.arange(len(starts)), spans)
+    chunk_of = np.arange(len(range_of)) - np.repeat(np.cumsum(spans) - spans - first, spans)
+    order = np.argsort(chunk_of, kind="stable")
+    range_of, chunk_of = range_of[order], chunk_of[order]
+    edges = chunk_of * chunk_length
+    begin = np.maximum(starts[range_of], edges)
+    end = np.minimum(stops[range_of], edges + chunk_length)
+    new = np.flatnonzero(np.diff(chunk_of, prepend=-1))
+    return ChunkPlan(
+        chunk_of[new],
+        np.append(new, len(chunk_of)),
+        begin - edges,
+        targets[range_of] + begin - starts[range_of],
+        end - begin,
+    )
+
+
+class Bound(NamedTuple):
+    """What the numbers of an array must be, and what they are replaced by.
+
+    Attributes
+    ----------
+    below
+        Every number is less, and at least 0; 0: any number will do.
+    mapping
+        What stands for each number, as many as `below`; empty: the number itself.
+    """
+
+    below: int
+    mapping: NDArray[Any]
+
+    @classmethod
+    def of(cls, below: int = 0, mapping: NDArray[Any] | None = None) -> Bound:
+        """The bound of a mapping, or of numbers that stay as they are."""
+        if mapping is None:
+            return cls(below, np.empty(0, np.uint16))
+        return cls(len(mapping), mapping)
+
+
+@kernel
+def place(
+    chunk: NDArray[Any],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    bound: Bound,
+    out: NDArray[Any],
+) -> bool:
+    """Copy pieces of a chunk to `out`, whose type may be wider; False: one is out of bounds."""
+    for i in range(len(sources)):
+        piece = chunk[sources[i] : sources[i] + lengths[i]]
+        target = out[targets[i] : targets[i] + lengths[i]]
+        if bound.below:
+            # Compared all at once: a branch a number takes longer than to copy it.
+            least, most = chunk.dtype.type(0), chunk.dtype.type(0)
+            for k in range(len(piece)):
+                least, most = min(least, piece[k]), max(most, piece[k])
+            if least < 0 or most >= bound.below:
+                return False
+        if len(bound.mapping):
+            for k in range(len(target)):
+                target[k] = bound.mapping[np.uint64(piece[k])]
+        else:
+            for k in range(len(target)):
+                target[k] = piece[k]
+    return True
+
+
+def place_numpy(
+    chunk: NDArray[Any],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    bound: Bound,
+    out: NDArray[Any],
+) -> bool:
+    """The same as :func:`place` in NumPy."""
+    for source, target, length in zip(sources, targets, lengths, strict=True):
+        piece = chunk[source : source + length]
+        if bound.below and ((piece < 0) | (piece >= bound.below)).any():
+            return False
+        out[target : target + length] = bound.mapping[piece] if len(bound.mapping) else piece
+    return True

@@ -1,0 +1,282 @@
+"""Zarr stores elsewhere: object stores, web servers, whatever obstore or fsspec reach by a URL.
+
+Requests are repeated where they fail or take too long; ranges that lie near each other are fetched
+as one, and several at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+import zarr
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import WrapperStore
+
+from storage_backends.directory.content import Content
+from storage_backends.errors import (
+    ArchiveFormatError,
+    ArchiveNotFoundError,
+    MissingCodecError,
+    RemoteError,
+    ScdlError,
+    one_line,
+)
+from storage_backends.zarr.chunks.shards import Pieces, spans
+from storage_backends.zarr.claims import bounded
+from storage_backends.zarr.detection import OBSTORE
+
+_T = TypeVar("_T")
+
+#: Times that a request is tried, the longest silence in one, and the first pause between two.
+ATTEMPTS = 6
+TIMEOUT_SECONDS = 30.0
+PAUSE_SECONDS = 0.2
+#: Silences that a request may take altogether: bytes may come slowly, when many are asked for.
+_WHOLE_REQUEST = 4
+#: Bytes between two ranges that are fetched as one, most bytes of a request, requests at a time.
+GAP_BYTES = 1 << 17
+MOST_BYTES = 8 << 20
+CONCURRENCY = 16
+
+#: What says that there is nothing, and what no repetition mends; of obstore by name, which need not
+#: be installed.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_REFUSALS = (
+    "PermissionError",
+    "NotImplementedError",
+    "PermissionDeniedError",
+    "UnauthenticatedError",
+    "NotSupportedError",
+    "InvalidPathError",
+    "UnknownConfigurationKeyError",
+)
+
+
+class RefusedError(RemoteError):
+    """A store answered that it does not do what it is asked for."""
+
+
+def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
+    """The root of a store, and its files.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        There is no Zarr group.
+    RemoteError
+        The store does not answer.
+    """
+    _require_same_process(url)
+    store = PatientStore(_store(url), url)
+    try:
+        try:
+            # Alone: many servers refuse to say that the files of the other format do not exist.
+            group = zarr.open_group(store, mode="r", zarr_format=3)
+        except FileNotFoundError:
+            group = zarr.open_group(store, mode="r", zarr_format=2)
+    except FileNotFoundError as error:
+        raise ArchiveNotFoundError(f"{url}: there is no Zarr store here") from error
+    except ScdlError:
+        raise
+    except Exception as error:
+        raise ArchiveFormatError(f"{url}: zarr cannot read it: {one_line(error)}") from error
+    return group, RemoteFiles(store)
+
+
+@cache
+def _process() -> int:
+    """The process that opened a store first."""
+    return os.getpid()
+
+
+def _require_same_process(url: str) -> None:
+    # The threads that obstore waits for are not in a fork, which would hang.
+    if _process() != os.getpid():
+        raise RemoteError(
+            f"{url}: a process that was forked after a store elsewhere was opened cannot read any; "
+            "start processes by spawn or forkserver (of a DataLoader: "
+            'multiprocessing_context="forkserver")'
+        )
+
+
+def _store(url: str) -> Store:
+    scheme = url.partition("://")[0]
+    try:
+        if scheme in OBSTORE:
+            return _object_store(url)
+        from zarr.storage import FsspecStore
+
+        return FsspecStore.from_url(url, read_only=True)
+    except ImportError as error:
+        raise MissingCodecError(
+            f"{url}: {one_line(error)}; install what reaches such stores: pip install obstore, or "
+            "the filesystem of fsspec for this scheme"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise RemoteError(f"{url}: {_reason(error)}") from error
+
+
+def _object_store(url: str) -> Store:
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+    from zarr.storage import ObjectStore
+
+    try:
+        store = from_url(
+            url,
+            # An endpoint that was given as http:// is meant so.
+            client_options={
+                "read_timeout": timedelta(seconds=TIMEOUT_SECONDS),
+                "timeout": timedelta(seconds=TIMEOUT_SECONDS * _WHOLE_REQUEST),
+                "allow_http": True,
+            },
+            retry_config={"max_retries": 0},
+        )
+    except BaseError as error:
+        raise RemoteError(f"{url}: {_reason(error)}") from error
+    return ObjectStore(store, read_only=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, without what follows for debugging."""
+    first = str(error).partition("\n")[0].partition("<?xml")[0]
+    return first.strip(" :") or type(error).__name__
+
+
+class PatientStore(WrapperStore[Store]):
+    """A store whose requests are repeated, with growing pauses, before they fail."""
+
+    def __init__(self, store: Store, url: str = "") -> None:
+        super().__init__(store)
+        self.url = url
+
+    def _with_store(self, store: Store) -> PatientStore:
+        return type(self)(store, self.url)
+
+    async def patiently(self, key: str, request: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of a request, made again where it fails.
+
+        Raises
+        ------
+        RefusedError
+            It need not be made again.
+        RemoteError
+            It failed every time.
+        """
+        _require_same_process(self.url)
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                # Not in step with other processes, which failed at the same time.
+                await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+            try:
+                return await asyncio.wait_for(request(), TIMEOUT_SECONDS * _WHOLE_REQUEST)
+            except _ABSENT:
+                raise
+            except Exception as error:
+                if type(error).__name__ in _REFUSALS:
+                    raise RefusedError(
+                        f"{self.url}: {key} could not be read: {_reason(error)}"
+                    ) from error
+                failure = error
+        raise RemoteError(
+            f"{self.url}: {key} could not be read in {ATTEMPTS} attempts, the last of which ended "
+            f"with: {_reason(failure)}"
+        ) from failure
+
+    @property
+    def supports_listing(self) -> bool:
+        # Web servers have no listing that programs could read.
+        return self._store.supports_listing and not self.url.startswith("http")
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        prototype = prototype or default_buffer_prototype()
+        found = await self.patiently(key, lambda: self._store.get(key, prototype, byte_range))
+        return bounded(f"{self.url}: {key}", found)
+
+    async def exists(self, key: str) -> bool:
+        return await self.patiently(key, lambda: self._store.exists(key))
+
+    async def getsize(self, key: str) -> int:
+        return await self.patiently(key, lambda: self._store.getsize(key))
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        return await self.patiently(prefix, lambda: self._store.getsize_prefix(prefix))
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        async def names() -> list[str]:
+            return [name async for name in self._store.list_dir(prefix)]
+
+        for name in await self.patiently(prefix, names):
+            yield name
+
+
+class RemoteFiles:
+    """Files of a store elsewhere."""
+
+    def __init__(self, store: PatientStore) -> None:
+        self._store = store
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            return int(sync(self._store.getsize(key)))
+        except FileNotFoundError:
+            return None
+
+    def tail(self, key: str, length: int) -> bytes | None:
+        """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
+        found = sync(self._store.get(key, byte_range=SuffixByteRequest(length)))
+        return None if found is None else found.to_bytes()
+
+    def fetch(self, pieces: Pieces) -> Content:
+        """Read all pieces; those near each other together."""
+        together, starts = spans(pieces, GAP_BYTES)
+        requests = [
+            (pieces.keys[file], first, min(first + MOST_BYTES, offset + length))
+            for file, offset, length in zip(*(a.tolist() for a in together[1:]), strict=True)
+            for first in range(offset, offset + length, MOST_BYTES)
+        ]
+        found = sync(self._gather(requests))
+        for (key, start, stop), data in zip(requests, found, strict=True):
+            if len(data) != stop - start:
+                raise ArchiveFormatError(
+                    f"{self._store.url}: the file {key} is truncated or missing; copy it again"
+                )
+        joined = np.frombuffer(b"".join(found), np.uint8)
+        return Content(joined.ctypes.data + starts, pieces.length, joined)
+
+    async def _gather(self, requests: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        free = asyncio.Semaphore(CONCURRENCY)
+
+        async def get(key: str, start: int, stop: int) -> bytes:
+            async with free:
+                found = await self._store.get(key, byte_range=RangeByteRequest(start, stop))
+                return b"" if found is None else found.to_bytes()
+
+        return list(await asyncio.gather(*(get(*request) for request in requests)))
+
+    def total(self, prefix: str) -> int:
+        """Bytes of all files below a path; 0 where the store does not list them."""
+        if not self._store.supports_listing:
+            return 0
+        try:
+            return int(sync(self._store.getsize_prefix(prefix)))
+        except RefusedError:
+            return 0
+
+    def close(self) -> None:
+        """Nothing is kept."""

@@ -1,0 +1,113 @@
+"""Whether a Zarr store is as it was written: checksums of files, and consolidated metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import zarr
+
+from storage_backends.base import Examination, Finding, Verdict
+from storage_backends.directory import files as archive_files
+from storage_backends.directory import integrity
+from storage_backends.directory.integrity import Opening
+from storage_backends.directory.staging import remove_leftovers
+from storage_backends.errors import BackendOptionError
+from storage_backends.zarr import detection, layout, zipped
+from storage_backends.zarr.claims import ContainedStore
+from storage_backends.zarr.opening import identity, unreadable
+from storage_backends.zarr.recording_store import CapturingStore
+
+_ROOT = "zarr.json"
+#: Of a store of format 2: its consolidated metadata, and what tells that it is one.
+_ROOT_V2, _CONSOLIDATED_V2 = ".zgroup", ".zmetadata"
+_KEY = "consolidated_metadata"
+#: Names of the files that zarr reads.
+_READ = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|[0-9]+(\.[0-9]+)*")
+
+
+def examine(path: str, open_: Opening) -> Examination:
+    """Compare the files with their checksums, and look for consolidated metadata."""
+    if detection.is_url(path):
+        elsewhere = f"{path}: checksums of files elsewhere are not read; copy the archive here"
+        return Examination([Finding(elsewhere, Verdict.UNKNOWN)])
+    if os.path.isfile(path):
+        return zipped.examine(path)
+    root = os.path.realpath(path)
+    found = integrity.examine(root, detection.CHECKSUMS, _reads, _by_need, open_)
+    lacking = _lacks_consolidated(root)
+    if lacking is None:
+        return found
+    message = (
+        f"{root}: the metadata is not consolidated, so that opening reads many small files; "
+        "`scdl verify --repair` consolidates it"
+    )
+    return replace(found, findings=[*found.findings, Finding(message, lacking, mendable=True)])
+
+
+def _reads(key: str) -> bool:
+    """Whether zarr reads a file of that path: metadata, or a chunk."""
+    return _READ.fullmatch(key.rpartition("/")[2]) is not None
+
+
+def _by_need(key: str) -> tuple[bool, int, str]:
+    """Shards in the order of their numbers; last those of values, which nothing depends on."""
+    return "/data/c/" in key, len(key), key
+
+
+def _lacks_consolidated(root: str) -> Verdict | None:
+    """What it means that consolidated metadata is missing; None where it is there, or unclear."""
+    if not os.path.exists(os.path.join(root, _ROOT)):
+        there = os.path.exists(os.path.join(root, _CONSOLIDATED_V2))
+        return None if there or not os.path.exists(os.path.join(root, _ROOT_V2)) else Verdict.SOUND
+    metadata = _metadata(root)
+    if not isinstance(metadata, dict) or metadata.get(_KEY) is not None:
+        return None
+    attributes = metadata.get("attributes")
+    ours = isinstance(attributes, dict) and layout.ATTRIBUTE in attributes
+    return Verdict.DAMAGED if ours else Verdict.SOUND
+
+
+def _metadata(root: str) -> Any:
+    try:
+        return json.loads(archive_files.read(root, _ROOT))
+    except (OSError, ValueError, RecursionError):
+        # Opening the store says what is wrong.
+        return None
+
+
+def check_changeable(path: str) -> None:
+    """BackendOptionError for a store elsewhere, or in a zip file."""
+    if detection.is_url(path):
+        raise BackendOptionError(f"{path}: archives elsewhere are not changed; copy it here")
+    if os.path.isfile(path):
+        raise BackendOptionError(f"{path}: a zip file is not changed; unpack it first")
+
+
+def repair(path: str) -> Sequence[str]:
+    """Consolidate metadata where that is missing; says what was done."""
+    check_changeable(path)
+    root = os.path.realpath(path)
+    remove_leftovers(root)
+    before = identity(root)
+    if _lacks_consolidated(root) is None:
+        return ()
+    files = _consolidated(root)
+    for key, data in files.items():
+        if integrity.is_what_was_written(root, detection.CHECKSUMS, key, data) is False:
+            # That it was consolidated is not all that differs from what was written.
+            return ()
+    integrity.replace_files(root, detection.CHECKSUMS, files, lambda: identity(root) == before)
+    return (f"{root}: the metadata was consolidated in {', '.join(files)}",)
+
+
+def _consolidated(root: str) -> dict[str, bytes]:
+    """The files that change when metadata is consolidated, as they will be."""
+    capturing = CapturingStore(ContainedStore(root))
+    with unreadable(root):
+        zarr.consolidate_metadata(capturing)
+    return capturing.files

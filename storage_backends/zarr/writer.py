@@ -1,0 +1,330 @@
+"""Writing Zarr archives: arrays are compressed as they come, what makes them an AnnData follows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from storage_backends.base import INDEX, ArrayWriter, Sparse
+from storage_backends.checks import little_endian
+from storage_backends.compute.caching import cached_property
+from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.completeness import check_complete
+from storage_backends.directory.staging import Staging
+from storage_backends.errors import (
+    ArchiveClosedError,
+    BackendOptionError,
+    OutputError,
+    refused_write,
+)
+from storage_backends.zarr import detection, elements, gene_order, layout
+from storage_backends.zarr.chunks.writing import ArrayBuilder
+from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
+from storage_backends.zarr.layout import MATRIX_PARTS, encoding
+from storage_backends.zarr.recording_store import RecordingStore
+from storage_backends.zarr.tables import writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ZarrWriter(ArrayWriter):
+    """Writes an archive as a Zarr v3 store that is an AnnData.
+
+    Genes go into memory until the commit; so do the elements that are aligned with them.
+    """
+
+    keeps_elements = True
+
+    def __init__(self, path: str, staging: Staging, compression: str) -> None:
+        self.path = path
+        self._staging: Staging | None = staging
+        self._compression = compression
+        self._profile = PROFILES[compression]
+        self._arrays: dict[str, ArrayBuilder] = {}
+        self._sparse: dict[str, Sparse] = {}
+        self._var: dict[str, pa.Table] = {}
+        self._table_rows: dict[str, int] = {}
+        self._elements: dict[str, Any] = {}
+        #: Arrays of uint64 that are stored as int64, which has the same bits.
+        self._unsigned: set[str] = set()
+        with layout.quiet():
+            self._recorder = Recorder(staging.path)
+            recording = RecordingStore(LocalStore(staging.path), self._recorder)
+            self._root = zarr.create_group(recording, zarr_format=3)
+
+    @classmethod
+    def create(
+        cls, path: str, *, replace: bool = False, compression: str = DEFAULT_PROFILE
+    ) -> Self:
+        """Begin an archive; `compression` names a profile.
+
+        Raises
+        ------
+        BackendOptionError
+            There is no such profile, or archives cannot be written there.
+        """
+        if compression not in PROFILES:
+            raise BackendOptionError(
+                f"there is no compression {compression!r}; choose one of: {', '.join(PROFILES)}"
+            )
+        if "://" in path:
+            raise BackendOptionError(
+                f"{path}: archives are written to local paths; write it there, and copy it"
+            )
+        staging = Staging.create(path, replace=replace)
+        with refused_write(staging.target):
+            return cls(staging.target, staging, compression)
+
+    def _writing(self) -> str:
+        if self._staging is None:
+            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
+        return self._staging.path
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        self._writing()
+        where = f"{self.path}: {name}"
+        values = little_endian(where, values)
+        if self._is_part(name, "indices", "indptr") and values.dtype == np.uint64:
+            # scipy, and so AnnData, has no sparse matrices with such.
+            self._unsigned.add(name)
+            values = values.view(np.int64)
+        elif name in self._unsigned:
+            raise OutputError(f"{where} has items uint64, not {values.dtype}")
+        with refused_write(self.path):
+            if name not in self._arrays:
+                draft = self._profile.by_detection and self._is_draft(name)
+                profile = DRAFT if draft else self._profile
+                self._arrays[name] = self._builder(name, values, profile)
+            self._arrays[name].append(where, values)
+
+    def _is_part(self, name: str, *parts: str) -> bool:
+        """Whether an array is one of these parts of a sparse matrix, and not a dense one."""
+        holder, _, part = name.rpartition("/")
+        is_sparse = not holder or holder.startswith("graphs/") or holder in self._sparse
+        return is_sparse and part in parts
+
+    def _is_draft(self, name: str) -> bool:
+        """Whether an array is of a sparse matrix whose genes may be put in another order."""
+        is_part = self._is_part(name, "data", "indices")
+        return is_part and ("/" not in name or name.startswith("layers/"))
+
+    def _builder(self, name: str, like: NDArray[Any], profile: Profile) -> ArrayBuilder:
+        path = layout.array_path(name)
+        if profile is DRAFT:
+            path += ".draft"
+        return ArrayBuilder(self._recorder, path, name, like, profile)
+
+    def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
+        self._writing()
+        kind, _, block = name.partition("/")
+        known = (kind, block.isdecimal()) in (("obs", False), ("var", True))
+        if not known or name in self._table_rows:
+            raise OutputError(
+                f"{self.path}: cannot write a table {name!r}: the names are obs, var/0, var/1 and "
+                "so on, each written once"
+            )
+        if kind == "var":
+            self._var[name] = table.read_all() if hasattr(table, "read_all") else table
+            self._table_rows[name] = self._var[name].num_rows
+            return
+        with refused_write(self.path), layout.quiet():
+            self._table_rows[name] = writing.write(self._root, name, table)
+
+    def write_sparse(self, name: str, sparse: Sparse) -> None:
+        self._writing()
+        layout.element_path(name)
+        self._sparse[name] = sparse
+
+    def write_element(self, name: str, value: Any) -> None:
+        self._writing()
+        layout.element_path(name)
+        elements.check(f"{self.path}: {name}", value)
+        # Elements that are aligned with genes wait for their order.
+        self._elements[name] = value
+
+    def commit(self, attrs: Mapping[str, Any]) -> None:
+        self._writing()
+        specs = {name: builder.spec for name, builder in self._arrays.items()}
+        last = self._arrays["indptr"].last if "indptr" in self._arrays else None
+        n_obs, _ = check_complete(self.path, specs, last, self._table_rows, attrs)
+        with refused_write(self.path), layout.quiet():
+            for builder in self._arrays.values():
+                builder.close()
+            order = self._order_genes(attrs)
+            self._place_arrays(attrs, n_obs)
+            self._write_genes(attrs, order)
+            for name, value in self._elements.items():
+                elements.write(self._root, layout.element_path(name), value)
+            self._write_root(attrs, n_obs, reordered=order is not None)
+            zarr.consolidate_metadata(self._root.store)
+            with open(os.path.join(self._writing(), detection.CHECKSUMS), "xb") as stream:
+                stream.write(self._recorder.table().to_bytes())
+            assert self._staging is not None
+            self._staging.publish()
+        self._staging = None
+
+    def _order_genes(self, attrs: Mapping[str, Any]) -> NDArray[np.int64] | None:
+        """Compress drafts for good, with genes by falling detection rate where that is possible.
+
+        Returns
+        -------
+        The original position of each gene; None where they stay where they were.
+        """
+        if not self._profile.by_detection:
+            return None
+        drafts = [name for name in self._arrays if self._is_draft(name)]
+        prefixes = [n.removesuffix("indices") for n in drafts if self._is_part(n, "indices")]
+        element = _element(attrs)
+        # What shares the genes with the matrix.
+        aligned = ["", *(p for p in prefixes if p and element == "X")]
+        order = None
+        if self._can_order(attrs, element, aligned):
+            matrix = gene_order.Rows(*(self._arrays[part] for part in MATRIX_PARTS))
+            order = gene_order.by_detection(matrix, attrs["blocks"][0]["n_vars"])
+        for prefix in prefixes:
+            parts = [self._arrays[prefix + part] for part in MATRIX_PARTS]
+            ordered = order is not None and prefix in aligned
+            finals = [self._builder(b.name, b.empty(), self._profile) for b in parts[:2]]
+            rows = gene_order.Rows(*parts)
+            gene_order.rewrite(rows, finals[0], finals[1], order if ordered else None)
+            for draft, final in zip(parts, finals, strict=False):
+                final.close()
+                draft.remove()
+                self._arrays[final.name] = final
+        if order is not None:
+            for name, value in self._elements.items():
+                if name.startswith(gene_order.ALIGNED.get(element, ())):
+                    self._elements[name] = gene_order.permute(name, value, order)
+        return order
+
+    def _can_order(self, attrs: Mapping[str, Any], element: str, aligned: list[str]) -> bool:
+        """Whether genes are one axis, each once a cell, and everything along it can follow."""
+        layers = {name for name in self._arrays if name.startswith("layers/")} | {
+            name for name in self._elements if name.startswith("layers/")
+        }
+        by_rows = {
+            prefix + part
+            for prefix in aligned
+            for part in MATRIX_PARTS
+            if prefix and self._sparse[prefix.rstrip("/")].format == "csr"
+        }
+        follows = element == "raw/X" or (element == "X" and layers <= by_rows)
+        return follows and len(attrs["blocks"]) == 1 and attrs.get("sorted") is True
+
+    def _place_arrays(self, attrs: Mapping[str, Any], n_obs: int) -> None:
+        """Write the metadata of arrays, the matrix' where it belongs, and of sparse matrices."""
+        element = _element(attrs)
+        n_vars = max(block["n_vars"] for block in attrs["blocks"])
+        for name, builder in self._arrays.items():
+            if name in MATRIX_PARTS:
+                builder.move(f"{element}/{name}")
+            builder.write_metadata(self._root)
+        self._recorder.remove(os.path.join(self._writing(), layout.MATRIX))
+        sparse = {element: Sparse("csr", (n_obs, n_vars))}
+        for name in self._arrays:
+            if name.startswith("graphs/"):
+                sparse[name.rpartition("/")[0]] = Sparse("csr", (n_obs, n_obs))
+        for name, matrix in (sparse | self._sparse).items():
+            group = self._root.require_group(layout.element_path(name))
+            group.attrs.update(encoding(f"{matrix.format}_matrix", shape=list(matrix.shape)))
+
+    def _write_genes(self, attrs: Mapping[str, Any], order: NDArray[np.int64] | None) -> None:
+        """Write var beside the matrix, and one table for each of several blocks."""
+        raw = "raw/" if _element(attrs) == "raw/X" else ""
+        alone = len(attrs["blocks"]) == 1
+        if not alone and self._is_anndata(attrs):
+            writing.write(self._root, "var", self._shared_var)
+        for name, table in self._var.items():
+            path = f"{raw}var" if alone else layout.block_path(name, self._is_anndata(attrs))
+            if order is not None:
+                table = table.take(order)
+            parent, _, key = path.rpartition("/")
+            group = self._root.require_group(parent) if parent else self._root
+            writing.write(group, key, table)
+            if order is not None:
+                self._root.create_array(
+                    f"{path}/{layout.ORDER}",
+                    data=order,
+                    compressors=layout.CHECKED,
+                    config={"write_empty_chunks": True},
+                )
+
+    @cached_property
+    def _shared_var(self) -> pa.Table:
+        """The columns that the var tables of all blocks share; once all are written."""
+        from storage_backends.compute import arrow
+
+        return arrow.shared_columns(self._var.values())
+
+    def _is_anndata(self, attrs: Mapping[str, Any]) -> bool:
+        """Whether there is one list of genes, as an AnnData has."""
+        spaces = {block.get("space") for block in attrs["blocks"]}
+        is_shared = len(spaces) == 1 and None not in spaces
+        # A column of that name leaves no place for the tables of blocks.
+        free = is_shared and layout.BLOCKS not in self._shared_var.schema.names
+        return len(attrs["blocks"]) == 1 or free
+
+    def _write_root(self, attrs: Mapping[str, Any], n_obs: int, *, reordered: bool) -> None:
+        has_obs = "obs" in self._table_rows
+        if not has_obs:
+            writing.write(self._root, "obs", _numbered(n_obs))
+        ours: dict[str, Any] = {
+            "format": layout.FORMAT,
+            "compression": self._compression,
+            "obs": has_obs,
+            "reordered": reordered,
+            **({"shared_var": True} if len(self._var) > 1 and self._is_anndata(attrs) else {}),
+            **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
+            "attrs": {**attrs, **({"sorted": False} if reordered else {})},
+        }
+        self._root.attrs.update({layout.ATTRIBUTE: ours})
+        if not self._is_anndata(attrs):
+            return
+        for name in layout.MAPPINGS:
+            group = self._root.require_group(name)
+            if "encoding-type" not in group.attrs:
+                group.attrs.update(encoding("dict"))
+        if "raw" in self._root:
+            self._root["raw"].attrs.update(encoding("raw"))
+        self._root.attrs.update(encoding("anndata"))
+
+    def abort(self) -> None:
+        if self._staging is not None:
+            for builder in self._arrays.values():
+                builder.abort()
+            sync(_settled())
+            self._staging.discard()
+            self._staging = None
+
+
+async def _settled() -> None:
+    """Wait for what zarr still writes: where one write fails it leaves those beside it running."""
+    if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(tasks, timeout=10)
+
+
+def _element(attrs: Mapping[str, Any]) -> str:
+    """Element of an AnnData that the matrix is."""
+    return str(attrs.get("element", "X"))
+
+
+def _numbered(n: int) -> pa.RecordBatchReader:
+    """A table of nothing but names of rows, which are numbers."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, n, 1 << 16):
+            names = [str(i) for i in range(start, min(start + (1 << 16), n))]
+            yield pa.record_batch({INDEX: pa.array(names, pa.large_string())})
+
+    schema = pa.schema([pa.field(INDEX, pa.large_string())])
+    return pa.RecordBatchReader.from_batches(schema, batches())

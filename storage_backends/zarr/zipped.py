@@ -1,0 +1,231 @@
+"""A Zarr store in one zip file, as people pass stores on; read-only.
+
+Files that are stored without compression, as zarr's ``ZipStore`` and ``zip -0`` write them, are
+read where they lie. Those that are compressed are unpacked into memory, each as a whole.
+
+Source: APPNOTE.TXT of PKWARE, 4.3 and 4.4.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from storage_backends.base import Examination, Finding, Piece
+from storage_backends.directory.content import Content
+from storage_backends.directory.mapped_file import MappedFile
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, one_line
+from storage_backends.zarr.chunks.reading import ChunkCache
+from storage_backends.zarr.chunks.shards import Pieces
+from storage_backends.zarr.claims import bounded
+from storage_backends.zarr.detection import METADATA_FILES, zipped_root
+
+#: Bytes of unpacked files that are kept.
+_UNPACKED_BYTES = 128 << 20
+#: Bytes of the header before a file, where its name begins, and where their lengths stand in it.
+_HEADER_BYTES = 30
+_LENGTHS = slice(26, 30)
+#: No byte of DEFLATE becomes more.
+_MOST_PER_BYTE = 1032
+_ENCRYPTED = 1
+
+
+class _Member(NamedTuple):
+    """A file in a zip file: its bytes there, how it is compressed, and what it was before."""
+
+    header: int
+    length: int
+    method: int
+    size: int
+    crc: int
+
+
+class ZippedFiles:
+    """Files of a store in a zip file, of which each is read as if it stood in a directory.
+
+    Parameters
+    ----------
+    path
+        The zip file.
+
+    Raises
+    ------
+    ArchiveFormatError
+        It is truncated or damaged, or has no Zarr store.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file = MappedFile(path)
+        self._unpacked = ChunkCache(_UNPACKED_BYTES)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                found = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise ArchiveFormatError(
+                f"{path}: the zip file is truncated or damaged ({one_line(error)}); copy it again"
+            ) from error
+        root = zipped_root(info.filename for info in found)
+        if root is None:
+            raise ArchiveFormatError(
+                f"{path}: expected a Zarr store in the zip file, found no {METADATA_FILES[0]} or "
+                f"{METADATA_FILES[1]}; unpack it, and convert what is in it"
+            )
+        self._members: dict[str, _Member] = {}
+        for info in found:
+            if info.is_dir() or not info.filename.startswith(root):
+                continue
+            if info.flag_bits & _ENCRYPTED:
+                raise ArchiveFormatError(f"{path}: the zip file is encrypted; unpack it first")
+            self._members[info.filename.removeprefix(root)] = _Member(
+                info.header_offset, info.compress_size, info.compress_type, info.file_size, info.CRC
+            )
+
+    def group(self) -> zarr.Group:
+        """The root of the store."""
+        store = MemoryStore(_Buffers(self), read_only=True)  # type: ignore[arg-type]
+        is_new = METADATA_FILES[0] in self._members
+        return zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def read(self, key: str) -> NDArray[np.uint8] | None:
+        """The bytes of a file; None where there is none.
+
+        Raises
+        ------
+        ArchiveFormatError
+            The zip file is damaged there, or compressed as nobody can read.
+        """
+        member = self._members.get(key)
+        if member is None:
+            return None
+        if member.method == zipfile.ZIP_STORED:
+            return self._stored(key, member)
+        unpacked = self._unpacked.get((key, 0))
+        if unpacked is None:
+            unpacked = self._unpack(key, member)
+            self._unpacked.put((key, 0), unpacked)
+        return unpacked
+
+    def _stored(self, key: str, member: _Member) -> NDArray[np.uint8]:
+        """The bytes of a file as they stand in the zip file."""
+        data = self._file.data
+        lengths = data[member.header :][_LENGTHS].tobytes()
+        start = member.header + _HEADER_BYTES + sum(np.frombuffer(lengths, "<u2").tolist())
+        if len(lengths) < 4 or start + member.length > len(data):
+            raise self._damaged(key)
+        return data[start : start + member.length]
+
+    def _unpack(self, key: str, member: _Member) -> NDArray[np.uint8]:
+        if member.method != zipfile.ZIP_DEFLATED:
+            raise ArchiveFormatError(
+                f"{self.path}: {key} is compressed by a method ({member.method}) other than "
+                "DEFLATE; unpack the zip file first"
+            )
+        if member.size > _MOST_PER_BYTE * (member.length + 1):
+            raise self._damaged(key)
+        try:
+            decoder = zlib.decompressobj(-zlib.MAX_WBITS)
+            unpacked = decoder.decompress(self._stored(key, member).data, member.size + 1)
+        except zlib.error as error:
+            raise self._damaged(key) from error
+        if len(unpacked) != member.size:
+            raise self._damaged(key)
+        return np.frombuffer(unpacked, np.uint8)
+
+    def _damaged(self, key: str) -> ArchiveFormatError:
+        return ArchiveFormatError(f"{self.path}: {key} is damaged in the zip file; {COPY_AGAIN}")
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        member = self._members.get(key)
+        return None if member is None else member.size
+
+    def tail(self, key: str, length: int) -> bytes | None:
+        """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
+        data = self.read(key)
+        return None if data is None else data[-length:].tobytes()
+
+    def fetch(self, pieces: Pieces) -> Content:
+        """The bytes of pieces; ArchiveFormatError where a file ends before a piece does."""
+        files = [self.read(key) for key in pieces.keys]
+        sizes = np.array([0 if file is None else len(file) for file in files])[pieces.file]
+        beyond = (pieces.offset > sizes) | (pieces.length > sizes - pieces.offset)
+        if beyond.any():
+            raise self._damaged(pieces.keys[pieces.file[beyond.argmax()]])
+        starts = np.array([0 if file is None else file.ctypes.data for file in files])
+        return Content(starts[pieces.file] + pieces.offset, pieces.length, (self._file, files))
+
+    def total(self, prefix: str) -> int:
+        """Bytes in the zip file of all files whose key begins with the path `prefix`."""
+        below = f"{prefix}/" if prefix else ""
+        return sum(m.length for key, m in self._members.items() if key.startswith(below))
+
+    def close(self) -> None:
+        """Let go of memory; the zip file is unmapped when the last reader lets go of it."""
+        self._unpacked.clear()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every file, to be compared with its CRC-32 in the zip file."""
+        for key, member in self._members.items():
+            yield Piece(member.size, partial(self._compare, key, member.crc))
+
+    def _compare(self, key: str, crc: int) -> Finding | None:
+        try:
+            data = self.read(key)
+        except ArchiveFormatError as error:
+            return Finding(str(error))
+        if data is not None and zlib.crc32(data.data) == crc:
+            return None
+        return Finding(f"{self.path}: {key} is not what was zipped, by its CRC-32; {COPY_AGAIN}")
+
+
+class _Buffers(Mapping[str, Buffer]):
+    """The same files, as zarr takes them: read when they are asked for."""
+
+    def __init__(self, files: ZippedFiles) -> None:
+        self._files = files
+
+    def __getitem__(self, key: str) -> Buffer:
+        data = self._files.read(key)
+        if data is None:
+            raise KeyError(key)
+        buffer = default_buffer_prototype().buffer.from_array_like(data)
+        found = bounded(f"{self._files.path}: {key}", buffer)
+        assert found is not None
+        return found
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._files.size(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def examine(path: str) -> Examination:
+    """Every file of a zip file, with the checksum that zip files have of each."""
+    path = os.path.realpath(path)
+    try:
+        files = ZippedFiles(path)
+    except ArchiveFormatError as error:
+        return Examination([Finding(str(error))])
+    nbytes = sum(piece.nbytes for piece in files.pieces())
+    return Examination(pieces=files.pieces(), nbytes=nbytes, has_checksums=True)

@@ -1,0 +1,46 @@
+"""Files that are written to the disk while they grow."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage_backends.directory import checksums, write_behind
+from storage_backends.directory.checksums import Recorder
+
+
+def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But those at the end, which flushing writes in any case."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(checksums, "_BEHIND", 100)
+    monkeypatch.setattr(
+        checksums, "write_behind", lambda _descriptor, start, n: sent.append((start, n))
+    )
+    with Recorder(str(tmp_path)).create(str(tmp_path / "file")) as file:
+        for size in (60, 30, 20, 250, 99):
+            file.write(bytes(size))
+    assert sent == [(0, 110), (110, 250)]
+    assert (tmp_path / "file").stat().st_size == 459
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no such function")
+def test_the_system_takes_it(tmp_path: Path) -> None:
+    function = write_behind._sync_file_range()
+    assert function is not None
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        file.write(b"1" * 100_000)
+        assert function(file.fileno(), 0, 100_000, write_behind._BEGIN) == 0
+    assert (tmp_path / "file").read_bytes() == b"1" * 100_000
+
+
+def test_nothing_is_said_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    write_behind.write_behind(write, 0, 10)
+    os.close(read)
+    os.close(write)
+    write_behind.write_behind(write, 0, 10)
+    monkeypatch.setattr(write_behind, "_sync_file_range", lambda: None)
+    write_behind.write_behind(write, 0, 10)

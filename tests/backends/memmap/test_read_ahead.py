@@ -1,0 +1,54 @@
+"""Parts of mapped files are read before they are needed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import page_cache
+from storage_backends.memmap import read_ahead
+
+N = 1 << 21
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    np.random.default_rng(0).integers(0, 1 << 30, N).astype(np.int32).tofile(tmp_path / "numbers")
+    return tmp_path / "numbers"
+
+
+def ranges(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some that rise, begin within a page, and leave gaps or none."""
+    starts = np.sort(np.random.default_rng(1).integers(0, N - 500, n))
+    return starts, starts + np.random.default_rng(2).integers(0, 500, n)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the page cache is dropped as Linux does")
+def test_what_is_on_disk_comes_into_memory(file: Path) -> None:
+    if page_cache.drop(file) > 0.01:
+        pytest.skip("files stay in the page cache here")
+    array = np.memmap(file, np.int32, "r")
+    read_ahead.read_ahead(array, np.arange(0, N, 1_000), np.arange(0, N, 1_000) + 900)
+    # The system reads in the background; a dozen pages were touched, which bring in few others.
+    end = time.monotonic() + 60
+    while page_cache.cached(file) < 0.9 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert page_cache.cached(file) > 0.9
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 1_000])
+def test_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    # A file that was just written is in memory, where nothing would be asked of the system.
+    monkeypatch.setattr(read_ahead, "_is_cold", lambda array, starts: True)
+    array = np.memmap(file, np.int32, "r")
+    read_ahead.read_ahead(array, *ranges(n))
+    np.testing.assert_array_equal(array, np.fromfile(file, np.int32))
+
+
+def test_an_empty_array_is_left_alone() -> None:
+    empty = np.empty(0, np.int64)
+    read_ahead.read_ahead(np.empty(0, np.float32), empty, empty)

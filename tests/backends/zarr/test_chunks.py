@@ -1,0 +1,249 @@
+"""Chunks of Zarr arrays: planning, codecs, shards; and their kernels against NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import csr_rows
+
+from storage_backends.compute import rowsort
+from storage_backends.directory.checksums import Recorder
+from storage_backends.errors import ArchiveFormatError
+from storage_backends.zarr import plan
+from storage_backends.zarr.chunks.reading import ChunkCache, ZarrArray
+from storage_backends.zarr.chunks.shards import LocalFiles, Pieces, spans
+from storage_backends.zarr.chunks.writing import ArrayBuilder
+from storage_backends.zarr.codecs import blosc, chain
+from storage_backends.zarr.codecs.chain import Chain
+from storage_backends.zarr.codecs.profiles import DRAFT, PROFILES, Profile
+from storage_backends.zarr.layout import quiet
+from storage_backends.zarr.nodes import Node, array_of
+from storage_backends.zarr.plan import Bound
+
+DTYPES = ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
+SMALL = {name: Profile(64, p.compressor, p.by_detection, p.portable)
+         for name, p in {**PROFILES, "draft": DRAFT}.items()}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+
+
+# -- kernels -------------------------------------------------------------------------------
+
+
+@given(csr_rows())
+def test_sort_rows(rows):
+    data, indices, indptr, n_vars = rows
+    results = []
+    for sort in (rowsort.sort_rows, rowsort.sort_rows_numpy):
+        out = np.empty_like(data), np.empty_like(indices)
+        results.append((sort(data, indices, indptr, n_vars, *out), *out))
+    ours, theirs = results
+    assert ours[0] == theirs[0]
+    if ours[0] >= 0:
+        np.testing.assert_array_equal(ours[1], theirs[1])
+        np.testing.assert_array_equal(ours[2], theirs[2])
+
+
+@pytest.mark.parametrize("column", [-1, 5, 2**40])
+def test_sort_rows_refuses_other_columns(column):
+    indices = np.array([3, column, 1], np.int64)
+    for sort in (rowsort.sort_rows, rowsort.sort_rows_numpy):
+        out = np.empty(3), np.empty(3, np.int64)
+        assert sort(np.ones(3), indices, np.array([0, 3]), 5, *out) == rowsort.OUT_OF_RANGE
+
+
+def test_sort_rows_in_threads(monkeypatch):
+    monkeypatch.setattr(rowsort, "_LEAST_VALUES", 10)
+    monkeypatch.setattr(rowsort, "n_threads", lambda: 3)
+    rng = np.random.default_rng(0)
+    indices = np.concatenate([rng.permutation(200)[:50] for _ in range(40)])
+    indptr = np.arange(41) * 50
+    results = []
+    for sort in (rowsort.sort_rows, rowsort.sort_rows_numpy):
+        out = np.empty(2000), np.empty_like(indices)
+        assert sort(np.arange(2000.0), indices, indptr, 200, *out) == 40
+        results.append(out)
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+ranges = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 90)), max_size=8)
+
+
+@given(ranges, st.integers(1, 120))
+def test_plan(pairs, chunk_length):
+    starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
+    ours = plan.plan(starts, starts + lengths, chunk_length)
+    theirs = plan.plan_numpy(starts, starts + lengths, chunk_length)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["i2", "i4", "i8"])
+def test_negative_ids_are_out_of_bounds(dtype):
+    chunk, where = np.array([0, 3, -1, 2], dtype), [np.array([n]) for n in (0, 0, 4)]
+    for bound in (Bound.of(4), Bound.of(mapping=np.arange(4, dtype=dtype))):
+        for place in (plan.place, plan.place_numpy):
+            assert not place(chunk, *where, bound, np.zeros(4, dtype))
+            assert place(chunk[:2], *where[:2], np.array([2]), bound, np.zeros(2, dtype))
+
+
+@given(ranges, st.sampled_from(["u2", "f4"]))
+def test_place(pairs, dtype):
+    chunk = np.random.default_rng(0).integers(0, 400, 400).astype("u2")
+    mapping = np.random.default_rng(1).permutation(400).astype("u2")
+    sources, lengths = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
+    pieces = sources, np.cumsum(lengths) - lengths, lengths
+    outs = [np.zeros(int(lengths.sum()), dtype) for _ in range(2)]
+    bounds = [Bound.of(), Bound.of(400), Bound.of(300)]
+    bounds += [Bound.of(mapping=mapping), Bound.of(mapping=mapping[:300])]
+    for bound in bounds:
+        found = [
+            plan.place(chunk, *pieces, bound, outs[0]),
+            plan.place_numpy(chunk, *pieces, bound, outs[1]),
+        ]
+        assert found[0] == found[1]
+        if found[0]:
+            np.testing.assert_array_equal(*outs)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
+def test_undo_delta(dtype):
+    values = np.frombuffer(np.random.default_rng(0).bytes(3 * 40 * 8), dtype)[: 3 * 40]
+    ours, theirs = values.reshape(3, 40).copy(), values.reshape(3, 40).copy()
+    chain.undo_delta(ours)
+    chain.undo_delta_numpy(theirs)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_spans_join_neighbours():
+    pieces = Pieces(
+        ["a", "b"], np.array([0, 0, 0, 1]), np.array([10, 15, 40, 41]), np.array([5, 5, 1, 9])
+    )
+    apart = [(0, 10, 10), (0, 40, 1), (1, 41, 9)]
+    for gap, expected in [(0, apart), (20, [(0, 10, 31), (1, 41, 9)])]:
+        joined, starts = spans(pieces, gap)
+        assert list(zip(*(a.tolist() for a in joined[1:]), strict=True)) == expected
+        assert starts[0] == 0
+        assert starts[1] == 5
+
+
+# -- arrays --------------------------------------------------------------------------------
+
+
+def values_of(dtype: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    size = int(np.prod(shape))
+    if kind == "counts":
+        return rng.geometric(0.3, size).astype(dtype).reshape(shape)
+    if kind == "late":
+        values = rng.geometric(0.3, size).astype(dtype)
+        values[-3] = -0.0 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+        return values.reshape(shape)
+    return np.frombuffer(rng.bytes(size * np.dtype(dtype).itemsize), dtype).reshape(shape)
+
+
+def build(root: Path, name: str, values: np.ndarray, profile: Profile) -> zarr.Group:
+    group = zarr.create_group(root, zarr_format=3)
+    builder = ArrayBuilder(Recorder(str(root)), name, name, values, profile)
+    for piece in np.array_split(values, 7):
+        builder.append(name, piece)
+    builder.close()
+    with quiet():
+        builder.write_metadata(group)
+    return group
+
+
+def opened(root: Path, group: zarr.Group, name: str) -> ZarrArray:
+    files, cache = LocalFiles(str(root)), ChunkCache(1 << 16)
+    with quiet():
+        return array_of("here", Node.of(group[name]), name, files, cache, complete=True)
+
+
+def read(array: ZarrArray) -> np.ndarray:
+    out = np.empty((array.spec.length, *array.spec.item_shape), array.spec.dtype)
+    array.read(np.array([0]), np.array([array.spec.length]), out)
+    return out
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> None:
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    np.testing.assert_array_equal(a.view(f"u{a.itemsize}"), b.view(f"u{a.itemsize}"))
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("kind", ["counts", "late", "noise"])
+@pytest.mark.parametrize("name", ["X/data", "X/indices", "X/indptr", "obsm/x"])
+@pytest.mark.parametrize("profile", SMALL)
+def test_every_reader_gets_what_was_written(tmp_path, monkeypatch, profile, name, kind, native):
+    monkeypatch.setattr(blosc, "AVAILABLE", native and blosc.AVAILABLE)
+    for dtype in DTYPES if native else ["u2", "f4"]:
+        shape = (300, 3) if name == "obsm/x" else (1000,)
+        values = values_of(dtype, shape, kind)
+        root = tmp_path / dtype
+        group = build(root, name, values, SMALL[profile])
+        # Small reads go through the cache, large ones past it.
+        array = opened(root, group, name)
+        same_bits(read(array), values)
+        out = np.empty((20, *shape[1:]), dtype)
+        for _ in range(2):
+            array.read(np.array([5]), np.array([25]), out)
+            same_bits(out, values[5:25])
+        same_bits(np.asarray(group[name][:]), values)
+
+
+def test_values_are_narrow_until_one_does_not_fit(tmp_path):
+    for kind, narrow in [("counts", True), ("late", False)]:
+        group = build(tmp_path / kind, "X/data", values_of("f4", (1000,), kind), SMALL["fast"])
+        codecs = group["X/data"].metadata.to_dict()["codecs"][0]["configuration"]["codecs"]
+        assert ("numcodecs.astype" in [codec["name"] for codec in codecs]) == narrow
+
+
+@pytest.mark.parametrize("profile", SMALL)
+@pytest.mark.parametrize("name", ["X/data", "X/indices"])
+def test_no_flipped_bit_goes_unnoticed(tmp_path, profile, name):
+    values = values_of("u2", (400,), "counts")
+    group = build(tmp_path / "a", name, values, SMALL[profile])
+    file = tmp_path / "a" / name / "c" / "0"
+    sound = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.permutation(len(sound))[:60].tolist():
+        damaged = bytearray(sound)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        with pytest.raises(ArchiveFormatError, match=r"here: (chunk \d+ is damaged|the index of)"):
+            read(opened(tmp_path / "a", group, name))
+    for length in (0, 1, len(sound) // 2, len(sound) - 1):
+        file.write_bytes(sound[:length])
+        with pytest.raises(ArchiveFormatError):
+            read(opened(tmp_path / "a", group, name))
+    file.unlink()
+    with pytest.raises(ArchiveFormatError, match="missing"):
+        read(opened(tmp_path / "a", group, name))
+
+
+def test_unknown_chains_are_left_to_zarr():
+    known = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    assert Chain.of(known, np.dtype("f4")) is not None
+    for codecs in (
+        [{"name": "bytes", "configuration": {"endian": "big"}}],
+        [{"name": "transpose", "configuration": {"order": [0]}}, *known],
+        [*known, {"name": "numcodecs.lzma", "configuration": {}}],
+        [known[1], known[0]],
+    ):
+        assert Chain.of(codecs, np.dtype("f4")) is None
+
+
+def test_cache_is_bounded():
+    cache = ChunkCache(100)
+    for number in range(10):
+        cache.put(("a", number), np.zeros(30, np.uint8))
+    assert [cache.get(("a", number)) is not None for number in range(10)] == [False] * 7 + [
+        True
+    ] * 3
+    cache.put(("a", 99), np.zeros(200, np.uint8))
+    assert cache.get(("a", 99)) is None

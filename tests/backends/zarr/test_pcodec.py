@@ -1,0 +1,239 @@
+"""Compiled decoding of pcodec's files against the package that writes them."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from places import SUPPORT
+
+from storage_backends.compute import jit
+from storage_backends.directory.content import Content, checksum
+from storage_backends.zarr.codecs import bit_lanes, blosc
+from storage_backends.zarr.codecs import pcodec as _pcodec
+from storage_backends.zarr.plan import Bound, plan
+
+pcodec = pytest.importorskip("pcodec")
+standalone = pytest.importorskip("pcodec.standalone")
+
+N = 700
+KINDS = ["constant", "few", "counts", "rising", "any", "multiples", "wide"]
+
+
+def numbers(kind: str, n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    made = {
+        "constant": lambda: np.full(n, rng.integers(65_536)),
+        "few": lambda: rng.integers(0, 3, n),
+        "counts": lambda: rng.negative_binomial(1, 0.4, n) + 1,
+        "rising": lambda: np.sort(rng.integers(0, 65_536, n)),
+        "any": lambda: rng.integers(0, 65_536, n),
+        "multiples": lambda: rng.integers(0, 90, n) * 700,
+        "wide": lambda: np.where(rng.random(n) < 0.01, 65_535, rng.integers(0, 2, n)),
+    }[kind]()
+    return made.astype(np.uint16)
+
+
+def encoded(values: np.ndarray, order: int, level: int, mode: str = "classic") -> bytes:
+    none = getattr(pcodec.DeltaSpec, "no_op", None) or pcodec.DeltaSpec.none
+    config = pcodec.ChunkConfig(
+        compression_level=level,
+        mode_spec=getattr(pcodec.ModeSpec, mode)(),
+        delta_spec=pcodec.DeltaSpec.try_consecutive(order) if order else none(),
+        paging_spec=pcodec.PagingSpec.equal_pages_up_to(1 << 18),
+    )
+    data: bytes = standalone.simple_compress(values, config)
+    return data
+
+
+def content(files: list[bytes]) -> Content:
+    """Files with their checksums, in memory that ends with the last of them."""
+    owners = [np.frombuffer(data + checksum(data), np.uint8) for data in files]
+    addresses = np.array([owner.ctypes.data for owner in owners], np.int64)
+    return Content(addresses, np.array([len(owner) for owner in owners], np.int64), owners)
+
+
+def decoded(data: bytes, n: int) -> tuple[Any, np.ndarray]:
+    """What the decoder says, and its output; nothing beside that may change."""
+    guarded = np.full((3, n), 4_711, np.uint16)
+    found = _pcodec.decode(content([data]), guarded[1:2])
+    assert (guarded[[0, 2]] == 4_711).all()
+    return found, guarded[1]
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.one_of(st.integers(1, 600), st.sampled_from([255, 256, 257, 512, 4_096, 16_384])),
+    st.integers(0, 1),
+    st.sampled_from([0, 4, 8, 12]),
+    st.integers(0, 99),
+)
+def test_equals_the_package(kind: str, n: int, order: int, level: int, seed: int) -> None:
+    values = numbers(kind, n, seed)
+    found, out = decoded(encoded(values, order, level), n)
+    if n == order:  # Without a difference there is nothing to decode.
+        assert found is None
+        return
+    assert found == (blosc.SOUND, "")
+    np.testing.assert_array_equal(out, values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_what_is_not_known_is_left_to_the_package(kind: str, order: int) -> None:
+    values = numbers(kind, N, 1)
+    found, out = decoded(encoded(values, order, 8, "auto"), N)
+    assert found in (None, (blosc.SOUND, ""))
+    if found is not None:
+        np.testing.assert_array_equal(out, values)
+
+
+def test_other_variants_are_not_known() -> None:
+    assert decoded(encoded(numbers("rising", N, 0), 2, 8), N)[0] is None
+    assert decoded(encoded(numbers("multiples", N, 0), 0, 8, "auto"), N)[0] is None
+    wide: bytes = standalone.simple_compress(np.arange(N), pcodec.ChunkConfig())
+    assert decoded(wide, N)[0] is None
+    assert decoded(b"no pcodec at all", N)[0] is None
+
+
+def test_pieces_of_many_chunks() -> None:
+    values = numbers("counts", 10 * N, 2)
+    values[2 * N + 1] = values.max() + 1
+    files = [encoded(chunk, 0, 8) for chunk in values.reshape(10, N)]
+    starts, stops = np.array([5, 650, 3_000, 6_999]), np.array([9, 2_900, 3_000, 7_000])
+    todo = plan(starts, stops, N)
+    expected = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
+    memory = np.empty(N, np.uint16)
+    table = np.random.default_rng(0).permutation(int(values.max()) + 1).astype(np.uint16)
+    for mapping, dtype in ((None, np.float32), (None, np.uint16), (table, np.int32)):
+        out = np.zeros(len(expected), dtype)
+        read = content([files[i] for i in todo.chunks])
+        assert _pcodec.place(read, memory, todo, Bound.of(mapping=mapping), out) == (
+            blosc.SOUND,
+            "",
+        )
+        np.testing.assert_array_equal(out, expected if mapping is None else table[expected])
+    # A number beyond the table, in the third of the chunks that are read.
+    out = np.zeros(len(expected), np.int32)
+    found = _pcodec.place(read, memory, todo, Bound.of(mapping=table[: values.max()]), out)
+    assert found == (2, "it does not hold what it should")
+    assert _pcodec.place(read, memory, todo, Bound.of(int(values.max())), out) == found
+
+
+@given(st.sampled_from(["counts", "rising", "any"]), st.integers(0, 1), st.data())
+def test_damage_is_found_or_harmless(kind: str, order: int, data: st.DataObject) -> None:
+    """Bits are flipped before the checksum is taken: nothing tells but the content itself."""
+    values = numbers(kind, 300, 3)
+    damaged = bytearray(encoded(values, order, 8))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    cut = data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))
+    found, _ = decoded(bytes(damaged[:cut]), 300)
+    assert found is None or found[0] in (blosc.SOUND, 0)
+    if cut < len(damaged) - 1:
+        assert found is None or found[0] == 0
+
+
+def test_a_wrong_checksum_is_found() -> None:
+    data = encoded(numbers("counts", N, 4), 0, 8)
+    read = content([data, data])
+    flipped = np.frombuffer(bytearray(read.owners[1].tobytes()), np.uint8)
+    flipped[20] ^= 1
+    read.addresses[1] = flipped.ctypes.data
+    out = np.empty((2, N), np.uint16)
+    assert _pcodec.decode(read, out) == (1, "its checksum is wrong")
+
+
+@pytest.mark.skipif(not bit_lanes.IS_KNOWN, reason="the processor has no AVX-512")
+@pytest.mark.parametrize("skip", [0, 3, 7])
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 255, 256])
+def test_lanes_give_what_numbers_one_by_one_give(n: int, skip: int) -> None:
+    rng = np.random.default_rng(n)
+    for most_bits in (0, 1, 5, 16):
+        n_bits = rng.integers(0, most_bits + 1, n, dtype="u4")
+        # The lowest bits are for others.
+        bins = rng.integers(0, 256, n, dtype="u4") | n_bits << 8
+        bins |= rng.integers(0, 1 << 16, n, dtype="u4") << 16
+        offsets = rng.integers(0, 256, 2 * n + bit_lanes.LOADED_BYTES, dtype="u1")
+        begin = int(offsets.ctypes.data), skip
+        # One more may follow the differences of the last batch.
+        for total in (n, n + 1):
+            found = []
+            for done in (0, n & -bit_lanes.LANES):
+                out = np.full(total + 3, 7, np.uint16)
+                target = int(out.ctypes.data) + 2
+                position, moment = _pcodec.sum_up_in_lanes(
+                    *begin, int(bins.ctypes.data), done, np.uint64(40_000), target
+                )
+                position, moment = _pcodec.sum_up(
+                    begin[0], position, bins, done, n, moment, out[: total + 1], 1
+                )
+                found.append((position, moment & 0xFFFF, out.tolist()))
+            assert found[0] == found[1]
+            assert found[0][0] == skip + int(n_bits.sum())
+            ends = (out[0], *out[total + 1 :])
+            assert ends == (7, 7, 7)
+            assert total == n or n == 256 or found[0][2][total] == found[0][1]
+        found = []
+        for done in (0, n & -bit_lanes.LANES):
+            out = np.full(n + 2, 7, np.uint16)
+            target = int(out.ctypes.data) + 2
+            position = _pcodec.add_offsets_in_lanes(*begin, int(bins.ctypes.data), done, target)
+            position = _pcodec.add_offsets(begin[0], position, bins, done, n, out, 1)
+            found.append((position, out.tolist()))
+        assert found[0] == found[1]
+        assert (out[0], out[-1]) == (7, 7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are guarded by Linux's mprotect")
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_behind_a_file_is_read(kind: str, order: int) -> None:
+    """What follows it in memory may not be there, which would end the process."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 65 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    end = start + 64 * page
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), page, 0) == 0
+    for n in (2, 100, 256, 300, 16_384):
+        data = encoded(numbers(kind, n, n), order, 8)
+        data += checksum(data)
+        ctypes.memmove(end - len(data), data, len(data))
+        read = Content(np.array([end - len(data)]), np.array([len(data)]), memory)
+        out = np.empty((1, n), np.uint16)
+        assert _pcodec.decode(read, out) == (blosc.SOUND, "")
+        np.testing.assert_array_equal(out[0], numbers(kind, n, n))
+
+
+def test_other_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is compiled that the one which is asked for may not have."""
+    monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
+    assert not jit.target_has("avx512f")
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,+avx512f")
+    assert jit.target_has("avx512f")
+    values = numbers("rising", N, 5)
+    (tmp_path / "file").write_bytes(encoded(values, 1, 8))
+    code = f"""
+import numpy as np, pathlib, test_pcodec
+found, out = test_pcodec.decoded(pathlib.Path("file").read_bytes(), {N})
+assert found == (-1, "")
+np.save("out.npy", out)
+"""
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(SUPPORT),
+    }
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), values)

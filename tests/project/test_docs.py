@@ -1,0 +1,102 @@
+"""Every code block of the documentation runs, in order, in a directory with the files it names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from places import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What CI itself runs, or a person would in another place.
+ELSEWHERE = {"make", "pip"}
+# Shown, not run.
+SHOWN = {"toml", ""}
+COMMANDS = {
+    "scdl": "from scdl.cli.app import main; main()",
+    "convert_h5ad_to_scdl": "from scdl.cli.app import convert_h5ad_to_scdl as main; main()",
+}
+
+
+def write_cells(path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = sp.random(60, 40, 0.3, "csr", rng=rng, data_rvs=lambda n: rng.integers(1, 9, n))
+    counts = counts.astype(np.float32)
+    genes = pd.DataFrame(
+        {"gene_name": [f"GENE{i}" for i in range(40)]}, index=[f"ENSG{i:05}" for i in range(40)]
+    )
+    adata = ad.AnnData(
+        counts.log1p(),
+        obs=pd.DataFrame(
+            {
+                "cell_type": pd.Categorical(rng.choice(["B", "NK", "T"], 60)),
+                "donor": rng.choice(["d1", "d2"], 60),
+            },
+            index=[f"cell{seed}-{i}" for i in range(60)],
+        ),
+        var=genes,
+        layers={"counts": counts},
+        obsm={"X_pca": rng.normal(size=(60, 5)).astype(np.float32)},
+        obsp={"connectivities": sp.random(60, 60, 0.1, "csr", rng=rng, dtype=np.float32)},
+        uns={"title": "made for the documentation"},
+    )
+    adata.raw = ad.AnnData(counts, var=genes)
+    adata.write_h5ad(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("docs")
+    write_cells(directory / "cells.h5ad", 0)
+    write_cells(directory / "more.h5ad", 1)
+    (directory / "folder").mkdir()
+    shutil.copy(directory / "cells.h5ad", directory / "folder")
+    return directory
+
+
+def run_console(block: str) -> None:
+    for line in block.splitlines():
+        assert line.startswith("$ "), f"not a command: {line}"
+        name, *arguments = shlex.split(line[2:])
+        if name not in ELSEWHERE:
+            subprocess.run([sys.executable, "-c", COMMANDS[name], *arguments], check=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.filterwarnings("ignore:.*rounded them by up to:UserWarning")
+# anndata: of its own defaults, where a Zarr archive keeps a whole AnnData
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")
+def test_code_blocks_run(
+    page: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = BLOCK.findall(page.read_text())
+    if any(word in code for word in ("torch", "collate", "Loader(") for _, code in blocks):
+        pytest.importorskip("torch")
+    if any("distributed" in code for language, code in blocks if language == "python"):
+        pytest.importorskip("distributed")
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for language, code in blocks:
+        if language == "python":
+            exec(compile(code, f"{page.name}", "exec"), names)
+        elif language == "console":
+            run_console(code)
+        else:
+            assert language in SHOWN, f"{page.name} has a block of {language!r} that nothing runs"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
