@@ -230,11 +230,11 @@ def ordered(rows: SparseRows, n_vars: int, where: str) -> tuple[SparseRows, int]
     where
         Opens the message of the ArchiveFormatError for a gene that is not below `n_vars`.
     """
-    from scdl.kernels import rows as row_kernels
+    from scdl.kernels import order as order_kernels
 
     order = np.empty(len(rows.indices), np.int64)
-    n_unsorted = row_kernels.row_order(rows.indptr, rows.indices, n_vars, order)
-    if n_unsorted == row_kernels.OUT_OF_RANGE:
+    n_unsorted = order_kernels.row_order(rows.indptr, rows.indices, n_vars, order)
+    if n_unsorted == order_kernels.OUT_OF_RANGE:
         raise ArchiveFormatError(
             f"{where}: column id {int(rows.indices.max())} is stored for {n_vars} genes; "
             "the archive is damaged, convert the source again"

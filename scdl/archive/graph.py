@@ -86,13 +86,13 @@ def choose(
         Gives the weight of every neighbour; called where they are used.
     """
     if strategy is NeighborSamplingStrategy.WEIGHTED:
-        from scdl.kernels import rows as row_kernels
+        from scdl.kernels import choice as choice_kernels
 
         found = weights()
         # numba cannot compute with float16.
         found = found.astype(np.float32) if found.dtype == np.float16 else found
         chosen = np.empty(draws.shape, np.int64)
-        return Choice(chosen, row_kernels.choose_by_weight(found, indptr, draws, chosen))
+        return Choice(chosen, choice_kernels.choose_by_weight(found, indptr, draws, chosen))
     counts = np.diff(indptr)
     if strategy is NeighborSamplingStrategy.FIRST:
         draws = np.zeros_like(draws)

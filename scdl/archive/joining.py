@@ -158,7 +158,7 @@ def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr
     concurrently
         Whether to copy half of the rows in another thread, where they are many.
     """
-    from scdl.kernels import genes as gene_kernels
+    from scdl.kernels import addresses
 
     # What was read for the request must live until it is copied.
     rows, _owners = _locate(request, dtypes)
@@ -169,11 +169,11 @@ def join(request: Request, dtypes: Dtypes, *, concurrently: bool = False) -> csr
     indices = recycled.empty(total, dtypes.indices)
     out = np.empty(0, dtypes.stored), data.view(_unit(dtypes.data)), indices
     if not concurrently or total < csr.MANY_VALUES:
-        largest = gene_kernels.copy_rows(rows, indptr, *out)
+        largest = addresses.copy_rows(rows, indptr, *out)
         return csr.SparseRows(data, indices, indptr, int(largest))
     half = len(rows) // 2
     one, other = (rows[:half], indptr[: half + 1], *out), (rows[half:], indptr[half:], *out)
-    largest = max(both(gene_kernels.copy_rows, one, other))
+    largest = max(both(addresses.copy_rows, one, other))
     return csr.SparseRows(data, indices, indptr, int(largest))
 
 
@@ -211,11 +211,12 @@ def join_mapped(
     CastError
         The type cannot hold a sum.
     """
+    from scdl.kernels import addresses
     from scdl.kernels import genes as gene_kernels
 
     rows, _owners = _locate(request, dtypes)
     if totals is not None:
-        gene_kernels.sum_rows(rows, np.empty(0, dtypes.data), totals)
+        addresses.sum_rows(rows, np.empty(0, dtypes.data), totals)
     rows[:, 3] = lookup.table_of
     lengths = rows[:, 2].copy()
     total = int(lengths.sum())
@@ -272,7 +273,7 @@ def _locate(request: Request, dtypes: Dtypes) -> tuple[NDArray[np.int64], list[A
 
     What is not mapped, or is of other types than all have in common, is read for good.
     """
-    from scdl.kernels import genes as gene_kernels
+    from scdl.kernels import addresses
 
     sources = request.sources
     out = np.empty((len(request.rows), 4), np.int64)
@@ -288,7 +289,7 @@ def _locate(request: Request, dtypes: Dtypes) -> tuple[NDArray[np.int64], list[A
         out[places, 2] = np.diff(rows.indptr)
         owners.append((data, indices))
     sizes = dtypes.data.itemsize, dtypes.stored.itemsize
-    bad = gene_kernels.locate_rows(request.which, request.rows, arrays, *sizes, out)
+    bad = addresses.locate_rows(request.which, request.rows, arrays, *sizes, out)
     if bad >= 0:
         # Reading it says what is wrong.
         damaged = sources[request.which[bad]]

@@ -159,11 +159,11 @@ class Members(Sequence[SingleCellDataset]):
 
     def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
         """Members of some cells; of each cell its position in that list, and row in its member."""
-        from scdl.kernels import genes as gene_kernels
+        from scdl.kernels import addresses
 
         found = np.empty(len(self), np.int64)
         which, rows = np.empty_like(at), np.empty_like(at)
-        n = gene_kernels.find_archives(at, self.starts, found, which, rows)
+        n = addresses.find_archives(at, self.starts, found, which, rows)
         return found[:n].tolist(), which, rows
 
     def sources(self, numbers: Sequence[int]) -> Sources:

@@ -116,11 +116,11 @@ class CellBatch:
 
     def row_totals(self) -> NDArray[np.float64]:
         """Sum of the values of each cell, of those that are here."""
-        from scdl.kernels import rows as row_kernels
+        from scdl.kernels import dense as dense_kernels
 
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
         out = np.empty(len(self), np.float64)
-        row_kernels.sum_rows(data, self.indptr, out)
+        dense_kernels.sum_rows(data, self.indptr, out)
         return out
 
     def check_genes(self) -> None:
@@ -164,8 +164,8 @@ class CellBatch:
         CastError
             The dtype cannot hold a value, or the sum of repeated entries.
         """
+        from scdl.kernels import dense as dense_kernels
         from scdl.kernels import memory as recycled
-        from scdl.kernels import rows as row_kernels
 
         self.check_genes()
         wanted = self.data.dtype if dtype is None else np.dtype(dtype)
@@ -177,10 +177,10 @@ class CellBatch:
         ):
             data = held(data, filled, "a value of a cell")
         out = recycled.empty(self.shape, filled)
-        done = row_kernels.fill_dense(data, self.indices, self.indptr, filled.kind in "iu", out)
-        if done == row_kernels.OUT_OF_RANGE:
+        done = dense_kernels.fill_dense(data, self.indices, self.indptr, filled.kind in "iu", out)
+        if done == dense_kernels.OUT_OF_RANGE:
             check_columns(self.indices, self.n_vars)
-        if done == row_kernels.OVERFLOW:
+        if done == dense_kernels.OVERFLOW:
             raise CastError(
                 f"{wanted} cannot hold the sum of repeated entries of a cell and gene; take a "
                 "wider dtype"

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scdl.dataset import tensors
 from scdl.dataset.batch import CellBatch
 from scdl.errors import BatchKeyError, LoaderError
+from scdl.kernels import choice as choice_kernels
+from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
-from scdl.kernels import rows as row_kernels
 from scdl.training.transforms import Log1p, NormalizeTotal
 from storage_backends.compute.caching import cached_property
 
@@ -370,7 +371,7 @@ class Assembly:
         if normalization is not None:
             use = cells.totals if normalization.over == "all" else None
             totals = cells.row_totals() if use is None else use
-            row_kernels.scale_rows(values, cells.indptr, totals, normalization.target_sum, values)
+            dense_kernels.scale_rows(values, cells.indptr, totals, normalization.target_sum, values)
         if self._logs:
             torch.from_numpy(values).log1p_()
         return replace(cells, data=values)
@@ -384,14 +385,14 @@ class Assembly:
         lengths = np.minimum(np.diff(indptr), self.length)
         if self.choose == "random":
             chosen, kept = np.empty(lengths.sum(), np.int64), np.empty(len(indptr), np.int64)
-            row_kernels.sample_rows(
+            choice_kernels.sample_rows(
                 indptr, self.length, np.uint64(hashing.mixed(*key)), chosen, kept
             )
             data, indices, indptr = data[chosen], indices[chosen], kept
         values = np.zeros((len(cells), self.length), data.dtype)
         genes = np.full(values.shape, cells.n_vars, np.int64)
         keys = _falling(data) if self.choose == "largest" else data[:0]
-        row_kernels.fill_padded(data, indices, indptr, keys, values, genes)
+        dense_kernels.fill_padded(data, indices, indptr, keys, values, genes)
         cell = cells.rows.item
         return {
             "x": tensors.as_dtype(torch.from_numpy(values), self.dtype, cell),

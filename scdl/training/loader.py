@@ -22,8 +22,8 @@ from scdl.archive.schema import INDEX
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import LoaderError, OrderError, ResumeError
+from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
-from scdl.kernels import rows as row_kernels
 from scdl.training import orders
 from scdl.training.assembly import Assembly, TrainingBatch
 from scdl.training.epochs import Epoch, Share, Stretch, cells_at, share_of
@@ -47,7 +47,7 @@ _COMPARED_PIECES, _COMPARED = 1 << 10, 1 << 10
 _THREADS = "scdl-loader"
 
 # numba imports most of itself when a kernel is called first: now, rather than in the first batch.
-row_kernels.scale_rows(
+dense_kernels.scale_rows(
     np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0), 1.0, np.empty(0, np.float32)
 )
 

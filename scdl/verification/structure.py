@@ -175,7 +175,7 @@ def _falls(offsets: NDArray[Any], before: int, most: int) -> int | None:
 def _check_ids(
     store: ArrayStore, matrix: _Matrix, rows: tuple[int, int], below: int
 ) -> list[Finding]:
-    from scdl.kernels import rows as row_kernels
+    from scdl.kernels import order as order_kernels
 
     name = matrix.prefix + INDICES
     offsets = store.read(matrix.prefix + INDPTR, rows[0], rows[1] + 1).astype(np.int64)
@@ -184,7 +184,7 @@ def _check_ids(
         begin = max(start - 1, int(offsets[0]))
         ids = store.read(name, begin, min(start + _VALUES, int(offsets[-1])))
         within = np.clip(offsets - begin, 0, len(ids))
-        bad = int(row_kernels.misplaced(ids, within, below, matrix.rises))
+        bad = int(order_kernels.misplaced(ids, within, below, matrix.rises))
         if bad >= 0:
             row = rows[0] + int(np.searchsorted(within, bad, side="right")) - 1
             expected = f"ids from 0 to {below - 1:,}" + (", rising" if matrix.rises else "")

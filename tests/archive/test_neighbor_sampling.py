@@ -17,7 +17,7 @@ from sources import Cells, Encoding, random_cells, write_h5ad
 
 import scdl
 from scdl.errors import NeighborError, RowIndexError, ScdlWarning, SourceError
-from scdl.kernels import rows as row_kernels
+from scdl.kernels import choice as choice_kernels
 
 N = 30
 STRATEGIES = list(scdl.NeighborSamplingStrategy)
@@ -67,8 +67,8 @@ class TestKernel:
         flat = data.draw(st.lists(number, min_size=k * len(counts), max_size=k * len(counts)))
         draws = np.array(flat, np.float64).reshape(len(counts), k)
         ours, twin = np.full((2, *draws.shape), -7)
-        bad = row_kernels.choose_by_weight(weights, indptr, draws, ours)
-        assert bad == row_kernels.choose_by_weight_numpy(weights, indptr, draws, twin)
+        bad = choice_kernels.choose_by_weight(weights, indptr, draws, ours)
+        assert bad == choice_kernels.choose_by_weight_numpy(weights, indptr, draws, twin)
         if bad >= 0:
             assert not 0 <= weights[bad] < np.inf
             return

@@ -343,8 +343,8 @@ def test_no_thread_of_arrow_reads(tmp_path: Path, target: str) -> None:
     code = f"""
 import os, threading
 import pyarrow.parquet, numba, scipy.linalg, pandas, scdl
-from storage_backends import _parquet
-_parquet._MOST_ALONE = 0
+from storage_backends.memmap import tables
+tables._MOST_ALONE = 0
 def native():
     names = [open(f"/proc/self/task/{{n}}/comm").read() for n in os.listdir("/proc/self/task")]
     return len([n for n in names if "jemalloc" not in n]) - threading.active_count()

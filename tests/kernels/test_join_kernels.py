@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scdl.kernels import addresses
 from scdl.kernels import genes as kernels
 from scdl.kernels import lanes as _lanes
 
@@ -66,7 +67,7 @@ def test_archives_are_found(lengths: list[int], times: int, data: st.DataObject)
     last = int(starts[-1]) - 1
     at = np.array(data.draw(st.lists(st.integers(0, last), max_size=20)) if last >= 0 else [], int)
     results = []
-    for function in (kernels.find_archives, kernels.find_archives_numpy):
+    for function in (addresses.find_archives, addresses.find_archives_numpy):
         found, which, rows = np.empty(len(lengths), int), np.empty_like(at), np.empty_like(at)
         n = function(at, starts, found, which, rows)
         results.append((found[:n].tolist(), which.tolist(), rows.tolist()))
@@ -98,8 +99,8 @@ def locate(problem: dict[str, Any], function: Any, *, limit: int | None = None) 
 
 @given(problems())
 def test_rows_are_located(problem: dict[str, Any]) -> None:
-    found, bad = locate(problem, kernels.locate_rows)
-    expected, bad_too = locate(problem, kernels.locate_rows_numpy)
+    found, bad = locate(problem, addresses.locate_rows)
+    expected, bad_too = locate(problem, addresses.locate_rows_numpy)
     assert bad == bad_too == -1
     np.testing.assert_array_equal(found, expected)
 
@@ -107,8 +108,8 @@ def test_rows_are_located(problem: dict[str, Any]) -> None:
 @given(problems())
 def test_rows_behind_the_end_are_told(problem: dict[str, Any]) -> None:
     """An archive that is shorter than its offsets say."""
-    bad = locate(problem, kernels.locate_rows, limit=3)[1]
-    assert bad == locate(problem, kernels.locate_rows_numpy, limit=3)[1]
+    bad = locate(problem, addresses.locate_rows, limit=3)[1]
+    assert bad == locate(problem, addresses.locate_rows_numpy, limit=3)[1]
     stops = [
         int(problem["archives"][w][2][r + 1])
         for w, r in zip(problem["which"], problem["rows"], strict=True)
@@ -118,10 +119,10 @@ def test_rows_behind_the_end_are_told(problem: dict[str, Any]) -> None:
 
 @given(problems())
 def test_values_of_rows_are_summed(problem: dict[str, Any]) -> None:
-    rows, _ = locate(problem, kernels.locate_rows)
+    rows, _ = locate(problem, addresses.locate_rows)
     found, twin = np.full((2, len(rows)), np.nan)
-    kernels.sum_rows(rows, np.empty(0, "u4"), found)
-    kernels.sum_rows_numpy(rows, np.empty(0, "u4"), twin)
+    addresses.sum_rows(rows, np.empty(0, "u4"), found)
+    addresses.sum_rows_numpy(rows, np.empty(0, "u4"), twin)
     expected = []
     for w, r in zip(problem["which"], problem["rows"], strict=True):
         values, _, offsets = problem["archives"][w]
@@ -131,7 +132,7 @@ def test_values_of_rows_are_summed(problem: dict[str, Any]) -> None:
 
 @given(problems(), st.sampled_from(["u8", "i8"]))
 def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
-    rows, _ = locate(problem, kernels.locate_rows)
+    rows, _ = locate(problem, addresses.locate_rows)
     data, ids = [np.empty(0, "u4")], [np.empty(0, problem["dtype"])]
     for w, r in zip(problem["which"], problem["rows"], strict=True):
         values, columns, offsets = problem["archives"][w]
@@ -140,7 +141,7 @@ def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
         ids.append(columns[part])
     expected, columns = np.concatenate(data), np.concatenate(ids)
     indptr = np.cumsum([0, *rows[:, 2]])
-    for function in (kernels.copy_rows, kernels.copy_rows_numpy):
+    for function in (addresses.copy_rows, addresses.copy_rows_numpy):
         out, out_ids = np.zeros(len(expected), "u4"), np.zeros(len(expected), out_dtype)
         largest = function(rows, indptr, np.empty(0, problem["dtype"]), out, out_ids)
         np.testing.assert_array_equal(out, expected)
@@ -150,7 +151,7 @@ def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
 
 def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
     """Kept lengths, values and ids, and what the function returned."""
-    rows, _ = locate(problem, kernels.locate_rows)
+    rows, _ = locate(problem, addresses.locate_rows)
     total = int(rows[:, 2].sum())
     data, ids = np.zeros(total, "u4"), np.zeros(total, np.int32)
     done = function(
@@ -162,14 +163,14 @@ def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
 
 @numba.njit
 def in_lanes(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
-    at = kernels.pointer_in
+    at = addresses.pointer_in
     ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
     return _lanes.map_lanes(ids, values, 3, table, at(out_ids, 0), at(out, 0), 2)
 
 
 @numba.njit
 def one_by_one(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
-    at = kernels.pointer_in
+    at = addresses.pointer_in
     ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
     stop = 3 + _lanes.LANES
     return kernels.map_values(ids, values, 3, stop, table, at(out_ids, 0), at(out, 0), 2)
@@ -228,7 +229,7 @@ def test_the_memory_of_a_long_row_lives_as_long_as_it_is_used() -> None:
     """What is let go of at this size is no memory of the process any more: it would end."""
     code = """
 import numpy as np
-from scdl import _join_kernels as kernels
+from scdl.kernels import genes as kernels
 n = 5_000_000
 values, ids = np.arange(n, dtype="u4"), np.arange(n, dtype="u4")
 lookup = np.arange(n, dtype=np.int32)[::-1].copy()

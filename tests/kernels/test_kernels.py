@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import UNSIGNED, csr_rows
 
+from scdl.kernels import choice as choice_kernels
+from scdl.kernels import dense as dense_kernels
+from scdl.kernels import order as order_kernels
 from scdl.kernels import rows as row_kernels
 from storage_backends.memmap import gather as gather_ranges
 
@@ -19,8 +22,8 @@ from storage_backends.memmap import gather as gather_ranges
 def test_row_order(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None:
     _, indices, indptr, n_vars = rows
     order, twin = np.full((2, len(indices)), -7, np.int64)
-    unsorted = row_kernels.row_order(indptr, indices, n_vars, order)
-    assert unsorted == row_kernels.row_order_numpy(indptr, indices, n_vars, twin)
+    unsorted = order_kernels.row_order(indptr, indices, n_vars, order)
+    assert unsorted == order_kernels.row_order_numpy(indptr, indices, n_vars, twin)
     np.testing.assert_array_equal(order, twin)
     pieces = [slice(a, b) for a, b in pairwise(indptr)]
     falls = [bool((np.diff(indices[piece].astype(int)) < 0).any()) for piece in pieces]
@@ -35,18 +38,18 @@ def test_fill_dense(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> Non
     data, indices, indptr, n_vars = rows
     out, twin = np.full((2, len(indptr) - 1, n_vars), 7, data.dtype)
     whole = data.dtype.kind in "iu"
-    done = row_kernels.fill_dense(data, indices, indptr, whole, out)
-    assert done == row_kernels.fill_dense_numpy(data, indices, indptr, whole, twin)
+    done = dense_kernels.fill_dense(data, indices, indptr, whole, out)
+    assert done == dense_kernels.fill_dense_numpy(data, indices, indptr, whole, twin)
     if done == 0:
         np.testing.assert_array_equal(out, twin)
         assert out.sum(dtype=np.float64) == data.sum(dtype=np.float64)
     else:
-        assert done == row_kernels.OVERFLOW
+        assert done == dense_kernels.OVERFLOW
 
 
 def test_dense_rows_have_the_sign_of_zeros() -> None:
     data, indices = np.array([-0.0, 1, -0.0, 3, -3], "f4"), np.array([0, 1, 2, 2, 1], "u1")
-    for fill in (row_kernels.fill_dense, row_kernels.fill_dense_numpy):
+    for fill in (dense_kernels.fill_dense, dense_kernels.fill_dense_numpy):
         out = np.full((2, 3), 7, "f4")
         assert fill(data, indices, np.array([0, 2, 5]), False, out) == 0
         np.testing.assert_array_equal(out, [[0, 1, 0], [0, -3, 3]])
@@ -58,22 +61,24 @@ def test_dense_rows_have_the_sign_of_zeros() -> None:
 def test_column_out_of_range(dtype: str, column: int) -> None:
     indices = np.array([4, column], dtype)
     indptr = np.array([0, 2])
-    for kernel in (row_kernels.row_order, row_kernels.row_order_numpy):
-        assert kernel(indptr, indices, 5, np.empty(2, np.int64)) == row_kernels.OUT_OF_RANGE
-    for fill in (row_kernels.fill_dense, row_kernels.fill_dense_numpy):
+    for kernel in (order_kernels.row_order, order_kernels.row_order_numpy):
+        assert kernel(indptr, indices, 5, np.empty(2, np.int64)) == order_kernels.OUT_OF_RANGE
+    for fill in (dense_kernels.fill_dense, dense_kernels.fill_dense_numpy):
         guarded = np.zeros((3, 5), "f4")
         found = fill(np.ones(2, "f4"), indices, indptr, False, guarded[1:2])
-        assert found == row_kernels.OUT_OF_RANGE
+        assert found == order_kernels.OUT_OF_RANGE
         assert not guarded[[0, 2]].any(), "written outside the output"
 
 
 def test_largest_unsigned_column_is_out_of_range() -> None:
     indices = np.array([2**64 - 1], np.uint64)
     order = np.empty(1, np.int64)
-    assert row_kernels.row_order(np.array([0, 1]), indices, 5, order) == row_kernels.OUT_OF_RANGE
+    assert (
+        order_kernels.row_order(np.array([0, 1]), indices, 5, order) == order_kernels.OUT_OF_RANGE
+    )
     out = np.zeros((1, 5), "f4")
-    found = row_kernels.fill_dense(np.ones(1, "f4"), indices, np.array([0, 1]), False, out)
-    assert found == row_kernels.OUT_OF_RANGE
+    found = dense_kernels.fill_dense(np.ones(1, "f4"), indices, np.array([0, 1]), False, out)
+    assert found == order_kernels.OUT_OF_RANGE
 
 
 @given(csr_rows(), st.sampled_from([1.0, 0.3, 1e4]), st.booleans())
@@ -89,11 +94,11 @@ def test_sum_and_scale_rows(
     out = values.copy() if in_place else np.full_like(values, 7)
     twin = np.full_like(values, 7)
     totals, totals_twin = np.empty((2, len(indptr) - 1))
-    row_kernels.sum_rows(values, indptr, totals)
-    row_kernels.sum_rows_numpy(values, indptr, totals_twin)
+    dense_kernels.sum_rows(values, indptr, totals)
+    dense_kernels.sum_rows_numpy(values, indptr, totals_twin)
     np.testing.assert_allclose(totals, totals_twin, rtol=1e-6)
-    row_kernels.scale_rows(out if in_place else values, indptr, totals, target, out)
-    row_kernels.scale_rows_numpy(values, indptr, totals, target, twin)
+    dense_kernels.scale_rows(out if in_place else values, indptr, totals, target, out)
+    dense_kernels.scale_rows_numpy(values, indptr, totals, target, twin)
     np.testing.assert_allclose(out, twin, rtol=1e-6)
     for start, stop in pairwise(indptr):
         total = values[start:stop].sum()
@@ -102,7 +107,7 @@ def test_sum_and_scale_rows(
 
 def test_normalized_rows_that_sum_to_zero_stay() -> None:
     values = np.array([3, -3, 1, 1], "f4")
-    for scale in (row_kernels.scale_rows, row_kernels.scale_rows_numpy):
+    for scale in (dense_kernels.scale_rows, dense_kernels.scale_rows_numpy):
         out = np.empty_like(values)
         scale(values, np.array([0, 2, 2, 4]), np.array([0.0, 0.0, 2.0]), 10.0, out)
         assert out.tolist() == [3, -3, 5, 5]
@@ -118,7 +123,7 @@ def test_fill_padded(
     keys = -data.astype(np.float64) if by_value else data[:0].astype(np.float64)
     n = len(indptr) - 1
     found = []
-    for fill in (row_kernels.fill_padded, row_kernels.fill_padded_numpy):
+    for fill in (dense_kernels.fill_padded, dense_kernels.fill_padded_numpy):
         values, genes = np.zeros((n, length), data.dtype), np.full((n, length), n_vars)
         fill(data, indices, indptr, keys, values, genes)
         found.append((values, genes))
@@ -139,7 +144,7 @@ def test_sample_rows(
     indptr = rows[2]
     kept = np.minimum(np.diff(indptr), most)
     found = []
-    for sample in (row_kernels.sample_rows, row_kernels.sample_rows_numpy):
+    for sample in (choice_kernels.sample_rows, choice_kernels.sample_rows_numpy):
         chosen, offsets = np.full(kept.sum(), -1), np.full(len(indptr), -1)
         sample(indptr, most, np.uint64(key), chosen, offsets)
         found.append((chosen, offsets))
@@ -156,7 +161,7 @@ def test_samples_of_rows_are_equally_likely() -> None:
     """Entries, and pairs of entries, of many rows of six of which three are kept."""
     n = 20_000
     chosen, offsets = np.empty(3 * n, np.int64), np.empty(n + 1, np.int64)
-    row_kernels.sample_rows(np.arange(n + 1) * 6, 3, np.uint64(5), chosen, offsets)
+    choice_kernels.sample_rows(np.arange(n + 1) * 6, 3, np.uint64(5), chosen, offsets)
     triples = chosen.reshape(n, 3) % 6
     _, counts = np.unique(triples, axis=0, return_counts=True)
     assert len(counts) == 20
@@ -258,8 +263,8 @@ def test_gather_rows(
 )
 def test_total_length(ranges: list[tuple[int, int]], limit: int) -> None:
     starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
-    found = ranges.total_length(starts, stops, limit)
-    assert found == ranges.total_length_numpy(starts, stops, limit)
+    found = range_checks.total_length(starts, stops, limit)
+    assert found == range_checks.total_length_numpy(starts, stops, limit)
     bad = [not 0 <= start <= stop <= limit for start, stop in ranges]
     assert found == (-1 - bad.index(True) if any(bad) else sum(b - a for a, b in ranges))
 
@@ -272,8 +277,8 @@ def test_misplaced(
     indices = indices.astype(data.draw(st.sampled_from([indices.dtype, "i4", "i8"])))
     below = data.draw(st.sampled_from([n_vars, n_vars // 2]))
     for rises in (False, True):
-        found = row_kernels.misplaced(indices, indptr, below, rises)
-        assert found == row_kernels.misplaced_numpy(indices, indptr, below, rises)
+        found = order_kernels.misplaced(indices, indptr, below, rises)
+        assert found == order_kernels.misplaced_numpy(indices, indptr, below, rises)
         good = []
         for start, stop in pairwise(indptr):
             ids = indices[start:stop].tolist()
@@ -285,5 +290,5 @@ def test_misplaced(
 def test_negative_ids_are_misplaced(wrong: int) -> None:
     for dtype in ("i8", "u8"):
         ids = np.array([3, wrong, 5], "i8").astype(dtype)
-        for kernel in (row_kernels.misplaced, row_kernels.misplaced_numpy):
+        for kernel in (order_kernels.misplaced, order_kernels.misplaced_numpy):
             assert kernel(ids, np.array([0, 3]), 10, False) == 1

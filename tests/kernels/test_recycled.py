@@ -120,7 +120,7 @@ def test_idle_memory_is_bounded() -> None:
 
 def test_the_end_of_the_process_is_quiet() -> None:
     """Arrays of a module outlive the names of this one."""
-    script = "import sys; from scdl import recycled; sys.kept = [recycled.empty(1 << 20, 'u1')]"
+    script = "import sys; from scdl.kernels import memory; sys.kept = [memory.empty(1 << 20, 'u1')]"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert ended.stderr == b""
 

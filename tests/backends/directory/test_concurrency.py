@@ -167,7 +167,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 HOLDER = """
 import sys, time
-from storage_backends.locks import writer_lock
+from storage_backends.directory.locks import writer_lock
 held = writer_lock(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)

@@ -160,7 +160,7 @@ def test_what_no_signal_reaches_ends_with_its_parent(
     script = f"""
 import os, time
 from tasks import Deaf
-from scdl.workers import ProcessWorkers
+from scdl.conversion.many.workers import ProcessWorkers
 ProcessWorkers(1).start(Deaf({str(tmp_path / "begun")!r}))
 while not os.path.exists({str(tmp_path / "begun")!r}):
     time.sleep(0.01)

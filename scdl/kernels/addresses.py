@@ -1,0 +1,272 @@
+"""Rows of many archives, found and copied by address."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from scdl.kernels.dense import sum_values
+from storage_backends.compute.jit import fetch_ahead, intrinsic, kernel
+
+#: Starts of archives that are compared with every position rather than searched.
+_FEW = 500
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
+    """A pointer to numbers of an array's dtype."""
+    pointer: Any = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(types.int64, like), codegen
+
+
+@kernel
+def pointer_in(numbers: NDArray[Any], start: int) -> Any:
+    """A pointer to a number of an array.
+
+    Loops over rows use pointers: of a slice, references are counted, at the price of ten values.
+    """
+    return _pointer(numbers.ctypes.data + start * numbers.itemsize, numbers)
+
+
+@intrinsic
+def _number_at(typingctx: Any, address: Any, like: Any) -> Any:
+    """The number of a scalar's type at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(signature.args[1]).as_pointer()
+        return builder.load(builder.inttoptr(arguments[0], kind))
+
+    return like(types.int64, like), codegen
+
+
+@kernel
+def _offset_at(address: int, size: int) -> int:
+    """The unsigned offset of some bytes at an address."""
+    if size == 8:
+        return int(np.int64(_number_at(address, np.uint64(0))))
+    if size == 4:
+        return int(_number_at(address, np.uint32(0)))
+    if size == 2:
+        return int(_number_at(address, np.uint16(0)))
+    return int(_number_at(address, np.uint8(0)))
+
+
+@kernel
+def find_archives(
+    at: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    found: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> int:
+    """Find which archives have the cells at some positions.
+
+    Parameters
+    ----------
+    at
+        Positions, from 0 to below the last of `starts`.
+    starts
+        First position of each archive, and the end of the last.
+    found
+        Output, as long as there are archives: those that have a cell, rising.
+    which, rows
+        Outputs, as long as `at`: place in `found` of the archive of each, and row within it.
+
+    Returns
+    -------
+    int
+        Archives found.
+    """
+    if len(starts) <= _FEW:
+        # Many cells at once; searching takes a wrong turn every other time.
+        which[:] = 0
+        for start in starts[1:-1]:
+            for i in range(len(at)):
+                which[i] += at[i] >= start
+    else:
+        for i in range(len(at)):
+            which[i] = np.searchsorted(starts, at[i], side="right") - 1
+    place = np.full(len(starts) - 1, -1, np.int64)
+    for i in range(len(at)):
+        rows[i] = at[i] - starts[which[i]]
+        place[which[i]] = 0
+    n = 0
+    for archive in range(len(place)):
+        if place[archive] == 0:
+            place[archive], found[n] = n, archive
+            n += 1
+    for i in range(len(at)):
+        which[i] = place[which[i]]
+    return n
+
+
+def find_archives_numpy(
+    at: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    found: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> int:
+    """The same as :func:`find_archives` in NumPy."""
+    archive = np.searchsorted(starts, at, side="right") - 1
+    different, inverse = np.unique(archive, return_inverse=True)
+    found[: len(different)] = different
+    which[:], rows[:] = inverse, at - starts[archive]
+    return len(different)
+
+
+@kernel
+def locate_rows(
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    arrays: NDArray[np.int64],
+    value_bytes: int,
+    id_bytes: int,
+    out: NDArray[np.int64],
+) -> int:
+    """Find where the rows of mapped archives are.
+
+    Parameters
+    ----------
+    which, rows
+        Archive and row within it, of each; the caller has checked them.
+    arrays
+        Of each archive: addresses of values, column ids and offsets, bytes of an offset, stored
+        values. Rows of archives whose bytes are 0 are passed over.
+    value_bytes, id_bytes
+        Of one value and one column id.
+    out
+        n x 4, of which the address of the values, that of the ids and their number are filled in.
+
+    Returns
+    -------
+    int
+        The first row whose offsets are none of its archive, or -1.
+    """
+    for i in range(len(rows)):
+        size = arrays[which[i], 3]
+        if size == 0:
+            continue
+        at = arrays[which[i], 2] + rows[i] * size
+        start, stop = _offset_at(at, size), _offset_at(at + size, size)
+        if start < 0 or stop < start or stop > arrays[which[i], 4]:
+            return i
+        out[i, 0] = arrays[which[i], 0] + start * value_bytes
+        out[i, 1] = arrays[which[i], 1] + start * id_bytes
+        out[i, 2] = stop - start
+    return -1
+
+
+def locate_rows_numpy(
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    arrays: NDArray[np.int64],
+    value_bytes: int,
+    id_bytes: int,
+    out: NDArray[np.int64],
+) -> int:
+    """The same as :func:`locate_rows` in NumPy."""
+    for i, (number, row) in enumerate(zip(which.tolist(), rows.tolist(), strict=True)):
+        data, indices, offsets, size, n_values = arrays[number].tolist()
+        if size == 0:
+            continue
+        pair = _at(offsets + row * size, 2, np.empty(0, f"u{size}")).astype(np.int64)
+        start, stop = pair.tolist()
+        if start < 0 or stop < start or stop > n_values:
+            return i
+        out[i, :3] = data + start * value_bytes, indices + start * id_bytes, stop - start
+    return -1
+
+
+@kernel
+def copy_rows(
+    rows: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    like: NDArray[Any],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> np.uint64:
+    """Copy rows one after the other; returns the largest column id, or 0.
+
+    Parameters
+    ----------
+    rows
+        n x 4, see :func:`locate_rows`.
+    indptr
+        Offsets of the rows in the outputs.
+    like
+        Any array of the dtype that the column ids have.
+    out_data, out_indices
+        Outputs, of the dtype of the values, and of that of the ids or of integers that hold it.
+    """
+    largest = np.uint64(0)
+    for i in range(len(rows)):
+        following = min(i + 1, len(rows) - 1)
+        length = indptr[i + 1] - indptr[i]
+        # Between the loops, as a core can wait for some lines only at a time.
+        fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
+        values, target = _pointer(rows[i, 0], out_data), pointer_in(out_data, indptr[i])
+        for k in range(length):
+            target[k] = values[k]
+        fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
+        ids, target_ids = _pointer(rows[i, 1], like), pointer_in(out_indices, indptr[i])
+        most = like.dtype.type(0)
+        for k in range(length):
+            most = max(most, ids[k])
+            target_ids[k] = ids[k]
+        largest = max(largest, np.uint64(most))
+    return largest
+
+
+def copy_rows_numpy(
+    rows: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    like: NDArray[Any],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> np.uint64:
+    """The same as :func:`copy_rows` in NumPy."""
+    largest = 0
+    for i, (data, indices, length, _) in enumerate(rows.tolist()):
+        part, ids = slice(indptr[i], indptr[i + 1]), _at(indices, length, like)
+        out_data[part], out_indices[part] = _at(data, length, out_data), ids
+        largest = max(largest, int(ids.max(initial=0)))
+    return np.uint64(largest)
+
+
+@kernel
+def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
+    """Sum the values of rows.
+
+    Parameters
+    ----------
+    rows
+        n x 4, see :func:`locate_rows`.
+    like
+        Any array of the dtype that the values have.
+    out
+        Output, the sum of each row.
+    """
+    for i in range(len(rows)):
+        following = min(i + 1, len(rows) - 1)
+        fetch_ahead(rows[following, 0], rows[following, 2] * like.itemsize)
+        out[i] = sum_values(_pointer(rows[i, 0], like), rows[i, 2])
+
+
+def sum_rows_numpy(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
+    """The same as :func:`sum_rows` in NumPy."""
+    for i, (address, _, length, _) in enumerate(rows.tolist()):
+        out[i] = _at(address, length, like).sum(dtype=np.float64)
+
+
+def _at(address: int, length: int, like: NDArray[Any]) -> NDArray[Any]:
+    """Numbers at an address, as a copy."""
+    return np.frombuffer(ctypes.string_at(address, length * like.itemsize), like.dtype)

@@ -1,0 +1,152 @@
+"""Random choice of entries, by weight or of all alike."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.kernels import hashing
+from storage_backends.compute.jit import kernel
+
+
+@kernel
+def sample_rows(
+    indptr: NDArray[np.int64],
+    most: int,
+    key: np.uint64,
+    chosen: NDArray[np.int64],
+    chosen_indptr: NDArray[np.int64],
+) -> None:
+    """Draw at most so many entries of each row, each as likely as another, in rising order.
+
+    Selection sampling: D. Knuth, The Art of Computer Programming 2, algorithm 3.4.2 S. The numbers
+    are those of :func:`scdl.kernels.hashing.hashed`.
+
+    Parameters
+    ----------
+    indptr
+        n + 1 offsets from 0.
+    most
+        Entries of a row that are kept.
+    key
+        What the draws depend on, besides the number of the row and of the entry.
+    chosen
+        Output: the entries, as many as are kept.
+    chosen_indptr
+        Output: n + 1 offsets into `chosen`.
+    """
+    at = 0
+    chosen_indptr[0] = 0
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        row_key = _spread(np.uint64(row) ^ key)
+        wanted = min(stop - start, most)
+        for k in range(start, stop):
+            if not wanted:
+                break
+            drawn = _spread(np.uint64(k - start) ^ row_key) >> np.uint64(11)
+            if np.float64(drawn) * 2.0**-53 * (stop - k) < wanted:
+                chosen[at] = k
+                at += 1
+                wanted -= 1
+        chosen_indptr[row + 1] = at
+
+
+@kernel
+def _spread(x: np.uint64) -> np.uint64:
+    x += np.uint64(hashing.GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(hashing.FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(hashing.SECOND)
+    return x ^ (x >> np.uint64(31))
+
+
+def sample_rows_numpy(
+    indptr: NDArray[np.int64],
+    most: int,
+    key: np.uint64,
+    chosen: NDArray[np.int64],
+    chosen_indptr: NDArray[np.int64],
+) -> None:
+    """The same as :func:`sample_rows` in NumPy."""
+    keys = hashing.hashed(np.arange(len(indptr) - 1), int(key))
+    kept: list[int] = []
+    chosen_indptr[0] = 0
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
+        draws = hashing.uniform(hashing.hashed(np.arange(stop - start), int(keys[row])))
+        wanted = min(stop - start, most)
+        for k, drawn in enumerate(draws.tolist()):
+            if drawn * (stop - start - k) < wanted:
+                kept.append(start + k)
+                wanted -= 1
+        chosen_indptr[row + 1] = len(kept)
+    chosen[: len(kept)] = kept
+
+
+@kernel
+def choose_by_weight(
+    weights: NDArray[Any],
+    indptr: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+) -> int:
+    """Choose entries of rows in proportion to their weights.
+
+    Parameters
+    ----------
+    weights
+        Weights of the entries of all rows, one row after the other.
+    indptr
+        n + 1 offsets from 0.
+    draws
+        n x k numbers in [0, 1), each of which chooses one entry of its row.
+    chosen
+        Output, n x k: position of the entry within its row; -1 where no weight is above 0.
+
+    Returns
+    -------
+    int
+        The first entry whose weight is negative or not finite, or -1.
+    """
+    longest = 0
+    for row in range(len(indptr) - 1):
+        longest = max(longest, indptr[row + 1] - indptr[row])
+    ends = np.empty(longest, np.float64)
+    for row in range(len(indptr) - 1):
+        start, n = indptr[row], indptr[row + 1] - indptr[row]
+        total = 0.0
+        last = -1
+        for j in range(n):
+            weight = np.float64(weights[start + j])
+            if not 0.0 <= weight < np.inf:
+                return int(start + j)
+            if weight > 0.0:
+                last = j
+            total += weight
+            ends[j] = total
+        for i in range(draws.shape[1]):
+            # Rounding may reach the total itself, behind which only weights of zero can stand.
+            drawn = draws[row, i] * total
+            chosen[row, i] = min(np.searchsorted(ends[:n], drawn, side="right"), last)
+    return -1
+
+
+def choose_by_weight_numpy(
+    weights: NDArray[Any],
+    indptr: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    chosen: NDArray[np.int64],
+) -> int:
+    """The same as :func:`choose_by_weight` in NumPy."""
+    bad = np.flatnonzero(~((weights >= 0) & (weights < np.inf)))
+    if len(bad):
+        return int(bad[0])
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
+        ends = np.cumsum(weights[start:stop], dtype=np.float64)
+        last = np.flatnonzero(weights[start:stop] > 0)[-1:]
+        drawn = draws[row] * (ends[-1] if len(ends) else 0.0)
+        found = np.searchsorted(ends, drawn, side="right")
+        chosen[row] = np.minimum(found, last[0] if len(last) else -1)
+    return -1

@@ -1,0 +1,199 @@
+"""Values of rows put into dense arrays, added up and scaled."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.kernels.order import OUT_OF_RANGE as OUT_OF_RANGE
+from storage_backends.compute.jit import kernel
+
+#: Returned where a dtype does not hold a sum.
+OVERFLOW = -2
+
+
+@kernel
+def fill_dense(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    whole: bool,
+    out: NDArray[Any],
+) -> int:
+    """Write the rows to `out` of n x n_vars, zeros included.
+
+    Values of a column that comes twice in a row are added.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        Rows in compressed sparse row form.
+    whole
+        Whether `out` holds integers, so that sums may overflow.
+    out
+        Output, of a dtype that holds every value.
+
+    Returns
+    -------
+    int
+        0; :data:`OUT_OF_RANGE` for a column outside; :data:`OVERFLOW` where `out` does not hold a
+        sum.
+    """
+    n_vars = out.shape[1]
+    for row in range(len(indptr) - 1):
+        target = out[row]
+        # A row is still in the core's cache when its values are written.
+        target[:] = 0
+        for k in range(indptr[row], indptr[row + 1]):
+            column = np.int64(indices[k])
+            if column < 0 or column >= n_vars:
+                return OUT_OF_RANGE
+            # To add to zero would lose the sign of another zero.
+            before = target[column]
+            target[column] = data[k] if before == 0 else before + data[k]
+            if whole and before != 0 and (target[column] < before) != (data[k] < 0):
+                return OVERFLOW
+    return 0
+
+
+def fill_dense_numpy(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    whole: bool,
+    out: NDArray[Any],
+) -> int:
+    """The same as :func:`fill_dense` in NumPy."""
+    out[:] = 0
+    if len(indices) and int(indices.max()) >= out.shape[1]:
+        return OUT_OF_RANGE
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    places = rows, indices.astype(np.int64)
+    if whole:
+        # As Python numbers, which do not overflow.
+        sums = np.zeros(out.shape, object)
+        np.add.at(sums, places, data.astype(object))
+        limits = np.iinfo(out.dtype)
+        if ((sums < limits.min) | (sums > limits.max)).any():
+            return OVERFLOW
+        out[:] = sums
+        return 0
+    np.add.at(out, places, data)
+    is_zero = (data == 0) & (out[places] == 0)
+    out[rows[is_zero], places[1][is_zero]] = data[is_zero]
+    return 0
+
+
+@kernel
+def sum_values(values: Any, n: int) -> float:
+    """The sum of the first values of an array, or of those at a pointer."""
+    # Four sums, since an addition takes four cycles and each waits for the one before it.
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    whole = n - n % 4
+    for k in range(0, whole, 4):
+        a += values[k]
+        b += values[k + 1]
+        c += values[k + 2]
+        d += values[k + 3]
+    for k in range(whole, n):
+        a += values[k]
+    return (a + b) + (c + d)
+
+
+@kernel
+def sum_rows(data: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """Sum the values of each row."""
+    for row in range(len(indptr) - 1):
+        values = data[indptr[row] : indptr[row + 1]]
+        out[row] = sum_values(values, len(values))
+
+
+def sum_rows_numpy(data: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """The same as :func:`sum_rows` in NumPy."""
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
+        out[row] = data[start:stop].sum(dtype=np.float64)
+
+
+@kernel
+def scale_rows(
+    data: NDArray[Any],
+    indptr: NDArray[np.int64],
+    totals: NDArray[np.float64],
+    target: float,
+    out: NDArray[Any],
+) -> None:
+    """Scale the values of each row by `target` over its total; rows whose total is 0 stay."""
+    for row in range(len(indptr) - 1):
+        values = data[indptr[row] : indptr[row + 1]]
+        scaled = out[indptr[row] : indptr[row + 1]]
+        scale = target / totals[row] if totals[row] != 0.0 else 1.0
+        for k in range(len(values)):
+            scaled[k] = values[k] * scale
+
+
+def scale_rows_numpy(
+    data: NDArray[Any],
+    indptr: NDArray[np.int64],
+    totals: NDArray[np.float64],
+    target: float,
+    out: NDArray[Any],
+) -> None:
+    """The same as :func:`scale_rows` in NumPy."""
+    for start, stop, total in zip(indptr[:-1].tolist(), indptr[1:].tolist(), totals, strict=True):
+        out[start:stop] = data[start:stop] * (target / total if total else 1.0)
+
+
+@kernel
+def fill_padded(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    genes: NDArray[np.int64],
+) -> None:
+    """Write the values of each row and their columns to the front of rows of a fixed length.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        Rows in compressed sparse row form.
+    keys
+        One a stored value: those with the least come first, equal ones in the order they have.
+        None of them: values stay in the order they have.
+    values, genes
+        Outputs of rows x length, which hold the padding; what does not fit is left out.
+    """
+    length = values.shape[1]
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        n = min(stop - start, length)
+        if len(keys):
+            order = np.argsort(keys[start:stop], kind="mergesort")
+            for k in range(n):
+                values[row, k] = data[start + order[k]]
+                genes[row, k] = indices[start + order[k]]
+        else:
+            for k in range(n):
+                values[row, k] = data[start + k]
+                genes[row, k] = indices[start + k]
+
+
+def fill_padded_numpy(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    keys: NDArray[Any],
+    values: NDArray[Any],
+    genes: NDArray[np.int64],
+) -> None:
+    """The same as :func:`fill_padded` in NumPy."""
+    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
+        order = np.arange(stop - start)
+        if len(keys):
+            order = np.argsort(keys[start:stop], kind="stable")
+        order = start + order[: values.shape[1]]
+        values[row, : len(order)], genes[row, : len(order)] = data[order], indices[order]

@@ -1,0 +1,160 @@
+"""Whether genes of cells are in order, and their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.compute.jit import kernel
+
+#: Returned in place of a count where a column id is not below the number of columns.
+OUT_OF_RANGE = -1
+
+# Position of the only bit set in a word, by De Bruijn's sequence.
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_POSITION = np.zeros(64, np.uint8)
+for _bit in range(64):
+    _BIT_POSITION[(int(_DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
+
+
+@kernel
+def row_order(
+    indptr: NDArray[np.int64], indices: NDArray[Any], n_vars: int, order: NDArray[np.int64]
+) -> int:
+    """Stable order of the column ids within each row.
+
+    Parameters
+    ----------
+    indptr
+        n + 1 offsets from 0.
+    indices
+        Column ids, any unsigned type.
+    n_vars
+        Columns.
+    order
+        Output, as long as `indices`: ``indices[order]`` is sorted within rows.
+
+    Returns
+    -------
+    int
+        Rows that were not in order, or :data:`OUT_OF_RANGE`.
+    """
+    seen = np.zeros((n_vars + 63) // 64, np.uint64)
+    where = np.empty(n_vars, np.int64)
+    n_unsorted = 0
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        in_order = True
+        previous = np.int64(-1)
+        for k in range(start, stop):
+            column = np.int64(indices[k])
+            # The largest uint64 would be negative.
+            if column < 0 or column >= n_vars:
+                return OUT_OF_RANGE
+            if column < previous:
+                in_order = False
+            previous = column
+            order[k] = k
+        if in_order:
+            continue
+        n_unsorted += 1
+        # One bit a column; reading the set bits back in order sorts without comparing.
+        repeated = False
+        for k in range(start, stop):
+            column = np.int64(indices[k])
+            bit = np.uint64(1) << np.uint64(column & 63)
+            if seen[column >> 6] & bit:
+                repeated = True
+            seen[column >> 6] |= bit
+            where[column] = k
+        position = start
+        for word_index in range(len(seen)):
+            word = seen[word_index]
+            seen[word_index] = np.uint64(0)
+            while word != np.uint64(0) and not repeated:
+                lowest = word & (~word + np.uint64(1))
+                bit_position = _BIT_POSITION[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+                order[position] = where[(word_index << 6) + np.int64(bit_position)]
+                position += 1
+                word ^= lowest
+        if repeated:
+            order[start:stop] = start + np.argsort(indices[start:stop], kind="mergesort")
+    return n_unsorted
+
+
+def row_order_numpy(
+    indptr: NDArray[np.int64], indices: NDArray[Any], n_vars: int, order: NDArray[np.int64]
+) -> int:
+    """The same as :func:`row_order` in NumPy."""
+    if len(indices) and int(indices.max()) >= n_vars:
+        return OUT_OF_RANGE
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order[:] = np.lexsort((indices, rows))
+    falls = indices[1:] < indices[:-1]
+    return len(np.unique(rows[1:][falls & (rows[1:] == rows[:-1])]))
+
+
+@kernel
+def misplaced(indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rises: bool) -> int:
+    """The first id that is where it must not be.
+
+    Parameters
+    ----------
+    indices
+        Ids of some rows, any integer type.
+    indptr
+        Offsets of the rows, rising from 0 to the number of ids.
+    below
+        Ids are less, and at least 0.
+    rises
+        Whether each is greater than the one before it in its row.
+
+    Returns
+    -------
+    int
+        Its position, or -1.
+    """
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        if start < stop and not _in_place(indices[start:stop], below, rises):
+            return int(start + _first_misplaced(indices[start:stop], below, rises))
+    return -1
+
+
+@kernel
+def _in_place(ids: NDArray[Any], below: int, rises: bool) -> bool:
+    """Whether all ids of a row are where they may be; compared at once, without branches."""
+    least, most, falls = ids[0], ids[-1], 0
+    if rises:
+        for i in range(1, len(ids)):
+            falls += ids[i] <= ids[i - 1]
+    else:
+        for i in range(len(ids)):
+            least, most = min(least, ids[i]), max(most, ids[i])
+    # Of unsigned 64 bits, the largest are negative here.
+    return bool(falls == 0 and np.int64(least) >= 0 and 0 <= np.int64(most) < below)
+
+
+@kernel
+def _first_misplaced(ids: NDArray[Any], below: int, rises: bool) -> int:
+    for i in range(len(ids)):
+        number = np.int64(ids[i])
+        if number < 0 or number >= below or (rises and i > 0 and ids[i] <= ids[i - 1]):
+            return i
+    return -1
+
+
+def misplaced_numpy(
+    indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rises: bool
+) -> int:
+    """The same as :func:`misplaced` in NumPy."""
+    numbers = indices.astype(np.int64)
+    wrong = (numbers < 0) | (numbers >= below)
+    if rises:
+        falls = numbers[1:] <= numbers[:-1]
+        starts = indptr[(indptr > 0) & (indptr < len(numbers))]
+        falls[starts - 1] = False
+        wrong[1:] |= falls
+    return int(wrong.argmax()) if wrong.any() else -1
