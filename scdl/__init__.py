@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from scdl import errors as errors
     from scdl.archive.graph import NeighborSamplingStrategy as NeighborSamplingStrategy
     from scdl.collection.collection import SingleCellCollection as SingleCellCollection
-    from scdl.collection.collection import open as open
     from scdl.collection.verification import verify as verify
-    from scdl.conversion.convert import ConversionReport as ConversionReport
     from scdl.conversion.convert import convert as convert
-    from scdl.conversion.many.directory import DirectoryReport as DirectoryReport
     from scdl.conversion.many.directory import convert_directory as convert_directory
     from scdl.conversion.many.directory import convert_in_parts as convert_in_parts
+    from scdl.conversion.many.report import DirectoryReport as DirectoryReport
+    from scdl.conversion.options import ConversionReport as ConversionReport
     from scdl.dataset.batch import CellBatch as CellBatch
     from scdl.dataset.bionemo import SingleCellMemMapDataset as SingleCellMemMapDataset
     from scdl.dataset.collate import (
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     )
     from scdl.dataset.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
     from scdl.dataset.dataset import SingleCellDataset as SingleCellDataset
+    from scdl.opening import open as open
     from scdl.training.loader import SingleCellLoader as SingleCellLoader
     from scdl.training.splits import Splits as Splits
     from scdl.training.splits import split as split
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CellBatch": "scdl.dataset.batch",
-    "ConversionReport": "scdl.conversion.convert",
-    "DirectoryReport": "scdl.conversion.many.directory",
+    "ConversionReport": "scdl.conversion.options",
+    "DirectoryReport": "scdl.conversion.many.report",
     "Log1p": "scdl.training.transforms",
     "NeighborSamplingStrategy": "scdl.archive.graph",
     "NormalizeTotal": "scdl.training.transforms",
@@ -54,7 +54,7 @@ _HOMES = {
     "convert": "scdl.conversion.convert",
     "convert_directory": "scdl.conversion.many.directory",
     "convert_in_parts": "scdl.conversion.many.directory",
-    "open": "scdl.collection.collection",
+    "open": "scdl.opening",
     "split": "scdl.training.splits",
     "verify": "scdl.collection.verification",
 }

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 def scdl() -> None:
     """Run ``scdl``."""
-    from scdl.cli.app import main
+    from scdl.cli.main import main
 
     _run(main)
 
 
 def convert_h5ad_to_scdl() -> None:
     """Run ``convert_h5ad_to_scdl``."""
-    from scdl.cli.app import convert_h5ad_to_scdl as main
+    from scdl.cli.main import convert_h5ad_to_scdl as main
 
     _run(main)
 

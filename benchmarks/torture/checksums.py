@@ -15,8 +15,9 @@ from benchmarks import page_cache
 from benchmarks.measure import Spread, take_turns, timed
 from benchmarks.outcomes import Outcome, at_least, at_most
 from benchmarks.torture.setting import Setting
-from scdl.verification.verify import READERS, in_parallel
+from scdl.verification.verify import READERS
 from storage_backends import registry
+from storage_backends.compute.threads import in_parallel
 from storage_backends.directory import checksums
 
 _READ = 1 << 22

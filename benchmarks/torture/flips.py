@@ -15,7 +15,7 @@ from benchmarks.outcomes import Outcome
 from benchmarks.torture.archives import KINDS
 from benchmarks.torture.setting import Setting, all_of
 from scdl.errors import ArchiveFormatError, ScdlWarning
-from storage_backends.base import Verdict
+from storage_backends.capabilities import Verdict
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scdl.archive.schema import DATA, INDEX, MATRIX, dense_vectors, graph_keys, held
 from scdl.collection.collection import SingleCellCollection
-from scdl.collection.manifest import has_manifest, is_collection
+from scdl.collection.paths import has_manifest, is_collection
 from scdl.dataset.dataset import SingleCellDataset
 from storage_backends import registry
 from storage_backends.base import ArrayStore

@@ -17,12 +17,8 @@ from scdl.archive.schema import NEIGHBOR_KEY, distinct
 from scdl.collection.flattening import tables_of_cells, verify, write_flat
 from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.manifest import (
-    MANIFEST,
     Member,
-    absolute,
-    archives_below,
     changing,
-    has_manifest,
     is_archive,
     is_url,
     manifest_identity,
@@ -30,6 +26,7 @@ from scdl.collection.manifest import (
     write_manifest,
 )
 from scdl.collection.members import Datasets, Members
+from scdl.collection.paths import MANIFEST, absolute, archives_below, has_manifest
 from scdl.conversion.cell_names import CellNames
 from scdl.conversion.comparison import check_removable, check_same, checking
 from scdl.dataset import summary
@@ -44,11 +41,14 @@ from scdl.errors import (
 )
 from storage_backends import registry
 from storage_backends.errors import refused_write
-from storage_backends.paths import path_of, paths_of
+from storage_backends.paths import paths_of
 from storage_backends.registry import is_within
 
 if TYPE_CHECKING:
-    from scdl.conversion.convert import ConvertOptions
+    from scdl.conversion.options import ConvertOptions
+
+if TYPE_CHECKING:
+    from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
 
 
@@ -432,8 +432,9 @@ class SingleCellCollection(JoinedCells):
         ConversionFailedError
             A file cannot be converted; the others are members all the same. ``report`` has all.
         """
-        from scdl.conversion.convert import Settings
-        from scdl.conversion.many.directory import convert_files, failure, h5ad_files
+        from scdl.conversion.many.directory import convert_files, h5ad_files
+        from scdl.conversion.many.report import failure
+        from scdl.conversion.options import Settings
 
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
         options = _documented(load_block_row_size, use_X_not_raw, given)
@@ -603,73 +604,6 @@ class SingleCellCollection(JoinedCells):
                 f"{path}: here it would become a member of the collection itself; take a path "
                 f"outside {directory}, or call save_manifest() first"
             )
-
-
-def open(
-    path: Path,
-    *,
-    label: str | None = None,
-    load_neighbors: bool | None = None,
-    neighbor_key: str = NEIGHBOR_KEY,
-    neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
-    fallback_to_identity: bool = True,
-    matrix: str | None = None,
-) -> SingleCellDataset | SingleCellCollection:
-    """Open an archive of any backend, or a directory of archives as a collection.
-
-    Parameters
-    ----------
-    path
-        Where it is.
-    label
-        Of a directory, as for :class:`SingleCellCollection`.
-    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
-        As for :class:`SingleCellDataset`.
-    matrix
-        Another matrix of an AnnData that the archive keeps whole, such as ``layers/counts``.
-
-    Raises
-    ------
-    ArchiveNotFoundError
-        There is nothing at `path`.
-    ArchiveFormatError
-        What is there is no archive, or a damaged one.
-    OptionError
-        There is no such matrix, or `path` is a collection; or `label` for one archive.
-    """
-    place = path_of(path, "the path of an archive, or of a directory of archives")
-    kind: type[SingleCellCollection | SingleCellDataset] = SingleCellDataset
-    if has_manifest(place):
-        kind = SingleCellCollection
-    elif os.path.isdir(place) and not is_archive(place):
-        kind = SingleCellCollection
-        if not any(archives_below(place)):
-            raise ArchiveFormatError(
-                f"{place}: this directory is no archive, or lost what makes it one, and has none "
-                "in it; convert h5ad files first, with scdl.convert_directory or `scdl convert "
-                f"{place} DEST`"
-            )
-    options: dict[str, Any] = {
-        "load_neighbors": load_neighbors,
-        "neighbor_key": neighbor_key,
-        "neighbor_sampling_strategy": neighbor_sampling_strategy,
-        "fallback_to_identity": fallback_to_identity,
-    }
-    if matrix is not None and kind is SingleCellCollection:
-        raise OptionError(
-            f"{place}: matrix= chooses a matrix of one archive, and this is a collection; open its "
-            "archives one by one"
-        )
-    if matrix is not None:
-        options["matrix"] = matrix
-    if kind is SingleCellCollection:
-        options["label"] = label
-    elif label is not None:
-        raise OptionError(
-            f"{place}: label= says which member of a collection a cell is of, and this is one "
-            "archive; leave it out"
-        )
-    return kind(place, **options)
 
 
 def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from scdl.archive.joining import Request, Source, Sources
 from scdl.archive.schema import OBS, var_table
-from scdl.archive.tables import NoTable, StoredTable, TableSource, United, read_batch
-from scdl.collection.manifest import Member, absolute
+from scdl.archive.tables import NoTable, StoredTable, TableSource, read_batch
+from scdl.collection.manifest import Member
+from scdl.collection.paths import absolute
 from scdl.conversion.cell_names import archive_names
 from scdl.conversion.origins import Origins
+from scdl.conversion.tables import United
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends.base import ArrayStore

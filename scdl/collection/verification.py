@@ -8,18 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from scdl.collection.manifest import (
-    Member,
-    archives_below,
-    has_manifest,
-    is_collection,
-    read_manifest,
-)
+from scdl.collection.manifest import Member, read_manifest
+from scdl.collection.paths import archives_below, has_manifest, is_collection
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, ArchiveWriteError, ScdlError
 from scdl.verification import verify as verification
 from scdl.verification.verify import VerificationReport
 from storage_backends import registry
-from storage_backends.base import Finding, Verdict
+from storage_backends.capabilities import Finding, Verdict
 from storage_backends.paths import path_of
 
 

@@ -26,8 +26,9 @@ from scdl.archive.schema import (
     held,
     var_table,
 )
-from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource, alike
+from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource
 from scdl.conversion.concatenation import clean_rows, is_kept
+from scdl.conversion.tables import alike
 from scdl.errors import ArchiveChangedError, CollectionError
 from storage_backends import registry
 from storage_backends.base import ArrayStore

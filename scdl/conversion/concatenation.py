@@ -30,10 +30,11 @@ from scdl.archive.schema import (
     smallest_unsigned,
     var_table,
 )
-from scdl.archive.tables import NoTable, StoredTable, TableSource, United, write_var
+from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
+from scdl.conversion.tables import United, write_var
 from scdl.errors import CollectionError, NeighborError, ScdlWarning, SourceError
-from scdl.sources.base import ArchiveSource
+from scdl.sources.archive import ArchiveSource
 from scdl.sources.matrices import Bounds
 from storage_backends.base import ArrayStore, ArrayWriter
 

@@ -19,7 +19,8 @@ from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, Sou
 from scdl.sources.anndata_elements import is_taken
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, in_memory
 from scdl.sources.matrices import Bounds, Matrix, Offsets, Reader, check_offsets
-from storage_backends.base import ArrayWriter, Sparse
+from storage_backends.base import ArrayWriter
+from storage_backends.capabilities import Sparse
 
 #: What the first dimensions of elements run along, by where these are.
 _AXES = {

@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scdl.archive import csr
-from scdl.archive.features import frame_of, shared_var, spaces_of
+from scdl.archive.features import shared_var, spaces_of
+from scdl.archive.frames import frame_of
 from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info, var_table
-from scdl.conversion.convert import Settings, write_archive
+from scdl.conversion.convert import write_archive
+from scdl.conversion.options import Settings
 from scdl.errors import ArchiveExistsError, PathError, ScdlWarning, SourceError
 from scdl.sources.anndata_elements import writing_strings
-from scdl.sources.base import ArchiveSource, Elements
+from scdl.sources.archive import ArchiveSource, Elements
 from storage_backends import other_formats
-from storage_backends.base import ArrayStore, Sparse
+from storage_backends.base import ArrayStore
+from storage_backends.capabilities import Sparse
 from storage_backends.directory import publication
 from storage_backends.errors import refused_write
 from storage_backends.paths import absolute, is_url

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scdl.archive.features import frame_of
+from scdl.archive.frames import frame_of
 from scdl.errors import ScdlWarning
 from storage_backends.compute.arrow import shared_columns
 

@@ -13,7 +13,7 @@ from scdl.dataset.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES, Path, SingleC
 from scdl.errors import OptionError
 
 if TYPE_CHECKING:
-    from scdl.conversion.convert import ConvertOptions
+    from scdl.conversion.options import ConvertOptions
 
 
 class SingleCellMemMapDataset(SingleCellDataset):

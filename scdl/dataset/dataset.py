@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scdl.conversion.cell_names import CellNames
-    from scdl.conversion.convert import ConvertOptions
+    from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
 
 Path = str | os.PathLike[str]
@@ -130,7 +130,7 @@ class SingleCellDataset(CellReader):
         #: Another matrix than the archive was made for.
         self._matrix = options.get("matrix") if h5ad_path is None else None
         if options:
-            from scdl.conversion.convert import check_options
+            from scdl.conversion.options import check_options
 
             check_options(options, SingleCellDataset)
         if h5ad_path is not None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.archive.features import table_of
+from scdl.archive.frames import table_of
 from scdl.archive.schema import MATRIX, Info, var_table
 from scdl.errors import OptionError
-from scdl.sources.base import Elements, genes_of
+from scdl.sources.archive import Elements
+from scdl.sources.base import genes_of
 from storage_backends.base import ArraySpec, ArrayStore
 from storage_backends.compute.caching import cached_property
 

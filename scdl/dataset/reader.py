@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
-from scdl.archive.features import ObsFeatures, VarFeatures, frame_of
+from scdl.archive.features import ObsFeatures, VarFeatures
+from scdl.archive.frames import frame_of
 from scdl.archive.gene_space import check_one_space, is_own
 from scdl.archive.graph import NeighborGraph, Rng
 from scdl.archive.joining import Request

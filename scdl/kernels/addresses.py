@@ -17,7 +17,7 @@ _FEW = 500
 
 
 @intrinsic
-def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
+def pointer_to(typingctx: Any, address: Any, like: Any) -> Any:
     """A pointer to numbers of an array's dtype."""
     pointer: Any = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
 
@@ -33,7 +33,7 @@ def pointer_in(numbers: NDArray[Any], start: int) -> Any:
 
     Loops over rows use pointers: of a slice, references are counted, at the price of ten values.
     """
-    return _pointer(numbers.ctypes.data + start * numbers.itemsize, numbers)
+    return pointer_to(numbers.ctypes.data + start * numbers.itemsize, numbers)
 
 
 @intrinsic
@@ -178,7 +178,7 @@ def locate_rows_numpy(
         data, indices, offsets, size, n_values = arrays[number].tolist()
         if size == 0:
             continue
-        pair = _at(offsets + row * size, 2, np.empty(0, f"u{size}")).astype(np.int64)
+        pair = array_at(offsets + row * size, 2, np.empty(0, f"u{size}")).astype(np.int64)
         start, stop = pair.tolist()
         if start < 0 or stop < start or stop > n_values:
             return i
@@ -213,11 +213,11 @@ def copy_rows(
         length = indptr[i + 1] - indptr[i]
         # Between the loops, as a core can wait for some lines only at a time.
         fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
-        values, target = _pointer(rows[i, 0], out_data), pointer_in(out_data, indptr[i])
+        values, target = pointer_to(rows[i, 0], out_data), pointer_in(out_data, indptr[i])
         for k in range(length):
             target[k] = values[k]
         fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
-        ids, target_ids = _pointer(rows[i, 1], like), pointer_in(out_indices, indptr[i])
+        ids, target_ids = pointer_to(rows[i, 1], like), pointer_in(out_indices, indptr[i])
         most = like.dtype.type(0)
         for k in range(length):
             most = max(most, ids[k])
@@ -236,8 +236,8 @@ def copy_rows_numpy(
     """The same as :func:`copy_rows` in NumPy."""
     largest = 0
     for i, (data, indices, length, _) in enumerate(rows.tolist()):
-        part, ids = slice(indptr[i], indptr[i + 1]), _at(indices, length, like)
-        out_data[part], out_indices[part] = _at(data, length, out_data), ids
+        part, ids = slice(indptr[i], indptr[i + 1]), array_at(indices, length, like)
+        out_data[part], out_indices[part] = array_at(data, length, out_data), ids
         largest = max(largest, int(ids.max(initial=0)))
     return np.uint64(largest)
 
@@ -258,15 +258,15 @@ def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float6
     for i in range(len(rows)):
         following = min(i + 1, len(rows) - 1)
         fetch_ahead(rows[following, 0], rows[following, 2] * like.itemsize)
-        out[i] = sum_values(_pointer(rows[i, 0], like), rows[i, 2])
+        out[i] = sum_values(pointer_to(rows[i, 0], like), rows[i, 2])
 
 
 def sum_rows_numpy(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
     """The same as :func:`sum_rows` in NumPy."""
     for i, (address, _, length, _) in enumerate(rows.tolist()):
-        out[i] = _at(address, length, like).sum(dtype=np.float64)
+        out[i] = array_at(address, length, like).sum(dtype=np.float64)
 
 
-def _at(address: int, length: int, like: NDArray[Any]) -> NDArray[Any]:
+def array_at(address: int, length: int, like: NDArray[Any]) -> NDArray[Any]:
     """Numbers at an address, as a copy."""
     return np.frombuffer(ctypes.string_at(address, length * like.itemsize), like.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.kernels import lanes
-from scdl.kernels.addresses import _at, _pointer, pointer_in
+from scdl.kernels.addresses import array_at, pointer_in, pointer_to
 from scdl.kernels.lanes import LANES, map_lanes
 from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
 from storage_backends.compute.rowsort import count_bits
@@ -68,7 +68,7 @@ def _map_row(
     Returns how many that are, or :data:`OUT_OF_RANGE`.
     """
     length, first = rows[i, 2], bounds[rows[i, 3]]
-    values, ids = _pointer(rows[i, 0], out_data), _pointer(rows[i, 1], like)
+    values, ids = pointer_to(rows[i, 0], out_data), pointer_to(rows[i, 1], like)
     if not _all_below(ids, length, bounds[rows[i, 3] + 1] - first):
         return OUT_OF_RANGE
     table = pointer_in(lookup, first)
@@ -151,14 +151,14 @@ def map_rows_numpy(
     """The same as :func:`map_rows` in NumPy."""
     place = 0
     for i, (data, indices, length, table) in enumerate(rows.tolist()):
-        ids = _at(indices, length, like).astype(np.int64)
+        ids = array_at(indices, length, like).astype(np.int64)
         genes = lookup[bounds[table] : bounds[table + 1]]
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(genes):
             return OUT_OF_RANGE
         new = genes[ids]
         rows[i, 2] = (new >= 0).sum()
         stop = place + int(rows[i, 2])
-        out_data[place:stop] = _at(data, length, out_data)[new >= 0]
+        out_data[place:stop] = array_at(data, length, out_data)[new >= 0]
         out_indices[place:stop] = new[new >= 0]
         place = stop
     return 0

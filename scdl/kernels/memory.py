@@ -78,3 +78,14 @@ def _found(n_bytes: int) -> NDArray[np.uint8] | None:
     finally:
         _lock.release()
     return None
+
+
+def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised array whose memory the next array of about its size can take over.
+
+    Blocks differ a little in size. Allocated as they are, they fragment the heap, which then grows
+    with the length of the file; rounded up they fit into each other's place.
+    """
+    items = math.prod(shape)
+    rounded = 1 << max(items - 1, 0).bit_length()
+    return np.empty(rounded, dtype)[:items].reshape(shape)

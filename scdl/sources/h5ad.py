@@ -15,7 +15,7 @@ from typing import Any, Self
 import h5py
 import pyarrow as pa
 
-from scdl.archive.features import frame_of
+from scdl.archive.frames import frame_of
 from scdl.archive.schema import DATA, INDICES, INDPTR
 from scdl.errors import SourceError, SourceNotFoundError
 from scdl.sources import hdf5_guard
@@ -26,7 +26,8 @@ from scdl.sources.hdf5 import FieldReader, RowReader, readable
 from scdl.sources.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
 from scdl.sources.transposed import Coo, Csc, DenseTiles
 from storage_backends import other_formats
-from storage_backends.base import DTYPES, Sparse
+from storage_backends.base import DTYPES
+from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
 from storage_backends.errors import one_line
 from storage_backends.paths import path_of

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import queue
-import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,6 +20,7 @@ from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
 from numpy.typing import NDArray
 
 from scdl.errors import ScdlError, SourceError
+from scdl.kernels.memory import recyclable
 from storage_backends.compute import threads
 from storage_backends.errors import one_line
 
@@ -37,17 +36,6 @@ def readable(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error):.300}") from error
-
-
-def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An uninitialised array whose memory the next array of about its size can take over.
-
-    Blocks differ a little in size. Allocated as they are, they fragment the heap, which then grows
-    with the length of the file; rounded up they fit into each other's place.
-    """
-    items = math.prod(shape)
-    rounded = 1 << max(items - 1, 0).bit_length()
-    return np.empty(rounded, dtype)[:items].reshape(shape)
 
 
 class RowReader:
@@ -177,47 +165,3 @@ class FieldReader:
         with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
             rows: NDArray[Any] = self._dataset.fields(self._name)[start:stop]
         return rows
-
-
-def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
-    """Draw items in a thread, at most `depth` ahead of the consumer.
-
-    What the thread raises is raised here; leaving the loop early ends the thread.
-    """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    left = threading.Event()
-
-    def put(item: tuple[bool, Any]) -> bool:
-        while not left.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def draw() -> None:
-        try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
-            put((False, error))
-
-    thread = threading.Thread(target=draw, name="scdl-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if more:
-                yield item
-            elif item is not None:
-                raise item
-            else:
-                return
-    finally:
-        left.set()
-        # Who collects garbage closes it, and may be the thread itself.
-        if thread is not threading.current_thread():
-            thread.join()

@@ -273,3 +273,18 @@ def check_offsets(where: str, parts: Mapping[str, Reader], n: int, axis: str) ->
             f"and indices {lengths['indices']} values"
         )
     return ends[1]
+
+
+class Values:
+    """An array in memory, as a reader."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+        self.dtype, self.item_shape = values.dtype, values.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``."""
+        return self._values[start:stop]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,166 +13,16 @@ from numpy.typing import NDArray
 
 from scdl.dataset import tensors
 from scdl.dataset.batch import CellBatch
-from scdl.errors import BatchKeyError, LoaderError
+from scdl.errors import LoaderError
 from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
+from scdl.training.batch import Layout, Tokenizer, TrainingBatch
 from scdl.training.transforms import Log1p, NormalizeTotal
 from storage_backends.compute.caching import cached_property
 
-Layout = Literal["csr", "coo", "dense", "padded"]
-
 #: Which values of a cell are kept where it has more than a padded batch has room for.
 Choice = Literal["first", "largest", "random"]
-
-#: Of a batch: its cells with their gene names, to anything that a model takes.
-Tokenizer = Callable[..., Any]
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingBatch:
-    """A batch of n cells as tensors.
-
-    Attributes
-    ----------
-    x
-        Expression of n x n_vars, sparse or dense; of layout ``padded`` the values of
-        n x length, padded with zeros; None where a tokenizer takes its place.
-    rows
-        Row of each cell in its dataset, int64.
-    genes
-        Of layout ``padded`` the gene of each value, int64, padded with n_vars.
-    lengths
-        Of layout ``padded`` how many values of each cell are there, int64.
-    obs
-        Columns of obs: numbers as they are stored, labels as int64 codes (-1: none).
-    obsm
-        Dense vectors, n x width.
-    neighbors
-        The sampled neighbours, n x k cells: those of the first cell, of the second, and so on.
-    tokens
-        What the tokenizer made of the batch.
-    present
-        With ``missing="mask"``: which genes each gene space of the archives has, bool, spaces x
-        n_vars; the same tensor in every batch.
-    spaces
-        With ``missing="mask"`` the row of `present` that each cell has, int64:
-        ``present[spaces]`` is n x n_vars. With ``genes="own"`` the gene space whose genes the
-        column ids of each cell mean, as ``gene_spaces`` of the dataset numbers them.
-    extra
-        What a transform adds by name with :meth:`with_`: masks, targets.
-    """
-
-    x: torch.Tensor | None
-    rows: torch.Tensor
-    genes: torch.Tensor | None = None
-    lengths: torch.Tensor | None = None
-    obs: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    obsm: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    neighbors: TrainingBatch | None = None
-    tokens: Any = None
-    present: torch.Tensor | None = None
-    spaces: torch.Tensor | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    #: Names are no positions, and a batch is no sequence of its cells.
-    __iter__ = None
-
-    def __getitem__(self, name: str) -> Any:
-        """What a transform added by that name, or a field; BatchKeyError where there is none."""
-        if name in self.extra:
-            return self.extra[name]
-        names = [f.name for f in fields(self)]
-        if name not in names:
-            raise BatchKeyError(
-                f"the batch has no {name!r}, only {', '.join([*self.extra, *names])}"
-            )
-        return getattr(self, name)
-
-    def with_(self, **named: Any) -> TrainingBatch:
-        """The batch with other fields, such as `x`, and with what has other names in `extra`."""
-        own = {f.name for f in fields(self)}
-        changed = {name: value for name, value in named.items() if name in own}
-        added = {name: value for name, value in named.items() if name not in own}
-        extra = {**changed.pop("extra", self.extra), **added}
-        return replace(self, **changed, extra=extra)
-
-    def __repr__(self) -> str:
-        parts = [
-            f"{f.name}: {_shown(value)}"
-            for f in fields(self)
-            if (value := getattr(self, f.name)) is not None
-            and not (isinstance(value, Mapping) and not value)
-        ]
-        return f"TrainingBatch of {len(self)} cells ({'; '.join(parts)})"
-
-    def to(self, *args: Any, **kwargs: Any) -> TrainingBatch:
-        """The batch with every tensor moved as by ``torch.Tensor.to``.
-
-        A dtype is that of the values: of `x`, and of the floats in `obsm`, `extra` and `tokens`.
-        Rows, genes, labels and other columns of obs keep theirs.
-        """
-        copy = kwargs.pop("copy", False)
-        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        moved = {"non_blocking": non_blocking, "copy": copy}
-        if memory_format is not None:
-            moved["memory_format"] = memory_format
-
-        def change(part: torch.Tensor, field_name: str) -> torch.Tensor:
-            casts = field_name == "x" or (
-                field_name in _FLOATS and part.is_floating_point() and _is_floating(dtype)
-            )
-            return part.to(device, dtype if casts else None, **moved)
-
-        return self._map(change)
-
-    def pin_memory(self) -> TrainingBatch:
-        """The batch in page-locked memory, for copies to a GPU; itself where there is no GPU."""
-        if not torch.cuda.is_available():
-            return self
-        return self._map(lambda part, _: part.pin_memory())
-
-    def _map(self, change: Callable[[torch.Tensor, str], torch.Tensor]) -> TrainingBatch:
-        """The batch with other tensors; `change` gets each tensor and the name of its field."""
-
-        def changed(part: Any, name: str) -> Any:
-            if isinstance(part, torch.Tensor):
-                return change(part, name)
-            if isinstance(part, TrainingBatch):
-                return part._map(change)
-            if isinstance(part, Mapping):
-                return {key: changed(value, name) for key, value in part.items()}
-            if isinstance(part, list | tuple) and any(isinstance(v, torch.Tensor) for v in part):
-                made = [changed(value, name) for value in part]
-                return type(part)(*made) if hasattr(part, "_fields") else type(part)(made)
-            return part
-
-        return replace(
-            self, **{f.name: changed(getattr(self, f.name), f.name) for f in fields(self)}
-        )
-
-
-#: Fields whose floats take another dtype; `x` does in any case.
-_FLOATS = ("obsm", "extra", "tokens")
-
-
-def _is_floating(dtype: torch.dtype | None) -> bool:
-    return dtype is not None and dtype.is_floating_point
-
-
-def _shown(part: Any) -> str:
-    """A part of a batch in a few words."""
-    if isinstance(part, torch.Tensor):
-        layout = "" if part.layout == torch.strided else f"{part.layout} ".replace("torch.", "")
-        size = " x ".join(map(str, part.shape))
-        where = "" if part.device.type == "cpu" else f" on {part.device}"
-        return f"{layout}{str(part.dtype).removeprefix('torch.')} {size}{where}"
-    if isinstance(part, Mapping):
-        return ", ".join(map(str, part))
-    return f"{len(part)} cells" if isinstance(part, TrainingBatch) else type(part).__name__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ from scdl.errors import LoaderError, OrderError, ResumeError
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
 from scdl.training import orders
-from scdl.training.assembly import Assembly, TrainingBatch
+from scdl.training.assembly import Assembly
+from scdl.training.batch import TrainingBatch
 from scdl.training.epochs import Epoch, Share, Stretch, cells_at, share_of
 from scdl.training.iterable import LoaderDataset
 from scdl.training.named_orders import OrderMaker, check_unused, order_name
@@ -33,7 +34,7 @@ from scdl.training.options import LoaderOptions, LoaderStats, complete, place, w
 from scdl.training.progress import Progress
 from scdl.training.vocabulary import ObsColumn, obs_column
 from storage_backends.compute.caching import cached_property
-from storage_backends.compute.prefetch import ahead
+from storage_backends.compute.threads import ahead
 
 __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 

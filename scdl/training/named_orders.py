@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scdl.dataset.reader import CellReader
 from scdl.errors import LoaderError, OptionError, OrderError
+from scdl.training import grouped_orders
 from scdl.training import orders as order_kinds
 from scdl.training.grouping import Groups, groups
 
@@ -102,7 +103,7 @@ class OrderMaker:
             "random": order_kinds.Random,
             "block": self._block,
             "weighted": self._weighted,
-            "balanced": lambda: order_kinds.Balanced(self._groups("balanced", "by").values),
+            "balanced": lambda: grouped_orders.Balanced(self._groups("balanced", "by").values),
             "grouped": self._grouped,
         }
         return known[name]()
@@ -146,7 +147,7 @@ class OrderMaker:
             code = None if control is None else found.code_of(control, "control")
         except OptionError as error:
             raise LoaderError(f"{error}, in {self.options['by']!r}") from error
-        return order_kinds.Grouped(
+        return grouped_orders.Grouped(
             found.values,
             self.batch_size,
             control=code,

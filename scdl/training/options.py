@@ -15,7 +15,8 @@ from numpy.typing import DTypeLike, NDArray
 from scdl.archive.gene_space import Duplicates, Genes, Missing, is_own
 from scdl.archive.schema import names_of
 from scdl.errors import LoaderError, OptionError
-from scdl.training.assembly import Choice, Layout, Tokenizer
+from scdl.training.assembly import Choice
+from scdl.training.batch import Layout, Tokenizer
 from scdl.training.orders import Remainder
 
 

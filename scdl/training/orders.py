@@ -29,7 +29,7 @@ from scdl.kernels.hashing import Numbers
 Remainder = Literal["smaller", "fill", "drop"]
 
 #: Groups that a message names.
-_SHOWN = 5
+SHOWN = 5
 #: Positions that are computed at once.
 _AT_ONCE = 1 << 12
 
@@ -49,7 +49,7 @@ class Order(Protocol):
         """Positions below `n`, the same whenever the three are the same."""
 
 
-class _Lazy:
+class Lazy:
     """Positions that a function computes for any stretch of consecutive places."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Sequential:
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """All of them, rising."""
-        return _Lazy(n, lambda at: at)
+        return Lazy(n, lambda at: at)
 
 
 class Random:
@@ -93,7 +93,7 @@ class Random:
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """All of them, shuffled."""
         key = hashing.mixed(seed, epoch)
-        return _Lazy(n, lambda at: hashing.permuted(at, n, key))
+        return Lazy(n, lambda at: hashing.permuted(at, n, key))
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Block:
             rows[rows >= n] -= n
             return rows
 
-        return _Lazy(n, compute)
+        return Lazy(n, compute)
 
     def _shuffled(self, at: Numbers, n: int, key: int) -> Numbers:
         """Positions in the sequence of blocks: those of each buffer, shuffled; `at` rises by 1."""
@@ -197,7 +197,7 @@ class Weighted:
 
     def fingerprint(self) -> str:
         """Tells what all weights are, and how many cells an epoch has."""
-        return f"{self._kind} {_digest(self._length, self._ends)}"
+        return f"{self._kind} {digest(self._length, self._ends)}"
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """Draws; OrderError where there are not `n` weights."""
@@ -212,194 +212,10 @@ class Weighted:
             found: Numbers = np.minimum(np.searchsorted(self._ends, drawn, side="right"), last)
             return found
 
-        return _Lazy(self._length, compute)
+        return Lazy(self._length, compute)
 
 
-class Balanced(Weighted):
-    """Drawn with replacement so that every label is equally likely.
-
-    Parameters
-    ----------
-    codes
-        Label of each cell, from 0; cells with a negative one are never drawn.
-    length
-        Cells of an epoch; default as many as there are.
-    """
-
-    _kind = "balanced"
-
-    def __init__(self, codes: NDArray[Any], length: int | None = None) -> None:
-        codes = _integers(codes, "codes")
-        if not (codes >= 0).any():
-            raise OrderError("no cell has a label, and none could be drawn")
-        counts = np.bincount(codes[codes >= 0])
-        shares = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
-        weights = np.where(codes >= 0, np.append(shares, 0.0)[codes], 0.0)
-        super().__init__(weights, len(codes) if length is None else length)
-
-
-class Grouped:
-    """Batches of one group each, such as a perturbation, on request with matched controls.
-
-    Batches come in random order, so that groups do in proportion to their cells, and each cell at
-    most once an epoch. With controls the second half of a batch holds a control for each cell of
-    the first half, in the same order, drawn with replacement.
-
-    Parameters
-    ----------
-    codes
-        Group of each cell, from 0; cells with a negative one are left out.
-    batch_size
-        Cells of a batch, controls included.
-    control
-        Group that the controls are.
-    match
-        A control has the same code here as its cell, such as the cell line or the donor.
-    remainder
-        What becomes of the cells of a group that fill no batch: ``"smaller"``: a smaller batch;
-        ``"fill"``: a batch with other cells of the group, drawn with replacement; ``"drop"``: they
-        are left out of the epoch, others in each. Default: the same, but that a group without any
-        batch is an error.
-    names
-        Of the groups, for messages.
-    """
-
-    def __init__(
-        self,
-        codes: NDArray[Any],
-        batch_size: int,
-        *,
-        control: int | None = None,
-        match: NDArray[Any] | None = None,
-        remainder: Remainder | None = None,
-        names: Sequence[Any] | None = None,
-    ) -> None:
-        codes = _integers(codes, "codes")
-        if remainder not in (None, "smaller", "fill", "drop"):
-            raise OrderError(f"remainder must be 'smaller', 'fill' or 'drop', not {remainder!r}")
-        if batch_size < 1 + (control is not None):
-            raise OrderError(f"batch_size {batch_size} is too small for batches of one group")
-        if control is not None and batch_size % 2:
-            raise OrderError(f"batches with controls have an even size, not {batch_size}")
-        self._n, self.batch_size, self._remainder = len(codes), batch_size, remainder
-        self._treated = batch_size if control is None else batch_size // 2
-        kept = np.flatnonzero((codes >= 0) & (codes != (-1 if control is None else control)))
-        self._cells = kept[np.argsort(codes[kept], kind="stable")]
-        self._counts = np.bincount(codes[kept]) if len(kept) else np.zeros(0, np.int64)
-        self._group_starts = np.cumsum(self._counts) - self._counts
-        whole = self._counts // self._treated
-        self._batches_of = whole
-        if remainder in ("smaller", "fill"):
-            self._batches_of = -(-self._counts // self._treated)
-        self._ends = np.cumsum(self._batches_of)
-        if not len(self._ends) or self._ends[-1] == 0:
-            raise OrderError(
-                f"no group has the {self._treated} cells that a batch needs; take smaller batches, "
-                "or remainder='smaller' or 'fill'"
-            )
-        if remainder is None:
-            self._check_none_is_small(names)
-        self._match: NDArray[Any] | None = None
-        if control is not None:
-            match = None if match is None else _integers(match, "match")
-            self._find_controls(codes == control, match)
-
-    def _check_none_is_small(self, names: Sequence[Any] | None) -> None:
-        small = np.flatnonzero((self._counts > 0) & (self._batches_of == 0)).tolist()
-        if small:
-            shown = ", ".join(repr(i if names is None else names[i]) for i in small[:_SHOWN])
-            more = f" and {len(small) - _SHOWN} more" if len(small) > _SHOWN else ""
-            raise OrderError(
-                f"the groups {shown}{more} have fewer cells than the {self._treated} that a batch "
-                "takes, and would never come; say with remainder= what becomes of them: "
-                "'smaller', 'fill' or 'drop'"
-            )
-
-    def fingerprint(self) -> str:
-        """Tells what all groups, controls and matches are."""
-        parts = [self._cells, self._counts]
-        if self._match is not None:
-            parts += [self._match, self._controls]
-        return f"grouped {_digest(self.batch_size, self._remainder, *parts)}"
-
-    def _find_controls(self, is_control: NDArray[np.bool_], match: NDArray[Any] | None) -> None:
-        match = np.zeros(len(is_control), np.int64) if match is None else match
-        top = int(match.max(initial=-1)) + 2
-        # Cells without a match code share the last bin.
-        self._match = np.where(match < 0, top - 1, match)
-        controls = np.flatnonzero(is_control)
-        counts = np.bincount(self._match[controls], minlength=top)
-        self._controls = controls[np.argsort(self._match[controls], kind="stable")]
-        self._control_starts, self._control_counts = np.cumsum(counts) - counts, counts
-        lonely = counts[self._match[self._cells]] == 0
-        if lonely.any():
-            cell = int(self._cells[lonely.argmax()])
-            raise OrderError(
-                f"cell {cell} and {int(lonely.sum()) - 1} others have no control to match; leave "
-                "them out with rows=…, or match by another column"
-            )
-
-    def positions(self, n: int, seed: int, epoch: int) -> Positions:
-        """Batches one after the other; OrderError where there are not `n` codes."""
-        if n != self._n:
-            raise OrderError(f"there are {self._n} group codes for {n} cells")
-        key = hashing.mixed(seed, epoch)
-        n_batches = int(self._ends[-1])
-        starts, copies = self._starts(n_batches, key), 1 if self._match is None else 2
-
-        def compute(at: Numbers) -> Numbers:
-            if isinstance(starts, range):
-                batch, within = np.divmod(at, starts.step)
-                size: Any = self._treated
-            else:
-                batch = np.searchsorted(starts, at, side="right") - 1
-                within = at - starts[batch]
-                size = (starts[batch + 1] - starts[batch]) // copies
-            is_control = within >= size
-            # A control's cell is the one so many places before it.
-            treated = np.where(is_control, at - size, at)
-            cells = self._treated_cells(treated, batch, within % size, n_batches, key)
-            if self._match is None or not is_control.any():
-                return cells
-            bins = self._match[cells]
-            drawn = _drawn_below(self._control_counts[bins], at, hashing.mixed(key, 2))
-            return np.where(is_control, self._controls[self._control_starts[bins] + drawn], cells)
-
-        return _Lazy(int(starts[-1]), compute, starts)
-
-    def _starts(self, n_batches: int, key: int) -> range | Numbers:
-        """Where the batches of an epoch begin, and where the last one ends."""
-        copies = 1 if self._match is None else 2
-        if self._remainder != "smaller":
-            width = self._treated * copies
-            return range(0, (n_batches + 1) * width, width)
-        number = hashing.permuted(np.arange(n_batches), n_batches, hashing.mixed(key, 0))
-        group = np.searchsorted(self._ends, number, side="right")
-        rest = (self._counts % self._treated)[group]
-        is_short = (number + 1 == self._ends[group]) & (rest > 0)
-        sizes = np.where(is_short, rest, self._treated) * copies
-        return np.concatenate([[0], np.cumsum(sizes)])
-
-    def _treated_cells(
-        self, at: Numbers, batch: Numbers, within: Numbers, n_batches: int, key: int
-    ) -> Numbers:
-        number = hashing.permuted(batch, n_batches, hashing.mixed(key, 0))
-        group = np.searchsorted(self._ends, number, side="right")
-        place = (number - (self._ends - self._batches_of)[group]) * self._treated + within
-        counts = self._counts[group]
-        if self._remainder == "fill":
-            again = _drawn_below(counts, at, hashing.mixed(key, 3))
-            place = np.where(place < counts, place, again)
-        out = np.empty_like(place)
-        for code in np.unique(group).tolist():
-            chosen = group == code
-            n = int(self._counts[code])
-            shuffled = hashing.permuted(place[chosen], n, hashing.mixed(key, 1, code))
-            out[chosen] = self._cells[self._group_starts[code] + shuffled]
-        return out
-
-
-def _drawn_below(counts: Numbers, at: Numbers, key: int) -> Numbers:
+def drawn_below(counts: Numbers, at: Numbers, key: int) -> Numbers:
     """A number below each count, drawn for each position."""
     drawn: Numbers = (hashing.uniform(hashing.hashed(at, key)) * counts).astype(np.int64)
     return drawn
@@ -415,7 +231,8 @@ def _floats(weights: Any) -> NDArray[np.float64]:
     raise OrderError(f"weights must be one finite number >= 0 a cell, found {found.dtype}")
 
 
-def _integers(codes: Any, what: str) -> NDArray[Any]:
+def integers(codes: Any, what: str) -> NDArray[Any]:
+    """Codes as one array of integers; OrderError where they are none."""
     found = np.asarray(codes)
     if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
         raise OrderError(
@@ -424,7 +241,7 @@ def _integers(codes: Any, what: str) -> NDArray[Any]:
     return found if found.size else found.astype(np.int64)
 
 
-def _digest(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
     """Tells numbers and arrays from others."""
     digest = hashlib.sha256()
     for part in parts:

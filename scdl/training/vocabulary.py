@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.archive.features import are_floats
+from scdl.archive.frames import are_floats
 from scdl.errors import ColumnTypeError, FeatureNotFoundError
 
 if TYPE_CHECKING:

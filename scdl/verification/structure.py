@@ -26,7 +26,8 @@ from scdl.archive.schema import (
     var_table,
 )
 from scdl.errors import ScdlError
-from storage_backends.base import ArrayStore, Finding
+from storage_backends.base import ArrayStore
+from storage_backends.capabilities import Finding
 from storage_backends.errors import COPY_AGAIN
 
 #: Values, offsets and rows of a table that are read at once.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -25,8 +24,9 @@ from scdl.errors import (
 )
 from scdl.verification import structure
 from storage_backends import registry
-from storage_backends.base import ArrayStore, Backend, Examination, Finding, Piece, Verdict
-from storage_backends.compute.threads import n_threads, work_alone
+from storage_backends.base import ArrayStore, Backend
+from storage_backends.capabilities import Examination, Finding, Piece, Verdict
+from storage_backends.compute.threads import in_parallel, n_threads
 from storage_backends.paths import path_of
 
 #: Reads under way at once: a disk gives its full speed only to many.
@@ -262,29 +262,3 @@ def _checked(check: structure.Check) -> list[Finding]:
 def finding(error: Exception) -> Finding:
     """What an error of reading means: damage, or that something else is missing to tell."""
     return Finding(str(error), Verdict.UNKNOWN if isinstance(error, _UNCLEAR) else Verdict.DAMAGED)
-
-
-def in_parallel(
-    function: Callable[[_T], Any], items: Iterable[_T], n: int
-) -> Iterator[tuple[_T, Any]]:
-    """Call a function with every item, at most `n` at once; each item with its result, as they end.
-
-    Items are taken when there is a thread for them.
-    """
-    ended: SimpleQueue[Future[Any]] = SimpleQueue()
-    with ThreadPoolExecutor(n, "scdl-verify", initializer=work_alone) as pool:
-        running: dict[Future[Any], _T] = {}
-        try:
-            for item in items:
-                begun = pool.submit(function, item)
-                running[begun] = item
-                begun.add_done_callback(ended.put)
-                if len(running) == 2 * n:
-                    future = ended.get()
-                    yield running.pop(future), future.result()
-            while running:
-                future = ended.get()
-                yield running.pop(future), future.result()
-        finally:
-            for future in running:
-                future.cancel()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -102,3 +105,89 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
         failures = [failure for future in begun if (failure := future.exception()) is not None]
     for failure in failures:
         raise failure
+
+
+def ahead(
+    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], _T]], n_ahead: int
+) -> Iterator[_T]:
+    """Results of tasks in their order, while at most `n_ahead` of the next ones are at work.
+
+    An exception in a task is raised where its result would have been given.
+    """
+    futures: deque[Future[_T]] = deque()
+    for task in tasks:
+        futures.append(pool.submit(task))
+        if len(futures) > n_ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
+    """Draw items in a thread, at most `depth` ahead of the consumer.
+
+    What the thread raises is raised here; leaving the loop early ends the thread.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> bool:
+        while not left.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def draw() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
+            put((False, error))
+
+    thread = threading.Thread(target=draw, name="scdl-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if more:
+                yield item
+            elif item is not None:
+                raise item
+            else:
+                return
+    finally:
+        left.set()
+        # Who collects garbage closes it, and may be the thread itself.
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def in_parallel(
+    function: Callable[[_T], Any], items: Iterable[_T], n: int
+) -> Iterator[tuple[_T, Any]]:
+    """Call a function with every item, at most `n` at once; each item with its result, as they end.
+
+    Items are taken when there is a thread for them.
+    """
+    ended: SimpleQueue[Future[Any]] = SimpleQueue()
+    with ThreadPoolExecutor(n, "scdl-verify", initializer=work_alone) as pool:
+        running: dict[Future[Any], _T] = {}
+        try:
+            for item in items:
+                begun = pool.submit(function, item)
+                running[begun] = item
+                begun.add_done_callback(ended.put)
+                if len(running) == 2 * n:
+                    future = ended.get()
+                    yield running.pop(future), future.result()
+            while running:
+                future = ended.get()
+                yield running.pop(future), future.result()
+        finally:
+            for future in running:
+                future.cancel()

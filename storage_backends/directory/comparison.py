@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from storage_backends.base import Finding, Piece, Verdict
+from storage_backends.capabilities import Finding, Piece, Verdict
 from storage_backends.directory.checksums import Sums, n_blocks
 from storage_backends.directory.content import crc32c
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError

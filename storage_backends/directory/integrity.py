@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from storage_backends.base import ArrayStore, Examination, Finding, Verdict
+from storage_backends.base import ArrayStore
+from storage_backends.capabilities import Examination, Finding, Verdict
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.checksums import Running, Sums, Table, sums_of
 from storage_backends.directory.comparison import PIECE, Comparison, Place, unreadable

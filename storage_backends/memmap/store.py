@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import ArraySpec, Backend, Examination
+from storage_backends.base import ArraySpec, Backend
+from storage_backends.capabilities import Examination
 from storage_backends.checks import check_ranges
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim

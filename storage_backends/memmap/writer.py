@@ -66,7 +66,7 @@ class MemmapWriter(ArrayWriter):
         return layout.own_file(own)
 
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
-        from storage_backends.memmap import tables as parquet
+        from storage_backends.memmap import table_writer
 
         directory = self._writing()
         kind, _, block = name.partition("/")
@@ -77,7 +77,7 @@ class MemmapWriter(ArrayWriter):
             )
         with refused_write(self.path), contextlib.suppress(FileExistsError):
             os.mkdir(os.path.join(directory, f"{kind}_features"))
-        written = parquet.write(
+        written = table_writer.write(
             table,
             os.path.join(directory, f"{kind}_features", f"{block or 0}.parquet"),
             names=layout.beside(directory, name, "names"),

@@ -44,7 +44,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage_backends import errors
-from storage_backends.base import ArrayStore, ArrayWriter, Backend, Finding, Verdict
+from storage_backends.base import ArrayStore, ArrayWriter, Backend
+from storage_backends.capabilities import Finding, Verdict
 from storage_backends.testing.archives import (
     DTYPES,
     ITEM_SHAPES,

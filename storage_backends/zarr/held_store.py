@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Self
 
 from zarr.abc.store import (
@@ -12,9 +13,10 @@ from zarr.abc.store import (
     SuffixByteRequest,
 )
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
+from zarr.storage import LocalStore, WrapperStore
 
-from storage_backends.zarr.chunks.shards import LocalFiles
+from storage_backends.directory.checksums import Recorder
+from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.claims import BoundedStore, bounded
 
 
@@ -57,3 +59,58 @@ def _slice(wanted: ByteRequest | None, size: int) -> slice:
     if isinstance(wanted, SuffixByteRequest):
         return slice(max(0, size - wanted.suffix), size)
     return slice(0, size)
+
+
+class RecordingStore(WrapperStore[LocalStore]):
+    """What zarr and anndata write through; everything else is the directory's."""
+
+    def __init__(self, store: LocalStore, recorder: Recorder) -> None:
+        super().__init__(store)
+        self._recorder = recorder
+
+    def _with_store(self, store: LocalStore) -> Self:
+        return type(self)(store, self._recorder)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await self._store.set(key, value)
+        self._note(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        if not await self._store.exists(key):
+            await self.set(key, value)
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        for key, value in values:
+            await self.set(key, value)
+
+    async def delete(self, key: str) -> None:
+        await self._store.delete(key)
+        self._recorder.forget(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        await self._store.delete_dir(prefix)
+        self._recorder.forget(prefix)
+
+    async def clear(self) -> None:
+        await self._store.clear()
+        self._recorder.forget("")
+
+    def _note(self, key: str, value: Buffer) -> None:
+        self._recorder.note(key, memoryview(value.as_buffer_like()).cast("B"))
+
+
+class CapturingStore(WrapperStore[LocalStore]):
+    """A directory in which nothing changes: what is written is kept in memory.
+
+    Attributes
+    ----------
+    files
+        What was written, by key.
+    """
+
+    def __init__(self, store: LocalStore) -> None:
+        super().__init__(store)
+        self.files: dict[str, bytes] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self.files[key] = value.to_bytes()

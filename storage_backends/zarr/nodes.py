@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
+from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import (
     ChunkCache,
     ChunkReader,
@@ -19,7 +20,7 @@ from storage_backends.zarr.chunks.reading import (
     DirectReader,
     ZarrArray,
 )
-from storage_backends.zarr.chunks.shards import Files, ShardedChunks
+from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Codec
 

@@ -15,7 +15,7 @@ from storage_backends import other_formats
 from storage_backends.directory import files as archive_files
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.zarr import layout
-from storage_backends.zarr.chunks.shards import LocalFiles
+from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.claims import BoundedStore, check_array
 from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.held_store import HeldStore

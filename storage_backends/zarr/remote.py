@@ -30,7 +30,7 @@ from storage_backends.errors import (
     ScdlError,
     one_line,
 )
-from storage_backends.zarr.chunks.shards import Pieces, spans
+from storage_backends.zarr.chunks.files import Pieces, spans
 from storage_backends.zarr.claims import bounded
 from storage_backends.zarr.detection import OBSTORE
 

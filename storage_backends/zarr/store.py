@@ -30,7 +30,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from storage_backends.base import ArraySpec, Backend, Examination, Sparse
+from storage_backends.base import ArraySpec, Backend
+from storage_backends.capabilities import Examination, Sparse
 from storage_backends.checks import check_ranges
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
@@ -47,8 +48,8 @@ from storage_backends.errors import (
 )
 from storage_backends.zarr import detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
+from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.chunks.reading import ChunkCache, ZarrArray
-from storage_backends.zarr.chunks.shards import Files, LocalFiles
 from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.layout import MATRIX_PARTS

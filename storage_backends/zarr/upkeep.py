@@ -11,7 +11,7 @@ from typing import Any
 
 import zarr
 
-from storage_backends.base import Examination, Finding, Verdict
+from storage_backends.capabilities import Examination, Finding, Verdict
 from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
 from storage_backends.directory.integrity import Opening
@@ -19,8 +19,8 @@ from storage_backends.directory.staging import remove_leftovers
 from storage_backends.errors import BackendOptionError
 from storage_backends.zarr import detection, layout, zipped
 from storage_backends.zarr.claims import ContainedStore
+from storage_backends.zarr.held_store import CapturingStore
 from storage_backends.zarr.opening import identity, unreadable
-from storage_backends.zarr.recording_store import CapturingStore
 
 _ROOT = "zarr.json"
 #: Of a store of format 2: its consolidated metadata, and what tells that it is one.

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from storage_backends.base import INDEX, ArrayWriter, Sparse
+from storage_backends.base import INDEX, ArrayWriter
+from storage_backends.capabilities import Sparse
 from storage_backends.checks import little_endian
 from storage_backends.compute.caching import cached_property
 from storage_backends.directory.checksums import Recorder
@@ -28,8 +29,8 @@ from storage_backends.errors import (
 from storage_backends.zarr import detection, elements, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
+from storage_backends.zarr.held_store import RecordingStore
 from storage_backends.zarr.layout import MATRIX_PARTS, encoding
-from storage_backends.zarr.recording_store import RecordingStore
 from storage_backends.zarr.tables import writing
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from storage_backends.base import Examination, Finding, Piece
+from storage_backends.capabilities import Examination, Finding, Piece
 from storage_backends.directory.content import Content
 from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, one_line
+from storage_backends.zarr.chunks.files import Pieces
 from storage_backends.zarr.chunks.reading import ChunkCache
-from storage_backends.zarr.chunks.shards import Pieces
 from storage_backends.zarr.claims import bounded
 from storage_backends.zarr.detection import METADATA_FILES, zipped_root
 

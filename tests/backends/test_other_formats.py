@@ -32,7 +32,7 @@ from scdl.errors import (
     SourceNotFoundError,
 )
 from storage_backends import other_formats, registry
-from storage_backends.base import Verdict
+from storage_backends.capabilities import Verdict
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CELLS = random_cells(40, 12, dtype="<u2", seed=1)

@@ -41,7 +41,7 @@ def scdl_command(run_python: Run) -> Run:
 
 @pytest.fixture
 def documented_command(run_python: Run) -> Run:
-    code = "from scdl.cli.app import convert_h5ad_to_scdl; convert_h5ad_to_scdl()"
+    code = "from scdl.cli.main import convert_h5ad_to_scdl; convert_h5ad_to_scdl()"
     return lambda *arguments: run_python("-c", code, *arguments)
 
 
@@ -156,7 +156,7 @@ class TestHome:
         home = source.parent / "home"
         home.mkdir()
         source.rename(home / "cells.h5ad")
-        code += "from scdl.cli.app import main; main(sys.argv[1:])"
+        code += "from scdl.cli.main import main; main(sys.argv[1:])"
         for arguments in (
             ("convert", "~/cells.h5ad", "~/a.scdl"),
             ("convert", "~/cells.h5ad", "~/a.zarr"),
@@ -287,7 +287,7 @@ class TestRoot:
         failed(scdl_command("transmogrify"), "transmogrify", code=2)
 
     def test_main_is_the_command(self, source: Path, run_python: Run) -> None:
-        done = run_python("-c", "from scdl.cli.app import main; main()", "info", "nowhere")
+        done = run_python("-c", "from scdl.cli.main import main; main()", "info", "nowhere")
         failed(done, "nowhere")
 
     @pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")

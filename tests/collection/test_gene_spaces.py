@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import scdl
 from scdl.archive.schema import Info
 from scdl.errors import GeneError, ScdlWarning, SourceError
-from storage_backends.base import Verdict
+from storage_backends.capabilities import Verdict
 
 
 def annotated(genes: list[str], n_obs: int = 4, seed: int = 0, **var: Any) -> ad.AnnData:

@@ -26,7 +26,7 @@ from reading import assert_rows, assert_same
 from sources import Cells, names, random_cells, write_h5ad
 
 import scdl
-from scdl.cli.app import main
+from scdl.cli.main import main
 from scdl.conversion.export import export
 from scdl.errors import ArchiveExistsError, SourceError
 from storage_backends.zarr.codecs.profiles import PROFILES

@@ -21,7 +21,7 @@ from reading import assert_same
 from sources import Cells, names, random_cells, write_h5ad, write_matrix, writing_strings
 
 import scdl
-from storage_backends.memmap import tables
+from storage_backends.memmap import table_writer, tables
 
 
 def convert(directory: Path, obs: pd.DataFrame, var: pd.DataFrame | None = None) -> Any:
@@ -302,7 +302,7 @@ class TestLegacy:
 
 def test_a_large_table_is_read_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a table, of as many columns as there are kinds, are those of the whole."""
-    monkeypatch.setattr(tables, "_ROW_GROUP", 10)
+    monkeypatch.setattr(table_writer, "ROW_GROUP", 10)
     obs = pd.DataFrame(
         {
             "number": np.arange(75),

@@ -15,6 +15,7 @@ from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import order as order_kernels
 from scdl.kernels import rows as row_kernels
+from storage_backends.compute import ranges as range_checks
 from storage_backends.memmap import gather as gather_ranges
 
 

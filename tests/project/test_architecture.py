@@ -13,6 +13,7 @@ from places import ROOT
 LAYERS = """
 scdl.__main__
 scdl.cli
+scdl.opening
 scdl.lightning
 scdl.training
 scdl.collection
@@ -30,6 +31,7 @@ storage_backends.registry    storage_backends.memory
 storage_backends.memmap      storage_backends.zarr
 storage_backends.directory   storage_backends.checks
 storage_backends.base
+storage_backends.capabilities
 storage_backends.compute     storage_backends.other_formats
 storage_backends.paths
 storage_backends.errors
@@ -37,6 +39,7 @@ storage_backends.errors
 # Of the package below, what the one above may know.
 SEAM = {
     "storage_backends.base",
+    "storage_backends.capabilities",
     "storage_backends.compute",
     "storage_backends.directory.locks",
     "storage_backends.directory.publication",
@@ -60,6 +63,7 @@ CONFINED = {
         "scdl.dataset.map_dataset",
         "scdl.dataset.tensors",
         "scdl.training.assembly",
+        "scdl.training.batch",
     },
     "distributed": {"scdl.conversion.many.workers"},
     "anndata": {

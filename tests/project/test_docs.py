@@ -23,8 +23,8 @@ ELSEWHERE = {"make", "pip"}
 # Shown, not run.
 SHOWN = {"toml", ""}
 COMMANDS = {
-    "scdl": "from scdl.cli.app import main; main()",
-    "convert_h5ad_to_scdl": "from scdl.cli.app import convert_h5ad_to_scdl as main; main()",
+    "scdl": "from scdl.cli.main import main; main()",
+    "convert_h5ad_to_scdl": "from scdl.cli.main import convert_h5ad_to_scdl as main; main()",
 }
 
 

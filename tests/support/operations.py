@@ -14,9 +14,9 @@ import numpy as np
 
 import scdl
 from benchmarks.torture.archives import KINDS, write_archive, write_source
-from scdl.collection.manifest import MANIFEST
+from scdl.collection.paths import MANIFEST
 from scdl.errors import ArchiveExistsError, CollectionError, OutputError
-from storage_backends.base import Verdict
+from storage_backends.capabilities import Verdict
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import scdl
 from benchmarks.torture import __main__ as torture
 from benchmarks.torture import flips
 from benchmarks.torture.archives import KINDS, write_archive, write_source
-from storage_backends.base import Verdict
+from storage_backends.capabilities import Verdict
 
 
 @pytest.fixture(scope="module")

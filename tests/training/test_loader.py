@@ -55,7 +55,7 @@ from scdl.errors import (
     RowIndexError,
     ScdlError,
 )
-from scdl.training import orders
+from scdl.training import grouped_orders, orders
 from scdl.training.loader import SingleCellLoader, TrainingBatch
 from scdl.training.transforms import Log1p, NormalizeTotal
 from storage_backends import registry
@@ -1068,7 +1068,7 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
         {"batch_size": 1_010}, LoaderError, "1010.*more than the 1009 cells",
     ),
     "an order for other batches": (
-        {"batch_size": 10, "order": orders.Grouped(np.zeros(N_OBS, int), 8)}, LoaderError,
+        {"batch_size": 10, "order": grouped_orders.Grouped(np.zeros(N_OBS, int), 8)}, LoaderError,
         "8 cells, not of 10",
     ),
     "batches larger than the ranks' data": (

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from scdl.errors import OrderError, ScdlError
 from scdl.kernels import hashing
+from scdl.training import grouped_orders
 from scdl.training import orders as order_kinds
 
 SIZES = st.one_of(st.integers(0, 130), st.sampled_from([1_000, 4_096, 4_097]))
@@ -33,9 +34,9 @@ def orders(n: int) -> dict[str, order_kinds.Order]:
         "random": order_kinds.Random(),
         "block": order_kinds.Block(3, 50),
         "weighted": order_kinds.Weighted(np.arange(n) + 1.0),
-        "balanced": order_kinds.Balanced(np.arange(n) % 3),
-        "grouped": order_kinds.Grouped(np.arange(n) % 3, 4),
-        "matched": order_kinds.Grouped(np.arange(n) % 3, 4, control=0, match=np.arange(n) % 2),
+        "balanced": grouped_orders.Balanced(np.arange(n) % 3),
+        "grouped": grouped_orders.Grouped(np.arange(n) % 3, 4),
+        "matched": grouped_orders.Grouped(np.arange(n) % 3, 4, control=0, match=np.arange(n) % 2),
     }
 
 
@@ -229,7 +230,7 @@ class TestWeighted:
             order_kinds.Weighted(np.array(weights))
 
     @pytest.mark.parametrize(
-        "order", [order_kinds.Weighted(np.ones(7)), order_kinds.Balanced(np.zeros(7, int))]
+        "order", [order_kinds.Weighted(np.ones(7)), grouped_orders.Balanced(np.zeros(7, int))]
     )
     def test_for_another_number_of_cells(self, order: order_kinds.Order) -> None:
         with pytest.raises(OrderError, match="7 weights for 8 cells"):
@@ -239,20 +240,20 @@ class TestWeighted:
 class TestBalanced:
     def test_labels_are_equally_likely(self) -> None:
         codes = np.repeat([0, 2, 3, -1], [1_000, 10, 90, 50])
-        found = order_kinds.Balanced(codes, 30_000).positions(len(codes), 0, 0)[0:30_000]
+        found = grouped_orders.Balanced(codes, 30_000).positions(len(codes), 0, 0)[0:30_000]
         counts = np.bincount(codes[found] + 1, minlength=5)
         assert counts[[0, 2]].tolist() == [0, 0], "no label, and a label that no cell has"
         assert p_value(counts[[1, 3, 4]]) > 1e-4
 
     def test_cells_of_a_label_are_equally_likely(self) -> None:
         codes = np.repeat([0, 1], [20, 5])
-        found = order_kinds.Balanced(codes, 30_000).positions(25, 0, 0)[0:30_000]
+        found = grouped_orders.Balanced(codes, 30_000).positions(25, 0, 0)[0:30_000]
         assert p_value(np.bincount(found[codes[found] == 0], minlength=20)) > 1e-4
 
     @pytest.mark.parametrize("codes", [[-1, -1], []], ids=str)
     def test_without_labels(self, codes: list[int]) -> None:
         with pytest.raises(OrderError):
-            order_kinds.Balanced(np.array(codes, int))
+            grouped_orders.Balanced(np.array(codes, int))
 
 
 def batches(order: order_kinds.Order, size: int, epoch: int = 0) -> np.ndarray:
@@ -263,30 +264,30 @@ def batches(order: order_kinds.Order, size: int, epoch: int = 0) -> np.ndarray:
 
 class TestGrouped:
     def test_a_batch_is_of_one_group(self) -> None:
-        for batch in GROUPS[batches(order_kinds.Grouped(GROUPS, 4), 4)]:
+        for batch in GROUPS[batches(grouped_orders.Grouped(GROUPS, 4), 4)]:
             assert len(set(batch)) == 1
 
     def test_groups_come_in_proportion_to_their_cells(self) -> None:
-        found = GROUPS[batches(order_kinds.Grouped(GROUPS, 4), 4)[:, 0]]
+        found = GROUPS[batches(grouped_orders.Grouped(GROUPS, 4), 4)[:, 0]]
         assert np.bincount(found).tolist() == [20 // 4, 10 // 4, 20 // 4, 40 // 4]
 
     def test_each_cell_at_most_once(self) -> None:
-        found = batches(order_kinds.Grouped(GROUPS, 3), 3)
+        found = batches(grouped_orders.Grouped(GROUPS, 3), 3)
         assert len(np.unique(found)) == found.size
 
     def test_groups_are_shuffled(self) -> None:
-        found = GROUPS[batches(order_kinds.Grouped(GROUPS, 2), 2)[:, 0]]
+        found = GROUPS[batches(grouped_orders.Grouped(GROUPS, 2), 2)[:, 0]]
         assert (np.diff(found) != 0).sum() > 10
 
     def test_which_cells_are_left_out_changes(self) -> None:
-        order = order_kinds.Grouped(GROUPS, 4)
+        order = grouped_orders.Grouped(GROUPS, 4)
         left = [set(np.flatnonzero(GROUPS == 1)) - set(batches(order, 4, e).ravel().tolist())
                 for e in range(10)]  # fmt: skip
         assert all(len(cells) == 2 for cells in left)
         assert len(set.union(*left)) > 4
 
     def test_second_half_is_matched_controls(self) -> None:
-        order = order_kinds.Grouped(GROUPS, 8, control=0, match=MATCH)
+        order = grouped_orders.Grouped(GROUPS, 8, control=0, match=MATCH)
         for batch in batches(order, 8):
             treated, controls = batch[:4], batch[4:]
             assert len(set(GROUPS[treated])) == 1
@@ -295,7 +296,7 @@ class TestGrouped:
             np.testing.assert_array_equal(MATCH[treated], MATCH[controls])
 
     def test_without_match_any_control_serves(self) -> None:
-        order = order_kinds.Grouped(GROUPS, 2, control=0)
+        order = grouped_orders.Grouped(GROUPS, 2, control=0)
         drawn = np.concatenate([batches(order, 2, epoch)[:, 1] for epoch in range(200)])
         controls = np.flatnonzero(GROUPS == 0)
         assert set(drawn) == set(controls)
@@ -303,20 +304,20 @@ class TestGrouped:
 
     def test_cells_without_a_code_to_match_are_matched_with_each_other(self) -> None:
         match = np.where(np.arange(100) % 20 < 10, -1, 0)
-        order = order_kinds.Grouped(GROUPS, 4, control=0, match=match)
+        order = grouped_orders.Grouped(GROUPS, 4, control=0, match=match)
         for batch in batches(order, 4):
             np.testing.assert_array_equal(match[batch[:2]], match[batch[2:]])
 
     @pytest.mark.parametrize(
         ("make", "told"),
         [
-            (lambda: order_kinds.Grouped(GROUPS, 41), "41 cells"),
-            (lambda: order_kinds.Grouped(np.full(9, -1), 1), "1 cells"),
-            (lambda: order_kinds.Grouped(GROUPS[:0], 1), "1 cells"),
-            (lambda: order_kinds.Grouped(GROUPS, 7, control=0), "7"),
-            (lambda: order_kinds.Grouped(GROUPS, 4, control=9), "control"),
-            (lambda: order_kinds.Grouped(GROUPS, 4, control=0, match=np.arange(100)), "control"),
-            (lambda: order_kinds.Grouped(GROUPS, 4).positions(99, 0, 0), "99"),
+            (lambda: grouped_orders.Grouped(GROUPS, 41), "41 cells"),
+            (lambda: grouped_orders.Grouped(np.full(9, -1), 1), "1 cells"),
+            (lambda: grouped_orders.Grouped(GROUPS[:0], 1), "1 cells"),
+            (lambda: grouped_orders.Grouped(GROUPS, 7, control=0), "7"),
+            (lambda: grouped_orders.Grouped(GROUPS, 4, control=9), "control"),
+            (lambda: grouped_orders.Grouped(GROUPS, 4, control=0, match=np.arange(100)), "control"),
+            (lambda: grouped_orders.Grouped(GROUPS, 4).positions(99, 0, 0), "99"),
         ],
     )
     def test_bad_groups(self, make: Callable[[], object], told: str) -> None:
@@ -364,7 +365,7 @@ class TestRemainders:
             return
         copies = 1 + controls
         for remainder in ("smaller", "fill"):
-            order = order_kinds.Grouped(
+            order = grouped_orders.Grouped(
                 labels, size * copies, control=0 if controls else None, remainder=remainder
             )
             positions = order.positions(len(labels), 3, epoch)
@@ -383,8 +384,8 @@ class TestRemainders:
     def test_groups_that_would_never_come_are_named(self) -> None:
         codes, names = np.repeat(range(9), [1] * 7 + [5, 5]), list("abcdefghi")
         with pytest.raises(OrderError, match=r"'a', 'b', 'c', 'd', 'e' and 2 more.*4.*remainder"):
-            order_kinds.Grouped(codes, 4, names=names)
-        order = order_kinds.Grouped(codes, 4, remainder="drop")
+            grouped_orders.Grouped(codes, 4, names=names)
+        order = grouped_orders.Grouped(codes, 4, remainder="drop")
         assert len(order.positions(17, 0, 0)) == 8
 
 
@@ -404,9 +405,9 @@ class TestWeightsOfAnySize:
     @pytest.mark.parametrize(
         "order",
         [
-            lambda codes: order_kinds.Balanced(codes),
-            lambda codes: order_kinds.Grouped(codes, 2),
-            lambda codes: order_kinds.Grouped(np.arange(4) % 2, 2, control=0, match=codes),
+            lambda codes: grouped_orders.Balanced(codes),
+            lambda codes: grouped_orders.Grouped(codes, 2),
+            lambda codes: grouped_orders.Grouped(np.arange(4) % 2, 2, control=0, match=codes),
         ],
     )
     @pytest.mark.parametrize("codes", [np.array([0.0, 1, 0, 1]), np.array(list("abab")), [[0, 1]]])

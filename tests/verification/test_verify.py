@@ -33,7 +33,8 @@ from scdl.collection import verification as member_verification
 from scdl.verification import structure
 from scdl.verification import verify as verification
 from storage_backends import registry
-from storage_backends.base import Finding, Verdict
+from storage_backends.capabilities import Finding, Verdict
+from storage_backends.compute import threads
 from storage_backends.directory import content as content_sums
 from storage_backends.directory import locks
 from storage_backends.directory.checksums import Recorder, Running, Table, sums_of
@@ -224,12 +225,12 @@ def test_work_is_done_at_the_same_time_and_taken_when_there_is_a_thread() -> Non
             taken.append(i)
             yield i
 
-    results = verification.in_parallel(lambda i: i * i, items(), 3)
+    results = threads.in_parallel(lambda i: i * i, items(), 3)
     assert next(results)[1] in {i * i for i in range(6)}
     assert len(taken) <= 7
     assert sorted(i for i, _ in results)[-1] == 99
     with pytest.raises(ZeroDivisionError):
-        list(verification.in_parallel(lambda i: 1 // i, [1, 0, 1], 2))
+        list(threads.in_parallel(lambda i: 1 // i, [1, 0, 1], 2))
 
 
 # -- checksums -----------------------------------------------------------------------------

@@ -9,22 +9,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tqdm import tqdm
 
 from scdl.archive.schema import Info, distinct
-from scdl.conversion.convert import (
-    TARGET,
-    ConversionReport,
-    ConvertOptions,
-    Path,
-    Settings,
-    check_options,
-)
 from scdl.conversion.many.jobs import Job, divided, drafts_beside, publish, run, sweep
 from scdl.conversion.many.parts import Whole
+from scdl.conversion.many.report import DirectoryReport, Outcomes, failure, sentence
 from scdl.conversion.many.workers import (
     DaskWorkers,
     Outcome,
@@ -33,12 +25,19 @@ from scdl.conversion.many.workers import (
     ThreadWorkers,
     Workers,
 )
+from scdl.conversion.options import (
+    TARGET,
+    ConversionReport,
+    ConvertOptions,
+    Path,
+    Settings,
+    check_options,
+)
 from scdl.conversion.origins import origins_of
 from scdl.errors import (
     ArchiveExistsError,
     ArchiveFormatError,
     BackendOptionError,
-    ConversionFailedError,
     OptionError,
     ScdlError,
     ScdlWarning,
@@ -57,8 +56,6 @@ if TYPE_CHECKING:
 _SUFFIX = ".scdl"
 #: Bytes of a file that no default divides: it takes a few seconds, as does starting a process.
 _LEAST_DIVIDED = 1 << 30
-#: Failed files that an error names.
-_NAMED = 3
 
 
 class DirectoryOptions(ConvertOptions, total=False):
@@ -67,44 +64,6 @@ class DirectoryOptions(ConvertOptions, total=False):
     backend: str | None
     neighbor_key: str | Sequence[str] | None
     split_bytes: int | None
-
-
-@dataclass(frozen=True)
-class DirectoryReport:
-    """What became of many files.
-
-    Parameters
-    ----------
-    path
-        The directory of the archives.
-    archives
-        Of each file its archive, of all that stand now.
-    reports
-        Of each file that was converted, what was written.
-    failed
-        Of each file that was not, why.
-    seconds
-        Time it took.
-    """
-
-    path: str
-    archives: Mapping[str, str]
-    reports: Mapping[str, ConversionReport]
-    failed: Mapping[str, str]
-    seconds: float
-
-    def __str__(self) -> str:
-        cells = sum(report.n_obs for report in self.reports.values())
-        nbytes = sum(report.nbytes for report in self.reports.values())
-        lines = [
-            f"{self.path}: {len(self.reports):,} files converted, {cells:,} cells, "
-            f"{nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s"
-        ]
-        present = len(self.archives) - len(self.reports)
-        if present:
-            lines.append(f"there already: {present:,}")
-        lines += [f"failed: {_failure(path, why)}" for path, why in self.failed.items()]
-        return "\n".join(lines)
 
 
 def h5ad_files(directory: Path) -> list[str]:
@@ -277,7 +236,7 @@ def convert_files(
         As for :func:`convert_directory`.
     """
     started = time.perf_counter()
-    size, outcomes = _size(workers), _Outcomes()
+    size, outcomes = _size(workers), Outcomes()
     with ExitStack() as stack:
         # Removed when nobody writes there any more.
         drafts = stack.enter_context(drafts_beside(dest))
@@ -361,7 +320,7 @@ def convert_in_parts(
             raise outcome.error
         report = publish(job, outcome.value, replace=replace)
     for text in outcome.warnings:
-        warnings.warn(_told(job, text), ScdlWarning, stacklevel=2)
+        warnings.warn(sentence(job, text), ScdlWarning, stacklevel=2)
     return report
 
 
@@ -461,7 +420,7 @@ def _job(
     return Job(Whole(sources, tuple(labels), draft, settings, nbytes), target)
 
 
-def _divided(jobs: Sequence[Job], most_bytes: float, outcomes: _Outcomes) -> list[Job]:
+def _divided(jobs: Sequence[Job], most_bytes: float, outcomes: Outcomes) -> list[Job]:
     """The jobs, the large ones in parts; those that cannot even be opened have failed."""
     found = []
     for job in jobs:
@@ -470,54 +429,3 @@ def _divided(jobs: Sequence[Job], most_bytes: float, outcomes: _Outcomes) -> lis
         except ScdlError as error:
             outcomes.add(job, Outcome(None, error))
     return found
-
-
-@dataclass
-class _Outcomes:
-    """What became of the files so far."""
-
-    reports: dict[str, ConversionReport] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def add(self, job: Job, outcome: Outcome) -> None:
-        """Publish what is complete, and remember the rest."""
-        (source,) = job.whole.sources
-        error = outcome.error
-        if error is None:
-            try:
-                self.reports[source] = publish(job, outcome.value)
-            except ScdlError as refused:
-                error = refused
-        if error is not None:
-            known = isinstance(error, ScdlError | OSError)
-            self.failed[source] = _told(job, error if known else f"{type(error).__name__}: {error}")
-        self.warnings += [_told(job, text) for text in outcome.warnings]
-
-    def warn(self) -> None:
-        """Give the warnings of the workers here, where the user sees them."""
-        for text in self.warnings:
-            warnings.warn(text, ScdlWarning, stacklevel=4)
-
-
-def _told(job: Job, what: object) -> str:
-    """What an error or a warning says; nobody need know where drafts are."""
-    return " ".join(str(what).replace(job.whole.path, job.target).split())
-
-
-def _failure(path: str, why: str) -> str:
-    return why if why.startswith(path) else f"{path}: {why}"
-
-
-def failure(report: DirectoryReport, others: str) -> ConversionFailedError:
-    """The error that names the files of a report that failed, and says what of the others."""
-    named = [_failure(path, why) for path, why in list(report.failed.items())[:_NAMED]]
-    more = len(report.failed) - len(named)
-    named += [f"and {more} more"] * (more > 0)
-    named += [others] * bool(report.archives)
-    error = ConversionFailedError(
-        f"{len(report.failed)} of {len(report.failed) + len(report.archives)} files could not be "
-        f"converted: {'; '.join(named)}"
-    )
-    error.report = report
-    return error

@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from scdl.conversion.convert import Conversion, ConversionReport, open_sources
+from scdl.conversion.convert import open_sources
 from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of
 from scdl.conversion.many.workers import Outcome, Workers
+from scdl.conversion.options import ConversionReport
+from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, ClusterError, WorkerDiedError
 from scdl.sources.base import Tally
 from storage_backends import registry

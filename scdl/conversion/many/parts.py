@@ -22,15 +22,10 @@ import pyarrow as pa
 from scdl.archive.casting import DATA_DTYPES, Caster
 from scdl.archive.csr import SparseRows
 from scdl.archive.tables import NoTable
-from scdl.conversion.convert import (
-    ConversionReport,
-    ConvertOptions,
-    Meter,
-    Settings,
-    open_sources,
-    write_archive,
-)
-from scdl.sources.base import Source, StoredRows, Tally
+from scdl.conversion.convert import open_sources, write_archive
+from scdl.conversion.options import ConversionReport, ConvertOptions, Meter, Settings
+from scdl.sources.archive import StoredRows
+from scdl.sources.base import Source, Tally
 from scdl.sources.h5ad import H5adFile
 from scdl.sources.matrices import Bounds, Matrix, Reader
 from storage_backends import registry

@@ -18,7 +18,8 @@ from storage_backends.base import ArraySpec
 from storage_backends.compute.threads import for_each, n_threads
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
-from storage_backends.zarr.chunks.shards import Files, ShardedChunks
+from storage_backends.zarr.chunks.files import Files
+from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.codecs.chain import Chain, DamagedChunkError
 from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
 

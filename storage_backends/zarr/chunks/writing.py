@@ -16,8 +16,9 @@ from storage_backends.base import ArraySpec
 from storage_backends.compute import threads
 from storage_backends.directory.checksums import Recorder
 from storage_backends.errors import OutputError
+from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ChunkCache, DirectReader, ZarrArray
-from storage_backends.zarr.chunks.shards import LocalFiles, ShardedChunks, ShardWriter
+from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Profile, fits_narrow
 

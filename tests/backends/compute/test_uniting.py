@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from sources import names, random_cells, write_h5ad
 
 import scdl
-from scdl.archive.features import frame_of, table_of
-from scdl.archive.tables import TableSource, United
+from scdl.archive.frames import frame_of, table_of
+from scdl.archive.tables import TableSource
+from scdl.conversion.tables import United
 from scdl.errors import ScdlWarning
 
 LARGE = 2**53 + 1

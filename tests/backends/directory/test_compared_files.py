@@ -17,7 +17,7 @@ import scdl
 from scdl.verification import structure
 from scdl.verification import verify as verification
 from storage_backends import registry
-from storage_backends.base import Finding, Verdict
+from storage_backends.capabilities import Finding, Verdict
 from storage_backends.directory import comparison
 from storage_backends.directory.checksums import sums_of
 from storage_backends.directory.comparison import Comparison, Place

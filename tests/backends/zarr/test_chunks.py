@@ -15,8 +15,8 @@ from storage_backends.compute import rowsort
 from storage_backends.directory.checksums import Recorder
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import plan
+from storage_backends.zarr.chunks.files import LocalFiles, Pieces, spans
 from storage_backends.zarr.chunks.reading import ChunkCache, ZarrArray
-from storage_backends.zarr.chunks.shards import LocalFiles, Pieces, spans
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs import blosc, chain
 from storage_backends.zarr.codecs.chain import Chain

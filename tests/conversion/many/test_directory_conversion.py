@@ -412,7 +412,7 @@ class TestCommand:
         assert not (place / "out").exists()
 
     def test_documented(self, place: Path, run_python: Run) -> None:
-        code = "from scdl.cli.app import convert_h5ad_to_scdl; convert_h5ad_to_scdl()"
+        code = "from scdl.cli.main import convert_h5ad_to_scdl; convert_h5ad_to_scdl()"
         command = ["-c", code, "--data-path", "in", "--num-workers", "2"]
         for path, option in (("threads", []), ("processes", ["--use-mp"])):
             done = run_python(*command, "--save-path", path, *option)

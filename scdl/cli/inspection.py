@@ -1,0 +1,105 @@
+"""``scdl export``, ``scdl info`` and ``scdl verify``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from scdl.cli.app import app
+from scdl.errors import ScdlError
+from storage_backends.paths import path_of
+
+
+@app.command()
+def export(
+    path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
+    dest: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="Where it goes, which must not exist: FILE.h5ad, or DIRECTORY.zarr."
+        ),
+    ],
+    gzip: Annotated[
+        int,
+        typer.Option(
+            min=0, max=9, help="Compression level of the matrices of an h5ad file; 0: none."
+        ),
+    ] = 4,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the file that is at OUT.h5ad.")
+    ] = False,
+) -> None:
+    """Write an archive as an AnnData (h5ad or Zarr), with everything that it holds."""
+    from scdl.collection.paths import is_collection
+    from scdl.conversion.export import export as run
+    from scdl.errors import SourceError
+    from storage_backends import registry
+
+    path = path_of(path)
+    if is_collection(path):
+        raise SourceError(
+            f"{path}: this is a collection; `scdl flatten {path} OUT` makes one archive of it, "
+            "which can be exported where all have the same genes"
+        )
+    with registry.open_archive(path) as store:
+        run(store, dest, gzip=gzip or None, replace=replace)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
+) -> None:
+    """Show what is at a path: cells, genes, types, sizes, tables and graphs, or archives."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from scdl.cli.facts import facts
+
+    table = Table("", "", show_header=False, box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"
+    for key, value in facts(path_of(path)):
+        table.add_row(key, Text(value))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+
+
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every byte, and compare it with its checksum.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend first what can be mended without guessing.")
+    ] = False,
+    add_checksums: Annotated[
+        bool,
+        typer.Option("--add-checksums", help="Give checksums to archives that have none."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
+    ] = False,
+) -> None:
+    """Find out whether an archive is sound: its structure, and with --deep every byte.
+
+    Of a collection, every archive. The exit code is 0 if all is sound, 1 if something is damaged,
+    and 2 if neither can be told: without checksums, or where it cannot be read.
+    """
+    from scdl.collection.verification import verify as run
+
+    try:
+        report = run(
+            path,
+            deep=deep,
+            repair=repair,
+            add_checksums=add_checksums,
+            progress=not quiet and sys.stderr.isatty(),
+        )
+    except (ScdlError, OSError) as error:
+        typer.echo(f"scdl: error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    if not quiet:
+        typer.echo(str(report))
+    raise typer.Exit(int(report.verdict))

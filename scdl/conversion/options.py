@@ -1,0 +1,194 @@
+"""How to convert, and what a conversion says of itself."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict
+
+from numpy.typing import DTypeLike
+
+from scdl.archive.casting import Caster
+from scdl.conversion.origins import Origins
+from scdl.errors import (
+    UnknownOptionError,
+)
+from scdl.sources.gene_selection import GeneChoice
+
+Path = str | os.PathLike[str]
+
+
+#: What is expected of a target, for messages.
+TARGET = "where the archive goes, as a path"
+
+
+class ConvertOptions(TypedDict, total=False):
+    """What of a source is carried over, and how; every key may be left out."""
+
+    compression: str | None
+    only_matrix: bool
+    matrix: str | None
+    obsm: str | Sequence[str]
+    data_dtype: DTypeLike | None
+    data_dtype_tolerance: float
+    block_values: int
+    block_rows: int
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion wrote.
+
+    Parameters
+    ----------
+    path, backend
+        Where, and by which backend.
+    n_obs, n_vars, nnz
+        Cells, genes of each feature block, stored values.
+    dtype
+        Type of the values.
+    matrices
+        Which matrix of each file was taken.
+    rows_sorted, duplicates_summed
+        Rows whose genes were out of order, and stored values that were added to another of the same
+        gene.
+    reordered
+        Sources whose genes are those of an earlier source in another order, which were brought into
+        that order.
+    differing_var
+        Columns of var that sources with the same genes do not share; each source keeps its own.
+    not_carried
+        What is in the files and not in the archive.
+    max_rounding
+        Largest difference that rounding to `dtype` made.
+    is_counts
+        Whether all values of the matrix are whole and not negative, as counts are.
+    nbytes
+        Bytes on disk.
+    seconds
+        Time it took.
+    requires
+        Packages that other programs need to read the archive.
+    changed_columns
+        Columns of obs whose types differ among the sources and whose values changed when they
+        were united, each with what became of it: ``obs/flag (bool and int64 become int64)``.
+    """
+
+    path: str
+    backend: str
+    n_obs: int
+    n_vars: list[int]
+    nnz: int
+    dtype: str
+    matrices: list[str]
+    rows_sorted: int
+    duplicates_summed: int
+    reordered: tuple[str, ...]
+    differing_var: tuple[str, ...]
+    not_carried: tuple[str, ...]
+    max_rounding: float
+    nbytes: int
+    seconds: float
+    requires: tuple[str, ...] = ()
+    is_counts: bool = True
+    changed_columns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        genes = " + ".join(f"{n:,}" for n in self.n_vars)
+        source = ", ".join(dict.fromkeys(self.matrices))
+        lines = [
+            f"{self.path} ({self.backend}): {self.n_obs:,} cells x {genes} genes, "
+            f"{self.nnz:,} values as {self.dtype} from {source}",
+            f"{self.nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s",
+        ]
+        if not self.is_counts:
+            lines.append(f"not counts: values of {source} are negative or not whole numbers")
+        if self.rows_sorted:
+            lines.append(f"sorted: {self.rows_sorted:,} cells whose genes were out of order")
+        if self.duplicates_summed:
+            lines.append(f"summed: {self.duplicates_summed:,} repeated entries of a cell and gene")
+        if self.reordered:
+            lines.append(f"genes brought into the order of the first: {', '.join(self.reordered)}")
+        if self.differing_var:
+            names = ", ".join(self.differing_var)
+            lines.append(f"columns of var that differ, kept for each source: {names}")
+        if self.max_rounding:
+            lines.append(f"rounded: by up to {self.max_rounding:.3g}")
+        if self.not_carried:
+            lines.append(f"not carried over: {', '.join(self.not_carried)}")
+        if self.requires:
+            lines.append(needed(self.requires))
+        if self.changed_columns:
+            lines.append(f"changed: {'; '.join(self.changed_columns)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to convert, whatever the sources are.
+
+    Parameters
+    ----------
+    backend, neighbor_key, options
+        As for :func:`convert`.
+    caster
+        Makes values of the stored type; None: by the sources and the options.
+    origins
+        What the cells of each source are labelled with; None: nothing.
+    genes
+        The gene space of the archive; None: the genes of each source.
+    """
+
+    backend: str | None = None
+    neighbor_key: str | Sequence[str] | None = None
+    options: ConvertOptions = field(default_factory=lambda: ConvertOptions())
+    caster: Caster | None = None
+    origins: Origins | None = None
+    genes: GeneChoice | None = None
+
+
+class Meter(Protocol):
+    """Is told how much there is to do and what has been done, as a bar of tqdm is."""
+
+    def reset(self, total: float | None = None) -> object:
+        """Begin, with so much to do."""
+
+    def update(self, n: float = 1) -> object:
+        """So much more is done."""
+
+
+def check_options(
+    options: Mapping[str, Any], call: Callable[..., Any], also: Sequence[str] = ()
+) -> None:
+    """UnknownOptionError for a key that :class:`ConvertOptions` does not have.
+
+    Parameters
+    ----------
+    call
+        Whose keywords are named besides.
+    also
+        Further ones that it takes.
+    """
+    unknown = set(options) - set(ConvertOptions.__annotations__)
+    if unknown:
+        known = [*keywords(call), *also, *ConvertOptions.__annotations__]
+        raise UnknownOptionError(
+            f"there is no option {', '.join(map(repr, sorted(unknown)))}; there are: "
+            f"{', '.join(dict.fromkeys(known))}"
+        )
+
+
+def keywords(call: Callable[..., Any]) -> list[str]:
+    """Names of the keywords of a function that can be given by name only."""
+    parameters = inspect.signature(call).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def needed(packages: Sequence[str]) -> str:
+    """Says which packages other programs need to read an archive, and how to do without."""
+    return (
+        f"other programs that read this AnnData need {', '.join(packages)} installed; those of the "
+        "compressions fast and portable need nothing"
+    )

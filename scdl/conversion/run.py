@@ -1,0 +1,316 @@
+"""One run of a conversion: matrices, tables and elements, written in order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.casting import DATA_DTYPES, Caster
+from scdl.archive.csr import SparseRows
+from scdl.archive.gene_space import gene_orders
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDICES,
+    INDPTR,
+    OBS,
+    Info,
+    graph_array,
+    names_of,
+    obsm_array,
+    smallest_unsigned,
+)
+from scdl.conversion.elements import write_rest
+from scdl.conversion.options import (
+    ConvertOptions,
+    Meter,
+    Settings,
+)
+from scdl.conversion.tables import United, write_var
+from scdl.errors import (
+    OptionError,
+    ScdlWarning,
+    SourceError,
+)
+from scdl.kernels.memory import recyclable
+from scdl.sources.base import Source, Tally
+from scdl.sources.gene_selection import selected
+from scdl.sources.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader
+from storage_backends.base import ArrayWriter
+from storage_backends.compute.threads import prefetch
+
+
+class Conversion:
+    """One run: sources that are open and are checked here, before anything is written.
+
+    Parameters
+    ----------
+    files
+        The sources, at least one.
+    target
+        Where the archive goes: temporary files go beside it.
+    settings
+        How to convert.
+    keeps_elements
+        Whether the archive can keep all that an AnnData consists of.
+
+    Raises
+    ------
+    SourceError
+        A source lacks what was asked for, or the sources do not fit each other.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Source],
+        target: str,
+        settings: Settings,
+        *,
+        keeps_elements: bool,
+    ) -> None:
+        neighbor_key, options = settings.neighbor_key, settings.options
+        taken = {file.matrix_name: file.path for file in reversed(files)}
+        if len(taken) > 1:
+            named = ", ".join(f"{name} of {path}" for name, path in sorted(taken.items()))
+            raise SourceError(
+                f"the files hold different matrices: {named}; say which to take with matrix="
+            )
+        if settings.genes is not None:
+            files = selected(files, settings.genes)
+        self._files = files
+        self._gene_orders = gene_orders(file.var() for file in files) if len(files) > 1 else [None]
+        self.differing_var: tuple[str, ...] = ()
+        self._writer: ArrayWriter
+        self._alone = files[0] if len(files) == 1 else None
+        #: Whether the archive becomes all that the source is.
+        only_matrix = options.get("only_matrix", False) or settings.genes is not None
+        self._whole = self._alone is not None and keeps_elements and not only_matrix
+        # Opened here, so that a key that a file lacks is found before anything is written.
+        asked = names_of(options.get("obsm"), "obsm") or _shared(
+            file.kept_vectors for file in files
+        )
+        self._obsm = {key: [file.vectors(key) for file in files] for key in asked}
+        wanted = None if neighbor_key is None else names_of(neighbor_key, "neighbor_key")
+        self._graphs = list(dict.fromkeys(wanted or _shared(f.kept_graphs for f in files)))
+        self.caster = settings.caster or self._make_caster(options)
+        self._bounds = Bounds(
+            values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
+            rows=min(
+                _positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows
+            ),
+            target=target,
+        )
+        # The types of an archive stay, where all sources have the same.
+        first, *others = (file.kept_dtypes for file in files)
+        kept = first if all(other == first for other in others) else {}
+        largest = max(file.n_vars for file in files) - 1
+        self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
+        self._indptr_dtype = _unsigned(kept.get(INDPTR))
+        self._rows_sorted = sum(file.tally.rows_sorted for file in files)
+        self._duplicates_summed = sum(file.tally.duplicates_summed for file in files)
+        self.caster.max_rounding = max(file.tally.max_rounding for file in files)
+        self.caster.is_counts = all(file.tally.is_counts for file in files)
+        carried = {obsm_array(key) for key in self._obsm}
+        carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
+        self.not_carried = self._left_out(carried)
+        self.changed_columns: tuple[str, ...] = ()
+
+    def _make_caster(self, options: ConvertOptions) -> Caster:
+        """The source's type where all of it is kept, else the one asked for, else float32."""
+        dtype = options.get("data_dtype")
+        source = np.result_type(*(file.matrix.dtype for file in self._files))
+        if dtype is None and self._whole and source.kind in "iuf":
+            return Caster.keeping(source)
+        if dtype is None:
+            archives = all(file.kept_dtypes for file in self._files)
+            dtype = source if archives and source.name in DATA_DTYPES else np.float32
+        return Caster(dtype, options.get("data_dtype_tolerance", 1e-8))
+
+    def _left_out(self, carried: set[str]) -> tuple[str, ...]:
+        if self._whole:
+            assert self._alone is not None
+            return tuple(self._alone.unread)
+        names = (name for file in self._files for name in file.not_carried(carried))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def reordered(self) -> tuple[str, ...]:
+        """Sources whose genes are brought into the order of an earlier one."""
+        pairs = zip(self._files, self._gene_orders, strict=True)
+        return tuple(file.path for file, order in pairs if order is not None)
+
+    @property
+    def tally(self) -> Tally:
+        """What was done to the values so far."""
+        rounding, is_counts = self.caster.max_rounding, self.caster.is_counts
+        return Tally(self._rows_sorted, self._duplicates_summed, rounding, is_counts)
+
+    def run(self, writer: ArrayWriter, meter: Meter) -> Info:
+        """Write everything and commit; once."""
+        self._writer = writer
+        blocks, self.differing_var = write_var(
+            self._writer,
+            (
+                (file.var() if order is None else file.var().take(order), file.n_obs, file.label)
+                for file, order in zip(self._files, self._gene_orders, strict=True)
+            ),
+        )
+        # A table without columns has no rows either.
+        if any(file.cells.schema.names for file in self._files):
+            united = United([file.cells for file in self._files])
+            united.warn(writer.path)
+            self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
+            self._writer.write_table(OBS, united.reader())
+        # Arrow's allocator would keep what the tables took through the rest of the conversion.
+        pa.default_memory_pool().release_unused()
+        if self._whole:
+            for key in self._graphs:
+                self._warn_of_absence(key)
+            lost = write_rest(self._files[0], self._writer, self._bounds, self._graphs)
+            self.not_carried = (*lost, *self.not_carried)
+        else:
+            for key, readers in self._obsm.items():
+                self._write_vectors(key, readers)
+            for key in self._graphs:
+                if self._warn_of_absence(key):
+                    self._write_graph(key)
+        self._write_matrix(meter)
+        matrices = tuple(file.matrix_name for file in self._files)
+        element = self._files[0].element if self._whole else "X"
+        info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
+        # Before the commit: a warning may be an error to the caller.
+        self.caster.warn(self._writer.path)
+        self._writer.commit(info.to_attrs())
+        return info
+
+    def _write_matrix(self, meter: Meter) -> None:
+        with Offsets(self._bounds) as offsets:
+            for file, order in zip(self._files, self._gene_orders, strict=True):
+                where = file.matrix.where
+                places = None if order is None else np.argsort(order)
+                for block in prefetch(file.matrix.blocks(self._bounds)):
+                    rows = self._clean(block, file.n_vars, where, places)
+                    self._append(DATA, self.caster(rows.data, where), self.caster.dtype)
+                    self._append(INDICES, rows.indices, self._index_dtype)
+                    offsets.add(rows.indptr)
+                    meter.update(len(block.data))
+            self._append(DATA, np.empty(0, self.caster.dtype), self.caster.dtype)
+            self._append(INDICES, np.empty(0, self._index_dtype), self._index_dtype)
+            for values in offsets.read(self._offsets_dtype(offsets.total)):
+                self._writer.append(INDPTR, values)
+
+    def _offsets_dtype(self, total: int) -> np.dtype[Any]:
+        kept = self._indptr_dtype
+        return kept if kept and total <= np.iinfo(kept).max else smallest_unsigned(total)
+
+    def _append(self, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
+        self._writer.append(name, values.astype(dtype, copy=False))
+
+    def _clean(
+        self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
+    ) -> SparseRows:
+        """Genes of each cell in rising order, each once.
+
+        Parameters
+        ----------
+        places
+            Where each gene goes; None: it stays.
+        """
+        if places is not None:
+            block = csr.ordered(block, n_vars, where)[0]
+            block = block._replace(indices=places[block.indices])
+        indices = recyclable(block.indices.shape, self._index_dtype)
+        np.copyto(indices, block.indices, casting="unsafe")
+        falls = recyclable((max(len(indices) - 1, 0),), np.dtype(bool))
+        np.less_equal(indices[1:], indices[:-1], out=falls)
+        inner = block.indptr[(block.indptr > 0) & (block.indptr < len(indices))]
+        falls[inner - 1] = False
+        block = SparseRows(block.data, indices, block.indptr)
+        if not falls.any():
+            return block
+        ordered, n_unsorted = csr.ordered(block, n_vars, where)
+        summed = csr.without_duplicates(ordered)
+        self._rows_sorted += n_unsorted if places is None else 0
+        self._duplicates_summed += len(block.data) - len(summed.data)
+        return summed
+
+    def _write_vectors(self, key: str, readers: Sequence[Reader]) -> None:
+        items = {
+            (str(reader.dtype.newbyteorder("=")), reader.item_shape): file.path
+            for reader, file in zip(readers, self._files, strict=True)
+        }
+        if len(items) > 1:
+            named = ", ".join(f"{dtype} {shape} in {at}" for (dtype, shape), at in items.items())
+            raise SourceError(
+                f"obsm/{key} differs between the files: {named}; make it alike, or leave it out"
+            )
+        for reader in readers:
+            rows = max(1, self._bounds.values // max(int(np.prod(reader.item_shape)), 1))
+            for values in prefetch(_pieces(reader, rows)):
+                # Archives store no booleans.
+                plain = values.astype(np.uint8) if values.dtype == bool else values
+                self._writer.append(obsm_array(key), plain)
+
+    def _warn_of_absence(self, key: str) -> bool:
+        """Whether any file has a graph; warns where none has."""
+        if any(file.graph(key) for file in self._files):
+            return True
+        message = f"no file has obsp/{key}; the archive has no neighbours of that key"
+        warnings.warn(message, ScdlWarning, stacklevel=5)
+        return False
+
+    def _write_graph(self, key: str) -> None:
+        """The graphs of all files, shifted to where their cells are."""
+        graphs = [file.graph(key) for file in self._files]
+        if sum(file.n_obs for file in self._files) > 1 << 32:
+            raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
+        first_row = 0
+        names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
+        caster = Caster(GRAPH_DTYPES[DATA], np.inf)
+        with Offsets(self._bounds) as offsets:
+            for file, graph in zip(self._files, graphs, strict=True):
+                for block in _graph_blocks(graph, file.n_obs, self._bounds):
+                    where = graph.where if graph else file.path
+                    neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
+                    self._append(names[DATA], caster(block.data, where), caster.dtype)
+                    self._append(names[INDICES], neighbors, GRAPH_DTYPES[INDICES])
+                    offsets.add(block.indptr)
+                first_row += file.n_obs
+            for part in (DATA, INDICES):
+                self._writer.append(names[part], np.empty(0, GRAPH_DTYPES[part]))
+            for values in offsets.read(GRAPH_DTYPES[INDPTR]):
+                self._writer.append(names[INDPTR], values)
+
+
+def _shared(keys: Iterable[Sequence[str]]) -> list[str]:
+    """Keys that all of several lists have, in the order of the first."""
+    first, *others = keys
+    return [key for key in first if all(key in other for other in others)]
+
+
+def _unsigned(dtype: np.dtype[Any] | None) -> np.dtype[Any] | None:
+    return dtype if dtype is not None and dtype.kind == "u" else None
+
+
+def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[SparseRows]:
+    if graph is None:
+        nothing = np.empty(0, GRAPH_DTYPES[DATA])
+        return [SparseRows(nothing, nothing.astype(np.int64), np.zeros(n_obs + 1, np.int64))]
+    return prefetch(graph.blocks(bounds))
+
+
+def _pieces(reader: Reader, rows: int) -> Iterator[NDArray[Any]]:
+    for start in range(0, max(len(reader), 1), rows):
+        yield reader.read(start, min(start + rows, len(reader)))
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise OptionError(f"{name} must be at least 1, not {value}")
+    return value

@@ -1,0 +1,181 @@
+"""Tables of several sources as one, in bounded memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from scdl.archive.gene_space import space_key
+from scdl.archive.schema import INDEX, NULLABLE, Block, var_table
+from scdl.archive.tables import ROWS_AT_ONCE, TableSource
+from scdl.errors import CastError, ScdlWarning
+from storage_backends.base import ArrayWriter, is_nullable
+from storage_backends.compute import arrow
+from storage_backends.compute.uniting import Part, UnitedColumn
+from storage_backends.errors import one_line
+
+
+class United:
+    """The rows of all tables, with the columns of all.
+
+    Where a table lacks a column its rows are null. Categorical columns get the categories of all
+    tables, in the order they are met; they stay ordered where one table has all categories, in the
+    order of every other. Types that differ unite as :mod:`storage_backends.compute.uniting` has it.
+
+    Attributes
+    ----------
+    schema
+        Names and types.
+    changes
+        Columns whose values are not what they are in each table, and what became of them.
+    """
+
+    def __init__(self, sources: Sequence[TableSource]) -> None:
+        self._sources = sources
+        names = list(dict.fromkeys(name for source in sources for name in source.schema.names))
+        names.sort(key=lambda name: name != INDEX)
+        self._columns = [_Column(name, sources) for name in names]
+        metadata = [source.schema.metadata for source in sources]
+        # What the index is called, where all agree.
+        agreed = metadata[0] if all(m == metadata[0] for m in metadata) else None
+        self.schema = pa.schema([column.field for column in self._columns], agreed)
+        self.changes = tuple(
+            f"{column.name} ({column.change})" for column in self._columns if column.change
+        )
+
+    def reader(self) -> pa.RecordBatchReader:
+        """All rows, some at a time."""
+        return pa.RecordBatchReader.from_batches(self.schema, self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for source in self._sources:
+            for start in range(0, source.num_rows, ROWS_AT_ONCE):
+                batch = source.read(start, min(start + ROWS_AT_ONCE, source.num_rows))
+                yield self._batch([column.convert(batch) for column in self._columns])
+        # A reader of no rows still learns the categories.
+        yield self._batch([column.nulls(0) for column in self._columns])
+
+    def _batch(self, arrays: Sequence[pa.Array]) -> pa.RecordBatch:
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def warn(self, where: str) -> None:
+        """Warn of changes; `where` opens the message."""
+        if self.changes:
+            warnings.warn(
+                f"{where}: columns of obs are of several types: {'; '.join(self.changes)}; make "
+                "the types alike where that is not meant",
+                ScdlWarning,
+                stacklevel=3,
+            )
+
+
+class VarBlocks(NamedTuple):
+    """Feature blocks that were written.
+
+    Attributes
+    ----------
+    blocks
+        The blocks, of parts with the same table one.
+    differing
+        Columns of var that blocks of one gene space do not share, in the order they are met.
+    """
+
+    blocks: tuple[Block, ...]
+    differing: tuple[str, ...]
+
+
+def write_var(writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | None]]) -> VarBlocks:
+    """Write var tables, one for every run of parts with the same table.
+
+    Parameters
+    ----------
+    parts
+        Of each its var table, number of cells and label.
+    """
+    blocks: list[Block] = []
+    spaces = _Spaces()
+    previous: pa.Table | None = None
+    stop = 0
+    for table, n_obs, label in parts:
+        stop += n_obs
+        if previous is not None and _is_same(table, previous):
+            blocks[-1] = replace(blocks[-1], stop=stop)
+            continue
+        writer.write_table(var_table(len(blocks)), table)
+        blocks.append(Block(stop, table.num_rows, label, spaces.add(table)))
+        previous = table
+    return VarBlocks(tuple(blocks), tuple(spaces.differing))
+
+
+def _is_same(table: pa.Table, other: pa.Table) -> bool:
+    """Whether two tables have the same columns in the same order, and call their index alike."""
+    return bool(table.schema.equals(other.schema)) and all(
+        arrow.same(table[name], other[name]) for name in table.schema.names
+    )
+
+
+class _Spaces:
+    """Gene spaces of var tables, and the columns in which tables of one gene space differ."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, tuple[int, pa.Table]] = {}
+        #: Used as an ordered set.
+        self.differing: dict[str, None] = {}
+
+    def add(self, table: pa.Table) -> int:
+        """The number of a table's gene space."""
+        key = space_key(table)
+        number, known = self._shared.get(key, (len(self._shared), table))
+        shared = arrow.shared_columns([known, table])
+        self._shared[key] = number, shared
+        kept = {*shared.schema.names}
+        names = [*known.schema.names, *table.schema.names]
+        self.differing |= dict.fromkeys(name for name in names if name not in kept)
+        return number
+
+
+def alike(
+    sources: Sequence[TableSource], names: Sequence[str]
+) -> Callable[[pa.RecordBatch], list[pa.Array]]:
+    """What makes of rows of any of some tables columns of types that hold those of all."""
+    columns = [_Column(name, sources) for name in names]
+    return lambda batch: [column.convert(batch) for column in columns]
+
+
+class _Column:
+    """One column over several tables, of which at least one has it."""
+
+    def __init__(self, name: str, sources: Sequence[TableSource]) -> None:
+        self.name = name
+        having = [source for source in sources if name in source.schema.names]
+        nullable = any(is_nullable(source.schema.field(name)) for source in having)
+        self._united = UnitedColumn([_part(name, source) for source in having])
+        self.change = self._united.change
+        self.nulls = self._united.nulls
+        self.field = pa.field(name, self._united.type, metadata=NULLABLE if nullable else None)
+
+    def convert(self, batch: pa.RecordBatch) -> pa.Array:
+        """The column of a batch of any of the tables, as the type of all."""
+        if self.name not in batch.schema.names:
+            return self.nulls(batch.num_rows)
+        column = batch.column(self.name)
+        try:
+            return self._united.convert(column)
+        except pa.ArrowException as error:
+            raise CastError(
+                f"column {self.name!r} is {column.type} in one table and {self.field.type} in "
+                f"all together, which does not hold all of its values ({one_line(error)}); make "
+                "the types alike"
+            ) from error
+
+
+def _part(name: str, source: TableSource) -> Part:
+    def pieces() -> Iterator[pa.Array]:
+        for start in range(0, source.num_rows, ROWS_AT_ONCE):
+            yield source.column(name, start, min(start + ROWS_AT_ONCE, source.num_rows))
+
+    return Part(source.schema.field(name).type, source.categories.get(name), pieces)

@@ -1,0 +1,85 @@
+"""``scdl.open``: an archive, a manifest, or a directory of archives."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from scdl.archive.graph import NeighborSamplingStrategy
+from scdl.archive.schema import NEIGHBOR_KEY
+from scdl.collection.collection import SingleCellCollection
+from scdl.collection.manifest import is_archive
+from scdl.collection.paths import archives_below, has_manifest
+from scdl.dataset.dataset import Path, SingleCellDataset
+from scdl.errors import (
+    ArchiveFormatError,
+    OptionError,
+)
+from storage_backends.paths import path_of
+
+
+def open(
+    path: Path,
+    *,
+    label: str | None = None,
+    load_neighbors: bool | None = None,
+    neighbor_key: str = NEIGHBOR_KEY,
+    neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
+    fallback_to_identity: bool = True,
+    matrix: str | None = None,
+) -> SingleCellDataset | SingleCellCollection:
+    """Open an archive of any backend, or a directory of archives as a collection.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    label
+        Of a directory, as for :class:`SingleCellCollection`.
+    load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
+        As for :class:`SingleCellDataset`.
+    matrix
+        Another matrix of an AnnData that the archive keeps whole, such as ``layers/counts``.
+
+    Raises
+    ------
+    ArchiveNotFoundError
+        There is nothing at `path`.
+    ArchiveFormatError
+        What is there is no archive, or a damaged one.
+    OptionError
+        There is no such matrix, or `path` is a collection; or `label` for one archive.
+    """
+    place = path_of(path, "the path of an archive, or of a directory of archives")
+    kind: type[SingleCellCollection | SingleCellDataset] = SingleCellDataset
+    if has_manifest(place):
+        kind = SingleCellCollection
+    elif os.path.isdir(place) and not is_archive(place):
+        kind = SingleCellCollection
+        if not any(archives_below(place)):
+            raise ArchiveFormatError(
+                f"{place}: this directory is no archive, or lost what makes it one, and has none "
+                "in it; convert h5ad files first, with scdl.convert_directory or `scdl convert "
+                f"{place} DEST`"
+            )
+    options: dict[str, Any] = {
+        "load_neighbors": load_neighbors,
+        "neighbor_key": neighbor_key,
+        "neighbor_sampling_strategy": neighbor_sampling_strategy,
+        "fallback_to_identity": fallback_to_identity,
+    }
+    if matrix is not None and kind is SingleCellCollection:
+        raise OptionError(
+            f"{place}: matrix= chooses a matrix of one archive, and this is a collection; open its "
+            "archives one by one"
+        )
+    if matrix is not None:
+        options["matrix"] = matrix
+    if kind is SingleCellCollection:
+        options["label"] = label
+    elif label is not None:
+        raise OptionError(
+            f"{place}: label= says which member of a collection a cell is of, and this is one "
+            "archive; leave it out"
+        )
+    return kind(place, **options)

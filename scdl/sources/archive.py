@@ -1,0 +1,249 @@
+"""A feature block of an archive as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl.archive.frames import frame_of, table_of
+from scdl.archive.schema import (
+    DATA,
+    MATRIX,
+    OBS,
+    Info,
+    dense_vectors,
+    graph_array,
+    graph_keys,
+    held,
+    obsm_array,
+    var_table,
+)
+from scdl.archive.tables import NoTable, StoredTable
+from scdl.errors import SourceError
+from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
+from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, check_shape
+from storage_backends.base import ArrayStore
+from storage_backends.capabilities import Sparse
+from storage_backends.compute.caching import cached_property
+
+
+class StoredArray:
+    """Rows ``[start, stop)`` of an array of an archive, as a reader."""
+
+    def __init__(
+        self, store: ArrayStore, name: str, start: int = 0, stop: int | None = None
+    ) -> None:
+        spec = store.spec(name)
+        self._store, self._name, self._start = store, name, start
+        self._length = (spec.length if stop is None else stop) - start
+        self.dtype, self.item_shape = spec.dtype, spec.item_shape
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)`` of those."""
+        return self._store.read(self._name, self._start + start, self._start + stop)
+
+
+class StoredRows(CsrPart):
+    """Some rows of a sparse matrix of an archive."""
+
+    def __init__(
+        self, store: ArrayStore, prefix: str, rows: tuple[int, int], n_columns: int
+    ) -> None:
+        parts = {part: StoredArray(store, prefix + part) for part in MATRIX}
+        super().__init__(f"{store.path}: {prefix or DATA}", parts, rows, n_columns)
+
+
+class Elements:
+    """What an archive holds, by the names that AnnData has for it.
+
+    Parameters
+    ----------
+    store, info
+        The archive.
+    block
+        Feature block that the matrix is of.
+
+    Attributes
+    ----------
+    genes
+        The table of genes of the matrix.
+    """
+
+    def __init__(self, store: ArrayStore, info: Info, block: int) -> None:
+        self.store, self.info = store, info
+        self.block = block
+        self.n_vars = info.blocks[block].n_vars
+        self.genes = genes_of(info.element)
+
+    def names(self) -> list[str]:
+        """Every element, those of the schema first."""
+        return list(dict.fromkeys([OBS, self.genes, self.info.element, *held(self.store)]))
+
+    def sparse(self, name: str) -> tuple[str, Sparse] | None:
+        """What stands before the names of a sparse element's arrays, and its shape."""
+        cells = self.info.n_obs
+        if name == self.info.element and DATA in self.store.arrays:
+            return "", Sparse("csr", (cells, self.n_vars))
+        kind, _, key = name.partition("/")
+        if kind == "obsp" and graph_array(key, DATA) in self.store.arrays:
+            return graph_array(key, ""), Sparse("csr", (cells, cells))
+        return (f"{name}/", self.store.sparse[name]) if name in self.store.sparse else None
+
+    def is_sorted(self, name: str) -> bool:
+        """Whether the rows of a sparse element may stay as they are stored.
+
+        Where an archive has its genes in another order, that goes for all matrices of cells and
+        genes.
+        """
+        return self.info.is_sorted or not is_matrix(name)
+
+    def __getitem__(self, name: str) -> SparseParts | Reader | Any:
+        """A sparse matrix, a reader of a dense one, or any other element as an object."""
+        found = self.sparse(name)
+        if found is not None:
+            parts = {part: StoredArray(self.store, found[0] + part) for part in MATRIX}
+            return SparseParts(found[1], parts, self.is_sorted(name))
+        if name in self.store.arrays:
+            return StoredArray(self.store, name)
+        if name == self.genes:
+            return frame_of(self.store.read_table(var_table(self.block)))
+        return self.store.read_element(name)
+
+
+class ArchiveSource(Source):
+    """A feature block of an archive.
+
+    Parameters
+    ----------
+    store, info
+        The archive.
+    block
+        Index of the block.
+    matrix
+        A matrix of an AnnData that the archive keeps besides; None: the one it is made for.
+
+    Raises
+    ------
+    SourceError
+        It has no such matrix.
+    """
+
+    def __init__(self, store: ArrayStore, info: Info, block: int, matrix: str | None) -> None:
+        self._store = store
+        self._elements = Elements(store, info, block)
+        self.path = store.path
+        self.label = info.blocks[block].label
+        self.first_row = info.blocks[block - 1].stop if block else 0
+        self._rows = self.first_row, info.blocks[block].stop
+        self.obs = (
+            StoredTable(store, OBS, self._rows[1], self._rows[0])
+            if OBS in store.tables
+            else NoTable(self._rows[1] - self._rows[0])
+        )
+        self.element, self.matrix_name = self._choose(matrix)
+        self.matrix = self._matrix()
+
+    def _choose(self, matrix: str | None) -> tuple[str, str]:
+        """The element to take, and what it was made from."""
+        info = self._elements.info
+        origins = dict.fromkeys(info.matrices)
+        origin = next(iter(origins)) if len(origins) == 1 else info.element
+        if matrix in (None, origin):
+            return info.element, origin
+        known = [name for name in self._elements.names() if is_matrix(name)]
+        if matrix == info.element or matrix not in known or len(info.blocks) > 1:
+            there = [origin, *(name for name in known if name != info.element)]
+            raise SourceError(
+                f"{self.path}: there is no matrix {matrix}; the archive has: {', '.join(there)}"
+            )
+        return matrix, matrix
+
+    def _matrix(self) -> Matrix:
+        name = self.element
+        found = self._elements.sparse(name)
+        if found is not None and not found[0]:
+            return StoredRows(self._store, "", self._rows, self.n_vars)
+        return self._element(name, (self._rows[1] - self._rows[0], self.n_vars))
+
+    def _element(self, name: str, shape: tuple[int, int]) -> Matrix:
+        where = f"{self.path}: {name}"
+        value: Any = self._elements[name]
+        if getattr(value, "dtype", None) == np.dtype(bool):
+            # Archives store no truth values.
+            value = value.astype(np.uint8)
+        element = in_memory(name, value)
+        if isinstance(element, SparseParts):
+            check_shape(where, element.sparse.shape, shape)
+            return BY_FORMAT[element.sparse.format](where, element.parts, shape)
+        if not isinstance(element, Reader) or len(element.item_shape) != 1:
+            found = getattr(value, "dtype", type(value).__name__)
+            raise SourceError(
+                f"{where}: expected a matrix of numbers, dense or in CSR or CSC form, found {found}"
+            )
+        check_shape(where, (len(element), *element.item_shape), shape)
+        return Dense(where, element, shape)
+
+    @cached_property
+    def n_vars(self) -> int:
+        own = self.genes == self._elements.genes
+        return self._elements.n_vars if own else self.var().num_rows
+
+    def var(self) -> pa.Table:
+        if self.genes == self._elements.genes:
+            return self._store.read_table(var_table(self._elements.block))
+        return table_of(self._store.read_element(self.genes))
+
+    def graph(self, key: str) -> Matrix | None:
+        prefix, name, n_obs = graph_array(key, ""), f"obsp/{key}", self._elements.info.n_obs
+        if prefix + DATA in self._store.arrays:
+            return StoredRows(self._store, prefix, self._rows, n_obs)
+        # By columns, dense, or of truth values.
+        store = self._store
+        there = name in store.sparse or name in store.arrays or name in store.elements
+        return self._element(name, (n_obs, n_obs)) if there else None
+
+    def vectors(self, key: str) -> Reader:
+        name = obsm_array(key)
+        if name not in self._store.arrays:
+            known = ", ".join(self.kept_vectors) or "nothing"
+            raise SourceError(f"{self.path}: obsm/{key} is missing; obsm holds: {known}")
+        return StoredArray(self._store, name, *self._rows)
+
+    @property
+    def kept_graphs(self) -> Sequence[str]:
+        return graph_keys(self._store)
+
+    @property
+    def kept_vectors(self) -> Sequence[str]:
+        return dense_vectors(self._store)
+
+    @property
+    def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
+        if self.element != self._elements.info.element or DATA not in self._store.arrays:
+            return {DATA: self.matrix.dtype}
+        return {part: self._store.spec(part).dtype for part in MATRIX}
+
+    def not_carried(self, carried: set[str]) -> list[str]:
+        # Of uns the pieces go together.
+        names = dict.fromkeys(
+            "uns" if name.startswith("uns/") else name for name in self.names_of_rest()
+        )
+        return [name for name in names if name not in carried] + [*self.unread]
+
+    @property
+    def unread(self) -> Sequence[str]:
+        return self._store.unread
+
+    def names_of_rest(self) -> Sequence[str]:
+        own = (OBS, self.element, self.genes)
+        return [name for name in self._elements.names() if name not in own]
+
+    def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
+        return self._elements[name]
