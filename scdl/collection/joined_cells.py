@@ -19,7 +19,8 @@ from scdl.collection.graph import MemberGraph
 from scdl.collection.members import Members, MemberTables
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES
-from scdl.dataset.reader import CellReader, Origin
+from scdl.dataset.reader import CellReader
+from scdl.dataset.rows import Origin
 from scdl.errors import CollectionError, NeighborError, OutputError
 from storage_backends import __version__
 

@@ -15,10 +15,10 @@ from scdl.errors import ScdlWarning
 from storage_backends.compute.arrow import shared_columns
 
 if TYPE_CHECKING:
-    from scdl.dataset.reader import CellReader
+    from scdl.dataset.rows import RowReader
 
 
-def assemble(cells: CellReader, rows: NDArray[np.int64] | None) -> anndata.AnnData:
+def assemble(cells: RowReader, rows: NDArray[np.int64] | None) -> anndata.AnnData:
     """X, obs, var and obsm of cells at some positions, None: all.
 
     Raises
@@ -45,14 +45,14 @@ def assemble(cells: CellReader, rows: NDArray[np.int64] | None) -> anndata.AnnDa
     return made
 
 
-def _obs(cells: CellReader, at: NDArray[np.int64]) -> pd.DataFrame:
+def _obs(cells: RowReader, at: NDArray[np.int64]) -> pd.DataFrame:
     if cells.obs_features() is None:
         return pd.DataFrame(index=[str(i) for i in at])
     frame = cells.obs.iloc[at]
     return frame.set_axis(frame.index.astype(str), axis=0)
 
 
-def _var(cells: CellReader, at: NDArray[np.int64]) -> pd.DataFrame:
+def _var(cells: RowReader, at: NDArray[np.int64]) -> pd.DataFrame:
     stops = [block.stop for block in cells.info.blocks]
     taken = np.unique(np.searchsorted(stops, at, side="right")).tolist() or [0]
     tables = [cells.var_features().blocks[i].table() for i in taken]

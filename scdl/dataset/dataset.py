@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, Unpack
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -29,7 +29,8 @@ from scdl.archive.schema import (
 )
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
-from scdl.dataset.reader import CellReader, Row
+from scdl.dataset.documented import Row
+from scdl.dataset.reader import CellReader
 from scdl.errors import (
     ArchiveFormatError,
     CollectionError,
@@ -156,7 +157,7 @@ class SingleCellDataset(CellReader):
         #: Values, ids and offsets, or nothing where they are not all in memory.
         self._views = found if usable and len(found[0]) == len(found[1]) else []
 
-    def select_matrix(self, matrix: str) -> SingleCellDataset:
+    def select_matrix(self, matrix: str) -> Self:
         """The same cells with another matrix of an AnnData that the archive keeps whole.
 
         Parameters

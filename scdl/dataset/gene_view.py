@@ -28,7 +28,8 @@ from scdl.archive.joining import Dtypes, Lookup, Request, join_mapped
 from scdl.archive.schema import INDEX, Block, Info, smallest_unsigned
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
-from scdl.dataset.reader import CellReader, Origin
+from scdl.dataset.reader import CellReader
+from scdl.dataset.rows import Origin, RowReader
 from scdl.errors import OutputError
 from storage_backends.compute.caching import cached_property
 
@@ -61,7 +62,7 @@ class GeneView(CellReader):
         ``gene_column``, ``missing`` and ``duplicates``.
     """
 
-    def __init__(self, cells: CellReader, genes: Genes, **options: Unpack[GeneOptions]) -> None:
+    def __init__(self, cells: RowReader, genes: Genes, **options: Unpack[GeneOptions]) -> None:
         missing: Missing = options.get("missing", "error")
         names, table_of = _genes_of(cells, options.get("gene_column"))
         duplicates: Duplicates = options.get("duplicates", "error")
@@ -292,7 +293,7 @@ class _Vocabulary:
         return pa.table({INDEX: self._names})
 
 
-def _genes_of(cells: CellReader, column: str | None) -> tuple[list[BlockGenes], list[int]]:
+def _genes_of(cells: RowReader, column: str | None) -> tuple[list[BlockGenes], list[int]]:
     """The different lists of genes of some cells, and which of them each feature block has.
 
     Parameters

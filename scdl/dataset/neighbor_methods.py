@@ -1,0 +1,254 @@
+"""BioNeMo-SCDL's documented methods for neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.graph import NeighborGraph, Rng
+from scdl.dataset.batch import NeighborPair
+from scdl.dataset.map_dataset import MapDataset
+from scdl.errors import (
+    NeighborError,
+)
+
+if TYPE_CHECKING:
+    pass
+from scdl.dataset.documented import DocumentedReader
+
+
+class NeighborReader(DocumentedReader):
+    """Cells with their neighbours."""
+
+    def neighbor_graph(self, key: str | None = None) -> NeighborGraph:
+        """A neighbour graph by key; None: the one that the dataset was opened with.
+
+        Raises
+        ------
+        NeighborError
+            There is none, or none of that key; or it is not cells x cells.
+        """
+        graph = self._graph_of(key) if key is not None else self.graph
+        if graph is None:
+            known = ", ".join(self.neighbor_keys)
+            what = "no neighbours were loaded" if key is None else f"there is no graph {key!r}"
+            choice = f"choose one of {known} with key=… or neighbor_key=…"
+            make = "convert with neighbor_key=…, and open with load_neighbors=True"
+            raise NeighborError(f"{what}: {choice if known else make}")
+        return graph
+
+    def get_neighbor_indices_for_cell(
+        self, cell_index: SupportsIndex, *, key: str | None = None
+    ) -> NDArray[Any]:
+        """Rows of a cell's neighbours, uint32; empty where it has none."""
+        return self.neighbor_graph(key).neighbors(cell_index).indices
+
+    def get_neighbor_weights_for_cell(
+        self, cell_index: SupportsIndex, *, key: str | None = None
+    ) -> NDArray[Any]:
+        """Weights of a cell's neighbours, float32; empty where it has none."""
+        return self.neighbor_graph(key).neighbors(cell_index).data
+
+    def sample_neighbor_index(
+        self,
+        cell_index: SupportsIndex,
+        *,
+        rng: Rng = None,
+        key: str | None = None,
+    ) -> int:
+        """One neighbour of a cell by the chosen strategy; the cell itself where it has none.
+
+        Without an `rng` every process draws from a generator of its own.
+        """
+        return self.neighbor_graph(key).sample(cell_index, rng)
+
+    def sample_neighbors(
+        self,
+        rows: csr.Rows,
+        k: int = 1,
+        *,
+        rng: Rng = None,
+        key: str | None = None,
+    ) -> NDArray[np.int64]:
+        """Neighbours of many cells at once, by the chosen strategy, with replacement.
+
+        Parameters
+        ----------
+        rows
+            n cells, as for :meth:`read_rows`.
+        k
+            Neighbours of each.
+        rng
+            Generator that draws them, or a seed; without it every process draws from a generator of
+            its own.
+        key
+            Which graph; None: the one that the dataset was opened with.
+
+        Returns
+        -------
+        ndarray
+            n x k rows, int64; a cell without neighbours is its own, unless the dataset was opened
+            with ``fallback_to_identity=False``.
+
+        Raises
+        ------
+        RowIndexError
+            A row is out of range.
+        NeighborError
+            There is no such graph, or none is left to choose: a cell has no neighbours and is not
+            its own; or what the graph says is wrong: a neighbour is no cell, or a weight that is
+            used is negative or no finite number.
+        """
+        if k < 1:
+            raise NeighborError(f"k, the neighbours of each cell, must be at least 1, not {k}")
+        graph, at = self.neighbor_graph(key), csr.positions(rows, self.n_obs)
+        return graph.sample_many(at, graph.draws(len(at), k, rng))
+
+    def get_row_with_neighbor(
+        self,
+        index: SupportsIndex,
+        return_features: bool = False,
+        feature_vars: Sequence[str] | None = None,
+        return_obs_features: bool | None = None,
+        obs_feature_names: Sequence[str] | None = None,
+        *,
+        return_var_features: bool | None = None,
+        var_feature_names: Sequence[str] | None = None,
+        rng: Rng = None,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """One cell and one sampled neighbour, as by :meth:`get_row`.
+
+        Returns
+        -------
+        dict
+            ``current_cell``, ``next_cell``, ``current_cell_index``, ``next_cell_index``,
+            ``features``; or ``var_features`` and ``obs_features`` in place of the last, where one
+            of the names of BioNeMo-SCDL 0.1.3 is given.
+        """
+        neighbor = self._neighbor_of(index, rng, key)
+        current, *features = self.get_row(
+            index,
+            return_features,
+            feature_vars,
+            return_obs_features,
+            obs_feature_names,
+            return_var_features=return_var_features,
+            var_feature_names=var_feature_names,
+        )
+        return self._pair(index, current, neighbor, self.get_row(neighbor)[0], features)
+
+    def _neighbor_of(self, index: SupportsIndex, rng: Rng, key: str | None) -> int:
+        """A sampled neighbour; who overrides the documented method need not know our keywords."""
+        given: dict[str, Any] = {
+            name: value for name, value in (("rng", rng), ("key", key)) if value is not None
+        }
+        return self.sample_neighbor_index(index, **given)
+
+    def get_row_padded_with_neighbor(
+        self,
+        index: SupportsIndex,
+        return_features: bool = False,
+        feature_vars: Sequence[str] | None = None,
+        return_obs_features: bool | None = None,
+        obs_feature_names: Sequence[str] | None = None,
+        *,
+        return_var_features: bool | None = None,
+        var_feature_names: Sequence[str] | None = None,
+        rng: Rng = None,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """One cell and one sampled neighbour, both dense; the rest as for the sparse form."""
+        neighbor = self._neighbor_of(index, rng, key)
+        current, *features = self.get_row_padded(
+            index,
+            return_features,
+            feature_vars,
+            return_obs_features,
+            obs_feature_names,
+            return_var_features=return_var_features,
+            var_feature_names=var_feature_names,
+        )
+        return self._pair(index, current, neighbor, self.get_row_padded(neighbor)[0], features)
+
+    def _pair(
+        self,
+        index: SupportsIndex,
+        current: Any,
+        neighbor: int,
+        following: Any,
+        features: Sequence[Any],
+    ) -> dict[str, Any]:
+        names = ("features",) if len(features) == 1 else ("var_features", "obs_features")
+        at = csr.position(index, self.n_obs)
+        spaces = self.spaces_of([at, neighbor])
+        return NeighborPair(
+            {
+                "current_cell": current,
+                "next_cell": following,
+                "current_cell_index": at,
+                "next_cell_index": neighbor,
+                **dict(zip(names, features, strict=True)),
+            },
+            n_vars=self.max_n_vars,
+            spaces=None if spaces is None else tuple(spaces.tolist()),
+        )
+
+    def neighbor_pairs(self) -> NeighborPairs:
+        """The cells with a sampled neighbour each, as a dataset for a ``DataLoader``."""
+        return NeighborPairs(self)
+
+    def get_neighbor_stats(self, *, key: str | None = None) -> dict[str, Any]:
+        """Counts over a neighbour graph, in constant memory, or only ``has_neighbors: False``."""
+        if key is None and self.graph is None:
+            return {"has_neighbors": False}
+        stats = self.neighbor_graph(key).stats()
+        return {
+            "has_neighbors": True,
+            "total_connections": stats.total,
+            "min_neighbors_per_cell": stats.least,
+            "max_neighbors_per_cell": stats.most,
+            "avg_neighbors_per_cell": stats.total / self.n_obs if self.n_obs else 0.0,
+            "cells_with_no_neighbors": stats.n_isolated,
+        }
+
+
+class NeighborPairs(MapDataset):
+    """Cells and a sampled neighbour of each, what ``get_row_with_neighbor`` gives as a dataset.
+
+    ``DataLoader(ds.neighbor_pairs(), collate_fn=collate_neighbor_sparse_matrix_batch)`` reads a
+    batch at once.
+
+    Parameters
+    ----------
+    cells
+        A dataset with a neighbour graph.
+    """
+
+    def __init__(self, cells: NeighborReader) -> None:
+        self._cells = cells
+        cells.neighbor_graph()
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        return self._cells.get_row_with_neighbor(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Pairs of a batch, read at once."""
+        # What stands in place of the documented methods is asked, cell by cell.
+        for name in ("sample_neighbor_index", "get_row_with_neighbor", "get_row"):
+            method = getattr(self._cells, name)
+            if getattr(method, "__func__", None) is not getattr(NeighborReader, name):
+                return [self[i] for i in indices]
+        from scdl.dataset.collate import RowPairs
+
+        rows = csr.positions(list(indices), self._cells.n_obs)
+        neighbors = self._cells.neighbor_graph().sample_batch(rows)
+        read = self._cells._read_for_tensors
+        return RowPairs(read(rows), read(neighbors))
