@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from storage_backends.errors import PathError, PathTypeError
 
-__all__ = ["RAM", "absolute", "is_url", "path_of", "paths_of"]
+__all__ = ["RAM", "Path", "absolute", "is_url", "path_of", "paths_of"]
 
+#: What is taken as a path.
+Path = str | os.PathLike[str]
 #: What the paths of archives in memory begin with.
 RAM = "ram:"
 _SCHEME = "[A-Za-z][A-Za-z0-9+.-]*"

@@ -30,7 +30,7 @@ from scdl.collection.paths import MANIFEST, absolute, archives_below, has_manife
 from scdl.conversion.cell_names import CellNames
 from scdl.conversion.comparison import check_removable, check_same, checking
 from scdl.dataset import summary
-from scdl.dataset.dataset import Path, SingleCellDataset
+from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import (
     ArchiveChangedError,
     ArchiveFormatError,
@@ -41,7 +41,7 @@ from scdl.errors import (
 )
 from storage_backends import registry
 from storage_backends.errors import refused_write
-from storage_backends.paths import paths_of
+from storage_backends.paths import Path, paths_of
 from storage_backends.registry import is_within
 
 if TYPE_CHECKING:

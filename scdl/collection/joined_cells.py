@@ -18,7 +18,7 @@ from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, dense_vectors, obsm_a
 from scdl.collection.graph import MemberGraph
 from scdl.collection.members import Members, MemberTables
 from scdl.dataset.batch import CellBatch
-from scdl.dataset.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES
+from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.dataset.reader import CellReader
 from scdl.dataset.rows import Origin
 from scdl.errors import CollectionError, NeighborError, OutputError

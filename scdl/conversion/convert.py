@@ -20,7 +20,6 @@ from scdl.conversion.options import (
     ConversionReport,
     ConvertOptions,
     Meter,
-    Path,
     Settings,
     check_options,
     keywords,
@@ -39,7 +38,7 @@ from scdl.sources.h5ad import H5adFile
 from storage_backends import other_formats, registry
 from storage_backends.base import ArrayStore
 from storage_backends.errors import one_line
-from storage_backends.paths import is_url, path_of
+from storage_backends.paths import Path, is_url, path_of
 
 
 def convert(

@@ -32,9 +32,7 @@ from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Sparse
 from storage_backends.directory import publication
 from storage_backends.errors import refused_write
-from storage_backends.paths import absolute, is_url
-
-Path = str | os.PathLike[str]
+from storage_backends.paths import Path, absolute, is_url
 
 _AT_ONCE = 1 << 20
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")

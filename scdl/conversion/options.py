@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
@@ -16,9 +15,6 @@ from scdl.errors import (
     UnknownOptionError,
 )
 from scdl.sources.gene_selection import GeneChoice
-
-Path = str | os.PathLike[str]
-
 
 #: What is expected of a target, for messages.
 TARGET = "where the archive goes, as a path"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,7 @@ import pyarrow as pa
 
 from scdl.archive.tables import TableSource
 from scdl.errors import OptionError
-from storage_backends.paths import paths_of
-
-Path = str | os.PathLike[str]
+from storage_backends.paths import Path, paths_of
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from numpy.typing import DTypeLike
 
 from scdl.archive.graph import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
-from scdl.dataset.dataset import OBS_INDEX_NAMES, VAR_INDEX_NAMES, Path, SingleCellDataset
+from scdl.dataset.dataset import SingleCellDataset
+from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.errors import OptionError
+from storage_backends.paths import Path
 
 if TYPE_CHECKING:
     from scdl.conversion.options import ConvertOptions

@@ -1,45 +1,26 @@
-"""One archive as a dataset."""
+"""One archive as a dataset: read, changed, copied."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from scdl.archive import csr
-from scdl.archive.features import ObsFeatures, VarFeatures, spaces_of
-from scdl.archive.graph import NeighborGraph, NeighborSamplingStrategy, key_of
-from scdl.archive.joining import Request, Source, Sources, source
+from scdl.archive.graph import NeighborSamplingStrategy
 from scdl.archive.schema import (
-    DATA,
-    INDICES,
-    INDPTR,
-    MATRIX,
     NEIGHBOR_KEY,
-    OBS,
-    Info,
-    dense_vectors,
-    graph_array,
-    graph_keys,
-    obsm_array,
 )
-from scdl.dataset import summary
-from scdl.dataset.batch import CellBatch
-from scdl.dataset.documented import Row
 from scdl.dataset.reader import CellReader
 from scdl.errors import (
-    ArchiveFormatError,
     CollectionError,
-    FeatureNotFoundError,
     OptionError,
 )
-from storage_backends import __version__, registry
+from storage_backends import registry
 from storage_backends.base import ArrayStore
-from storage_backends.compute.caching import cached_property
 from storage_backends.paths import absolute, path_of
 
 if TYPE_CHECKING:
@@ -48,19 +29,11 @@ if TYPE_CHECKING:
     from scdl.conversion.cell_names import CellNames
     from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
-
-Path = str | os.PathLike[str]
-
-#: What gene and cell names are called as columns: on disk, and in the documentation.
-VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
-OBS_INDEX_NAMES = ("obs_feature_id",)
-
-#: Attributes that opening makes, and those that are read on first use; pickles go without them.
-_OPENED = ("_store", "_info", "_views")
-_READ = ("_source", "graph", "_graphs", "_graph_sources", "_var", "_obs", "gene_spaces")
+from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES, OpenedArchive
+from storage_backends.paths import Path
 
 
-class SingleCellDataset(CellReader):
+class SingleCellDataset(OpenedArchive):
     """An archive of any backend, read by row and by batch.
 
     Indexing gives what a PyTorch map-style dataset gives, so that a ``DataLoader`` takes it.
@@ -125,8 +98,8 @@ class SingleCellDataset(CellReader):
             "strategy": NeighborSamplingStrategy(neighbor_sampling_strategy),
             "fallback_to_identity": fallback_to_identity,
         }
-        self._var_index_names: tuple[str, ...] = VAR_INDEX_NAMES
-        self._obs_index_names: tuple[str, ...] = OBS_INDEX_NAMES
+        self._var_index_names = VAR_INDEX_NAMES
+        self._obs_index_names = OBS_INDEX_NAMES
         self._options = options
         #: Another matrix than the archive was made for.
         self._matrix = options.get("matrix") if h5ad_path is None else None
@@ -140,306 +113,6 @@ class SingleCellDataset(CellReader):
             key = neighbor_key if load_neighbors else None
             convert(h5ad_path, given, backend=backend, neighbor_key=key, **options)
         self._open(given)
-
-    def _open(self, path: str) -> None:
-        store = registry.open_archive(path)
-        if self._matrix is not None:
-            from scdl.dataset.matrix_view import MatrixView
-
-            store = MatrixView(store, self._matrix)
-        info = Info.of(store)
-        views = [store.view(name) for name in MATRIX]
-        # Plain arrays slice several times faster than numpy.memmap does.
-        found = [np.asarray(view) for view in views if view is not None]
-        usable = len(found) == len(MATRIX) and found[1].dtype.kind == "u"
-        self._store: ArrayStore = store
-        self._info = info
-        #: Values, ids and offsets, or nothing where they are not all in memory.
-        self._views = found if usable and len(found[0]) == len(found[1]) else []
-
-    def select_matrix(self, matrix: str) -> Self:
-        """The same cells with another matrix of an AnnData that the archive keeps whole.
-
-        Parameters
-        ----------
-        matrix
-            ``X``, ``raw/X`` or ``layers/<key>``, stored by rows.
-
-        Raises
-        ------
-        OptionError
-            The archive has no such matrix.
-        """
-        chosen = type(self).__new__(type(self))
-        chosen.__setstate__({**self.__getstate__(), "_matrix": matrix})
-        return chosen
-
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """What tells these cells and this matrix from others at the same place."""
-        return super().identity if self._matrix is None else (*super().identity, self._matrix)
-
-    def _reopen(self, path: str) -> None:
-        """Open what now stands at a path, and forget what was read from the old."""
-        before = self._store
-        self._open(path)
-        for name in _READ:
-            self.__dict__.pop(name, None)
-        before.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in _OPENED + _READ}
-        return state | {"data_path": self._store.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open(self.data_path)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.data_path!r}): {summary.size(self.n_obs, self.n_vars)}"
-
-    def _facts(self) -> summary.Facts:
-        stored, dtypes = self.number_nonzero_values(), (self.data_dtype, self.index_dtype)
-        is_there = self._store.is_current
-        backend = registry.of(self._store).name if is_there else "no longer there"
-        return {
-            "path": f"{self.data_path} ({backend})",
-            "values": summary.values(stored, self.number_of_values(), *dtypes),
-            "var": summary.names(self._var.blocks[0].names),
-            "obsm": summary.names(dense_vectors(self._store)),
-            **super()._facts(),
-        }
-
-    # -- reading ---------------------------------------------------------------------------
-
-    @property
-    def info(self) -> Info:
-        """Feature blocks, and what the archive says of itself."""
-        return self._info
-
-    def _read(
-        self,
-        at: NDArray[np.int64],
-        ordered: bool,
-        index_dtype: DTypeLike | None,
-        *,
-        concurrently: bool = False,
-        sum_dtype: np.dtype[Any] | None = None,
-        totals: bool = False,
-    ) -> CellBatch:
-        wide = None if index_dtype is None else np.dtype(index_dtype)
-        # Ids that have to be sorted are widened on the way.
-        info = self._info
-        sorts = ordered and not info.is_sorted
-        read_as = None if sorts else wide
-        cells = self._stored_rows(at, read_as, concurrently)
-        if sorts:
-            cells = csr.clean(cells, info.max_n_vars, self._store.path, wide, sum_dtype)
-        return CellBatch(
-            cells.data,
-            cells.indices,
-            cells.indptr,
-            n_vars=info.max_n_vars,
-            rows=at,
-            largest=cells.largest,
-        )
-
-    def _stored_rows(
-        self, at: NDArray[np.int64], index_dtype: np.dtype[Any] | None, concurrently: bool
-    ) -> csr.SparseRows:
-        views = self._views
-        if views:
-            stored = views[1].dtype
-            if index_dtype is None or np.can_cast(stored, index_dtype, "safe"):
-                found = csr.gather(views, at, index_dtype or stored, concurrently=concurrently)
-                if found is not None:
-                    return found
-        # Also says what is wrong.
-        return csr.read(self._store, "", at, index_dtype, concurrently=concurrently)
-
-    def _request(self, at: NDArray[np.int64]) -> Request:
-        return Request(Sources([self._source]), np.zeros(len(at), np.int64), at)
-
-    @cached_property
-    def _source(self) -> Source:
-        return source(self._store, is_sorted=self._info.is_sorted)
-
-    def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        name = obsm_array(key)
-        if name not in self._store.arrays:
-            known = ", ".join(dense_vectors(self._store)) or "none"
-            raise FeatureNotFoundError(
-                f"{self._store.path}: there is no obsm {key!r}; it holds: {known}"
-            )
-        spec = self._store.spec(name)
-        out = np.empty((len(rows), *spec.item_shape), spec.dtype)
-        self._store.read_ranges(name, rows, rows + 1, out)
-        return out
-
-    def _vector_keys(self) -> list[str]:
-        return dense_vectors(self._store)
-
-    def _row(self, index: SupportsIndex) -> Row:
-        views = self._views
-        if not views:
-            return super()._row(index)
-        data, indices, indptr = views
-        at = csr.position(index, len(indptr) - 1)
-        start, stop = indptr.item(at), indptr.item(at + 1)
-        if not start <= stop <= len(data):
-            raise ArchiveFormatError(
-                f"{self._store.path}: row {at} is [{start}, {stop}) of {len(data)} values; "
-                "the archive is damaged, convert the source again"
-            )
-        columns = indices[start:stop]
-        if self._info.is_sorted or bool((columns[1:] > columns[:-1]).all()):
-            return data[start:stop], columns
-        return super()._row(index)
-
-    # -- tables ----------------------------------------------------------------------------
-
-    @cached_property
-    def _var(self) -> VarFeatures:
-        return VarFeatures(self._store, self._info, self._var_index_names)
-
-    @cached_property
-    def _obs(self) -> ObsFeatures | None:
-        if OBS not in self._store.tables:
-            return None
-        return ObsFeatures(self._store, self._info, self._obs_index_names)
-
-    @cached_property
-    def gene_spaces(self) -> NDArray[np.int64]:
-        """Gene space of each feature block, as the archive says or as the names of genes are."""
-        return spaces_of(self._store, self._info)
-
-    def var_features(self) -> VarFeatures:
-        """Columns of var by cell."""
-        return self._var
-
-    def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell; None where the archive has no obs."""
-        return self._obs
-
-    # -- neighbours ------------------------------------------------------------------------
-
-    @property
-    def neighbor_keys(self) -> list[str]:
-        """Keys of the graphs of the archive; none where `load_neighbors` was False."""
-        return [] if self._load_neighbors is False else graph_keys(self._store)
-
-    @cached_property
-    def graph(self) -> NeighborGraph | None:
-        """The neighbour graph; None where there is none, or `load_neighbors` was False."""
-        graphs = self.neighbor_keys
-        key = key_of(graphs, self._neighbor_key)
-        if key is None and graphs and self._load_neighbors:
-            key = self._neighbor_key  # an error that says which there are
-        return None if key is None else NeighborGraph(self._store, key, **self._sampling)
-
-    @cached_property
-    def _graphs(self) -> dict[str, NeighborGraph]:
-        return {}
-
-    def _graph_of(self, key: str) -> NeighborGraph | None:
-        if key not in self._graphs:
-            if key not in self.neighbor_keys:
-                return None
-            self._graphs[key] = NeighborGraph(self._store, key, **self._sampling)
-        return self._graphs[key]
-
-    @cached_property
-    def _graph_sources(self) -> dict[str, Source]:
-        return {}
-
-    def _graph_source(self, key: str) -> Source:
-        """Where the arrays of a graph are; errors as those of :meth:`neighbor_graph`."""
-        if key not in self._graph_sources:
-            self.neighbor_graph(key)
-            prefix = graph_array(key, "")
-            self._graph_sources[key] = source(self._store, prefix, is_sorted=False)
-        return self._graph_sources[key]
-
-    # -- the archive -----------------------------------------------------------------------
-
-    @property
-    def store(self) -> ArrayStore:
-        """The storage backend's view of the archive."""
-        return self._store
-
-    @property
-    def data(self) -> NDArray[Any]:
-        """All stored values, read-only; mapped to memory where the backend can."""
-        return self._whole(DATA)
-
-    @property
-    def col_index(self) -> NDArray[Any]:
-        """Gene of every stored value, read-only."""
-        return self._whole(INDICES)
-
-    @property
-    def row_index(self) -> NDArray[Any]:
-        """n_obs + 1 offsets, read-only."""
-        return self._whole(INDPTR)
-
-    def _whole(self, name: str) -> NDArray[Any]:
-        view = self._store.view(name)
-        if view is None:
-            view = self._store.read(name)
-            view.flags.writeable = False
-        return view
-
-    @property
-    def dtypes(self) -> dict[str, str]:
-        """Types of the arrays by documented file name."""
-        files = {"data.npy": DATA, "col_ptr.npy": INDICES, "row_ptr.npy": INDPTR}
-        found = {file: self._store.spec(name).dtype.name for file, name in files.items()}
-        if self.graph is not None:
-            parts = {DATA: "values", INDICES: "indices", INDPTR: "indptr"}
-            for part, name in parts.items():
-                spec = self._store.spec(graph_array(self.graph.key, part))
-                found[f"neighbor_{name}.npy"] = spec.dtype.name
-        return found
-
-    @property
-    def metadata(self) -> dict[str, int]:
-        """The documented ``{"num_rows": n_obs}``."""
-        return {"num_rows": self.n_obs}
-
-    def number_nonzero_values(self) -> int:
-        """Stored values."""
-        return self._store.spec(DATA).length
-
-    @property
-    def data_dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
-        return self._store.spec(DATA).dtype
-
-    @property
-    def index_dtype(self) -> np.dtype[Any]:
-        """Type of the stored column ids, unsigned."""
-        return self._store.spec(INDICES).dtype
-
-    @property
-    def bytes_per_cell(self) -> float:
-        """Bytes that the stored values and column ids of a cell take in memory, on average."""
-        value_bytes = sum(self._store.spec(name).dtype.itemsize for name in (DATA, INDICES))
-        return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
-
-    @property
-    def cells_per_chunk(self) -> float:
-        """Cells, on average, that are read as one whichever of them is asked for; below 1: none."""
-        return self._store.chunk_length(DATA) * self.n_obs / max(self.number_nonzero_values(), 1)
-
-    def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
-        starts, stops = csr.plan(self._store, "", np.sort(rows))
-        for name in (DATA, INDICES):
-            self._store.will_need(name, starts, stops)
-
-    def version(self) -> str:
-        """Version of this package."""
-        return __version__
 
     def to_anndata(self, rows: csr.Rows | None = None) -> AnnData:
         """The archive in memory as an AnnData: X, obs, var and whatever else it holds.
@@ -482,13 +155,6 @@ class SingleCellDataset(CellReader):
         from scdl.verification.verify import verify
 
         return verify(self._store.path, deep=deep, progress=progress)
-
-    def close(self) -> None:
-        """Let go of files and memory."""
-        self._views = []
-        for name in ("_source", "_graph_sources"):
-            self.__dict__.pop(name, None)
-        self._store.close()
 
     def load(self, stored_path: Path) -> None:
         """Open another archive in place of this one."""

@@ -50,7 +50,7 @@ SEAM = {
 }
 
 # A reader makes views of itself, which are readers: when one is asked for.
-LAZY = {"scdl.dataset.reader": {"scdl.dataset.gene_view"}}
+LAZY = {"scdl.dataset.rows": {"scdl.dataset.gene_view"}}
 
 # Packages that only some modules import.
 CONFINED = {

@@ -29,7 +29,6 @@ from scdl.conversion.options import (
     TARGET,
     ConversionReport,
     ConvertOptions,
-    Path,
     Settings,
     check_options,
 )
@@ -47,7 +46,7 @@ from scdl.errors import (
 from storage_backends import other_formats, registry
 from storage_backends.compute import threads
 from storage_backends.errors import refused_write
-from storage_backends.paths import absolute, is_url, path_of
+from storage_backends.paths import Path, absolute, is_url, path_of
 
 if TYPE_CHECKING:
     from distributed import Client
