@@ -15,6 +15,8 @@ from places import SUPPORT
 
 import scdl
 
+# Before anything imports it.
+pytest.register_assert_rewrite("storage_backends.testing")
 hypothesis.settings.register_profile(
     "scdl", deadline=None, max_examples=40, suppress_health_check=list(hypothesis.HealthCheck)
 )

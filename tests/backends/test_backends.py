@@ -16,9 +16,6 @@ from storage_backends.errors import (
     BackendNotFoundError,
     ScdlError,
 )
-
-pytest.register_assert_rewrite("storage_backends.testing")
-
 from storage_backends.testing import BackendTests, small_archive
 
 

@@ -85,3 +85,13 @@ def rewritten(path: Path, target: Path | str, change: Mapping[str, Any]) -> Path
                 writer.write_table(name, table)
         writer.commit(Info.from_attrs(store.attrs, store.path).to_attrs())
     return target
+
+
+def everything(ds: Any) -> list[Any]:
+    """All that an archive holds, as values that compare, NaN among them."""
+    store = ds.store
+    found: list[Any] = [(name, store.read(name).tobytes()) for name in sorted(store.arrays)]
+    found += [repr(store.read_table(name).to_pylist()) for name in store.tables]
+    for name in sorted(store.elements):
+        found.append((name, repr(store.read_element(name))))
+    return [*found, store.attrs["blocks"], len(ds)]

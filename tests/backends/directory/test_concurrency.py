@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 pytest.importorskip("anndata")
+
+from reading import everything
 
 import scdl
 from benchmarks.torture.archives import KINDS, write_archive, write_source
@@ -40,16 +41,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(params=["memmap", "zarr, archive"])
 def archive(written: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return shutil.copytree(written[request.param], tmp_path / "archive")
-
-
-def everything(ds: Any) -> list[Any]:
-    """All that an archive holds, as values that compare, NaN among them."""
-    store = ds.store
-    found: list[Any] = [(name, store.read(name).tobytes()) for name in sorted(store.arrays)]
-    found += [repr(store.read_table(name).to_pylist()) for name in store.tables]
-    for name in sorted(store.elements):
-        found.append((name, repr(store.read_element(name))))
-    return [*found, store.attrs["blocks"], len(ds)]
 
 
 OPERATIONS: dict[str, Callable[[Path], object]] = {
@@ -88,7 +79,7 @@ class TestReaders:
         expected = everything(scdl.open(archive))
         (ready := archive.parent / "ready").mkdir()
         code = (
-            "import pathlib, sys, time; import scdl; from test_concurrency import everything\n"
+            "import pathlib, sys, time; import scdl; from reading import everything\n"
             "archive, ready = map(pathlib.Path, sys.argv[1:3])\n"
             "ds = scdl.open(archive); (ready / sys.argv[3]).touch()\n"
             "last = everything(ds)\n"

@@ -233,7 +233,7 @@ np.save("out.npy", out)
         "NUMBA_CPU_NAME": "generic",
         "NUMBA_CPU_FEATURES": "",
         "NUMBA_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": str(SUPPORT),
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), str(SUPPORT)]),
     }
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), values)
