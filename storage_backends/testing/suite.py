@@ -28,134 +28,45 @@ named ``obsm/<key>`` and ``graphs/<key>/data|indices|indptr``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import multiprocessing
 import os
 import pickle
 import re
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from storage_backends import errors
-from storage_backends.base import ArrayStore, ArrayWriter, Backend
-from storage_backends.capabilities import Finding, Verdict
+from storage_backends.base import ArrayStore
 from storage_backends.testing.archives import (
     DTYPES,
     ITEM_SHAPES,
     N_OBS,
     ODD_KEYS,
     ROUND_TRIPS,
-    Contents,
     assert_holds,
     assert_reads,
     assert_same_bits,
     assert_same_table,
-    broken,
     every_array,
-    every_type,
-    files_of,
     large_archive,
-    names_of,
     numbers,
-    one_bit_flipped,
     random_ranges,
     small_archive,
-    stream,
 )
-
-try:
-    import pytest
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
-except ImportError as error:
-    raise ImportError(
-        "storage_backends.testing needs pytest and hypothesis: pip install pytest hypothesis"
-    ) from error
-
-#: Arrays of every integer type, of numbers and of vectors.
-INTEGERS = [f"obsm/{dtype}{shape}" for dtype in DTYPES for shape in ("", "x3") if "int" in dtype]
-
-__all__ = ["BackendTests", "Contents", "assert_holds", "assert_same_table", "small_archive"]
-
-# One subclass after another runs the same method, which hypothesis would report.
-PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+from storage_backends.testing.directories import PublicationTests
+from storage_backends.testing.harness import INTEGERS, PROPERTY
+from storage_backends.testing.tables import TableTests
 
 
-class BackendTests:
+class BackendTests(TableTests, PublicationTests):
     """Subclass this, and set ``backend``."""
-
-    #: The backend under test.
-    backend: Backend
-    #: Archives are files or directories of the local file system.
-    local: bool = True
-    #: Another process can open an archive by its path.
-    cross_process: bool = True
-
-    def make_path(self, tmp_path: Path) -> str:
-        """Where a test may write one archive; every test has another `tmp_path`."""
-        return str(tmp_path / "archive")
-
-    def standing(self, path: str) -> list[str]:
-        """All that stands at `path` and beside it, work in progress included."""
-        if self.local:
-            return sorted(map(str, Path(path).parent.iterdir()))
-        return [path] if self.backend.store.detect(path) else []
-
-    # -- what the tests share --------------------------------------------------------------
-
-    def create(self, path: str, *, replace: bool = False) -> ArrayWriter:
-        return self.backend.writer.create(path, replace=replace)
-
-    def open(self, path: str) -> ArrayStore:
-        return self.backend.store.open(path)
-
-    @contextlib.contextmanager
-    def writing(
-        self, path: str, contents: Contents, *, pieces: int = 1, replace: bool = False
-    ) -> Iterator[ArrayWriter]:
-        """Write, let the test do more, commit."""
-        with self.create(path, replace=replace) as writer:
-            contents.write(writer, pieces)
-            yield writer
-            writer.commit(contents.attrs)
-
-    def write(self, path: str, contents: Contents, *, replace: bool = False) -> ArrayStore:
-        with self.writing(path, contents, replace=replace):
-            pass
-        return self.open(path)
-
-    @pytest.fixture
-    def path(self, tmp_path: Path) -> str:
-        return self.make_path(tmp_path)
-
-    @pytest.fixture
-    def local_path(self, path: str) -> str:
-        if not self.local:
-            pytest.skip("archives are no files")
-        return path
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def large_path(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
-        tests = cls()
-        path = tests.make_path(tmp_path_factory.mktemp("large"))
-        with tests.writing(path, large_archive(), pieces=3):
-            pass
-        return path
-
-    @pytest.fixture
-    def store(self, large_path: str) -> Iterator[ArrayStore]:
-        with self.open(large_path) as store:
-            yield store
-
-    # -- round trips -----------------------------------------------------------------------
 
     @pytest.mark.parametrize("case", ROUND_TRIPS)
     def test_round_trip(self, path: str, case: str) -> None:
@@ -182,8 +93,6 @@ class BackendTests:
     def test_stored_bytes(self, store: ArrayStore) -> None:
         assert set(store.stored_bytes) == {*store.arrays, *store.tables}
         assert all(size > 0 for size in store.stored_bytes.values())
-
-    # -- reading arrays --------------------------------------------------------------------
 
     @pytest.mark.parametrize("name", ["data", "indptr", "obsm/X_pca", "graphs/k nn.ü/indices"])
     @pytest.mark.parametrize(
@@ -324,71 +233,6 @@ class BackendTests:
         with pytest.raises(errors.ArrayNotFoundError, match=name):
             store.chunk_length(name)
 
-    # -- whether an archive is sound -----------------------------------------------------------
-
-    def found(self, path: str) -> list[Finding]:
-        """What examining and checking all pieces says."""
-        examined = self.backend.store.examine(path)
-        checked = [piece.check() for piece in examined.pieces]
-        return [*examined.findings, *(found for found in checked if found is not None)]
-
-    def test_what_was_written_is_not_damaged(self, path: str, large_path: str) -> None:
-        for _ in range(2):
-            # In place of the first, the second is whole too.
-            self.write(path, small_archive(), replace=True).close()
-            for place in (path, large_path):
-                found = self.found(place)
-                examined = self.backend.store.examine(place)
-                assert [f for f in found if f.verdict is Verdict.DAMAGED or f.mendable] == []
-                known = [] if examined.has_checksums else [Verdict.UNKNOWN]
-                assert [f.verdict for f in found] == known
-                assert sum(piece.nbytes for piece in examined.pieces) == examined.nbytes
-                assert (examined.nbytes > 0) == examined.has_checksums
-
-    def test_every_byte_is_covered(self, path: str) -> None:
-        self.write(path, small_archive()).close()
-        examined = self.backend.store.examine(path)
-        if not (self.local and examined.has_checksums):
-            pytest.skip("there are no checksums of files")
-        for file in files_of(path):
-            for offset in sorted({0, os.path.getsize(file) // 2, os.path.getsize(file) - 1}):
-                with one_bit_flipped(file, offset):
-                    found = self.found(path)
-                assert any(f.verdict is Verdict.DAMAGED and file in f.message for f in found), file
-        assert self.found(path) == []
-
-    def test_lost_and_cut_files_are_found(self, path: str) -> None:
-        self.write(path, small_archive()).close()
-        if not (self.local and self.backend.store.examine(path).has_checksums):
-            pytest.skip("there are no checksums of files")
-        for file in files_of(path):
-            with open(file, "rb") as stream:
-                content = stream.read()
-            for left in (content[:-1], content + b"\0", None):
-                os.remove(file)
-                if left is not None:
-                    with open(file, "xb") as stream:
-                        stream.write(left)
-                verdicts = {f.verdict for f in self.found(path)}
-                # Without the file of the checksums nobody can tell.
-                assert verdicts, file
-                if left is not None:
-                    assert Verdict.DAMAGED in verdicts, file
-                with open(file, "wb") as stream:
-                    stream.write(content)
-        assert self.found(path) == []
-
-    def test_a_sound_archive_is_not_repaired(self, path: str) -> None:
-        contents = small_archive()
-        self.write(path, contents).close()
-        assert list(self.backend.store.repair(path)) == []
-        with pytest.raises(errors.OutputError, match=re.escape(path)):
-            self.backend.store.add_checksums(path)
-        assert self.standing(path) == [path]
-        assert_holds(self.open(path), contents)
-
-    # -- writing ---------------------------------------------------------------------------
-
     @settings(PROPERTY, max_examples=15)
     @given(data=st.data())
     def test_any_pieces(
@@ -452,150 +296,6 @@ class BackendTests:
             writer.append("obsm/x", values)
         assert_holds(self.open(path), contents)
 
-    def test_writer_is_done_after_the_commit(self, path: str) -> None:
-        contents = small_archive()
-        with self.writing(path, contents) as writer:
-            pass
-        with pytest.raises(errors.ScdlError):
-            writer.append("data", contents.arrays["data"])
-        with pytest.raises(errors.ScdlError):
-            writer.write_table("var/1", contents.tables["obs"])
-        with pytest.raises(errors.ScdlError):
-            writer.commit(contents.attrs)
-        writer.abort()
-        assert_holds(self.open(path), contents)
-
-    # -- publishing ------------------------------------------------------------------------
-
-    def test_nothing_to_see_before_the_commit(self, path: str) -> None:
-        contents = small_archive()
-        with self.writing(path, contents):
-            assert not self.backend.store.detect(path)
-            with pytest.raises(errors.ArchiveNotFoundError, match=re.escape(path)):
-                self.open(path)
-        assert_holds(self.open(path), contents)
-        assert self.standing(path) == [path]
-
-    @pytest.mark.parametrize("replace", [False, True])
-    @pytest.mark.parametrize(
-        ("fail", "error"),
-        [
-            pytest.param(lambda writer: None, None, id="no commit"),
-            pytest.param(lambda writer: list(broken(OSError)), OSError, id="error"),
-            pytest.param(lambda writer: list(broken(SystemExit)), SystemExit, id="exit"),
-            pytest.param(
-                lambda writer: writer.write_table("var/1", stream(broken(ZeroDivisionError))),
-                ZeroDivisionError,
-                id="error in a stream",
-            ),
-            pytest.param(
-                lambda writer: writer.commit({**small_archive().attrs, "no JSON": object()}),
-                (TypeError, ValueError),
-                id="error in the commit",
-            ),
-            pytest.param(lambda writer: [writer.abort() for _ in range(2)], None, id="abort"),
-        ],
-    )
-    def test_nothing_left_without_a_commit(
-        self, path: str, fail: Callable[[ArrayWriter], object], error: Any, replace: bool
-    ) -> None:
-        old, new = small_archive(30), small_archive()
-        if replace:
-            self.write(path, old).close()
-        expected = pytest.raises(error) if error else contextlib.nullcontext()
-        with expected, self.create(path, replace=replace) as writer:
-            new.write(writer)
-            fail(writer)
-        with pytest.raises(errors.ScdlError):
-            writer.commit(new.attrs)
-        assert self.standing(path) == [path] * replace
-        if replace:
-            assert_holds(self.open(path), old)
-        assert_holds(self.write(path, new, replace=replace), new)
-
-    def test_existing_archive_is_kept(self, path: str) -> None:
-        old, new = small_archive(30), small_archive()
-        with self.create(path) as late:  # begun before the other writer's commit
-            new.write(late)
-            store = self.write(path, old)
-            with pytest.raises(errors.ArchiveExistsError, match=re.escape(path)):
-                late.commit(new.attrs)
-        with pytest.raises(errors.ArchiveExistsError, match=re.escape(path)), self.create(path):
-            pass
-        assert_holds(store, old)
-        assert_holds(self.open(path), old)
-        assert self.standing(path) == [path]
-
-    def test_replace(self, path: str) -> None:
-        old, new = large_archive(), small_archive()
-        used = self.write(path, old, replace=True)
-        views = [(name, used.view(name)) for name in old.arrays]
-        with self.writing(path, new, replace=True):
-            unused = self.open(path)
-            assert_holds(self.open(path), old)
-        assert_holds(self.open(path), new)
-        assert self.standing(path) == [path]
-        for store in (used, unused):
-            for name, values in old.arrays.items():
-                assert_same_bits(store.read(name), values, name)
-            with contextlib.suppress(errors.ScdlError):  # refused, or of the old archive
-                assert_same_table(store.read_table("var/0"), old.tables["var/0"])
-        for name, view in views:
-            if view is not None:
-                assert_same_bits(view, old.arrays[name], name)
-
-    def test_operating_system_refuses(self, local_path: str) -> None:
-        with pytest.raises(errors.ArchiveWriteError):
-            self.create(os.path.join(local_path, "no", "parent"))
-        assert self.standing(local_path) == []
-        resource = pytest.importorskip("resource")
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        for contents in (large_archive(), Contents({}, large_archive().tables, {})):
-            with self.create(local_path) as writer:
-                try:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
-                    with pytest.raises(errors.ArchiveWriteError) as caught:  # noqa: PT012
-                        contents.write(writer)
-                        # A backend may hold back what is small.
-                        writer.commit(contents.attrs)
-                finally:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            assert caught.value.errno == errno.EFBIG
-        assert self.standing(local_path) == []
-
-    # -- opening and closing ---------------------------------------------------------------
-
-    def test_nothing_there(self, store: ArrayStore, path: str) -> None:
-        assert self.backend.store.detect(store.path)
-        for nothing in (path, "", "a\0b", "x" * 5000, "no-such-scheme://x"):
-            assert not self.backend.store.detect(nothing)
-        with pytest.raises(errors.ArchiveNotFoundError, match=re.escape(path)):
-            self.open(path)
-
-    def test_something_else_there(self, tmp_path: Path) -> None:
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "file.txt").write_text("text")
-        for foreign in map(str, tmp_path.iterdir()):
-            assert not self.backend.store.detect(foreign)
-            with pytest.raises((errors.ArchiveFormatError, errors.ArchiveNotFoundError)):
-                self.open(foreign)
-
-    def test_opening_writes_nothing(self, local_path: str) -> None:
-        def files() -> list[tuple[Path, int, int]]:
-            found = [Path(local_path), *Path(local_path).rglob("*")]
-            return sorted((file, file.stat().st_ino, file.stat().st_mtime_ns) for file in found)
-
-        contents = small_archive()
-        self.write(local_path, contents).close()
-        for file, _, _ in files():
-            file.chmod(0o555 if file.is_dir() else 0o444)
-        before = files()
-        assert self.backend.store.detect(local_path)
-        with self.open(local_path) as store:
-            assert_holds(store, contents)
-        assert files() == before
-        assert self.standing(local_path) == [local_path]
-
     def test_close(self, large_path: str) -> None:
         contents = large_archive()
         with self.open(large_path) as store:
@@ -616,8 +316,6 @@ class BackendTests:
         for name, values in arrays:
             if values is not None:
                 assert_same_bits(values, contents.arrays[name], name)
-
-    # -- processes and threads -------------------------------------------------------------
 
     def test_pickle(self, store: ArrayStore) -> None:
         assert_holds(store, large_archive())
@@ -661,77 +359,3 @@ class BackendTests:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(reads, range(8)))
-
-    # -- tables ----------------------------------------------------------------------------
-
-    @pytest.mark.parametrize("name", every_type(0).column_names)
-    def test_every_column_type(self, store: ArrayStore, name: str) -> None:
-        table = large_archive().tables["obs"].select([name])
-        assert store.table_schema("obs").field(name).type == table.schema.field(name).type
-        assert_same_table(store.read_table("obs", [name]), table)
-
-    def test_columns_in_the_order_asked_for(self, store: ArrayStore) -> None:
-        obs = large_archive().tables["obs"]
-        assert store.table_schema("obs").names == obs.column_names
-        for columns in (["int8", "_index", "ordered.ü"], ["bool"], obs.column_names[::-1]):
-            assert_same_table(store.read_table("obs", columns), obs.select(columns))
-
-    @pytest.mark.parametrize("columns", [None, ["categories", "_index"], ["_index"], []], ids=str)
-    @pytest.mark.parametrize(
-        ("start", "stop"),
-        [(0, 0), (0, 1), (700, 1300), (5, None), (N_OBS - 1, N_OBS), (N_OBS, None)],
-    )
-    def test_rows(
-        self, store: ArrayStore, start: int, stop: int | None, columns: list[str] | None
-    ) -> None:
-        obs = large_archive().tables["obs"]
-        expected = obs.slice(start, (N_OBS if stop is None else stop) - start)
-        table = store.read_table("obs", columns, start, stop)
-        assert_same_table(table, expected.select(obs.column_names if columns is None else columns))
-
-    @pytest.mark.parametrize("columns", [None, ["int8"], []], ids=str)
-    @pytest.mark.parametrize(
-        ("start", "stop"), [(-1, None), (0, -1), (5, 3), (0, N_OBS + 1), (N_OBS + 1, None)]
-    )
-    def test_rows_out_of_bounds(
-        self, store: ArrayStore, start: int, stop: int | None, columns: list[str] | None
-    ) -> None:
-        with pytest.raises(errors.RangeError, match="obs"):
-            store.read_table("obs", columns, start, stop)
-
-    @pytest.mark.parametrize(
-        "name", ["nothing", "data", "var", "var/7", "var/x", "var/-1", "var/00"]
-    )
-    def test_unknown_table_or_column(self, store: ArrayStore, name: str) -> None:
-        for read in (store.read_table, store.table_schema):
-            with pytest.raises(errors.ArrayNotFoundError, match=name):
-                read(name)
-        for columns in ([name], ["_index", name]):
-            with pytest.raises(errors.ArrayNotFoundError, match=name):
-                store.read_table("obs", columns)
-
-    @pytest.mark.parametrize("batch", [0, 1, 17, 1000])
-    def test_stream(self, path: str, batch: int) -> None:
-        obs = every_type(60) if batch else every_type(0).select(["_index", "string", "bool"])
-        contents = small_archive(obs.num_rows, parts={"obs": obs})
-        rest = Contents(contents.arrays, {"var/0": contents.tables["var/0"]}, contents.attrs)
-        batches = iter(obs.to_batches(max_chunksize=batch)) if batch else iter(())
-        with self.writing(path, rest) as writer:
-            writer.write_table("obs", stream(batches, obs.schema))
-        assert_holds(self.open(path), contents)
-
-    def test_chunks_with_unlike_categories(self, path: str) -> None:
-        chunks = [pa.array(list(text)).dictionary_encode() for text in ("abcab", "cxxab")]
-        obs = pa.table({**names_of(10), "kind": pa.chunked_array(chunks)})
-        store = self.write(path, small_archive(10, parts={"obs": obs}))
-        kind = store.read_table("obs", ["kind"], 2, 8)["kind"]
-        assert kind.type == obs.schema.field("kind").type
-        assert kind.to_pylist() == list("cabcxx")
-
-    def test_table_is_written_once(self, path: str) -> None:
-        contents = small_archive()
-        with self.writing(path, contents) as writer:
-            for name, table in contents.tables.items():
-                with pytest.raises(errors.ScdlError, match=name):
-                    writer.write_table(name, table)
-        assert_holds(self.open(path), contents)

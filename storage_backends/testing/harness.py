@@ -1,0 +1,108 @@
+"""What the tests of a backend share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from storage_backends.base import ArrayStore, ArrayWriter, Backend
+from storage_backends.testing.archives import (
+    DTYPES,
+    Contents,
+    large_archive,
+)
+
+#: Arrays of every integer type, of numbers and of vectors.
+INTEGERS = [f"obsm/{dtype}{shape}" for dtype in DTYPES for shape in ("", "x3") if "int" in dtype]
+
+
+# One subclass after another runs the same method, which hypothesis would report.
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+
+
+class BackendHarness:
+    """A backend under test, and where its archives go."""
+
+    #: The backend under test.
+    backend: Backend
+    #: Archives are files or directories of the local file system.
+    local: bool = True
+    #: Another process can open an archive by its path.
+    cross_process: bool = True
+
+    def make_path(self, tmp_path: Path) -> str:
+        """Where a test may write one archive; every test has another `tmp_path`."""
+        return str(tmp_path / "archive")
+
+    def standing(self, path: str) -> list[str]:
+        """All that stands at `path` and beside it, work in progress included."""
+        if self.local:
+            return sorted(map(str, Path(path).parent.iterdir()))
+        return [path] if self.backend.store.detect(path) else []
+
+    # -- what the tests share --------------------------------------------------------------
+
+    def create(self, path: str, *, replace: bool = False) -> ArrayWriter:
+        return self.backend.writer.create(path, replace=replace)
+
+    def open(self, path: str) -> ArrayStore:
+        return self.backend.store.open(path)
+
+    @contextlib.contextmanager
+    def writing(
+        self, path: str, contents: Contents, *, pieces: int = 1, replace: bool = False
+    ) -> Iterator[ArrayWriter]:
+        """Write, let the test do more, commit."""
+        with self.create(path, replace=replace) as writer:
+            contents.write(writer, pieces)
+            yield writer
+            writer.commit(contents.attrs)
+
+    def write(self, path: str, contents: Contents, *, replace: bool = False) -> ArrayStore:
+        with self.writing(path, contents, replace=replace):
+            pass
+        return self.open(path)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> str:
+        return self.make_path(tmp_path)
+
+    @pytest.fixture
+    def local_path(self, path: str) -> str:
+        if not self.local:
+            pytest.skip("archives are no files")
+        return path
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def large_path(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
+        tests = cls()
+        path = tests.make_path(tmp_path_factory.mktemp("large"))
+        with tests.writing(path, large_archive(), pieces=3):
+            pass
+        return path
+
+    @pytest.fixture
+    def store(self, large_path: str) -> Iterator[ArrayStore]:
+        with self.open(large_path) as store:
+            yield store
+
+    # -- round trips -----------------------------------------------------------------------
+
+    # -- reading arrays --------------------------------------------------------------------
+
+    # -- whether an archive is sound -----------------------------------------------------------
+
+    # -- writing ---------------------------------------------------------------------------
+
+    # -- publishing ------------------------------------------------------------------------
+
+    # -- opening and closing ---------------------------------------------------------------
+
+    # -- processes and threads -------------------------------------------------------------
+
+    # -- tables ----------------------------------------------------------------------------

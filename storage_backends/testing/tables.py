@@ -1,0 +1,97 @@
+"""What tables of a backend must hold."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from storage_backends import errors
+from storage_backends.base import ArrayStore
+from storage_backends.testing.archives import (
+    N_OBS,
+    Contents,
+    assert_holds,
+    assert_same_table,
+    every_type,
+    large_archive,
+    names_of,
+    small_archive,
+    stream,
+)
+from storage_backends.testing.harness import BackendHarness
+
+
+class TableTests(BackendHarness):
+    """Tests of tables."""
+
+    @pytest.mark.parametrize("name", every_type(0).column_names)
+    def test_every_column_type(self, store: ArrayStore, name: str) -> None:
+        table = large_archive().tables["obs"].select([name])
+        assert store.table_schema("obs").field(name).type == table.schema.field(name).type
+        assert_same_table(store.read_table("obs", [name]), table)
+
+    def test_columns_in_the_order_asked_for(self, store: ArrayStore) -> None:
+        obs = large_archive().tables["obs"]
+        assert store.table_schema("obs").names == obs.column_names
+        for columns in (["int8", "_index", "ordered.ü"], ["bool"], obs.column_names[::-1]):
+            assert_same_table(store.read_table("obs", columns), obs.select(columns))
+
+    @pytest.mark.parametrize("columns", [None, ["categories", "_index"], ["_index"], []], ids=str)
+    @pytest.mark.parametrize(
+        ("start", "stop"),
+        [(0, 0), (0, 1), (700, 1300), (5, None), (N_OBS - 1, N_OBS), (N_OBS, None)],
+    )
+    def test_rows(
+        self, store: ArrayStore, start: int, stop: int | None, columns: list[str] | None
+    ) -> None:
+        obs = large_archive().tables["obs"]
+        expected = obs.slice(start, (N_OBS if stop is None else stop) - start)
+        table = store.read_table("obs", columns, start, stop)
+        assert_same_table(table, expected.select(obs.column_names if columns is None else columns))
+
+    @pytest.mark.parametrize("columns", [None, ["int8"], []], ids=str)
+    @pytest.mark.parametrize(
+        ("start", "stop"), [(-1, None), (0, -1), (5, 3), (0, N_OBS + 1), (N_OBS + 1, None)]
+    )
+    def test_rows_out_of_bounds(
+        self, store: ArrayStore, start: int, stop: int | None, columns: list[str] | None
+    ) -> None:
+        with pytest.raises(errors.RangeError, match="obs"):
+            store.read_table("obs", columns, start, stop)
+
+    @pytest.mark.parametrize(
+        "name", ["nothing", "data", "var", "var/7", "var/x", "var/-1", "var/00"]
+    )
+    def test_unknown_table_or_column(self, store: ArrayStore, name: str) -> None:
+        for read in (store.read_table, store.table_schema):
+            with pytest.raises(errors.ArrayNotFoundError, match=name):
+                read(name)
+        for columns in ([name], ["_index", name]):
+            with pytest.raises(errors.ArrayNotFoundError, match=name):
+                store.read_table("obs", columns)
+
+    @pytest.mark.parametrize("batch", [0, 1, 17, 1000])
+    def test_stream(self, path: str, batch: int) -> None:
+        obs = every_type(60) if batch else every_type(0).select(["_index", "string", "bool"])
+        contents = small_archive(obs.num_rows, parts={"obs": obs})
+        rest = Contents(contents.arrays, {"var/0": contents.tables["var/0"]}, contents.attrs)
+        batches = iter(obs.to_batches(max_chunksize=batch)) if batch else iter(())
+        with self.writing(path, rest) as writer:
+            writer.write_table("obs", stream(batches, obs.schema))
+        assert_holds(self.open(path), contents)
+
+    def test_chunks_with_unlike_categories(self, path: str) -> None:
+        chunks = [pa.array(list(text)).dictionary_encode() for text in ("abcab", "cxxab")]
+        obs = pa.table({**names_of(10), "kind": pa.chunked_array(chunks)})
+        store = self.write(path, small_archive(10, parts={"obs": obs}))
+        kind = store.read_table("obs", ["kind"], 2, 8)["kind"]
+        assert kind.type == obs.schema.field("kind").type
+        assert kind.to_pylist() == list("cabcxx")
+
+    def test_table_is_written_once(self, path: str) -> None:
+        contents = small_archive()
+        with self.writing(path, contents) as writer:
+            for name, table in contents.tables.items():
+                with pytest.raises(errors.ScdlError, match=name):
+                    writer.write_table(name, table)
+        assert_holds(self.open(path), contents)
