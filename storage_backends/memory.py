@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import ArraySpec, ArrayStore, ArrayWriter, Backend
+from storage_backends.base import ArraySpec, ArrayStore, ArrayWriter, Backend, Contents
 from storage_backends.checks import check_ranges, little_endian
 from storage_backends.errors import (
     ArchiveClosedError,
@@ -53,10 +53,6 @@ class MemoryStore(ArrayStore):
         self._token = content.token
 
     @classmethod
-    def detect(cls, path: str) -> bool:
-        return path in _committed
-
-    @classmethod
     def open(cls, path: str, *, hold: bool = True) -> Self:
         if path not in _committed:
             raise ArchiveNotFoundError(f"{path}: no such archive in the memory of this process")
@@ -85,19 +81,11 @@ class MemoryStore(ArrayStore):
         return self._content
 
     @property
-    def arrays(self) -> Mapping[str, ArraySpec]:
-        return {
-            name: ArraySpec(a.dtype, len(a), a.shape[1:])
-            for name, a in self._opened().arrays.items()
-        }
-
-    @property
-    def tables(self) -> Sequence[str]:
-        return list(self._opened().tables)
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        return copy.deepcopy(self._opened().attrs)
+    def contents(self) -> Contents:
+        held = self._opened()
+        specs = {name: ArraySpec(a.dtype, len(a), a.shape[1:]) for name, a in held.arrays.items()}
+        schemas = {name: table.schema for name, table in held.tables.items()}
+        return Contents(specs, schemas, copy.deepcopy(held.attrs))
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:
@@ -114,9 +102,6 @@ class MemoryStore(ArrayStore):
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             out[position : position + stop - start] = source[start:stop]
             position += stop - start
-
-    def table_schema(self, name: str) -> pa.Schema:
-        return self._table(name).schema
 
     def read_table(
         self,
@@ -144,9 +129,7 @@ class MemoryStore(ArrayStore):
         try:
             return self._opened().tables[name]
         except KeyError:
-            raise ArrayNotFoundError(
-                f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
-            ) from None
+            raise self.no_table(name) from None
 
     def view(self, name: str) -> NDArray[Any] | None:
         self.spec(name)
@@ -166,7 +149,7 @@ class MemoryWriter(ArrayWriter):
         self._tables: dict[str, pa.Table] = {}
 
     @classmethod
-    def create(cls, path: str, *, replace: bool = False) -> Self:
+    def open(cls, path: str, *, replace: bool = False) -> Self:
         if not path.startswith(RAM):
             raise ArchiveWriteError(f"{path}: an archive in memory has a path like {RAM}NAME")
         if path in _committed and not replace:
@@ -213,4 +196,4 @@ class MemoryWriter(ArrayWriter):
         self._pieces = None
 
 
-BACKEND = Backend("memory", MemoryStore, MemoryWriter)
+BACKEND = Backend("memory", MemoryStore, MemoryWriter, elsewhere=_committed.__contains__)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from storage_backends import other_formats
@@ -21,10 +24,11 @@ from storage_backends.errors import (
     ArchiveNotFoundError,
     ArchivePlaceError,
     BackendNotFoundError,
+    BackendOptionError,
     ScdlWarning,
 )
 from storage_backends.paths import is_url, path_of
-from storage_backends.zarr import detection
+from storage_backends.zarr.detection import FSSPEC, OBSTORE
 
 __all__ = [
     "ENTRY_POINTS",
@@ -47,24 +51,31 @@ ENTRY_POINTS = "scdl.storage_backends"
 
 #: Modules of the backends that come with the package; each defines ``BACKEND``.
 _BUILTIN = {
-    "memmap": "storage_backends.memmap.store",
+    "memmap": "storage_backends.memmap",
     "memory": "storage_backends.memory",
-    "zarr": "storage_backends.zarr.store",
+    "zarr": "storage_backends.zarr",
 }
-#: What tells, of a backend that takes long to import, whether one of its archives may be at a path.
-_DETECTION = {"zarr": "storage_backends.zarr.detection"}
 #: Of an archive whose path does not say.
 DEFAULT = "memmap"
 #: What is expected where an archive is opened, for messages.
 _ARCHIVE = "the path of an archive"
 
 
+def _announced() -> dict[str, EntryPoint]:
+    """Entry points of third parties by name."""
+    points = entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in points if point.name not in _BUILTIN}
+
+
+@cache
+def _found_once(search_path: tuple[str, ...]) -> list[str]:
+    """Names of the installed backends; looking for them takes milliseconds."""
+    return names()
+
+
 def names() -> list[str]:
     """Names of the installed backends, ours first."""
-    return [
-        *_BUILTIN,
-        *(p.name for p in entry_points(group=ENTRY_POINTS) if p.name not in _BUILTIN),
-    ]
+    return [*_BUILTIN, *_announced()]
 
 
 def backend(name: str) -> Backend:
@@ -72,38 +83,44 @@ def backend(name: str) -> Backend:
     if name in _BUILTIN:
         found: Backend = import_module(_BUILTIN[name]).BACKEND
         return found
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            found = point.load()
-        except (ImportError, AttributeError) as error:
-            raise BackendNotFoundError(
-                f"the storage backend {name!r} is installed, but {point.value} cannot be "
-                f"imported: {error}"
-            ) from error
-        return found
-    raise BackendNotFoundError(
-        f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
-    )
+    point = _announced().get(name)
+    if point is None:
+        raise BackendNotFoundError(
+            f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
+        )
+    try:
+        found = point.load()
+    except (ImportError, AttributeError) as error:
+        raise BackendNotFoundError(
+            f"the storage backend {name!r} is installed, but {point.value} cannot be imported: "
+            f"{error}"
+        ) from error
+    return found
+
+
+def _usable() -> Iterator[Backend]:
+    """All backends that can be imported, ours first."""
+    for name in _found_once(tuple(sys.path)):
+        with contextlib.suppress(BackendNotFoundError):
+            yield backend(name)
 
 
 def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend:
     """The backend to write an archive with: the one called `name`, or what the path ends in."""
     if name is not None:
         return backend(name)
-    ending = os.path.splitext(path_of(path).rstrip("/"))[1]
-    # A suffix is the backend's name: those of other names are not imported only to be asked.
-    own = ending.removeprefix(".")
-    if own in _BUILTIN and backend(own).suffix == ending:
-        return backend(own)
-    return backend(DEFAULT)
+    text = path_of(path).rstrip("/")
+    ending = os.path.splitext(text)[1]
+    chosen = (found for found in _usable() if ending and found.suffix == ending)
+    return next(chosen, None) or backend(DEFAULT)
 
 
 def of(store: ArrayStore) -> Backend:
     """The backend that an open archive is of."""
-    for name in names():
-        with contextlib.suppress(BackendNotFoundError):
-            if (found := backend(name)).store is type(store):
-                return found
+    kind = type(store)
+    for found in _usable():
+        if found.store_class in (kind, f"{kind.__module__}:{kind.__qualname__}"):
+            return found
     return detect(store.path)
 
 
@@ -116,7 +133,7 @@ def is_within(path: str, directory: str) -> bool:
 def create(
     path: str | os.PathLike[str], chosen: Backend, *, replace: bool = False, **options: Any
 ) -> ArrayWriter:
-    """Begin an archive where one may stand; see :meth:`Backend.create`.
+    """Begin an archive where one may stand.
 
     Raises
     ------
@@ -124,10 +141,14 @@ def create(
         `path` is inside another archive, of which it would become a part.
     ArchiveExistsError
         Something stands at `path`, and `replace` was not asked for or it is no archive.
+    BackendOptionError
+        This backend does not take an option.
+    PathError
+        The name of the path says another format.
     """
     path = path_of(path)
     check_target(path, replace=replace)
-    return chosen.create(path, replace=replace, **options)
+    return _begun(path, chosen, replace, options)
 
 
 def rewrite(store: ArrayStore, chosen: Backend | None = None, **options: Any) -> ArrayWriter:
@@ -150,7 +171,7 @@ def rewrite(store: ArrayStore, chosen: Backend | None = None, **options: Any) ->
         Another process or thread is changing it.
     """
     store.check_current()
-    writer = (chosen or of(store)).create(store.path, replace=True, **options)
+    writer = _begun(store.path, chosen or of(store), True, options)
     try:
         # The lock is held: nobody changes the archive from here on.
         store.check_current()
@@ -158,6 +179,19 @@ def rewrite(store: ArrayStore, chosen: Backend | None = None, **options: Any) ->
         writer.abort()
         raise
     return writer
+
+
+def _begun(path: str, chosen: Backend, replace: bool, options: Mapping[str, Any]) -> ArrayWriter:
+    if replace or not os.path.lexists(path):
+        other_formats.check_target(path, chosen.suffix)
+    for name in options:
+        if name not in chosen.options:
+            raise BackendOptionError(
+                f"{path}: the storage backend {chosen.name} has no option {name!r}; it takes: "
+                f"{', '.join(chosen.options) or 'none'}"
+                + ("; end the path in .zarr for that" if name == "compression" else "")
+            )
+    return chosen.writer.open(path, replace=replace, **options)
 
 
 def check_target(path: str, *, replace: bool) -> None:
@@ -249,7 +283,7 @@ def _no_archive(path: str) -> str:
 def _nothing(path: str) -> str:
     """Says that no archive stands at a path, and what to do."""
     if "://" in path and is_url(path):
-        schemes = ", ".join((*detection.OBSTORE, *detection.FSSPEC))
+        schemes = ", ".join((*OBSTORE, *FSSPEC))
         return f"{path}: no archive is read from such a URL; schemes that are: {schemes}"
     if os.path.islink(path) or other_formats.is_file_name(path):
         return other_formats.missing(path)
@@ -261,15 +295,4 @@ def _nothing(path: str) -> str:
 
 def known(path: str) -> Backend | None:
     """The backend whose archive stands at `path`; None where there is none."""
-    for name in _BUILTIN:
-        if name in _DETECTION and not import_module(_DETECTION[name]).detect(path):
-            continue
-        candidate = backend(name)
-        if candidate.store.detect(path):
-            return candidate
-    for name in names()[len(_BUILTIN) :]:
-        with contextlib.suppress(BackendNotFoundError):
-            candidate = backend(name)
-            if candidate.store.detect(path):
-                return candidate
-    return None
+    return next((found for found in _usable() if found.detect(path)), None)

@@ -23,6 +23,7 @@ from scdl.conversion.options import (
     Settings,
     check_options,
     keywords,
+    storage_options,
 )
 from scdl.conversion.origins import origins_of
 from scdl.conversion.run import Conversion
@@ -135,9 +136,9 @@ def convert(
     ArchiveWriteError
         The archive cannot be written, for example because the disk is full.
     """
-    check_options(options, convert)
     paths, origins = origins_of(sources, label, keys)
     path = path_of(path, TARGET)
+    check_options(options, convert, registry.for_target(path, backend))
     if not paths:
         raise SourceError("there is nothing to convert: the list of files is empty")
     policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
@@ -200,7 +201,7 @@ def write_archive(
     started = time.perf_counter()
     options = settings.options
     target = registry.for_target(path, settings.backend)
-    storage = {"compression": options["compression"]} if options.get("compression") else {}
+    storage = storage_options(options, target)
     with ExitStack() as stack:
         if instead_of is None:
             writer = registry.create(path_of(path, TARGET), target, replace=replace, **storage)

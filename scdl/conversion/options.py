@@ -15,6 +15,7 @@ from scdl.errors import (
     UnknownOptionError,
 )
 from scdl.sources.gene_selection import GeneChoice
+from storage_backends.base import Backend
 
 #: What is expected of a target, for messages.
 TARGET = "where the archive goes, as a path"
@@ -156,24 +157,36 @@ class Meter(Protocol):
 
 
 def check_options(
-    options: Mapping[str, Any], call: Callable[..., Any], also: Sequence[str] = ()
+    options: Mapping[str, Any],
+    call: Callable[..., Any],
+    backend: Backend,
+    also: Sequence[str] = (),
 ) -> None:
-    """UnknownOptionError for a key that :class:`ConvertOptions` does not have.
+    """UnknownOptionError for a key that neither :class:`ConvertOptions` nor a backend has.
 
     Parameters
     ----------
     call
         Whose keywords are named besides.
+    backend
+        Writes the archive.
     also
         Further ones that it takes.
     """
-    unknown = set(options) - set(ConvertOptions.__annotations__)
+    own = [*ConvertOptions.__annotations__, *backend.options]
+    unknown = set(options) - set(own)
     if unknown:
-        known = [*keywords(call), *also, *ConvertOptions.__annotations__]
+        known = [*keywords(call), *also, *own]
         raise UnknownOptionError(
             f"there is no option {', '.join(map(repr, sorted(unknown)))}; there are: "
             f"{', '.join(dict.fromkeys(known))}"
         )
+
+
+def storage_options(options: Mapping[str, Any], backend: Backend) -> dict[str, Any]:
+    """The options that a backend is given when it begins an archive."""
+    names = dict.fromkeys(["compression", *backend.options])
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def keywords(call: Callable[..., Any]) -> list[str]:

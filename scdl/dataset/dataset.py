@@ -106,7 +106,7 @@ class SingleCellDataset(OpenedArchive):
         if options:
             from scdl.conversion.options import check_options
 
-            check_options(options, SingleCellDataset)
+            check_options(options, SingleCellDataset, registry.for_target(given, backend))
         if h5ad_path is not None:
             from scdl.conversion.convert import convert
 

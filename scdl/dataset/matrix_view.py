@@ -14,8 +14,8 @@ from scdl.archive.schema import MATRIX, Info, var_table
 from scdl.errors import OptionError
 from scdl.sources.archive import Elements
 from scdl.sources.base import genes_of
-from storage_backends.base import ArraySpec, ArrayStore
-from storage_backends.compute.caching import cached_property
+from storage_backends.base import ArrayStore, Contents
+from storage_backends.compute.caching import Lazily, cached_property
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,11 +74,6 @@ class MatrixView(ArrayStore):
         return table_of(self._store.read_element(self._genes))
 
     @classmethod
-    def detect(cls, path: str) -> bool:
-        """No archive stands at a path as a view."""
-        return False
-
-    @classmethod
     def open(cls, path: str, *, hold: bool = True) -> Self:
         """Views are made of open archives."""
         raise OptionError(f"{path}: a view of a matrix is made of an archive that is open")
@@ -99,22 +94,17 @@ class MatrixView(ArrayStore):
         return self._store.fingerprint
 
     @cached_property
-    def arrays(self) -> Mapping[str, ArraySpec]:
-        """Those of the matrix, and those of cells."""
-        kept = ("graphs/", "obsm/")
-        own = {part: self._store.spec(name) for part, name in self._names.items()}
-        others = {n: spec for n, spec in self._store.arrays.items() if n.startswith(kept)}
-        return MappingProxyType(own | others)
+    def contents(self) -> Contents:
+        """Arrays of the matrix and of cells; one feature block, whose rows may be out of order."""
+        there = self._store.contents
+        own = {part: there.arrays[name] for part, name in self._names.items()}
+        others = {n: s for n, s in there.arrays.items() if n.startswith(("graphs/", "obsm/"))}
+        tables = Lazily(there.tables, self._schema)
+        return Contents(MappingProxyType(own | others), tables, MappingProxyType(self._attrs))
 
-    @property
-    def tables(self) -> Sequence[str]:
-        """Those of the archive."""
-        return self._store.tables
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        """One feature block, whose rows may be out of order."""
-        return self._attrs
+    def _schema(self, name: str) -> pa.Schema:
+        own = name == var_table(0) and not self._own_var
+        return self._var.schema if own else self._store.table_schema(name)
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:
@@ -140,12 +130,6 @@ class MatrixView(ArrayStore):
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """As of the archive."""
         self._store.will_need(self._names.get(name, name), starts, stops)
-
-    def table_schema(self, name: str) -> pa.Schema:
-        """As of the archive, with the genes of the matrix."""
-        if name == var_table(0) and not self._own_var:
-            return self._var.schema
-        return self._store.table_schema(name)
 
     def read_table(
         self,

@@ -22,7 +22,7 @@ from scdl.archive.tables import ROWS_AT_ONCE, TableSource
 from scdl.errors import SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.hdf5 import readable
-from storage_backends.base import is_for_nulls
+from storage_backends.anndata_format.nulls import is_for_nulls
 from storage_backends.compute import arrow, uniting
 from storage_backends.compute.caching import cached_property
 

@@ -1,9 +1,10 @@
-"""Properties that are computed once."""
+"""What is computed once."""
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 _T = TypeVar("_T")
@@ -28,3 +29,32 @@ else:
                 return self
             assert self.attrname is not None
             return instance.__dict__.setdefault(self.attrname, self.func(instance))
+
+
+class Lazily(Mapping[str, _T]):
+    """A mapping whose keys are known, and whose values are made when they are asked for.
+
+    Parameters
+    ----------
+    names
+        The keys.
+    make
+        Makes the value of a key, once.
+    """
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], _T]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+        self._made: dict[str, _T] = {}
+
+    def __getitem__(self, name: str) -> _T:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made.setdefault(name, self._make(name))
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

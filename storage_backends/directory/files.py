@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 
 from storage_backends.errors import ArchiveFormatError, ArchiveLinkError
+
+#: What tells an archive from another that takes its place.
+Identity = tuple[int, ...]
 
 #: Bytes of a name, on the file systems there are.
 _LONGEST_NAME = 255
@@ -82,3 +86,21 @@ def open_file(path: str) -> int:
         return descriptor
     os.close(descriptor)
     raise ArchiveFormatError(f"{path}: expected a file, found something else")
+
+
+def identity_of(path: str, markers: Sequence[str]) -> Identity | None:
+    """What tells the archive at a path from others; None where there is none.
+
+    Parameters
+    ----------
+    markers
+        Files of which one stands in it.
+    """
+    try:
+        directory = os.stat(path)
+        there = (os.path.join(path, name) for name in markers)
+        marker = os.stat(next(file for file in there if os.path.isfile(file)))
+    except (OSError, StopIteration):
+        return None
+    # Numbers of directories are used again; the file tells when it was written.
+    return directory.st_dev, directory.st_ino, marker.st_ino, marker.st_mtime_ns

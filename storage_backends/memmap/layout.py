@@ -80,17 +80,6 @@ def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
         raise ArchiveFormatError(f"{file}: the file was cut while it was opened") from error
 
 
-def identity(path: str) -> tuple[int, ...] | None:
-    """What tells an archive from another that takes its place; None where there is none."""
-    try:
-        directory = os.stat(path)
-        # Numbers of directories are used again; the offsets tell when they were written.
-        offsets = os.stat(os.path.join(path, MATRIX["indptr"].file))
-    except OSError:
-        return None
-    return directory.st_dev, directory.st_ino, offsets.st_ino, offsets.st_mtime_ns
-
-
 def read_header(path: str) -> Header | None:
     """The header; None where the archive has none."""
     file = os.path.join(path, HEADER)

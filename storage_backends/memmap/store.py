@@ -32,10 +32,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import ArraySpec, Backend
-from storage_backends.capabilities import Examination
+from storage_backends.base import ArraySpec, Contents
 from storage_backends.checks import check_ranges
-from storage_backends.compute.caching import cached_property
+from storage_backends.compute.caching import Lazily, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
@@ -46,13 +45,9 @@ from storage_backends.errors import (
     ArchiveChangedError,
     ArchiveClosedError,
     ArchiveFormatError,
-    ArchiveNotFoundError,
-    ArrayNotFoundError,
-    ScdlError,
 )
-from storage_backends.memmap import features, layout
+from storage_backends.memmap import BACKEND, features, layout
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
-from storage_backends.memmap.writer import MemmapWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,10 +58,13 @@ if TYPE_CHECKING:
 class MemmapStore(DirectoryStore):
     """A committed archive in the documented format."""
 
+    markers = BACKEND.markers
+    checksums = layout.CHECKSUMS
+    reads = staticmethod(layout.reads)
+
     def __init__(self, path: str) -> None:
         self.path = path
         self.remarks: list[str] = []
-        self._identity = layout.identity(path)
         self._manifest: Mapping[str, Any] = {}
         self._files: dict[str, str] = {}
         self._specs: dict[str, ArraySpec] = {}
@@ -76,32 +74,6 @@ class MemmapStore(DirectoryStore):
         self._stops: dict[str, list[int]] = {}
         #: Files of tables, which outlive an archive that replaces this one.
         self._held: dict[str, MappedFile] = {}
-
-    @classmethod
-    def detect(cls, path: str) -> bool:
-        # An archive that has lost its header is still one.
-        known = (layout.HEADER, layout.CHECKSUMS)
-        if any(os.path.isfile(os.path.join(path, name)) for name in known):
-            return True
-        return all(os.path.isfile(os.path.join(path, a.file)) for a in layout.MATRIX.values())
-
-    @classmethod
-    def open(cls, path: str, *, hold: bool = True) -> Self:
-        path = os.path.realpath(path)
-        while os.path.isdir(path):
-            identity = layout.identity(path)
-            try:
-                store = cls._open(path)
-                if hold:
-                    store._hold()
-            except (ScdlError, OSError):
-                if identity == layout.identity(path):
-                    raise
-            else:
-                if identity == store._identity == layout.identity(path):
-                    return store
-            # The archive was replaced while its files were opened: they may be of either.
-        raise ArchiveNotFoundError(f"{path}: there is no archive here")
 
     @classmethod
     def _open(cls, path: str) -> Self:
@@ -115,18 +87,6 @@ class MemmapStore(DirectoryStore):
         store._check_features()
         store.stale = header is not None and store._is_stale(header)
         return store
-
-    @property
-    def identity(self) -> Any:
-        return self._identity
-
-    @property
-    def is_current(self) -> bool:
-        return layout.identity(self.path) == self._identity
-
-    @property
-    def fingerprint(self) -> str | None:
-        return integrity.fingerprint(self.path, layout.CHECKSUMS)
 
     @property
     def _n_obs(self) -> int:
@@ -205,16 +165,20 @@ class MemmapStore(DirectoryStore):
         return self._mapped
 
     @property
-    def arrays(self) -> Mapping[str, ArraySpec]:
+    def contents(self) -> Contents:
         self._opened()
-        return MappingProxyType(self._specs)
+        return self._contents
 
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        self._opened()
+    @cached_property
+    def _contents(self) -> Contents:
+        obs = ["obs"] if self._obs_directory else []
+        names = [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
+        schemas = Lazily(names, lambda name: self._table(name).schema)
         if "attrs" in self._manifest:
-            return MappingProxyType(self._manifest["attrs"])
-        return {"blocks": self._documented_blocks}
+            attrs = self._manifest["attrs"]
+        else:
+            attrs = Lazily(["blocks"], lambda _: self._documented_blocks)
+        return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
 
     def _hold(self) -> None:
         """Map the files of tables already, and read what else would be read later."""
@@ -232,12 +196,6 @@ class MemmapStore(DirectoryStore):
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
             for i, (stop, label) in enumerate(zip(self._var_stops, self._labels, strict=True))
         ]
-
-    @property
-    def tables(self) -> Sequence[str]:
-        self._opened()
-        obs = ["obs"] if self._obs_directory else []
-        return [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:
@@ -270,9 +228,6 @@ class MemmapStore(DirectoryStore):
         self.spec(name)
         read_ahead(np.asarray(self._opened()[name]), starts, stops)
 
-    def table_schema(self, name: str) -> pa.Schema:
-        return self._table(name).schema
-
     def read_table(
         self,
         name: str,
@@ -288,14 +243,6 @@ class MemmapStore(DirectoryStore):
         self._parquet, self._held = {}, {}
 
     # -- whether it is sound -------------------------------------------------------------------
-
-    @classmethod
-    def examine(cls, path: str) -> Examination:
-        return integrity.examine(os.path.realpath(path), layout.CHECKSUMS, layout.reads)
-
-    @classmethod
-    def add_checksums(cls, path: str) -> int:
-        return integrity.add(os.path.realpath(path), layout.CHECKSUMS)
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:
@@ -348,9 +295,7 @@ class MemmapStore(DirectoryStore):
         # Taken before it is known that the archive was open, so that they are of that time.
         tables, held = self._parquet, self._held
         if name not in self.tables:
-            raise ArrayNotFoundError(
-                f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
-            )
+            raise self.no_table(name)
         # What is not held must be of the archive that was opened.
         if not self.is_current and not held.keys() >= {*self._table_files(name)}:
             raise ArchiveChangedError(
@@ -406,6 +351,3 @@ class MemmapStore(DirectoryStore):
         if not self._side_files(table).get(what):
             return None
         return archive_files.path_of(self.path, layout.beside("", table, what))
-
-
-BACKEND = Backend("memmap", MemmapStore, MemmapWriter)

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage_backends.base import INDEX, INDEX_NAME, is_nullable
+from storage_backends.anndata_format.nulls import is_nullable
+from storage_backends.base import INDEX, INDEX_NAME
 from storage_backends.compute import arrow
 from storage_backends.directory.checksums import CheckedFile
 from storage_backends.errors import (

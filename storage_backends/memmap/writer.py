@@ -6,18 +6,17 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends import __version__
-from storage_backends.base import ArraySpec, ArrayWriter
+from storage_backends.base import ArraySpec
 from storage_backends.checks import little_endian
-from storage_backends.directory.checksums import CheckedFile, Recorder
-from storage_backends.directory.completeness import check_complete
-from storage_backends.directory.staging import Staging
-from storage_backends.errors import ArchiveClosedError, OutputError, refused_write
+from storage_backends.directory.checksums import CheckedFile
+from storage_backends.directory.writer import DirectoryWriter, check_complete
+from storage_backends.errors import OutputError, refused_write
 from storage_backends.memmap import features, layout
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
@@ -25,38 +24,28 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class MemmapWriter(ArrayWriter):
+class MemmapWriter(DirectoryWriter):
     """Writes an archive in the documented format."""
 
-    def __init__(self, path: str, staging: Staging) -> None:
-        self.path = path
-        self._staging: Staging | None = staging
-        self._recorder = Recorder(staging.path)
+    checksums = layout.CHECKSUMS
+
+    def __init__(self, path: str, *, replace: bool = False) -> None:
+        super().__init__(path, replace=replace)
         self._arrays: dict[str, _ArrayFile] = {}
         self._side_files: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, int] = {}
 
-    @classmethod
-    def create(cls, path: str, *, replace: bool = False) -> Self:
-        staging = Staging.create(path, replace=replace)
-        with refused_write(staging.target):
-            # Not with those above, which are gone if the process it is written for has ended.
-            os.mkdir(os.path.join(staging.path, "scdl"))
-            os.mkdir(os.path.join(staging.path, "scdl", "arrays"))
-        return cls(staging.target, staging)
-
-    def _writing(self) -> str:
-        if self._staging is None:
-            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
-        return self._staging.path
+    def _begin(self) -> None:
+        os.mkdir(os.path.join(self.directory, "scdl"))
+        os.mkdir(os.path.join(self.directory, "scdl", "arrays"))
 
     def append(self, name: str, values: NDArray[Any]) -> None:
-        directory = self._writing()
+        directory = self.directory
         values = little_endian(f"{self.path}: {name}", values)
         with refused_write(self.path):
             if name not in self._arrays:
                 path = os.path.join(directory, self._file_of(name))
-                self._arrays[name] = _ArrayFile(path, self._recorder.create(path), values)
+                self._arrays[name] = _ArrayFile(path, self.recorder.create(path), values)
             self._arrays[name].append(f"{self.path}: {name}", values)
 
     def _file_of(self, name: str) -> str:
@@ -68,7 +57,7 @@ class MemmapWriter(ArrayWriter):
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
         from storage_backends.memmap import table_writer
 
-        directory = self._writing()
+        directory = self.directory
         kind, _, block = name.partition("/")
         if (kind, block.isdecimal()) not in (("obs", False), ("var", True)) or name in self._tables:
             raise OutputError(
@@ -83,7 +72,7 @@ class MemmapWriter(ArrayWriter):
             names=layout.beside(directory, name, "names"),
             categories=layout.beside(directory, name, "categories"),
             only_names=f"{kind}_feature_id",
-            create=self._recorder.create,
+            create=self.recorder.create,
         )
         self._tables[name] = written.num_rows
         self._side_files[name] = {
@@ -94,8 +83,8 @@ class MemmapWriter(ArrayWriter):
             "nullable": written.nullable,
         }
 
-    def commit(self, attrs: Mapping[str, Any]) -> None:
-        directory = self._writing()
+    def _complete(self, attrs: Mapping[str, Any]) -> None:
+        directory = self.directory
         for file in self._arrays.values():
             file.close()
         specs = {name: file.spec for name, file in self._arrays.items()}
@@ -129,12 +118,7 @@ class MemmapWriter(ArrayWriter):
                 layout.HEADER: self._header(indexes).to_bytes(),
             }
             for file_name, content in small.items():
-                self._recorder.write(os.path.join(directory, file_name), content)
-            with open(os.path.join(directory, layout.CHECKSUMS), "xb") as stream:
-                stream.write(self._recorder.table().to_bytes())
-            assert self._staging is not None
-            self._staging.publish()
-        self._staging = None
+                self.recorder.write(os.path.join(directory, file_name), content)
 
     def _place_documented_graph(self, directory: str) -> str | None:
         """Move the first graph whose types are the documented ones to the documented files."""
@@ -148,7 +132,7 @@ class MemmapWriter(ArrayWriter):
                 for part, file in parts.items():
                     assert file is not None
                     place = os.path.join(directory, layout.GRAPH[part][0])
-                    self._recorder.rename(file.path, place)
+                    self.recorder.rename(file.path, place)
                 return key
         return None
 
@@ -165,10 +149,10 @@ class MemmapWriter(ArrayWriter):
         tables = [layout.dataframe(i, len(blocks)) for i in range(len(blocks))]
         for i, table in enumerate(tables):
             written = os.path.join(path, f"{i}.parquet")
-            self._recorder.rename(written, os.path.join(path, table))
+            self.recorder.rename(written, os.path.join(path, table))
         stops = [int(block["stop"]) for block in blocks]
         labels = [block.get("label") for block in blocks]
-        small = features.write(self._recorder, path, stops, labels, __version__)
+        small = features.write(self.recorder, path, stops, labels, __version__)
         files = tuple(f"{index}/{file}" for file in (*small, *tables))
         return HeaderIndex(index, stops[-1], files)
 
@@ -180,12 +164,9 @@ class MemmapWriter(ArrayWriter):
         ]
         return Header(tuple(arrays), tuple(indexes))
 
-    def abort(self) -> None:
-        if self._staging is not None:
-            for file in self._arrays.values():
-                file.close()
-            self._staging.discard()
-            self._staging = None
+    def _close(self) -> None:
+        for file in self._arrays.values():
+            file.close()
 
 
 class _ArrayFile:

@@ -110,7 +110,7 @@ class PublicationTests(BackendHarness):
     def test_nothing_to_see_before_the_commit(self, path: str) -> None:
         contents = small_archive()
         with self.writing(path, contents):
-            assert not self.backend.store.detect(path)
+            assert not self.backend.detect(path)
             with pytest.raises(errors.ArchiveNotFoundError, match=re.escape(path)):
                 self.open(path)
         assert_holds(self.open(path), contents)
@@ -204,9 +204,9 @@ class PublicationTests(BackendHarness):
         assert self.standing(local_path) == []
 
     def test_nothing_there(self, store: ArrayStore, path: str) -> None:
-        assert self.backend.store.detect(store.path)
+        assert self.backend.detect(store.path)
         for nothing in (path, "", "a\0b", "x" * 5000, "no-such-scheme://x"):
-            assert not self.backend.store.detect(nothing)
+            assert not self.backend.detect(nothing)
         with pytest.raises(errors.ArchiveNotFoundError, match=re.escape(path)):
             self.open(path)
 
@@ -214,7 +214,7 @@ class PublicationTests(BackendHarness):
         (tmp_path / "folder").mkdir()
         (tmp_path / "file.txt").write_text("text")
         for foreign in map(str, tmp_path.iterdir()):
-            assert not self.backend.store.detect(foreign)
+            assert not self.backend.detect(foreign)
             with pytest.raises((errors.ArchiveFormatError, errors.ArchiveNotFoundError)):
                 self.open(foreign)
 
@@ -228,7 +228,7 @@ class PublicationTests(BackendHarness):
         for file, _, _ in files():
             file.chmod(0o555 if file.is_dir() else 0o444)
         before = files()
-        assert self.backend.store.detect(local_path)
+        assert self.backend.detect(local_path)
         with self.open(local_path) as store:
             assert_holds(store, contents)
         assert files() == before

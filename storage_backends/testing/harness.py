@@ -42,12 +42,12 @@ class BackendHarness:
         """All that stands at `path` and beside it, work in progress included."""
         if self.local:
             return sorted(map(str, Path(path).parent.iterdir()))
-        return [path] if self.backend.store.detect(path) else []
+        return [path] if self.backend.detect(path) else []
 
     # -- what the tests share --------------------------------------------------------------
 
     def create(self, path: str, *, replace: bool = False) -> ArrayWriter:
-        return self.backend.writer.create(path, replace=replace)
+        return self.backend.writer.open(path, replace=replace)
 
     def open(self, path: str) -> ArrayStore:
         return self.backend.store.open(path)

@@ -317,6 +317,19 @@ class BackendTests(TableTests, PublicationTests):
             if values is not None:
                 assert_same_bits(values, contents.arrays[name], name)
 
+    @pytest.mark.parametrize("hold", [True, False])
+    def test_holding_or_not(self, large_path: str, hold: bool) -> None:
+        with self.backend.store.open(large_path, hold=hold) as store:
+            assert_holds(store, large_archive())
+
+    def test_contents(self, store: ArrayStore) -> None:
+        contents, expected = store.contents, large_archive()
+        assert set(contents.arrays) == set(expected.arrays)
+        assert set(contents.tables) == set(expected.tables)
+        assert contents.attrs["blocks"] == expected.attrs["blocks"]
+        for name, table in expected.tables.items():
+            assert contents.tables[name].names == table.schema.names
+
     def test_pickle(self, store: ArrayStore) -> None:
         assert_holds(store, large_archive())
         pickled = pickle.dumps(store)

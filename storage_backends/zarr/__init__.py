@@ -1,1 +1,15 @@
 """The compressed backend: Zarr v3 stores that are AnnData stores too."""
+
+from storage_backends.base import Backend
+from storage_backends.zarr import detection
+
+BACKEND = Backend(
+    "zarr",
+    "storage_backends.zarr.store:ZarrStore",
+    "storage_backends.zarr.writer:ZarrWriter",
+    options=("compression",),
+    suffix=".zarr",
+    # An archive that has lost its metadata is still one.
+    markers=(*detection.METADATA_FILES, detection.CHECKSUMS),
+    elsewhere=detection.is_elsewhere,
+)

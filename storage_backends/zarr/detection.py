@@ -47,14 +47,7 @@ def zipped_root(names: Iterable[str]) -> str | None:
     return f"{roots[0]}/" if len(roots) == 1 else None
 
 
-def detect(path: str) -> bool:
-    """Whether a path is, by its name or the files there, that of a store."""
-    if is_url(path):
-        # Whether something is there is found out by opening it: the network may take its time.
-        return True
-    try:
-        # An archive that has lost its metadata is still one.
-        known = (*METADATA_FILES, CHECKSUMS)
-        return any(os.path.isfile(os.path.join(path, name)) for name in known) or is_zip(path)
-    except (OSError, ValueError):
-        return False
+def is_elsewhere(path: str) -> bool:
+    """Whether a path is a URL, or a file that holds a store."""
+    # Whether something is at a URL is found out by opening it: the network may take its time.
+    return is_url(path) or is_zip(path)

@@ -47,22 +47,6 @@ class Nodes(NamedTuple):
     by_path: dict[str, Node]
 
 
-def identity(path: str) -> tuple[int, ...] | None:
-    """What tells an archive from another that takes its place; None where there is none."""
-    try:
-        directory = os.stat(path)
-        found = [n for n in METADATA_FILES if os.path.isfile(os.path.join(path, n))]
-        metadata = os.stat(os.path.join(path, found[0]))
-    except (OSError, IndexError):
-        return None
-    return directory.st_dev, directory.st_ino, metadata.st_ino, metadata.st_mtime_ns
-
-
-def is_still(path: str, before: tuple[int, ...] | None) -> bool:
-    """Whether an archive is the one at a path still, by its :func:`identity` at the opening."""
-    return identity(path) == before
-
-
 def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Nodes:
     """What a store in a directory has.
 

@@ -17,7 +17,6 @@ Sources: Zarr v3 specification; anndata's on-disk format specification.
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -30,23 +29,20 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from storage_backends.base import ArraySpec, Backend
+from storage_backends.base import ArraySpec, Contents
 from storage_backends.capabilities import Examination, Sparse
 from storage_backends.checks import check_ranges
-from storage_backends.compute.caching import cached_property
+from storage_backends.compute.caching import Lazily, cached_property
 from storage_backends.compute.claims import check_claim
-from storage_backends.directory import integrity
+from storage_backends.directory.files import identity_of
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import (
     COPY_AGAIN,
     ArchiveClosedError,
     ArchiveFormatError,
-    ArchiveNotFoundError,
-    ArrayNotFoundError,
     RangeError,
-    ScdlError,
 )
-from storage_backends.zarr import detection, gene_order, layout, upkeep
+from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
 from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.chunks.reading import ChunkCache, ZarrArray
@@ -57,15 +53,12 @@ from storage_backends.zarr.nodes import Node, array_at, array_of, describe, is_n
 from storage_backends.zarr.opening import (
     Nodes,
     files_below,
-    identity,
-    is_still,
     local_nodes,
     nodes,
     own_attribute,
     unreadable,
 )
 from storage_backends.zarr.plan import Bound
-from storage_backends.zarr.writer import ZarrWriter
 from storage_backends.zarr.zipped import ZippedFiles
 
 if TYPE_CHECKING:
@@ -79,6 +72,9 @@ CACHE_BYTES = 64 << 20
 
 class ZarrStore(DirectoryStore):
     """A committed archive, or any AnnData in a Zarr store."""
+
+    markers = BACKEND.markers
+    checksums = detection.CHECKSUMS
 
     def __init__(self, path: str, files: Files) -> None:
         self.path = path
@@ -96,10 +92,6 @@ class ZarrStore(DirectoryStore):
         self._complete: set[str] = set()
 
     @classmethod
-    def detect(cls, path: str) -> bool:
-        return detection.detect(path)
-
-    @classmethod
     def open(cls, path: str, *, hold: bool = True) -> Self:
         if detection.is_url(path):
             with unreadable(path):
@@ -109,8 +101,9 @@ class ZarrStore(DirectoryStore):
                 if hold:
                     store._check_ends()
                 return store
-        path = os.path.realpath(path)
-        return cls._open_zipped(path) if os.path.isfile(path) else cls._open_local(path, hold=hold)
+        if os.path.isfile(path):
+            return cls._open_zipped(os.path.realpath(path))
+        return super().open(path, hold=hold)
 
     @classmethod
     def _open_zipped(cls, path: str) -> Self:
@@ -122,48 +115,18 @@ class ZarrStore(DirectoryStore):
             return store
 
     @classmethod
-    def _open_local(
-        cls,
-        path: str,
-        before_reading: Callable[[str], None] | None = None,
-        *,
-        hold: bool = True,
-    ) -> Self:
-        while os.path.isdir(path):
-            before = identity(path)
-            files = LocalFiles(path, before_reading)
-            store = cls(path, files)
-            try:
-                store._find(local_nodes(path, files, store._stored))
-                if hold:
-                    store._check_ends()
-                    store._hold(files)
-            except (ScdlError, OSError):
-                if before == identity(path):
-                    raise
-            else:
-                if before == identity(path):
-                    store._opened_as = before
-                    files.is_current = partial(is_still, path, before)
-                    return store
-            # The archive was replaced while it was opened: what was read may be of either.
-        raise ArchiveNotFoundError(f"{path}: there is no archive here")
+    def _open_checked(cls, path: str, before_reading: Callable[[str], None]) -> Self:
+        """Open an archive that is compared with its checksums before anything is read."""
+        return cls._open_whole(path, partial(cls._open, before_reading=before_reading), hold=True)
 
-    _opened_as: tuple[int, ...] | None = None
-
-    @property
-    def identity(self) -> Any:
-        return self._opened_as
-
-    @property
-    def is_current(self) -> bool:
-        return self._opened_as is None or is_still(self.path, self._opened_as)
-
-    @property
-    def fingerprint(self) -> str | None:
-        if self._opened_as is None:
-            return None
-        return integrity.fingerprint(self.path, detection.CHECKSUMS)
+    @classmethod
+    def _open(cls, path: str, before_reading: Callable[[str], None] | None = None) -> Self:
+        before = identity_of(path, cls.markers)
+        files = LocalFiles(path, before_reading)
+        files.is_current = lambda: identity_of(path, cls.markers) == before
+        store = cls(path, files)
+        store._find(local_nodes(path, files, store._stored))
+        return store
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -319,12 +282,14 @@ class ZarrStore(DirectoryStore):
                 f"{self.path}: {path} has {found} rows, but {self._matrix} has {n_obs}"
             )
 
-    def _hold(self, files: LocalFiles) -> None:
+    def _hold(self) -> None:
         """Map all files already, those of the matrix first."""
+        self._check_ends()
+        assert isinstance(self._files, LocalFiles)
         first = [self._paths[part] for part in MATRIX_PARTS if part in self._paths]
         rest = [path for path in self._paths.values() if path not in first]
         arrays = (key for path in (*first, *rest) for key in shard_keys(self._nodes[path]))
-        files.hold(itertools.chain(METADATA_FILES, arrays, files_below(self.path)))
+        self._files.hold(itertools.chain(METADATA_FILES, arrays, files_below(self.path)))
 
     # -- arrays ----------------------------------------------------------------------------
 
@@ -333,9 +298,14 @@ class ZarrStore(DirectoryStore):
             raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
 
     @property
-    def arrays(self) -> Mapping[str, ArraySpec]:
+    def contents(self) -> Contents:
         self._opened()
-        return self._specs
+        return self._contents
+
+    @cached_property
+    def _contents(self) -> Contents:
+        schemas = Lazily(self._table_paths, lambda name: self._table(name).schema)
+        return Contents(self._specs, schemas, MappingProxyType(self._attrs))
 
     @cached_property
     def _specs(self) -> Mapping[str, ArraySpec]:
@@ -348,11 +318,10 @@ class ZarrStore(DirectoryStore):
                 specs[name] = replace(specs[name], dtype=np.dtype(np.uint64))
         return MappingProxyType(specs)
 
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        self._opened()
+    @cached_property
+    def _attrs(self) -> Mapping[str, Any]:
         if self._ours:
-            own: Mapping[str, Any] = copy.deepcopy(self._ours["attrs"])
+            own: Mapping[str, Any] = self._ours["attrs"]
             return own
         if self._matrix in self._sparse:
             n_obs, n_vars = self._sparse[self._matrix].shape
@@ -400,7 +369,7 @@ class ZarrStore(DirectoryStore):
 
     @cached_property
     def _table_paths(self) -> Mapping[str, str]:
-        blocks = self.attrs["blocks"]
+        blocks = self._attrs["blocks"]
         paths = {"var/0": self._var_path}
         if len(blocks) > 1:
             shared = bool(self._ours.get("shared_var"))
@@ -410,19 +379,13 @@ class ZarrStore(DirectoryStore):
             paths["obs"] = "obs"
         return paths
 
-    @property
-    def tables(self) -> Sequence[str]:
-        self._opened()
-        return list(self._table_paths)
-
     def _table(self, name: str) -> ZarrTable:
-        if name not in self.tables:
-            raise ArrayNotFoundError(
-                f"{self.path}: there is no table {name!r}; it holds: {', '.join(self.tables)}"
-            )
+        self._opened()
+        if name not in self._table_paths:
+            raise self.no_table(name)
         self._check_chunks(self._table_paths[name])
         table = self._frame(self._table_paths[name])
-        blocks = self.attrs["blocks"]
+        blocks = self._attrs["blocks"]
         expected = blocks[-1]["stop"] if name == "obs" else blocks[int(name[4:])]["n_vars"]
         if table.num_rows != expected:
             raise ArchiveFormatError(
@@ -451,9 +414,6 @@ class ZarrStore(DirectoryStore):
         if not isinstance(group, zarr.Group):
             raise ArchiveFormatError(f"{self.path}: the dataframe {path} is missing")
         return ZarrTable(f"{self.path}: the table {path}", group)
-
-    def table_schema(self, name: str) -> pa.Schema:
-        return self._table(name).schema
 
     def read_table(
         self,
@@ -487,7 +447,7 @@ class ZarrStore(DirectoryStore):
 
     @cached_property
     def _element_paths(self) -> list[str]:
-        if len(self.attrs["blocks"]) > 1:
+        if len(self._attrs["blocks"]) > 1:
             return []
         taken = {*self._sparse, *self._paths.values(), *self._table_paths.values()}
         holders = (*layout.ARRAY_HOLDERS, "varm", "varp", "raw/varm")
@@ -557,12 +517,12 @@ class ZarrStore(DirectoryStore):
 
     @classmethod
     def examine(cls, path: str) -> Examination:
-        return upkeep.examine(path, cls._open_local)
+        return upkeep.examine(path, cls._open_checked)
 
     @classmethod
     def add_checksums(cls, path: str) -> int:
         upkeep.check_changeable(path)
-        return integrity.add(os.path.realpath(path), detection.CHECKSUMS)
+        return super().add_checksums(path)
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:
@@ -572,6 +532,3 @@ class ZarrStore(DirectoryStore):
         self._closed = True
         self._cache.clear()
         self._files.close()
-
-
-BACKEND = Backend("zarr", ZarrStore, ZarrWriter, options=("compression",), suffix=".zarr")

@@ -17,10 +17,10 @@ from storage_backends.directory import integrity
 from storage_backends.directory.integrity import Opening
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.errors import BackendOptionError
-from storage_backends.zarr import detection, layout, zipped
+from storage_backends.zarr import BACKEND, detection, layout, zipped
 from storage_backends.zarr.claims import ContainedStore
 from storage_backends.zarr.held_store import CapturingStore
-from storage_backends.zarr.opening import identity, unreadable
+from storage_backends.zarr.opening import unreadable
 
 _ROOT = "zarr.json"
 #: Of a store of format 2: its consolidated metadata, and what tells that it is one.
@@ -93,7 +93,7 @@ def repair(path: str) -> Sequence[str]:
     check_changeable(path)
     root = os.path.realpath(path)
     remove_leftovers(root)
-    before = identity(root)
+    before = archive_files.identity_of(root, BACKEND.markers)
     if _lacks_consolidated(root) is None:
         return ()
     files = _consolidated(root)
@@ -101,7 +101,12 @@ def repair(path: str) -> Sequence[str]:
         if integrity.is_what_was_written(root, detection.CHECKSUMS, key, data) is False:
             # That it was consolidated is not all that differs from what was written.
             return ()
-    integrity.replace_files(root, detection.CHECKSUMS, files, lambda: identity(root) == before)
+    integrity.replace_files(
+        root,
+        detection.CHECKSUMS,
+        files,
+        lambda: archive_files.identity_of(root, BACKEND.markers) == before,
+    )
     return (f"{root}: the metadata was consolidated in {', '.join(files)}",)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from storage_backends.base import INDEX, ArrayWriter
+from storage_backends.base import INDEX
 from storage_backends.capabilities import Sparse
 from storage_backends.checks import little_endian
 from storage_backends.compute.caching import cached_property
-from storage_backends.directory.checksums import Recorder
-from storage_backends.directory.completeness import check_complete
-from storage_backends.directory.staging import Staging
+from storage_backends.directory.writer import DirectoryWriter, check_complete
 from storage_backends.errors import (
-    ArchiveClosedError,
     BackendOptionError,
     OutputError,
     refused_write,
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class ZarrWriter(ArrayWriter):
+class ZarrWriter(DirectoryWriter):
     """Writes an archive as a Zarr v3 store that is an AnnData.
 
     Genes go into memory until the commit; so do the elements that are aligned with them.
@@ -45,9 +42,20 @@ class ZarrWriter(ArrayWriter):
 
     keeps_elements = True
 
-    def __init__(self, path: str, staging: Staging, compression: str) -> None:
-        self.path = path
-        self._staging: Staging | None = staging
+    checksums = detection.CHECKSUMS
+
+    def __init__(
+        self, path: str, *, replace: bool = False, compression: str = DEFAULT_PROFILE
+    ) -> None:
+        if compression not in PROFILES:
+            raise BackendOptionError(
+                f"there is no compression {compression!r}; choose one of: {', '.join(PROFILES)}"
+            )
+        if "://" in path:
+            raise BackendOptionError(
+                f"{path}: archives are written to local paths; write it there, and copy it"
+            )
+        super().__init__(path, replace=replace)
         self._compression = compression
         self._profile = PROFILES[compression]
         self._arrays: dict[str, ArrayBuilder] = {}
@@ -57,41 +65,14 @@ class ZarrWriter(ArrayWriter):
         self._elements: dict[str, Any] = {}
         #: Arrays of uint64 that are stored as int64, which has the same bits.
         self._unsigned: set[str] = set()
+
+    def _begin(self) -> None:
         with layout.quiet():
-            self._recorder = Recorder(staging.path)
-            recording = RecordingStore(LocalStore(staging.path), self._recorder)
+            recording = RecordingStore(LocalStore(self.directory), self.recorder)
             self._root = zarr.create_group(recording, zarr_format=3)
 
-    @classmethod
-    def create(
-        cls, path: str, *, replace: bool = False, compression: str = DEFAULT_PROFILE
-    ) -> Self:
-        """Begin an archive; `compression` names a profile.
-
-        Raises
-        ------
-        BackendOptionError
-            There is no such profile, or archives cannot be written there.
-        """
-        if compression not in PROFILES:
-            raise BackendOptionError(
-                f"there is no compression {compression!r}; choose one of: {', '.join(PROFILES)}"
-            )
-        if "://" in path:
-            raise BackendOptionError(
-                f"{path}: archives are written to local paths; write it there, and copy it"
-            )
-        staging = Staging.create(path, replace=replace)
-        with refused_write(staging.target):
-            return cls(staging.target, staging, compression)
-
-    def _writing(self) -> str:
-        if self._staging is None:
-            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
-        return self._staging.path
-
     def append(self, name: str, values: NDArray[Any]) -> None:
-        self._writing()
+        _ = self.directory
         where = f"{self.path}: {name}"
         values = little_endian(where, values)
         if self._is_part(name, "indices", "indptr") and values.dtype == np.uint64:
@@ -122,10 +103,10 @@ class ZarrWriter(ArrayWriter):
         path = layout.array_path(name)
         if profile is DRAFT:
             path += ".draft"
-        return ArrayBuilder(self._recorder, path, name, like, profile)
+        return ArrayBuilder(self.recorder, path, name, like, profile)
 
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
-        self._writing()
+        _ = self.directory
         kind, _, block = name.partition("/")
         known = (kind, block.isdecimal()) in (("obs", False), ("var", True))
         if not known or name in self._table_rows:
@@ -141,19 +122,18 @@ class ZarrWriter(ArrayWriter):
             self._table_rows[name] = writing.write(self._root, name, table)
 
     def write_sparse(self, name: str, sparse: Sparse) -> None:
-        self._writing()
+        _ = self.directory
         layout.element_path(name)
         self._sparse[name] = sparse
 
     def write_element(self, name: str, value: Any) -> None:
-        self._writing()
+        _ = self.directory
         layout.element_path(name)
         elements.check(f"{self.path}: {name}", value)
         # Elements that are aligned with genes wait for their order.
         self._elements[name] = value
 
-    def commit(self, attrs: Mapping[str, Any]) -> None:
-        self._writing()
+    def _complete(self, attrs: Mapping[str, Any]) -> None:
         specs = {name: builder.spec for name, builder in self._arrays.items()}
         last = self._arrays["indptr"].last if "indptr" in self._arrays else None
         n_obs, _ = check_complete(self.path, specs, last, self._table_rows, attrs)
@@ -167,11 +147,6 @@ class ZarrWriter(ArrayWriter):
                 elements.write(self._root, layout.element_path(name), value)
             self._write_root(attrs, n_obs, reordered=order is not None)
             zarr.consolidate_metadata(self._root.store)
-            with open(os.path.join(self._writing(), detection.CHECKSUMS), "xb") as stream:
-                stream.write(self._recorder.table().to_bytes())
-            assert self._staging is not None
-            self._staging.publish()
-        self._staging = None
 
     def _order_genes(self, attrs: Mapping[str, Any]) -> NDArray[np.int64] | None:
         """Compress drafts for good, with genes by falling detection rate where that is possible.
@@ -229,7 +204,7 @@ class ZarrWriter(ArrayWriter):
             if name in MATRIX_PARTS:
                 builder.move(f"{element}/{name}")
             builder.write_metadata(self._root)
-        self._recorder.remove(os.path.join(self._writing(), layout.MATRIX))
+        self.recorder.remove(os.path.join(self.directory, layout.MATRIX))
         sparse = {element: Sparse("csr", (n_obs, n_vars))}
         for name in self._arrays:
             if name.startswith("graphs/"):
@@ -298,13 +273,10 @@ class ZarrWriter(ArrayWriter):
             self._root["raw"].attrs.update(encoding("raw"))
         self._root.attrs.update(encoding("anndata"))
 
-    def abort(self) -> None:
-        if self._staging is not None:
-            for builder in self._arrays.values():
-                builder.abort()
-            sync(_settled())
-            self._staging.discard()
-            self._staging = None
+    def _close(self) -> None:
+        for builder in self._arrays.values():
+            builder.abort()
+        sync(_settled())
 
 
 async def _settled() -> None:

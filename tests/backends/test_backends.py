@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from sources import random_cells, write_h5ad
 
+import scdl
+from scdl.errors import UnknownOptionError
 from storage_backends import registry
 from storage_backends.base import Backend
+from storage_backends.capabilities import Verdict
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -44,15 +50,12 @@ from storage_backends.base import Backend
 from storage_backends.memory import MemoryStore, MemoryWriter
 
 class OtherStore(MemoryStore):
-    @classmethod
-    def detect(cls, path):
-        return path.startswith("ram:other/") and super().detect(path)
+    pass
 
-    @classmethod
-    def open(cls, path):
-        return super().open(path)
+def is_there(path):
+    return path.startswith("ram:other/")
 
-BACKEND = Backend("other", OtherStore, MemoryWriter)
+BACKEND = Backend("other", OtherStore, MemoryWriter, elsewhere=is_there)
 """
 
 
@@ -74,7 +77,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 def write_archive(backend: Backend, path: str) -> None:
     contents = small_archive()
-    with backend.writer.create(path) as writer:
+    with backend.writer.open(path) as writer:
         contents.write(writer)
         writer.commit(contents.attrs)
 
@@ -131,8 +134,7 @@ def test_third_party_backend(install: Callable[[str, str, str], None]) -> None:
 def test_third_party_archive_is_detected(
     install: Callable[[str, str, str], None], tmp_path: Path
 ) -> None:
-    source = THIRD_PARTY.replace('path.startswith("ram:other/") and super().detect(path)', "{}")
-    source = source.replace("{}", 'path.endswith(".mine")')
+    source = THIRD_PARTY.replace('path.startswith("ram:other/")', 'path.endswith(".mine")')
     install("mine", "scdl_mine_backend", source)
     (tmp_path / "archive.mine").write_text("")
     assert registry.detect(str(tmp_path / "archive.mine")) is registry.backend("mine")
@@ -156,3 +158,66 @@ def test_broken_third_party(install: Callable[[str, str, str], None], tmp_path: 
         registry.detect(str(tmp_path / "nothing"))
     with pytest.raises(ScdlError, match="broken"):
         registry.backend("broken")
+
+
+SUFFIXED = """
+from storage_backends.base import Backend
+from storage_backends.memmap.store import MemmapStore
+from storage_backends.memmap.writer import MemmapWriter
+
+class NotedStore(MemmapStore):
+    markers = ("note.txt",)
+    reads = staticmethod(lambda key: True)
+
+class NotedWriter(MemmapWriter):
+    def __init__(self, path, *, replace=False, note="none"):
+        super().__init__(path, replace=replace)
+        self._note = note
+
+    def _complete(self, attrs):
+        self.recorder.write(f"{self.directory}/note.txt", self._note.encode())
+        super()._complete(attrs)
+
+BACKEND = Backend("noted", NotedStore, NotedWriter, ("note",), ".noted", markers=("note.txt",))
+"""
+
+
+CELLS = random_cells(30, 8)
+
+
+class TestThirdParty:
+    """A backend of files that another package announces."""
+
+    @pytest.fixture
+    def archive(
+        self, install: Callable[[str, str, str], None], tmp_path: Path, monkeypatch: Any
+    ) -> Path:
+        install("noted", "scdl_noted_backend", SUFFIXED)
+        # The default backend would know its archives, too.
+        monkeypatch.delitem(registry._BUILTIN, "memmap")
+        monkeypatch.setattr(registry, "DEFAULT", "zarr")
+        write_h5ad(tmp_path / "cells.h5ad", CELLS)
+        report = scdl.convert(tmp_path / "cells.h5ad", tmp_path / "a.noted", note="here")
+        assert report.backend == "noted"
+        return tmp_path / "a.noted"
+
+    def test_its_suffix_chooses_it_and_its_options_are_passed_on(self, archive: Path) -> None:
+        assert (archive / "note.txt").read_text() == "here"
+        assert registry.of(scdl.open(archive).store).name == "noted"
+
+    def test_its_archives_are_read_and_verified(self, archive: Path) -> None:
+        ds = scdl.open(archive)
+        np.testing.assert_array_equal(
+            ds.read_rows([3]).to_dense()[0], ds.read_rows(3).to_dense()[0]
+        )
+        assert scdl.verify(archive, deep=True).verdict == Verdict.SOUND
+
+    def test_an_option_that_it_lacks(self, archive: Path, tmp_path: Path) -> None:
+        with pytest.raises(UnknownOptionError, match=r"no option 'notes'.*, note$"):
+            scdl.convert(tmp_path / "cells.h5ad", tmp_path / "b.noted", notes="")
+
+
+def test_detecting_costs_no_search_for_packages(tmp_path: Path, monkeypatch: Any) -> None:
+    registry.is_archive(str(tmp_path))
+    monkeypatch.setattr(registry, "entry_points", None)
+    assert not registry.is_archive(str(tmp_path))

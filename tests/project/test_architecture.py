@@ -29,7 +29,7 @@ scdl.errors
 storage_backends.testing
 storage_backends.registry    storage_backends.memory
 storage_backends.memmap      storage_backends.zarr
-storage_backends.directory   storage_backends.checks
+storage_backends.directory   storage_backends.anndata_format   storage_backends.checks
 storage_backends.base
 storage_backends.capabilities
 storage_backends.compute     storage_backends.other_formats
@@ -38,6 +38,7 @@ storage_backends.errors
 """
 # Of the package below, what the one above may know.
 SEAM = {
+    "storage_backends.anndata_format",
     "storage_backends.base",
     "storage_backends.capabilities",
     "storage_backends.compute",

@@ -169,7 +169,7 @@ class TestLabels:
         at = table.schema.get_field_index("kind")
         from storage_backends import registry
 
-        with registry.for_target(tmp_path / "y.zarr").create(str(tmp_path / "y.zarr")) as writer:
+        with registry.create(tmp_path / "y.zarr", registry.backend("zarr")) as writer:
             for name in store.arrays:
                 writer.append(name, store.read(name))
             writer.write_table("obs", table.set_column(at, "kind", kinds))

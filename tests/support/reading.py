@@ -74,7 +74,7 @@ def rewritten(path: Path, target: Path | str, change: Mapping[str, Any]) -> Path
     """A copy of an archive with other arrays and tables, as no conversion writes them."""
     to = registry.backend("memory" if str(target).startswith("ram:") else "memmap")
     store = registry.detect(path).store.open(str(path))
-    with store, to.create(str(target)) as writer:
+    with store, registry.create(target, to) as writer:
         for name in store.arrays:
             values = change.get(name, store.read(name))
             if values is not None:

@@ -520,7 +520,7 @@ def write_archive(place: Path, part: str, value: Any) -> None:
     contents = small_archive(parts={} if value is None else {part: value})
     if value is None:
         del contents.tables[part]
-    with registry.backend("memmap").writer.create(str(place / "archive")) as writer:
+    with registry.create(place / "archive", registry.backend("memmap")) as writer:
         contents.write(writer)
         writer.commit(contents.attrs)
 

@@ -67,7 +67,7 @@ pytestmark = [
 
 
 def write(contents: Contents, path: str, backend: str = "memory") -> str:
-    with registry.backend(backend).create(path) as writer:
+    with registry.create(path, registry.backend(backend)) as writer:
         contents.write(writer)
         writer.commit(contents.attrs)
     return path

@@ -327,7 +327,8 @@ def _settings(options: DirectoryOptions, call: Callable[..., Any]) -> tuple[Sett
     rest: dict[str, Any] = dict(options)
     backend, key = rest.pop("backend", None), rest.pop("neighbor_key", None)
     split_bytes = rest.pop("split_bytes", None)
-    check_options(rest, call, ("backend", "neighbor_key", "split_bytes"))
+    chosen = registry.backend(backend or registry.DEFAULT)
+    check_options(rest, call, chosen, ("backend", "neighbor_key", "split_bytes"))
     return Settings(backend, key, cast(ConvertOptions, rest)), split_bytes
 
 

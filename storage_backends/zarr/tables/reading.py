@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import zarr
 
-from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_for_nulls
+from storage_backends.anndata_format.nulls import is_for_nulls
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.errors import (
     ArchiveFormatError,
     ArrayNotFoundError,

@@ -18,7 +18,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.dtype import VariableLengthUTF8
 
-from storage_backends.base import INDEX, INDEX_NAME, NULLABLE, is_nullable
+from storage_backends.anndata_format.nulls import is_nullable
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.compute.claims import FREE_BYTES
 from storage_backends.errors import OutputError, refused_write
 from storage_backends.zarr import layout

@@ -203,7 +203,7 @@ class Uploaded:
         self.adata = make_anndata()
         for profile in STORED:
             path = directory / f"{profile}.zarr"
-            with registry.backend("zarr").create(str(path), compression=profile) as writer:
+            with registry.create(path, registry.backend("zarr"), compression=profile) as writer:
                 self.cells.write(writer)
                 writer.commit(self.cells.attrs)
         for zarr_format in (2, 3):
@@ -446,14 +446,14 @@ def test_a_url_that_means_nothing(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["s3://", "nothing://a/b", "s3:/a/b", "://"])
 def test_what_is_no_url_is_a_path(url: str) -> None:
-    assert not registry.backend("zarr").store.detect(url)
+    assert not registry.backend("zarr").detect(url)
     with pytest.raises(ArchiveNotFoundError):
         scdl.open(url)
 
 
 def test_archives_are_not_written_to_urls() -> None:
     with pytest.raises(BackendOptionError, match="local paths"):
-        registry.backend("zarr").create(url_of())
+        registry.create(url_of(), registry.backend("zarr"))
 
 
 # -- other stores --------------------------------------------------------------------------

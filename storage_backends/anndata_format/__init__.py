@@ -1,0 +1,1 @@
+"""AnnData's names and data frames on disk."""

@@ -1,0 +1,116 @@
+"""Archives that become a directory: written beside it, completed, put in place in one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from storage_backends.base import ArraySpec, ArrayWriter
+from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.staging import Staging
+from storage_backends.errors import ArchiveClosedError, OutputError, refused_write
+
+_MATRIX = ("data", "indices", "indptr")
+
+
+class DirectoryWriter(ArrayWriter):
+    """Writes files to a hidden directory, which becomes the archive at the commit.
+
+    A subclass writes its files below :attr:`directory`, through :attr:`recorder`, so that their
+    checksums are known; the last of them in :meth:`_complete`.
+    """
+
+    #: File of the checksums of all others.
+    checksums: ClassVar[str]
+
+    def __init__(self, path: str, *, replace: bool) -> None:
+        self._staging: Staging | None = Staging.create(path, replace=replace)
+        self.path = self._staging.target
+        self.recorder = Recorder(self._staging.path)
+
+    @classmethod
+    def open(cls, path: str, *, replace: bool = False, **options: Any) -> Self:
+        """Begin an archive."""
+        writer = cls(path, replace=replace, **options)
+        try:
+            with refused_write(writer.path):
+                writer._begin()
+        except BaseException:
+            writer.abort()
+            raise
+        return writer
+
+    @property
+    def directory(self) -> str:
+        """Where files are written; ArchiveClosedError after the commit."""
+        if self._staging is None:
+            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
+        return self._staging.path
+
+    def _begin(self) -> None:
+        """Write what must be there from the start."""
+
+    def _complete(self, attrs: Mapping[str, Any]) -> None:
+        """Write what is left."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Let go of files that are open."""
+
+    def commit(self, attrs: Mapping[str, Any]) -> None:
+        """Complete the archive and put it in place, durably and in one step."""
+        directory = self.directory
+        self._complete(attrs)
+        with refused_write(self.path):
+            with open(os.path.join(directory, self.checksums), "xb") as stream:
+                stream.write(self.recorder.table().to_bytes())
+            assert self._staging is not None
+            self._staging.publish()
+        self._staging = None
+
+    def abort(self) -> None:
+        """Remove what was written; does nothing after a commit."""
+        if self._staging is not None:
+            self._close()
+            self._staging.discard()
+            self._staging = None
+
+
+def check_complete(
+    path: str,
+    specs: Mapping[str, ArraySpec],
+    last_offset: int | None,
+    table_rows: Mapping[str, int],
+    attrs: Mapping[str, Any],
+) -> tuple[int, int]:
+    """Cells and stored values; OutputError where arrays, tables and attributes disagree.
+
+    Parameters
+    ----------
+    last_offset
+        The last number of ``indptr``.
+    """
+    missing = [name for name in _MATRIX if name not in specs]
+    if missing:
+        raise OutputError(f"{path}: cannot commit: {', '.join(missing)} not written")
+    lengths = {name: specs[name].length for name in _MATRIX}
+    n_obs, nnz = lengths["indptr"] - 1, lengths["data"]
+    stops = [block["stop"] for block in attrs.get("blocks", [])]
+    tables = [f"var/{i}" for i in range(len(stops))]
+    rows = {name: n for name, n in table_rows.items() if name != "obs"}
+    if n_obs < 0 or not last_offset == nnz == lengths["indices"]:
+        problem = (
+            f"offsets end at {last_offset}, with {nnz} values and {lengths['indices']} column ids"
+        )
+    elif not stops or stops[-1] != n_obs:
+        problem = f"blocks end at {stops}, with {n_obs} cells"
+    elif sorted(rows) != sorted(tables):
+        problem = f"blocks need the tables {tables}, written were {sorted(rows)}"
+    elif [rows[table] for table in tables] != [b["n_vars"] for b in attrs["blocks"]]:
+        problem = f"var tables have {rows} rows, the blocks say {attrs['blocks']}"
+    elif table_rows.get("obs", n_obs) != n_obs:
+        problem = f"obs has {table_rows['obs']} rows, with {n_obs} cells"
+    else:
+        return n_obs, nnz
+    raise OutputError(f"{path}: cannot commit: {problem}")
