@@ -11,85 +11,39 @@ The interface is synchronous; a backend hides its own threads.
 
 from __future__ import annotations
 
-import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends.backend import Backend
 from storage_backends.capabilities import Checked, Chunked, Elements, ElementsWriter, Mapped, Placed
-from storage_backends.errors import ArrayNotFoundError, RangeError
+from storage_backends.contents import (
+    DTYPES,
+    INDEX,
+    INDEX_NAME,
+    NULLABLE,
+    ArraySpec,
+    Contents,
+    Inventory,
+)
+from storage_backends.errors import RangeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Column of a table that holds the names of its rows, which readers may set apart.
-INDEX = "_index"
-#: Metadata of a table's schema: what that column is called elsewhere; a backend need not keep it.
-INDEX_NAME = b"index_name"
-#: Metadata of a field: pandas has the column in a type of its own for nulls, also where there are
-#: none; a backend need not keep it.
-NULLABLE = {b"nullable": b"1"}
-
-#: Types of numbers that every backend stores.
-DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))
+# fmt: off
+__all__ = [
+    "DTYPES", "INDEX", "INDEX_NAME", "NULLABLE",
+    "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "Contents",
+]
+# fmt: on
 
 
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """What is known of a stored array without reading it.
-
-    Parameters
-    ----------
-    dtype
-        Type of one number, little-endian.
-    length
-        Number of items along the first axis.
-    item_shape
-        Shape of one item: ``()`` for plain arrays, ``(50,)`` for vectors of 50 numbers.
-    below
-        Numbers that are read are less, since others raise ArchiveFormatError; None: not checked.
-    """
-
-    dtype: np.dtype[Any]
-    length: int
-    item_shape: tuple[int, ...] = ()
-    below: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array in memory."""
-        return self.length * self.dtype.itemsize * math.prod(self.item_shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What an archive holds, known from when it is opened.
-
-    Parameters
-    ----------
-    arrays
-        Specification of every array by name.
-    tables
-        Schema of every table by name; a backend may read them when they are asked for.
-    attrs
-        The JSON object given to ``commit``, or what a foreign archive says of itself. A backend
-        that stores the values of a row in another order than they were appended in says
-        ``"sorted": false``.
-    """
-
-    arrays: Mapping[str, ArraySpec]
-    tables: Mapping[str, pa.Schema]
-    attrs: Mapping[str, Any]
-
-
-class ArrayStore(Mapped, Chunked, Elements, Checked, Placed, ABC):
+class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
     """A committed archive, read-only.
 
     Stores may be used from several threads at once and after a fork; pickling carries the path
@@ -97,14 +51,6 @@ class ArrayStore(Mapped, Chunked, Elements, Checked, Placed, ABC):
     """
 
     path: str
-
-    #: What is unusual about the archive, and was believed all the same: sentences for people, of
-    #: which who opens it warns.
-    remarks: Sequence[str] = ()
-
-    #: Whether what the archive says of itself disagrees with its arrays, which were believed;
-    #: writing it anew mends it.
-    stale: bool = False
 
     @classmethod
     @abstractmethod
@@ -184,43 +130,6 @@ class ArrayStore(Mapped, Chunked, Elements, Checked, Placed, ABC):
         """Let go of files and memory; views that were handed out stay valid."""
 
     # -- derived ---------------------------------------------------------------------------
-
-    @property
-    def arrays(self) -> Mapping[str, ArraySpec]:
-        """Specification of every array by name."""
-        return self.contents.arrays
-
-    @property
-    def tables(self) -> Sequence[str]:
-        """Name of every table."""
-        return list(self.contents.tables)
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        """The attributes of the archive."""
-        return self.contents.attrs
-
-    def spec(self, name: str) -> ArraySpec:
-        """The specification of one array; ArrayNotFoundError names those there are."""
-        try:
-            return self.arrays[name]
-        except KeyError:
-            known = ", ".join(sorted(self.arrays)) or "none"
-            raise ArrayNotFoundError(
-                f"{self.path}: there is no array {name!r}; it holds: {known}"
-            ) from None
-
-    def table_schema(self, name: str) -> pa.Schema:
-        """Names and types of a table's columns, without reading it."""
-        try:
-            return self.contents.tables[name]
-        except KeyError:
-            raise self.no_table(name) from None
-
-    def no_table(self, name: str) -> ArrayNotFoundError:
-        """What to raise for a table that is not there."""
-        known = ", ".join(self.tables)
-        return ArrayNotFoundError(f"{self.path}: there is no table {name!r}; it holds: {known}")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Read items ``[start, stop)`` of one array into new memory."""
@@ -303,57 +212,3 @@ class ArrayWriter(ElementsWriter, ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.abort()
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A storage backend, as the registry and third parties' entry points announce it.
-
-    Parameters
-    ----------
-    name
-        What ``backend=`` calls it.
-    store_class, writer_class
-        Its classes, or where they are (``module:name``), to be imported on first use.
-    options
-        Keywords of ``writer.open`` besides `replace`, which conversions pass on.
-    suffix
-        End of a path that asks for this backend where none is named.
-    markers
-        Files of which one stands in the directory of every archive.
-    elsewhere
-        Whether an archive is at a path that is no directory, such as a URL; cheap, never raises.
-    """
-
-    name: str
-    store_class: type[ArrayStore] | str
-    writer_class: type[ArrayWriter] | str
-    options: tuple[str, ...] = ()
-    suffix: str | None = None
-    markers: tuple[str, ...] = ()
-    elsewhere: Callable[[str], bool] | None = None
-
-    @property
-    def store(self) -> type[ArrayStore]:
-        """Opens archives."""
-        found: type[ArrayStore] = _imported(self.store_class)
-        return found
-
-    @property
-    def writer(self) -> type[ArrayWriter]:
-        """Writes archives."""
-        found: type[ArrayWriter] = _imported(self.writer_class)
-        return found
-
-    def detect(self, path: str) -> bool:
-        """Whether what stands at a path looks like this backend's."""
-        if any(os.path.isfile(os.path.join(path, name)) for name in self.markers):
-            return True
-        return self.elsewhere is not None and self.elsewhere(path)
-
-
-def _imported(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    module, _, name = given.partition(":")
-    return getattr(import_module(module), name)

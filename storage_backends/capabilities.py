@@ -198,6 +198,14 @@ class Elements(_Store):
 class Checked(_Store):
     """Whether an archive is sound; by path, since a damaged one may not open."""
 
+    #: What is unusual about the archive, and was believed all the same: sentences for people, of
+    #: which who opens it warns.
+    remarks: Sequence[str] = ()
+
+    #: Whether what the archive says of itself disagrees with its arrays, which were believed;
+    #: writing it anew mends it.
+    stale: bool = False
+
     @classmethod
     def examine(cls, path: str) -> Examination:
         """What the files at `path` say before they are read; raises nothing for damaged ones."""
