@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import DTYPES, ArraySpec
-from storage_backends.errors import (
-    OutputError,
-    RangeError,
-)
+from storage_backends.errors import ArrayNotFoundError, OutputError, RangeError
 
 
 def check_ranges(
@@ -59,3 +57,34 @@ def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
             f"of {', '.join(map(str, DTYPES))}"
         )
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+
+
+def check_rows(
+    where: str,
+    n_rows: int,
+    start: int,
+    stop: int | None,
+    *,
+    names: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+) -> int:
+    """Check the arguments of ``read_table``; where the rows end.
+
+    Parameters
+    ----------
+    where
+        Opens the message of an error.
+    n_rows, names
+        Rows and columns of the table.
+    start, stop, columns
+        Those that are asked for.
+    """
+    for column in columns or ():
+        if column not in names:
+            raise ArrayNotFoundError(
+                f"{where} has no column {column!r}; it has: {', '.join(names)}"
+            )
+    stop = n_rows if stop is None else stop
+    if not 0 <= start <= stop <= n_rows:
+        raise RangeError(f"{where}: rows [{start}, {stop}) are not within [0, {n_rows}]")
+    return stop

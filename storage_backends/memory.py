@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, ArrayStore, ArrayWriter, Backend, Contents
-from storage_backends.checks import check_ranges, little_endian
+from storage_backends.checks import check_ranges, check_rows, little_endian
 from storage_backends.errors import (
     ArchiveClosedError,
     ArchiveExistsError,
     ArchiveNotFoundError,
     ArchiveWriteError,
-    ArrayNotFoundError,
     OutputError,
-    RangeError,
 )
 from storage_backends.paths import RAM
 
@@ -111,17 +109,8 @@ class MemoryStore(ArrayStore):
         stop: int | None = None,
     ) -> pa.Table:
         table = self._table(name)
-        stop = table.num_rows if stop is None else stop
-        if not 0 <= start <= stop <= table.num_rows:
-            raise RangeError(
-                f"{self.path}: {name}: rows [{start}, {stop}) are not within [0, {table.num_rows}]"
-            )
-        for column in columns or ():
-            if column not in table.column_names:
-                raise ArrayNotFoundError(
-                    f"{self.path}: {name} has no column {column!r}; "
-                    f"it has: {', '.join(table.column_names)}"
-                )
+        where, names = f"{self.path}: {name}", table.column_names
+        stop = check_rows(where, table.num_rows, start, stop, names=names, columns=columns)
         table = table.slice(start, stop - start)
         return table if columns is None else table.select(list(columns))
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+from numpy.typing import NDArray
+
 from storage_backends.base import ArraySpec, ArrayWriter
+from storage_backends.checks import little_endian
 from storage_backends.directory.checksums import Recorder
 from storage_backends.directory.staging import Staging
 from storage_backends.errors import ArchiveClosedError, OutputError, refused_write
@@ -28,6 +32,10 @@ class DirectoryWriter(ArrayWriter):
         self._staging: Staging | None = Staging.create(path, replace=replace)
         self.path = self._staging.target
         self.recorder = Recorder(self._staging.path)
+        #: What was given so far: arrays, and rows of tables.
+        self.specs: dict[str, ArraySpec] = {}
+        self.table_rows: dict[str, int] = {}
+        self._last_offset: int | None = None
 
     @classmethod
     def open(cls, path: str, *, replace: bool = False, **options: Any) -> Self:
@@ -48,6 +56,32 @@ class DirectoryWriter(ArrayWriter):
             raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
         return self._staging.path
 
+    def _checked(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """Values to append to an array, as they are stored and of one kind with those before."""
+        _, where = self.directory, f"{self.path}: {name}"
+        values = little_endian(where, values)
+        spec = self.specs.get(name) or ArraySpec(values.dtype, 0, values.shape[1:])
+        if (values.dtype, values.shape[1:]) != (spec.dtype, spec.item_shape):
+            raise OutputError(
+                f"{where} has items {spec.dtype} {spec.item_shape}, "
+                f"not {values.dtype} {values.shape[1:]}"
+            )
+        self.specs[name] = replace(spec, length=spec.length + len(values))
+        if name == "indptr" and values.shape == (len(values),) and len(values):
+            self._last_offset = int(values[-1])
+        return values
+
+    def _check_table(self, name: str) -> None:
+        """OutputError for a table that archives do not have, or that was written already."""
+        _ = self.directory
+        kind, _, block = name.partition("/")
+        known = (kind, block.isdecimal()) in (("obs", False), ("var", True))
+        if not known or name in self.table_rows:
+            raise OutputError(
+                f"{self.path}: cannot write a table {name!r}: the names are obs, var/0, var/1 and "
+                "so on, each written once"
+            )
+
     def _begin(self) -> None:
         """Write what must be there from the start."""
 
@@ -61,6 +95,7 @@ class DirectoryWriter(ArrayWriter):
     def commit(self, attrs: Mapping[str, Any]) -> None:
         """Complete the archive and put it in place, durably and in one step."""
         directory = self.directory
+        _check_complete(self.path, self.specs, self._last_offset, self.table_rows, attrs)
         self._complete(attrs)
         with refused_write(self.path):
             with open(os.path.join(directory, self.checksums), "xb") as stream:
@@ -77,14 +112,14 @@ class DirectoryWriter(ArrayWriter):
             self._staging = None
 
 
-def check_complete(
+def _check_complete(
     path: str,
     specs: Mapping[str, ArraySpec],
     last_offset: int | None,
     table_rows: Mapping[str, int],
     attrs: Mapping[str, Any],
-) -> tuple[int, int]:
-    """Cells and stored values; OutputError where arrays, tables and attributes disagree.
+) -> None:
+    """OutputError where arrays, tables and attributes disagree.
 
     Parameters
     ----------
@@ -112,5 +147,5 @@ def check_complete(
     elif table_rows.get("obs", n_obs) != n_obs:
         problem = f"obs has {table_rows['obs']} rows, with {n_obs} cells"
     else:
-        return n_obs, nnz
+        return
     raise OutputError(f"{path}: cannot commit: {problem}")

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
+from storage_backends.checks import check_rows
 from storage_backends.compute import threads
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
@@ -25,8 +26,6 @@ from storage_backends.compute.uniting import Part, UnitedColumn
 from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import (
     ArchiveFormatError,
-    ArrayNotFoundError,
-    RangeError,
     ScdlError,
     one_line,
 )
@@ -193,15 +192,7 @@ class ParquetTable:
     def _read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         known = self.schema.names
         wanted = known if columns is None else list(columns)
-        for name in wanted:
-            if name not in known:
-                raise ArrayNotFoundError(
-                    f"{self._where} has no column {name!r}; it has: {', '.join(known)}"
-                )
-        n_rows = self.num_rows
-        stop = n_rows if stop is None else stop
-        if not 0 <= start <= stop <= n_rows:
-            raise RangeError(f"{self._where}: rows [{start}, {stop}) are not within [0, {n_rows}]")
+        stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
         # The first column counts the rows of a table without columns.
         rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
         if self._only_names:

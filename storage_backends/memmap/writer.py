@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends import __version__
-from storage_backends.base import ArraySpec
-from storage_backends.checks import little_endian
 from storage_backends.directory.checksums import CheckedFile
-from storage_backends.directory.writer import DirectoryWriter, check_complete
-from storage_backends.errors import OutputError, refused_write
+from storage_backends.directory.writer import DirectoryWriter
+from storage_backends.errors import refused_write
 from storage_backends.memmap import features, layout
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
@@ -31,9 +29,9 @@ class MemmapWriter(DirectoryWriter):
 
     def __init__(self, path: str, *, replace: bool = False) -> None:
         super().__init__(path, replace=replace)
-        self._arrays: dict[str, _ArrayFile] = {}
+        self._arrays: dict[str, CheckedFile] = {}
+        self._files: dict[str, str] = {}
         self._side_files: dict[str, dict[str, Any]] = {}
-        self._tables: dict[str, int] = {}
 
     def _begin(self) -> None:
         os.mkdir(os.path.join(self.directory, "scdl"))
@@ -41,12 +39,13 @@ class MemmapWriter(DirectoryWriter):
 
     def append(self, name: str, values: NDArray[Any]) -> None:
         directory = self.directory
-        values = little_endian(f"{self.path}: {name}", values)
+        values = self._checked(name, values)
         with refused_write(self.path):
             if name not in self._arrays:
                 path = os.path.join(directory, self._file_of(name))
-                self._arrays[name] = _ArrayFile(path, self.recorder.create(path), values)
-            self._arrays[name].append(f"{self.path}: {name}", values)
+                self._files[name] = path
+                self._arrays[name] = self.recorder.create(path)
+            self._arrays[name].write(values.reshape(-1).view(np.uint8).data)
 
     def _file_of(self, name: str) -> str:
         if name in layout.MATRIX:
@@ -58,12 +57,8 @@ class MemmapWriter(DirectoryWriter):
         from storage_backends.memmap import table_writer
 
         directory = self.directory
+        self._check_table(name)
         kind, _, block = name.partition("/")
-        if (kind, block.isdecimal()) not in (("obs", False), ("var", True)) or name in self._tables:
-            raise OutputError(
-                f"{self.path}: cannot write a table {name!r}: the names are obs, var/0, "
-                "var/1 and so on, each written once"
-            )
         with refused_write(self.path), contextlib.suppress(FileExistsError):
             os.mkdir(os.path.join(directory, f"{kind}_features"))
         written = table_writer.write(
@@ -74,7 +69,7 @@ class MemmapWriter(DirectoryWriter):
             only_names=f"{kind}_feature_id",
             create=self.recorder.create,
         )
-        self._tables[name] = written.num_rows
+        self.table_rows[name] = written.num_rows
         self._side_files[name] = {
             "names": written.names,
             "categories": written.categories,
@@ -85,16 +80,13 @@ class MemmapWriter(DirectoryWriter):
 
     def _complete(self, attrs: Mapping[str, Any]) -> None:
         directory = self.directory
-        for file in self._arrays.values():
-            file.close()
-        specs = {name: file.spec for name, file in self._arrays.items()}
-        last = self._arrays["indptr"].last if "indptr" in self._arrays else None
-        n_obs, nnz = check_complete(self.path, specs, last, self._tables, attrs)
+        self._close()
+        n_obs, nnz = self.specs["indptr"].length - 1, self.specs["data"].length
         blocks = attrs["blocks"]
         with refused_write(self.path):
             graph = self._place_documented_graph(directory)
             indexes = [self._write_index(directory, "var", blocks)]
-            if "obs" in self._tables:
+            if "obs" in self.table_rows:
                 label = blocks[0]["label"] if len(blocks) == 1 else None
                 whole = [{"stop": n_obs, "label": label}]
                 indexes.append(self._write_index(directory, "obs", whole))
@@ -104,8 +96,8 @@ class MemmapWriter(DirectoryWriter):
                 "nnz": nnz,
                 "documented_graph": graph,
                 "arrays": [
-                    layout.entry(name, file.spec)
-                    for name, file in self._arrays.items()
+                    layout.entry(name, spec)
+                    for name, spec in self.specs.items()
                     if name not in layout.MATRIX
                 ],
                 "tables": self._side_files,
@@ -124,15 +116,15 @@ class MemmapWriter(DirectoryWriter):
         """Move the first graph whose types are the documented ones to the documented files."""
         keys = dict.fromkeys(n.split("/", 1)[1].rpartition("/")[0] for n in self._graph_arrays)
         for key in keys:
-            parts = {part: self._arrays.get(f"graphs/{key}/{part}") for part in layout.GRAPH}
+            names = {part: f"graphs/{key}/{part}" for part in layout.GRAPH}
+            specs = {part: self.specs.get(name) for part, name in names.items()}
             if all(
-                file is not None and (file.spec.dtype, file.spec.item_shape) == (dtype, ())
-                for file, (_, dtype) in zip(parts.values(), layout.GRAPH.values(), strict=True)
+                spec is not None and (spec.dtype, spec.item_shape) == (dtype, ())
+                for spec, (_, dtype) in zip(specs.values(), layout.GRAPH.values(), strict=True)
             ):
-                for part, file in parts.items():
-                    assert file is not None
+                for part, name in names.items():
                     place = os.path.join(directory, layout.GRAPH[part][0])
-                    self.recorder.rename(file.path, place)
+                    self.recorder.rename(self._files[name], place)
                 return key
         return None
 
@@ -158,45 +150,11 @@ class MemmapWriter(DirectoryWriter):
 
     def _header(self, indexes: Sequence[HeaderIndex]) -> Header:
         arrays = [
-            HeaderArray(documented.header_name, file.spec.length, file.spec.dtype)
+            HeaderArray(documented.header_name, self.specs[name].length, self.specs[name].dtype)
             for name, documented in layout.MATRIX.items()
-            for file in [self._arrays[name]]
         ]
         return Header(tuple(arrays), tuple(indexes))
 
     def _close(self) -> None:
         for file in self._arrays.values():
             file.close()
-
-
-class _ArrayFile:
-    """A file of raw numbers that grows."""
-
-    def __init__(self, path: str, file: CheckedFile, first: NDArray[Any]) -> None:
-        self.path = path
-        self._file = file
-        self.last: int | None = None
-        self._dtype = first.dtype
-        self._item_shape = first.shape[1:]
-        self._length = 0
-
-    @property
-    def spec(self) -> ArraySpec:
-        return ArraySpec(self._dtype, self._length, self._item_shape)
-
-    def append(self, where: str, values: NDArray[Any]) -> None:
-        if (values.dtype, values.shape[1:]) != (self._dtype, self._item_shape):
-            raise OutputError(
-                f"{where} has items {self._dtype} {self._item_shape}, "
-                f"not {values.dtype} {values.shape[1:]}"
-            )
-        if values.size == 0:
-            self._length += len(values)
-            return
-        self._file.write(values.reshape(-1).view(np.uint8).data)
-        self._length += len(values)
-        if values.ndim == 1 and values.dtype.kind == "u":
-            self.last = int(values[-1])
-
-    def close(self) -> None:
-        self._file.close()

@@ -91,7 +91,8 @@ class BackendTests(TableTests, PublicationTests):
         assert self.standing(path) == [path] * kept
 
     def test_stored_bytes(self, store: ArrayStore) -> None:
-        assert set(store.stored_bytes) == {*store.arrays, *store.tables}
+        # A backend need not know.
+        assert set(store.stored_bytes) in (set(), {*store.arrays, *store.tables})
         assert all(size > 0 for size in store.stored_bytes.values())
 
     @pytest.mark.parametrize("name", ["data", "indptr", "obsm/X_pca", "graphs/k nn.ü/indices"])

@@ -99,7 +99,7 @@ def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any 
     if order is None:
         for draft, final in ((drafts.data, data), (drafts.indices, indices)):
             for values in _pieces(draft.reader()):
-                final.append(final.name, values)
+                final.append(values)
         return
     dtype = drafts.indices.spec.dtype
     rank = np.empty(len(order), dtype)
@@ -109,8 +109,8 @@ def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any 
         values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
         sorted_values, sorted_ids = np.empty_like(values), np.empty_like(ids)
         sort_rows(values, rank[ids], indptr - indptr[0], len(order), sorted_values, sorted_ids)
-        data.append(data.name, sorted_values)
-        indices.append(indices.name, sorted_ids)
+        data.append(sorted_values)
+        indices.append(sorted_ids)
 
 
 def permute(name: str, value: Any, order: NDArray[np.int64]) -> Any:

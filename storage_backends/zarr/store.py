@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, Contents
 from storage_backends.capabilities import Examination, Sparse
-from storage_backends.checks import check_ranges
+from storage_backends.checks import check_ranges, check_rows
 from storage_backends.compute.caching import Lazily, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory.files import identity_of
@@ -40,7 +40,6 @@ from storage_backends.errors import (
     COPY_AGAIN,
     ArchiveClosedError,
     ArchiveFormatError,
-    RangeError,
 )
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
@@ -426,11 +425,7 @@ class ZarrStore(DirectoryStore):
         if self._order is None or name == "obs":
             return table.read(columns, start, stop)
         whole = table.read(columns, 0, None)
-        stop = whole.num_rows if stop is None else stop
-        if not 0 <= start <= stop <= whole.num_rows:
-            raise RangeError(
-                f"{self.path}: {name}: rows [{start}, {stop}) are not within [0, {whole.num_rows}]"
-            )
+        stop = check_rows(f"{self.path}: {name}", whole.num_rows, start, stop)
         return whole.take(np.argsort(self._order)).slice(start, stop - start)
 
     # -- the rest of an AnnData ------------------------------------------------------------

@@ -15,12 +15,10 @@ from zarr.storage import LocalStore
 
 from storage_backends.base import INDEX
 from storage_backends.capabilities import Sparse
-from storage_backends.checks import little_endian
 from storage_backends.compute.caching import cached_property
-from storage_backends.directory.writer import DirectoryWriter, check_complete
+from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import (
     BackendOptionError,
-    OutputError,
     refused_write,
 )
 from storage_backends.zarr import detection, elements, gene_order, layout
@@ -61,7 +59,6 @@ class ZarrWriter(DirectoryWriter):
         self._arrays: dict[str, ArrayBuilder] = {}
         self._sparse: dict[str, Sparse] = {}
         self._var: dict[str, pa.Table] = {}
-        self._table_rows: dict[str, int] = {}
         self._elements: dict[str, Any] = {}
         #: Arrays of uint64 that are stored as int64, which has the same bits.
         self._unsigned: set[str] = set()
@@ -72,21 +69,17 @@ class ZarrWriter(DirectoryWriter):
             self._root = zarr.create_group(recording, zarr_format=3)
 
     def append(self, name: str, values: NDArray[Any]) -> None:
-        _ = self.directory
-        where = f"{self.path}: {name}"
-        values = little_endian(where, values)
+        values = self._checked(name, values)
         if self._is_part(name, "indices", "indptr") and values.dtype == np.uint64:
             # scipy, and so AnnData, has no sparse matrices with such.
             self._unsigned.add(name)
             values = values.view(np.int64)
-        elif name in self._unsigned:
-            raise OutputError(f"{where} has items uint64, not {values.dtype}")
         with refused_write(self.path):
             if name not in self._arrays:
                 draft = self._profile.by_detection and self._is_draft(name)
                 profile = DRAFT if draft else self._profile
                 self._arrays[name] = self._builder(name, values, profile)
-            self._arrays[name].append(where, values)
+            self._arrays[name].append(values)
 
     def _is_part(self, name: str, *parts: str) -> bool:
         """Whether an array is one of these parts of a sparse matrix, and not a dense one."""
@@ -106,20 +99,13 @@ class ZarrWriter(DirectoryWriter):
         return ArrayBuilder(self.recorder, path, name, like, profile)
 
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
-        _ = self.directory
-        kind, _, block = name.partition("/")
-        known = (kind, block.isdecimal()) in (("obs", False), ("var", True))
-        if not known or name in self._table_rows:
-            raise OutputError(
-                f"{self.path}: cannot write a table {name!r}: the names are obs, var/0, var/1 and "
-                "so on, each written once"
-            )
-        if kind == "var":
+        self._check_table(name)
+        if name != "obs":
             self._var[name] = table.read_all() if hasattr(table, "read_all") else table
-            self._table_rows[name] = self._var[name].num_rows
+            self.table_rows[name] = self._var[name].num_rows
             return
         with refused_write(self.path), layout.quiet():
-            self._table_rows[name] = writing.write(self._root, name, table)
+            self.table_rows[name] = writing.write(self._root, name, table)
 
     def write_sparse(self, name: str, sparse: Sparse) -> None:
         _ = self.directory
@@ -134,9 +120,7 @@ class ZarrWriter(DirectoryWriter):
         self._elements[name] = value
 
     def _complete(self, attrs: Mapping[str, Any]) -> None:
-        specs = {name: builder.spec for name, builder in self._arrays.items()}
-        last = self._arrays["indptr"].last if "indptr" in self._arrays else None
-        n_obs, _ = check_complete(self.path, specs, last, self._table_rows, attrs)
+        n_obs = self.specs["indptr"].length - 1
         with refused_write(self.path), layout.quiet():
             for builder in self._arrays.values():
                 builder.close()
@@ -250,7 +234,7 @@ class ZarrWriter(DirectoryWriter):
         return len(attrs["blocks"]) == 1 or free
 
     def _write_root(self, attrs: Mapping[str, Any], n_obs: int, *, reordered: bool) -> None:
-        has_obs = "obs" in self._table_rows
+        has_obs = "obs" in self.table_rows
         if not has_obs:
             writing.write(self._root, "obs", _numbered(n_obs))
         ours: dict[str, Any] = {

@@ -5,17 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from sources import random_cells, write_h5ad
 
-import scdl
-from scdl.errors import UnknownOptionError
 from storage_backends import registry
 from storage_backends.base import Backend
-from storage_backends.capabilities import Verdict
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -158,66 +152,3 @@ def test_broken_third_party(install: Callable[[str, str, str], None], tmp_path: 
         registry.detect(str(tmp_path / "nothing"))
     with pytest.raises(ScdlError, match="broken"):
         registry.backend("broken")
-
-
-SUFFIXED = """
-from storage_backends.base import Backend
-from storage_backends.memmap.store import MemmapStore
-from storage_backends.memmap.writer import MemmapWriter
-
-class NotedStore(MemmapStore):
-    markers = ("note.txt",)
-    reads = staticmethod(lambda key: True)
-
-class NotedWriter(MemmapWriter):
-    def __init__(self, path, *, replace=False, note="none"):
-        super().__init__(path, replace=replace)
-        self._note = note
-
-    def _complete(self, attrs):
-        self.recorder.write(f"{self.directory}/note.txt", self._note.encode())
-        super()._complete(attrs)
-
-BACKEND = Backend("noted", NotedStore, NotedWriter, ("note",), ".noted", markers=("note.txt",))
-"""
-
-
-CELLS = random_cells(30, 8)
-
-
-class TestThirdParty:
-    """A backend of files that another package announces."""
-
-    @pytest.fixture
-    def archive(
-        self, install: Callable[[str, str, str], None], tmp_path: Path, monkeypatch: Any
-    ) -> Path:
-        install("noted", "scdl_noted_backend", SUFFIXED)
-        # The default backend would know its archives, too.
-        monkeypatch.delitem(registry._BUILTIN, "memmap")
-        monkeypatch.setattr(registry, "DEFAULT", "zarr")
-        write_h5ad(tmp_path / "cells.h5ad", CELLS)
-        report = scdl.convert(tmp_path / "cells.h5ad", tmp_path / "a.noted", note="here")
-        assert report.backend == "noted"
-        return tmp_path / "a.noted"
-
-    def test_its_suffix_chooses_it_and_its_options_are_passed_on(self, archive: Path) -> None:
-        assert (archive / "note.txt").read_text() == "here"
-        assert registry.of(scdl.open(archive).store).name == "noted"
-
-    def test_its_archives_are_read_and_verified(self, archive: Path) -> None:
-        ds = scdl.open(archive)
-        np.testing.assert_array_equal(
-            ds.read_rows([3]).to_dense()[0], ds.read_rows(3).to_dense()[0]
-        )
-        assert scdl.verify(archive, deep=True).verdict == Verdict.SOUND
-
-    def test_an_option_that_it_lacks(self, archive: Path, tmp_path: Path) -> None:
-        with pytest.raises(UnknownOptionError, match=r"no option 'notes'.*, note$"):
-            scdl.convert(tmp_path / "cells.h5ad", tmp_path / "b.noted", notes="")
-
-
-def test_detecting_costs_no_search_for_packages(tmp_path: Path, monkeypatch: Any) -> None:
-    registry.is_archive(str(tmp_path))
-    monkeypatch.setattr(registry, "entry_points", None)
-    assert not registry.is_archive(str(tmp_path))

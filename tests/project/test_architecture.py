@@ -29,7 +29,8 @@ scdl.errors
 storage_backends.testing
 storage_backends.registry    storage_backends.memory
 storage_backends.memmap      storage_backends.zarr
-storage_backends.directory   storage_backends.anndata_format   storage_backends.checks
+storage_backends.directory   storage_backends.anndata_format
+storage_backends.checks
 storage_backends.base
 storage_backends.capabilities
 storage_backends.backend     storage_backends.contents

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from storage_backends.base import ArraySpec
 from storage_backends.compute import threads
 from storage_backends.directory.checksums import Recorder
-from storage_backends.errors import OutputError
 from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ChunkCache, DirectReader, ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
@@ -45,7 +44,6 @@ class ArrayBuilder:
         self, recorder: Recorder, path: str, name: str, first: NDArray[Any], profile: Profile
     ) -> None:
         self.path, self.name, self.length = path, name, 0
-        self.last: int | None = None
         self._recorder = recorder
         self._per_shard = _CHUNKS_PER_SHARD
         self._directory = os.path.join(recorder.root, path, "c")
@@ -66,18 +64,11 @@ class ArrayBuilder:
         """What was written so far."""
         return ArraySpec(self._dtype, self.length, self._item_shape)
 
-    def append(self, where: str, values: NDArray[Any]) -> None:
-        """Write more items; `where` opens the message of an error."""
-        if (values.dtype, values.shape[1:]) != (self._dtype, self._item_shape):
-            raise OutputError(
-                f"{where} has items {self._dtype} {self._item_shape}, "
-                f"not {values.dtype} {values.shape[1:]}"
-            )
+    def append(self, values: NDArray[Any]) -> None:
+        """Write more items, of the kind of the first."""
         self.length += len(values)
         if not values.size:
             return
-        if values.ndim == 1 and values.dtype.kind in "iu":
-            self.last = int(values[-1])
         while len(values):
             taken = min(len(values), self._chunk_rows - self._filled)
             self._chunk[self._filled : self._filled + taken] = values[:taken]

@@ -18,10 +18,9 @@ import zarr
 
 from storage_backends.anndata_format.nulls import is_for_nulls
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
+from storage_backends.checks import check_rows
 from storage_backends.errors import (
     ArchiveFormatError,
-    ArrayNotFoundError,
-    RangeError,
     ScdlError,
     one_line,
 )
@@ -150,16 +149,7 @@ class ZarrTable:
 
         known = self.schema.names
         wanted = known if columns is None else list(columns)
-        for name in wanted:
-            if name not in known:
-                raise ArrayNotFoundError(
-                    f"{self._where} has no column {name!r}; it has: {', '.join(known)}"
-                )
-        stop = self.num_rows if stop is None else stop
-        if not 0 <= start <= stop <= self.num_rows:
-            raise RangeError(
-                f"{self._where}: rows [{start}, {stop}) are not within [0, {self.num_rows}]"
-            )
+        stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
         # The first column counts the rows of a table without columns.
         rows = pa.table({"": pa.nulls(stop - start)}, metadata=self.schema.metadata)
         for name in wanted:
