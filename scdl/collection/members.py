@@ -22,8 +22,7 @@ from scdl.conversion.tables import United
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends.base import ArrayStore
-from storage_backends.compute.caching import cached_property
-from storage_backends.compute.recent import Recent
+from storage_backends.compute.caching import Recent, cached_property
 from storage_backends.errors import one_line
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar, overload
+from contextlib import suppress
+from typing import Any, Generic, TypeVar, overload
 
 _T = TypeVar("_T")
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 if sys.version_info >= (3, 12):
     from functools import cached_property as cached_property
@@ -58,3 +62,42 @@ class Lazily(Mapping[str, _T]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class Recent(Generic[_K, _V]):
+    """Things by their keys, of which the `most` that were used last stay.
+
+    Threads share it without a lock, which a fork could inherit locked. Each method of OrderedDict
+    is atomic under the GIL as long as no value is destroyed in it. Two threads may both compute a
+    missing value; the first stored wins.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[_K, _V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: _K) -> _V | None:
+        """What is kept, or None."""
+        kept = self._kept
+        found = kept.get(key)
+        if found is not None:
+            # Another thread may have let go of it.
+            with suppress(KeyError):
+                kept.move_to_end(key)
+        return found
+
+    def keep(self, key: _K, made: _V) -> _V:
+        """Keep what was made, unless another thread was faster; gives what is kept."""
+        kept = self._kept
+        found = kept.setdefault(key, made)
+        while len(kept) > self._most:
+            with suppress(KeyError):
+                kept.popitem(last=False)
+        return found
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._kept = OrderedDict()

@@ -11,18 +11,19 @@ A block is B bytes, the last of a file what remains. Paths are relative to the a
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum, crc32c
-from storage_backends.directory.write_behind import write_behind
 from storage_backends.errors import ArchiveFormatError
 
 #: Bytes that share a checksum.
@@ -257,3 +258,29 @@ class CheckedFile:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+#: Of ``sync_file_range``: begin to write, and wait for nothing.
+_BEGIN = 2
+
+
+def write_behind(descriptor: int, start: int, n_bytes: int) -> None:
+    """Begin to write a range of a file to the disk.
+
+    Otherwise the system begins when much has gathered, or when the file is flushed, which then
+    takes as long as the disk does. Nothing is promised: whatever goes wrong flushing tells.
+    """
+    if begin := _sync_file_range():
+        begin(descriptor, start, n_bytes, _BEGIN)
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """The function of Linux; None where there is none."""
+    try:
+        function = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    called: Callable[[int, int, int, int], int] = function
+    return called

@@ -223,7 +223,7 @@ class MemmapStore(DirectoryStore):
         gather(np.asarray(self._opened()[name]), starts, stops, out)
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
-        from storage_backends.memmap.read_ahead import read_ahead
+        from storage_backends.memmap.gather import read_ahead
 
         self.spec(name)
         read_ahead(np.asarray(self._opened()[name]), starts, stops)

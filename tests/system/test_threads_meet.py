@@ -23,7 +23,7 @@ from scdl.conversion.many.workers import Stopped, TaskMeter
 from scdl.errors import ArchiveExistsError, ScdlError
 from scdl.kernels import memory as recycled
 from storage_backends.compute import threads
-from storage_backends.compute.recent import Recent
+from storage_backends.compute.caching import Recent
 from storage_backends.directory import staging as _staging
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")

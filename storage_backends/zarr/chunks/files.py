@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.recent import Recent
+from storage_backends.compute.caching import Recent
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.content import Content
 from storage_backends.directory.mapped_file import MappedFile, hold

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.recent import Recent
+from storage_backends.compute.caching import Recent
 from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError

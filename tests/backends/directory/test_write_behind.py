@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backends.directory import checksums, write_behind
+from storage_backends.directory import checksums
 from storage_backends.directory.checksums import Recorder
 
 
@@ -28,19 +28,19 @@ def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no such function")
 def test_the_system_takes_it(tmp_path: Path) -> None:
-    function = write_behind._sync_file_range()
+    function = checksums._sync_file_range()
     assert function is not None
     with (tmp_path / "file").open("wb", buffering=0) as file:
         file.write(b"1" * 100_000)
-        assert function(file.fileno(), 0, 100_000, write_behind._BEGIN) == 0
+        assert function(file.fileno(), 0, 100_000, checksums._BEGIN) == 0
     assert (tmp_path / "file").read_bytes() == b"1" * 100_000
 
 
 def test_nothing_is_said_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
-    write_behind.write_behind(write, 0, 10)
+    checksums.write_behind(write, 0, 10)
     os.close(read)
     os.close(write)
-    write_behind.write_behind(write, 0, 10)
-    monkeypatch.setattr(write_behind, "_sync_file_range", lambda: None)
-    write_behind.write_behind(write, 0, 10)
+    checksums.write_behind(write, 0, 10)
+    monkeypatch.setattr(checksums, "_sync_file_range", lambda: None)
+    checksums.write_behind(write, 0, 10)

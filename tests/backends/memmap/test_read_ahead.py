@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import page_cache
-from storage_backends.memmap import read_ahead
+from storage_backends.memmap import gather
 
 N = 1 << 21
 
@@ -32,7 +32,7 @@ def test_what_is_on_disk_comes_into_memory(file: Path) -> None:
     if page_cache.drop(file) > 0.01:
         pytest.skip("files stay in the page cache here")
     array = np.memmap(file, np.int32, "r")
-    read_ahead.read_ahead(array, np.arange(0, N, 1_000), np.arange(0, N, 1_000) + 900)
+    gather.read_ahead(array, np.arange(0, N, 1_000), np.arange(0, N, 1_000) + 900)
     # The system reads in the background; a dozen pages were touched, which bring in few others.
     end = time.monotonic() + 60
     while page_cache.cached(file) < 0.9 and time.monotonic() < end:
@@ -43,12 +43,12 @@ def test_what_is_on_disk_comes_into_memory(file: Path) -> None:
 @pytest.mark.parametrize("n", [0, 1, 5, 1_000])
 def test_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     # A file that was just written is in memory, where nothing would be asked of the system.
-    monkeypatch.setattr(read_ahead, "_is_cold", lambda array, starts: True)
+    monkeypatch.setattr(gather, "_is_cold", lambda array, starts: True)
     array = np.memmap(file, np.int32, "r")
-    read_ahead.read_ahead(array, *ranges(n))
+    gather.read_ahead(array, *ranges(n))
     np.testing.assert_array_equal(array, np.fromfile(file, np.int32))
 
 
 def test_an_empty_array_is_left_alone() -> None:
     empty = np.empty(0, np.int64)
-    read_ahead.read_ahead(np.empty(0, np.float32), empty, empty)
+    gather.read_ahead(np.empty(0, np.float32), empty, empty)
