@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,6 @@ from tqdm import tqdm
 from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.archive.schema import (
     DATA,
-    Info,
 )
 from scdl.conversion.options import (
     TARGET,
@@ -28,18 +26,15 @@ from scdl.conversion.options import (
 from scdl.conversion.origins import origins_of
 from scdl.conversion.run import Conversion
 from scdl.errors import (
-    ArchiveFormatError,
     BackendOptionError,
     SourceError,
 )
-from scdl.sources.archive import ArchiveSource
 from scdl.sources.base import Source
+from scdl.sources.formats import open_source
 from scdl.sources.gene_selection import choice_of
-from scdl.sources.h5ad import H5adFile
-from storage_backends import other_formats, registry
+from storage_backends import registry
 from storage_backends.base import ArrayStore
-from storage_backends.errors import one_line
-from storage_backends.paths import Path, is_url, path_of
+from storage_backends.paths import Path, path_of
 
 
 def convert(
@@ -252,36 +247,8 @@ def open_sources(paths: Sequence[Path], settings: Settings, stack: ExitStack) ->
     """What all paths hold, open until the stack ends; obs as it will be."""
     found = []
     for number, path in enumerate(paths):
-        for source in _opened(path, settings.options.get("matrix"), stack):
+        for source in open_source(path, settings.options.get("matrix"), stack):
             if settings.origins is not None:
                 source.labelled = settings.origins.labelled(source.obs, number, source.path)
             found.append(source)
     return found
-
-
-def _opened(path: Path, matrix: str | None, stack: ExitStack) -> list[Source]:
-    """What a path holds: an h5ad file, or a source for each feature block of an archive."""
-    path = path_of(path)
-    is_file = not os.path.isdir(path) and not is_url(path)
-    if is_file and (other_formats.is_hdf5(path) or registry.known(path) is None):
-        return [stack.enter_context(H5adFile(path, matrix))]
-    try:
-        store = stack.enter_context(registry.open_archive(path))
-    except ArchiveFormatError as error:
-        if registry.known(path) is None and _has_archives(path):
-            raise SourceError(
-                f"{path}: this is a directory of archives; give them as a list, or flatten the "
-                f"collection: `scdl flatten {path} DEST`"
-            ) from error
-        raise SourceError(one_line(error)) from error
-    info = Info.from_attrs(store.attrs, store.path)
-    return [ArchiveSource(store, info, i, matrix) for i in range(len(info.blocks))]
-
-
-def _has_archives(directory: str) -> bool:
-    """Whether there are archives in a directory."""
-    try:
-        paths = [os.path.join(directory, name) for name in os.listdir(directory)]
-    except OSError:
-        return False
-    return any(registry.known(path) is not None for path in paths)

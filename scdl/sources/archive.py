@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from scdl.archive.schema import (
     var_table,
 )
 from scdl.archive.tables import NoTable, StoredTable
-from scdl.errors import SourceError
+from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
 from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, check_shape
+from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
+from storage_backends.errors import one_line
 
 
 class StoredArray:
@@ -247,3 +250,13 @@ class ArchiveSource(Source):
 
     def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
         return self._elements[name]
+
+
+def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
+    """The cells of each feature block of an archive."""
+    try:
+        store = stack.enter_context(registry.open_archive(path))
+    except ArchiveFormatError as error:
+        raise SourceError(one_line(error)) from error
+    info = Info.from_attrs(store.attrs, store.path)
+    return [ArchiveSource(store, info, i, matrix) for i in range(len(info.blocks))]

@@ -13,6 +13,7 @@ from scdl.archive.schema import (
     MATRIX,
 )
 from scdl.archive.tables import TableSource
+from scdl.errors import SourceError
 from scdl.sources.matrices import Csr, Matrix, Reader, Values
 from scdl.sources.transposed import Csc
 from storage_backends.base import DTYPES
@@ -94,22 +95,24 @@ class Source(ABC):
         """The table of cells as it is to be written."""
         return self.obs if self.labelled is None else self.labelled
 
-    @property
-    @abstractmethod
-    def n_vars(self) -> int:
-        """Genes."""
-
     @abstractmethod
     def var(self) -> pa.Table:
         """The table of genes."""
 
-    @abstractmethod
+    # -- what a format need not have ---------------------------------------------------------
+
+    @property
+    def n_vars(self) -> int:
+        """Genes."""
+        return int(self.var().num_rows)
+
     def graph(self, key: str) -> Matrix | None:
         """The cells x cells matrix ``obsp[key]``; None where there is none."""
+        return None
 
-    @abstractmethod
     def vectors(self, key: str) -> Reader:
         """The dense array ``obsm[key]``, one row a cell; SourceError where there is none."""
+        raise SourceError(f"{self.path}: obsm/{key} is missing")
 
     @property
     def kept_graphs(self) -> Sequence[str]:
@@ -126,23 +129,22 @@ class Source(ABC):
         """Types of ``data``, ``indices`` and ``indptr`` that the archive gets if it is alone."""
         return {}
 
-    @abstractmethod
     def not_carried(self, carried: set[str]) -> list[str]:
         """Elements that are not among `carried`, by name."""
+        return [name for name in self.names_of_rest() if name not in carried] + [*self.unread]
 
     @property
     def unread(self) -> Sequence[str]:
         """What is lost even where all elements are carried over."""
         return ()
 
-    @abstractmethod
     def names_of_rest(self) -> Sequence[str]:
         """Names of all elements of an AnnData besides the matrix, its genes and obs.
 
         What is in uns is named piece by piece, as ``uns/neighbors/params/method``.
         """
+        return ()
 
-    @abstractmethod
     def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
         """One of these: a sparse matrix, a reader of a dense one, or else an object.
 
@@ -151,6 +153,7 @@ class Source(ABC):
         SourceError, ArchiveFormatError
             It cannot be read, or nobody knows its encoding.
         """
+        raise SourceError(f"{self.path}: there is no {name}")
 
     @property
     def genes(self) -> str:

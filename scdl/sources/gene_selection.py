@@ -130,12 +130,6 @@ class _Selected(Source):
     def unread(self) -> Sequence[str]:
         return self._source.unread
 
-    def names_of_rest(self) -> Sequence[str]:
-        return ()
-
-    def element_of_rest(self, name: str) -> Any:
-        raise NotImplementedError("a selection of genes has no other elements")
-
 
 class _Mapped(Matrix):
     """A matrix with other column ids.

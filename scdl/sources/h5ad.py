@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 
 import h5py
@@ -378,3 +378,8 @@ def _is_storable(element: Any) -> bool:
         and element.ndim > 0
         and element.dtype.newbyteorder("=") in DTYPES
     )
+
+
+def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
+    """The cells of a file."""
+    return [stack.enter_context(H5adFile(path, matrix))]

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,7 @@ from scdl.conversion.options import ConversionReport, ConvertOptions, Meter, Set
 from scdl.sources.archive import StoredRows
 from scdl.sources.base import Source, Tally
 from scdl.sources.h5ad import H5adFile
-from scdl.sources.matrices import Bounds, Matrix, Reader
+from scdl.sources.matrices import Bounds, Matrix
 from storage_backends import registry
 
 #: Share of the work on an archive that joining its parts is, for the bar.
@@ -183,21 +182,6 @@ class _Rows(Source):
 
     def var(self) -> pa.Table:
         return self._source.var()
-
-    def graph(self, key: str) -> None:
-        return None
-
-    def vectors(self, key: str) -> Reader:
-        raise NotImplementedError("a part has no vectors")
-
-    def not_carried(self, carried: set[str]) -> list[str]:
-        return []
-
-    def names_of_rest(self) -> Sequence[str]:
-        return ()
-
-    def element_of_rest(self, name: str) -> Any:
-        raise NotImplementedError("a part has no other elements")
 
 
 class _Joined(Matrix):
