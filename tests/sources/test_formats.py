@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import scdl
-from scdl.errors import SourceError
+from scdl.errors import ScdlWarning, SourceError
 
 THIRD_PARTY = """
 import numpy as np
@@ -68,5 +68,5 @@ def test_it_is_converted(source: Path, tmp_path: Path, target: str) -> None:
 def test_what_it_lacks(source: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="obsm/X_pca is missing"):
         scdl.convert(source, tmp_path / "a", obsm="X_pca")
-    with pytest.raises(SourceError, match="connectivities"):
+    with pytest.warns(ScdlWarning, match="no file has obsp/connectivities"):
         scdl.convert(source, tmp_path / "a", neighbor_key="connectivities")
