@@ -85,10 +85,18 @@ def _for_training(path: Path, given: anndata.AnnData, added: list[str], maker: M
     back, listed = _exported(archive), report.not_carried
     wrong = [f"{name} cannot be read, but is not listed" for name in added
              if not is_listed(name, listed)]  # fmt: skip
-    matrix = report.matrices[0]
+    matrix, is_store = report.matrices[0], path.suffix == ".zarr"
+    if matrix == "raw/X" and given.raw is None:
+        # Of a store without cells anndata makes no raw.
+        return wrong
     genes = "raw/var" if matrix == "raw/X" else "var"
     found, expected = elements(back), elements(given)
-    kept = {"X": counts_of(given, matrix)}
+    # Stores, which may be archives, keep the types of their values where they can.
+    assert is_store or report.dtype == "float32", report.dtype
+    kept = {"X": counts_of(given, matrix, report.dtype)}
+    # A store keeps graphs and vectors without being asked to.
+    vectors += [key for key in numeric if is_store and f"obsm/{key}" in found]
+    graphs += [key for key in given.obsp if is_store and f"obsp/{key}" in found]
     kept |= {f"obsm/{key}": _as_stored(expected[f"obsm/{key}"]) for key in vectors}
     kept |= {f"obsp/{key}": sp.csr_matrix(given.obsp[key], dtype=np.float32) for key in graphs}
     for name in expected:
@@ -134,7 +142,8 @@ def _several(path: Path, given: anndata.AnnData, maker: Maker, backend: str) -> 
     archive = path.with_name(f"{path.stem}.several{'.zarr' if backend == 'zarr' else ''}")
     report = scdl.convert([path, other], archive, replace=True)
     matrix, back = report.matrices[0], _exported(archive)
-    expected = sp.vstack([counts_of(given, matrix), counts_of(part, matrix)], format="csr")
+    both = [counts_of(cells, matrix, report.dtype) for cells in (given, part)]
+    expected = sp.vstack(both, format="csr")
     said = difference(sp.csr_matrix(back.X), sp.csr_matrix(expected))
     wrong = [f"several sources: X: {said}"] if said else []
     frames = {"obs": pd.concat([given.obs, part.obs])}

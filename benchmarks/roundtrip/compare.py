@@ -161,8 +161,8 @@ def _by_rows(matrix: Any) -> sp.csr_matrix:
     return made
 
 
-def counts_of(adata: anndata.AnnData, name: str) -> sp.csr_matrix:
-    """A matrix as an archive for training has it: by rows, sorted, as float32."""
-    made = sp.csr_matrix(adata.raw.X if name == "raw/X" else adata.X, dtype=np.float32, copy=True)
+def counts_of(adata: anndata.AnnData, name: str, dtype: str) -> sp.csr_matrix:
+    """A matrix as an archive for training has it: by rows, sorted, of the type it reports."""
+    made = sp.csr_matrix(adata.raw.X if name == "raw/X" else adata.X, dtype=dtype, copy=True)
     made.sum_duplicates()
     return made

@@ -26,7 +26,7 @@ from scdl.archive.schema import (
 from scdl.archive.tables import NoTable, StoredTable
 from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
-from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, check_shape
+from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, Values, check_shape
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Sparse
@@ -215,6 +215,11 @@ class ArchiveSource(Source):
     def vectors(self, key: str) -> Reader:
         name = obsm_array(key)
         if name not in self._store.arrays:
+            if name in self._store.elements:
+                # Of truth values, which archives store as numbers.
+                found = np.asarray(self._store.read_element(name))
+                if found.dtype == bool and found.ndim > 1:
+                    return Values(found[slice(*self._rows)].astype(np.uint8))
             known = ", ".join(self.kept_vectors) or "nothing"
             raise SourceError(f"{self.path}: obsm/{key} is missing; obsm holds: {known}")
         return StoredArray(self._store, name, *self._rows)
