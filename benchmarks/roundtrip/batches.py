@@ -7,9 +7,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,9 +44,10 @@ def tried(
     """What went wrong, case by case."""
     batches = [seeds[i : i + _AT_ONCE] for i in range(0, len(seeds), _AT_ONCE)]
     work = partial(try_batch, backend=backend, sources=sources)
-    # A fresh process now and then: what one leaves behind does not add up.
-    with ProcessPoolExecutor(workers, max_tasks_per_child=4) as pool:
-        for found in pool.map(work, batches):
+    # A fresh process now and then: what one leaves behind does not add up. An executor that does so
+    # hangs in Python 3.11 (cpython issue 115634).
+    with get_context("spawn").Pool(workers, maxtasksperchild=4) as pool:
+        for found in pool.imap(work, batches):
             yield from found
 
 
