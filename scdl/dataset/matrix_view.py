@@ -99,7 +99,7 @@ class MatrixView(ArrayStore):
         there = self._store.contents
         own = {part: there.arrays[name] for part, name in self._names.items()}
         others = {n: s for n, s in there.arrays.items() if n.startswith(("graphs/", "obsm/"))}
-        tables = Lazily(there.tables, self._schema)
+        tables = Lazily(self, there.tables, MatrixView._schema)
         return Contents(MappingProxyType(own | others), tables, MappingProxyType(self._attrs))
 
     def _schema(self, name: str) -> pa.Schema:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, overload
+
+from storage_backends.errors import ArchiveClosedError
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")
@@ -40,21 +43,27 @@ class Lazily(Mapping[str, _T]):
 
     Parameters
     ----------
+    owner
+        What they are made of; it may keep the mapping, which refers to it weakly.
     names
         The keys.
     make
-        Makes the value of a key, once.
+        Makes the value of a key of the owner, once.
     """
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], _T]) -> None:
-        self._names, self._make = dict.fromkeys(names), make
+    def __init__(self, owner: _K, names: Iterable[str], make: Callable[[_K, str], _T]) -> None:
+        self._owner, self._make = weakref.ref(owner), make
+        self._names = dict.fromkeys(names)
         self._made: dict[str, _T] = {}
 
     def __getitem__(self, name: str) -> _T:
         if name not in self._names:
             raise KeyError(name)
         if name not in self._made:
-            self._made.setdefault(name, self._make(name))
+            owner = self._owner()
+            if owner is None:
+                raise ArchiveClosedError(f"{name}: the archive was closed; open it again")
+            self._made.setdefault(name, self._make(owner, name))
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:

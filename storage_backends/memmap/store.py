@@ -173,11 +173,10 @@ class MemmapStore(DirectoryStore):
     def _contents(self) -> Contents:
         obs = ["obs"] if self._obs_directory else []
         names = [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
-        schemas = Lazily(names, lambda name: self._table(name).schema)
-        if "attrs" in self._manifest:
-            attrs = self._manifest["attrs"]
-        else:
-            attrs = Lazily(["blocks"], lambda _: self._documented_blocks)
+        schemas = Lazily(self, names, lambda store, name: store._table(name).schema)
+        attrs = self._manifest.get("attrs")
+        if attrs is None:
+            attrs = Lazily(self, ["blocks"], lambda store, _: store._documented_blocks)
         return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
 
     def _hold(self) -> None:

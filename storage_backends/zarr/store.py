@@ -303,7 +303,7 @@ class ZarrStore(DirectoryStore):
 
     @cached_property
     def _contents(self) -> Contents:
-        schemas = Lazily(self._table_paths, lambda name: self._table(name).schema)
+        schemas = Lazily(self, self._table_paths, lambda store, name: store._table(name).schema)
         return Contents(self._specs, schemas, MappingProxyType(self._attrs))
 
     @cached_property

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from places import SUPPORT
+from places import ROOT, SUPPORT
 
 from storage_backends.compute import jit
 from storage_backends.directory.content import Content, checksum
@@ -233,7 +233,7 @@ np.save("out.npy", out)
         "NUMBA_CPU_NAME": "generic",
         "NUMBA_CPU_FEATURES": "",
         "NUMBA_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), str(SUPPORT)]),
+        "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parent, SUPPORT, ROOT])),
     }
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), values)
