@@ -135,10 +135,15 @@ def _as_stored(values: np.ndarray) -> np.ndarray:
 def _several(path: Path, given: anndata.AnnData, maker: Maker, backend: str) -> list[str]:
     """Cells of several sources with the same genes follow one another."""
     order = maker.rng.permutation(given.n_obs)[: max(given.n_obs // 2, 0)]
-    other = path.with_name(f"{path.stem}.part.h5ad")
+    is_store = path.suffix == ".zarr"
+    if is_store and not given.n_obs:
+        # Of a store without cells anndata makes no raw, which a part would then lack.
+        return []
+    other = path.with_name(f"{path.stem}.part{path.suffix}")
     with anndata.settings.override(remove_unused_categories=False):
         part = given[order].copy()
-    part.write_h5ad(other, convert_strings_to_categoricals=False)
+    write = part.write_zarr if is_store else part.write_h5ad
+    write(other, convert_strings_to_categoricals=False)
     archive = path.with_name(f"{path.stem}.several{'.zarr' if backend == 'zarr' else ''}")
     report = scdl.convert([path, other], archive, replace=True)
     matrix, back = report.matrices[0], _exported(archive)
