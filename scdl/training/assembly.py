@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,15 +14,12 @@ from numpy.typing import NDArray
 from scdl.dataset import tensors
 from scdl.dataset.batch import CellBatch
 from scdl.errors import LoaderError
-from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
-from scdl.training.batch import Layout, Tokenizer, TrainingBatch
+from scdl.training.batch import Tokenizer, TrainingBatch
+from scdl.training.layouts import LAYOUTS, Asked, Choice
 from scdl.training.transforms import Log1p, NormalizeTotal
 from storage_backends.compute.caching import cached_property
-
-#: Which values of a cell are kept where it has more than a padded batch has room for.
-Choice = Literal["first", "largest", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,7 @@ class Assembly:
     Parameters
     ----------
     layout
-        ``csr``, ``coo``, ``dense`` or ``padded``.
+        One of :data:`~scdl.training.layouts.LAYOUTS`.
     dtype
         Of the values; None: the stored one, or the next that torch computes with.
     length
@@ -49,7 +46,7 @@ class Assembly:
         parameter; its result becomes the batch's ``tokens``, and ``x`` is left out.
     """
 
-    layout: Layout = "csr"
+    layout: str = "csr"
     dtype: torch.dtype | None = torch.float32
     length: int | None = None
     choose: Choice | None = None
@@ -57,16 +54,17 @@ class Assembly:
     tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
-        layouts = get_args(Layout)
-        if self.layout not in layouts:
-            raise LoaderError(f"layout must be one of {', '.join(layouts)}, not {self.layout!r}")
-        if (self.layout == "padded") != (self.length is not None):
+        if self.layout not in LAYOUTS:
+            raise LoaderError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+        with_length = [name for name, layout in LAYOUTS.items() if layout.takes_length]
+        if (self.layout in with_length) != (self.length is not None):
+            named = " or ".join(map(repr, with_length))
             raise LoaderError(
-                "the layout 'padded' needs a length, in values a cell, and no other layout has one"
+                f"the layout {named} needs a length, in values a cell, and no other layout has one"
             )
         if self.length is not None and self.length < 1:
             raise LoaderError(f"length must be at least 1, not {self.length}")
-        if self.choose is not None and self.layout != "padded":
+        if self.choose is not None and self.layout not in with_length:
             raise LoaderError(
                 f"choose={self.choose!r} and by_value=True are for the layout 'padded'"
             )
@@ -101,30 +99,30 @@ class Assembly:
         if known and self.dtype is not None and not self.dtype.is_floating_point:
             raise LoaderError(f"transformed values need a floating dtype, not {self.dtype}")
 
-    @property
+    @cached_property
     def needs_order(self) -> bool:
         """Whether the genes of each cell must come in rising order, each once."""
         # The logarithm of a sum is not the sum of logarithms, and integers may not hold it.
         adds = self.dtype is not None and self.dtype.is_floating_point and not self._logs
-        return self.layout != "dense" or not adds or self.tokenizer is not None
+        return not (LAYOUTS[self.layout].adds and adds) or self.tokenizer is not None
 
-    @property
+    @cached_property
     def needs_totals(self) -> bool:
         """Whether the values of each cell must be added up over all of its genes."""
         return self._normalization is not None and self._normalization.over == "all"
 
-    @property
+    @cached_property
     def sum_dtype(self) -> np.dtype[Any] | None:
         """Type that values of one gene are added in; None: the stored one."""
         if self.dtype is not None and not self.dtype.is_floating_point:
             return np.dtype(np.int64)
         return tensors.sum_dtype(self.dtype)
 
-    @property
+    @cached_property
     def _normalization(self) -> NormalizeTotal | None:
         return next((t for t in self.transforms if isinstance(t, NormalizeTotal)), None)
 
-    @property
+    @cached_property
     def _logs(self) -> bool:
         return any(isinstance(t, Log1p) for t in self.transforms)
 
@@ -202,11 +200,9 @@ class Assembly:
             assert gene_names is not None
             given = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}
             parts["tokens"] = self.tokenizer(cells, gene_names, **given)
-        elif self.layout == "padded":
-            parts.update(self._padded(cells, key))
         else:
-            index_dtype = _index_dtype(cells)
-            parts["x"] = tensors.batch_tensor(cells, self.layout, self.dtype, index_dtype)
+            asked = Asked(self.dtype, self.length, self.choose, key)
+            parts |= LAYOUTS[self.layout].make(cells, asked)
         return TrainingBatch(**parts)
 
     def _transformed(self, cells: CellBatch) -> CellBatch:
@@ -226,38 +222,6 @@ class Assembly:
             torch.from_numpy(values).log1p_()
         return replace(cells, data=values)
 
-    def _padded(self, cells: CellBatch, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Values, genes and their numbers in rows of one length."""
-        cells.check_columns()
-        assert self.length is not None
-        data, indices, indptr = tensors.computable(cells.data), cells.indices, cells.indptr
-        data = data.astype(np.float32) if data.dtype == np.float16 else data
-        lengths = np.minimum(np.diff(indptr), self.length)
-        if self.choose == "random":
-            chosen, kept = np.empty(lengths.sum(), np.int64), np.empty(len(indptr), np.int64)
-            choice_kernels.sample_rows(
-                indptr, self.length, np.uint64(hashing.mixed(*key)), chosen, kept
-            )
-            data, indices, indptr = data[chosen], indices[chosen], kept
-        values = np.zeros((len(cells), self.length), data.dtype)
-        genes = np.full(values.shape, cells.n_vars, np.int64)
-        keys = _falling(data) if self.choose == "largest" else data[:0]
-        dense_kernels.fill_padded(data, indices, indptr, keys, values, genes)
-        cell = cells.rows.item
-        return {
-            "x": tensors.as_dtype(torch.from_numpy(values), self.dtype, cell),
-            "genes": torch.from_numpy(genes),
-            "lengths": torch.from_numpy(lengths),
-        }
-
-
-def _falling(data: NDArray[Any]) -> NDArray[Any]:
-    """Numbers of the same type that fall where others rise."""
-    if data.dtype == bool:
-        data = data.view(np.uint8)
-    falling: NDArray[Any] = -data if data.dtype.kind == "f" else ~data
-    return falling
-
 
 def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(hashing.mixed(*key))
@@ -274,9 +238,3 @@ def _takes_rng(function: Callable[..., Any]) -> bool:
     if parameter is None or "rng" in getattr(function, "keywords", {}):
         return False
     return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-
-
-def _index_dtype(cells: CellBatch) -> type[np.signedinteger[Any]]:
-    """Half the memory to write, and what MKL computes with."""
-    wide = max(len(cells.data), cells.n_vars) > np.iinfo(np.int32).max
-    return np.int64 if wide else np.int32

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from scdl.errors import BatchKeyError
-
-Layout = Literal["csr", "coo", "dense", "padded"]
-
 
 #: Of a batch: its cells with their gene names, to anything that a model takes.
 Tokenizer = Callable[..., Any]

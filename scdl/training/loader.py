@@ -29,6 +29,7 @@ from scdl.training.assembly import Assembly
 from scdl.training.batch import TrainingBatch
 from scdl.training.epochs import Epoch, Share, Stretch, cells_at, share_of
 from scdl.training.iterable import LoaderDataset
+from scdl.training.layouts import LAYOUTS
 from scdl.training.named_orders import OrderMaker, check_unused, order_name
 from scdl.training.options import LoaderOptions, LoaderStats, complete, place, whole
 from scdl.training.progress import Progress
@@ -395,7 +396,7 @@ class SingleCellLoader:
             at_once = -(-_TASK_CELLS // self.batch_size)
             if self._cuts_reads:
                 # Batches may be many times as large as what they are made from.
-                at_once = 1 if self._options["layout"] == "dense" else at_once
+                at_once = 1 if self._is_large else at_once
                 reads = ahead(reader, (partial(self._read, s, epoch) for s in stretches), 1)
                 parts = itertools.chain.from_iterable(read.cut(at_once) for read in reads)
                 tasks = (partial(self._assemble, part) for part in parts)
@@ -410,9 +411,13 @@ class SingleCellLoader:
                 executor.shutdown(wait=not is_own, cancel_futures=True)
 
     @property
+    def _is_large(self) -> bool:
+        return LAYOUTS[self._options["layout"]].is_large
+
+    @property
     def _cuts_reads(self) -> bool:
         """Whether batches that are read by one task are assembled by several."""
-        return self._reads_chunks or self._options["layout"] == "dense"
+        return self._reads_chunks or self._is_large
 
     @property
     def _reads_chunks(self) -> bool:

@@ -15,15 +15,15 @@ from numpy.typing import DTypeLike, NDArray
 from scdl.archive.gene_space import Duplicates, Genes, Missing, is_own
 from scdl.archive.schema import names_of
 from scdl.errors import LoaderError, OptionError
-from scdl.training.assembly import Choice
-from scdl.training.batch import Layout, Tokenizer
+from scdl.training.batch import Tokenizer
+from scdl.training.layouts import Choice
 from scdl.training.orders import Remainder
 
 
 class LoaderOptions(TypedDict, total=False):
     """What of the cells a loader gives, and how; every key may be left out."""
 
-    layout: Layout
+    layout: str
     dtype: torch.dtype | DTypeLike | None
     length: int | None
     choose: Choice | None

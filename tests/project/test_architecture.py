@@ -62,6 +62,7 @@ CONFINED = {
         "scdl.lightning",
         "scdl.training.loader",
         "scdl.training.iterable",
+        "scdl.training.layouts",
         "scdl.training.options",
         "scdl.dataset.map_dataset",
         "scdl.dataset.tensors",
