@@ -99,6 +99,11 @@ class Assembly:
         if known and self.dtype is not None and not self.dtype.is_floating_point:
             raise LoaderError(f"transformed values need a floating dtype, not {self.dtype}")
 
+    @property
+    def is_large(self) -> bool:
+        """Whether batches are many times as large as what they are made from."""
+        return LAYOUTS[self.layout].is_large
+
     @cached_property
     def needs_order(self) -> bool:
         """Whether the genes of each cell must come in rising order, each once."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scdl.errors import OrderError
 from scdl.training.orders import Positions
+from storage_backends.compute.caching import cached_property
 
 
 class Share(Protocol):
@@ -82,11 +83,11 @@ class CellShare:
     world_size: int
     drop_last: bool
 
-    @property
+    @cached_property
     def _n_whole(self) -> int:
         return self.length // (self.batch_size * self.world_size)
 
-    @property
+    @cached_property
     def _left(self) -> int:
         return self.length - self._n_whole * self.batch_size * self.world_size
 

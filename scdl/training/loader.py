@@ -4,77 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, NamedTuple, NoReturn, Unpack
+from typing import Any, NoReturn, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from scdl.archive import csr
-from scdl.archive.gene_space import OWN, check_one_space, is_own
+from scdl.archive.gene_space import check_one_space, is_own
 from scdl.archive.schema import INDEX
-from scdl.dataset.batch import CellBatch
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import LoaderError, OrderError, ResumeError
 from scdl.kernels import dense as dense_kernels
-from scdl.kernels import hashing
 from scdl.training import orders
 from scdl.training.assembly import Assembly
 from scdl.training.batch import TrainingBatch
-from scdl.training.epochs import Epoch, Share, Stretch, cells_at, share_of
+from scdl.training.epochs import Epoch, Share, cells_at, share_of
 from scdl.training.iterable import LoaderDataset
-from scdl.training.layouts import LAYOUTS
 from scdl.training.named_orders import OrderMaker, check_unused, order_name
 from scdl.training.options import LoaderOptions, LoaderStats, complete, place, whole
+from scdl.training.pipeline import Pipeline
 from scdl.training.progress import Progress
 from scdl.training.vocabulary import ObsColumn, obs_column
 from storage_backends.compute.caching import cached_property
-from storage_backends.compute.threads import ahead
 
 __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 
-#: Cells that one task of a thread takes, if batches are smaller.
-_TASK_CELLS = 512
-#: Cells whose positions are computed at once, and of which the storage is told early.
-_WINDOW_CELLS = 1 << 12
 #: Of an order that says no more of itself, so many pieces of so many positions are compared.
 _COMPARED_PIECES, _COMPARED = 1 << 10, 1 << 10
-#: What names of threads that read ahead begin with.
-_THREADS = "scdl-loader"
-
 # numba imports most of itself when a kernel is called first: now, rather than in the first batch.
 dense_kernels.scale_rows(
     np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0), 1.0, np.empty(0, np.float32)
 )
-
-
-class _Read(NamedTuple):
-    """Batches that were read together.
-
-    Their cells, those beside them, the size of each, and what its random numbers follow from.
-    """
-
-    cells: CellBatch
-    neighbors: CellBatch | None
-    sizes: list[int]
-    keys: list[int]
-
-    def cut(self, n: int) -> Iterator[_Read]:
-        """Parts of `n` batches, whose arrays are views."""
-        start = 0
-        k = len(self.neighbors) // max(len(self.cells), 1) if self.neighbors is not None else 0
-        for i in range(0, len(self.sizes), n):
-            sizes = self.sizes[i : i + n]
-            stop = start + sum(sizes)
-            beside = None if self.neighbors is None else self.neighbors[start * k : stop * k]
-            yield _Read(self.cells[start:stop], beside, sizes, self.keys[i : i + n])
-            start = stop
 
 
 class SingleCellLoader:
@@ -381,105 +344,25 @@ class SingleCellLoader:
                 "an archive was replaced since the loader was made; open the dataset again, and "
                 "make a new loader"
             )
-        positions = self._positions(epoch)
-        run = Epoch(positions, self._share(positions), first, worker, n_workers)
-        threads = self._options["threads"]
-        pool = ThreadPoolExecutor(threads, _THREADS)
-        # A read of chunks has threads of its own; two at a time only wait for each other.
-        reader = ThreadPoolExecutor(1, f"{_THREADS}-reader") if self._reads_chunks else pool
-        try:
-            windows = run.windows(self._window_cells)
-            plans = (partial(self._plan, run, window) for window in windows)
-            # While chunks are read the next ones are planned in any case.
-            planned = ahead(pool, plans, 0 if self._reads_chunks else 1)
-            stretches = itertools.chain.from_iterable(planned)
-            at_once = -(-_TASK_CELLS // self.batch_size)
-            if self._cuts_reads:
-                # Batches may be many times as large as what they are made from.
-                at_once = 1 if self._is_large else at_once
-                reads = ahead(reader, (partial(self._read, s, epoch) for s in stretches), 1)
-                parts = itertools.chain.from_iterable(read.cut(at_once) for read in reads)
-                tasks = (partial(self._assemble, part) for part in parts)
-            else:
-                tasks = (partial(self._read_and_assemble, s, epoch) for s in stretches)
-            n_ahead = max(threads, self._options["prefetch"] // at_once)
-            yield from itertools.chain.from_iterable(ahead(pool, tasks, n_ahead))
-        finally:
-            # Who collects garbage closes it, and a thread of its own cannot wait for itself.
-            is_own = threading.current_thread().name.startswith(_THREADS)
-            for executor in {reader, pool}:
-                executor.shutdown(wait=not is_own, cancel_futures=True)
-
-    @property
-    def _is_large(self) -> bool:
-        return LAYOUTS[self._options["layout"]].is_large
-
-    @property
-    def _cuts_reads(self) -> bool:
-        """Whether batches that are read by one task are assembled by several."""
-        return self._reads_chunks or self._is_large
-
-    @property
-    def _reads_chunks(self) -> bool:
-        """Whether what is read as one holds several cells, and is best read for all of them."""
-        return self.cells.cells_per_chunk > 1
-
-    @property
-    def _window_cells(self) -> int:
-        """Cells that are planned at once: of chunks those that are read at once."""
-        if self._reads_chunks:
-            return int(getattr(self.order, "buffer", self._budget_cells))
-        return _WINDOW_CELLS
-
-    def _plan(self, run: Epoch, window: range) -> list[Stretch]:
-        """Which cells are read together, and telling the storage of them."""
-        at_once = len(window) if self._reads_chunks else -(-_TASK_CELLS // self.batch_size)
-        stretches = run.stretches(window, at_once, self._n)
-        if self._rows is not None:
-            stretches = [s._replace(cells=self._rows[s.cells]) for s in stretches]
-        if stretches and not self._reads_chunks:
-            self.cells.will_need(np.concatenate([s.cells for s in stretches]))
-        return stretches
-
-    def _read(self, stretch: Stretch, epoch: int) -> _Read:
-        """Read the cells of some batches, and their neighbours."""
-        read = partial(
-            self.cells.read_rows,
-            obsm=self._options["obsm"],
-            genes=OWN if self._own_genes else None,
-            ordered=self._assembly.needs_order,
-            index_dtype=self._index_dtype,
-            sum_dtype=self._assembly.sum_dtype,
-            totals=self._assembly.needs_totals,
+        positions, options = self._positions(epoch), self._options
+        yield from Pipeline(
+            cells=self.cells,
+            rows=self._rows,
+            run=Epoch(positions, self._share(positions), first, worker, n_workers),
+            epoch=epoch,
+            seed=self.seed,
+            rank=self.rank,
+            batch_size=self.batch_size,
+            assembly=self._assembly,
+            columns={name: column.values for name, column in self._columns.items()},
+            gene_names=self._gene_names,
+            obsm=options["obsm"],
+            neighbors=options["neighbors"],
+            own_genes=self._own_genes,
+            window=int(getattr(self.order, "buffer", self._budget_cells)),
+            threads=options["threads"],
+            prefetch=options["prefetch"],
         )
-        cells, k = read(stretch.cells), self._options["neighbors"]
-        # Of what is not random the key is of no use, and small batches are many.
-        keys = [0] * len(stretch.sizes)
-        if self._assembly.is_random:
-            keys = [hashing.mixed(self.seed, epoch, self.rank, batch) for batch in stretch.batches]
-        if not k:
-            return _Read(cells, None, stretch.sizes, keys)
-        assert self.cells.graph is not None
-        draws = hashing.draws(stretch.positions, k, self.seed, epoch)
-        neighbors = self.cells.graph.sample_many(stretch.cells, draws)
-        return _Read(cells, read(neighbors.ravel()), stretch.sizes, keys)
-
-    @cached_property
-    def _index_dtype(self) -> np.dtype[Any] | None:
-        """Column ids are read as tensors in CSR form have them, where that is safe."""
-        fits = np.can_cast(self.cells.index_dtype, np.int32, "safe")
-        fits = fits and self._options["layout"] == "csr"
-        return np.dtype(np.int32) if fits else None
-
-    def _assemble(self, read: _Read) -> list[Any]:
-        columns = {name: column.values for name, column in self._columns.items()}
-        return [
-            self._assembly(batch.cells, batch.neighbors, self._gene_names, columns, batch.keys[0])
-            for batch in read.cut(1)
-        ]
-
-    def _read_and_assemble(self, stretch: Stretch, epoch: int) -> list[Any]:
-        return self._assemble(self._read(stretch, epoch))
 
     # -- PyTorch ---------------------------------------------------------------------------
 
@@ -489,7 +372,7 @@ class SingleCellLoader:
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers make what follows from the archive and the options anew.
-        derived = ("_columns", "_gene_names", "_index_dtype", "order")
+        derived = ("_columns", "_gene_names", "order")
         return {k: v for k, v in self.__dict__.items() if k not in derived}
 
     # -- where it stands -------------------------------------------------------------------
