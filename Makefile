@@ -20,7 +20,7 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types bench bench-zarr bench-loader bench-collections bench-many torture soak fuzz roundtrip compositions test-next wheel lock clean
+.PHONY: help demo test test-whole lint format types bench bench-zarr bench-loader bench-collections bench-many torture soak fuzz roundtrip compositions test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [
 # to be in time, so that it is not as many as there are cores.
 test: lint types ## Run lint, types and tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Properties are tried on three times as many examples.
+test-whole: $(VENV)/.installed-test ## Run the tests, whole where `make test` takes a sample
+	SCDL_TESTS=whole $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-test ## Check style and format
 	$(BIN)/ruff check

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from budget import examples
 from places import SUPPORT
 
 import scdl
@@ -18,7 +19,10 @@ import scdl
 # Before anything imports it.
 pytest.register_assert_rewrite("storage_backends.testing")
 hypothesis.settings.register_profile(
-    "scdl", deadline=None, max_examples=40, suppress_health_check=list(hypothesis.HealthCheck)
+    "scdl",
+    deadline=None,
+    max_examples=examples(60),
+    suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("scdl")
 

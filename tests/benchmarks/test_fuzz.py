@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from budget import examples
 from hostile import bounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +44,7 @@ def test_what_was_changed_is_read_or_refused(name: str, tmp_path: Path) -> None:
     parse = TARGETS[name].parser(tmp_path)
     corpus = TARGETS[name].corpus(tmp_path)
 
-    @settings(max_examples=EXAMPLES.get(name, 400))
+    @settings(max_examples=examples(EXAMPLES.get(name, 400)))
     @given(seed=st.integers(0, 1 << 20), number=st.integers(0, 1 << 30))
     def one(seed: int, number: int) -> None:
         assert not workers.attempt(parse, mutators.make(corpus, seed, number))
@@ -54,7 +55,7 @@ def test_what_was_changed_is_read_or_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(data=st.binary(max_size=200))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_any_bytes_are_read_or_refused(
     places: Callable[[str], Path], name: str, data: bytes
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,7 +78,7 @@ lists = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(
     lists=lists, genes=st.sampled_from(["union", "intersection"]) | st.permutations(NAMES[:3]),
     suffix=st.sampled_from(["", ".zarr"]),

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +47,7 @@ def test_whole_batches_are_what_drop_last_keeps(ranks: list[CellShare]) -> None:
     assert len(one) == n_whole + (left > 0 and not one.drop_last)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(shares())
 def test_each_position_once_over_all_ranks(ranks: list[CellShare]) -> None:
     """Twice only where fewer are left than there are ranks, and dropped only if asked for."""

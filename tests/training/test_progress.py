@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,7 +167,7 @@ class TestSeveralIterations:
         assert loader.state_dict()["epoch"] == loader.epoch == 2
         assert rows_of(kept) == epochs[0][1:]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     @given(steps=st.lists(st.integers(0, 3), max_size=30))
     def test_state_is_of_who_gave_a_batch_last(
         self, ds: Any, epochs: Any, steps: list[int]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import names, random_cells, write_h5ad
@@ -210,7 +211,7 @@ def _columns(n: int) -> st.SearchStrategy[Any]:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_several_tables(data: st.DataObject) -> None:
     """Some of which lack a column, or have no cells."""
     frames = []
