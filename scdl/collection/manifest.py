@@ -268,13 +268,9 @@ def write_manifest(directory: str, members: Iterable[Member]) -> None:
     text = json.dumps(
         {"format": _FORMAT, "members": [member.to_json(directory) for member in members]}, indent=1
     )
-    with refused_write(file):
-        part = publication.hidden_beside(file)
-        try:
-            with open(part, "w", encoding="utf-8") as stream:
-                stream.write(text + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            publication.replace_file(part, file)
-        finally:
-            publication.remove(part)
+    with (
+        refused_write(file),
+        publication.new_file(file) as part,
+        open(part, "w", encoding="utf-8") as stream,
+    ):
+        stream.write(text + "\n")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import anndata
@@ -86,16 +84,10 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
             "another path"
         )
     view = _View(store)
-    part = f"{target}.{secrets.token_hex(4)}.part"
     with refused_write(target):
         publication.require_parent(target)
-        try:
-            with h5py.File(part, "w") as file:
-                _write(view, file, {} if gzip is None else {"compression": gzip})
-            os.replace(part, target)
-        finally:
-            with suppress(FileNotFoundError):
-                os.remove(part)
+        with publication.new_file(target) as part, h5py.File(part, "w") as file:
+            _write(view, file, {} if gzip is None else {"compression": gzip})
 
 
 def _export_zarr(store: ArrayStore, target: str, *, replace: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import OptionError, SplitError
 from scdl.training.grouping import groups
 from scdl.training.split_drawing import Drawing
+from storage_backends.directory import publication
 from storage_backends.paths import path_of
 
 _FORMAT = "scdl split 1"
@@ -77,17 +77,9 @@ class Splits(Mapping[str, NDArray[np.int64]]):
             part_of[rows] = i
         about = {"format": _FORMAT, "hash": self.hash, "parts": list(self), "how": self.how}
         path = path_of(path, "where the split goes, as a path")
-        beside = f"{path}.{os.getpid()}.part"
-        try:
-            with open(beside, "wb") as file:
-                text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-                np.savez_compressed(file, part_of=part_of, about=text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(beside)
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        with publication.new_file(path) as part, open(part, "wb") as file:
+            np.savez_compressed(file, part_of=part_of, about=text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dataset: CellReader | None = None) -> Self:

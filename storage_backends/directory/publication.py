@@ -9,6 +9,7 @@ import glob
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 
 from storage_backends.errors import ArchiveWriteError
 
@@ -62,8 +63,11 @@ def exchange(path: str, target: str) -> None:
 def replace_file(path: str, target: str) -> None:
     """Put a file in the place of another, or of none, durably, and remove that.
 
-    On an error the other one stands there, where the system can swap files.
+    On an error the other one stands there, where the system can swap files. A directory is no
+    file, and stays.
     """
+    if os.path.isdir(target) and not os.path.islink(target):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
     if not os.path.lexists(target):
         move(path, target)
     elif swap(path, target):
@@ -76,6 +80,19 @@ def replace_file(path: str, target: str) -> None:
     else:
         os.replace(path, target)
         flush(os.path.dirname(target))
+
+
+@contextlib.contextmanager
+def new_file(target: str) -> Iterator[str]:
+    """A hidden path, the file at which takes the place of a target: whole, durably, at the end."""
+    target = os.path.abspath(target)
+    part = hidden_beside(target)
+    try:
+        yield part
+        flush(part)
+        replace_file(part, target)
+    finally:
+        remove(part)
 
 
 def _exchange(a: str, b: str) -> None:

@@ -28,7 +28,7 @@ from sources import Cells, names, random_cells, write_h5ad
 import scdl
 from scdl.cli.main import main
 from scdl.conversion.export import export
-from scdl.errors import ArchiveExistsError, SourceError
+from scdl.errors import ArchiveExistsError, ArchiveWriteError, SourceError
 from storage_backends.zarr.codecs.profiles import PROFILES
 
 # zarr and anndata: of what anndata reads and writes
@@ -509,3 +509,13 @@ def test_a_graph_that_points_outside(tmp_path: Path, outside: int, key: str | No
     with pytest.raises(SourceError, match="obsp/next: "):
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr", neighbor_key=key)
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_an_export_replaces_no_directory(tmp_path: Path) -> None:
+    scdl.convert(write_h5ad(tmp_path / "a.h5ad", random_cells(5, 4)), tmp_path / "archive")
+    (tmp_path / "out.h5ad").mkdir()
+    (tmp_path / "out.h5ad" / "kept").write_text("")
+    with pytest.raises(ArchiveWriteError, match=r"out\.h5ad"):
+        export(scdl.open(tmp_path / "archive").store, tmp_path / "out.h5ad", replace=True)
+    assert [path.name for path in (tmp_path / "out.h5ad").iterdir()] == ["kept"]
+    assert sorted(os.listdir(tmp_path)) == ["a.h5ad", "archive", "out.h5ad"]
