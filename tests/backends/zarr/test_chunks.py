@@ -151,7 +151,7 @@ def build(root: Path, name: str, values: np.ndarray, profile: Profile) -> zarr.G
     group = zarr.create_group(root, zarr_format=3)
     builder = ArrayBuilder(Recorder(str(root)), name, name, values, profile)
     for piece in np.array_split(values, 7):
-        builder.append(name, piece)
+        builder.append(piece)
     builder.close()
     with quiet():
         builder.write_metadata(group)
