@@ -6,12 +6,12 @@ other readers ignore::
 
     header.sch  data.npy  col_ptr.npy  row_ptr.npy          the matrix; no headers in spite of .npy
     neighbor_indices.npy  neighbor_indptr.npy  neighbor_values.npy
-    var_features/  obs_features/                            tables, see `_feature_index`
+    var_features/  obs_features/                            tables, see `features`
     metadata.json  version.json
     scdl/manifest.json                                      what is in scdl/, and the attributes
     scdl/arrays/<i>.bin                                     arrays of other names
     scdl/<table>.names.parquet  scdl/<table>.categories.parquet
-    scdl/checksums.bin                                      of all other files, see `_checksums`
+    scdl/checksums.bin                                      of all other files, see `directory.checksums`
 
 Of the attributes the format itself knows ``blocks``: a list of ``{"stop", "n_vars", "label"}``, the
 consecutive rows that share a table ``var/<i>``.

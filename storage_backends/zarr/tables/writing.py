@@ -2,7 +2,7 @@
 
 AnnData finds every column that it can have under its name and in its encoding. What it has no
 encoding for is stored as something else that it can show, or out of its sight, and an attribute of
-the group tells ``_zarr_tables`` what it was. Source: anndata's on-disk format specification.
+the group tells ``reading`` what it was. Source: anndata's on-disk format specification.
 """
 
 from __future__ import annotations
