@@ -11,7 +11,7 @@ other readers ignore::
     scdl/manifest.json                                      what is in scdl/, and the attributes
     scdl/arrays/<i>.bin                                     arrays of other names
     scdl/<table>.names.parquet  scdl/<table>.categories.parquet
-    scdl/checksums.bin                                      of all other files, see `directory.checksums`
+    scdl/checksums.bin                                      checksums of all other files
 
 Of the attributes the format itself knows ``blocks``: a list of ``{"stop", "n_vars", "label"}``, the
 consecutive rows that share a table ``var/<i>``.

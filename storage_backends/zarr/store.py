@@ -3,7 +3,7 @@
 The matrix is ``X`` (or ``raw/X``, where an AnnData has both), in sharded arrays::
 
     zarr.json                        all metadata, consolidated; the attribute ``scdl``
-    scdl.checksums                   of all other files, see `directory.checksums`
+    scdl.checksums                   checksums of all other files
     X/data  X/indices  X/indptr      shards ``c/0``, ``c/1`` and so on
     obs/  var/                       dataframes; ``var/0``, ``var/1`` … of several feature blocks
     obsp/<key>/  obsm/<key>          graphs and dense vectors
