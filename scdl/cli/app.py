@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from scdl.cli import conversion, inspection
 from storage_backends import __version__
 
 app = typer.Typer(
@@ -16,15 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-_Backend = Annotated[
-    str | None,
-    typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
-]
-_Compression = Annotated[
-    str | None, typer.Option(help="fast, balanced, archive or portable, for the zarr backend.")
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -40,3 +32,13 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None: ...
+
+
+for _command in (
+    conversion.convert,
+    conversion.flatten,
+    inspection.export,
+    inspection.info,
+    inspection.verify,
+):
+    app.command()(_command)

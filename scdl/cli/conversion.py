@@ -12,15 +12,21 @@ from typing import Annotated, Any
 
 import typer
 
-from scdl.cli.app import _Backend, _Compression, app
 from scdl.errors import ConversionFailedError
 from storage_backends.paths import path_of
 
 #: Exit code where some files of many could not be converted, and nobody minds.
 _SOME_FAILED = 3
 
+Backend = Annotated[
+    str | None,
+    typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
+]
+Compression = Annotated[
+    str | None, typer.Option(help="fast, balanced, archive or portable, for the zarr backend.")
+]
 
-@app.command()
+
 def convert(
     sources: Annotated[
         list[str] | None,
@@ -37,8 +43,8 @@ def convert(
             "go. A name that ends in .zarr makes a compressed archive.",
         ),
     ] = None,
-    backend: _Backend = None,
-    compression: _Compression = None,
+    backend: Backend = None,
+    compression: Compression = None,
     only_matrix: Annotated[
         bool, typer.Option("--only-matrix", help="Leave out what training has no use for.")
     ] = False,
@@ -216,7 +222,6 @@ def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet
         raise typer.Exit(_SOME_FAILED)
 
 
-@app.command()
 def flatten(
     path: Annotated[
         str,
@@ -227,8 +232,8 @@ def flatten(
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="Where the archive goes; must not exist.")
     ],
-    backend: _Backend = None,
-    compression: _Compression = None,
+    backend: Backend = None,
+    compression: Compression = None,
     cell_names: Annotated[
         str,
         typer.Option(

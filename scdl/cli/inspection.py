@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from scdl.cli.app import app
 from scdl.errors import ScdlError
 from storage_backends.paths import path_of
 
 
-@app.command()
 def export(
     path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
     dest: Annotated[
@@ -47,7 +45,6 @@ def export(
         run(store, dest, gzip=gzip or None, replace=replace)
 
 
-@app.command()
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
 ) -> None:
@@ -65,7 +62,6 @@ def info(
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 
-@app.command()
 def verify(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
     deep: Annotated[

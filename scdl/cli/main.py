@@ -9,12 +9,9 @@ from typing import Any
 
 import typer
 
-# Commands are listed in this order.
-from scdl.cli import conversion, inspection
+from scdl.cli import conversion
 from scdl.cli.app import app
 from scdl.errors import ScdlError, ScdlWarning
-
-__all__ = ["convert_h5ad_to_scdl", "inspection", "main"]
 
 
 def _run(command: Callable[[], Any], name: str) -> None:

@@ -1,43 +1,26 @@
-"""Many archives as one dataset, and opening whatever stands at a path."""
+"""Many archives as one dataset: converted to, verified, flattened."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Unpack
 
 from numpy.typing import DTypeLike
 
-from scdl.archive.casting import common_dtype
 from scdl.archive.gene_space import Duplicates, Genes, Missing
-from scdl.archive.graph import NeighborSamplingStrategy
-from scdl.archive.schema import NEIGHBOR_KEY, distinct
+from scdl.archive.schema import distinct
 from scdl.collection.flattening import tables_of_cells, verify, write_flat
-from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.manifest import (
-    Member,
-    changing,
-    is_archive,
     is_url,
-    manifest_identity,
-    read_manifest,
-    write_manifest,
 )
-from scdl.collection.members import Datasets, Members
-from scdl.collection.paths import MANIFEST, absolute, archives_below, has_manifest
+from scdl.collection.paths import absolute, has_manifest
 from scdl.conversion.cell_names import CellNames
 from scdl.conversion.comparison import check_removable, check_same, checking
-from scdl.dataset import summary
-from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import (
-    ArchiveChangedError,
-    ArchiveFormatError,
-    ArchiveNotFoundError,
     CollectionError,
-    OptionError,
-    ScdlError,
 )
 from storage_backends import registry
 from storage_backends.errors import refused_write
@@ -46,13 +29,13 @@ from storage_backends.registry import is_within
 
 if TYPE_CHECKING:
     from scdl.conversion.options import ConvertOptions
-
 if TYPE_CHECKING:
     from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
+from scdl.collection.opened import OpenedCollection
 
 
-class SingleCellCollection(JoinedCells):
+class SingleCellCollection(OpenedCollection):
     """Archives of any backends as one dataset, whose cells follow one another; nothing is copied.
 
     Members are opened when their cells are read, and only the last ones stay open. Consecutive
@@ -86,181 +69,6 @@ class SingleCellCollection(JoinedCells):
         A member has a column `label`.
     """
 
-    def __init__(
-        self,
-        data_path: Path | Sequence[Path],
-        *,
-        label: str | None = None,
-        load_neighbors: bool | None = None,
-        neighbor_key: str = NEIGHBOR_KEY,
-        neighbor_sampling_strategy: NeighborSamplingStrategy
-        | str = NeighborSamplingStrategy.RANDOM,
-        fallback_to_identity: bool = True,
-        max_open: int = 64,
-    ) -> None:
-        self._neighbors: dict[str, Any] = {
-            "load_neighbors": load_neighbors,
-            "neighbor_key": neighbor_key,
-            "neighbor_sampling_strategy": neighbor_sampling_strategy,
-            "fallback_to_identity": fallback_to_identity,
-        }
-        if max_open < 1:
-            raise OptionError(f"max_open must be at least 1, not {max_open}")
-        self._max_open, self._label = max_open, label
-        #: The directory of the collection; None where it was made of a list of paths.
-        self.data_path: str | None = None
-        #: What tells the manifest that was read from others.
-        self._manifest: tuple[int, int] | None = None
-        if isinstance(data_path, str | os.PathLike):
-            self.data_path = absolute(data_path)
-            self._manifest = manifest_identity(self.data_path)
-            self._use(self._in_directory(self.data_path))
-        else:
-            wanted = "a directory of archives, or a list of their paths"
-            self._use(self._described([], paths_of(data_path, wanted)))
-
-    def _in_directory(self, directory: str) -> Sequence[Member]:
-        if has_manifest(directory):
-            return read_manifest(directory)
-        if is_archive(directory):
-            raise CollectionError(
-                f"{directory}: this is an archive, not a directory of archives; open it with "
-                "scdl.open, or give a list of paths"
-            )
-        if not os.path.lexists(directory) or (os.path.isdir(directory) and _is_empty(directory)):
-            return []
-        found = sorted(archives_below(directory))
-        if not found:
-            raise ArchiveNotFoundError(
-                f"{directory}: there is no archive here or below, and no {MANIFEST}; make some "
-                "with scdl.convert or load_h5ad_multi"
-            )
-        return self._described([], found)
-
-    def _described(self, records: Sequence[Member], paths: Sequence[Path]) -> list[Member]:
-        """Records and those of further paths, each of which is opened once."""
-        described = list(records)
-        known = {record.path for record in records}
-        for path in map(absolute, paths):
-            if path in known:
-                raise CollectionError(f"{path}: this archive is listed twice; list each once")
-            known.add(path)
-            described.append(self._describe(path))
-        return described
-
-    def _describe(self, path: str) -> Member:
-        try:
-            with registry.open_archive(path, hold=False) as store:
-                return Member.of(path, store)
-        except ArchiveFormatError:
-            if not is_archive(path):
-                self._refuse_collection(path)
-            raise
-        except ScdlError:
-            raise
-        except OSError as error:
-            raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
-
-    def _refuse_collection(self, path: str) -> None:
-        """CollectionError where a collection stands at a path."""
-        if self.data_path is not None and is_within(self.data_path, path):
-            raise CollectionError(f"{path}: a collection cannot be inside itself; list archives")
-        if has_manifest(path) or any(archives_below(path)):
-            raise CollectionError(
-                f"{path}: this is a collection, not an archive; list its members, or flatten it"
-            )
-
-    def _use(self, records: Sequence[Member]) -> None:
-        """Become the collection of these members, in one step."""
-        if records:
-            common_dtype((record.path, record.dtypes[0]) for record in records)
-        gone = [r.path for r in records if not (is_url(r.path) or os.path.lexists(r.path))]
-        if gone:
-            more = f", as are {len(gone) - 1:,} others" if len(gone) > 1 else ""
-            raise ArchiveNotFoundError(
-                f"{gone[0]}: this member of the collection is missing{more}; put back what is, or "
-                "leave it out of a list of paths"
-            )
-        members = Members(records, self._max_open, self._neighbors, self._label)
-        if self._label is not None:
-            members.obs([self._label])
-        self._members = members
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("_neighbors", "_max_open", "_label", "data_path", "_manifest")
-        return {name: self.__dict__[name] for name in kept} | {"records": self._members.records}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        records = state.pop("records")
-        self.__dict__.update(state)
-        self._members = Members(records, self._max_open, self._neighbors, self._label)
-
-    def __repr__(self) -> str:
-        where = repr(self.data_path) if self.data_path else f"{len(self._members)} paths"
-        return f"SingleCellCollection({where}): {len(self._members)} archives, {self.n_obs} cells"
-
-    def _facts(self) -> summary.Facts:
-        stored, dtypes = self.number_nonzero_values(), (self.data_dtype, self.index_dtype)
-        members = self._members
-        first = members[0].obs_features() if len(members) else None
-        return {
-            "path": self.data_path,
-            "archives": f"{len(members):,}: {summary.names(members.names)}",
-            "values": summary.values(stored, self.number_of_values(), *dtypes),
-            # Of all would mean to open all.
-            "obs": f"{summary.names(first.columns.names)}, in the first" if first else None,
-            "graphs": summary.names(self.neighbor_keys),
-        }
-
-    # -- members ---------------------------------------------------------------------------
-
-    @property
-    def fname_to_mmap(self) -> Mapping[Path, SingleCellDataset]:
-        """Path of each member to its dataset, which is opened when it is asked for."""
-        return Datasets(self._members)
-
-    @property
-    def member_names(self) -> list[str]:
-        """What members are called: the names of their directories, each once."""
-        return self._members.names
-
-    def add(self, paths: Path | Sequence[Path]) -> None:
-        """Append the cells of further archives; the manifest follows, where there is one.
-
-        Raises
-        ------
-        CollectionError
-            One is a member already, is itself a collection, or cannot be read.
-        ArchiveNotFoundError, ArchiveFormatError
-            There is no archive, or a damaged one.
-        ArchiveLockedError, ArchiveChangedError
-            Another process or thread changes the manifest, or changed it since it was read.
-        """
-        more = paths_of(paths, "the path of an archive, or a list of them")
-        with self._changing():
-            self._append(more, save=self._has_manifest)
-
-    def refresh(self) -> None:
-        """Describe all members anew, after one was changed on purpose."""
-        with self._changing():
-            self._become(
-                self._described([], [record.path for record in self._members.records]),
-                save=self._has_manifest,
-            )
-
-    def check(self) -> None:
-        """Open every member and compare it with its description.
-
-        Raises
-        ------
-        CollectionError
-            One changed, or cannot be read.
-        ArchiveNotFoundError, ArchiveFormatError
-            One is missing or damaged.
-        """
-        for record, store in zip(self._members.records, self._members.stores(), strict=True):
-            record.check(store, genes=True)
-
     def verify(self, *, deep: bool = False, progress: bool = False) -> VerificationReport:
         """Find out whether all members are sound, and those that they were.
 
@@ -279,98 +87,6 @@ class SingleCellCollection(JoinedCells):
         members = {record.path: record for record in self._members.records}
         where = self.data_path or "the collection"
         return verify_members(where, members, deep=deep, progress=progress)
-
-    def save_manifest(self, directory: Path | None = None) -> None:
-        """Write what opening the members found, so that the next opening need not.
-
-        Paths are stored relative to the directory: it can be moved together with its members.
-
-        Parameters
-        ----------
-        directory
-            Where; default the directory of the collection. It becomes that, and is made where it
-            does not exist.
-
-        Raises
-        ------
-        CollectionError
-            There is no directory, or it is an archive.
-        ArchiveWriteError
-            It cannot be written.
-        """
-        target = self.data_path if directory is None else absolute(directory)
-        if target is None or is_url(target) or is_archive(target):
-            raise CollectionError(
-                f"{target}: a manifest goes into a directory of its own or of archives; name one "
-                "with save_manifest(directory)"
-            )
-        with refused_write(target):
-            os.makedirs(target, exist_ok=True)
-        if target == self.data_path:
-            with self._changing(saves=True):
-                self._save(target)
-        else:
-            with changing(target):
-                self._save(target)
-            self.data_path = target
-
-    def _save(self, directory: str) -> None:
-        write_manifest(directory, self._members.complete())
-        self._manifest = manifest_identity(directory)
-
-    @property
-    def _has_manifest(self) -> bool:
-        return self.data_path is not None and has_manifest(self.data_path)
-
-    @contextmanager
-    def _changing(self, *, saves: bool = False) -> Iterator[None]:
-        """Hold the lock of the directory, if there is one, as it was when it was read.
-
-        Parameters
-        ----------
-        saves
-            Whether a manifest will be written, also where there is none.
-
-        Raises
-        ------
-        ArchiveLockedError
-            Another process or thread changes it.
-        ArchiveChangedError
-            Another one changed the manifest since; or put an archive there that a manifest would
-            leave out.
-        """
-        if self.data_path is None or not os.path.isdir(self.data_path):
-            yield
-            return
-        with changing(self.data_path):
-            if manifest_identity(self.data_path) != self._manifest:
-                raise ArchiveChangedError(
-                    f"{os.path.join(self.data_path, MANIFEST)}: another process or thread changed "
-                    "it since the collection was opened, which would be undone; open it again"
-                )
-            if saves and not self._has_manifest:
-                known = {record.path for record in self._members.records}
-                for path in archives_below(self.data_path):
-                    if absolute(path) not in known:
-                        raise ArchiveChangedError(
-                            f"{path}: this archive was put here since the collection was opened, "
-                            "and would be left out; add it, or open the collection again"
-                        )
-            yield
-
-    def _append(self, paths: Sequence[Path], *, save: bool) -> None:
-        self._become(self._described(self._members.records, paths), save=save)
-
-    def _become(self, records: Sequence[Member], *, save: bool) -> None:
-        """Become the collection of these members, also on disk, or of those before."""
-        before = self._members.records
-        self._use(records)
-        if save and self.data_path is not None:
-            try:
-                self._save(self.data_path)
-            except BaseException:
-                self._use(before)
-                raise
 
     def load_h5ad(
         self,
@@ -479,8 +195,6 @@ class SingleCellCollection(JoinedCells):
         """Key of the graph that conversions carry over."""
         key: str = self._neighbors["neighbor_key"]
         return key if self._neighbors["load_neighbors"] else None
-
-    # -- one archive -----------------------------------------------------------------------
 
     def flatten(
         self,
@@ -612,8 +326,3 @@ def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -
     if use_X_not_raw:
         given["matrix"] = "X"
     return {**given, **options}
-
-
-def _is_empty(directory: str) -> bool:
-    with os.scandir(directory) as entries:
-        return next(entries, None) is None

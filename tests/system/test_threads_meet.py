@@ -124,7 +124,7 @@ def test_a_dataset_that_is_read_while_its_values_are_cast(
     def cast() -> None:
         ds.cast_data_to_dtype(dtypes[len(seen) % 2])
 
-    within = ("/scdl/dataset/dataset.py",)
+    within = ("/scdl/dataset/dataset.py", "/scdl/dataset/opened.py")
     for line in some_lines(cast, 20, within):
         between(line, cast, lambda: seen.append(told(lambda: repr(READS[how](ds)))), within)
         assert seen[-1] == expected or issubclass(seen[-1], ScdlError)
@@ -140,6 +140,7 @@ def test_members_that_are_added_while_cells_are_read(written: Path) -> None:
     alone = contents(scdl.open(many).read_rows([5]))
     within = (
         "/scdl/collection/collection.py",
+        "/scdl/collection/opened.py",
         "/scdl/collection/joined_cells.py",
         "/scdl/collection/members.py",
     )

@@ -516,6 +516,7 @@ def test_two_archives_that_are_verified_at_the_same_time(tmp_path: Path) -> None
         "/scdl/verification/verify.py",
         "/storage_backends/memmap/store.py",
         "/storage_backends/memmap/layout.py",
+        "/storage_backends/directory/store.py",
     )
 
     def verified(name: str) -> tuple[Verdict, list[str]]:
