@@ -11,10 +11,7 @@ from scdl.collection.collection import SingleCellCollection
 from scdl.collection.manifest import is_archive
 from scdl.collection.paths import archives_below, has_manifest
 from scdl.dataset.dataset import SingleCellDataset
-from scdl.errors import (
-    ArchiveFormatError,
-    OptionError,
-)
+from scdl.errors import ArchiveFormatError, OptionError
 from storage_backends.paths import Path, path_of
 
 

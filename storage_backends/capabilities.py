@@ -90,7 +90,7 @@ class Examination:
     findings
         Files that are lost, cut or not known; checksums that are missing.
     pieces
-        All bytes of which there are checksums; may be made while they are gone through.
+        All bytes that have checksums; an iterator may make the pieces one after the other.
     nbytes
         How many these are.
     has_checksums
@@ -151,7 +151,7 @@ class Chunked(_Store):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Keywords of ``Backend.create`` for an archive that is stored as this one is."""
+        """Keywords of ``writer.open`` for an archive that is stored as this one is."""
         return {}
 
     @property
@@ -198,8 +198,7 @@ class Elements(_Store):
 class Checked(_Store):
     """Whether an archive is sound; by path, since a damaged one may not open."""
 
-    #: What is unusual about the archive, and was believed all the same: sentences for people, of
-    #: which who opens it warns.
+    #: Unusual things about the archive that were accepted, as sentences; opening warns of each.
     remarks: Sequence[str] = ()
 
     #: Whether what the archive says of itself disagrees with its arrays, which were believed;

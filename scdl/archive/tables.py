@@ -1,4 +1,4 @@
-"""Tables of several origins as one, in bounded memory."""
+"""Tables that are read by blocks of rows."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from scdl.errors import ScdlError, ScdlWarning
 
 
 def _run(command: Callable[[], Any], name: str) -> None:
-    """Run a command; what goes wrong is told in one line."""
+    """Run a command, and print an error as one line."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         kind = "warning" if issubclass(category, ScdlWarning) else category.__name__

@@ -13,15 +13,11 @@ from numpy.typing import DTypeLike
 from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.archive.schema import distinct
 from scdl.collection.flattening import tables_of_cells, verify, write_flat
-from scdl.collection.manifest import (
-    is_url,
-)
+from scdl.collection.manifest import is_url
 from scdl.collection.paths import absolute, has_manifest
 from scdl.conversion.cell_names import CellNames
 from scdl.conversion.comparison import check_removable, check_same, checking
-from scdl.errors import (
-    CollectionError,
-)
+from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, paths_of

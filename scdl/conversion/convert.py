@@ -10,9 +10,7 @@ from typing import Any, Unpack, cast
 from tqdm import tqdm
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
-from scdl.archive.schema import (
-    DATA,
-)
+from scdl.archive.schema import DATA
 from scdl.conversion.options import (
     TARGET,
     ConversionReport,
@@ -25,10 +23,7 @@ from scdl.conversion.options import (
 )
 from scdl.conversion.origins import origins_of
 from scdl.conversion.run import Conversion
-from scdl.errors import (
-    BackendOptionError,
-    SourceError,
-)
+from scdl.errors import BackendOptionError, SourceError
 from scdl.sources.base import Source
 from scdl.sources.formats import open_source
 from scdl.sources.gene_selection import choice_of

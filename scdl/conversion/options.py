@@ -11,9 +11,7 @@ from numpy.typing import DTypeLike
 
 from scdl.archive.casting import Caster
 from scdl.conversion.origins import Origins
-from scdl.errors import (
-    UnknownOptionError,
-)
+from scdl.errors import UnknownOptionError
 from scdl.sources.gene_selection import GeneChoice
 from storage_backends.base import Backend
 

@@ -27,17 +27,9 @@ from scdl.archive.schema import (
     smallest_unsigned,
 )
 from scdl.conversion.elements import write_rest
-from scdl.conversion.options import (
-    ConvertOptions,
-    Meter,
-    Settings,
-)
+from scdl.conversion.options import ConvertOptions, Meter, Settings
 from scdl.conversion.tables import United, write_var
-from scdl.errors import (
-    OptionError,
-    ScdlWarning,
-    SourceError,
-)
+from scdl.errors import OptionError, ScdlWarning, SourceError
 from scdl.kernels.memory import recyclable
 from scdl.sources.base import Source, Tally
 from scdl.sources.gene_selection import selected

@@ -11,14 +11,9 @@ from numpy.typing import DTypeLike
 
 from scdl.archive import csr
 from scdl.archive.graph import NeighborSamplingStrategy
-from scdl.archive.schema import (
-    NEIGHBOR_KEY,
-)
+from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.dataset.reader import CellReader
-from scdl.errors import (
-    CollectionError,
-    OptionError,
-)
+from scdl.errors import CollectionError, OptionError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.paths import absolute, path_of

@@ -13,9 +13,7 @@ from scdl.archive.features import VarFeatures
 from scdl.archive.schema import check_columns
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.map_dataset import MapDataset
-from scdl.errors import (
-    RowIndexError,
-)
+from scdl.errors import RowIndexError
 
 if TYPE_CHECKING:
     import torch

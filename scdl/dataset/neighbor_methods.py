@@ -12,9 +12,7 @@ from scdl.archive import csr
 from scdl.archive.graph import NeighborGraph, Rng
 from scdl.dataset.batch import NeighborPair
 from scdl.dataset.map_dataset import MapDataset
-from scdl.errors import (
-    NeighborError,
-)
+from scdl.errors import NeighborError
 
 if TYPE_CHECKING:
     pass

@@ -27,10 +27,7 @@ from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.documented import Row
 from scdl.dataset.reader import CellReader
-from scdl.errors import (
-    ArchiveFormatError,
-    FeatureNotFoundError,
-)
+from scdl.errors import ArchiveFormatError, FeatureNotFoundError
 from storage_backends import __version__, registry
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property

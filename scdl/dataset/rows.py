@@ -19,10 +19,7 @@ from scdl.archive.joining import Request
 from scdl.archive.schema import INDEX, Info, names_of
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
-from scdl.errors import (
-    FeatureNotFoundError,
-    OptionError,
-)
+from scdl.errors import FeatureNotFoundError, OptionError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scdl.archive.schema import (
-    MATRIX,
-)
+from scdl.archive.schema import MATRIX
 from scdl.archive.tables import TableSource
 from scdl.errors import SourceError
 from scdl.sources.matrices import Csr, Matrix, Reader, Values

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from scdl.errors import SourceError
 from scdl.sources import archive, h5ad
@@ -48,13 +48,17 @@ ARCHIVE = SourceFormat("archive", registry.is_archive, archive.opened)
 
 
 @cache
-def _found_once(search_path: tuple[str, ...]) -> list[SourceFormat]:
-    return [H5AD, ARCHIVE, *(point.load() for point in entry_points(group=ENTRY_POINTS))]
+def _announced(search_path: tuple[str, ...]) -> list[EntryPoint]:
+    """Entry points of third parties; looking for them takes milliseconds."""
+    return [*entry_points(group=ENTRY_POINTS)]
 
 
-def formats() -> list[SourceFormat]:
-    """All formats, ours first."""
-    return _found_once(tuple(sys.path))
+def formats() -> Iterator[SourceFormat]:
+    """All formats, ours first; those of third parties that cannot be imported are left out."""
+    yield from (H5AD, ARCHIVE)
+    for point in _announced(tuple(sys.path)):
+        with suppress(ImportError, AttributeError):
+            yield point.load()
 
 
 def open_source(path: Path, matrix: str | None, stack: ExitStack) -> Sequence[Source]:

@@ -24,7 +24,7 @@ from storage_backends.compute.threads import ahead
 
 #: Cells that one task of a thread takes, if batches are smaller.
 _TASK_CELLS = 512
-#: Cells whose positions are computed at once, and of which the storage is told early.
+#: Cells that are planned at once; the storage learns early which of them will be read.
 _WINDOW_CELLS = 1 << 12
 #: What names of threads that read ahead begin with.
 THREADS = "scdl-loader"

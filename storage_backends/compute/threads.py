@@ -162,7 +162,7 @@ def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
                 return
     finally:
         left.set()
-        # Who collects garbage closes it, and may be the thread itself.
+        # The garbage collector may close this on the thread itself, which cannot join itself.
         if thread is not threading.current_thread():
             thread.join()
 

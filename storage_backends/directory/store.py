@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -40,9 +41,9 @@ class DirectoryStore(ArrayStore):
         return cls._open_whole(path, cls._open, hold=hold)
 
     @classmethod
+    @abstractmethod
     def _open(cls, path: str) -> Self:
         """Read what tells what the archive holds."""
-        raise NotImplementedError
 
     def _hold(self) -> None:
         """Keep hold of what would be read later."""

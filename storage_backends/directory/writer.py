@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -85,9 +86,9 @@ class DirectoryWriter(ArrayWriter):
     def _begin(self) -> None:
         """Write what must be there from the start."""
 
+    @abstractmethod
     def _complete(self, attrs: Mapping[str, Any]) -> None:
-        """Write what is left."""
-        raise NotImplementedError
+        """Write the remaining files, before the archive is put in place."""
 
     def _close(self) -> None:
         """Let go of files that are open."""

@@ -41,11 +41,7 @@ from storage_backends.directory import integrity
 from storage_backends.directory.mapped_file import MappedFile, hold
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
-from storage_backends.errors import (
-    ArchiveChangedError,
-    ArchiveClosedError,
-    ArchiveFormatError,
-)
+from storage_backends.errors import ArchiveChangedError, ArchiveClosedError, ArchiveFormatError
 from storage_backends.memmap import BACKEND, features, layout
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 

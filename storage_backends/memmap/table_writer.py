@@ -16,10 +16,7 @@ from storage_backends.anndata_format.nulls import is_nullable
 from storage_backends.base import INDEX, INDEX_NAME
 from storage_backends.compute import arrow
 from storage_backends.directory.checksums import CheckedFile
-from storage_backends.errors import (
-    OutputError,
-    refused_write,
-)
+from storage_backends.errors import OutputError, refused_write
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table

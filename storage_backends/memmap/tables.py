@@ -24,11 +24,7 @@ from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.compute.uniting import Part, UnitedColumn
 from storage_backends.directory.mapped_file import MappedFile
-from storage_backends.errors import (
-    ArchiveFormatError,
-    ScdlError,
-    one_line,
-)
+from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.memmap.table_writer import ROW_GROUP, plain_type, to_categorical
 
 if TYPE_CHECKING:

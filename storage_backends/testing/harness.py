@@ -10,11 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from storage_backends.base import ArrayStore, ArrayWriter, Backend
-from storage_backends.testing.archives import (
-    DTYPES,
-    Contents,
-    large_archive,
-)
+from storage_backends.testing.archives import DTYPES, Contents, large_archive
 
 #: Arrays of every integer type, of numbers and of vectors.
 INTEGERS = [f"obsm/{dtype}{shape}" for dtype in DTYPES for shape in ("", "x3") if "int" in dtype]

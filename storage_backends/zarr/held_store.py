@@ -6,12 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import Self
 
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    SuffixByteRequest,
-)
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
@@ -31,7 +26,7 @@ class HeldStore(WrapperStore[BoundedStore]):
         return type(self)(store, self._files)
 
     async def _ensure_open(self) -> None:
-        """Without looking for the directory: of one that was removed, what is held is there."""
+        """Skip the check of the directory: held files outlive a directory that was removed."""
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None

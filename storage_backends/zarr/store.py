@@ -36,11 +36,7 @@ from storage_backends.compute.caching import Lazily, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory.files import identity_of
 from storage_backends.directory.store import DirectoryStore
-from storage_backends.errors import (
-    COPY_AGAIN,
-    ArchiveClosedError,
-    ArchiveFormatError,
-)
+from storage_backends.errors import COPY_AGAIN, ArchiveClosedError, ArchiveFormatError
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
 from storage_backends.zarr.chunks.files import Files, LocalFiles

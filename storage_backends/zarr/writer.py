@@ -17,10 +17,7 @@ from storage_backends.base import INDEX
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
 from storage_backends.directory.writer import DirectoryWriter
-from storage_backends.errors import (
-    BackendOptionError,
-    refused_write,
-)
+from storage_backends.errors import BackendOptionError, refused_write
 from storage_backends.zarr import detection, elements, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile

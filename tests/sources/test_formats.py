@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sources import random_cells, write_h5ad
 
 import scdl
 from scdl.errors import ScdlWarning, SourceError
@@ -63,6 +65,15 @@ def test_it_is_converted(source: Path, tmp_path: Path, target: str) -> None:
     ds = scdl.open(tmp_path / target)
     np.testing.assert_array_equal(ds.read_rows([0, 1]).to_dense(), [[0, 1, 0], [2, 0, 3]])
     assert ds.var_names.tolist() == ["x", "y", "z"]
+
+
+def test_one_that_cannot_be_imported_is_left_out(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "site" / "counts_format.py").write_text("import a_module_that_is_not_there")
+    sys.modules.pop("counts_format", None)
+    write_h5ad(tmp_path / "a.h5ad", random_cells(3, 2))
+    assert scdl.convert(tmp_path / "a.h5ad", tmp_path / "a").n_obs == 3
+    with pytest.raises(SourceError, match=r"a\.counts"):
+        scdl.convert(source, tmp_path / "b")
 
 
 def test_what_it_lacks(source: Path, tmp_path: Path) -> None:

@@ -335,3 +335,14 @@ def test_stores_of_complex_numbers(tmp_path: Path, form: str) -> None:
     ad.AnnData(matrix).write_zarr(tmp_path / "source.zarr")
     with pytest.raises(scdl.errors.SourceError, match=r"a matrix of numbers.*found complex64$"):
         scdl.convert(tmp_path / "source.zarr", tmp_path / "archive")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_truth_values_in_obsm_of_stores(tmp_path: Path, version: int) -> None:
+    flags = np.arange(12).reshape(4, 3) % 2 > 0
+    adata = ad.AnnData(sp.csr_matrix(np.eye(4, dtype="f4")), obsm={"flags": flags})
+    with ad.settings.override(zarr_write_format=version):
+        adata.write_zarr(tmp_path / "source.zarr")
+    scdl.convert(tmp_path / "source.zarr", tmp_path / "archive", obsm="flags")
+    found = scdl.open(tmp_path / "archive").read_rows([3, 0], obsm="flags").obsm["flags"]
+    np.testing.assert_array_equal(found, flags[[3, 0]].astype("u1"))

@@ -7,17 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scdl.conversion.many.jobs import Job, publish
-from scdl.conversion.many.workers import (
-    Outcome,
-)
-from scdl.conversion.options import (
-    ConversionReport,
-)
-from scdl.errors import (
-    ConversionFailedError,
-    ScdlError,
-    ScdlWarning,
-)
+from scdl.conversion.many.workers import Outcome
+from scdl.conversion.options import ConversionReport
+from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
 
 #: Failed files that an error names.
 _NAMED = 3

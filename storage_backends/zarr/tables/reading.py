@@ -19,11 +19,7 @@ import zarr
 from storage_backends.anndata_format.nulls import is_for_nulls
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.checks import check_rows
-from storage_backends.errors import (
-    ArchiveFormatError,
-    ScdlError,
-    one_line,
-)
+from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.zarr.tables import text as text_chunks
 
 if TYPE_CHECKING:
