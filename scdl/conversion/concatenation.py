@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from scdl.archive.schema import (
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
 from scdl.conversion.tables import United, write_var
-from scdl.errors import CollectionError, NeighborError, ScdlWarning, SourceError
+from scdl.errors import CollectionError, NeighborError, OutputError, ScdlWarning, SourceError
 from scdl.sources.archive import ArchiveSource
 from scdl.sources.matrices import Bounds
 from storage_backends.base import ArrayStore, ArrayWriter
@@ -95,7 +95,9 @@ def concatenate(
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     whole = len(stores) == 1 and writer.keeps_elements and view is None
     vectors = [] if whole else _vectors(stores, infos)
-    _tell_losses(stores, writer, None if whole else vectors, lossless=lossless)
+    graphs = [] if whole else list(dict.fromkeys(key for s in stores for key in graph_keys(s)))
+    refused = _begin(stores, writer, vectors, graphs)
+    _tell_losses(stores, writer, None if whole else vectors, refused, lossless=lossless)
     caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     tables = _var_blocks(stores, infos) if view is None else _var_of(view)
@@ -114,9 +116,11 @@ def concatenate(
                 "with scdl.convert, which leaves it out"
             )
     else:
-        _write_vectors(vectors, stores, writer, values_at_once)
-        for key in dict.fromkeys(key for store in stores for key in graph_keys(store)):
-            _write_graph(key, stores, infos, writer, values_at_once)
+        kept = [name for name in vectors if name not in refused]
+        _write_vectors(kept, stores, writer, values_at_once)
+        for key in graphs:
+            if f"obsp/{key}" not in refused:
+                _write_graph(key, stores, infos, writer, values_at_once)
     n_values = sum(store.spec(DATA).length for store in stores)
     n_vars = max(block.n_vars for block in blocks)
     rows = _rows(stores, infos, values_at_once, view)
@@ -152,10 +156,41 @@ def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
     return [name for name, kinds in shapes.items() if len(kinds) == 1]
 
 
+def _begin(
+    stores: Sequence[ArrayStore],
+    writer: ArrayWriter,
+    vectors: Sequence[str],
+    graphs: Sequence[str],
+) -> set[str]:
+    """Begin the arrays of vectors and graphs, also where there are no cells.
+
+    Returns
+    -------
+    set of str
+        Elements that cannot have their names in such an archive.
+    """
+    refused = set()
+    for name in vectors:
+        having = next(store for store in stores if name in store.arrays)
+        try:
+            writer.append(name, having.read(name, 0, 0))
+        except OutputError:
+            refused.add(name)
+    for key in graphs:
+        try:
+            for part, dtype in _graph_dtypes(key, stores, writer).items():
+                first = np.zeros(1 if part == INDPTR else 0, dtype)
+                writer.append(graph_array(key, part), first)
+        except OutputError:
+            refused.add(f"obsp/{key}")
+    return refused
+
+
 def _tell_losses(
     stores: Sequence[ArrayStore],
     writer: ArrayWriter,
     vectors: Sequence[str] | None,
+    refused: Iterable[str],
     *,
     lossless: bool,
 ) -> None:
@@ -164,9 +199,11 @@ def _tell_losses(
     Parameters
     ----------
     vectors
-        Dense vectors that are kept; None: all that is held is.
+        Dense vectors that all have alike; None: all that is held is kept.
+    refused
+        Elements that such an archive cannot have.
     """
-    told = []
+    told = [f"{name} is left out: such an archive has no place of that name" for name in refused]
     unread = dict.fromkeys(name for store in stores for name in store.unread)
     elements = {name: element for store in stores for name, element in held(store).items()}
     if vectors is None:
@@ -241,10 +278,7 @@ def _write_vectors(
     names: Sequence[str], stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int
 ) -> None:
     for name in names:
-        having = [store for store in stores if name in store.arrays]
-        # Also where there are no cells.
-        writer.append(name, having[0].read(name, 0, 0))
-        for store in having:
+        for store in (store for store in stores if name in store.arrays):
             spec = store.spec(name)
             rows = max(1, at_once // max(1, int(np.prod(spec.item_shape))))
             for start, stop in csr.spans(spec.length, rows):
@@ -261,10 +295,8 @@ def _write_graph(
     if sum(info.n_obs for info in infos) > 1 << 32:
         raise NeighborError(f"{writer.path}: the graph {key!r} would have more than 2^32 cells")
     names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
-    dtypes = [store.spec(names[DATA]).dtype for store in stores if names[DATA] in store.arrays]
-    weights = np.result_type(*dtypes) if writer.keeps_elements else GRAPH_DTYPES[DATA]
+    weights = _graph_dtypes(key, stores, writer)[DATA]
     first_row, first_value = 0, 0
-    writer.append(names[INDPTR], np.zeros(1, GRAPH_DTYPES[INDPTR]))
     for store, info in zip(stores, infos, strict=True):
         n_values = 0
         if names[DATA] in store.arrays:
@@ -286,8 +318,16 @@ def _write_graph(
             writer.append(names[INDPTR], (ends + first_value).astype(GRAPH_DTYPES[INDPTR]))
         first_row += info.n_obs
         first_value += n_values
-    writer.append(names[DATA], np.empty(0, weights))
-    writer.append(names[INDICES], np.empty(0, GRAPH_DTYPES[INDICES]))
+
+
+def _graph_dtypes(
+    key: str, stores: Sequence[ArrayStore], writer: ArrayWriter
+) -> dict[str, np.dtype[Any]]:
+    """Types of the arrays of a graph: that of the weights is the documented one where it must."""
+    name = graph_array(key, DATA)
+    dtypes = [store.spec(name).dtype for store in stores if name in store.arrays]
+    weights = {DATA: np.result_type(*dtypes)} if writer.keeps_elements else {}
+    return {part: np.dtype(dtype) for part, dtype in {**GRAPH_DTYPES, **weights}.items()}
 
 
 def clean_rows(

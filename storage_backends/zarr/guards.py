@@ -20,12 +20,14 @@ import numcodecs.registry
 from zarr.codecs import BloscCodec, GzipCodec, VLenBytesCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
-from zarr.registry import register_codec
+from zarr.registry import get_codec_class, register_codec
 
 from storage_backends.compute.claims import BYTES_PER_BYTE, FREE_BYTES
 
 #: What stands before the names of these codecs in metadata.
 PREFIX = "scdl."
+#: What zarr puts before those of numcodecs within format 3.
+NUMCODECS = "numcodecs."
 #: Bytes of each item that must be there: its length.
 _LENGTH_BYTES = 4
 _AT_ONCE = 1 << 20
@@ -148,6 +150,8 @@ _NUMCODECS = {
     "zlib": numcodecs.Zlib,
     "zstd": numcodecs.Zstd,
 }
+#: Those of numcodecs within format 3 that archives of ours have; they give as much as they take.
+_UNBOUNDED = tuple(NUMCODECS + name for name in ("astype", "delta", "pcodec"))
 with contextlib.suppress(ImportError):
     # Some Pythons are built without, and numcodecs has no such codec then.
     import lzma
@@ -174,9 +178,28 @@ TEXT = frozenset({"vlen-array", "vlen-bytes", "vlen-utf8"})
 LOOKS_AT_TEXT = {"id": _Text.codec_id}
 
 
+class _Silent:
+    """A codec of numcodecs within format 3, without the warning that zarr gives of each.
+
+    Filters of warnings are those of the process: another thread that puts back the ones that it
+    found would bring the warning back.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        object.__setattr__(self, "codec_config", settings)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        name = data["name"].removeprefix(PREFIX)
+        return cls(**{"id": name.removeprefix(NUMCODECS), **data.get("configuration", {})})
+
+
 @cache
 def register() -> dict[int, frozenset[str]]:
     """Make these known under names of their own; the names that they stand for, by format."""
+    for name in _UNBOUNDED:
+        core = get_codec_class(name)
+        register_codec(PREFIX + name, type(core.__name__, (_Silent, core), {}))
     for name, core in _CORE.items():
         # zarr asks what some codecs are by the name of their class.
         register_codec(PREFIX + name, type(core.__name__, (_Bounded, core), {"_name": name}))
@@ -184,4 +207,4 @@ def register() -> dict[int, frozenset[str]]:
         made = type(base.__name__, (_Checking, base), {"codec_id": name})
         numcodecs.registry.register_codec(made, PREFIX + name)
     numcodecs.registry.register_codec(_Text)
-    return {2: frozenset(_NUMCODECS), 3: frozenset(_CORE)}
+    return {2: frozenset(_NUMCODECS), 3: frozenset((*_CORE, *_UNBOUNDED))}

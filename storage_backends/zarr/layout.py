@@ -81,9 +81,8 @@ def element_path(name: str) -> str:
     kind, _, key = name.partition("/")
     path = f"obsp/{key}" if kind == "graphs" else name
     parts = path.split("/")
-    reserved = {"zarr.json", MATRIX}
     for part in parts:
-        odd = not part.strip(".") or part in reserved or part.startswith("__") or "\\" in part
+        odd = not part.strip(".") or part == "zarr.json" or part.startswith("__") or "\\" in part
         if odd or len(os.fsencode(part)) > _LONGEST_PART:
             raise OutputError(
                 f"a Zarr store cannot hold {name!r:.300}: {part!r:.300} is no name of a node"

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import GOLDEN
 from ragged import Ragged, write_member, write_members
+from scipy import sparse
 from sources import names, random_cells, write_h5ad
 
 import scdl
@@ -587,6 +588,26 @@ class TestFlatten:
                 tmp_path / "flat", destroy_on_copy=True
             )
         assert copied.paths[0].exists()
+
+    def test_names_that_the_result_cannot_have_are_left_out(self, tmp_path: Path) -> None:
+        adata = anndata.AnnData(np.eye(3, dtype="f4"))
+        adata.obsp["__graph"] = sparse.csr_matrix(np.eye(3, dtype="f4"))
+        adata.obsm["__vectors"] = np.eye(3, dtype="f4")
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        paths = [tmp_path / "a", tmp_path / "b"]
+        for path in paths:
+            scdl.convert(tmp_path / "cells.h5ad", path, neighbor_key="__graph", obsm="__vectors")
+        made = scdl.SingleCellCollection(paths)
+        with pytest.raises(CollectionError, match="obsp/__graph is left out"):
+            made.flatten(tmp_path / "flat", backend="zarr", destroy_on_copy=True)
+        assert not (tmp_path / "flat").exists()
+        with pytest.warns(ScdlWarning, match=r"left out: such an archive") as told:
+            made.flatten(tmp_path / "flat", backend="zarr")
+        for name in ("obsp/__graph", "obsm/__vectors"):
+            assert sum(name in str(one.message) for one in told) == 1
+        np.testing.assert_array_equal(
+            scdl.open(tmp_path / "flat").read_rows([0, 5]).to_dense(), np.eye(3)[[0, 2]]
+        )
 
     def test_names(self, copied: Ragged, tmp_path: Path) -> None:
         shutil.copytree(copied.paths[0], tmp_path / "again")

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from storage_backends.testing.archives import (
     names_of,
     small_archive,
 )
+from storage_backends.zarr import layout
 
 BACKENDS = ["memmap", "zarr"]
 CHECKSUMS = {"memmap": "scdl/checksums.bin", "zarr": "scdl.checksums"}
@@ -247,6 +249,14 @@ def test_an_archive_is_sound_when_it_was_written(archive: tuple[str, Path]) -> N
     assert report.nbytes == covered
     assert "sound" in str(report)
     assert scdl.verify(path).is_sound
+
+
+def test_no_warning_is_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may put back its filters of warnings while zarr opens an archive."""
+    write_h5ad(tmp_path / "a.h5ad", random_cells(20, 30))
+    scdl.convert(tmp_path / "a.h5ad", tmp_path / "a", backend="zarr")
+    monkeypatch.setattr(layout, "quiet", nullcontext)
+    assert scdl.open(tmp_path / "a").verify(deep=True).findings == ()
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
