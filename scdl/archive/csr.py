@@ -14,12 +14,10 @@ from scdl.archive.schema import DATA, INDICES, INDPTR
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.kernels import memory as recycled
 from storage_backends.base import ArrayStore
-from storage_backends.compute.threads import both, for_each
+from storage_backends.compute.threads import for_each
 
 #: Values from which on it saves time to read them in one thread and their column ids in another.
 MANY_VALUES = 1 << 17
-
-_BITS = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 #: What may select cells: one, a slice, positions, or a mask.
 Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
@@ -157,43 +155,6 @@ def read(
             store.read_ranges(name, starts, stops, out)
     below = store.spec(prefix + INDICES).below
     return SparseRows(data, indices, indptr, None if below is None else below - 1)
-
-
-def gather(
-    views: Sequence[NDArray[Any]],
-    rows: NDArray[np.int64],
-    index_dtype: np.dtype[Any],
-    *,
-    concurrently: bool = False,
-) -> SparseRows | None:
-    """As :func:`read`, from data, column ids and offsets in memory; None: offsets are damaged.
-
-    Parameters
-    ----------
-    views
-        The three arrays, of which ids are unsigned and as many as data.
-    index_dtype
-        An integer type that holds all column ids.
-    """
-    from scdl.kernels import rows as row_kernels
-
-    data, indices, offsets = views
-    starts, indptr = np.empty(len(rows), np.int64), np.empty(len(rows) + 1, np.int64)
-    if row_kernels.locate_rows(offsets, rows, len(data), starts, indptr) >= 0:
-        return None
-    total = int(indptr[-1])
-    out_data, out_indices = recycled.empty(total, data.dtype), recycled.empty(total, index_dtype)
-    # One compiled kernel a size, whatever the numbers mean.
-    bits = _BITS[data.dtype.itemsize]
-    source, target = (data.view(bits), indices), (out_data.view(bits), out_indices)
-    if not concurrently or total < MANY_VALUES:
-        largest = row_kernels.gather_rows(*source, starts, indptr, *target)
-        return SparseRows(out_data, out_indices, indptr, int(largest))
-    half = len(rows) // 2
-    one = *source, starts[:half], indptr[: half + 1], *target
-    other = *source, starts[half:], indptr[half:], *target
-    largest = max(both(row_kernels.gather_rows, one, other))
-    return SparseRows(out_data, out_indices, indptr, int(largest))
 
 
 def row_spans(

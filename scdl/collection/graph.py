@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.graph import NeighborGraph, NeighborSamplingStrategy, NeighborStats, choose
-from scdl.archive.joining import Dtypes, Request, Sources, join
+from scdl.archive.joining import read_rows
+from scdl.archive.requests import Matrices, Request
 from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES
 from scdl.collection.members import Members
 from scdl.errors import NeighborError
@@ -86,15 +87,15 @@ class MemberGraph(NeighborGraph):
         keys = [self._keys[number] for number in numbers]
         if None in keys:
             return None
-        sources = Sources(
-            self._members[number]._graph_source(str(key))
+        graphs = [
+            self._members[number]._graph_matrix(str(key))
             for number, key in zip(numbers, keys, strict=True)
-        )
-        kinds = {one.mapped.dtypes for one in sources if one.mapped is not None}
-        if not all(one.mapped is not None for one in sources) or len(kinds) != 1:
+        ]
+        dtypes = {tuple(view.dtype for view in graph.views[:2]) for graph in graphs}
+        if len(dtypes) != 1 or () in dtypes:
             return None
-        ((data, indices),) = kinds
-        near = join(Request(sources, which, local), Dtypes(data, indices, indices))
+        data, indices = dtypes.pop()
+        near = read_rows(Request(Matrices(graphs, data, indices, self.n_obs), which, local))
         chosen, bad = choose(self._strategy, near.indptr, draws, lambda: near.data)
         has_one = chosen[:, 0] >= 0
         if bad >= 0 or not (self._fallback or has_one.all()):

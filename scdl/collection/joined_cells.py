@@ -7,21 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.gene_space import numbered
 from scdl.archive.graph import NeighborGraph, key_of
-from scdl.archive.joining import Dtypes, Request, is_cold, join
+from scdl.archive.requests import Request, is_cold
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, dense_vectors, obsm_array
 from scdl.collection.graph import MemberGraph
 from scdl.collection.members import Members, MemberTables
-from scdl.dataset.batch import CellBatch
 from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.dataset.reader import CellReader
 from scdl.dataset.rows import Origin
-from scdl.errors import CollectionError, NeighborError, OutputError
+from scdl.errors import CollectionError, NeighborError
 from storage_backends import __version__
 
 if TYPE_CHECKING:
@@ -167,28 +165,6 @@ class JoinedCells(CellReader):
 
     def _request(self, at: NDArray[np.int64]) -> Request:
         return self._members.request(at)
-
-    def _read(
-        self,
-        at: NDArray[np.int64],
-        ordered: bool,
-        index_dtype: DTypeLike | None,
-        *,
-        concurrently: bool = False,
-        sum_dtype: np.dtype[Any] | None = None,
-        totals: bool = False,
-    ) -> CellBatch:
-        # All of it of the same members.
-        members = self._members
-        stored, n_vars = members.index_dtype, members.max_n_vars
-        given = stored if index_dtype is None else np.dtype(index_dtype)
-        if not np.can_cast(stored, given, "safe"):
-            raise OutputError(f"index_dtype {given} does not hold column ids of {stored}")
-        request = members.request(at)
-        rows = join(request, Dtypes(members.data_dtype, stored, given), concurrently=concurrently)
-        if ordered and not request.sources.is_sorted:
-            rows = csr.clean(rows, n_vars, repr(self), None, sum_dtype)
-        return CellBatch(*rows[:3], n_vars=n_vars, rows=at, largest=rows.largest)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         members = self._members

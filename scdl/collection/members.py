@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scdl.archive.joining import Request, Source, Sources
+from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import OBS, var_table
 from scdl.archive.tables import NoTable, StoredTable, TableSource, read_batch
 from scdl.collection.manifest import Member
@@ -57,7 +57,7 @@ class Members(Sequence[SingleCellDataset]):
         self.origins = None if label is None else Origins(label, tuple(self.names))
         self._max_open = max_open
         self._open = Recent[int, SingleCellDataset](max_open)
-        self._last: tuple[Sequence[int], Sources] = (), Sources()
+        self._last: tuple[Sequence[int], Matrices | None] = (), None
         #: Members whose genes were found to be those described.
         self._checked: set[int] = set()
 
@@ -156,32 +156,33 @@ class Members(Sequence[SingleCellDataset]):
     def request(self, at: NDArray[np.int64]) -> Request:
         """What to read of which member for some cells."""
         members, which, rows = self.find(at)
-        return Request(self.sources(members), which, rows)
+        return Request(self.matrices(members), which, rows)
 
     def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
         """Members of some cells; of each cell its position in that list, and row in its member."""
-        from scdl.kernels import addresses
+        from scdl.kernels import rows as kernels
 
         found = np.empty(len(self), np.int64)
         which, rows = np.empty_like(at), np.empty_like(at)
-        n = addresses.find_archives(at, self.starts, found, which, rows)
+        n = kernels.find_archives(at, self.starts, found, which, rows)
         return found[:n].tolist(), which, rows
 
-    def sources(self, numbers: Sequence[int]) -> Sources:
-        """What to read of some members, the same object as long as they are the same."""
-        known, sources = self._last
-        if known == numbers and all(map(self._still_has, numbers, sources)):
-            return sources
-        sources = Sources(self[number]._source for number in numbers)
+    def matrices(self, numbers: Sequence[int]) -> Matrices:
+        """The matrices of some members, the same object as long as they are the same."""
+        known, matrices = self._last
+        if matrices and known == numbers and all(map(self._has, numbers, matrices.archives)):
+            return matrices
+        archives = [self[number].matrix for number in numbers]
+        matrices = Matrices(archives, self.data_dtype, self.index_dtype, self.max_n_vars)
         # What is remembered stays open.
         if len(numbers) <= self._max_open:
-            self._last = numbers, sources
-        return sources
+            self._last = numbers, matrices
+        return matrices
 
-    def _still_has(self, number: int, source: Source) -> bool:
+    def _has(self, number: int, matrix: StoredMatrix) -> bool:
         """Whether a member is open and was not changed since."""
         member = self._open.get(number)
-        return member is not None and member.__dict__.get("_source") is source
+        return member is not None and member.matrix is matrix
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Cells by member: which one, rows within it, and places in the request."""

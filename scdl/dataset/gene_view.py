@@ -24,7 +24,8 @@ from scdl.archive.gene_space import (
 )
 from scdl.archive.gene_space import Genes as Genes
 from scdl.archive.graph import NeighborGraph
-from scdl.archive.joining import Dtypes, Lookup, Request, join_mapped
+from scdl.archive.joining import Lookup, read_mapped_rows
+from scdl.archive.requests import Request
 from scdl.archive.schema import INDEX, Block, Info, smallest_unsigned
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
@@ -194,14 +195,10 @@ class GeneView(CellReader):
         if not np.can_cast(self.index_dtype, given, "safe"):
             raise OutputError(f"index_dtype {given} does not hold the ids of {n_vars} genes")
         request, tables = self._cells._request(at), self._tables(at)
-        stored = self._cells.data_dtype
-        # Compiled loops cannot add float16.
-        data_dtype = np.dtype(np.float32) if totals and stored == np.float16 else stored
-        dtypes = Dtypes(data_dtype, self._cells.index_dtype, given)
         lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
         sums = np.empty(len(at), np.float64) if totals else None
         how: dict[str, Any] = {"ordered": ordered, "sum_dtype": sum_dtype or self.data_dtype}
-        rows = join_mapped(request, dtypes, lookup, n_vars, totals=sums, **how)
+        rows = read_mapped_rows(request, lookup, n_vars, given, totals=sums, **how)
         data = rows.data
         if sum_dtype is None and data.dtype != self.data_dtype and not totals:
             data = data.astype(self.data_dtype)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from dataclasses import replace
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures, spaces_of
 from scdl.archive.graph import NeighborGraph, key_of
-from scdl.archive.joining import Request, Source, Sources, source
+from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import (
     DATA,
     INDICES,
     INDPTR,
-    MATRIX,
     OBS,
     Info,
     dense_vectors,
@@ -24,7 +24,6 @@ from scdl.archive.schema import (
     obsm_array,
 )
 from scdl.dataset import summary
-from scdl.dataset.batch import CellBatch
 from scdl.dataset.documented import Row
 from scdl.dataset.reader import CellReader
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
@@ -32,17 +31,13 @@ from storage_backends import __version__, registry
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property
 
-if TYPE_CHECKING:
-    pass
-
-
 #: What gene and cell names are called as columns: on disk, and in the documentation.
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes, and those that are read on first use; pickles go without them.
-_OPENED = ("_store", "_info", "_views")
-_READ = ("_source", "graph", "_graphs", "_graph_sources", "_var", "_obs", "gene_spaces")
+_OPENED = ("_store", "_info", "_matrices")
+_READ = ("graph", "_graphs", "_graph_matrices", "_var", "_obs", "gene_spaces")
 
 
 class OpenedArchive(CellReader):
@@ -66,14 +61,10 @@ class OpenedArchive(CellReader):
 
             store = MatrixView(store, self._matrix)
         info = Info.of(store)
-        views = [store.view(name) for name in MATRIX]
-        # Plain arrays slice several times faster than numpy.memmap does.
-        found = [np.asarray(view) for view in views if view is not None]
-        usable = len(found) == len(MATRIX) and found[1].dtype.kind == "u"
+        matrix = StoredMatrix.of(store, is_sorted=info.is_sorted)
         self._store: ArrayStore = store
         self._info = info
-        #: Values, ids and offsets, or nothing where they are not all in memory.
-        self._views = found if usable and len(found[0]) == len(found[1]) else []
+        self._matrices = Matrices.of(matrix, info.max_n_vars)
 
     def select_matrix(self, matrix: str) -> Self:
         """The same cells with another matrix of an AnnData that the archive keeps whole.
@@ -135,52 +126,13 @@ class OpenedArchive(CellReader):
         """Feature blocks, and what the archive says of itself."""
         return self._info
 
-    def _read(
-        self,
-        at: NDArray[np.int64],
-        ordered: bool,
-        index_dtype: DTypeLike | None,
-        *,
-        concurrently: bool = False,
-        sum_dtype: np.dtype[Any] | None = None,
-        totals: bool = False,
-    ) -> CellBatch:
-        wide = None if index_dtype is None else np.dtype(index_dtype)
-        # Ids that have to be sorted are widened on the way.
-        info = self._info
-        sorts = ordered and not info.is_sorted
-        read_as = None if sorts else wide
-        cells = self._stored_rows(at, read_as, concurrently)
-        if sorts:
-            cells = csr.clean(cells, info.max_n_vars, self._store.path, wide, sum_dtype)
-        return CellBatch(
-            cells.data,
-            cells.indices,
-            cells.indptr,
-            n_vars=info.max_n_vars,
-            rows=at,
-            largest=cells.largest,
-        )
-
-    def _stored_rows(
-        self, at: NDArray[np.int64], index_dtype: np.dtype[Any] | None, concurrently: bool
-    ) -> csr.SparseRows:
-        views = self._views
-        if views:
-            stored = views[1].dtype
-            if index_dtype is None or np.can_cast(stored, index_dtype, "safe"):
-                found = csr.gather(views, at, index_dtype or stored, concurrently=concurrently)
-                if found is not None:
-                    return found
-        # Also says what is wrong.
-        return csr.read(self._store, "", at, index_dtype, concurrently=concurrently)
-
     def _request(self, at: NDArray[np.int64]) -> Request:
-        return Request(Sources([self._source]), np.zeros(len(at), np.int64), at)
+        return Request(self._matrices, np.zeros(len(at), np.int64), at)
 
-    @cached_property
-    def _source(self) -> Source:
-        return source(self._store, is_sorted=self._info.is_sorted)
+    @property
+    def matrix(self) -> StoredMatrix:
+        """The arrays of the matrix that is read."""
+        return self._matrices.archives[0]
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         name = obsm_array(key)
@@ -198,7 +150,7 @@ class OpenedArchive(CellReader):
         return dense_vectors(self._store)
 
     def _row(self, index: SupportsIndex) -> Row:
-        views = self._views
+        views = self.matrix.views
         if not views:
             return super()._row(index)
         data, indices, indptr = views
@@ -267,16 +219,16 @@ class OpenedArchive(CellReader):
         return self._graphs[key]
 
     @cached_property
-    def _graph_sources(self) -> dict[str, Source]:
+    def _graph_matrices(self) -> dict[str, StoredMatrix]:
         return {}
 
-    def _graph_source(self, key: str) -> Source:
-        """Where the arrays of a graph are; errors as those of :meth:`neighbor_graph`."""
-        if key not in self._graph_sources:
+    def _graph_matrix(self, key: str) -> StoredMatrix:
+        """The arrays of a graph; errors as those of :meth:`neighbor_graph`."""
+        if key not in self._graph_matrices:
             self.neighbor_graph(key)
             prefix = graph_array(key, "")
-            self._graph_sources[key] = source(self._store, prefix, is_sorted=False)
-        return self._graph_sources[key]
+            self._graph_matrices[key] = StoredMatrix.of(self._store, prefix, is_sorted=False)
+        return self._graph_matrices[key]
 
     # -- the archive -----------------------------------------------------------------------
 
@@ -361,7 +313,6 @@ class OpenedArchive(CellReader):
 
     def close(self) -> None:
         """Let go of files and memory."""
-        self._views = []
-        for name in ("_source", "_graph_sources"):
-            self.__dict__.pop(name, None)
+        self._matrices = replace(self._matrices, archives=(StoredMatrix(self._store, True),))
+        self.__dict__.pop("_graph_matrices", None)
         self._store.close()

@@ -15,7 +15,8 @@ from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.frames import frame_of
 from scdl.archive.gene_space import check_one_space, is_own
 from scdl.archive.graph import NeighborGraph
-from scdl.archive.joining import Request
+from scdl.archive.joining import read_rows
+from scdl.archive.requests import Request
 from scdl.archive.schema import INDEX, Info, names_of
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
@@ -49,8 +50,8 @@ class Origin(NamedTuple):
 class RowReader(ABC):
     """Cells by row, over a few primitives.
 
-    A subclass says what it holds (:attr:`info` and the other properties), and reads by
-    :meth:`_read`, :meth:`_request` and :meth:`_vectors`.
+    A subclass says what it holds (:attr:`info` and the other properties), and where:
+    :meth:`_request` and :meth:`_vectors`.
     """
 
     @property
@@ -138,7 +139,6 @@ class RowReader(ABC):
             obsm={key: self._vectors(key, batch.rows) for key in names_of(obsm, "obsm")},
         )
 
-    @abstractmethod
     def _read(
         self,
         at: NDArray[np.int64],
@@ -153,6 +153,12 @@ class RowReader(ABC):
 
         Totals are left to the caller where the batch has all genes.
         """
+        request = self._request(at)
+        data, indices, indptr, largest = read_rows(
+            request, index_dtype, ordered=ordered, sum_dtype=sum_dtype, concurrently=concurrently
+        )
+        n_vars = request.matrices.n_vars
+        return CellBatch(data, indices, indptr, n_vars=n_vars, rows=at, largest=largest)
 
     @abstractmethod
     def _request(self, at: NDArray[np.int64]) -> Request:

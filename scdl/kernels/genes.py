@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.kernels import lanes
-from scdl.kernels.addresses import array_at, pointer_in, pointer_to
 from scdl.kernels.lanes import LANES, map_lanes
+from scdl.kernels.rows import array_at, pointer_in, pointer_to
 from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
 from storage_backends.compute.rowsort import count_bits
 

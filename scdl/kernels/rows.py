@@ -1,119 +1,279 @@
-"""Rows of one archive, found and copied."""
+"""Rows of one or many archives, found and copied by address."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import fetch_ahead, kernel
+from scdl.kernels.dense import sum_values
+from storage_backends.compute.jit import fetch_ahead, intrinsic, kernel
+
+#: Starts of archives that are compared with every position rather than searched.
+_FEW = 500
+
+
+@intrinsic
+def pointer_to(typingctx: Any, address: Any, like: Any) -> Any:
+    """A pointer to numbers of an array's dtype."""
+    pointer: Any = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(types.int64, like), codegen
 
 
 @kernel
-def locate_rows(
-    offsets: NDArray[Any],
-    rows: NDArray[np.int64],
-    nnz: int,
+def pointer_in(numbers: NDArray[Any], start: int) -> Any:
+    """A pointer to a number of an array.
+
+    Loops over rows use pointers: of a slice, references are counted, at the price of ten values.
+    """
+    return pointer_to(numbers.ctypes.data + start * numbers.itemsize, numbers)
+
+
+@intrinsic
+def _number_at(typingctx: Any, address: Any, like: Any) -> Any:
+    """The number of a scalar's type at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(signature.args[1]).as_pointer()
+        return builder.load(builder.inttoptr(arguments[0], kind))
+
+    return like(types.int64, like), codegen
+
+
+@kernel
+def _offset_at(address: int, size: int) -> int:
+    """The unsigned offset of some bytes at an address."""
+    if size == 8:
+        return int(np.int64(_number_at(address, np.uint64(0))))
+    if size == 4:
+        return int(_number_at(address, np.uint32(0)))
+    if size == 2:
+        return int(_number_at(address, np.uint16(0)))
+    return int(_number_at(address, np.uint8(0)))
+
+
+@kernel
+def find_archives(
+    at: NDArray[np.int64],
     starts: NDArray[np.int64],
-    indptr: NDArray[np.int64],
+    found: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
 ) -> int:
-    """Where the values of some rows are, and where they go one after the other.
+    """Find which archives have the cells at some positions.
 
     Parameters
     ----------
-    offsets
-        n_rows + 1 offsets of a sparse matrix of `nnz` values, any integer type.
-    rows
-        Positions, each below n_rows.
-    starts, indptr
-        Outputs, as long as `rows` and longer by one: first value of each row, offsets from 0.
+    at
+        Positions, from 0 to below the last of `starts`.
+    starts
+        First position of each archive, and the end of the last.
+    found
+        Output, as long as there are archives: those that have a cell, rising.
+    which, rows
+        Outputs, as long as `at`: place in `found` of the archive of each, and row within it.
 
     Returns
     -------
     int
-        -1, or the first of `rows` whose bounds are not half-open within ``[0, nnz]``.
+        Archives found.
+    """
+    if len(starts) <= _FEW:
+        # Many cells at once; searching takes a wrong turn every other time.
+        which[:] = 0
+        for start in starts[1:-1]:
+            for i in range(len(at)):
+                which[i] += at[i] >= start
+    else:
+        for i in range(len(at)):
+            which[i] = np.searchsorted(starts, at[i], side="right") - 1
+    place = np.full(len(starts) - 1, -1, np.int64)
+    for i in range(len(at)):
+        rows[i] = at[i] - starts[which[i]]
+        place[which[i]] = 0
+    n = 0
+    for archive in range(len(place)):
+        if place[archive] == 0:
+            place[archive], found[n] = n, archive
+            n += 1
+    for i in range(len(at)):
+        which[i] = place[which[i]]
+    return n
+
+
+def find_archives_numpy(
+    at: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    found: NDArray[np.int64],
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> int:
+    """The same as :func:`find_archives` in NumPy."""
+    archive = np.searchsorted(starts, at, side="right") - 1
+    different, inverse = np.unique(archive, return_inverse=True)
+    found[: len(different)] = different
+    which[:], rows[:] = inverse, at - starts[archive]
+    return len(different)
+
+
+@kernel
+def locate_rows(
+    which: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    arrays: NDArray[np.int64],
+    value_bytes: int,
+    id_bytes: int,
+    out: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+) -> int:
+    """Find where the rows of mapped archives are.
+
+    Parameters
+    ----------
+    which, rows
+        Archive of each row and position within it; the caller has checked them.
+    arrays
+        For each archive: addresses of values, column ids and offsets, bytes of an offset, stored
+        values. Archives whose offsets have 0 bytes are not mapped; the caller has filled in `out`
+        for their rows.
+    value_bytes, id_bytes
+        Size of one value and of one column id.
+    out
+        n x 4. The first three columns become the address of the values, the address of the ids and
+        their number.
+    indptr
+        Output, n + 1: offsets of the rows when they stand one after the other.
+
+    Returns
+    -------
+    int
+        The first row whose offsets lie outside its archive, or -1.
     """
     indptr[0] = 0
     for i in range(len(rows)):
-        start, stop = np.int64(offsets[rows[i]]), np.int64(offsets[rows[i] + 1])
-        if start < 0 or stop < start or stop > nnz:
-            return i
-        starts[i], indptr[i + 1] = start, indptr[i] + stop - start
+        size = arrays[which[i], 3]
+        if size != 0:
+            at = arrays[which[i], 2] + rows[i] * size
+            start, stop = _offset_at(at, size), _offset_at(at + size, size)
+            if start < 0 or stop < start or stop > arrays[which[i], 4]:
+                return i
+            out[i, 0] = arrays[which[i], 0] + start * value_bytes
+            out[i, 1] = arrays[which[i], 1] + start * id_bytes
+            out[i, 2] = stop - start
+        indptr[i + 1] = indptr[i] + out[i, 2]
     return -1
 
 
 def locate_rows_numpy(
-    offsets: NDArray[Any],
+    which: NDArray[np.int64],
     rows: NDArray[np.int64],
-    nnz: int,
-    starts: NDArray[np.int64],
+    arrays: NDArray[np.int64],
+    value_bytes: int,
+    id_bytes: int,
+    out: NDArray[np.int64],
     indptr: NDArray[np.int64],
 ) -> int:
     """The same as :func:`locate_rows` in NumPy."""
-    first, last = offsets[rows].astype(np.int64), offsets[rows + 1].astype(np.int64)
-    bad = (first < 0) | (last < first) | (last > nnz)
-    if bad.any():
-        return int(bad.argmax())
-    starts[:] = first
-    indptr[:] = np.concatenate([[0], np.cumsum(last - first)])
+    for i, (number, row) in enumerate(zip(which.tolist(), rows.tolist(), strict=True)):
+        data, indices, offsets, size, n_values = arrays[number].tolist()
+        if size:
+            pair = array_at(offsets + row * size, 2, np.empty(0, f"u{size}")).astype(np.int64)
+            start, stop = pair.tolist()
+            if start < 0 or stop < start or stop > n_values:
+                return i
+            out[i, :3] = data + start * value_bytes, indices + start * id_bytes, stop - start
+    indptr[:] = np.concatenate([[0], np.cumsum(out[:, 2])])
     return -1
 
 
 @kernel
-def gather_rows(
-    data: NDArray[Any],
-    indices: NDArray[Any],
-    starts: NDArray[np.int64],
+def copy_rows(
+    rows: NDArray[np.int64],
     indptr: NDArray[np.int64],
+    like: NDArray[Any],
     out_data: NDArray[Any],
     out_indices: NDArray[Any],
 ) -> np.uint64:
-    """Copy rows of a sparse matrix, one after the other; returns the largest column id, or 0.
+    """Copy rows one after the other; returns the largest column id, or 0.
 
     Parameters
     ----------
-    data, indices
-        Values, as unsigned bits, and column ids, unsigned, of all rows.
-    starts
-        Position of each row in them.
+    rows
+        n x 4, see :func:`locate_rows`.
     indptr
-        Offsets of the rows in the outputs; they also tell how long the rows are.
+        Offsets of the rows in the outputs.
+    like
+        Any array of the dtype that the column ids have.
     out_data, out_indices
-        Outputs, of the type of `data`, and of that of `indices` or a wider one.
+        Outputs, of the dtype of the values, and of that of the ids or of integers that hold it.
     """
-    largest = indices.dtype.type(0)
-    for row in range(len(starts)):
-        start, length = starts[row], indptr[row + 1] - indptr[row]
-        # The next row comes from memory while this one is copied; half of it between the loops, as
-        # a core can wait for some lines only at a time.
-        following = min(row + 1, len(starts) - 1)
-        first, n_next = starts[following], indptr[following + 1] - indptr[following]
-        fetch_ahead(data.ctypes.data + first * data.itemsize, n_next * data.itemsize)
-        # Slices tell LLVM that the inner loops are contiguous copies: twice as fast as indexing.
-        values = data[start : start + length]
-        target = out_data[indptr[row] : indptr[row + 1]]
+    largest = np.uint64(0)
+    for i in range(len(rows)):
+        following = min(i + 1, len(rows) - 1)
+        length = indptr[i + 1] - indptr[i]
+        # Between the loops, as a core can wait for some lines only at a time.
+        fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
+        values, target = pointer_to(rows[i, 0], out_data), pointer_in(out_data, indptr[i])
         for k in range(length):
             target[k] = values[k]
-        fetch_ahead(indices.ctypes.data + first * indices.itemsize, n_next * indices.itemsize)
-        columns = indices[start : start + length]
-        column_target = out_indices[indptr[row] : indptr[row + 1]]
+        fetch_ahead(rows[following, 1], rows[following, 2] * like.itemsize)
+        ids, target_ids = pointer_to(rows[i, 1], like), pointer_in(out_indices, indptr[i])
+        most = like.dtype.type(0)
         for k in range(length):
-            largest = max(largest, columns[k])
-            column_target[k] = columns[k]
-    return np.uint64(largest)
+            most = max(most, ids[k])
+            target_ids[k] = ids[k]
+        largest = max(largest, np.uint64(most))
+    return largest
 
 
-def gather_rows_numpy(
-    data: NDArray[Any],
-    indices: NDArray[Any],
-    starts: NDArray[np.int64],
+def copy_rows_numpy(
+    rows: NDArray[np.int64],
     indptr: NDArray[np.int64],
+    like: NDArray[Any],
     out_data: NDArray[Any],
     out_indices: NDArray[Any],
 ) -> np.uint64:
-    """The same as :func:`gather_rows` in NumPy."""
-    to = np.arange(indptr[0], indptr[-1])
-    at = to + np.repeat(starts - indptr[:-1], np.diff(indptr))
-    out_data[to], out_indices[to] = data[at], indices[at]
-    return np.uint64(indices[at].max() if len(at) else 0)
+    """The same as :func:`copy_rows` in NumPy."""
+    largest = 0
+    for i, (data, indices, length, _) in enumerate(rows.tolist()):
+        part, ids = slice(indptr[i], indptr[i + 1]), array_at(indices, length, like)
+        out_data[part], out_indices[part] = array_at(data, length, out_data), ids
+        largest = max(largest, int(ids.max(initial=0)))
+    return np.uint64(largest)
+
+
+@kernel
+def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
+    """Sum the values of rows.
+
+    Parameters
+    ----------
+    rows
+        n x 4, see :func:`locate_rows`.
+    like
+        Any array of the dtype that the values have.
+    out
+        Output, the sum of each row.
+    """
+    for i in range(len(rows)):
+        following = min(i + 1, len(rows) - 1)
+        fetch_ahead(rows[following, 0], rows[following, 2] * like.itemsize)
+        out[i] = sum_values(pointer_to(rows[i, 0], like), rows[i, 2])
+
+
+def sum_rows_numpy(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
+    """The same as :func:`sum_rows` in NumPy."""
+    for i, (address, _, length, _) in enumerate(rows.tolist()):
+        out[i] = array_at(address, length, like).sum(dtype=np.float64)
+
+
+def array_at(address: int, length: int, like: NDArray[Any]) -> NDArray[Any]:
+    """Numbers at an address, as a copy."""
+    return np.frombuffer(ctypes.string_at(address, length * like.itemsize), like.dtype)

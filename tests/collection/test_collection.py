@@ -261,7 +261,7 @@ class TestReading:
     def test_cold_rows_are_told_to_their_members(
         self, collection: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from scdl.archive import joining
+        from scdl.archive import requests
 
         told: list[int] = []
 
@@ -271,7 +271,7 @@ class TestReading:
         monkeypatch.setattr(scdl.SingleCellDataset, "will_need", tell)
         memmap = np.arange(20)
         collection.will_need(memmap)
-        monkeypatch.setattr(joining, "_WARM_NANOSECONDS", -1)
+        monkeypatch.setattr(requests, "_WARM_NANOSECONDS", -1)
         told.clear()
         collection.will_need(memmap)
         assert told == [20]

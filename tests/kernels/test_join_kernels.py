@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scdl.kernels import addresses
 from scdl.kernels import genes as kernels
 from scdl.kernels import lanes as _lanes
+from scdl.kernels import rows as row_kernels
 
 ID_DTYPES = ["u1", "u2", "u4", "u8", "i4"]
 
@@ -67,7 +67,7 @@ def test_archives_are_found(lengths: list[int], times: int, data: st.DataObject)
     last = int(starts[-1]) - 1
     at = np.array(data.draw(st.lists(st.integers(0, last), max_size=20)) if last >= 0 else [], int)
     results = []
-    for function in (addresses.find_archives, addresses.find_archives_numpy):
+    for function in (row_kernels.find_archives, row_kernels.find_archives_numpy):
         found, which, rows = np.empty(len(lengths), int), np.empty_like(at), np.empty_like(at)
         n = function(at, starts, found, which, rows)
         results.append((found[:n].tolist(), which.tolist(), rows.tolist()))
@@ -91,16 +91,19 @@ def locate(problem: dict[str, Any], function: Any, *, limit: int | None = None) 
             for d, i, o in problem["archives"]
         ]
     )
-    out = np.full((len(problem["rows"]), 4), -7)
-    bad = function(problem["which"], problem["rows"], arrays, 4, problem["dtype"].itemsize, out)
-    out[:, 3] = problem["which"]
+    which, rows = problem["which"], problem["rows"]
+    out, indptr = np.full((len(rows), 4), -7), np.full(len(rows) + 1, -7)
+    bad = function(which, rows, arrays, 4, problem["dtype"].itemsize, out, indptr)
+    out[:, 3] = which
+    if bad < 0:
+        assert indptr.tolist() == np.cumsum([0, *out[:, 2]]).tolist()
     return out, bad
 
 
 @given(problems())
 def test_rows_are_located(problem: dict[str, Any]) -> None:
-    found, bad = locate(problem, addresses.locate_rows)
-    expected, bad_too = locate(problem, addresses.locate_rows_numpy)
+    found, bad = locate(problem, row_kernels.locate_rows)
+    expected, bad_too = locate(problem, row_kernels.locate_rows_numpy)
     assert bad == bad_too == -1
     np.testing.assert_array_equal(found, expected)
 
@@ -108,8 +111,8 @@ def test_rows_are_located(problem: dict[str, Any]) -> None:
 @given(problems())
 def test_rows_behind_the_end_are_told(problem: dict[str, Any]) -> None:
     """An archive that is shorter than its offsets say."""
-    bad = locate(problem, addresses.locate_rows, limit=3)[1]
-    assert bad == locate(problem, addresses.locate_rows_numpy, limit=3)[1]
+    bad = locate(problem, row_kernels.locate_rows, limit=3)[1]
+    assert bad == locate(problem, row_kernels.locate_rows_numpy, limit=3)[1]
     stops = [
         int(problem["archives"][w][2][r + 1])
         for w, r in zip(problem["which"], problem["rows"], strict=True)
@@ -117,12 +120,49 @@ def test_rows_behind_the_end_are_told(problem: dict[str, Any]) -> None:
     assert bad == next((i for i, stop in enumerate(stops) if stop > 3), -1)
 
 
+@given(
+    st.lists(st.integers(-1, 9), min_size=2, max_size=9),
+    st.booleans(),
+    st.sampled_from(["u1", "u2", "u4", "u8", "i8"]),
+    st.integers(0, 9),
+    st.data(),
+)
+def test_offsets_are_checked(
+    offsets: list[int], rising: bool, dtype: str, n_values: int, data: st.DataObject
+) -> None:
+    """Offsets of any kind, beside an archive that is not mapped."""
+    stored = np.array(sorted(offsets) if rising else offsets).astype(dtype)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(offsets) - 2), max_size=6)), np.int64)
+    which = np.array([data.draw(st.integers(0, 1)) for _ in rows], np.int64)
+    arrays = np.array([[100, 1000, stored.ctypes.data, stored.itemsize, n_values], [0] * 5])
+    # The largest uint64 is negative as an offset.
+    pairs = zip(*stored.astype(np.int64)[[rows, rows + 1]].tolist(), strict=True)
+    ranges = [(0, 3) if w else pair for w, pair in zip(which, pairs, strict=True)]
+    wrong = [
+        not w and not 0 <= start <= stop <= n_values
+        for w, (start, stop) in zip(which, ranges, strict=True)
+    ]
+    for function in (row_kernels.locate_rows, row_kernels.locate_rows_numpy):
+        out, indptr = np.full((len(rows), 4), 3), np.full(len(rows) + 1, -7)
+        assert function(which, rows, arrays, 4, 2, out, indptr) == (
+            wrong.index(True) if any(wrong) else -1
+        )
+        if not any(wrong):
+            expected = [
+                [3, 3, 3] if w else [100 + 4 * start, 1000 + 2 * start, stop - start]
+                for w, (start, stop) in zip(which, ranges, strict=True)
+            ]
+            assert out[:, :3].tolist() == expected
+            assert np.diff(indptr).tolist() == [stop - start for start, stop in ranges]
+            assert indptr[0] == 0
+
+
 @given(problems())
 def test_values_of_rows_are_summed(problem: dict[str, Any]) -> None:
-    rows, _ = locate(problem, addresses.locate_rows)
+    rows, _ = locate(problem, row_kernels.locate_rows)
     found, twin = np.full((2, len(rows)), np.nan)
-    addresses.sum_rows(rows, np.empty(0, "u4"), found)
-    addresses.sum_rows_numpy(rows, np.empty(0, "u4"), twin)
+    row_kernels.sum_rows(rows, np.empty(0, "u4"), found)
+    row_kernels.sum_rows_numpy(rows, np.empty(0, "u4"), twin)
     expected = []
     for w, r in zip(problem["which"], problem["rows"], strict=True):
         values, _, offsets = problem["archives"][w]
@@ -132,7 +172,7 @@ def test_values_of_rows_are_summed(problem: dict[str, Any]) -> None:
 
 @given(problems(), st.sampled_from(["u8", "i8"]))
 def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
-    rows, _ = locate(problem, addresses.locate_rows)
+    rows, _ = locate(problem, row_kernels.locate_rows)
     data, ids = [np.empty(0, "u4")], [np.empty(0, problem["dtype"])]
     for w, r in zip(problem["which"], problem["rows"], strict=True):
         values, columns, offsets = problem["archives"][w]
@@ -141,7 +181,7 @@ def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
         ids.append(columns[part])
     expected, columns = np.concatenate(data), np.concatenate(ids)
     indptr = np.cumsum([0, *rows[:, 2]])
-    for function in (addresses.copy_rows, addresses.copy_rows_numpy):
+    for function in (row_kernels.copy_rows, row_kernels.copy_rows_numpy):
         out, out_ids = np.zeros(len(expected), "u4"), np.zeros(len(expected), out_dtype)
         largest = function(rows, indptr, np.empty(0, problem["dtype"]), out, out_ids)
         np.testing.assert_array_equal(out, expected)
@@ -151,7 +191,7 @@ def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
 
 def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
     """Kept lengths, values and ids, and what the function returned."""
-    rows, _ = locate(problem, addresses.locate_rows)
+    rows, _ = locate(problem, row_kernels.locate_rows)
     total = int(rows[:, 2].sum())
     data, ids = np.zeros(total, "u4"), np.zeros(total, np.int32)
     done = function(
@@ -163,14 +203,14 @@ def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
 
 @numba.njit
 def in_lanes(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
-    at = addresses.pointer_in
+    at = row_kernels.pointer_in
     ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
     return _lanes.map_lanes(ids, values, 3, table, at(out_ids, 0), at(out, 0), 2)
 
 
 @numba.njit
 def one_by_one(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
-    at = addresses.pointer_in
+    at = row_kernels.pointer_in
     ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
     stop = 3 + _lanes.LANES
     return kernels.map_values(ids, values, 3, stop, table, at(out_ids, 0), at(out, 0), 2)

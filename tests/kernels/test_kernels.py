@@ -14,7 +14,6 @@ from strategies import UNSIGNED, csr_rows
 from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import order as order_kernels
-from scdl.kernels import rows as row_kernels
 from storage_backends.compute import ranges as range_checks
 from storage_backends.memmap import gather as gather_ranges
 
@@ -204,58 +203,6 @@ def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]])
             wide = np.full(expected.shape, -1, np.int32)
             gather(source, starts, stops, wide)
             np.testing.assert_array_equal(wide, expected)
-
-
-@given(
-    st.lists(st.integers(-1, 9), min_size=2, max_size=9),
-    st.booleans(),
-    st.sampled_from(["u1", "u8", "i4", "i8"]),
-    st.integers(0, 9),
-    st.data(),
-)
-def test_locate_rows(
-    offsets: list[int], rising: bool, dtype: str, nnz: int, data: st.DataObject
-) -> None:
-    stored = np.array(sorted(offsets) if rising else offsets).astype(dtype)
-    rows = np.array(data.draw(st.lists(st.integers(0, len(offsets) - 2), max_size=6)), np.int64)
-    found = []
-    for locate in (row_kernels.locate_rows, row_kernels.locate_rows_numpy):
-        starts, indptr = np.full(len(rows), -7, np.int64), np.full(len(rows) + 1, -7, np.int64)
-        found.append((locate(stored, rows, nnz, starts, indptr), starts, indptr))
-    # The largest uint64 is negative as an offset.
-    pairs = [
-        (int(a), int(b)) for a, b in zip(*stored.astype(np.int64)[[rows, rows + 1]], strict=True)
-    ]
-    wrong = [not 0 <= start <= stop <= nnz for start, stop in pairs]
-    for bad, starts, indptr in found:
-        assert bad == (wrong.index(True) if any(wrong) else -1)
-        if bad < 0:
-            assert starts.tolist() == [start for start, _ in pairs]
-            assert np.diff(indptr).tolist() == [stop - start for start, stop in pairs]
-            assert indptr[0] == 0
-
-
-@given(csr_rows(), st.booleans(), st.data())
-def test_gather_rows(
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], wide: bool, data: st.DataObject
-) -> None:
-    values, indices, indptr, _ = rows
-    values = values.view(f"u{values.itemsize}")
-    n = len(indptr) - 1
-    chosen = st.lists(st.integers(0, n - 1), max_size=8) if n else st.just([])
-    at = np.array(data.draw(chosen), np.int64)
-    starts, lengths = indptr[at], np.diff(indptr)[at]
-    # The first three numbers of the outputs are another's.
-    bounds = 3 + np.append(0, np.cumsum(lengths))
-    where = np.concatenate([np.arange(0), *(np.arange(*indptr[row : row + 2]) for row in at)])
-    for gather in (row_kernels.gather_rows, row_kernels.gather_rows_numpy):
-        out_values = np.full(bounds[-1], 7, values.dtype)
-        out_indices = np.full(bounds[-1], 7, np.int64 if wide else indices.dtype)
-        largest = gather(values, indices, starts, bounds, out_values, out_indices)
-        assert largest == (indices[where].max() if len(where) else 0)
-        for out, source in ((out_values, values), (out_indices, indices)):
-            np.testing.assert_array_equal(out[3:], source[where])
-            assert (out[:3] == 7).all()
 
 
 @given(
