@@ -34,19 +34,17 @@ def check_ranges(
             f"{where}: range [{starts[bad]}, {stops[bad]}) is not within [0, {spec.length}]"
         )
     expected = (total, *spec.item_shape)
-    if not _holds(out.dtype, spec.dtype) or out.shape != expected:
+    stored = spec.dtype
+    fits = out.dtype == stored or (
+        stored.kind in "iu" and out.dtype.kind in "iu" and np.can_cast(stored, out.dtype, "safe")
+    )
+    if not fits or out.shape != expected:
         raise OutputError(
-            f"{where}: out must be {spec.dtype} of shape {expected}, "
+            f"{where}: out must be {stored} of shape {expected}, "
             f"not {out.dtype} of shape {out.shape}"
         )
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise OutputError(f"{where}: out must be C-contiguous and writable")
-
-
-def _holds(dtype: np.dtype[Any], stored: np.dtype[Any]) -> bool:
-    if dtype == stored:
-        return True
-    return stored.kind in "iu" and dtype.kind in "iu" and np.can_cast(stored, dtype, "safe")
 
 
 def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:

@@ -104,7 +104,7 @@ class Inventory:
     def spec(self, name: str) -> ArraySpec:
         """The specification of one array; ArrayNotFoundError names those there are."""
         try:
-            return self.arrays[name]
+            return self.contents.arrays[name]
         except KeyError:
             known = ", ".join(sorted(self.arrays)) or "none"
             raise ArrayNotFoundError(

@@ -110,11 +110,11 @@ def plan(
     rows
         Positions, int64.
     """
-    name = prefix + INDPTR
-    bounds = np.empty(2 * len(rows), store.spec(name).dtype)
+    name, arrays = prefix + INDPTR, store.contents.arrays
+    bounds = np.empty(2 * len(rows), arrays[name].dtype)
     store.read_ranges(name, rows, rows + 2, bounds)
     starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
-    nnz = store.spec(prefix + DATA).length
+    nnz = arrays[prefix + DATA].length
     if len(rows) and (int((stops - starts).min()) < 0 or int(stops.max()) > nnz):
         bad = int(np.argmax((stops < starts) | (stops > nnz)))
         raise ArchiveFormatError(
@@ -145,16 +145,16 @@ def read(
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(stops - starts, out=indptr[1:])
     total = int(indptr[-1])
-    data = recycled.empty(total, store.spec(prefix + DATA).dtype)
-    indices = recycled.empty(total, index_dtype or store.spec(prefix + INDICES).dtype)
+    values, ids = (store.contents.arrays[prefix + name] for name in (DATA, INDICES))
+    data = recycled.empty(total, values.dtype)
+    indices = recycled.empty(total, index_dtype or ids.dtype)
     parts = [(prefix + DATA, data), (prefix + INDICES, indices)]
     if concurrently and total >= MANY_VALUES:
         for_each(lambda part: store.read_ranges(part[0], starts, stops, part[1]), parts)
     else:
         for name, out in parts:
             store.read_ranges(name, starts, stops, out)
-    below = store.spec(prefix + INDICES).below
-    return SparseRows(data, indices, indptr, None if below is None else below - 1)
+    return SparseRows(data, indices, indptr, None if ids.below is None else ids.below - 1)
 
 
 def row_spans(

@@ -11,7 +11,7 @@ from scdl.archive import csr
 from scdl.archive.requests import Request
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
-from storage_backends.compute.threads import both
+from storage_backends.compute.threads import for_each
 
 
 class Lookup(NamedTuple):
@@ -98,12 +98,12 @@ def _copy(request: Request, index_dtype: np.dtype[Any], *, concurrently: bool) -
     indices = recycled.empty(total, index_dtype)
     out = np.empty(0, matrices.index_dtype), data.view(_bits(data)), indices
     if not concurrently or total < csr.MANY_VALUES:
-        largest = kernels.copy_rows(rows, indptr, *out)
-        return csr.SparseRows(data, indices, indptr, int(largest))
+        return csr.SparseRows(data, indices, indptr, int(kernels.copy_rows(rows, indptr, *out)))
     half = len(rows) // 2
     one, other = (rows[:half], indptr[: half + 1], *out), (rows[half:], indptr[half:], *out)
-    largest = max(both(kernels.copy_rows, one, other))
-    return csr.SparseRows(data, indices, indptr, int(largest))
+    largest: list[np.uint64] = []
+    for_each(lambda part: largest.append(kernels.copy_rows(*part)), [one, other])
+    return csr.SparseRows(data, indices, indptr, int(max(largest)))
 
 
 def read_mapped_rows(

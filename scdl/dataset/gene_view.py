@@ -84,13 +84,9 @@ class GeneView(CellReader):
 
     # -- what it holds ---------------------------------------------------------------------
 
-    @property
+    @cached_property
     def info(self) -> Info:
         """One block, of the vocabulary's genes."""
-        return self._info
-
-    @cached_property
-    def _info(self) -> Info:
         source = self._cells.info
         return replace(source, blocks=(Block(source.n_obs, len(self._space.names)),))
 

@@ -36,7 +36,7 @@ VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Attributes that opening makes, and those that are read on first use; pickles go without them.
-_OPENED = ("_store", "_info", "_matrices")
+_OPENED = ("_store", "info", "_matrices")
 _READ = ("graph", "_graphs", "_graph_matrices", "_var", "_obs", "gene_spaces")
 
 
@@ -63,7 +63,7 @@ class OpenedArchive(CellReader):
         info = Info.of(store)
         matrix = StoredMatrix.of(store, is_sorted=info.is_sorted)
         self._store: ArrayStore = store
-        self._info = info
+        self.info = info
         self._matrices = Matrices.of(matrix, info.max_n_vars)
 
     def select_matrix(self, matrix: str) -> Self:
@@ -121,11 +121,6 @@ class OpenedArchive(CellReader):
 
     # -- reading ---------------------------------------------------------------------------
 
-    @property
-    def info(self) -> Info:
-        """Feature blocks, and what the archive says of itself."""
-        return self._info
-
     def _request(self, at: NDArray[np.int64]) -> Request:
         return Request(self._matrices, np.zeros(len(at), np.int64), at)
 
@@ -162,7 +157,7 @@ class OpenedArchive(CellReader):
                 "the archive is damaged, convert the source again"
             )
         columns = indices[start:stop]
-        if self._info.is_sorted or bool((columns[1:] > columns[:-1]).all()):
+        if self.info.is_sorted or bool((columns[1:] > columns[:-1]).all()):
             return data[start:stop], columns
         return super()._row(index)
 
@@ -170,18 +165,18 @@ class OpenedArchive(CellReader):
 
     @cached_property
     def _var(self) -> VarFeatures:
-        return VarFeatures(self._store, self._info, self._var_index_names)
+        return VarFeatures(self._store, self.info, self._var_index_names)
 
     @cached_property
     def _obs(self) -> ObsFeatures | None:
         if OBS not in self._store.tables:
             return None
-        return ObsFeatures(self._store, self._info, self._obs_index_names)
+        return ObsFeatures(self._store, self.info, self._obs_index_names)
 
     @cached_property
     def gene_spaces(self) -> NDArray[np.int64]:
         """Gene space of each feature block, as the archive says or as the names of genes are."""
-        return spaces_of(self._store, self._info)
+        return spaces_of(self._store, self.info)
 
     def var_features(self) -> VarFeatures:
         """Columns of var by cell."""

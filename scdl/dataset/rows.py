@@ -54,10 +54,8 @@ class RowReader(ABC):
     :meth:`_request` and :meth:`_vectors`.
     """
 
-    @property
-    @abstractmethod
-    def info(self) -> Info:
-        """Blocks of cells and their genes."""
+    #: Feature blocks, and what the archives say of themselves.
+    info: Info
 
     def read_rows(
         self,

@@ -98,21 +98,20 @@ class RowReader:
             if mask:
                 return False  # a filter was left out for this chunk
 
-        def place(group: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], NDArray[Any]]:
-            kept = {}
+        kept = {}
+
+        def place(group: Sequence[tuple[int, ...]]) -> None:
             for offset in group:
                 chunk = self._last[offset] if offset in self._last else self._inflate(raw[offset])
                 self._place(chunk, offset, out, start, stop)
                 if offset[0] == last_row:
                     kept[offset] = chunk
-            return kept
 
         # Several groups a thread, so that all end at about the same time.
         step = -(-len(offsets) // (4 * threads.n_threads()))
         groups = [offsets[i : i + step] for i in range(0, len(offsets), step)]
-        placed = [threads.submit(place, group) for group in groups]
-        kept = [future.result() for future in placed]
-        self._last = {offset: chunk for found in kept for offset, chunk in found.items()}
+        threads.for_each(place, groups)
+        self._last = kept
         return True
 
     def _inflate(self, raw: bytes) -> NDArray[Any]:

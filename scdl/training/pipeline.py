@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from scdl.kernels import hashing
 from scdl.training.assembly import Assembly
 from scdl.training.epochs import Epoch, Stretch
 from storage_backends.compute.caching import cached_property
-from storage_backends.compute.threads import ahead
+from storage_backends.compute.threads import ahead, pool_of
 
 #: Cells that one task of a thread takes, if batches are smaller.
 _TASK_CELLS = 512
@@ -107,19 +107,14 @@ class Pipeline:
     def __iter__(self) -> Generator[Any]:
         # A read of chunks has threads of its own; two at a time only wait for each other.
         chunks = self._reads_chunks
-        pool = ThreadPoolExecutor(self.threads, THREADS)
-        reader = ThreadPoolExecutor(1, f"{THREADS}-reader") if chunks else pool
-        try:
+        with (
+            pool_of(self.threads, THREADS) as pool,
+            pool_of(1, THREADS) if chunks else nullcontext(pool) as reader,
+        ):
             windows = self.run.windows(self.window if chunks else _WINDOW_CELLS)
             # While chunks are read the next ones are planned in any case.
             planned = ahead(pool, (partial(self._plan, w) for w in windows), 0 if chunks else 1)
             yield from self._made(itertools.chain.from_iterable(planned), reader, pool)
-        finally:
-            # The garbage collector may close this on one of these threads, which cannot join
-            # itself.
-            is_own = threading.current_thread().name.startswith(THREADS)
-            for executor in {reader, pool}:
-                executor.shutdown(wait=not is_own, cancel_futures=True)
 
     def _made(
         self, stretches: Iterable[Stretch], reader: ThreadPoolExecutor, pool: ThreadPoolExecutor

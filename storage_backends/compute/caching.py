@@ -74,22 +74,32 @@ class Lazily(Mapping[str, _T]):
 
 
 class Recent(Generic[_K, _V]):
-    """Things by their keys, of which the `most` that were used last stay.
+    """Values by key, of which those used last stay.
 
-    Threads share it without a lock, which a fork could inherit locked. Each method of OrderedDict
-    is atomic under the GIL as long as no value is destroyed in it. Two threads may both compute a
-    missing value; the first stored wins.
+    Threads share it without a lock: a fork could inherit a lock locked, and garbage collected under
+    a lock may end threads that wait for it. Each method of OrderedDict is atomic under the GIL as
+    long as no value is destroyed in it. Two threads may both compute a missing value; the first
+    stored wins.
+
+    Parameters
+    ----------
+    most
+        Values that stay; or, with `size`, their size.
+    size
+        Size of a value, such as its bytes.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, size: Callable[[_V], int] | None = None) -> None:
+        self._most, self._size = most, size
         self._kept: OrderedDict[_K, _V] = OrderedDict()
+        #: About the size of all values; threads may overwrite each other's sums.
+        self._total = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: _K) -> _V | None:
-        """What is kept, or None."""
+        """The value of a key, or None."""
         kept = self._kept
         found = kept.get(key)
         if found is not None:
@@ -99,14 +109,29 @@ class Recent(Generic[_K, _V]):
         return found
 
     def keep(self, key: _K, made: _V) -> _V:
-        """Keep what was made, unless another thread was faster; gives what is kept."""
+        """Store a value unless another thread was faster; returns the stored one."""
         kept = self._kept
         found = kept.setdefault(key, made)
+        if self._size is not None:
+            self._total += self._size(made) if found is made else 0
+            if self._total > self._most:
+                self._shrink(kept, self._size)
+            return found
         while len(kept) > self._most:
             with suppress(KeyError):
                 kept.popitem(last=False)
         return found
 
+    def _shrink(self, kept: OrderedDict[_K, _V], size: Callable[[_V], int]) -> None:
+        """Let go of an eighth more than must be, so that this happens rarely."""
+        total = sum(map(size, list(kept.values())))
+        while total > self._most - self._most // 8:
+            try:
+                total -= size(kept.popitem(last=False)[1])
+            except KeyError:
+                break
+        self._total = total
+
     def clear(self) -> None:
         """Let go of everything."""
-        self._kept = OrderedDict()
+        self._kept, self._total = OrderedDict(), 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache
-from queue import SimpleQueue
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -70,17 +70,6 @@ def submit(function: Callable[..., _T], *arguments: Any) -> Future[_T]:
     return done
 
 
-def both(function: Callable[..., _T], one: Sequence[Any], other: Sequence[Any]) -> tuple[_T, _T]:
-    """Call a function twice at the same time; neither call goes on when this returns or raises."""
-    first = submit(function, *one)
-    try:
-        second = function(*other)
-        return first.result(), second
-    finally:
-        if not (first.done() or first.cancel()):
-            wait([first])
-
-
 def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
     """Call a function with every item, in several threads; the first error is raised.
 
@@ -107,12 +96,25 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
         raise failure
 
 
+@contextmanager
+def pool_of(n: int, name: str, **options: Any) -> Iterator[ThreadPoolExecutor]:
+    """Threads whose names begin with `name`; leaving cancels what has not begun, and waits."""
+    pool = ThreadPoolExecutor(n, name, **options)
+    try:
+        yield pool
+    finally:
+        # The garbage collector may leave this on one of these threads, which cannot join itself.
+        is_own = threading.current_thread().name.startswith(name)
+        pool.shutdown(wait=not is_own, cancel_futures=True)
+
+
 def ahead(
     pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], _T]], n_ahead: int
 ) -> Iterator[_T]:
     """Results of tasks in their order, while at most `n_ahead` of the next ones are at work.
 
-    An exception in a task is raised where its result would have been given.
+    Tasks are drawn when there is room for them. An exception in a task is raised where its result
+    would have been returned.
     """
     futures: deque[Future[_T]] = deque()
     for task in tasks:
@@ -124,70 +126,28 @@ def ahead(
 
 
 def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
-    """Draw items in a thread, at most `depth` ahead of the consumer.
+    """Draw items in a thread, `depth` ahead of the consumer.
 
-    What the thread raises is raised here; leaving the loop early ends the thread.
+    An exception of the iterator is raised here; leaving the loop early ends the thread.
     """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    left = threading.Event()
-
-    def put(item: tuple[bool, Any]) -> bool:
-        while not left.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def draw() -> None:
-        try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
-            put((False, error))
-
-    thread = threading.Thread(target=draw, name="scdl-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if more:
-                yield item
-            elif item is not None:
-                raise item
-            else:
+    iterator, end = iter(items), object()
+    with pool_of(1, "scdl-prefetch") as pool:
+        for item in ahead(pool, itertools.repeat(partial(next, iterator, end)), depth):
+            if item is end:
                 return
-    finally:
-        left.set()
-        # The garbage collector may close this on the thread itself, which cannot join itself.
-        if thread is not threading.current_thread():
-            thread.join()
+            yield item
 
 
 def in_parallel(
     function: Callable[[_T], Any], items: Iterable[_T], n: int
 ) -> Iterator[tuple[_T, Any]]:
-    """Call a function with every item, at most `n` at once; each item with its result, as they end.
+    """Call a function with every item, `n` at once; each item with its result, in their order.
 
-    Items are taken when there is a thread for them.
+    The threads take no others to help them. Items are drawn when there is room for them.
     """
-    ended: SimpleQueue[Future[Any]] = SimpleQueue()
-    with ThreadPoolExecutor(n, "scdl-verify", initializer=work_alone) as pool:
-        running: dict[Future[Any], _T] = {}
-        try:
-            for item in items:
-                begun = pool.submit(function, item)
-                running[begun] = item
-                begun.add_done_callback(ended.put)
-                if len(running) == 2 * n:
-                    future = ended.get()
-                    yield running.pop(future), future.result()
-            while running:
-                future = ended.get()
-                yield running.pop(future), future.result()
-        finally:
-            for future in running:
-                future.cancel()
+
+    def call(item: _T) -> tuple[_T, Any]:
+        return item, function(item)
+
+    with pool_of(n, "scdl-verify", initializer=work_alone) as pool:
+        yield from ahead(pool, (partial(call, item) for item in items), 2 * n)

@@ -160,13 +160,9 @@ class MemmapStore(DirectoryStore):
             raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
         return self._mapped
 
-    @property
+    @cached_property
     def contents(self) -> Contents:
         self._opened()
-        return self._contents
-
-    @cached_property
-    def _contents(self) -> Contents:
         obs = ["obs"] if self._obs_directory else []
         names = [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
         schemas = Lazily(self, names, lambda store, name: store._table(name).schema)
@@ -234,6 +230,7 @@ class MemmapStore(DirectoryStore):
 
     def close(self) -> None:
         self._mapped = None
+        self.__dict__.pop("contents", None)
         # Not emptied: who is reading goes on with what is of this archive.
         self._parquet, self._held = {}, {}
 

@@ -40,7 +40,7 @@ from storage_backends.errors import COPY_AGAIN, ArchiveClosedError, ArchiveForma
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
 from storage_backends.zarr.chunks.files import Files, LocalFiles
-from storage_backends.zarr.chunks.reading import ChunkCache, ZarrArray
+from storage_backends.zarr.chunks.reading import ZarrArray, chunk_cache
 from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.layout import MATRIX_PARTS
@@ -76,7 +76,7 @@ class ZarrStore(DirectoryStore):
         self._files = files
         #: Bytes of all files; where nobody lists them, as many as anything may claim.
         self._stored = cache(lambda: files.total("") or 1 << 62)
-        self._cache = ChunkCache(CACHE_BYTES)
+        self._cache = chunk_cache(CACHE_BYTES)
         self._closed = False
         self._ours: Mapping[str, Any] = {}
         self._nodes: dict[str, Node] = {}
@@ -292,13 +292,9 @@ class ZarrStore(DirectoryStore):
         if self._closed:
             raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
 
-    @property
+    @cached_property
     def contents(self) -> Contents:
         self._opened()
-        return self._contents
-
-    @cached_property
-    def _contents(self) -> Contents:
         schemas = Lazily(self, self._table_paths, lambda store, name: store._table(name).schema)
         return Contents(self._specs, schemas, MappingProxyType(self._attrs))
 
@@ -329,11 +325,12 @@ class ZarrStore(DirectoryStore):
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
-        check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
+        spec = self.spec(name)
+        check_ranges(f"{self.path}: {name}", spec, starts, stops, out)
         array = self._arrays[name]
-        # Some signed ones stand for the unsigned.
-        own = out.view(array.spec.dtype) if out.dtype == self.spec(name).dtype else out
-        array.read(starts, stops, own)
+        # uint64 may be stored as int64, which has the same bits.
+        same = out.dtype == spec.dtype
+        array.read(starts, stops, out.view(array.spec.dtype) if same else out)
 
     def chunk_length(self, name: str) -> int:
         self.spec(name)
@@ -521,5 +518,6 @@ class ZarrStore(DirectoryStore):
 
     def close(self) -> None:
         self._closed = True
+        self.__dict__.pop("contents", None)
         self._cache.clear()
         self._files.close()

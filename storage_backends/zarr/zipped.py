@@ -22,11 +22,11 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from storage_backends.capabilities import Examination, Finding, Piece
+from storage_backends.compute.caching import Recent
 from storage_backends.directory.content import Content
 from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, one_line
 from storage_backends.zarr.chunks.files import Pieces
-from storage_backends.zarr.chunks.reading import ChunkCache
 from storage_backends.zarr.claims import bounded
 from storage_backends.zarr.detection import METADATA_FILES, zipped_root
 
@@ -67,7 +67,7 @@ class ZippedFiles:
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = MappedFile(path)
-        self._unpacked = ChunkCache(_UNPACKED_BYTES)
+        self._unpacked = Recent[str, NDArray[np.uint8]](_UNPACKED_BYTES, lambda data: data.nbytes)
         try:
             with zipfile.ZipFile(path) as archive:
                 found = archive.infolist()
@@ -116,11 +116,8 @@ class ZippedFiles:
             return None
         if member.method == zipfile.ZIP_STORED:
             return self._stored(key, member)
-        unpacked = self._unpacked.get((key, 0))
-        if unpacked is None:
-            unpacked = self._unpack(key, member)
-            self._unpacked.put((key, 0), unpacked)
-        return unpacked
+        unpacked = self._unpacked.get(key)
+        return self._unpacked.keep(key, self._unpack(key, member)) if unpacked is None else unpacked
 
     def _stored(self, key: str, member: _Member) -> NDArray[np.uint8]:
         """The bytes of a file as they stand in the zip file."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec
+from storage_backends.compute.caching import Recent
 from storage_backends.compute.threads import for_each, n_threads
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
@@ -32,70 +28,36 @@ _GROUP_CHUNKS = 32
 _GROUP_BYTES = 1 << 22
 
 
-class ChunkCache:
-    """Decoded chunks that were used last, bounded in bytes; any threads may use it."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.begin()
-        _caches.add(self)
-
-    def begin(self) -> None:
-        """Be as new."""
-        self._bytes = 0
-        self._chunks: OrderedDict[tuple[str, int], NDArray[Any]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[str, int]) -> NDArray[Any] | None:
-        """A chunk, or None."""
-        with self._lock:
-            chunk = self._chunks.get(key)
-            if chunk is not None:
-                self._chunks.move_to_end(key)
-            return chunk
-
-    def put(self, key: tuple[str, int], chunk: NDArray[Any]) -> None:
-        """Keep a chunk, and let go of those not used for longest."""
-        with self._lock:
-            if key in self._chunks:
-                return
-            self._chunks[key] = chunk
-            self._bytes += chunk.nbytes
-            while self._bytes > self.limit:
-                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        """Forget all chunks."""
-        with self._lock:
-            self._chunks.clear()
-            self._bytes = 0
+#: Decoded chunks of an archive that were used last, by array and number.
+ChunkCache = Recent[tuple[str, int], NDArray[Any]]
 
 
-_caches: WeakSet[ChunkCache] = WeakSet()
-
-
-def _begin_fork() -> None:
-    """A fork has none of the threads that may hold a lock, or be about to change what it guards."""
-    for cache in _caches:
-        cache.begin()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_fork)
+def chunk_cache(nbytes: int) -> ChunkCache:
+    """A cache of decoded chunks of so many bytes."""
+    return Recent(nbytes, lambda chunk: chunk.nbytes)
 
 
 class Chunks(ABC):
-    """Some rising chunks of an array, which any threads may decode."""
+    """Some rising chunks of an array, whose bytes are being read; any threads may decode them."""
 
     def place(
         self,
         start: int,
+        stop: int,
         memory: NDArray[Any],
-        part: ChunkPlan,
+        plan: ChunkPlan,
         bound: Bound,
         out: NDArray[Any],
     ) -> bool:
-        """Copy pieces of the chunks from `start` on to `out`; False where it cannot be done so."""
+        """Copy pieces of chunks ``[start, stop)`` to `out`; False where decode() has to do it.
+
+        Parameters
+        ----------
+        memory
+            Holds one decoded chunk.
+        plan
+            The pieces of all of the chunks.
+        """
         return False
 
     @abstractmethod
@@ -130,8 +92,8 @@ class DirectReader(ChunkReader):
         self.dtype = chain.stored
 
     def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
-        pieces, there = self._grid.locate(chunks)
-        return _Fetched(self, chunks, there, self._files.fetch(pieces))
+        pieces, written = self._grid.locate(chunks)
+        return _Fetched(self, chunks, written, self._files.fetch(pieces))
 
 
 class _Fetched(Chunks):
@@ -141,52 +103,55 @@ class _Fetched(Chunks):
         self,
         reader: DirectReader,
         chunks: NDArray[np.int64],
-        there: NDArray[np.bool_],
+        written: NDArray[np.bool_],
         content: Content,
     ) -> None:
         self._reader, self._chunks, self._content = reader, chunks, content
         # Chunks of nothing but fill values need not have been written.
-        self._there = None if there.all() else there
+        self._written = None if written.all() else written
 
     def place(
         self,
         start: int,
+        stop: int,
         memory: NDArray[Any],
-        part: ChunkPlan,
+        plan: ChunkPlan,
         bound: Bound,
         out: NDArray[Any],
     ) -> bool:
-        if self._there is not None:
+        if self._written is not None:
             return False
-        with self._located(start):
-            content = self._content.part(start, start + len(part.chunks))
-            return self._reader.chain.place(content, memory, part, bound, out)
+        try:
+            return self._reader.chain.place(self._content, start, stop, memory, plan, bound, out)
+        except DamagedChunkError as error:
+            raise self._damage(error, 0) from error
 
     def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
-        with self._located(start):
-            if self._there is None:
-                self._reader.chain.decode(self._content.part(start, stop), out)
+        first, last = start, stop
+        if self._written is not None:
+            first, last = int(self._written[:start].sum()), int(self._written[:stop].sum())
+        content = self._content.part(first, last)
+        try:
+            if self._written is None:
+                self._reader.chain.decode(content, out)
                 return
-            first, last = int(self._there[:start].sum()), int(self._there[:stop].sum())
             out[:] = self._reader.fill
             if first < last:
-                found = np.empty((last - first, *out.shape[1:]), out.dtype)
-                self._reader.chain.decode(self._content.part(first, last), found)
-                out[self._there[start:stop]] = found
-
-    @contextmanager
-    def _located(self, start: int) -> Iterator[None]:
-        """Say of an error where it is."""
-        where = self._reader.where
-        try:
-            yield
+                decoded = np.empty((last - first, *out.shape[1:]), out.dtype)
+                self._reader.chain.decode(content, decoded)
+                out[self._written[start:stop]] = decoded
         except MissingCodecError as error:
-            raise MissingCodecError(f"{where}: {error}") from error
+            raise MissingCodecError(f"{self._reader.where}: {error}") from error
         except DamagedChunkError as error:
-            chunks = self._chunks if self._there is None else self._chunks[self._there]
-            raise ArchiveFormatError(
-                f"{where}: chunk {chunks[start + error.position]} is damaged: {error}; {COPY_AGAIN}"
-            ) from error
+            raise self._damage(error, first) from error
+
+    def _damage(self, error: DamagedChunkError, first: int) -> ArchiveFormatError:
+        """The error, with the number of the chunk in the array."""
+        chunks = self._chunks if self._written is None else self._chunks[self._written]
+        number = chunks[first + error.position]
+        return ArchiveFormatError(
+            f"{self._reader.where}: chunk {number} is damaged: {error}; {COPY_AGAIN}"
+        )
 
 
 class ZarrArray:
@@ -231,15 +196,20 @@ class ZarrArray:
             return
         todo = plan(starts * self._width, stops * self._width, self._chunk_length)
         numbers = out.reshape(-1)
-        for first in range(0, len(todo.chunks), _WINDOW_CHUNKS):
-            self._read_window(todo.part(first, first + _WINDOW_CHUNKS), numbers)
+        if self._reader.dtype == out.dtype:
+            # As bits: one kernel for each item size, and NaNs stay exactly what they are.
+            numbers = numbers.view(f"u{out.itemsize}")
+        n = len(todo.chunks)
+        if n <= _FEW_CHUNKS:
+            self._read_few(todo, numbers)
+        elif n <= _WINDOW_CHUNKS:
+            self._read_many(todo, numbers)
+        else:
+            for first in range(0, n, _WINDOW_CHUNKS):
+                self._read_many(todo.part(first, first + _WINDOW_CHUNKS), numbers)
 
-    def _read_window(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
-        if len(todo.chunks) > _FEW_CHUNKS:
-            # Large reads go past the cache: they would push out what small ones come back to, and
-            # decoding into memory that a core has just used is faster.
-            self._decode(todo, out, keep=False)
-            return
+    def _read_few(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
+        """Read chunks by the cache, since small reads come back to the same chunks."""
         missing = []
         for i, number in enumerate(todo.chunks.tolist()):
             chunk = self._cache.get((self._name, number))
@@ -247,59 +217,60 @@ class ZarrArray:
                 missing.append(i)
             else:
                 self._place(chunk, todo.part(i, i + 1), out)
-        # Neighbours of what was found are decoded together.
-        for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if missing else ():
-            self._decode(todo.part(int(run[0]), int(run[-1]) + 1), out, keep=True)
+        if not missing:
+            return
+        chunks = self._reader.fetch(todo.chunks[missing])
 
-    def _decode(self, todo: ChunkPlan, out: NDArray[Any], *, keep: bool) -> None:
-        n = len(todo.chunks)
+        def decode(position: int) -> None:
+            part = todo.part(missing[position], missing[position] + 1)
+            chunk = np.empty((1, self._chunk_length), self._reader.dtype)
+            chunks.decode(position, position + 1, chunk)
+            self._cache.keep((self._name, int(part.chunks[0])), chunk[0])
+            self._place(chunk[0], part, out)
+
+        for_each(decode, range(len(missing)))
+
+    def _read_many(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
+        """Read chunks past the cache, which so many would empty.
+
+        Decoding into memory that a core has just used is faster, too.
+        """
+        n, threads = len(todo.chunks), n_threads()
         chunks = self._reader.fetch(todo.chunks)
-        # A thread has to wait for the interpreter between any two groups.
-        threads, most = n_threads(), _GROUP_CHUNKS
+        # Threads wait for the interpreter between groups.
+        most = _GROUP_CHUNKS
         if threads == 1:
             most = max(most, _GROUP_BYTES // (self._chunk_length * self._reader.dtype.itemsize))
         group = max(1, min(most, -(-n // threads)))
 
-        def work(first: int) -> None:
-            part = todo.part(first, first + group)
-            one = self._memory(1)[0]
-            bits = _bits(one) if one.dtype == out.dtype else one
-            if not keep and chunks.place(first, bits, part, self.bound, self._as_stored(out)):
-                return
-            memory = self._memory(group)[: len(part.chunks)]
-            chunks.decode(first, first + len(memory), memory)
-            self._place(memory.reshape(-1), part, out)
-            if keep:
-                for number, chunk in zip(part.chunks.tolist(), memory, strict=True):
-                    self._cache.put((self._name, number), chunk.copy())
+        def place(start: int) -> None:
+            stop = min(start + group, n)
+            memory = _as_bits(self._memory(), out)
+            if not chunks.place(start, stop, memory, todo, self.bound, out):
+                decoded = np.empty((stop - start, self._chunk_length), self._reader.dtype)
+                chunks.decode(start, stop, decoded)
+                self._place(decoded.reshape(-1), todo.part(start, stop), out)
 
-        firsts = range(0, n, group)
-        if len(firsts) == 1:
-            work(0)
-        else:
-            for_each(work, firsts)
+        for_each(place, range(0, n, group))
 
-    def _as_stored(self, out: NDArray[Any]) -> NDArray[Any]:
-        """The output as bits where chunks have its type: one kernel an item size, exact NaNs."""
-        return _bits(out) if self._reader.dtype == out.dtype else out
-
-    def _memory(self, chunks: int) -> NDArray[Any]:
-        """Memory of this thread, which its next group overwrites."""
-        memory: NDArray[Any] | None = getattr(self._scratch, "memory", None)
-        if memory is None or len(memory) < chunks:
-            memory = np.empty((chunks, self._chunk_length), self._reader.dtype)
-            self._scratch.memory = memory
+    def _memory(self) -> NDArray[Any]:
+        """Memory of this thread for one chunk."""
+        if not hasattr(self._scratch, "memory"):
+            self._scratch.memory = np.empty(self._chunk_length, self._reader.dtype)
+        memory: NDArray[Any] = self._scratch.memory
         return memory
 
     def _place(self, chunks: NDArray[Any], part: ChunkPlan, out: NDArray[Any]) -> None:
+        """Copy pieces of decoded chunks, which follow one another."""
         where = part.positions(self._chunk_length), part.targets, part.lengths
-        bits = _bits(chunks) if chunks.dtype == out.dtype else chunks
-        if not place(bits, *where, self.bound, self._as_stored(out)):
+        if not place(_as_bits(chunks, out), *where, self.bound, out):
             raise ArchiveFormatError(
                 f"{self._where}: one of its chunks {part.chunks.tolist()} holds a gene that is not "
                 f"below {self.bound.below}; convert the source again"
             )
 
 
-def _bits(numbers: NDArray[Any]) -> NDArray[Any]:
-    return numbers.view(f"u{numbers.itemsize}")
+def _as_bits(chunks: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
+    """Decoded numbers as bits where the output is one of bits, see :meth:`ZarrArray.read`."""
+    is_bits = out.dtype.kind == "u" and chunks.itemsize == out.itemsize
+    return chunks.view(out.dtype) if is_bits else chunks

@@ -17,22 +17,24 @@ from numpy.typing import NDArray
 
 from storage_backends.compute.jit import intrinsic, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, c_function
-from storage_backends.zarr.plan import Bound, ChunkPlan, place
+from storage_backends.zarr.plan import Bound, place
 
 #: Returned where every chunk is sound; else the position of the first that is not.
 SOUND = -1
 #: Added to a position where the checksum was right, and what it covers is damaged all the same.
 UNFIT = 1 << 32
+#: Added to a position where the chunk is one for the package to decode.
+UNKNOWN = 1 << 33
 
 _BLOSC_HEADER_BYTES = 16
 
 
 #: ``int blosc_decompress_ctx(const void *src, void *dest, size_t destsize, int threads)``
-_BLOSC_DECOMPRESS = c_function("numcodecs.blosc", "blosc_decompress_ctx")
+BLOSC_DECOMPRESS = c_function("numcodecs.blosc", "blosc_decompress_ctx")
 #: ``uint32_t crc32c_value(const uint8_t *data, size_t length)``
 CRC32C = c_function("google_crc32c._crc32c", "crc32c_value")
 
-AVAILABLE = bool(_BLOSC_DECOMPRESS and CRC32C)
+AVAILABLE = bool(BLOSC_DECOMPRESS and CRC32C)
 
 _BYTE = ir.IntType(8).as_pointer()
 
@@ -114,45 +116,13 @@ def _check(function: int, addresses: NDArray[np.int64], lengths: NDArray[np.int6
     return SOUND
 
 
-def decode_blosc(content: Content, out: NDArray[Any], *, delta: bool) -> tuple[int, str]:
-    """Check and decompress Blosc frames with checksums into the rows of `out`.
+def problem_at(found: int) -> tuple[int, str] | None:
+    """The position of a damaged chunk and what is wrong with it, from what a kernel returned.
 
-    Parameters
-    ----------
-    delta
-        Whether the numbers are differences to those before.
-
-    Returns
-    -------
-    position, problem
-        Of the first chunk that is damaged; SOUND and nothing where none is.
+    None where the chunk is not damaged, but one for the package to decode.
     """
-    functions = CRC32C, _BLOSC_DECOMPRESS
-    return problem_at(_decode_blosc(*functions, content.addresses, content.lengths, delta, out))
-
-
-def place_blosc(
-    content: Content,
-    memory: NDArray[Any],
-    part: ChunkPlan,
-    bound: Bound,
-    out: NDArray[Any],
-    *,
-    delta: bool,
-) -> tuple[int, str]:
-    """As :func:`decode_blosc`, one after the other into `memory`, and copy pieces to `out`."""
-    return problem_at(
-        _place_blosc(
-            CRC32C, _BLOSC_DECOMPRESS, content.addresses, content.lengths, memory, delta,
-            part.bounds, part.sources, part.targets, part.lengths, bound, out,
-        )
-    )  # fmt: skip
-
-
-def problem_at(found: int) -> tuple[int, str]:
-    """What a compiled loop found: the position of a chunk, and what is wrong with it."""
-    if found == SOUND:
-        return SOUND, ""
+    if found >= UNKNOWN:
+        return None
     problem = "its checksum is wrong" if found < UNFIT else "it does not hold what it should"
     return found % UNFIT, problem
 
@@ -181,14 +151,30 @@ def _unpack(
 
 
 @kernel
-def _decode_blosc(
+def decode_blosc(
     crc32c: int,
     decompress: int,
+    delta: bool,
     addresses: NDArray[np.int64],
     lengths: NDArray[np.int64],
-    delta: bool,
     out: NDArray[Any],
 ) -> int:
+    """Check and decompress Blosc frames with checksums into the rows of `out`.
+
+    Parameters
+    ----------
+    crc32c, decompress
+        :data:`CRC32C` and :data:`BLOSC_DECOMPRESS`.
+    delta
+        Whether the numbers are differences to those before.
+    addresses, lengths
+        Of the frames.
+
+    Returns
+    -------
+    int
+        SOUND, or see :func:`problem_at`.
+    """
     for i in range(len(addresses)):
         found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, out[i])
         if found != SOUND:
@@ -197,13 +183,15 @@ def _decode_blosc(
 
 
 @kernel
-def _place_blosc(
+def place_blosc(
     crc32c: int,
     decompress: int,
+    delta: bool,
     addresses: NDArray[np.int64],
     lengths: NDArray[np.int64],
+    start: int,
+    stop: int,
     memory: NDArray[Any],
-    delta: bool,
     bounds: NDArray[np.int64],
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
@@ -211,7 +199,18 @@ def _place_blosc(
     bound: Bound,
     out: NDArray[Any],
 ) -> int:
-    for i in range(len(addresses)):
+    """As :func:`decode_blosc`, chunks ``[start, stop)`` in turn into `memory`, and copy pieces.
+
+    Parameters
+    ----------
+    memory
+        As long as a chunk.
+    bounds, sources, targets, piece_lengths
+        Those of a :class:`~storage_backends.zarr.plan.ChunkPlan`.
+    bound, out
+        As for :func:`~storage_backends.zarr.plan.place`.
+    """
+    for i in range(start, stop):
         found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, memory)
         if found != SOUND:
             return i + found

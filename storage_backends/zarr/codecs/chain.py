@@ -69,7 +69,11 @@ class Chain:
         self._delta = any(c["name"] == "numcodecs.delta" for c in codecs)
         self._serializer = next(c for c in codecs if c["name"] in _SERIALIZERS)
         self._compressors = [c for c in codecs if c["name"] in _COMPRESSORS]
-        self._names = [c["name"] for c in (self._serializer, *self._compressors)]
+        names = [c["name"] for c in (self._serializer, *self._compressors)]
+        self._is_blosc = native.AVAILABLE and names == ["bytes", "blosc", "crc32c"]
+        self._is_pcodec = native.AVAILABLE and names == ["numcodecs.pcodec", "crc32c"]
+        #: Whether compiled code decodes it: the numbers are of the kind that scdl writes.
+        self._is_pcodec_of_ours = self._is_pcodec and stored == pcodec.DTYPE and not self._delta
 
     @classmethod
     def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> Self | None:
@@ -102,49 +106,53 @@ class Chain:
             data = _COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data
 
-    @property
-    def _is_blosc(self) -> bool:
-        return native.AVAILABLE and self._names == ["bytes", "blosc", "crc32c"]
-
-    @property
-    def _is_pcodec(self) -> bool:
-        return native.AVAILABLE and self._names == ["numcodecs.pcodec", "crc32c"]
-
-    @property
-    def _is_pcodec_of_ours(self) -> bool:
-        """Whether compiled code decodes what scdl writes."""
-        return self._is_pcodec and self.stored == pcodec.DTYPE and not self._delta
-
     def place(
         self,
         content: Content,
+        start: int,
+        stop: int,
         memory: NDArray[Any],
-        part: ChunkPlan,
+        plan: ChunkPlan,
         bound: Bound,
         out: NDArray[Any],
     ) -> bool:
-        """Decompress chunks one after the other into `memory` and copy pieces of them to `out`.
+        """Decompress chunks ``[start, stop)`` in turn into `memory` and copy pieces to `out`.
 
         Returns
         -------
         bool
-            Whether this could be done, in compiled code.
+            Whether this could be done, in compiled code; if not, `out` is to be filled otherwise.
         """
-        found = None
+        pieces = plan.bounds, plan.sources, plan.targets, plan.lengths
+        where = content.addresses, content.lengths, start, stop, memory, *pieces, bound, out
         if self._is_blosc:
-            found = native.place_blosc(content, memory, part, bound, out, delta=self._delta)
+            found = native.place_blosc(native.CRC32C, native.BLOSC_DECOMPRESS, self._delta, *where)
         elif self._is_pcodec_of_ours:
-            found = pcodec.place(content, memory, part, bound, out)
-        return _sound(found)
+            found = pcodec.place(native.CRC32C, *where)
+        else:
+            return False
+        return found == native.SOUND or _raise_damage(found)
 
     def decode(self, content: Content, out: NDArray[Any]) -> None:
         """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk."""
+        addresses, lengths, _ = content
         if self._is_blosc:
             unsigned = out.view(f"u{out.itemsize}")
-            _sound(native.decode_blosc(content, unsigned, delta=self._delta))
+            found = native.decode_blosc(
+                native.CRC32C,
+                native.BLOSC_DECOMPRESS,
+                self._delta,
+                addresses,
+                lengths,
+                unsigned,
+            )
+            if found != native.SOUND:
+                _raise_damage(found)
             return
-        if self._is_pcodec_of_ours and _sound(pcodec.decode(content, out)):
-            return
+        if self._is_pcodec_of_ours:
+            found = pcodec.decode(native.CRC32C, addresses, lengths, out)
+            if found == native.SOUND or _raise_damage(found):
+                return
         if self._is_pcodec:
             position = native.check(content)
             if position != native.SOUND:
@@ -178,14 +186,12 @@ def decompress(data: bytes, codecs: Sequence[Codec], most: int) -> bytes:
     return data
 
 
-def _sound(found: tuple[int, str] | None) -> bool:
-    """Raise for a damaged chunk; False where nothing was found out."""
-    if found is None:
-        return False
-    position, problem = found
-    if position != native.SOUND:
-        raise DamagedChunkError(position, problem)
-    return True
+def _raise_damage(found: int) -> bool:
+    """Raise for a damaged chunk; False where the chunk is one for the package."""
+    problem = native.problem_at(found)
+    if problem is not None:
+        raise DamagedChunkError(*problem)
+    return False
 
 
 @kernel

@@ -16,26 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
-from storage_backends.directory.content import CHECKSUM_BYTES, Content
+from storage_backends.directory.content import CHECKSUM_BYTES
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.bit_lanes import LANES
 from storage_backends.zarr.codecs.blosc import (
-    CRC32C,
     SOUND,
     UNFIT,
+    UNKNOWN,
     byte_at,
     is_intact,
     leading_zeros,
-    problem_at,
     word_at,
 )
-from storage_backends.zarr.plan import Bound, ChunkPlan
+from storage_backends.zarr.plan import Bound
 from storage_backends.zarr.plan import place as place_pieces
 
 #: Type of the numbers that are decoded here.
 DTYPE = np.dtype(np.uint16)
-#: Added to a position where the chunk is one for the package.
-_UNKNOWN = 1 << 33
 
 _UINT16_CODE = 7
 _BATCH = 256
@@ -54,44 +51,13 @@ _BYTE = np.uint64(0xFF)
 _MIDDLE = np.uint64(1 << 15)
 
 
-def place(
-    content: Content,
-    memory: NDArray[np.uint16],
-    part: ChunkPlan,
-    bound: Bound,
-    out: NDArray[Any],
-) -> tuple[int, str] | None:
-    """Check and decode chunks one after the other into `memory`, and copy pieces to `out`.
-
-    Returns
-    -------
-    position, problem
-        Of the first chunk that is damaged; SOUND and nothing where none is. None where a chunk is
-        one for the package; then `out` is not to be used.
-    """
-    found = int(
-        _place(
-            CRC32C, content.addresses, content.lengths, memory, part.bounds, part.sources,
-            part.targets, part.lengths, bound, out,
-        )
-    )  # fmt: skip
-    return _problem(found)
-
-
-def decode(content: Content, out: NDArray[np.uint16]) -> tuple[int, str] | None:
-    """As :func:`place`, whole chunks into the rows of `out`."""
-    return _problem(int(_decode(CRC32C, content.addresses, content.lengths, out)))
-
-
-def _problem(found: int) -> tuple[int, str] | None:
-    return None if found >= _UNKNOWN else problem_at(found)
-
-
 @kernel
-def _place(
+def place(
     crc32c: int,
     addresses: NDArray[np.int64],
     lengths: NDArray[np.int64],
+    start: int,
+    stop: int,
     memory: NDArray[np.uint16],
     bounds: NDArray[np.int64],
     sources: NDArray[np.int64],
@@ -100,8 +66,12 @@ def _place(
     bound: Bound,
     out: NDArray[Any],
 ) -> _Int:
+    """Check and decode chunks ``[start, stop)`` in turn into `memory`, and copy pieces to `out`.
+
+    Parameters and result are those of :func:`~storage_backends.zarr.codecs.blosc.place_blosc`.
+    """
     states, bins, offsets = _scratch()
-    for i in range(len(addresses)):
+    for i in range(start, stop):
         size = lengths[i] - CHECKSUM_BYTES
         if not is_intact(crc32c, addresses[i], size):
             return i
@@ -117,12 +87,13 @@ def _place(
 
 
 @kernel
-def _decode(
+def decode(
     crc32c: int,
     addresses: NDArray[np.int64],
     lengths: NDArray[np.int64],
     out: NDArray[np.uint16],
 ) -> _Int:
+    """Check and decode whole chunks into the rows of `out`; the result is that of :func:`place`."""
     states, bins, offsets = _scratch()
     for i in range(len(addresses)):
         size = lengths[i] - CHECKSUM_BYTES
@@ -172,11 +143,11 @@ def _decode_file(
     """
     head = _head_bytes(address, size)
     if head < 0:
-        return _UNKNOWN
+        return UNKNOWN
     where, size = address + head, size - head
     start = _bits(where, size, 0)
     if start & np.uint64(0xFF) != np.uint64(_UINT16_CODE):
-        return _UNKNOWN
+        return UNKNOWN
     if np.int64((start >> np.uint64(8)) & np.uint64(0xFFFFFF)) + 1 != len(out):
         return UNFIT
     settings = _bits(where, size, 32)
@@ -184,10 +155,10 @@ def _decode_file(
     # Differences of the first order, and no second variable that has some.
     first_order = (settings >> np.uint64(8)) & np.uint64(15) == _ONE
     if mode != np.uint64(0) or delta > _ONE or (delta == _ONE and not first_order):
-        return _UNKNOWN
+        return UNKNOWN
     n_moments = np.int64(delta)
     if len(out) <= n_moments:
-        return _UNKNOWN
+        return UNKNOWN
     position, size_log = _read_bins(where, size, 40 + 4 * n_moments, states, bins)
     if position < 0:
         return UNFIT

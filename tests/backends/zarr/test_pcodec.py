@@ -21,7 +21,7 @@ from storage_backends.compute import jit
 from storage_backends.directory.content import Content, checksum
 from storage_backends.zarr.codecs import bit_lanes, blosc
 from storage_backends.zarr.codecs import pcodec as _pcodec
-from storage_backends.zarr.plan import Bound, plan
+from storage_backends.zarr.plan import Bound, ChunkPlan, plan
 
 pcodec = pytest.importorskip("pcodec")
 standalone = pytest.importorskip("pcodec.standalone")
@@ -63,10 +63,25 @@ def content(files: list[bytes]) -> Content:
     return Content(addresses, np.array([len(owner) for owner in owners], np.int64), owners)
 
 
+def problem(found: int) -> tuple[int, str] | None:
+    """What a kernel found; SOUND and nothing where it decoded all."""
+    return (blosc.SOUND, "") if found == blosc.SOUND else blosc.problem_at(found)
+
+
+def decode(read: Content, out: np.ndarray) -> tuple[int, str] | None:
+    return problem(_pcodec.decode(blosc.CRC32C, read.addresses, read.lengths, out))
+
+
+def placed(read: Content, memory: Any, todo: ChunkPlan, bound: Bound, out: np.ndarray) -> Any:
+    pieces = todo.bounds, todo.sources, todo.targets, todo.lengths
+    where = read.addresses, read.lengths, 0, len(todo.chunks)
+    return problem(_pcodec.place(blosc.CRC32C, *where, memory, *pieces, bound, out))
+
+
 def decoded(data: bytes, n: int) -> tuple[Any, np.ndarray]:
     """What the decoder says, and its output; nothing beside that may change."""
     guarded = np.full((3, n), 4_711, np.uint16)
-    found = _pcodec.decode(content([data]), guarded[1:2])
+    found = decode(content([data]), guarded[1:2])
     assert (guarded[[0, 2]] == 4_711).all()
     return found, guarded[1]
 
@@ -118,16 +133,16 @@ def test_pieces_of_many_chunks() -> None:
     for mapping, dtype in ((None, np.float32), (None, np.uint16), (table, np.int32)):
         out = np.zeros(len(expected), dtype)
         read = content([files[i] for i in todo.chunks])
-        assert _pcodec.place(read, memory, todo, Bound.of(mapping=mapping), out) == (
+        assert placed(read, memory, todo, Bound.of(mapping=mapping), out) == (
             blosc.SOUND,
             "",
         )
         np.testing.assert_array_equal(out, expected if mapping is None else table[expected])
     # A number beyond the table, in the third of the chunks that are read.
     out = np.zeros(len(expected), np.int32)
-    found = _pcodec.place(read, memory, todo, Bound.of(mapping=table[: values.max()]), out)
+    found = placed(read, memory, todo, Bound.of(mapping=table[: values.max()]), out)
     assert found == (2, "it does not hold what it should")
-    assert _pcodec.place(read, memory, todo, Bound.of(int(values.max())), out) == found
+    assert placed(read, memory, todo, Bound.of(int(values.max())), out) == found
 
 
 @given(st.sampled_from(["counts", "rising", "any"]), st.integers(0, 1), st.data())
@@ -151,7 +166,7 @@ def test_a_wrong_checksum_is_found() -> None:
     flipped[20] ^= 1
     read.addresses[1] = flipped.ctypes.data
     out = np.empty((2, N), np.uint16)
-    assert _pcodec.decode(read, out) == (1, "its checksum is wrong")
+    assert decode(read, out) == (1, "its checksum is wrong")
 
 
 @pytest.mark.skipif(not bit_lanes.IS_KNOWN, reason="the processor has no AVX-512")
@@ -211,7 +226,7 @@ def test_nothing_behind_a_file_is_read(kind: str, order: int) -> None:
         ctypes.memmove(end - len(data), data, len(data))
         read = Content(np.array([end - len(data)]), np.array([len(data)]), memory)
         out = np.empty((1, n), np.uint16)
-        assert _pcodec.decode(read, out) == (blosc.SOUND, "")
+        assert decode(read, out) == (blosc.SOUND, "")
         np.testing.assert_array_equal(out[0], numbers(kind, n, n))
 
 
