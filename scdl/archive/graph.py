@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive import csr
-from scdl.archive.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array, graph_keys
+from scdl.archive.elements import graph_keys
+from scdl.archive.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array
 from scdl.errors import NeighborError
 from storage_backends.base import ArrayStore
 

@@ -19,9 +19,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,77 +64,6 @@ def graph_array(key: str, part: str) -> str:
 def obsm_array(key: str) -> str:
     """Name of the array of dense vectors `key`."""
     return f"obsm/{key}"
-
-
-class Kind(Enum):
-    """What an element of an archive is stored as."""
-
-    #: A cells x cells matrix by rows: three arrays below ``graphs/<key>``.
-    GRAPH = "graph"
-    #: Another sparse matrix: three arrays below its name.
-    SPARSE = "sparse"
-    #: One array.
-    DENSE = "dense"
-    #: What a backend keeps whole.
-    OTHER = "other"
-
-
-class Held(NamedTuple):
-    """An element of an archive.
-
-    Attributes
-    ----------
-    kind
-        What it is stored as.
-    array
-        Name of its array, or what stands before the names of its three arrays.
-    """
-
-    kind: Kind
-    array: str = ""
-
-
-def held(store: ArrayStore) -> dict[str, Held]:
-    """Everything that an archive holds besides its matrix and tables, by the name in an AnnData.
-
-    What an array is follows from what it is a part of, and never from how its name ends: a dense
-    layer may be called ``data``.
-    """
-    graphs = (n.removeprefix("graphs/").rpartition("/")[0] for n in store.arrays if _of_graph(n))
-    found = {f"obsp/{key}": Held(Kind.GRAPH, graph_array(key, "")) for key in graphs}
-    for name in store.sparse:
-        if not _of_graph(name):
-            found[name] = Held(Kind.SPARSE, f"{name}/")
-    prefixes = ["", *(element.array for element in found.values())]
-    parts = {prefix + part for prefix in prefixes for part in MATRIX}
-    for name in store.arrays:
-        if name not in parts and not _of_graph(name):
-            found[name] = Held(Kind.DENSE, name)
-    for name in store.elements:
-        found.setdefault(name, Held(Kind.OTHER))
-    return found
-
-
-def _of_graph(name: str) -> bool:
-    return name.startswith("graphs/")
-
-
-def graph_keys(store: ArrayStore) -> list[str]:
-    """Keys of the graphs of an archive."""
-    return _keys(store, Kind.GRAPH, "obsp/")
-
-
-def dense_vectors(store: ArrayStore) -> list[str]:
-    """Keys of the dense vectors of an archive."""
-    return _keys(store, Kind.DENSE, "obsm/")
-
-
-def _keys(store: ArrayStore, kind: Kind, prefix: str) -> list[str]:
-    return [
-        name.removeprefix(prefix)
-        for name, element in held(store).items()
-        if element.kind is kind and name.startswith(prefix)
-    ]
 
 
 def smallest_unsigned(largest: int) -> np.dtype[Any]:

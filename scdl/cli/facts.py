@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scdl.archive.schema import DATA, INDEX, MATRIX, dense_vectors, graph_keys, held
+from scdl.archive.elements import dense_vectors, elements_of, graph_keys
+from scdl.archive.schema import DATA, INDEX, MATRIX
 from scdl.collection.collection import SingleCellCollection
 from scdl.collection.paths import has_manifest, is_collection
 from scdl.dataset.dataset import SingleCellDataset
@@ -81,7 +82,7 @@ def _of_archive(path: str) -> Facts:
     facts += [("obsm", key) for key in dense_vectors(store)]
     told = {*(f"obsp/{key}" for key in graph_keys(store))}
     told |= {f"obsm/{key}" for key in dense_vectors(store)}
-    facts += [("element", name) for name in held(store) if name not in told]
+    facts += [("element", name) for name in elements_of(store) if name not in told]
     for name, spec in store.arrays.items():
         how = store.describe(name)
         share = f", {sizes[name] / spec.nbytes:.1%} of memmap" if how and spec.nbytes else ""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive.elements import dense_vectors
 from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.gene_space import numbered
 from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Request, is_cold
-from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, dense_vectors, obsm_array
+from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
 from scdl.collection.members import Members, MemberTables
 from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES

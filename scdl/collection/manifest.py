@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from scdl.archive.elements import graph_keys
 from scdl.archive.features import block_space_key
 from scdl.archive.gene_space import table_hash
-from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, graph_keys, var_table
+from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, var_table
 from scdl.collection.paths import MANIFEST
 from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends.base import DTYPES, ArrayStore

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scdl.archive import csr
+from scdl.archive.elements import Kind, elements_of, graph_keys
 from scdl.archive.schema import (
     DATA,
     INDEX,
@@ -20,10 +21,7 @@ from scdl.archive.schema import (
     MATRIX,
     OBS,
     Info,
-    Kind,
     graph_array,
-    graph_keys,
-    held,
     var_table,
 )
 from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource
@@ -142,7 +140,7 @@ def check_copied(
 def _left_out(store: ArrayStore, copy: ArrayStore) -> str:
     """Names of what there is no place for in an archive of several, or was not alike in all."""
     # By name: an element may be kept in another form.
-    missing = [*sorted(held(store).keys() - held(copy).keys()), *store.unread]
+    missing = [*sorted(elements_of(store).keys() - elements_of(copy).keys()), *store.unread]
     return f"left out: {', '.join(missing)}" if missing else ""
 
 
@@ -241,7 +239,7 @@ def _bits(values: pa.Array) -> pa.Array:
 
 
 def _of_dense(store: ArrayStore, copy: ArrayStore, start: int) -> str:
-    for name, element in held(store).items():
+    for name, element in elements_of(store).items():
         if element.kind is not Kind.DENSE:
             continue
         spec = store.spec(name)
@@ -255,7 +253,7 @@ def _of_dense(store: ArrayStore, copy: ArrayStore, start: int) -> str:
 
 def _of_sparse(store: ArrayStore, copy: ArrayStore) -> str:
     """Sparse matrices besides, which only the copy of a single archive has."""
-    for name, element in held(store).items():
+    for name, element in elements_of(store).items():
         if element.kind is Kind.SPARSE:
             dtype = copy.spec(f"{name}/{DATA}").dtype
             sums = [_sums(_rows_of(side, name), dtype) for side in (store, copy)]

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
+from scdl.archive.elements import Kind, dense_vectors, elements_of, graph_keys
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.schema import (
     DATA,
@@ -21,11 +22,7 @@ from scdl.archive.schema import (
     INDPTR,
     OBS,
     Info,
-    Kind,
-    dense_vectors,
     graph_array,
-    graph_keys,
-    held,
     obsm_array,
     smallest_unsigned,
     var_table,
@@ -205,7 +202,7 @@ def _tell_losses(
     """
     told = [f"{name} is left out: such an archive has no place of that name" for name in refused]
     unread = dict.fromkeys(name for store in stores for name in store.unread)
-    elements = {name: element for store in stores for name, element in held(store).items()}
+    elements = {name: element for store in stores for name, element in elements_of(store).items()}
     if vectors is None:
         elements, vectors = {}, ()
     for name, element in elements.items():

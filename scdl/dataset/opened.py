@@ -9,20 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive import csr
+from scdl.archive.elements import dense_vectors, graph_keys
 from scdl.archive.features import ObsFeatures, VarFeatures, spaces_of
 from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Matrices, Request, StoredMatrix
-from scdl.archive.schema import (
-    DATA,
-    INDICES,
-    INDPTR,
-    OBS,
-    Info,
-    dense_vectors,
-    graph_array,
-    graph_keys,
-    obsm_array,
-)
+from scdl.archive.schema import DATA, INDICES, INDPTR, OBS, Info, graph_array, obsm_array
 from scdl.dataset import summary
 from scdl.dataset.documented import Row
 from scdl.dataset.reader import CellReader

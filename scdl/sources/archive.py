@@ -10,19 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from scdl.archive.elements import dense_vectors, elements_of, graph_keys
 from scdl.archive.frames import frame_of, table_of
-from scdl.archive.schema import (
-    DATA,
-    MATRIX,
-    OBS,
-    Info,
-    dense_vectors,
-    graph_array,
-    graph_keys,
-    held,
-    obsm_array,
-    var_table,
-)
+from scdl.archive.schema import DATA, MATRIX, OBS, Info, graph_array, obsm_array, var_table
 from scdl.archive.tables import NoTable, StoredTable
 from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
@@ -87,7 +77,7 @@ class Elements:
 
     def names(self) -> list[str]:
         """Every element, those of the schema first."""
-        return list(dict.fromkeys([OBS, self.genes, self.info.element, *held(self.store)]))
+        return list(dict.fromkeys([OBS, self.genes, self.info.element, *elements_of(self.store)]))
 
     def sparse(self, name: str) -> tuple[str, Sparse] | None:
         """What stands before the names of a sparse element's arrays, and its shape."""

@@ -11,20 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive import csr
+from scdl.archive.elements import Kind, dense_vectors, elements_of
 from scdl.archive.features import spaces_of
-from scdl.archive.schema import (
-    DATA,
-    INDEX,
-    INDICES,
-    INDPTR,
-    OBS,
-    Info,
-    Kind,
-    dense_vectors,
-    held,
-    obsm_array,
-    var_table,
-)
+from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR, OBS, Info, obsm_array, var_table
 from scdl.errors import ScdlError
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Finding
@@ -109,7 +98,7 @@ def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:
     n_obs = info.n_obs
     genes = [(block.stop, block.n_vars) for block in info.blocks]
     yield _Matrix("", n_obs, genes, info.is_sorted)
-    for name, element in held(store).items():
+    for name, element in elements_of(store).items():
         if element.kind is Kind.GRAPH:
             yield _Matrix(element.array, n_obs, [(n_obs, n_obs)])
         elif element.kind is Kind.SPARSE:
@@ -121,7 +110,7 @@ def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:
 def _prefixes(store: ArrayStore) -> list[str]:
     """What stands before the names of the arrays of every sparse matrix."""
     sparse = (Kind.GRAPH, Kind.SPARSE)
-    return ["", *(e.array for e in held(store).values() if e.kind in sparse)]
+    return ["", *(e.array for e in elements_of(store).values() if e.kind in sparse)]
 
 
 def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:

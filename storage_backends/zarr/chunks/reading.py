@@ -16,7 +16,8 @@ from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.shards import ShardedChunks
-from storage_backends.zarr.codecs.chain import Chain, DamagedChunkError
+from storage_backends.zarr.codecs.chain import Chain
+from storage_backends.zarr.codecs.encodings import DamagedChunkError
 from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
 
 #: Compressed chunks held at once while one read goes on.

@@ -20,7 +20,7 @@ from zarr.core.sync import sync
 from storage_backends.compute.claims import BYTES_PER_BYTE, FREE_BYTES
 from storage_backends.compute.jit import kernel
 from storage_backends.errors import one_line
-from storage_backends.zarr.codecs import chain
+from storage_backends.zarr.codecs import encodings
 from storage_backends.zarr.codecs.profiles import Codec
 from storage_backends.zarr.nodes import Node
 
@@ -44,7 +44,7 @@ def reader(array: zarr.Array[Any]) -> Callable[[int, int], pa.Array]:
     if grid is None or grid.per_shard or len(node.shape) != 1:
         return partial(_through_zarr, array)
     serializer, *compressors = grid.codecs
-    if serializer["name"] != _SERIALIZER or not chain.can_decompress(compressors):
+    if serializer["name"] != _SERIALIZER or not encodings.can_decompress(compressors):
         return partial(_through_zarr, array)
     return partial(_directly, array, compressors)
 
@@ -103,7 +103,7 @@ def _decoded(data: bytes, compressors: Sequence[Codec], rows: int) -> pa.Array:
     """The strings in the bytes of a chunk."""
     import pyarrow as pa
 
-    data = chain.decompress(data, compressors, FREE_BYTES + BYTES_PER_BYTE * len(data))
+    data = encodings.decompress(data, compressors, FREE_BYTES + BYTES_PER_BYTE * len(data))
     count = int.from_bytes(data[:LENGTH_BYTES], "little")
     if count != rows or len(data) < LENGTH_BYTES * (rows + 1):
         raise ValueError(f"expected {rows:,} strings, found {count:,} in {len(data):,} bytes")

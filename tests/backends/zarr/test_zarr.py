@@ -30,7 +30,7 @@ from scdl.errors import (
     ScdlError,
     SourceError,
 )
-from storage_backends.zarr.codecs import chain
+from storage_backends.zarr.codecs import encodings
 from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.store import ZarrStore
 
@@ -350,7 +350,7 @@ def test_gzip_of_several_members() -> None:
     """One after the other is one text, as gzip has it; cut, or too long, it is an error."""
     codec = [{"name": "gzip", "configuration": {}}]
     data = gzip.compress(b"first ") + gzip.compress(b"second")
-    assert chain.decompress(data, codec, 12) == b"first second"
+    assert encodings.decompress(data, codec, 12) == b"first second"
     for bad, most in ((data, 11), (data[:-1], 12), (gzip.compress(b"x"), 0)):
         with pytest.raises(ArchiveFormatError):
-            chain.decompress(bad, codec, most)
+            encodings.decompress(bad, codec, most)

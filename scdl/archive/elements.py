@@ -1,0 +1,80 @@
+"""What an archive holds besides its matrix and tables."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from scdl.archive.schema import MATRIX, graph_array
+from storage_backends.base import ArrayStore
+
+
+class Kind(Enum):
+    """What an element of an archive is stored as."""
+
+    #: A cells x cells matrix by rows: three arrays below ``graphs/<key>``.
+    GRAPH = "graph"
+    #: Another sparse matrix: three arrays below its name.
+    SPARSE = "sparse"
+    #: One array.
+    DENSE = "dense"
+    #: What a backend keeps whole.
+    OTHER = "other"
+
+
+class Element(NamedTuple):
+    """An element of an archive.
+
+    Attributes
+    ----------
+    kind
+        What it is stored as.
+    array
+        Name of its array, or what stands before the names of its three arrays.
+    """
+
+    kind: Kind
+    array: str = ""
+
+
+def elements_of(store: ArrayStore) -> dict[str, Element]:
+    """Everything that an archive holds besides its matrix and tables, by the name in an AnnData.
+
+    What an array is follows from what it is a part of, and never from how its name ends: a dense
+    layer may be called ``data``.
+    """
+    graphs = (n.removeprefix("graphs/").rpartition("/")[0] for n in store.arrays if _of_graph(n))
+    found = {f"obsp/{key}": Element(Kind.GRAPH, graph_array(key, "")) for key in graphs}
+    for name in store.sparse:
+        if not _of_graph(name):
+            found[name] = Element(Kind.SPARSE, f"{name}/")
+    prefixes = ["", *(element.array for element in found.values())]
+    parts = {prefix + part for prefix in prefixes for part in MATRIX}
+    for name in store.arrays:
+        if name not in parts and not _of_graph(name):
+            found[name] = Element(Kind.DENSE, name)
+    for name in store.elements:
+        found.setdefault(name, Element(Kind.OTHER))
+    return found
+
+
+def _of_graph(name: str) -> bool:
+    return name.startswith("graphs/")
+
+
+def graph_keys(store: ArrayStore) -> list[str]:
+    """Keys of the graphs of an archive."""
+    return _keys(store, Kind.GRAPH, "obsp/")
+
+
+def dense_vectors(store: ArrayStore) -> list[str]:
+    """Keys of the dense vectors of an archive."""
+    return _keys(store, Kind.DENSE, "obsm/")
+
+
+def _keys(store: ArrayStore, kind: Kind, prefix: str) -> list[str]:
+    return [
+        name.removeprefix(prefix)
+        for name, element in elements_of(store).items()
+        if element.kind is kind and name.startswith(prefix)
+    ]
