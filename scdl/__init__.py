@@ -13,7 +13,7 @@ from storage_backends import __version__ as __version__
 
 if TYPE_CHECKING:
     from scdl import errors as errors
-    from scdl.archive.graph import NeighborSamplingStrategy as NeighborSamplingStrategy
+    from scdl.archive.neighbor_choice import NeighborSamplingStrategy as NeighborSamplingStrategy
     from scdl.collection.collection import SingleCellCollection as SingleCellCollection
     from scdl.collection.verification import verify as verify
     from scdl.conversion.convert import convert as convert

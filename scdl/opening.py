@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from scdl.archive.graph import NeighborSamplingStrategy
+from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.collection.collection import SingleCellCollection
 from scdl.collection.manifest import is_archive

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import position
 from scdl.archive.frames import dtype_with_nulls, frame_of, with_values
-from scdl.archive.gene_space import numbered, space_key
+from scdl.archive.gene_names import numbered, space_key
 from scdl.archive.schema import INDEX, OBS, Info, names_of, var_table
 from scdl.errors import FeatureNotFoundError
 from storage_backends import __version__
@@ -158,7 +158,7 @@ def shared_var(store: TableReader, blocks: Iterable[int]) -> pa.Table:
 
 
 def block_space_key(store: TableReader, block: int) -> str:
-    """The :func:`~scdl.archive.gene_space.space_key` of a feature block."""
+    """The :func:`~scdl.archive.gene_names.space_key` of a feature block."""
     name = var_table(block)
     named = INDEX in store.table_schema(name).names
     return space_key(store.read_table(name, [INDEX] if named else None))

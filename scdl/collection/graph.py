@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive import csr
-from scdl.archive.graph import NeighborGraph, NeighborSamplingStrategy, NeighborStats, choose
+from scdl.archive.graph import NeighborGraph, NeighborStats
 from scdl.archive.joining import read_rows
+from scdl.archive.neighbor_choice import NeighborSamplingStrategy, choose
 from scdl.archive.requests import Matrices, Request
 from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES
 from scdl.collection.members import Members

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.elements import dense_vectors
 from scdl.archive.features import ObsFeatures, VarFeatures
-from scdl.archive.gene_space import numbered
+from scdl.archive.gene_names import numbered
 from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Request, is_cold
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array

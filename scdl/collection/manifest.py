@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from scdl.archive.elements import graph_keys
 from scdl.archive.features import block_space_key
-from scdl.archive.gene_space import table_hash
+from scdl.archive.gene_names import table_hash
 from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, var_table
 from scdl.collection.paths import MANIFEST
 from scdl.errors import ArchiveFormatError, CollectionError

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from scdl.archive.casting import common_dtype
-from scdl.archive.graph import NeighborSamplingStrategy
+from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.manifest import (

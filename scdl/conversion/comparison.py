@@ -25,7 +25,8 @@ from scdl.archive.schema import (
     var_table,
 )
 from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource
-from scdl.conversion.concatenation import clean_rows, is_kept
+from scdl.conversion.concatenation import clean_rows
+from scdl.conversion.losses import is_kept
 from scdl.conversion.tables import alike
 from scdl.errors import ArchiveChangedError, CollectionError
 from storage_backends import registry

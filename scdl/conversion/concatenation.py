@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
-from scdl.archive.elements import Kind, dense_vectors, elements_of, graph_keys
+from scdl.archive.elements import dense_vectors, graph_keys
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.schema import (
     DATA,
@@ -29,17 +28,15 @@ from scdl.archive.schema import (
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
+from scdl.conversion.losses import CHUNK_BYTES, begin_elements, graph_dtypes, report_losses
 from scdl.conversion.tables import United, write_var
-from scdl.errors import CollectionError, NeighborError, OutputError, ScdlWarning, SourceError
+from scdl.errors import NeighborError, SourceError
 from scdl.sources.archive import ArchiveSource
 from scdl.sources.matrices import Bounds
 from storage_backends.base import ArrayStore, ArrayWriter
 
 if TYPE_CHECKING:
     from scdl.dataset.reader import CellReader
-
-#: Bytes of stored values copied at once.
-CHUNK_BYTES = 10_485_760
 
 
 def concatenate(
@@ -93,8 +90,8 @@ def concatenate(
     whole = len(stores) == 1 and writer.keeps_elements and view is None
     vectors = [] if whole else _vectors(stores, infos)
     graphs = [] if whole else list(dict.fromkeys(key for s in stores for key in graph_keys(s)))
-    refused = _begin(stores, writer, vectors, graphs)
-    _tell_losses(stores, writer, None if whole else vectors, refused, lossless=lossless)
+    refused = begin_elements(stores, writer, vectors, graphs)
+    report_losses(stores, writer, None if whole else vectors, refused, lossless=lossless)
     caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     tables = _var_blocks(stores, infos) if view is None else _var_of(view)
@@ -153,96 +150,6 @@ def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
     return [name for name, kinds in shapes.items() if len(kinds) == 1]
 
 
-def _begin(
-    stores: Sequence[ArrayStore],
-    writer: ArrayWriter,
-    vectors: Sequence[str],
-    graphs: Sequence[str],
-) -> set[str]:
-    """Begin the arrays of vectors and graphs, also where there are no cells.
-
-    Returns
-    -------
-    set of str
-        Elements that cannot have their names in such an archive.
-    """
-    refused = set()
-    for name in vectors:
-        having = next(store for store in stores if name in store.arrays)
-        try:
-            writer.append(name, having.read(name, 0, 0))
-        except OutputError:
-            refused.add(name)
-    for key in graphs:
-        try:
-            for part, dtype in _graph_dtypes(key, stores, writer).items():
-                first = np.zeros(1 if part == INDPTR else 0, dtype)
-                writer.append(graph_array(key, part), first)
-        except OutputError:
-            refused.add(f"obsp/{key}")
-    return refused
-
-
-def _tell_losses(
-    stores: Sequence[ArrayStore],
-    writer: ArrayWriter,
-    vectors: Sequence[str] | None,
-    refused: Iterable[str],
-    *,
-    lossless: bool,
-) -> None:
-    """Warn of what cannot be joined, or not be kept; an error where nothing may be lost.
-
-    Parameters
-    ----------
-    vectors
-        Dense vectors that all have alike; None: all that is held is kept.
-    refused
-        Elements that such an archive cannot have.
-    """
-    told = [f"{name} is left out: such an archive has no place of that name" for name in refused]
-    unread = dict.fromkeys(name for store in stores for name in store.unread)
-    elements = {name: element for store in stores for name, element in elements_of(store).items()}
-    if vectors is None:
-        elements, vectors = {}, ()
-    for name, element in elements.items():
-        if element.kind is Kind.DENSE and name.startswith(obsm_array("")):
-            if name not in vectors:
-                told.append(f"{name} is left out: not all archives have it in one dtype and width")
-        elif element.kind is not Kind.GRAPH:
-            unread[name] = None
-    if unread:
-        told.insert(0, f"{', '.join(unread)} of the archives is left out")
-    if lossless:
-        if not writer.keeps_elements:
-            told += _rounded_weights(stores)
-        if told:
-            raise CollectionError(
-                f"{writer.path}: not all of the archives can be kept, which are to be removed "
-                f"({'; '.join(told)}); leave out destroy_on_copy"
-            )
-    for what in told:
-        warnings.warn(f"{writer.path}: {what}", ScdlWarning, stacklevel=5)
-
-
-def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:
-    """Graphs whose weights are not stored as they are where only the documented type is."""
-    for store in stores:
-        for key in graph_keys(store):
-            name = graph_array(key, DATA)
-            for start, stop in csr.spans(store.spec(name).length, CHUNK_BYTES):
-                if not is_kept(store.read(name, start, stop), GRAPH_DTYPES[DATA]):
-                    yield f"obsp/{key} of {store.path} would be rounded to {GRAPH_DTYPES[DATA]}"
-                    break
-
-
-def is_kept(values: NDArray[Any], dtype: DTypeLike) -> bool:
-    """Whether a type holds all of some values as they are."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        back = values.astype(dtype).astype(values.dtype)
-    return np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
-
-
 def _var_blocks(
     stores: Sequence[ArrayStore], infos: Sequence[Info]
 ) -> Iterator[tuple[pa.Table, int, str | None]]:
@@ -292,7 +199,7 @@ def _write_graph(
     if sum(info.n_obs for info in infos) > 1 << 32:
         raise NeighborError(f"{writer.path}: the graph {key!r} would have more than 2^32 cells")
     names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
-    weights = _graph_dtypes(key, stores, writer)[DATA]
+    weights = graph_dtypes(key, stores, writer)[DATA]
     first_row, first_value = 0, 0
     for store, info in zip(stores, infos, strict=True):
         n_values = 0
@@ -315,16 +222,6 @@ def _write_graph(
             writer.append(names[INDPTR], (ends + first_value).astype(GRAPH_DTYPES[INDPTR]))
         first_row += info.n_obs
         first_value += n_values
-
-
-def _graph_dtypes(
-    key: str, stores: Sequence[ArrayStore], writer: ArrayWriter
-) -> dict[str, np.dtype[Any]]:
-    """Types of the arrays of a graph: that of the weights is the documented one where it must."""
-    name = graph_array(key, DATA)
-    dtypes = [store.spec(name).dtype for store in stores if name in store.arrays]
-    weights = {DATA: np.result_type(*dtypes)} if writer.keeps_elements else {}
-    return {part: np.dtype(dtype) for part, dtype in {**GRAPH_DTYPES, **weights}.items()}
 
 
 def clean_rows(

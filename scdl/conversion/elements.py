@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR
 from scdl.archive.tables import ROWS_AT_ONCE
+from scdl.conversion.checked_readers import BoundedIndices, RisingOffsets
 from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, SourceError
 from scdl.sources.anndata_elements import is_taken
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, in_memory
@@ -229,8 +229,10 @@ def _write_sparse(
     is_csr = sparse.format == "csr"
     check_offsets(where, parts, sparse.shape[not is_csr], "rows" if is_csr else "columns")
     writer.write_sparse(name, sparse)
-    checks: dict[str, Reader] = {INDICES: _Inside(where, parts[INDICES], sparse.shape[is_csr])}
-    checks[INDPTR] = _Rising(where, parts[INDPTR])
+    checks: dict[str, Reader] = {
+        INDICES: BoundedIndices(where, parts[INDICES], sparse.shape[is_csr])
+    }
+    checks[INDPTR] = RisingOffsets(where, parts[INDPTR])
     for part, reader in parts.items():
         _copy(writer, f"{name}/{part}", checks.get(part, reader), bounds)
 
@@ -266,53 +268,6 @@ def _write_rows(
             writer.append(f"{name}/{part}", np.empty(0, dtypes[part]))
         for values in offsets.read(dtypes[INDPTR]):
             writer.append(f"{name}/{INDPTR}", values)
-
-
-class _Checked:
-    """Numbers as a reader, which checks them as they are read."""
-
-    item_shape: tuple[int, ...] = ()
-
-    def __init__(self, where: str, reader: Reader) -> None:
-        self._where, self._reader = where, reader
-        self.dtype = reader.dtype
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Numbers ``[start, stop)``."""
-        raise NotImplementedError
-
-
-class _Rising(_Checked):
-    """Offsets, which raise SourceError where they fall."""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        ahead = self._reader.read(max(start - 1, 0), stop)
-        if (ahead[1:] < ahead[:-1]).any():
-            raise SourceError(
-                f"{self._where}: its offsets fall between {start} and {stop}; it is damaged"
-            )
-        return ahead[start - max(start - 1, 0) :]
-
-
-class _Inside(_Checked):
-    """Indices, which raise SourceError for one outside."""
-
-    def __init__(self, where: str, reader: Reader, below: int) -> None:
-        super().__init__(where, reader)
-        self._below = below
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        found = self._reader.read(start, stop)
-        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < self._below:
-            outside = int(found.min()) if found.min() < 0 else int(found.max())
-            raise SourceError(
-                f"{self._where}: it has the index {outside}, expected [0, {self._below}); it is "
-                "damaged, or of other cells"
-            )
-        return found
 
 
 def _copy(writer: ArrayWriter, name: str, reader: Reader, bounds: Bounds) -> None:

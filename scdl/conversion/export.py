@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata.io import write_elem
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scdl.archive import csr
-from scdl.archive.features import shared_var, spaces_of
-from scdl.archive.frames import frame_of
-from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, OBS, Info, var_table
+from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info
 from scdl.conversion.convert import write_archive
+from scdl.conversion.exported_view import ArchiveView, blocks_of_one_space, index_dtype, readable
 from scdl.conversion.options import Settings
-from scdl.errors import ArchiveExistsError, PathError, ScdlWarning, SourceError
+from scdl.errors import ArchiveExistsError, PathError
 from scdl.sources.anndata_elements import writing_strings
-from scdl.sources.archive import ArchiveSource, Elements
+from scdl.sources.archive import ArchiveSource
 from storage_backends import other_formats
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Sparse
@@ -34,8 +30,6 @@ from storage_backends.paths import Path, absolute, is_url
 
 _AT_ONCE = 1 << 20
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
-#: Tables whose names of rows dataframes elsewhere have.
-_NAMED = {"obsm": OBS, "varm": "var", "raw/varm": "raw/var"}
 
 
 def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | None = 4) -> None:
@@ -83,7 +77,7 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
             f"{target}: something exists here already; give replace=True to replace it, or choose "
             "another path"
         )
-    view = _View(store)
+    view = ArchiveView(store)
     with refused_write(target):
         publication.require_parent(target)
         with publication.new_file(target) as part, h5py.File(part, "w") as file:
@@ -93,7 +87,7 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
 def _export_zarr(store: ArrayStore, target: str, *, replace: bool) -> None:
     """Write an archive as an AnnData in a Zarr store that every reader of Zarr v3 decodes."""
     info = Info.of(store)
-    blocks = _blocks_of_one_space(store, info, None)
+    blocks = blocks_of_one_space(store, info, None)
     sources = [ArchiveSource(store, info, block, None) for block in blocks]
     settings = Settings("zarr", None, {"compression": "portable"})
     write_archive(lambda stack: sources, target, settings, tqdm(disable=True), replace=replace)
@@ -101,7 +95,7 @@ def _export_zarr(store: ArrayStore, target: str, *, replace: bool) -> None:
 
 def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> anndata.AnnData:
     """Cells of an archive as an AnnData in memory; `rows` are positions, None: all."""
-    view = _View(store, rows)
+    view = ArchiveView(store, rows)
     parts: dict[str, dict[str, Any]] = {mapping: {} for mapping in (*_MAPPINGS, "raw")}
     others: dict[str, Any] = {}
     for name in view.names():
@@ -123,130 +117,7 @@ def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> annd
     return adata
 
 
-class _View(Elements):
-    """What an archive holds, in memory.
-
-    Parameters
-    ----------
-    rows
-        Cells to take; None: all.
-    """
-
-    def __init__(self, store: ArrayStore, rows: NDArray[np.int64] | None = None) -> None:
-        info = Info.from_attrs(store.attrs, store.path)
-        self._blocks = _blocks_of_one_space(store, info, rows)
-        super().__init__(store, info, self._blocks[0])
-        self.rows = rows
-        self._indexes: dict[str, pd.Index] = {}
-
-    def read(self, name: str) -> Any:
-        """An element, of the chosen cells."""
-        if name == OBS:
-            return self._obs()
-        if name == self.genes:
-            return frame_of(shared_var(self.store, self._blocks))
-        found = self.sparse(name)
-        by_cells = name == "raw/X" or name.startswith(("X", "layers/", "obsm/", "obsp/"))
-        rows = self.rows if by_cells else None
-        if found is not None and found[1].format == "csr":
-            at = np.arange(found[1].shape[0]) if rows is None else rows
-            n_columns = found[1].shape[1]
-            value: Any = _matrix(sp.csr_matrix, self.csr(name, at), (len(at), n_columns))
-        elif found is not None:
-            data, indices, indptr = (self.store.read(found[0] + part) for part in MATRIX)
-            parts = csr.SparseRows(data, indices, indptr)
-            value = _matrix(sp.csc_matrix, parts, found[1].shape)
-            value = value if rows is None else value[rows]
-        elif name in self.store.arrays:
-            value = self._dense(name, rows)
-        else:
-            value = self[name]
-            if rows is not None:
-                value = value.iloc[rows] if hasattr(value, "iloc") else value[rows]
-            if hasattr(value, "columns") and (named := _NAMED.get(name.rpartition("/")[0])):
-                # AnnData compares the types of names too.
-                value = value.set_axis(self._index_of(named), axis=0)
-        return value[:, rows] if rows is not None and name.startswith("obsp/") else value
-
-    def _index_of(self, table: str) -> pd.Index:
-        """Names of the chosen cells, or of genes."""
-        if table not in self._indexes:
-            self._indexes[table] = self.read(table).index
-        return self._indexes[table]
-
-    def _obs(self) -> pd.DataFrame:
-        if OBS not in self.store.tables:
-            names = range(self.info.n_obs) if self.rows is None else self.rows
-            return pd.DataFrame(index=[str(i) for i in names])
-        frame = frame_of(self.store.read_table(OBS))
-        return frame if self.rows is None else frame.iloc[self.rows]
-
-    def csr(self, name: str, rows: NDArray[np.int64]) -> csr.SparseRows:
-        """Rows of a sparse matrix that is stored by rows."""
-        found = self.sparse(name)
-        assert found is not None
-        values = csr.read(self.store, found[0], rows)
-        if self.is_sorted(name):
-            return values
-        return csr.clean(values, found[1].shape[1], self.store.path)
-
-    def _dense(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any]:
-        if rows is None:
-            return self.store.read(name)
-        spec = self.store.spec(name)
-        out = np.empty((len(rows), *spec.item_shape), spec.dtype)
-        self.store.read_ranges(name, rows, rows + 1, out)
-        return out
-
-
-def _blocks_of_one_space(
-    store: ArrayStore, info: Info, rows: NDArray[np.int64] | None
-) -> Sequence[int]:
-    """The feature blocks that some cells are of, at least one, all of the same genes.
-
-    Warns of columns of var in which they differ: an AnnData has one var.
-    """
-    stops = [block.stop for block in info.blocks]
-    taken: Sequence[int] = range(len(stops))
-    if len(stops) == 1:
-        return taken
-    if rows is not None:
-        taken = np.unique(np.searchsorted(stops, rows, side="right")).tolist() or [0]
-    if len(set(spaces_of(store, info)[np.array(taken)].tolist())) > 1:
-        raise SourceError(
-            f"{store.path}: its cells have different genes, in {len(stops)} feature blocks, and an "
-            "AnnData has one var; take the rows of one block, which end at "
-            f"{', '.join(map(str, stops))}, or bring them into one gene space with genes="
-        )
-    names = {name for i in taken for name in store.table_schema(var_table(i)).names}
-    lost = names - set(shared_var(store, taken).schema.names)
-    if lost:
-        warnings.warn(
-            f"{store.path}: columns of var that differ between the sources of its cells are left "
-            f"out: {', '.join(sorted(lost))}; var_features() has them for each cell",
-            ScdlWarning,
-            stacklevel=4,
-        )
-    return taken
-
-
-def _matrix(kind: Any, parts: csr.SparseRows, shape: tuple[int, int]) -> Any:
-    signed = _index_dtype(len(parts.data), shape)
-    data = parts.data.astype(_readable(parts.data.dtype), copy=False)
-    return kind((data, parts.indices.astype(signed), parts.indptr.astype(signed)), shape=shape)
-
-
-def _index_dtype(nnz: int, shape: tuple[int, int]) -> np.dtype[Any]:
-    """Scipy computes with signed indices only."""
-    return np.dtype(np.int64 if max(nnz, *shape) > np.iinfo(np.int32).max else np.int32)
-
-
-def _readable(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Scipy has no matrices of halves."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
-
-
-def _write(view: _View, file: h5py.File, options: dict[str, Any]) -> None:
+def _write(view: ArchiveView, file: h5py.File, options: dict[str, Any]) -> None:
     """Write every element, the large ones by blocks."""
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     for mapping in (*_MAPPINGS, "uns"):
@@ -279,7 +150,7 @@ def _mapping(group: h5py.Group, path: str) -> h5py.Group:
 
 
 def _write_sparse(
-    view: _View,
+    view: ArchiveView,
     file: h5py.File,
     name: str,
     prefix: str,
@@ -288,12 +159,14 @@ def _write_sparse(
 ) -> None:
     store = view.store
     group = file.create_group(name)
-    group.attrs.update({"encoding-type": f"{sparse.format}_matrix", "encoding-version": "0.1.0"})
+    group.attrs.update(
+        {"encoding-type": f"{sparse.format}scipy_matrix", "encoding-version": "0.1.0"}
+    )
     group.attrs["shape"] = np.array(sparse.shape, np.int64)
     lengths = {part: store.spec(prefix + part).length for part in MATRIX}
     dtypes = {
-        DATA: _readable(store.spec(prefix + DATA).dtype),
-        INDICES: _index_dtype(lengths[DATA], sparse.shape),
+        DATA: readable(store.spec(prefix + DATA).dtype),
+        INDICES: index_dtype(lengths[DATA], sparse.shape),
         INDPTR: np.dtype(np.int64),
     }
     sets = {part: _dataset(group, part, (lengths[part],), dtypes[part], options) for part in MATRIX}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scdl.archive import csr
 from scdl.archive.casting import DATA_DTYPES, Caster
 from scdl.archive.csr import SparseRows
-from scdl.archive.gene_space import gene_orders
+from scdl.archive.gene_names import gene_orders
 from scdl.archive.schema import (
     DATA,
     GRAPH_DTYPES,

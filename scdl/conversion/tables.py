@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from scdl.archive.gene_space import space_key
+from scdl.archive.gene_names import space_key
 from scdl.archive.schema import INDEX, NULLABLE, Block, var_table
 from scdl.archive.tables import ROWS_AT_ONCE, TableSource
 from scdl.errors import CastError, ScdlWarning

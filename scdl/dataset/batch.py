@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive.casting import held
-from scdl.archive.gene_space import check_one_space
+from scdl.archive.gene_names import check_one_space
 from scdl.archive.schema import check_columns
 from scdl.dataset import summary
 from scdl.errors import CastError, OptionError

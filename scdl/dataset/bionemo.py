@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import DTypeLike
 
-from scdl.archive.graph import NeighborSamplingStrategy
+from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl.archive.gene_space import check_one_space, numbered
+from scdl.archive.gene_names import check_one_space, numbered
 from scdl.dataset import tensors
 from scdl.dataset.batch import CellBatch, NeighborPair
 

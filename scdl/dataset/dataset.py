@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from numpy.typing import DTypeLike
 
 from scdl.archive import csr
-from scdl.archive.graph import NeighborSamplingStrategy
+from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError, OptionError

@@ -12,16 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures
-from scdl.archive.gene_space import (
-    BlockGenes,
-    Duplicates,
-    GeneSpace,
-    Missing,
-    gene_space,
-    names_hash,
-    numbered,
-    strings,
-)
+from scdl.archive.gene_names import names_hash, numbered, strings
+from scdl.archive.gene_space import BlockGenes, Duplicates, GeneSpace, Missing, gene_space
 from scdl.archive.gene_space import Genes as Genes
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.joining import Lookup, read_mapped_rows

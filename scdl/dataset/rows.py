@@ -13,7 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.frames import frame_of
-from scdl.archive.gene_space import check_one_space, is_own
+from scdl.archive.gene_names import check_one_space
+from scdl.archive.gene_space import is_own
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.joining import read_rows
 from scdl.archive.requests import Request

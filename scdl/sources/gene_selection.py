@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows
-from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space, strings
+from scdl.archive.gene_names import strings
+from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space
 from scdl.archive.schema import DATA, INDEX
 from scdl.errors import GeneError, OptionError, SourceError
 from scdl.sources.base import Source

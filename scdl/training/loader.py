@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from scdl.archive import csr
-from scdl.archive.gene_space import check_one_space, is_own
+from scdl.archive.gene_names import check_one_space
+from scdl.archive.gene_space import is_own
 from scdl.archive.schema import INDEX
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import LoaderError, OrderError, ResumeError

@@ -8,19 +8,17 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from storage_backends.base import DTYPES, ArraySpec
-from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
+from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import (
     ChunkCache,
-    ChunkReader,
-    Chunks,
     DirectReader,
     ZarrArray,
 )
 from storage_backends.zarr.chunks.shards import ShardedChunks
+from storage_backends.zarr.chunks.through_zarr import ZarrReader
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Codec
 
@@ -197,7 +195,7 @@ def array_of(
         raise ArchiveFormatError(f"{where}: it is not stored as archives are; convert it again")
     if grid is None or chain is None:
         rows = node.array.chunks[0]
-        return ZarrArray(where, name, spec, rows, _SlowReader(where, array_at(node), rows), cache)
+        return ZarrArray(where, name, spec, rows, ZarrReader(where, array_at(node), rows), cache)
     chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=complete)
     reader = DirectReader(where, files, chunks, chain, node.array.fill)
     return ZarrArray(where, name, spec, grid.chunk_rows, reader, cache)
@@ -273,36 +271,3 @@ def _codec_name(codec: Codec) -> str:
     if name == "pcodec":
         return f"pcodec {settings['level']}"
     return f"astype {settings['encode_dtype']}" if name == "astype" else name
-
-
-class _SlowReader(ChunkReader):
-    """Reads chunks through zarr-python: any codec, either format, any grid."""
-
-    def __init__(self, where: str, array: zarr.Array[Any], chunk_rows: int) -> None:
-        self._where, self._array, self._rows = where, array, chunk_rows
-        self.dtype = np.dtype(array.dtype).newbyteorder("=")
-
-    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
-        return _SlowChunks(self, chunks)
-
-    def read(self, chunk: int) -> NDArray[Any]:
-        """The numbers of a chunk, fewer at the end of the array."""
-        start = chunk * self._rows
-        try:
-            return np.asarray(self._array[start : start + self._rows])
-        except ScdlError:
-            raise
-        except Exception as error:
-            raise ArchiveFormatError(
-                f"{self._where}: zarr cannot read chunk {chunk}: {one_line(error)}"
-            ) from error
-
-
-class _SlowChunks(Chunks):
-    def __init__(self, reader: _SlowReader, chunks: NDArray[np.int64]) -> None:
-        self._reader, self._chunks = reader, chunks
-
-    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
-        for chunk, row in zip(self._chunks[start:stop].tolist(), out, strict=True):
-            values = self._reader.read(chunk)
-            row[: values.size] = values.reshape(-1)

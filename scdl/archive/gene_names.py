@@ -1,0 +1,108 @@
+"""Names of genes, compared between archives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.errors import GeneError
+from storage_backends.base import INDEX
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def strings(ids: pa.Array) -> pa.Array:
+    """Gene ids of any type as strings."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.dictionary_decode()
+    return ids.cast(pa.large_string())
+
+
+def names_hash(names: pa.ChunkedArray) -> str:
+    """A hash of gene names and their order."""
+    import pyarrow as pa
+
+    return table_hash(pa.table({"": strings(names.combine_chunks())}))
+
+
+def space_key(table: pa.Table) -> str:
+    """What var tables of one gene space have in common, and no others.
+
+    That is a hash of the gene names; of a table without names, of all that it holds.
+    """
+    return names_hash(table[INDEX]) if INDEX in table.schema.names else table_hash(table)
+
+
+def table_hash(table: pa.Table) -> str:
+    """A hash of a table: of its columns, their types and what is in them."""
+    import pyarrow as pa
+
+    table = table.replace_schema_metadata(None).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+
+
+def check_one_space(spaces: NDArray[np.int64], cells: str) -> None:
+    """GeneError where cells or feature blocks are of different gene spaces.
+
+    Parameters
+    ----------
+    spaces
+        Gene space of each.
+    cells
+        What they are, to open the message.
+    """
+    if len(spaces) and int(spaces.min()) != int(spaces.max()):
+        raise GeneError(
+            f"{cells} have different genes, in {len(np.unique(spaces))} gene spaces, so that a "
+            "column would not be one gene; give genes='union', 'intersection' or a list to bring "
+            "them into one, or genes='own' for column ids of each cell's own genes"
+        )
+
+
+def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
+    """What brings genes into the order of the first table that has the same genes.
+
+    Parameters
+    ----------
+    tables
+        var tables.
+
+    Returns
+    -------
+    list
+        Of each table the positions of its genes in that order; None where they stay: there is no
+        earlier table of the same genes, its order is the same, or names are missing or repeated.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known: dict[str, pa.Array] = {}
+    orders: list[NDArray[np.int64] | None] = []
+    for table in tables:
+        orders.append(None)
+        if INDEX not in table.schema.names:
+            continue
+        names = strings(table[INDEX].combine_chunks())
+        if names.null_count or len(pc.unique(names)) < len(names):
+            continue
+        in_order = pa.chunked_array([names.take(pc.sort_indices(names))])
+        first = known.setdefault(names_hash(in_order), names)
+        if not names.equals(first):
+            orders[-1] = pc.index_in(first, names).to_numpy().astype(np.int64)
+    return orders
+
+
+def numbered(keys: Iterable[Any]) -> NDArray[np.int64]:
+    """A number for each key, from 0 in the order in which they first occur."""
+    known: dict[Any, int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)

@@ -1,0 +1,126 @@
+"""What is lost when archives become one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from scdl.archive import csr
+from scdl.archive.elements import Kind, elements_of, graph_keys
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDPTR,
+    graph_array,
+    obsm_array,
+)
+from scdl.errors import CollectionError, OutputError, ScdlWarning
+from storage_backends.base import ArrayStore, ArrayWriter
+
+
+def begin_elements(
+    stores: Sequence[ArrayStore],
+    writer: ArrayWriter,
+    vectors: Sequence[str],
+    graphs: Sequence[str],
+) -> set[str]:
+    """Begin the arrays of vectors and graphs, also where there are no cells.
+
+    Returns
+    -------
+    set of str
+        Elements that cannot have their names in such an archive.
+    """
+    refused = set()
+    for name in vectors:
+        having = next(store for store in stores if name in store.arrays)
+        try:
+            writer.append(name, having.read(name, 0, 0))
+        except OutputError:
+            refused.add(name)
+    for key in graphs:
+        try:
+            for part, dtype in graph_dtypes(key, stores, writer).items():
+                first = np.zeros(1 if part == INDPTR else 0, dtype)
+                writer.append(graph_array(key, part), first)
+        except OutputError:
+            refused.add(f"obsp/{key}")
+    return refused
+
+
+def report_losses(
+    stores: Sequence[ArrayStore],
+    writer: ArrayWriter,
+    vectors: Sequence[str] | None,
+    refused: Iterable[str],
+    *,
+    lossless: bool,
+) -> None:
+    """Warn of what cannot be joined, or not be kept; an error where nothing may be lost.
+
+    Parameters
+    ----------
+    vectors
+        Dense vectors that all have alike; None: all that is held is kept.
+    refused
+        Elements that such an archive cannot have.
+    """
+    told = [f"{name} is left out: such an archive has no place of that name" for name in refused]
+    unread = dict.fromkeys(name for store in stores for name in store.unread)
+    elements = {name: element for store in stores for name, element in elements_of(store).items()}
+    if vectors is None:
+        elements, vectors = {}, ()
+    for name, element in elements.items():
+        if element.kind is Kind.DENSE and name.startswith(obsm_array("")):
+            if name not in vectors:
+                told.append(f"{name} is left out: not all archives have it in one dtype and width")
+        elif element.kind is not Kind.GRAPH:
+            unread[name] = None
+    if unread:
+        told.insert(0, f"{', '.join(unread)} of the archives is left out")
+    if lossless:
+        if not writer.keeps_elements:
+            told += _rounded_weights(stores)
+        if told:
+            raise CollectionError(
+                f"{writer.path}: not all of the archives can be kept, which are to be removed "
+                f"({'; '.join(told)}); leave out destroy_on_copy"
+            )
+    for what in told:
+        warnings.warn(f"{writer.path}: {what}", ScdlWarning, stacklevel=5)
+
+
+def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:
+    """Graphs whose weights are not stored as they are where only the documented type is."""
+    for store in stores:
+        for key in graph_keys(store):
+            name = graph_array(key, DATA)
+            for start, stop in csr.spans(store.spec(name).length, CHUNK_BYTES):
+                if not is_kept(store.read(name, start, stop), GRAPH_DTYPES[DATA]):
+                    yield f"obsp/{key} of {store.path} would be rounded to {GRAPH_DTYPES[DATA]}"
+                    break
+
+
+def is_kept(values: NDArray[Any], dtype: DTypeLike) -> bool:
+    """Whether a type holds all of some values as they are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = values.astype(dtype).astype(values.dtype)
+    return np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
+
+
+def graph_dtypes(
+    key: str, stores: Sequence[ArrayStore], writer: ArrayWriter
+) -> dict[str, np.dtype[Any]]:
+    """Types of the arrays of a graph: that of the weights is the documented one where it must."""
+    name = graph_array(key, DATA)
+    dtypes = [store.spec(name).dtype for store in stores if name in store.arrays]
+    weights = {DATA: np.result_type(*dtypes)} if writer.keeps_elements else {}
+    return {part: np.dtype(dtype) for part, dtype in {**GRAPH_DTYPES, **weights}.items()}
+
+
+#: Bytes of stored values copied at once.
+CHUNK_BYTES = 10_485_760

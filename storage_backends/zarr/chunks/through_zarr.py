@@ -1,0 +1,48 @@
+"""Chunks read through zarr-python: any codec, either format, any grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
+from storage_backends.zarr.chunks.reading import (
+    ChunkReader,
+    Chunks,
+)
+
+
+class ZarrReader(ChunkReader):
+    """Reads chunks through zarr-python: any codec, either format, any grid."""
+
+    def __init__(self, where: str, array: zarr.Array[Any], chunk_rows: int) -> None:
+        self._where, self._array, self._rows = where, array, chunk_rows
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
+
+    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
+        return _ZarrChunks(self, chunks)
+
+    def read(self, chunk: int) -> NDArray[Any]:
+        """The numbers of a chunk, fewer at the end of the array."""
+        start = chunk * self._rows
+        try:
+            return np.asarray(self._array[start : start + self._rows])
+        except ScdlError:
+            raise
+        except Exception as error:
+            raise ArchiveFormatError(
+                f"{self._where}: zarr cannot read chunk {chunk}: {one_line(error)}"
+            ) from error
+
+
+class _ZarrChunks(Chunks):
+    def __init__(self, reader: ZarrReader, chunks: NDArray[np.int64]) -> None:
+        self._reader, self._chunks = reader, chunks
+
+    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        for chunk, row in zip(self._chunks[start:stop].tolist(), out, strict=True):
+            values = self._reader.read(chunk)
+            row[: values.size] = values.reshape(-1)
