@@ -17,9 +17,9 @@ from scdl.archive.requests import Request, is_cold
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
 from scdl.collection.members import Members, MemberTables
+from scdl.dataset.cells import Origin
 from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.dataset.reader import CellReader
-from scdl.dataset.rows import Origin
 from scdl.errors import CollectionError, NeighborError
 from storage_backends import __version__
 

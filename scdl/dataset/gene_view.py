@@ -21,8 +21,9 @@ from scdl.archive.requests import Request
 from scdl.archive.schema import INDEX, Block, Info, smallest_unsigned
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
+from scdl.dataset.cells import Origin
 from scdl.dataset.reader import CellReader
-from scdl.dataset.rows import Origin, RowReader
+from scdl.dataset.rows import RowReader
 from scdl.errors import OutputError
 from storage_backends.compute.caching import cached_property
 
