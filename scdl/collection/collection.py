@@ -12,23 +12,19 @@ from numpy.typing import DTypeLike
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.archive.schema import distinct
-from scdl.collection.flattening import tables_of_cells, verify, write_flat
-from scdl.collection.manifest import is_url
-from scdl.collection.paths import absolute, has_manifest
+from scdl.collection.flattening import check_target, tables_of_cells, verify, write_flat
+from scdl.collection.opened import OpenedCollection
+from scdl.collection.paths import absolute
 from scdl.conversion.cell_names import CellNames
 from scdl.conversion.comparison import check_removable, check_same, checking
 from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, paths_of
-from storage_backends.registry import is_within
 
 if TYPE_CHECKING:
     from scdl.conversion.options import ConvertOptions
-if TYPE_CHECKING:
-    from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
-from scdl.collection.opened import OpenedCollection
 
 
 class SingleCellCollection(OpenedCollection):
@@ -269,7 +265,7 @@ class SingleCellCollection(OpenedCollection):
                 f"{path}: genes= may leave out genes, and leaves out columns of var, of archives "
                 "that are to be removed; leave out destroy_on_copy"
             )
-        self._check_target(path)
+        check_target(members, self.data_path, path)
         going = check_removable(members.stores(), [path]) if destroy_on_copy else []
         obs = tables_of_cells(members, cell_names)
         write_flat(
@@ -293,27 +289,6 @@ class SingleCellCollection(OpenedCollection):
             for store, identity in zip(members.stores(), going, strict=True):
                 check_same(store, identity)
                 store.remove()
-
-    def _check_target(self, path: str) -> None:
-        if not self._members:
-            raise CollectionError(
-                f"{self.data_path or 'the collection'}: there are no members to flatten; add "
-                "archives first"
-            )
-        for record in self._members.records:
-            if is_url(record.path):
-                continue
-            if is_within(path, record.path) or is_within(record.path, path):
-                raise CollectionError(
-                    f"{path}: this is inside the member {record.path}, or that inside this, and "
-                    "both would be replaced and removed together; choose a path outside"
-                )
-        directory = self.data_path
-        if directory is not None and is_within(path, directory) and not has_manifest(directory):
-            raise CollectionError(
-                f"{path}: here it would become a member of the collection itself; take a path "
-                f"outside {directory}, or call save_manifest() first"
-            )
 
 
 def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:

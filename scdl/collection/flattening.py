@@ -6,18 +6,49 @@ from collections.abc import Sequence
 from typing import Any
 
 from scdl.archive.tables import TableSource
+from scdl.collection.manifest import is_url
 from scdl.collection.members import Members
+from scdl.collection.paths import has_manifest
 from scdl.conversion.cell_names import CellNames, named
 from scdl.conversion.comparison import check_copied, check_same
 from scdl.conversion.concatenation import concatenate
 from scdl.dataset.reader import CellReader
+from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
+from storage_backends.registry import is_within
 
 
 def tables_of_cells(members: Members, cell_names: CellNames) -> Sequence[TableSource]:
     """The obs of each member, with the names that cells get; see :func:`named`."""
     return named(members.obs, [record.path for record in members.records], cell_names)
+
+
+def check_target(members: Members, directory: str | None, path: str) -> None:
+    """CollectionError where members cannot be written to a path.
+
+    Parameters
+    ----------
+    directory
+        Of the collection; None if it is a list of paths.
+    """
+    if not members:
+        raise CollectionError(
+            f"{directory or 'the collection'}: there are no members to flatten; add archives first"
+        )
+    for record in members.records:
+        if is_url(record.path):
+            continue
+        if is_within(path, record.path) or is_within(record.path, path):
+            raise CollectionError(
+                f"{path}: this is inside the member {record.path}, or that inside this, and "
+                "both would be replaced and removed together; choose a path outside"
+            )
+    if directory is not None and is_within(path, directory) and not has_manifest(directory):
+        raise CollectionError(
+            f"{path}: here it would become a member of the collection itself; take a path "
+            f"outside {directory}, or call save_manifest() first"
+        )
 
 
 def write_flat(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from numpy.typing import DTypeLike
@@ -12,11 +10,11 @@ from numpy.typing import DTypeLike
 from scdl.archive import csr
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
-from scdl.dataset.reader import CellReader
-from scdl.errors import CollectionError, OptionError
+from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES, OpenedArchive
+from scdl.errors import OptionError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
-from storage_backends.paths import absolute, path_of
+from storage_backends.paths import Path, absolute, path_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from scdl.conversion.cell_names import CellNames
     from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
-from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES, OpenedArchive
-from storage_backends.paths import Path
 
 
 class SingleCellDataset(OpenedArchive):
@@ -269,39 +265,33 @@ class SingleCellDataset(OpenedArchive):
             Names of cells are asked to be unique, and are not; or something of the archives that
             are to be removed has no place in the result, or is not there; they stay.
         """
-        from scdl.conversion.cell_names import named
-        from scdl.conversion.comparison import check_copied, check_removable, checking
-        from scdl.conversion.concatenation import tables_of_cells
         from scdl.conversion.convert import check_storage
+        from scdl.dataset.rewriting import archives, concatenated
 
         own_backend = registry.of(self._store).name
         check_storage(backend or own_backend, options, SingleCellDataset.concat)
-        others = _datasets(other_dataset)
-        target = self._store.path if output_path is None else absolute(output_path)
-        sources = {other.store.path: other.store for other in others}
-        if destroy_on_copy:
-            check_removable(list(sources.values()), [self._store.path, target])
-        stores = [self._store, *(other.store for other in others)]
-        tables = partial(tables_of_cells, stores)
-        obs = named(tables, [store.path for store in stores], cell_names)
-        start = self.n_obs
         own = self._store.options if backend in (None, own_backend) else {}
-        self._write(
-            stores,
-            output_path,
-            {"backend": backend or own_backend, **own, **options},
-            replace=replace,
-            chunk_bytes=extend_copy_size,
-            obs=obs,
-            lossless=destroy_on_copy,
-        )
-        if destroy_on_copy:
-            with checking(target, is_new=output_path is not None and not replace) as result:
-                for other, table in zip(others, obs[1:], strict=True):
-                    check_copied(other.store, result, start, table)
-                    start += other.n_obs
-            for source in sources.values():
-                source.remove()
+        storage = {"backend": backend or own_backend, **own, **options}
+        others = [other.store for other in archives(other_dataset)]
+        target = self._store.path if output_path is None else absolute(output_path)
+        is_new = output_path is not None and not replace
+        with concatenated(
+            self._store,
+            others,
+            target,
+            cell_names,
+            destroy_on_copy=destroy_on_copy,
+            is_new=is_new,
+        ) as obs:
+            self._write(
+                [self._store, *others],
+                output_path,
+                storage,
+                replace=replace,
+                chunk_bytes=extend_copy_size,
+                obs=obs,
+                lossless=destroy_on_copy,
+            )
 
     def _check_whole(self) -> None:
         """OptionError where another matrix was chosen, which is for reading."""
@@ -336,13 +326,14 @@ class SingleCellDataset(OpenedArchive):
             For :func:`scdl.conversion.concatenation.concatenate`.
         """
         from scdl.conversion.concatenation import concatenate
+        from scdl.dataset.rewriting import is_at
 
         self._check_whole()
         own = self._store
         options = dict(storage or {"backend": registry.of(own).name, **own.options})
         target = registry.backend(options.pop("backend"))
         # Also by another name: then it is this archive that is replaced.
-        in_place = output_path is None or (replace and _is_at(own, output_path))
+        in_place = output_path is None or (replace and is_at(own, output_path))
         if in_place or output_path is None:
             begun = registry.rewrite(own, target, **options)
         else:
@@ -351,25 +342,3 @@ class SingleCellDataset(OpenedArchive):
             concatenate(stores, writer, **how)
         if in_place:
             self._reopen(own.path)
-
-
-def _is_at(store: ArrayStore, path: Path) -> bool:
-    """Whether an archive stands at a path."""
-    path = absolute(path)
-    return path == store.path or os.path.realpath(path) == store.path
-
-
-def _datasets(
-    datasets: SingleCellDataset | Iterable[SingleCellDataset],
-) -> list[SingleCellDataset]:
-    """One dataset or several, as several."""
-    # Cells of what reads can be gone through, too.
-    several = isinstance(datasets, Iterable) and not isinstance(datasets, CellReader | str)
-    given: list[Any] = [*datasets] if several else [datasets]  # type: ignore[misc]
-    for one in given:
-        if not isinstance(one, SingleCellDataset):
-            raise CollectionError(
-                f"expected archives that are open, as scdl.open gives them, found {one!r}; of a "
-                "collection, flatten makes one archive"
-            )
-    return given

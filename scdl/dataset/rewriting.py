@@ -1,0 +1,83 @@
+"""Archives written one after the other, in place of the first or elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from scdl.archive.tables import TableSource
+from scdl.conversion.cell_names import CellNames, named
+from scdl.conversion.comparison import check_copied, check_removable, checking
+from scdl.conversion.concatenation import tables_of_cells
+from scdl.dataset.opened import OpenedArchive
+from scdl.dataset.reader import CellReader
+from scdl.errors import CollectionError
+from storage_backends.base import ArrayStore
+from storage_backends.paths import Path, absolute
+
+
+def is_at(store: ArrayStore, path: Path) -> bool:
+    """Whether an archive stands at a path."""
+    path = absolute(path)
+    return path == store.path or os.path.realpath(path) == store.path
+
+
+def archives(datasets: OpenedArchive | Iterable[OpenedArchive]) -> list[OpenedArchive]:
+    """One dataset or several, as several; CollectionError for anything else."""
+    # Datasets are iterable, too: over their cells.
+    several = isinstance(datasets, Iterable) and not isinstance(datasets, CellReader | str)
+    given: list[Any] = [*datasets] if several else [datasets]  # type: ignore[misc]
+    for one in given:
+        if not isinstance(one, OpenedArchive):
+            raise CollectionError(
+                f"expected archives that are open, as scdl.open gives them, found {one!r}; of a "
+                "collection, flatten makes one archive"
+            )
+    return given
+
+
+@contextmanager
+def concatenated(
+    first: ArrayStore,
+    others: Sequence[ArrayStore],
+    target: str,
+    cell_names: CellNames,
+    *,
+    destroy_on_copy: bool,
+    is_new: bool,
+) -> Iterator[Sequence[TableSource]]:
+    """The obs of each archive, while they are written one after the other to `target`.
+
+    Afterwards, with `destroy_on_copy`, the others are compared with the result and removed.
+
+    Parameters
+    ----------
+    cell_names
+        See :func:`~scdl.conversion.cell_names.named`.
+    is_new
+        Whether nothing was at `target`, so that a result that is not right is removed.
+
+    Raises
+    ------
+    CollectionError
+        Names of cells are not unique; or the result lacks something of an archive that is to be
+        removed. They stay.
+    """
+    removed = {store.path: store for store in others} if destroy_on_copy else {}
+    if removed:
+        check_removable(list(removed.values()), [first.path, target])
+    stores = [first, *others]
+    obs = named(partial(tables_of_cells, stores), [store.path for store in stores], cell_names)
+    starts = [obs[0].num_rows]
+    for table in obs[1:]:
+        starts.append(starts[-1] + table.num_rows)
+    yield obs
+    if removed:
+        with checking(target, is_new=is_new) as result:
+            for start, store, table in zip(starts, others, obs[1:], strict=False):
+                check_copied(store, result, start, table)
+        for store in removed.values():
+            store.remove()
