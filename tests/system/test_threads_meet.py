@@ -252,23 +252,25 @@ def test_a_task_that_is_stopped_in_the_middle_of_what_it_says() -> None:
     assert shares[:2] == [0, 0]
 
 
-def test_both_calls_have_ended_when_one_fails() -> None:
-    begun, ended = threading.Event(), threading.Event()
+def test_all_calls_have_ended_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "n_threads", lambda: 2)
+    for items in ([True, False], [False, True]):
+        begun, ended = threading.Event(), threading.Event()
 
-    def call(fails: bool) -> None:
-        if fails:
-            begun.wait(60)
-            raise ValueError("so be it")
-        begun.set()
-        time.sleep(0.2)
-        ended.set()
+        def call(fails: bool, begun: Any = begun, ended: Any = ended) -> None:
+            if fails:
+                begun.wait(60)
+                raise ValueError("so be it")
+            begun.set()
+            time.sleep(0.2)
+            ended.set()
 
-    with pytest.raises(ValueError, match="so be it"):
-        threads.both(call, [False], [True])
-    assert ended.is_set()
-    with pytest.raises(ValueError, match="so be it"):
-        threads.both(call, [True], [False])
-    assert threads.both(abs, [-1], [-2]) == (1, 2)
+        with pytest.raises(ValueError, match="so be it"):
+            threads.for_each(call, items)
+        assert ended.is_set()
+    found: list[int] = []
+    threads.for_each(lambda item: found.append(abs(item)), [-1, -2])
+    assert sorted(found) == [1, 2]
 
 
 def test_memory_is_not_waited_for() -> None:
