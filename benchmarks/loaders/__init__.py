@@ -1,1 +1,1 @@
-"""Training loaders of several libraries, measured side by side."""
+"""Training loaders, beside bionemo-scdl, annbatch, scDataset and AnnLoader."""

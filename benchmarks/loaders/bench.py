@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import h5py
 
-from benchmarks.annbatch_env import PRELOAD, PRELOAD_CELLS
-from benchmarks.hardware import copy_rate
-from benchmarks.measure import ChildRun, Spread, take_turns
-from benchmarks.peers import THEIRS
-from benchmarks.talk import Child
-from benchmarks.workspace import Workspace
-from benchmarks.zarr import BLOCK, conversion, fresh_child
+from benchmarks.common.annbatch import PRELOAD, PRELOAD_CELLS
+from benchmarks.common.hardware import copy_rate
+from benchmarks.common.measure import ChildRun, Spread, take_turns
+from benchmarks.common.peers import THEIRS
+from benchmarks.common.child import Child
+from benchmarks.common.workspace import Workspace
+from benchmarks.zarr.cases import BLOCK, conversion, fresh_child
 
 MEMMAP, FAST, BALANCED = "memmap", "fast", "balanced"
 BIONEMO, ANNBATCH, SCDATASET, ANNLOADER = "bionemo-scdl", "annbatch", "scDataset", "AnnLoader"

@@ -1,4 +1,4 @@
-"""What a loader measures of itself, asked by `benchmarks.loaders`; see `benchmarks.talk`."""
+"""What a loader measures of itself, asked by `benchmarks.loaders`; see `benchmarks.common.child`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.loaders.readers import READERS
-from benchmarks.measure import anonymous_bytes
-from benchmarks.talk import serve
+from benchmarks.common.measure import anonymous_bytes
+from benchmarks.common.child import serve
 
 
 def imports(reader: str) -> dict[str, Any]:

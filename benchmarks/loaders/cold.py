@@ -6,8 +6,8 @@ import sys
 from functools import partial
 from typing import Any
 
-from benchmarks import page_cache
-from benchmarks.hardware import disk_seconds
+from benchmarks.common import page_cache
+from benchmarks.common.hardware import disk_seconds
 from benchmarks.loaders.bench import (
     BALANCED,
     BIONEMO,
@@ -22,9 +22,9 @@ from benchmarks.loaders.bench import (
     Setting,
 )
 from benchmarks.loaders.report import Findings
-from benchmarks.measure import Spread, take_turns
-from benchmarks.outcomes import Outcome, at_least
-from benchmarks.zarr import Figure
+from benchmarks.common.measure import Spread, take_turns
+from benchmarks.common.report import Outcome, at_least
+from benchmarks.zarr.cases import Figure
 
 _DISK = "the disk"
 _STILL_CACHED = 0.05

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks import page_cache
+from benchmarks.common import page_cache
 from benchmarks.loaders.bench import (
     ANNBATCH,
     ANNLOADER,
@@ -18,8 +18,8 @@ from benchmarks.loaders.bench import (
     LoaderBench,
 )
 from benchmarks.loaders.report import Findings, Grid
-from benchmarks.measure import ChildRun, Spread, take_turns
-from benchmarks.outcomes import Outcome, at_most
+from benchmarks.common.measure import ChildRun, Spread, take_turns
+from benchmarks.common.report import Outcome, at_most
 
 _DISTINCT = ("memmap", BIONEMO, ANNBATCH, SCDATASET, ANNLOADER)
 _MEGABYTES = 36.5

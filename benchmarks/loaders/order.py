@@ -7,9 +7,9 @@ from typing import Any
 
 from benchmarks.loaders.bench import BATCH, DEFAULTS, RATE, SEQUENTIAL, LoaderBench, in_turn
 from benchmarks.loaders.report import Findings, Grid
-from benchmarks.measure import Spread, take_turns
-from benchmarks.outcomes import Outcome, at_least
-from benchmarks.zarr import Figure
+from benchmarks.common.measure import Spread, take_turns
+from benchmarks.common.report import Outcome, at_least
+from benchmarks.zarr.cases import Figure
 
 BLOCKS = (8, 16, 32, 64, 128, 256)
 BUFFERS = (1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15)

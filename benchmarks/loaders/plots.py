@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
 from benchmarks.loaders.report import Grid
-from benchmarks.measure import Spread
-from benchmarks.outcomes import number
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import number
 
 _INCHES = 9.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import page_cache
+from benchmarks.common import page_cache
 from benchmarks.loaders.bench import (
     ANNBATCH,
     BATCH,
@@ -22,9 +22,9 @@ from benchmarks.loaders.bench import (
     in_turn,
 )
 from benchmarks.loaders.report import Findings, Grid
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, at_least
-from benchmarks.zarr import Figure
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, at_least
+from benchmarks.zarr.cases import Figure
 
 _DENSE = Setting("dense", "block", BATCH)
 _LARGE_SHARE = 0.8

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, Report, number
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, Report, number
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;

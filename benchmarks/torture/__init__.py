@@ -1,1 +1,1 @@
-"""What an archive survives: counts of what was tried and what was found, as one table."""
+"""Damage archives, kill writers and fill file systems; count what is detected or survived."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from unittest import mock
 
 import scdl
-from benchmarks import page_cache
-from benchmarks.measure import Spread, take_turns, timed
-from benchmarks.outcomes import Outcome, at_least, at_most
+from benchmarks.common import page_cache
+from benchmarks.common.measure import Spread, take_turns, timed
+from benchmarks.common.report import Outcome, at_least, at_most
 from benchmarks.torture.setting import Setting
 from scdl.verification.verify import READERS
 from storage_backends import registry

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import scdl
-from benchmarks.outcomes import Outcome
+from benchmarks.common.report import Outcome
 from benchmarks.torture.archives import KINDS
 from benchmarks.torture.setting import Setting, all_of
 from scdl.errors import ArchiveFormatError, ScdlWarning

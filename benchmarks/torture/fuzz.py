@@ -6,7 +6,7 @@ import os
 
 from benchmarks.fuzz import workers
 from benchmarks.fuzz.targets import TARGETS
-from benchmarks.outcomes import Outcome
+from benchmarks.common.report import Outcome
 from benchmarks.torture.setting import Setting, all_of
 
 #: Of each target, with --quick.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.outcomes import Outcome
+from benchmarks.common.report import Outcome
 from benchmarks.torture.setting import Setting, all_of
 
 _TESTS = Path(__file__).parents[2] / "tests" / "support"

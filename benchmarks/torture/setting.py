@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, at_least
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, at_least
 from benchmarks.torture.archives import KINDS, write_archive, write_source
-from benchmarks.workspace import Workspace
+from benchmarks.common.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks import collections, measure, real_cells, zarr
 from benchmarks import generate as generator
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, Report, at_least, at_most
-from benchmarks.spec import DataSpec
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, Report, at_least, at_most
+from benchmarks.generate.spec import DataSpec
 
 SPEC = DataSpec(cells=300, genes=400, nnz_per_cell=60, neighbors=3, cell_types=8, donors=5)
 TEMPLATES = real_cells.synthetic_cells(n_cells=40, n_genes=600)
@@ -225,7 +225,7 @@ class TestReport:
 def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("bionemo.scdl")
-    from benchmarks import run
+    from benchmarks.readers import command as run
 
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     report = run.main(["--quick", *directories])
@@ -260,7 +260,7 @@ def test_all_cases_of_collections_run_on_toy_data(tmp_path: Path) -> None:
 
 def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
     pytest.importorskip("bionemo.scdl")
-    from benchmarks import many_files
+    from benchmarks.many_files import cases as many_files
 
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     report = many_files.main(["--quick", *directories])

@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import soak
-from benchmarks.soak import Usage
+from benchmarks.soak import command as soak
+from benchmarks.soak.command import Usage
 from benchmarks.torture import lives
 from benchmarks.torture.setting import Setting
-from benchmarks.workspace import Workspace
+from benchmarks.common.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")
 

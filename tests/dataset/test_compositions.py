@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import compositions
+from benchmarks.compositions import cases as compositions
 
 
 @pytest.mark.parametrize("kind", compositions.KINDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import scdl
-from benchmarks.torture import __main__ as torture
+from benchmarks.torture import command as torture
 from benchmarks.torture import flips
 from benchmarks.torture.archives import KINDS, write_archive, write_source
 from storage_backends.capabilities import Verdict

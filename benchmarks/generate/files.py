@@ -1,9 +1,9 @@
 """Generate an h5ad file of realistic counts, of any size, in little memory.
 
-Cells are resampled from real ones (see `benchmarks.sampler`) and written straight to HDF5 by
+Cells are resampled from real ones (see `benchmarks.generate.sampler`) and written straight to HDF5 by
 blocks of rows, in the encoding and with the chunks that ``anndata.AnnData.write_h5ad`` gives.
 
-Run ``python -m benchmarks.generate --help`` for the options.
+Run ``python -m benchmarks.generate.files --help`` for the options.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import scipy.sparse as sp
 from anndata.io import write_elem
 from tqdm import tqdm
 
-from benchmarks.h5ad import CsrWriter, dataset_options, write_encoding
-from benchmarks.real_cells import TemplateCells, celltypist_cells, synthetic_cells
-from benchmarks.sampler import CellSampler
-from benchmarks.spec import DataSpec
-from benchmarks.tables import make_obs, make_var
+from benchmarks.generate.h5ad import CsrWriter, dataset_options, write_encoding
+from benchmarks.generate.real_cells import TemplateCells, celltypist_cells, synthetic_cells
+from benchmarks.generate.sampler import CellSampler
+from benchmarks.generate.spec import DataSpec
+from benchmarks.generate.tables import make_obs, make_var
 
 NEIGHBOR_KEY = "next_cell_ids"
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.real_cells import TemplateCells
-from benchmarks.sampler import CellSampler
-from benchmarks.spec import DataSpec
+from benchmarks.generate.real_cells import TemplateCells
+from benchmarks.generate.sampler import CellSampler
+from benchmarks.generate.spec import DataSpec
 
 
 def make_obs(spec: DataSpec, rng: np.random.Generator) -> pd.DataFrame:

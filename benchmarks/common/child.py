@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.measure import ChildFailedError, ChildRun, MemoryWatch, anonymous_bytes
+from benchmarks.common.measure import ChildFailedError, ChildRun, MemoryWatch, anonymous_bytes
 
 THREADS = 2
 _THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS")

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.real_cells import celltypist_cells, synthetic_cells
-from benchmarks.spec import DataSpec
-from benchmarks.workspace import Workspace
+from benchmarks.generate.real_cells import celltypist_cells, synthetic_cells
+from benchmarks.generate.spec import DataSpec
+from benchmarks.common.workspace import Workspace
 
 _HERE = Path(__file__).parent
 _TOY = DataSpec(cells=200, genes=500, nnz_per_cell=40)

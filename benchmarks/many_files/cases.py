@@ -1,6 +1,6 @@
 """Measure what concerns many cells and files at once: neighbours of a batch, and workers.
 
-Run ``make bench-many``, or ``python -m benchmarks.many_files --help`` for the options.
+Run ``make bench-many``, or ``python -m benchmarks.many_files.cases --help`` for the options.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 from rich.console import Console
 
 import scdl
-from benchmarks.generate import NEIGHBOR_KEY
-from benchmarks.measure import Spread, rate, take_turns, timed
-from benchmarks.options import parser
-from benchmarks.options import workspace as workspace_of
-from benchmarks.outcomes import IN_TURN, Outcome, Report, at_least, run
-from benchmarks.peers import THEIRS
-from benchmarks.workspace import Workspace
-from benchmarks.zarr import Figure
+from benchmarks.generate.files import NEIGHBOR_KEY
+from benchmarks.common.measure import Spread, rate, take_turns, timed
+from benchmarks.common.options import parser
+from benchmarks.common.options import workspace as workspace_of
+from benchmarks.common.report import IN_TURN, Outcome, Report, at_least, run
+from benchmarks.common.peers import THEIRS
+from benchmarks.common.workspace import Workspace
+from benchmarks.zarr.cases import Figure
 
 BATCH, K, NEIGHBORS, MEMBERS = 1_024, 4, 15, 20
 FILES, WORKERS = 8, 2

@@ -1,4 +1,4 @@
-"""One conversion in a fresh process, started by `benchmarks.measure.run_child`."""
+"""One conversion in a fresh process, started by `benchmarks.common.measure.run_child`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import anonymous_bytes
-from benchmarks.peers import PEERS
+from benchmarks.common.measure import anonymous_bytes
+from benchmarks.common.peers import PEERS
 
 
 class SyncClock:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.page_cache import files
+from benchmarks.common.page_cache import files
 
 _SOURCE_BYTES = 1 << 29
 _READ_BYTES = 1 << 22

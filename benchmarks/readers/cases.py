@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import ChildRun, Spread, rate, take_turns, timed
-from benchmarks.outcomes import Outcome, at_least, at_most
-from benchmarks.peers import BATCH_SIZE, OURS, PEERS, THEIRS, Peer
-from benchmarks.workspace import Workspace
+from benchmarks.common.measure import ChildRun, Spread, rate, take_turns, timed
+from benchmarks.common.report import Outcome, at_least, at_most
+from benchmarks.common.peers import BATCH_SIZE, OURS, PEERS, THEIRS, Peer
+from benchmarks.common.workspace import Workspace
 
 _OPENS = 10
 

@@ -1,6 +1,6 @@
 """Measure scdl side by side with bionemo-scdl on the same data, in one run.
 
-Run ``make bench``, or ``python -m benchmarks.run --help`` for the options.
+Run ``make bench``, or ``python -m benchmarks.readers.command --help`` for the options.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from itertools import chain
 
 from rich.console import Console
 
-from benchmarks.cases import CASES, Bench
-from benchmarks.options import parser, workspace
-from benchmarks.outcomes import IN_TURN, Report, run
-from benchmarks.peers import THEIRS
+from benchmarks.readers.cases import CASES, Bench
+from benchmarks.common.options import parser, workspace
+from benchmarks.common.report import IN_TURN, Report, run
+from benchmarks.common.peers import THEIRS
 
 _METHOD = IN_TURN + (
     "Imports are repeated more often. The page cache is warm. Memory is the peak of resident "

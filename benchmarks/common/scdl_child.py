@@ -1,4 +1,4 @@
-"""What scdl measures of itself, asked by `benchmarks.zarr`; see `benchmarks.talk`."""
+"""What scdl measures of itself, asked by `benchmarks.zarr.cases`; see `benchmarks.common.child`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 import scdl
-from benchmarks.measure import anonymous_bytes
-from benchmarks.page_cache import drop
-from benchmarks.talk import serve
+from benchmarks.common.measure import anonymous_bytes
+from benchmarks.common.page_cache import drop
+from benchmarks.common.child import serve
 
 _MATRIX = ("data", "indices", "indptr")
 _imported = anonymous_bytes(os.getpid())

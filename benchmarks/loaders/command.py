@@ -13,15 +13,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.annbatch_env import PACKAGES, PRELOAD, annbatch_python
+from benchmarks.common.annbatch import PACKAGES, PRELOAD, annbatch_python
 from benchmarks.loaders.bench import ANNBATCH, BIONEMO, SCDATASET, LoaderBench
 from benchmarks.loaders.cases import CASES
 from benchmarks.loaders.readers import ScDataset
 from benchmarks.loaders.report import LoaderReport
-from benchmarks.options import add_environment, parser, workspace
-from benchmarks.outcomes import IN_TURN, run
-from benchmarks.talk import THREADS
-from benchmarks.zarr import BLOCK
+from benchmarks.common.options import add_environment, parser, workspace
+from benchmarks.common.report import IN_TURN, run
+from benchmarks.common.child import THREADS
+from benchmarks.zarr.cases import BLOCK
 
 _METHOD = IN_TURN + (
     f"Each library has a process of its own and {THREADS} threads. A rate is over whole "
@@ -75,7 +75,7 @@ def _remarks(bench: LoaderBench, absence: str) -> list[str]:
     ]
     if ANNBATCH in bench.names:
         remarks.append(
-            f"{', '.join(PACKAGES)}: from annbatch's own Zarr, as tuned by benchmarks.zarr; "
+            f"{', '.join(PACKAGES)}: from annbatch's own Zarr, as tuned by benchmarks.zarr.cases; "
             f"{PRELOAD} blocks of {BLOCK} cells at a time; it gives scipy's CSR matrices."
         )
     else:

@@ -24,8 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, at_most
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, at_most
 from benchmarks.torture.archives import write_archive, write_source
 from benchmarks.torture.setting import Setting
 
@@ -157,7 +157,7 @@ def _outcomes(what: str, grown: Sequence[Usage], note: str) -> list[Outcome]:
 
 
 def _start(what: str, archive: Path, n: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.soak", what, str(archive), str(n)]
+    command = [sys.executable, "-m", "benchmarks.soak.command", what, str(archive), str(n)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

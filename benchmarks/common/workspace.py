@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.generate import generate
-from benchmarks.measure import ChildRun, run_child
-from benchmarks.peers import Peer
-from benchmarks.real_cells import TemplateCells
-from benchmarks.spec import DataSpec
+from benchmarks.generate.files import generate
+from benchmarks.common.measure import ChildRun, run_child
+from benchmarks.common.peers import Peer
+from benchmarks.generate.real_cells import TemplateCells
+from benchmarks.generate.spec import DataSpec
 
 _FEW_CELLS = 64
 
@@ -70,7 +70,7 @@ class Workspace:
         # What was written before must not be written back at the expense of this conversion.
         os.sync()
         arguments = [peer.name, *(str(path.resolve()) for path in (source, target, few))]
-        return run_child("benchmarks.child", arguments)
+        return run_child("benchmarks.readers.child", arguments)
 
     @staticmethod
     def _stem(spec: DataSpec) -> str:

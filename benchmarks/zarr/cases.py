@@ -1,7 +1,7 @@
 """Measure scdl's Zarr archives side by side with annbatch on the same data, in one run.
 
 annbatch runs in an environment of its own, which is made when it is missing. Run
-``make bench-zarr``, or ``python -m benchmarks.zarr --help`` for the options.
+``make bench-zarr``, or ``python -m benchmarks.zarr.cases --help`` for the options.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 from rich.console import Console
 
-from benchmarks.annbatch_env import (
+from benchmarks.common.annbatch import (
     CELLS_PER_CHUNK,
     PACKAGES,
     PRELOAD,
@@ -30,12 +30,12 @@ from benchmarks.annbatch_env import (
     annbatch_python,
     tune,
 )
-from benchmarks.measure import ChildRun, Spread, take_turns
-from benchmarks.options import add_environment, parser
-from benchmarks.options import workspace as workspace_of
-from benchmarks.outcomes import IN_TURN, Outcome, Report, at_least, at_most, run
-from benchmarks.talk import THREADS, Child
-from benchmarks.workspace import Workspace
+from benchmarks.common.measure import ChildRun, Spread, take_turns
+from benchmarks.common.options import add_environment, parser
+from benchmarks.common.options import workspace as workspace_of
+from benchmarks.common.report import IN_TURN, Outcome, Report, at_least, at_most, run
+from benchmarks.common.child import THREADS, Child
+from benchmarks.common.workspace import Workspace
 
 _FEW_CELLS = 64
 
@@ -163,8 +163,8 @@ def fresh_child(name: str, python: Path | None) -> Child:
     """Start the process that reads and writes archives of that name."""
     if name == ANNBATCH:
         assert python is not None
-        return Child("benchmarks.annbatch_child", python)
-    return Child("benchmarks.readers_child")
+        return Child("benchmarks.common.annbatch_child", python)
+    return Child("benchmarks.common.scdl_child")
 
 
 def conversion(name: str, source: Path, target: Path) -> dict[str, Any]:

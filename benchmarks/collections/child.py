@@ -1,4 +1,4 @@
-"""What is measured of collections, asked by `benchmarks.collections`; see `benchmarks.talk`."""
+"""What is measured of collections, asked by `benchmarks.collections.cases`; see `benchmarks.common.child`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import anndata
 import numpy as np
 
 import scdl
-from benchmarks.measure import anonymous_bytes
-from benchmarks.talk import THREADS, serve
+from benchmarks.common.measure import anonymous_bytes
+from benchmarks.common.child import THREADS, serve
 
 _imported = anonymous_bytes(os.getpid())
 _GENES = np.random.default_rng(0)

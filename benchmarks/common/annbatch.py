@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Spread, take_turns
-from benchmarks.outcomes import number
-from benchmarks.talk import Child
+from benchmarks.common.measure import Spread, take_turns
+from benchmarks.common.report import number
+from benchmarks.common.child import Child
 
 # pcodec is what it needs to read archives of scdl in two of the profiles.
 PACKAGES = (

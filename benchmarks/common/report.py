@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.measure import Spread
+from benchmarks.common.measure import Spread
 
 _PACKAGES = ("anndata", "bionemo-scdl", "h5py", "numba", "numpy", "pyarrow", "scdl-store", "torch")
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.optimize import brentq
 
-from benchmarks.real_cells import TemplateCells
+from benchmarks.generate.real_cells import TemplateCells
 
 RARE_SHARE = 0.01
 """Share of a cell's detected genes that no template expresses.

@@ -1,4 +1,4 @@
-"""What annbatch measures of itself, asked by `benchmarks.zarr`; see `benchmarks.talk`.
+"""What annbatch measures of itself, asked by `benchmarks.zarr.cases`; see `benchmarks.common.child`.
 
 Only what annbatch documents is called: `DatasetCollection.add_adatas` writes, `Loader` reads, and
 zarr computes by the codec pipeline of zarrs, which annbatch calls necessary for local files.
@@ -20,8 +20,8 @@ import pandas as pd
 import zarr
 from annbatch import DatasetCollection, Loader
 
-from benchmarks.measure import anonymous_bytes
-from benchmarks.talk import THREADS, serve
+from benchmarks.common.measure import anonymous_bytes
+from benchmarks.common.child import THREADS, serve
 
 _imported = anonymous_bytes(os.getpid())
 _loaders: dict[tuple[Any, ...], Loader] = {}

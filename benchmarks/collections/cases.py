@@ -1,6 +1,6 @@
 """Measure collections beside one archive, and flattening beside bionemo-scdl, in one run.
 
-Run ``make bench-collections``, or ``python -m benchmarks.collections --help`` for the options.
+Run ``make bench-collections``, or ``python -m benchmarks.collections.cases --help`` for the options.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.measure import ChildRun, Spread, take_turns
-from benchmarks.options import parser
-from benchmarks.options import workspace as workspace_of
-from benchmarks.outcomes import IN_TURN, Outcome, Report, at_least, at_most, run
-from benchmarks.peers import THEIRS
-from benchmarks.talk import Child
-from benchmarks.workspace import Workspace
-from benchmarks.zarr import Figure, figure
+from benchmarks.common.measure import ChildRun, Spread, take_turns
+from benchmarks.common.options import parser
+from benchmarks.common.options import workspace as workspace_of
+from benchmarks.common.report import IN_TURN, Outcome, Report, at_least, at_most, run
+from benchmarks.common.peers import THEIRS
+from benchmarks.common.child import Child
+from benchmarks.common.workspace import Workspace
+from benchmarks.zarr.cases import Figure, figure
 
 MEMBERS = 20
 #: Share of all genes that every other member has.
 KEPT = 0.87
 GENES = 20_000
 _RATE = "k cells/s"
-_CHILD = "benchmarks.collections_child"
+_CHILD = "benchmarks.collections.child"
 
 _METHOD = IN_TURN + (
     "The page cache is warm. Memory is the peak of resident anonymous memory, seen every 5 ms, "

@@ -1,6 +1,6 @@
 """Compare selections of genes, and selections of selections, with what anndata and pandas give.
 
-Run ``make compositions``, or ``python -m benchmarks.compositions --help`` for the options.
+Run ``make compositions``, or ``python -m benchmarks.compositions.cases --help`` for the options.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import soak
-from benchmarks.options import parser, workspace
-from benchmarks.outcomes import IN_TURN, Report, run
+from benchmarks.soak import command as soak
+from benchmarks.common.options import parser, workspace
+from benchmarks.common.report import IN_TURN, Report, run
 from benchmarks.torture import checksums, flips, fuzz, lives
 from benchmarks.torture.setting import Row, Setting
 

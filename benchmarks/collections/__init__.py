@@ -1,0 +1,1 @@
+"""A collection beside one archive, and flattening beside bionemo-scdl."""

@@ -1,0 +1,1 @@
+"""Conversion, opening and reading, beside bionemo-scdl."""

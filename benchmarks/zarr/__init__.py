@@ -1,0 +1,1 @@
+"""Zarr archives: size, conversion and reading, beside annbatch."""
