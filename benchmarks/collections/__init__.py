@@ -1,1 +1,1 @@
-"""A collection beside one archive, and flattening beside bionemo-scdl."""
+"""Measure a collection beside one archive, and flattening beside bionemo-scdl."""

@@ -1,7 +1,4 @@
-"""Measure collections beside one archive, and flattening beside bionemo-scdl, in one run.
-
-Run ``make bench-collections``, or ``python -m benchmarks.collections.cases --help`` for the options.
-"""
+"""The cases: an epoch of a collection, one of selected genes, and flattening."""
 
 from __future__ import annotations
 
@@ -10,60 +7,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.common.measure import ChildRun, Spread, take_turns
-from benchmarks.common.options import parser
-from benchmarks.common.options import workspace as workspace_of
-from benchmarks.common.report import IN_TURN, Outcome, Report, at_least, at_most, run
-from benchmarks.common.peers import THEIRS
-from benchmarks.common.child import Child
-from benchmarks.common.workspace import Workspace
-from benchmarks.zarr.cases import Figure, figure
+from benchmarks.common.bench import Bench
+from benchmarks.common.child import Child, ChildRun
+from benchmarks.common.measure import Spread, epoch_rate, spreads, take_turns
+from benchmarks.common.report import Figure, Outcome, at_least, at_most, figure
 
 MEMBERS = 20
 #: Share of all genes that every other member has.
 KEPT = 0.87
-GENES = 20_000
 _RATE = "k cells/s"
-_CHILD = "benchmarks.collections.child"
-
-_METHOD = IN_TURN + (
-    "The page cache is warm. Memory is the peak of resident anonymous memory, seen every 5 ms, "
-    "over that after import."
-)
+CHILD = "benchmarks.collections.child"
 
 
-@dataclass
-class Bench:
-    """What all cases need.
+@dataclass(kw_only=True)
+class CollectionBench(Bench):
+    """A process that reads, and the genes that it selects.
 
     Attributes
     ----------
-    workspace
-        The data.
     child
-        The process that reads.
+        The process.
     genes
         Genes of the vocabulary.
-    repeats
-        Repetitions of each measurement.
-    seconds
-        Least duration of a measured rate.
     """
 
-    workspace: Workspace
     child: Child
-    genes: int
-    repeats: int
-    seconds: float
+    genes: int = 20_000
 
     def place(self) -> Path:
-        """The members, which are made where they are missing."""
+        """Directory of the members, which are written if they are missing."""
         source = self.workspace.h5ad().absolute()
         place = source.parent / "collections" / f"{source.stem}-{MEMBERS}"
         if not (place / "flat").exists():
@@ -72,34 +47,29 @@ class Bench:
         return place
 
     def rates(self, requests: dict[str, dict[str, Any]]) -> dict[str, Spread]:
-        """Thousands of cells a second of each: a warm-up, then the repetitions in turn."""
+        """Thousands of cells a second of each request."""
         measures = {name: partial(self._rate, request) for name, request in requests.items()}
-        take_turns(measures, 1)
-        return {name: Spread.of(got) for name, got in take_turns(measures, self.repeats).items()}
+        return spreads(measures, self.repeats)
 
     def _rate(self, request: dict[str, Any]) -> float:
-        cells, seconds = 0, 0.0
-        while seconds < self.seconds:
-            answer = self.child.ask("epoch", **request)
-            cells, seconds = cells + answer["cells"], seconds + answer["seconds"]
-        return cells / seconds / 1e3
+        return epoch_rate(partial(self.child.ask, "epoch", **request), self.seconds)
 
 
-def block_shuffled(bench: Bench) -> list[Outcome]:
+def block_shuffled(bench: CollectionBench) -> list[Outcome]:
     place = bench.place()
     one, many = (bench.child.ask("sums", path=place / name) for name in ("flat", "same"))
     if one != many:
-        raise RuntimeError(f"a collection and what was made of it differ: {one}, {many}")
+        raise RuntimeError(f"a collection and its flattened archive differ: {one}, {many}")
     paths = {"flat": {"path": place / "flat"}, "collection": {"path": place / "same"}}
     rates = bench.rates(paths)
     what = f"epoch of {MEMBERS} members over the same cells in one archive"
     ours = rates["collection"]
     ratio = ours.over(rates["flat"])
-    note = f"the one archive gives {rates['flat'].median:.0f} {_RATE}; CSR, order='block'"
+    note = f"the single archive gives {rates['flat'].median:.0f} {_RATE}; CSR, order='block'"
     return [Outcome(what, at_least(0.9, "x"), ratio, ours, None, _RATE, note)]
 
 
-def genes(bench: Bench) -> list[Outcome]:
+def genes(bench: CollectionBench) -> list[Outcome]:
     path = bench.place() / "two"
     listed = {"path": path, "genes": bench.genes}
     rates = bench.rates(
@@ -114,9 +84,9 @@ def genes(bench: Bench) -> list[Outcome]:
     title = f"genes= of {bench.genes:,} over two gene spaces, over without"
     bound = at_least(0.8, "x")
     in_order = rates["in order"]
-    note = "the list has genes in the order of the archives, as 'union' and 'intersection' have"
+    note = "genes are listed in the order of the archives, as 'union' and 'intersection' list them"
     outcomes = [Outcome(title, bound, in_order.over(rates["without"]), in_order, None, _RATE, note)]
-    note = "in random order, so that the genes of each cell are sorted, but for dense batches"
+    note = "genes are listed in random order, so that CSR batches have to sort each cell"
     for name, base in (("shuffled", "without"), ("dense shuffled", "dense without")):
         ratio, ours = rates[name].over(rates[base]), rates[name]
         what = f"the same, {name}"
@@ -124,11 +94,11 @@ def genes(bench: Bench) -> list[Outcome]:
     return outcomes
 
 
-def flatten(bench: Bench) -> list[Outcome]:
+def flatten(bench: CollectionBench) -> list[Outcome]:
     place = bench.place()
     measures: dict[str, Callable[[], ChildRun]] = {"ours": partial(_our_flatten, place)}
     theirs = find_spec("bionemo") is not None
-    with Child(_CHILD) as child:
+    with Child(CHILD) as child:
         if theirs:
             measures["theirs"] = partial(_their_flatten, child, place)
             if bench.repeats > 1:
@@ -145,24 +115,22 @@ def flatten(bench: Bench) -> list[Outcome]:
         both = seconds["ours"], seconds["theirs"]
         outcomes.append(Outcome(f"{what}: speed", at_least(2, "x"), ratio, *both, "s", note))
     else:
-        outcomes.append(figure(f"{what}: time", "s", seconds["ours"], None))
-    # Over the import: the run before has had what this one takes.
-    peaks = [run.peak_over(run.report["imported"]) for run in runs["ours"]]
-    if None not in peaks:
-        ours = Spread.of([peak for peak in peaks if peak is not None])
+        outcomes.append(figure(f"{what}: time", "s", seconds["ours"]))
+    # Over the import: the run before has already taken the memory that this one uses.
+    if ours := Spread.of_known(run.peak_over(run.report["imported"]) for run in runs["ours"]):
         outcomes.append(Outcome(f"{what}: memory", at_most(300, "MB"), ours, ours, None, "MB"))
     return outcomes
 
 
 def _our_flatten(place: Path) -> ChildRun:
-    """One flattening in a fresh process, after another one that loads and compiles all.
+    """One flattening in a fresh process, after another one that imports and compiles everything.
 
-    That one also touches the memory that the written files take in the page cache, as the other
-    library has when it made its members: pages that nothing used for seconds have to be got again.
+    That one also allocates the pages of the page cache that written files take, as the other
+    library does when it writes its members: the system takes unused pages back within seconds.
     """
     target = place / "measured"
     shutil.rmtree(target, ignore_errors=True)
-    with Child(_CHILD) as child:
+    with Child(CHILD) as child:
         child.ask("flatten", source=place / "same", target=target)
         shutil.rmtree(target)
         run = child.watched("flatten", source=place / "same", target=target)
@@ -181,33 +149,8 @@ def _their_flatten(child: Child, place: Path) -> ChildRun:
     return run
 
 
-CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
+CASES: dict[str, Callable[[CollectionBench], list[Outcome]]] = {
     "block": block_shuffled,
     "genes": genes,
     "flatten": flatten,
 }
-
-
-def main(arguments: list[str] | None = None) -> Report:
-    """Run the cases, print the report and write it."""
-    described = "Measure collections beside one archive, and flattening beside bionemo-scdl."
-    options = parser(described, CASES, 0, "without effect").parse_args(arguments)
-    console = Console()
-    workspace = workspace_of(options)
-    repeats, seconds, n_genes = options.repeats, 1.0, GENES
-    if options.quick:
-        repeats, seconds, n_genes = 1, 0.02, 100
-    with Child(_CHILD) as child:
-        bench = Bench(workspace, child, n_genes, repeats, seconds)
-        found = run(CASES, bench, options.only, console)
-    report = Report(
-        [*chain.from_iterable(found)],
-        str(workspace.spec),
-        THEIRS.title,
-        _METHOD.format(repeats=repeats),
-    )
-    return report.publish(console, options.results, "bench-collections")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What is measured of collections, asked by `benchmarks.collections.cases`; see `benchmarks.common.child`."""
+"""Measurements of collections; see `benchmarks.common.child`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import anndata
 import numpy as np
 
 import scdl
-from benchmarks.common.measure import anonymous_bytes
-from benchmarks.common.child import THREADS, serve
+from benchmarks.common.child import THREADS, anonymous_bytes, serve
+from benchmarks.common.scdl_child import sums
 
-_imported = anonymous_bytes(os.getpid())
+_imported = anonymous_bytes()
 _GENES = np.random.default_rng(0)
 
 
 def split(source: str, directory: str, members: int, kept: float) -> dict[str, Any]:
-    """Divide a file among members: files and archives, in one gene space and in two.
+    """Divide a file among members, files and archives, in one gene space and in two.
 
-    Every other member of those in two gene spaces has a share `kept` of the genes. Archives of
-    ``same`` are written as one, too, ``flat``.
+    With two gene spaces, every other member has a share `kept` of the genes. The members of
+    ``same`` are also flattened, to ``flat``.
     """
     cells, place = anndata.read_h5ad(source), Path(directory)
     counts, var = cells.raw.X, cells.raw.var[[]]
@@ -47,9 +47,9 @@ def split(source: str, directory: str, members: int, kept: float) -> dict[str, A
 
 
 def epoch(path: str, genes: int = 0, ordered: bool = True, layout: str = "csr") -> dict[str, Any]:
-    """One epoch of a loader in block order, also in a gene space of so many genes."""
+    """One epoch of a loader in block order; with `genes`, of that many selected genes."""
     cells = _cells(path, genes, ordered)
-    # Without a gene space the ids of each member's own genes are what is compared.
+    # Without selected genes, members of two gene spaces are read by their own genes.
     loader = scdl.SingleCellLoader(
         cells,
         min(1_024, cells.n_obs),
@@ -79,7 +79,7 @@ def _cells(path: str, genes: int, ordered: bool) -> Any:
 def flatten(source: str, target: str) -> dict[str, Any]:
     """Write the members of a collection as one archive, which syncs it; opening is included."""
     paths = sorted(path for path in Path(source).iterdir() if path.is_dir())
-    # What was written before must not be written back at the expense of this.
+    # Writing back what was written before must not slow this flattening.
     os.sync()
     start = time.perf_counter()
     scdl.SingleCellCollection(paths).flatten(target)
@@ -87,9 +87,9 @@ def flatten(source: str, target: str) -> dict[str, Any]:
 
 
 def their_flatten(source: str, members: str, target: str) -> dict[str, Any]:
-    """The same by bionemo-scdl, of archives that it makes before, from the files in `source`.
+    """Flatten by bionemo-scdl the archives that it has converted from the files in `source`.
 
-    It flattens a collection once: its first member is another archive afterwards.
+    A collection can be flattened once only: that changes its first member.
     """
     from bionemo.scdl.io.single_cell_collection import SingleCellCollection
 
@@ -102,17 +102,5 @@ def their_flatten(source: str, members: str, target: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start}
 
 
-def sums(path: str) -> dict[str, Any]:
-    """What tells whether another archive holds the same matrix; exact for counts."""
-    cells = scdl.open(path)
-    found = [len(cells), 0, 0, 0]
-    for start in range(0, len(cells), 1_024):
-        batch = cells.read_rows(slice(start, start + 1_024))
-        found[1] += len(batch.data)
-        found[2] += int(batch.data.sum(dtype=np.float64))
-        found[3] += int((batch.data.astype(np.float64) * batch.indices).sum())
-    return {"sums": found}
-
-
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (split, epoch, flatten, their_flatten, sums)})
+    serve(split, epoch, flatten, their_flatten, sums)

@@ -1,7 +1,7 @@
-"""What annbatch measures of itself, asked by `benchmarks.zarr.cases`; see `benchmarks.common.child`.
+"""Measurements of annbatch; see `benchmarks.common.child`.
 
-Only what annbatch documents is called: `DatasetCollection.add_adatas` writes, `Loader` reads, and
-zarr computes by the codec pipeline of zarrs, which annbatch calls necessary for local files.
+Only documented interfaces are used: `DatasetCollection.add_adatas` writes, `Loader` reads, and
+zarr decodes by the codec pipeline of zarrs, which annbatch calls necessary for local files.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import pandas as pd
 import zarr
 from annbatch import DatasetCollection, Loader
 
-from benchmarks.common.measure import anonymous_bytes
-from benchmarks.common.child import THREADS, serve
+from benchmarks.common.child import THREADS, anonymous_bytes, serve
 
-_imported = anonymous_bytes(os.getpid())
+_imported = anonymous_bytes()
 _loaders: dict[tuple[Any, ...], Loader] = {}
 
 
 def versions() -> dict[str, str]:
-    """Versions of what takes part."""
+    """Versions of annbatch and of what it uses."""
     return {name: metadata.version(name) for name in ("annbatch", "anndata", "zarr", "zarrs")}
 
 
@@ -51,7 +50,7 @@ def convert(source: str, target: str, cells_per_chunk: int, shard: str) -> dict[
 
 
 def _raw_counts(path: str) -> ad.AnnData:
-    """The counts alone, lazily: what annbatch documents for those who need a part of a file."""
+    """The counts alone, lazily, as annbatch documents for those who need a part of a file."""
     lazy = ad.experimental.read_lazy(path)
     names = (pd.Index(np.asarray(axis.to_memory().index, str)) for axis in (lazy.obs, lazy.raw.var))
     obs, var = (pd.DataFrame(index=index) for index in names)
@@ -79,7 +78,7 @@ def size(path: str) -> dict[str, Any]:
 
 
 def sums(path: str) -> dict[str, Any]:
-    """What tells whether another archive holds the same matrix; exact for counts."""
+    """Sums that are equal for archives of the same matrix; exact for counts."""
     cells = values = total = weighted = 0
     for batch in _batches(path, 512, 2, 1_024):
         cells += batch.shape[0]
@@ -154,4 +153,4 @@ if __name__ == "__main__":
         {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": THREADS}
     )
     dask.config.set(num_workers=THREADS)
-    serve({f.__name__: f for f in (versions, convert, size, sums, train_from_ours, epoch)})
+    serve(versions, convert, size, sums, train_from_ours, epoch)

@@ -1,4 +1,4 @@
-"""What a benchmark must show, what it showed, and both as tables and files."""
+"""What is required of a benchmark, what was measured, and both as tables and files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ _PACKAGES = ("anndata", "bionemo-scdl", "h5py", "numba", "numpy", "pyarrow", "sc
 
 @dataclass(frozen=True)
 class Bound:
-    """A figure that must be reached, or must not be exceeded."""
+    """A figure that a measurement must reach, or must not exceed."""
 
     limit: float
     unit: str
@@ -59,7 +60,7 @@ class Outcome:
     measured
         The figure in the unit of the bound.
     ours, theirs
-        What the two libraries reached, where both were measured, in `unit`.
+        Figures of the two libraries, in `unit`, where both were measured.
     note
         What a reader must know to judge the figure.
     """
@@ -81,9 +82,9 @@ class Outcome:
         return [
             self.what,
             str(self.bound),
-            _with_spread(self.measured, self.bound.unit),
-            _with_spread(self.ours, self.unit),
-            _with_spread(self.theirs, self.unit),
+            with_spread(self.measured, self.bound.unit),
+            with_spread(self.ours, self.unit),
+            with_spread(self.theirs, self.unit),
             "pass" if self.passed else "MISS",
         ]
 
@@ -101,7 +102,38 @@ class Outcome:
         }
 
 
-#: How repetitions are taken, to be told how many.
+class Figure(Outcome):
+    """An outcome of which nothing is required."""
+
+    def cells(self) -> list[str]:
+        what, _, *figures, _ = super().cells()
+        return [what, "-", *figures, "-"]
+
+    def record(self) -> dict[str, Any]:
+        return super().record() | {"required": None, "passed": None}
+
+
+def ratio(
+    what: str,
+    ours: Spread,
+    theirs: Spread,
+    unit: str,
+    *,
+    required: float | None = None,
+    note: str = "",
+) -> Outcome:
+    """Return the ratio of a rate to another one, turn by turn."""
+    kind = Figure if required is None else Outcome
+    bound = at_least(required or 0, "x")
+    return kind(what, bound, ours.over(theirs), ours, theirs, unit, note)
+
+
+def figure(what: str, unit: str, ours: Spread, theirs: Spread | None = None) -> Figure:
+    """Return what was measured, beside that of another library where there is one."""
+    return Figure(what, at_least(0, unit), ours, ours, theirs, unit)
+
+
+#: How repetitions are taken; to be formatted with their number.
 IN_TURN = (
     "Medians of {repeats} repetitions taken in turn, in brackets the smallest and the largest. "
     "Ratios are taken between repetitions of the same turn. "
@@ -112,18 +144,17 @@ _Found = TypeVar("_Found")
 
 
 def run(
-    cases: Mapping[str, Callable[[_Bench], _Found]],
-    bench: _Bench,
-    names: Collection[str] | None,
-    console: Console,
+    cases: Mapping[str, Callable[[_Bench], _Found]], bench: _Bench, names: Collection[str] | None
 ) -> list[_Found]:
-    """What cases found, those of some names or all, in the order in which they are listed."""
+    """Run the named cases, or all, in the order in which they are listed."""
     found = []
-    for name, case in cases.items():
-        if not names or name in names:
-            start = time.perf_counter()
-            found.append(case(bench))
-            console.print(f"{name}: done in {time.perf_counter() - start:.0f} s", highlight=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, case in cases.items():
+            if not names or name in names:
+                start = time.perf_counter()
+                found.append(case(bench))
+                print(f"{name}: done in {time.perf_counter() - start:.0f} s", flush=True)
     return found
 
 
@@ -136,13 +167,13 @@ class Report:
     outcomes
         The figures.
     data
-        What they were measured on.
+        The data that they were measured on.
     theirs
-        What stands beside scdl; None leaves out the columns of both.
+        The library beside scdl; None leaves out the columns of both.
     method
         How they were measured.
     remarks
-        What else must be known to judge them.
+        What else a reader must know to judge them.
     """
 
     outcomes: Sequence[Outcome]
@@ -151,11 +182,11 @@ class Report:
     method: str
     remarks: Sequence[str] = ()
 
-    def publish(self, console: Console, directory: Path, name: str) -> Self:
+    def publish(self, directory: Path, name: str) -> Self:
         """Print the report, and write it under a name and the time of day."""
-        self.show(console)
+        self.show(Console())
         for path in self.write(directory, f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"):
-            console.print(f"wrote {path}", highlight=False)
+            print(f"wrote {path}")
         return self
 
     def show(self, console: Console) -> None:
@@ -188,9 +219,7 @@ class Report:
 
     def markdown(self) -> str:
         """The report as Markdown."""
-        rows = [self._headers(), ["---", *["---:"] * (len(self._headers()) - 1)]]
-        rows += map(self._cells, self.outcomes)
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        table = markdown_table([self._headers(), *map(self._cells, self.outcomes)])
         remarks = "\n".join(f"- {line}" for line in self._remarks())
         return f"# {self.data}\n\n{table}\n\n{remarks}\n"
 
@@ -206,6 +235,13 @@ class Report:
         notes = [f"{outcome.what}: {outcome.note}." for outcome in self.outcomes if outcome.note]
         described = "; ".join(f"{key}: {value}" for key, value in machine().items())
         return [self.method, *self.remarks, *notes, described]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a Markdown table, the header first."""
+    header, *others = rows
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *others]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def machine() -> dict[str, str]:
@@ -233,10 +269,11 @@ def number(value: float) -> str:
     return f"{value:#.3g}"
 
 
-def _with_spread(spread: Spread | None, unit: str) -> str:
+def with_spread(spread: Spread | None, unit: str = "") -> str:
+    """Median, and the smallest and largest repetition where there are several."""
     if spread is None:
         return "-"
-    median = f"{number(spread.median)} {unit}"
+    median = f"{number(spread.median)} {unit}".rstrip()
     if len(spread.samples) == 1:
         return median
     return f"{median} ({number(spread.low)} to {number(spread.high)})"

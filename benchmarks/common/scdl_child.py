@@ -1,10 +1,9 @@
-"""What scdl measures of itself, asked by `benchmarks.zarr.cases`; see `benchmarks.common.child`."""
+"""Measurements of scdl; see `benchmarks.common.child`."""
 
 from __future__ import annotations
 
 import functools
 import gc
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 import scdl
-from benchmarks.common.measure import anonymous_bytes
+from benchmarks.common.child import anonymous_bytes, serve
 from benchmarks.common.page_cache import drop
-from benchmarks.common.child import serve
 
 _MATRIX = ("data", "indices", "indptr")
-_imported = anonymous_bytes(os.getpid())
+_imported = anonymous_bytes()
 
 
 def convert(source: str, target: str, profile: str) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def size(path: str) -> dict[str, Any]:
 
 
 def sums(path: str) -> dict[str, Any]:
-    """What tells whether another archive holds the same matrix; exact for counts."""
+    """Sums that are equal for archives of the same matrix; exact for counts."""
     dataset = _dataset(path)
     values = total = weighted = 0
     for rows in _blocks(len(dataset), 512, 1_024, 0):
@@ -51,7 +49,7 @@ def sums(path: str) -> dict[str, Any]:
     return {"sums": [len(dataset), values, total, weighted]}
 
 
-#: Blocks that are read at once, as many as annbatch takes; batches are cut from them.
+#: Blocks that are read at once, as many as by annbatch; batches are slices of them.
 _READ_BLOCKS = 64
 
 
@@ -63,12 +61,12 @@ def epoch(
 
 
 def cold_epoch(path: str, block: int, batch: int, seed: int) -> dict[str, Any]:
-    """As `epoch`, after the archive has left the page cache; it is opened anew, also timed.
+    """As `epoch`, after the archive has left the page cache; the time includes opening it.
 
-    Also tells which share of it was still cached, and the bytes that came from the disk.
+    The answer also has the share that was still cached, and the bytes read from the disk.
     """
     _dataset.cache_clear()
-    gc.collect()  # Mapped pages stay: nothing may hold on to the archive.
+    gc.collect()  # Mapped pages stay in the cache.
     resident = drop(Path(path))
     read_before = _read_bytes()
     start = time.perf_counter()
@@ -120,4 +118,4 @@ def _read_bytes() -> int:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (convert, size, sums, epoch, cold_epoch)})
+    serve(convert, size, sums, epoch, cold_epoch)

@@ -1,21 +1,24 @@
-"""Files that benchmarks read: data is kept from run to run, archives are made anew."""
+"""Files that benchmarks read: data is kept from run to run, archives are written anew."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from benchmarks.generate.files import generate
-from benchmarks.common.measure import ChildRun, run_child
+from benchmarks.common.child import Child, ChildRun
+from benchmarks.common.page_cache import bring_in
 from benchmarks.common.peers import Peer
+from benchmarks.generate.files import generate
 from benchmarks.generate.real_cells import TemplateCells
 from benchmarks.generate.spec import DataSpec
 
-_FEW_CELLS = 64
+FEW_CELLS = 64
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,11 @@ class Workspace:
     Attributes
     ----------
     directory
-        Where everything goes.
+        Where all files are.
     spec
         The data of this run, uncompressed.
     templates
-        Gives the cells that data is resampled from; called when a file is missing.
+        Returns the cells that data is resampled from; called when a file is missing.
     """
 
     directory: Path
@@ -38,7 +41,7 @@ class Workspace:
     _converted: set[Path] = field(default_factory=set, init=False, repr=False)
 
     def h5ad(self, *, compression: str = "none", times: int = 1, cells: int | None = None) -> Path:
-        """The data, compressed or not, with its own, several times its own or some `cells`."""
+        """The data, compressed or not, with `times` its cells, or with another number of cells."""
         wanted = self.spec.cells * times if cells is None else cells
         spec = dataclasses.replace(self.spec, compression=compression, cells=wanted)
         path = self.directory / f"{self._stem(spec)}-{compression}.h5ad"
@@ -64,22 +67,28 @@ class Workspace:
             shutil.rmtree(target, ignore_errors=True)
 
     def _convert(self, peer: Peer, source: Path, target: Path) -> ChildRun:
+        with Child("benchmarks.readers.child", threads=None) as child:
+            return self.measure_conversion(child, source, target, peer=peer.name)
+
+    def measure_conversion(
+        self, child: Child, source: Path, target: Path, **options: Any
+    ) -> ChildRun:
+        """Convert a file, from the page cache, in a child that has converted a few cells before.
+
+        Neither imports nor compilation count then, for time as for memory.
+        """
+        few = self.h5ad(cells=min(FEW_CELLS, self.spec.cells))
+        with tempfile.TemporaryDirectory(dir=self.directory) as scratch:
+            other = Path(scratch).absolute() / f"few{target.suffix}"
+            child.ask("convert", source=few.absolute(), target=other, **options)
         shutil.rmtree(target, ignore_errors=True)
-        few = self.h5ad(cells=min(_FEW_CELLS, self.spec.cells))
-        _read_through(source)
-        # What was written before must not be written back at the expense of this conversion.
+        bring_in(source)
+        # Writing back what was written before must not slow this conversion.
         os.sync()
-        arguments = [peer.name, *(str(path.resolve()) for path in (source, target, few))]
-        return run_child("benchmarks.readers.child", arguments)
+        return child.watched(
+            "convert", source=source.absolute(), target=target.absolute(), **options
+        )
 
     @staticmethod
     def _stem(spec: DataSpec) -> str:
         return f"{spec.cells}x{spec.genes}-{spec.nnz_per_cell:g}-seed{spec.seed}"
-
-
-def _read_through(path: Path) -> None:
-    """Bring a file into the page cache."""
-    buffer = bytearray(1 << 22)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass

@@ -1,15 +1,9 @@
-"""Compare selections of genes, and selections of selections, with what anndata and pandas give.
-
-Run ``make compositions``, or ``python -m benchmarks.compositions.cases --help`` for the options.
-"""
+"""Nested selections of genes: what scdl returns, and what anndata and pandas return."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +18,15 @@ from scdl.dataset.reader import CellReader
 from scdl.errors import GeneError
 
 KINDS = ("memmap", "zarr", "collection")
-#: Selections on top of each other, at most.
+#: Most selections on top of each other.
 DEPTH = 3
-#: Compositions that are tried on one data set before the next one is made.
+#: Compositions that are tried on one data set.
 _EACH = 100
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A data set, and the AnnData objects that it was made of."""
+    """A data set, and the AnnData objects that it was converted from."""
 
     kind: str
     reader: CellReader
@@ -41,14 +35,14 @@ class Cells:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a selection gives.
+    """The expected result of a selection.
 
-    Parameters
+    Attributes
     ----------
     frames
-        Of each part its cells and genes, dense.
+        Cells and genes of each part, dense.
     present
-        Of each part the genes that were measured.
+        Measured genes of each part.
     """
 
     frames: list[pd.DataFrame]
@@ -66,7 +60,7 @@ class Expected:
 
 
 def make_cells(rng: np.random.Generator, place: Path, kind: str) -> Cells:
-    """Parts of different genes as one archive or as a collection."""
+    """Write parts with different genes as one archive or as a collection."""
     names = [f"g{i}" for i in range(rng.integers(4, 14))]
     parts = []
     for number in range(rng.integers(1, 4)):
@@ -99,12 +93,12 @@ def make_cells(rng: np.random.Generator, place: Path, kind: str) -> Cells:
 def select(
     before: Expected, ids: list[list[str]], genes: Any, missing: str, duplicates: str
 ) -> Expected | None:
-    """What a selection of genes gives by pandas; None where it is an error.
+    """Select genes with pandas; None where the selection is an error.
 
     Parameters
     ----------
     ids
-        Of each part the id of each gene.
+        The id of each gene, for each part.
     """
     lists = [list(dict.fromkeys(part)) for part in ids]
     if isinstance(genes, str):
@@ -131,7 +125,7 @@ def select(
 def composed(
     rng: np.random.Generator, cells: Cells
 ) -> tuple[list[dict[str, Any]], CellReader | None, Expected | None]:
-    """Selections one after the other: what they were, what scdl gives, and what is right."""
+    """Draw nested selections; return them, the view of scdl, and the expected result."""
     view: CellReader = cells.reader
     frames = [part.to_df().astype(np.float64) for part in cells.parts]
     right: Expected | None = Expected(frames, [set(part.var_names) for part in cells.parts])
@@ -171,7 +165,7 @@ def _genes(rng: np.random.Generator, known: list[str]) -> Any:
 
 
 def difference(rng: np.random.Generator, view: CellReader, right: Expected) -> str:
-    """What reading gives that is not expected; empty where nothing is."""
+    """Describe how reading differs from what is expected; empty where it does not."""
     dense = right.dense
     rows = rng.integers(0, len(dense), rng.integers(1, 12))
     for ordered in (True, False):
@@ -194,7 +188,7 @@ def difference(rng: np.random.Generator, view: CellReader, right: Expected) -> s
 
 
 def run(cases: int, kind: str, seed: int = 0) -> Iterator[str]:
-    """Try compositions on data sets of a kind; yields what is wrong."""
+    """Try compositions on data sets of a kind; yield what is wrong."""
     for number in range(0, cases, _EACH):
         rng = np.random.default_rng([seed, KINDS.index(kind), number])
         with tempfile.TemporaryDirectory() as place:
@@ -214,27 +208,3 @@ def run(cases: int, kind: str, seed: int = 0) -> Iterator[str]:
                         expected = by_anndata.reindex(columns=genes, fill_value=0)
                         if not np.array_equal(expected.to_numpy(), right.dense):
                             yield f"{where}: anndata.concat disagrees with the oracle"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Try all kinds of data sets; the number of findings."""
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    made.add_argument("--cases", type=int, default=10_000, help="of each kind of data set")
-    made.add_argument("--seed", type=int, default=0, help="another one makes other cases")
-    options = made.parse_args(arguments)
-    found = 0
-    for kind in KINDS:
-        began, wrong = time.perf_counter(), 0
-        for finding in run(options.cases, kind, options.seed):
-            print(finding, flush=True)
-            wrong += 1
-        seconds = time.perf_counter() - began
-        print(
-            f"{kind}: {options.cases:,} compositions in {seconds:.0f} s, {wrong} wrong", flush=True
-        )
-        found += wrong
-    return found
-
-
-if __name__ == "__main__":
-    sys.exit(min(main(), 1))

@@ -1,23 +1,26 @@
-"""Convert real cells to an archive and train from it: ``make demo [H5AD=file] [DEST=archive]``.
+"""The command: ``python -m benchmarks demo [H5AD] [--dest ARCHIVE]``.
 
-Without a file it takes the 700 blood cells that are packaged with scanpy.
+Without a file it converts the 700 blood cells that the package scanpy ships.
 """
 
-import argparse
+from __future__ import annotations
+
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from torch.utils.data import DataLoader
 
 import scdl
+from benchmarks.common.options import subject_parser
 
 SECONDS = 2.0
-"""Epochs are begun until so much time is over."""
+"""Least time of training."""
 
 
 def packaged_h5ad() -> Path:
@@ -27,12 +30,12 @@ def packaged_h5ad() -> Path:
     except PackageNotFoundError:
         found = []
     if not found:
-        sys.exit("No h5ad given, and scanpy==1.11.5, which packages one, is not installed.")
+        sys.exit("No h5ad file was given, and scanpy==1.11.5, which ships one, is not installed.")
     return Path(str(found[0].locate()))
 
 
 def train(archive: Path) -> None:
-    """Go through shuffled minibatches the way a training loop does, and tell how fast."""
+    """Read shuffled minibatches as a training loop does, and print the rate."""
     dataset = scdl.open(archive)
     loader = DataLoader(
         dataset, batch_size=64, shuffle=True, collate_fn=scdl.collate_sparse_matrix_batch
@@ -60,18 +63,15 @@ def demo(h5ad: Path, archive: Path) -> None:
     train(archive)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("h5ad", nargs="?", type=Path, help="default: packaged with scanpy")
+    parser = subject_parser(__package__)
+    parser.add_argument("h5ad", nargs="?", type=Path, help="default: the cells of scanpy")
     parser.add_argument("--dest", type=Path, help="keep the archive here")
-    arguments = parser.parse_args()
-    # torch says so of every sparse CSR tensor, once.
+    options = parser.parse_args(arguments)
+    # torch warns once of every layout.
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-    h5ad = arguments.h5ad or packaged_h5ad()
+    h5ad = options.h5ad or packaged_h5ad()
     with tempfile.TemporaryDirectory(prefix="scdl-demo-") as scratch:
-        demo(h5ad, arguments.dest or Path(scratch, h5ad.stem))
-
-
-if __name__ == "__main__":
-    main()
+        demo(h5ad, options.dest or Path(scratch, h5ad.stem))
+    return 0

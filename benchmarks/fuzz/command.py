@@ -1,16 +1,12 @@
-"""Try inputs that nobody wrote on every parser of what others wrote.
-
-Run ``make fuzz``, or ``python -m benchmarks.fuzz --help`` for the options.
-"""
+"""The command: ``python -m benchmarks fuzz``."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common.options import subject_parser
 from benchmarks.fuzz import coverage, workers
 from benchmarks.fuzz.targets import TARGETS
 
@@ -18,18 +14,20 @@ _FOUND = Path(__file__).parent / "found"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try all targets; the number of those with findings."""
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Try the targets; return the number of those with findings."""
+    made = subject_parser(__package__)
     names = list(TARGETS)
     made.add_argument("--only", nargs="+", choices=names, metavar="TARGET", help=", ".join(names))
-    made.add_argument("--inputs", type=int, help="of each target; default: as many as required")
+    made.add_argument("--inputs", type=int, help="of each target; default: the required number")
     made.add_argument("--seconds", type=float, default=float("inf"), help="of each target, at most")
-    made.add_argument("--seed", type=int, default=0, help="another one makes other inputs")
-    made.add_argument("--first", type=int, default=0, help="number of the first input, to go on")
+    made.add_argument("--seed", type=int, default=0, help="another seed gives other inputs")
+    made.add_argument(
+        "--first", type=int, default=0, help="number of the first input, to continue a run"
+    )
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     made.add_argument("--found", type=Path, default=_FOUND, help="where findings are saved")
     made.add_argument(
-        "--guided", action="store_true", help="let atheris choose inputs, which must be installed"
+        "--guided", action="store_true", help="let atheris choose inputs by coverage, if installed"
     )
     options = made.parse_args(arguments)
     failed = 0
@@ -59,7 +57,3 @@ def save(finding: workers.Finding, target: str, directory: Path) -> Path:
     path = directory / f"{target}-{finding.number}"
     path.write_bytes(finding.data)
     return path
-
-
-if __name__ == "__main__":
-    sys.exit(main())

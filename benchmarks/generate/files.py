@@ -1,14 +1,11 @@
 """Generate an h5ad file of realistic counts, of any size, in little memory.
 
-Cells are resampled from real ones (see `benchmarks.generate.sampler`) and written straight to HDF5 by
-blocks of rows, in the encoding and with the chunks that ``anndata.AnnData.write_h5ad`` gives.
-
-Run ``python -m benchmarks.generate.files --help`` for the options.
+Cells are resampled from real ones (see `benchmarks.generate.sampler`) and written to HDF5 by blocks
+of rows, in the encoding and with the chunks of ``anndata.AnnData.write_h5ad``.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from anndata.io import write_elem
 from tqdm import tqdm
 
 from benchmarks.generate.h5ad import CsrWriter, dataset_options, write_encoding
-from benchmarks.generate.real_cells import TemplateCells, celltypist_cells, synthetic_cells
+from benchmarks.generate.real_cells import TemplateCells
 from benchmarks.generate.sampler import CellSampler
 from benchmarks.generate.spec import DataSpec
 from benchmarks.generate.tables import make_obs, make_var
@@ -171,41 +168,3 @@ def _blocks(spec: DataSpec, *, progress: bool) -> Iterator[slice]:
 
 def _rng(spec: DataSpec, *stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(spec.seed, spawn_key=stream))
-
-
-def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    default = DataSpec()
-    parser = argparse.ArgumentParser(description="Generate an h5ad file of realistic counts.")
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument("--cells", type=int, default=default.cells)
-    parser.add_argument("--genes", type=int, default=default.genes)
-    parser.add_argument("--nnz-per-cell", type=float, default=default.nnz_per_cell)
-    parser.add_argument("--compression", default=default.compression, help="none, lzf or gzip-4")
-    parser.add_argument(
-        "--no-raw", "--x-only", action="store_true", help="counts in X, no raw (default: in raw.X)"
-    )
-    parser.add_argument("--neighbors", type=int, default=0, metavar="K", help="obsp, K a cell")
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--source", choices=("celltypist", "synthetic"), default="celltypist")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Generate a file as the command line asks."""
-    options = _parse_arguments(arguments)
-    spec = DataSpec(
-        cells=options.cells,
-        genes=options.genes,
-        nnz_per_cell=options.nnz_per_cell,
-        compression=options.compression,
-        raw=not options.no_raw,
-        neighbors=options.neighbors,
-        seed=options.seed,
-    )
-    templates = celltypist_cells() if options.source == "celltypist" else synthetic_cells()
-    nnz = generate(options.out, spec, templates, progress=True)
-    print(f"{options.out}: {spec.cells:,} cells x {spec.genes:,} genes, {nnz:,} stored values")
-
-
-if __name__ == "__main__":
-    main()

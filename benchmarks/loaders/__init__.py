@@ -1,1 +1,1 @@
-"""Training loaders, beside bionemo-scdl, annbatch, scDataset and AnnLoader."""
+"""Measure training loaders beside bionemo-scdl, annbatch, scDataset and AnnLoader."""

@@ -15,9 +15,9 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.loaders.report import Grid
 from benchmarks.common.measure import Spread
 from benchmarks.common.report import number
+from benchmarks.loaders.report import Grid
 
 _INCHES = 9.0
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common.measure import Spread
-from benchmarks.common.report import Outcome, Report, number
+from benchmarks.common.report import Outcome, Report, markdown_table, with_spread
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -52,7 +52,7 @@ class Grid:
 
     def cells(self) -> list[list[str]]:
         """All as text, the header first."""
-        texts = [[name, *map(_text, spreads)] for name, spreads in self.rows.items()]
+        texts = [[name, *map(with_spread, spreads)] for name, spreads in self.rows.items()]
         return [[self.corner, *self.columns], *texts]
 
     def record(self) -> dict[str, Any]:
@@ -60,17 +60,9 @@ class Grid:
         return asdict(self)
 
 
-def _text(spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
-    if len(spread.samples) == 1:
-        return number(spread.median)
-    return f"{number(spread.median)} ({number(spread.low)} to {number(spread.high)})"
-
-
 @dataclass
 class Findings:
-    """What cases found.
+    """Results of a case.
 
     Attributes
     ----------
@@ -118,7 +110,10 @@ class LoaderReport(Report):
         return draw(self.grids, directory, name)
 
     def markdown(self) -> str:
-        grids = [f"## {grid.title}, {grid.unit}\n\n{_markdown(grid)}\n" for grid in self.grids]
+        grids = [
+            f"## {grid.title}, {grid.unit}\n\n{markdown_table(grid.cells())}\n"
+            for grid in self.grids
+        ]
         return "\n".join([super().markdown(), *grids])
 
     def html(self, plots: Iterable[Path]) -> str:
@@ -136,12 +131,6 @@ class LoaderReport(Report):
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>scdl: loaders</title>'
             f"<style>{_STYLE}</style>\n{body}\n</html>\n"
         )
-
-
-def _markdown(grid: Grid) -> str:
-    header, *rows = grid.cells()
-    lines = [header, ["---", *["---:"] * len(grid.columns)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _html(lines: Sequence[Sequence[str]]) -> str:

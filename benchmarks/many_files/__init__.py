@@ -1,1 +1,1 @@
-"""Neighbours of a batch beside bionemo-scdl, and conversion of many files by workers."""
+"""Measure neighbours of a batch beside bionemo-scdl, and conversion by workers."""

@@ -1,1 +1,1 @@
-"""Conversion, opening and reading, beside bionemo-scdl."""
+"""Measure conversion, opening and reading beside bionemo-scdl."""

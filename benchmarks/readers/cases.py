@@ -1,4 +1,4 @@
-"""The cases: each measures one thing on both libraries and says what is required of it."""
+"""The cases: each measures one thing with both libraries, beside what is required of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,51 +14,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common.measure import ChildRun, Spread, rate, take_turns, timed
-from benchmarks.common.report import Outcome, at_least, at_most
+from benchmarks.common.bench import Bench, memory_outcome
+from benchmarks.common.child import ChildRun
+from benchmarks.common.measure import Spread, rate, take_turns, timed
+from benchmarks.common.measure import spreads as take_spreads
 from benchmarks.common.peers import BATCH_SIZE, OURS, PEERS, THEIRS, Peer
-from benchmarks.common.workspace import Workspace
+from benchmarks.common.report import Outcome, at_least, at_most
 
 _OPENS = 10
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all cases need.
+@dataclass(kw_only=True)
+class ReaderBench(Bench):
+    """Sizes of the measurements of single cells and imports.
 
     Attributes
     ----------
-    workspace
-        The data.
-    repeats
-        Repetitions of each measurement.
-    times
-        How many times the cells the large file has; 0 leaves out what needs it.
     calls
         Calls in a loop over single cells.
-    seconds
-        Least duration of a measured rate.
     imports
         Repetitions of the import of a package.
     """
 
-    workspace: Workspace
-    repeats: int = 5
-    times: int = 10
     calls: int = 10_000
-    seconds: float = 1.0
     imports: int = 10
 
 
-def convert(bench: Bench) -> list[Outcome]:
+def convert(bench: ReaderBench) -> list[Outcome]:
     return _conversion(bench, "none", "convert", required=3.0)
 
 
-def convert_gzip(bench: Bench) -> list[Outcome]:
+def convert_gzip(bench: ReaderBench) -> list[Outcome]:
     return _conversion(bench, "gzip-4", "convert gzip-4", required=2.0)
 
 
-def _conversion(bench: Bench, compression: str, title: str, *, required: float) -> list[Outcome]:
+def _conversion(
+    bench: ReaderBench, compression: str, title: str, *, required: float
+) -> list[Outcome]:
     source = bench.workspace.h5ad(compression=compression)
 
     def measure(peer: Peer) -> Callable[[], ChildRun]:
@@ -76,29 +68,15 @@ def _conversion(bench: Bench, compression: str, title: str, *, required: float) 
         "s",
         f"scdl's time includes {synced.median:.2f} s in fsync, which bionemo-scdl does not call",
     )
-    return [speed, *_memory(f"{title}: memory", runs[OURS.name], runs[THEIRS.name])]
+    return [speed, *memory_outcome(f"{title}: memory", 300, runs[OURS.name], runs[THEIRS.name])]
 
 
-def _memory(what: str, ours: list[ChildRun], theirs: list[ChildRun]) -> list[Outcome]:
-    our_peaks, their_peaks = (_known(run.peak_megabytes for run in runs) for runs in (ours, theirs))
-    over_import = _known(run.peak_over(run.report["imported"]) for run in ours)
-    if our_peaks is None or over_import is None:
-        return []
-    note = f"scdl's peak over what it was before those few cells is {over_import.median:.0f} MB"
-    return [Outcome(what, at_most(300, "MB"), our_peaks, our_peaks, their_peaks, "MB", note)]
-
-
-def _known(values: Iterable[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    return Spread.of(known) if known else None
-
-
-def convert_large(bench: Bench) -> list[Outcome]:
+def convert_large(bench: ReaderBench) -> list[Outcome]:
     if not bench.times:
         return []
     sources = {times: bench.workspace.h5ad(times=times) for times in (1, bench.times)}
     small, large = (bench.workspace.conversion(OURS, source) for source in sources.values())
-    memory = _memory(f"convert {bench.times} x the cells: memory", [large], [])
+    memory = memory_outcome(f"convert {bench.times} x the cells: memory", 300, [large], [])
     note = (
         f"{_megabytes(small)} at 1 x the cells, one run each; the large conversion took "
         f"{large.report['seconds']:.1f} s"
@@ -110,14 +88,14 @@ def _megabytes(run: ChildRun) -> str:
     return "unknown" if run.peak_megabytes is None else f"{run.peak_megabytes:.0f} MB"
 
 
-def open_archive(bench: Bench) -> list[Outcome]:
+def open_archive(bench: ReaderBench) -> list[Outcome]:
     outcomes = [_opening(bench, 1, "open")]
     if bench.times:
         outcomes.append(_opening(bench, bench.times, f"open, {bench.times} x the cells"))
     return outcomes
 
 
-def _opening(bench: Bench, times: int, what: str) -> Outcome:
+def _opening(bench: ReaderBench, times: int, what: str) -> Outcome:
     def measure(peer: Peer) -> Callable[[], float]:
         path = bench.workspace.archive(peer, times=times)
 
@@ -127,12 +105,12 @@ def _opening(bench: Bench, times: int, what: str) -> Outcome:
         return open_often
 
     peers = PEERS if times == 1 else {OURS.name: OURS}
-    spreads = _in_turn({name: measure(peer) for name, peer in peers.items()}, bench.repeats)
+    spreads = take_spreads({name: measure(peer) for name, peer in peers.items()}, bench.repeats)
     ours = spreads[OURS.name]
     return Outcome(what, at_most(10, "ms"), ours, ours, spreads.get(THEIRS.name), "ms")
 
 
-def get_row(bench: Bench) -> list[Outcome]:
+def get_row(bench: ReaderBench) -> list[Outcome]:
     def loop(dataset: Any, rows: list[int]) -> None:
         for row in rows:
             dataset.get_row(row)
@@ -140,7 +118,7 @@ def get_row(bench: Bench) -> list[Outcome]:
     return [_single_cells(bench, "get_row in a loop", 1.0, loop)]
 
 
-def getitem(bench: Bench) -> list[Outcome]:
+def getitem(bench: ReaderBench) -> list[Outcome]:
     def loop(dataset: Any, rows: list[int]) -> None:
         for row in rows:
             dataset[row]
@@ -149,7 +127,7 @@ def getitem(bench: Bench) -> list[Outcome]:
 
 
 def _single_cells(
-    bench: Bench, what: str, required: float, loop: Callable[[Any, list[int]], None]
+    bench: ReaderBench, what: str, required: float, loop: Callable[[Any, list[int]], None]
 ) -> Outcome:
     datasets = _same_datasets(bench)
     rows = np.random.default_rng(0).integers(0, bench.workspace.spec.cells, bench.calls).tolist()
@@ -157,12 +135,12 @@ def _single_cells(
     def measure(dataset: Any) -> Callable[[], float]:
         return lambda: 1e6 * timed(lambda: loop(dataset, rows)) / len(rows)
 
-    spreads = _in_turn({name: measure(ds) for name, ds in datasets.items()}, bench.repeats)
+    spreads = take_spreads({name: measure(ds) for name, ds in datasets.items()}, bench.repeats)
     ours, theirs = spreads[OURS.name], spreads[THEIRS.name]
     return Outcome(what, at_least(required, "x"), theirs.over(ours), ours, theirs, "µs")
 
 
-def read_rows(bench: Bench) -> list[Outcome]:
+def read_rows(bench: ReaderBench) -> list[Outcome]:
     datasets = _same_datasets(bench)
 
     def measure(peer: Peer) -> Callable[[], float]:
@@ -174,7 +152,7 @@ def read_rows(bench: Bench) -> list[Outcome]:
 
         return lambda: rate(epoch, bench.seconds) / 1e3
 
-    spreads = _in_turn({name: measure(peer) for name, peer in PEERS.items()}, bench.repeats)
+    spreads = take_spreads({name: measure(peer) for name, peer in PEERS.items()}, bench.repeats)
     ours, theirs = spreads[OURS.name], spreads[THEIRS.name]
     what = f"read_rows of {BATCH_SIZE:,} random cells"
     note = "bionemo-scdl by DataLoader(shuffle=True) with collate_sparse_matrix_batch, no workers"
@@ -182,12 +160,14 @@ def read_rows(bench: Bench) -> list[Outcome]:
     return [Outcome(what, bound, ours.over(theirs), ours, theirs, "k cells/s", note)]
 
 
-def import_package(bench: Bench) -> list[Outcome]:
+def import_package(bench: ReaderBench) -> list[Outcome]:
     def measure(statement: str) -> Callable[[], float]:
         return lambda: 1e3 * timed(lambda: _fresh_interpreter(statement))
 
     statements = {name: f"import {peer.module}" for name, peer in PEERS.items()} | {"none": "pass"}
-    spreads = _in_turn({name: measure(code) for name, code in statements.items()}, bench.imports)
+    spreads = take_spreads(
+        {name: measure(code) for name, code in statements.items()}, bench.imports
+    )
     bare = spreads["none"]
     ours, theirs = (
         Spread.of([a - b for a, b in zip(spreads[name].samples, bare.samples, strict=True)])
@@ -201,13 +181,13 @@ def import_package(bench: Bench) -> list[Outcome]:
 
 
 def _fresh_interpreter(statement: str) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-W", "ignore", "-c", statement]
     subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
 
 
-def pickled(bench: Bench) -> list[Outcome]:
+def pickled(bench: ReaderBench) -> list[Outcome]:
     sizes = {
         name: Spread.of([len(pickle.dumps(dataset)) / 1e3])
         for name, dataset in _same_datasets(bench).items()
@@ -216,14 +196,8 @@ def pickled(bench: Bench) -> list[Outcome]:
     return [Outcome("pickled dataset", at_most(10, "kB"), ours, ours, theirs, "kB")]
 
 
-def _in_turn(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:
-    """One call of each to warm up, then the repetitions in turn."""
-    take_turns(measures, 1)
-    return {name: Spread.of(samples) for name, samples in take_turns(measures, repeats).items()}
-
-
-def _same_datasets(bench: Bench) -> dict[str, Any]:
-    """The data opened by both libraries, after a look at whether both hold the same."""
+def _same_datasets(bench: ReaderBench) -> dict[str, Any]:
+    """Open the data with both libraries, after comparing some of its cells."""
     datasets = {name: peer.open(bench.workspace.archive(peer)) for name, peer in PEERS.items()}
     last = bench.workspace.spec.cells - 1
     for row in {0, last // 2, last}:
@@ -239,7 +213,7 @@ def _sorted_row(dataset: Any, row: int) -> npt.NDArray[np.float64]:
     return pairs[:, np.argsort(pairs[0])]
 
 
-CASES: dict[str, Callable[[Bench], list[Outcome]]] = {
+CASES: dict[str, Callable[[ReaderBench], list[Outcome]]] = {
     "convert": convert,
     "convert-gzip": convert_gzip,
     "convert-large": convert_large,

@@ -1,57 +1,43 @@
-"""One conversion in a fresh process, started by `benchmarks.common.measure.run_child`."""
+"""One conversion by either library; see `benchmarks.common.child`."""
 
 from __future__ import annotations
 
-import json
+import functools
 import os
-import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.measure import anonymous_bytes
-from benchmarks.common.peers import PEERS
+from benchmarks.common.child import anonymous_bytes, serve
+from benchmarks.common.peers import PEERS, Peer
+
+_syncing = 0.0
+_fsync = os.fsync
 
 
-class SyncClock:
-    """Adds up the time spent in ``os.fsync``, by standing in for it."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def wrap(self, fsync: Callable[[Any], None]) -> Callable[[Any], None]:
-        def timed_fsync(descriptor: Any) -> None:
-            start = time.perf_counter()
-            fsync(descriptor)
-            self.seconds += time.perf_counter() - start
-
-        return timed_fsync
-
-
-def main() -> None:
-    """Convert ``source`` to ``target`` with the library ``peer``: the three arguments.
-
-    A few cells are converted before, from the fourth, so that the measured conversion meets
-    modules loaded and kernels compiled, and its baseline of memory has both.
-    """
-    peer, source, target, few_cells = PEERS[sys.argv[1]], *map(Path, sys.argv[2:5])
-    peer.prepare()
-    imported = anonymous_bytes(os.getpid())
-    with tempfile.TemporaryDirectory() as scratch:
-        peer.convert(few_cells, Path(scratch) / "few")
-    clock = SyncClock()
-    os.fsync = clock.wrap(os.fsync)  # type: ignore[assignment]
-    print("ready", flush=True)
-    sys.stdin.readline()
+def _timed_fsync(descriptor: Any) -> None:
+    global _syncing
     start = time.perf_counter()
-    peer.convert(source, target)
+    _fsync(descriptor)
+    _syncing += time.perf_counter() - start
+
+
+@functools.cache
+def _prepared(name: str) -> tuple[Peer, int | None]:
+    """The library, imported, and the memory of this process after that."""
+    PEERS[name].prepare()
+    return PEERS[name], anonymous_bytes()
+
+
+def convert(peer: str, source: str, target: str) -> dict[str, Any]:
+    """Write an archive of the raw counts; tell also how long ``os.fsync`` took."""
+    library, imported = _prepared(peer)
+    start, before = time.perf_counter(), _syncing
+    library.convert(Path(source), Path(target))
     seconds = time.perf_counter() - start
-    report = {"seconds": seconds, "sync_seconds": clock.seconds, "imported": imported}
-    print(json.dumps(report), flush=True)
-    sys.stdin.read()
+    return {"seconds": seconds, "sync_seconds": _syncing - before, "imported": imported}
 
 
 if __name__ == "__main__":
-    main()
+    os.fsync = _timed_fsync
+    serve(convert)

@@ -1,25 +1,23 @@
-"""Random AnnData to archives and back: all that is accepted comes back, or is listed.
-
-Run ``make roundtrip``, or ``python -m benchmarks.roundtrip --help`` for the options.
-"""
+"""The command: ``python -m benchmarks roundtrip``."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 
+from benchmarks.common.options import subject_parser
 from benchmarks.roundtrip.batches import Sources, tried
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try all cases; how many of them went wrong."""
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Try the cases; return the number of wrong ones."""
+    made = subject_parser(__package__)
     made.add_argument("--cases", type=int, default=5_000, help="of each backend")
     made.add_argument("--backend", choices=("memmap", "zarr"), help="default: both")
-    made.add_argument("--first", type=int, default=0, help="number of the first case, to go on")
+    made.add_argument(
+        "--first", type=int, default=0, help="number of the first case, to continue a run"
+    )
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     made.add_argument(
         "--stores", type=int, choices=(2, 3), help="sources are Zarr stores of this format"
@@ -43,7 +41,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         failed += wrong
     return failed
-
-
-if __name__ == "__main__":
-    sys.exit(min(main(), 100))

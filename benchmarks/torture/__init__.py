@@ -1,1 +1,1 @@
-"""Damage archives, kill writers and fill file systems; count what is detected or survived."""
+"""Damage archives, kill writers, fill file systems; count what is found or survived."""

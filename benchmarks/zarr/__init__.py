@@ -1,1 +1,1 @@
-"""Zarr archives: size, conversion and reading, beside annbatch."""
+"""Measure size, conversion and reading of Zarr archives beside annbatch."""

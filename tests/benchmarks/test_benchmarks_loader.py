@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks.common import hardware, page_cache
-from benchmarks.loaders import bench, rates, readers
-from benchmarks.loaders.command import main
-from benchmarks.loaders.child import _mean_entropy
-from benchmarks.loaders.report import Grid, LoaderReport
 from benchmarks.common.measure import Spread
 from benchmarks.common.report import Outcome, at_least
+from benchmarks.loaders import bench, rates, readers
+from benchmarks.loaders.child import _mean_entropy
+from benchmarks.loaders.command import main
+from benchmarks.loaders.report import Grid, LoaderReport
 
 HAS_PLOTS = find_spec("matplotlib") is not None
 
