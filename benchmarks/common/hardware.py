@@ -1,4 +1,4 @@
-"""What the machine can do, beside what loaders make of it."""
+"""Rates of memory and disk, to compare loaders with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READ_THREADS = 16
 
 
 def copy_rate(stretch: int, seconds: float) -> float:
-    """Bytes a second of copying `stretch` bytes at a time, from memory that no cache holds."""
+    """Bytes per second of copying `stretch` bytes at a time, from memory outside the cache."""
     source = np.ones(max(_SOURCE_BYTES, stretch), np.uint8)
     target = np.empty(stretch, np.uint8)
     np.copyto(target, source[:stretch])
@@ -33,7 +33,7 @@ def copy_rate(stretch: int, seconds: float) -> float:
 
 
 def disk_seconds(path: Path) -> float:
-    """Time to read all files of an archive, in large parts by many threads."""
+    """Seconds to read all files of an archive, in large parts by many threads."""
     local = threading.local()
 
     def read(part: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""The page cache: taking files out of it, and telling what is in it; as Linux does it."""
+"""Files in the page cache of Linux: which are there, and how to drop and load them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 
 def drop(path: Path) -> float:
-    """Take an archive out of the page cache; return the share of it that remains there.
+    """Drop an archive from the page cache, and return the share that stays.
 
-    What a process has mapped stays: whoever read the archive has to let go of it before.
+    Mapped pages stay: a process that has read the archive has to close it first.
     """
     for file in files(path):
         with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # Only what is on disk can leave.
+            os.fsync(opened.fileno())  # Only pages that are on disk can be dropped.
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("1")
@@ -32,13 +32,13 @@ def cached(path: Path) -> float:
 
 
 def files(path: Path) -> list[Path]:
-    """All files of an archive that hold something, or the file itself."""
+    """All files of an archive that are not empty, or the file itself."""
     found = [path] if path.is_file() else sorted(path.rglob("*"))
     return [file for file in found if file.is_file() and file.stat().st_size]
 
 
 def bring_in(path: Path) -> None:
-    """Read all files of an archive, so that they are in the page cache."""
+    """Read all files of an archive into the page cache."""
     buffer = bytearray(1 << 22)
     for file in files(path):
         with file.open("rb", buffering=0) as opened:

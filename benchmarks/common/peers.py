@@ -1,6 +1,6 @@
-"""The two libraries that are compared, behind one small interface.
+"""The two libraries that are compared, behind one interface.
 
-Each is imported only when used, so that measurements of one never load the other.
+Each is imported on use, so that measurements of one never load the other.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Scdl:
 
 
 class BionemoScdl:
-    """The reference package: its documented API, its documented way to batch."""
+    """The reference package, by its documented interface."""
 
     name = "bionemo"
     module = "bionemo.scdl.io.single_cell_memmap_dataset"

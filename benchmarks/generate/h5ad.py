@@ -1,4 +1,4 @@
-"""AnnData's HDF5 encoding, as far as it must be written in pieces."""
+"""Write AnnData's HDF5 encoding in pieces."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import scipy.sparse as sp
 class CsrWriter:
     """Appends rows to a CSR matrix in AnnData's HDF5 encoding.
 
-    Datasets are resizable and chunked as h5py chooses for `expected_nnz`, which is what AnnData
-    writes, compressed or not.
+    Datasets are resizable, with the chunks that h5py chooses for `expected_nnz`, as AnnData writes
+    them, compressed or not.
     """
 
     def __init__(

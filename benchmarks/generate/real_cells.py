@@ -71,7 +71,7 @@ def _read_csv(path: Path) -> TemplateCells:
 
 
 def synthetic_cells(n_cells: int = 120, n_genes: int = 2_000, seed: int = 0) -> TemplateCells:
-    """Make template cells out of nothing, for tests and machines without celltypist.
+    """Make synthetic template cells, for tests and machines without celltypist.
 
     Counts are gamma-Poisson with log-normal mean expression, which gives the skewed gene
     frequencies and the long tail of counts of real cells, but not their correlations.

@@ -1,4 +1,4 @@
-"""Draws cells: two real cells of one type mixed, and thinned to fewer counts."""
+"""Draw cells: mix two real cells of one type, and thin them to fewer counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.generate.real_cells import TemplateCells
 RARE_SHARE = 0.01
 """Share of a cell's detected genes that no template expresses.
 
-Assumed: the sample that the templates are from was filtered of rare genes, and does not tell.
+An assumption: rare genes were removed from the sample that the templates are from.
 """
 
 _CALIBRATION_CELLS = 1_024
@@ -26,10 +26,10 @@ class CellSampler:
     """Draws counts that keep the gene frequencies, depths and count distribution of real cells.
 
     A cell takes each count of two template cells of its type with one probability, a part of it
-    from the one and the rest from the other, as if fewer molecules of them had been sequenced.
-    Thinning keeps what resampling by Poisson counts does not: how unlike the depths of cells are,
-    and that most counts of a cell are one. A small share falls on genes that no template
-    expresses, so that these are seen rarely but not never, as in large data sets.
+    from the one and the rest from the other, as if fewer of their molecules had been sequenced.
+    Unlike resampling by Poisson counts, thinning keeps how different the depths of cells are, and
+    that most counts are one. A small share of counts falls on genes that no template expresses, so
+    that these are rare but not absent, as in large data sets.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class CellSampler:
     nnz_per_cell
         Mean number of detected genes of a cell.
     rng
-        Source of everything that is fixed for all cells.
+        Random numbers of everything that is fixed for all cells.
 
     Raises
     ------
@@ -145,7 +145,7 @@ class CellSampler:
 def _thinned(
     counts: sp.csr_matrix, kept: npt.NDArray[np.float64], rng: np.random.Generator
 ) -> sp.csr_matrix:
-    """Counts of which each one is kept with the probability of its row."""
+    """Keep each count with the probability of its row."""
     numbers = counts.data.astype(np.int64)
     chances = np.repeat(kept, np.diff(counts.indptr))
     drawn = (rng.random(len(numbers)) < chances).astype(np.float32)
@@ -157,7 +157,7 @@ def _thinned(
 def _on_gene_axis(
     counts: sp.csr_matrix, n_genes: int, rng: np.random.Generator
 ) -> tuple[sp.csr_matrix, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Move template columns to the asked gene axis; also their new and their old positions."""
+    """Move template columns to the gene axis; return also their new and old positions."""
     n_template_genes = counts.shape[1]
     if n_genes >= n_template_genes:
         kept = np.arange(n_template_genes)

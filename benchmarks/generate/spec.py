@@ -1,4 +1,4 @@
-"""What to generate."""
+"""Specification of generated data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What to generate. Equal specifications give equal files.
+    """Specification of a file. Equal specifications give equal files.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class DataSpec:
     seed
         Seed of everything random.
     block_rows
-        Cells drawn and written at a time, which bounds memory. Other blocks are other cells.
+        Cells drawn and written at a time, which bounds memory. Another size gives other cells.
     """
 
     cells: int = 25_382

@@ -1,4 +1,4 @@
-"""What generated cells and genes are called, and what else is known of them."""
+"""Tables of generated cells and genes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.generate.spec import DataSpec
 
 
 def make_obs(spec: DataSpec, rng: np.random.Generator) -> pd.DataFrame:
-    """Donors are runs of consecutive cells; each has cell types in proportions of its own."""
+    """Describe cells: donors are runs of consecutive cells with their own proportions of types."""
     edges = np.sort(rng.integers(0, spec.cells + 1, spec.donors - 1))
     donors = np.searchsorted(edges, np.arange(spec.cells), side="right")
     common = rng.dirichlet(np.full(spec.cell_types, 1.0))
@@ -36,7 +36,7 @@ def make_obs(spec: DataSpec, rng: np.random.Generator) -> pd.DataFrame:
 def make_var(
     sampler: CellSampler, templates: TemplateCells, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Name genes after the templates; genes that these do not have get names like clones'."""
+    """Name genes after the templates; other genes get names like those of clones."""
     names = np.array([f"AC{number:06d}.1" for number in range(sampler.n_genes)], dtype=object)
     names[sampler.gene_positions] = np.array(templates.gene_names, object)[sampler.template_genes]
     ids = np.sort(rng.choice(300_000, sampler.n_genes, replace=False))

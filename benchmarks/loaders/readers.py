@@ -1,6 +1,6 @@
-"""Training loaders behind one small interface, each used as its documentation recommends.
+"""Training loaders behind one interface, each used as its documentation recommends.
 
-They are imported only when used, so that measurements of one never load the other.
+They are imported on use, so that measurements of one never load the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Reader(Protocol):
     Attributes
     ----------
     modules
-        What its user imports.
+        Modules that its user imports.
     """
 
     modules: ClassVar[tuple[str, ...]]
@@ -27,7 +27,7 @@ class Reader(Protocol):
         """Batches of an epoch, each time it is iterated; workers stay from epoch to epoch."""
 
     def cells(self, batch: Any, layout: str) -> int:
-        """Make of a batch what a model takes, and count its cells."""
+        """Convert a batch to the input of a model, and return the number of its cells."""
 
 
 class DataLoader:
@@ -68,7 +68,7 @@ class Bionemo(DataLoader):
 class SingleCellLoader:
     """scdl's own loader."""
 
-    # The last two are what `scdl` loads when its loader is named.
+    # `scdl` imports the last two when its loader is first used.
     modules: ClassVar[tuple[str, ...]] = (
         "torch",
         "scdl",
@@ -84,7 +84,7 @@ class SingleCellLoader:
         cells = scdl.open(path)
         batch = min(batch, len(cells))  # Toy data may be less.
         loader = scdl.SingleCellLoader(cells, batch, order=order, layout=layout, **options)
-        # With workers=… they would start anew for each epoch, and one here is over in an instant.
+        # The option `workers` would start processes for each epoch, and epochs are short here.
         return _data_loader(loader.dataset(), workers, batch_size=None) if workers else loader
 
     def cells(self, batch: Any, layout: str) -> int:

@@ -1,4 +1,4 @@
-"""The report of the loader benchmark: outcomes, tables over two settings, plots, one HTML page."""
+"""The report of the loaders: outcomes, tables, plots and one HTML page."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Grid:
     Attributes
     ----------
     title, unit
-        What they are.
+        Heading, and unit of the figures.
     corner
-        What the rows are, and the columns.
+        Meaning of the rows and columns.
     columns
         Names of the columns.
     rows
@@ -117,7 +117,7 @@ class LoaderReport(Report):
         return "\n".join([super().markdown(), *grids])
 
     def html(self, plots: Iterable[Path]) -> str:
-        """The report as one page that needs nothing else."""
+        """The report as a self-contained page."""
         parts = [f"<h1>{html.escape(self.data)}</h1>"]
         parts.append(_html([self._headers(), *(outcome.cells() for outcome in self.outcomes)]))
         for plot in plots:
