@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 from benchmarks.collections.cases import CASES, CHILD, CollectionBench
 from benchmarks.common.child import Child
 from benchmarks.common.options import parse
 from benchmarks.common.peers import THEIRS
-from benchmarks.common.report import IN_TURN, Report, run
+from benchmarks.common.report import IN_TURN, Report
 
 _METHOD = IN_TURN + (
     "The page cache is warm. Memory is the peak of resident anonymous memory, sampled every 5 ms, "
@@ -23,7 +22,4 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     sizes = {"genes": 100} if options.quick else {}
     with Child(CHILD) as child:
         bench = CollectionBench.of(options, child=child, **sizes)
-        outcomes = [*chain.from_iterable(run(CASES, bench, options.only))]
-    method = _METHOD.format(repeats=bench.repeats)
-    report = Report(outcomes, str(bench.workspace.spec), THEIRS.title, method)
-    return report.publish(options.results, "collections")
+        return bench.report(options, CASES, THEIRS.title, _METHOD)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self
 
 from benchmarks.common.child import ChildRun
 from benchmarks.common.measure import Spread
-from benchmarks.common.report import Outcome, at_most
+from benchmarks.common.report import Outcome, Report, at_most, run
 from benchmarks.common.workspace import Workspace
 
 
@@ -44,6 +45,20 @@ class Bench:
             seconds=options.seconds,
             **more,
         )
+
+    def report(
+        self,
+        options: argparse.Namespace,
+        cases: Mapping[str, Callable[[Any], list[Outcome]]],
+        theirs: str | None,
+        method: str,
+        remarks: Sequence[str] = (),
+    ) -> Report:
+        """Run the cases, print the report and write it; see `Report`."""
+        outcomes = [*chain.from_iterable(run(cases, self, options.only))]
+        method = method.format(repeats=self.repeats)
+        report = Report(outcomes, str(self.workspace.spec), theirs, method, remarks)
+        return report.publish(options.results, options.subject)
 
 
 def memory_outcome(

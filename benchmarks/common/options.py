@@ -50,8 +50,8 @@ def parse(
     Returns
     -------
     argparse.Namespace
-        With `workspace` and `seconds` besides the options; ``--quick`` changes them, `repeats`
-        and `large`.
+        With `subject`, `workspace` and `seconds` besides the options; ``--quick`` changes the
+        last two, `repeats` and `large`.
     """
     parser, names = subject_parser(package), list(cases)
     add = parser.add_argument
@@ -80,7 +80,7 @@ def parse(
     if tunable:
         add("--tune", action="store_true", help="only try settings of annbatch")
     options = parser.parse_args(arguments)
-    options.seconds = seconds
+    options.seconds, options.subject = seconds, package.rpartition(".")[2]
     if options.quick:
         options.repeats, options.large, options.seconds = 1, 2, 0.02
     spec = _TOY if options.quick else DataSpec(cells=options.cells)

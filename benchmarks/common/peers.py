@@ -9,79 +9,70 @@ import importlib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 BATCH_SIZE = 1_024
 
 
-class Peer(Protocol):
-    """A library that converts an h5ad file and reads cells back."""
+class Scdl:
+    """This project.
 
-    name: str
-    """Short name, for the command line and file names."""
-    module: str
-    """What a user imports."""
+    Attributes
+    ----------
+    name
+        Short name, for the command line and file names.
+    module
+        The module that a user imports.
+    distribution
+        Name of the package to install.
+    """
+
+    name = "scdl"
+    module = "scdl"
+    distribution = "scdl-store"
 
     @property
     def title(self) -> str:
         """Name and version, for the report."""
+        try:
+            return f"{self.distribution} {metadata.version(self.distribution)}"
+        except metadata.PackageNotFoundError:
+            return f"{self.distribution} (not installed)"
 
     def prepare(self) -> None:
         """Import all that `convert` needs."""
-
-    def convert(self, source: Path, target: Path) -> None:
-        """Write an archive of the raw counts of an h5ad file."""
-
-    def open(self, path: Path) -> Any:
-        """Open an archive."""
-
-    def batches(self, dataset: Any, seed: int) -> Iterator[int]:
-        """Read all cells once, in random order, in batches of `BATCH_SIZE`; yield their sizes."""
-
-
-class Scdl:
-    """This project."""
-
-    name = "scdl"
-    module = "scdl"
-
-    @property
-    def title(self) -> str:
-        return f"scdl-store {_version('scdl-store')}"
-
-    def prepare(self) -> None:
         import scdl
 
         _ = scdl.convert  # resolved on first use
 
     def convert(self, source: Path, target: Path) -> None:
+        """Write an archive of the raw counts of an h5ad file."""
         import scdl
 
         scdl.convert(source, target, backend="memmap", progress=False)
 
     def open(self, path: Path) -> Any:
+        """Open an archive."""
         import scdl
 
         return scdl.open(path)
 
     def batches(self, dataset: Any, seed: int) -> Iterator[int]:
+        """Read all cells once, in random order, in batches of `BATCH_SIZE`; yield their sizes."""
         order = np.random.default_rng(seed).permutation(len(dataset))
         for start in range(0, len(order), BATCH_SIZE):
             batch = dataset.read_rows(order[start : start + BATCH_SIZE])
             yield len(batch.indptr) - 1
 
 
-class BionemoScdl:
+class BionemoScdl(Scdl):
     """The reference package, by its documented interface."""
 
     name = "bionemo"
     module = "bionemo.scdl.io.single_cell_memmap_dataset"
-
-    @property
-    def title(self) -> str:
-        return f"bionemo-scdl {_version('bionemo-scdl')}"
+    distribution = "bionemo-scdl"
 
     def prepare(self) -> None:
         importlib.import_module(self.module)
@@ -110,13 +101,5 @@ class BionemoScdl:
         return importlib.import_module(self.module).SingleCellMemMapDataset
 
 
-OURS: Peer = Scdl()
-THEIRS: Peer = BionemoScdl()
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (OURS, THEIRS)}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+OURS, THEIRS = Scdl(), BionemoScdl()
+PEERS: dict[str, Scdl] = {peer.name: peer for peer in (OURS, THEIRS)}

@@ -1,4 +1,4 @@
-"""Files that benchmarks read: data is kept from run to run, archives are written anew."""
+"""Files that benchmarks read: data is kept from run to run, archives are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.common.child import Child, ChildRun
 from benchmarks.common.page_cache import bring_in
-from benchmarks.common.peers import Peer
+from benchmarks.common.peers import Scdl
 from benchmarks.generate.files import generate
 from benchmarks.generate.real_cells import TemplateCells
 from benchmarks.generate.spec import DataSpec
@@ -49,7 +49,7 @@ class Workspace:
             generate(path, spec, self.templates(), progress=True)
         return path
 
-    def archive(self, peer: Peer, *, times: int = 1) -> Path:
+    def archive(self, peer: Scdl, *, times: int = 1) -> Path:
         """The data converted by a library, uncompressed: once in the life of this object."""
         spec = dataclasses.replace(self.spec, cells=self.spec.cells * times)
         path = self.directory / f"{self._stem(spec)}.{peer.name}"
@@ -58,7 +58,7 @@ class Workspace:
             self._converted.add(path)
         return path
 
-    def conversion(self, peer: Peer, source: Path) -> ChildRun:
+    def conversion(self, peer: Scdl, source: Path) -> ChildRun:
         """Measure one conversion; its archive is removed."""
         target = self.directory / f"measured.{peer.name}"
         try:
@@ -66,7 +66,7 @@ class Workspace:
         finally:
             shutil.rmtree(target, ignore_errors=True)
 
-    def _convert(self, peer: Peer, source: Path, target: Path) -> ChildRun:
+    def _convert(self, peer: Scdl, source: Path, target: Path) -> ChildRun:
         with Child("benchmarks.readers.child", threads=None) as child:
             return self.measure_conversion(child, source, target, peer=peer.name)
 

@@ -203,7 +203,7 @@ class LoaderBench(Bench):
         return self._rates[setting]
 
     def rate(self, name: str, setting: Setting, **options: Any) -> Callable[[], float]:
-        """A measurement of a loader, whose first epoch is over."""
+        """Run a first epoch of a loader, and return a measurement of the next ones."""
         epoch = partial(self.child(name).ask, "epoch", **self.request(name, setting) | options)
         epoch()
         return lambda: epoch_rate(epoch, self.seconds)

@@ -5,7 +5,7 @@ annbatch runs in an environment of its own, which is created if it is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from benchmarks.common.annbatch import PACKAGES, PRELOAD, annbatch_python
@@ -14,9 +14,24 @@ from benchmarks.common.libraries import BLOCK
 from benchmarks.common.options import parse
 from benchmarks.common.report import IN_TURN, run
 from benchmarks.loaders.bench import ANNBATCH, BIONEMO, SCDATASET, LoaderBench
-from benchmarks.loaders.cases import CASES
+from benchmarks.loaders.cold import cold
+from benchmarks.loaders.costs import disk, first_batch, memory
+from benchmarks.loaders.order import order, randomness
+from benchmarks.loaders.rates import large, matrix, required
 from benchmarks.loaders.readers import ScDataset
-from benchmarks.loaders.report import LoaderReport
+from benchmarks.loaders.report import Findings, LoaderReport
+
+CASES: dict[str, Callable[[LoaderBench], Findings]] = {
+    "required": required,
+    "matrix": matrix,
+    "order": order,
+    "randomness": randomness,
+    "memory": memory,
+    "disk": disk,
+    "first-batch": first_batch,
+    "cold": cold,
+    "large": large,
+}
 
 _METHOD = IN_TURN + (
     f"Each library has a process of its own and {THREADS} threads. A rate is over whole "

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 
-class Reader(Protocol):
-    """A loader of batches.
+class DataLoader:
+    """``torch.utils.data.DataLoader`` over a dataset of scdl, cell by cell.
 
     Attributes
     ----------
@@ -19,30 +19,18 @@ class Reader(Protocol):
         Modules that its user imports.
     """
 
-    modules: ClassVar[tuple[str, ...]]
-
-    def loader(
-        self, path: str, batch: int, order: str, layout: str, workers: int, **options: Any
-    ) -> Iterable[Any]:
-        """Batches of an epoch, each time it is iterated; workers stay from epoch to epoch."""
-
-    def cells(self, batch: Any, layout: str) -> int:
-        """Convert a batch to the input of a model, and return the number of its cells."""
-
-
-class DataLoader:
-    """``torch.utils.data.DataLoader`` over a dataset of scdl, cell by cell."""
-
     modules: ClassVar[tuple[str, ...]] = ("torch", "scdl")
 
     def loader(
-        self, path: str, batch: int, order: str, layout: str, workers: int, **options: Any
+        self, path: str, batch: int, order: str, layout: Any, workers: int, **options: Any
     ) -> Iterable[Any]:
+        """Batches of an epoch, each time it is iterated; workers stay from epoch to epoch."""
         dataset, collate = self._dataset(path)
         shuffle = order == "random"
         return _data_loader(dataset, workers, batch_size=batch, shuffle=shuffle, collate_fn=collate)
 
     def cells(self, batch: Any, layout: str) -> int:
+        """Convert a batch to the input of a model, and return the number of its cells."""
         return len(batch.to_dense() if layout == "dense" else batch)
 
     def _dataset(self, path: str) -> tuple[Any, Any]:
@@ -65,7 +53,7 @@ class Bionemo(DataLoader):
         return reading.SingleCellMemMapDataset(path), collating.collate_sparse_matrix_batch
 
 
-class SingleCellLoader:
+class SingleCellLoader(DataLoader):
     """scdl's own loader."""
 
     # `scdl` imports the last two when its loader is first used.
@@ -92,7 +80,7 @@ class SingleCellLoader:
         return len(batch)
 
 
-class ScDataset:
+class ScDataset(DataLoader):
     """scDataset over a backed AnnCollection.
 
     Rows are fetched sparse and batches made dense, which is faster, and takes less memory, than
@@ -129,7 +117,7 @@ class ScDataset:
         return int(batch.shape[0])
 
 
-class AnnLoader:
+class AnnLoader(DataLoader):
     """anndata's own loader over a backed file; its converter, for dense tensors, is slower."""
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "anndata.experimental")
@@ -149,7 +137,7 @@ class AnnLoader:
         return len(_dense_tensor(batch.X)) if layout == "dense" else int(batch.X.shape[0])
 
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, DataLoader] = {
     "DataLoader": DataLoader(),
     "SingleCellLoader": SingleCellLoader(),
     "bionemo-scdl": Bionemo(),

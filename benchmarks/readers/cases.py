@@ -18,7 +18,7 @@ from benchmarks.common.bench import Bench, memory_outcome
 from benchmarks.common.child import ChildRun
 from benchmarks.common.measure import Spread, rate, take_turns, timed
 from benchmarks.common.measure import spreads as take_spreads
-from benchmarks.common.peers import BATCH_SIZE, OURS, PEERS, THEIRS, Peer
+from benchmarks.common.peers import BATCH_SIZE, OURS, PEERS, THEIRS, Scdl
 from benchmarks.common.report import Outcome, at_least, at_most
 
 _OPENS = 10
@@ -53,7 +53,7 @@ def _conversion(
 ) -> list[Outcome]:
     source = bench.workspace.h5ad(compression=compression)
 
-    def measure(peer: Peer) -> Callable[[], ChildRun]:
+    def measure(peer: Scdl) -> Callable[[], ChildRun]:
         return lambda: bench.workspace.conversion(peer, source)
 
     runs = take_turns({name: measure(peer) for name, peer in PEERS.items()}, bench.repeats)
@@ -96,7 +96,7 @@ def open_archive(bench: ReaderBench) -> list[Outcome]:
 
 
 def _opening(bench: ReaderBench, times: int, what: str) -> Outcome:
-    def measure(peer: Peer) -> Callable[[], float]:
+    def measure(peer: Scdl) -> Callable[[], float]:
         path = bench.workspace.archive(peer, times=times)
 
         def open_often() -> float:
@@ -143,7 +143,7 @@ def _single_cells(
 def read_rows(bench: ReaderBench) -> list[Outcome]:
     datasets = _same_datasets(bench)
 
-    def measure(peer: Peer) -> Callable[[], float]:
+    def measure(peer: Scdl) -> Callable[[], float]:
         dataset = datasets[peer.name]
         seeds = iter(range(1_000_000))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.child import anonymous_bytes, serve
-from benchmarks.common.peers import PEERS, Peer
+from benchmarks.common.peers import PEERS, Scdl
 
 _syncing = 0.0
 _fsync = os.fsync
@@ -23,7 +23,7 @@ def _timed_fsync(descriptor: Any) -> None:
 
 
 @functools.cache
-def _prepared(name: str) -> tuple[Peer, int | None]:
+def _prepared(name: str) -> tuple[Scdl, int | None]:
     """The library, imported, and the memory of this process after that."""
     PEERS[name].prepare()
     return PEERS[name], anonymous_bytes()

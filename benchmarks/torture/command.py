@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 from benchmarks.common.options import parse
-from benchmarks.common.report import IN_TURN, Report, run
+from benchmarks.common.report import IN_TURN, Report
 from benchmarks.soak import cases as soak
 from benchmarks.torture import checksums, flips, fuzz, lives
 from benchmarks.torture.setting import Row, Setting
@@ -33,10 +32,8 @@ def fill(arguments: Sequence[str] | None = None) -> Report:
     options = parse(arguments, __package__, ROWS)
     options.data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="torture-", dir=options.data) as place:
-        setting = Setting(Path(place), options.workspace, options.quick, options.repeats)
-        outcomes = [*chain.from_iterable(run(ROWS, setting, options.only))]
-    report = Report(outcomes, "Damage survived", None, _METHOD.format(repeats=options.repeats))
-    return report.publish(options.results, "torture")
+        setting = Setting.of(options, place=Path(place), quick=options.quick)
+        return setting.report(options, ROWS, None, _METHOD)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

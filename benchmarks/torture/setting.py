@@ -6,32 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.common.bench import Bench
 from benchmarks.common.measure import Spread
 from benchmarks.common.report import Outcome, at_least
-from benchmarks.common.workspace import Workspace
 from benchmarks.torture.archives import KINDS, write_archive, write_source
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Where to work, and how much.
+@dataclass(kw_only=True)
+class Setting(Bench):
+    """A place to work, and how much to try.
 
     Attributes
     ----------
     place
         An empty directory, removed at the end.
-    workspace
-        Realistic cells, for measurements of time.
     quick
         Try only a few of everything.
-    repeats
-        Repetitions of each measurement of time.
     """
 
     place: Path
-    workspace: Workspace
     quick: bool = False
-    repeats: int = 5
     _written: dict[str, Path] = field(default_factory=dict, init=False, repr=False)
 
     def count(self, full: int) -> int:

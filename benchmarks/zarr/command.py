@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import chain
 
 from benchmarks.common.annbatch import (
     CELLS_PER_CHUNK,
@@ -20,7 +19,7 @@ from benchmarks.common.annbatch import (
 from benchmarks.common.child import THREADS, Child
 from benchmarks.common.libraries import ANNBATCH, BLOCK, MEMMAP, fresh_child
 from benchmarks.common.options import parse
-from benchmarks.common.report import IN_TURN, Report, run
+from benchmarks.common.report import IN_TURN, Report
 from benchmarks.common.workspace import FEW_CELLS
 from benchmarks.zarr.cases import BATCH, CASES, ZarrBench
 from benchmarks.zarr.tuning import tune
@@ -51,11 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> Report | None:
             return None
         ours = stack.enter_context(fresh_child(MEMMAP, None))
         bench = ZarrBench.of(options, ours=ours, theirs=theirs, python=python)
-        outcomes = [*chain.from_iterable(run(CASES, bench, options.only))]
         remark = _their_settings(theirs) if theirs else f"annbatch is left out: {absence}."
-    title, method = PACKAGES[0].replace("==", " "), _METHOD.format(repeats=bench.repeats)
-    report = Report(outcomes, str(workspace.spec), title, method, [remark])
-    return report.publish(options.results, "zarr")
+        title = PACKAGES[0].replace("==", " ")
+        return bench.report(options, CASES, title, _METHOD, [remark])
 
 
 def _their_settings(child: Child) -> str:

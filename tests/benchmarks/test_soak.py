@@ -67,7 +67,8 @@ def test_lives_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(lives, "_OPERATIONS", ["cast"])
     monkeypatch.setattr(lives, "_CREWS", ["dask"])
     monkeypatch.setattr(lives, "_CONVERSIONS", ["directory"])
-    setting = Setting(tmp_path, Workspace(tmp_path, None, None), quick=True)  # type: ignore[arg-type]
+    workspace = Workspace(tmp_path, None, None)  # type: ignore[arg-type]
+    setting = Setting(workspace=workspace, place=tmp_path, quick=True)
     killed, of_crew = lives.killed(setting)
     assert killed.passed
     assert killed.note == "1 of 1; cast 1"
