@@ -20,13 +20,13 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-whole lint format types bench bench-zarr bench-loader bench-collections bench-many torture soak fuzz roundtrip compositions test-next wheel lock clean
+.PHONY: help demo test test-whole lint format types bench torture soak fuzz roundtrip compositions test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [DEST=archive]
-	@$(BIN)/python -m benchmarks.demo $(if $(H5AD),"$(H5AD)") $(if $(DEST),--dest "$(DEST)")
+	@$(BIN)/python -m benchmarks demo $(if $(H5AD),"$(H5AD)") $(if $(DEST),--dest "$(DEST)")
 
 # Two files at a time; the tests of one share what is made for them. Some wait for others that have
 # to be in time, so that it is not as many as there are cores.
@@ -48,35 +48,24 @@ format: $(VENV)/.installed-test ## Repair style and format
 types: $(VENV)/.installed-test ## Check types
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-bench ## Run the benchmarks [ARGS=...]
-	$(BIN)/python -m benchmarks.run $(ARGS)
-
-bench-zarr: $(VENV)/.installed-bench ## Compare Zarr archives with annbatch [ARGS=...]
-	$(BIN)/python -m benchmarks.zarr $(ARGS)
-
-bench-loader: $(VENV)/.installed-bench ## Compare training loaders [ARGS=...]
-	$(BIN)/python -m benchmarks.loaders $(ARGS)
-
-bench-collections: $(VENV)/.installed-bench ## Compare collections with one archive, and flattening [ARGS=...]
-	$(BIN)/python -m benchmarks.collections $(ARGS)
-
-bench-many: $(VENV)/.installed-bench ## Measure neighbours of batches, and conversion by workers [ARGS=...]
-	$(BIN)/python -m benchmarks.many_files $(ARGS)
+# Without a subject, the list of them.
+bench: $(VENV)/.installed-bench ## Run a benchmark, or list them [SUBJECT=zarr] [ARGS=...]
+	@$(BIN)/python -m benchmarks $(SUBJECT) $(ARGS)
 
 torture: $(VENV)/.installed-bench ## Damage archives, and count what is found [ARGS=...]
-	$(BIN)/python -m benchmarks.torture $(ARGS)
+	$(BIN)/python -m benchmarks torture $(ARGS)
 
 soak: $(VENV)/.installed-bench ## Read for many epochs beside a writer, and look for leaks [ARGS=...]
-	$(BIN)/python -m benchmarks.soak $(ARGS)
+	$(BIN)/python -m benchmarks soak $(ARGS)
 
-fuzz: $(VENV)/.installed-bench ## Try inputs that nobody wrote on every parser [ARGS=...]
-	$(BIN)/python -m benchmarks.fuzz $(ARGS)
+fuzz: $(VENV)/.installed-bench ## Try mutated and random inputs on every parser [ARGS=...]
+	$(BIN)/python -m benchmarks fuzz $(ARGS)
 
 compositions: $(VENV)/.installed-test ## Compare selections of genes with anndata [ARGS=...]
-	$(BIN)/python -W ignore -m benchmarks.compositions $(ARGS)
+	$(BIN)/python -W ignore -m benchmarks compositions $(ARGS)
 
-roundtrip: $(VENV)/.installed-bench ## Take random AnnData to archives and back [ARGS=...]
-	$(BIN)/python -m benchmarks.roundtrip $(ARGS)
+roundtrip: $(VENV)/.installed-bench ## Convert random AnnData objects to archives and back [ARGS=...]
+	$(BIN)/python -m benchmarks roundtrip $(ARGS)
 
 # A candidate must run: pyenv's shims answer to versions that are not active.
 test-next: ## Run the tests on the newest Python here, with the newest dependencies

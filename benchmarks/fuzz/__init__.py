@@ -1,1 +1,1 @@
-"""Inputs that nobody wrote, for every parser of what others wrote."""
+"""Try mutated and random inputs on every parser of untrusted data."""

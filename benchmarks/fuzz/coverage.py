@@ -1,4 +1,4 @@
-"""Inputs chosen by what code they reach: atheris, where it is installed."""
+"""Inputs chosen by the code that they reach, with atheris if it is installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ atheris.Fuzz()
 
 
 def run(target: str, inputs: int, seconds: float, found: Path) -> bool:
-    """Let atheris try a target in a process of its own; whether it found nothing."""
+    """Let atheris try a target in a process of its own; whether there are no findings."""
     found.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         corpus = Path(place) / "corpus"

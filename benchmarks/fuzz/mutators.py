@@ -1,4 +1,4 @@
-"""Inputs made of others: pure functions of a seed and a number, so that any can be made again."""
+"""Mutations of inputs: pure functions of a seed and a number, so that each can be repeated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-#: Numbers at which programs err.
+#: Numbers at which programs often fail.
 _INTEGERS = (0, 1, 2, 7, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
 _LARGE = (2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 _STRINGS = (
@@ -27,14 +27,14 @@ _VALUES: tuple[Any, ...] = (
     *(*_INTEGERS, *_LARGE, *_STRINGS),
     *("pickle", "numcodecs.pickle", "blosc", "zstd", "object", "<U1000000", "|O", "float128"),
 )
-#: Changes of one input, most of which are few.
+#: Numbers of changes of an input, drawn at random; mostly few.
 _CHANGES = (1, 1, 1, 2, 2, 4, 16)
-#: Bytes beyond which inputs do not grow.
+#: Most bytes of an input.
 _LONGEST = 1 << 17
 
 
 def make(corpus: Sequence[bytes], seed: int, number: int) -> bytes:
-    """The input of a number: one of the corpus, changed."""
+    """The input of a number: one of the corpus, mutated."""
     rng = random.Random((seed << 40) + number)
     data = bytearray(corpus[rng.randrange(len(corpus))])
     if data[:1] in (b"{", b"[") and rng.random() < 0.7:
@@ -56,7 +56,7 @@ def _overwrite(rng: random.Random, data: bytearray, corpus: Sequence[bytes]) -> 
 
 
 def _integer(rng: random.Random, data: bytearray, corpus: Sequence[bytes]) -> None:
-    """Put a number there, of any width and order of bytes."""
+    """Write an integer, of any width and byte order."""
     width = rng.choice((1, 2, 4, 8))
     at = rng.randrange(len(data) + 1)
     value = rng.choice(_INTEGERS + _LARGE) % (1 << 8 * width)
@@ -73,7 +73,7 @@ def _cut(rng: random.Random, data: bytearray, corpus: Sequence[bytes]) -> None:
 
 
 def _repeat(rng: random.Random, data: bytearray, corpus: Sequence[bytes]) -> None:
-    """Copy a block to another place."""
+    """Insert a copy of a block at another position."""
     start = rng.randrange(len(data) + 1)
     block = data[start : start + rng.choice((1, 4, 16, 256))] * rng.choice((1, 1, 2, 64))
     at = rng.randrange(len(data) + 1)
@@ -81,14 +81,14 @@ def _repeat(rng: random.Random, data: bytearray, corpus: Sequence[bytes]) -> Non
 
 
 def _replace(rng: random.Random, data: bytearray, corpus: Sequence[bytes]) -> None:
-    """Copy a block over another place."""
+    """Overwrite another position by a copy of a block."""
     start, at = rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)
     block = data[start : start + rng.choice((1, 4, 16, 64))]
     data[at : at + len(block)] = block
 
 
 def _splice(rng: random.Random, data: bytearray, corpus: Sequence[bytes]) -> None:
-    """Go on with the end of another one."""
+    """Replace the end by that of another input."""
     other = corpus[rng.randrange(len(corpus))]
     data[rng.randrange(len(data) + 1) :] = other[rng.randrange(len(other) + 1) :]
 
@@ -100,7 +100,7 @@ _MUTATORS: tuple[Callable[[random.Random, bytearray, Sequence[bytes]], None], ..
 
 
 def _mutated_json(rng: random.Random, data: bytes) -> bytes:
-    """Change values, or remove, repeat or exchange them, where they are."""
+    """Change, remove, repeat or exchange values of a JSON document."""
     document = [json.loads(data)]
     for _ in range(rng.choice(_CHANGES)):
         holder, key = _place(rng, document)
@@ -121,7 +121,7 @@ def _mutated_json(rng: random.Random, data: bytes) -> bytes:
 
 
 def _place(rng: random.Random, document: list[Any]) -> tuple[Any, Any]:
-    """A random place in a document: what holds a value, and by which key."""
+    """A random value of a document: its container and its key."""
     holder: Any = document
     key: Any = 0
     while isinstance(holder[key], list | dict) and holder[key] and rng.random() < 0.85:

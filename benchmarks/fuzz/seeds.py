@@ -1,4 +1,4 @@
-"""Valid inputs of every parser, of which the others are made."""
+"""Valid inputs of every parser, which are mutated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLE_CHUNKS = ("obs/_index/c/0", "obs/kind/codes/c/0", "obs/kind/categories/c/0
 CHUNK_LENGTH = 256
 _CRC: Codec = {"name": "crc32c"}
 _LITTLE: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
-#: Chains of codecs, and types of the numbers: what archives have, and what others have.
+#: Chains of codecs and types of numbers, of our archives and of others.
 CHAINS: list[tuple[Sequence[Codec], str]] = [
     *(
         (profile.codecs(name, np.dtype(dtype), narrow=False), dtype)
@@ -45,12 +45,12 @@ CHAINS: list[tuple[Sequence[Codec], str]] = [
 
 
 def is_checked(number: int) -> bool:
-    """Whether chunks of the chain of a number end in a checksum."""
+    """Whether chunks of a chain, given by number, end in a checksum."""
     return CHAINS[number % len(CHAINS)][0][-1]["name"] == "crc32c"
 
 
 def zarr_chunks(place: Path) -> list[bytes]:
-    """Chunks, behind the number of their chain, and without their checksum."""
+    """Chunks without their checksum, each after the number of its chain."""
     rng = np.random.default_rng(0)
     found = []
     for number, (codecs, dtype) in enumerate(CHAINS):
@@ -80,13 +80,13 @@ def _npy(array: Any) -> bytes:
 
 
 def npy(place: Path) -> list[bytes]:
-    """Ends of blocks."""
+    """Row ends of feature blocks."""
     kinds = ("<i8", "<u8", ">i4", "<f8", "<U3")
     return [_npy(np.array([0, 5, 9]).astype(kind)) for kind in kinds] + [_npy([[-1, 3], [4, 5]])]
 
 
 def labels(place: Path) -> list[bytes]:
-    """Labels as the reference pickled them, and as scdl writes them."""
+    """Labels as BioNeMo-SCDL pickles them, and as scdl writes them."""
     paths = [PosixPath("h5ad/a.h5ad"), PosixPath("/h5ad/b.h5ad")]
     kinds = [["a.h5ad", "b.h5ad"], paths, ["a", None]]
     found = [_npy(np.array(kind, object)) for kind in kinds]
@@ -94,7 +94,7 @@ def labels(place: Path) -> list[bytes]:
 
 
 def parquet(place: Path) -> list[bytes]:
-    """Tables of one and more groups, in encodings that other programs use."""
+    """Tables of one and several row groups, in encodings that other programs use."""
     table = pa.table(
         {
             "n": pa.array([1, None, 3, 4], pa.int32()),
@@ -127,7 +127,7 @@ def manifests(place: Path) -> list[bytes]:
     collection = scdl.SingleCellCollection([archive, write_zarr(place)])
     collection.save_manifest(place / "all")
     files = [place / "all" / "collection.json", archive / "scdl" / "manifest.json"]
-    # Inputs must not depend on where this is done.
+    # Inputs must not depend on the directory.
     return [file.read_bytes().replace(str(place).encode(), b"/place") for file in files]
 
 
@@ -138,7 +138,7 @@ def checksums(place: Path) -> list[bytes]:
 
 
 def zarr_metadata(place: Path) -> list[bytes]:
-    """Consolidated metadata of an archive, and the same as that of somebody else."""
+    """Consolidated metadata of an archive, with and without scdl's attributes."""
     ours = (write_zarr(place) / "zarr.json").read_bytes().replace(str(place).encode(), b"/place")
     foreign = json.loads(ours)
     del foreign["attributes"]["scdl"]
@@ -146,7 +146,7 @@ def zarr_metadata(place: Path) -> list[bytes]:
 
 
 def zarr_tables(place: Path) -> list[bytes]:
-    """What the chunks of columns decompress to, and as they are, behind their number."""
+    """Chunks of columns after their number, decompressed and as stored."""
     archive = write_zarr(place)
     found = []
     for number, name in enumerate(TABLE_CHUNKS):

@@ -1,4 +1,4 @@
-"""The parsers of what others wrote, each as a function of bytes; only an ScdlError is allowed."""
+"""Parsers of untrusted data as functions of bytes, which may raise nothing but ScdlError."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Target(NamedTuple):
     Attributes
     ----------
     parser
-        Makes it, given an empty directory for what has to be a file.
+        Returns the parser, given an empty directory for its files.
     corpus
-        Makes the inputs that others are made of, given an empty directory.
+        Returns valid inputs to mutate, given an empty directory.
     required
-        How many inputs it has to survive.
+        Inputs that it has to survive.
     """
 
     parser: Callable[[Path], Parser]
@@ -93,7 +93,7 @@ def _manifest(place: Path) -> Parser:
 
 def _checksums(place: Path) -> Parser:
     def parse(data: bytes) -> None:
-        # Whoever means harm gets the last checksum right.
+        # An attacker would write a correct checksum.
         content = data[:-4]
         Table.from_bytes(content + content_sums.checksum(content), "checksums.bin")
 
@@ -121,7 +121,7 @@ def _zarr_tables(place: Path) -> Parser:
 
     def parse(data: bytes) -> None:
         which = data[0] % len(files) if data else 0
-        # Whoever means harm gets the checksum right, and mostly the compression.
+        # An attacker would write a correct checksum, and mostly valid compression.
         body = (
             data[1:] if data[:1] >= b"\x80" else numcodecs.Zstd(level=1).encode(data[1:] or b"\0")
         )
@@ -161,7 +161,7 @@ def _zarr_chunks(place: Path) -> Parser:
             _refused(lambda: shards.locate(np.arange(len(body) // 16)))
         if chain is None:
             return
-        # Whoever means harm gets the checksum right.
+        # An attacker would write a correct checksum.
         chunk = np.frombuffer(index if seeds.is_checked(data[0]) else body, np.uint8)
         address, size = np.array([chunk.ctypes.data]), np.array([len(chunk)])
         chain.decode(Content(address, size, chunk), np.empty((1, seeds.CHUNK_LENGTH), chain.stored))
@@ -186,7 +186,7 @@ def _hdf5(place: Path) -> Parser:
 
 
 def _refused(work: Callable[[], object]) -> object:
-    """What a part of the work gives; None where it is refused, so that the rest is tried."""
+    """Do a part of the work; None if it is refused, so that the rest is still tried."""
     try:
         return work()
     except ScdlError:

@@ -1,7 +1,7 @@
-"""Processes that try inputs, watched from outside: what kills one is known by its number.
+"""Processes that try inputs, watched from outside.
 
-A crash, a hang and memory out of proportion each end a worker's turn; the input is made again from
-its number, and saved.
+Crashes, hangs and excessive memory end a worker. The parent knows the number of its last input, and
+generates that input again to save it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from benchmarks.fuzz import mutators
 from benchmarks.fuzz.targets import TARGETS
 from scdl.errors import ScdlError
 
-#: Seconds that an input may take, memory that it may take, and address space of a worker.
+#: Most seconds and memory for an input, and address space of a worker.
 HANG_SECONDS = 20.0
 _MOST_GROWTH = 256 << 20
 _ADDRESS_SPACE = 6 << 30
-#: Findings after which a target is given up.
+#: Findings after which a target ends.
 _MOST_FINDINGS = 20
 _SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """An input that did what none may."""
+    """An input that no parser may fail on."""
 
     number: int
     what: str
@@ -44,12 +44,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Run:
-    """What trying a target gave.
+    """Results of a target.
 
     Attributes
     ----------
     tried, refused
-        Inputs, and those of them that ended in an ScdlError.
+        Inputs, and inputs that ended in an ScdlError.
     """
 
     target: str
@@ -60,7 +60,7 @@ class Run:
 
 
 class _Turn:
-    """One worker: counters that its parent reads, whatever becomes of it."""
+    """One worker, and counters that its parent can read even after a crash."""
 
     def __init__(self, target: str, corpus: Sequence[bytes], seed: int, numbers: range) -> None:
         context = multiprocessing.get_context("fork")
@@ -85,7 +85,7 @@ class _Turn:
         return time.monotonic() - self._moved > HANG_SECONDS
 
     def said(self) -> str | None:
-        """What the worker says of its last input; None where there is nothing to say."""
+        """Problem of the last input, as the worker reports it; None without a report."""
         try:
             return str(self.receiver.recv()) if self.receiver.poll() else None
         except EOFError:
@@ -95,7 +95,7 @@ class _Turn:
 def run(
     target: str, inputs: int, seconds: float, workers: int, *, seed: int = 0, first: int = 0
 ) -> Run:
-    """Try inputs of a target until there are enough, or the time is over."""
+    """Try a number of inputs, or as many as the time allows."""
     started = time.monotonic()
     findings: list[Finding] = []
     tried = refused = 0
@@ -130,7 +130,7 @@ def _starts(first: int, inputs: int, share: int) -> Iterator[int]:
 
 
 def _ended(turn: _Turn) -> str | None:
-    """How a worker ended: the empty string if it did all; None as long as it works."""
+    """How a worker ended: the empty string if it finished; None while it works."""
     if turn.is_hanging():
         turn.process.kill()
         turn.process.join()
@@ -143,13 +143,13 @@ def _ended(turn: _Turn) -> str | None:
 
 
 def _memory() -> Path | None:
-    """A directory in memory, where there is one."""
+    """A directory in memory, if the system has one."""
     return _SHM if os.access(_SHM, os.W_OK) else None
 
 
 def _work(target: str, corpus: Sequence[bytes], seed: int, turn: _Turn, sender: Any) -> None:
     warnings.simplefilter("ignore")
-    # What libraries print of inputs that they refuse.
+    # Libraries print errors about inputs that they refuse.
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
     place = Path(tempfile.mkdtemp(prefix="fuzz-worker-", dir=_memory()))
@@ -160,10 +160,10 @@ def _work(target: str, corpus: Sequence[bytes], seed: int, turn: _Turn, sender: 
 
 
 def _try_all(target: str, corpus: Sequence[bytes], seed: int, turn: _Turn, place: Path) -> str:
-    """What the last input did that none may, or nothing."""
+    """Problem of the last input; empty if there is none."""
     parse = TARGETS[target].parser(place)
     for data in corpus:
-        # What is valid first, so that libraries are loaded and code is compiled.
+        # Valid inputs first, so that libraries are loaded and code is compiled.
         attempt(parse, data)
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     before = _peak()
@@ -183,12 +183,12 @@ def _try_all(target: str, corpus: Sequence[bytes], seed: int, turn: _Turn, place
 
 
 def attempt(parse: Any, data: bytes) -> str | None:
-    """Try an input: None if it is read, the empty string if it is refused, else what is wrong."""
+    """Try an input: None if it is read, the empty string if it is refused, else the problem."""
     try:
         parse(data)
     except ScdlError:
         return ""
-    except BaseException as error:  # noqa: BLE001 - whatever else it is, it is a finding
+    except BaseException as error:  # noqa: BLE001 - any other error is a finding
         return f"{type(error).__name__}: {error!s:.300}"
     return None
 

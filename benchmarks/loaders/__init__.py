@@ -1,1 +1,1 @@
-"""Training loaders of several libraries, measured side by side."""
+"""Measure training loaders beside bionemo-scdl, annbatch, scDataset and AnnLoader."""

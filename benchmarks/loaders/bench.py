@@ -1,27 +1,28 @@
-"""What all cases of the loader benchmark need: archives, processes that read them, and rates."""
+"""Archives, the processes that read them, and rates, for all cases."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 
-from benchmarks.annbatch_env import PRELOAD, PRELOAD_CELLS
-from benchmarks.hardware import copy_rate
-from benchmarks.measure import ChildRun, Spread, take_turns
-from benchmarks.peers import THEIRS
-from benchmarks.talk import Child
-from benchmarks.workspace import Workspace
-from benchmarks.zarr import BLOCK, conversion, fresh_child
+from benchmarks.common.annbatch import PRELOAD, PRELOAD_CELLS
+from benchmarks.common.bench import Bench
+from benchmarks.common.child import Child, ChildRun
+from benchmarks.common.hardware import copy_rate
+from benchmarks.common.libraries import ANNBATCH, BLOCK, MEMMAP, conversion_options, fresh_child
+from benchmarks.common.measure import Spread, epoch_rate, spreads
+from benchmarks.common.peers import THEIRS
 
-MEMMAP, FAST, BALANCED = "memmap", "fast", "balanced"
-BIONEMO, ANNBATCH, SCDATASET, ANNLOADER = "bionemo-scdl", "annbatch", "scDataset", "AnnLoader"
+FAST, BALANCED = "fast", "balanced"
+BIONEMO, SCDATASET, ANNLOADER = "bionemo-scdl", "scDataset", "AnnLoader"
 COUNTS = "h5ad"
 MEMCPY = "memcpy"
 
@@ -42,21 +43,21 @@ class Setting(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Who reads which archive, and by which of the `readers`."""
+    """A loader: its process, the archive that it reads, and its name in `readers`."""
 
     process: str
     archive: str
     via: str
     orders: tuple[str, ...] = ("sequential", "random")
-    #: Orders in which it is so slow that a part of an epoch has to do, and the cells of that part:
-    #: as many as annbatch reads at once, since fewer would take as long.
+    #: Orders in which it is so slow that only a part of an epoch is read, and the cells of that
+    #: part: as many as annbatch reads at once, since fewer would take as long.
     slow: tuple[str, ...] = ()
     part: int = PRELOAD_CELLS
     workers: bool = True
     dense: bool = True
 
     def order(self, wanted: str) -> str:
-        """The order that it has in place of the one wanted: cells one by one in place of blocks."""
+        """The wanted order, or random order for a loader that lacks it."""
         return wanted if wanted in self.orders else "random"
 
 
@@ -91,34 +92,19 @@ READERS: dict[str, Reader] = {
 }
 
 
-@dataclass
-class LoaderBench:
-    """Archives and the processes that read them, each made when it is first asked for.
+@dataclass(kw_only=True)
+class LoaderBench(Bench):
+    """Archives and the processes that read them, each created on first use.
 
     Attributes
     ----------
-    workspace
-        The data.
     python
-        The interpreter of annbatch; None where it cannot be had.
-    repeats
-        Repetitions of each measurement.
-    times
-        How many times the cells the large archive has; 0 leaves out what needs it.
-    announce
-        Prints a line.
-    seconds
-        Least duration of a measured rate.
+        The interpreter of annbatch; None if it is not available.
     whole
-        Whether all loaders are measured wherever some are.
+        Whether to measure all loaders in every case.
     """
 
-    workspace: Workspace
     python: Path | None
-    repeats: int
-    times: int
-    announce: Callable[[str], None]
-    seconds: float = 0.5
     whole: bool = True
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
     _paths: dict[str, Path] = field(default_factory=dict)
@@ -134,7 +120,7 @@ class LoaderBench:
 
     @property
     def names(self) -> list[str]:
-        """Loaders that can be had here."""
+        """Loaders that are available here."""
         absent = set()
         if self.python is None:
             absent.add(ANNBATCH)
@@ -143,14 +129,14 @@ class LoaderBench:
         return [name for name in READERS if name not in absent]
 
     def child(self, name: str) -> Child:
-        """The process in which a library reads, alone."""
+        """The process in which a library reads."""
         process = READERS[name].process
         if process not in self._children:
             self._children[process] = self._stack.enter_context(self.fresh(name))
         return self._children[process]
 
     def fresh(self, name: str) -> Child:
-        """A process of its own."""
+        """Start a process for a loader."""
         if READERS[name].process == ANNBATCH:
             return fresh_child(ANNBATCH, self.python)
         return Child("benchmarks.loaders.child")
@@ -158,11 +144,11 @@ class LoaderBench:
     # -- archives --------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:
-        """What a loader reads."""
+        """The archive that a loader reads."""
         return self.archive(READERS[name].archive)
 
     def archive(self, name: str) -> Path:
-        """An archive of that name: written once, and compared with the one that was first."""
+        """The archive of that name: written once, and compared with the first one."""
         if name not in self._paths:
             self._paths[name], sums = self._write(name)
             self._sums = self._sums or sums
@@ -181,7 +167,8 @@ class LoaderBench:
             return path, _write_counts(self.workspace.h5ad(), path)
         with fresh_child(name, self.python) as child:
             if name != BIONEMO:
-                child.ask("convert", **conversion(name, self.workspace.h5ad(), path))
+                source, options = self.workspace.h5ad().absolute(), conversion_options(name)
+                child.ask("convert", source=source, target=path, **options)
             return path, child.ask("sums", path=path)["sums"]
 
     def _file(self, name: str) -> str:
@@ -189,7 +176,7 @@ class LoaderBench:
         return f"{cells}.h5ad" if name == COUNTS else f"{cells}-{name}"
 
     def large(self) -> Path:
-        """The cells of the memmap archive many times over; kept from run to run."""
+        """The cells of the memmap archive, repeated; kept from run to run."""
         path = self.archive(MEMMAP)
         target = path.with_name(f"{path.name}-{self.times}-times")
         with self.fresh("memmap") as child:
@@ -199,38 +186,30 @@ class LoaderBench:
     # -- rates -----------------------------------------------------------------------------
 
     def rates(self, setting: Setting, needed: Sequence[str] = ()) -> dict[str, Spread]:
-        """Thousands of cells a second of all loaders that know a setting, measured once.
+        """Thousands of cells a second of all loaders that support a setting, measured once.
 
-        Without the whole matrix only the loaders that are `needed`; only with them, `MEMCPY`.
+        Unless the bench is `whole`, only those that are `needed`; `MEMCPY` only if needed.
         """
         if setting not in self._rates:
-            names = [name for name in self.names if _knows(READERS[name], setting)]
+            names = [name for name in self.names if _supports(READERS[name], setting)]
             if not self.whole:
                 names = [name for name in names if name in needed]
             measures = {name: self.rate(name, setting) for name in names}
             if MEMCPY in needed:
                 measures[MEMCPY] = self._copying(setting.batch)
-            self._rates[setting] = in_turn(measures, self.repeats)
+            self._rates[setting] = spreads(measures, self.repeats, warm_up=False)
             for process in {READERS[name].process for name in names} - {ANNBATCH}:
                 self._children[process].ask("close")
         return self._rates[setting]
 
     def rate(self, name: str, setting: Setting, **options: Any) -> Callable[[], float]:
-        """What measures a loader: epochs, as many as the time takes; the first is over by now."""
-        child, request = self.child(name), self.request(name, setting) | options
-        child.ask("epoch", **request)
-
-        def measure() -> float:
-            cells, seconds = 0, 0.0
-            while seconds < self.seconds:
-                answer = child.ask("epoch", **request)
-                cells, seconds = cells + answer["cells"], seconds + answer["seconds"]
-            return cells / seconds / 1e3
-
-        return measure
+        """Run a first epoch of a loader, and return a measurement of the next ones."""
+        epoch = partial(self.child(name).ask, "epoch", **self.request(name, setting) | options)
+        epoch()
+        return lambda: epoch_rate(epoch, self.seconds)
 
     def request(self, name: str, setting: Setting) -> dict[str, Any]:
-        """What the process of a loader is asked for."""
+        """The request of an epoch to the process of a loader."""
         reader = READERS[name]
         order = reader.order(setting.order)
         limit = max(1, reader.part // setting.batch) if order in reader.slow else None
@@ -250,7 +229,7 @@ class LoaderBench:
         return lambda: copy_rate(int(per_cell * batch), self.seconds) / per_cell / 1e3
 
     def epoch_watched(self, name: str, setting: Setting) -> ChildRun:
-        """One epoch in a fresh process, with the memory that it takes over that after import."""
+        """One epoch in a fresh process, with its memory over that after import."""
         with self.fresh(name) as child:
             imported: list[int | None] = []
             if name != ANNBATCH:
@@ -259,22 +238,20 @@ class LoaderBench:
         return ChildRun(run.report | {"imported": imported}, run.baseline, run.peak)
 
 
-def in_turn(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:
-    """The repetitions of rates, in turn."""
-    return {name: Spread.of(got) for name, got in take_turns(measures, repeats).items()}
-
-
-def _knows(reader: Reader, setting: Setting) -> bool:
-    """Whether a loader takes part: beside blocks, the reference reads cells one by one."""
+def _supports(reader: Reader, setting: Setting) -> bool:
+    """Whether to measure a loader; where others read blocks, the reference reads single cells."""
     if (setting.workers and not reader.workers) or (setting.layout == "dense" and not reader.dense):
         return False
     return setting.order in reader.orders or reader.archive == BIONEMO
 
 
 def _write_counts(source: Path, target: Path) -> list[int]:
-    """Copy an h5ad file with the counts in X, as loaders of AnnData expect them; and add them up.
+    """Copy an h5ad file with the counts in X, where loaders of AnnData expect them.
 
-    The sums are those of `readers_child` and `annbatch_child`.
+    Returns
+    -------
+    list
+        Sums, as those of `scdl_child` and `annbatch_child`.
     """
     target.unlink(missing_ok=True)
     with h5py.File(source) as file, h5py.File(target, "w") as out:

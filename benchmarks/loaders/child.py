@@ -1,28 +1,26 @@
-"""What a loader measures of itself, asked by `benchmarks.loaders`; see `benchmarks.talk`."""
+"""Measurements of a loader; see `benchmarks.common.child`."""
 
 from __future__ import annotations
 
 import functools
 import gc
 import importlib
-import os
 import shutil
 import time
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.common.child import anonymous_bytes, serve
 from benchmarks.loaders.readers import READERS
-from benchmarks.measure import anonymous_bytes
-from benchmarks.talk import serve
 
 
 def imports(reader: str) -> dict[str, Any]:
-    """Import what the user of a loader does, and tell what memory is taken after each."""
+    """Import the modules of a loader; the answer has the memory after each."""
     start = time.perf_counter()
     taken = []
     for module in READERS[reader].modules:
         importlib.import_module(module)
-        taken.append(anonymous_bytes(os.getpid()))
+        taken.append(anonymous_bytes())
     return {"seconds": time.perf_counter() - start, "anonymous": taken}
 
 
@@ -40,7 +38,7 @@ def epoch(
 
 
 def close() -> dict[str, Any]:
-    """Let go of all archives and workers: mapped pages cannot leave the page cache."""
+    """Close all archives and workers, since mapped pages cannot leave the page cache."""
     _loader.cache_clear()
     gc.collect()
     return {}
@@ -60,7 +58,7 @@ def _loader(
 
 
 def first_batch(path: str, batch: int) -> dict[str, Any]:
-    """Import, open and read the first batch, timed from the import and from the opening on."""
+    """Read the first batch, timed from the start of the imports and from opening."""
     start = time.perf_counter()
     imports("SingleCellLoader")
     imported = time.perf_counter()
@@ -71,9 +69,9 @@ def first_batch(path: str, batch: int) -> dict[str, Any]:
 
 
 def entropy(path: str, batch: int, **options: Any) -> dict[str, Any]:
-    """Read all cells once, as if they were sorted by cell type; tell how mixed batches are.
+    """Read all cells once, as if they were sorted by cell type, and measure how mixed batches are.
 
-    Entropy is that of the cell types of a batch, in bits, as a mean over batches: in the order of
+    The entropy of the cell types of a batch, in bits, is averaged over batches: in the order of
     the loader, and in random order.
     """
     import numpy as np
@@ -120,4 +118,4 @@ def concatenate(path: str, times: int, target: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (imports, epoch, close, first_batch, entropy, concatenate)})
+    serve(imports, epoch, close, first_batch, entropy, concatenate)

@@ -1,4 +1,4 @@
-"""Rates with nothing in the page cache."""
+"""Rates from disk, with an empty page cache."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import sys
 from functools import partial
 from typing import Any
 
-from benchmarks import page_cache
-from benchmarks.hardware import disk_seconds
+from benchmarks.common import page_cache
+from benchmarks.common.hardware import disk_seconds
+from benchmarks.common.measure import Spread, take_turns
+from benchmarks.common.report import Outcome, ratio
 from benchmarks.loaders.bench import (
     BALANCED,
     BIONEMO,
@@ -22,14 +24,11 @@ from benchmarks.loaders.bench import (
     Setting,
 )
 from benchmarks.loaders.report import Findings
-from benchmarks.measure import Spread, take_turns
-from benchmarks.outcomes import Outcome, at_least
-from benchmarks.zarr import Figure
 
 _DISK = "the disk"
 _STILL_CACHED = 0.05
 
-# Who, in which setting, over whom, in which setting, and what is required of that.
+# A loader and its setting, those that it is compared with, and the required ratio.
 _REQUIRED: tuple[tuple[str, Setting, str, Setting, float | None], ...] = (
     (MEMMAP, RANDOM, BIONEMO, RANDOM, 4),
     (MEMMAP, CSR, _DISK, CSR, 0.6),
@@ -41,7 +40,7 @@ _REQUIRED: tuple[tuple[str, Setting, str, Setting, float | None], ...] = (
 
 def cold(bench: LoaderBench) -> Findings:
     if sys.platform != "linux":
-        bench.announce("cold: left out, as the page cache is dropped as Linux does it")
+        print("cold: skipped, since only Linux lets a program empty the page cache")
         return Findings()
     sides = [side for row in _REQUIRED for side in (row[:2], row[2:4])]
     measures = {_title(*side): partial(_epoch, bench, *side) for side in sides}
@@ -49,9 +48,9 @@ def cold(bench: LoaderBench) -> Findings:
     runs = take_turns(measures, bench.repeats)
     kept = max(run["resident"] for answers in runs.values() for run in answers)
     if kept > _STILL_CACHED:
-        bench.announce(f"cold: left out, as {kept:.0%} of an archive stay in the page cache")
+        print(f"cold: skipped, since {kept:.0%} of an archive stays in the page cache")
         return Findings()
-    bench.announce(f"cold: {kept:.1%} of an archive stayed in the page cache at most")
+    print(f"cold: {kept:.1%} of an archive stayed in the page cache at most")
     rates = {
         name: Spread.of([run["cells"] / run["seconds"] / 1e3 for run in answers])
         for name, answers in runs.items()
@@ -74,12 +73,11 @@ def _outcome(
     one, other = rates[_title(ours, setting)], rates[_title(theirs, their_setting)]
     beside = f"{their_setting.order} order" if ours == theirs else theirs
     what = f"from disk, {ours} over {beside}: {setting}"
-    kind = Figure if limit is None else Outcome
-    return kind(what, at_least(limit or 0, "x"), one.over(other), one, other, RATE)
+    return ratio(what, one, other, RATE, required=limit)
 
 
 def _epoch(bench: LoaderBench, name: str, setting: Setting) -> dict[str, Any]:
-    """One epoch, opening included; or the same cells as fast as the disk gives them."""
+    """One epoch, including opening; or a plain read of the same files."""
     path = bench.archive(MEMMAP) if name == _DISK else bench.path(name)
     child = bench.child(MEMMAP if name == _DISK else name)
     child.ask("close")

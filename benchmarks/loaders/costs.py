@@ -1,4 +1,4 @@
-"""What loaders cost beside time: memory, space on disk, and the wait for the first batch."""
+"""Memory, space on disk, and the time until the first batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks import page_cache
+from benchmarks.common import page_cache
+from benchmarks.common.child import ChildRun
+from benchmarks.common.measure import Spread, take_turns
+from benchmarks.common.report import Outcome, at_most
 from benchmarks.loaders.bench import (
     ANNBATCH,
     ANNLOADER,
@@ -18,8 +21,6 @@ from benchmarks.loaders.bench import (
     LoaderBench,
 )
 from benchmarks.loaders.report import Findings, Grid
-from benchmarks.measure import ChildRun, Spread, take_turns
-from benchmarks.outcomes import Outcome, at_most
 
 _DISTINCT = ("memmap", BIONEMO, ANNBATCH, SCDATASET, ANNLOADER)
 _MEGABYTES = 36.5
@@ -30,9 +31,9 @@ def memory(bench: LoaderBench) -> Findings:
     names = [name for name in _DISTINCT if name in bench.names]
     measures = {name: partial(bench.epoch_watched, name, DEFAULTS) for name in names}
     if bench.repeats > 1:
-        measures["memmap"]()  # The first one on a machine compiles.
+        measures["memmap"]()  # The first run on a machine compiles.
     runs = take_turns(measures, bench.repeats)
-    peaks = {name: _known([run.peak_megabytes for run in runs[name]]) for name in names}
+    peaks = {name: Spread.of_known(run.peak_megabytes for run in runs[name]) for name in names}
     title, rows = "peak memory of an epoch over that after import", {n: [peaks[n]] for n in names}
     grid = Grid(title, "MB", "loader", [f"batches of {BATCH}"], rows)
     ours = peaks["memmap"]
@@ -45,17 +46,12 @@ def memory(bench: LoaderBench) -> Findings:
 
 
 def _bare(runs: Sequence[ChildRun]) -> str:
-    known = _known([run.peak_over(run.report["imported"][1]) for run in runs])
+    known = Spread.of_known(run.peak_over(run.report["imported"][1]) for run in runs)
     return "unknown" if known is None else f"{known.median:.0f} MB"
 
 
-def _known(values: Sequence[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    return Spread.of(known) if known else None
-
-
 def disk(bench: LoaderBench) -> Findings:
-    """What the same cells take, with whatever belongs to them in each format."""
+    """Bytes of all files of the same cells, in each format."""
     names = dict.fromkeys(READERS[name].archive for name in bench.names)
     rows: dict[str, list[Spread | None]] = {}
     for name in names:
@@ -72,7 +68,7 @@ def first_batch(bench: LoaderBench) -> Findings:
             return child.ask("first_batch", path=path, batch=BATCH)
 
     if bench.repeats > 1:
-        measure()  # The first one on a machine compiles.
+        measure()  # The first run on a machine compiles.
     runs = [measure() for _ in range(bench.repeats)]
     seconds, whole = (Spread.of([run[key] for run in runs]) for key in ("seconds", "with_imports"))
     note = f"in a fresh process after its imports; with them {whole.median:.2f} s"

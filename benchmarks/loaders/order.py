@@ -1,15 +1,14 @@
-"""How random block order is, and what that costs."""
+"""The randomness of block order, and its cost."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-from benchmarks.loaders.bench import BATCH, DEFAULTS, RATE, SEQUENTIAL, LoaderBench, in_turn
+from benchmarks.common.measure import Spread, spreads, take_turns
+from benchmarks.common.report import Outcome, at_least, ratio
+from benchmarks.loaders.bench import BATCH, DEFAULTS, RATE, SEQUENTIAL, LoaderBench
 from benchmarks.loaders.report import Findings, Grid
-from benchmarks.measure import Spread, take_turns
-from benchmarks.outcomes import Outcome, at_least
-from benchmarks.zarr import Figure
 
 BLOCKS = (8, 16, 32, 64, 128, 256)
 BUFFERS = (1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15)
@@ -18,7 +17,7 @@ _ENTROPY = 0.98
 
 
 def order(bench: LoaderBench) -> Findings:
-    """How random the default order is, and what it costs."""
+    """Label entropy of the default order, and its rate over that of sequential order."""
     child, path = bench.child("memmap"), bench.path("memmap")
     runs = [
         child.ask("entropy", path=path, batch=BATCH, seed=seed) for seed in range(bench.repeats)
@@ -30,11 +29,10 @@ def order(bench: LoaderBench) -> Findings:
     outcome = Outcome(what, bound, entropy.over(random), entropy, random, "bits", note)
     settings = {"block": DEFAULTS, "sequential": SEQUENTIAL}
     measures = {name: bench.rate("memmap", setting) for name, setting in settings.items()}
-    rates = in_turn(measures, bench.repeats)
-    ours, theirs = rates["block"], rates["sequential"]
+    rates = spreads(measures, bench.repeats, warm_up=False)
     what = f"memmap, block over sequential order: csr, batches of {BATCH}"
-    ratio = Figure(what, at_least(0, "x"), ours.over(theirs), ours, theirs, RATE)
-    return Findings([outcome, ratio])
+    over = ratio(what, rates["block"], rates["sequential"], RATE)
+    return Findings([outcome, over])
 
 
 def randomness(bench: LoaderBench) -> Findings:

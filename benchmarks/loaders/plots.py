@@ -15,15 +15,15 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import number
 from benchmarks.loaders.report import Grid
-from benchmarks.measure import Spread
-from benchmarks.outcomes import number
 
 _INCHES = 9.0
 
 
 def draw(grids: Sequence[Grid], directory: Path, name: str) -> list[Path]:
-    """Draw what there is to draw as PNG files."""
+    """Draw the tables as PNG files."""
     rates = [grid for grid in grids if grid.corner == "batch"]
     blocks = [grid for grid in grids if grid.corner.startswith("block")]
     single = {"archive": "disk", "loader": "memory"}
@@ -63,7 +63,7 @@ def _throughput(grids: Sequence[Grid]) -> Any:
         axis.yaxis.set_major_formatter("{x:,g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(axis="y", alpha=0.3)
-    # Bars of a logarithm begin somewhere: all at the same rate, below any.
+    # Bars on a logarithmic axis start at a common rate, below all others.
     axis.set_ylim(bottom=min(1.0, axis.get_ylim()[0]))
     handles = [Patch(color=color, label=name) for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)

@@ -1,11 +1,13 @@
-"""Rates from memory: what is required of them, all of them, and those of a large archive."""
+"""Rates from memory: those of which something is required, all, and those of large data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import page_cache
+from benchmarks.common import page_cache
+from benchmarks.common.measure import Spread, spreads
+from benchmarks.common.report import Outcome, ratio
 from benchmarks.loaders.bench import (
     ANNBATCH,
     BATCH,
@@ -19,12 +21,8 @@ from benchmarks.loaders.bench import (
     READERS,
     LoaderBench,
     Setting,
-    in_turn,
 )
 from benchmarks.loaders.report import Findings, Grid
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, at_least
-from benchmarks.zarr import Figure
 
 _DENSE = Setting("dense", "block", BATCH)
 _LARGE_SHARE = 0.8
@@ -41,7 +39,7 @@ SETTINGS = (
 
 
 class Required(NamedTuple):
-    """A rate over that of another loader, in the same setting."""
+    """The required ratio of a rate to that of another loader, in the same setting."""
 
     setting: Setting
     ours: str
@@ -73,19 +71,17 @@ def required(bench: LoaderBench) -> Findings:
 
 
 def _over(row: Required, rates: dict[str, Spread]) -> Outcome:
-    ours, theirs = rates[row.ours], rates[row.theirs]
     what = f"{row.ours} over {row.theirs}: {row.setting}"
     note = ""
     if READERS[row.theirs].order(row.setting.order) != row.setting.order:
         note = f"{row.theirs} has no block order, and reads in random order"
-    return Outcome(what, at_least(row.ratio, "x"), ours.over(theirs), ours, theirs, RATE, note)
+    rated = rates[row.ours], rates[row.theirs]
+    return ratio(what, *rated, RATE, required=row.ratio, note=note)
 
 
 def _share_of_memcpy(rates: dict[str, Spread]) -> Outcome:
-    ours, theirs = rates["memmap"], rates[MEMCPY]
-    note = "the bytes that cells have on disk, copied by one thread, a batch at a time"
-    what = f"memmap over memcpy: {CSR}"
-    return Figure(what, at_least(0, "x"), ours.over(theirs), ours, theirs, RATE, note)
+    note = "one thread copies the bytes that the cells of a batch have on disk"
+    return ratio(f"memmap over memcpy: {CSR}", rates["memmap"], rates[MEMCPY], RATE, note=note)
 
 
 def matrix(bench: LoaderBench) -> Findings:
@@ -115,20 +111,25 @@ def large(bench: LoaderBench) -> Findings:
     path = bench.large()
     size = sum(file.stat().st_size for file in page_cache.files(path))
     if size > 0.8 * _available():
-        bench.announce(f"large: left out, as memory does not hold its {size / 1e9:.1f} GB")
+        print(f"large: skipped, since its {size / 1e9:.1f} GB do not fit into memory")
         return Findings()
     page_cache.bring_in(path)
     measures = {
         "small": bench.rate("memmap", DEFAULTS),
         "large": bench.rate("memmap", DEFAULTS, path=path),
     }
-    rates = in_turn(measures, bench.repeats)
+    rates = spreads(measures, bench.repeats, warm_up=False)
     cells = bench.times * bench.workspace.spec.cells
     what = f"memmap, {cells:,} cells over {bench.workspace.spec.cells:,}: {DEFAULTS}"
-    ours, theirs = rates["large"], rates["small"]
-    note = "whole epochs from memory"
-    bound = at_least(_LARGE_SHARE, "x")
-    return Findings([Outcome(what, bound, ours.over(theirs), ours, theirs, RATE, note)])
+    over = ratio(
+        what,
+        rates["large"],
+        rates["small"],
+        RATE,
+        required=_LARGE_SHARE,
+        note="whole epochs from memory",
+    )
+    return Findings([over])
 
 
 def _available() -> float:

@@ -1,48 +1,36 @@
-"""Training loaders behind one small interface, each used as its documentation recommends.
+"""Training loaders behind one interface, each used as its documentation recommends.
 
-They are imported only when used, so that measurements of one never load the other.
+They are imported on use, so that measurements of one never load the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 
-class Reader(Protocol):
-    """A loader of batches.
+class DataLoader:
+    """``torch.utils.data.DataLoader`` over a dataset of scdl, cell by cell.
 
     Attributes
     ----------
     modules
-        What its user imports.
+        Modules that its user imports.
     """
-
-    modules: ClassVar[tuple[str, ...]]
-
-    def loader(
-        self, path: str, batch: int, order: str, layout: str, workers: int, **options: Any
-    ) -> Iterable[Any]:
-        """Batches of an epoch, each time it is iterated; workers stay from epoch to epoch."""
-
-    def cells(self, batch: Any, layout: str) -> int:
-        """Make of a batch what a model takes, and count its cells."""
-
-
-class DataLoader:
-    """``torch.utils.data.DataLoader`` over a dataset of scdl, cell by cell."""
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "scdl")
 
     def loader(
-        self, path: str, batch: int, order: str, layout: str, workers: int, **options: Any
+        self, path: str, batch: int, order: str, layout: Any, workers: int, **options: Any
     ) -> Iterable[Any]:
+        """Batches of an epoch, each time it is iterated; workers stay from epoch to epoch."""
         dataset, collate = self._dataset(path)
         shuffle = order == "random"
         return _data_loader(dataset, workers, batch_size=batch, shuffle=shuffle, collate_fn=collate)
 
     def cells(self, batch: Any, layout: str) -> int:
+        """Convert a batch to the input of a model, and return the number of its cells."""
         return len(batch.to_dense() if layout == "dense" else batch)
 
     def _dataset(self, path: str) -> tuple[Any, Any]:
@@ -65,10 +53,10 @@ class Bionemo(DataLoader):
         return reading.SingleCellMemMapDataset(path), collating.collate_sparse_matrix_batch
 
 
-class SingleCellLoader:
+class SingleCellLoader(DataLoader):
     """scdl's own loader."""
 
-    # The last two are what `scdl` loads when its loader is named.
+    # `scdl` imports the last two when its loader is first used.
     modules: ClassVar[tuple[str, ...]] = (
         "torch",
         "scdl",
@@ -84,7 +72,7 @@ class SingleCellLoader:
         cells = scdl.open(path)
         batch = min(batch, len(cells))  # Toy data may be less.
         loader = scdl.SingleCellLoader(cells, batch, order=order, layout=layout, **options)
-        # With workers=… they would start anew for each epoch, and one here is over in an instant.
+        # The option `workers` would start processes for each epoch, and epochs are short here.
         return _data_loader(loader.dataset(), workers, batch_size=None) if workers else loader
 
     def cells(self, batch: Any, layout: str) -> int:
@@ -92,7 +80,7 @@ class SingleCellLoader:
         return len(batch)
 
 
-class ScDataset:
+class ScDataset(DataLoader):
     """scDataset over a backed AnnCollection.
 
     Rows are fetched sparse and batches made dense, which is faster, and takes less memory, than
@@ -129,7 +117,7 @@ class ScDataset:
         return int(batch.shape[0])
 
 
-class AnnLoader:
+class AnnLoader(DataLoader):
     """anndata's own loader over a backed file; its converter, for dense tensors, is slower."""
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "anndata.experimental")
@@ -149,7 +137,7 @@ class AnnLoader:
         return len(_dense_tensor(batch.X)) if layout == "dense" else int(batch.X.shape[0])
 
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, DataLoader] = {
     "DataLoader": DataLoader(),
     "SingleCellLoader": SingleCellLoader(),
     "bionemo-scdl": Bionemo(),

@@ -1,4 +1,4 @@
-"""The report of the loader benchmark: outcomes, tables over two settings, plots, one HTML page."""
+"""The report of the loaders: outcomes, tables, plots and one HTML page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, Report, number
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, Report, markdown_table, with_spread
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -35,9 +35,9 @@ class Grid:
     Attributes
     ----------
     title, unit
-        What they are.
+        Heading, and unit of the figures.
     corner
-        What the rows are, and the columns.
+        Meaning of the rows and columns.
     columns
         Names of the columns.
     rows
@@ -52,7 +52,7 @@ class Grid:
 
     def cells(self) -> list[list[str]]:
         """All as text, the header first."""
-        texts = [[name, *map(_text, spreads)] for name, spreads in self.rows.items()]
+        texts = [[name, *map(with_spread, spreads)] for name, spreads in self.rows.items()]
         return [[self.corner, *self.columns], *texts]
 
     def record(self) -> dict[str, Any]:
@@ -60,17 +60,9 @@ class Grid:
         return asdict(self)
 
 
-def _text(spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
-    if len(spread.samples) == 1:
-        return number(spread.median)
-    return f"{number(spread.median)} ({number(spread.low)} to {number(spread.high)})"
-
-
 @dataclass
 class Findings:
-    """What cases found.
+    """Results of a case.
 
     Attributes
     ----------
@@ -118,11 +110,14 @@ class LoaderReport(Report):
         return draw(self.grids, directory, name)
 
     def markdown(self) -> str:
-        grids = [f"## {grid.title}, {grid.unit}\n\n{_markdown(grid)}\n" for grid in self.grids]
+        grids = [
+            f"## {grid.title}, {grid.unit}\n\n{markdown_table(grid.cells())}\n"
+            for grid in self.grids
+        ]
         return "\n".join([super().markdown(), *grids])
 
     def html(self, plots: Iterable[Path]) -> str:
-        """The report as one page that needs nothing else."""
+        """The report as a self-contained page."""
         parts = [f"<h1>{html.escape(self.data)}</h1>"]
         parts.append(_html([self._headers(), *(outcome.cells() for outcome in self.outcomes)]))
         for plot in plots:
@@ -136,12 +131,6 @@ class LoaderReport(Report):
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>scdl: loaders</title>'
             f"<style>{_STYLE}</style>\n{body}\n</html>\n"
         )
-
-
-def _markdown(grid: Grid) -> str:
-    header, *rows = grid.cells()
-    lines = [header, ["---", *["---:"] * len(grid.columns)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _html(lines: Sequence[Sequence[str]]) -> str:

@@ -1,1 +1,1 @@
-"""Random AnnData through archives and back; see ``__main__``."""
+"""Convert random AnnData objects to archives and back, and compare."""

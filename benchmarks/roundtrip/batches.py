@@ -1,4 +1,4 @@
-"""Many cases, in processes."""
+"""Many cases, in several processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.roundtrip import compare, files
 from benchmarks.roundtrip.cases import try_case
 from benchmarks.roundtrip.generate import PLAIN
 
-#: Cases that are tried one after the other.
+#: Cases of a batch, tried one after the other in one process.
 _AT_ONCE = 50
 
 
@@ -29,9 +29,9 @@ class Sources(NamedTuple):
     Attributes
     ----------
     zarr_format
-        Of Zarr stores; None: h5ad files.
+        Format of Zarr stores; None: h5ad files.
     writer
-        Python of another environment; None: this one.
+        Python of another environment that writes them; None: this one.
     """
 
     zarr_format: int | None = None
@@ -41,10 +41,10 @@ class Sources(NamedTuple):
 def tried(
     seeds: range, backend: str, sources: Sources, workers: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """What went wrong, case by case."""
+    """Yield the number and the problems of each wrong case."""
     batches = [seeds[i : i + _AT_ONCE] for i in range(0, len(seeds), _AT_ONCE)]
     work = partial(try_batch, backend=backend, sources=sources)
-    # A fresh process now and then: what one leaves behind does not add up. An executor that does so
+    # Processes are replaced now and then, so that leftovers do not add up. An executor that does so
     # hangs in Python 3.11 (cpython issue 115634).
     with get_context("spawn").Pool(workers, maxtasksperchild=4) as pool:
         for found in pool.imap(work, batches):
@@ -52,7 +52,7 @@ def tried(
 
 
 def try_batch(seeds: range, backend: str, sources: Sources) -> list[tuple[int, list[str]]]:
-    """What went wrong in some cases, one after the other."""
+    """Number and problems of each wrong case of a batch."""
     files.settings(sources.zarr_format)
     compare.ANY_TEXT = bool(sources.writer) or int(pd.__version__.partition(".")[0]) >= 3
     found = []

@@ -1,4 +1,4 @@
-"""One case: a file to an archive of a backend, and back; what went wrong, in sentences."""
+"""One case: convert a file to an archive of a backend, export it, and describe differences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Exported = Callable[[Path, Path, Sequence[str]], list[str]]
 
 
 def try_case(path: Path, seed: int, backend: str) -> list[str]:
-    """What is wrong with what comes back of a file; the file may be changed."""
+    """Problems of a round trip of a file, which may be changed."""
     maker = Maker(seed + (3 << 32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -40,7 +40,7 @@ def try_case(path: Path, seed: int, backend: str) -> list[str]:
             wrong = work(path, given, added, maker)
             if maker.chance(0.3):
                 wrong += _several(path, given, maker, backend)
-        except Exception as error:  # noqa: BLE001 - any is a finding
+        except Exception as error:  # noqa: BLE001 - any error is a finding
             said = " ".join(str(error).split())
             return [f"{type(error).__name__}: {said[:500]}"]
     return wrong

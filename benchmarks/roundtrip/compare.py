@@ -1,4 +1,4 @@
-"""What came back of an AnnData beside what it was, read by the anndata that is installed."""
+"""Differences between an AnnData and its round trip, as the installed anndata reads them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from anndata.tests.helpers import assert_equal
 
 MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
 
-#: Whether all types of plain text are the same: releases of pandas and anndata have several, which
-#: files that another program wrote, and pandas 3, do not tell apart.
+#: Whether to treat all types of plain text as equal. Releases of pandas and anndata have several,
+#: which pandas 3, and files of another release, do not distinguish.
 ANY_TEXT = False
 
 
 def read(path: Path) -> anndata.AnnData:
-    """An h5ad file, or a Zarr store where the path says so."""
+    """Read an h5ad file, or a Zarr store if the path ends in ``.zarr``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
 
 
 def elements(adata: anndata.AnnData) -> dict[str, Any]:
-    """Everything that an AnnData consists of, by name."""
+    """All elements of an AnnData, by name."""
     found: dict[str, Any] = {"X": adata.X}
     found |= _columns("obs", adata.obs) | _columns("var", adata.var)
     for mapping in MAPPINGS:
@@ -57,16 +57,16 @@ def _leaves(path: str, mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def differences(
     given: anndata.AnnData, back: anndata.AnnData, listed: Sequence[str], matrix: str
 ) -> list[str]:
-    """What neither came back nor is listed as not carried.
+    """Describe elements that changed although they are not listed as not carried over.
 
     Parameters
     ----------
     matrix
-        The one that the archive is made for.
+        Name of the matrix that the archive stores.
     """
     expected, found = elements(given), elements(back)
     wrong = []
-    # It is stored by rows, and truth values as numbers.
+    # Archives store it by rows, and booleans as numbers.
     for held in (expected, found):
         if matrix in held:
             held[matrix] = _by_rows(held[matrix])

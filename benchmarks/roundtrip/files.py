@@ -1,4 +1,4 @@
-"""Write the files of some cases, with the anndata that is installed: one line of JSON a case.
+"""Write the files of some cases with the installed anndata: one line of JSON per case.
 
 ``python -m benchmarks.roundtrip.files DIRECTORY FIRST COUNT [--zarr 2|3]``
 """
@@ -22,7 +22,7 @@ from benchmarks.roundtrip.generate import Maker, make, written
 
 
 def write(directory: Path, seed: int, zarr_format: int | None = None) -> Path:
-    """Write the file of a case; where it is."""
+    """Write the file of a case, and return its path."""
     maker = Maker(seed + (1 << 32))
     path = directory / f"{seed}{'.zarr' if zarr_format else '.h5ad'}"
     adata = make(seed)
@@ -47,7 +47,7 @@ def write(directory: Path, seed: int, zarr_format: int | None = None) -> Path:
 
 
 def spoil(path: Path, seed: int) -> list[str]:
-    """Add elements to a file that no release of anndata reads; their names."""
+    """Add elements that no release of anndata reads, and return their names."""
     maker = Maker(seed + (2 << 32))
     if path.suffix == ".zarr" or not maker.chance(0.2):
         return []
@@ -82,13 +82,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def settings(zarr_format: int | None = None) -> None:
-    """Let anndata write all that it can."""
+    """Let anndata write everything that it can."""
     warnings.filterwarnings("ignore")
     anndata.settings.allow_write_nullable_strings = True
     if zarr_format and hasattr(anndata.settings, "zarr_write_format"):
         anndata.settings.zarr_write_format = zarr_format
     if zarr_format:
-        # Stores have none of these: a file that makes a group, a separator, the group above.
+        # Stores cannot have these names: a metadata file, a separator, the parent group.
         unlike = ("zarr.json", "a\\b", "..")
         generate.NAMES[:] = [name for name in generate.NAMES if name not in unlike]
 

@@ -1,6 +1,6 @@
-"""AnnData objects of everything that anndata writes, each a function of a number.
+"""AnnData objects with everything that anndata writes, each a function of a seed.
 
-Nothing but anndata is needed, so that any of its releases may write the files.
+Only anndata is needed, so that any of its releases can write the files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-#: Variable of the environment that says that the reader has no awkward arrays.
+#: Environment variable that is set where the reader has no awkward arrays.
 PLAIN = "SCDL_ROUNDTRIP_PLAIN"
 INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 FLOATS = ("f4", "f8")
@@ -132,7 +132,7 @@ class Maker:
 
     def frame(self, index: pd.Index, most: int = 5) -> pd.DataFrame:
         columns = self.some("col", most, lambda: self.column(len(index)))
-        # Of what anndata itself has another use for.
+        # anndata stores a column of that name as the index.
         columns = {name: values for name, values in columns.items() if name != index.name}
         return pd.DataFrame(columns, index=index)
 
@@ -151,7 +151,7 @@ class Maker:
     # -- the rest --------------------------------------------------------------------------
 
     def along(self, n: int, index: pd.Index) -> Any:
-        """What stands in obsm and varm."""
+        """A value of obsm or varm."""
         kind = int(self.rng.integers(8))
         if kind < 3:
             return self.numbers((n, int(self.rng.integers(0, 5))))
@@ -175,7 +175,7 @@ class Maker:
         return awkward.Array(lists) if any(lists) else None
 
     def leaf(self) -> Any:
-        """What stands in uns, and is no mapping."""
+        """A value of uns that is no mapping."""
         rng, n = self.rng, int(self.rng.integers(0, 5))
         makers: list[Callable[[], Any]] = [
             lambda: self.numbers((n,)),
@@ -218,7 +218,7 @@ class Maker:
 
 
 def make(seed: int) -> anndata.AnnData:
-    """The AnnData of a number."""
+    """The AnnData of a seed."""
     maker = Maker(seed)
     n_obs, n_vars = maker.one((0, 1, 2, 6, 17)), maker.one((0, 1, 3, 8))
     obs = maker.frame(maker.names("cell", n_obs))
@@ -254,7 +254,7 @@ def written(
     write: Callable[[anndata.AnnData], None],
     store: Callable[[], Any],
 ) -> list[str]:
-    """Write an AnnData; elements that this release refuses to write are removed first, and named.
+    """Write an AnnData without the elements that this release refuses, and return their names.
 
     Parameters
     ----------
@@ -271,7 +271,7 @@ def written(
             group = store()
             anndata.io.write_elem(group, key, value)
             anndata.io.read_elem(group[key])
-        except Exception:  # noqa: BLE001 - whatever it says, files have no such elements
+        except Exception:  # noqa: BLE001 - files cannot have such elements
             return False
         return True
 

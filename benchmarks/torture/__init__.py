@@ -1,1 +1,1 @@
-"""What an archive survives: counts of what was tried and what was found, as one table."""
+"""Damage archives, kill writers, fill file systems; count what is found or survived."""

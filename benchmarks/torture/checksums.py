@@ -1,4 +1,4 @@
-"""What checksums cost a conversion, and how fast they are compared."""
+"""The cost of checksums for a conversion, and the speed of comparing them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
 import scdl
-from benchmarks import page_cache
-from benchmarks.measure import Spread, take_turns, timed
-from benchmarks.outcomes import Outcome, at_least, at_most
+from benchmarks.common import page_cache
+from benchmarks.common.hardware import disk_seconds
+from benchmarks.common.measure import Spread, take_turns, timed
+from benchmarks.common.report import Outcome, at_least, at_most
 from benchmarks.torture.setting import Setting
 from scdl.verification.verify import READERS
 from storage_backends import registry
 from storage_backends.compute.threads import in_parallel
 from storage_backends.directory import checksums
-
-_READ = 1 << 22
 
 
 def cost(setting: Setting) -> list[Outcome]:
@@ -33,7 +31,7 @@ def _cost(setting: Setting, backend: str) -> Outcome:
 
     def convert() -> float:
         shutil.rmtree(target, ignore_errors=True)
-        # What was written before must not be written back at the expense of this conversion.
+        # Writing back what was written before must not slow this conversion.
         os.sync()
         return timed(lambda: scdl.convert(source, target, backend=backend))
 
@@ -66,7 +64,7 @@ def without_checksums() -> Iterator[None]:
 
 
 def _pass_over(running: checksums.Running, data: bytes) -> None:
-    """Keep nothing: a mock would hold what it was called with."""
+    """Do nothing; a mock would keep its arguments."""
 
 
 def speed(setting: Setting) -> list[Outcome]:
@@ -82,7 +80,7 @@ def speed(setting: Setting) -> list[Outcome]:
 
 
 def _speeds(setting: Setting, archive: Path, backend: str) -> list[Outcome]:
-    """Of the checksums alone, and with the structure, for which ids are decoded."""
+    """Compare checksums alone, and verify the structure too, which decodes column ids."""
     nbytes = sum(file.stat().st_size for file in page_cache.files(archive))
 
     def rate(work: Callable[[], object]) -> Callable[[], float]:
@@ -95,7 +93,7 @@ def _speeds(setting: Setting, archive: Path, backend: str) -> list[Outcome]:
     works = {
         "comparing checksums": lambda: compare(archive),
         "verify --deep": lambda: check(archive),
-        "reading": lambda: read_plainly(archive),
+        "reading": lambda: disk_seconds(archive),
     }
     check(archive)
     rates = take_turns({name: rate(work) for name, work in works.items()}, setting.repeats)
@@ -122,21 +120,3 @@ def compare(archive: Path) -> None:
     assert examined.has_checksums
     for _, found in in_parallel(lambda piece: piece.check(), examined.pieces, READERS):
         assert found is None, found
-
-
-def read_plainly(archive: Path) -> None:
-    """Read all files of an archive, with as many threads as ``verify`` has, and do nothing else."""
-
-    def read(job: tuple[Path, int]) -> None:
-        path, start = job
-        buffer = bytearray(_READ)
-        with path.open("rb", buffering=0) as file:
-            os.preadv(file.fileno(), [buffer], start)
-
-    jobs = [
-        (path, start)
-        for path in page_cache.files(archive)
-        for start in range(0, path.stat().st_size, _READ)
-    ]
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(read, jobs))

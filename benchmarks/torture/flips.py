@@ -1,4 +1,4 @@
-"""Single bits that are flipped in the files of an archive, and who finds them."""
+"""Single bits flipped in the files of an archive, and whether they are detected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import scdl
-from benchmarks.outcomes import Outcome
+from benchmarks.common import page_cache
+from benchmarks.common.report import Outcome
 from benchmarks.torture.archives import KINDS
 from benchmarks.torture.setting import Setting, all_of
 from scdl.errors import ArchiveFormatError, ScdlWarning
@@ -44,20 +45,14 @@ class Flip:
 
 
 def draw(files: Sequence[Path], n: int, seed: int = 0) -> list[Flip]:
-    """Draw `n` flips: each file in turn, so that small ones get as many; then where in it."""
+    """Draw `n` flips, as many in small files as in large ones."""
     rng = np.random.default_rng(seed)
-    held = [file for file in files if file.stat().st_size]
-    order = rng.permutation(len(held))
+    order = rng.permutation(len(files))
     flips = []
     for i in range(n):
-        file = held[order[i % len(held)]]
+        file = files[order[i % len(files)]]
         flips.append(Flip(file, int(rng.integers(file.stat().st_size)), int(rng.integers(8))))
     return flips
-
-
-def files_of(archive: Path) -> list[Path]:
-    """All files of an archive."""
-    return sorted(path for path in archive.rglob("*") if path.is_file())
 
 
 def missed(flips: Sequence[Flip], found: Callable[[Flip], bool]) -> list[Flip]:
@@ -71,7 +66,7 @@ def missed(flips: Sequence[Flip], found: Callable[[Flip], bool]) -> list[Flip]:
 
 
 def found_by_verify(archive: Path) -> Callable[[Flip], bool]:
-    """Whether ``verify(deep=True)`` says that the archive is damaged, and names the file."""
+    """Whether ``verify(deep=True)`` reports damage, and names the file."""
 
     def found(flip: Flip) -> bool:
         report = scdl.verify(archive, deep=True)
@@ -85,7 +80,7 @@ def chunks_of(archive: Path) -> list[Path]:
     """Files of a Zarr archive that hold chunks of arrays and of tables."""
     store = scdl.open(archive).store
     parts = [*(f"{name}/" for name in ("X", "raw/X", "obs", "var", "raw/var")), "obsp/", "layers/"]
-    held = [file for file in files_of(archive) if "/c/" in file.as_posix()]
+    held = [file for file in page_cache.files(archive) if "/c/" in file.as_posix()]
     store.close()
     return [
         file for file in held if file.relative_to(archive).as_posix().startswith((*parts, "obsm/"))
@@ -114,7 +109,13 @@ def found_by_reading(archive: Path) -> Callable[[Flip], bool]:
 def verified(setting: Setting) -> list[Outcome]:
     """Flips in any file, found by ``verify --deep``."""
     return [
-        _count(setting, kind, files_of, found_by_verify, "single-bit flips found by verify --deep")
+        _count(
+            setting,
+            kind,
+            page_cache.files,
+            found_by_verify,
+            "single-bit flips found by verify --deep",
+        )
         for kind in KINDS
     ]
 

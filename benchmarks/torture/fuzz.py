@@ -1,12 +1,12 @@
-"""Inputs that nobody wrote, on every parser of what others wrote."""
+"""Mutated inputs, on every parser of untrusted data."""
 
 from __future__ import annotations
 
 import os
 
+from benchmarks.common.report import Outcome
 from benchmarks.fuzz import workers
 from benchmarks.fuzz.targets import TARGETS
-from benchmarks.outcomes import Outcome
 from benchmarks.torture.setting import Setting, all_of
 
 #: Of each target, with --quick.
@@ -14,7 +14,7 @@ _FEW = 100
 
 
 def survived(setting: Setting) -> list[Outcome]:
-    """Inputs that end in an ScdlError or are read, in time and in little memory."""
+    """Count inputs that are read or end in an ScdlError, in bounded time and memory."""
     outcomes = []
     for name, target in TARGETS.items():
         required = _FEW if setting.quick else target.required

@@ -1,4 +1,4 @@
-"""Writers that are killed, refused by the system, or short of room: how many came through."""
+"""Writers that are killed, hit by I/O errors, or short of disk space: how many survived."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.outcomes import Outcome
+from benchmarks.common.report import Outcome
 from benchmarks.torture.setting import Setting, all_of
 
 _TESTS = Path(__file__).parents[2] / "tests" / "support"
 _KINDS = ("memmap", "zarr")
-#: Names of operations to try; none: all.
+#: Names of operations to try; empty: all.
 _OPERATIONS: Sequence[str] = ()
-#: Changes of files at which each operation is killed; more than there are: at each.
+#: Most changes of files at which each operation is killed.
 _POINTS = 40
-#: The same for each conversion by several processes, of each crew, and each victim.
+#: The same for conversions by several processes, for each kind of pool and each victim.
 _CONVERSIONS = ("directory", "parts")
 _CREWS = ("processes", "dask")
 _CREW_POINTS = 6
-#: The same for each errno, of which the last ones go on.
+#: The same for each errno; "+" marks errors that persist.
 _FAULTS = {"ENOSPC": 8, "EIO": 8, "EACCES": 8, "ENOSPC+": 8, "EIO+": 8}
-#: Amounts of room that are too little, for each operation.
+#: Sizes of file systems that are too small, for each operation.
 _ROOMS = 8
-#: Runs a command where it may mount.
+#: Runs a command that may mount.
 _MOUNTING = ("unshare", "--map-root-user", "--mount")
 
 
 def killed(setting: Setting) -> list[Outcome]:
-    """Kills in every operation, and of one of several processes that convert; on both backends."""
+    """Kill every operation, and one of several processes that convert, on both backends."""
     points, of_crew = (1, 1) if setting.quick else (_POINTS, _CREW_POINTS)
     return [
         *_rows("kill points survived", lambda k: lives(k, ["SIGKILL"], points, _OPERATIONS)),
@@ -46,8 +46,8 @@ def killed(setting: Setting) -> list[Outcome]:
 
 
 def refused(setting: Setting) -> list[Outcome]:
-    """Errors of the system in every operation, on both backends."""
-    # All harms that are tried as often are tried by one process.
+    """Inject I/O errors in every operation, on both backends."""
+    # One process tries all errors that are injected at the same number of points.
     by_points: dict[int, list[str]] = {}
     for harm, points in _FAULTS.items():
         by_points.setdefault(1 if setting.quick else points, []).append(harm)
@@ -62,9 +62,9 @@ def refused(setting: Setting) -> list[Outcome]:
 
 
 def cramped(setting: Setting) -> list[Outcome]:
-    """Every operation on a file system that is too small for it, where one can be mounted."""
+    """Run every operation on a file system that is too small, where one can be mounted."""
     if (why := refusal_to_mount()) is not None:
-        print(f"full: left out, as no file system can be mounted here ({why})")
+        print(f"full: skipped, since no file system can be mounted here ({why})")
         return []
     rooms = 1 if setting.quick else _ROOMS
     return _rows(
@@ -82,11 +82,11 @@ def _row(what: str, lived: list[dict[str, Any]]) -> Outcome:
     wrong = [life for life in lived if life["wrong"]]
     counted = Counter(life["operation"] for life in struck)
     note = ", ".join(f"{name} {n}" for name, n in counted.items())
-    note += "".join(f"; {_told(life)}" for life in wrong[:3])
+    note += "".join(f"; {_described(life)}" for life in wrong[:3])
     return all_of(what, len(struck), len(struck) - len(wrong), note)
 
 
-def _told(life: dict[str, Any]) -> str:
+def _described(life: dict[str, Any]) -> str:
     where = f"{life['operation']}, {life['harm']} at {life.get('at')} ({life['n']})"
     return f"{where}: {life['wrong'][0].splitlines()[0]}"
 
@@ -94,21 +94,21 @@ def _told(life: dict[str, Any]) -> str:
 def lives(
     kind: str, harms: Sequence[str], points: int, operations: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What the harness tells of each writer that is killed or refused."""
+    """Results of the harness, for each writer that is killed or refused."""
     return _lives("dying.py", kinds=[kind], harms=harms, points=[points], operations=operations)
 
 
 def crew_lives(
     kind: str, points: int, crews: Sequence[str], conversions: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What the harness tells of each conversion by several processes, one of which is killed."""
+    """Results of the harness, for conversions by several processes of which one is killed."""
     return _lives(
         "dying_workers.py", kinds=[kind], points=[points], crews=crews, operations=conversions
     )
 
 
 def cramped_lives(kind: str, rooms: int, operations: Sequence[str]) -> list[dict[str, Any]]:
-    """What the harness tells of each writer with too little room."""
+    """Results of the harness, for each writer with too little disk space."""
     return _lives("dying_full.py", _MOUNTING, kinds=[kind], points=[rooms], operations=operations)
 
 
@@ -128,7 +128,7 @@ def refusal_to_mount() -> str | None:
 def _lives(
     harness: str, within: Sequence[str] = (), **options: Sequence[object]
 ) -> list[dict[str, Any]]:
-    # In memory, where there is such a place: what is flushed is not waited for.
+    # In memory where possible, so that flushing takes no time.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     flags = [f"--{name}={','.join(map(str, some))}" for name, some in options.items() if some]
     with tempfile.TemporaryDirectory(prefix="dying-", dir=memory) as place:
@@ -137,7 +137,7 @@ def _lives(
             env=os.environ
             | {
                 "PYTHONPATH": f"{_TESTS.parents[1]}{os.pathsep}{_TESTS}",
-                # Processes that clean up after killed ones say so.
+                # Processes that clean up after killed ones warn.
                 "PYTHONWARNINGS": "ignore",
             },
             stdout=subprocess.PIPE,

@@ -1,9 +1,10 @@
-"""The benchmarks run, and their data is what it claims; nothing here is timed."""
+"""The benchmarks run on toy data, and their data has the promised properties; nothing is timed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -12,12 +13,20 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+from places import ROOT
 
-from benchmarks import collections, measure, real_cells, zarr
-from benchmarks import generate as generator
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, Report, at_least, at_most
-from benchmarks.spec import DataSpec
+from benchmarks import __main__ as entry
+from benchmarks.collections import command as collections
+from benchmarks.common import measure
+from benchmarks.common.child import Child, ChildFailedError
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, Report, at_least, at_most
+from benchmarks.generate import files as generator
+from benchmarks.generate import real_cells
+from benchmarks.generate.command import main as generate
+from benchmarks.generate.spec import DataSpec
+from benchmarks.zarr import command as zarr
+from benchmarks.zarr.cases import PROFILES
 
 SPEC = DataSpec(cells=300, genes=400, nnz_per_cell=60, neighbors=3, cell_types=8, donors=5)
 TEMPLATES = real_cells.synthetic_cells(n_cells=40, n_genes=600)
@@ -124,7 +133,7 @@ class TestGenerate:
     def test_command_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "cells.h5ad"
         shape = ["--cells", "50", "--genes", "300", "--nnz-per-cell", "30"]
-        generator.main([*shape, "--source", "synthetic", "--x-only", "--out", str(path)])
+        generate([*shape, "--source", "synthetic", "--x-only", "--out", str(path)])
         assert anndata.read_h5ad(path).shape == (50, 300)
         assert "50 cells x 300 genes" in capsys.readouterr().out
 
@@ -179,19 +188,23 @@ class TestMeasure:
     def test_a_child_is_watched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         module = tmp_path / "hungry.py"
         module.write_text(
-            "import json, sys, time\n"
-            "print('noise'); print('ready', flush=True); sys.stdin.readline()\n"
-            "block = b'x' * 50_000_000; time.sleep(0.1)\n"
-            "print(json.dumps({'seconds': 1.5}), flush=True); sys.stdin.read()\n"
+            "import time\n"
+            "from benchmarks.common.child import serve\n"
+            "def grow(n):\n"
+            "    print('noise'); block = b'x' * n; time.sleep(0.1)\n"
+            "    return {'seconds': 1.5}\n"
+            "serve(grow)\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        run = measure.run_child("hungry", [])
+        with Child("hungry") as child:
+            run = child.watched("grow", n=50_000_000)
         assert run.report == {"seconds": 1.5}
         assert run.peak_megabytes == pytest.approx(50, abs=5)
 
     def test_a_failed_child_is_an_error(self) -> None:
-        with pytest.raises(measure.ChildFailedError, match="No module named"):
-            measure.run_child("benchmarks.does_not_exist", [])
+        child = Child("benchmarks.does_not_exist")
+        with pytest.raises(ChildFailedError, match="No module named"), child:
+            child.ask("anything")
 
 
 class TestReport:
@@ -225,10 +238,10 @@ class TestReport:
 def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("bionemo.scdl")
-    from benchmarks import run
+    from benchmarks.readers import command as readers
 
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
-    report = run.main(["--quick", *directories])
+    report = readers.main(["--quick", *directories])
     assert len(report.outcomes) == 12
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
     assert "read_rows" in capsys.readouterr().out
@@ -241,7 +254,7 @@ def test_all_cases_of_zarr_run_on_toy_data(
     report = zarr.main(["--quick", *directories, "--environment", str(tmp_path / "absent")])
     assert report is not None
     measured = {outcome.what for outcome in report.outcomes}
-    for profile in zarr.PROFILES:
+    for profile in PROFILES:
         assert {f"{what}, {profile}" for what in ("bits per value", "CSR epoch")} <= measured
     assert {"random cells, memmap", "convert to balanced: speed"} <= measured
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
@@ -260,7 +273,7 @@ def test_all_cases_of_collections_run_on_toy_data(tmp_path: Path) -> None:
 
 def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
     pytest.importorskip("bionemo.scdl")
-    from benchmarks import many_files
+    from benchmarks.many_files import command as many_files
 
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     report = many_files.main(["--quick", *directories])
@@ -270,6 +283,34 @@ def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
     # No figures of files where a process cannot be kept to some cores.
     assert len(measured) in (6, 8)
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
+
+
+class TestCommand:
+    def test_lists_the_subjects(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert entry.main([]) == 0
+        listed = capsys.readouterr().out
+        folders = {path.parent.name for path in ROOT.glob("benchmarks/*/command.py")}
+        assert folders == set(entry.SUBJECTS)
+        assert all(f"\n  {name} " in listed for name in folders)
+
+    def test_lists_without_importing_what_subjects_need(self) -> None:
+        code = "import sys; sys.argv[1:] = ['--help']; from benchmarks.__main__ import main\n"
+        code += "try: main()\nfinally: print({'numpy', 'scdl', 'torch'} & set(sys.modules))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        assert "set()" in done.stdout
+
+    def test_passes_options_on(self, tmp_path: Path) -> None:
+        path = tmp_path / "cells.h5ad"
+        shape = ["--cells", "9", "--genes", "300", "--nnz-per-cell", "30", "--source", "synthetic"]
+        assert entry.main(["generate", *shape, "--out", str(path)]) == 0
+        assert anndata.read_h5ad(path).shape == (9, 300)
+
+    def test_failures_are_the_exit_status(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("benchmarks.compositions.command.main", lambda options: len(options))
+        assert entry.main(["compositions", "--cases", "2"]) == 2
+        assert entry.main(["compositions", *["x"] * 256]) == 100
 
 
 def _layout(file: h5py.File) -> dict[str, object]:

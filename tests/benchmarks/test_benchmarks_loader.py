@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import hardware, page_cache
+from benchmarks.common import hardware, page_cache
+from benchmarks.common.measure import Spread
+from benchmarks.common.report import Outcome, at_least
 from benchmarks.loaders import bench, rates, readers
-from benchmarks.loaders.__main__ import main
 from benchmarks.loaders.child import _mean_entropy
+from benchmarks.loaders.command import main
 from benchmarks.loaders.report import Grid, LoaderReport
-from benchmarks.measure import Spread
-from benchmarks.outcomes import Outcome, at_least
 
 HAS_PLOTS = find_spec("matplotlib") is not None
 

@@ -15,7 +15,7 @@ from hostile import bounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import __main__ as fuzz
+from benchmarks.fuzz import command as fuzz
 from benchmarks.fuzz import mutators, targets, workers
 from benchmarks.fuzz.targets import TARGETS, Parser
 from scdl.errors import ScdlError

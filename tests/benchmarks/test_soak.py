@@ -1,4 +1,4 @@
-"""The soak test and the rows of ``make torture`` about lives and leaks, on toy data."""
+"""The soak test and the rows of ``make torture`` about killed writers and leaks, on toy data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import soak
-from benchmarks.soak import Usage
+from benchmarks.common.workspace import Workspace
+from benchmarks.soak import cases as soak
+from benchmarks.soak.processes import Usage, growth
 from benchmarks.torture import lives
 from benchmarks.torture.setting import Setting
-from benchmarks.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")
 
@@ -33,10 +33,10 @@ def test_readers_beside_a_writer(
 
 def test_growth_is_seen() -> None:
     flat = [Usage(10, 5, 100_000_000 + 1_000 * (i % 3)) for i in range(50)]
-    assert abs(soak.growth(flat).anonymous) <= 1_000
+    assert abs(growth(flat).anonymous) <= 1_000
     leaking = [Usage(10 + i, 5, 100_000_000 + 50_000 * i) for i in range(50)]
-    assert soak.growth(leaking) == Usage(34, 0, 1_700_000)
-    descriptors, memory = (soak._outcomes("", [soak.growth(leaking)], "")[i] for i in (1, 0))
+    assert growth(leaking) == Usage(34, 0, 1_700_000)
+    descriptors, memory = (soak.outcomes("", [growth(leaking)])[i] for i in (1, 0))
     assert not descriptors.passed
     assert not memory.passed
 
@@ -67,7 +67,8 @@ def test_lives_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(lives, "_OPERATIONS", ["cast"])
     monkeypatch.setattr(lives, "_CREWS", ["dask"])
     monkeypatch.setattr(lives, "_CONVERSIONS", ["directory"])
-    setting = Setting(tmp_path, Workspace(tmp_path, None, None), quick=True)  # type: ignore[arg-type]
+    workspace = Workspace(tmp_path, None, None)  # type: ignore[arg-type]
+    setting = Setting(workspace=workspace, place=tmp_path, quick=True)
     killed, of_crew = lives.killed(setting)
     assert killed.passed
     assert killed.note == "1 of 1; cast 1"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import compositions
+from benchmarks.compositions import cases as compositions
+from benchmarks.compositions.command import main
 
 
 @pytest.mark.parametrize("kind", compositions.KINDS)
@@ -13,5 +14,5 @@ def test_compositions_are_those_of_anndata(kind: str) -> None:
 
 
 def test_the_number_of_findings_is_returned(capsys: pytest.CaptureFixture[str]) -> None:
-    assert compositions.main(["--cases", "2"]) == 0
-    assert "memmap: 2 compositions" in capsys.readouterr().out
+    assert main(["--cases", "2"]) == 0
+    assert "memmap: 2 cases" in capsys.readouterr().out

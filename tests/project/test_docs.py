@@ -16,7 +16,7 @@ import pytest
 import scipy.sparse as sp
 from places import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What CI itself runs, or a person would in another place.
 ELSEWHERE = {"make", "pip"}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import scdl
-from benchmarks.torture import __main__ as torture
+from benchmarks.common import page_cache
+from benchmarks.torture import command as torture
 from benchmarks.torture import flips
 from benchmarks.torture.archives import KINDS, write_archive, write_source
 from storage_backends.capabilities import Verdict
@@ -26,8 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flip_in_any_file_is_found_by_verify(written: dict[str, Path], kind: str) -> None:
     archive = written[kind]
-    tried = flips.draw(flips.files_of(archive), 100, seed=1)
-    assert {flip.file for flip in tried} == {f for f in flips.files_of(archive) if f.stat().st_size}
+    tried = flips.draw(page_cache.files(archive), 100, seed=1)
+    assert {flip.file for flip in tried} == {
+        f for f in page_cache.files(archive) if f.stat().st_size
+    }
     assert flips.missed(tried, flips.found_by_verify(archive)) == []
     assert scdl.verify(archive, deep=True).verdict is Verdict.SOUND
 
@@ -48,11 +51,11 @@ def test_the_bit_that_zstd_passes_over_is_found_while_reading(written: dict[str,
 
 def test_a_harness_that_finds_nothing_says_so(written: dict[str, Path]) -> None:
     archive = written["memmap"]
-    tried = flips.draw(flips.files_of(archive), 5)
+    tried = flips.draw(page_cache.files(archive), 5)
     assert flips.missed(tried, lambda _: False) == tried
-    before = [file.read_bytes() for file in flips.files_of(archive)]
+    before = [file.read_bytes() for file in page_cache.files(archive)]
     flips.missed(tried, flips.found_by_verify(archive))
-    assert [file.read_bytes() for file in flips.files_of(archive)] == before
+    assert [file.read_bytes() for file in page_cache.files(archive)] == before
 
 
 def test_the_table_is_filled_on_toy_data(
@@ -60,7 +63,7 @@ def test_the_table_is_filled_on_toy_data(
 ) -> None:
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
     rows = ["--only", "flips", "chunk-flips", "checksum-cost", "verify-speed"]
-    outcomes = torture.main(["--quick", *directories, *rows]).outcomes
+    outcomes = torture.fill(["--quick", *directories, *rows]).outcomes
     assert len(outcomes) == 11
     assert all(o.passed for o in outcomes if "flips" in o.what)
     (markdown,) = (tmp_path / "results").glob("*.md")

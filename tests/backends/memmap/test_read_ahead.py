@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import page_cache
+from benchmarks.common import page_cache
 from storage_backends.memmap import gather
 
 N = 1 << 21

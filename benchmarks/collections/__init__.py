@@ -1,0 +1,1 @@
+"""Measure a collection beside one archive, and flattening beside bionemo-scdl."""

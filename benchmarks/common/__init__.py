@@ -1,0 +1,1 @@
+"""What several subjects share: measuring, child processes, reports, options and data."""

@@ -1,0 +1,78 @@
+"""The environment of annbatch, and the settings at which it is fastest."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+# pcodec is needed to read archives of scdl in two of the profiles.
+PACKAGES = (
+    "annbatch==0.3.1", "anndata==0.13.4", "zarr==3.4.2", "zarrs==0.2.3", "pcodec==1.1.0"
+)  # fmt: skip
+
+# Thousands of cells a second as measured by --tune, by cells of a chunk (rows) and blocks of 64
+# that the loader takes at a time (columns; 400 are all cells of the data); medians of 3 to 5:
+#
+#           16     64    256    400    random cells, 4,096 at a time
+#     4    100    123    123    127      8
+#     8    107    131    131    139     11
+#    16    116    138    132    142     10
+#    32    102    120    123    120      7.5
+#    64     93    106     69     85      4.7    annbatch's default chunk
+#   128     79     88     89     96      3.0
+#   256     61     61     41     55      1.8
+#
+# Shards of 16 MB to 256 MB instead of 1 GB, its default, make no difference beyond the noise, which
+# is 10 % and more. Without compression it reaches 180, at 48 bits per value.
+CELLS_PER_CHUNK = 16
+SHARD = "1GB"
+PRELOAD = 64
+PRELOAD_CELLS = 4_096
+"""Single random cells that the loader takes at a time."""
+
+
+def annbatch_python(environment: Path, *, make: bool) -> tuple[Path | None, str]:
+    """Find the interpreter of annbatch; `make` creates its environment if it is missing.
+
+    Returns
+    -------
+    tuple
+        The interpreter, or None and the reason.
+    """
+    python = environment.absolute() / "bin/python"
+    installed = environment / ".installed"
+    if installed.is_file() and installed.read_text().split() == list(PACKAGES):
+        return python, ""
+    if not make:
+        return None, f"{environment.name} does not have {PACKAGES[0]}"
+    base = _newer_python()
+    if base is None:
+        return None, "it needs Python 3.12 or newer, and there is none on this machine"
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES]
+    for command in ([base, "-m", "venv", "--clear", environment], install):
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            why = (done.stderr.strip() or "no message").splitlines()[-1]
+            return None, f"its environment cannot be made: {why}"
+    installed.write_text("\n".join(PACKAGES) + "\n")
+    return python, ""
+
+
+def _newer_python() -> str | None:
+    """Newest Python that annbatch supports, found as by the target test-next of the Makefile."""
+    root = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
+    for version in ("3.13", "3.12"):
+        found = [
+            shutil.which(f"python{version}"),
+            *glob.glob(f"{root}/versions/{version}.*/bin/python"),
+        ]
+        for python in filter(None, found):
+            # pyenv's shims exist for versions that are not active.
+            if not subprocess.run(
+                [python, "-c", "import ensurepip"], capture_output=True
+            ).returncode:
+                return python
+    return None

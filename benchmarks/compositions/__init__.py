@@ -1,0 +1,1 @@
+"""Compare nested selections of genes with anndata and pandas."""

@@ -1,0 +1,1 @@
+"""Convert real cells to an archive and train from it."""

@@ -1,0 +1,1 @@
+"""Write an h5ad file of realistic counts, of any size."""

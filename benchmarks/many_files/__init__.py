@@ -1,0 +1,1 @@
+"""Measure neighbours of a batch beside bionemo-scdl, and conversion by workers."""

@@ -1,0 +1,1 @@
+"""Measure conversion, opening and reading beside bionemo-scdl."""

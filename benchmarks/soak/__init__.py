@@ -1,0 +1,1 @@
+"""Read for many epochs beside a writer, and look for leaks."""

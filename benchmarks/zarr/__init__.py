@@ -1,0 +1,1 @@
+"""Measure size, conversion and reading of Zarr archives beside annbatch."""
