@@ -71,7 +71,7 @@ class Processes(Crew):
     def working(self, harm: Shared) -> Iterator[dict[str, Any]]:
         # They import what they are given to do, and need not import this script.
         del sys.modules["__main__"].__file__
-        workers._begin_process = harm.begin
+        workers.begin = harm.begin
         yield {"workers": 2, "use_processes": True}
 
     def is_idle(self, parent: int) -> bool:
