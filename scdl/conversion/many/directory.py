@@ -196,13 +196,11 @@ def convert_files(
 
     Parameters
     ----------
-    directory
-        Where the files are; archives remember their paths as seen from there.
     targets
         Of each h5ad file the path of its archive, in the directory `dest`; nothing is there yet.
     settings
         Of each conversion.
-    dest, workers, use_processes, progress, split_bytes
+    directory, dest, workers, use_processes, progress, split_bytes
         As for :func:`convert_directory`.
     """
     started = time.perf_counter()

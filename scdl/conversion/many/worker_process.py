@@ -32,19 +32,14 @@ class TaskMeter:
         Progress of several tasks, from 0 to 1; it may be in shared memory.
     slot
         Index of this task in `shares`.
-    stopped
-        Set when the task has to end.
     """
 
-    def __init__(
-        self,
-        shares: MutableSequence[float] | None = None,
-        slot: int = 0,
-        stopped: threading.Event | None = None,
-    ) -> None:
+    #: Set from another thread when the task has to end.
+    stopped = False
+
+    def __init__(self, shares: MutableSequence[float] | None = None, slot: int = 0) -> None:
         self.slot = slot
         self._shares = [0.0] if shares is None else shares
-        self._stopped = stopped or threading.Event()
         self.reset()
 
     @property
@@ -59,25 +54,22 @@ class TaskMeter:
 
     def update(self, n: float = 1) -> None:
         """Add to the work that is done; raises :class:`Stopped` if the task has to end."""
-        if self._stopped.is_set():
+        if self.stopped:
             raise Stopped
         self._done += n
         self._shares[self.slot] = min(self._done / self._total, 1.0) if self._total else 0.0
 
 
 class Task(Protocol):
-    """A piece of work that can be pickled; it may be run twice."""
+    """A piece of work on some files. It can be pickled, like its result, and may be run twice."""
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The files that it reads."""
+    def sources(self) -> tuple[str, ...]: ...
 
     @property
-    def nbytes(self) -> float:
-        """Size of the work, for the progress bar."""
+    def nbytes(self) -> float: ...
 
-    def run(self, meter: TaskMeter) -> Any:
-        """Do the work; the result can be pickled too."""
+    def run(self, meter: TaskMeter) -> Any: ...
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,6 @@ All have the interface :class:`Workers`; :mod:`scdl.conversion.many.dask` has th
 from __future__ import annotations
 
 import multiprocessing
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import MutableSequence
 from concurrent.futures import (
@@ -45,7 +44,6 @@ class Workers(ABC):
     def __init__(self, n: int) -> None:
         self.n = n
         self._running: dict[Future[Outcome], tuple[Task, TaskMeter]] = {}
-        self._stopped = threading.Event()
 
     @property
     def is_full(self) -> bool:
@@ -67,7 +65,7 @@ class Workers(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End the tasks that run; when this returns, none does."""
+        """End the tasks; when this returns, none runs any more (but on a cluster)."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +77,7 @@ class Workers(ABC):
     def _submit(self, task: Task, meter: TaskMeter, *, urgent: bool) -> Future[Outcome]: ...
 
     def _new_meter(self) -> TaskMeter:
-        return TaskMeter(stopped=self._stopped)
+        return TaskMeter()
 
     def _completed(self, timeout: float) -> list[tuple[Future[Outcome], tuple[Task, TaskMeter]]]:
         done = wait(self._running, timeout, FIRST_COMPLETED).done
@@ -120,7 +118,8 @@ class ThreadWorkers(Workers):
         return self._executor.submit(lambda: Outcome(task.run(meter)))
 
     def stop(self) -> None:
-        self._stopped.set()
+        for _, meter in self._running.values():
+            meter.stopped = True
         self._executor.shutdown(cancel_futures=True)
 
 
@@ -161,7 +160,9 @@ class ProcessWorkers(Workers):
             elif rerun is not None:
                 ended.append((task, Outcome(None, _died(task))))
             else:
-                self._run_alone(task, meter)
+                pool = self._new_pool(1)
+                again = pool.submit(task, meter.slot)
+                self._running[again], self._reruns[again] = (task, meter), pool
         return ended
 
     def stop(self) -> None:
@@ -177,12 +178,6 @@ class ProcessWorkers(Workers):
 
     def _submit(self, task: Task, meter: TaskMeter, *, urgent: bool) -> Future[Outcome]:
         return self._pool.submit(task, meter.slot)
-
-    def _run_alone(self, task: Task, meter: TaskMeter) -> None:
-        pool = self._new_pool(1)
-        future = pool.submit(task, meter.slot)
-        self._running[future] = task, meter
-        self._reruns[future] = pool
 
 
 def _died(task: Task) -> WorkerDiedError:
@@ -213,7 +208,7 @@ class _Pool:
         """Run a task in a process; the future fails where the pool is broken already."""
         try:
             future = self.executor.submit(run_in_process, task, slot)
-            # The executor may have started a process without watching it. Now it wakes up again.
+            # If that started a process, the executor watches it from the next call on.
             self.executor.submit(int)
             return future
         except BrokenExecutor as error:
