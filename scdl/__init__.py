@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scdl.collection.verification import verify as verify
     from scdl.conversion.convert import convert as convert
     from scdl.conversion.many.directory import convert_directory as convert_directory
-    from scdl.conversion.many.directory import convert_in_parts as convert_in_parts
+    from scdl.conversion.many.in_parts import convert_in_parts as convert_in_parts
     from scdl.conversion.many.report import DirectoryReport as DirectoryReport
     from scdl.conversion.options import ConversionReport as ConversionReport
     from scdl.dataset.batch import CellBatch as CellBatch
@@ -53,7 +53,7 @@ _HOMES = {
     "collate_sparse_matrix_batch": "scdl.dataset.collate",
     "convert": "scdl.conversion.convert",
     "convert_directory": "scdl.conversion.many.directory",
-    "convert_in_parts": "scdl.conversion.many.directory",
+    "convert_in_parts": "scdl.conversion.many.in_parts",
     "open": "scdl.opening",
     "split": "scdl.training.splits",
     "verify": "scdl.collection.verification",

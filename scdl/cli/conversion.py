@@ -15,7 +15,7 @@ import typer
 from scdl.errors import ConversionFailedError
 from storage_backends.paths import path_of
 
-#: Exit code where some files of many could not be converted, and nobody minds.
+#: Exit code if some files could not be converted, with --skip-failed.
 _SOME_FAILED = 3
 
 Backend = Annotated[
@@ -120,7 +120,7 @@ def convert(
     leaves nothing behind.
     """
     if not sources or dest is None:
-        # What is given alone is the last argument.
+        # A single argument is parsed as DEST.
         alone = dest or "SRC"
         raise typer.BadParameter(
             f"where the archive goes is missing: `scdl convert {alone} DEST`", param_hint="DEST"
@@ -137,7 +137,7 @@ def convert(
         "data_dtype": data_dtype,
         "data_dtype_tolerance": data_dtype_tolerance,
     }
-    with _crew(() if resume else sources, workers, dask) as crew:
+    with _workers(() if resume else sources, workers, dask) as started:
         from scdl.collection.manifest import is_archive
 
         is_directory = len(sources) == 1 and os.path.isdir(sources[0])
@@ -147,7 +147,7 @@ def convert(
                     "--label, --key and --replace go with files that become one archive; of a "
                     'directory, scdl.open(path, label="sample") says which archive a cell is of'
                 )
-            options |= {"workers": crew, "resume": resume, "skip_failed": skip_failed}
+            options |= {"workers": started, "resume": resume, "skip_failed": skip_failed}
             options["split_bytes"] = split_bytes
             _convert_directory(sources[0], dest, options, quiet=quiet)
             return
@@ -156,20 +156,20 @@ def convert(
                 "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
             )
         options |= {"label": label, "keys": key or None, "replace": replace}
-        report = _convert_files(sources, dest, options, crew)
+        report = _convert_files(sources, dest, options, started)
     if not quiet:
         typer.echo(str(report))
 
 
 @contextlib.contextmanager
-def _crew(sources: Sequence[str], workers: int | None, dask: str | None) -> Iterator[Any]:
-    """Who does the work: processes or how many, or a cluster; None where nobody said."""
+def _workers(sources: Sequence[str], workers: int | None, dask: str | None) -> Iterator[Any]:
+    """The workers of a conversion: processes that are starting, a cluster, a number or None."""
     if dask is not None:
         if workers is not None:
             raise typer.BadParameter(
                 "--workers and --dask exclude each other: a cluster has its own"
             )
-        from scdl.conversion.many.workers import connect
+        from scdl.conversion.many.dask import connect
 
         with connect(dask) as client:
             yield client
@@ -181,29 +181,29 @@ def _crew(sources: Sequence[str], workers: int | None, dask: str | None) -> Iter
         from scdl.conversion.many.workers import ProcessWorkers
 
         with ProcessWorkers(n) as processes:
-            # They import what they need while this one does.
-            processes.begin("scdl.conversion.many.parts")
+            # They import modules at the same time as this process.
+            processes.begin()
             yield processes
     else:
         yield workers
 
 
 def _has_files(sources: Sequence[str], n: int) -> bool:
-    """Whether there is one directory, of `n` AnnData files at least."""
+    """Whether there is one directory with `n` AnnData files at least."""
     if len(sources) != 1 or not os.path.isdir(sources[0]):
         return False
     found = glob.iglob(os.path.join(glob.escape(sources[0]), "**", "*.h5ad"), recursive=True)
     return len(list(itertools.islice(found, n))) == n
 
 
-def _convert_files(sources: list[str], dest: str, options: dict[str, Any], crew: Any) -> Any:
-    if crew is None:
+def _convert_files(sources: list[str], dest: str, options: dict[str, Any], workers: Any) -> Any:
+    if workers is None:
         from scdl.conversion.convert import convert as run
 
         return run(sources, dest, **options)
-    from scdl.conversion.many.directory import convert_in_parts
+    from scdl.conversion.many.in_parts import convert_in_parts
 
-    return convert_in_parts(sources, dest, workers=crew, **options)
+    return convert_in_parts(sources, dest, workers=workers, **options)
 
 
 def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet: bool) -> None:
@@ -212,7 +212,7 @@ def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet
     try:
         report = convert_directory(source, dest, **options)
     except ConversionFailedError as error:
-        # What did become an archive stays, and is worth knowing.
+        # The archives of the other files stay, so they are reported too.
         if not quiet:
             typer.echo(str(error.report))
         raise

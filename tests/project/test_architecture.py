@@ -69,7 +69,7 @@ CONFINED = {
         "scdl.training.assembly",
         "scdl.training.batch",
     },
-    "distributed": {"scdl.conversion.many.workers"},
+    "distributed": {"scdl.conversion.many.dask"},
     "anndata": {
         "scdl.sources.anndata_elements",
         "scdl.dataset.anndata_assembly",

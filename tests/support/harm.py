@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scdl.conversion.many import workers
+from scdl.conversion.many import worker_process
 from storage_backends.directory import publication
 
 KILL, INTERRUPT = _SIGNALS = "SIGKILL", "SIGINT"
@@ -174,7 +174,7 @@ class Shared:
 
         _inflicted = Inflicted(self.harm, self.place, Path(f"{self.count}.at").write_text, number)
 
-    def begin(self, *setting: Any, _usual: Callable[..., None] = workers._begin_process) -> None:
+    def begin(self, *setting: Any, _usual: Callable[..., None] = worker_process.begin) -> None:
         """In place of what begins a worker process: the same, and the harm."""
         _usual(*setting)
         self.inflict()

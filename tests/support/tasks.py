@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-import weakref
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from storage_backends.compute import threads
 
 
-@dataclass(frozen=True)
-class Counting:
+class Task:
+    """What all of them have."""
+
+    sources = ("cells.h5ad",)
+    nbytes = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Counting(Task):
     """Returns a number and the threads that it may use."""
 
     number: int
@@ -25,18 +29,8 @@ class Counting:
         return self.number, threads.n_threads(), os.getpid()
 
 
-@dataclass(frozen=True)
-class Imported:
-    """Tells whether a module is imported."""
-
-    module: str
-
-    def run(self, meter: Any) -> bool:
-        return self.module in sys.modules
-
-
-@dataclass(frozen=True)
-class Failing:
+@dataclass(frozen=True, eq=False)
+class Failing(Task):
     """Raises what it has."""
 
     error: Exception
@@ -45,8 +39,8 @@ class Failing:
         raise self.error
 
 
-@dataclass(frozen=True)
-class Dying:
+@dataclass(frozen=True, eq=False)
+class Dying(Task):
     """Ends its process by a signal."""
 
     signal: int = signal.SIGKILL
@@ -56,20 +50,21 @@ class Dying:
         time.sleep(60)
 
 
-@dataclass(frozen=True)
-class Unheard:
-    """Is told to end, and fails, where Python ignores what is raised."""
+@dataclass(frozen=True, eq=False)
+class DyingOnce(Dying):
+    """Ends its process the first time, and makes a file."""
 
-    def run(self, meter: Any) -> None:
-        for happens in (partial(os.kill, os.getpid(), signal.SIGTERM), partial(int, "so be it")):
-            thing = set[int]()
-            reference = weakref.ref(thing, lambda _, happens=happens: happens())
-            del thing
-            assert reference() is None
+    path: str = ""
+
+    def run(self, meter: Any) -> int:
+        if not os.path.exists(self.path):
+            Path(self.path).touch()
+            super().run(meter)
+        return os.getpid()
 
 
-@dataclass(frozen=True)
-class Endless:
+@dataclass(frozen=True, eq=False)
+class Endless(Task):
     """Begins by making a file, and works until it is stopped; then it removes the file."""
 
     path: str
@@ -84,12 +79,3 @@ class Endless:
                 time.sleep(0.01)
         finally:
             os.remove(self.path)
-
-
-@dataclass(frozen=True)
-class Deaf(Endless):
-    """The same, but signals do not reach it."""
-
-    def run(self, meter: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        super().run(meter)

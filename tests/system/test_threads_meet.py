@@ -19,7 +19,6 @@ from interleaving import between, some_lines
 from sources import names, random_cells, write_h5ad
 
 import scdl
-from scdl.conversion.many.workers import Stopped, TaskMeter
 from scdl.errors import ArchiveExistsError, ScdlError
 from scdl.kernels import memory as recycled
 from storage_backends.compute import threads
@@ -226,30 +225,6 @@ def test_what_was_used_last_while_something_is_let_go_of() -> None:
 
 
 # -- threads of the library --------------------------------------------------------------------
-
-
-def test_a_task_that_is_stopped_in_the_middle_of_what_it_says() -> None:
-    class Shares(list[float]):
-        """Somebody stops the task when it has looked whether to stop."""
-
-        def __setitem__(self, at: Any, value: Any) -> None:
-            if value == 0.5:
-                meter.stop()
-            super().__setitem__(at, value)
-
-    shares = Shares([0.0, 0.0, 0.0, 0.0])
-    meter = TaskMeter(shares, 1)
-    meter.begin()
-    meter.reset(2)
-    meter.update()
-    assert meter.share == 0.5
-    with pytest.raises(Stopped):
-        meter.update()
-    meter.begin()
-    meter.reset(2)
-    meter.update(2)
-    assert meter.share == 1
-    assert shares[:2] == [0, 0]
 
 
 def test_all_calls_have_ended_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:

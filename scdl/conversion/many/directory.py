@@ -1,4 +1,4 @@
-"""Converting many files, in processes or on a Dask cluster."""
+"""Converting a directory of h5ad files to a directory of archives."""
 
 from __future__ import annotations
 
@@ -6,63 +6,36 @@ import dataclasses
 import glob
 import os
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Unpack, cast
-
-from tqdm import tqdm
+from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 from scdl.archive.schema import Info, distinct
-from scdl.conversion.many.jobs import Job, divided, drafts_beside, publish, run, sweep
-from scdl.conversion.many.parts import Whole
-from scdl.conversion.many.report import DirectoryReport, Outcomes, failure, sentence
-from scdl.conversion.many.workers import (
-    DaskWorkers,
-    Outcome,
-    OwnWorker,
-    ProcessWorkers,
-    ThreadWorkers,
-    Workers,
+from scdl.conversion.many.drafts import drafts_beside
+from scdl.conversion.many.jobs import Job, run
+from scdl.conversion.many.options import (
+    DirectoryOptions,
+    WorkersLike,
+    n_workers,
+    settings_of,
 )
-from scdl.conversion.options import (
-    TARGET,
-    ConversionReport,
-    ConvertOptions,
-    Settings,
-    check_options,
-)
-from scdl.conversion.origins import origins_of
+from scdl.conversion.many.report import DirectoryReport, failure
+from scdl.conversion.many.worker_process import Outcome
+from scdl.conversion.options import Settings
 from scdl.errors import (
     ArchiveExistsError,
     ArchiveFormatError,
     BackendOptionError,
-    OptionError,
     ScdlError,
-    ScdlWarning,
-    SourceError,
     SourceNotFoundError,
 )
 from storage_backends import other_formats, registry
-from storage_backends.compute import threads
 from storage_backends.errors import refused_write
-from storage_backends.paths import Path, absolute, is_url, path_of
+from storage_backends.paths import Path, is_url, path_of
 
-if TYPE_CHECKING:
-    from distributed import Client
-
-#: Of archives whose backend asks for no other.
+#: End of the names of archives whose backend asks for none.
 _SUFFIX = ".scdl"
-#: Bytes of a file that no default divides: it takes a few seconds, as does starting a process.
+#: Files of fewer bytes are not divided by default: they take as long as starting a process does.
 _LEAST_DIVIDED = 1 << 30
-
-
-class DirectoryOptions(ConvertOptions, total=False):
-    """Options of a conversion, and how its work is divided; every key may be left out."""
-
-    backend: str | None
-    neighbor_key: str | Sequence[str] | None
-    split_bytes: int | None
 
 
 def h5ad_files(directory: Path) -> list[str]:
@@ -83,24 +56,24 @@ def h5ad_files(directory: Path) -> list[str]:
 
 
 def _no_files(directory: str) -> str:
-    """Says that there are no h5ad files below a path, and what there is."""
+    """The message that there are no h5ad files in a directory, and what is there instead."""
     if not os.path.exists(directory):
         return other_formats.missing(directory)
     if os.path.isfile(directory):
         return f"{directory}: this is a file; convert it with scdl.convert, or name a directory"
-    said = other_formats.described(directory)
-    if said is None and registry.known(directory) is not None:
-        said = f"{directory}: this is an archive already; convert it with scdl.convert"
-    return said or (
+    described = other_formats.described(directory)
+    if described is None and registry.known(directory) is not None:
+        described = f"{directory}: this is an archive already; convert it with scdl.convert"
+    return described or (
         f"{directory}: there is no *.h5ad file here or below; name a directory that has some"
     )
 
 
 def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
-    """A name for the archive of each file, which other files hardly change.
+    """A name for the archive of each file; a file that is added later does not change the others.
 
-    It is the path below the directory, without the suffix and with ``_`` between its parts; where
-    two are the same, those after the first one get a number.
+    It is the path below the directory, without the suffix and with ``_`` between its parts. Of
+    equal names, all but the first get a number.
     """
     root = os.path.abspath(directory)
     below = (os.path.splitext(os.path.relpath(path, root))[0] for path in files)
@@ -112,16 +85,16 @@ def convert_directory(
     directory: Path,
     dest: Path,
     *,
-    workers: int | ProcessWorkers | Client | None = None,
+    workers: WorkersLike = None,
     use_processes: bool = True,
     resume: bool = False,
     skip_failed: bool = False,
     progress: bool = False,
     **options: Unpack[DirectoryOptions],
 ) -> DirectoryReport:
-    """Convert every h5ad file below a directory to an archive of its own.
+    """Convert every h5ad file in a directory and below to an archive of its own.
 
-    The largest files come first. Where a file cannot be converted the others are, and their
+    The largest files come first. When a file cannot be converted, the others are, and their
     archives stay.
 
     Parameters
@@ -130,16 +103,16 @@ def convert_directory(
         Where the files are; they are only read.
     dest
         Where the archives go: ``sub/cells.h5ad`` becomes ``sub_cells.scdl``, or ``.zarr`` with the
-        backend ``zarr``. It is made where it does not exist.
+        backend ``zarr``. It is made if it does not exist.
     workers
         How many files are converted at the same time; default: as many as there are cores. 1 starts
-        no process, and converts in this one. Or processes that have begun; or the client of a Dask
-        cluster, whose workers see both directories under the same paths.
+        no process, and converts in this one. Or the client of a Dask cluster, whose workers see
+        both directories under the same paths.
     use_processes
-        Whether they are processes, which share the cores; otherwise threads. A script that starts
+        Whether workers are processes, which share the cores, or threads. A script that starts
         processes is guarded by ``if __name__ == "__main__":``.
     resume
-        Whether to leave out files whose archive stands there already.
+        Whether to leave out files whose archive is there already.
     skip_failed
         Whether to return even though files could not be converted, as long as one could; the
         report names them.
@@ -160,7 +133,7 @@ def convert_directory(
     SourceNotFoundError
         There is no h5ad file.
     ArchiveExistsError
-        An archive stands there already, without `resume`; or what stands there is another file's.
+        An archive is there already, without `resume`; or it is the archive of another file.
     ArchiveWriteError
         The directory `dest` cannot be written.
     ConversionFailedError
@@ -173,25 +146,23 @@ def convert_directory(
     started = time.perf_counter()
     directory = path_of(directory, "the path of a directory with h5ad files")
     dest = path_of(dest, "the directory where the archives go, as a path")
-    settings, split_bytes = _settings(options, convert_directory)
+    settings, split_bytes = settings_of(options, convert_directory)
     backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
     other_formats.check_target(dest, backend.suffix)
-    dest = _directory(dest)
-    # Their names end as the backend has it, whatever a name of a file looks like.
-    settings, suffix = (
-        dataclasses.replace(settings, backend=backend.name),
-        backend.suffix or _SUFFIX,
-    )
-    names = archive_names(files, directory)
-    targets = {path: os.path.join(dest, name + suffix) for path, name in names.items()}
+    dest = _made_directory(dest)
+    # All archives have this backend, also if the name of a file asks for another one.
+    settings = dataclasses.replace(settings, backend=backend.name)
+    targets = {
+        path: os.path.join(dest, name + (backend.suffix or _SUFFIX))
+        for path, name in archive_names(files, directory).items()
+    }
     present = {path: target for path, target in targets.items() if os.path.lexists(target)}
     for path, target in present.items():
         _check_present(path, os.path.relpath(path, directory), target, resume=resume)
-    todo = {path: target for path, target in targets.items() if path not in present}
     report = convert_files(
         directory,
-        todo,
+        {path: target for path, target in targets.items() if path not in present},
         dest,
         settings,
         workers=workers,
@@ -216,138 +187,47 @@ def convert_files(
     dest: str,
     settings: Settings,
     *,
-    workers: int | ProcessWorkers | Client | None,
+    workers: WorkersLike,
     use_processes: bool,
     progress: bool = False,
     split_bytes: int | None = None,
 ) -> DirectoryReport:
-    """Convert files to an archive each, the largest first; those that fail are in the report.
+    """Convert files to an archive each, the largest first; the report has those that failed.
 
     Parameters
     ----------
-    directory
-        Where the files are; archives remember them below it.
     targets
-        Of each h5ad file where its archive goes, in the directory `dest`; nothing is there yet.
+        Of each h5ad file the path of its archive, in the directory `dest`; nothing is there yet.
     settings
-        Of the conversions.
-    dest, workers, use_processes, progress, split_bytes
+        Of each conversion.
+    directory, dest, workers, use_processes, progress, split_bytes
         As for :func:`convert_directory`.
     """
     started = time.perf_counter()
-    size, outcomes = _size(workers), Outcomes()
-    with ExitStack() as stack:
-        # Removed when nobody writes there any more.
-        drafts = stack.enter_context(drafts_beside(dest))
+    with drafts_beside(dest) as drafts:
         jobs = [
-            _job((path,), [_as_given(path, directory)], target, drafts, settings)
+            Job.of([path], [_label(path, directory)], target, drafts, settings)
             for path, target in targets.items()
         ]
-        nbytes = sum(job.nbytes for job in jobs)
-        jobs = _divided(jobs, split_bytes or max(nbytes / size, _LEAST_DIVIDED), outcomes)
-        crew = stack.enter_context(_workers(workers, jobs, use_processes=use_processes))
-        bar = tqdm(total=int(nbytes), unit="B", unit_scale=True, disable=not progress)
-        for job, outcome in run(jobs, crew, stack.enter_context(bar)):
-            outcomes.add(job, outcome)
-    outcomes.warn()
-    return DirectoryReport(
-        dest,
-        {path: target for path, target in targets.items() if path in outcomes.reports},
-        outcomes.reports,
-        outcomes.failed,
-        time.perf_counter() - started,
-    )
+        share = sum(job.nbytes for job in jobs) / n_workers(workers)
+        most_bytes = split_bytes or max(share, _LEAST_DIVIDED)
+        for job in jobs:
+            if job.nbytes > most_bytes:
+                try:
+                    job.divide(most_bytes)
+                except ScdlError as error:
+                    job.outcome = Outcome(None, error)
+        run(jobs, workers, use_processes=use_processes, progress=progress)
+    return DirectoryReport.of(dest, jobs, time.perf_counter() - started)
 
 
-def convert_in_parts(
-    sources: Path | Sequence[Path] | Mapping[str, Path],
-    path: Path,
-    *,
-    label: str | None = None,
-    keys: Sequence[str] | None = None,
-    replace: bool = False,
-    workers: int | ProcessWorkers | Client | None = None,
-    use_processes: bool = True,
-    progress: bool = False,
-    **options: Unpack[DirectoryOptions],
-) -> ConversionReport:
-    """Convert h5ad files to one archive, as :func:`scdl.convert` does, but in several processes.
-
-    Each process decodes, sorts and casts rows of the matrix into temporary files beside `path`,
-    which take the space of the uncompressed matrix once more; in the end they are joined.
-
-    Parameters
-    ----------
-    sources, path, label, keys, replace
-        As for :func:`scdl.convert`; h5ad files only.
-    workers, use_processes, progress, options
-        As for :func:`convert_directory`; `split_bytes` is a worker's share of all bytes.
-
-    Raises
-    ------
-    SourceNotFoundError, SourceError
-        A source does not exist, or is no h5ad file.
-    WorkerDiedError
-        A process ended in the middle of its work.
-    ScdlError
-        As :func:`scdl.convert`.
-    """
-    settings, split_bytes = _settings(options, convert_in_parts)
-    target = absolute(path, TARGET)
-    registry.check_target(target, replace=replace)
-    if os.path.lexists(target) and not replace:
-        # Of one that was killed when only its drafts were still to be removed.
-        sweep(os.path.dirname(target))
-        raise ArchiveExistsError(
-            f"{target}: something exists here already; give replace=True to replace it, or choose "
-            "another path"
-        )
-    other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
-    labels, origins = origins_of(sources, label, keys, "the paths of h5ad files")
-    settings = dataclasses.replace(settings, origins=origins)
-    files = tuple(map(_file, labels))
-    if not files:
-        raise SourceError("there is nothing to convert: the list of files is empty")
-    with ExitStack() as stack:
-        drafts = stack.enter_context(drafts_beside(os.path.dirname(target)))
-        job = _job(files, labels, target, drafts, settings)
-        job = divided(job, split_bytes or job.nbytes / _size(workers))
-        crew = stack.enter_context(_workers(workers, [job], use_processes=use_processes))
-        bar = tqdm(total=int(job.nbytes), unit="B", unit_scale=True, disable=not progress)
-        ((_, outcome),) = run([job], crew, stack.enter_context(bar))
-        if outcome.error is not None:
-            raise outcome.error
-        report = publish(job, outcome.value, replace=replace)
-    for text in outcome.warnings:
-        warnings.warn(sentence(job, text), ScdlWarning, stacklevel=2)
-    return report
-
-
-def _settings(options: DirectoryOptions, call: Callable[..., Any]) -> tuple[Settings, int | None]:
-    rest: dict[str, Any] = dict(options)
-    backend, key = rest.pop("backend", None), rest.pop("neighbor_key", None)
-    split_bytes = rest.pop("split_bytes", None)
-    chosen = registry.backend(backend or registry.DEFAULT)
-    check_options(rest, call, chosen, ("backend", "neighbor_key", "split_bytes"))
-    return Settings(backend, key, cast(ConvertOptions, rest)), split_bytes
-
-
-def _as_given(path: str, directory: Path) -> str:
-    """The path of a file as somebody names it who names the directory so."""
+def _label(path: str, directory: Path) -> str:
+    """The path of a file as archives remember it: below the directory as the caller named it."""
     return os.path.join(os.fspath(directory), os.path.relpath(path, directory))
 
 
-def _file(path: str) -> str:
-    """The absolute path of an h5ad file."""
-    if not os.path.exists(path) and not is_url(path):
-        raise SourceNotFoundError(f"{path}: there is no such file")
-    if not os.path.isfile(path):
-        raise SourceError(f"{path}: only h5ad files are converted in parts; leave out workers")
-    return os.path.abspath(path)
-
-
-def _directory(dest: str) -> str:
-    """The directory of the archives, which is there now."""
+def _made_directory(dest: str) -> str:
+    """Make the directory of the archives; its absolute path."""
     if is_url(dest):
         raise BackendOptionError(
             f"{dest}: archives are not written to URLs, where nothing can appear whole; "
@@ -361,7 +241,7 @@ def _directory(dest: str) -> str:
 
 
 def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
-    """Refuse what stands where the archive of a file goes, unless it is that archive."""
+    """ArchiveExistsError, unless `target` is the archive of the file at `path`, and `resume`."""
     if not resume:
         raise ArchiveExistsError(
             f"{target}: something exists here already, where the archive of {path} goes; resume "
@@ -375,57 +255,8 @@ def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
             f"{target}: what exists here is no archive that can be resumed from ({error}); remove "
             "it first"
         ) from error
-    # The directory may be another one by now, and what is below it not.
+    # The directory may have moved since; the path below it is the same.
     if label is not None and not f"/{label}".endswith(f"/{below}"):
         raise ArchiveExistsError(
             f"{target}: this is the archive of {label}, and not of {path}; choose another directory"
         )
-
-
-def _size(workers: int | ProcessWorkers | Client | None) -> int:
-    """Tasks that can run at the same time."""
-    if workers is None:
-        return threads.n_threads()
-    if isinstance(workers, ProcessWorkers):
-        return workers.n
-    if hasattr(workers, "nthreads"):
-        cores: dict[str, int] = workers.nthreads()
-        return max(1, sum(cores.values()))
-    if not isinstance(workers, int) or workers < 1:
-        raise OptionError(
-            f"workers must be at least 1, or a dask.distributed.Client, not {workers!r:.200}"
-        )
-    return workers
-
-
-def _workers(
-    workers: int | ProcessWorkers | Client | None, jobs: Sequence[Job], *, use_processes: bool
-) -> Workers:
-    if isinstance(workers, ProcessWorkers):
-        return workers
-    if workers is not None and not isinstance(workers, int):
-        return DaskWorkers(workers)
-    # Cores of those that had nothing to do would be lost to the others.
-    n = max(1, min(_size(workers), sum(len(job.first()) for job in jobs)))
-    if _size(workers) == 1:
-        return OwnWorker()
-    return ProcessWorkers(n) if use_processes else ThreadWorkers(n)
-
-
-def _job(
-    sources: tuple[str, ...], labels: Sequence[str], target: str, drafts: str, settings: Settings
-) -> Job:
-    nbytes = sum(os.path.getsize(path) for path in sources if os.path.exists(path))
-    draft = os.path.join(drafts, os.path.basename(target))
-    return Job(Whole(sources, tuple(labels), draft, settings, nbytes), target)
-
-
-def _divided(jobs: Sequence[Job], most_bytes: float, outcomes: Outcomes) -> list[Job]:
-    """The jobs, the large ones in parts; those that cannot even be opened have failed."""
-    found = []
-    for job in jobs:
-        try:
-            found.append(divided(job, most_bytes) if job.nbytes > most_bytes else job)
-        except ScdlError as error:
-            outcomes.add(job, Outcome(None, error))
-    return found

@@ -1,8 +1,8 @@
-"""Archives as work for several processes: whole, or in parts of rows that are joined.
+"""Tasks of a conversion: to write an archive, or a part of it that is joined with others.
 
 A part holds rows of one matrix as they will be stored: decoded, sorted and cast. The task that
-joins the parts reads everything else (tables, graphs, vectors, whatever an AnnData has besides)
-from the sources, as a conversion in one go does, so that the result is the same.
+joins the parts reads everything else (tables, graphs, dense vectors, other elements) from the
+sources, as a conversion in one task does, so that the result is the same.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from scdl.sources.h5ad import H5adFile
 from scdl.sources.matrices import Bounds, Matrix
 from storage_backends import registry
 
-#: Share of the work on an archive that joining its parts is, for the bar.
+#: Share of the work on an archive that joining its parts takes, for the progress bar.
 JOINING = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some rows of a source, to be converted to an archive of their own.
+    """The task that converts some rows of a source to an archive of their own.
 
     Parameters
     ----------
     source, matrix
-        The file, and the matrix that is taken of it.
+        Path of the file, and name of the matrix.
     rows
-        Half-open range.
+        Half-open range of rows.
     path
         Where the part goes.
     caster
-        Makes values of the stored type.
+        Converts values to the stored type.
     options
-        How much is handled at once.
+        ``block_values`` and ``block_rows``, where given.
     nbytes
-        Bytes of the file that it stands for.
+        Its share of the bytes of the file.
     """
 
     source: str
@@ -61,17 +61,21 @@ class Part:
     options: ConvertOptions
     nbytes: float
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
     def run(self, meter: Meter) -> Tally:
-        """Write the part; what was written before is replaced."""
+        """Write the part, in place of one that a dead worker left."""
 
         def open_rows(stack: ExitStack) -> list[Source]:
             return [_Rows(stack.enter_context(H5adFile(self.source, self.matrix)), self.rows)]
 
         options, backend = self.options, None
         if self.caster.dtype.name not in DATA_DTYPES:
-            # The default backend has no place for signed integers.
+            # The default backend does not store signed integers.
             options, backend = {**options, "compression": "fast", "only_matrix": True}, "zarr"
-        # A caster remembers how far it rounded; in threads, parts share this one.
+        # A caster records the largest rounding; parts that run in threads share this one.
         settings = Settings(backend, None, options, copy(self.caster))
         report = write_archive(open_rows, self.path, settings, meter, replace=True)
         return Tally(
@@ -79,24 +83,25 @@ class Part:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Whole:
-    """An archive, to be written of its sources, or of the parts that were made of them.
+    """The task that writes an archive, from its sources or from the parts made of them.
 
     Parameters
     ----------
     sources
-        The files.
+        Paths of the files.
     labels
-        What the archive remembers of each as its origin.
+        Origin of each file, as the archive stores it.
     path
         Where the archive goes.
     settings
         Of the conversion.
     nbytes
-        Bytes of the files that it stands for.
+        Its share of the bytes of the files.
     parts
-        Of each source its parts in order, and what was done to their values; empty: none.
+        For each source the paths of its parts in order, and the tally of their values; empty: there
+        are no parts.
     """
 
     sources: tuple[str, ...]
@@ -107,7 +112,7 @@ class Whole:
     parts: tuple[tuple[tuple[str, ...], Tally], ...] = ()
 
     def run(self, meter: Meter) -> ConversionReport:
-        """Write the archive; what was written before is replaced."""
+        """Write the archive, in place of one that a dead worker left."""
         return write_archive(self._open, self.path, self.settings, meter, replace=True)
 
     def _open(self, stack: ExitStack) -> list[Source]:
@@ -124,25 +129,25 @@ class Whole:
 def parts_of(
     source: Source, path: str, most_bytes: float, caster: Caster, settings: Settings
 ) -> list[Part]:
-    """A source in parts of at most about so many bytes, where rows can be read on their own.
+    """Divide a source into parts of about `most_bytes` at most, if rows can be read on their own.
 
     Parameters
     ----------
     source
         An h5ad file.
     path
-        Where the parts go: what their names begin with.
+        Beginning of the paths of the parts.
     most_bytes
-        Bytes of the file from which on it is worth more than one part.
+        Bytes of the file for each part.
     caster
-        Makes values of the type in which they will be stored.
+        Converts values to the stored type.
     settings
         Of the conversion.
     """
     size = os.path.getsize(source.path)
     n = max(1, min(math.ceil(size / max(most_bytes, 1)), source.n_obs))
     if source.n_obs and source.matrix.part(0, source.n_obs - 1) is None:
-        # Each part of a matrix that is sorted as a whole would sort all of it.
+        # The matrix is sorted as a whole, so each part would sort all of it.
         n = 1
     edges = np.linspace(0, source.n_obs, n + 1).astype(np.int64).tolist()
     bounds: ConvertOptions = {}
@@ -165,11 +170,11 @@ def parts_of(
 
 
 class _Rows(Source):
-    """Rows of the matrix of a source, and nothing else of it."""
+    """A range of rows of a source, with its matrix only."""
 
     def __init__(self, source: Source, rows: tuple[int, int]) -> None:
         matrix = source.matrix.part(*rows)
-        assert matrix is not None, "only what can be read in parts is divided"
+        assert matrix is not None, "parts_of divides no other matrices"
         self._source = source
         self.path, self.label = source.path, source.label
         self.matrix_name, self.element = source.matrix_name, source.element
@@ -185,10 +190,10 @@ class _Rows(Source):
 
 
 class _Joined(Matrix):
-    """The rows of a matrix as parts hold them, of the type that its values have in the end."""
+    """The rows of a matrix, read from its parts in order."""
 
     def __init__(self, whole: Matrix, paths: Sequence[str], stack: ExitStack) -> None:
-        # The type that the source has decides on the one that is stored.
+        # The stored type follows from the type in the source.
         self.where, self.shape, self.dtype = whole.where, whole.shape, whole.dtype
         stores = [stack.enter_context(registry.open_archive(p)) for p in paths]
         n_obs = [store.spec("indptr").length - 1 for store in stores]

@@ -1,17 +1,16 @@
-"""What became of each file."""
+"""The report on many files, and the errors and warnings of their conversion."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from scdl.conversion.many.jobs import Job, publish
-from scdl.conversion.many.workers import Outcome
+from scdl.conversion.many.jobs import Job
 from scdl.conversion.options import ConversionReport
 from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
 
-#: Failed files that an error names.
+#: How many failed files an error names.
 _NAMED = 3
 
 
@@ -24,7 +23,7 @@ class DirectoryReport:
     path
         The directory of the archives.
     archives
-        Of each file its archive, of all that stand now.
+        Of each file its archive, also if it was there before.
     reports
         Of each file that was converted, what was written.
     failed
@@ -49,51 +48,41 @@ class DirectoryReport:
         present = len(self.archives) - len(self.reports)
         if present:
             lines.append(f"there already: {present:,}")
-        lines += [f"failed: {_failure(path, why)}" for path, why in self.failed.items()]
+        lines += [f"failed: {_named(path, why)}" for path, why in self.failed.items()]
         return "\n".join(lines)
 
-
-@dataclass
-class Outcomes:
-    """What became of the files so far."""
-
-    reports: dict[str, ConversionReport] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def add(self, job: Job, outcome: Outcome) -> None:
-        """Publish what is complete, and remember the rest."""
-        (source,) = job.whole.sources
-        error = outcome.error
-        if error is None:
-            try:
-                self.reports[source] = publish(job, outcome.value)
-            except ScdlError as refused:
-                error = refused
-        if error is not None:
-            known = isinstance(error, ScdlError | OSError)
-            text = str(error) if known else f"{type(error).__name__}: {error}"
-            self.failed[source] = sentence(job, text)
-        self.warnings += [sentence(job, text) for text in outcome.warnings]
-
-    def warn(self) -> None:
-        """Give the warnings of the workers here, where the user sees them."""
-        for text in self.warnings:
-            warnings.warn(text, ScdlWarning, stacklevel=4)
+    @classmethod
+    def of(cls, path: str, jobs: Sequence[Job], seconds: float) -> DirectoryReport:
+        """The report on jobs of one file each; gives the warnings of their tasks, too."""
+        reports, failed = {}, {}
+        for job in jobs:
+            (source,) = job.whole.sources
+            assert job.outcome is not None
+            value, error, texts = job.outcome
+            if error is None:
+                reports[source] = value
+            else:
+                known = isinstance(error, ScdlError | OSError)
+                text = str(error) if known else f"{type(error).__name__}: {error}"
+                failed[source] = one_line(job, text)
+            for text in texts:
+                warnings.warn(one_line(job, text), ScdlWarning, stacklevel=4)
+        archives = {source: report.path for source, report in reports.items()}
+        return cls(path, archives, reports, failed, seconds)
 
 
-def sentence(job: Job, what: object) -> str:
-    """What an error or a warning says; nobody need know where drafts are."""
-    return " ".join(str(what).replace(job.whole.path, job.target).split())
+def one_line(job: Job, message: str) -> str:
+    """A message in one line, with the target of a job in place of its draft."""
+    return " ".join(message.replace(job.whole.path, job.target).split())
 
 
-def _failure(path: str, why: str) -> str:
+def _named(path: str, why: str) -> str:
     return why if why.startswith(path) else f"{path}: {why}"
 
 
 def failure(report: DirectoryReport, others: str) -> ConversionFailedError:
-    """The error that names the files of a report that failed, and says what of the others."""
-    named = [_failure(path, why) for path, why in list(report.failed.items())[:_NAMED]]
+    """The error for a report with failed files; `others` tells what became of the rest."""
+    named = [_named(path, why) for path, why in list(report.failed.items())[:_NAMED]]
     more = len(report.failed) - len(named)
     named += [f"and {more} more"] * (more > 0)
     named += [others] * bool(report.archives)

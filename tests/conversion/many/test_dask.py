@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,16 +111,13 @@ def test_one_archive_of_all(client: Any, files: Path, tmp_path: Path) -> None:
 
 
 def test_a_task_that_kills_every_worker(client: Any, tmp_path: Path) -> None:
-    from concurrent.futures import wait
+    from scdl.conversion.many.dask import DaskWorkers
 
-    from scdl.conversion.many.workers import DaskWorkers
-
-    with DaskWorkers(client) as crew:
-        future = crew.start(Dying())
-        wait([future], 60)
-        error = crew.finish(future).error
-    assert isinstance(error, WorkerDiedError)
-    assert "died, as the workers before it" in str(error)
+    with DaskWorkers(client) as workers:
+        workers.start(Dying())
+        ((_, outcome),) = workers.completed(60)
+    assert isinstance(outcome.error, WorkerDiedError)
+    assert re.match("cells.h5ad: tcp.* died, as the workers before it", str(outcome.error))
     client.wait_for_workers(2)
 
 
@@ -137,7 +135,7 @@ def test_command(
 
 
 def test_no_scheduler() -> None:
-    from scdl.conversion.many.workers import connect
+    from scdl.conversion.many.dask import connect
 
     with pytest.raises(ClusterError, match="nonsense://: there is no Dask scheduler"):
         connect("nonsense://")

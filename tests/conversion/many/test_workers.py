@@ -11,30 +11,38 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sources import random_cells, write_h5ad
-from tasks import Counting, Deaf, Dying, Endless, Failing, Imported, Unheard
+from tasks import Counting, Dying, DyingOnce, Endless, Failing
 
 import scdl
-from scdl.conversion.many.workers import Outcome, ProcessWorkers, ThreadWorkers, Workers, connect
+from scdl.conversion.many.dask import connect
+from scdl.conversion.many.worker_process import Outcome
+from scdl.conversion.many.workers import InProcess, ProcessWorkers, ThreadWorkers, Workers
 from scdl.errors import ClusterError, MissingPackageError, WorkerDiedError
 from storage_backends.compute import threads, warning_filters
 
 
 @pytest.fixture(params=[ProcessWorkers, ThreadWorkers])
-def crew(request: pytest.FixtureRequest) -> Iterator[Workers]:
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     with request.param(2) as workers:
         yield workers
 
 
+def results(workers: Workers, *tasks: Any) -> list[Outcome]:
+    """Start tasks, and wait until all of them have ended."""
+    outcomes: dict[Any, Outcome] = {}
+    for task in tasks:
+        workers.start(task)
+    until(lambda: outcomes.update(workers.completed(0.1)) or outcomes.keys() >= {*tasks})
+    return [outcomes[task] for task in tasks]
+
+
 def result(workers: Workers, task: Any) -> Outcome:
-    future = workers.start(task)
-    wait([future], 60)
-    return workers.finish(future)
+    return results(workers, task)[0]
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> None:
@@ -46,39 +54,35 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 def test_processes_that_begin_before_there_are_tasks() -> None:
     with ProcessWorkers(2) as workers:
-        workers.begin("lzma")
-        assert multiprocessing.active_children()
-        for module in ("lzma", "tabnanny"):
-            found = [workers.start(Imported(module)) for _ in range(2)]
-            wait(found, 60)
-            assert [workers.finish(f).value for f in found] == [module == "lzma"] * 2
-    with ProcessWorkers(2) as workers:
-        workers.begin("no_such_module")
+        workers.begin()
+        children = {child.pid for child in multiprocessing.active_children()}
+        assert len(children) == 2
+        assert {outcome.value[2] for outcome in results(workers, Counting(1), Counting(2))} <= (
+            children
+        )
     assert multiprocessing.active_children() == []
 
 
+def test_processes_that_are_stopped_before_they_have_begun(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with ProcessWorkers(2) as workers:
+        workers.begin()
+    assert multiprocessing.active_children() == []
+    assert capfd.readouterr().err == ""
+
+
 def test_a_process_that_dies_while_it_waits() -> None:
-    """Its first task has failed, and the next one gets another process."""
-    with ProcessWorkers(1) as workers:
-        workers.begin("lzma")
-        (child,) = multiprocessing.active_children()
+    """No task fails, neither the next one nor those that come after it."""
+    with ProcessWorkers(2) as workers:
+        assert result(workers, Counting(1)).value[0] == 1
+        child, *_ = multiprocessing.active_children()
         child.kill()
         until(lambda: not multiprocessing.active_children())
         time.sleep(0.2)
-        assert isinstance(result(workers, Counting(1)).error, WorkerDiedError)
-        assert result(workers, Counting(2)).value[0] == 2
-
-
-def test_workers_that_were_stopped_work_again(crew: Workers, tmp_path: Path) -> None:
-    """Tasks that nobody asked for any more take no place."""
-    begun = [tmp_path / "a", tmp_path / "b"]
-    running = [crew.start(Endless(str(path))) for path in begun]
-    assert not crew.has_room()
-    until(lambda: all(path.exists() for path in begun))
-    crew.stop()
-    assert all(future.done() for future in running)
-    crew.stop()
-    assert result(crew, Counting(1)).value[0] == 1
+        for _ in range(2):
+            outcomes = results(workers, Counting(1), Counting(2))
+            assert [outcome.value[0] for outcome in outcomes] == [1, 2]
 
 
 def test_threads_are_quiet_at_the_same_time(recwarn: pytest.WarningsRecorder) -> None:
@@ -117,51 +121,46 @@ def test_threads_are_quiet_all_the_time() -> None:
             sys.settrace(traced)
 
 
-def test_results_and_errors(crew: Workers) -> None:
-    number, n_threads, pid = result(crew, Counting(3)).value
+def test_results_and_errors(workers: Workers) -> None:
+    number, n_threads, pid = result(workers, Counting(3)).value
     assert number == 3
     if pid != os.getpid():
         assert n_threads == max(1, threads.n_threads() // 2)
-    error = result(crew, Failing(ValueError("so be it"))).error
+    error = result(workers, Failing(ValueError("so be it"))).error
     assert isinstance(error, ValueError)
     assert str(error) == "so be it"
-    assert result(crew, Counting(4)).value[0] == 4
+    assert result(workers, Counting(4)).value[0] == 4
 
 
-def test_of_what_python_ignores_the_end_is_not_told(capfd: pytest.CaptureFixture[str]) -> None:
-    with ProcessWorkers(1) as workers:
-        assert result(workers, Unheard()).error is None
-    told = capfd.readouterr().err
-    assert "so be it" in told
-    assert "SystemExit" not in told
+def test_a_task_in_this_process() -> None:
+    with InProcess() as workers:
+        assert result(workers, Counting(3)).value[2] == os.getpid()
+        assert isinstance(result(workers, Failing(ValueError())).error, ValueError)
 
 
-def test_what_runs_is_stopped(crew: Workers, tmp_path: Path) -> None:
-    """And may tidy up."""
-    futures = [crew.start(Endless(str(tmp_path / str(i)))) for i in range(2)]
-    assert not crew.has_room()
+def test_what_runs_is_stopped(workers: Workers, tmp_path: Path) -> None:
+    """In threads, tasks may tidy up."""
+    for i in range(2):
+        assert not workers.is_full
+        workers.start(Endless(str(tmp_path / str(i))))
+    assert workers.is_full
     until(lambda: len(list(tmp_path.iterdir())) == 2)
-    until(lambda: crew.share(futures[0]) == 0.25)
-    crew.stop()
-    assert all(future.done() for future in futures)
-    assert list(tmp_path.iterdir()) == []
+    until(lambda: [share for _, share in workers.progress()] == [0.25, 0.25])
+    assert workers.completed(0) == []
+    workers.stop()
+    assert multiprocessing.active_children() == []
+    if isinstance(workers, ThreadWorkers):
+        assert list(tmp_path.iterdir()) == []
+    workers.stop()
 
 
-def test_what_no_signal_reaches_is_stopped(tmp_path: Path) -> None:
-    with ProcessWorkers(1) as crew:
-        crew.start(Deaf(str(tmp_path / "begun")))
-        until(lambda: list(tmp_path.iterdir()))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_no_signal_reaches_ends_with_its_parent(
-    tmp_path: Path, child_environment: dict[str, str]
-) -> None:
+def test_processes_end_with_their_parent(tmp_path: Path, child_environment: dict[str, str]) -> None:
     script = f"""
 import os, time
-from tasks import Deaf
+from tasks import Endless
 from scdl.conversion.many.workers import ProcessWorkers
-ProcessWorkers(1).start(Deaf({str(tmp_path / "begun")!r}))
+workers = ProcessWorkers(1)
+workers.start(Endless({str(tmp_path / "begun")!r}))
 while not os.path.exists({str(tmp_path / "begun")!r}):
     time.sleep(0.01)
 os._exit(0)
@@ -171,19 +170,24 @@ os._exit(0)
     )
     assert child.wait(60) == 0
     until(lambda: is_over(child.pid))
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_dies_does_not_take_the_others_along(tmp_path: Path) -> None:
-    with ProcessWorkers(2) as crew:
-        other = crew.start(Endless(str(tmp_path / "begun")))
-        for how in (signal.SIGKILL, signal.SIGTERM):
-            error = result(crew, Dying(how)).error
-            assert isinstance(error, WorkerDiedError)
-            assert isinstance(error, RuntimeError)
-        assert result(crew, Counting(5)).value[0] == 5
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_one_that_dies_does_not_take_the_others_along(tmp_path: Path, how: signal.Signals) -> None:
+    """Those that ran at the same time run again; the error names the file of the one to blame."""
+    with ProcessWorkers(3) as workers:
+        endless = Endless(str(tmp_path / "begun"))
+        workers.start(endless)
         until(lambda: (tmp_path / "begun").exists())
-        assert not other.done()
+        assert result(workers, DyingOnce(how, str(tmp_path / "died"))).value != os.getpid()
+        error = result(workers, Dying(how)).error
+        assert isinstance(error, WorkerDiedError)
+        assert isinstance(error, RuntimeError)
+        assert str(error).startswith("cells.h5ad: its process ended")
+        for number in (5, 6):
+            assert result(workers, Counting(number)).value[0] == number
+        until(lambda: (tmp_path / "begun").exists())
+        assert [task for task, _ in workers.progress()] == [endless]
 
 
 def is_over(group: int) -> bool:
@@ -277,26 +281,39 @@ class TestConversion:
         assert names == [f"{i}.scdl" for i in range(N)]
         self.check(files, tmp_path / "out")
 
-    def test_a_worker_is_killed(self, files: Path, tmp_path: Path) -> None:
-        """Its file is named; the others are converted, one of them by another process."""
-        victim: list[int] = []
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_a_worker_is_killed(self, files: Path, tmp_path: Path, times: int) -> None:
+        """Its file is converted by another one; if that is killed too, the error names it."""
 
-        def kill_one() -> None:
-            until(lambda: list((tmp_path / "out").glob(".scdl-drafts-*/.*/data.npy")))
-            victim.append(min(child.pid for child in multiprocessing.active_children()))
-            os.kill(victim[0], signal.SIGKILL)
+        def kill() -> None:
+            killed: set[int] = set()
+            for _ in range(times):
+                until(lambda: writing() - killed)
+                (pid,) = writing() - killed
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
 
-        killer = threading.Thread(target=kill_one)
+        def writing() -> set[int]:
+            """Processes that have the values of an archive open."""
+            return {
+                child.pid
+                for child in multiprocessing.active_children()
+                for path in Path(f"/proc/{child.pid}/fd").glob("*")
+                if "data.npy" in os.readlink(path)
+            }
+
+        killer = threading.Thread(target=kill)
         killer.start()
         with ProcessWorkers(1) as one:
             report = scdl.convert_directory(
                 files, tmp_path / "out", workers=one, block_values=200, skip_failed=True
             )
         killer.join()
-        ((failed, why),) = report.failed.items()
-        assert failed in why
-        assert "its process ended in the middle of the work" in why
-        assert len(report.archives) == N - 1
+        assert len(report.failed) == times - 1
+        for failed, why in report.failed.items():
+            assert why.startswith(f"{failed}: its process ended in the middle of the work")
+        assert len(report.archives) == N - len(report.failed)
+        assert len(list((tmp_path / "out").iterdir())) == len(report.archives)
         self.check(files, tmp_path / "out")
 
 

@@ -1,0 +1,96 @@
+"""Converting h5ad files to one archive with several workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+from scdl.conversion.many.drafts import drafts_beside, sweep
+from scdl.conversion.many.jobs import Job, run
+from scdl.conversion.many.options import (
+    DirectoryOptions,
+    WorkersLike,
+    n_workers,
+    settings_of,
+)
+from scdl.conversion.many.report import one_line
+from scdl.conversion.options import TARGET, ConversionReport
+from scdl.conversion.origins import origins_of
+from scdl.errors import ArchiveExistsError, ScdlWarning, SourceError, SourceNotFoundError
+from storage_backends import other_formats, registry
+from storage_backends.paths import Path, absolute, is_url
+
+
+def convert_in_parts(
+    sources: Path | Sequence[Path] | Mapping[str, Path],
+    path: Path,
+    *,
+    label: str | None = None,
+    keys: Sequence[str] | None = None,
+    replace: bool = False,
+    workers: WorkersLike = None,
+    use_processes: bool = True,
+    progress: bool = False,
+    **options: Unpack[DirectoryOptions],
+) -> ConversionReport:
+    """Convert h5ad files to one archive, as :func:`scdl.convert` does, but in several processes.
+
+    Each process decodes, sorts and casts rows of the matrix into temporary files beside `path`,
+    which take the space of the uncompressed matrix once more; in the end they are joined.
+
+    Parameters
+    ----------
+    sources, path, label, keys, replace
+        As for :func:`scdl.convert`; h5ad files only.
+    workers, use_processes, progress, options
+        As for :func:`convert_directory`; `split_bytes` is a worker's share of all bytes.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceError
+        A source does not exist, or is no h5ad file.
+    WorkerDiedError
+        A process ended in the middle of its work, and once more when it was repeated.
+    ScdlError
+        As :func:`scdl.convert`.
+    """
+    settings, split_bytes = settings_of(options, convert_in_parts)
+    target = absolute(path, TARGET)
+    registry.check_target(target, replace=replace)
+    directory = os.path.dirname(target)
+    if os.path.lexists(target) and not replace:
+        # A process that was killed after it published the archive left its drafts.
+        sweep(directory)
+        raise ArchiveExistsError(
+            f"{target}: something exists here already; give replace=True to replace it, or choose "
+            "another path"
+        )
+    other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
+    labels, origins = origins_of(sources, label, keys, "the paths of h5ad files")
+    settings = dataclasses.replace(settings, origins=origins)
+    files = [*map(_h5ad_file, labels)]
+    if not files:
+        raise SourceError("there is nothing to convert: the list of files is empty")
+    with drafts_beside(directory) as drafts:
+        job = Job.of(files, labels, target, drafts, settings, replace=replace)
+        job.divide(split_bytes or job.nbytes / n_workers(workers))
+        run([job], workers, use_processes=use_processes, progress=progress)
+    assert job.outcome is not None
+    report: ConversionReport = job.outcome.value
+    if job.outcome.error is not None:
+        raise job.outcome.error
+    for text in job.outcome.warnings:
+        warnings.warn(one_line(job, text), ScdlWarning, stacklevel=2)
+    return report
+
+
+def _h5ad_file(path: str) -> str:
+    """The absolute path of an h5ad file."""
+    if not os.path.exists(path) and not is_url(path):
+        raise SourceNotFoundError(f"{path}: there is no such file")
+    if not os.path.isfile(path):
+        raise SourceError(f"{path}: only h5ad files are converted in parts; leave out workers")
+    return os.path.abspath(path)

@@ -1,0 +1,137 @@
+"""Tasks and how they run: in a worker process, in a thread, or in the calling process.
+
+A worker process imports this module first, before it knows how many threads it may use. So the
+module imports neither NumPy nor anything that does.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import warnings
+from collections.abc import MutableSequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
+
+from scdl.errors import ScdlWarning
+from storage_backends.compute import threads
+
+
+class Stopped(BaseException):
+    """Raised in the thread of a task that has to end early."""
+
+
+class TaskMeter:
+    """The progress of a task, which the calling process reads.
+
+    Parameters
+    ----------
+    shares
+        Progress of several tasks, from 0 to 1; it may be in shared memory.
+    slot
+        Index of this task in `shares`.
+    """
+
+    #: Set from another thread when the task has to end.
+    stopped = False
+
+    def __init__(self, shares: MutableSequence[float] | None = None, slot: int = 0) -> None:
+        self.slot = slot
+        self._shares = [0.0] if shares is None else shares
+        self.reset()
+
+    @property
+    def share(self) -> float:
+        """Progress from 0 to 1."""
+        return self._shares[self.slot]
+
+    def reset(self, total: float | None = None) -> None:
+        """Begin, with the amount of work."""
+        self._total, self._done = total or 0.0, 0.0
+        self._shares[self.slot] = 0.0
+
+    def update(self, n: float = 1) -> None:
+        """Add to the work that is done; raises :class:`Stopped` if the task has to end."""
+        if self.stopped:
+            raise Stopped
+        self._done += n
+        self._shares[self.slot] = min(self._done / self._total, 1.0) if self._total else 0.0
+
+
+class Task(Protocol):
+    """A piece of work on some files. It can be pickled, like its result, and may be run twice."""
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+
+    @property
+    def nbytes(self) -> float: ...
+
+    def run(self, meter: TaskMeter) -> Any: ...
+
+
+class Outcome(NamedTuple):
+    """The result of a task or its error, and the messages of its warnings."""
+
+    value: Any
+    error: BaseException | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def run_recorded(task: Task, meter: TaskMeter) -> Outcome:
+    """Run a task in the only thread that runs one, and record its warnings."""
+    with warnings.catch_warnings(record=True) as recorded:
+        # The filters of the calling process decide which of them are errors.
+        warnings.simplefilter("always")
+        value = task.run(meter)
+    ours = (one for one in recorded if issubclass(one.category, ScdlWarning))
+    return Outcome(value, warnings=tuple(str(one.message) for one in ours))
+
+
+# -- in a worker process ---------------------------------------------------------------------------
+
+_shares: MutableSequence[float]
+
+
+def begin(parent: Connection, shares: MutableSequence[float], n_threads: int) -> None:
+    """Prepare a worker process.
+
+    Parameters
+    ----------
+    parent
+        One end of a pipe; the process ends when the other end is closed.
+    shares
+        Progress of the tasks.
+    n_threads
+        Threads that the process may use.
+    """
+    global _shares
+    _shares = shares
+    threads.limit(n_threads)
+    # Tasks do not use NumPy's BLAS, whose threads would spin while they wait for work.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A terminal sends Ctrl-C to all processes; the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    # What tasks need, so that the first one does not wait for it.
+    from scdl.conversion.many import parts  # noqa: F401
+
+    # The collector need not look through the modules with every task.
+    gc.freeze()
+
+
+def _end_with_parent(parent: Connection) -> None:
+    """End this process when the other end of a pipe is closed, also by the death of the parent.
+
+    Unfinished files need not be removed here: all are in a directory that the parent removes, or
+    the next conversion if the parent was killed.
+    """
+    parent.poll(None)
+    os._exit(1)
+
+
+def run_in_process(task: Task, slot: int) -> Outcome:
+    """Run a task in this worker process."""
+    return run_recorded(task, TaskMeter(_shares, slot))
