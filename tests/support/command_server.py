@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 
 from scdl import __main__ as commands
@@ -24,9 +25,13 @@ NEEDED = (
     "storage_backends.zarr.store",
 )
 
+#: Seconds after which a command that goes on is killed.
+PATIENCE = 120
+
 
 def become(request: dict[str, str | list[str]], files: tuple[str, str, str]) -> None:
     """Run a command in this process, which reads and writes these files."""
+    signal.alarm(PATIENCE)
     os.chdir(request["cwd"])
     for number, path in enumerate(files):
         flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC if number else os.O_RDONLY

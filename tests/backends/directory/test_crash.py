@@ -70,8 +70,7 @@ def test_one_of_several_processes_is_killed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "operations"),
-    [("memmap", ["convert", "concat"]), ("zarr", ["add", "save"])],
+    ("kind", "operations"), [("memmap", ["convert", "concat"]), ("zarr", ["add", "save"])]
 )
 def test_a_full_file_system(kind: str, operations: list[str]) -> None:
     if (why := refusal_to_mount()) is not None:
