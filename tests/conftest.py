@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -30,6 +31,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("scdl")
 
+
+def remove(directory: str, owner: int) -> None:
+    """Remove a directory where this is the process that made it, and not a fork."""
+    if os.getpid() == owner:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 #: File system in memory, and what must be free there to use it. The tests make and remove hundreds
 #: of thousands of small files, which takes a disk as long as the tests themselves.
 MEMORY, ENOUGH = "/dev/shm", 2 << 30
@@ -39,7 +47,8 @@ if (
     and shutil.disk_usage(MEMORY).free >= ENOUGH
 ):
     # Children have it from the environment.
-    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="scdl-tests-", dir=MEMORY)
+    atexit.register(remove, tempfile.tempdir, os.getpid())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -65,7 +65,8 @@ def run_console(block: str, run_command: Callable[..., Any]) -> None:
         assert line.startswith("$ "), f"not a command: {line}"
         name, *arguments = shlex.split(line[2:])
         if name not in ELSEWHERE:
-            assert run_command(name, *arguments).returncode == 0, line
+            done = run_command(name, *arguments)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
