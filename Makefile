@@ -33,7 +33,7 @@ demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [
 test: lint types ## Run lint, types and tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Properties are tried on three times as many examples.
+# CONTRIBUTING.md says what `make test` leaves out.
 test-whole: $(VENV)/.installed-test ## Run the tests, whole where `make test` takes a sample
 	SCDL_TESTS=whole $(BIN)/pytest --numprocesses 2 --dist loadfile
 
@@ -67,6 +67,11 @@ compositions: $(VENV)/.installed-test ## Compare selections of genes with anndat
 roundtrip: $(VENV)/.installed-bench ## Convert random AnnData objects to archives and back [ARGS=...]
 	$(BIN)/python -m benchmarks roundtrip $(ARGS)
 
+# What meets anndata, pandas, Arrow, HDF5, Zarr and numba. Writers that are killed do so the same way
+# everywhere.
+NEXT_TESTS := $(addprefix tests/,archive backends collection conversion dataset sources) \
+	--ignore=tests/backends/directory/test_crash.py
+
 # A candidate must run: pyenv's shims answer to versions that are not active.
 test-next: ## Run the tests on the newest Python here, with the newest dependencies
 	@for version in 3.14 3.13 3.12; do \
@@ -80,7 +85,7 @@ test-next: ## Run the tests on the newest Python here, with the newest dependenc
 
 .PHONY: .test-next
 .test-next: $(NEXT)/.installed
-	$(NEXT)/bin/pytest --ignore=tests/benchmarks --ignore=tests/backends/directory/test_crash.py
+	$(NEXT)/bin/pytest --numprocesses 2 --dist loadfile $(NEXT_TESTS)
 
 wheel: $(VENV)/.installed-test ## Build wheel and sdist into dist/
 	$(BIN)/python -m build --no-isolation
@@ -126,5 +131,5 @@ $(BIN)/python:
 $(NEXT)/.installed: pyproject.toml
 	@echo "Installing scdl in $(NEXT) with $(NEXT_PYTHON) ..."
 	@"$(NEXT_PYTHON)" -m venv --clear $(NEXT)
-	@$(NEXT)/bin/python $(PIP_INSTALL) --editable . anndata "dask[array]" hypothesis pytest
+	@$(NEXT)/bin/python $(PIP_INSTALL) --editable . anndata "dask[array]" hypothesis pytest pytest-xdist
 	@touch $@

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from budget import examples
+from budget import WHOLE, cover, examples
 from places import SUPPORT
 
 import scdl
@@ -25,6 +30,42 @@ hypothesis.settings.register_profile(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("scdl")
+
+
+def remove(directory: str, owner: int) -> None:
+    """Remove a directory where this is the process that made it, and not a fork."""
+    if os.getpid() == owner:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+#: File system in memory, and what must be free there to use it. The tests make and remove hundreds
+#: of thousands of small files, which takes a disk as long as the tests themselves.
+MEMORY, ENOUGH = "/dev/shm", 2 << 30
+if (
+    "TMPDIR" not in os.environ
+    and os.access(MEMORY, os.W_OK)
+    and shutil.disk_usage(MEMORY).free >= ENOUGH
+):
+    # Children have it from the environment.
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="scdl-tests-", dir=MEMORY)
+    atexit.register(remove, tempfile.tempdir, os.getpid())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of tests that are marked `sampled`, leave out combinations of which nothing is new."""
+    groups: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if not WHOLE and item.get_closest_marker("sampled"):
+            groups[item.nodeid.partition("[")[0]].append(item)
+    left_out: set[pytest.Item] = set()
+    for group in groups.values():
+        # Values need not have a hash; those of one parameter are the same objects each time.
+        chosen = cover([{(k, id(v)) for k, v in i.callspec.params.items()} for i in group])
+        left_out.update(group)
+        left_out.difference_update(group[i] for i in chosen)
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,6 +102,46 @@ def run_python(
             text=True,
             timeout=120,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command_server(child_environment: dict[str, str]) -> Iterator[subprocess.Popen[str] | None]:
+    """Process that commands are forked from; none where each has a process of its own."""
+    if WHOLE or not hasattr(os, "fork"):
+        yield None
+        return
+    with subprocess.Popen(
+        [sys.executable, str(SUPPORT / "command_server.py")],
+        env=child_environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        yield server
+        server.stdin.close()
+
+
+@pytest.fixture
+def run_command(
+    command_server: subprocess.Popen[str] | None,
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``scdl`` or ``convert_h5ad_to_scdl`` in the temporary directory of the test."""
+
+    def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        if command_server is None:
+            return run_python("-c", f"from scdl.__main__ import {name}; {name}()", *arguments)
+        with tempfile.TemporaryDirectory() as place:
+            files = {stream: os.path.join(place, stream) for stream in ("stdout", "stderr")}
+            request = {"name": name, "arguments": [*map(str, arguments)], "cwd": str(tmp_path)}
+            command_server.stdin.write(json.dumps(request | files) + "\n")
+            command_server.stdin.flush()
+            code = int(command_server.stdout.readline())
+            said = {stream: Path(path).read_text() for stream, path in files.items()}
+        return subprocess.CompletedProcess([name, *arguments], code, **said)
 
     return run
 

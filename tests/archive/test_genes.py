@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import Ragged, write_members
@@ -48,7 +49,7 @@ def all_genes(ragged: Ragged) -> list[str]:
 
 
 class TestReading:
-    @settings(max_examples=15)
+    @settings(max_examples=examples(15))
     @given(data=st.data())
     def test_any_list(self, cells: Any, ragged: Ragged, data: st.DataObject) -> None:
         known = [*all_genes(ragged)[:25], "nowhere", "neither"]
@@ -322,6 +323,7 @@ def test_repeated_genes_of_float16_are_summed(tmp_path: Path, layout: str) -> No
 @pytest.mark.parametrize("name", ["a", "a.zarr"])
 @pytest.mark.parametrize("layout", ["csr", "coo", "dense", "padded"])
 @pytest.mark.parametrize("stored", ["uint8", "float16"])
+@pytest.mark.sampled
 def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
     tmp_path: Path, layout: str, stored: str, name: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import subprocess
 import warnings
 import zipfile
@@ -38,11 +39,20 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 CELLS = random_cells(40, 12, dtype="<u2", seed=1)
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with an h5ad file, where we are."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an h5ad file and an archive of it."""
+    path = tmp_path_factory.mktemp("written")
     obs = pd.DataFrame({"type": pd.Categorical(list("AB") * 20)}, index=names("cell", 40))
-    write_h5ad(tmp_path / "x.h5ad", CELLS, obs=obs)
+    write_h5ad(path / "x.h5ad", CELLS, obs=obs)
+    scdl.convert(path / "x.h5ad", path / "x.zarr")
+    return path
+
+
+@pytest.fixture
+def place(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with an h5ad file, where we are."""
+    shutil.copy(written / "x.h5ad", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -338,8 +348,8 @@ def write_zip(path: str, directory: str, compression: int, prefix: str = "") -> 
 
 
 @pytest.fixture(params=["stored", "deflated", "in a directory", "AnnData", "named .zip"])
-def zip_file(request: pytest.FixtureRequest, place: Path) -> str:
-    scdl.convert("x.h5ad", "x.zarr")
+def zip_file(request: pytest.FixtureRequest, written: Path, place: Path) -> str:
+    shutil.copytree(written / "x.zarr", "x.zarr")
     if request.param == "AnnData":
         store = zarr.storage.ZipStore("x.zarr.zip", mode="w")
         with warnings.catch_warnings(action="ignore"):

@@ -13,6 +13,7 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+from budget import whole_only
 from places import ROOT
 
 from benchmarks import __main__ as entry
@@ -235,6 +236,7 @@ class TestReport:
         assert int(written["machine"]["cores"]) >= 1
 
 
+@whole_only
 def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("bionemo.scdl")
@@ -247,6 +249,7 @@ def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "read_rows" in capsys.readouterr().out
 
 
+@whole_only
 def test_all_cases_of_zarr_run_on_toy_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +265,7 @@ def test_all_cases_of_zarr_run_on_toy_data(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@whole_only
 def test_all_cases_of_collections_run_on_toy_data(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]

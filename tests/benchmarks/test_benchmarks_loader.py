@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from budget import whole_only
 
 from benchmarks.common import hardware, page_cache
 from benchmarks.common.measure import Spread
@@ -84,6 +85,7 @@ class TestReport:
         assert kinds == ({"throughput", "disk", "randomness"} if HAS_PLOTS else set())
 
 
+@whole_only
 def test_all_cases_run_on_toy_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("bionemo.scdl")

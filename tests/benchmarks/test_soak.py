@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from budget import whole_only
 
 pytest.importorskip("torch")
 
@@ -20,6 +21,7 @@ from benchmarks.torture.setting import Setting
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")
 
 
+@whole_only
 def test_readers_beside_a_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child_environment: dict[str, str]
 ) -> None:
@@ -61,6 +63,7 @@ def test_what_a_process_holds() -> None:
     assert more.anonymous > 7_000_000
 
 
+@whole_only
 def test_lives_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr(lives, "_KINDS", ("memmap",))

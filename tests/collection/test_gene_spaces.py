@@ -80,6 +80,7 @@ AXES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", AXES)
+@pytest.mark.sampled
 def test_what_has_one_column_axis_is_refused(mixed: Any, name: str) -> None:
     if name not in ("var", "var_names", "scipy", "dense", "a part of a batch"):
         pytest.importorskip("torch")

@@ -222,14 +222,14 @@ class TestTwo:
         with pytest.warns(ScdlWarning, match="graphs are left out: knn"):
             joined.to_anndata()
 
-    def test_command(self, files: list[Path], tmp_path: Path, run_python: Any) -> None:
+    def test_command(self, files: list[Path], tmp_path: Path, run_command: Any) -> None:
         joined = collection(tmp_path, files)
         (tmp_path / "all").mkdir()
         joined.save_manifest(tmp_path / "all")
-        command = ("-m", "scdl", "flatten", "all", "flat", "--genes", "union")
-        done = run_python(*command)
+        command = ("scdl", "flatten", "all", "flat", "--genes", "union")
+        done = run_command(*command)
         assert done.returncode == 1
         assert "lacks" in done.stderr
-        done = run_python(*command, "--missing", "zero")
+        done = run_command(*command, "--missing", "zero")
         assert (done.returncode, done.stderr) == (0, "")
         assert scdl.open(tmp_path / "flat").n_vars == [4]

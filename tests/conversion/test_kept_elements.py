@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import scipy.sparse as sp
 import zarr
 from anndata.io import write_elem
 from anndata.tests.helpers import assert_equal
+from budget import sample
 from sources import Encoding, names, random_cells, write_h5ad, write_matrix
 
 import scdl
@@ -56,10 +58,16 @@ def annotated() -> anndata.AnnData:
     return adata
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pristine") / "cells.h5ad"
+    annotated().write_h5ad(path)
+    return path
+
+
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    annotated().write_h5ad(tmp_path / "cells.h5ad")
-    return tmp_path / "cells.h5ad"
+def source(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(pristine, tmp_path))
 
 
 def array(parent: h5py.Group, name: str, values: Any) -> None:
@@ -85,8 +93,10 @@ MISFITS: dict[str, Callable[[h5py.File], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", MISFITS)
-def test_an_element_that_does_not_fit_is_named(source: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", sample(MISFITS, 6))
+def test_an_element_that_does_not_fit_is_named(
+    pristine: Path, source: Path, tmp_path: Path, name: str
+) -> None:
     with h5py.File(source, "r+") as file:
         MISFITS[name](file)
     target = tmp_path / "a.zarr"
@@ -97,7 +107,7 @@ def test_an_element_that_does_not_fit_is_named(source: Path, tmp_path: Path, nam
     if name != "raw/X":
         # Without it, or mended, the same call goes through.
         scdl.convert(source, target, only_matrix=True)
-        annotated().write_h5ad(source)
+        shutil.copy(pristine, source)
         scdl.convert(source, target, replace=True)
 
 
@@ -156,7 +166,7 @@ UNKEPT: dict[str, Callable[[h5py.File], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNKEPT)
+@pytest.mark.parametrize("name", sample(UNKEPT, 6))
 def test_what_cannot_be_kept_is_left_out_and_named(source: Path, tmp_path: Path, name: str) -> None:
     expected = anndata.read_h5ad(source)
     with h5py.File(source, "r+") as file:
@@ -377,12 +387,12 @@ def test_the_type_of_names_may_differ_from_that_of_a_table(tmp_path: Path) -> No
 @pytest.mark.parametrize("backend", ["memmap", "zarr"])
 def test_random_cells_come_back(backend: str) -> None:
     """A few of those that ``make roundtrip`` tries."""
-    wrong = batches.try_batch(range(7, 15), backend, batches.Sources())
+    wrong = batches.try_batch(sample(range(7, 15), 3), backend, batches.Sources())
     assert not wrong
 
 
 def test_a_store_as_source_comes_back() -> None:
-    assert not batches.try_batch(range(40, 44), "zarr", batches.Sources(zarr_format=3))
+    assert not batches.try_batch(sample(range(40, 44), 2), "zarr", batches.Sources(zarr_format=3))
 
 
 def test_what_was_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

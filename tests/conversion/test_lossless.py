@@ -22,6 +22,7 @@ import zarr
 from anndata.io import write_elem
 from anndata.tests.helpers import assert_equal
 from annotated import annotated, reordered, same, write
+from budget import sample
 from reading import assert_rows, assert_same
 from sources import Cells, names, random_cells, write_h5ad
 
@@ -77,13 +78,15 @@ def exported(archive: Path) -> anndata.AnnData:
 class TestFiles:
     @pytest.mark.parametrize(
         ("kind", "profile"),
-        [
-            ("csr", "archive"),
-            ("csc", "balanced"),
-            ("dense", "fast"),
-            ("integers", "portable"),
-            ("raw", "archive"),
-        ],
+        sample(
+            [
+                ("csr", "archive"),
+                ("csc", "balanced"),
+                ("dense", "fast"),
+                ("integers", "portable"),
+                ("raw", "archive"),
+            ]
+        ),
     )
     def test_there_and_back(
         self, files: dict[str, Any], tmp_path: Path, kind: str, profile: str
@@ -101,14 +104,14 @@ class TestFiles:
 
     # An index of no names, and a column of missing text, come back as another kind of string.
     @pytest.mark.xfail(int(pd.__version__.split(".")[0]) >= 3, reason="kinds of text in pandas 3")
-    @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1)])
+    @pytest.mark.parametrize("shape", sample([(0, 3), (3, 0), (1, 1)], 2))
     def test_shapes_at_the_edge(self, tmp_path: Path, shape: tuple[int, int]) -> None:
         expected = write(annotated(*shape), tmp_path / "a.h5ad")
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr", compression="archive")
         same(exported(tmp_path / "a.zarr"), expected)
         same(anndata.read_zarr(tmp_path / "a.zarr"), expected)
 
-    @pytest.mark.parametrize("dtype", ["i1", "i8", "u8", "f8", ">i2"])
+    @pytest.mark.parametrize("dtype", sample(["i1", "i8", "u8", "f8", ">i2"]))
     def test_types_of_values(self, tmp_path: Path, dtype: str) -> None:
         cells = random_cells(9, 5, dtype=dtype, is_sorted=False, repeated=True)
         layer = random_cells(9, 5, dtype=dtype, seed=1)
@@ -305,7 +308,7 @@ class TestForeignStores:
     """AnnData in Zarr stores that others wrote."""
 
     @pytest.mark.parametrize(
-        ("kind", "zarr_format"), [("csr", 2), ("raw", 3), ("csc", 3), ("dense", 2)]
+        ("kind", "zarr_format"), sample([("csr", 2), ("csc", 3), ("dense", 2), ("raw", 3)], 2)
     )
     def test_written_by_anndata(
         self, files: dict[str, Any], tmp_path: Path, kind: str, zarr_format: int

@@ -105,16 +105,16 @@ class TestConvert:
         with pytest.raises(OptionError, match="leave out keys="):
             scdl.convert(sources, tmp_path / "a", label="sample", keys=KEYS)
 
-    def test_command(self, files: list[Path], tmp_path: Path, run_python: Any) -> None:
+    def test_command(self, files: list[Path], tmp_path: Path, run_command: Any) -> None:
         options = ["--label", "sample", *(part for key in KEYS for part in ("--key", key))]
-        command = ["-m", "scdl", "convert", *map(str, files), "out", "-q", *options]
-        assert run_python(*command).returncode == 0
+        command = ["scdl", "convert", *map(str, files), "out", "-q", *options]
+        assert run_command(*command).returncode == 0
         assert_labelled(scdl.open(tmp_path / "out").obs["sample"], KEYS, EXPECTED)
-        again = run_python(*command)
+        again = run_command(*command)
         assert again.returncode == 1
         assert "give replace=True" in again.stderr
-        assert run_python(*command, "--replace").returncode == 0
-        refused = run_python("-m", "scdl", "convert", str(files[0].parent), "all", *options)
+        assert run_command(*command, "--replace").returncode == 0
+        refused = run_command("scdl", "convert", str(files[0].parent), "all", *options)
         assert refused.returncode == 2
 
 

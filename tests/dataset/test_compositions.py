@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from budget import examples
 
 from benchmarks.compositions import cases as compositions
 from benchmarks.compositions.command import main
@@ -10,7 +11,7 @@ from benchmarks.compositions.command import main
 
 @pytest.mark.parametrize("kind", compositions.KINDS)
 def test_compositions_are_those_of_anndata(kind: str) -> None:
-    assert list(compositions.run(300, kind, seed=1)) == []
+    assert list(compositions.run(examples(300), kind, seed=1)) == []
 
 
 def test_the_number_of_findings_is_returned(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,7 @@ class TestTorchComesLater:
         map_dataset.MapDataset.__bases__ = (Dataset,)
 
     @pytest.mark.parametrize("check", CHECKS)
+    @pytest.mark.sampled
     def test_whatever_is_asked_first(self, before: None, reader: Any, check: str) -> None:
         assert reader.__class__ is type(reader)
         assert not isinstance(reader, Dataset)

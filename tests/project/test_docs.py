@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -22,10 +22,6 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ELSEWHERE = {"make", "pip"}
 # Shown, not run.
 SHOWN = {"toml", ""}
-COMMANDS = {
-    "scdl": "from scdl.cli.main import main; main()",
-    "convert_h5ad_to_scdl": "from scdl.cli.main import convert_h5ad_to_scdl as main; main()",
-}
 
 
 def write_cells(path: Path, seed: int) -> None:
@@ -64,12 +60,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run_console(block: str) -> None:
+def run_console(block: str, run_command: Callable[..., Any]) -> None:
     for line in block.splitlines():
         assert line.startswith("$ "), f"not a command: {line}"
         name, *arguments = shlex.split(line[2:])
         if name not in ELSEWHERE:
-            subprocess.run([sys.executable, "-c", COMMANDS[name], *arguments], check=True)
+            done = run_command(name, *arguments)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -77,7 +74,11 @@ def run_console(block: str) -> None:
 # anndata: of its own defaults, where a Zarr archive keeps a whole AnnData
 @pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")
 def test_code_blocks_run(
-    page: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_command: Callable[..., Any],
 ) -> None:
     blocks = BLOCK.findall(page.read_text())
     if any(word in code for word in ("torch", "collate", "Loader(") for _, code in blocks):
@@ -91,7 +92,7 @@ def test_code_blocks_run(
         if language == "python":
             exec(compile(code, f"{page.name}", "exec"), names)
         elif language == "console":
-            run_console(code)
+            run_console(code, run_command)
         else:
             assert language in SHOWN, f"{page.name} has a block of {language!r} that nothing runs"
 

@@ -269,6 +269,7 @@ ODD: dict[str, Callable[[h5py.File, str], object]] = {
 @TARGETS
 @TABLES
 @pytest.mark.parametrize("what", ODD)
+@pytest.mark.sampled
 def test_columns_that_are_left_out(source: Path, target: str, table: str, what: str) -> None:
     """The others come, and the report tells which did not."""
 

@@ -4,10 +4,35 @@
 """
 
 import os
+from collections.abc import Iterable
+from typing import TypeVar
 
+import pytest
+
+_T = TypeVar("_T")
 WHOLE = os.environ.get("SCDL_TESTS") == "whole"
+
+whole_only = pytest.mark.skipif(not WHOLE, reason="long; `make test-whole` runs it")
 
 
 def examples(whole: int) -> int:
     """Examples of hypothesis, of those that a property deserves."""
     return whole if WHOLE else max(5, whole // 3)
+
+
+def sample(every: Iterable[_T], n: int = 3) -> list[_T]:
+    """At least two of many values, evenly spread; the first and the last are among them."""
+    values = list(every)
+    if WHOLE or len(values) <= n:
+        return values
+    return [values[i * (len(values) - 1) // (n - 1)] for i in range(n)]
+
+
+def cover(combinations: list[set[_T]]) -> list[int]:
+    """Positions of a few combinations in which every value occurs that occurs in any."""
+    missing, chosen = set().union(*combinations), []
+    while missing:
+        best = max(range(len(combinations)), key=lambda i: len(combinations[i] & missing))
+        chosen.append(best)
+        missing -= combinations[best]
+    return sorted(chosen)

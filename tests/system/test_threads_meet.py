@@ -256,16 +256,21 @@ def test_memory_is_not_waited_for() -> None:
         assert recycled.empty(1 << 22, "u1").nbytes == 1 << 22
 
 
+@pytest.fixture(scope="module")
+def repeated(written: Path) -> list[str]:
+    """Archives of so many values that several threads read them."""
+    paths = [str(written / f"repeated.{backend}") for backend in BACKENDS]
+    for path, backend in zip(paths, BACKENDS, strict=True):
+        scdl.convert([written / "few.h5ad"] * 50, path, backend=backend)
+    return paths
+
+
 @pytest.mark.parametrize("read", ["__getitems__", "read_rows"])
 def test_threads_read_on_after_the_end_of_the_main_thread(
-    written: Path, tmp_path: Path, child_environment: dict[str, str], read: str
+    repeated: list[str], child_environment: dict[str, str], read: str
 ) -> None:
     if read == "__getitems__":
         pytest.importorskip("torch")
-    paths = [str(tmp_path / backend) for backend in BACKENDS]
-    for path, backend in zip(paths, BACKENDS, strict=True):
-        # So many values that several threads read them.
-        scdl.convert([written / "few.h5ad"] * 50, path, backend=backend)
     code = (
         "import sys, threading, time, numpy as np, scdl\n"
         "sets = [scdl.open(path) for path in sys.argv[1:]]\n"
@@ -277,7 +282,7 @@ def test_threads_read_on_after_the_end_of_the_main_thread(
         "threading.Thread(target=read).start()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *paths],
+        [sys.executable, "-c", code, *repeated],
         env=child_environment,
         capture_output=True,
         text=True,

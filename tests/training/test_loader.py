@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import zarr
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import Cells, names, random_cells, write_h5ad
@@ -126,6 +127,7 @@ def same(one: Any, other: Any) -> None:
 
 class TestLayouts:
     @pytest.mark.parametrize("layout", FORMATS)
+    @pytest.mark.sampled
     def test_cells_are_those_of_the_source(self, ds: Any, layout: str) -> None:
         length = N_VARS if layout == "padded" else None
         batches = list(in_order(ds, layout=layout, length=length))
@@ -177,6 +179,7 @@ class TestLayouts:
             ("float64", "float64"),
         ],
     )
+    @pytest.mark.sampled
     def test_stored_dtype(self, tmp_path: Path, layout: str, stored: str, given: str) -> None:
         cells = random_cells(9, N_VARS, dtype="<u2", seed=5)
         write_h5ad(tmp_path / "a.h5ad", cells)
@@ -651,7 +654,7 @@ class TestReproducible:
 
 
 class TestRanks:
-    @settings(max_examples=15)
+    @settings(max_examples=examples(15))
     @given(world_size=st.integers(1, 7), size=st.integers(1, 200), data=st.data())
     def test_each_cell_once(
         self, memmap: Any, world_size: int, size: int, data: st.DataObject

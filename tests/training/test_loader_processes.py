@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from budget import WHOLE
 from places import SUPPORT
 
 torch = pytest.importorskip("torch")
@@ -415,7 +416,7 @@ def lines(path: Path) -> list[list[int]]:
     return [list(map(int, line.split())) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("n_ranks", [2, 4])
+@pytest.mark.parametrize("n_ranks", [2, 4] if WHOLE else [2])
 def test_ranks_of_torchrun(
     archives: dict[str, Path],
     tmp_path: Path,

@@ -64,6 +64,7 @@ class TestStatefulDataLoader:
 
     @pytest.mark.parametrize("snapshots", [1, 3, 50])
     @pytest.mark.parametrize("workers", [0, 1, 2, 3])
+    @pytest.mark.sampled
     def test_what_was_left_comes_next(
         self, ds: Any, epochs: Any, workers: int, snapshots: int
     ) -> None:

@@ -179,6 +179,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", ["counts", "late", "noise"])
 @pytest.mark.parametrize("name", ["X/data", "X/indices", "X/indptr", "obsm/x"])
 @pytest.mark.parametrize("profile", SMALL)
+@pytest.mark.sampled
 def test_every_reader_gets_what_was_written(tmp_path, monkeypatch, profile, name, kind, native):
     monkeypatch.setattr(blosc, "AVAILABLE", native and blosc.AVAILABLE)
     for dtype in DTYPES if native else ["u2", "f4"]:
