@@ -26,6 +26,7 @@ from scdl.errors import ArchiveExistsError, PathError, ScdlWarning, SourceError
 from scdl.sources.anndata_elements import writing_strings
 from scdl.sources.archive import ArchiveSource, Elements
 from storage_backends import other_formats
+from storage_backends.anndata_format.names import encoding
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Sparse
 from storage_backends.directory import publication
@@ -248,13 +249,13 @@ def _readable(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _write(view: _View, file: h5py.File, options: dict[str, Any]) -> None:
     """Write every element, the large ones by blocks."""
-    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    file.attrs.update(encoding("anndata"))
     for mapping in (*_MAPPINGS, "uns"):
         write_elem(file, mapping, {})
     names = view.names()
     if any(name.startswith("raw/") for name in names):
         raw = file.create_group("raw")
-        raw.attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
+        raw.attrs.update(encoding("raw"))
         write_elem(raw, "varm", {})
     with writing_strings():
         for name in names:
@@ -274,7 +275,7 @@ def _mapping(group: h5py.Group, path: str) -> h5py.Group:
     for name in filter(None, path.split("/")):
         group = group.require_group(name)
         if "encoding-type" not in group.attrs:
-            group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+            group.attrs.update(encoding("dict"))
     return group
 
 
@@ -288,7 +289,7 @@ def _write_sparse(
 ) -> None:
     store = view.store
     group = file.create_group(name)
-    group.attrs.update({"encoding-type": f"{sparse.format}_matrix", "encoding-version": "0.1.0"})
+    group.attrs.update(encoding(f"{sparse.format}_matrix"))
     group.attrs["shape"] = np.array(sparse.shape, np.int64)
     lengths = {part: store.spec(prefix + part).length for part in MATRIX}
     dtypes = {
@@ -326,7 +327,7 @@ def _dataset(
     # HDF5 cuts nothing into no chunks.
     options = {**options, "maxshape": shape, "chunks": True} if 0 not in shape else {}
     dataset = group.create_dataset(name, shape, dtype, **options)
-    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    dataset.attrs.update(encoding("array"))
     return dataset
 
 

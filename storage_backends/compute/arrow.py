@@ -92,9 +92,12 @@ def without_missing(values: pa.Array) -> pa.Array:
 def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.DictionaryArray]:
     """What makes codes, nulls among them, a categorical column as pandas has it.
 
-    Its categories are values, each once: codes of a category that is null or NaN become nulls,
-    those of one that repeats become those of its first.
+    Its categories are values, each once, and no halves: codes of a category that is null or NaN
+    become nulls, those of one that repeats become those of its first.
     """
+    if pa.types.is_floating(categories.type):
+        # Arrow tells zeros by their signs.
+        categories = pc.add(_wide(categories), pa.scalar(0, category_type(categories.type)))
     values = pc.unique(without_missing(categories))
     if len(values) == len(categories):
         return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
@@ -105,6 +108,11 @@ def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.Dic
         return pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
 
     return coded
+
+
+def category_type(type_: pa.DataType) -> pa.DataType:
+    """The type of categories that :func:`coder` makes of values of a type."""
+    return pa.float32() if pa.types.is_float16(type_) else type_
 
 
 def places_in(values: pa.Array, among: pa.Array) -> pa.Array:
