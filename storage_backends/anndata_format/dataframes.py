@@ -63,6 +63,8 @@ class FrameReader(ABC):
         The group of the data frame.
     """
 
+    #: As for :func:`coded`.
+    are_distinct = False
     #: Raised of a data frame that cannot be read.
     error: type[ScdlError]
     #: What :meth:`find` raises of a column that is to be left out.
@@ -144,8 +146,13 @@ class FrameReader(ABC):
             return self._plain(element) if categories is None else self._old(element, categories)
         encoding = names.encoding_of(element)
         if encoding == "categorical":
-            codes = self._plain(element.get("codes"))
-            return coded(codes, self.column(element.get("categories")), ordered=is_ordered(element))
+            codes, categories = element.get("codes"), self.column(element.get("categories"))
+            return coded(
+                self._plain(codes),
+                categories,
+                ordered=is_ordered(element),
+                are_distinct=self.are_distinct,
+            )
         values = self._plain(element.get("values"))
         if encoding.startswith(names.NULLABLE_PREFIX):
             nullable = names.is_for_nulls(element.attrs.get(names.NA_VALUE))
@@ -179,15 +186,26 @@ def numbers(array: Any, dtype: np.dtype[Any], length: int) -> Column | None:
     return Column(type_, length, lambda start, stop: arrow.numbers(array[start:stop]))
 
 
-def coded(codes: Column | None, categories: Column | None, *, ordered: bool) -> Column | None:
-    """A categorical column, whose categories are read with its first rows; -1 codes a null."""
+def coded(
+    codes: Column | None, categories: Column | None, *, ordered: bool, are_distinct: bool = False
+) -> Column | None:
+    """A categorical column, whose categories are read with its first rows; -1 codes a null.
+
+    Parameters
+    ----------
+    are_distinct
+        Whether categories other than floats are known to be values, and each there once.
+    """
     if codes is None or categories is None or not pa.types.is_integer(codes.type):
         return None
     n_categories = categories.length
 
     @functools.cache
     def coder() -> Callable[[pa.Array], pa.DictionaryArray]:
-        return arrow.coder(categories.read(0, n_categories), ordered=ordered)
+        values = categories.read(0, n_categories)
+        if are_distinct and not pa.types.is_floating(values.type):
+            return lambda codes: pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
+        return arrow.coder(values, ordered=ordered)
 
     def read(start: int, stop: int) -> pa.Array:
         part = to_numpy(codes.read(start, stop)).astype(np.int64)

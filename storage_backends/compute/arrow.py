@@ -46,6 +46,11 @@ def text(values: Sequence[str | bytes]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_string(), len(encoded), held)
 
 
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a type is one of those that Arrow has for text."""
+    return str(type_) in ("string", "large_string", "string_view")
+
+
 def same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     """Whether two columns have one type and the same values; NaN is the same as NaN.
 

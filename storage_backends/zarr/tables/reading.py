@@ -77,6 +77,7 @@ class ZarrTable:
             assert self.schema.names is not None
             self.num_rows = int(ours["num_rows"])
             self._paths, self._nulls = dict(ours["paths"]), dict(ours["nulls"])
+            self._reader.are_distinct = True
         except Exception as error:
             raise ArchiveFormatError(
                 f"{self._where}: its attribute {ATTRIBUTE!r} is damaged ({one_line(error)})"
@@ -154,7 +155,7 @@ def _stored_as(type_: pa.DataType) -> pa.DataType | None:
     if types.is_dictionary(type_):
         values = _stored_as(type_.value_type)
         return values and pa.dictionary(pa.int32(), arrow.category_type(values), type_.ordered)
-    if str(type_) in ("string", "string_view"):
+    if arrow.is_text(type_):
         return pa.large_string()
     if types.is_null(type_):
         return pa.bool_()

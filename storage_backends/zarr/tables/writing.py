@@ -18,13 +18,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.dtype import VariableLengthUTF8
 
-from storage_backends.anndata_format.names import (
-    COLUMN_ORDER,
-    INDEX_NAMED,
-    NA_VALUE,
-    encoding,
-    is_nullable,
-)
+from storage_backends.anndata_format import names
+from storage_backends.anndata_format.names import encoding, is_nullable
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.checks import alike_batches, check_columns
 from storage_backends.compute import arrow
@@ -34,6 +29,8 @@ from storage_backends.zarr import layout
 from storage_backends.zarr.tables.reading import ATTRIBUTE
 from storage_backends.zarr.tables.text import LENGTH_BYTES
 
+#: The column of names of rows.
+_NAMES = pa.field(INDEX, pa.large_string())
 #: Rows of one chunk; a table with fewer has one chunk of its length.
 _ROWS = 1 << 16
 #: Bytes of text that a chunk holds as long as no string is longer than those of the first rows.
@@ -119,47 +116,40 @@ class _Frame:
         # AnnData too calls an index by its name, unless a column has it.
         free = self._index_name not in schema.names and _is_key(self._index_name or "")
         self._index = self._index_name if self._index_name and free else INDEX
-        self._columns = [
-            _Column(self, field, self._path(i, field), f"{self._unseen}/{i}-nulls")
-            for i, field in enumerate(schema)
-        ]
-        #: Column of the numbers of rows, which only AnnData sees, where rows have no names.
-        self._numbers = None
+        #: Those of the table, and the numbers of rows where they have no names.
+        self._columns = [self._column(i, field) for i, field in enumerate(schema)]
         if not any(column.path == self._index for column in self._columns):
-            field = pa.field(INDEX, pa.large_string())
-            self._numbers = _Column(self, field, self._index, f"{self._unseen}/names")
+            self._columns.append(_Column(self, _NAMES, self._index, f"{self._unseen}/names"))
 
-    def _path(self, i: int, field: pa.Field) -> str:
-        """Where a column lies in the group."""
-        if field.name == INDEX:
-            return self._index if _is_text(field.type) else f"{self._unseen}/{i}"
-        return field.name if _is_key(field.name) else f"{self._unseen}/{i}"
+    def _column(self, i: int, field: pa.Field) -> _Column:
+        path = self._index if field.name == INDEX else field.name
+        seen = arrow.is_text(field.type) if field.name == INDEX else _is_key(field.name)
+        nulls = f"{self._unseen}/{i}-nulls"
+        return _Column(self, field, path if seen else f"{self._unseen}/{i}", nulls)
 
     def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch as the types that are stored."""
-        pairs = zip(self._columns, batch.columns, strict=True)
-        arrays = [column.encode(array) for column, array in pairs]
-        if self._numbers is not None:
-            numbers = np.arange(self.num_rows, self.num_rows + batch.num_rows)
-            arrays.append(arrow.numbers(numbers).cast(pa.large_string()))
+        arrays = batch.columns
+        if len(arrays) < len(self._columns):
+            arrays.append(arrow.numbers(np.arange(batch.num_rows) + self.num_rows))
         self.num_rows += batch.num_rows
+        arrays = [column.encode(a) for column, a in zip(self._columns, arrays, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, names=[str(i) for i in range(len(arrays))])
 
     def write(self, block: pa.RecordBatch) -> None:
         """Append what :meth:`encode` gave; the first block has the length of a chunk."""
-        numbers = [] if self._numbers is None else [self._numbers]
-        for column, part in zip([*self._columns, *numbers], block.columns, strict=True):
+        for column, part in zip(self._columns, block.columns, strict=True):
             column.write(part)
 
     def array(self, path: str, type_: pa.DataType, chunk: int) -> zarr.Array[Any]:
         """Create an empty array for values of a type; `chunk` is their number in one chunk."""
-        dtype: Any = VariableLengthUTF8() if _is_text(type_) else type_.to_pandas_dtype()
+        dtype: Any = VariableLengthUTF8() if arrow.is_text(type_) else type_.to_pandas_dtype()
         return self.group.create_array(
             path,
             shape=(0,),
             chunks=(max(chunk, 1),),
             dtype=dtype,
-            attributes=encoding("string-array" if _is_text(type_) else "array"),
+            attributes=encoding("string-array" if arrow.is_text(type_) else "array"),
             compressors=layout.CHECKED,
             # Chunks of zeros are written too, else a lost one could not be told from them.
             config={"write_empty_chunks": True},
@@ -173,15 +163,15 @@ class _Frame:
         ]
         metadata = {INDEX_NAME: self._index_name} if self._index_name is not None else None
         schema = pa.schema(fields, metadata=metadata).serialize().to_pybytes()
-        seen = [column.path for column in self._columns if "/" not in column.path]
+        columns = self._columns[: len(fields)]
         ours = {
             "schema": base64.b64encode(schema).decode(),
             "num_rows": self.num_rows,
-            "paths": {c.name: c.path for c in self._columns if c.path != c.name},
-            "nulls": {c.name: c.nulls for c in self._columns if c.has_unseen_nulls},
+            "paths": {c.name: c.path for c in columns if c.path != c.name},
+            "nulls": {c.name: c.nulls for c in columns if c.has_unseen_nulls},
         }
-        order = [path for path in seen if path != self._index]
-        more = {INDEX_NAMED: self._index, COLUMN_ORDER: order, ATTRIBUTE: ours}
+        order = [c.path for c in columns if "/" not in c.path and c.path != self._index]
+        more = {names.INDEX_NAMED: self._index, names.COLUMN_ORDER: order, ATTRIBUTE: ours}
         self.group.attrs.update(encoding("dataframe", **more))
 
 
@@ -205,7 +195,7 @@ class _Column:
         self._frame, self._type = frame, field.type
         self._is_categorical = pa.types.is_dictionary(field.type)
         self._nullable = is_nullable(field) and not self._is_categorical
-        self._is_text = _is_text(field.type)
+        self._is_text = arrow.is_text(field.type)
         #: Type of what :meth:`encode` gives.
         self._stored = pa.large_string() if self._is_text else field.type
         if self._is_categorical:
@@ -263,7 +253,7 @@ class _Column:
             return self._frame.array(self.path, self._stored, chunk)
         assert self._coder is not None
         values = self._coder(pa.nulls(0, self._type.index_type)).dictionary
-        values = values.cast(pa.large_string()) if _is_text(values.type) else values
+        values = values.cast(pa.large_string()) if arrow.is_text(values.type) else values
         attributes = encoding("categorical", ordered=self._type.ordered)
         self._frame.group.create_group(self.path, attributes=attributes)
         path = f"{self.path}/categories"
@@ -291,7 +281,7 @@ class _Column:
     def _encoding_of_nulls(self) -> dict[str, Any]:
         if self._is_text:
             # NaN says to readers with pandas 3 that it is plain text.
-            plain = {} if self._nullable else {NA_VALUE: "NaN"}
+            plain = {} if self._nullable else {names.NA_VALUE: "NaN"}
             return encoding("nullable-string-array", **plain)
         kind = "boolean" if pa.types.is_boolean(self._stored) else "integer"
         return encoding(f"nullable-{kind}")
@@ -304,10 +294,6 @@ def _is_key(name: str) -> bool:
         and not {"/", "\\", "\0"} & set(name)
         and len(name.encode()) <= _LONGEST_KEY
     )
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return str(type_) in ("string", "large_string", "string_view")
 
 
 def _code_type(type_: pa.DataType) -> pa.DataType:
