@@ -29,6 +29,7 @@ from storage_backends.contents import (
     ArraySpec,
     Contents,
     Inventory,
+    is_column_type,
 )
 from storage_backends.errors import RangeError
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "DTYPES", "INDEX", "INDEX_NAME", "NULLABLE",
-    "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "Contents",
+    "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "Contents", "is_column_type",
 ]
 # fmt: on
 
@@ -193,7 +194,16 @@ class ArrayWriter(ElementsWriter, ABC):
 
     @abstractmethod
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
-        """Write a table, whole or as a stream of batches, once."""
+        """Write a table, whole or as a stream of batches, once.
+
+        Every batch of a stream has the same categories.
+
+        Raises
+        ------
+        OutputError
+            A column is of a type that :func:`is_column_type` does not know, names of columns
+            repeat, or the table was written already.
+        """
 
     @abstractmethod
     def commit(self, attrs: Mapping[str, Any]) -> None:

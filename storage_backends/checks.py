@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import DTYPES, ArraySpec
-from storage_backends.errors import ArrayNotFoundError, OutputError, RangeError
+from storage_backends.base import DTYPES, ArraySpec, is_column_type
+from storage_backends.errors import ArrayNotFoundError, OutputError, RangeError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+#: Rows of the batches in which a whole table is written.
+_BATCH_ROWS = 1 << 16
 
 
 def check_ranges(
@@ -55,6 +63,57 @@ def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
             f"of {', '.join(map(str, DTYPES))}"
         )
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+
+
+def check_columns(where: str, schema: pa.Schema) -> None:
+    """OutputError for columns that tables do not have; `where` opens the message."""
+    repeated = [name for name, n in Counter(schema.names).items() if n > 1]
+    if repeated:
+        raise OutputError(f"{where}: names of columns repeat: {', '.join(map(repr, repeated))}")
+    for field in schema:
+        if not is_column_type(field.type):
+            raise OutputError(
+                f"{where}: cannot store column {field.name!r} of {field.type}; expected numbers, "
+                "booleans, text or categories of these: cast the column, or leave it out"
+            )
+
+
+def alike_batches(where: str, table: pa.Table | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches of a table, at least one, which agree on the categories of each column.
+
+    Raises
+    ------
+    OutputError
+        Batches of a stream have different categories, or those of a table's chunks cannot become
+        one; `where` opens the message.
+    """
+    import pyarrow as pa
+
+    if isinstance(table, pa.Table):
+        try:
+            table = table.unify_dictionaries()
+        except pa.ArrowException as error:
+            raise OutputError(
+                f"{where}: categories of its chunks cannot be joined ({one_line(error)}); give "
+                "each categorical column one chunk, or codes of a wider type"
+            ) from error
+        batches = iter(table.to_batches(_BATCH_ROWS))
+        # There is none without rows, but the columns have categories.
+        columns = [c.chunk(0) if c.num_chunks else pa.nulls(0, c.type) for c in table.columns]
+        empty = pa.RecordBatch.from_arrays([c.slice(0, 0) for c in columns], schema=table.schema)
+    else:
+        batches, empty = iter(table), pa.RecordBatch.from_pylist([], schema=table.schema)
+    first = next(batches, empty)
+    categorical = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    yield first
+    for batch in batches:
+        for name in categorical:
+            if not batch.column(name).dictionary.equals(first.column(name).dictionary):
+                raise OutputError(
+                    f"{where}: batches of column {name!r} differ in their categories; give every "
+                    "batch all of them"
+                )
+        yield batch
 
 
 def check_rows(

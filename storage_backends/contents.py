@@ -26,6 +26,23 @@ NULLABLE = {b"nullable": b"1"}
 DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))
 
 
+def is_column_type(type_: pa.DataType) -> bool:
+    """Whether every backend stores columns of a type, which are those that an AnnData has.
+
+    They are booleans, integers, floats, text, and categories of these; all may have nulls.
+    """
+    import pyarrow as pa
+
+    types = pa.types
+    if str(type_) == "string_view":
+        # Arrow makes no categories of these.
+        return True
+    type_ = type_.value_type if types.is_dictionary(type_) else type_
+    is_text = types.is_string(type_) or types.is_large_string(type_)
+    is_number = types.is_integer(type_) or types.is_floating(type_)
+    return bool(is_text or is_number or types.is_boolean(type_))
+
+
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
     """What is known of a stored array without reading it.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, ArrayStore, ArrayWriter, Backend, Contents
-from storage_backends.checks import check_ranges, check_rows, little_endian
+from storage_backends.checks import check_columns, check_ranges, check_rows, little_endian
 from storage_backends.errors import (
     ArchiveClosedError,
     ArchiveExistsError,
@@ -169,6 +169,7 @@ class MemoryWriter(ArrayWriter):
         self._writing()
         if name in self._tables:
             raise OutputError(f"{self.path}: the table {name} was written already")
+        check_columns(f"{self.path}: {name}", table.schema)
         table = table if isinstance(table, pa.Table) else table.read_all()
         self._tables[name] = table.replace_schema_metadata(None)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scdl.archive.schema import INDEX, INDEX_NAME, NULLABLE
-from storage_backends.anndata_format.nulls import is_nullable
+from storage_backends.anndata_format.names import is_nullable
 
 if TYPE_CHECKING:
     import pandas as pd

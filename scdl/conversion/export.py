@@ -22,6 +22,7 @@ from scdl.errors import ArchiveExistsError, PathError
 from scdl.sources.anndata_elements import writing_strings
 from scdl.sources.archive import ArchiveSource
 from storage_backends import other_formats
+from storage_backends.anndata_format.names import encoding
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Sparse
 from storage_backends.directory import publication
@@ -119,13 +120,13 @@ def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> annd
 
 def _write(view: ArchiveView, file: h5py.File, options: dict[str, Any]) -> None:
     """Write every element, the large ones by blocks."""
-    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    file.attrs.update(encoding("anndata"))
     for mapping in (*_MAPPINGS, "uns"):
         write_elem(file, mapping, {})
     names = view.names()
     if any(name.startswith("raw/") for name in names):
         raw = file.create_group("raw")
-        raw.attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
+        raw.attrs.update(encoding("raw"))
         write_elem(raw, "varm", {})
     with writing_strings():
         for name in names:
@@ -145,7 +146,7 @@ def _mapping(group: h5py.Group, path: str) -> h5py.Group:
     for name in filter(None, path.split("/")):
         group = group.require_group(name)
         if "encoding-type" not in group.attrs:
-            group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+            group.attrs.update(encoding("dict"))
     return group
 
 
@@ -159,9 +160,7 @@ def _write_sparse(
 ) -> None:
     store = view.store
     group = file.create_group(name)
-    group.attrs.update(
-        {"encoding-type": f"{sparse.format}scipy_matrix", "encoding-version": "0.1.0"}
-    )
+    group.attrs.update(encoding(f"{sparse.format}_matrix"))
     group.attrs["shape"] = np.array(sparse.shape, np.int64)
     lengths = {part: store.spec(prefix + part).length for part in MATRIX}
     dtypes = {
@@ -199,7 +198,7 @@ def _dataset(
     # HDF5 cuts nothing into no chunks.
     options = {**options, "maxshape": shape, "chunks": True} if 0 not in shape else {}
     dataset = group.create_dataset(name, shape, dtype, **options)
-    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    dataset.attrs.update(encoding("array"))
     return dataset
 
 

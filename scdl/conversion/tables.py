@@ -13,7 +13,7 @@ from scdl.archive.gene_names import space_key
 from scdl.archive.schema import INDEX, NULLABLE, Block, var_table
 from scdl.archive.tables import ROWS_AT_ONCE, TableSource
 from scdl.errors import CastError, ScdlWarning
-from storage_backends.anndata_format.nulls import is_nullable
+from storage_backends.anndata_format.names import is_nullable
 from storage_backends.base import ArrayWriter
 from storage_backends.compute import arrow
 from storage_backends.compute.uniting import Part, UnitedColumn

@@ -18,7 +18,7 @@ from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
 from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, Values, check_shape
 from storage_backends import registry
-from storage_backends.base import ArrayStore
+from storage_backends.base import ArrayStore, is_column_type
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
 from storage_backends.errors import one_line
@@ -135,11 +135,10 @@ class ArchiveSource(Source):
         self.label = info.blocks[block].label
         self.first_row = info.blocks[block - 1].stop if block else 0
         self._rows = self.first_row, info.blocks[block].stop
-        self.obs = (
-            StoredTable(store, OBS, self._rows[1], self._rows[0])
-            if OBS in store.tables
-            else NoTable(self._rows[1] - self._rows[0])
-        )
+        self.obs = NoTable(self._rows[1] - self._rows[0])
+        if OBS in store.tables:
+            columns = _carried(store.table_schema(OBS))
+            self.obs = StoredTable(store, OBS, self._rows[1], self._rows[0], columns)
         self.element, self.matrix_name = self._choose(matrix)
         self.matrix = self._matrix()
 
@@ -190,8 +189,10 @@ class ArchiveSource(Source):
 
     def var(self) -> pa.Table:
         if self.genes == self._elements.genes:
-            return self._store.read_table(var_table(self._elements.block))
-        return table_of(self._store.read_element(self.genes))
+            table = self._store.read_table(var_table(self._elements.block))
+        else:
+            table = table_of(self._store.read_element(self.genes))
+        return table.select(_carried(table.schema))
 
     def graph(self, key: str) -> Matrix | None:
         prefix, name, n_obs = graph_array(key, ""), f"obsp/{key}", self._elements.info.n_obs
@@ -237,7 +238,17 @@ class ArchiveSource(Source):
 
     @property
     def unread(self) -> Sequence[str]:
-        return self._store.unread
+        """What cannot be read, and columns of types that only archives of old releases have."""
+        store, genes = self._store, self._elements.genes
+        tables = {OBS: OBS, genes: var_table(self._elements.block)}
+        schemas = {n: store.table_schema(t) for n, t in tables.items() if t in store.tables}
+        others = [
+            f"{name}/{column}"
+            for name, schema in schemas.items()
+            for column in schema.names
+            if column not in _carried(schema)
+        ]
+        return [*store.unread, *others]
 
     def names_of_rest(self) -> Sequence[str]:
         own = (OBS, self.element, self.genes)
@@ -245,6 +256,11 @@ class ArchiveSource(Source):
 
     def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
         return self._elements[name]
+
+
+def _carried(schema: pa.Schema) -> list[str]:
+    """Names of columns that archives still store."""
+    return [field.name for field in schema if is_column_type(field.type)]
 
 
 def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:

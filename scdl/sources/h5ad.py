@@ -26,6 +26,7 @@ from scdl.sources.hdf5 import FieldReader, RowReader, readable
 from scdl.sources.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
 from scdl.sources.transposed import Coo, Csc, DenseTiles
 from storage_backends import other_formats
+from storage_backends.anndata_format.names import OLD_CATEGORIES, encoding_of, text
 from storage_backends.base import DTYPES
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
@@ -146,7 +147,7 @@ class H5adFile(Source):
         return "var" if self.genes == "raw/var" else "raw/var"
 
     def _unread(self, tables: Mapping[str, H5Table]) -> list[str]:
-        known = {"X", "obs", "var", "uns", "raw", "__categories", *_MAPPINGS, *_OLD_RAW}
+        known = {"X", "obs", "var", "uns", "raw", OLD_CATEGORIES, *_MAPPINGS, *_OLD_RAW}
         columns = [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
         return [name for name in self._file if name not in known] + columns
 
@@ -215,7 +216,7 @@ class H5adFile(Source):
             return [key]
         if not isinstance(found, h5py.Group) or found.id in seen or not len(found):
             return [key]
-        encoding = _text(found.attrs.get("encoding-type", found.attrs.get("h5sparse_format", "")))
+        encoding = encoding_of(found) or text(found.attrs.get("h5sparse_format", ""))
         if encoding not in ("", "dict"):
             return [key]
         seen.add(found.id)
@@ -319,7 +320,7 @@ class H5adFile(Source):
 
 def _sparse_encoding(element: h5py.Group) -> str:
     # Names of the attributes before and since anndata 0.7.
-    encoding = _text(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "")))
+    encoding = encoding_of(element) or text(element.attrs.get("h5sparse_format", ""))
     return encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
 
 
@@ -327,10 +328,6 @@ def _sparse_shape(element: h5py.Group) -> tuple[int, ...]:
     return tuple(
         int(n) for n in element.attrs.get("shape", element.attrs.get("h5sparse_shape", ()))
     )
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _open_hdf5(path: str) -> h5py.File:

@@ -46,6 +46,11 @@ def text(values: Sequence[str | bytes]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_string(), len(encoded), held)
 
 
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a type is one of those that Arrow has for text."""
+    return str(type_) in ("string", "large_string", "string_view")
+
+
 def same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     """Whether two columns have one type and the same values; NaN is the same as NaN.
 
@@ -92,9 +97,12 @@ def without_missing(values: pa.Array) -> pa.Array:
 def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.DictionaryArray]:
     """What makes codes, nulls among them, a categorical column as pandas has it.
 
-    Its categories are values, each once: codes of a category that is null or NaN become nulls,
-    those of one that repeats become those of its first.
+    Its categories are values, each once, and no halves: codes of a category that is null or NaN
+    become nulls, those of one that repeats become those of its first.
     """
+    if pa.types.is_floating(categories.type):
+        # Arrow tells zeros by their signs.
+        categories = pc.add(_wide(categories), pa.scalar(0, category_type(categories.type)))
     values = pc.unique(without_missing(categories))
     if len(values) == len(categories):
         return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
@@ -105,6 +113,11 @@ def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.Dic
         return pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
 
     return coded
+
+
+def category_type(type_: pa.DataType) -> pa.DataType:
+    """The type of categories that :func:`coder` makes of values of a type."""
+    return pa.float32() if pa.types.is_float16(type_) else type_
 
 
 def places_in(values: pa.Array, among: pa.Array) -> pa.Array:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_backends.compute.arrow import is_missing, places_in, without_missing
+from storage_backends.compute.arrow import is_missing, is_text, places_in, without_missing
 
 #: Integers up to which a float64 has every one.
 _EXACT = 1 << 53
@@ -149,7 +149,7 @@ def _no_codes(n: int) -> pa.Array:
 
 
 def _kind(type_: pa.DataType) -> str:
-    if str(type_) in ("string", "large_string", "string_view"):
+    if is_text(type_):
         return "text"
     if pa.types.is_boolean(type_):
         return "bool"

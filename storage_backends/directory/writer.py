@@ -6,15 +6,18 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, ArrayWriter
-from storage_backends.checks import little_endian
+from storage_backends.checks import check_columns, little_endian
 from storage_backends.directory.checksums import Recorder
 from storage_backends.directory.staging import Staging
 from storage_backends.errors import ArchiveClosedError, OutputError, refused_write
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MATRIX = ("data", "indices", "indptr")
 
@@ -72,7 +75,7 @@ class DirectoryWriter(ArrayWriter):
             self._last_offset = int(values[-1])
         return values
 
-    def _check_table(self, name: str) -> None:
+    def _check_table(self, name: str, schema: pa.Schema) -> None:
         """OutputError for a table that archives do not have, or that was written already."""
         _ = self.directory
         kind, _, block = name.partition("/")
@@ -82,6 +85,7 @@ class DirectoryWriter(ArrayWriter):
                 f"{self.path}: cannot write a table {name!r}: the names are obs, var/0, var/1 and "
                 "so on, each written once"
             )
+        check_columns(f"{self.path}: {name}", schema)
 
     def _begin(self) -> None:
         """Write what must be there from the start."""

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage_backends.anndata_format.nulls import is_nullable
+from storage_backends.anndata_format.names import is_nullable
 from storage_backends.base import INDEX, INDEX_NAME
+from storage_backends.checks import alike_batches
 from storage_backends.compute import arrow
 from storage_backends.directory.checksums import CheckedFile
-from storage_backends.errors import OutputError, refused_write
+from storage_backends.errors import refused_write
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
@@ -52,7 +53,7 @@ def write(
     Parameters
     ----------
     table
-        A stream must give every batch of a categorical column the same categories.
+        Every batch of a stream has the same categories.
     columns, names, categories
         Paths of the files, as for :class:`ParquetTable`.
     only_names
@@ -60,14 +61,8 @@ def write(
     create
         Begins a file at a path.
     """
-    if isinstance(table, pa.Table):
-        table = table.unify_dictionaries()
-        schema = table.schema
-        batches: Iterator[pa.RecordBatch] = iter(table.to_batches() or [_empty_batch(table)])
-    else:
-        schema, batches = table.schema, iter(table)
-    first = next(batches, None)
-    first = pa.RecordBatch.from_pylist([], schema=schema) if first is None else first
+    schema, batches = table.schema, alike_batches(columns, table)
+    first = next(batches)
     main = [field for field in schema if field.name != INDEX]
     categorical = [f.name for f in main if pa.types.is_dictionary(f.type)]
     wanted = [(columns, {field.name: field.name for field in main})] if main else []
@@ -80,9 +75,6 @@ def write(
         ]
         for batch in itertools.chain([first], batches):
             num_rows += batch.num_rows
-            for name in categorical:
-                if not batch.column(name).dictionary.equals(first.column(name).dictionary):
-                    raise OutputError(f"batches of column {name!r} differ in their categories")
             for target in targets:
                 target.write(batch)
     if categorical:
@@ -159,11 +151,6 @@ def _decode(column: pa.Array) -> pa.Array:
 def plain_type(type_: pa.DataType) -> pa.DataType:
     """The type of a column's values, whether or not they are stored as codes."""
     return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
-def _empty_batch(table: Table) -> pa.RecordBatch:
-    columns = [c.chunk(0) if c.num_chunks else pa.nulls(0, c.type) for c in table.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
 def _category_table(batch: pa.RecordBatch, names: Sequence[str]) -> Table:

@@ -57,7 +57,7 @@ class MemmapWriter(DirectoryWriter):
         from storage_backends.memmap import table_writer
 
         directory = self.directory
-        self._check_table(name)
+        self._check_table(name, table.schema)
         kind, _, block = name.partition("/")
         with refused_write(self.path), contextlib.suppress(FileExistsError):
             os.mkdir(os.path.join(directory, f"{kind}_features"))

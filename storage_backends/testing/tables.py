@@ -20,6 +20,18 @@ from storage_backends.testing.archives import (
 )
 from storage_backends.testing.harness import BackendHarness
 
+#: Types that are none of an AnnData's columns.
+OTHER_TYPES = [
+    pa.timestamp("ns"),
+    pa.date32(),
+    pa.duration("s"),
+    pa.binary(),
+    pa.decimal128(5, 2),
+    pa.list_(pa.int8()),
+    pa.struct([("a", pa.int8())]),
+    pa.null(),
+]
+
 
 class TableTests(BackendHarness):
     """Tests of tables."""
@@ -87,6 +99,24 @@ class TableTests(BackendHarness):
         kind = store.read_table("obs", ["kind"], 2, 8)["kind"]
         assert kind.type == obs.schema.field("kind").type
         assert kind.to_pylist() == list("cabcxx")
+
+    @pytest.mark.parametrize("table", ["obs", "var/0"])
+    @pytest.mark.parametrize("type_", OTHER_TYPES, ids=str)
+    def test_other_column_types(self, path: str, table: str, type_: pa.DataType) -> None:
+        contents = small_archive()
+        rest = {name: t for name, t in contents.tables.items() if name != table}
+        columns = contents.tables[table]
+        with self.writing(path, Contents(contents.arrays, rest, contents.attrs)) as writer:
+            for odd in (type_, pa.dictionary(pa.int8(), type_)):
+                values = columns.append_column("odd", pa.nulls(len(columns), odd))
+                for given in (values, values.to_reader()):
+                    with pytest.raises(errors.OutputError, match=r"'odd'.* numbers, booleans"):
+                        writer.write_table(table, given)
+            repeated = columns.append_column("_index", columns["_index"])
+            with pytest.raises(errors.OutputError, match="'_index'"):
+                writer.write_table(table, repeated)
+            writer.write_table(table, columns)
+        assert_holds(self.open(path), contents)
 
     def test_table_is_written_once(self, path: str) -> None:
         contents = small_archive()

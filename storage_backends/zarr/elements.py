@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
+from storage_backends.anndata_format.names import encoding
 from storage_backends.compute.warning_filters import quiet
 from storage_backends.errors import OutputError, one_line
 from storage_backends.zarr import layout
@@ -45,7 +46,7 @@ def write(root: zarr.Group, path: str, value: Any) -> None:
         for i, name in enumerate(filter(None, parent.split("/"))):
             group = group.require_group(name)
             if i and "encoding-type" not in group.attrs:
-                group.attrs.update(layout.encoding("dict"))
+                group.attrs.update(encoding("dict"))
         anndata.io.write_elem(group, key, value, dataset_kwargs=_OPTIONS)
 
 

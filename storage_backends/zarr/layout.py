@@ -42,14 +42,6 @@ ARRAY_HOLDERS = ("layers", "obsm", "obsp")
 #: Bytes of a name that file systems take, with room for what stores append.
 _LONGEST_PART = 200
 
-_ENCODINGS = {
-    "anndata": "0.1.0",
-    "dict": "0.1.0",
-    "raw": "0.1.0",
-    "csr_matrix": "0.1.0",
-    "csc_matrix": "0.1.0",
-}
-
 
 def block_path(table: str, shares_var: bool) -> str:
     """Path of the var table of one of several feature blocks.
@@ -62,11 +54,6 @@ def block_path(table: str, shares_var: bool) -> str:
         Whether the blocks share their genes, so that var itself is a table.
     """
     return table.replace("var/", f"var/{BLOCKS}/", 1) if shares_var else table
-
-
-def encoding(kind: str, **more: Any) -> dict[str, Any]:
-    """Attributes of an AnnData element. Source: anndata's on-disk format specification."""
-    return {"encoding-type": kind, "encoding-version": _ENCODINGS[kind], **more}
 
 
 def array_path(name: str) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
+from storage_backends.anndata_format.names import encoding
 from storage_backends.base import INDEX
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
@@ -22,7 +23,7 @@ from storage_backends.zarr import detection, elements, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
 from storage_backends.zarr.held_store import RecordingStore
-from storage_backends.zarr.layout import MATRIX_PARTS, encoding
+from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.tables import writing
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ZarrWriter(DirectoryWriter):
         return ArrayBuilder(self.recorder, path, name, like, profile)
 
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
-        self._check_table(name)
+        self._check_table(name, table.schema)
         if name != "obs":
             self._var[name] = table.read_all() if hasattr(table, "read_all") else table
             self.table_rows[name] = self._var[name].num_rows

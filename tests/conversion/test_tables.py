@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from columns import COLUMNS, N
+from columns import COLUMNS, N, with_times
 from hypothesis import given
 from hypothesis import strategies as st
 from places import GOLDEN
@@ -118,6 +118,22 @@ def test_names_are_the_feature_where_there_is_no_column(tmp_path: Path) -> None:
     assert ds.get_row(0, True, ["feature_id"])[1][0].tolist() == genes
     assert ds.features().lookup(0, ["var_feature_id"])[0][0].tolist() == genes
     assert ds.obs_features()[2][0] == ["cell2"]
+
+
+@pytest.mark.parametrize("target", ["x", "x.zarr"])
+def test_times_of_earlier_releases(tmp_path: Path, target: str) -> None:
+    """They are read, and left out of what is made of the archive."""
+    frames = [pd.DataFrame({"n": range(n)}, index=names("n", n)) for n in (3, 4)]
+    convert(tmp_path, *frames)
+    for table in ("obs", "var"):
+        with_times(tmp_path / "archive", table)
+    ds = scdl.open(tmp_path / "archive")
+    for frame in (ds.obs, ds.var):
+        assert frame["time"].astype("int64").tolist() == list(range(len(frame)))
+    report = scdl.convert(tmp_path / "archive", tmp_path / target)
+    assert report.not_carried == ("obs/time", "var/time")
+    ds = scdl.open(tmp_path / target)
+    assert (ds.obs.columns.tolist(), ds.var.columns.tolist()) == (["n"], ["n"])
 
 
 def test_duplicate_names(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class ArrowWriter(DirectoryWriter):
             self._files[name].write(values.reshape(-1).view(np.uint8))
 
     def write_table(self, name, table):
-        self._check_table(name)
+        self._check_table(name, table.schema)
         table = table if isinstance(table, pa.Table) else table.read_all()
         table = table.unify_dictionaries().replace_schema_metadata(None)
         # One batch, also of a table without rows, whose columns may have categories.

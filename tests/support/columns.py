@@ -1,11 +1,14 @@
-"""A column of every kind that pandas has."""
+"""A column of every kind that pandas has, and of one that archives no longer take."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 N = 6
 COLUMNS: dict[str, Any] = {
@@ -29,3 +32,11 @@ COLUMNS: dict[str, Any] = {
     "strings": np.array(["a", "", "ccc", "ä", "日本", "a\nb"], dtype=object),
     "strings with nulls": pd.array(["a", None, "", "b", None, "c"], dtype="string"),
 }
+
+
+def with_times(archive: Path, table: str) -> None:
+    """Give a memmap archive a column `time`, as releases wrote that took every type of Arrow."""
+    (file,) = (archive / f"{table}_features").glob("*.parquet")
+    columns = pq.read_table(file)
+    times = pa.array(np.arange(len(columns)), pa.timestamp("ns"))
+    pq.write_table(columns.append_column("time", times), file)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
@@ -24,10 +25,6 @@ from storage_backends.zarr.codecs import encodings
 from storage_backends.zarr.codecs.profiles import Codec
 from storage_backends.zarr.nodes import Node
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_SERIALIZER = "vlen-utf8"
 LENGTH_BYTES = 4
 #: Chunks that are asked for at once.
 _WINDOW_CHUNKS = 64
@@ -41,18 +38,15 @@ def reader(array: zarr.Array[Any]) -> Callable[[int, int], pa.Array]:
     node = Node.of(array).array
     assert node is not None
     grid = node.grid
-    if grid is None or grid.per_shard or len(node.shape) != 1:
-        return partial(_through_zarr, array)
-    serializer, *compressors = grid.codecs
-    if serializer["name"] != _SERIALIZER or not encodings.can_decompress(compressors):
-        return partial(_through_zarr, array)
-    return partial(_directly, array, compressors)
+    if grid is not None and not grid.per_shard and len(node.shape) == 1:
+        serializer, *compressors = grid.codecs
+        if serializer["name"] == "vlen-utf8" and encodings.can_decompress(compressors):
+            return partial(_directly, array, compressors)
+    return partial(_through_zarr, array)
 
 
 def _through_zarr(array: zarr.Array[Any], start: int, stop: int) -> pa.Array:
     """Any other codecs, and format 2."""
-    import pyarrow as pa
-
     values = np.asarray(array[start:stop]).tolist()
     return pa.array([_text(value) for value in values], pa.large_string())
 
@@ -67,8 +61,6 @@ def _text(value: Any) -> str | None:
 def _directly(
     array: zarr.Array[Any], compressors: Sequence[Codec], start: int, stop: int
 ) -> pa.Array:
-    import pyarrow as pa
-
     rows = array.chunks[0]
     first, last = start // rows, -(-stop // rows)
     pieces = []
@@ -89,8 +81,6 @@ def _strings(
     array: zarr.Array[Any], compressors: Sequence[Codec], number: int, chunk: Buffer | None
 ) -> pa.Array:
     """The strings of a chunk, which need not have been written."""
-    import pyarrow as pa
-
     if chunk is None:
         return pa.array([str(array.fill_value)] * array.chunks[0], pa.large_string())
     try:
@@ -101,8 +91,6 @@ def _strings(
 
 def _decoded(data: bytes, compressors: Sequence[Codec], rows: int) -> pa.Array:
     """The strings in the bytes of a chunk."""
-    import pyarrow as pa
-
     data = encodings.decompress(data, compressors, FREE_BYTES + BYTES_PER_BYTE * len(data))
     count = int.from_bytes(data[:LENGTH_BYTES], "little")
     if count != rows or len(data) < LENGTH_BYTES * (rows + 1):

@@ -72,7 +72,7 @@ pytestmark = pytest.mark.filterwarnings(
 BUCKET = "bucket"
 KEYS = {"aws_access_key_id": "id", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
 STORED = ("balanced", "archive", "fast")
-COLUMNS = ["_index", "string", "int16", "float32", "bool", "categories", "timestamp"]
+COLUMNS = ["_index", "string", "int16", "float32", "bool", "categories", "float64"]
 N_OBS, N_VARS = 4096, 800
 
 # -- a proxy that counts and fails ---------------------------------------------------------

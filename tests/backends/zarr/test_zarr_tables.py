@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import tempfile
@@ -129,39 +130,49 @@ TIMES = [
     pa.date32(), pa.date64(), pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns"),
     pa.duration("s"), pa.duration("ns"), pa.timestamp("s"), pa.timestamp("ns", "Europe/Berlin"),
 ]  # fmt: skip
-OTHERS = [*TIMES, pa.float16(), pa.string_view(), pa.null()]
 
 
-def values_of(type_: pa.DataType, n: int = 5) -> pa.Array:
-    if pa.types.is_null(type_):
-        return pa.nulls(n)
-    if pa.types.is_string_view(type_):
-        return pa.array(["a", None, "", "ü", "a\0"][:n], type_)
-    if pa.types.is_float16(type_):
-        return pa.array([v and np.float16(v) for v in (1, None, 0.5, -2, np.nan)], type_)
+def of_an_earlier_release(group: zarr.Group, table: pa.Table, **types: pa.DataType) -> ZarrTable:
+    """What was written when columns could be of more types, which only the attribute knows."""
+    write(group, "obs", table)
+    ours = dict(group["obs"].attrs["scdl_table"])
+    fields = [pa.field(f.name, types.get(f.name, f.type)) for f in table.schema]
+    ours["schema"] = base64.b64encode(pa.schema(fields).serialize().to_pybytes()).decode()
+    group["obs"].attrs["scdl_table"] = ours
+    return opened(group)
+
+
+@pytest.mark.parametrize("type_", [*TIMES, pa.null()], ids=str)
+def test_types_of_earlier_releases(group: zarr.Group, type_: pa.DataType) -> None:
     day = 86_400_000
-    return pa.array([day, None, 0, 2 * day, 0], f"int{type_.bit_width}").view(type_)
+    width = 0 if pa.types.is_null(type_) else type_.bit_width
+    stored = pa.array([day, None, 0, 2 * day, 0], f"int{width}") if width else pa.nulls(5, "bool")
+    codes = pa.array([1, None, 0, 1, 1], "int8") if width else pa.nulls(5, "int8")
+    categories = stored[2:4] if width else stored[:0]
+    coded = pa.DictionaryArray.from_arrays(codes, categories)
+    columns = {"values": stored, "some": stored if not width else stored.fill_null(0)}
+    table = pa.table({**names_of(5), **columns, "coded": coded})
+    kinds = {"values": type_, "some": type_, "coded": pa.dictionary(pa.int8(), type_)}
+    found = of_an_earlier_release(group, table, **kinds)
+    times = {name: a.view(type_) if width else pa.nulls(5) for name, a in columns.items()}
+    categories = categories.view(type_) if width else pa.nulls(0)
+    expected = {**times, "coded": pa.DictionaryArray.from_arrays(codes, categories)}
+    assert_holds(found, pa.table({**names_of(5), **expected}))
 
 
-@pytest.mark.parametrize("type_", OTHERS, ids=str)
-def test_types_without_an_encoding(group: zarr.Group, type_: pa.DataType) -> None:
-    values = values_of(type_)
-    some = pa.concat_arrays([values[2:], values[3:]])
-    table = pa.table({**names_of(5), "values": values, "some": some})
+def test_categories_of_halves(group: zarr.Group) -> None:
+    """Of which pandas has none; those of earlier releases stay what they are."""
+    halves = pa.array(np.array([0.5, 2], "f2"))
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 0, None], "int8"), halves)
+    found = written(group, pa.table({"c": column}))
+    assert_holds(found, pa.table({"c": column}))
+    assert seen(group)["c"].cat.categories.tolist() == [0.5, 2]
+
+
+def test_text_of_another_layout(group: zarr.Group) -> None:
+    table = pa.table({**names_of(3), "s": pa.array(["a", None, "ü" * 20], pa.string_view())})
     assert_holds(written(group, table), table)
-    frame = seen(group)
-    assert frame.columns.tolist() == ["values", "some"]
-    assert frame["values"].isna().sum() >= values.null_count > 0
-
-
-@pytest.mark.parametrize("type_", OTHERS, ids=str)
-def test_categories_without_an_encoding(group: zarr.Group, type_: pa.DataType) -> None:
-    codes, categories = pa.array([1, None, 0]), values_of(type_)[2:4]
-    if categories.null_count:
-        codes, categories = pa.nulls(3, pa.int8()), categories[:0]
-    table = pa.table({"c": pa.DictionaryArray.from_arrays(codes, categories)})
-    assert_holds(written(group, table), table)
-    assert len(seen(group)) == 3
+    assert seen(group)["s"].tolist()[::2] == ["a", "ü" * 20]
 
 
 @pytest.mark.parametrize("index", ["int8", "uint8", "uint16", "uint32", "uint64", "int64"])
@@ -179,18 +190,19 @@ def test_types_of_codes(group: zarr.Group, index: str) -> None:
 )
 def test_categories_of_numbers(group: zarr.Group, categories: list[Any]) -> None:
     column = pa.DictionaryArray.from_arrays(pa.array([1, None, 0], "int8"), pa.array(categories))
-    table = pa.table({"c": column, "d": pa.array([1, 2, 3])})
-    found = written(group, table).read(None, 0, None)
-    assert found["c"].combine_chunks().indices.equals(column.indices)
-    assert repr(found["c"].chunk(0).dictionary.to_pylist()) == repr(categories)
-    refused = repr(categories) in ("[0.5, nan]", "[0.0, -0.0]")
-    assert seen(group).columns.tolist() == (["d"] if refused else ["c", "d"])
+    found = written(group, pa.table({"c": column})).read(None, 0, None)["c"].chunk(0)
+    # Which is what pandas takes.
+    expected = [c for c in dict.fromkeys(categories) if c == c]
+    assert repr(found.dictionary.to_pylist()) == repr(expected)
+    values = [categories[1], None, categories[0]]
+    assert found.to_pylist() == [v if v == v else None for v in values]
+    assert seen(group)["c"].cat.categories.tolist() == expected
 
 
-def test_categories_differ_between_batches(group: zarr.Group) -> None:
-    """A null among them is a null, and what is there twice is there once."""
-    texts = [["b", "a"], ["a", "c", None], ["c", "b", "c"], []]
-    codes = [[0, 1, None], [0, 1, 2], [2, 1, 0], [None]]
+def test_categories_differ_between_chunks(group: zarr.Group) -> None:
+    """What is there twice is there once."""
+    texts = [["b", "a"], ["a", "c"], ["c", "b", "c"], []]
+    codes = [[0, 1, None], [0, 1, None], [2, 1, 0], [None]]
     arrays = [
         pa.DictionaryArray.from_arrays(pa.array(c, "int8"), pa.array(t, pa.string()))
         for c, t in zip(codes, texts, strict=True)
@@ -198,11 +210,25 @@ def test_categories_differ_between_batches(group: zarr.Group) -> None:
     batches = [pa.record_batch({"c": array}) for array in arrays]
     table = pa.Table.from_batches(batches)
     expected = ["b", "a", None, "a", "c", None, "c", "b", "c", None]
-    for name, source in {"whole": table, "stream": stream(iter(batches), table.schema)}.items():
-        write(group, name, source)
-        found = ZarrTable(WHERE, group[name]).read(None, 0, None)
-        assert found["c"].to_pylist() == expected
-        assert found["c"].chunk(0).dictionary.to_pylist() == ["b", "a", "c"]
+    found = written(group, table).read(None, 0, None)
+    assert found["c"].to_pylist() == expected
+    assert found["c"].chunk(0).dictionary.to_pylist() == ["b", "a", "c"]
+    with pytest.raises(OutputError, match=r"^/.*/stream: batches of column 'c' differ"):
+        write(group, "stream", stream(iter(batches), table.schema))
+
+
+def test_more_categories_than_codes(group: zarr.Group) -> None:
+    codes = pa.array(range(100), "int8")
+    names = [pa.array([str(i) for i in range(a, a + 100)]) for a in (0, 100)]
+    chunks = [pa.DictionaryArray.from_arrays(codes, texts) for texts in names]
+    with pytest.raises(OutputError, match=r"^/.*/obs: categories of its chunks cannot be joined"):
+        write(group, "obs", pa.table({"c": pa.chunked_array(chunks)}))
+
+
+def test_a_null_among_categories(group: zarr.Group) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 0], "int8"), pa.array(["a", None]))
+    found = written(group, pa.table({"c": column})).read(None, 0, None)["c"].chunk(0)
+    assert (found.to_pylist(), found.dictionary.to_pylist()) == ([None, "a"], ["a"])
 
 
 @pytest.mark.usefixtures("short_chunks")
@@ -219,31 +245,15 @@ def test_categories_are_in_every_chunk(group: zarr.Group, monkeypatch: pytest.Mo
                 assert chunk.dictionary.equals(whole.chunk(0).dictionary)
 
 
-def test_more_categories_than_codes(group: zarr.Group) -> None:
-    def batch(first: int) -> pa.RecordBatch:
-        texts = pa.array([str(i) for i in range(first, first + 100)])
-        codes = pa.array(range(100), "int8")
-        return pa.record_batch({"c": pa.DictionaryArray.from_arrays(codes, texts)})
-
-    batches = [batch(0), batch(100)]
-    with pytest.raises(
-        OutputError, match=r"^/.*/obs: column 'c' has 200 categories, but its codes end at 127"
-    ):
-        write(group, "obs", stream(iter(batches), batches[0].schema))
-
-
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("at", [0, 7, 29])
-@pytest.mark.parametrize(
-    "type_", ["int32", "uint8", "bool", "string", "large_string", "float32", "date32"]
-)
+@pytest.mark.parametrize("type_", ["int32", "uint8", "bool", "string", "large_string", "float32"])
 @pytest.mark.sampled
 def test_first_null_of_a_stream(group: zarr.Group, type_: str, at: int) -> None:
     """What was written as if there were none gets another encoding."""
     values = [str(i) if "string" in type_ else i % 2 if type_ == "bool" else i for i in range(30)]
     values = [bool(v) for v in values] if type_ == "bool" else values
-    plain = pa.array(values, "int32" if type_ == "date32" else type_)
-    plain = plain.view(type_) if type_ == "date32" else plain
+    plain = pa.array(values, type_)
     mask = pa.array(np.arange(30) != at)
     table = pa.table(
         {
@@ -268,7 +278,6 @@ VALUES = {
     pa.float32(): st.floats(width=32),
     pa.float64(): st.floats(),
     pa.bool_(): st.booleans(),
-    pa.timestamp("us", "UTC"): st.integers(-(2**63), 2**63 - 1),
 }
 
 
@@ -279,7 +288,7 @@ def tables(draw: st.DrawFn) -> pa.Table:
     for name in draw(st.lists(TEXT | st.just("_index"), max_size=6, unique=True)):
         type_ = draw(st.sampled_from(list(VALUES)))
         drawn = draw(st.lists(VALUES[type_] | st.none(), min_size=n, max_size=n))
-        column = pa.array(drawn, "int64" if pa.types.is_timestamp(type_) else type_).view(type_)
+        column = pa.array(drawn, type_)
         if draw(st.booleans()) and pa.types.is_large_string(type_):
             column = column.dictionary_encode()
         columns[name] = column
@@ -328,15 +337,22 @@ def test_encodings(group: zarr.Group) -> None:
         "string": "nullable-string-array",
         "large_string": "nullable-string-array",
         "no value": "nullable-string-array",
+        "float16": "array",
         "float32": "array",
         "float64": "array",
         "plain float": "array",
         "bool": "nullable-boolean",
         "plain bool": "array",
-        "timestamp": "nullable-integer",
-        "timestamp utc": "nullable-integer",
         **dict.fromkeys(
-            ["categories", "ordered.ü", "numbers as categories", "no category"], "categorical"
+            [
+                "categories",
+                "ordered.ü",
+                "numbers as categories",
+                "floats as categories",
+                "truths as categories",
+                "no category",
+            ],
+            "categorical",
         ),
         "index": "array",
     }
@@ -348,9 +364,8 @@ def test_encodings(group: zarr.Group) -> None:
     assert frame["ordered.ü"].cat.categories.tolist() == ["low", "high", ""]
     assert frame["categories"].tolist()[:4] == ["b", "a", "ü", np.nan]
     assert frame["numbers as categories"].cat.categories.tolist() == [10, -5, 7, 0]
-    assert frame["timestamp"].tolist()[:3] == [1, pd.NA, 2**62]
     assert frame["string"].tolist()[:3] == ["b", "", "ü"]
-    for name in ("string", "int8", "float32", "bool", "timestamp utc", "categories"):
+    for name in ("string", "int8", "float32", "bool", "categories"):
         assert frame[name].isna().sum() >= table[name].null_count > 0
 
 
@@ -466,7 +481,7 @@ def test_name_of_the_index(group: zarr.Group, name: str) -> None:
     assert frame.index.name == (name if name in ("cell", "index", "ü", "scdl") else None)
 
 
-@pytest.mark.parametrize("column", ["int8", "float32", "categories", "string", "bool", "timestamp"])
+@pytest.mark.parametrize("column", ["int8", "float32", "categories", "string", "bool"])
 def test_names_of_rows_that_are_no_text(group: zarr.Group, column: str) -> None:
     table = pa.table({"x": range(9), "_index": every_type(9)[column]})
     assert_holds(written(group, table), table)
@@ -652,9 +667,7 @@ def test_refused_tables(group: zarr.Group) -> None:
     binary = pa.array([b"x"])
     for table, message in [
         (pa.table([[1], [2], [3]], names=["a", "b", "a"]), "names of columns repeat: 'a'"),
-        (pa.table({"l": [[1]]}), "cannot store column 'l' of list"),
         (pa.table({"b": binary}), "cannot store column 'b' of binary"),
-        (pa.table({"d": binary.dictionary_encode()}), "cannot store column 'd' of dictionary"),
     ]:
         with pytest.raises(OutputError, match=message):
             write(group, "obs", table)
@@ -699,23 +712,23 @@ def test_damaged_tables(tmp_path: Path) -> None:
         return new_group(place), place / "obs"
 
     group, _ = fresh()
-    with damaged(group, "column 'int8' cannot be read .*there is no 'int8'"):
+    with damaged(group, "column 'int8' should be int8, but is missing"):
         del group["obs/int8"]
     group, _ = fresh()
-    with damaged(group, "'int8' cannot be read .*no 'mask'"):
+    with damaged(group, "'int8' should be int8, but is missing, or of"):
         del group["obs/int8/mask"]
     group, _ = fresh()
     with damaged(group, "'index' has 19 rows, expected 20"):
         group["obs/index"].resize((19,))
     group, _ = fresh()
-    with damaged(group, "20 values, but 21 tell nulls"):
+    with damaged(group, "20 values, but a mask of 21"):
         group["obs/int8/mask"].resize((21,))
     group, _ = fresh()
-    with damaged(group, "'index' should be int64, but is stored as double", "index"):
+    with damaged(group, "'index' should be int64, but is double", "index"):
         del group["obs/index"]
         group["obs"].create_array("index", shape=(20,), dtype="f8")
     group, _ = fresh()
-    with damaged(group, "'index' should be int64, but is stored as something else", "index"):
+    with damaged(group, "'index' should be int64, but is missing, or of another", "index"):
         del group["obs/index"]
         group["obs"].create_group("index")
     group, _ = fresh()
@@ -735,7 +748,7 @@ def test_damaged_tables(tmp_path: Path) -> None:
             raw[len(raw) // 2] ^= 255
             chunk.write_bytes(raw)
         group, place = fresh()
-        with damaged(group, f"{column.split('/')[0]!r} cannot be read"):
+        with damaged(group, f"{column.split('/')[0]!r} should be .*, but is missing"):
             (place / column / "zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
 
 
@@ -746,9 +759,8 @@ def test_damaged_foreign_tables(group: zarr.Group) -> None:
         write_elem(group, "obs", frame)
         return group["obs"]
 
-    message = "PATH: the table obs: column '{}' cannot be read .*there is no '{}'"
     del again()["_index"]
-    with pytest.raises(ArchiveFormatError, match=message.format("_index", "_index")):
+    with pytest.raises(ArchiveFormatError, match="its index '_index' is missing"):
         opened(group)
     for path in ("a", "c/codes", "c/categories"):
         del again()[path]
@@ -759,9 +771,9 @@ def test_damaged_foreign_tables(group: zarr.Group) -> None:
     with pytest.raises(ArchiveFormatError, match="column 'a' has 3 rows, expected 2"):
         opened(group)
     again().attrs["_index"] = "c/none"
-    with pytest.raises(ArchiveFormatError, match="there is no 'c/none'"):
+    with pytest.raises(ArchiveFormatError, match="its index 'c/none' is missing"):
         opened(group)
     again().create_array("matrix", shape=(2, 2), dtype="i1")
     group["obs"].attrs["_index"] = "matrix"
-    with pytest.raises(ArchiveFormatError, match="its index 'matrix' is no column of text"):
+    with pytest.raises(ArchiveFormatError, match="its index 'matrix' is missing, or no column"):
         opened(group)

@@ -1,0 +1,280 @@
+"""Columns of AnnData's data frames, in groups of HDF5 or Zarr, read by ranges of rows.
+
+Every encoding is known here; a format of files supplies how its groups and arrays are read. Source:
+anndata's on-disk format specification, and files that old releases, R and SeuratDisk wrote.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from storage_backends.anndata_format import names
+from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
+from storage_backends.compute import arrow, uniting
+from storage_backends.errors import ScdlError
+
+#: Bytes of the largest numbers that Arrow has.
+_LARGEST_NUMBER = 8
+
+
+class EncodingError(ValueError):
+    """The parts of a column contradict each other."""
+
+
+class Column(NamedTuple):
+    """A column that can be read.
+
+    Attributes
+    ----------
+    type
+        Of its values.
+    length
+        Number of rows.
+    read
+        Gives rows ``[start, stop)``.
+    nullable
+        Whether pandas has it in a type of its own for nulls.
+    """
+
+    type: pa.DataType
+    length: int
+    read: Callable[[int, int], pa.Array]
+    nullable: bool = False
+
+
+class FrameReader(ABC):
+    """Finds the columns of a data frame.
+
+    A subclass knows how elements of a file are found and read.
+
+    Parameters
+    ----------
+    where
+        Opens the message of an error.
+    group
+        The group of the data frame.
+    """
+
+    #: As for :func:`coded`.
+    are_distinct = False
+    #: Raised of a data frame that cannot be read.
+    error: type[ScdlError]
+    #: What :meth:`find` raises of a column that is to be left out.
+    unreadable: type[ScdlError]
+
+    def __init__(self, where: str, group: Any) -> None:
+        self.where, self.group = where, group
+
+    @abstractmethod
+    def member(self, path: str) -> Any:
+        """The array or group at a path in the group; None: there is none."""
+
+    @abstractmethod
+    def text(self, array: Any) -> Column | None:
+        """The column of an array with one dimension that holds no numbers; None: no text either."""
+
+    @abstractmethod
+    def old_categories(self, codes: Any) -> Any:
+        """The categories that an array of codes refers to, as anndata 0.7 has it; None: none."""
+
+    def columns(self, attributes: Any) -> tuple[dict[str, Column], list[str]]:
+        """The index and the columns by their names, and names of columns that cannot be read."""
+        index = self.index_name(attributes)
+        names_of_rows = self.index(index)
+        found, unread = {INDEX: names_of_rows}, []
+        for name in self.listed(attributes, index):
+            column = None if name in found else self._unless_unreadable(name)
+            if column is None:
+                unread.append(name)
+            elif column.length != names_of_rows.length:
+                raise self.error(
+                    f"{self.where}: column {name!r} has {column.length} rows, expected "
+                    f"{names_of_rows.length}, as many as the index has"
+                )
+            else:
+                found[name] = column
+        return found, unread
+
+    def index_name(self, attributes: Any) -> str:
+        """The member that is the index."""
+        named = attributes.get(names.INDEX_NAMED)
+        if named is not None:
+            return names.text(named)
+        return "index" if INDEX not in self.group and "index" in self.group else INDEX
+
+    def index(self, name: str) -> Column:
+        """The names of rows, as text."""
+        column = self.find(name)
+        if column is None:
+            raise self.error(
+                f"{self.where}: its index {name!r} is missing, or no column of text or numbers; "
+                f"expected names, or the name of another index in the attribute {names.INDEX_NAMED}"
+            )
+        return as_text(column)
+
+    def listed(self, attributes: Any, index: str) -> list[str]:
+        """Names of the columns in order; all members where nothing says which are columns."""
+        order = attributes.get(names.COLUMN_ORDER)
+        if order is not None:
+            return [names.text(name) for name in order]
+        return sorted(name for name in self.group if name not in (index, names.OLD_CATEGORIES))
+
+    def _unless_unreadable(self, name: str) -> Column | None:
+        try:
+            return self.find(name)
+        except (self.unreadable, EncodingError):
+            return None
+
+    def find(self, path: str) -> Column | None:
+        """The column at a path; None where there is none, or its encoding is not known."""
+        return self.column(self.member(path))
+
+    def column(self, element: Any) -> Column | None:
+        """The column in an array or a group; None where its encoding is not known."""
+        if element is None:
+            return None
+        if hasattr(element, "shape"):
+            categories = self.old_categories(element)
+            return self._plain(element) if categories is None else self._old(element, categories)
+        encoding = names.encoding_of(element)
+        if encoding == "categorical":
+            codes, categories = element.get("codes"), self.column(element.get("categories"))
+            return coded(
+                self._plain(codes),
+                categories,
+                ordered=is_ordered(element),
+                are_distinct=self.are_distinct,
+            )
+        values = self._plain(element.get("values"))
+        if encoding.startswith(names.NULLABLE_PREFIX):
+            nullable = names.is_for_nulls(element.attrs.get(names.NA_VALUE))
+            return masked(values, self._plain(element.get("mask")), nullable=nullable)
+        if not encoding and values is not None:
+            # A factor of R, as SeuratDisk writes it.
+            levels = self.column(element.get("levels"))
+            return coded(_counted_from_zero(values), levels, ordered=is_ordered(element))
+        return None
+
+    def _old(self, codes: Any, categories: Any) -> Column | None:
+        return coded(self._plain(codes), self.column(categories), ordered=is_ordered(categories))
+
+    def _plain(self, array: Any) -> Column | None:
+        """The numbers or the text of an array with one dimension."""
+        if len(getattr(array, "shape", None) or ()) != 1:
+            return None
+        return numbers(array, array.dtype, array.shape[0]) or self.text(array)
+
+
+def is_ordered(element: Any) -> bool:
+    """Whether what describes categories says that they are ordered."""
+    return bool(element.attrs.get("ordered", False))
+
+
+def numbers(array: Any, dtype: np.dtype[Any], length: int) -> Column | None:
+    """The numbers that slices of something give; None where Arrow has no such type."""
+    if dtype.kind not in "biuf" or dtype.itemsize > _LARGEST_NUMBER:
+        return None
+    type_ = pa.from_numpy_dtype(dtype.newbyteorder("="))
+    return Column(type_, length, lambda start, stop: arrow.numbers(array[start:stop]))
+
+
+def coded(
+    codes: Column | None, categories: Column | None, *, ordered: bool, are_distinct: bool = False
+) -> Column | None:
+    """A categorical column, whose categories are read with its first rows; -1 codes a null.
+
+    Parameters
+    ----------
+    are_distinct
+        Whether categories other than floats are known to be values, and each there once.
+    """
+    if codes is None or categories is None or not pa.types.is_integer(codes.type):
+        return None
+    n_categories = categories.length
+
+    @functools.cache
+    def coder() -> Callable[[pa.Array], pa.DictionaryArray]:
+        values = categories.read(0, n_categories)
+        if are_distinct and not pa.types.is_floating(values.type):
+            return lambda codes: pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
+        return arrow.coder(values, ordered=ordered)
+
+    def read(start: int, stop: int) -> pa.Array:
+        part = to_numpy(codes.read(start, stop)).astype(np.int64)
+        if len(part) and (part.min() < -1 or part.max() >= n_categories):
+            raise EncodingError(
+                f"there are {n_categories} categories, but codes run from {part.min()} to "
+                f"{part.max()}"
+            )
+        return coder()(arrow.numbers(part.astype(np.int32), part < 0))
+
+    type_ = pa.dictionary(pa.int32(), arrow.category_type(categories.type), ordered)
+    return Column(type_, codes.length, read)
+
+
+def whole_numbers(column: Column) -> Column:
+    """Codes that may be stored as floats, where all that are negative or NaN are nulls."""
+
+    def read(start: int, stop: int) -> pa.Array:
+        part = uniting.cast(column.read(start, stop), pa.int64()).fill_null(-1)
+        return arrow.numbers(np.maximum(to_numpy(part), -1))
+
+    return Column(pa.int64(), column.length, read)
+
+
+def _counted_from_zero(column: Column) -> Column:
+    """Codes of a factor of R, which count from 1; its smallest integer is a missing value."""
+
+    def read(start: int, stop: int) -> pa.Array:
+        part = to_numpy(column.read(start, stop)).astype(np.int64)
+        return arrow.numbers(np.maximum(part - 1, -1))
+
+    return Column(pa.int64(), column.length, read)
+
+
+def masked(values: Column | None, mask: Column | None, *, nullable: bool = True) -> Column | None:
+    """Values of which some are null."""
+    if values is None or mask is None or not pa.types.is_primitive(mask.type):
+        return None
+    if mask.length != values.length:
+        raise EncodingError(f"there are {values.length} values, but a mask of {mask.length}")
+
+    def read(start: int, stop: int) -> pa.Array:
+        absent = mask.read(start, stop).cast(pa.bool_())
+        return pc.if_else(absent, pa.scalar(None, values.type), values.read(start, stop))
+
+    return Column(values.type, values.length, read, nullable)
+
+
+def as_text(column: Column) -> Column:
+    """A column as text, written as Python writes it."""
+
+    def read(start: int, stop: int) -> pa.Array:
+        part = column.read(start, stop)
+        part = part.dictionary_decode() if pa.types.is_dictionary(part.type) else part
+        return uniting.cast(part, pa.large_string())
+
+    return Column(pa.large_string(), column.length, read)
+
+
+def schema_of(columns: Iterable[tuple[str, Column]], index_name: str) -> pa.Schema:
+    """The schema of the columns of a table, whose index is called so."""
+    fields = [
+        pa.field(name, column.type, metadata=NULLABLE if column.nullable else None)
+        for name, column in columns
+    ]
+    return pa.schema(fields, {INDEX_NAME: index_name} if index_name not in ("", INDEX) else None)
+
+
+def to_numpy(array: pa.Array) -> NDArray[Any]:
+    """Numbers without nulls."""
+    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return values
