@@ -110,24 +110,24 @@ def test_workers_give_batches_in_turn(drawn: tuple[list[Epoch], int, int]) -> No
         given = [
             batch.tolist()
             for window in worker.windows(cells)
-            for stretch in worker.stretches(window, at_once, share.length)
-            for batch in np.split(stretch.positions, np.cumsum(stretch.sizes)[:-1])
+            for plan in worker.read_plans(window, at_once, share.length)
+            for batch in np.split(plan.positions, np.cumsum(plan.sizes)[:-1])
         ]
         mine = range(worker.first + number, len(share), len(workers))
         assert given == [list(range(*share.bounds(batch))) for batch in mine]
 
 
 @given(epochs())
-def test_stretches_hold_the_cells_of_their_positions(drawn: tuple[list[Epoch], int, int]) -> None:
+def test_read_plans_hold_the_cells_of_their_positions(drawn: tuple[list[Epoch], int, int]) -> None:
     workers, cells, at_once = drawn
     length = workers[0].share.length
     order = workers[0].positions[0:length]
     for worker in workers:
         for window in worker.windows(cells):
-            for stretch in worker.stretches(window, at_once, length):
-                np.testing.assert_array_equal(stretch.cells, order[stretch.positions])
-                assert 1 <= len(stretch.sizes) <= at_once
-                assert sum(stretch.sizes) == len(stretch.positions)
+            for plan in worker.read_plans(window, at_once, length):
+                np.testing.assert_array_equal(plan.cells, order[plan.positions])
+                assert 1 <= len(plan.sizes) <= at_once
+                assert sum(plan.sizes) == len(plan.positions)
 
 
 @pytest.mark.parametrize("wrong", [-1, 10, 2**40])
@@ -135,7 +135,7 @@ def test_position_that_is_no_cell(wrong: int) -> None:
     order = np.array([0, 1, wrong, 3])
     epoch = Epoch(order, CellShare(4, 2, 0, 1, False), 0)
     with pytest.raises(OrderError, match=str(wrong)):
-        list(epoch.stretches(range(2), 1, 10))
+        list(epoch.read_plans(range(2), 1, 10))
 
 
 @st.composite

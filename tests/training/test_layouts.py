@@ -13,12 +13,12 @@ import scdl
 
 torch = pytest.importorskip("torch")
 
-from scdl.training.layouts import LAYOUTS, Asked, Layout
+from scdl.training.layouts import LAYOUTS, Layout, LayoutOptions
 
 CELLS = random_cells(50, 12)
 
 
-def detected(cells: scdl.CellBatch, asked: Asked) -> dict[str, Any]:
+def detected(cells: scdl.CellBatch, options: LayoutOptions) -> dict[str, Any]:
     """The genes of each cell one after the other, and where each cell begins."""
     return {"x": torch.from_numpy(cells.indices.astype("i8")), "lengths": cells.indptr[:-1]}
 
@@ -41,7 +41,9 @@ def test_loaders_take_it_by_name(ds: Any, options: Any, monkeypatch: pytest.Monk
 
 def test_its_length(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LAYOUTS, "first", Layout(LAYOUTS["padded"].make, takes_length=True))
-    with pytest.raises(scdl.errors.LoaderError, match="'padded' or 'first' needs a length"):
+    with pytest.raises(
+        scdl.errors.LoaderError, match="required for the layout 'padded' or 'first'"
+    ):
         scdl.SingleCellLoader(ds, 16, layout="first")
     (batch, *_) = scdl.SingleCellLoader(ds, 16, layout="first", length=3)
     assert batch.x.shape == (16, 3)

@@ -942,7 +942,7 @@ class TestThreads:
             def positions(self, n: int, seed: int, epoch: int) -> np.ndarray:
                 return np.arange(n) + 900
 
-        with pytest.raises(OrderError, match=str(N_OBS)):
+        with pytest.raises(OrderError, match=str(N_OBS - 1)):
             list(SingleCellLoader(memmap, order=Outside()))
 
     def test_goes_on_after_an_error(self, memmap: Any) -> None:
@@ -1111,8 +1111,8 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
     "match without controls": (
         {"order": "grouped", "by": "type", "match": "line"}, LoaderError, "control=",
     ),
-    "block of an order of one's own": (
-        {"order": orders.Random(), "block": 5}, LoaderError, "own.*block=",
+    "block of a custom order": (
+        {"order": orders.Random(), "block": 5}, LoaderError, "custom.*block=",
     ),
     "remainder of another order": ({"remainder": "fill"}, LoaderError, "remainder=.*'grouped'"),
     "unknown remainder": (
@@ -1122,7 +1122,7 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
         {"order": "grouped", "by": "type", "remainder": "smaller", "drop_last": True}, LoaderError,
         "drop_last",
     ),
-    "groups that would never come": (
+    "groups smaller than a batch": (
         {"order": "grouped", "by": "type", "batch_size": 200}, OrderError, "'NK'.*109|'NK'.*200",
     ),
     "a class for an order": ({"order": orders.Random}, LoaderError, "object.*Random"),
@@ -1196,7 +1196,7 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
     ),
     "logarithms first": ({"transforms": [Log1p(), NormalizeTotal()]}, LoaderError, "order"),
     "logarithms twice": ({"transforms": [Log1p(), Log1p()]}, LoaderError, "once"),
-    "functions first": ({"transforms": [len, Log1p()]}, LoaderError, "functions follow"),
+    "functions first": ({"transforms": [len, Log1p()]}, LoaderError, "followed by functions"),
     "logarithms as integers": (
         {"transforms": [Log1p()], "dtype": torch.int32}, LoaderError, "int32",
     ),
