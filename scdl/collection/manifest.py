@@ -254,11 +254,11 @@ def changing(directory: str) -> Iterator[None]:
     ArchiveLockedError
         Another process or thread holds it.
     """
-    with locks.changing(directory):
+    with locks.write_locked(directory):
         # Nobody else writes one: these are of killed ones.
         for left in glob.glob(os.path.join(glob.escape(directory), f".{MANIFEST}.*")):
             publication.remove(left)
-        publication.sweep(directory)
+        publication.finish_removals(directory)
         yield
 
 

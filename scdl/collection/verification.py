@@ -82,7 +82,7 @@ def _members(path: str) -> tuple[dict[str, Member | None], list[Finding]]:
         try:
             return {record.path: record for record in read_manifest(path)}, []
         except (ArchiveFormatError, OSError) as error:
-            findings.append(verification.finding(error))
+            findings.append(verification.as_finding(error))
     return dict.fromkeys(archives_below(path)), findings
 
 
@@ -124,7 +124,7 @@ def verify_members(
         except ArchiveWriteError:
             raise
         except (ScdlError, OSError) as error:
-            found.append(verification.finding(error))
+            found.append(verification.as_finding(error))
         else:
             found += report.findings
             done += report.done
@@ -135,7 +135,7 @@ def verify_members(
         path,
         f"a collection of {len(members):,}",
         deep,
-        verification.listed(path, found),
+        verification.sorted_findings(path, found),
         tuple(done),
         nbytes,
         time.perf_counter() - started,
@@ -148,5 +148,5 @@ def _changes(path: str, known: Member) -> list[Finding]:
         with registry.detect(path).store.open(path) as store:
             known.check(store, genes=True)
     except (ScdlError, OSError) as error:
-        return [verification.finding(error)]
+        return [verification.as_finding(error)]
     return []

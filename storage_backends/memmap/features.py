@@ -68,7 +68,7 @@ def files(root: str, index: str) -> tuple[str, ...]:
 def read_stops(root: str, index: str) -> list[int]:
     """The row at which each block of an index ends, checked to rise; `index` is its directory."""
     key = f"{index}/{BOUNDARIES}"
-    return parse_stops(archive_files.read(root, key), os.path.join(root, key))
+    return parse_stops(archive_files.read_file(root, key), os.path.join(root, key))
 
 
 def parse_stops(data: bytes, where: str) -> list[int]:
@@ -86,7 +86,7 @@ def read_labels(root: str, index: str, n_blocks: int) -> list[str | None]:
     """Where each block came from; None where the archive does not say it legibly."""
     for name, parse in ((LABELS_JSON, parse_labels_json), (LABELS_NPY, parse_labels_npy)):
         if os.path.lexists(os.path.join(root, index, name)):
-            found = parse(archive_files.read(root, f"{index}/{name}"))
+            found = parse(archive_files.read_file(root, f"{index}/{name}"))
             if not isinstance(found, list) or len(found) != n_blocks:
                 break
             return [str(label) if label else None for label in found]

@@ -85,7 +85,7 @@ def read_header(path: str) -> Header | None:
     file = os.path.join(path, HEADER)
     if not os.path.lexists(file):
         return None
-    header = Header.from_bytes(archive_files.read(path, HEADER), file)
+    header = Header.from_bytes(archive_files.read_file(path, HEADER), file)
     for array in header.arrays:
         if array.name in ("ROWPTR", "COLPTR") and array.dtype.kind != "u":
             raise ArchiveFormatError(
@@ -115,7 +115,7 @@ def matrix_files(path: str, header: Header | None) -> Files:
 
 
 def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
-    file = archive_files.path_of(path, name)
+    file = archive_files.file_path(path, name)
     if not os.path.isfile(file):
         raise ArchiveFormatError(f"{file}: the file is missing; convert the source again")
     size = os.path.getsize(file)
@@ -145,7 +145,7 @@ def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
         if documented is not None and entry["name"].startswith(f"graphs/{documented}/"):
             continue
         spec = ArraySpec(np.dtype(entry["dtype"]), entry["length"], tuple(entry["item_shape"]))
-        file = archive_files.path_of(path, own_file(i))
+        file = archive_files.file_path(path, own_file(i))
         if not os.path.isfile(file) or os.path.getsize(file) != spec.nbytes:
             raise ArchiveFormatError(
                 f"{file}: expected {spec.nbytes} bytes for {entry['name']}, "
@@ -175,7 +175,7 @@ def read_manifest(path: str, n_obs: int, nnz: int, remarks: list[str]) -> Mappin
     file = os.path.join(path, MANIFEST)
     if not os.path.lexists(file):
         return {}
-    manifest = parse_manifest(archive_files.read(path, MANIFEST), file)
+    manifest = parse_manifest(archive_files.read_file(path, MANIFEST), file)
     version, describes = manifest["format"], (manifest["n_obs"], manifest["nnz"])
     if version > MANIFEST_FORMAT:
         raise ArchiveFormatError(

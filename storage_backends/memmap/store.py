@@ -38,7 +38,7 @@ from storage_backends.compute.caching import Lazily, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
-from storage_backends.directory.mapped_file import MappedFile, hold
+from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import ArchiveChangedError, ArchiveClosedError, ArchiveFormatError
@@ -177,7 +177,7 @@ class MemmapStore(DirectoryStore):
 
     def _hold(self) -> None:
         """Map the files of tables already, and read what else would be read later."""
-        self._held = hold(itertools.chain(*map(self._table_files, self.tables)), MappedFile)
+        self._held = map_files(itertools.chain(*map(self._table_files, self.tables)), MappedFile)
         if not self._manifest:
             _ = self._labels
 
@@ -246,7 +246,7 @@ class MemmapStore(DirectoryStore):
         if not store.stale:
             return ()
         place, header = (store.path, layout.CHECKSUMS), store._header_of_files().to_bytes()
-        if integrity.is_what_was_written(*place, layout.HEADER, header) is False:
+        if integrity.matches_checksums(*place, layout.HEADER, header) is False:
             # The header is not all that differs from what was written.
             return ()
         integrity.replace_files(*place, {layout.HEADER: header}, lambda: store.is_current)
@@ -331,7 +331,7 @@ class MemmapStore(DirectoryStore):
             block = int(name.removeprefix("var/"))
             blocks = range(block, block + 1)
         names = [layout.dataframe(i, n_blocks) for i in blocks]
-        return [archive_files.path_of(self.path, f"{directory}/{name}") for name in names]
+        return [archive_files.file_path(self.path, f"{directory}/{name}") for name in names]
 
     def _table_files(self, name: str) -> list[str]:
         own = [self._own_table_file(name, what) for what in ("names", "categories")]
@@ -345,4 +345,4 @@ class MemmapStore(DirectoryStore):
     def _own_table_file(self, table: str, what: str) -> str | None:
         if not self._side_files(table).get(what):
             return None
-        return archive_files.path_of(self.path, layout.beside("", table, what))
+        return archive_files.file_path(self.path, layout.beside("", table, what))

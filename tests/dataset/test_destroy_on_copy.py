@@ -254,7 +254,7 @@ class TestWhatStandsThere:
         assert not (tmp_path / "flat").exists()
 
     def test_locked_by_another(self, tmp_path: Path, paths: list[Path]) -> None:
-        with locks.changing(str(paths[1])), pytest.raises(ArchiveLockedError, match="m1"):
+        with locks.write_locked(str(paths[1])), pytest.raises(ArchiveLockedError, match="m1"):
             scdl.open(paths[1]).store.remove()
         assert scdl.open(paths[1]).n_obs == N
 

@@ -145,7 +145,7 @@ class TestFileSystems:
         assert sorted(os.listdir(archive.parent)) == ["archive", "cells.h5ad"]
 
     def test_killed_between_two_renames(self, archive: Path) -> None:
-        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.ASIDE}")
+        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.SWAPPED}")
         archive.rename(aside)
         with pytest.raises(scdl.errors.ArchiveNotFoundError):
             scdl.open(archive)
@@ -158,7 +158,7 @@ class TestFileSystems:
         """The only copy of that, as of one that was killed between two renames, is not touched."""
         ending = f".0123cdef{publication.PART}"
         left = [archive.with_name(f".archive.{end}") for end in (f"zarr{ending}", f"v2{ending}")]
-        aside = [path.with_name(path.name + publication.ASIDE) for path in left]
+        aside = [path.with_name(path.name + publication.SWAPPED) for path in left]
         for path in (*left, *aside):
             shutil.copytree(archive, path)
         scdl.convert(archive.with_name("cells.h5ad"), archive, replace=True)
@@ -167,7 +167,7 @@ class TestFileSystems:
         assert all(path.exists() for path in (*left, *aside))
 
     def test_what_a_living_writer_put_aside(self, archive: Path) -> None:
-        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.ASIDE}")
+        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.SWAPPED}")
         shutil.copytree(archive, aside)
         held = locks.writer_lock(str(aside))
         scdl.convert(archive.with_name("cells.h5ad"), archive, replace=True)

@@ -38,7 +38,7 @@ from storage_backends.capabilities import Finding, Verdict
 from storage_backends.compute import threads
 from storage_backends.directory import content as content_sums
 from storage_backends.directory import locks
-from storage_backends.directory.checksums import Recorder, Running, Table, sums_of
+from storage_backends.directory.checksums import Recorder, RunningChecksums, Table, file_checksums
 from storage_backends.directory.content import crc32c
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -150,7 +150,12 @@ def test_offsets(indptr: list[int], found: str) -> None:
     if len(indptr) == 3:
         told(damage(contents), "blocks end at row 3", "2 cells")
     else:
-        told(damage(contents), "indptr", found, "rising from 0" if "row" in found else "up to 5")
+        told(
+            damage(contents),
+            "indptr",
+            found,
+            "ascending offsets from 0" if "row" in found else "up to 5",
+        )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,9 @@ def test_offsets(indptr: list[int], found: str) -> None:
 @pytest.mark.parametrize("at_once", [1, 2, 1 << 20])
 def test_ids(indices: list[int], where: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structure, "_VALUES", at_once)
-    told(damage(sparse(indices=np.array(indices, "u2"))), "indices", "from 0 to 5, rising", where)
+    told(
+        damage(sparse(indices=np.array(indices, "u2"))), "indices", "from 0 to 5, ascending", where
+    )
 
 
 def test_ids_in_any_order_where_the_archive_does_not_say_that_they_rise() -> None:
@@ -408,10 +415,10 @@ def test_not_more_is_listed_than_can_be_read(archive: tuple[str, Path]) -> None:
     full = scdl.verify(path).findings
     assert len(full) > 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "_MOST_FINDINGS", 3)
+        patch.setattr(verification, "_MAX_FINDINGS", 3)
         few = scdl.verify(path).findings
     assert few[:3] == full[:3]
-    assert few[3].message == f"{path}: there are {len(full) - 3} findings more"
+    assert few[3].message == f"{path}: there are {len(full) - 3} more findings"
     assert few[3].verdict is Verdict.DAMAGED
 
 
@@ -467,7 +474,7 @@ def test_archives_of_others_can_be_given_checksums(tmp_path: Path, name: str) ->
     assert after.pop(path / "scdl/checksums.bin")
     assert after == before
     assert os.listdir(tmp_path) == [name]
-    with pytest.raises(OutputError, match="it has checksums already"):
+    with pytest.raises(OutputError, match="already has checksums"):
         scdl.verify(path, add_checksums=True)
 
 
@@ -632,7 +639,13 @@ def test_what_cannot_be_opened_is_not_repaired(archive: tuple[str, Path]) -> Non
 
 # -- the file of checksums -----------------------------------------------------------------
 
-TABLE = Table({"a": sums_of(b"123456789"), "b/c": sums_of(b""), "ü": sums_of(bytes(3 << 20))})
+TABLE = Table(
+    {
+        "a": file_checksums(b"123456789"),
+        "b/c": file_checksums(b""),
+        "ü": file_checksums(bytes(3 << 20)),
+    }
+)
 
 
 def test_checksums_are_crc32c_of_blocks(tmp_path: Path) -> None:
@@ -646,12 +659,12 @@ def test_checksums_are_crc32c_of_blocks(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=3000), st.integers(1, 64), st.lists(st.integers(0, 99), max_size=9))
 def test_checksums_do_not_depend_on_pieces(data: bytes, block: int, lengths: list[int]) -> None:
-    running, position = Running(block), 0
+    running, position = RunningChecksums(block), 0
     for length in lengths:
         running.update(data[position : position + length])
         position = min(position + length, len(data))
     running.update(data[position:])
-    found, expected = running.sums(), sums_of(data, block)
+    found, expected = running.result(), file_checksums(data, block)
     blocks = [crc32c(data[i : i + block]) for i in range(0, len(data), block)]
     assert found.blocks.tolist() == expected.blocks.tolist() == blocks
     assert found.size == len(data)
@@ -659,8 +672,8 @@ def test_checksums_do_not_depend_on_pieces(data: bytes, block: int, lengths: lis
 
 def test_checksums_without_the_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content_sums, "_EXTEND", 0)
-    assert sums_of(b"123456789").blocks.tolist() == [0xE3069283]
-    assert sums_of(b"123456789" * 9, 10).blocks.tolist() == [
+    assert file_checksums(b"123456789").blocks.tolist() == [0xE3069283]
+    assert file_checksums(b"123456789" * 9, 10).blocks.tolist() == [
         crc32c((b"123456789" * 9)[i : i + 10]) for i in range(0, 81, 10)
     ]
 
@@ -690,7 +703,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("said", HOSTILE, ids=lambda said: said[:60])
 def test_hostile_checksums_are_refused(said: bytes) -> None:
-    with pytest.raises(ArchiveFormatError, match="here: these are no checksums"):
+    with pytest.raises(ArchiveFormatError, match="here: this is not a file of scdl checksums"):
         Table.from_bytes(checked(said), "here")
 
 
@@ -770,13 +783,13 @@ def test_of_many_findings_the_rest_is_counted(atlas: Path) -> None:
     (atlas / "collection.json").write_text(json.dumps(manifest))
     report = scdl.verify(atlas)
     assert len(report.findings) == 101
-    assert "there are 150 findings more" in report.findings[-1].message
+    assert "there are 150 more findings" in report.findings[-1].message
 
 
 def test_what_tells_nothing_of_bytes_is_no_damage(
     atlas: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with locks.changing(str(atlas / "b.zarr")):
+    with locks.write_locked(str(atlas / "b.zarr")):
         (atlas / "b.zarr" / CHECKSUMS["zarr"]).unlink()
         report = scdl.verify(atlas, add_checksums=True)
     assert report.verdict is Verdict.UNKNOWN
@@ -824,7 +837,7 @@ def test_the_command(archive: tuple[str, Path]) -> None:
     assert "done: " in told
     code, _, wrong = run(path, "--add-checksums")
     assert code == 2
-    assert "it has checksums already" in wrong
+    assert "already has checksums" in wrong
     flip_bit(str(next(path.rglob("*.json"))), 0, 0)
     code, told, _ = run(path, "--deep", "--repair")
     assert code == 1

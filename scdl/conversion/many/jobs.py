@@ -186,10 +186,10 @@ def _new_drafts(dest: str) -> tuple[str, int]:
 
 def sweep(dest: str) -> None:
     """Remove the drafts of processes that have ended."""
-    publication.sweep(dest)
+    publication.finish_removals(dest)
     for left in glob.glob(os.path.join(glob.escape(dest), _DRAFTS + "*")):
         with contextlib.suppress(OSError):
-            if (held := locks.lock(left, surely=True)) is not None:
+            if (held := locks.lock(left, strict=True)) is not None:
                 _remove(left)
                 locks.unlock(held)
 
@@ -197,7 +197,7 @@ def sweep(dest: str) -> None:
 def _remove(path: str) -> None:
     """Remove drafts in one step, so that nobody writes into a part of them meanwhile."""
     try:
-        publication.take_away(path)
+        publication.remove_atomically(path)
     except OSError:
         publication.remove(path)
 
@@ -219,7 +219,7 @@ def publish(job: Job, report: ConversionReport, *, replace: bool = False) -> Con
     with refused_write(target):
         if os.path.lexists(target) and replace:
             target = os.path.realpath(target)
-            with locks.changing(target):
+            with locks.write_locked(target):
                 publication.exchange(draft, target)
             publication.remove(draft)
         elif os.path.lexists(target):

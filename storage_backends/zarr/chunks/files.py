@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from storage_backends.compute.caching import Recent
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.content import Content
-from storage_backends.directory.mapped_file import MappedFile, hold
+from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
 
 #: Shard indexes kept in memory, and files kept open beside those that are held, of one archive.
@@ -83,7 +83,7 @@ class LocalFiles:
 
     def hold(self, keys: Iterable[str]) -> None:
         """Map files so that they outlive their removal; of very many only the first."""
-        self._held = hold(keys, self._open_file)
+        self._held = map_files(keys, self._open_file)
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
         """The bytes of a file, where it is held."""
@@ -102,7 +102,7 @@ class LocalFiles:
             )
 
     def _open_file(self, key: str) -> MappedFile:
-        return MappedFile(archive_files.path_of(self.root, key))
+        return MappedFile(archive_files.file_path(self.root, key))
 
     def _file(self, key: str) -> MappedFile | None:
         self._before_reading(key)

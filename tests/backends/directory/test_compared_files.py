@@ -19,8 +19,8 @@ from scdl.verification import verify as verification
 from storage_backends import registry
 from storage_backends.capabilities import Finding, Verdict
 from storage_backends.directory import comparison
-from storage_backends.directory.checksums import sums_of
-from storage_backends.directory.comparison import Comparison, Place
+from storage_backends.directory.checksums import file_checksums
+from storage_backends.directory.comparison import ArchivePaths, Comparison
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.testing.archives import flip_bit
 
@@ -40,21 +40,21 @@ def compared(tmp_path: Path) -> Comparison:
         data = np.random.default_rng(size).bytes(size)
         (tmp_path / key).parent.mkdir(exist_ok=True)
         (tmp_path / key).write_bytes(data)
-        sums[key] = sums_of(data, BLOCK)
-    return Comparison(Place(str(tmp_path), "checksums"), sums, BLOCK)
+        sums[key] = file_checksums(data, BLOCK)
+    return Comparison(ArchivePaths(str(tmp_path), "checksums"), sums, BLOCK)
 
 
 @pytest.fixture
 def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Takes note of what is read."""
     found: list[tuple[str, int]] = []
-    read = comparison._read
+    read = comparison._read_piece
 
     def noted(path: str, start: int, nbytes: int) -> memoryview:
         found.append((os.path.relpath(path, tmp_path), start))
         return read(path, start, nbytes)
 
-    monkeypatch.setattr(comparison, "_read", noted)
+    monkeypatch.setattr(comparison, "_read_piece", noted)
     return found
 
 
@@ -86,7 +86,7 @@ def test_damage_is_told_to_all_who_ask(compared: Comparison, tmp_path: Path) -> 
     flip_bit(str(tmp_path / "a"), 730, 0)
     compared.require("b/c")
     for _ in range(2):
-        with pytest.raises(ArchiveFormatError, match="a: bytes 700 to 800 are not those"):
+        with pytest.raises(ArchiveFormatError, match="a: bytes 700 to 800 differ from those"):
             compared.require("a")
     found = [piece.check() for piece in compared]
     assert [i for i, finding in enumerate(found) if finding is not None] == [3]
@@ -99,7 +99,7 @@ def test_only_what_is_lost_may_not_be_read(
     def refuse(*_: object) -> memoryview:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(comparison, "_read", refuse)
+    monkeypatch.setattr(comparison, "_read_piece", refuse)
     if code == errno.EIO:
         with pytest.raises(ArchiveFormatError, match="cannot be read"):
             compared.require("a")
@@ -111,7 +111,7 @@ def test_only_what_is_lost_may_not_be_read(
 def test_what_another_thread_compares_is_waited_for(
     compared: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, read = threading.Event(), threading.Event(), comparison._read
+    begun, go_on, read = threading.Event(), threading.Event(), comparison._read_piece
     n_read = 0
 
     def slow(path: str, start: int, nbytes: int) -> memoryview:
@@ -121,7 +121,7 @@ def test_what_another_thread_compares_is_waited_for(
         assert go_on.wait(30)
         return read(path, start, nbytes)
 
-    monkeypatch.setattr(comparison, "_read", slow)
+    monkeypatch.setattr(comparison, "_read_piece", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(next(iter(compared)).check)
         assert begun.wait(30)
@@ -186,7 +186,7 @@ def test_an_interruption_ends_the_other_half(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(structure, "checks", endless)
-    monkeypatch.setattr(verification._Run, "_compare", interrupted)
+    monkeypatch.setattr(verification._VerificationRun, "_compare_checksums", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scdl.verify(archive, deep=True)
 

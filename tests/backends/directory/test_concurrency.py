@@ -141,7 +141,7 @@ def test_more_files_than_are_held(
     from storage_backends.directory import mapped_file
 
     for kind, most in (("memmap", 0), ("zarr", 2)):
-        monkeypatch.setattr(mapped_file, "_MOST_HELD", most)
+        monkeypatch.setattr(mapped_file, "_MAX_MAPPED", most)
         archive = shutil.copytree(written[kind], tmp_path / kind)
         older = scdl.open(archive)
         scdl.open(archive).cast_data_to_dtype("float64")

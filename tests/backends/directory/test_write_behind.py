@@ -15,7 +15,7 @@ from storage_backends.directory.checksums import Recorder
 def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But those at the end, which flushing writes in any case."""
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(checksums, "_BEHIND", 100)
+    monkeypatch.setattr(checksums, "_WRITE_BEHIND_BYTES", 100)
     monkeypatch.setattr(
         checksums, "write_behind", lambda _descriptor, start, n: sent.append((start, n))
     )
@@ -32,7 +32,7 @@ def test_the_system_takes_it(tmp_path: Path) -> None:
     assert function is not None
     with (tmp_path / "file").open("wb", buffering=0) as file:
         file.write(b"1" * 100_000)
-        assert function(file.fileno(), 0, 100_000, checksums._BEGIN) == 0
+        assert function(file.fileno(), 0, 100_000, checksums._SYNC_FILE_RANGE_WRITE) == 0
     assert (tmp_path / "file").read_bytes() == b"1" * 100_000
 
 
