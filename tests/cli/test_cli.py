@@ -131,7 +131,7 @@ class TestConvert:
             code=2,
         )
         done = scdl_command("convert", "cells.h5ad", "a.scdl", "--compression", "fast")
-        failed(done, "a.scdl", "end the path in .zarr")
+        failed(done, "a.scdl", "ends in .zarr")
 
     @pytest.mark.parametrize("target", ["a.h5ad", "a.zarr.zip", "a.txt", "a.loom"])
     def test_targets_of_other_formats(self, source: Path, scdl_command: Run, target: str) -> None:
