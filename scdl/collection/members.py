@@ -22,7 +22,7 @@ from scdl.conversion.tables import United
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends.base import ArrayStore
-from storage_backends.compute.caching import Recent, cached_property
+from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.errors import one_line
 
 
@@ -56,7 +56,7 @@ class Members(Sequence[SingleCellDataset]):
         self._options = options
         self.origins = None if label is None else Origins(label, tuple(self.names))
         self._max_open = max_open
-        self._open = Recent[int, SingleCellDataset](max_open)
+        self._open = LRUCache[int, SingleCellDataset](max_open)
         self._last: tuple[Sequence[int], Sources] = (), Sources()
         #: Members whose genes were found to be those described.
         self._checked: set[int] = set()
@@ -73,7 +73,7 @@ class Members(Sequence[SingleCellDataset]):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         found = self._open.get(number)
-        return self._open.keep(number, self._opened(number)) if found is None else found
+        return self._open.setdefault(number, self._opened(number)) if found is None else found
 
     def _opened(self, number: int) -> SingleCellDataset:
         record = self.records[number]

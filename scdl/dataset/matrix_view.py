@@ -15,7 +15,7 @@ from scdl.errors import OptionError
 from scdl.sources.archive import Elements
 from scdl.sources.base import genes_of
 from storage_backends.base import ArrayStore, Contents
-from storage_backends.compute.caching import Lazily, cached_property
+from storage_backends.compute.caching import LazyMapping, cached_property
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,7 +99,7 @@ class MatrixView(ArrayStore):
         there = self._store.contents
         own = {part: there.arrays[name] for part, name in self._names.items()}
         others = {n: s for n, s in there.arrays.items() if n.startswith(("graphs/", "obsm/"))}
-        tables = Lazily(self, there.tables, MatrixView._schema)
+        tables = LazyMapping(self, there.tables, MatrixView._schema)
         return Contents(MappingProxyType(own | others), tables, MappingProxyType(self._attrs))
 
     def _schema(self, name: str) -> pa.Schema:

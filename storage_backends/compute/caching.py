@@ -1,4 +1,4 @@
-"""What is computed once."""
+"""Caches: lazy properties, lazy mappings and a bounded cache."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if sys.version_info >= (3, 12):
 else:
 
     class cached_property(functools.cached_property[_T]):
-        """The one of Python 3.12, without a lock that is held for all instances at once.
+        """``cached_property`` as of Python 3.12, without the lock of Python 3.11.
 
-        A fork could inherit it locked, and one property of an object waits for that of another. At
-        worst two threads compute the same; both get one of the two.
+        That lock is shared by all instances, so properties of different objects wait for each
+        other, and a fork could inherit it locked. Without it two threads may both compute a missing
+        value; the first stored wins.
         """
 
         @overload
@@ -38,33 +39,33 @@ else:
             return instance.__dict__.setdefault(self.attrname, self.func(instance))
 
 
-class Lazily(Mapping[str, _T]):
-    """A mapping whose keys are known, and whose values are made when they are asked for.
+class LazyMapping(Mapping[str, _T]):
+    """A mapping with known keys, whose values are computed on first access.
 
     Parameters
     ----------
     owner
-        What they are made of; it may keep the mapping, which refers to it weakly.
+        Argument of `make`; referenced weakly, so that it may hold the mapping.
     names
         The keys.
     make
-        Makes the value of a key of the owner, once.
+        Computes the value of a key from the owner.
     """
 
     def __init__(self, owner: _K, names: Iterable[str], make: Callable[[_K, str], _T]) -> None:
         self._owner, self._make = weakref.ref(owner), make
         self._names = dict.fromkeys(names)
-        self._made: dict[str, _T] = {}
+        self._values: dict[str, _T] = {}
 
     def __getitem__(self, name: str) -> _T:
         if name not in self._names:
             raise KeyError(name)
-        if name not in self._made:
+        if name not in self._values:
             owner = self._owner()
             if owner is None:
                 raise ArchiveClosedError(f"{name}: the archive was closed; open it again")
-            self._made.setdefault(name, self._make(owner, name))
-        return self._made[name]
+            self._values.setdefault(name, self._make(owner, name))
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -73,40 +74,40 @@ class Lazily(Mapping[str, _T]):
         return len(self._names)
 
 
-class Recent(Generic[_K, _V]):
-    """Things by their keys, of which the `most` that were used last stay.
+class LRUCache(Generic[_K, _V]):
+    """A cache of the `max_size` most recently used values, by key.
 
     Threads share it without a lock, which a fork could inherit locked. Each method of OrderedDict
     is atomic under the GIL as long as no value is destroyed in it. Two threads may both compute a
     missing value; the first stored wins.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[_K, _V] = OrderedDict()
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self._items: OrderedDict[_K, _V] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._items)
 
     def get(self, key: _K) -> _V | None:
-        """What is kept, or None."""
-        kept = self._kept
-        found = kept.get(key)
-        if found is not None:
-            # Another thread may have let go of it.
+        """The cached value, or None."""
+        items = self._items
+        value = items.get(key)
+        if value is not None:
+            # Another thread may have removed it.
             with suppress(KeyError):
-                kept.move_to_end(key)
-        return found
+                items.move_to_end(key)
+        return value
 
-    def keep(self, key: _K, made: _V) -> _V:
-        """Keep what was made, unless another thread was faster; gives what is kept."""
-        kept = self._kept
-        found = kept.setdefault(key, made)
-        while len(kept) > self._most:
+    def setdefault(self, key: _K, value: _V) -> _V:
+        """Store a value unless another thread stored one first; returns the stored value."""
+        items = self._items
+        stored = items.setdefault(key, value)
+        while len(items) > self._max_size:
             with suppress(KeyError):
-                kept.popitem(last=False)
-        return found
+                items.popitem(last=False)
+        return stored
 
     def clear(self) -> None:
-        """Let go of everything."""
-        self._kept = OrderedDict()
+        """Remove all values."""
+        self._items = OrderedDict()

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, Contents
 from storage_backends.checks import check_ranges
-from storage_backends.compute.caching import Lazily, cached_property
+from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
@@ -169,10 +169,10 @@ class MemmapStore(DirectoryStore):
     def _contents(self) -> Contents:
         obs = ["obs"] if self._obs_directory else []
         names = [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
-        schemas = Lazily(self, names, lambda store, name: store._table(name).schema)
+        schemas = LazyMapping(self, names, lambda store, name: store._table(name).schema)
         attrs = self._manifest.get("attrs")
         if attrs is None:
-            attrs = Lazily(self, ["blocks"], lambda store, _: store._documented_blocks)
+            attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
         return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
 
     def _hold(self) -> None:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from storage_backends.base import ArraySpec, Contents
 from storage_backends.capabilities import Examination, Sparse
 from storage_backends.checks import check_ranges, check_rows
-from storage_backends.compute.caching import Lazily, cached_property
+from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory.files import identity_of
 from storage_backends.directory.store import DirectoryStore
@@ -299,7 +299,9 @@ class ZarrStore(DirectoryStore):
 
     @cached_property
     def _contents(self) -> Contents:
-        schemas = Lazily(self, self._table_paths, lambda store, name: store._table(name).schema)
+        schemas = LazyMapping(
+            self, self._table_paths, lambda store, name: store._table(name).schema
+        )
         return Contents(self._specs, schemas, MappingProxyType(self._attrs))
 
     @cached_property

@@ -23,7 +23,7 @@ from scdl.conversion.many.workers import Stopped, TaskMeter
 from scdl.errors import ArchiveExistsError, ScdlError
 from scdl.kernels import memory as recycled
 from storage_backends.compute import threads
-from storage_backends.compute.caching import Recent
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory import staging as _staging
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
@@ -204,23 +204,25 @@ class _Meeting:
 
 
 def test_what_was_used_last_is_kept() -> None:
-    recent = Recent[str, int](2)
-    assert recent.keep("a", 1) == 1
-    assert recent.keep("b", 2) == 2
+    recent = LRUCache[str, int](2)
+    assert recent.setdefault("a", 1) == 1
+    assert recent.setdefault("b", 2) == 2
     assert recent.get("a") == 1
-    recent.keep("c", 3)
+    recent.setdefault("c", 3)
     assert [recent.get(key) for key in "abc"] == [1, None, 3]
-    assert recent.keep("a", 9) == 1
+    assert recent.setdefault("a", 9) == 1
     recent.clear()
     assert len(recent) == 0
 
 
 def test_what_was_used_last_while_something_is_let_go_of() -> None:
-    recent = Recent[int, Any](1)
+    recent = LRUCache[int, Any](1)
     for _ in range(3):
         for key in (1, 2):
-            recent.keep(key, _Meeting(lambda: (recent.keep(1, None), recent.keep(3, "x"))))
-    recent.keep(4, "y")
+            recent.setdefault(
+                key, _Meeting(lambda: (recent.setdefault(1, None), recent.setdefault(3, "x")))
+            )
+    recent.setdefault(4, "y")
     assert len(recent) == 1
     assert recent.get(4) == "y"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.caching import Recent
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.content import Content
 from storage_backends.directory.mapped_file import MappedFile, map_files
@@ -78,7 +78,7 @@ class LocalFiles:
         self.root = root
         self.is_current: Callable[[], bool] = lambda: True
         self._before_reading = before_reading or (lambda key: None)
-        self._open = Recent[str, MappedFile](_MOST_OPEN)
+        self._open = LRUCache[str, MappedFile](_MOST_OPEN)
         self._held: dict[str, MappedFile] = {}
 
     def hold(self, keys: Iterable[str]) -> None:
@@ -116,7 +116,7 @@ class LocalFiles:
         # Afterwards: what was opened is of the archive that stood there then.
         self.check_current()
         # Unmapped when the last reader lets go of it.
-        return None if file is None else self._open.keep(key, file)
+        return None if file is None else self._open.setdefault(key, file)
 
     def size(self, key: str) -> int | None:
         file = self._file(key)
