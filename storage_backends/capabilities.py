@@ -257,7 +257,7 @@ class Placed(_Store):
         if not self.is_current:
             raise ArchiveChangedError(
                 f"{self.path}: the archive was changed, moved or replaced since it was opened, and "
-                "was not modified; open it again"
+                "the one now at this path was left unchanged; open it again"
             )
 
     @property

@@ -231,7 +231,7 @@ class TestWhatStandsThere:
         other = scdl.open(paths[1])
         os.rename(paths[1], tmp_path / "aside")
         write(tmp_path, "m1", annotated(9))
-        with pytest.raises(ArchiveChangedError, match=r"m1: .*left alone"):
+        with pytest.raises(ArchiveChangedError, match=r"m1: .*left unchanged"):
             scdl.open(paths[0]).concat(other, destroy_on_copy=True)
         assert scdl.open(paths[0]).n_obs == N
         assert scdl.open(paths[1]).obs_names[0] == "c9-0"

@@ -50,8 +50,8 @@ from storage_backends.testing.archives import (
     ROUND_TRIPS,
     Contents,
     flip_bit,
+    index_column,
     large_archive,
-    names_of,
     small_archive,
 )
 from storage_backends.zarr import layout
@@ -183,7 +183,7 @@ def test_ids_in_any_order_where_the_archive_does_not_say_that_they_rise() -> Non
 
 def test_ids_of_each_feature_block(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [{"stop": 1, "n_vars": 6, "label": None}, {"stop": 3, "n_vars": 3, "label": None}]
-    parts = {"blocks": blocks, "var/1": pa.table(names_of(3))}
+    parts = {"blocks": blocks, "var/1": pa.table(index_column(3))}
     for offsets_at_once in (1, 100):
         monkeypatch.setattr(structure, "_OFFSETS", offsets_at_once)
         told(damage(sparse(**parts)), "from 0 to 2", "found 3 in row 1, at position 4")
@@ -213,8 +213,8 @@ def test_graphs(part: str, values: list[float], texts: list[str]) -> None:
 
 
 def test_tables_and_vectors_have_a_row_for_each_cell_or_gene() -> None:
-    told(damage(sparse(obs=pa.table(names_of(2)))), "obs", "expected 3 rows", "found 2")
-    told(damage(sparse(**{"var/0": pa.table(names_of(7))})), "var/0", "expected 6", "found 7")
+    told(damage(sparse(obs=pa.table(index_column(2)))), "obs", "expected 3 rows", "found 2")
+    told(damage(sparse(**{"var/0": pa.table(index_column(7))})), "var/0", "expected 6", "found 7")
     told(damage(sparse(**{"obsm/X": np.zeros((4, 2), "f4")})), "obsm/X", "expected 3", "found 4")
 
 
@@ -301,7 +301,7 @@ def test_the_damaged_block_is_named(tmp_path: Path) -> None:
     assert scdl.verify(path, deep=True).is_sound
     flip_bit(f"{path}/data.npy", 1_100_000, 0)
     (finding,) = scdl.verify(path, deep=True).findings
-    assert "data.npy: bytes 1,048,576 to 1,200,000 are not" in finding.message
+    assert "data.npy: bytes 1,048,576 to 1,200,000 differ" in finding.message
 
 
 def test_files_that_are_lost_cut_or_added(archive: tuple[str, Path]) -> None:

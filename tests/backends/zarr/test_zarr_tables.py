@@ -28,7 +28,7 @@ from storage_backends.errors import (
     OutputError,
     RangeError,
 )
-from storage_backends.testing.archives import assert_same_table, every_type, names_of, stream
+from storage_backends.testing.archives import assert_same_table, every_type, index_column, stream
 from storage_backends.zarr.tables import writing
 from storage_backends.zarr.tables.reading import ZarrTable
 from storage_backends.zarr.tables.writing import write
@@ -146,7 +146,7 @@ def values_of(type_: pa.DataType, n: int = 5) -> pa.Array:
 def test_types_without_an_encoding(group: zarr.Group, type_: pa.DataType) -> None:
     values = values_of(type_)
     some = pa.concat_arrays([values[2:], values[3:]])
-    table = pa.table({**names_of(5), "values": values, "some": some})
+    table = pa.table({**index_column(5), "values": values, "some": some})
     assert_holds(written(group, table), table)
     frame = seen(group)
     assert frame.columns.tolist() == ["values", "some"]
@@ -245,7 +245,7 @@ def test_first_null_of_a_stream(group: zarr.Group, type_: str, at: int) -> None:
     mask = pa.array(np.arange(30) != at)
     table = pa.table(
         {
-            "_index": names_of(30)["_index"],
+            "_index": index_column(30)["_index"],
             "column": pc.if_else(mask, plain, pa.scalar(None, plain.type)),
         }
     )
@@ -660,7 +660,7 @@ def test_refused_tables(group: zarr.Group) -> None:
 
 def test_errors_of_the_stream_pass(group: zarr.Group) -> None:
     def batches(error: Exception) -> Iterator[pa.RecordBatch]:
-        yield from pa.table(names_of(3)).to_batches()
+        yield from pa.table(index_column(3)).to_batches()
         raise error
 
     for i, error in enumerate([KeyError("mine"), OSError(5, "mine")]):
