@@ -1,4 +1,4 @@
-"""Where reality is unkind: foreign and damaged archives, odd file systems, odd callers."""
+"""Edge cases: foreign and damaged archives, unusual file systems and callers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def repeating(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """An archive of another program whose second cell has a gene twice; what it must read as."""
+    """A foreign archive whose second cell has a gene twice, and the expected matrix."""
     path = tmp_path / "repeating"
     shutil.copytree(GOLDEN / "neighbors_v013", path, copy_function=shutil.copyfile)
     dense = scdl.open(path).read_rows(slice(None)).to_dense()
@@ -118,7 +118,7 @@ class TestFileSystems:
     def test_swap_without_exchange_restores(
         self, archive: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As on network file systems: the second of two renames fails."""
+        """The second of two renames fails, as may happen on network file systems."""
         rename, calls = os.rename, []
 
         class NoLibrary:
@@ -155,7 +155,7 @@ class TestFileSystems:
         assert not aside.exists()
 
     def test_what_belongs_to_a_target_of_a_longer_name(self, archive: Path) -> None:
-        """The only copy of that, as of one that was killed between two renames, is not touched."""
+        """Leftovers of a target with a longer name are not touched."""
         ending = f".0123cdef{publication.PART}"
         left = [archive.with_name(f".archive.{end}") for end in (f"zarr{ending}", f"v2{ending}")]
         aside = [path.with_name(path.name + publication.SWAPPED) for path in left]

@@ -1,4 +1,4 @@
-"""A layout of one's own: a function of cells, under a name."""
+"""Custom layouts: functions of cells, registered under a name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CELLS = random_cells(50, 12)
 
 
 def detected(cells: scdl.CellBatch, options: LayoutOptions) -> dict[str, Any]:
-    """The genes of each cell one after the other, and where each cell begins."""
+    """The genes of all cells, and the offset of each cell."""
     return {"x": torch.from_numpy(cells.indices.astype("i8")), "lengths": cells.indptr[:-1]}
 
 
@@ -49,6 +49,6 @@ def test_its_length(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch.x.shape == (16, 3)
 
 
-def test_an_unknown_one_names_those_there_are(ds: Any) -> None:
+def test_unknown_layout_lists_known_ones(ds: Any) -> None:
     with pytest.raises(scdl.errors.LoaderError, match="csr, coo, dense, padded"):
         scdl.SingleCellLoader(ds, 16, layout="rows")
