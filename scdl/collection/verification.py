@@ -70,7 +70,7 @@ def verify(
     path = path_of(path, "the path of an archive or a collection")
     how = {"deep": deep, "repair": repair, "add_checksums": add_checksums, "progress": progress}
     if not is_collection(path):
-        return verification.verify(path, **how)
+        return verification.verify_archive(path, **how)
     members, findings = _members(path)
     return verify_members(path, members, findings, **how)
 
@@ -116,7 +116,7 @@ def verify_members(
     for place, known in tqdm(members.items(), "archives", unit="archive", disable=not progress):
         try:
             adds = add_checksums and not registry.detect(place).store.examine(place).has_checksums
-            report = verification.verify(
+            report = verification.verify_archive(
                 place, deep=deep, repair=repair, add_checksums=adds, progress=progress
             )
         except ArchiveNotFoundError:

@@ -147,9 +147,9 @@ class SingleCellDataset(OpenedArchive):
         VerificationReport
             Its ``verdict``, and all that was found.
         """
-        from scdl.verification.verify import verify
+        from scdl.verification.verify import verify_archive
 
-        return verify(self._store.path, deep=deep, progress=progress)
+        return verify_archive(self._store.path, deep=deep, progress=progress)
 
     def load(self, stored_path: Path) -> None:
         """Open another archive in place of this one."""

@@ -107,7 +107,7 @@ _LABELS = {
 }
 
 
-def verify(
+def verify_archive(
     path: str | os.PathLike[str],
     *,
     deep: bool = False,

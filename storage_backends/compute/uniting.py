@@ -61,7 +61,7 @@ class UnitedColumn:
         self.change = ""
         self._categories: pa.Array | None = None
         if len({_group(part) for part in parts}) > 1:
-            filled = [part for part in parts if not _is_empty(part)]
+            filled = [part for part in parts if not _has_no_values(part)]
             # If no column has values, take any, but prefer one that has a type.
             parts = filled or [max(parts, key=lambda part: not pa.types.is_null(part.type))]
         if not all(pa.types.is_dictionary(part.type) for part in parts):
@@ -91,7 +91,7 @@ class UnitedColumn:
             # Unused categories may have a type that cannot be cast.
             return self.nulls(len(column))
         if self._categories is None:
-            return cast(_decoded(column), self.type)
+            return cast(_decode_categories(column), self.type)
         if not pa.types.is_dictionary(column.type):
             values = cast(column, self._categories.type)
             return self._from_codes(positions_in(values, self._categories))
@@ -143,7 +143,7 @@ def cast(values: pa.Array, type_: pa.DataType) -> pa.Array:
     return values.cast(type_)
 
 
-def _decoded(column: pa.Array) -> pa.Array:
+def _decode_categories(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
@@ -171,11 +171,11 @@ def _group(part: ColumnPart) -> tuple[bool, str]:
     return pa.types.is_dictionary(part.type), _type_kind(_value_type(part.type))
 
 
-def _is_empty(part: ColumnPart) -> bool:
+def _has_no_values(part: ColumnPart) -> bool:
     """Whether all values of a column are missing; stops reading at the first value."""
     if pa.types.is_null(part.type) or _has_no_categories(part):
         return True
-    return not any(len(without_missing(_decoded(piece))) for piece in part.pieces())
+    return not any(len(without_missing(_decode_categories(piece))) for piece in part.pieces())
 
 
 def _has_no_categories(part: ColumnPart) -> bool:

@@ -41,7 +41,7 @@ from storage_backends.errors import (
 OpenChecked = Callable[[str, Callable[[str], None]], ArrayStore]
 
 
-def examine(
+def examine_files(
     root: str,
     checksums: str,
     reads: Callable[[str], bool],

@@ -94,7 +94,7 @@ class DirectoryStore(ArrayStore):
     @classmethod
     def examine(cls, path: str) -> Examination:
         """Compare the files with their checksums."""
-        return integrity.examine(os.path.realpath(path), cls.checksums, cls.reads)
+        return integrity.examine_files(os.path.realpath(path), cls.checksums, cls.reads)
 
     @classmethod
     def add_checksums(cls, path: str) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from storage_backends.compute.jit import intrinsic, kernel
 
 
-def gather(
+def gather_ranges(
     source: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
 ) -> None:
     """Concatenate the ranges ``source[starts[i]:stops[i]]`` into `out`.
@@ -58,10 +58,10 @@ def _copy_ranges(
         position += length
 
 
-def gather_numpy(
+def gather_ranges_numpy(
     source: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
 ) -> None:
-    """The same as :func:`gather` in NumPy; the reference for tests of the kernel."""
+    """The same as :func:`gather_ranges` in NumPy; the reference for tests of the kernel."""
     lengths = stops - starts
     ends = np.cumsum(lengths)
     out[:] = source[np.arange(len(out)) + np.repeat(starts - (ends - lengths), lengths)]

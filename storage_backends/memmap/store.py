@@ -213,10 +213,10 @@ class MemmapStore(DirectoryStore):
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
-        from storage_backends.memmap.gather import gather
+        from storage_backends.memmap.gather import gather_ranges
 
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
-        gather(np.asarray(self._open_arrays()[name]), starts, stops, out)
+        gather_ranges(np.asarray(self._open_arrays()[name]), starts, stops, out)
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         from storage_backends.memmap.gather import read_ahead

@@ -38,7 +38,7 @@ def examine(path: str, open_: OpenChecked) -> Examination:
     if os.path.isfile(path):
         return zipped.examine(path)
     root = os.path.realpath(path)
-    found = integrity.examine(root, detection.CHECKSUMS, _reads, _by_need, open_)
+    found = integrity.examine_files(root, detection.CHECKSUMS, _reads, _by_need, open_)
     lacking = _lacks_consolidated(root)
     if lacking is None:
         return found
