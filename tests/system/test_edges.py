@@ -132,10 +132,10 @@ class TestFileSystems:
 
         ds = scdl.open(archive)
         monkeypatch.setattr(publication.ctypes, "CDLL", lambda *_, **__: NoLibrary)
-        exchange = publication._exchange
+        exchange = publication._swap_or_rename
         monkeypatch.setattr(
             publication,
-            "_exchange",
+            "_swap_or_rename",
             lambda a, b: (monkeypatch.setattr(os, "rename", failing), exchange(a, b)),
         )
         with pytest.raises(scdl.errors.ArchiveWriteError):

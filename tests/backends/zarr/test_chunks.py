@@ -58,7 +58,7 @@ def test_sort_rows_refuses_other_columns(column):
 
 
 def test_sort_rows_in_threads(monkeypatch):
-    monkeypatch.setattr(rowsort, "_LEAST_VALUES", 10)
+    monkeypatch.setattr(rowsort, "_MIN_VALUES", 10)
     monkeypatch.setattr(rowsort, "n_threads", lambda: 3)
     rng = np.random.default_rng(0)
     indices = np.concatenate([rng.permutation(200)[:50] for _ in range(40)])
