@@ -81,21 +81,21 @@ def names() -> list[str]:
 def backend(name: str) -> Backend:
     """The backend called `name`; BackendNotFoundError lists the installed ones."""
     if name in _BUILTIN:
-        found: Backend = import_module(_BUILTIN[name]).BACKEND
-        return found
+        builtin: Backend = import_module(_BUILTIN[name]).BACKEND
+        return builtin
     point = _entry_points().get(name)
     if point is None:
         raise BackendNotFoundError(
             f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
         )
     try:
-        found = point.load()
+        loaded: Backend = point.load()
     except (ImportError, AttributeError) as error:
         raise BackendNotFoundError(
             f"the storage backend {name!r} is installed, but {point.value} cannot be imported: "
             f"{error}"
         ) from error
-    return found
+    return loaded
 
 
 def _importable() -> Iterator[Backend]:

@@ -136,34 +136,36 @@ def complete(options: LoaderOptions) -> LoaderOptions:
     unknown = options.keys() - DEFAULTS.keys()
     if unknown:
         raise LoaderError(f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}")
-    found: dict[str, Any] = {**DEFAULTS, **options}
+    completed: dict[str, Any] = {**DEFAULTS, **options}
     for name, least in _MINIMA.items():
-        if found[name] is not None:
-            found[name] = whole_number(name, found[name], least)
-    memory = found["memory_mb"]
+        if completed[name] is not None:
+            completed[name] = whole_number(name, completed[name], least)
+    memory = completed["memory_mb"]
     if not isinstance(memory, int | float | np.number) or not 0 < memory < math.inf:
         raise LoaderError(f"memory_mb must be a positive number, not {memory!r}")
     try:
         for name in ("obs", "obsm"):
-            found[name] = names_of(found[name], name)
+            completed[name] = names_of(completed[name], name)
         for name in ("by", "match"):
-            found[name] = None if found[name] is None else names_of(found[name], name)
+            completed[name] = None if completed[name] is None else names_of(completed[name], name)
     except OptionError as error:
         raise LoaderError(str(error)) from error
-    if found["weights"] is not None:
-        found["weights"] = np.array(found["weights"])
-    if found["by_value"]:
-        if found["choose"] not in (None, "largest"):
-            raise LoaderError(f"by_value=True means choose='largest', not {found['choose']!r}")
-        found["choose"] = "largest"
-    transforms = found["transforms"]
-    found["transforms"] = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
-    found["dtype"] = torch_dtype(found["dtype"])
-    if found["genes"] is None or is_own(found["genes"]):
+    if completed["weights"] is not None:
+        completed["weights"] = np.array(completed["weights"])
+    if completed["by_value"]:
+        if completed["choose"] not in (None, "largest"):
+            raise LoaderError(f"by_value=True means choose='largest', not {completed['choose']!r}")
+        completed["choose"] = "largest"
+    transforms = completed["transforms"]
+    completed["transforms"] = (
+        tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
+    )
+    completed["dtype"] = torch_dtype(completed["dtype"])
+    if completed["genes"] is None or is_own(completed["genes"]):
         for name in ("gene_column", "missing", "duplicates"):
-            if found[name] != DEFAULTS[name]:  # type: ignore[literal-required]
+            if completed[name] != DEFAULTS[name]:  # type: ignore[literal-required]
                 raise LoaderError(f"{name}= requires genes=, the gene space to train in")
-    return cast(LoaderOptions, found)
+    return cast(LoaderOptions, completed)
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:

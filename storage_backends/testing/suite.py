@@ -84,11 +84,11 @@ class BackendTests(TableTests, PublicationTests):
     @pytest.mark.parametrize("key", ["", ".", "..", "../x", "../../x", "/x", "a\\b"])
     def test_dangerous_names_are_kept_or_refused(self, path: str, key: str) -> None:
         contents = small_archive(parts={f"obsm/{key}": np.zeros(60, "float32")})
-        kept = False
+        is_kept = False
         with contextlib.suppress(errors.ScdlError):
             assert_holds(self.write(path, contents), contents)
-            kept = True
-        assert self.standing(path) == [path] * kept
+            is_kept = True
+        assert self.standing(path) == [path] * is_kept
 
     def test_stored_bytes(self, store: ArrayStore) -> None:
         # The backend may not know any sizes.
