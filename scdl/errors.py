@@ -1,6 +1,6 @@
-"""Errors and warnings of scdl; those of the storage layer are the same classes.
+"""Errors and warnings of scdl, including those of the storage layer.
 
-Every error derives from :class:`ScdlError` and from the builtin it refines.
+Every error derives from :class:`ScdlError` and from the builtin exception that it refines.
 """
 
 from storage_backends.errors import (
@@ -74,7 +74,7 @@ __all__ = [
 
 
 class SourceError(ScdlError, ValueError):
-    """A file to convert is no valid AnnData file, or lacks what was asked of it."""
+    """A file to convert is not a valid AnnData file, or lacks a requested element."""
 
 
 class MissingFilterError(SourceError, ImportError):
@@ -86,15 +86,15 @@ class SourceNotFoundError(ScdlError, FileNotFoundError):
 
 
 class CastError(ScdlError, ValueError):
-    """A dtype cannot hold a value: it overflows, is negative, fractional or not a number."""
+    """A dtype cannot represent a value, which is too large, negative, fractional or NaN."""
 
 
 class OptionError(ScdlError, ValueError):
-    """An option has a value that it cannot have."""
+    """An option has an invalid value."""
 
 
 class UnknownOptionError(ScdlError, TypeError):
-    """There is no option of that name."""
+    """An option does not exist."""
 
 
 class RowIndexError(ScdlError, IndexError):
@@ -102,34 +102,34 @@ class RowIndexError(ScdlError, IndexError):
 
 
 class FeatureNotFoundError(ScdlError, ValueError):
-    """There is no column of that name in obs or var."""
+    """A column does not exist in obs or var."""
 
 
 class NeighborError(ScdlError, ValueError):
-    """A neighbour graph was asked for where there is none, or is not one."""
+    """A neighbour graph was requested but does not exist or is invalid."""
 
 
 class OrderError(ScdlError, ValueError):
-    """An order of cells cannot be made of what was given: weights, groups, or too few cells."""
+    """An order of cells cannot be created from the given weights, groups or cells."""
 
 
 class ColumnTypeError(ScdlError, TypeError):
-    """A column of obs holds what no tensor can be made of."""
+    """A column of obs has a type that cannot be converted to a tensor."""
 
 
 class DatasetTypeError(ScdlError, TypeError):
-    """What should be a dataset or a collection is something else, such as a path."""
+    """An argument is not a dataset or a collection but, for example, a path."""
 
 
 class LoaderError(ScdlError, ValueError):
-    """A loader was asked for what contradicts itself or the data."""
+    """The options of a loader are invalid, or contradict each other or the data."""
 
 
 class BatchKeyError(ScdlError, KeyError):
-    """A batch has nothing of that name."""
+    """A batch has no field or value of that name."""
 
     def __str__(self) -> str:
-        # A KeyError shows its message in quotes.
+        # KeyError would show the message in quotes.
         return str(self.args[0])
 
 
@@ -138,34 +138,34 @@ class ResumeError(ScdlError, ValueError):
 
 
 class SplitError(ScdlError, ValueError):
-    """A split cannot be made or read, or is of another dataset."""
+    """A split cannot be created or read, or belongs to another dataset."""
 
 
 class CollectionError(ScdlError, ValueError):
-    """Archives make no collection, or one is not what its manifest or its copy says."""
+    """Archives cannot form a collection, or an archive differs from its manifest entry."""
 
 
 class GeneError(ScdlError, ValueError):
-    """Genes cannot be brought into one gene space as was asked."""
+    """Genes cannot be mapped to one gene space as requested."""
 
 
 class GeneListNotFoundError(ScdlError, FileNotFoundError):
-    """There is no file to read a list of genes from."""
+    """A file with a list of genes does not exist."""
 
 
 class ConversionFailedError(ScdlError, RuntimeError):
-    """Some of many files could not be converted; ``report`` has those that were, and why not."""
+    """Some files could not be converted; ``report`` lists successes, failures and their causes."""
 
     report: object = None
 
 
 class WorkerDiedError(ScdlError, RuntimeError):
-    """A process ended in the middle of its work: it was killed, or memory was short."""
+    """A worker process ended unexpectedly: it was killed, or ran out of memory."""
 
 
 class ClusterError(ScdlError, ConnectionError):
-    """A cluster does not answer, or does not share the file system."""
+    """A cluster does not respond, or does not share the file system."""
 
 
 class MissingPackageError(ScdlError, ImportError):
-    """An optional package that was asked for is not installed."""
+    """A required optional package is not installed."""

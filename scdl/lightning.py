@@ -21,7 +21,7 @@ from scdl.training.splits import Splits
 __all__ = ["SingleCellDataModule"]
 
 
-#: Names that a part of a split may have, by what it is for.
+#: Accepted names of the parts of a split, by purpose.
 _NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
@@ -33,27 +33,28 @@ _NAMES = {
 class SingleCellDataModule(LightningDataModule):
     """Loaders for training, validation, test and prediction over a split of one dataset.
 
-    Training cells come in the order asked for, the others as they are stored. Where training
-    stands is saved in checkpoints; a run that is resumed gives the batches that were left.
+    Training cells come in the given order, the others in stored order. The progress of training
+    is saved in checkpoints; a resumed run continues with the remaining batches.
 
     Parameters
     ----------
     dataset
-        The cells.
+        Dataset or collection.
     splits
         Parts ``train`` (or ``training``), ``validation`` (``val``, ``valid``), ``test``
         (``testing``) and ``predict`` (``prediction``), each of which may be missing.
     batch_size, order, seed
         As for :class:`scdl.SingleCellLoader`.
     **options
-        The others of the loader. Those of the order are for training alone.
+        Further options of the loader. Those of the order apply only to training.
 
     Raises
     ------
     SplitError
-        A part has another name, or two are for the same; or the split is of another dataset.
+        A part has an unknown name, or two parts have the same purpose; or the split is of another
+        dataset.
     LoaderError
-        There is no such option, or it has a value that it cannot have.
+        An option does not exist or has an invalid value.
     """
 
     def __init__(
@@ -152,17 +153,17 @@ class SingleCellDataModule(LightningDataModule):
         return f"order {type(self._order).__name__}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands, for checkpoints."""
+        """Progress of training, for checkpoints."""
         training = self._loaders.get("train")
         return {} if training is None else {"train": training.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self._state = state_dict.get("train")
 
 
 def _parts(splits: Mapping[str, csr.Rows], n_obs: int) -> dict[str, NDArray[np.int64]]:
-    """Rows of each part, by what it is for; SplitError where a name does not say that."""
+    """Rows of each part, by purpose; SplitError if a name is unknown."""
     if not isinstance(splits, Mapping):
         raise SplitError(f"splits are parts by name, as scdl.split makes them, not {splits!r:.200}")
     if isinstance(splits, Splits) and splits.n_obs != n_obs:

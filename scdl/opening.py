@@ -30,34 +30,33 @@ def open(
     Parameters
     ----------
     path
-        Where it is.
+        Path of an archive, a manifest, or a directory of archives.
     label
-        Of a directory, as for :class:`SingleCellCollection`.
+        For a directory, as for :class:`SingleCellCollection`.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
     matrix
-        Another matrix of an AnnData that the archive keeps whole, such as ``layers/counts``.
+        Another matrix of an AnnData that the archive keeps completely, such as ``layers/counts``.
 
     Raises
     ------
     ArchiveNotFoundError
         There is nothing at `path`.
     ArchiveFormatError
-        What is there is no archive, or a damaged one.
+        `path` is not an archive, or the archive is damaged.
     OptionError
-        There is no such matrix, or `path` is a collection; or `label` for one archive.
+        There is no such matrix, or `matrix` is given for a collection, or `label` for one archive.
     """
-    place = path_of(path, "the path of an archive, or of a directory of archives")
+    path = path_of(path, "the path of an archive, or of a directory of archives")
     kind: type[SingleCellCollection | SingleCellDataset] = SingleCellDataset
-    if has_manifest(place):
+    if has_manifest(path):
         kind = SingleCellCollection
-    elif os.path.isdir(place) and not is_archive(place):
+    elif os.path.isdir(path) and not is_archive(path):
         kind = SingleCellCollection
-        if not any(archives_below(place)):
+        if not any(archives_below(path)):
             raise ArchiveFormatError(
-                f"{place}: this directory is no archive, or lost what makes it one, and has none "
-                "in it; convert h5ad files first, with scdl.convert_directory or `scdl convert "
-                f"{place} DEST`"
+                f"{path}: this directory is neither an archive nor contains archives; convert h5ad "
+                f"files first, with scdl.convert_directory or `scdl convert {path} DEST`"
             )
     options: dict[str, Any] = {
         "load_neighbors": load_neighbors,
@@ -67,7 +66,7 @@ def open(
     }
     if matrix is not None and kind is SingleCellCollection:
         raise OptionError(
-            f"{place}: matrix= chooses a matrix of one archive, and this is a collection; open its "
+            f"{path}: matrix= selects a matrix of one archive, but this is a collection; open its "
             "archives one by one"
         )
     if matrix is not None:
@@ -76,7 +75,7 @@ def open(
         options["label"] = label
     elif label is not None:
         raise OptionError(
-            f"{place}: label= says which member of a collection a cell is of, and this is one "
-            "archive; leave it out"
+            f"{path}: label= names a column of a collection, but this is a single archive; leave "
+            "it out"
         )
-    return kind(place, **options)
+    return kind(path, **options)

@@ -1,4 +1,4 @@
-"""How a storage backend is announced."""
+"""Registration of a storage backend."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """A storage backend, as the registry and third parties' entry points announce it.
+    """A storage backend, built in or registered by an entry point.
 
     Parameters
     ----------
     name
-        What ``backend=`` calls it.
+        Name of the backend, as in ``backend=``.
     store_class, writer_class
-        Its classes, or where they are (``module:name``), to be imported on first use.
+        Classes of the backend, or their location (``module:name``), imported on first use.
     options
-        Keywords of ``writer.open`` besides `replace`, which conversions pass on.
+        Keywords of ``writer.open`` besides `replace`; conversions pass them on.
     suffix
-        End of a path that asks for this backend where none is named.
+        Suffix of paths that selects this backend if none is named.
     markers
-        Files of which one stands in the directory of every archive.
+        Names of files; the directory of every archive contains at least one.
     elsewhere
-        Whether an archive is at a path that is no directory, such as a URL; cheap, never raises.
+        Whether there is an archive at a path that is not a directory, such as a URL. It is cheap
+        and never raises.
     """
 
     name: str
@@ -42,25 +43,25 @@ class Backend:
 
     @property
     def store(self) -> type[ArrayStore]:
-        """Opens archives."""
-        found: type[ArrayStore] = _imported(self.store_class)
-        return found
+        """Class that opens archives."""
+        store_class: type[ArrayStore] = _load_class(self.store_class)
+        return store_class
 
     @property
     def writer(self) -> type[ArrayWriter]:
-        """Writes archives."""
-        found: type[ArrayWriter] = _imported(self.writer_class)
-        return found
+        """Class that writes archives."""
+        writer_class: type[ArrayWriter] = _load_class(self.writer_class)
+        return writer_class
 
     def detect(self, path: str) -> bool:
-        """Whether what stands at a path looks like this backend's."""
+        """Whether the path looks like an archive of this backend."""
         if any(os.path.isfile(os.path.join(path, name)) for name in self.markers):
             return True
         return self.elsewhere is not None and self.elsewhere(path)
 
 
-def _imported(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    module, _, name = given.partition(":")
+def _load_class(class_: Any) -> Any:
+    if not isinstance(class_, str):
+        return class_
+    module, _, name = class_.partition(":")
     return getattr(import_module(module), name)

@@ -1,12 +1,12 @@
-"""The seam: an archive is named one-dimensional arrays, tables and attributes.
+"""The storage interface: an archive is named one-dimensional arrays, tables and attributes.
 
-Everything above this interface is written once and never asks which backend is below. A backend
-implements four members of :class:`ArrayStore` and four of :class:`ArrayWriter`, is announced as a
-:class:`Backend`, and passes :class:`storage_backends.testing.BackendTests`. What it may do besides
-is in :mod:`storage_backends.capabilities`; backends of files take most of it from
+Code above this interface does not depend on the backend. A backend implements four members of
+:class:`ArrayStore` and four of :class:`ArrayWriter`, is registered as a :class:`Backend`, and
+passes :class:`storage_backends.testing.BackendTests`. Optional capabilities are in
+:mod:`storage_backends.capabilities`; backends that store files inherit most of them from
 :mod:`storage_backends.directory`. ``memory.py`` is the executable specification.
 
-The interface is synchronous; a backend hides its own threads.
+The interface is synchronous; threads are internal to a backend.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ __all__ = [
 
 
 class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
-    """A committed archive, read-only.
+    """A committed archive, open for reading.
 
-    Stores may be used from several threads at once and after a fork; pickling carries the path
-    and nothing else. Arrays and tables that a store hands out never change.
+    Stores may be used from several threads at once and after a fork; a pickled store contains only
+    the path. Arrays and tables that a store returns never change.
     """
 
     path: str
@@ -56,22 +56,21 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
     @classmethod
     @abstractmethod
     def open(cls, path: str, *, hold: bool = True) -> Self:
-        """Open the archive at `path`, in constant time and without permission to write.
+        """Open the archive at `path`, in constant time and without write permission.
 
         Parameters
         ----------
         hold
-            Whether to keep hold of its files, as far as the backend can, so that all of it stays
-            what it is when the archive at the path is changed, replaced or removed; without, what
-            is not there any more is an ArchiveChangedError, and nothing need be looked at yet that
-            metadata does not tell.
+            Whether to keep its files open, as far as the backend can, so that the archive stays
+            readable and unchanged if the path is changed, replaced or removed. Otherwise reading
+            missing files raises ArchiveChangedError, and opening may read only metadata.
 
         Raises
         ------
         ArchiveNotFoundError
-            Nothing is there.
+            There is nothing at `path`.
         ArchiveFormatError
-            It is no archive of this backend, or a damaged one.
+            `path` is not an archive of this backend, or the archive is damaged.
         """
 
     @property
@@ -83,7 +82,7 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
-        """Read half-open ranges of one array, one after the other, into `out`.
+        """Read half-open ranges of one array into `out`.
 
         Parameters
         ----------
@@ -92,9 +91,9 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
         starts, stops
             Half-open item ranges, in any order; they may repeat, overlap and be empty.
         out
-            C-contiguous and writable, of the array's dtype, or of a wider integer type that holds
-            all of its integers, of shape ``(sum(stops - starts), *item_shape)``. It is filled in
-            the order of the ranges.
+            Output of shape ``(sum(stops - starts), *item_shape)``, filled in the order of the
+            ranges. It is C-contiguous and writable, and has the array's dtype, or an integer dtype
+            to which the array's integers can be cast safely.
 
         Raises
         ------
@@ -114,10 +113,10 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
         start: int = 0,
         stop: int | None = None,
     ) -> pa.Table:
-        """Read rows ``[start, stop)`` of some columns, in the order asked for (default: all).
+        """Read rows ``[start, stop)`` of columns, in the given order (default: all columns).
 
-        Every chunk of a categorical column has all of its categories, and there is a chunk also
-        where there are no rows.
+        Every chunk of a categorical column has all categories; a column without rows has a chunk,
+        too.
 
         Raises
         ------
@@ -128,7 +127,7 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
         """
 
     def close(self) -> None:
-        """Let go of files and memory; views that were handed out stay valid."""
+        """Release files and memory; views that were returned stay valid."""
 
     # -- derived ---------------------------------------------------------------------------
 
@@ -157,8 +156,8 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
 class ArrayWriter(ElementsWriter, ABC):
     """Writes one archive; a context manager.
 
-    An archive appears at its path whole, at ``commit``, or not at all: leaving the context
-    without a commit removes what was written.
+    The complete archive appears at its path at ``commit``. Leaving the context without a commit
+    removes everything written.
     """
 
     path: str
@@ -166,27 +165,27 @@ class ArrayWriter(ElementsWriter, ABC):
     @classmethod
     @abstractmethod
     def open(cls, path: str, *, replace: bool = False) -> Self:
-        """Begin an archive that will stand at `path`.
+        """Begin an archive at `path`.
 
-        With `replace`, what stands there stays readable until the commit swaps the two. A backend
-        may take further keywords, which it names in :attr:`Backend.options`.
+        With `replace`, an existing archive stays readable until the commit replaces it. A backend
+        may take further keywords, listed in :attr:`Backend.options`.
 
         Raises
         ------
         ArchiveExistsError
-            Something stands at `path`, and `replace` was not asked for.
+            `path` exists and `replace` is false.
         ArchiveWriteError
-            The directory above does not exist or cannot be written.
+            The parent directory does not exist or is not writable.
         """
 
     @abstractmethod
     def append(self, name: str, values: NDArray[Any]) -> None:
-        """Append items to an array; the first call creates it and fixes dtype and item shape.
+        """Append items to an array; the first call creates it and sets its dtype and item shape.
 
         Raises
         ------
         OutputError
-            dtype or item shape differ from those of the first call, or the dtype is none of
+            The dtype or item shape differs from the first call, or the dtype is not in
             :data:`DTYPES`.
         ArchiveWriteError
             The operating system refuses, for example because the disk is full.
@@ -194,7 +193,7 @@ class ArrayWriter(ElementsWriter, ABC):
 
     @abstractmethod
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
-        """Write a table, whole or as a stream of batches, once.
+        """Write a table, complete or as a stream of batches; each table is written once.
 
         Every batch of a stream has the same categories.
 
@@ -207,10 +206,10 @@ class ArrayWriter(ElementsWriter, ABC):
 
     @abstractmethod
     def commit(self, attrs: Mapping[str, Any]) -> None:
-        """Publish the archive atomically and durably, with `attrs` as its JSON object."""
+        """Publish the archive atomically and durably; `attrs` become its JSON attributes."""
 
     def abort(self) -> None:
-        """Remove what was written; does nothing after a commit."""
+        """Remove everything written; does nothing after a commit."""
 
     def __enter__(self) -> Self:
         return self

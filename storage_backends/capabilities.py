@@ -1,4 +1,4 @@
-"""What a storage backend may do besides: a small class for each."""
+"""Optional capabilities of storage backends, a small class for each, with defaults."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """A sparse matrix besides the expression matrix, in three arrays of an archive.
+    """A sparse matrix other than the expression matrix, in three arrays of an archive.
 
     Parameters
     ----------
     format
-        ``"csr"`` or ``"csc"``: whether ``<name>/indptr`` runs over rows or columns.
+        ``"csr"`` or ``"csc"``: whether ``<name>/indptr`` delimits rows or columns.
     shape
-        Rows and columns.
+        Number of rows and columns.
     """
 
     format: str
@@ -39,26 +39,26 @@ class Sparse:
 
 
 class Verdict(IntEnum):
-    """What is known of an archive; the numbers are exit codes."""
+    """Result of a verification; the numbers are exit codes."""
 
     SOUND = 0
     DAMAGED = 1
-    #: Neither can be told.
+    #: It is unknown whether the archive is sound or damaged.
     UNKNOWN = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found out about an archive.
+    """One result of verifying an archive.
 
     Parameters
     ----------
     message
-        One sentence or two: where, what was expected, what was found, what to do.
+        One or two sentences: where, what was expected, what was found, what to do.
     verdict
-        What follows from it; SOUND for a remark.
+        What the finding means for the archive; SOUND for a remark.
     mendable
-        Whether ``ArrayStore.repair`` mends it.
+        Whether ``ArrayStore.repair`` repairs it.
     """
 
     message: str
@@ -67,14 +67,14 @@ class Finding:
 
 
 class Piece(NamedTuple):
-    """Some bytes of an archive, which any thread may check.
+    """A piece of the bytes of an archive, which any thread may check.
 
     Attributes
     ----------
     nbytes
-        How many.
+        Number of bytes.
     check
-        Reads them; None where they are what was written.
+        Reads the bytes and compares them with their checksums; returns None if they match.
     """
 
     nbytes: int
@@ -83,22 +83,22 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What a backend knows of the files of an archive, without reading all of them.
+    """State of the files of an archive, as far as it is known without reading all of them.
 
     Parameters
     ----------
     findings
-        Files that are lost, cut or not known; checksums that are missing.
+        Missing, truncated or unknown files; missing checksums.
     pieces
-        All bytes that have checksums; an iterator may make the pieces one after the other.
+        All bytes that have checksums; may be a lazy iterable.
     nbytes
-        How many these are.
+        Number of these bytes.
     has_checksums
-        Whether there are any.
+        Whether there are checksums.
     open
-        Opens the archive so that it can be read before the pieces are checked: reading checks what
-        it needs first, and raises ArchiveFormatError where that is damaged. None: the archive is
-        to be opened afterwards.
+        Opens the archive for reading before all pieces are checked. Reading first checks the bytes
+        that it needs, and raises ArchiveFormatError if they are damaged. None if the archive can
+        only be opened after the check.
     """
 
     findings: Sequence[Finding] = ()
@@ -117,46 +117,46 @@ class _Store:
 
 
 class Mapped(_Store):
-    """Arrays that are in memory, or mapped to it."""
+    """Arrays in memory, or mapped to it."""
 
     def view(self, name: str) -> NDArray[Any] | None:
-        """The whole array as a read-only view without a copy, where a backend can offer one."""
+        """The whole array as a read-only view without a copy; None if that is impossible."""
         self.spec(name)
         return None
 
 
 class Chunked(_Store):
-    """Arrays that are stored in pieces, and how."""
+    """Arrays stored in chunks, and information about their storage."""
 
     def chunk_length(self, name: str) -> int:
-        """Items that are read as one, whichever of them is asked for; 1: each on its own."""
+        """Number of items that are always read together; 1 if each item is read on its own."""
         self.spec(name)
         return 1
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
-        """Tell that ranges, which rise, will be read soon; a backend may begin to fetch them.
+        """Announce sorted ranges that will be read soon, so that a backend can prefetch them.
 
-        Returns without waiting for them, and raises nothing that reading them would not.
+        Returns without waiting, and raises only errors that reading the ranges would raise.
         """
         self.spec(name)
 
     def describe(self, name: str) -> str:
-        """How an array is stored, for people: its codecs, chunks and shards."""
+        """Description of an array's storage for people: codecs, chunks and shards."""
         return ""
 
     @property
     def requires(self) -> Sequence[str]:
-        """Packages that other programs need to read what is stored, besides those of the format."""
+        """Packages besides those of the format that other programs need to read the archive."""
         return ()
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Keywords of ``writer.open`` for an archive that is stored as this one is."""
+        """Keywords of ``writer.open`` for an archive stored like this one."""
         return {}
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:
-        """Bytes on disk of every array and table by name, as far as they are known."""
+        """Bytes on disk of arrays and tables by name, as far as they are known."""
         return {}
 
     @property
@@ -166,20 +166,20 @@ class Chunked(_Store):
 
 
 class Elements(_Store):
-    """The rest of an AnnData."""
+    """Further elements of an AnnData."""
 
     @property
     def sparse(self) -> Mapping[str, Sparse]:
-        """Sparse matrices by name, such as ``layers/spliced``; their three arrays are arrays."""
+        """Sparse matrices by name, such as ``layers/spliced``; their parts are in `arrays`, too."""
         return {}
 
     @property
     def elements(self) -> Sequence[str]:
-        """Name of every element that is neither arrays nor a table, such as ``uns``."""
+        """Names of the elements that are neither arrays nor tables, such as ``uns``."""
         return ()
 
     def read_element(self, name: str) -> Any:
-        """An element as the object that anndata makes of it.
+        """Read an element as the object that anndata represents it by.
 
         Raises
         ------
@@ -191,116 +191,116 @@ class Elements(_Store):
 
     @property
     def unread(self) -> Sequence[str]:
-        """What a foreign archive holds besides, and the backend cannot read."""
+        """Elements of a foreign archive that the backend cannot read."""
         return ()
 
 
 class Checked(_Store):
-    """Whether an archive is sound; by path, since a damaged one may not open."""
+    """Verification of an archive, by path, since a damaged one may not open."""
 
-    #: Unusual things about the archive that were accepted, as sentences; opening warns of each.
+    #: Irregularities of the archive that were accepted, as sentences; opening warns of each.
     remarks: Sequence[str] = ()
 
-    #: Whether what the archive says of itself disagrees with its arrays, which were believed;
-    #: writing it anew mends it.
+    #: Whether metadata of the archive disagrees with its arrays, so that the metadata was ignored;
+    #: `repair` writes new metadata.
     stale: bool = False
 
     @classmethod
     def examine(cls, path: str) -> Examination:
-        """What the files at `path` say before they are read; raises nothing for damaged ones."""
+        """Examine the files at `path` before reading them; damage does not raise errors."""
         return Examination(
             [Finding(f"{path}: this backend keeps no checksums of bytes", Verdict.UNKNOWN)]
         )
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:
-        """Mend what can be mended without guessing, atomically; says what was done.
+        """Repair what is unambiguous, atomically; returns a sentence for each repair.
 
         Raises
         ------
         ArchiveFormatError
             The archive cannot be opened.
         ArchiveWriteError
-            It cannot be written.
+            The archive is not writable.
         """
         return ()
 
     @classmethod
     def add_checksums(cls, path: str) -> int:
-        """Give checksums to an archive that has none, atomically; returns the bytes covered.
+        """Add checksums to an archive without any, atomically; returns the bytes covered.
 
         Raises
         ------
         OutputError
-            It has some, or the backend keeps none.
+            The archive has checksums already, or the backend does not support them.
         ArchiveWriteError
-            The archive cannot be written.
+            The archive is not writable.
         """
         raise OutputError(f"{path}: this backend keeps no checksums of bytes")
 
 
 class Placed(_Store):
-    """Where an archive stands, and whether it still does."""
+    """Identity of the archive at a path, and its removal."""
 
     @property
     def identity(self) -> Any:
-        """What tells the archive that was opened from others at its path; None where unknown."""
+        """Identifies the open archive among archives at the same path; None if unknown."""
         return None
 
     @property
     def is_current(self) -> bool:
-        """Whether the archive that was opened is still the one at the path, as far as is known."""
+        """Whether the open archive is still the one at its path, as far as is known."""
         return True
 
     def check_current(self) -> None:
-        """ArchiveChangedError where the archive at the path is not the one that was opened."""
+        """Raise ArchiveChangedError if the archive at the path is not the open one."""
         if not self.is_current:
             raise ArchiveChangedError(
                 f"{self.path}: the archive was changed, moved or replaced since it was opened, and "
-                "what stands here now is left alone; open it again"
+                "the one now at this path was left unchanged; open it again"
             )
 
     @property
     def fingerprint(self) -> str | None:
-        """What archives of another content do not have; None where it takes reading all to know."""
+        """Hash of the content; None if computing it would require reading the archive."""
         return None
 
     def check_removable(self) -> None:
-        """Raise what :meth:`remove` would raise, as far as it can be told before."""
+        """Raise the error that :meth:`remove` would raise, as far as it is foreseeable."""
         raise ArchiveWriteError(
-            errno.ENOENT, "only what is in the file system here is removed", self.path
+            errno.ENOENT, "only archives in the local file system can be removed", self.path
         )
 
     def remove(self) -> None:
-        """Close the archive and remove it from where it stands, in one step.
+        """Close the archive and remove it atomically.
 
         Raises
         ------
         ArchiveChangedError
-            Another one stands there by now.
+            The archive was replaced by another one.
         ArchiveLockedError
-            Another process or thread is changing it.
+            Another process or thread is changing the archive.
         ArchiveWriteError
-            The directory that it is in cannot be written, or the backend removes none.
+            The parent directory is not writable, or the backend does not support removal.
         """
         self.check_removable()
 
 
 class ElementsWriter:
-    """Keeps the rest of an AnnData."""
+    """Writes further elements of an AnnData."""
 
     path: str
 
-    #: Whether everything that an AnnData consists of can be kept, not only what the schema names.
+    #: Whether all elements of an AnnData can be kept, not only those in the schema.
     keeps_elements: bool = False
 
     def write_sparse(self, name: str, sparse: Sparse) -> None:
-        """Say what three arrays ``<name>/data``, ``…/indices`` and ``…/indptr`` are.
+        """Declare the arrays ``<name>/data``, ``…/indices`` and ``…/indptr`` a sparse matrix.
 
         Raises
         ------
         OutputError
-            The backend keeps no such elements.
+            The backend does not keep such elements.
         """
         raise OutputError(f"{self.path}: this backend keeps no {name}")
 
@@ -310,6 +310,6 @@ class ElementsWriter:
         Raises
         ------
         OutputError
-            The backend keeps no elements, or anndata does not know how to write this one.
+            The backend does not keep elements, or anndata cannot write this one.
         """
         raise OutputError(f"{self.path}: this backend keeps no {name}")

@@ -1,4 +1,4 @@
-"""What every backend checks of what it is asked to read or write."""
+"""Checks of the arguments of reads and writes, shared by all backends."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def check_ranges(
     stops: NDArray[np.int64],
     out: NDArray[Any],
 ) -> None:
-    """Check the arguments of ``read_ranges``; `where` opens the message of an error."""
+    """Check the arguments of ``read_ranges``; error messages begin with `where`."""
     if starts.shape != stops.shape or starts.ndim != 1:
         raise RangeError(f"{where}: starts {starts.shape} and stops {stops.shape} differ in shape")
     if starts.dtype != np.int64 or stops.dtype != np.int64:
         raise RangeError(f"{where}: ranges must be int64, not {starts.dtype} and {stops.dtype}")
-    # Compiled code is loaded with the first batch, not with the first open.
+    # Load compiled code at the first read, not when an archive is opened.
     from storage_backends.compute.ranges import total_length
 
     total = total_length(starts, stops, spec.length)
@@ -56,7 +56,7 @@ def check_ranges(
 
 
 def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Values as an array may store them, C-contiguous; `where` opens the message of an error."""
+    """Values as C-contiguous little-endian array; error messages begin with `where`."""
     if values.ndim == 0 or values.dtype.newbyteorder("=") not in DTYPES:
         raise OutputError(
             f"{where}: cannot store {values.dtype} of {values.ndim} dimensions; expected an array "
@@ -125,16 +125,16 @@ def check_rows(
     names: Sequence[str] = (),
     columns: Sequence[str] | None = None,
 ) -> int:
-    """Check the arguments of ``read_table``; where the rows end.
+    """Check the arguments of ``read_table`` and return the end of the rows.
 
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Beginning of error messages.
     n_rows, names
-        Rows and columns of the table.
+        Number of rows, and columns of the table.
     start, stop, columns
-        Those that are asked for.
+        Requested rows and columns.
     """
     for column in columns or ():
         if column not in names:

@@ -1,4 +1,4 @@
-"""What an archive consists of: arrays, tables, attributes."""
+"""Contents of an archive: arrays, tables and attributes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from storage_backends.errors import ArrayNotFoundError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Column of a table that holds the names of its rows, which readers may set apart.
+#: Column of a table with the names of its rows; readers may treat it separately.
 INDEX = "_index"
-#: Metadata of a table's schema: what that column is called elsewhere; a backend need not keep it.
+#: Key in the metadata of a table's schema: original name of that column. Backends may drop it.
 INDEX_NAME = b"index_name"
-#: Metadata of a field: pandas has the column in a type of its own for nulls, also where there are
-#: none; a backend need not keep it.
+#: Metadata of a field: the column has a nullable type in pandas, even if no value is null.
+#: Backends may drop it.
 NULLABLE = {b"nullable": b"1"}
 
-#: Types of numbers that every backend stores.
+#: Dtypes that every backend stores.
 DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")))
 
 
@@ -45,7 +45,7 @@ def is_column_type(type_: pa.DataType) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """What is known of a stored array without reading it.
+    """Specification of a stored array, known without reading it.
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ class ArraySpec:
     item_shape
         Shape of one item: ``()`` for plain arrays, ``(50,)`` for vectors of 50 numbers.
     below
-        Numbers that are read are less, since others raise ArchiveFormatError; None: not checked.
+        Exclusive upper bound of the numbers; reading larger ones raises ArchiveFormatError. None:
+        not checked.
     """
 
     dtype: np.dtype[Any]
@@ -66,23 +67,23 @@ class ArraySpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array in memory."""
+        """Size of the array in memory, in bytes."""
         return self.length * self.dtype.itemsize * math.prod(self.item_shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What an archive holds, known from when it is opened.
+    """Contents of an archive, known when it is opened.
 
     Parameters
     ----------
     arrays
         Specification of every array by name.
     tables
-        Schema of every table by name; a backend may read them when they are asked for.
+        Schema of every table by name; a backend may read them lazily.
     attrs
-        The JSON object given to ``commit``, or what a foreign archive says of itself. A backend
-        that stores the values of a row in another order than they were appended in says
+        The JSON object given to ``commit``, or the attributes of a foreign archive. A backend that
+        stores the values of a row in a different order than they were appended sets
         ``"sorted": false``.
     """
 
@@ -92,7 +93,7 @@ class Contents:
 
 
 class Inventory:
-    """What is asked of :attr:`contents`, by name."""
+    """Access to :attr:`contents` by name."""
 
     path: str
 
@@ -100,7 +101,7 @@ class Inventory:
 
         @property
         def contents(self) -> Contents:
-            """What the archive holds."""
+            """Contents of the archive."""
             ...
 
     @property
@@ -110,7 +111,7 @@ class Inventory:
 
     @property
     def tables(self) -> Sequence[str]:
-        """Name of every table."""
+        """Names of the tables."""
         return list(self.contents.tables)
 
     @property
@@ -119,7 +120,7 @@ class Inventory:
         return self.contents.attrs
 
     def spec(self, name: str) -> ArraySpec:
-        """The specification of one array; ArrayNotFoundError names those there are."""
+        """The specification of one array; ArrayNotFoundError lists the existing ones."""
         try:
             return self.contents.arrays[name]
         except KeyError:
@@ -136,6 +137,6 @@ class Inventory:
             raise self.no_table(name) from None
 
     def no_table(self, name: str) -> ArrayNotFoundError:
-        """What to raise for a table that is not there."""
+        """The error for a table that does not exist."""
         known = ", ".join(self.tables)
         return ArrayNotFoundError(f"{self.path}: there is no table {name!r}; it holds: {known}")

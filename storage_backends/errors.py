@@ -1,8 +1,8 @@
 """Errors of the storage layer.
 
-Every error derives from :class:`ScdlError` and from the builtin it refines, so that callers may
-catch either. A message is one sentence or two: what is wrong, where, what was expected, what was
-found, and what to do.
+Every error derives from :class:`ScdlError` and from the builtin exception that it refines, so
+callers may catch either. A message is one or two sentences: what is wrong, where, what was
+expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-#: What to do where bytes of an archive are not those that were written.
+#: Advice for archives with damaged bytes.
 COPY_AGAIN = "copy the archive again, or convert its source again"
 
 __all__ = [
@@ -41,35 +41,35 @@ __all__ = [
 
 
 class ScdlError(Exception):
-    """Base of every error that scdl raises on purpose."""
+    """Base class of all errors that scdl raises."""
 
 
 class ScdlWarning(UserWarning):
-    """Category of every warning that scdl gives."""
+    """Category of all warnings that scdl issues."""
 
 
 class ArchiveNotFoundError(ScdlError, FileNotFoundError):
-    """There is nothing at the path of an archive."""
+    """The path of an archive does not exist."""
 
 
 class ArchiveExistsError(ScdlError, FileExistsError):
-    """Something already stands where an archive is to be written."""
+    """The path of an archive to write already exists."""
 
 
 class ArchivePlaceError(ScdlError, ValueError):
-    """An archive cannot be written at a path, since that is a part of another one."""
+    """An archive cannot be written to a path inside another archive."""
 
 
 class ArchiveFormatError(ScdlError, ValueError):
-    """What stands at a path is no archive, or a damaged one."""
+    """A path is not an archive, or the archive is damaged."""
 
 
 class ArchiveLinkError(ArchiveFormatError):
-    """A link in an archive leads out of it, and is not followed."""
+    """A link leads out of an archive, and is not followed."""
 
 
 class ArchiveWriteError(ScdlError, OSError):
-    """The operating system refused a write; ``errno`` tells why."""
+    """The operating system refused a write; ``errno`` is the reason."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}" if self.filename else super().__str__()
@@ -80,7 +80,7 @@ class ArchiveLockedError(ScdlError, BlockingIOError):
 
 
 class ArchiveChangedError(ScdlError, RuntimeError):
-    """An archive or a collection is not the one any more that was opened."""
+    """An archive or a collection was changed or replaced since it was opened."""
 
 
 class ArchiveClosedError(ScdlError, ValueError):
@@ -88,10 +88,10 @@ class ArchiveClosedError(ScdlError, ValueError):
 
 
 class ArrayNotFoundError(ScdlError, KeyError):
-    """An archive holds no array, table or column of that name."""
+    """An archive has no array, table or column of that name."""
 
     def __str__(self) -> str:
-        # KeyError shows the repr of its argument, which quotes the sentence.
+        # KeyError would show the message in quotes.
         return str(self.args[0]) if self.args else ""
 
 
@@ -108,28 +108,28 @@ class BackendNotFoundError(ScdlError, ValueError):
 
 
 class BackendOptionError(ScdlError, ValueError):
-    """A storage backend was given an option, or a value of one, that it does not know."""
+    """A storage backend does not support an option, or its value."""
 
 
 class MissingCodecError(ScdlError, ImportError):
-    """A package that a compression needs is not installed."""
+    """A package that a codec needs is not installed."""
 
 
 class PathError(ScdlError, ValueError):
-    """What was given as a path can be none, or names another format than is written."""
+    """A path is invalid, or has the suffix of another format than the one written."""
 
 
 class PathTypeError(PathError, TypeError):
-    """What was given as a path is an object of another kind, such as an AnnData."""
+    """An argument is not a path but another object, such as an AnnData."""
 
 
 class RemoteError(ScdlError, OSError):
-    """A store elsewhere failed or did not answer, in spite of retries."""
+    """A remote store failed or did not respond, in spite of retries."""
 
 
 @contextlib.contextmanager
 def refused_write(path: str) -> Iterator[None]:
-    """Turn what the operating system says of a write into an ArchiveWriteError."""
+    """Context manager that converts an OSError of a write to an ArchiveWriteError."""
     try:
         yield
     except ScdlError:
@@ -140,11 +140,11 @@ def refused_write(path: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, as a part of a sentence."""
-    said: object = error
+    """Message of another library's error on one line, as a part of a sentence."""
+    message: object = error
     if isinstance(error, KeyError) and error.args:
-        # Its text is the repr of the key.
-        said = error.args[0]
+        # The text of a KeyError is the repr of the key.
+        message = error.args[0]
     elif isinstance(error, OSError) and error.strerror and not isinstance(error, ScdlError):
-        said = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(said).split()) or type(error).__name__
+        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(message).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""Backend ``memory``: archives in this process's memory, the interface's executable specification.
+"""Backend ``memory``: archives in the memory of this process; the executable specification.
 
-Paths look like ``ram:NAME``. An archive lives until the process ends; other processes do not see
-it, save those forked later.
+Paths have the form ``ram:NAME``. An archive exists until the process ends. Other processes cannot
+open it, except those forked later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Content:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     tables: dict[str, pa.Table] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
-    #: Tells this archive from others of its path.
+    #: Identifies this archive among archives at the same path.
     token: object = field(default_factory=object)
 
 
@@ -62,8 +62,8 @@ class MemoryStore(ArrayStore):
 
     @property
     def is_current(self) -> bool:
-        standing = _committed.get(self.path)
-        return standing is not None and standing.token is self._token
+        committed = _committed.get(self.path)
+        return committed is not None and committed.token is self._token
 
     def check_removable(self) -> None:
         self.check_current()
@@ -73,21 +73,24 @@ class MemoryStore(ArrayStore):
         self.close()
         del _committed[self.path]
 
-    def _opened(self) -> _Content:
+    def _open_content(self) -> _Content:
         if self._content is None:
             raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
         return self._content
 
     @property
     def contents(self) -> Contents:
-        held = self._opened()
-        specs = {name: ArraySpec(a.dtype, len(a), a.shape[1:]) for name, a in held.arrays.items()}
-        schemas = {name: table.schema for name, table in held.tables.items()}
-        return Contents(specs, schemas, copy.deepcopy(held.attrs))
+        content = self._open_content()
+        specs = {
+            name: ArraySpec(array.dtype, len(array), array.shape[1:])
+            for name, array in content.arrays.items()
+        }
+        schemas = {name: table.schema for name, table in content.tables.items()}
+        return Contents(specs, schemas, copy.deepcopy(content.attrs))
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:
-        content = self._opened()
+        content = self._open_content()
         sizes = {name: array.nbytes for name, array in content.arrays.items()}
         return sizes | {name: table.nbytes for name, table in content.tables.items()}
 
@@ -95,7 +98,7 @@ class MemoryStore(ArrayStore):
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
-        source = self._opened().arrays[name]
+        source = self._open_content().arrays[name]
         position = 0
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             out[position : position + stop - start] = source[start:stop]
@@ -116,13 +119,13 @@ class MemoryStore(ArrayStore):
 
     def _table(self, name: str) -> pa.Table:
         try:
-            return self._opened().tables[name]
+            return self._open_content().tables[name]
         except KeyError:
             raise self.no_table(name) from None
 
     def view(self, name: str) -> NDArray[Any] | None:
         self.spec(name)
-        return self._opened().arrays[name]
+        return self._open_content().arrays[name]
 
     def close(self) -> None:
         self._content = None
@@ -140,7 +143,7 @@ class MemoryWriter(ArrayWriter):
     @classmethod
     def open(cls, path: str, *, replace: bool = False) -> Self:
         if not path.startswith(RAM):
-            raise ArchiveWriteError(f"{path}: an archive in memory has a path like {RAM}NAME")
+            raise ArchiveWriteError(f"{path}: the path of an archive in memory must be {RAM}NAME")
         if path in _committed and not replace:
             raise ArchiveExistsError(
                 f"{path}: an archive of this name exists already; give replace=True to replace it, "
@@ -148,33 +151,33 @@ class MemoryWriter(ArrayWriter):
             )
         return cls(path, replace=replace)
 
-    def _writing(self) -> dict[str, list[NDArray[Any]]]:
+    def _open_pieces(self) -> dict[str, list[NDArray[Any]]]:
         if self._pieces is None:
-            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
+            raise ArchiveClosedError(f"{self.path}: the archive was already committed or aborted")
         return self._pieces
 
     def append(self, name: str, values: NDArray[Any]) -> None:
         values = little_endian(f"{self.path}: {name}", values).copy()
-        pieces = self._writing().setdefault(name, [])
+        pieces = self._open_pieces().setdefault(name, [])
         if pieces and (pieces[0].dtype, pieces[0].shape[1:]) != (values.dtype, values.shape[1:]):
             raise OutputError(
-                f"{self.path}: {name} has items {pieces[0].dtype} {pieces[0].shape[1:]}, "
-                f"not {values.dtype} {values.shape[1:]}"
+                f"{self.path}: {name}: expected items {pieces[0].dtype} {pieces[0].shape[1:]}, "
+                f"found {values.dtype} {values.shape[1:]}"
             )
         pieces.append(values)
 
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
         import pyarrow as pa
 
-        self._writing()
+        self._open_pieces()
         if name in self._tables:
-            raise OutputError(f"{self.path}: the table {name} was written already")
+            raise OutputError(f"{self.path}: the table {name} was already written")
         check_columns(f"{self.path}: {name}", table.schema)
         table = table if isinstance(table, pa.Table) else table.read_all()
         self._tables[name] = table.replace_schema_metadata(None)
 
     def commit(self, attrs: Mapping[str, Any]) -> None:
-        arrays = {name: np.concatenate(pieces) for name, pieces in self._writing().items()}
+        arrays = {name: np.concatenate(pieces) for name, pieces in self._open_pieces().items()}
         for array in arrays.values():
             array.flags.writeable = False
         if self.path in _committed and not self._replace:

@@ -1,6 +1,6 @@
-"""Paths as users give them: text or ``os.PathLike``, ``~`` for the home directory, or a URL.
+"""Normalisation of user-given paths: text, ``os.PathLike``, ``~`` or URLs.
 
-Everything that takes a path passes it through here first.
+All functions that take a path call this module first.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from storage_backends.errors import PathError, PathTypeError
 
 __all__ = ["RAM", "Path", "absolute", "is_url", "path_of", "paths_of"]
 
-#: What is taken as a path.
+#: Types accepted as a path.
 Path = str | os.PathLike[str]
-#: What the paths of archives in memory begin with.
+#: Prefix of the paths of archives in memory.
 RAM = "ram:"
 _SCHEME = "[A-Za-z][A-Za-z0-9+.-]*"
 _URL = re.compile(rf"{_SCHEME}(::{_SCHEME})*://|{RAM}")
-#: A URL as ``pathlib`` leaves it.
+#: A URL whose double slash ``pathlib`` has collapsed.
 _FLATTENED = re.compile(r"(s3|gs|gcs|az|abfs|https?|ftp|sftp|memory):/[^/]")
 
 _WRITE = "write it to a file first, with {}, and give the path of the file"
 _HDF5 = "give the path of the file, not the open file"
 _ZARR = "give the path of the store, not the open store"
-_OPEN = "it is open already: give the path of its archive, such as data_path"
-_TABLE = "make an anndata.AnnData of it and " + _WRITE.format("adata.write_h5ad(file)")
+_OPEN = "it is already open; give the path of its archive, such as data_path"
+_TABLE = "convert it to an anndata.AnnData and " + _WRITE.format("adata.write_h5ad(file)")
 _FILE = "give its path, not the open file"
-#: What to do with objects of other kinds, by their package, or package and class.
+#: Advice for objects of other types, by package, or by package and class.
 _ADVICE = {
     "anndata": _WRITE.format("adata.write_h5ad(file)"),
     "mudata": _WRITE.format("mdata['NAME of one modality'].write_h5ad(file)"),
@@ -49,37 +49,37 @@ _ADVICE = {
     "tempfile": _FILE,
     "bytes": "decode it with os.fsdecode",
 }
-#: Lists of paths, of packages whose other objects are none.
+#: Types that may hold a list of paths, of packages in `_ADVICE`.
 _LISTS = {"numpy.ndarray", "pandas.Series", "pandas.Index"}
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is no file here, but a URL or in memory; a name with a colon is a file."""
+    """Whether a path is a URL or in memory; a file name with a colon is not."""
     return _URL.match(path) is not None
 
 
 def path_of(path: object, wanted: str = "a path") -> str:
-    """A path as text, with the home directory for ``~``; URLs stay as they are.
+    """A path as text, with ``~`` replaced by the home directory; URLs are not changed.
 
     Parameters
     ----------
     path
-        Text or ``os.PathLike``; ``file://`` names what is here.
+        Text or ``os.PathLike``; ``file://`` URLs become local paths.
     wanted
-        What is expected, for messages.
+        Description of the expected path, for messages.
 
     Raises
     ------
     PathTypeError
-        It is an object of another kind.
+        `path` is neither text nor ``os.PathLike``.
     PathError
-        It is empty, or no path can be so.
+        `path` is empty or invalid.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str):
-        raise _other_kind(path, wanted)
+        raise _type_error(path, wanted)
     if not text.strip():
-        raise PathError(f"expected {wanted}, found an empty text")
+        raise PathError(f"expected {wanted}, found an empty string")
     if "\0" in text:
         raise PathError(f"expected {wanted}, found {text!r:.200}, which has a null character")
     if text is not path and _FLATTENED.match(text) and not os.path.lexists(text):
@@ -92,58 +92,58 @@ def path_of(path: object, wanted: str = "a path") -> str:
 
 
 def paths_of(paths: object, wanted: str = "a path or a list of paths") -> list[str]:
-    """One path or several, as :func:`path_of` gives each.
+    """One path or several, each normalised by :func:`path_of`.
 
     Raises
     ------
     PathTypeError, PathError
-        As :func:`path_of`; also for a mapping or a set, which are no lists.
+        As :func:`path_of`; also for a mapping or a set.
     """
     if isinstance(paths, str | bytes | os.PathLike):
         return [path_of(paths, wanted)]
-    is_list = isinstance(paths, list | tuple) or bool(_kinds(paths) & _LISTS)
+    is_list = isinstance(paths, list | tuple) or bool(_type_names(paths) & _LISTS)
     if not isinstance(paths, Iterable) or not (is_list or _advice(paths) is None):
-        raise _other_kind(paths, wanted)
+        raise _type_error(paths, wanted)
     try:
         several = list(paths)
     except TypeError as error:
-        raise _other_kind(paths, wanted) from error
+        raise _type_error(paths, wanted) from error
     return [path_of(path, wanted) for path in several]
 
 
 def absolute(path: object, wanted: str = "a path") -> str:
-    """As :func:`path_of`, and so that it stays what it is when the working directory changes."""
+    """As :func:`path_of`, but independent of the working directory."""
     text = path_of(path, wanted)
     return text if is_url(text) else os.path.abspath(text)
 
 
-def _other_kind(found: object, wanted: str) -> PathTypeError:
-    plain = found is None or isinstance(found, bool | int | float | bytes)
-    shown = f"{found!r:.100}" if plain else f"an object of type {_name(type(found))}"
-    advice = _advice(found) or "a path is a str or an os.PathLike"
+def _type_error(value: object, wanted: str) -> PathTypeError:
+    plain = value is None or isinstance(value, bool | int | float | bytes)
+    shown = f"{value!r:.100}" if plain else f"an object of type {_class_name(type(value))}"
+    advice = _advice(value) or "a path is a str or an os.PathLike"
     return PathTypeError(f"expected {wanted}, found {shown}; {advice}")
 
 
-def _advice(found: object) -> str | None:
-    """What to do with an object instead, where that is known."""
-    kinds = [kind for base in type(found).__mro__ for kind in (_name(base), _root(base))]
-    known = next((_ADVICE[kind] for kind in kinds if kind in _ADVICE), None)
-    if known is None and isinstance(found, Mapping | set | frozenset):
+def _advice(value: object) -> str | None:
+    """Advice for an object that is not a path, if there is any."""
+    keys = [key for base in type(value).__mro__ for key in (_class_name(base), _package(base))]
+    known = next((_ADVICE[key] for key in keys if key in _ADVICE), None)
+    if known is None and isinstance(value, Mapping | set | frozenset):
         return "give the paths as a list"
-    if known is None and isinstance(found, list | tuple):
-        return "give one path; of several archives, SingleCellCollection makes one dataset"
+    if known is None and isinstance(value, list | tuple):
+        return "give one path; SingleCellCollection combines several archives"
     return known
 
 
-def _kinds(found: object) -> set[str]:
-    return {_name(base) for base in type(found).__mro__}
+def _type_names(value: object) -> set[str]:
+    return {_class_name(base) for base in type(value).__mro__}
 
 
-def _root(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+def _package(class_: type) -> str:
+    return class_.__module__.partition(".")[0]
 
 
-def _name(kind: type) -> str:
-    """Name of a class as users write it: of the package, not of a module in it."""
-    root = _root(kind)
-    return kind.__qualname__ if root == "builtins" else f"{root}.{kind.__qualname__}"
+def _class_name(class_: type) -> str:
+    """Name of a class in its top-level package, as users write it."""
+    package = _package(class_)
+    return class_.__qualname__ if package == "builtins" else f"{package}.{class_.__qualname__}"

@@ -1,6 +1,6 @@
-"""Finding storage backends: by name, or by what stands at a path.
+"""Registry of storage backends: find backends by name, or by the archive at a path.
 
-A third party announces a backend as an entry point of the group ``scdl.storage_backends`` whose
+Other packages register a backend as an entry point of the group ``scdl.storage_backends`` whose
 value is a :class:`storage_backends.base.Backend`.
 """
 
@@ -49,83 +49,83 @@ __all__ = [
 
 ENTRY_POINTS = "scdl.storage_backends"
 
-#: Modules of the backends that come with the package; each defines ``BACKEND``.
+#: Modules of the built-in backends; each defines ``BACKEND``.
 _BUILTIN = {
     "memmap": "storage_backends.memmap",
     "memory": "storage_backends.memory",
     "zarr": "storage_backends.zarr",
 }
-#: Of an archive whose path does not say.
+#: Backend of new archives whose path has no known suffix.
 DEFAULT = "memmap"
-#: What is expected where an archive is opened, for messages.
+#: Description of the argument of `open_archive` and `detect`, for messages.
 _ARCHIVE = "the path of an archive"
 
 
-def _announced() -> dict[str, EntryPoint]:
-    """Entry points of third parties by name."""
+def _entry_points() -> dict[str, EntryPoint]:
+    """Entry points of other packages by name."""
     points = entry_points(group=ENTRY_POINTS)
     return {point.name: point for point in points if point.name not in _BUILTIN}
 
 
 @cache
-def _found_once(search_path: tuple[str, ...]) -> list[str]:
-    """Names of the installed backends; looking for them takes milliseconds."""
+def _cached_names(search_path: tuple[str, ...]) -> list[str]:
+    """Names of the installed backends; cached, as finding entry points takes milliseconds."""
     return names()
 
 
 def names() -> list[str]:
-    """Names of the installed backends, ours first."""
-    return [*_BUILTIN, *_announced()]
+    """Names of the installed backends, built-in ones first."""
+    return [*_BUILTIN, *_entry_points()]
 
 
 def backend(name: str) -> Backend:
-    """The backend called `name`; BackendNotFoundError names those there are."""
+    """The backend called `name`; BackendNotFoundError lists the installed ones."""
     if name in _BUILTIN:
-        found: Backend = import_module(_BUILTIN[name]).BACKEND
-        return found
-    point = _announced().get(name)
+        builtin: Backend = import_module(_BUILTIN[name]).BACKEND
+        return builtin
+    point = _entry_points().get(name)
     if point is None:
         raise BackendNotFoundError(
             f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
         )
     try:
-        found = point.load()
+        loaded: Backend = point.load()
     except (ImportError, AttributeError) as error:
         raise BackendNotFoundError(
             f"the storage backend {name!r} is installed, but {point.value} cannot be imported: "
             f"{error}"
         ) from error
-    return found
+    return loaded
 
 
-def _usable() -> Iterator[Backend]:
-    """All backends that can be imported, ours first."""
-    for name in _found_once(tuple(sys.path)):
+def _importable() -> Iterator[Backend]:
+    """All backends that can be imported, built-in ones first."""
+    for name in _cached_names(tuple(sys.path)):
         with contextlib.suppress(BackendNotFoundError):
             yield backend(name)
 
 
 def for_target(path: str | os.PathLike[str], name: str | None = None) -> Backend:
-    """The backend to write an archive with: the one called `name`, or what the path ends in."""
+    """The backend to write an archive with: by `name`, or by the suffix of the path."""
     if name is not None:
         return backend(name)
     text = path_of(path).rstrip("/")
-    ending = os.path.splitext(text)[1]
-    chosen = (found for found in _usable() if ending and found.suffix == ending)
-    return next(chosen, None) or backend(DEFAULT)
+    suffix = os.path.splitext(text)[1]
+    matching = (found for found in _importable() if suffix and found.suffix == suffix)
+    return next(matching, None) or backend(DEFAULT)
 
 
 def of(store: ArrayStore) -> Backend:
-    """The backend that an open archive is of."""
-    kind = type(store)
-    for found in _usable():
-        if found.store_class in (kind, f"{kind.__module__}:{kind.__qualname__}"):
-            return found
+    """The backend of an open archive."""
+    class_ = type(store)
+    for candidate in _importable():
+        if candidate.store_class in (class_, f"{class_.__module__}:{class_.__qualname__}"):
+            return candidate
     return detect(store.path)
 
 
 def is_within(path: str, directory: str) -> bool:
-    """Whether a path is a directory, or below it."""
+    """Whether a path is equal to a directory or below it."""
     path, directory = os.path.realpath(path), os.path.realpath(directory)
     return path == directory or path.startswith(directory.rstrip(os.sep) + os.sep)
 
@@ -133,47 +133,47 @@ def is_within(path: str, directory: str) -> bool:
 def create(
     path: str | os.PathLike[str], chosen: Backend, *, replace: bool = False, **options: Any
 ) -> ArrayWriter:
-    """Begin an archive where one may stand.
+    """Begin an archive at a valid path.
 
     Raises
     ------
     ArchivePlaceError
-        `path` is inside another archive, of which it would become a part.
+        `path` is inside another archive.
     ArchiveExistsError
-        Something stands at `path`, and `replace` was not asked for or it is no archive.
+        `path` exists, and `replace` is false or it is not an archive.
     BackendOptionError
-        This backend does not take an option.
+        The backend does not support an option.
     PathError
-        The name of the path says another format.
+        The suffix of the path is that of another format.
     """
     path = path_of(path)
     check_target(path, replace=replace)
-    return _begun(path, chosen, replace, options)
+    return _open_writer(path, chosen, replace, options)
 
 
 def rewrite(store: ArrayStore, chosen: Backend | None = None, **options: Any) -> ArrayWriter:
-    """Begin what takes the place of an open archive, as long as that stands there still.
+    """Begin an archive that will replace an open one.
 
     Parameters
     ----------
     store
-        The archive: what was opened, whatever its path leads to now.
+        The open archive, which must still be the one at its path.
     chosen
-        Backend of the new one; default that of the archive.
+        Backend of the new archive; default that of the open one.
     **options
-        Of the backend.
+        Options of the backend.
 
     Raises
     ------
     ArchiveChangedError
-        It was changed, moved or replaced since.
+        The archive was changed, moved or replaced since it was opened.
     ArchiveLockedError
-        Another process or thread is changing it.
+        Another process or thread is changing the archive.
     """
     store.check_current()
-    writer = _begun(store.path, chosen or of(store), True, options)
+    writer = _open_writer(store.path, chosen or of(store), True, options)
     try:
-        # The lock is held: nobody changes the archive from here on.
+        # Check again: the writer now holds the lock, so the archive can no longer change.
         store.check_current()
     except BaseException:
         writer.abort()
@@ -181,7 +181,9 @@ def rewrite(store: ArrayStore, chosen: Backend | None = None, **options: Any) ->
     return writer
 
 
-def _begun(path: str, chosen: Backend, replace: bool, options: Mapping[str, Any]) -> ArrayWriter:
+def _open_writer(
+    path: str, chosen: Backend, replace: bool, options: Mapping[str, Any]
+) -> ArrayWriter:
     if replace or not os.path.lexists(path):
         other_formats.check_target(path, chosen.suffix)
     for name in options:
@@ -189,13 +191,13 @@ def _begun(path: str, chosen: Backend, replace: bool, options: Mapping[str, Any]
             raise BackendOptionError(
                 f"{path}: the storage backend {chosen.name} has no option {name!r}; it takes: "
                 f"{', '.join(chosen.options) or 'none'}"
-                + ("; end the path in .zarr for that" if name == "compression" else "")
+                + ("; use a path that ends in .zarr" if name == "compression" else "")
             )
     return chosen.writer.open(path, replace=replace, **options)
 
 
 def check_target(path: str, *, replace: bool) -> None:
-    """Refuse to write where an archive would be in another one, or replace what is none.
+    """Check that a path is not inside another archive, and that only archives are replaced.
 
     Raises
     ------
@@ -205,34 +207,34 @@ def check_target(path: str, *, replace: bool) -> None:
     if is_url(path):
         return
     check_place(path)
-    if replace and _holds_others(path):
+    if replace and _is_not_archive(path):
         raise ArchiveExistsError(
-            f"{path}: what stands here is no archive, and nothing else is replaced; remove it, or "
+            f"{path}: this is not an archive, and only archives are replaced; remove it, or "
             "choose another path"
         )
 
 
 def check_place(path: str) -> None:
-    """ArchivePlaceError where a path is inside an archive."""
-    above = os.path.dirname(os.path.realpath(path))
-    while above != os.path.dirname(above):
-        if is_archive(above):
+    """Raise ArchivePlaceError if a path is inside an archive."""
+    parent = os.path.dirname(os.path.realpath(path))
+    while parent != os.path.dirname(parent):
+        if is_archive(parent):
             raise ArchivePlaceError(
-                f"{path}: this is inside the archive {above}, with which it would be replaced and "
-                "removed; choose a path outside"
+                f"{path}: this path is inside the archive {parent}, and would be replaced or "
+                "removed together with it; choose a path outside"
             )
-        above = os.path.dirname(above)
+        parent = os.path.dirname(parent)
 
 
-def _holds_others(path: str) -> bool:
-    """Whether something stands at a path that is no archive and not empty."""
+def _is_not_archive(path: str) -> bool:
+    """Whether a path exists but is neither an archive nor an empty directory."""
     if not os.path.lexists(path) or is_archive(path):
         return False
     return not os.path.isdir(path) or bool(os.listdir(path))
 
 
 def is_archive(path: str) -> bool:
-    """Whether an installed backend knows what stands at a path."""
+    """Whether a path is an archive of an installed backend."""
     return known(path) is not None
 
 
@@ -246,53 +248,55 @@ def open_archive(path: str | os.PathLike[str], *, hold: bool = True) -> ArraySto
 
 
 def detect(path: str | os.PathLike[str]) -> Backend:
-    """The backend whose archive stands at `path`.
+    """The backend of the archive at `path`.
 
     Raises
     ------
     ArchiveNotFoundError
-        Nothing stands there.
+        `path` does not exist.
     ArchiveFormatError
-        No installed backend knows what stands there.
+        `path` is not an archive of an installed backend.
     """
     path = path_of(path, _ARCHIVE)
-    said = other_formats.described(path) if is_url(path) else None
-    found = None if said else known(path)
-    if found is not None:
-        return found
-    if said or os.path.exists(path):
-        raise ArchiveFormatError(said or other_formats.described(path) or _no_archive(path))
-    raise ArchiveNotFoundError(_nothing(path))
+    other_format = other_formats.described(path) if is_url(path) else None
+    detected = None if other_format else known(path)
+    if detected is not None:
+        return detected
+    if other_format or os.path.exists(path):
+        raise ArchiveFormatError(
+            other_format or other_formats.described(path) or _unknown_format(path)
+        )
+    raise ArchiveNotFoundError(_not_found(path))
 
 
-def _no_archive(path: str) -> str:
-    """Says that what stands at a path is no archive, and what to do."""
+def _unknown_format(path: str) -> str:
+    """Message for a path that is not an archive."""
     if other_formats.is_hdf5(path):
-        what = "an HDF5 file; if it is an h5ad file, convert it first"
-        how = f"`scdl convert {path} DEST`"
+        found = "an HDF5 file; if it is an h5ad file, convert it first"
+        command = f"`scdl convert {path} DEST`"
     else:
-        what = "a directory that is none" if os.path.isdir(path) else "something else"
-        what += "; make one of an h5ad file"
-        how = "`scdl convert FILE.h5ad DEST`"
+        found = "another directory" if os.path.isdir(path) else "another file"
+        found += "; convert an h5ad file"
+        command = "`scdl convert FILE.h5ad DEST`"
     return (
         f"{path}: expected an archive of an installed backend ({', '.join(names())}), found "
-        f"{what}, with scdl.convert or {how}"
+        f"{found}, with scdl.convert or {command}"
     )
 
 
-def _nothing(path: str) -> str:
-    """Says that no archive stands at a path, and what to do."""
+def _not_found(path: str) -> str:
+    """Message for a path that does not exist."""
     if "://" in path and is_url(path):
         schemes = ", ".join((*OBSTORE, *FSSPEC))
-        return f"{path}: no archive is read from such a URL; schemes that are: {schemes}"
+        return f"{path}: archives cannot be read from such a URL; supported schemes: {schemes}"
     if os.path.islink(path) or other_formats.is_file_name(path):
         return other_formats.missing(path)
     return (
-        f"{path}: there is no archive here; make one with scdl.convert(h5ad, path) "
+        f"{path}: there is no archive here; create one with scdl.convert(h5ad, path) "
         f"or `scdl convert FILE.h5ad {path}`"
     )
 
 
 def known(path: str) -> Backend | None:
-    """The backend whose archive stands at `path`; None where there is none."""
-    return next((found for found in _usable() if found.detect(path)), None)
+    """The backend of the archive at `path`; None if it is not an archive."""
+    return next((candidate for candidate in _importable() if candidate.detect(path)), None)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 import scdl
-from storage_backends.directory.checksums import Table, sums_of
+from storage_backends.directory.checksums import Table, file_checksums
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import PROFILES, Codec
@@ -133,8 +133,8 @@ def manifests(place: Path) -> list[bytes]:
 
 def checksums(place: Path) -> list[bytes]:
     """Checksums of some files."""
-    sums = {f"a/{n}": sums_of(bytes(n), 64) for n in (0, 1, 64, 200)}
-    return [Table(sums, 64).to_bytes(), Table({"x": sums_of(b"abc")}).to_bytes()]
+    sums = {f"a/{n}": file_checksums(bytes(n), 64) for n in (0, 1, 64, 200)}
+    return [Table(sums, 64).to_bytes(), Table({"x": file_checksums(b"abc")}).to_bytes()]
 
 
 def zarr_metadata(place: Path) -> list[bytes]:

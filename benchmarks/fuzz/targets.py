@@ -86,7 +86,7 @@ def _manifest(place: Path) -> Parser:
     def parse(data: bytes) -> None:
         for member in _refused(lambda: manifest.parse_manifest(data, "/archives")) or ():
             assert member.n_obs >= 0
-        _refused(lambda: layout.parse_manifest(data, "manifest.json"))
+        _refused(lambda: layout.parse_archive_manifest(data, "manifest.json"))
 
     return parse
 

@@ -59,11 +59,11 @@ def _cost(setting: Setting, backend: str) -> Outcome:
 @contextlib.contextmanager
 def without_checksums() -> Iterator[None]:
     """Write archives as if there were no checksums."""
-    with mock.patch.object(checksums.Running, "update", _pass_over):
+    with mock.patch.object(checksums.RunningChecksums, "update", _pass_over):
         yield
 
 
-def _pass_over(running: checksums.Running, data: bytes) -> None:
+def _pass_over(running: checksums.RunningChecksums, data: bytes) -> None:
     """Do nothing; a mock would keep its arguments."""
 
 

@@ -1,1 +1,1 @@
-"""The commands ``scdl`` and ``convert_h5ad_to_scdl``."""
+"""Command-line interface: ``scdl`` and ``convert_h5ad_to_scdl``."""

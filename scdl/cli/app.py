@@ -1,4 +1,4 @@
-"""The command line: ``scdl`` and ``convert_h5ad_to_scdl``."""
+"""The command ``scdl`` and its subcommands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `scdl info` tells of an archive, or of a collection."""
+"""Output of `scdl info` for archives and collections."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from scdl.dataset.dataset import SingleCellDataset
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 
-#: Archives that are listed.
-_MOST_LISTED = 50
+#: Maximum number of archives to list.
+_MAX_LISTED = 50
 
-#: Names of what is told, and what there is to tell.
+#: Pairs of a label and its value, one per line of the output.
 Facts = list[tuple[str, str]]
 
 
 def facts(path: str) -> Facts:
-    """What is at a path, line by line; errors as those of :func:`scdl.open`."""
-    return _of_collection(path) if is_collection(path) else _of_archive(path)
+    """Facts about an archive or a collection; raises the errors of :func:`scdl.open`."""
+    return _collection_facts(path) if is_collection(path) else _archive_facts(path)
 
 
-def _of_collection(path: str) -> Facts:
+def _collection_facts(path: str) -> Facts:
     collection = SingleCellCollection(path)
     backends: set[str] = set()
     nbytes, members = 0, []
-    # A few at a time stay open.
+    # The collection keeps only a few members open at a time.
     for name, member in zip(
         collection.member_names, collection.fname_to_mmap.values(), strict=True
     ):
@@ -49,13 +49,13 @@ def _of_collection(path: str) -> Facts:
         ("obs", ", ".join(obs.columns.names) if obs else "none"),
         *(("graphs", key) for key in collection.neighbor_keys),
     ]
-    facts += members[:_MOST_LISTED]
-    if len(members) > _MOST_LISTED:
-        facts.append(("", f"and {len(members) - _MOST_LISTED:,} archives more"))
+    facts += members[:_MAX_LISTED]
+    if len(members) > _MAX_LISTED:
+        facts.append(("", f"and {len(members) - _MAX_LISTED:,} more archives"))
     return facts
 
 
-def _of_archive(path: str) -> Facts:
+def _archive_facts(path: str) -> Facts:
     dataset = SingleCellDataset(path)
     store, sizes = dataset.store, dataset.store.stored_bytes
     total, nnz = store.nbytes, store.spec(DATA).length
@@ -80,9 +80,9 @@ def _of_archive(path: str) -> Facts:
         facts.append((f"table {name}", f"{listed} ({sizes[name]:,} bytes)"))
     facts += [("graphs", key) for key in graph_keys(store)]
     facts += [("obsm", key) for key in dense_vectors(store)]
-    told = {*(f"obsp/{key}" for key in graph_keys(store))}
-    told |= {f"obsm/{key}" for key in dense_vectors(store)}
-    facts += [("element", name) for name in elements_of(store) if name not in told]
+    listed_names = {*(f"obsp/{key}" for key in graph_keys(store))}
+    listed_names |= {f"obsm/{key}" for key in dense_vectors(store)}
+    facts += [("element", name) for name in elements_of(store) if name not in listed_names]
     for name, spec in store.arrays.items():
         how = store.describe(name)
         share = f", {sizes[name] / spec.nbytes:.1%} of memmap" if how and spec.nbytes else ""

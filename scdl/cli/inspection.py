@@ -16,7 +16,7 @@ def export(
     dest: Annotated[
         str,
         typer.Argument(
-            metavar="OUT", help="Where it goes, which must not exist: FILE.h5ad, or DIRECTORY.zarr."
+            metavar="OUT", help="Target, which must not exist: FILE.h5ad, or DIRECTORY.zarr."
         ),
     ],
     gzip: Annotated[
@@ -26,10 +26,10 @@ def export(
         ),
     ] = 4,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the file that is at OUT.h5ad.")
+        bool, typer.Option("--replace", help="Replace an existing file OUT.h5ad.")
     ] = False,
 ) -> None:
-    """Write an archive as an AnnData (h5ad or Zarr), with everything that it holds."""
+    """Write an archive as an AnnData (h5ad or Zarr), with all of its elements."""
     from scdl.collection.paths import is_collection
     from scdl.conversion.export import export as run
     from scdl.errors import SourceError
@@ -38,8 +38,8 @@ def export(
     path = path_of(path)
     if is_collection(path):
         raise SourceError(
-            f"{path}: this is a collection; `scdl flatten {path} OUT` makes one archive of it, "
-            "which can be exported where all have the same genes"
+            f"{path}: this is a collection; `scdl flatten {path} OUT` writes it as one archive, "
+            "which can be exported if all members have the same genes"
         )
     with registry.open_archive(path) as store:
         run(store, dest, gzip=gzip or None, replace=replace)
@@ -48,7 +48,7 @@ def export(
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
 ) -> None:
-    """Show what is at a path: cells, genes, types, sizes, tables and graphs, or archives."""
+    """Show the cells, genes, types, sizes, tables and graphs of an archive or a collection."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -68,20 +68,20 @@ def verify(
         bool, typer.Option("--deep", help="Read every byte, and compare it with its checksum.")
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend first what can be mended without guessing.")
+        bool, typer.Option("--repair", help="First repair what can be repaired unambiguously.")
     ] = False,
     add_checksums: Annotated[
         bool,
-        typer.Option("--add-checksums", help="Give checksums to archives that have none."),
+        typer.Option("--add-checksums", help="Add checksums to archives that have none."),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
     ] = False,
 ) -> None:
-    """Find out whether an archive is sound: its structure, and with --deep every byte.
+    """Verify an archive, or all archives of a collection: structure, and with --deep every byte.
 
-    Of a collection, every archive. The exit code is 0 if all is sound, 1 if something is damaged,
-    and 2 if neither can be told: without checksums, or where it cannot be read.
+    The exit code is 0 if everything is sound, 1 if something is damaged, and 2 if it is unknown,
+    since there are no checksums or files cannot be read.
     """
     from scdl.collection.verification import verify as run
 

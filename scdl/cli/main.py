@@ -1,4 +1,4 @@
-"""Entry points: errors become one line and an exit code."""
+"""Entry points of the commands; errors are printed on one line, with an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scdl.errors import ScdlError, ScdlWarning
 
 
 def _run(command: Callable[[], Any], name: str) -> None:
-    """Run a command, and print an error as one line."""
+    """Run a command and print errors on one line."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         kind = "warning" if issubclass(category, ScdlWarning) else category.__name__

@@ -1,1 +1,1 @@
-"""Many archives read as one dataset."""
+"""Collections: many archives read as one dataset."""

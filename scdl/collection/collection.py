@@ -1,4 +1,4 @@
-"""Many archives as one dataset: converted to, verified, flattened."""
+"""Collections: conversion to members, verification and flattening."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import DTypeLike
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.archive.schema import distinct
-from scdl.collection.flattening import check_target, tables_of_cells, verify, write_flat
+from scdl.collection.flattening import check_flat, check_target, tables_of_cells, write_flat
 from scdl.collection.opened import OpenedCollection
-from scdl.collection.paths import absolute
+from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import CellNames
 from scdl.conversion.comparison import check_removable, check_same, checking
 from scdl.errors import CollectionError
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 
 
 class SingleCellCollection(OpenedCollection):
-    """Archives of any backends as one dataset, whose cells follow one another; nothing is copied.
+    """Archives of any backends as one dataset of concatenated cells; nothing is copied.
 
-    Members are opened when their cells are read, and only the last ones stay open. Consecutive
-    members of the same genes share a feature block.
+    Members are opened when their cells are read, and only the most recently used stay open.
+    Consecutive members with the same genes share a feature block.
 
     Parameters
     ----------
     data_path
-        A directory, with a manifest or with archives in it or below; where there is nothing yet,
-        :meth:`load_h5ad` makes it. Or the paths of archives, in the order of their cells.
+        A directory that has a manifest, or archives in it or its subdirectories; if it does not
+        exist, :meth:`load_h5ad` creates it. Or the paths of archives, in the order of their cells.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
     label
-        Name of a categorical column that obs gets, with the name of each cell's member (see
-        :attr:`member_names`); nothing is written to the members. Opening them all finds out first
-        whether one has such a column.
+        Name of a categorical column to add to obs, with the name of each cell's member (see
+        :attr:`member_names`); members are not modified. All members are opened to check that they
+        have no such column.
     max_open
-        Members that stay open; each takes some ten file descriptors.
+        Maximum number of members that stay open; each needs some ten file descriptors.
 
     Raises
     ------
     ArchiveNotFoundError
-        There is no archive in the directory, or not at one of the paths.
+        There is no archive in the directory, or at one of the paths.
     ArchiveFormatError
         A member or the manifest is damaged, or of a newer version.
     CollectionError
-        A path is itself a collection, or listed twice, or a member cannot be read.
+        A path is a collection, or is listed twice, or a member cannot be read.
     CastError
         Some members hold integers and others floats.
     OptionError
@@ -62,7 +62,7 @@ class SingleCellCollection(OpenedCollection):
     """
 
     def verify(self, *, deep: bool = False, progress: bool = False) -> VerificationReport:
-        """Find out whether all members are sound, and those that they were.
+        """Verify all members, and compare them with their descriptions.
 
         Parameters
         ----------
@@ -72,7 +72,7 @@ class SingleCellCollection(OpenedCollection):
         Returns
         -------
         VerificationReport
-            Its ``verdict``, and all that was found.
+            The ``verdict`` and all findings.
         """
         from scdl.collection.verification import verify_members
 
@@ -93,12 +93,11 @@ class SingleCellCollection(OpenedCollection):
         Parameters
         ----------
         h5ad_path
-            The file; its stem is the name of the member, with a number where there is one already.
+            The file; its stem is the name of the member, with a number if the name is taken.
         paginated_load_cutoff, load_block_row_size, use_X_not_raw
             As for :class:`scdl.SingleCellMemMapDataset`.
         **options
-            As for :func:`scdl.convert`; values are stored as float32 unless ``data_dtype`` says
-            otherwise.
+            As for :func:`scdl.convert`; the default of ``data_dtype`` is float32.
         """
         from scdl.conversion.convert import convert
 
@@ -106,7 +105,7 @@ class SingleCellCollection(OpenedCollection):
         self._make_directory()
         with self._changing(saves=True):
             ((source, target),) = self._targets([h5ad_path]).items()
-            convert(source, target, neighbor_key=self._carried_key, **given)
+            convert(source, target, neighbor_key=self._converted_key, **given)
             self._append([target], save=True)
 
     def load_h5ad_multi(
@@ -119,17 +118,17 @@ class SingleCellCollection(OpenedCollection):
         load_block_row_size: int = 1_000_000,
         use_X_not_raw: bool = False,
     ) -> None:
-        """Convert all ``*.h5ad`` in a directory and below, and append their cells.
+        """Convert all ``*.h5ad`` files in a directory tree, and append their cells.
 
         Parameters
         ----------
         directory_path
-            Where the files are.
+            Directory of the files.
         max_workers, use_processes
-            How many files are converted at the same time, in threads or in processes; see
+            Number of files to convert concurrently, in threads or in processes; see
             :func:`scdl.convert_directory`.
         data_dtype
-            Type of the stored values; default float32.
+            Dtype of the stored values; default float32.
         paginated_load_cutoff, load_block_row_size, use_X_not_raw
             As for :class:`scdl.SingleCellMemMapDataset`; :meth:`load_h5ad` takes further options.
 
@@ -138,7 +137,7 @@ class SingleCellCollection(OpenedCollection):
         SourceNotFoundError
             There is no such file.
         ConversionFailedError
-            A file cannot be converted; the others are members all the same. ``report`` has all.
+            A file cannot be converted. The others are members nevertheless; see ``report``.
         """
         from scdl.conversion.many.directory import convert_files, h5ad_files
         from scdl.conversion.many.report import failure
@@ -154,7 +153,7 @@ class SingleCellCollection(OpenedCollection):
                 directory_path,
                 targets,
                 os.path.dirname(next(iter(targets.values()))),
-                Settings(None, self._carried_key, options),
+                Settings(None, self._converted_key, options),
                 workers=max_workers,
                 use_processes=use_processes,
             )
@@ -164,17 +163,17 @@ class SingleCellCollection(OpenedCollection):
             raise failure(report, "the others are members now")
 
     def _make_directory(self) -> None:
-        """Make the directory of the collection, where it is not there."""
+        """Create the directory of the collection, if it does not exist."""
         if self.data_path is None:
             raise CollectionError(
-                "a collection of a list of paths has no place for new archives; give "
-                "SingleCellCollection a directory"
+                "a collection of a list of paths has no directory for new archives; create "
+                "SingleCellCollection with a directory"
             )
         with refused_write(self.data_path):
             os.makedirs(self.data_path, exist_ok=True)
 
     def _targets(self, sources: Sequence[Path]) -> dict[str, str]:
-        """Of each file where its archive goes, in the directory of the collection."""
+        """Path of the archive of each file, in the directory of the collection."""
         assert self.data_path is not None
         paths = paths_of(sources)
         stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
@@ -183,8 +182,8 @@ class SingleCellCollection(OpenedCollection):
         return dict(zip(paths, targets, strict=True))
 
     @property
-    def _carried_key(self) -> str | None:
-        """Key of the graph that conversions carry over."""
+    def _converted_key(self) -> str | None:
+        """Key of the graph that conversions include."""
         key: str = self._neighbors["neighbor_key"]
         return key if self._neighbors["load_neighbors"] else None
 
@@ -205,68 +204,69 @@ class SingleCellCollection(OpenedCollection):
     ) -> None:
         """Write all members as one archive, in bounded memory.
 
-        Feature blocks keep their genes; obs has the columns of all members, null where one lacks
-        them; graphs are shifted to where their cells are; obsm is kept where all members have it.
+        Feature blocks keep their genes. obs has the columns of all members, null if a member lacks
+        them. Ids of graphs are shifted to the rows of their cells. obsm is kept if all members have
+        it.
 
         Parameters
         ----------
         output_path
-            Where the archive goes; nothing may be there.
+            Path of the archive, which must not exist.
         destroy_on_copy
             Whether to remove the members, and empty the manifest, after the archive was opened and
-            compared with all that each of them has. What it has no place for is an error before
-            anything is copied; after any error the members are as they were.
+            compared with each of them. If the archive cannot store a part of a member, an error is
+            raised before anything is copied; after any error the members are unchanged.
         extend_copy_size
             Bytes of stored values copied at once.
         backend
-            Storage backend; default ``zarr`` where the path ends so, else ``memmap``.
+            Storage backend; default ``zarr`` if the path ends in ``.zarr``, else ``memmap``.
         cell_names
-            ``"keep"``: as they are. ``"unique"``: the same, and an error where two cells have one
-            name. ``"prefix"``: with the name of their member in front, ``member-name``, and an
-            error where two are the same all the same.
+            ``"keep"``: keep the names. ``"unique"``: keep them, and raise an error if two cells
+            have the same name. ``"prefix"``: prefix them with the name of the member,
+            ``member-name``, and raise an error if two are the same nevertheless.
         genes
-            Genes that the archive has, in their order, whatever genes each member has; columns of
-            var are left out. Default: the genes of each member, in feature blocks.
+            Genes of the archive, in this order, whatever genes each member has; columns of var are
+            left out. Default: the genes of each member, in feature blocks.
         gene_column, missing, duplicates
             As for :meth:`select_genes`; ``missing`` is ``"error"`` or ``"zero"``.
         replace
-            Whether to replace an archive that is at `output_path`, atomically.
+            Whether to atomically replace an existing archive at `output_path`.
         **options
-            Of the backend, such as ``compression``.
+            Options of the backend, such as ``compression``.
 
         Raises
         ------
         ArchiveExistsError
-            Something is at `output_path`.
+            `output_path` exists.
         CollectionError
-            There are no members; `output_path` would be inside one of them, or be found as one;
-            names are not unique; or, where members are to be removed, something of them has no
-            place in the archive, or it is not all that they are.
+            There are no members; `output_path` is inside a member, or would become a member itself;
+            names are not unique; or members are to be removed, but the archive cannot store a part
+            of them, or differs from them.
         OptionError
-            Policies for `genes` are given without those.
+            Policies for `genes` are given without `genes`.
         GeneError, GeneListNotFoundError
-            The members cannot be brought into the gene space `genes`.
+            The members cannot be mapped to the gene space `genes`.
         ArchivePlaceError
             `output_path` is inside another archive.
         ArchiveLockedError, ArchiveChangedError, ArchiveWriteError
-            A member that is to be removed is being changed, or was; or its directory cannot be
-            written.
+            A member to be removed is being changed, or was changed, or its directory is not
+            writable.
         """
         from scdl.conversion.convert import check_storage
         from scdl.sources.gene_selection import choice_of
 
-        path, members = absolute(output_path), self._members
+        path, members = resolved(output_path), self._members
         chosen = registry.for_target(path, backend).name
         check_storage(chosen, options, SingleCellCollection.flatten)
         policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
         choice = choice_of(genes, policies)
         if choice is not None and destroy_on_copy:
             raise CollectionError(
-                f"{path}: genes= may leave out genes, and leaves out columns of var, of archives "
-                "that are to be removed; leave out destroy_on_copy"
+                f"{path}: genes= leaves out genes and columns of var of archives that are to be "
+                "removed; leave out destroy_on_copy"
             )
         check_target(members, self.data_path, path)
-        going = check_removable(members.stores(), [path]) if destroy_on_copy else []
+        identities = check_removable(members.stores(), [path]) if destroy_on_copy else []
         obs = tables_of_cells(members, cell_names)
         write_flat(
             members,
@@ -283,16 +283,16 @@ class SingleCellCollection(OpenedCollection):
         with ExitStack() as stack:
             with checking(path, is_new=not replace) as flat:
                 stack.enter_context(self._changing())
-                verify(members, flat, obs, going)
-                # First, for a manifest must not list what is not there.
+                check_flat(members, flat, obs, identities)
+                # Empty the manifest first, so that it never lists missing archives.
                 self._become([], save=self._has_manifest)
-            for store, identity in zip(members.stores(), going, strict=True):
+            for store, identity in zip(members.stores(), identities, strict=True):
                 check_same(store, identity)
                 store.remove()
 
 
 def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:
-    """Options of conversions, and what the documented ones mean."""
+    """Options of a conversion, including the documented ones of BioNeMo-SCDL."""
     given: ConvertOptions = {"data_dtype": "float32", "block_rows": block_rows}
     if use_X_not_raw:
         given["matrix"] = "X"

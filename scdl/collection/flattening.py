@@ -1,4 +1,4 @@
-"""Many archives written as one, and checked before their sources may go."""
+"""Writing a collection as one archive, and comparing it with the members."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage_backends.registry import is_within
 
 
 def tables_of_cells(members: Members, cell_names: CellNames) -> Sequence[TableSource]:
-    """The obs of each member, with the names that cells get; see :func:`named`."""
+    """The obs of each member, with the new names of cells; see :func:`named`."""
     return named(members.obs, [record.path for record in members.records], cell_names)
 
 
@@ -67,22 +67,22 @@ def write_flat(
     Raises
     ------
     CollectionError
-        Something would be left out, which `lossless` does not allow.
+        `lossless` is true, and a part of a member would be left out.
     """
     with registry.create(path, registry.for_target(path, backend), **options) as writer:
         stores = members.stores()
         concatenate(stores, writer, chunk_bytes=chunk_bytes, obs=obs, lossless=lossless, view=view)
 
 
-def verify(
+def check_flat(
     members: Members, flat: ArrayStore, obs: Sequence[TableSource], identities: Sequence[Any]
 ) -> None:
-    """Compare an archive with the members it was made of; see :func:`check_copied`.
+    """Compare a flat archive with the members of the collection; see :func:`check_copied`.
 
     Parameters
     ----------
     identities
-        What told each member from others when it was copied.
+        Identity of each member when it was copied.
     """
     for start, store, table, identity in zip(
         members.starts, members.stores(), obs, identities, strict=False

@@ -1,4 +1,4 @@
-"""The neighbour graphs of the members of a collection, as one."""
+"""The joint neighbour graph of the members of a collection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scdl.errors import NeighborError
 
 
 class MemberGraph(NeighborGraph):
-    """The neighbour graphs of members as one, each shifted to where its cells are.
+    """The neighbour graphs of members as one, with ids shifted by each member's first row.
 
     Cells of members without a graph have no neighbours.
 
@@ -28,13 +28,13 @@ class MemberGraph(NeighborGraph):
     members
         The archives.
     key
-        What the graph is called.
+        Name of the graph.
     keys
-        Of each member the key of its graph; None: it has none.
+        Key of the graph in each member, or None if it has none.
     strategy
-        How to sample; its value as a string will do.
+        Sampling strategy, or its value as a string.
     fallback_to_identity
-        Whether a cell without neighbours is its own.
+        Whether a cell without neighbours is its own neighbour.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MemberGraph(NeighborGraph):
 
     @property
     def n_obs(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return int(self._members.starts[-1])
 
     def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
@@ -75,15 +75,15 @@ class MemberGraph(NeighborGraph):
         return found._replace(indices=ids.astype(GRAPH_DTYPES[INDICES]) if fits else ids)
 
     def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Neighbours of many cells at once, drawn with replacement."""
-        found = self._sample_mapped(rows, draws)
-        # Each member says what is wrong with it.
-        return self._sample_by_member(rows, draws) if found is None else found
+        """Sample neighbours of many cells at once, with replacement."""
+        sampled = self._sample_mapped(rows, draws)
+        # Sampling by member raises the error of a damaged member.
+        return self._sample_by_member(rows, draws) if sampled is None else sampled
 
     def _sample_mapped(
         self, rows: NDArray[np.int64], draws: NDArray[np.float64]
     ) -> NDArray[np.int64] | None:
-        """The same by one read, where all graphs are mapped to memory, and nothing is wrong."""
+        """Sample with a single read; None if a graph is not mapped to memory or is invalid."""
         numbers, which, local = self._members.find(rows)
         keys = [self._keys[number] for number in numbers]
         if None in keys:
@@ -104,7 +104,7 @@ class MemberGraph(NeighborGraph):
         found = near.indices[(near.indptr[:-1, None] + chosen)[has_one]].astype(np.int64)
         first = self._members.starts[numbers][which[has_one], None]
         size = np.diff(self._members.starts)[numbers][which[has_one], None]
-        # Of unsigned 64 bits, the largest are negative here.
+        # The largest uint64 ids are negative as int64.
         if ((found < 0) | (found >= size)).any():
             return None
         out = np.repeat(rows[:, None], draws.shape[1], axis=1)
@@ -130,15 +130,15 @@ class MemberGraph(NeighborGraph):
 
     def stats(self) -> NeighborStats:
         """Counts over all cells, in constant memory."""
-        held = []
+        stats = []
         for number, record in enumerate(self._members.records):
             if record.n_obs:
                 graph = self._graph(number)
-                alone = NeighborStats(0, 0, 0, record.n_obs)
-                held.append(alone if graph is None else graph.stats())
+                isolated = NeighborStats(0, 0, 0, record.n_obs)
+                stats.append(isolated if graph is None else graph.stats())
         return NeighborStats(
-            sum(part.total for part in held),
-            min((part.least for part in held), default=0),
-            max((part.most for part in held), default=0),
-            sum(part.n_isolated for part in held),
+            sum(part.total for part in stats),
+            min((part.least for part in stats), default=0),
+            max((part.most for part in stats), default=0),
+            sum(part.n_isolated for part in stats),
         )

@@ -1,10 +1,10 @@
-"""The cells of many archives, read as those of one."""
+"""Reading the cells of many archives as one dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +23,16 @@ from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError, NeighborError
 from storage_backends import __version__
 
-if TYPE_CHECKING:
-    pass
-
 _T = TypeVar("_T")
 _NO_CELLS = Info((Block(0, 0),), is_sorted=True)
 
 
 class _of_members(Generic[_T]):
-    """A property that is computed once for the members that there are, and again for others."""
+    """A cached property that is computed again when the members change."""
 
     def __init__(self, compute: Callable[[Any], _T]) -> None:
         self._compute, self.__doc__ = compute, compute.__doc__
-        self._place = f"_known{compute.__name__}"
+        self._attribute = f"_cached{compute.__name__}"
 
     @overload
     def __get__(self, cells: None, owner: type[Any] | None = None) -> Self: ...
@@ -46,31 +43,31 @@ class _of_members(Generic[_T]):
             return self
         while True:
             members = cells._members
-            known: tuple[Members | None, Any] = cells.__dict__.get(self._place, (None, None))
+            known: tuple[Members | None, Any] = cells.__dict__.get(self._attribute, (None, None))
             if known[0] is members:
                 value: _T = known[1]
                 return value
             value = self._compute(cells)
-            # Else another thread made them others meanwhile, and this may be of either.
+            # If another thread changed the members meanwhile, compute the value again.
             if cells._members is members:
-                cells.__dict__[self._place] = members, value
+                cells.__dict__[self._attribute] = members, value
 
 
 class JoinedCells(CellReader):
-    """The cells of members, which follow one another; nothing is copied.
+    """The concatenated cells of members, without copying them.
 
-    A subclass sets :attr:`_members`, also to others while cells are read, and :attr:`_neighbors`,
-    the options about neighbours.
+    A subclass sets :attr:`_members`, which may change while cells are being read, and
+    :attr:`_neighbors`, the options about neighbours.
     """
 
     _members: Members
     _neighbors: dict[str, Any]
 
-    # -- what they hold --------------------------------------------------------------------
+    # -- contents --------------------------------------------------------------------------
 
     @_of_members
     def _blocks(self) -> list[tuple[int, int, Block]]:
-        """Of each feature block the first member that has it, its block there, and what it is."""
+        """For each feature block the first member with it, its index there, and the block."""
         members = self._members
         found: list[tuple[int, int, Block]] = []
         for number, record in enumerate(members.records):
@@ -87,7 +84,7 @@ class JoinedCells(CellReader):
 
     @_of_members
     def info(self) -> Info:
-        """Feature blocks of all members; those of the same genes that meet are one."""
+        """Feature blocks of all members; adjacent blocks of the same genes are merged."""
         if not self._blocks:
             return _NO_CELLS
         blocks = tuple(block for _, _, block in self._blocks)
@@ -100,12 +97,12 @@ class JoinedCells(CellReader):
         for number, record in enumerate(self._members.records):
             start = 0
             for i, block in enumerate(record.blocks):
-                # Not by rows: a block may have none.
+                # Blocks cannot be found by rows, as a block may have none.
                 at += at + 1 < len(blocks) and blocks[at + 1][:2] == (number, i)
                 name = self._members.names[number]
                 whole = len(record.blocks) == 1
-                told = name if whole else f"{name}, {block.label or f'block {i}'}"
-                out.append(Origin(told, at, block.stop - start))
+                origin = name if whole else f"{name}, {block.label or f'block {i}'}"
+                out.append(Origin(origin, at, block.stop - start))
                 start = block.stop
         return out
 
@@ -122,37 +119,37 @@ class JoinedCells(CellReader):
 
     @property
     def n_obs(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return int(self._members.starts[-1])
 
     @property
     def max_n_vars(self) -> int:
-        """Genes of the widest feature block."""
+        """Largest number of genes of a feature block."""
         return self._members.max_n_vars
 
     def number_nonzero_values(self) -> int:
-        """Stored values."""
+        """Number of stored values."""
         return sum(record.values for record in self._members.records)
 
     @property
     def data_dtype(self) -> np.dtype[Any]:
-        """Type that holds the values of all members."""
+        """Common dtype of the values of all members."""
         return self._members.data_dtype
 
     @property
     def index_dtype(self) -> np.dtype[Any]:
-        """Type that holds the column ids of all members."""
+        """Common dtype of the column ids of all members."""
         return self._members.index_dtype
 
     @property
     def bytes_per_cell(self) -> float:
-        """Bytes that the stored values and column ids of a cell take in memory, on average."""
+        """Average bytes in memory of the stored values and column ids of a cell."""
         value_bytes = self.data_dtype.itemsize + self.index_dtype.itemsize
         return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
 
     @property
     def cells_per_chunk(self) -> float:
-        """As for one archive; of the member where it is largest."""
+        """As for one archive; the largest value of all members."""
         return max(
             (r.values_per_chunk * r.n_obs / max(r.values, 1) for r in self._members.records),
             default=0.0,
@@ -180,7 +177,7 @@ class JoinedCells(CellReader):
             listed = ", ".join(
                 f"{members.names[number]} has {list(shape)}" for shape, number in shapes.items()
             )
-            raise CollectionError(f"obsm {key!r} is not of one width in all members: {listed}")
+            raise CollectionError(f"obsm {key!r} has different widths in members: {listed}")
         dtype = np.result_type(*(vectors.dtype for vectors, _, _ in parts))
         out = np.empty((len(rows), *next(iter(shapes))), dtype)
         for vectors, places, _ in parts:
@@ -197,7 +194,7 @@ class JoinedCells(CellReader):
         return [key for key, shape in first.items() if all(o.get(key) == shape for o in found)]
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
+        """Announce cells that will be read soon, so that the storage can prefetch them."""
         members = self._members
         if len(rows) and is_cold(members.request(rows)):
             for number, local, _ in members.split(rows):
@@ -226,36 +223,36 @@ class JoinedCells(CellReader):
         return self._var
 
     def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell, null where a member lacks them; None where no member has obs."""
+        """Columns of obs by cell, null if a member lacks them; None if no member has obs."""
         return self._obs
 
     # -- neighbours ------------------------------------------------------------------------
 
     @_of_members
     def neighbor_keys(self) -> list[str]:
-        """Keys of the graphs of all members; none where `load_neighbors` was False."""
+        """Keys of the graphs of all members; empty if `load_neighbors` is False."""
         if self._neighbors["load_neighbors"] is False:
             return []
         return list(dict.fromkeys(key for r in self._members.records for key in r.graphs))
 
     @_of_members
     def graph(self) -> NeighborGraph | None:
-        """The graphs of the members as one; None where none has the one that was asked for.
+        """The joint graph of the members; None if no member has the requested one.
 
-        None also where members of one graph each, whose key nobody named, have different ones.
+        None also if no key was requested and the members' only graphs have different keys.
         """
-        asked = self._neighbors["neighbor_key"]
+        requested = self._neighbors["neighbor_key"]
         if not self.neighbor_keys:
             return None
-        keys = [key_of(record.graphs, asked) for record in self._members.records]
-        # What archives of the documented format have may be any graph.
+        keys = [key_of(record.graphs, requested) for record in self._members.records]
+        # In archives of the documented format the default key may stand for any graph.
         found = {key for key in keys if key is not None}
         named = found - {NEIGHBOR_KEY} or found
         if len(named) == 1:
             return self._joined_graph(named.pop(), keys)
         if not named and self._neighbors["load_neighbors"]:
             raise NeighborError(
-                f"{self!r}: there is no neighbour graph {asked!r}; members hold: "
+                f"{self!r}: there is no neighbour graph {requested!r}; members hold: "
                 f"{', '.join(self.neighbor_keys)}"
             )
         return None

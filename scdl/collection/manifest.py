@@ -1,4 +1,4 @@
-"""What is known of the members of a collection without opening them, and the file that says so."""
+"""Descriptions of the members of a collection, and the manifest that stores them."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from storage_backends.registry import is_archive as is_archive
 
 _FORMAT = 1
 _DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPES)
-#: Cells of all members together fit into an int64.
-_MOST = 1 << 62
+#: Maximum of all counts, so that sums of cells fit into an int64.
+_MAX_COUNT = 1 << 62
 
 
 @dataclass(frozen=True)
 class Member:
-    """An archive of a collection.
+    """Description of an archive in a collection.
 
     Parameters
     ----------
     path
-        Where it is, absolute, or a URL.
+        Absolute path, or URL.
     n_vars, stops, labels
-        Genes of each feature block, row after its last cell, file that it came from.
+        Number of genes, end row and source file of each feature block.
     genes
         Hash of the var table of each feature block; empty until it is needed.
     values
-        Stored values.
+        Number of stored values.
     dtypes
-        Types of the values and of the column ids.
+        Dtypes of the values and of the column ids.
     is_sorted
-        Whether the genes of each cell are stored in rising order, each once.
+        Whether the column ids of each cell are stored sorted and unique.
     values_per_chunk
-        Stored values that are read as one.
+        Number of stored values that are always read together.
     has_obs
         Whether there is a table of cells.
     graphs
         Keys of the neighbour graphs.
     content
-        What archives of another content do not have; None where an archive has no checksums.
+        Hash of the content; None if the archive has no checksums.
     spaces
         Key of the gene space of each feature block; empty until it is needed.
     """
@@ -74,7 +74,7 @@ class Member:
 
     @property
     def n_obs(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self.stops[-1]
 
     @property
@@ -85,7 +85,7 @@ class Member:
 
     @classmethod
     def of(cls, path: str, store: ArrayStore) -> Self:
-        """What an open archive is, but for its genes."""
+        """Describe an open archive, except for its genes."""
         info = Info.of(store)
         return cls(
             path,
@@ -103,7 +103,7 @@ class Member:
         )
 
     def with_genes(self, store: ArrayStore) -> Self:
-        """The same with the hashes of its genes, which take longest to find out."""
+        """Add the hashes of the genes, which take longest to compute."""
         blocks = range(len(self.n_vars))
         return replace(
             self,
@@ -112,40 +112,40 @@ class Member:
         )
 
     def check(self, store: ArrayStore, *, genes: bool) -> None:
-        """CollectionError where an open archive is not this one any more.
+        """Raise CollectionError if an open archive differs from this description.
 
         Parameters
         ----------
         genes
-            Whether to compare the genes, too, which takes milliseconds; where they are known.
+            Whether to compare the genes, too, if they are known; this takes milliseconds.
         """
-        found = Member.of(self.path, store)
+        current = Member.of(self.path, store)
         if self.content is None:
-            # Checksums may be added to an archive that had none.
-            found = replace(found, content=None)
+            # Checksums may have been added to the archive.
+            current = replace(current, content=None)
         compares = genes and self.genes
-        now = asdict(found.with_genes(store) if compares else replace(found, genes=self.genes))
-        # It follows from the genes, and manifests of version 0.1 do not have it.
+        now = asdict(current.with_genes(store) if compares else replace(current, genes=self.genes))
+        # Spaces follow from the genes, and manifests of version 0.1 do not have them.
         now["spaces"] = self.spaces
         changed = [name for name, value in asdict(self).items() if now[name] != value]
         if changed:
             name = changed[0]
             raise CollectionError(
                 f"{self.path}: the archive changed since it became a member of the collection: "
-                f"{name} was {getattr(self, name)} and is {now[name]}; refresh() describes it anew"
+                f"{name} was {getattr(self, name)} and is {now[name]}; call refresh() to accept it"
             )
 
     @classmethod
     def from_json(cls, entry: Any, directory: str) -> Self:
-        """From an entry of a manifest; ValueError, KeyError or TypeError where it is none."""
+        """Parse an entry of a manifest; ValueError, KeyError or TypeError if it is invalid."""
         path = entry["path"]
         if not isinstance(path, str) or "\0" in path:
             raise ValueError(f"bad path {path!r:.100}")
         os.fsencode(path)
         if is_url(path):
             raise ValueError(
-                f"it names {path:.200}, and a file does not make scdl use the network: give a list "
-                "of the paths and URLs instead"
+                f"it lists {path:.200}, but manifests must not make scdl access the network; open "
+                "a list of paths and URLs instead"
             )
         made = cls(
             os.path.normpath(os.path.join(directory, path)),
@@ -172,43 +172,43 @@ class Member:
         return made
 
     def to_json(self, directory: str) -> dict[str, Any]:
-        """As an entry of a manifest; the path is relative to it."""
+        """Convert to an entry of a manifest, with a path relative to the manifest."""
         if is_url(self.path):
             raise CollectionError(
-                f"{self.path}: members elsewhere have no place in a manifest, since a file does "
-                "not make scdl use the network; open them by a list of paths and URLs"
+                f"{self.path}: a manifest cannot list remote members, as manifests must not make "
+                "scdl access the network; open a list of paths and URLs instead"
             )
         relative = os.path.relpath(self.path, os.path.realpath(directory)).replace(os.sep, "/")
-        # A name with a colon is not to be taken for a URL.
+        # Prevent a name with a colon from being parsed as a URL.
         return asdict(self) | {"path": f"./{relative}" if ":" in relative else relative}
 
 
 def _count(n: Any) -> int:
-    """A count of a manifest; ValueError where it is none."""
-    if type(n) is not int or not 0 <= n <= _MOST:
+    """A count in a manifest; ValueError if it is invalid."""
+    if type(n) is not int or not 0 <= n <= _MAX_COUNT:
         raise ValueError(f"bad count {n!r:.100}")
     return n
 
 
 def _dtype(name: Any) -> str:
-    """Name of a type of numbers; ValueError where it is none."""
+    """Name of a dtype; ValueError if it is invalid."""
     if name not in _DTYPE_NAMES:
         raise ValueError(f"bad dtype {name!r:.100}")
     return str(name)
 
 
 def genes_hash(store: ArrayStore, block: int) -> str:
-    """Hash of a var table: of its columns, their types and what is in them."""
+    """Hash of a var table: of its columns, their types and values."""
     return table_hash(store.read_table(var_table(block)))
 
 
 def read_manifest(directory: str) -> list[Member]:
-    """The members that the manifest in a directory lists.
+    """Read the members listed in the manifest of a directory.
 
     Raises
     ------
     ArchiveFormatError
-        It is no manifest, or one of a newer version.
+        The manifest is invalid, or of a newer version.
     """
     file = os.path.join(directory, MANIFEST)
     with open(file, "rb") as stream:
@@ -216,7 +216,7 @@ def read_manifest(directory: str) -> list[Member]:
 
 
 def parse_manifest(data: bytes, directory: str) -> list[Member]:
-    """As :func:`read_manifest`, of the file's content."""
+    """Parse the content of the file of :func:`read_manifest`."""
     file = os.path.join(directory, MANIFEST)
     try:
         manifest = json.loads(data)
@@ -228,43 +228,45 @@ def parse_manifest(data: bytes, directory: str) -> list[Member]:
             )
         directory = os.path.realpath(directory)
         members = [Member.from_json(entry, directory) for entry in manifest["members"]]
-        if sum(member.n_obs for member in members) > _MOST:
+        if sum(member.n_obs for member in members) > _MAX_COUNT:
             raise ValueError("too many cells")
         return members
     except ArchiveFormatError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise ArchiveFormatError(f"{file}: this is no manifest of scdl ({error!r:.300})") from error
+        raise ArchiveFormatError(
+            f"{file}: this is not a manifest of scdl ({error!r:.300})"
+        ) from error
 
 
 def manifest_identity(directory: str) -> tuple[int, int] | None:
-    """What tells the manifest of a directory from others before and after; None without one."""
+    """Identifies the manifest of a directory until it is replaced; None if there is none."""
     try:
-        found = os.stat(os.path.join(directory, MANIFEST))
+        status = os.stat(os.path.join(directory, MANIFEST))
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 @contextmanager
 def changing(directory: str) -> Iterator[None]:
-    """Hold the lock of a directory, of which the manifest may be changed.
+    """Context manager that locks a directory to change its manifest.
 
     Raises
     ------
     ArchiveLockedError
-        Another process or thread holds it.
+        Another process or thread holds the lock.
     """
-    with locks.changing(directory):
-        # Nobody else writes one: these are of killed ones.
-        for left in glob.glob(os.path.join(glob.escape(directory), f".{MANIFEST}.*")):
-            publication.remove(left)
-        publication.sweep(directory)
+    with locks.write_locked(directory):
+        # With the lock held, unfinished manifests are leftovers of killed processes.
+        for leftover in glob.glob(os.path.join(glob.escape(directory), f".{MANIFEST}.*")):
+            publication.remove(leftover)
+        publication.finish_removals(directory)
         yield
 
 
 def write_manifest(directory: str, members: Iterable[Member]) -> None:
-    """Write the manifest of a directory, in place of the one that is there, atomically."""
+    """Write the manifest of a directory; replaces an existing one atomically."""
     file = os.path.join(directory, MANIFEST)
     text = json.dumps(
         {"format": _FORMAT, "members": [member.to_json(directory) for member in members]}, indent=1

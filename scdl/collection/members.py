@@ -1,4 +1,4 @@
-"""The archives of a collection: opened when they are used, a bounded number at a time."""
+"""The members of a collection, opened lazily, with a limited number open at a time."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import OBS, var_table
 from scdl.archive.tables import NoTable, StoredTable, TableSource, read_batch
 from scdl.collection.manifest import Member
-from scdl.collection.paths import absolute
+from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import archive_names
 from scdl.conversion.origins import Origins
 from scdl.conversion.tables import United
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends.base import ArrayStore
-from storage_backends.compute.caching import Recent, cached_property
+from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.errors import one_line
 
 
 class Members(Sequence[SingleCellDataset]):
-    """The members of a collection as datasets, of which the last ones used stay open.
+    """The members of a collection as datasets; the most recently used ones stay open.
 
     Parameters
     ----------
     records
-        What is known of them.
+        Descriptions of the members.
     max_open
-        How many stay open.
+        Maximum number of open members.
     options
-        Of :class:`SingleCellDataset`: about neighbours.
+        Options of :class:`SingleCellDataset` about neighbours.
     label
-        Column that obs gets, with the name of each cell's member; None: none.
+        Column to add to obs, with the name of each cell's member; None: no column.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Members(Sequence[SingleCellDataset]):
         self._options = options
         self.origins = None if label is None else Origins(label, tuple(self.names))
         self._max_open = max_open
-        self._open = Recent[int, SingleCellDataset](max_open)
+        self._open = LRUCache[int, SingleCellDataset](max_open)
         self._last: tuple[Sequence[int], Matrices | None] = (), None
-        #: Members whose genes were found to be those described.
+        #: Members whose genes were compared with their descriptions.
         self._checked: set[int] = set()
 
     def __len__(self) -> int:
@@ -72,10 +72,12 @@ class Members(Sequence[SingleCellDataset]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        found = self._open.get(number)
-        return self._open.keep(number, self._opened(number)) if found is None else found
+        member = self._open.get(number)
+        return (
+            self._open.setdefault(number, self._open_member(number)) if member is None else member
+        )
 
-    def _opened(self, number: int) -> SingleCellDataset:
+    def _open_member(self, number: int) -> SingleCellDataset:
         record = self.records[number]
         try:
             member = SingleCellDataset(record.path, **self._options)
@@ -90,36 +92,36 @@ class Members(Sequence[SingleCellDataset]):
             raise CollectionError(
                 f"{record.path}: this member of the collection cannot be read: {one_line(error)}"
             ) from error
-        # Genes are compared at the first opening: a gene space relies on them.
+        # Compare the genes when a member is first opened, as gene spaces rely on them.
         record.check(member.store, genes=number not in self._checked)
         self._checked.add(number)
         return member
 
     @cached_property
     def data_dtype(self) -> np.dtype[Any]:
-        """Type that holds the values of all."""
+        """Common dtype of the values."""
         dtypes = {record.dtypes[0] for record in self.records}
         return np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
 
     @cached_property
     def index_dtype(self) -> np.dtype[Any]:
-        """Type that holds the column ids of all."""
+        """Common dtype of the column ids."""
         dtypes = {record.dtypes[1] for record in self.records}
         return np.result_type(*dtypes) if dtypes else np.dtype(np.uint8)
 
     @cached_property
     def max_n_vars(self) -> int:
-        """Genes of the widest feature block."""
+        """Largest number of genes of a feature block."""
         return max((n for record in self.records for n in record.n_vars), default=0)
 
     def genes(self, number: int) -> tuple[str, ...]:
-        """Hashes of the genes of a member's feature blocks, made when they are first needed."""
+        """Hashes of the genes of a member's feature blocks, computed lazily."""
         if not self.records[number].genes:
             self._describe_genes(number)
         return self.records[number].genes
 
     def spaces(self, number: int) -> tuple[str, ...]:
-        """Keys of the gene spaces of a member's feature blocks, made when they are first needed."""
+        """Keys of the gene spaces of a member's feature blocks, computed lazily."""
         if not self.records[number].spaces:
             self._describe_genes(number)
         return self.records[number].spaces
@@ -129,13 +131,13 @@ class Members(Sequence[SingleCellDataset]):
         self._checked.add(number)
 
     def complete(self) -> Sequence[Member]:
-        """Everything that can be known of the members."""
+        """Complete descriptions of all members, including their genes."""
         for number in range(len(self)):
             self.spaces(number)
         return self.records
 
     def stores(self) -> Sequence[ArrayStore]:
-        """Their archives, opened one after the other."""
+        """The archives of the members, opened lazily."""
         return _Stores(self)
 
     def obs(self, columns: Sequence[str] | None = None) -> list[TableSource]:
@@ -144,7 +146,7 @@ class Members(Sequence[SingleCellDataset]):
         Raises
         ------
         OptionError
-            A member has the column that is to say which member it is.
+            A member has a column named like the label.
         """
         tables: list[TableSource] = [MemberObs(self, i, columns) for i in range(len(self))]
         origins = self.origins
@@ -154,12 +156,12 @@ class Members(Sequence[SingleCellDataset]):
         return [origins.labelled(table, i, record.path) for i, table, record in numbered]
 
     def request(self, at: NDArray[np.int64]) -> Request:
-        """What to read of which member for some cells."""
+        """The request to read some cells from their members."""
         members, which, rows = self.find(at)
         return Request(self.matrices(members), which, rows)
 
     def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
-        """Members of some cells; of each cell its position in that list, and row in its member."""
+        """Members of some cells; for each cell its index in that list, and its row there."""
         from scdl.kernels import rows as kernels
 
         found = np.empty(len(self), np.int64)
@@ -168,32 +170,32 @@ class Members(Sequence[SingleCellDataset]):
         return found[:n].tolist(), which, rows
 
     def matrices(self, numbers: Sequence[int]) -> Matrices:
-        """The matrices of some members, the same object as long as they are the same."""
+        """Matrices of some members; the same object while the members are the same."""
         known, matrices = self._last
         if matrices and known == numbers and all(map(self._has, numbers, matrices.archives)):
             return matrices
         archives = [self[number].matrix for number in numbers]
         matrices = Matrices(archives, self.data_dtype, self.index_dtype, self.max_n_vars)
-        # What is remembered stays open.
+        # They keep their members open, so remember no more than may be open.
         if len(numbers) <= self._max_open:
             self._last = numbers, matrices
         return matrices
 
     def _has(self, number: int, matrix: StoredMatrix) -> bool:
-        """Whether a member is open and was not changed since."""
+        """Whether a member is open and its matrix is unchanged."""
         member = self._open.get(number)
         return member is not None and member.matrix is matrix
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
-        """Cells by member: which one, rows within it, and places in the request."""
+        """Yield each member, the rows of its cells, and their positions in `at`."""
         members, which, rows = self.find(at)
         for i, number in enumerate(members):
-            places = np.flatnonzero(which == i)
-            yield number, rows[places], places
+            positions = np.flatnonzero(which == i)
+            yield number, rows[positions], positions
 
 
 class _Stores(Sequence[ArrayStore]):
-    """The archives of members; none is held open."""
+    """The archives of members, opened on access."""
 
     def __init__(self, members: Members) -> None:
         self._members = members
@@ -219,7 +221,7 @@ class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
         self._numbers = {record.path: i for i, record in enumerate(members.records)}
 
     def __getitem__(self, path: str | os.PathLike[str]) -> SingleCellDataset:
-        return self._members[self._numbers[absolute(path)]]
+        return self._members[self._numbers[resolved(path)]]
 
     def __iter__(self) -> Iterator[Path]:
         return map(Path, self._numbers)
@@ -234,7 +236,7 @@ class MemberObs(TableSource):
     Parameters
     ----------
     columns
-        Which; None: all.
+        Names of columns; None: all.
     """
 
     def __init__(self, members: Members, number: int, columns: Sequence[str] | None = None) -> None:
@@ -262,14 +264,14 @@ class MemberObs(TableSource):
 
 
 class MemberTables:
-    """The tables of members as those of one archive: obs united, one var a block.
+    """The tables of members as those of one archive: concatenated obs, one var per block.
 
     Parameters
     ----------
     path
-        What opens messages.
+        Beginning of messages.
     blocks
-        Of each feature block a member that has it, and which of its blocks it is.
+        For each feature block a member that has it, and the index of the block there.
     """
 
     def __init__(self, path: str, members: Members, blocks: Sequence[tuple[int, int]]) -> None:

@@ -1,11 +1,11 @@
-"""Many archives as one dataset: which they are, and reading them."""
+"""Opening collections, and changing their members."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scdl.archive.casting import common_dtype
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
@@ -21,7 +21,7 @@ from scdl.collection.manifest import (
     write_manifest,
 )
 from scdl.collection.members import Datasets, Members
-from scdl.collection.paths import MANIFEST, absolute, archives_below, has_manifest
+from scdl.collection.paths import MANIFEST, archives_below, has_manifest, resolved
 from scdl.dataset import summary
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import (
@@ -37,15 +37,9 @@ from storage_backends.errors import refused_write
 from storage_backends.paths import Path, paths_of
 from storage_backends.registry import is_within
 
-if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
-    pass
-
 
 class OpenedCollection(JoinedCells):
-    """Archives that are read as one, and the manifest that says which.
+    """An open collection: its members and its manifest.
 
     The parameters are those of :class:`SingleCellCollection`.
     """
@@ -71,12 +65,12 @@ class OpenedCollection(JoinedCells):
         if max_open < 1:
             raise OptionError(f"max_open must be at least 1, not {max_open}")
         self._max_open, self._label = max_open, label
-        #: The directory of the collection; None where it was made of a list of paths.
+        #: The directory of the collection; None if it was opened from a list of paths.
         self.data_path: str | None = None
-        #: What tells the manifest that was read from others.
+        #: Identity of the manifest that was read.
         self._manifest: tuple[int, int] | None = None
         if isinstance(data_path, str | os.PathLike):
-            self.data_path = absolute(data_path)
+            self.data_path = resolved(data_path)
             self._manifest = manifest_identity(self.data_path)
             self._use(self._in_directory(self.data_path))
         else:
@@ -93,19 +87,19 @@ class OpenedCollection(JoinedCells):
             )
         if not os.path.lexists(directory) or (os.path.isdir(directory) and _is_empty(directory)):
             return []
-        found = sorted(archives_below(directory))
-        if not found:
+        archives = sorted(archives_below(directory))
+        if not archives:
             raise ArchiveNotFoundError(
-                f"{directory}: there is no archive here or below, and no {MANIFEST}; make some "
-                "with scdl.convert or load_h5ad_multi"
+                f"{directory}: there is no archive in this directory or its subdirectories, and no "
+                f"{MANIFEST}; create archives with scdl.convert or load_h5ad_multi"
             )
-        return self._described([], found)
+        return self._described([], archives)
 
     def _described(self, records: Sequence[Member], paths: Sequence[Path]) -> list[Member]:
-        """Records and those of further paths, each of which is opened once."""
+        """The records, and descriptions of further archives, each of which is opened once."""
         described = list(records)
         known = {record.path for record in records}
-        for path in map(absolute, paths):
+        for path in map(resolved, paths):
             if path in known:
                 raise CollectionError(f"{path}: this archive is listed twice; list each once")
             known.add(path)
@@ -126,7 +120,7 @@ class OpenedCollection(JoinedCells):
             raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
 
     def _refuse_collection(self, path: str) -> None:
-        """CollectionError where a collection stands at a path."""
+        """Raise CollectionError if a path is a collection."""
         if self.data_path is not None and is_within(self.data_path, path):
             raise CollectionError(f"{path}: a collection cannot be inside itself; list archives")
         if has_manifest(path) or any(archives_below(path)):
@@ -135,15 +129,15 @@ class OpenedCollection(JoinedCells):
             )
 
     def _use(self, records: Sequence[Member]) -> None:
-        """Become the collection of these members, in one step."""
+        """Replace the members of the collection, atomically."""
         if records:
             common_dtype((record.path, record.dtypes[0]) for record in records)
-        gone = [r.path for r in records if not (is_url(r.path) or os.path.lexists(r.path))]
-        if gone:
-            more = f", as are {len(gone) - 1:,} others" if len(gone) > 1 else ""
+        missing = [r.path for r in records if not (is_url(r.path) or os.path.lexists(r.path))]
+        if missing:
+            more = f", as are {len(missing) - 1:,} others" if len(missing) > 1 else ""
             raise ArchiveNotFoundError(
-                f"{gone[0]}: this member of the collection is missing{more}; put back what is, or "
-                "leave it out of a list of paths"
+                f"{missing[0]}: this member of the collection is missing{more}; restore it, or "
+                "open a list of paths without it"
             )
         members = Members(records, self._max_open, self._neighbors, self._label)
         if self._label is not None:
@@ -171,7 +165,7 @@ class OpenedCollection(JoinedCells):
             "path": self.data_path,
             "archives": f"{len(members):,}: {summary.names(members.names)}",
             "values": summary.values(stored, self.number_of_values(), *dtypes),
-            # Of all would mean to open all.
+            # Columns of all members would require opening them all.
             "obs": f"{summary.names(first.columns.names)}, in the first" if first else None,
             "graphs": summary.names(self.neighbor_keys),
         }
@@ -180,32 +174,32 @@ class OpenedCollection(JoinedCells):
 
     @property
     def fname_to_mmap(self) -> Mapping[Path, SingleCellDataset]:
-        """Path of each member to its dataset, which is opened when it is asked for."""
+        """Mapping of the path of each member to its dataset, which is opened on access."""
         return Datasets(self._members)
 
     @property
     def member_names(self) -> list[str]:
-        """What members are called: the names of their directories, each once."""
+        """Unique names of the members, derived from the names of their directories."""
         return self._members.names
 
     def add(self, paths: Path | Sequence[Path]) -> None:
-        """Append the cells of further archives; the manifest follows, where there is one.
+        """Append the cells of further archives; an existing manifest is updated.
 
         Raises
         ------
         CollectionError
-            One is a member already, is itself a collection, or cannot be read.
+            An archive is already a member, is a collection, or cannot be read.
         ArchiveNotFoundError, ArchiveFormatError
-            There is no archive, or a damaged one.
+            An archive does not exist or is damaged.
         ArchiveLockedError, ArchiveChangedError
-            Another process or thread changes the manifest, or changed it since it was read.
+            Another process or thread is changing the manifest, or has changed it since it was read.
         """
         more = paths_of(paths, "the path of an archive, or a list of them")
         with self._changing():
             self._append(more, save=self._has_manifest)
 
     def refresh(self) -> None:
-        """Describe all members anew, after one was changed on purpose."""
+        """Update the descriptions of all members, after one was changed on purpose."""
         with self._changing():
             self._become(
                 self._described([], [record.path for record in self._members.records]),
@@ -218,35 +212,35 @@ class OpenedCollection(JoinedCells):
         Raises
         ------
         CollectionError
-            One changed, or cannot be read.
+            A member changed, or cannot be read.
         ArchiveNotFoundError, ArchiveFormatError
-            One is missing or damaged.
+            A member is missing or damaged.
         """
         for record, store in zip(self._members.records, self._members.stores(), strict=True):
             record.check(store, genes=True)
 
     def save_manifest(self, directory: Path | None = None) -> None:
-        """Write what opening the members found, so that the next opening need not.
+        """Write the manifest with the descriptions of all members, for faster opening.
 
-        Paths are stored relative to the directory: it can be moved together with its members.
+        Paths are stored relative to the directory, so it can be moved together with its members.
 
         Parameters
         ----------
         directory
-            Where; default the directory of the collection. It becomes that, and is made where it
-            does not exist.
+            Directory of the manifest; default that of the collection. It becomes the directory of
+            the collection, and is created if it does not exist.
 
         Raises
         ------
         CollectionError
             There is no directory, or it is an archive.
         ArchiveWriteError
-            It cannot be written.
+            The directory is not writable.
         """
-        target = self.data_path if directory is None else absolute(directory)
+        target = self.data_path if directory is None else resolved(directory)
         if target is None or is_url(target) or is_archive(target):
             raise CollectionError(
-                f"{target}: a manifest goes into a directory of its own or of archives; name one "
+                f"{target}: a manifest must be in a directory that is not an archive; choose one "
                 "with save_manifest(directory)"
             )
         with refused_write(target):
@@ -269,20 +263,20 @@ class OpenedCollection(JoinedCells):
 
     @contextmanager
     def _changing(self, *, saves: bool = False) -> Iterator[None]:
-        """Hold the lock of the directory, if there is one, as it was when it was read.
+        """Context manager that locks the directory, if any, and checks that it is unchanged.
 
         Parameters
         ----------
         saves
-            Whether a manifest will be written, also where there is none.
+            Whether a manifest will be written even if there is none.
 
         Raises
         ------
         ArchiveLockedError
-            Another process or thread changes it.
+            Another process or thread is changing the directory.
         ArchiveChangedError
-            Another one changed the manifest since; or put an archive there that a manifest would
-            leave out.
+            The manifest was changed since it was read, or an archive was added that the new
+            manifest would leave out.
         """
         if self.data_path is None or not os.path.isdir(self.data_path):
             yield
@@ -291,15 +285,16 @@ class OpenedCollection(JoinedCells):
             if manifest_identity(self.data_path) != self._manifest:
                 raise ArchiveChangedError(
                     f"{os.path.join(self.data_path, MANIFEST)}: another process or thread changed "
-                    "it since the collection was opened, which would be undone; open it again"
+                    "the manifest since the collection was opened, and its changes would be lost; "
+                    "open it again"
                 )
             if saves and not self._has_manifest:
                 known = {record.path for record in self._members.records}
                 for path in archives_below(self.data_path):
-                    if absolute(path) not in known:
+                    if resolved(path) not in known:
                         raise ArchiveChangedError(
-                            f"{path}: this archive was put here since the collection was opened, "
-                            "and would be left out; add it, or open the collection again"
+                            f"{path}: this archive was added since the collection was opened, and "
+                            "would be left out; add it, or open the collection again"
                         )
             yield
 
@@ -307,7 +302,7 @@ class OpenedCollection(JoinedCells):
         self._become(self._described(self._members.records, paths), save=save)
 
     def _become(self, records: Sequence[Member], *, save: bool) -> None:
-        """Become the collection of these members, also on disk, or of those before."""
+        """Replace the members, also in the manifest; an error leaves both unchanged."""
         before = self._members.records
         self._use(records)
         if save and self.data_path is not None:
@@ -316,8 +311,6 @@ class OpenedCollection(JoinedCells):
             except BaseException:
                 self._use(before)
                 raise
-
-    # -- one archive -----------------------------------------------------------------------
 
 
 def _is_empty(directory: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which paths are archives, collections, or URLs."""
+"""Classification of paths: archives, collections and URLs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from storage_backends.paths import is_url as is_url
 from storage_backends.paths import path_of
 from storage_backends.registry import is_archive as is_archive
 
-#: Name of the file in the directory of a collection.
+#: Name of the manifest in the directory of a collection.
 MANIFEST = "collection.json"
 
 
-def absolute(path: str | os.PathLike[str]) -> str:
-    """A path that stays what it is when the working directory or a link changes."""
+def resolved(path: str | os.PathLike[str]) -> str:
+    """An absolute path without links, independent of the working directory; URLs are kept."""
     text = path_of(path, "the path of an archive, or of a directory of archives")
     return text if is_url(text) else os.path.realpath(text)
 
 
 def archives_below(directory: str) -> Iterator[str]:
-    """Archives in a directory and those below it; hidden ones are left out."""
+    """Yield the archives in a directory and its subdirectories, except hidden ones."""
     for above, names, files in os.walk(directory):
         for name in sorted(files):
-            # A store in one file, as people pass them on.
+            # Zarr stores in a single file.
             if name.endswith(".zarr.zip") and not name.startswith("."):
                 yield os.path.join(above, name)
         deeper = []
@@ -35,7 +35,7 @@ def archives_below(directory: str) -> Iterator[str]:
                 yield path
             else:
                 deeper.append(name)
-        # What is within an archive is a part of it.
+        # Do not search within archives.
         names[:] = deeper
 
 
@@ -45,7 +45,7 @@ def has_manifest(directory: str) -> bool:
 
 
 def is_collection(path: str) -> bool:
-    """Whether a path is a directory with a manifest, or one of archives."""
+    """Whether a path is a directory with a manifest, or a directory of archives."""
     return has_manifest(path) or (
         os.path.isdir(path) and not is_archive(path) and any(archives_below(path))
     )

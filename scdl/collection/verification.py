@@ -1,4 +1,4 @@
-"""Whether a collection is sound: every archive of it, and what its manifest says of them."""
+"""Verification of collections: their archives, and the manifest's descriptions of them."""
 
 from __future__ import annotations
 
@@ -26,25 +26,24 @@ def verify(
     add_checksums: bool = False,
     progress: bool = False,
 ) -> VerificationReport:
-    """Find out whether an archive is sound, or every archive of a collection.
+    """Verify an archive, or every archive of a collection.
 
-    The structure is checked in any case, in bounded memory: files that are lost or cut, offsets,
-    ids of genes, graphs, tables; and of a collection whether its archives are those that its
-    manifest lists. Nothing of what is wrong raises; it is in the report.
+    The structure is always checked, in bounded memory: missing or truncated files, offsets, ids of
+    genes, graphs and tables; for a collection also whether its archives are those listed in the
+    manifest. Damage does not raise errors; it is listed in the report.
 
     Parameters
     ----------
     path
         An archive of any backend, or a collection: a directory with a manifest, or of archives.
     deep
-        Whether to compare every byte with its checksum, too. Where there are no checksums, every
-        number is read instead, and the verdict is that one cannot tell.
+        Whether to compare every byte with its checksum, too. Without checksums every number is
+        read instead, and the verdict is unknown.
     repair
-        Whether to mend before what can be mended without guessing: a header that another program
-        left stale, consolidated metadata that is missing.
+        Whether to first repair what is unambiguous: a header that another program left stale, and
+        missing consolidated metadata.
     add_checksums
-        Whether to give checksums, after that, to archives that have none and whose structure is
-        sound.
+        Whether to then add checksums to archives that have none and whose structure is sound.
     progress
         Whether to show a progress bar.
 
@@ -55,34 +54,34 @@ def verify(
     Raises
     ------
     ArchiveNotFoundError
-        Nothing is at `path`.
+        `path` does not exist.
     ArchiveFormatError
-        What is at `path` is no archive at all, and no collection.
+        `path` is neither an archive nor a collection.
     ArchiveWriteError
-        A repair, or checksums, cannot be written.
+        A repair or checksums cannot be written.
     ArchiveLockedError, ArchiveChangedError
-        Another process or thread changes the archive that is to be mended, or did meanwhile; of a
-        collection that is in the report.
+        Another process or thread is changing the archive to repair, or has changed it; for a
+        collection this is in the report.
     OutputError
-        Checksums are asked for where there are some, or the backend keeps none; of a collection,
-        archives that have some keep them, and the rest is in the report.
+        Checksums are to be added but exist already, or the backend does not support them. In a
+        collection existing checksums are kept, and other problems are in the report.
     """
     path = path_of(path, "the path of an archive or a collection")
     how = {"deep": deep, "repair": repair, "add_checksums": add_checksums, "progress": progress}
     if not is_collection(path):
-        return verification.verify(path, **how)
-    members, findings = _members(path)
+        return verification.verify_archive(path, **how)
+    members, findings = _list_members(path)
     return verify_members(path, members, findings, **how)
 
 
-def _members(path: str) -> tuple[dict[str, Member | None], list[Finding]]:
-    """Archives of a collection with what is known of them, and what is wrong with its manifest."""
+def _list_members(path: str) -> tuple[dict[str, Member | None], list[Finding]]:
+    """Archives of a collection with their descriptions, and findings about the manifest."""
     findings = []
     if has_manifest(path):
         try:
             return {record.path: record for record in read_manifest(path)}, []
         except (ArchiveFormatError, OSError) as error:
-            findings.append(verification.finding(error))
+            findings.append(verification.as_finding(error))
     return dict.fromkeys(archives_below(path)), findings
 
 
@@ -96,46 +95,48 @@ def verify_members(
     add_checksums: bool = False,
     progress: bool = False,
 ) -> VerificationReport:
-    """One report of several archives, each of which is what was known of it.
+    """Verify several archives, and compare them with their descriptions.
 
     Parameters
     ----------
     path
-        What they are together.
+        The collection, for the report.
     members
-        Of each path what is known of the archive there; None: nothing.
+        Description of the archive at each path, or None.
     findings
-        What was found before.
+        Earlier findings to include.
     deep, repair, add_checksums, progress
-        As for :func:`verify`; archives that have checksums keep them.
+        As for :func:`verify`; existing checksums are kept.
     """
     started = time.perf_counter()
-    found = [*findings]
+    all_findings = [*findings]
     done: list[str] = []
     nbytes = 0
-    for place, known in tqdm(members.items(), "archives", unit="archive", disable=not progress):
+    progress_bar = tqdm(members.items(), "archives", unit="archive", disable=not progress)
+    for member_path, known in progress_bar:
         try:
-            adds = add_checksums and not registry.detect(place).store.examine(place).has_checksums
-            report = verification.verify(
-                place, deep=deep, repair=repair, add_checksums=adds, progress=progress
+            store_class = registry.detect(member_path).store
+            adds = add_checksums and not store_class.examine(member_path).has_checksums
+            report = verification.verify_archive(
+                member_path, deep=deep, repair=repair, add_checksums=adds, progress=progress
             )
         except ArchiveNotFoundError:
-            found.append(Finding(f"{place}: this member of the collection is missing"))
+            all_findings.append(Finding(f"{member_path}: this member of the collection is missing"))
         except ArchiveWriteError:
             raise
         except (ScdlError, OSError) as error:
-            found.append(verification.finding(error))
+            all_findings.append(verification.as_finding(error))
         else:
-            found += report.findings
+            all_findings += report.findings
             done += report.done
             nbytes += report.nbytes
             if known is not None and report.verdict is not Verdict.DAMAGED:
-                found += _changes(place, known)
+                all_findings += _changes(member_path, known)
     return VerificationReport(
         path,
         f"a collection of {len(members):,}",
         deep,
-        verification.listed(path, found),
+        verification.sorted_findings(path, all_findings),
         tuple(done),
         nbytes,
         time.perf_counter() - started,
@@ -143,10 +144,10 @@ def verify_members(
 
 
 def _changes(path: str, known: Member) -> list[Finding]:
-    """What says that an archive is not the one that is known."""
+    """Findings if an archive differs from its description."""
     try:
         with registry.detect(path).store.open(path) as store:
             known.check(store, genes=True)
     except (ScdlError, OSError) as error:
-        return [verification.finding(error)]
+        return [verification.as_finding(error)]
     return []

@@ -16,7 +16,7 @@ from scdl.errors import CastError, ScdlWarning
 from storage_backends.anndata_format.names import is_nullable
 from storage_backends.base import ArrayWriter
 from storage_backends.compute import arrow
-from storage_backends.compute.uniting import Part, UnitedColumn
+from storage_backends.compute.uniting import ColumnPart, UnitedColumn
 from storage_backends.errors import one_line
 
 
@@ -115,7 +115,7 @@ def write_var(writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | No
 def _is_same(table: pa.Table, other: pa.Table) -> bool:
     """Whether two tables have the same columns in the same order, and call their index alike."""
     return bool(table.schema.equals(other.schema)) and all(
-        arrow.same(table[name], other[name]) for name in table.schema.names
+        arrow.equal_columns(table[name], other[name]) for name in table.schema.names
     )
 
 
@@ -174,9 +174,9 @@ class _Column:
             ) from error
 
 
-def _part(name: str, source: TableSource) -> Part:
+def _part(name: str, source: TableSource) -> ColumnPart:
     def pieces() -> Iterator[pa.Array]:
         for start in range(0, source.num_rows, ROWS_AT_ONCE):
             yield source.column(name, start, min(start + ROWS_AT_ONCE, source.num_rows))
 
-    return Part(source.schema.field(name).type, source.categories.get(name), pieces)
+    return ColumnPart(source.schema.field(name).type, source.categories.get(name), pieces)

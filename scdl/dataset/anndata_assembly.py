@@ -1,4 +1,4 @@
-"""Cells of several archives, or of a gene space, as one AnnData in memory."""
+"""Assembly of cells of several archives, or of a gene space, into one AnnData in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def assemble(cells: RowReader, rows: NDArray[np.int64] | None) -> anndata.AnnData:
-    """X, obs, var and obsm of cells at some positions, None: all.
+    """X, obs, var and obsm of cells at some positions; None: all.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def assemble(cells: RowReader, rows: NDArray[np.int64] | None) -> anndata.AnnDat
     if cells.neighbor_keys:
         warnings.warn(
             f"{cells!r}: neighbour graphs are left out: {', '.join(cells.neighbor_keys)}; flatten "
-            "makes an archive that has them",
+            "writes an archive that contains them",
             ScdlWarning,
             stacklevel=3,
         )

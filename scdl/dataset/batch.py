@@ -26,38 +26,38 @@ Layout = Literal["csr", "coo", "dense"]
 class CellBatch:
     """Cells in compressed sparse row form.
 
-    Plain arrays travel between processes cheaply; sparse tensors are built by who uses them.
+    Plain arrays are cheap to send between processes; consumers build sparse tensors from them.
 
     Parameters
     ----------
     data
-        Stored values, of the archive's dtype.
+        Stored values, with the archive's dtype.
     indices
-        Gene of each stored value, rising within a cell; of the archive's unsigned dtype.
+        Gene of each stored value, sorted within a cell; with the archive's unsigned dtype.
     indptr
         n + 1 offsets into `data` and `indices` from 0, int64.
     n_vars
-        Genes.
+        Number of genes.
     rows
         Row of each cell in its dataset, int64.
     obs
-        Columns of obs that were asked for, one value a cell.
+        Requested columns of obs, one value per cell.
     obsm
-        Dense vectors that were asked for, n x width.
+        Requested dense vectors, n x width.
     largest
-        No gene is beyond this one, where that is known.
+        Upper bound of the column ids, if known.
     present
-        In a gene space with ``missing="mask"``: which genes each gene space of the archives has,
+        In a gene space with ``missing="mask"``: whether a gene space of the archives has a gene,
         spaces x n_vars.
     spaces
-        Gene space of each cell, int64; None where these cells are known to share one. With
-        `present`, the row of it that each cell has.
+        Gene space of each cell, int64; None if the cells are known to share one. With
+        `present`, the row of it for each cell.
     own_genes
-        Whether column ids were asked for as those of each cell's own gene space. Without, cells of
-        different gene spaces form no matrix.
+        Whether column ids refer to each cell's own gene space, on request. Otherwise cells of
+        different gene spaces cannot form a matrix.
     totals
-        Sum of the stored values of each cell over all genes, also those that a selection leaves
-        out, where it was asked for.
+        Sum of the stored values of each cell over all genes, including those left out by a
+        selection, on request.
     """
 
     data: NDArray[Any]
@@ -77,13 +77,13 @@ class CellBatch:
         return len(self.rows)
 
     def __getitem__(self, cells: slice) -> CellBatch:
-        """Some consecutive cells, whose arrays are views of this batch's."""
+        """Consecutive cells as a batch, whose arrays are views of this batch's arrays."""
         start, stop, step = cells.indices(len(self))
         if step != 1:
-            raise OptionError(f"a batch is cut into consecutive cells, not by steps of {step}")
+            raise OptionError(f"slices of a batch must have step 1, not {step}")
         stop = max(start, stop)
         first, last = int(self.indptr[start]), int(self.indptr[stop])
-        # Not by `replace`, which takes as long as all the rest: loaders cut every batch.
+        # `dataclasses.replace` would double the time, and loaders slice every batch.
         return CellBatch(
             self.data[first:last],
             self.indices[first:last],
@@ -111,11 +111,11 @@ class CellBatch:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Cells and genes."""
+        """Number of cells and genes."""
         return len(self.rows), self.n_vars
 
     def row_totals(self) -> NDArray[np.float64]:
-        """Sum of the values of each cell, of those that are here."""
+        """Sum of the values of each cell in this batch."""
         from scdl.kernels import dense as dense_kernels
 
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
@@ -124,17 +124,17 @@ class CellBatch:
         return out
 
     def check_genes(self) -> None:
-        """Raise GeneError where cells of different gene spaces would share a column axis."""
+        """Raise GeneError if cells of different gene spaces would share a column axis."""
         if self.spaces is not None and self.present is None and not self.own_genes:
             check_one_space(self.spaces, "the cells of this batch")
 
     def check_columns(self) -> None:
-        """Raise ArchiveFormatError where a gene is not below `n_vars`."""
+        """Raise ArchiveFormatError if a column id is not below `n_vars`."""
         if self.largest is None or self.largest >= self.n_vars:
             check_columns(self.indices, self.n_vars)
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """As a scipy CSR matrix of n x n_vars; float16 becomes float32, which scipy needs.
+        """Convert to a scipy CSR matrix, n x n_vars; float16 becomes float32, as scipy requires.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class CellBatch:
 
         self.check_genes()
         self.check_columns()
-        # scipy computes with signed indices only.
+        # scipy supports only signed indices.
         wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
         index_type = np.int64 if wide else np.int32
         data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
@@ -155,14 +155,14 @@ class CellBatch:
         )
 
     def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
-        """As a dense array of n x n_vars, of the stored dtype or another.
+        """Convert to a dense array, n x n_vars, with the stored dtype or another.
 
         Raises
         ------
         GeneError
             The cells are of different gene spaces.
         CastError
-            The dtype cannot hold a value, or the sum of repeated entries.
+            The dtype cannot represent a value, or the sum of repeated entries.
         """
         from scdl.kernels import dense as dense_kernels
         from scdl.kernels import memory as recycled
@@ -182,32 +182,32 @@ class CellBatch:
             check_columns(self.indices, self.n_vars)
         if done == dense_kernels.OVERFLOW:
             raise CastError(
-                f"{wanted} cannot hold the sum of repeated entries of a cell and gene; take a "
+                f"{wanted} cannot hold the sum of repeated entries of a cell and gene; use a "
                 "wider dtype"
             )
         return out if wanted == filled else held(out, wanted, "a value of a cell")
 
     def to_torch(self, layout: Layout = "csr") -> torch.Tensor:
-        """As a torch tensor of n x n_vars: ``csr``, ``coo`` or ``dense``.
+        """Convert to a torch tensor, n x n_vars: ``csr``, ``coo`` or ``dense``.
 
-        Values keep their dtype where torch computes with it; unsigned integers wider than uint8
-        become the next wider signed type.
+        Values keep their dtype if torch computes with it; unsigned integers wider than uint8
+        become the next wider signed dtype.
         """
         from scdl.dataset import tensors
 
         return tensors.batch_tensor(self, layout)
 
     def pin_memory(self) -> CellBatch:
-        """The batch in page-locked memory, for copies to a GPU; itself where there is no GPU."""
+        """Copy the batch to page-locked memory; without a GPU return the batch itself."""
         from scdl.dataset import tensors
 
         return tensors.pinned(self)
 
 
 class NeighborPair(dict[str, Any]):
-    """A cell and its neighbour, which remember their genes for collating, as a row's tensor does.
+    """A cell and its neighbour, with the number of genes and the gene spaces for collating.
 
-    What BioNeMo-SCDL 0.1.3 calls ``var_features`` and 0.1.1 ``features`` has both names.
+    The key ``var_features`` of BioNeMo-SCDL 0.1.3 and ``features`` of 0.1.1 are synonyms.
     """
 
     def __init__(

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class SingleCellMemMapDataset(SingleCellDataset):
-    """The documented class of BioNeMo-SCDL: an archive that is made with the memmap backend.
+    """The documented class of BioNeMo-SCDL: an archive of the memmap backend.
 
     Parameters
     ----------
     data_path, h5ad_path
         As for :class:`SingleCellDataset`.
     num_elements, num_rows
-        Not supported: a TypeError names :func:`scdl.convert`.
+        Not supported; they raise a TypeError. Use :func:`scdl.convert`.
     mode
-        Kept and without effect; archives are opened read-only.
+        Stored but without effect; archives are opened read-only.
     paginated_load_cutoff
-        Accepted and without effect; every file is read in blocks.
+        Accepted but without effect; every file is read in blocks.
     load_block_row_size
-        Most rows read at once in a conversion; the result does not depend on it.
+        Maximum number of rows to read at once in a conversion; it does not affect the result.
     feature_index_name, var_feature_index_name, obs_feature_index_name
-        What gene and cell names are called as columns. Positional arguments in the order of
-        BioNeMo-SCDL 0.1.3 raise an error that asks for keywords.
+        Column names for gene and cell names. Positional arguments in the order of
+        BioNeMo-SCDL 0.1.3 raise an error that requests keywords.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
     data_dtype, data_dtype_tolerance
         Type of the stored values, default float32; see :func:`scdl.convert`.
     use_X_not_raw
-        Take ``X`` where the file has ``raw/X``, which is otherwise taken.
+        Whether to use ``X`` even if the file has ``raw/X``, which is preferred by default.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class SingleCellMemMapDataset(SingleCellDataset):
             "data_dtype_tolerance": data_dtype_tolerance,
             "block_rows": load_block_row_size,
         }
-        # Of an archive that is opened it would choose another matrix to read.
+        # When opening an archive, `matrix` would select another matrix to read.
         matrix: ConvertOptions = {"matrix": "X"} if use_X_not_raw else {}
         if h5ad_path is not None:
             options.update(matrix)
@@ -107,17 +107,17 @@ class SingleCellMemMapDataset(SingleCellDataset):
 
     @property
     def header_path(self) -> str:
-        """Where a memmap archive has its header."""
+        """Path of the header of a memmap archive."""
         return os.path.join(self.data_path, "header.sch")
 
     @property
     def load_neighbors(self) -> bool:
-        """Whether neighbours were asked for."""
+        """Whether neighbours were requested."""
         return bool(self._load_neighbors)
 
     @property
     def neighbor_key(self) -> str:
-        """Key of the graph that was asked for."""
+        """Key of the requested graph."""
         return self._neighbor_key
 
     @property
@@ -128,5 +128,5 @@ class SingleCellMemMapDataset(SingleCellDataset):
 
     @property
     def fallback_to_identity(self) -> bool:
-        """Whether a cell without neighbours is its own."""
+        """Whether a cell without neighbours is its own neighbour."""
         return bool(self._sampling["fallback_to_identity"])

@@ -1,4 +1,4 @@
-"""Collating cells into batches, for ``torch.utils.data.DataLoader``."""
+"""Collate functions for ``torch.utils.data.DataLoader``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scdl.dataset.batch import CellBatch, NeighborPair
 
 __all__ = ["collate_neighbor_sparse_matrix_batch", "collate_sparse_matrix_batch", "row_tensor"]
 
-#: Attributes of a row's tensor: how many genes there are, and the gene space of the cell, which
-#: only cells of a dataset with several have.
+#: Attributes of a row's tensor: the number of genes, and the gene space of the cell, which
+#: exists only in datasets with several gene spaces.
 _N_VARS, _SPACE = "n_vars", "gene_space"
 
 
 def row_tensor(
     values: NDArray[Any], columns: NDArray[Any], n_vars: int, space: int | None = None
 ) -> torch.Tensor:
-    """One cell as a tensor of shape [2, nnz] that remembers its genes.
+    """One cell as a tensor of shape [2, nnz], with its number of genes as an attribute.
 
     Parameters
     ----------
@@ -40,14 +40,14 @@ def row_tensor(
 
 
 class _Lazy(list[Any]):
-    """A list whose items are made when one of them is asked for, all at once.
+    """A list whose items are all created when the first of them is accessed.
 
-    A list because ``torch.cat`` takes nothing else, and because users sort and change theirs.
+    It is a list because ``torch.cat`` requires one, and because users sort and change it.
 
     Attributes
     ----------
     untouched
-        Whether none has been asked for, so that nobody can have changed one.
+        Whether no item was accessed, so none can have been changed.
     """
 
     def __init__(self, n: int, placeholder: Any = None) -> None:
@@ -61,7 +61,7 @@ class _Lazy(list[Any]):
     def _touch(self) -> None:
         if self.untouched:
             super().__setitem__(slice(None), list(self._make()))
-            # Only now: another thread, or who tries again after an error, would find none made.
+            # Set it last, for other threads, and for retries after an error.
             self.untouched = False
 
     def __radd__(self, other: list[Any]) -> list[Any]:
@@ -72,7 +72,7 @@ class _Lazy(list[Any]):
 
 
 def _touching(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of lists that finds the items made."""
+    """Wrap a method of list so that it creates the items first."""
 
     @functools.wraps(method)
     def call(self: _Lazy, *arguments: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ for _name in _METHODS.split():
 
 
 class _Placeholder(torch.Tensor):
-    """Stands in the memory of :class:`RowTensors`, for torch's functions on lists of tensors."""
+    """Placeholder items of :class:`RowTensors`, for torch's functions on lists of tensors."""
 
     @classmethod
     def __torch_function__(
@@ -128,14 +128,14 @@ class RowTensors(_Lazy):
             yield row_tensor(cell.data, cell.indices, cell.n_vars, space)
 
     def collated(self) -> torch.Tensor:
-        """All of them, as they were read, as one sparse CSR tensor."""
+        """All cells in the order of the batch as one sparse CSR tensor."""
         values = tensors.row_values(self.batch.data, self.batch.n_vars)
         same = values is self.batch.data
         return (self.batch if same else replace(self.batch, data=values)).to_torch("csr")
 
 
 class RowPairs(_Lazy):
-    """The cells of a batch and a neighbour of each, as ``get_row_with_neighbor`` gives them."""
+    """The cells of a batch and a neighbour of each, as ``get_row_with_neighbor`` returns them."""
 
     def __init__(self, cells: CellBatch, neighbors: CellBatch) -> None:
         super().__init__(len(cells))
@@ -158,18 +158,18 @@ class RowPairs(_Lazy):
 
 
 def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Cells as one ``torch.sparse_csr_tensor``.
+    """Collate cells into one ``torch.sparse_csr_tensor``.
 
     Parameters
     ----------
     batch
-        Tensors of shape [2, nnz]: values, then column ids, as a dataset's ``ds[i]`` gives them.
+        Tensors of shape [2, nnz]: values, then column ids, as a dataset's ``ds[i]`` returns them.
 
     Returns
     -------
     torch.Tensor
-        Sparse CSR, cells x genes. From a dataset it is always n_vars wide; from plain tensors,
-        which do not know their number of genes, as wide as the largest column id + 1.
+        Sparse CSR, cells x genes. Its width is n_vars for cells of a dataset. For plain tensors,
+        whose number of genes is unknown, it is the largest column id + 1.
 
     Raises
     ------
@@ -196,7 +196,7 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Cells and their neighbours, as ``get_row_with_neighbor`` gives them.
+    """Collate cells and their neighbours, as ``get_row_with_neighbor`` returns them.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> 
 
 
 def _tensors(batch: Sequence[Mapping[str, Any]], which: str, place: int) -> list[torch.Tensor]:
-    """Cells of the pairs as tensors; pairs from a dataset know their genes."""
+    """Cells of the pairs as tensors; pairs of a dataset have a number of genes."""
     cells = []
     for pair in batch:
         cell, n_vars = pair[which], getattr(pair, _N_VARS, None)
@@ -252,5 +252,5 @@ def _tensors(batch: Sequence[Mapping[str, Any]], which: str, place: int) -> list
 
 
 def _array(part: Any) -> NDArray[Any]:
-    """Values or column ids as an array, of the dtype that torch gives numbers of Python."""
+    """Values or column ids as an array, with torch's dtype for Python numbers."""
     return part if isinstance(part, np.ndarray) else torch.as_tensor(part).detach().cpu().numpy()

@@ -1,4 +1,4 @@
-"""One archive as a dataset: read, changed, copied."""
+"""A dataset of one archive: reading, changing and copying it."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ if TYPE_CHECKING:
 
 
 class SingleCellDataset(OpenedArchive):
-    """An archive of any backend, read by row and by batch.
+    """An archive of any backend, as a dataset that is read by row and by batch.
 
-    Indexing gives what a PyTorch map-style dataset gives, so that a ``DataLoader`` takes it.
-    Pickling carries paths, never data.
+    It is a map-style dataset for the ``DataLoader`` of PyTorch.
+    Pickles contain paths, never data.
 
     Parameters
     ----------
     path
-        Where the archive is, or is made.
+        Path of the archive to open or to create.
     h5ad_path
-        AnnData file to make it from; without one, the archive at `path` is opened.
+        AnnData file to convert; without one, the archive at `path` is opened.
     backend
-        Storage backend of an archive that is made, as for :func:`scdl.convert`; one that is opened
-        tells its own.
+        Storage backend of a new archive, as for :func:`scdl.convert`; that of an existing archive
+        is detected.
     load_neighbors
-        Whether to use a neighbour graph, and to carry it over from an AnnData file. None: use one
-        where the archive has it.
+        Whether to use a neighbour graph, and to convert that of an AnnData file. None: use a graph
+        if the archive has one.
     neighbor_key
         Key of the graph in ``obsp``.
     neighbor_sampling_strategy
-        How :meth:`sample_neighbors` chooses: ``"random"``, ``"first"`` or ``"weighted"``, in
+        Strategy of :meth:`sample_neighbors`: ``"random"``, ``"first"`` or ``"weighted"``, in
         proportion to the weights.
     fallback_to_identity
-        Whether a cell without neighbours is its own.
+        Whether a cell without neighbours is its own neighbour.
     **options
-        For conversions, also by :meth:`load_h5ad`; see :func:`scdl.convert`. Without `h5ad_path`,
-        ``matrix`` is another matrix of an AnnData that the archive keeps whole, to read in place of
-        the one it was made for: ``X``, ``raw/X`` or ``layers/<key>``, stored by rows. Such a
-        dataset does not change the archive.
+        Options of conversions, also of :meth:`load_h5ad`; see :func:`scdl.convert`. Without
+        `h5ad_path`, ``matrix`` selects another matrix of an AnnData that the archive keeps
+        completely: ``X``, ``raw/X`` or ``layers/<key>``, stored by rows. Such a dataset cannot
+        change the archive.
 
     Raises
     ------
     ArchiveNotFoundError
         There is nothing at `path`, and no `h5ad_path`.
     ArchiveExistsError
-        Something is at `path`, with an `h5ad_path`.
+        `path` exists, and an `h5ad_path` is given.
     ArchiveFormatError
-        What is at `path` is no archive, or a damaged one.
+        `path` is not an archive, or the archive is damaged.
     SourceError
-        What is at `h5ad_path` cannot be converted.
+        `h5ad_path` cannot be converted.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SingleCellDataset(OpenedArchive):
         fallback_to_identity: bool = True,
         **options: Unpack[ConvertOptions],
     ) -> None:
-        # Messages have the path as it was given.
+        # Messages show the path as given.
         given = path_of(path, "the path of an archive")
         self.data_path = absolute(given)
         self._load_neighbors = load_neighbors
@@ -92,7 +92,7 @@ class SingleCellDataset(OpenedArchive):
         self._var_index_names = VAR_INDEX_NAMES
         self._obs_index_names = OBS_INDEX_NAMES
         self._options = options
-        #: Another matrix than the archive was made for.
+        #: Name of a matrix other than the default one, or None.
         self._matrix = options.get("matrix") if h5ad_path is None else None
         if options:
             from scdl.conversion.options import check_options
@@ -106,12 +106,12 @@ class SingleCellDataset(OpenedArchive):
         self._open(given)
 
     def to_anndata(self, rows: csr.Rows | None = None) -> AnnData:
-        """The archive in memory as an AnnData: X, obs, var and whatever else it holds.
+        """Read the archive into memory as an AnnData: X, obs, var and all other elements.
 
         Parameters
         ----------
         rows
-            Cells to take, as for :meth:`read_rows`; None: all.
+            Cells to include, as for :meth:`read_rows`; None: all.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class SingleCellDataset(OpenedArchive):
         RowIndexError
             A row is out of range.
         SourceError
-            The cells are of several feature blocks, which share no var.
+            The cells are of several feature blocks, which have no common var.
         """
         from scdl.conversion.export import to_anndata
 
@@ -131,7 +131,7 @@ class SingleCellDataset(OpenedArchive):
         return to_anndata(self._store, at)
 
     def verify(self, *, deep: bool = False, progress: bool = False) -> VerificationReport:
-        """Find out whether the archive that is at the path now is sound.
+        """Verify the archive that is now at the path.
 
         Parameters
         ----------
@@ -141,23 +141,23 @@ class SingleCellDataset(OpenedArchive):
         Returns
         -------
         VerificationReport
-            Its ``verdict``, and all that was found.
+            The ``verdict`` and all findings.
         """
-        from scdl.verification.verify import verify
+        from scdl.verification.verify import verify_archive
 
-        return verify(self._store.path, deep=deep, progress=progress)
+        return verify_archive(self._store.path, deep=deep, progress=progress)
 
     def load(self, stored_path: Path) -> None:
-        """Open another archive in place of this one."""
+        """Close this archive and open another one."""
         given = path_of(stored_path, "the path of an archive")
         path = absolute(given)
         self._reopen(given)
         self.data_path = path
 
     def load_h5ad(self, anndata_path: Path) -> None:
-        """Replace the archive by what an AnnData file holds, atomically.
+        """Replace the archive by a conversion of an AnnData file, atomically.
 
-        The options are those that the dataset was made with.
+        The options are those given when the dataset was created.
 
         Raises
         ------
@@ -173,15 +173,15 @@ class SingleCellDataset(OpenedArchive):
         self._reopen(self._store.path)
 
     def save(self, output_path: Path | None = None, *, replace: bool = False) -> bool:
-        """Make sure that the archive on disk is valid, or copy it.
+        """Repair the header of the archive if it is stale, or copy the archive.
 
-        What is on disk is valid at any time; this rewrites an archive whose header another program
-        left stale. With `output_path` a full copy goes there.
+        Archives on disk are always valid. This method rewrites an archive whose header another
+        program left stale. With `output_path` it writes a full copy there.
 
         Parameters
         ----------
         output_path
-            Where the copy goes; not inside an archive.
+            Path of the copy; not inside an archive.
         replace
             Whether to replace an archive that is at `output_path`, atomically.
 
@@ -195,7 +195,7 @@ class SingleCellDataset(OpenedArchive):
         ArchiveExistsError
             Something is at `output_path`.
         ArchivePlaceError
-            `output_path` is inside an archive, such as this one.
+            `output_path` is inside an archive, possibly this one.
         ArchiveLockedError, ArchiveChangedError
             As for :meth:`cast_data_to_dtype`, in place.
         """
@@ -204,17 +204,17 @@ class SingleCellDataset(OpenedArchive):
         return True
 
     def cast_data_to_dtype(self, dtype: DTypeLike) -> None:
-        """Store the values as another type, in place and atomically.
+        """Store the values with another dtype, in place and atomically.
 
         Raises
         ------
         CastError
-            The type cannot hold a value. The archive stays as it was.
+            The dtype cannot represent a value. The archive is not changed.
         ArchiveLockedError
             Another process or thread is changing the archive.
         ArchiveChangedError
-            Another one changed it since it was opened, or it was moved or replaced. What is changed
-            is the archive that was opened, whatever its path leads to by now.
+            The archive was changed, moved or replaced since it was opened. Another archive that is
+            now at its path is not changed.
         """
         self._write([self._store], None, dtype=dtype)
 
@@ -239,11 +239,11 @@ class SingleCellDataset(OpenedArchive):
         extend_copy_size
             Bytes copied at once.
         output_path
-            Where the result goes; default: in place, atomically.
+            Path of the result; default: in place, atomically.
         destroy_on_copy
             Whether to remove the archives of `other_dataset` after the result was compared with
-            all that each of them has. What the result has no place for is an error before anything
-            is copied.
+            each of them. If the result cannot store a part of them, an error is raised before
+            anything is copied.
         backend
             Storage backend of the result; default that of this archive.
         cell_names
@@ -251,19 +251,19 @@ class SingleCellDataset(OpenedArchive):
         replace
             Whether to replace an archive that is at `output_path`, atomically.
         **options
-            Of the backend, such as ``compression``; default those of this archive.
+            Options of the backend, such as ``compression``; default those of this archive.
 
         Raises
         ------
         CastError
-            Integer data meets float data; ``cast_data_to_dtype`` makes them alike.
+            Integer data and float data cannot be combined; use ``cast_data_to_dtype`` first.
         ArchiveLockedError, ArchiveChangedError
             As for :meth:`cast_data_to_dtype`, in place; or of an archive that is to be removed.
         ArchiveExistsError, ArchivePlaceError
             As for :meth:`save`.
         CollectionError
-            Names of cells are asked to be unique, and are not; or something of the archives that
-            are to be removed has no place in the result, or is not there; they stay.
+            Names of cells must be unique but are not; or the result cannot store a part of the
+            archives to be removed, or differs from them. No archive is removed then.
         """
         from scdl.conversion.convert import check_storage
         from scdl.dataset.rewriting import archives, concatenated
@@ -294,11 +294,11 @@ class SingleCellDataset(OpenedArchive):
             )
 
     def _check_whole(self) -> None:
-        """OptionError where another matrix was chosen, which is for reading."""
+        """Raise OptionError if another matrix was selected, which is only for reading."""
         if self._matrix is not None:
             raise OptionError(
-                f"{self.data_path}: opened with matrix={self._matrix!r}, which is for reading; "
-                "open the archive without to change or to copy it"
+                f"{self.data_path}: opened with matrix={self._matrix!r}, which is read-only; "
+                "open the archive without matrix= to change or copy it"
             )
 
     def _write(
@@ -310,14 +310,14 @@ class SingleCellDataset(OpenedArchive):
         replace: bool = False,
         **how: Any,
     ) -> None:
-        """Write archives one after the other, in place of this one or to a new path.
+        """Write the concatenation of archives, in place of this one or to a new path.
 
         Parameters
         ----------
         stores
             The archives.
         output_path
-            Where; None: in place.
+            Path of the result; None: in place.
         storage
             The ``backend`` and its options; None: those of this archive.
         replace
@@ -332,7 +332,7 @@ class SingleCellDataset(OpenedArchive):
         own = self._store
         options = dict(storage or {"backend": registry.of(own).name, **own.options})
         target = registry.backend(options.pop("backend"))
-        # Also by another name: then it is this archive that is replaced.
+        # The path may lead to this archive by another name.
         in_place = output_path is None or (replace and is_at(own, output_path))
         if in_place or output_path is None:
             begun = registry.rewrite(own, target, **options)

@@ -1,4 +1,4 @@
-"""BioNeMo-SCDL's documented methods, over those of a reader."""
+"""BioNeMo-SCDL's documented methods, on top of those of a reader."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from scdl.dataset.rows import RowReader
 
 #: Values and column ids of one cell.
 Row = tuple[NDArray[Any], NDArray[Any]]
-#: Columns of var, or columns of var and values of obs; None for what was not asked for.
+#: Columns of var, or columns of var and values of obs; None if not requested.
 Features = tuple[list[Any] | None, ...]
-_Asked = tuple[bool | None, Sequence[str] | None]
-_NOTHING_ASKED: _Asked = (None, None)
+_Requested = tuple[bool | None, Sequence[str] | None]
+_NOTHING: _Requested = (None, None)
 
 
 class DocumentedReader(RowReader, MapDataset):
-    """Cells by the names that BioNeMo-SCDL documents."""
+    """The methods for reading cells that BioNeMo-SCDL documents."""
 
     def features(self) -> VarFeatures:
         """The same as :meth:`var_features`."""
         return self.var_features()
 
     def number_of_rows(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self.n_obs
 
     def number_of_variables(self) -> list[int]:
-        """Genes of each feature block."""
+        """Number of genes of each feature block."""
         return self.n_vars
 
     def number_of_values(self) -> int:
@@ -48,17 +48,17 @@ class DocumentedReader(RowReader, MapDataset):
         return sum(self.var_features().number_of_values())
 
     def shape(self) -> tuple[int, list[int]]:
-        """Cells, and genes of each feature block."""
+        """Number of cells, and number of genes of each feature block."""
         return self.n_obs, self.n_vars
 
     def sparsity(self) -> float:
-        """Share of the values that are not stored; 1.0 where there are no values at all."""
+        """Share of the values that are not stored; 1.0 if there are no values at all."""
         values = self.number_of_values()
         return 1.0 - self.number_nonzero_values() / values if values else 1.0
 
     def _row(self, index: SupportsIndex) -> Row:
         batch = self.read_rows(np.array([csr.position(index, self.n_obs)]))
-        # As the mapped rows are, which a subclass may give.
+        # Read-only, as rows of mapped arrays are.
         batch.data.flags.writeable = batch.indices.flags.writeable = False
         return batch.data, batch.indices
 
@@ -71,8 +71,8 @@ class DocumentedReader(RowReader, MapDataset):
     def __getitem__(self, index: csr.Rows) -> torch.Tensor | list[torch.Tensor]:
         """One cell as a tensor of shape [2, nnz], values then column ids; or a list of them.
 
-        A slice, positions or a mask give the list, read at once, which the documented collate
-        functions take. :meth:`read_rows` gives the same cells as one batch of arrays.
+        A slice, positions or a mask return a list, read together, which the documented collate
+        functions accept. :meth:`read_rows` returns the same cells as one batch of arrays.
         """
         if type(index) is not int and csr.are_several(index):
             return self.__getitems__(csr.positions(index, self.n_obs).tolist())
@@ -86,24 +86,24 @@ class DocumentedReader(RowReader, MapDataset):
         return row_tensor(values, columns, self._n_vars_of(row), int(spaces[0]))
 
     def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
-        """Cells of a batch, as a ``DataLoader`` asks for them: read at once.
+        """Cells of a batch, read together; called by ``DataLoader``.
 
-        To a collate function they are what ``ds[i]`` gives; ours takes the batch as it is.
+        For collate functions they are the tensors of ``ds[i]``; ours uses the underlying batch.
         """
         if type(self).__getitem__ is not DocumentedReader.__getitem__:
-            # What a subclass makes of a cell is not known here.
+            # A subclass may return something else for a cell.
             return [self[i] for i in indices]
         from scdl.dataset.collate import RowTensors
 
         return RowTensors(self._read_for_tensors(indices))
 
     def _read_for_tensors(self, rows: csr.Rows) -> CellBatch:
-        """Read cells as one batch, with column ids as tensors have them where that is safe."""
+        """Read cells as one batch, with the column id dtype of tensors if that is safe."""
         safe = np.can_cast(self.index_dtype, np.int64, "safe")
         at = csr.positions(rows, self.n_obs)
-        # As tensors of cells hold values, see tensors.row_values.
+        # The dtype of values in tensors of cells, see tensors.row_values.
         summed = np.dtype(np.int64) if self.data_dtype.kind != "f" else None
-        # Nothing else is read meanwhile: a DataLoader has a process for that.
+        # Read concurrently, as a DataLoader process reads nothing else meanwhile.
         batch = self._read(
             at, True, np.int64 if safe else None, concurrently=True, sum_dtype=summed
         )
@@ -138,10 +138,10 @@ class DocumentedReader(RowReader, MapDataset):
         Returns
         -------
         (values, column_ids), features
-            Values of the archive's dtype and their genes in rising order, both read-only;
+            Values with the archive's dtype and their column ids in ascending order, both read-only;
             `features` is None, or one array of n_vars for each column.
         (values, column_ids), var_features, obs_features
-            The same where one of the last four parameters is given, as BioNeMo-SCDL 0.1.3 has it;
+            The same if one of the last four parameters is given, as in BioNeMo-SCDL 0.1.3;
             `obs_features` is None, or one value for each column.
 
         Raises
@@ -155,7 +155,7 @@ class DocumentedReader(RowReader, MapDataset):
             (return_obs_features, obs_feature_names),
             (return_var_features, var_feature_names),
         )
-        if not return_features and obs == renamed == _NOTHING_ASKED:
+        if not return_features and obs == renamed == _NOTHING:
             return self._row(index), None
         features = self._features(index, (return_features, feature_vars), obs, renamed)
         return self._row(index), *features
@@ -171,7 +171,7 @@ class DocumentedReader(RowReader, MapDataset):
         return_var_features: bool | None = None,
         var_feature_names: Sequence[str] | None = None,
     ) -> tuple[NDArray[Any], *Features]:
-        """One cell as a dense array of its block's n_vars; the rest as for :meth:`get_row`."""
+        """One cell as a dense array of its block's n_vars; otherwise as :meth:`get_row`."""
         documented, obs = (return_features, feature_vars), (return_obs_features, obs_feature_names)
         renamed = return_var_features, var_feature_names
         features = self._features(index, documented, obs, renamed)
@@ -184,7 +184,7 @@ class DocumentedReader(RowReader, MapDataset):
     def get_row_column(
         self, index: SupportsIndex, column: SupportsIndex, impute_missing_zeros: bool = True
     ) -> float | None:
-        """One value; where none is stored 0.0, or None without `impute_missing_zeros`."""
+        """One value; if none is stored 0.0, or None without `impute_missing_zeros`."""
         values, columns = self._row(index)
         n_vars = self._n_vars_of(index)
         gene = int(column.__index__())
@@ -197,9 +197,9 @@ class DocumentedReader(RowReader, MapDataset):
         return 0.0 if impute_missing_zeros else None
 
     def _features(
-        self, index: SupportsIndex, documented: _Asked, obs: _Asked, var: _Asked
+        self, index: SupportsIndex, documented: _Requested, obs: _Requested, var: _Requested
     ) -> Features:
-        """What goes with a cell, as for :meth:`get_row`: whether it is asked for, which columns."""
+        """Features of a cell for :meth:`get_row`, given which are requested, and their columns."""
         (wanted, names), (other, other_names), (from_obs, obs_names) = documented, var, obs
         of_var = None
         if wanted or other:

@@ -1,4 +1,4 @@
-"""Cells as they look in one gene space."""
+"""Views of cells in one gene space."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class GeneOptions(TypedDict, total=False):
-    """How cells are brought into one gene space; every key may be left out."""
+    """Options of :class:`GeneView`; every key may be left out."""
 
     gene_column: str | None
     missing: Missing
@@ -41,15 +41,15 @@ class GeneOptions(TypedDict, total=False):
 
 
 class GeneView(CellReader):
-    """The cells of a dataset or a collection in one gene space; nothing is copied.
+    """The cells of a dataset or a collection in one gene space, without a copy.
 
-    It reads and trains as what it is made of does, with one feature block, whose genes are the
-    vocabulary. :meth:`CellReader.select_genes` makes it.
+    It supports the methods of a dataset, with a single feature block, whose genes are the
+    vocabulary. It is created by :meth:`CellReader.select_genes`.
 
     Parameters
     ----------
     cells
-        What to read.
+        The dataset or collection.
     genes
         The vocabulary.
     **options
@@ -63,7 +63,7 @@ class GeneView(CellReader):
         space = gene_space(genes, names, table_of, missing, duplicates)
         self._cells, self._missing = cells, missing
         if isinstance(cells, GeneView):
-            # Of a selection of a selection only the genes differ: cells are read as before.
+            # For a selection of a selection, combine the genes and read the original cells.
             self._cells, space = cells._cells, cells._space.then(space)
             self._missing = "mask" if cells._missing == "mask" else missing
         self._space: GeneSpace = space
@@ -75,11 +75,11 @@ class GeneView(CellReader):
     def _facts(self) -> summary.Facts:
         return {"genes": summary.names(self.gene_names), "cells of": repr(self._cells)}
 
-    # -- what it holds ---------------------------------------------------------------------
+    # -- contents --------------------------------------------------------------------------
 
     @cached_property
     def info(self) -> Info:
-        """One block, of the vocabulary's genes."""
+        """A single feature block with the genes of the vocabulary."""
         source = self._cells.info
         return replace(source, blocks=(Block(source.n_obs, len(self._space.names)),))
 
@@ -95,15 +95,15 @@ class GeneView(CellReader):
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Which genes each gene space of the archives has; spaces x n_vars."""
+        """Whether a gene space of the archives has a gene; spaces x n_vars."""
         return self._space.present
 
     def spaces(self, rows: csr.Rows) -> NDArray[np.int64]:
-        """The gene space of cells, a row of :attr:`present` each."""
+        """The gene space of each cell, as a row of :attr:`present`."""
         return self._tables(csr.positions(rows, self.n_obs))
 
     def coverage(self) -> pd.DataFrame:
-        """How many genes of the vocabulary the cells of each origin have.
+        """Number of genes of the vocabulary that the cells of each origin have.
 
         Returns
         -------
@@ -132,7 +132,7 @@ class GeneView(CellReader):
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What tells these cells and genes from others at the same place."""
+        """Identifies these cells and genes among archives at the same path."""
         return *self._cells.identity, self._space_hash, self._missing
 
     @cached_property
@@ -156,7 +156,7 @@ class GeneView(CellReader):
         return self._var
 
     def origins(self) -> list[Origin]:
-        """Where the cells came from, in their order."""
+        """Origins of the cells, in order."""
         return [origin._replace(block=0) for origin in self._cells.origins()]
 
     # -- reading ---------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class GeneView(CellReader):
         space, n_vars = self._space, self.info.max_n_vars
         given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
         if not np.can_cast(self.index_dtype, given, "safe"):
-            raise OutputError(f"index_dtype {given} does not hold the ids of {n_vars} genes")
+            raise OutputError(f"index_dtype {given} cannot represent the ids of {n_vars} genes")
         request, tables = self._cells._request(at), self._tables(at)
         lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
         sums = np.empty(len(at), np.float64) if totals else None
@@ -191,7 +191,7 @@ class GeneView(CellReader):
         data = rows.data
         if sum_dtype is None and data.dtype != self.data_dtype and not totals:
             data = data.astype(self.data_dtype)
-        # The kernel gives no id beyond the vocabulary.
+        # The kernel returns only ids of the vocabulary.
         batch = CellBatch(data, *rows[1:3], n_vars=n_vars, rows=at, largest=n_vars - 1, totals=sums)
         if self._missing != "mask":
             return batch
@@ -204,7 +204,7 @@ class GeneView(CellReader):
         return self._cells._vector_keys()
 
     def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell; None where there is no obs."""
+        """Columns of obs by cell; None if there is no obs."""
         return self._cells.obs_features()
 
     @property
@@ -221,16 +221,16 @@ class GeneView(CellReader):
         return self._cells._graph_of(key)
 
     def number_nonzero_values(self) -> int:
-        """Stored values in this gene space; they are counted, which reads all cells."""
+        """Number of stored values in this gene space; counting them reads all cells."""
         counted = 0
         for start, stop in csr.spans(self.n_obs, _COUNTED_CELLS):
-            # Genes that are one are summed where rows are in order.
+            # Ordered rows have the sums of duplicate genes.
             counted += len(self._read(np.arange(start, stop), True, None).data)
         return counted
 
     @cached_property
     def data_dtype(self) -> np.dtype[Any]:
-        """Type of the values; wider than the stored one where it could not hold sums of genes."""
+        """Dtype of the values; wider than the stored one if sums of genes could overflow."""
         stored, repeats = self._cells.data_dtype, self._space.most_repeats
         if repeats < 2:
             return stored
@@ -241,30 +241,30 @@ class GeneView(CellReader):
 
     @property
     def index_dtype(self) -> np.dtype[Any]:
-        """Type of the column ids, unsigned."""
+        """Dtype of the column ids, unsigned."""
         return smallest_unsigned(self.info.max_n_vars - 1)
 
     @property
     def bytes_per_cell(self) -> float:
-        """Bytes of a cell in memory before genes are left out."""
+        """Average bytes of a cell in memory before genes are selected."""
         return self._cells.bytes_per_cell
 
     @property
     def cells_per_chunk(self) -> float:
-        """Cells, on average, that are read as one whichever of them is asked for; below 1: none."""
+        """Average number of cells that are always read together; less than 1 without chunks."""
         return self._cells.cells_per_chunk
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Tell that some cells will be read soon; does not wait."""
+        """Announce cells that will be read soon, so that the storage can prefetch them."""
         self._cells.will_need(rows)
 
 
-#: Cells that are read at once to count their values.
+#: Number of cells to read at once when counting values.
 _COUNTED_CELLS = 4_096
 
 
 class _Vocabulary:
-    """A var table of names alone."""
+    """A var table with only an index."""
 
     def __init__(self, names: pa.Array) -> None:
         self.path = "the vocabulary"
@@ -280,14 +280,14 @@ class _Vocabulary:
 
 
 def _genes_of(cells: RowReader, column: str | None) -> tuple[list[BlockGenes], list[int]]:
-    """The different lists of genes of some cells, and which of them each feature block has.
+    """The distinct lists of genes, and the index of the list of each feature block.
 
     Parameters
     ----------
     column
-        Column of var that has the ids; None: the names of the genes.
+        Column of var with the ids; None: the names of the genes.
     """
-    # Blocks of the same names may have other columns.
+    # Blocks with the same names may have different columns.
     keys = cells.gene_spaces.tolist() if column is None else cells._block_keys()
     table_of = numbered(keys).tolist()
     features = cells.var_features()

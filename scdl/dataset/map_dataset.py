@@ -1,4 +1,4 @@
-"""Datasets of torch that are made, opened and read without torch."""
+"""Map-style torch datasets that do not require torch."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
 else:
 
     class _Base(Generic[TypeVar("_T")]):
-        """Stands where :class:`torch.utils.data.Dataset` goes, which is generic too."""
+        """Placeholder for :class:`torch.utils.data.Dataset`, which is generic, too."""
 
 
 class MapDataset(_Base):
-    """A ``torch.utils.data.Dataset``, from when torch has been imported on.
+    """A ``torch.utils.data.Dataset`` as soon as torch is imported.
 
-    torch takes a second to import, is not always installed, and lets nobody register a subclass:
-    ``isinstance`` looks at what a class inherits from, then at ``__class__`` of the object. So the
-    base of this class is replaced as soon as somebody could ask for it.
+    torch takes a second to import, may not be installed, and does not support virtual subclasses:
+    ``isinstance`` checks the bases of a class, then ``__class__`` of the object. Therefore the
+    base of this class is replaced as soon as torch is imported.
     """
 
     def __add__(self, other: Any) -> ConcatDataset[Any]:
-        """The cells of both, one after the other, as ``torch.utils.data`` has it."""
+        """Concatenate two datasets, as ``torch.utils.data.Dataset`` does."""
         from torch.utils.data import ConcatDataset
 
         return ConcatDataset([self, other])
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        """The type of this object, which is one of torch's datasets by now if it can be."""
+        """The type of this object, a torch dataset if torch is imported."""
         kind = type(self)
         if not _adopted():
             return kind
-        # isinstance compared the type before it asked, and does not look at it again.
+        # isinstance checked the type before reading __class__, and does not check it again.
         return type(kind.__name__, (kind,), {"__module__": kind.__module__})
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
@@ -44,7 +44,7 @@ class MapDataset(_Base):
 
 
 def _adopted() -> bool:
-    """Replace the base, if torch came since this was last called, and tell whether it did."""
+    """Replace the base if torch was imported since the last call; returns whether it was."""
     dataset = getattr(sys.modules.get("torch.utils.data"), "Dataset", None)
     if dataset is None or MapDataset.__bases__ == (dataset,):
         return False

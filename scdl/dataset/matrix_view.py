@@ -1,4 +1,4 @@
-"""An archive of a whole AnnData as if another of its matrices were the one to train from."""
+"""View of an archive with another of its matrices as the expression matrix."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from scdl.errors import OptionError
 from scdl.sources.archive import Elements
 from scdl.sources.base import genes_of
 from storage_backends.base import ArrayStore, Contents
-from storage_backends.compute.caching import Lazily, cached_property
+from storage_backends.compute.caching import LazyMapping, cached_property
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 class MatrixView(ArrayStore):
-    """The arrays of a matrix under the names of the expression matrix; nothing is copied.
+    """The arrays of a matrix under the names of the expression matrix, without a copy.
 
-    obs, obsm and graphs are those of the archive, other matrices are left out.
+    obs, obsm and graphs are those of the archive; other matrices are left out.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class MatrixView(ArrayStore):
     Raises
     ------
     OptionError
-        The archive has no such matrix, or not by rows.
+        The archive has no such matrix, or does not store it by rows.
     """
 
     def __init__(self, store: ArrayStore, matrix: str) -> None:
@@ -50,7 +50,7 @@ class MatrixView(ArrayStore):
         self._names = {part: f"{matrix}/{part}" for part in MATRIX}
         n_vars = info.blocks[0].n_vars if self._own_var else self._var.num_rows
         block = {"stop": info.n_obs, "n_vars": n_vars, "label": info.blocks[0].label}
-        # A conversion copies these matrices with the columns of each row as they were.
+        # Conversions keep the order of columns in the rows of these matrices.
         self._attrs = {"blocks": [block], "sorted": False, "matrices": [matrix]}
 
     def _refuse(self, info: Info, matrix: str) -> None:
@@ -62,7 +62,7 @@ class MatrixView(ArrayStore):
             *(name for name in there if (s := self._store.sparse.get(name)) and s.format == "csr"),
         ]
         if matrix in there and matrix not in by_rows:
-            problem = f"{matrix} is not stored by rows as a sparse matrix, as training reads it"
+            problem = f"{matrix} is not a sparse matrix stored by rows, which reading requires"
             remedy = f"convert the archive with matrix={matrix!r}"
         else:
             problem = f"there is no other matrix {matrix}"
@@ -75,8 +75,8 @@ class MatrixView(ArrayStore):
 
     @classmethod
     def open(cls, path: str, *, hold: bool = True) -> Self:
-        """Views are made of open archives."""
-        raise OptionError(f"{path}: a view of a matrix is made of an archive that is open")
+        """Not supported: views are created from open archives."""
+        raise OptionError(f"{path}: a view of a matrix is created from an open archive")
 
     @property
     def identity(self) -> Any:
@@ -99,7 +99,7 @@ class MatrixView(ArrayStore):
         there = self._store.contents
         own = {part: there.arrays[name] for part, name in self._names.items()}
         others = {n: s for n, s in there.arrays.items() if n.startswith(("graphs/", "obsm/"))}
-        tables = Lazily(self, there.tables, MatrixView._schema)
+        tables = LazyMapping(self, there.tables, MatrixView._schema)
         return Contents(MappingProxyType(own | others), tables, MappingProxyType(self._attrs))
 
     def _schema(self, name: str) -> pa.Schema:
@@ -145,10 +145,10 @@ class MatrixView(ArrayStore):
         return self._store.read_table(name, columns, start, stop)
 
     def check_removable(self) -> None:
-        """An archive is not removed for one of its matrices."""
+        """Not supported: views are read-only."""
         raise OptionError(
-            f"{self.path}: opened with matrix=…, which is for reading; open the archive without to "
-            "remove it"
+            f"{self.path}: opened with matrix=…, which is read-only; open the archive without it "
+            "to remove it"
         )
 
     def close(self) -> None:

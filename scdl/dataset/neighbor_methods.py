@@ -20,7 +20,7 @@ from scdl.dataset.documented import DocumentedReader
 
 
 class NeighborReader(DocumentedReader):
-    """Cells with their neighbours."""
+    """Methods for neighbours of cells."""
 
     def neighbor_graph(self, key: str | None = None) -> NeighborGraph:
         """A neighbour graph by key; None: the one that the dataset was opened with.
@@ -28,7 +28,7 @@ class NeighborReader(DocumentedReader):
         Raises
         ------
         NeighborError
-            There is none, or none of that key; or it is not cells x cells.
+            There is no graph, or none with that key, or it is not cells x cells.
         """
         graph = self._graph_of(key) if key is not None else self.graph
         if graph is None:
@@ -42,13 +42,13 @@ class NeighborReader(DocumentedReader):
     def get_neighbor_indices_for_cell(
         self, cell_index: SupportsIndex, *, key: str | None = None
     ) -> NDArray[Any]:
-        """Rows of a cell's neighbours, uint32; empty where it has none."""
+        """Rows of a cell's neighbours, uint32; empty if it has none."""
         return self.neighbor_graph(key).neighbors(cell_index).indices
 
     def get_neighbor_weights_for_cell(
         self, cell_index: SupportsIndex, *, key: str | None = None
     ) -> NDArray[Any]:
-        """Weights of a cell's neighbours, float32; empty where it has none."""
+        """Weights of a cell's neighbours, float32; empty if it has none."""
         return self.neighbor_graph(key).neighbors(cell_index).data
 
     def sample_neighbor_index(
@@ -58,9 +58,9 @@ class NeighborReader(DocumentedReader):
         rng: Rng = None,
         key: str | None = None,
     ) -> int:
-        """One neighbour of a cell by the chosen strategy; the cell itself where it has none.
+        """Sample one neighbour of a cell by the chosen strategy; the cell itself if it has none.
 
-        Without an `rng` every process draws from a generator of its own.
+        Without `rng` every process uses its own generator.
         """
         return self.neighbor_graph(key).sample(cell_index, rng)
 
@@ -72,34 +72,34 @@ class NeighborReader(DocumentedReader):
         rng: Rng = None,
         key: str | None = None,
     ) -> NDArray[np.int64]:
-        """Neighbours of many cells at once, by the chosen strategy, with replacement.
+        """Sample neighbours of many cells by the chosen strategy, with replacement.
 
         Parameters
         ----------
         rows
             n cells, as for :meth:`read_rows`.
         k
-            Neighbours of each.
+            Number of neighbours per cell.
         rng
-            Generator that draws them, or a seed; without it every process draws from a generator of
-            its own.
+            Random generator, or a seed; without it every process uses its
+            own generator.
         key
-            Which graph; None: the one that the dataset was opened with.
+            Key of the graph; None: the one that the dataset was opened with.
 
         Returns
         -------
         ndarray
-            n x k rows, int64; a cell without neighbours is its own, unless the dataset was opened
-            with ``fallback_to_identity=False``.
+            n x k rows, int64; a cell without neighbours is its own neighbour, unless the dataset
+            was opened with ``fallback_to_identity=False``.
 
         Raises
         ------
         RowIndexError
             A row is out of range.
         NeighborError
-            There is no such graph, or none is left to choose: a cell has no neighbours and is not
-            its own; or what the graph says is wrong: a neighbour is no cell, or a weight that is
-            used is negative or no finite number.
+            There is no such graph; a cell has no neighbours and is not its
+            own; or the graph is invalid: a neighbour is not a cell, or a weight that is
+            used is negative or not finite.
         """
         if k < 1:
             raise NeighborError(f"k, the neighbours of each cell, must be at least 1, not {k}")
@@ -119,14 +119,14 @@ class NeighborReader(DocumentedReader):
         rng: Rng = None,
         key: str | None = None,
     ) -> dict[str, Any]:
-        """One cell and one sampled neighbour, as by :meth:`get_row`.
+        """One cell and one sampled neighbour, each as returned by :meth:`get_row`.
 
         Returns
         -------
         dict
             ``current_cell``, ``next_cell``, ``current_cell_index``, ``next_cell_index``,
-            ``features``; or ``var_features`` and ``obs_features`` in place of the last, where one
-            of the names of BioNeMo-SCDL 0.1.3 is given.
+            ``features``; or ``var_features`` and ``obs_features`` instead of the last, if one
+            of the argument names of BioNeMo-SCDL 0.1.3 is used.
         """
         neighbor = self._neighbor_of(index, rng, key)
         current, *features = self.get_row(
@@ -141,7 +141,7 @@ class NeighborReader(DocumentedReader):
         return self._pair(index, current, neighbor, self.get_row(neighbor)[0], features)
 
     def _neighbor_of(self, index: SupportsIndex, rng: Rng, key: str | None) -> int:
-        """A sampled neighbour; who overrides the documented method need not know our keywords."""
+        """Sample a neighbour; overridden documented methods may not take our keywords."""
         given: dict[str, Any] = {
             name: value for name, value in (("rng", rng), ("key", key)) if value is not None
         }
@@ -160,7 +160,7 @@ class NeighborReader(DocumentedReader):
         rng: Rng = None,
         key: str | None = None,
     ) -> dict[str, Any]:
-        """One cell and one sampled neighbour, both dense; the rest as for the sparse form."""
+        """One cell and one sampled neighbour, both dense; otherwise as the sparse form."""
         neighbor = self._neighbor_of(index, rng, key)
         current, *features = self.get_row_padded(
             index,
@@ -197,11 +197,11 @@ class NeighborReader(DocumentedReader):
         )
 
     def neighbor_pairs(self) -> NeighborPairs:
-        """The cells with a sampled neighbour each, as a dataset for a ``DataLoader``."""
+        """Cells with a sampled neighbour each, as a dataset for a ``DataLoader``."""
         return NeighborPairs(self)
 
     def get_neighbor_stats(self, *, key: str | None = None) -> dict[str, Any]:
-        """Counts over a neighbour graph, in constant memory, or only ``has_neighbors: False``."""
+        """Statistics of a neighbour graph, in constant memory, or only ``has_neighbors: False``."""
         if key is None and self.graph is None:
             return {"has_neighbors": False}
         stats = self.neighbor_graph(key).stats()
@@ -216,7 +216,7 @@ class NeighborReader(DocumentedReader):
 
 
 class NeighborPairs(MapDataset):
-    """Cells and a sampled neighbour of each, what ``get_row_with_neighbor`` gives as a dataset.
+    """Dataset of the results of ``get_row_with_neighbor``: cells with a sampled neighbour each.
 
     ``DataLoader(ds.neighbor_pairs(), collate_fn=collate_neighbor_sparse_matrix_batch)`` reads a
     batch at once.
@@ -238,8 +238,8 @@ class NeighborPairs(MapDataset):
         return self._cells.get_row_with_neighbor(index)
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
-        """Pairs of a batch, read at once."""
-        # What stands in place of the documented methods is asked, cell by cell.
+        """Pairs of a batch, read together."""
+        # Call overridden documented methods cell by cell.
         for name in ("sample_neighbor_index", "get_row_with_neighbor", "get_row"):
             method = getattr(self._cells, name)
             if getattr(method, "__func__", None) is not getattr(NeighborReader, name):

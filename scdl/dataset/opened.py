@@ -1,4 +1,4 @@
-"""One archive, read by row and by batch."""
+"""An open archive, read by row and by batch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from storage_backends import __version__, registry
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property
 
-#: What gene and cell names are called as columns: on disk, and in the documentation.
+#: Column names for gene and cell names: on disk, and in the documentation.
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
-#: Attributes that opening makes, and those that are read on first use; pickles go without them.
+#: Attributes set when opening, and those computed lazily; pickles do not contain them.
 _OPENED = ("_store", "info", "_matrices")
 _READ = ("graph", "_graphs", "_graph_matrices", "_var", "_obs", "gene_spaces")
 
 
 class OpenedArchive(CellReader):
-    """An archive that is open, read by row and by batch.
+    """An open archive, read by row and by batch.
 
-    A subclass sets where it is and how it is read, and calls :meth:`_open`.
+    A subclass sets the path and the options, and calls :meth:`_open`.
     """
 
     data_path: str
@@ -58,7 +58,7 @@ class OpenedArchive(CellReader):
         self._matrices = Matrices.of(matrix, info.max_n_vars)
 
     def select_matrix(self, matrix: str) -> Self:
-        """The same cells with another matrix of an AnnData that the archive keeps whole.
+        """The same cells with another matrix of an AnnData that the archive keeps completely.
 
         Parameters
         ----------
@@ -76,11 +76,11 @@ class OpenedArchive(CellReader):
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What tells these cells and this matrix from others at the same place."""
+        """Identifies these cells and this matrix among archives at the same path."""
         return super().identity if self._matrix is None else (*super().identity, self._matrix)
 
     def _reopen(self, path: str) -> None:
-        """Open what now stands at a path, and forget what was read from the old."""
+        """Open the archive now at a path, and discard what was read from the old one."""
         before = self._store
         self._open(path)
         for name in _READ:
@@ -166,7 +166,7 @@ class OpenedArchive(CellReader):
 
     @cached_property
     def gene_spaces(self) -> NDArray[np.int64]:
-        """Gene space of each feature block, as the archive says or as the names of genes are."""
+        """Gene space of each feature block, as stated by the archive or derived from gene names."""
         return spaces_of(self._store, self.info)
 
     def var_features(self) -> VarFeatures:
@@ -174,23 +174,23 @@ class OpenedArchive(CellReader):
         return self._var
 
     def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell; None where the archive has no obs."""
+        """Columns of obs by cell; None if the archive has no obs."""
         return self._obs
 
     # -- neighbours ------------------------------------------------------------------------
 
     @property
     def neighbor_keys(self) -> list[str]:
-        """Keys of the graphs of the archive; none where `load_neighbors` was False."""
+        """Keys of the graphs of the archive; empty if `load_neighbors` is False."""
         return [] if self._load_neighbors is False else graph_keys(self._store)
 
     @cached_property
     def graph(self) -> NeighborGraph | None:
-        """The neighbour graph; None where there is none, or `load_neighbors` was False."""
+        """The neighbour graph; None if there is none, or `load_neighbors` is False."""
         graphs = self.neighbor_keys
         key = key_of(graphs, self._neighbor_key)
         if key is None and graphs and self._load_neighbors:
-            key = self._neighbor_key  # an error that says which there are
+            key = self._neighbor_key  # raises an error that lists the existing keys
         return None if key is None else NeighborGraph(self._store, key, **self._sampling)
 
     @cached_property
@@ -209,7 +209,7 @@ class OpenedArchive(CellReader):
         return {}
 
     def _graph_matrix(self, key: str) -> StoredMatrix:
-        """The arrays of a graph; errors as those of :meth:`neighbor_graph`."""
+        """The matrix of a graph; raises the errors of :meth:`neighbor_graph`."""
         if key not in self._graph_matrices:
             self.neighbor_graph(key)
             prefix = graph_array(key, "")
@@ -220,12 +220,12 @@ class OpenedArchive(CellReader):
 
     @property
     def store(self) -> ArrayStore:
-        """The storage backend's view of the archive."""
+        """The open archive of the storage backend."""
         return self._store
 
     @property
     def data(self) -> NDArray[Any]:
-        """All stored values, read-only; mapped to memory where the backend can."""
+        """All stored values, read-only; memory-mapped if the backend supports it."""
         return self._whole(DATA)
 
     @property
@@ -247,7 +247,7 @@ class OpenedArchive(CellReader):
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """Types of the arrays by documented file name."""
+        """Dtypes of the arrays by documented file name."""
         files = {"data.npy": DATA, "col_ptr.npy": INDICES, "row_ptr.npy": INDPTR}
         found = {file: self._store.spec(name).dtype.name for file, name in files.items()}
         if self.graph is not None:
@@ -263,32 +263,32 @@ class OpenedArchive(CellReader):
         return {"num_rows": self.n_obs}
 
     def number_nonzero_values(self) -> int:
-        """Stored values."""
+        """Number of stored values."""
         return self._store.spec(DATA).length
 
     @property
     def data_dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
+        """Dtype of the stored values."""
         return self._store.spec(DATA).dtype
 
     @property
     def index_dtype(self) -> np.dtype[Any]:
-        """Type of the stored column ids, unsigned."""
+        """Dtype of the stored column ids, unsigned."""
         return self._store.spec(INDICES).dtype
 
     @property
     def bytes_per_cell(self) -> float:
-        """Bytes that the stored values and column ids of a cell take in memory, on average."""
+        """Average bytes in memory of the stored values and column ids of a cell."""
         value_bytes = sum(self._store.spec(name).dtype.itemsize for name in (DATA, INDICES))
         return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
 
     @property
     def cells_per_chunk(self) -> float:
-        """Cells, on average, that are read as one whichever of them is asked for; below 1: none."""
+        """Average number of cells that are always read together; less than 1 without chunks."""
         return self._store.chunk_length(DATA) * self.n_obs / max(self.number_nonzero_values(), 1)
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
+        """Announce cells that will be read soon, so that the storage can prefetch them."""
         starts, stops = csr.plan(self._store, "", np.sort(rows))
         for name in (DATA, INDICES):
             self._store.will_need(name, starts, stops)
@@ -298,7 +298,7 @@ class OpenedArchive(CellReader):
         return __version__
 
     def close(self) -> None:
-        """Let go of files and memory."""
+        """Release files and memory."""
         self._matrices = replace(self._matrices, archives=(StoredMatrix(self._store, True),))
         self.__dict__.pop("_graph_matrices", None)
         self._store.close()

@@ -1,4 +1,4 @@
-"""What datasets, collections and views of them have in common."""
+"""Base class of datasets, collections and views of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from scdl.errors import DatasetTypeError
 
 
 class CellReader(NeighborReader):
-    """Cells to read: one archive, many, or some genes of them."""
+    """Cells to read: of one archive or many, with all or selected genes."""
 
 
 def as_cells(given: object) -> CellReader:
-    """What was given as cells to read.
+    """Check that an argument is a dataset or a collection.
 
     Raises
     ------
     DatasetTypeError
-        It is something else; the message says how to get from it to a dataset.
+        The argument is another object; the message says how to open a dataset instead.
     """
     if isinstance(given, CellReader):
         return given
@@ -31,4 +31,4 @@ def as_cells(given: object) -> CellReader:
         advice = "write it to a file, convert that with scdl.convert, and open the archive"
     else:
         advice = "open an archive with scdl.open(path)"
-    raise DatasetTypeError(f"cells are read from a dataset or a collection, not {kind}; {advice}")
+    raise DatasetTypeError(f"expected a dataset or a collection, not {kind}; {advice}")

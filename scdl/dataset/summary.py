@@ -1,4 +1,4 @@
-"""What printing cells shows: a few short lines."""
+"""Multi-line summaries of datasets, collections and batches for printing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Facts = Mapping[str, str | None]
 
 
 def text(title: str, facts: Facts) -> str:
-    """A title, and below it a line for each fact."""
+    """A title, followed by a line for each fact."""
     told = {name: fact for name, fact in facts.items() if fact}
     width = max(map(len, told), default=0)
     return "\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in told.items())])
 
 
 def names(found: Sequence[object] | NDArray[Any]) -> str:
-    """The first names, and how many follow."""
+    """The first names, and the number of further ones."""
     more = len(found) - _MOST_NAMES
     return ", ".join(map(str, found[:_MOST_NAMES])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def size(n_obs: int, n_vars: Sequence[int]) -> str:
-    """Cells and genes, of several feature blocks too."""
+    """Number of cells and genes, in one or several feature blocks."""
     genes = " + ".join(f"{n:,}" for n in n_vars)
     if len(n_vars) > _MOST_BLOCKS:
         genes = " to ".join(f"{n:,}" for n in sorted({min(n_vars), max(n_vars)}))
@@ -38,7 +38,7 @@ def size(n_obs: int, n_vars: Sequence[int]) -> str:
 
 
 def values(stored: int, possible: int, dtype: DTypeLike, index_dtype: DTypeLike) -> str:
-    """Stored values and their types."""
+    """Number of stored values, and their dtypes."""
     share = f" ({stored / possible:.1%} of all)" if possible else ""
     kinds = f"{np.dtype(dtype)}, column ids {np.dtype(index_dtype)}"
     return f"{stored:,} stored{share}, {kinds}"

@@ -1,4 +1,4 @@
-"""Plain arrays to torch tensors."""
+"""Conversion of arrays to torch tensors."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def batch_tensor(
     dtype: torch.dtype | None = None,
     index_dtype: type[np.signedinteger[Any]] = np.int64,
 ) -> torch.Tensor:
-    """A batch as a tensor of n x n_vars.
+    """Convert a batch to a tensor, n x n_vars.
 
     Parameters
     ----------
     dtype
-        Of the values; None: the stored one, or the next that torch computes with.
+        Dtype of the values; None: the stored one, or the nearest that torch computes with.
     index_dtype
-        Of the positions in CSR form; those of other layouts are int64.
+        Dtype of the indices in CSR form; those of other layouts are int64.
     """
     if layout == "dense":
         if dtype == torch.float32 and batch.data.dtype == np.float32:
             return torch.from_numpy(batch.to_dense())
         floats = batch.data.dtype.kind == "f" and dtype is not None and dtype.is_floating_point
         if floats:
-            # The stored values are fewer than the dense ones, and tell of which cell they are.
+            # Check the stored values, which are fewer than the dense ones, and of known cells.
             values_as(batch, dtype)
         filled = torch.from_numpy(computable(batch.to_dense(sum_dtype(dtype))))
         if floats and dtype != torch.float16:
@@ -69,9 +69,9 @@ def batch_tensor(
 
 
 def sum_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
-    """The type in which values of one gene are added that become a dtype of torch.
+    """The dtype in which duplicate values of one gene are added before a cast to a torch dtype.
 
-    None where that is the type that they have: integers are exact in it, or it was asked for.
+    None if that is the stored dtype: it is exact for integers, or it was requested.
     """
     if dtype is None or not dtype.is_floating_point:
         return None
@@ -79,7 +79,7 @@ def sum_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
 
 
 def values_as(batch: CellBatch, dtype: torch.dtype | None) -> torch.Tensor:
-    """The stored values of a batch in a dtype; CastError names the cell."""
+    """The stored values of a batch cast to a dtype; CastError names the cell."""
 
     def cell(at: int) -> int:
         return int(batch.rows[np.searchsorted(batch.indptr, at, side="right") - 1])
@@ -90,17 +90,17 @@ def values_as(batch: CellBatch, dtype: torch.dtype | None) -> torch.Tensor:
 def as_dtype(
     values: torch.Tensor, dtype: torch.dtype | None, cell: Callable[[int], int] | None = None
 ) -> torch.Tensor:
-    """The same values in a dtype; None: as they are.
+    """Cast values to a dtype; None: no cast.
 
     Parameters
     ----------
     cell
-        The row in its dataset of what stands at a position of `values`, for messages.
+        Returns the row in its dataset for a position in `values`, for messages.
 
     Raises
     ------
     CastError
-        Integers cannot hold a value exactly, or floats only as infinity.
+        An integer dtype cannot represent a value exactly, or a float dtype only as infinity.
     """
     if dtype is None or dtype == values.dtype:
         return values
@@ -115,14 +115,14 @@ def as_dtype(
         where = lost.nonzero()[0].tolist()
         of_cell = "" if cell is None else f" of cell {cell(where[0])}"
         raise CastError(
-            f"{dtype} cannot hold the value {values[tuple(where)].item()}{of_cell}; take another "
+            f"{dtype} cannot hold the value {values[tuple(where)].item()}{of_cell}; use another "
             "dtype"
         )
     return out
 
 
 def _fit(values: torch.Tensor, largest: float) -> bool:
-    """Whether no value is beyond a largest one; False also where one is not a number."""
+    """Whether the magnitude of all values is at most `largest`; False if one is NaN."""
     if values.dtype == torch.bool or not values.numel():
         return True
     of_type = (torch.finfo if values.is_floating_point() else torch.iinfo)(values.dtype).max
@@ -132,14 +132,14 @@ def _fit(values: torch.Tensor, largest: float) -> bool:
 
 
 def numbers(values: NDArray[Any]) -> torch.Tensor:
-    """A column as a tensor: codes and other integers as int64, the rest as it is stored."""
+    """A column as a tensor: codes and other integers as int64, others with the stored dtype."""
     if values.dtype.kind in "iu":
         return torch.from_numpy(computable(values).astype(np.int64, copy=False))
     return torch.from_numpy(values)
 
 
 def row_values(values: NDArray[Any], n_vars: int) -> NDArray[Any]:
-    """Values as the documented tensors of a cell hold them.
+    """Values with the dtype of the documented tensors of a cell.
 
     Floats stay floats, wide enough for the column ids to be exact; integers become int64.
     """
@@ -158,7 +158,7 @@ def row_tensor(values: NDArray[Any], columns: NDArray[Any], n_vars: int) -> torc
 
 
 def pinned(batch: CellBatch) -> CellBatch:
-    """The batch in page-locked memory, where there is a GPU to copy to."""
+    """Copy a batch to page-locked memory if there is a GPU."""
     if not torch.cuda.is_available():
         return batch
 
@@ -179,12 +179,12 @@ def pinned(batch: CellBatch) -> CellBatch:
 
 
 def computable(values: NDArray[Any]) -> NDArray[Any]:
-    """Values of a dtype that torch computes with."""
+    """Convert values to a dtype that torch computes with."""
     if values.dtype.kind != "u" or values.dtype.itemsize == 1:
         return values
     if values.dtype.itemsize == 8 and len(values) and values.max() > np.iinfo(np.int64).max:
         raise CastError(
             f"torch has no uint64 arithmetic and {values.max()} is beyond int64; "
-            "cast_data_to_dtype('float64') stores what it can compute with"
+            "use cast_data_to_dtype('float64') first"
         )
     return values.astype(_SIGNED[values.dtype.itemsize])

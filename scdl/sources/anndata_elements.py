@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from storage_backends.compute.warning_filters import quiet
+from storage_backends.compute.warning_filters import ignore_warnings
 
 
 def read_element(element: Any) -> Any:
@@ -15,7 +15,7 @@ def read_element(element: Any) -> Any:
     if element.attrs.get("encoding-type") == "coo_matrix":
         return _csr_of_coo(element)
     # Of elements as early releases wrote them.
-    with quiet(""):
+    with ignore_warnings(""):
         return read_elem(element)
 
 
@@ -58,7 +58,7 @@ def is_taken(name: str, element: Any) -> bool:
         frame = pd.DataFrame(index=["0"][:n])
         if hasattr(few, "columns"):
             few = few.set_axis(frame.index, axis=0)
-        with quiet(""):
+        with ignore_warnings(""):
             if place in ("obsm", "obsp"):
                 square = few[:, :n] if place == "obsp" else few
                 anndata.AnnData(obs=frame, **{place: {"key": square}})

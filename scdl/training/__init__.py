@@ -1,1 +1,1 @@
-"""Batches for training: orders of cells, reading ahead, layouts, the loader."""
+"""Training: orders of cells, epochs, batch layouts and the loader."""

@@ -1,4 +1,4 @@
-"""What a training step takes: a batch of cells as tensors, and how it is assembled."""
+"""Assembly of training batches: cells to tensors."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from scdl.errors import LoaderError
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
 from scdl.training.batch import Tokenizer, TrainingBatch
-from scdl.training.layouts import LAYOUTS, Asked, Choice
+from scdl.training.layouts import LAYOUTS, Choice, LayoutOptions
 from scdl.training.transforms import Log1p, NormalizeTotal
 from storage_backends.compute.caching import cached_property
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """How cells become tensors.
+    """Assembles cells into a batch of tensors.
 
     Parameters
     ----------
     layout
         One of :data:`~scdl.training.layouts.LAYOUTS`.
     dtype
-        Of the values; None: the stored one, or the next that torch computes with.
+        Dtype of the values; None: the stored one, or the nearest that torch computes with.
     length
-        Values of a cell in the layout ``padded``.
+        Values per cell in the layout ``padded``.
     choose
-        Of these: ``first``: those of the genes that come first; ``largest``: the largest values,
-        which then come first; ``random``: some at random, as their genes rise.
+        Which values a padded cell keeps: ``first``: those of the first genes; ``largest``: the
+        largest values, in descending order; ``random``: a random sample, in the order of genes.
     transforms
         At most one :class:`NormalizeTotal` and one :class:`Log1p` in this order, then functions
-        that take a :class:`TrainingBatch` and return what takes its place. One that has a
-        parameter `rng` is given a generator of random numbers.
+        that take a :class:`TrainingBatch` and return its replacement. A function with a parameter
+        `rng` gets a random generator.
     tokenizer
-        Takes the cells, transformed, and the names of the genes, and `rng` where it has such a
+        Takes the transformed cells and the names of the genes, and `rng` if it has such a
         parameter; its result becomes the batch's ``tokens``, and ``x`` is left out.
     """
 
@@ -60,7 +60,8 @@ class Assembly:
         if (self.layout in with_length) != (self.length is not None):
             named = " or ".join(map(repr, with_length))
             raise LoaderError(
-                f"the layout {named} needs a length, in values a cell, and no other layout has one"
+                f"length is required for the layout {named}, in values per cell, and not allowed "
+                "for other layouts"
             )
         if self.length is not None and self.length < 1:
             raise LoaderError(f"length must be at least 1, not {self.length}")
@@ -73,11 +74,11 @@ class Assembly:
             raise LoaderError(f"choose must be one of {choices}, not {self.choose!r}")
         if self.tokenizer is not None and self.layout != "csr":
             raise LoaderError(
-                f"a tokenizer takes the place of x, and has no use for layout={self.layout!r}"
+                f"a tokenizer replaces x, so layout={self.layout!r} has no effect; leave it out"
             )
         if self.tokenizer is not None and not callable(self.tokenizer):
             raise LoaderError(
-                f"a tokenizer is a function of cells and gene names, not {self.tokenizer!r}"
+                f"tokenizer must be a function of cells and gene names, not {self.tokenizer!r}"
             )
         for transform in self.transforms:
             is_ours = isinstance(transform, NormalizeTotal | Log1p)
@@ -85,7 +86,7 @@ class Assembly:
                 not callable(transform) or transform is Log1p or transform is NormalizeTotal
             ):
                 raise LoaderError(
-                    "transforms are NormalizeTotal(), Log1p() and functions of a batch, not "
+                    "transforms must be NormalizeTotal(), Log1p() or functions of a batch, not "
                     f"{transform!r}"
                 )
         known = [type(t) for t in self.transforms if isinstance(t, NormalizeTotal | Log1p)]
@@ -93,32 +94,32 @@ class Assembly:
         in_order = known in ([], [NormalizeTotal], [Log1p], [NormalizeTotal, Log1p])
         if not in_order or [type(t) for t in first] != known:
             raise LoaderError(
-                "transforms begin with NormalizeTotal and Log1p, each at most once and in this "
-                "order; functions follow"
+                "transforms must begin with NormalizeTotal and Log1p, each at most once and in "
+                "this order, followed by functions"
             )
         if known and self.dtype is not None and not self.dtype.is_floating_point:
             raise LoaderError(f"transformed values need a floating dtype, not {self.dtype}")
 
     @property
     def is_large(self) -> bool:
-        """Whether batches are many times as large as what they are made from."""
+        """Whether batches are many times larger than the cells they are assembled from."""
         return LAYOUTS[self.layout].is_large
 
     @cached_property
     def needs_order(self) -> bool:
-        """Whether the genes of each cell must come in rising order, each once."""
-        # The logarithm of a sum is not the sum of logarithms, and integers may not hold it.
+        """Whether the column ids of each cell must be sorted and unique."""
+        # Duplicates may be added late only if the values are floats and not logarithms.
         adds = self.dtype is not None and self.dtype.is_floating_point and not self._logs
         return not (LAYOUTS[self.layout].adds and adds) or self.tokenizer is not None
 
     @cached_property
     def needs_totals(self) -> bool:
-        """Whether the values of each cell must be added up over all of its genes."""
+        """Whether the total of each cell over all of its genes is needed."""
         return self._normalization is not None and self._normalization.over == "all"
 
     @cached_property
     def sum_dtype(self) -> np.dtype[Any] | None:
-        """Type that values of one gene are added in; None: the stored one."""
+        """Dtype in which duplicate values of one gene are added; None: the stored one."""
         if self.dtype is not None and not self.dtype.is_floating_point:
             return np.dtype(np.int64)
         return tensors.sum_dtype(self.dtype)
@@ -144,33 +145,33 @@ class Assembly:
         Parameters
         ----------
         cells, neighbors
-            As they were read.
+            The cells and their neighbours, as read.
         gene_names
-            For the tokenizer.
+            Names of the genes, for the tokenizer.
         columns
-            Columns of obs, of all cells of the dataset.
+            Columns of obs, for all cells of the dataset.
         key
-            What random numbers of this batch follow from.
+            Random key of this batch.
         """
         columns = columns or {}
         batch: Any = self._tensors(cells, gene_names, columns, (key, 0))
         if neighbors is not None:
-            beside = self._tensors(neighbors, gene_names, columns, (key, 1))
-            batch = replace(batch, neighbors=beside)
+            neighbor_batch = self._tensors(neighbors, gene_names, columns, (key, 1))
+            batch = replace(batch, neighbors=neighbor_batch)
         for number, (function, takes_rng) in enumerate(self._functions):
-            # Each has its own numbers, whatever comes before it.
-            given = {"rng": _rng(key, 2, number)} if takes_rng else {}
-            batch = function(batch, **given)
+            # Each function has its own random numbers, independent of the other transforms.
+            arguments = {"rng": _rng(key, 2, number)} if takes_rng else {}
+            batch = function(batch, **arguments)
             if batch is None:
                 raise LoaderError(
-                    f"the transform {function!r} returned None; it must return what takes the "
-                    "place of the batch"
+                    f"the transform {function!r} returned None; it must return the batch or its "
+                    "replacement"
                 )
         return batch
 
     @cached_property
     def _functions(self) -> list[tuple[Callable[..., Any], bool]]:
-        """Functions of the batch, and whether they take `rng`: to ask takes longer than some do."""
+        """Functions of the batch, and whether they take `rng`; cached, as inspection is slow."""
         functions = (t for t in self.transforms if not isinstance(t, NormalizeTotal | Log1p))
         return [(function, _takes_rng(function)) for function in functions]
 
@@ -203,15 +204,15 @@ class Assembly:
         }
         if self.tokenizer is not None:
             assert gene_names is not None
-            given = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}
-            parts["tokens"] = self.tokenizer(cells, gene_names, **given)
+            arguments = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}
+            parts["tokens"] = self.tokenizer(cells, gene_names, **arguments)
         else:
-            asked = Asked(self.dtype, self.length, self.choose, key)
-            parts |= LAYOUTS[self.layout].make(cells, asked)
+            options = LayoutOptions(self.dtype, self.length, self.choose, key)
+            parts |= LAYOUTS[self.layout].make(cells, options)
         return TrainingBatch(**parts)
 
     def _transformed(self, cells: CellBatch) -> CellBatch:
-        """The cells with other values."""
+        """The cells with normalised and log-transformed values, as configured."""
         if not self.transforms:
             return cells
         normalization = self._normalization
@@ -220,8 +221,8 @@ class Assembly:
         wide = cells.data.dtype == np.float64 or self.dtype == torch.float64
         values = cells.data.astype(np.float64 if wide else np.float32)
         if normalization is not None:
-            use = cells.totals if normalization.over == "all" else None
-            totals = cells.row_totals() if use is None else use
+            all_genes = cells.totals if normalization.over == "all" else None
+            totals = cells.row_totals() if all_genes is None else all_genes
             dense_kernels.scale_rows(values, cells.indptr, totals, normalization.target_sum, values)
         if self._logs:
             torch.from_numpy(values).log1p_()
@@ -233,12 +234,12 @@ def _rng(*key: int) -> np.random.Generator:
 
 
 def _takes_rng(function: Callable[..., Any]) -> bool:
-    """Whether a function has a parameter `rng` that is to be given."""
+    """Whether a function has an unbound parameter `rng`."""
     if isinstance(function, torch.nn.Module):
         function = function.forward
     try:
         parameter = inspect.signature(function).parameters.get("rng")
-    except (TypeError, ValueError):  # of builtins that do not tell
+    except (TypeError, ValueError):  # builtins without a signature
         return False
     if parameter is None or "rng" in getattr(function, "keywords", {}):
         return False

@@ -1,4 +1,4 @@
-"""What a loader gives: a batch of tensors."""
+"""Training batches: tensors of some cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from scdl.errors import BatchKeyError
 
-#: Of a batch: its cells with their gene names, to anything that a model takes.
+#: Function of the cells of a batch and their gene names; returns any input of a model.
 Tokenizer = Callable[..., Any]
 
 
@@ -21,31 +21,31 @@ class TrainingBatch:
     Attributes
     ----------
     x
-        Expression of n x n_vars, sparse or dense; of layout ``padded`` the values of
-        n x length, padded with zeros; None where a tokenizer takes its place.
+        Expression values, n x n_vars, sparse or dense; in the layout ``padded`` n x length values,
+        padded with zeros; None if a tokenizer replaces it.
     rows
         Row of each cell in its dataset, int64.
     genes
-        Of layout ``padded`` the gene of each value, int64, padded with n_vars.
+        In the layout ``padded`` the gene of each value, int64, padded with n_vars.
     lengths
-        Of layout ``padded`` how many values of each cell are there, int64.
+        In the layout ``padded`` the number of values of each cell, int64.
     obs
-        Columns of obs: numbers as they are stored, labels as int64 codes (-1: none).
+        Columns of obs: numbers as stored, labels as int64 codes (-1: missing).
     obsm
         Dense vectors, n x width.
     neighbors
         The sampled neighbours, n x k cells: those of the first cell, of the second, and so on.
     tokens
-        What the tokenizer made of the batch.
+        Result of the tokenizer.
     present
-        With ``missing="mask"``: which genes each gene space of the archives has, bool, spaces x
-        n_vars; the same tensor in every batch.
+        With ``missing="mask"`` a bool tensor, spaces x n_vars: whether a gene space of the archives
+        has a gene. It is the same in every batch.
     spaces
-        With ``missing="mask"`` the row of `present` that each cell has, int64:
-        ``present[spaces]`` is n x n_vars. With ``genes="own"`` the gene space whose genes the
-        column ids of each cell mean, as ``gene_spaces`` of the dataset numbers them.
+        With ``missing="mask"`` the row of `present` for each cell, int64: ``present[spaces]`` is
+        n x n_vars. With ``genes="own"`` the gene space to which the column ids of each cell refer,
+        as in ``gene_spaces`` of the dataset.
     extra
-        What a transform adds by name with :meth:`with_`: masks, targets.
+        Named values that transforms add with :meth:`with_`, such as masks and targets.
     """
 
     x: torch.Tensor | None
@@ -63,11 +63,11 @@ class TrainingBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
-    #: Names are no positions, and a batch is no sequence of its cells.
+    #: Not iterable: `__getitem__` takes names, not positions.
     __iter__ = None
 
     def __getitem__(self, name: str) -> Any:
-        """What a transform added by that name, or a field; BatchKeyError where there is none."""
+        """A value in `extra` or a field, by name; BatchKeyError if there is none."""
         if name in self.extra:
             return self.extra[name]
         names = [f.name for f in fields(self)]
@@ -78,7 +78,7 @@ class TrainingBatch:
         return getattr(self, name)
 
     def with_(self, **named: Any) -> TrainingBatch:
-        """The batch with other fields, such as `x`, and with what has other names in `extra`."""
+        """Copy of the batch with fields replaced, such as `x`; other names go to `extra`."""
         own = {f.name for f in fields(self)}
         changed = {name: value for name, value in named.items() if name in own}
         added = {name: value for name, value in named.items() if name not in own}
@@ -95,10 +95,10 @@ class TrainingBatch:
         return f"TrainingBatch of {len(self)} cells ({'; '.join(parts)})"
 
     def to(self, *args: Any, **kwargs: Any) -> TrainingBatch:
-        """The batch with every tensor moved as by ``torch.Tensor.to``.
+        """Move or cast all tensors of the batch, as ``torch.Tensor.to`` does.
 
-        A dtype is that of the values: of `x`, and of the floats in `obsm`, `extra` and `tokens`.
-        Rows, genes, labels and other columns of obs keep theirs.
+        A dtype applies to the values: to `x`, and to the floats in `obsm`, `extra` and `tokens`.
+        Rows, genes, labels and other columns of obs keep their dtypes.
         """
         copy = kwargs.pop("copy", False)
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
@@ -115,13 +115,13 @@ class TrainingBatch:
         return self._map(change)
 
     def pin_memory(self) -> TrainingBatch:
-        """The batch in page-locked memory, for copies to a GPU; itself where there is no GPU."""
+        """Copy the batch to page-locked memory; without a GPU return the batch itself."""
         if not torch.cuda.is_available():
             return self
         return self._map(lambda part, _: part.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor, str], torch.Tensor]) -> TrainingBatch:
-        """The batch with other tensors; `change` gets each tensor and the name of its field."""
+        """Copy of the batch with `change` applied to each tensor and the name of its field."""
 
         def changed(part: Any, name: str) -> Any:
             if isinstance(part, torch.Tensor):
@@ -140,7 +140,7 @@ class TrainingBatch:
         )
 
 
-#: Fields whose floats take another dtype; `x` does in any case.
+#: Fields whose floats `to` casts; it always casts `x`.
 _FLOATS = ("obsm", "extra", "tokens")
 
 
@@ -149,7 +149,7 @@ def _is_floating(dtype: torch.dtype | None) -> bool:
 
 
 def _shown(part: Any) -> str:
-    """A part of a batch in a few words."""
+    """Short description of a field of a batch."""
     if isinstance(part, torch.Tensor):
         layout = "" if part.layout == torch.strided else f"{part.layout} ".replace("torch.", "")
         size = " x ".join(map(str, part.shape))

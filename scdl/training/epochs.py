@@ -1,4 +1,4 @@
-"""An epoch, divided: what each rank and worker gives, and which batches are read together."""
+"""How an epoch is divided among ranks and workers, and which batches are read together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage_backends.compute.caching import cached_property
 
 
 class Share(Protocol):
-    """The batches of one rank, as stretches of the positions of an epoch.
+    """The batches of one rank, as ranges of the positions of an epoch.
 
     Every rank has the same number of batches.
     """
@@ -23,13 +23,13 @@ class Share(Protocol):
     def __len__(self) -> int: ...
 
     def bounds(self, batch: int, /) -> tuple[int, int]:
-        """Half-open stretch of positions of a batch."""
+        """Half-open range of positions of a batch."""
 
 
 def share_of(
     positions: Positions, batch_size: int, rank: int, world_size: int, *, drop_last: bool
 ) -> Share:
-    """What one rank gives of an epoch: batches of one size, or those that the order begins."""
+    """Share of one rank: batches of equal size, or those that the order defines by `starts`."""
     starts = getattr(positions, "starts", None)
     if starts is None:
         return CellShare(len(positions), batch_size, rank, world_size, drop_last)
@@ -38,15 +38,15 @@ def share_of(
 
 @dataclass(frozen=True)
 class BatchShare:
-    """The batches of one rank where the order says which cells are a batch.
+    """The batches of one rank if the order defines the batches.
 
-    Batches are dealt out evenly, so that each rank has consecutive ones. Of those that are left
-    each rank gets one, so that some are given twice; with `drop_last` none of them is given.
+    Each rank gets the same number of consecutive batches. Each rank also gets one of the remaining
+    batches, some of which are repeated; `drop_last` drops them all instead.
 
     Parameters
     ----------
     starts
-        Where each batch begins, and where the last one ends.
+        Start of each batch, and the end of the last one.
     """
 
     starts: Sequence[int] | NDArray[np.int64]
@@ -59,7 +59,7 @@ class BatchShare:
         return n_each + (left > 0 and not self.drop_last)
 
     def bounds(self, batch: int, /) -> tuple[int, int]:
-        """Half-open stretch of positions of a batch."""
+        """Half-open range of positions of a batch."""
         n_each, left = divmod(len(self.starts) - 1, self.world_size)
         if batch < n_each:
             number = self.rank * n_each + batch
@@ -70,11 +70,11 @@ class BatchShare:
 
 @dataclass(frozen=True)
 class CellShare:
-    """The batches of one rank, as stretches of the positions of an epoch.
+    """The batches of one rank if all batches have the same size.
 
-    Whole batches are dealt out evenly, so that each rank has consecutive ones; of what is left
-    every rank gets an equal part as its last, shorter batch. Where fewer cells than ranks are left
-    some are given twice, since every rank must have the same number of batches.
+    Each rank gets the same number of consecutive full batches, and an equal part of the remaining
+    cells as its last, shorter batch. If fewer cells than ranks remain, some are repeated, since
+    every rank must have the same number of batches.
     """
 
     length: int
@@ -95,7 +95,7 @@ class CellShare:
         return self._n_whole + (self._left > 0 and not self.drop_last)
 
     def bounds(self, batch: int, /) -> tuple[int, int]:
-        """Half-open stretch of positions of a batch."""
+        """Half-open range of positions of a batch."""
         if batch < self._n_whole:
             start = (self.rank * self._n_whole + batch) * self.batch_size
             return start, start + self.batch_size
@@ -108,19 +108,19 @@ class CellShare:
         return start, stop
 
 
-class Stretch(NamedTuple):
-    """Batches that are read together.
+class ReadPlan(NamedTuple):
+    """Batches to read together.
 
     Attributes
     ----------
     positions
-        Places of their cells in the epoch.
+        Positions of their cells in the epoch.
     cells
-        The cells, as the order gives them.
+        The cells at these positions.
     sizes
-        Cells of each batch.
+        Number of cells of each batch.
     batches
-        Number of each batch in the epoch of its rank.
+        Index of each batch in the rank's epoch.
     """
 
     positions: NDArray[np.int64]
@@ -131,16 +131,16 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Epoch:
-    """The batches that one process gives of an epoch.
+    """The batches of an epoch that one process yields.
 
     Parameters
     ----------
     positions, share
-        The order, and the part of it that is this rank's.
+        The positions of the order, and this rank's share of them.
     first
-        Batch to begin with.
+        First batch.
     worker, n_workers
-        Of the batches from there on, worker 0 gives the first, worker 1 the second, and so on.
+        From `first` on, worker 0 yields the first batch, worker 1 the second, and so on.
     """
 
     positions: Positions
@@ -150,7 +150,7 @@ class Epoch:
     n_workers: int = 1
 
     def windows(self, cells: int) -> Iterator[range]:
-        """Consecutive batches that begin within the same `cells` positions."""
+        """Yield ranges of consecutive batches that begin within the same `cells` positions."""
         start = self.first
         while start < len(self.share):
             begin, end = self.share.bounds(start)
@@ -163,40 +163,42 @@ class Epoch:
             yield range(start, stop)
             start = stop
 
-    def stretches(self, window: range, at_once: int, n: int) -> list[Stretch]:
-        """Batches of this worker in a window, of which `at_once` are read together.
+    def read_plans(self, window: range, at_once: int, n: int) -> list[ReadPlan]:
+        """Plan to read the batches of this worker in a window, `at_once` batches per read.
 
         Raises
         ------
         OrderError
-            A position is no integer, or not below `n`.
+            A position is not an integer below `n`.
         """
         start, stop = self.share.bounds(window[0])[0], self.share.bounds(window[-1])[1]
         cells = cells_at(self.positions, start, stop, n)
         mine = [b for b in window if (b - self.first) % self.n_workers == self.worker]
-        found = []
+        plans = []
         for i in range(0, len(mine), at_once):
             bounds = [self.share.bounds(batch) for batch in mine[i : i + at_once]]
-            where = np.concatenate([np.arange(*stretch) for stretch in bounds])
+            at = np.concatenate([np.arange(begin, end) for begin, end in bounds])
             sizes = [end - begin for begin, end in bounds]
-            found.append(Stretch(where, cells[where - start], sizes, mine[i : i + at_once]))
-        return found
+            plans.append(ReadPlan(at, cells[at - start], sizes, mine[i : i + at_once]))
+        return plans
 
 
 def cells_at(positions: Positions, start: int, stop: int, n: int) -> NDArray[np.int64]:
-    """The cells at some places of an order.
+    """The cells at positions `start` to `stop` of an order.
 
     Raises
     ------
     OrderError
-        A position is no integer, or not below `n`; or there are fewer than were promised.
+        A cell is not an integer below `n`, or there are fewer positions than the order's length.
     """
     cells = np.asarray(positions[start:stop])
     if cells.shape != (stop - start,) or (cells.dtype.kind not in "iu" and cells.size):
         raise OrderError(
-            f"the order gives {cells.dtype} of shape {cells.shape} for places {start} to {stop}, "
-            f"expected {stop - start} integers below {n}"
+            f"the order returned {cells.dtype} of shape {cells.shape} for positions {start} to "
+            f"{stop}, expected {stop - start} integers below {n}"
         )
     if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < n:
-        raise OrderError(f"the order gives positions {cells.min()} to {cells.max()} of {n}")
+        raise OrderError(
+            f"the order returned cells {cells.min()} to {cells.max()}, expected 0 to {n - 1}"
+        )
     return cells.astype(np.int64, copy=False)

@@ -1,6 +1,6 @@
 """Layouts of a batch: how the values of cells become tensors.
 
-A new one is a :class:`Layout` under a name in :data:`LAYOUTS`; loaders take it by that name.
+To add a layout, register a :class:`Layout` under its name in :data:`LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
 
-#: Which values of a cell are kept where it has more than there is room for.
+#: Which values of a cell are kept if it has more than fit.
 Choice = Literal["first", "largest", "random"]
 
 
-class Asked(NamedTuple):
-    """What a loader was asked for.
+class LayoutOptions(NamedTuple):
+    """Options of a layout.
 
     Attributes
     ----------
     dtype
-        Of the values; None: the stored one, or the next that torch computes with.
+        Dtype of the values; None: the stored one, or the nearest that torch computes with.
     length
-        Values of a cell, where a layout takes a length.
+        Values per cell, for layouts that take a length.
     choose
-        Which these are.
+        Which values to keep of cells that have more.
     key
-        What random numbers of a batch follow from.
+        Random key of the batch.
     """
 
     dtype: torch.dtype | None
@@ -47,69 +47,70 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How the values of cells become tensors.
+    """A layout of batches.
 
     Parameters
     ----------
     make
-        Makes fields of a :class:`TrainingBatch`, such as ``x``, of cells.
+        Converts cells to fields of a :class:`TrainingBatch`, such as ``x``.
     takes_length
-        Whether it needs a number of values for each cell, and takes a choice of them.
+        Whether the options `length` and `choose` apply.
     adds
-        Whether the genes of a cell may come in any order and more than once: values of one gene
-        are added.
+        Whether the genes of a cell may be unsorted and duplicated: `make` adds their values.
     is_large
-        Whether batches are many times as large as what they are made from.
+        Whether batches are many times larger than the cells they are assembled from.
     """
 
-    make: Callable[[CellBatch, Asked], dict[str, Any]]
+    make: Callable[[CellBatch, LayoutOptions], dict[str, Any]]
     takes_length: bool = False
     adds: bool = False
     is_large: bool = False
 
 
-def _of_all_genes(kind: Literal["csr", "coo", "dense"], cells: CellBatch, asked: Asked) -> Any:
-    # Half the memory to write, and what MKL computes with.
+def _full_width(
+    kind: Literal["csr", "coo", "dense"], cells: CellBatch, options: LayoutOptions
+) -> Any:
+    # int32 needs half the memory, and MKL computes with it.
     wide = max(len(cells.data), cells.n_vars) > np.iinfo(np.int32).max
     index_dtype = np.int64 if wide else np.int32
-    return {"x": tensors.batch_tensor(cells, kind, asked.dtype, index_dtype)}
+    return {"x": tensors.batch_tensor(cells, kind, options.dtype, index_dtype)}
 
 
-def _padded(cells: CellBatch, asked: Asked) -> dict[str, torch.Tensor]:
-    """Values, genes and their numbers in rows of one length."""
+def _padded(cells: CellBatch, options: LayoutOptions) -> dict[str, torch.Tensor]:
+    """Values and genes padded to rows of equal length, and the number of values per row."""
     cells.check_columns()
-    assert asked.length is not None
+    assert options.length is not None
     data, indices, indptr = tensors.computable(cells.data), cells.indices, cells.indptr
     data = data.astype(np.float32) if data.dtype == np.float16 else data
-    lengths = np.minimum(np.diff(indptr), asked.length)
-    if asked.choose == "random":
-        chosen, kept = np.empty(lengths.sum(), np.int64), np.empty(len(indptr), np.int64)
-        seed = np.uint64(hashing.mixed(*asked.key))
-        choice_kernels.sample_rows(indptr, asked.length, seed, chosen, kept)
-        data, indices, indptr = data[chosen], indices[chosen], kept
-    values = np.zeros((len(cells), asked.length), data.dtype)
+    lengths = np.minimum(np.diff(indptr), options.length)
+    if options.choose == "random":
+        chosen, offsets = np.empty(lengths.sum(), np.int64), np.empty(len(indptr), np.int64)
+        seed = np.uint64(hashing.mixed(*options.key))
+        choice_kernels.sample_rows(indptr, options.length, seed, chosen, offsets)
+        data, indices, indptr = data[chosen], indices[chosen], offsets
+    values = np.zeros((len(cells), options.length), data.dtype)
     genes = np.full(values.shape, cells.n_vars, np.int64)
-    keys = _falling(data) if asked.choose == "largest" else data[:0]
+    keys = _descending_keys(data) if options.choose == "largest" else data[:0]
     dense_kernels.fill_padded(data, indices, indptr, keys, values, genes)
     return {
-        "x": tensors.as_dtype(torch.from_numpy(values), asked.dtype, cells.rows.item),
+        "x": tensors.as_dtype(torch.from_numpy(values), options.dtype, cells.rows.item),
         "genes": torch.from_numpy(genes),
         "lengths": torch.from_numpy(lengths),
     }
 
 
-def _falling(data: NDArray[Any]) -> NDArray[Any]:
-    """Numbers of the same type that fall where others rise."""
+def _descending_keys(data: NDArray[Any]) -> NDArray[Any]:
+    """Keys of the same dtype that sort the values in descending order."""
     if data.dtype == bool:
         data = data.view(np.uint8)
-    falling: NDArray[Any] = -data if data.dtype.kind == "f" else ~data
-    return falling
+    keys: NDArray[Any] = -data if data.dtype.kind == "f" else ~data
+    return keys
 
 
 #: All layouts by name.
 LAYOUTS: dict[str, Layout] = {
-    "csr": Layout(partial(_of_all_genes, "csr")),
-    "coo": Layout(partial(_of_all_genes, "coo")),
-    "dense": Layout(partial(_of_all_genes, "dense"), adds=True, is_large=True),
+    "csr": Layout(partial(_full_width, "csr")),
+    "coo": Layout(partial(_full_width, "coo")),
+    "dense": Layout(partial(_full_width, "dense"), adds=True, is_large=True),
     "padded": Layout(_padded, takes_length=True),
 }

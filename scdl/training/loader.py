@@ -1,4 +1,4 @@
-"""Training batches from a dataset: ordered, shared among ranks and workers, read ahead."""
+"""The training loader: ordered batches, divided among ranks and workers, read ahead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from scdl.training.batch import TrainingBatch
 from scdl.training.epochs import Epoch, Share, cells_at, share_of
 from scdl.training.iterable import LoaderDataset
 from scdl.training.named_orders import OrderMaker, check_unused, order_name
-from scdl.training.options import LoaderOptions, LoaderStats, complete, place, whole
+from scdl.training.options import (
+    LoaderOptions,
+    LoaderStats,
+    complete,
+    rank_and_world_size,
+    whole_number,
+)
 from scdl.training.pipeline import Pipeline
 from scdl.training.progress import Progress
 from scdl.training.vocabulary import ObsColumn, obs_column
@@ -33,81 +39,83 @@ from storage_backends.compute.caching import cached_property
 
 __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 
-#: Of an order that says no more of itself, so many pieces of so many positions are compared.
-_COMPARED_PIECES, _COMPARED = 1 << 10, 1 << 10
-# numba imports most of itself when a kernel is called first: now, rather than in the first batch.
+#: The fingerprint of an order without a method `fingerprint` hashes up to this many samples of up
+#: to this many consecutive positions.
+_FINGERPRINT_SAMPLES, _SAMPLE_LENGTH = 1 << 10, 1 << 10
+# numba imports most of its modules at the first call of a kernel: now rather than in a batch.
 dense_kernels.scale_rows(
     np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0), 1.0, np.empty(0, np.float32)
 )
 
 
 class SingleCellLoader:
-    """Batches of cells for training, an iterable of :class:`TrainingBatch`.
+    """Iterable over training batches of cells; yields :class:`TrainingBatch`.
 
-    Cells are read and assembled in threads while the model computes. The order is a pure function
-    of the number of cells, the seed and the epoch: batches do not depend on threads, workers or
-    the storage backend. Each iteration is the next epoch.
+    Threads read and assemble cells while the model computes. The order is a pure function of the
+    number of cells, the seed and the epoch: batches do not depend on threads, workers or the
+    storage backend. Each iteration is the next epoch.
 
     Parameters
     ----------
     dataset
-        Where the cells are; a subset of them with `rows`.
+        Dataset or collection to read; `rows` selects a subset of its cells.
     batch_size
-        Cells of a batch, of each rank.
+        Cells per batch, on each rank.
     order
-        ``"block"``, the default: blocks of consecutive cells are shuffled, then the cells of many
-        blocks among each other. ``"random"``: every cell on its own. ``"sequential"``: as they are
-        stored. ``"weighted"``, the default where `weights` are given: drawn in proportion to them.
-        ``"balanced"``: drawn so that each value of the obs column `by` is equally likely.
-        ``"grouped"``: every batch from one value of `by`; with `control`, that value's cells are
-        the second half of every batch, of which each has the same value in the obs column `match`
-        as its counterpart in the first half. `by` and `match` may be several columns: each
-        combination is a value. Or any :class:`scdl.training.orders.Order`. An option that the
-        order has no use for is an error.
+        ``"block"``, the default: shuffle blocks of consecutive cells, then the cells of many
+        blocks together. ``"random"``: shuffle single cells. ``"sequential"``: keep the stored
+        order. ``"weighted"``, the default if `weights` are given: draw cells in proportion to
+        their weights. ``"balanced"``: draw cells so that each value of the obs column `by` is
+        equally likely. ``"grouped"``: take every batch from one value of `by`; with `control`, the
+        second half of every batch holds cells of that value, each with the same value in the obs
+        column `match` as its counterpart in the first half. `by` and `match` may be several
+        columns: each combination is a value. Or any :class:`scdl.training.orders.Order`. An option
+        that the order does not use is an error.
     rows
-        Cells to use, as for ``read_rows``; their order is that of ``"sequential"``.
+        Cells to use, as for ``read_rows``; ``"sequential"`` visits them in this order.
     seed
-        Of the order, of sampled neighbours and of what is random in batches.
+        Seed of the order, of sampled neighbours and of random transforms.
     drop_last
-        Whether to leave out the last batch if it is not whole; otherwise the ranks share its cells.
+        Whether to leave out an incomplete last batch; by default the ranks share its cells.
     **options
-        ``layout``: ``"csr"``, ``"coo"``, ``"dense"``, or ``"padded"``: of each cell `length`
-        values and their genes. Of a cell that has more ``choose`` says which: ``"first"``, the
-        default: those with the lowest gene ids; ``"largest"`` (also ``by_value=True``): the largest
-        values, in falling order; ``"random"``: others in every epoch.
-        ``dtype``: of the values, of torch or NumPy, default ``torch.float32``; None: the stored
-        one. A value that it cannot hold is an error.
-        ``obs``, ``obsm``: columns and dense vectors to give along, one or several;
-        :attr:`vocabulary` tells what the codes of labels mean.
-        ``matrix``: another matrix of an AnnData that the archive keeps whole, such as
+        ``layout``: ``"csr"``, ``"coo"``, ``"dense"`` or ``"padded"``, which holds `length` values
+        of each cell and their genes. ``choose`` selects them in cells that have more:
+        ``"first"``, the default: those with the lowest gene ids; ``"largest"`` (also
+        ``by_value=True``): the largest values, in descending order; ``"random"``: a new random
+        sample in every epoch.
+        ``dtype``: torch or NumPy dtype of the values, default ``torch.float32``; None keeps the
+        stored one. A value that it cannot represent is an error.
+        ``obs``, ``obsm``: one or several columns and dense vectors to include;
+        :attr:`vocabulary` holds the labels of their codes.
+        ``matrix``: another matrix of an AnnData that the archive keeps completely, such as
         ``layers/counts``.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
-        different genes, as by :meth:`~scdl.SingleCellDataset.select_genes`; ``genes="own"`` gives
-        the column ids of each cell's own genes instead, and ``spaces`` in the batch.
-        ``neighbors``: how many sampled neighbours to give beside each cell.
+        different genes, as for :meth:`~scdl.SingleCellDataset.select_genes`; ``genes="own"`` gives
+        column ids in each cell's own genes instead, and ``spaces`` in the batch.
+        ``neighbors``: how many neighbours to sample for each cell.
         ``transforms``: :class:`~scdl.training.transforms.NormalizeTotal`,
-        :class:`~scdl.training.transforms.Log1p`, then any functions on the batch. One with a
-        parameter `rng` is given a :class:`numpy.random.Generator` that depends on nothing but the
-        seed, the epoch, the rank and the batch.
-        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names, and `rng` where it has
+        :class:`~scdl.training.transforms.Log1p`, then any functions of the batch. A function with
+        a parameter `rng` gets a :class:`numpy.random.Generator` that depends only on the seed, the
+        epoch, the rank and the batch.
+        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names, and `rng` if it has
         such a parameter; its result is the batch's ``tokens``.
-        ``remainder``: of the order ``"grouped"``, what becomes of the cells of a group that do not
-        fill a batch: ``"smaller"``: they come as a smaller one; ``"fill"``: together with others of
-        the group, drawn again; ``"drop"``: they are left out of the epoch. Default: they are left
-        out, others in each epoch; a group that is smaller than a batch is an error.
-        ``memory_mb``: for cells that are held in memory or in the page cache, default 256; of
-        these `block` and `buffer` of the block order follow, in cells, unless given.
-        ``prefetch``: batches assembled ahead, default 4; small ones are assembled by some 500
-        cells, and each of the ``threads``, default 2, is ahead by as many. ``workers``: processes
-        that do so instead, default 0.
-        ``rank``, ``world_size``: default those of ``torch.distributed``, where it is initialised.
+        ``remainder``: for the order ``"grouped"``, how to treat cells of a group that do not fill
+        a batch: ``"smaller"``: give a smaller batch; ``"fill"``: fill it with other cells of the
+        group, drawn with replacement; ``"drop"``: leave them out of the epoch. By default they are
+        left out, different ones in each epoch, and a group smaller than a batch is an error.
+        ``memory_mb``: megabytes for cells in memory or in the page cache, default 256; determines
+        `block` and `buffer` of the block order, in cells, unless they are given.
+        ``prefetch``: batches to assemble ahead, default 4; small batches are assembled in tasks of
+        some 500 cells, and each of the ``threads``, default 2, is one task ahead. ``workers``:
+        processes that do so instead, default 0.
+        ``rank``, ``world_size``: default to those of ``torch.distributed``, if initialised.
 
     Raises
     ------
     LoaderError
         Options contradict each other or the data.
     OrderError
-        The order cannot be made: weights, groups or controls do not fit.
+        The weights, groups or controls do not fit the order.
     FeatureNotFoundError, ColumnTypeError
         There is no such column of obs or key of obsm, or it cannot become a tensor.
     GeneError
@@ -115,7 +123,7 @@ class SingleCellLoader:
     RowIndexError
         `rows` are not cells of the dataset.
     DatasetTypeError
-        `dataset` is something else, such as a path or an AnnData.
+        `dataset` is neither a dataset nor a collection, such as a path or an AnnData.
     """
 
     def __init__(
@@ -142,17 +150,20 @@ class SingleCellLoader:
                 duplicates=self._options["duplicates"],
             )
         self.cells, self.drop_last = dataset, bool(drop_last)
-        self.batch_size, self.seed = whole("batch_size", batch_size, 1), whole("seed", seed)
-        # A copy: what the caller does with an array afterwards does not change the cells.
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.seed = whole_number("seed", seed)
+        # A copy, so that later changes of the caller's array have no effect.
         self._rows = None if rows is None else csr.positions(rows, dataset.n_obs).copy()
         self._n = dataset.n_obs if self._rows is None else len(self._rows)
-        self._own_order = None if order is None or isinstance(order, str) else order
+        self._custom_order = None if order is None or isinstance(order, str) else order
         if isinstance(order, str) or order is None:
             self._order_name = order_name(order, self._options)
         else:
             self._order_name = type(order).__name__
-        self._content = self._content_now
-        self.rank, self.world_size = place(options.get("rank"), options.get("world_size"))
+        self._initial_identity = self.cells.identity
+        self.rank, self.world_size = rank_and_world_size(
+            options.get("rank"), options.get("world_size")
+        )
         self._assembly = Assembly(
             layout=self._options["layout"],
             dtype=self._options["dtype"],  # type: ignore[arg-type]
@@ -168,9 +179,9 @@ class SingleCellLoader:
     def _check(self) -> None:
         if self._n == 0:
             raise LoaderError("there are no cells to load: the dataset or the subset is empty")
-        if self._own_order is not None:
-            self._check_own_order(self._own_order)
-        width = getattr(self._own_order, "batch_size", self.batch_size)
+        if self._custom_order is not None:
+            self._check_custom_order(self._custom_order)
+        width = getattr(self._custom_order, "batch_size", self.batch_size)
         if width != self.batch_size:
             raise LoaderError(
                 f"the order was made for batches of {width} cells, not of {self.batch_size}"
@@ -184,7 +195,7 @@ class SingleCellLoader:
             spaces = self.cells.gene_spaces if rows is None else self.cells.spaces_of(rows)
             if spaces is not None:
                 check_one_space(spaces, "the cells to load")
-        self._columns  # noqa: B018 - unknown columns are errors now, not in the first batch
+        self._columns  # noqa: B018 - report unknown columns now, not in the first batch
         if self._options["obsm"]:
             self.cells.read_rows([], obsm=self._options["obsm"])
         positions = self._positions(0)
@@ -193,21 +204,21 @@ class SingleCellLoader:
             cells_at(positions, 0, 1, self._n)
         if self.batch_size > n_cells:
             raise LoaderError(
-                f"batch_size {self.batch_size} is more than the {n_cells} cells of an epoch; take "
+                f"batch_size {self.batch_size} is more than the {n_cells} cells of an epoch; use "
                 f"at most {n_cells}"
             )
         if len(self) == 0:
             raise LoaderError(
-                f"{n_cells} cells make no batch of {self.batch_size} on each of "
-                f"{self.world_size} ranks; take smaller batches, or drop_last=False"
+                f"{n_cells} cells are too few for a batch of {self.batch_size} on each of "
+                f"{self.world_size} ranks; use smaller batches, or drop_last=False"
             )
 
-    def _check_own_order(self, order: Any) -> None:
+    def _check_custom_order(self, order: Any) -> None:
         if isinstance(order, type) or not hasattr(order, "positions"):
             raise LoaderError(
-                f"an order is a name or an object with positions(n, seed, epoch), not {order!r}"
+                f"order must be a name or an object with positions(n, seed, epoch), not {order!r}"
             )
-        check_unused("an order of one's own", self._options, ())
+        check_unused("a custom order", self._options, ())
 
     # -- columns ---------------------------------------------------------------------------
 
@@ -217,7 +228,7 @@ class SingleCellLoader:
 
     @property
     def vocabulary(self) -> Mapping[str, tuple[Any, ...]]:
-        """The label of each code, of every column of obs that holds labels."""
+        """Labels by code, for every column of obs that holds labels."""
         return {n: c.names for n, c in self._columns.items() if c.names is not None}
 
     @cached_property
@@ -231,9 +242,9 @@ class SingleCellLoader:
 
     @cached_property
     def order(self) -> orders.Order:
-        """The order of the cells."""
-        if self._own_order is not None:
-            return self._own_order
+        """Order in which cells are visited."""
+        if self._custom_order is not None:
+            return self._custom_order
         return OrderMaker(
             cells=self.cells,
             rows=self._rows,
@@ -245,7 +256,7 @@ class SingleCellLoader:
 
     @property
     def _budget_cells(self) -> int:
-        """Cells of which two times as many fit into the memory allowed: one is read ahead."""
+        """Half the cells that fit into `memory_mb`: a second buffer of them is read ahead."""
         per_cell = max(self.cells.bytes_per_cell, 1)
         return max(1, int(self._options["memory_mb"] * 1e6 / 2 / per_cell))
 
@@ -253,17 +264,18 @@ class SingleCellLoader:
         positions = self.order.positions(self._n, self.seed, epoch)
         if not hasattr(positions, "__len__") or not hasattr(positions, "__getitem__"):
             raise OrderError(
-                "the positions of an order have a length and give arrays for slices, found "
+                "the positions of an order must have a length and return arrays for slices, found "
                 f"{type(positions).__name__}"
             )
         return positions
 
     def _share(self, positions: orders.Positions) -> Share:
-        place = self.rank, self.world_size
-        return share_of(positions, self.batch_size, *place, drop_last=self.drop_last)
+        return share_of(
+            positions, self.batch_size, self.rank, self.world_size, drop_last=self.drop_last
+        )
 
     def __len__(self) -> int:
-        """Batches of an epoch, the same for every rank."""
+        """Batches per epoch, the same for every rank."""
         return len(self._share(self._positions(self.epoch)))
 
     def __repr__(self) -> str:
@@ -288,62 +300,64 @@ class SingleCellLoader:
         )
 
     def __getitem__(self, index: object) -> NoReturn:
-        # A DataLoader takes what has a length for a dataset of items.
+        # A DataLoader treats an object with a length as a dataset of items.
         raise LoaderError(
-            "a loader gives batches, and no items by position; iterate over it, or give a "
-            "DataLoader its dataset: DataLoader(loader.dataset(), batch_size=None)"
+            "a loader has no items by position; iterate over it, or pass its dataset to a "
+            "DataLoader: DataLoader(loader.dataset(), batch_size=None)"
         )
 
     # -- reading ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the next epoch, or what is left of one that was resumed.
+        """Iterate over the next epoch, or over the rest of a resumed one.
 
-        Several iterations may be in use at once: each is another epoch.
+        Several iterations may be in use at once: each is a different epoch.
         """
-        place = self._progress.begin()
+        iteration = self._progress.begin()
         run = self._from_workers if self._options["workers"] else self._batches
         try:
-            with contextlib.closing(run(place.epoch, place.batch)) as batches:
-                for batch in self._counted(batches):
-                    self._progress.gave(place)
+            with contextlib.closing(run(iteration.epoch, iteration.batch)) as batches:
+                for batch in self._measured(batches):
+                    self._progress.advance(iteration)
                     yield batch
         except BaseException:
-            self._progress.left(place)
+            self._progress.abandon(iteration)
             raise
-        self._progress.finished(place, moves_on=True)
+        self._progress.finish(iteration, moves_on=True)
 
-    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, with the figures of :meth:`stats`."""
+    def _measured(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches and update :meth:`stats`."""
         per_cell = self.cells.bytes_per_cell
-        began = asked = time.perf_counter()
+        began = requested = time.perf_counter()
         waited, cells = 0.0, 0
         self._stats = LoaderStats()
         for number, batch in enumerate(batches, 1):
             now = time.perf_counter()
-            waited += now - asked
-            # A transform may have made anything of it.
+            waited += now - requested
+            # A transform may have replaced the batch by any object.
             cells += len(batch) if isinstance(batch, TrainingBatch) else self.batch_size
             self._stats = LoaderStats(cells, number, int(cells * per_cell), now - began, waited)
             yield batch
-            asked = time.perf_counter()
+            requested = time.perf_counter()
 
     def _from_workers(self, epoch: int, first: int) -> Generator[Any]:
-        """The same batches by way of processes, which a DataLoader asks in turn."""
+        """Yield the same batches from the worker processes of a DataLoader."""
         dataset = self.dataset()
         dataset.resume(epoch, first)
         n_workers = self._options["workers"]
-        each = max(1, self._options["prefetch"] // n_workers)
-        yield from DataLoader(dataset, batch_size=None, num_workers=n_workers, prefetch_factor=each)
+        per_worker = max(1, self._options["prefetch"] // n_workers)
+        yield from DataLoader(
+            dataset, batch_size=None, num_workers=n_workers, prefetch_factor=per_worker
+        )
 
     def _batches(
         self, epoch: int, first: int, worker: int = 0, n_workers: int = 1
     ) -> Generator[Any]:
-        """Batches from `first` on, of which a worker gives every `n_workers`-th."""
-        if self._content_now != self._content:
+        """Yield the batches of one worker: every `n_workers`-th one from `first` on."""
+        if self.cells.identity != self._initial_identity:
             raise LoaderError(
-                "an archive was replaced since the loader was made; open the dataset again, and "
-                "make a new loader"
+                "an archive was replaced since the loader was created; open the dataset again and "
+                "create a new loader"
             )
         positions, options = self._positions(epoch), self._options
         yield from Pipeline(
@@ -368,84 +382,80 @@ class SingleCellLoader:
     # -- PyTorch ---------------------------------------------------------------------------
 
     def dataset(self) -> LoaderDataset:
-        """The batches for ``DataLoader(loader.dataset(), batch_size=None, num_workers=…)``."""
+        """The dataset for ``DataLoader(loader.dataset(), batch_size=None, num_workers=…)``."""
         return LoaderDataset(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers make what follows from the archive and the options anew.
+        # Workers recompute what derives from the archive and the options.
         derived = ("_columns", "_gene_names", "order")
         return {k: v for k, v in self.__dict__.items() if k not in derived}
 
-    # -- where it stands -------------------------------------------------------------------
+    # -- progress --------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be that epoch, from its beginning."""
+        """Start the next iteration at the beginning of an epoch."""
         self._progress.set(int(epoch))
 
     @property
     def epoch(self) -> int:
-        """The epoch that is being given; between two of them the next one."""
-        return self._progress.now[0]
+        """The current epoch; between two epochs the next one."""
+        return self._progress.current[0]
 
     def stats(self) -> LoaderStats:
-        """Figures of the last epoch, finished or not."""
+        """Statistics of the last epoch, finished or not."""
         return self._stats
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this rank stands: plain numbers and text.
+        """State of this rank for :meth:`load_state_dict`: plain numbers and text.
 
-        Of several iterations at once, it is the place of the one that gave a batch last; one that
-        was left early, such as ``next(iter(loader))``, does not count while another is in use.
+        With several iterations in use, the state is that of the one that yielded a batch last. An
+        abandoned iteration, such as ``next(iter(loader))``, does not count while another is in use.
         """
-        return self._state(*self._progress.now)
+        return self._state(*self._progress.current)
 
     def _state(self, epoch: int, batch: int) -> dict[str, Any]:
         return {"epoch": epoch, "batch": batch, "loader": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration give what was left when the state was taken.
+        """Continue the next iteration where the state was taken.
 
-        The state of any rank serves all of them. After the last batch the next epoch is left.
+        All ranks may load the state of any one rank. A state that was taken after the last batch
+        of an epoch continues with the next epoch.
 
         Raises
         ------
         ResumeError
-            The state is of a loader with other data, cells, batches, order or seed.
+            The state belongs to a loader with other data, cells, batches, order or seed.
         """
-        epoch, batch = self._checked(state)
+        epoch, batch = self._parse_state(state)
         n_batches = len(self._share(self._positions(epoch)))
         self._progress.set(*((epoch, batch) if batch < n_batches else (epoch + 1, 0)))
 
-    def _checked(self, state: Mapping[str, Any]) -> tuple[int, int]:
-        """Epoch and batch of a state, if it is one of this loader."""
+    def _parse_state(self, state: Mapping[str, Any]) -> tuple[int, int]:
+        """Epoch and batch of a state; ResumeError if the state is not of this loader."""
         try:
-            epoch, batch, theirs = int(state["epoch"]), int(state["batch"]), state["loader"]
+            epoch, batch, saved = int(state["epoch"]), int(state["batch"]), state["loader"]
         except (KeyError, TypeError, ValueError) as error:
-            raise ResumeError(f"this is no state of a loader: {error!r}") from error
+            raise ResumeError(f"this is not the state of a loader: {error!r}") from error
         ours = self._fingerprint
-        if not isinstance(theirs, Mapping) or dict(theirs) != ours:
-            there = dict(theirs) if isinstance(theirs, Mapping) else {}
-            other = [name for name in ours if there.get(name) != ours[name]]
+        if not isinstance(saved, Mapping) or dict(saved) != ours:
+            theirs = dict(saved) if isinstance(saved, Mapping) else {}
+            other = [name for name in ours if theirs.get(name) != ours[name]]
             raise ResumeError(
-                "the state is of another loader: "
-                + ", ".join(f"{n} was {there.get(n)!r} and is {ours[n]!r}" for n in other)
+                "the state belongs to another loader: "
+                + ", ".join(f"{n} was {theirs.get(n)!r} and is {ours[n]!r}" for n in other)
             )
         if epoch < 0 or batch < 0:
             raise ResumeError(f"there is no batch {batch} of epoch {epoch}")
         return epoch, batch
 
-    @property
-    def _content_now(self) -> tuple[Any, ...]:
-        """What tells the archive from another one at the same place."""
-        return self.cells.identity
-
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a state to mean the same."""
+        """Everything that must be equal for a saved state to be valid."""
         rows = b"" if self._rows is None else self._rows.tobytes()
         return {
             "cells": self.cells.n_obs,
-            "data": hashlib.sha256(repr(self._content).encode() + rows).hexdigest()[:16],
+            "data": hashlib.sha256(repr(self._initial_identity).encode() + rows).hexdigest()[:16],
             "batch_size": self.batch_size,
             "order": self._order_fingerprint,
             "seed": self.seed,
@@ -455,15 +465,15 @@ class SingleCellLoader:
 
     @property
     def _order_fingerprint(self) -> str:
-        """What tells the order from others: its parameters, or where it leads."""
+        """The order's own fingerprint, or a hash of samples of its positions."""
         own = getattr(self.order, "fingerprint", None)
         if own is not None:
             return str(own() if callable(own) else own)
         digest = hashlib.sha256()
         for epoch in (0, 1):
             positions = self.order.positions(self._n, self.seed, epoch)
-            step = max(1, len(positions) // _COMPARED_PIECES)
+            step = max(1, len(positions) // _FINGERPRINT_SAMPLES)
             for start in range(0, len(positions), step):
-                stop = min(start + min(step, _COMPARED), len(positions))
+                stop = min(start + min(step, _SAMPLE_LENGTH), len(positions))
                 digest.update(cells_at(positions, start, stop, self._n).tobytes())
         return f"{self._order_name} {digest.hexdigest()[:16]}"

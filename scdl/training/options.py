@@ -1,4 +1,4 @@
-"""Options and figures of a loader."""
+"""Options and statistics of a loader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scdl.training.orders import Remainder
 
 
 class LoaderOptions(TypedDict, total=False):
-    """What of the cells a loader gives, and how; every key may be left out."""
+    """Options of :class:`~scdl.SingleCellLoader`; every key may be left out."""
 
     layout: str
     dtype: torch.dtype | DTypeLike | None
@@ -87,18 +87,18 @@ DEFAULTS: LoaderOptions = {
 
 @dataclass(frozen=True)
 class LoaderStats:
-    """What a loader gave in its last epoch, finished or not.
+    """Statistics of the last epoch of a loader, finished or not.
 
     Parameters
     ----------
     cells, batches
-        Given so far.
+        Number of cells and batches so far.
     nbytes
         Bytes of the stored values and column ids of these cells.
     seconds
-        Since the epoch began.
+        Seconds since the epoch began.
     waited
-        Seconds of these in which the consumer waited for a batch.
+        Seconds in which the consumer waited for a batch.
     """
 
     cells: int = 0
@@ -109,7 +109,7 @@ class LoaderStats:
 
     @property
     def cells_per_second(self) -> float:
-        """Cells a second."""
+        """Cells per second."""
         return self.cells / self.seconds if self.seconds else 0.0
 
     @property
@@ -118,58 +118,58 @@ class LoaderStats:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
-#: The least that options which are whole numbers may be.
-_LEAST = {"prefetch": 1, "threads": 1, "workers": 0, "neighbors": 0, "block": 1, "buffer": 1,
-          "length": 1}  # fmt: skip
+#: Minimum of each integer option.
+_MINIMA = {"prefetch": 1, "threads": 1, "workers": 0, "neighbors": 0, "block": 1, "buffer": 1,
+           "length": 1}  # fmt: skip
 
 
 def complete(options: LoaderOptions) -> LoaderOptions:
-    """Options with the defaults of those that were left out, checked one by one.
+    """Validate options and add the defaults of those that were left out.
 
-    Arrays and lists are copied, so that what the caller does with them changes nothing.
+    Arrays and lists are copied, so that later changes by the caller have no effect.
 
     Raises
     ------
     LoaderError
-        There is no such option, or it has a value that it cannot have; the message names it.
+        An option does not exist or has an invalid value; the message names it.
     """
     unknown = options.keys() - DEFAULTS.keys()
     if unknown:
         raise LoaderError(f"there is no option {min(unknown)!r}; there are: {', '.join(DEFAULTS)}")
-    found: dict[str, Any] = {**DEFAULTS, **options}
-    for name, least in _LEAST.items():
-        if found[name] is not None:
-            found[name] = whole(name, found[name], least)
-    memory = found["memory_mb"]
+    completed: dict[str, Any] = {**DEFAULTS, **options}
+    for name, least in _MINIMA.items():
+        if completed[name] is not None:
+            completed[name] = whole_number(name, completed[name], least)
+    memory = completed["memory_mb"]
     if not isinstance(memory, int | float | np.number) or not 0 < memory < math.inf:
         raise LoaderError(f"memory_mb must be a positive number, not {memory!r}")
     try:
         for name in ("obs", "obsm"):
-            found[name] = names_of(found[name], name)
+            completed[name] = names_of(completed[name], name)
         for name in ("by", "match"):
-            found[name] = None if found[name] is None else names_of(found[name], name)
+            completed[name] = None if completed[name] is None else names_of(completed[name], name)
     except OptionError as error:
         raise LoaderError(str(error)) from error
-    if found["weights"] is not None:
-        found["weights"] = np.array(found["weights"])
-    if found["by_value"]:
-        if found["choose"] not in (None, "largest"):
-            raise LoaderError(f"by_value=True means choose='largest', not {found['choose']!r}")
-        found["choose"] = "largest"
-    transforms = found["transforms"]
-    found["transforms"] = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
-    found["dtype"] = torch_dtype(found["dtype"])
-    if found["genes"] is None or is_own(found["genes"]):
+    if completed["weights"] is not None:
+        completed["weights"] = np.array(completed["weights"])
+    if completed["by_value"]:
+        if completed["choose"] not in (None, "largest"):
+            raise LoaderError(f"by_value=True means choose='largest', not {completed['choose']!r}")
+        completed["choose"] = "largest"
+    transforms = completed["transforms"]
+    completed["transforms"] = (
+        tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
+    )
+    completed["dtype"] = torch_dtype(completed["dtype"])
+    if completed["genes"] is None or is_own(completed["genes"]):
         for name in ("gene_column", "missing", "duplicates"):
-            if found[name] != DEFAULTS[name]:  # type: ignore[literal-required]
-                raise LoaderError(
-                    f"{name}= is of no use without genes=, the gene space to train in"
-                )
-    return cast(LoaderOptions, found)
+            if completed[name] != DEFAULTS[name]:  # type: ignore[literal-required]
+                raise LoaderError(f"{name}= requires genes=, the gene space to train in")
+    return cast(LoaderOptions, completed)
 
 
-def whole(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number, at least as large as one; LoaderError names the option."""
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """An option as an integer of at least `least`; LoaderError otherwise."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -181,39 +181,39 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-def place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """Rank and number of ranks: as given, or those of the process group."""
     if (rank is None) != (world_size is None):
-        raise LoaderError("rank and world_size are given together, or neither")
+        raise LoaderError("rank and world_size must be given together")
     if rank is None or world_size is None:
         distributed = torch.distributed
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
         return 0, 1
-    rank, world_size = whole("rank", rank, 0), whole("world_size", world_size, 1)
+    rank, world_size = whole_number("rank", rank, 0), whole_number("world_size", world_size, 1)
     if not rank < world_size:
         raise LoaderError(f"rank must be in [0, {world_size}), not {rank}")
     return rank, world_size
 
 
 def torch_dtype(dtype: torch.dtype | DTypeLike | None) -> torch.dtype | None:
-    """A dtype of torch, also by name, or for one of NumPy."""
+    """The torch dtype for a torch dtype, a NumPy dtype or a name."""
     if dtype is None:
         return None
-    found: Any = dtype
+    converted: Any = dtype
     if isinstance(dtype, str):
-        found = getattr(torch, dtype.removeprefix("torch."), None)
+        converted = getattr(torch, dtype.removeprefix("torch."), None)
     elif not isinstance(dtype, torch.dtype):
         try:
-            found = getattr(torch, np.dtype(dtype).name, None)
+            converted = getattr(torch, np.dtype(dtype).name, None)
         except TypeError:
-            found = None
-    if not isinstance(found, torch.dtype) or found.is_complex or found in _NO_NUMBERS:
+            converted = None
+    if not isinstance(converted, torch.dtype) or converted.is_complex or converted in _QUANTIZED:
         raise LoaderError(
-            f"dtype must be a type of numbers, such as 'float32' or torch.bfloat16, not {dtype!r}"
+            f"dtype must be a numeric type, such as 'float32' or torch.bfloat16, not {dtype!r}"
         )
-    return found
+    return converted
 
 
-#: Types of torch whose values are no plain numbers.
-_NO_NUMBERS = (torch.quint8, torch.qint8, torch.qint32)
+#: Quantized types, whose values are not plain numbers.
+_QUANTIZED = (torch.quint8, torch.qint8, torch.qint32)

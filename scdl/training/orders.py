@@ -1,13 +1,12 @@
 """Orders in which cells are visited: pure functions of (n, seed, epoch).
 
-An order is any object with a method ``positions(n, seed, epoch)`` that gives the positions to visit
-as an array, or as anything else that has a length and gives arrays for slices. Those here are lazy:
-they need no memory that grows with the number of cells (weights and labels excepted), and begin
-anywhere at once, so that ranks, workers and resumed runs take slices. Positions may have an
-attribute ``starts``: where each batch begins, and where the last one ends.
+An order is any object with a method ``positions(n, seed, epoch)`` that returns the positions to
+visit: an array, or any object with a length that returns arrays for slices. The orders in this
+module are lazy: their memory does not grow with the number of cells (except weights and labels),
+and they can begin anywhere, so ranks, workers and resumed runs take slices. Positions may have an
+attribute ``starts``: the start of each batch, and the end of the last one.
 
-What tells an order from others of its kind is what its method ``fingerprint()`` returns, which an
-order of one's own may have too.
+An optional method ``fingerprint()`` returns a string that identifies the order and its parameters.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from scdl.errors import OrderError
 from scdl.kernels import hashing
 from scdl.kernels.hashing import Numbers
 
-#: What becomes of the cells of a group that fill no batch.
+#: How to treat the cells of a group that do not fill a batch.
 Remainder = Literal["smaller", "fill", "drop"]
 
-#: Groups that a message names.
-SHOWN = 5
-#: Positions that are computed at once.
+#: Groups that an error message lists.
+MAX_GROUPS_SHOWN = 5
+#: Positions that are computed together: few enough for the cache of a core.
 _AT_ONCE = 1 << 12
 
 
 class Positions(Protocol):
-    """Positions of cells, in order; an int64 array is one."""
+    """Positions of cells, in order; for example an int64 array."""
 
     def __len__(self) -> int: ...
 
@@ -43,14 +42,14 @@ class Positions(Protocol):
 
 
 class Order(Protocol):
-    """In which order cells are visited."""
+    """The order in which cells are visited."""
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
-        """Positions below `n`, the same whenever the three are the same."""
+        """Positions below `n`; a pure function of the arguments."""
 
 
 class Lazy:
-    """Positions that a function computes for any stretch of consecutive places."""
+    """Positions that a function computes for any range of consecutive indices."""
 
     def __init__(
         self,
@@ -65,51 +64,50 @@ class Lazy:
 
     def __getitem__(self, part: slice, /) -> Numbers:
         start, stop, _ = part.indices(self._length)
-        # In pieces that stay in the cache of a core.
         edges = [*range(start, stop, _AT_ONCE), max(start, stop)]
         pieces = [self._compute(np.arange(a, b)) for a, b in pairwise(edges)]
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
 class Sequential:
-    """As they are stored."""
+    """Visit all cells in stored order."""
 
     def fingerprint(self) -> str:
-        """There is only one."""
+        """Name of the order, which has no parameters."""
         return "sequential"
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
-        """All of them, rising."""
+        """All positions, in ascending order."""
         return Lazy(n, lambda at: at)
 
 
 class Random:
-    """Every order equally likely: each cell is read on its own."""
+    """Visit all cells in a uniformly random order; each cell is read on its own."""
 
     def fingerprint(self) -> str:
-        """There is only one."""
+        """Name of the order, which has no parameters."""
         return "random"
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
-        """All of them, shuffled."""
+        """All positions, shuffled."""
         key = hashing.mixed(seed, epoch)
         return Lazy(n, lambda at: hashing.permuted(at, n, key))
 
 
 @dataclass(frozen=True)
 class Block:
-    """Blocks of consecutive cells in random order, shuffled within a buffer of many blocks.
+    """Visit blocks of consecutive cells in random order, shuffled within buffers of many blocks.
 
-    Where blocks begin changes from epoch to epoch. A batch is nearly as random as one of single
-    cells if the buffer has many times more blocks than there are labels, and costs little more
+    Blocks begin at different cells in each epoch. If a buffer has many times more blocks than
+    there are labels, batches are nearly as random as those of single cells, and cost little more
     than consecutive cells.
 
     Parameters
     ----------
     block
-        Cells that are read as one.
+        Cells per block.
     buffer
-        Cells among which a batch is drawn.
+        Cells that are shuffled together.
     """
 
     block: int
@@ -118,18 +116,18 @@ class Block:
     def __post_init__(self) -> None:
         if self.block < 1 or self.buffer < 1:
             raise OrderError(
-                f"blocks and buffers have at least one cell, not {self.block} and {self.buffer}"
+                f"block and buffer must be at least 1 cell, not {self.block} and {self.buffer}"
             )
 
     def fingerprint(self) -> str:
-        """The sizes of blocks and buffers."""
+        """Name and sizes of blocks and buffers."""
         return f"block of {self.block} in {self.buffer}"
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
-        """All of them, each once."""
+        """All positions, each once."""
         key = hashing.mixed(seed, epoch)
         n_whole, rest = divmod(n, self.block)
-        # The cells that make no whole block stand somewhere between the others.
+        # The last, shorter block is placed at random between the others.
         short_at = hashing.below(hashing.mixed(key, 1), n_whole + 1) * self.block
         offset = hashing.below(hashing.mixed(key, 2), max(n, 1))
 
@@ -138,7 +136,7 @@ class Block:
             in_short = (at >= short_at) & (at < short_at + rest)
             whole = np.where(at < short_at + rest, at, at - rest)
             number = whole // self.block
-            # Each block comes up many times.
+            # Permute each block number only once.
             first = min(int(number.min(initial=n_whole)), n_whole)
             last = min(int(number.max(initial=0)) + 1, n_whole)
             blocks = hashing.permuted(np.arange(first, last), n_whole, hashing.mixed(key, 3))
@@ -154,7 +152,7 @@ class Block:
         return Lazy(n, compute)
 
     def _shuffled(self, at: Numbers, n: int, key: int) -> Numbers:
-        """Positions in the sequence of blocks: those of each buffer, shuffled; `at` rises by 1."""
+        """Consecutive positions `at` in the sequence of blocks, shuffled within each buffer."""
         out = np.empty_like(at)
         edges = range(int(at[0]) // self.buffer, int(at[-1]) // self.buffer + 1) if len(at) else ()
         for number in edges:
@@ -168,14 +166,14 @@ class Block:
 
 
 class Weighted:
-    """Drawn with replacement, in proportion to a weight of each cell.
+    """Draw cells with replacement, in proportion to their weights.
 
     Parameters
     ----------
     weights
-        One a cell, finite and not negative, not all zero.
+        One weight per cell, finite and not negative; not all zero.
     length
-        Cells of an epoch; default as many as there are weights.
+        Cells per epoch; default the number of weights.
     """
 
     _kind = "weighted"
@@ -185,68 +183,68 @@ class Weighted:
         if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any():
             bad = weights[~(weights >= 0) | ~np.isfinite(weights)]
             found = f"{bad[0]}" if len(bad) else f"an array of {weights.ndim} dimensions"
-            raise OrderError(f"weights must be one finite number >= 0 a cell, found {found}")
+            raise OrderError(f"weights must be one finite number >= 0 per cell, found {found}")
         largest = weights.max(initial=0.0)
         if largest == 0:
             raise OrderError("weights must not all be zero, as no cell could be drawn")
         if length is not None and length < 1:
-            raise OrderError(f"an epoch has at least one cell, not length={length}")
-        # Scaled by a power of two, which is exact: the sum of large ones would be infinite.
+            raise OrderError(f"length must be at least 1 cell, not {length}")
+        # Scale by a power of two, which is exact, as the sum of large weights could overflow.
         self._ends = np.cumsum(np.ldexp(weights, -int(np.frexp(largest)[1])))
         self._length = len(weights) if length is None else length
 
     def fingerprint(self) -> str:
-        """Tells what all weights are, and how many cells an epoch has."""
+        """Name, and hash of the weights and the length."""
         return f"{self._kind} {digest(self._length, self._ends)}"
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
-        """Draws; OrderError where there are not `n` weights."""
+        """Draw positions; OrderError unless there are `n` weights."""
         if n != len(self._ends):
             raise OrderError(f"there are {len(self._ends)} weights for {n} cells")
         key = hashing.mixed(seed, epoch)
 
         def compute(at: Numbers) -> Numbers:
             drawn = hashing.uniform(hashing.hashed(at, key)) * self._ends[-1]
-            # Rounding may reach the total itself, behind which only weights of zero can stand.
+            # A number rounded up to the total would select trailing cells of weight zero.
             last = np.searchsorted(self._ends, self._ends[-1], side="left")
-            found: Numbers = np.minimum(np.searchsorted(self._ends, drawn, side="right"), last)
-            return found
+            cells: Numbers = np.minimum(np.searchsorted(self._ends, drawn, side="right"), last)
+            return cells
 
         return Lazy(self._length, compute)
 
 
-def drawn_below(counts: Numbers, at: Numbers, key: int) -> Numbers:
-    """A number below each count, drawn for each position."""
+def draw_below(counts: Numbers, at: Numbers, key: int) -> Numbers:
+    """Draw a number below each count, for each position."""
     drawn: Numbers = (hashing.uniform(hashing.hashed(at, key)) * counts).astype(np.int64)
     return drawn
 
 
 def _floats(weights: Any) -> NDArray[np.float64]:
-    found = np.asarray(weights)
+    array = np.asarray(weights)
     try:
-        if found.dtype.kind in "biufO":
-            return found.astype(np.float64)
+        if array.dtype.kind in "biufO":
+            return array.astype(np.float64)
     except (TypeError, ValueError):
         pass
-    raise OrderError(f"weights must be one finite number >= 0 a cell, found {found.dtype}")
+    raise OrderError(f"weights must be one finite number >= 0 per cell, found {array.dtype}")
 
 
-def integers(codes: Any, what: str) -> NDArray[Any]:
-    """Codes as one array of integers; OrderError where they are none."""
-    found = np.asarray(codes)
-    if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
+def as_integers(codes: Any, name: str) -> NDArray[Any]:
+    """Codes as a one-dimensional array of integers; OrderError if they are not integers."""
+    array = np.asarray(codes)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise OrderError(
-            f"{what} must be one integer a cell, found {found.dtype} of {found.ndim} dimensions"
+            f"{name} must be one integer per cell, found {array.dtype} of {array.ndim} dimensions"
         )
-    return found if found.size else found.astype(np.int64)
+    return array if array.size else array.astype(np.int64)
 
 
 def digest(*parts: Any) -> str:
-    """Tells numbers and arrays from others."""
-    digest = hashlib.sha256()
+    """Hash of numbers and arrays."""
+    sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype.str}{part.shape}".encode() + part.tobytes())
+            sha.update(f"{part.dtype.str}{part.shape}".encode() + part.tobytes())
         else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()[:16]
+            sha.update(repr(part).encode())
+    return sha.hexdigest()[:16]

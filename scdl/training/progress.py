@@ -1,4 +1,4 @@
-"""Where iterations stand: each owns its place, and the next one begins at the next epoch."""
+"""Progress of the iterations over a loader; each new iteration is the next epoch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 @dataclass(eq=False)
-class Place:
-    """Where one iteration stands.
+class Iteration:
+    """Progress of one iteration.
 
     Attributes
     ----------
     epoch
-        The epoch that it gives.
+        Epoch that it iterates over.
     batch
-        The next batch of the epoch.
+        Next batch of the epoch.
     """
 
     epoch: int
@@ -23,11 +23,11 @@ class Place:
 
 
 class Progress:
-    """Where the iterations of a loader stand.
+    """Progress of all iterations over a loader.
 
-    Several may be in use at once: :attr:`now` is the place of the one that gave a batch last. One
-    that is left before its end, as by ``next(iter(loader))``, does not count while another one is
-    still in use.
+    Several may be in use at once: :attr:`current` is that of the one that yielded a batch last. An
+    iteration that is abandoned before its end, as by ``next(iter(loader))``, does not count while
+    another one is in use.
 
     Parameters
     ----------
@@ -39,45 +39,48 @@ class Progress:
         self.set(epoch, batch)
 
     def set(self, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration begin at a batch of an epoch."""
-        self._next = Place(epoch, batch)
+        """Start the next iteration at a batch of an epoch."""
+        self._next = Iteration(epoch, batch)
         self._latest = self._next
-        self._in_use: list[Place] = []
+        self._in_use: list[Iteration] = []
 
     @property
-    def now(self) -> tuple[int, int]:
-        """Epoch, and the next batch of it."""
+    def current(self) -> tuple[int, int]:
+        """Current epoch and its next batch."""
         return self._latest.epoch, self._latest.batch
 
-    def begin(self) -> Place:
-        """The place of a new iteration."""
-        place, self._next = replace(self._next), Place(self._next.epoch + 1, 0)
-        self._latest = place
-        return place
+    def begin(self) -> Iteration:
+        """Begin a new iteration."""
+        iteration, self._next = replace(self._next), Iteration(self._next.epoch + 1, 0)
+        self._latest = iteration
+        return iteration
 
-    def gave(self, place: Place, batches: int = 1) -> None:
-        """An iteration gives a batch, the next of which is `batches` later."""
-        place.batch += batches
-        self._latest = place
-        if not (self._in_use and self._in_use[-1] is place):
-            self._drop(place)
-            self._in_use.append(place)
+    def advance(self, iteration: Iteration, batches: int = 1) -> None:
+        """Record that an iteration yields a batch; its next one is `batches` later."""
+        iteration.batch += batches
+        self._latest = iteration
+        if not (self._in_use and self._in_use[-1] is iteration):
+            self._drop(iteration)
+            self._in_use.append(iteration)
 
-    def left(self, place: Place) -> None:
-        """An iteration was left before its end."""
-        self._drop(place)
-        if self._latest is place and self._in_use:
+    def abandon(self, iteration: Iteration) -> None:
+        """Record that an iteration was abandoned before its end."""
+        self._drop(iteration)
+        if self._latest is iteration and self._in_use:
             self._latest = self._in_use[-1]
 
-    def finished(self, place: Place, *, moves_on: bool) -> None:
-        """An iteration has given its last batch; `moves_on` to where the next one begins."""
-        self._drop(place)
-        if moves_on and self._latest is place:
+    def finish(self, iteration: Iteration, *, moves_on: bool) -> None:
+        """Record that an iteration yielded its last batch.
+
+        With `moves_on` the beginning of the next iteration becomes current.
+        """
+        self._drop(iteration)
+        if moves_on and self._latest is iteration:
             self._latest = self._next
 
-    def _drop(self, place: Place) -> None:
-        self._in_use = [other for other in self._in_use if other is not place]
+    def _drop(self, iteration: Iteration) -> None:
+        self._in_use = [other for other in self._in_use if other is not iteration]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Iterations stay in their process.
+        # Iterations are not sent to other processes.
         return {**self.__dict__, "_in_use": []}

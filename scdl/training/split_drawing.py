@@ -1,4 +1,4 @@
-"""Dealing cells and groups out to the parts of a split, at random."""
+"""Random assignment of cells and groups to the parts of a split."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from scdl.training.grouping import Groups
 
 @dataclass(frozen=True)
 class Drawing:
-    """How cells and groups are dealt out to parts, which are numbers from 0.
+    """Assigns cells and groups at random to parts, which are numbered from 0.
 
     Parameters
     ----------
     shares
-        Of the parts that are drawn; those that are held out come after them.
+        Share of each drawn part; held-out parts are numbered after them.
     strata
-        Stratum of each cell; None: all are of one.
+        Stratum code of each cell; None: no strata.
     seed
-        Of the drawing.
+        Seed of the assignment.
     """
 
     shares: NDArray[np.float64]
@@ -34,27 +34,27 @@ class Drawing:
     seed: int
 
     def by_cell(self, n: int) -> NDArray[np.int64]:
-        """The part of each cell."""
+        """Part of each cell, drawn cell by cell."""
         if self.strata is None:
             edges = np.rint(np.cumsum(self.shares)[:-1] * n)
-            return _dealt(n, edges, self.seed)
+            return _assign(n, edges, self.seed)
         part_of = np.empty(n, np.int64)
-        for number, cells in enumerate(_members(_with_missing(self.strata))):
-            part_of[cells] = _dealt_fairly(len(cells), self.shares, self.seed, 1, number)
+        for number, cells in enumerate(_positions_by_code(_fill_missing(self.strata))):
+            part_of[cells] = _assign_by_shares(len(cells), self.shares, self.seed, 1, number)
         return part_of
 
     def by_group(
-        self, found: Groups, control: int | None, held_out: Mapping[str, list[int]]
+        self, groups: Groups, control: int | None, held_out: Mapping[str, list[int]]
     ) -> NDArray[np.int64]:
-        """The part of each cell, of whose groups each is in one part, but for the controls."""
-        # Cells without a group are one of their own.
-        group_of = _with_missing(found.values)
+        """Part of each cell; every group is in one part only, except for the controls."""
+        # Cells without a group form a group.
+        group_of = _fill_missing(groups.values)
         part_of_group = np.full(group_of.max(initial=-1) + 1, -1)
         for number, codes in enumerate(held_out.values(), len(self.shares)):
             for code in codes:
                 if part_of_group[code] >= 0 or code == control:
-                    assert found.names is not None
-                    label = found.names[code]
+                    assert groups.names is not None
+                    label = groups.names[code]
                     raise SplitError(
                         f"held_out names the group {label!r} twice, or it is the control"
                     )
@@ -65,97 +65,99 @@ class Drawing:
         if len(rest) and not len(self.shares):
             raise SplitError(
                 f"{counts[rest].sum()} cells of {len(rest)} groups are in no part; give fractions "
-                "of other parts, or name all groups in held_out"
+                "for other parts, or name all groups in held_out"
             )
-        for seed, some in self._strata_of(rest, group_of):
-            self._draw_groups(some, counts, part_of_group, seed)
+        for seed, stratum_groups in self._strata_of(rest, group_of):
+            self._draw_groups(stratum_groups, counts, part_of_group, seed)
         part_of = part_of_group[group_of]
         if control is not None:
             n_parts = len(self.shares) + len(held_out)
-            self._deal_controls(np.flatnonzero(group_of == control), part_of, n_parts)
+            self._assign_controls(np.flatnonzero(group_of == control), part_of, n_parts)
         return part_of
 
     def _strata_of(
-        self, some: NDArray[np.int64], group_of: NDArray[np.int64]
+        self, groups: NDArray[np.int64], group_of: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Groups of one stratum after the other, and a seed for each."""
+        """Yield a seed and the groups of each stratum."""
         if self.strata is None:
-            yield self.seed, some
+            yield self.seed, groups
             return
-        strata = _with_missing(self.strata)
+        strata = _fill_missing(self.strata)
         least = np.full(group_of.max(initial=-1) + 1, np.iinfo(np.int64).max)
         most = np.full(len(least), -1)
         np.minimum.at(least, group_of, strata)
         np.maximum.at(most, group_of, strata)
-        mixed = (least != most)[some]
+        mixed = (least != most)[groups]
         if mixed.any():
-            cell = int(np.flatnonzero(group_of == some[mixed.argmax()])[0])
+            cell = int(np.flatnonzero(group_of == groups[mixed.argmax()])[0])
             raise SplitError(
                 f"the group of cell {cell} and {int(mixed.sum()) - 1} others have cells of several "
                 "strata, and cannot be both in one part and stratified; leave out by= or stratify="
             )
-        for stratum in np.unique(least[some]).tolist():
-            yield hashing.mixed(self.seed, 2, stratum), some[least[some] == stratum]
+        for stratum in np.unique(least[groups]).tolist():
+            yield hashing.mixed(self.seed, 2, stratum), groups[least[groups] == stratum]
 
     def _draw_groups(
         self,
-        some: NDArray[np.int64],
+        groups: NDArray[np.int64],
         counts: NDArray[np.int64],
         part_of_group: NDArray[np.int64],
         seed: int,
     ) -> None:
-        """Groups in random order, each to the part that lacks most cells, but some to every."""
-        wanted = self.shares * counts[some].sum()
+        """Assign groups in random order to the part that lacks most cells; no part stays empty."""
+        wanted = self.shares * counts[groups].sum()
         empty = np.ones(len(self.shares), bool)
-        for left, at in enumerate(orders.Random().positions(len(some), seed, 0)[:]):
-            group, n_left = some[at], len(some) - left
+        for done, at in enumerate(orders.Random().positions(len(groups), seed, 0)[:]):
+            group, n_left = groups[at], len(groups) - done
             part = int(np.where(empty if n_left <= empty.sum() else True, wanted, -np.inf).argmax())
             part_of_group[group], empty[part] = part, False
             wanted[part] -= counts[group]
 
-    def _deal_controls(
+    def _assign_controls(
         self, cells: NDArray[np.int64], part_of: NDArray[np.int64], n_parts: int
     ) -> None:
-        """Controls to every part, in proportion to the other cells that it has."""
+        """Assign controls to every part, in proportion to its other cells."""
         others = np.bincount(part_of[part_of >= 0], minlength=n_parts)
         if len(cells) < n_parts:
-            raise SplitError(f"there are {len(cells)} controls for {n_parts} parts; take fewer")
+            raise SplitError(
+                f"there are {len(cells)} controls for {n_parts} parts; use fewer parts"
+            )
         if not others.all():
-            raise SplitError("a part would have controls alone: there are too few other groups")
+            raise SplitError("a part would hold only controls: there are too few other groups")
         shares = others / others.sum()
         strata = np.zeros(len(cells), np.int64)
         if self.strata is not None:
-            strata = _with_missing(self.strata)[cells]
-        for number, some in enumerate(_members(strata)):
-            chosen = cells[some]
-            part_of[chosen] = _dealt_fairly(len(chosen), shares, self.seed, 3, number)
+            strata = _fill_missing(self.strata)[cells]
+        for number, positions in enumerate(_positions_by_code(strata)):
+            chosen = cells[positions]
+            part_of[chosen] = _assign_by_shares(len(chosen), shares, self.seed, 3, number)
         for part in range(n_parts):
             counts = np.bincount(part_of[cells], minlength=n_parts)
             if not counts[part]:
                 part_of[cells[part_of[cells] == counts.argmax()][0]] = part
 
 
-def _dealt(n: int, edges: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
-    """Parts of so many cells in random order, of which each part ends at an edge."""
+def _assign(n: int, edges: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    """Shuffle `n` cells and cut them at `edges`; the part of each cell."""
     part_of = np.empty(n, np.int64)
     order = orders.Random().positions(n, seed, 0)[:]
     part_of[order] = np.searchsorted(edges, np.arange(n), side="right")
     return part_of
 
 
-def _dealt_fairly(n: int, shares: NDArray[np.float64], *key: int) -> NDArray[np.int64]:
-    """The same by shares, none of which is missed by a whole cell, nor always in one direction."""
+def _assign_by_shares(n: int, shares: NDArray[np.float64], *key: int) -> NDArray[np.int64]:
+    """Shuffle `n` cells and cut them by shares; rounding is random, and less than one cell."""
     seed = hashing.mixed(*key)
     offset = hashing.mixed(seed, 0) * 2.0**-64
-    return _dealt(n, np.floor(np.cumsum(shares)[:-1] * n + offset), seed)
+    return _assign(n, np.floor(np.cumsum(shares)[:-1] * n + offset), seed)
 
 
-def _with_missing(codes: NDArray[Any]) -> NDArray[np.int64]:
-    """Codes, with one more for those that have none."""
+def _fill_missing(codes: NDArray[Any]) -> NDArray[np.int64]:
+    """Codes with missing ones (-1) replaced by a new code."""
     return np.where(codes < 0, codes.max(initial=-1) + 1, codes).astype(np.int64)
 
 
-def _members(codes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _positions_by_code(codes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """The positions of each code that occurs."""
     order = np.argsort(codes, kind="stable")
     return [part for part in np.split(order, np.cumsum(np.bincount(codes))[:-1]) if len(part)]

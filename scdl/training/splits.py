@@ -15,39 +15,38 @@ from numpy.typing import NDArray
 
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import OptionError, SplitError
-from scdl.training.grouping import groups
+from scdl.training.grouping import group_cells
 from scdl.training.split_drawing import Drawing
 from storage_backends.directory import publication
 from storage_backends.paths import path_of
 
 _FORMAT = "scdl split 1"
-#: Of cells that are in no part.
+#: Code of cells that are in no part.
 _NO_PART = 255
-_NAMES = ("train", "validation", "test")
-#: What NumPy and zipfile raise of a file that is no split.
-_DAMAGE = (
+_DEFAULT_PARTS = ("train", "validation", "test")
+#: Errors that NumPy and zipfile raise for a file that is not a split.
+_READ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zlib.error,
     zipfile.BadZipFile,
 )  # fmt: skip
 
 
 class Splits(Mapping[str, NDArray[np.int64]]):
-    """Disjoint parts of the cells of a dataset, by name; each rising rows, int64, read-only.
+    """Disjoint parts of the cells of a dataset: name to sorted rows, int64, read-only.
 
     Attributes
     ----------
     n_obs
-        Cells of the dataset.
+        Number of cells of the dataset.
     how
-        What the split was made with.
+        Arguments that created the split.
     """
 
     def __init__(
         self, parts: Mapping[str, NDArray[np.int64]], n_obs: int, how: Mapping[str, Any]
     ) -> None:
         self.n_obs, self.how = n_obs, dict(how)
-        # Copies that stay as they are: who shuffles one shuffles a copy of it.
-        self._parts = {name: _frozen(rows) for name, rows in parts.items()}
+        self._parts = {name: _read_only_copy(rows) for name, rows in parts.items()}
 
     def __getitem__(self, name: str) -> NDArray[np.int64]:
         return self._parts[name]
@@ -64,53 +63,53 @@ class Splits(Mapping[str, NDArray[np.int64]]):
 
     @property
     def hash(self) -> str:
-        """Tells whether two splits have the same cells in the same parts."""
+        """Hash of the cells of each part; equal splits have equal hashes."""
         digest = hashlib.sha256(str(self.n_obs).encode())
         for name, rows in self.items():
             digest.update(f"{name}{len(rows)}".encode() + rows.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the split as an npz archive of NumPy; replaces what is there, atomically."""
+        """Write the split to a NumPy npz file; replaces an existing file atomically."""
         part_of = np.full(self.n_obs, _NO_PART, np.uint8)
         for i, rows in enumerate(self.values()):
             part_of[rows] = i
-        about = {"format": _FORMAT, "hash": self.hash, "parts": list(self), "how": self.how}
+        metadata = {"format": _FORMAT, "hash": self.hash, "parts": list(self), "how": self.how}
         path = path_of(path, "where the split goes, as a path")
-        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        text = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
         with publication.new_file(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, part_of=part_of, about=text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dataset: CellReader | None = None) -> Self:
-        """Read a split, of `dataset` where one is given.
+        """Read a split; if `dataset` is given, check that it has the same number of cells.
 
         Raises
         ------
         SplitError
-            The file is no split, is damaged, or is of another dataset.
+            The file does not exist, is not a split, is damaged, or is of another dataset.
         """
-        where = path_of(path, "the path of a split")
+        path = path_of(path, "the path of a split")
         try:
-            with open(where, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                part_of, about = stored["part_of"], json.loads(stored["about"].tobytes())
-            parts = {str(n): np.flatnonzero(part_of == i) for i, n in enumerate(about["parts"])}
-            splits = cls(parts, len(part_of), about["how"])
-            sound = about["format"] == _FORMAT and about["hash"] == splits.hash
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                part_of, metadata = stored["part_of"], json.loads(stored["about"].tobytes())
+            parts = {str(n): np.flatnonzero(part_of == i) for i, n in enumerate(metadata["parts"])}
+            splits = cls(parts, len(part_of), metadata["how"])
+            sound = metadata["format"] == _FORMAT and metadata["hash"] == splits.hash
         except FileNotFoundError as error:
-            raise SplitError(f"{where}: there is no split here") from error
-        except _DAMAGE as error:
-            raise SplitError(f"{where}: this is no split: {error!r}") from error
+            raise SplitError(f"{path}: there is no split here") from error
+        except _READ_ERRORS as error:
+            raise SplitError(f"{path}: this is not a split: {error!r}") from error
         if not sound:
-            raise SplitError(f"{where}: the split was changed or is damaged; make it again")
+            raise SplitError(f"{path}: the split was changed or is damaged; create it again")
         if dataset is not None and dataset.n_obs != splits.n_obs:
             raise SplitError(
-                f"{where}: the split is of {splits.n_obs} cells, the dataset has {dataset.n_obs}"
+                f"{path}: the split is of {splits.n_obs} cells, the dataset has {dataset.n_obs}"
             )
         return splits
 
 
-def _frozen(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _read_only_copy(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     rows = np.array(rows)
     rows.flags.writeable = False
     return rows
@@ -131,34 +130,35 @@ def split(
     Parameters
     ----------
     dataset
-        The cells.
+        Dataset or collection to split.
     fractions
-        Share of each part, in sum 1: by name, or of ``train``, ``validation`` and ``test``.
+        Share of each part, with sum 1: by name, or of ``train``, ``validation`` and ``test``.
     by
-        Column of obs, such as the donor, of which each value is to be in one part only; of several
-        columns each combination of values. Drawn one after the other, they go where most is
-        missing. Default: cells are drawn one by one.
+        Column of obs, such as the donor, or several; each value (or combination of values) is in
+        one part only. Groups are drawn in random order, and each is assigned to the part that
+        lacks most cells. Default: cells are drawn one by one.
     stratify
-        Column of obs, or several, of whose values (combinations) each part gets its share. With
-        `by` all cells of a group must have the same.
+        Column of obs, or several; each part gets its share of the cells of every value (or
+        combination of values). With `by`, all cells of a group must have the same value.
     held_out
-        Parts that consist of groups by name, such as ``{"test": ["d3", "d7"]}``; `fractions` are
-        those of the others. Labels are values of `by`, tuples of them for several columns.
+        Parts that consist of given groups, such as ``{"test": ["d3", "d7"]}``; `fractions` are
+        those of the other parts. Labels are values of `by`, or tuples of values if `by` is several
+        columns.
     control
         The group of the controls, a value of `by`: its cells are in every part, in proportion to
-        the other cells there.
+        the other cells of the part.
     seed
-        Of the drawing.
+        Seed of the random split.
 
     Returns
     -------
     Splits
-        The same whenever dataset and arguments are the same.
+        The split; it depends only on the dataset and the arguments.
 
     Raises
     ------
     SplitError
-        The fractions are no shares, a part would be empty, a group is not there, or options
+        The fractions are invalid, a part would be empty, a group does not exist, or options
         contradict each other.
     FeatureNotFoundError, ColumnTypeError
         There is no such column, or it holds no labels.
@@ -169,33 +169,40 @@ def split(
     if not 0 < len(names) < _NO_PART:
         raise SplitError(f"fractions must be positive and sum to 1, not {fractions!r}")
     if len(set(names)) < len(names):
-        raise SplitError(f"a part is in fractions or held_out, not both: {', '.join(names)}")
+        raise SplitError(
+            f"a part must be in fractions or in held_out, not in both: {', '.join(names)}"
+        )
     if by is None and (held_out is not None or control is not None):
-        raise SplitError("held_out= and control= are groups of cells, and need by=")
+        raise SplitError("held_out= and control= name groups of cells, and require by=")
     n = as_cells(dataset).n_obs
     try:
-        strata = groups(dataset, stratify, "stratify").values if stratify is not None else None
-        found = None if by is None else groups(dataset, by)
-        of_control = None if found is None or control is None else found.code_of(control, "control")
-        given = {
-            part: [found.code_of(label, "held_out") for label in labels]
+        strata = group_cells(dataset, stratify, "stratify").values if stratify is not None else None
+        groups = None if by is None else group_cells(dataset, by)
+        control_code = None
+        if groups is not None and control is not None:
+            control_code = groups.code_of(control, "control")
+        held_out_codes = {
+            part: [groups.code_of(label, "held_out") for label in labels]
             for part, labels in parts.items()
-            if found is not None
+            if groups is not None
         }
     except OptionError as error:
         raise SplitError(str(error)) from error
     drawing = Drawing(np.array(list(shares.values())), strata, int(seed))
-    part_of = drawing.by_cell(n) if found is None else drawing.by_group(found, of_control, given)
+    if groups is None:
+        part_of = drawing.by_cell(n)
+    else:
+        part_of = drawing.by_group(groups, control_code, held_out_codes)
     rows = {name: np.flatnonzero(part_of == i) for i, name in enumerate(names)}
-    empty = [name for name, of_part in rows.items() if len(of_part) == 0]
+    empty = [name for name, part_rows in rows.items() if len(part_rows) == 0]
     if empty:
         raise SplitError(
             f"the part {empty[0]!r} would be empty: there are too few "
             + ("cells" if by is None else f"values of {by!r}")
         )
-    how: dict[str, Any] = {"fractions": shares, "by": _plain(by), "seed": int(seed)}
-    more = {"stratify": _plain(stratify), "held_out": _plain(parts) or None, "control": control}
-    how.update({name: _plain(value) for name, value in more.items() if value is not None})
+    how: dict[str, Any] = {"fractions": shares, "by": _to_json(by), "seed": int(seed)}
+    more = {"stratify": _to_json(stratify), "held_out": _to_json(parts) or None, "control": control}
+    how.update({name: _to_json(value) for name, value in more.items() if value is not None})
     return Splits(rows, n, how)
 
 
@@ -203,12 +210,14 @@ def _shares(fractions: Mapping[str, float] | Sequence[float]) -> dict[str, float
     """Share of each part by name."""
     if isinstance(fractions, int | float | str):
         raise SplitError(
-            f"fractions are a share for each part, such as (0.8, 0.2), not {fractions!r}"
+            f"fractions must be one share per part, such as (0.8, 0.2), not {fractions!r}"
         )
     if not isinstance(fractions, Mapping):
-        if len(fractions) > len(_NAMES):
-            raise SplitError(f"more than {len(_NAMES)} fractions need names: {{name: fraction}}")
-        fractions = dict(zip(_NAMES, fractions, strict=False))
+        if len(fractions) > len(_DEFAULT_PARTS):
+            raise SplitError(
+                f"more than {len(_DEFAULT_PARTS)} fractions need names: {{name: fraction}}"
+            )
+        fractions = dict(zip(_DEFAULT_PARTS, fractions, strict=False))
     shares = {name: float(share) for name, share in fractions.items()}
     if shares and (min(shares.values()) <= 0 or not np.isclose(sum(shares.values()), 1)):
         raise SplitError(f"fractions must be positive and sum to 1, not {dict(fractions)}")
@@ -216,7 +225,7 @@ def _shares(fractions: Mapping[str, float] | Sequence[float]) -> dict[str, float
 
 
 def _lists(held_out: Mapping[str, Any] | None, *, several: bool) -> dict[str, list[Any]]:
-    """Labels of the groups of each part; by several columns a tuple is one label."""
+    """Labels of each held-out part as a list; with several columns a tuple is one label."""
     if held_out is not None and not isinstance(held_out, Mapping):
         raise SplitError(f"held_out must be {{part: labels}}, not {held_out!r:.200}")
     lists = (
@@ -228,10 +237,10 @@ def _lists(held_out: Mapping[str, Any] | None, *, several: bool) -> dict[str, li
     }
 
 
-def _plain(value: Any) -> Any:
-    """Labels and names as JSON has them."""
+def _to_json(value: Any) -> Any:
+    """Labels and names as types that JSON supports."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(v) for name, v in value.items()}
+        return {str(name): _to_json(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_to_json(v) for v in value]
     return value.item() if isinstance(value, np.generic) else value

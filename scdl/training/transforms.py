@@ -1,4 +1,4 @@
-"""Transforms of the stored values of a batch, which a loader applies as it assembles it."""
+"""Transforms that a loader applies to the stored values of a batch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from scdl.errors import LoaderError
 
 @dataclass(frozen=True)
 class NormalizeTotal:
-    """Scale the values of each cell to a total; cells without counts stay as they are.
+    """Scale the values of each cell to a total; cells without counts are not changed.
 
-    As ``scanpy.pp.normalize_total`` does with a given `target_sum`.
+    Equivalent to ``scanpy.pp.normalize_total`` with a given `target_sum`.
 
     Parameters
     ----------
     target_sum
-        Total of each cell afterwards.
+        Total of each cell after scaling.
     over
-        Which genes count for the total where a loader has ``genes=``: ``"all"`` that are stored of
-        the cell, as if the genes were selected after normalising, or those that are ``"selected"``.
+        Genes whose values are summed if a loader has ``genes=``: ``"all"`` genes stored for the
+        cell, as if genes were selected after normalisation, or the ``"selected"`` ones.
 
     Raises
     ------
     LoaderError
-        `target_sum` is not a positive number, or `over` is neither.
+        `target_sum` is not a positive number, or `over` is not one of the two.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Columns of obs as numbers: labels become codes of one vocabulary for all cells."""
+"""Columns of obs as numbers: labels become codes of a vocabulary."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ObsColumn(NamedTuple):
     Attributes
     ----------
     values
-        One number or truth value a cell; of labels their codes, int32, -1 where there is none.
+        One number or boolean per cell; for labels their int32 codes, -1 if missing.
     names
-        The label of each code; None where the column holds numbers.
+        The label of each code; None if the column holds numbers.
     """
 
     values: NDArray[Any]
@@ -35,53 +35,53 @@ def obs_column(cells: CellReader, name: str) -> ObsColumn:
     """A column of obs for all cells.
 
     Codes of a categorical column are positions in its categories, whether or not they occur; those
-    of text are positions among its sorted values. They depend on nothing but the archive.
+    of text are positions in its sorted values. They depend only on the archive.
 
     Raises
     ------
     FeatureNotFoundError
         There is no such column, or no obs.
     ColumnTypeError
-        The column holds neither numbers, truth values, text nor categories; or integers that are
-        too large for int64, or for the floats that nulls make of them.
+        The column does not hold numbers, booleans, text or categories; or it holds integers too
+        large for int64, or for the floats that replace integers with nulls.
     """
-    found = _column(cells, name)
-    values = found.values
+    column = _read_column(cells, name)
+    values = column.values
     if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
         raise ColumnTypeError(
-            f"obs column {name!r} holds {values.max()}, beyond the int64 of tensors; make text of "
-            "it, whose labels are numbered, or leave it out"
+            f"obs column {name!r} holds {values.max()}, which exceeds int64, the largest integer "
+            "type of tensors; convert the column to text, or leave it out"
         )
-    return found
+    return column
 
 
-def codes(cells: CellReader, name: str) -> ObsColumn:
-    """A column of obs as labels: numbers and truth values are labels of themselves.
+def label_codes(cells: CellReader, name: str) -> ObsColumn:
+    """A column of obs as label codes; numbers and booleans are labels, too.
 
     Raises
     ------
     FeatureNotFoundError, ColumnTypeError
         As for :func:`obs_column`.
     """
-    column = _column(cells, name)
+    column = _read_column(cells, name)
     if column.names is not None:
         return column
     missing = np.isnan(column.values) if column.values.dtype.kind == "f" else None
-    names, found = np.unique(column.values, return_inverse=True)
+    names, codes = np.unique(column.values, return_inverse=True)
     if missing is not None:
-        found = np.where(missing, -1, found)
+        codes = np.where(missing, -1, codes)
         names = names[~np.isnan(names)]
-    return ObsColumn(found.astype(np.int32), tuple(names.tolist()))
+    return ObsColumn(codes.astype(np.int32), tuple(names.tolist()))
 
 
-def _column(cells: CellReader, name: str) -> ObsColumn:
+def _read_column(cells: CellReader, name: str) -> ObsColumn:
     features = cells.obs_features()
     if features is None:
         raise FeatureNotFoundError(f"there is no obs to take {name!r} from")
-    return _numbers(features.columns.array(name), name)
+    return _as_obs_column(features.columns.array(name), name)
 
 
-def _numbers(array: pa.Array, name: str) -> ObsColumn:
+def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -99,18 +99,18 @@ def _numbers(array: pa.Array, name: str) -> ObsColumn:
         # Integers with nulls become floats with NaN, as in pandas.
         if array.null_count and pa.types.is_integer(type_) and not are_floats(array):
             raise ColumnTypeError(
-                f"obs column {name!r} holds integers beyond 2^53, and none for some cells, which "
-                "no tensor does; make text of it"
+                f"obs column {name!r} holds integers beyond 2^53 and missing values, which no "
+                "tensor type can hold together; convert the column to text"
             )
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     raise ColumnTypeError(
-        f"obs column {name!r} holds {type_}; a tensor can be made of numbers, truth values, text "
-        "and categories"
+        f"obs column {name!r} holds {type_}; only numbers, booleans, text and categories can be "
+        "converted to a tensor"
     )
 
 
 def _codes(indices: pa.Array) -> NDArray[np.int32]:
     import pyarrow as pa
 
-    found: NDArray[np.int32] = indices.cast(pa.int32()).fill_null(-1).to_numpy()
-    return found
+    codes: NDArray[np.int32] = indices.cast(pa.int32()).fill_null(-1).to_numpy()
+    return codes

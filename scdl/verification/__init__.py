@@ -1,1 +1,1 @@
-"""Checks that an archive is sound."""
+"""Verification of archives: checksums and structure."""

@@ -1,4 +1,4 @@
-"""What must hold between the arrays and tables of an archive, checked by pieces."""
+"""Consistency checks between the arrays and tables of an archive, piece by piece."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Finding
 from storage_backends.errors import COPY_AGAIN
 
-#: Values, offsets and rows of a table that are read at once.
+#: Values, offsets and table rows to read at once.
 _VALUES = 1 << 22
 _OFFSETS = 1 << 20
 _ROWS = 1 << 16
 
 
 class Check(NamedTuple):
-    """A part of the work, which any thread may do.
+    """One independent check, which any thread may run.
 
     Attributes
     ----------
     size
-        Numbers that it reads.
+        Number of values that it reads.
     run
-        Reads them; says what is wrong.
+        Reads the values and returns the findings.
     """
 
     size: int
@@ -47,36 +47,35 @@ class _Matrix:
     Parameters
     ----------
     prefix
-        What stands before ``data``, ``indices`` and ``indptr``.
+        Prefix of the array names ``data``, ``indices`` and ``indptr``.
     n_rows
-        Rows, or columns where it is stored by columns.
+        Number of rows, or of columns if the matrix is stored by columns.
     limits
-        Rows ``(stop, below)``: up to row `stop`, ids are less than `below`.
-    rises
-        Whether the ids of a row rise.
+        Pairs ``(stop, below)``: up to row `stop`, ids are less than `below`.
+    is_sorted
+        Whether the ids of each row are sorted.
     """
 
     prefix: str
     n_rows: int
     limits: Sequence[tuple[int, int]]
-    rises: bool = False
+    is_sorted: bool = False
 
 
-def size(store: ArrayStore, *, read_all: bool) -> int:
-    """Numbers that all checks read together, about."""
+def total_size(store: ArrayStore, *, read_all: bool) -> int:
+    """Approximate number of values that all checks read."""
     ids = [f"{prefix}{INDICES}" for prefix in _prefixes(store)]
     n_ids = sum(store.arrays[name].length for name in ids if name in store.arrays)
-    return n_ids + (sum(check.size for check in _rest(store)) if read_all else 0)
+    return n_ids + (sum(check.size for check in _check_remaining_arrays(store)) if read_all else 0)
 
 
 def checks(store: ArrayStore, *, read_all: bool) -> Iterator[Check]:
-    """Everything that must hold in an archive; made while it is gone through, nothing raises.
+    """Yield all checks of an archive; errors become checks that fail.
 
     Parameters
     ----------
     read_all
-        Whether to read also what nothing else depends on, so that whatever the backend checks at
-        reading is checked.
+        Whether to read all other arrays too, so that the backend's own checks at reading run.
     """
     try:
         info = Info.of(store)
@@ -85,13 +84,13 @@ def checks(store: ArrayStore, *, read_all: bool) -> Iterator[Check]:
         return
     for matrix in _matrices(store, info):
         try:
-            yield from _matrix(store, matrix)
+            yield from _check_matrix(store, matrix)
         except (ScdlError, OSError) as error:
             yield _failed(error)
-    yield from _vectors(store, info.n_obs)
-    yield from _tables(store, info, read_all)
+    yield from _check_vectors(store, info.n_obs)
+    yield from _check_tables(store, info, read_all)
     if read_all:
-        yield from _rest(store)
+        yield from _check_remaining_arrays(store)
 
 
 def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:
@@ -108,13 +107,13 @@ def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:
 
 
 def _prefixes(store: ArrayStore) -> list[str]:
-    """What stands before the names of the arrays of every sparse matrix."""
+    """Prefixes of the array names of all sparse matrices."""
     sparse = (Kind.GRAPH, Kind.SPARSE)
     return ["", *(e.array for e in elements_of(store).values() if e.kind in sparse)]
 
 
-def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
-    """Its offsets now, since where ids are follows from them; its ids later."""
+def _check_matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
+    """Check the offsets now, and yield checks of the ids, whose ranges depend on the offsets."""
     names = [matrix.prefix + part for part in (DATA, INDICES, INDPTR)]
     missing = [name for name in names if name not in store.arrays]
     if missing:
@@ -133,11 +132,11 @@ def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
     for stop, below in matrix.limits:
         for start, end in csr.spans(stop - first, _OFFSETS):
             bounds = store.read(names[2], first + start, first + end + 1)
-            bad = _falls(bounds, last_offset, ids)
+            bad = _first_bad_offset(bounds, last_offset, ids)
             if bad is not None:
                 yield _wrong(
-                    f"{store.path}: {names[2]}: expected offsets rising from 0 to {ids:,}, found "
-                    f"{int(bounds[bad]):,} at row {first + start + bad:,}; {COPY_AGAIN}"
+                    f"{store.path}: {names[2]}: expected ascending offsets from 0 to {ids:,}, "
+                    f"found {int(bounds[bad]):,} at row {first + start + bad:,}; {COPY_AGAIN}"
                 )
                 return
             numbers = bounds.astype(np.int64)
@@ -154,11 +153,11 @@ def _matrix(store: ArrayStore, matrix: _Matrix) -> Iterator[Check]:
         )
 
 
-def _falls(offsets: NDArray[Any], before: int, most: int) -> int | None:
-    """The first offset that is less than the one before it, or too large; the first is `before`."""
-    if int(offsets[0]) != before:
+def _first_bad_offset(offsets: NDArray[Any], first: int, largest: int) -> int | None:
+    """Index of the first offset that is descending or too large; offset 0 must be `first`."""
+    if int(offsets[0]) != first:
         return 0
-    wrong = np.flatnonzero((offsets[1:] < offsets[:-1]) | (offsets[1:] > most))
+    wrong = np.flatnonzero((offsets[1:] < offsets[:-1]) | (offsets[1:] > largest))
     return int(wrong[0]) + 1 if len(wrong) else None
 
 
@@ -170,14 +169,14 @@ def _check_ids(
     name = matrix.prefix + INDICES
     offsets = store.read(matrix.prefix + INDPTR, rows[0], rows[1] + 1).astype(np.int64)
     for start in range(int(offsets[0]), int(offsets[-1]), _VALUES):
-        # Only one row can be longer: its parts overlap, so that each id is compared.
+        # Only a single row can exceed one piece. Pieces overlap by one id to compare neighbours.
         begin = max(start - 1, int(offsets[0]))
         ids = store.read(name, begin, min(start + _VALUES, int(offsets[-1])))
         within = np.clip(offsets - begin, 0, len(ids))
-        bad = int(order_kernels.misplaced(ids, within, below, matrix.rises))
+        bad = int(order_kernels.misplaced(ids, within, below, matrix.is_sorted))
         if bad >= 0:
             row = rows[0] + int(np.searchsorted(within, bad, side="right")) - 1
-            expected = f"ids from 0 to {below - 1:,}" + (", rising" if matrix.rises else "")
+            expected = f"ids from 0 to {below - 1:,}" + (", ascending" if matrix.is_sorted else "")
             return [
                 Finding(
                     f"{store.path}: {name}: expected {expected}, found {int(ids[bad]):,} "
@@ -187,7 +186,7 @@ def _check_ids(
     return []
 
 
-def _vectors(store: ArrayStore, n_obs: int) -> Iterator[Check]:
+def _check_vectors(store: ArrayStore, n_obs: int) -> Iterator[Check]:
     for name in map(obsm_array, dense_vectors(store)):
         spec = store.spec(name)
         if spec.length != n_obs:
@@ -197,12 +196,12 @@ def _vectors(store: ArrayStore, n_obs: int) -> Iterator[Check]:
             )
 
 
-def _tables(store: ArrayStore, info: Info, read_all: bool) -> Iterator[Check]:
+def _check_tables(store: ArrayStore, info: Info, read_all: bool) -> Iterator[Check]:
     expected = {var_table(i): block.n_vars for i, block in enumerate(info.blocks)}
     if OBS in store.tables:
         expected[OBS] = info.n_obs
-    claimed = [block.space for block in info.blocks]
-    if len(claimed) > 1 and None not in claimed:
+    stated = [block.space for block in info.blocks]
+    if len(stated) > 1 and None not in stated:
         yield Check(0, partial(_check_spaces, store, info))
     for name, n_rows in expected.items():
         if name not in store.tables:
@@ -213,29 +212,29 @@ def _tables(store: ArrayStore, info: Info, read_all: bool) -> Iterator[Check]:
 
 def _check_spaces(store: ArrayStore, info: Info) -> list[Finding]:
     """Compare the gene spaces that an archive states with the names of its genes."""
-    unsaid = replace(info, blocks=tuple(replace(block, space=None) for block in info.blocks))
-    stated, found = (spaces_of(store, one).tolist() for one in (info, unsaid))
+    without = replace(info, blocks=tuple(replace(block, space=None) for block in info.blocks))
+    stated, found = (spaces_of(store, one).tolist() for one in (info, without))
     if stated == found:
         return []
     return [
         Finding(
-            f"{store.path}: expected feature blocks of the gene spaces {stated}, as it says, but "
-            f"the names of their genes are of {found}; {COPY_AGAIN}"
+            f"{store.path}: expected feature blocks of the stated gene spaces {stated}, but their "
+            f"gene names are of {found}; {COPY_AGAIN}"
         )
     ]
 
 
 def _check_table(store: ArrayStore, name: str, n_rows: int, read_all: bool) -> list[Finding]:
-    """Its rows, and its names since they may be stored apart; or all of it."""
-    named = INDEX in store.table_schema(name).names
-    columns = None if read_all else [INDEX] if named else []
-    # Genes may have to be put in order as a whole.
+    """Check the number of rows, and read the index, which may be stored separately, or all."""
+    has_index = INDEX in store.table_schema(name).names
+    columns = None if read_all else [INDEX] if has_index else []
+    # Read tables of genes at once: the backend may have to reorder all rows for each piece.
     at_once = _ROWS if name == OBS else max(n_rows, 1)
-    found = store.read_table(name, [], 0, None).num_rows
-    if found != n_rows:
+    stored_rows = store.read_table(name, [], 0, None).num_rows
+    if stored_rows != n_rows:
         return [
             Finding(
-                f"{store.path}: the table {name}: expected {n_rows:,} rows, found {found:,}; "
+                f"{store.path}: the table {name}: expected {n_rows:,} rows, found {stored_rows:,}; "
                 f"{COPY_AGAIN}"
             )
         ]
@@ -244,28 +243,28 @@ def _check_table(store: ArrayStore, name: str, n_rows: int, read_all: bool) -> l
     return []
 
 
-def _rest(store: ArrayStore) -> Iterator[Check]:
-    """Reading of whatever the other checks do not read."""
-    read = {prefix + part for prefix in _prefixes(store) for part in (INDICES, INDPTR)}
+def _check_remaining_arrays(store: ArrayStore) -> Iterator[Check]:
+    """Yield checks that read all arrays which the other checks do not read."""
+    checked = {prefix + part for prefix in _prefixes(store) for part in (INDICES, INDPTR)}
     for name, spec in store.arrays.items():
-        if name not in read:
+        if name not in checked:
             width = max(1, int(np.prod(spec.item_shape, dtype=np.int64)))
             for start, stop in csr.spans(spec.length, max(1, _VALUES // width)):
-                yield Check((stop - start) * width, partial(_read, store, name, start, stop))
+                yield Check((stop - start) * width, partial(_read_range, store, name, start, stop))
 
 
-def _read(store: ArrayStore, name: str, start: int, stop: int) -> list[Finding]:
+def _read_range(store: ArrayStore, name: str, start: int, stop: int) -> list[Finding]:
     store.read(name, start, stop)
     return []
 
 
 def _wrong(message: str) -> Check:
-    """What is known already, as work that is done."""
+    """A check that returns a known finding."""
     return Check(0, lambda: [Finding(message)])
 
 
 def _failed(error: Exception) -> Check:
-    """What was raised already, as work that raises."""
+    """A check that raises an error that was caught before."""
 
     def run() -> list[Finding]:
         raise error

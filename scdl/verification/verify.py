@@ -1,4 +1,4 @@
-"""Whether an archive is sound: every byte by its checksum, and what the bytes say of each other."""
+"""Verification of an archive: checksums of its bytes, and consistency of its structure."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from storage_backends.capabilities import Examination, Finding, Piece, Verdict
 from storage_backends.compute.threads import in_parallel, n_threads
 from storage_backends.paths import path_of
 
-#: Reads under way at once: a disk gives its full speed only to many.
+#: Concurrent reads; disks reach their full speed only with many.
 READERS = 16
-#: Errors that tell nothing of the bytes of an archive.
-_UNCLEAR = (
+#: Errors that do not imply that the bytes of an archive are damaged.
+_INCONCLUSIVE = (
     ArchiveChangedError,
     ArchiveLinkError,
     ArchiveLockedError,
@@ -41,30 +41,30 @@ _UNCLEAR = (
     PermissionError,
     RemoteError,
 )
-#: Findings that a report lists.
-_MOST_FINDINGS = 100
+#: Maximum number of findings that a report lists.
+_MAX_FINDINGS = 100
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What :func:`scdl.verify` found.
+    """Result of :func:`scdl.verify`.
 
     Parameters
     ----------
     path, backend
-        What was looked at; of a collection, how many archives.
+        The archive and its backend; for a collection, the number of archives.
     deep
         Whether every byte was read.
     findings
-        All that is wrong, unclear or worth a remark.
+        All damage, inconclusive results and remarks.
     done
-        What was mended or added.
+        Repairs that were made, and checksums that were added.
     nbytes
-        Bytes whose checksums were compared.
+        Bytes that were compared with their checksums.
     seconds
-        Time it took.
+        Duration in seconds.
     """
 
     path: str
@@ -77,26 +77,26 @@ class VerificationReport:
 
     @property
     def verdict(self) -> Verdict:
-        """Damaged if anything is; else unknown if anything is; else sound."""
-        found = {finding.verdict for finding in self.findings}
-        return next((v for v in (Verdict.DAMAGED, Verdict.UNKNOWN) if v in found), Verdict.SOUND)
+        """The worst verdict of the findings: damaged, unknown or sound."""
+        verdicts = {finding.verdict for finding in self.findings}
+        return next((v for v in (Verdict.DAMAGED, Verdict.UNKNOWN) if v in verdicts), Verdict.SOUND)
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong or unclear."""
+        """Whether there is neither damage nor an inconclusive result."""
         return self.verdict is Verdict.SOUND
 
     def __str__(self) -> str:
         lines = [f"{_LABELS[f.verdict]}: {f.message}" for f in self.findings]
-        lines += [f"done: {what}" for what in self.done]
+        lines += [f"done: {action}" for action in self.done]
         if self.nbytes:
             how = f"{self.nbytes:,} bytes compared with their checksums in {self.seconds:.1f} s"
         elif self.deep:
             how = "every number was read"
         else:
-            how = "the structure was looked at; --deep compares every byte with its checksum"
-        said = "sound" if self.is_sound else _LABELS[self.verdict]
-        lines.append(f"{self.path} ({self.backend}): {said}; {how}")
+            how = "only the structure was checked; --deep compares every byte with its checksum"
+        summary = "sound" if self.is_sound else _LABELS[self.verdict]
+        lines.append(f"{self.path} ({self.backend}): {summary}; {how}")
         return "\n".join(lines)
 
 
@@ -107,7 +107,7 @@ _LABELS = {
 }
 
 
-def verify(
+def verify_archive(
     path: str | os.PathLike[str],
     *,
     deep: bool = False,
@@ -115,64 +115,66 @@ def verify(
     add_checksums: bool = False,
     progress: bool = False,
 ) -> VerificationReport:
-    """Find out whether an archive is sound; see :func:`scdl.verify`, which takes collections."""
+    """Verify one archive; :func:`scdl.verify` also takes collections."""
     started = time.perf_counter()
     path = path_of(path, "the path of an archive")
     backend = registry.detect(path)
     done: list[str] = []
     if repair:
-        done += _repaired(backend, path)
+        done += _repair(backend, path)
     if add_checksums:
-        before = _look(backend, path, deep=False, progress=progress)
+        before = _run_verification(backend, path, deep=False, progress=progress)
         if not any(finding.verdict is Verdict.DAMAGED for finding in before.findings):
             covered = backend.store.add_checksums(path)
             done.append(f"{path}: checksums of {covered:,} bytes were added")
-    run = _look(backend, path, deep=deep, progress=progress)
+    run = _run_verification(backend, path, deep=deep, progress=progress)
     seconds = time.perf_counter() - started
-    return VerificationReport(
-        path, backend.name, deep, listed(path, run.findings), tuple(done), run.nbytes, seconds
-    )
+    findings = sorted_findings(path, run.findings)
+    return VerificationReport(path, backend.name, deep, findings, tuple(done), run.nbytes, seconds)
 
 
-def listed(path: str, findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The worst first, in an order that does not depend on threads; not more than can be read."""
-    worst = (Verdict.DAMAGED, Verdict.UNKNOWN, Verdict.SOUND)
-    # What is found among the files may be found at opening, too.
-    ordered = sorted(dict.fromkeys(findings), key=lambda f: (worst.index(f.verdict), f.message))
-    rest = ordered[_MOST_FINDINGS:]
+def sorted_findings(path: str, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The worst findings, in an order that does not depend on threads; the rest is counted."""
+    order = (Verdict.DAMAGED, Verdict.UNKNOWN, Verdict.SOUND)
+    # Examining the files and opening the archive may report the same finding.
+    unique = sorted(dict.fromkeys(findings), key=lambda f: (order.index(f.verdict), f.message))
+    rest = unique[_MAX_FINDINGS:]
     if not rest:
-        return tuple(ordered)
-    more = Finding(f"{path}: there are {len(rest):,} findings more", rest[0].verdict)
-    return (*ordered[:_MOST_FINDINGS], more)
+        return tuple(unique)
+    more = Finding(f"{path}: there are {len(rest):,} more findings", rest[0].verdict)
+    return (*unique[:_MAX_FINDINGS], more)
 
 
-def _repaired(backend: Backend, path: str) -> Sequence[str]:
+def _repair(backend: Backend, path: str) -> Sequence[str]:
     try:
         return backend.store.repair(path)
     except ArchiveFormatError:
-        # What cannot be opened cannot be mended; looking at it says what is wrong.
+        # An archive that cannot be opened cannot be repaired; verification reports the error.
         return ()
 
 
-def _look(backend: Backend, path: str, *, deep: bool, progress: bool) -> _Run:
-    """Look at an archive, and again if another takes its place meanwhile."""
+def _run_verification(
+    backend: Backend, path: str, *, deep: bool, progress: bool
+) -> _VerificationRun:
+    """Verify an archive, again if it is replaced by another one meanwhile."""
     while True:
-        before = _standing(path)
-        run = _Run(backend, path, deep=deep, progress=progress)
-        if before == _standing(path):
+        before = _inode(path)
+        run = _VerificationRun(backend, path, deep=deep, progress=progress)
+        if before == _inode(path):
             return run
 
 
-def _standing(path: str) -> tuple[int, int] | None:
+def _inode(path: str) -> tuple[int, int] | None:
+    """Device and inode number, which identify an archive until it is replaced."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-class _Run:
-    """One look at an archive: its bytes, and what they say."""
+class _VerificationRun:
+    """A single verification pass over an archive: its bytes and its structure."""
 
     def __init__(self, backend: Backend, path: str, *, deep: bool, progress: bool) -> None:
         self._progress = progress
@@ -180,85 +182,88 @@ class _Run:
         self.nbytes = 0
         examined = backend.store.examine(path)
         self.findings = list(examined.findings)
-        structure: list[Finding] = []
+        structure_findings: list[Finding] = []
         if deep and examined.open is not None and not self._is_damaged:
-            structure = self._compare_meanwhile(examined, examined.open)
+            structure_findings = self._check_concurrently(examined, examined.open)
         else:
             if deep:
-                self._compare(examined)
+                self._compare_checksums(examined)
             if not self._is_damaged:
-                opened = partial(backend.store.open, path)
+                open_store = partial(backend.store.open, path)
                 read_all = deep and not examined.has_checksums
-                structure = self._structure(opened, read_all=read_all)
-        # Of bytes that are not those that were written, nothing can be expected.
+                structure_findings = self._check_structure(open_store, read_all=read_all)
+        # Findings about the structure are meaningless if bytes are damaged.
         if not self._is_damaged:
-            self.findings += structure
+            self.findings += structure_findings
 
     @property
     def _is_damaged(self) -> bool:
-        """Whether bytes are known not to be those that were written, beyond what can be mended."""
+        """Whether there is damage that cannot be repaired."""
         return any(f.verdict is Verdict.DAMAGED and not f.mendable for f in self.findings)
 
-    def _compare_meanwhile(
-        self, examined: Examination, opened: Callable[[], ArrayStore]
+    def _check_concurrently(
+        self, examined: Examination, open_store: Callable[[], ArrayStore]
     ) -> list[Finding]:
-        """Compare while the structure is looked at: one waits for the disk, the other decodes."""
-        with ThreadPoolExecutor(1, thread_name_prefix="scdl-verify") as aside:
-            structure = aside.submit(self._structure, opened, read_all=False)
+        """Compare checksums, limited by the disk, while checking the structure, by the CPU."""
+        with ThreadPoolExecutor(1, thread_name_prefix="scdl-verify") as executor:
+            structure = executor.submit(self._check_structure, open_store, read_all=False)
             try:
-                self._compare(examined)
+                self._compare_checksums(examined)
             except BaseException:
                 self._is_over = True
                 raise
         return structure.result()
 
-    def _compare(self, examined: Examination) -> None:
+    def _compare_checksums(self, examined: Examination) -> None:
         def check(piece: Piece) -> Finding | None:
             return piece.check()
 
         self.nbytes = examined.nbytes
-        with self._bar("checksums", self.nbytes, "B") as bar:
-            for piece, found in in_parallel(check, examined.pieces, READERS):
+        with self._progress_bar("checksums", self.nbytes, "B") as bar:
+            for piece, mismatch in in_parallel(check, examined.pieces, READERS):
                 bar.update(piece.nbytes)
-                if found is not None:
-                    self.findings.append(found)
+                if mismatch is not None:
+                    self.findings.append(mismatch)
 
-    def _structure(self, opened: Callable[[], ArrayStore], *, read_all: bool) -> list[Finding]:
-        store, findings = _opened(opened)
+    def _check_structure(
+        self, open_store: Callable[[], ArrayStore], *, read_all: bool
+    ) -> list[Finding]:
+        store, findings = _open_store(open_store)
         if store is None:
             return findings
         with store:
-            todo = structure.checks(store, read_all=read_all)
-            total = structure.size(store, read_all=read_all)
-            with self._bar("structure", total, "value") as bar:
-                for check, found in in_parallel(_checked, todo, n_threads()):
+            checks = structure.checks(store, read_all=read_all)
+            total = structure.total_size(store, read_all=read_all)
+            with self._progress_bar("structure", total, "value") as bar:
+                for check, results in in_parallel(_run_check, checks, n_threads()):
                     bar.update(check.size)
-                    findings += found
+                    findings += results
                     if self._is_over or self._is_damaged:
                         break
         return findings
 
-    def _bar(self, what: str, total: int, unit: str) -> tqdm[Any]:
-        return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=not self._progress)
+    def _progress_bar(self, name: str, total: int, unit: str) -> tqdm[Any]:
+        return tqdm(desc=name, total=total, unit=unit, unit_scale=True, disable=not self._progress)
 
 
-def _opened(opened: Callable[[], ArrayStore]) -> tuple[ArrayStore | None, list[Finding]]:
-    """What was opened if it could be, and what was found at that."""
+def _open_store(open_store: Callable[[], ArrayStore]) -> tuple[ArrayStore | None, list[Finding]]:
+    """The open store, or None, and the findings of opening it."""
     try:
-        store = opened()
+        store = open_store()
     except ScdlError as error:
-        return None, [finding(error)]
+        return None, [as_finding(error)]
     verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
     return store, [Finding(text, verdict, mendable=store.stale) for text in store.remarks]
 
 
-def _checked(check: structure.Check) -> list[Finding]:
+def _run_check(check: structure.Check) -> list[Finding]:
     try:
         return check.run()
     except (ScdlError, OSError) as error:
-        return [finding(error)]
+        return [as_finding(error)]
 
 
-def finding(error: Exception) -> Finding:
-    """What an error of reading means: damage, or that something else is missing to tell."""
-    return Finding(str(error), Verdict.UNKNOWN if isinstance(error, _UNCLEAR) else Verdict.DAMAGED)
+def as_finding(error: Exception) -> Finding:
+    """Convert an error of reading to a finding: damage, or unknown if the error is no evidence."""
+    is_damage = not isinstance(error, _INCONCLUSIVE)
+    return Finding(str(error), Verdict.DAMAGED if is_damage else Verdict.UNKNOWN)

@@ -1,1 +1,1 @@
-"""Threads, caches, compiled code, Arrow; nothing here knows of archives."""
+"""Threads, caches, compiled kernels and Arrow helpers, independent of archives."""

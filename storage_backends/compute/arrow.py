@@ -1,7 +1,6 @@
-"""Arrow arrays of what NumPy and Python hold.
+"""Arrow arrays from NumPy arrays and Python objects, without pandas.
 
-``pyarrow.array`` imports pandas whatever it is given, which takes longer than to convert a small
-file. These do not.
+``pyarrow.array`` always imports pandas, which takes longer than converting a small file.
 """
 
 from __future__ import annotations
@@ -16,34 +15,34 @@ from numpy.typing import NDArray
 
 
 def numbers(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa.Array:
-    """Numbers or booleans, whose memory is shared where it can be.
+    """Arrow array of numbers or booleans; shares the memory of `values` if possible.
 
     Parameters
     ----------
     values
-        One-dimensional.
+        One-dimensional array.
     absent
-        Which of them are null; None: none of them.
+        Mask of null values; None: no nulls.
     """
     (n,) = values.shape
     native = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-    held = _bits(native) if native.dtype == bool else pa.py_buffer(native)
-    valid = None if absent is None or not absent.any() else _bits(~absent)
-    return pa.Array.from_buffers(pa.from_numpy_dtype(native.dtype), n, [valid, held])
+    data = _bitmap(native) if native.dtype == bool else pa.py_buffer(native)
+    valid = None if absent is None or not absent.any() else _bitmap(~absent)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(native.dtype), n, [valid, data])
 
 
 def text(values: Sequence[str | bytes]) -> pa.Array:
-    """Strings, or bytes in UTF-8, as ``large_string``; UnicodeDecodeError for other bytes."""
+    """Strings or UTF-8 bytes as ``large_string``; UnicodeDecodeError for other bytes."""
     encoded = [value if isinstance(value, bytes) else value.encode() for value in values]
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
     joined = b"".join(encoded)
-    held = [None, pa.py_buffer(offsets), pa.py_buffer(joined)]
     if not joined.isascii():
-        # Looks at each string on its own: two may make a character together.
+        # Validate each string on its own: invalid ones may be valid when joined.
         for value in encoded:
             value.decode()
-    return pa.Array.from_buffers(pa.large_string(), len(encoded), held)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(joined)]
+    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
 
 
 def is_text(type_: pa.DataType) -> bool:
@@ -51,35 +50,36 @@ def is_text(type_: pa.DataType) -> bool:
     return str(type_) in ("string", "large_string", "string_view")
 
 
-def same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """Whether two columns have one type and the same values; NaN is the same as NaN.
+def equal_columns(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Whether two columns have the same type and values; NaN equals NaN.
 
-    Categories count by their values, whatever their codes.
+    Categorical columns are compared by their values, not by their codes.
     """
     return bool(one.type == other.type and _comparable(one).equals(_comparable(other)))
 
 
 def shared_columns(tables: Iterable[pa.Table]) -> pa.Table:
-    """The columns that tables of as many rows have in common: of one name, type and content."""
-    found: pa.Table | None = None
+    """The columns that have the same name, type and values in all tables of equal length."""
+    shared: pa.Table | None = None
     for table in tables:
-        if found is None:
-            found = table
+        if shared is None:
+            shared = table
             continue
         names = [
             name
-            for name in found.schema.names
-            if name in table.schema.names and same(found[name], table[name])
+            for name in shared.schema.names
+            if name in table.schema.names and equal_columns(shared[name], table[name])
         ]
-        metadata = found.schema.metadata if found.schema.metadata == table.schema.metadata else None
-        found = found.select(names).replace_schema_metadata(metadata)
-    if found is None:
+        metadata = shared.schema.metadata
+        metadata = metadata if metadata == table.schema.metadata else None
+        shared = shared.select(names).replace_schema_metadata(metadata)
+    if shared is None:
         raise ValueError("there are no tables")
-    return found
+    return shared
 
 
 def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The same values in a type whose equal values compare as equal."""
+    """Decode categories and reinterpret floats as bits, so that NaNs compare equal."""
     if pa.types.is_dictionary(column.type):
         chunks = [chunk.dictionary_decode() for chunk in column.chunks]
         column = pa.chunked_array(chunks, column.type.value_type)
@@ -90,29 +90,29 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def without_missing(values: pa.Array) -> pa.Array:
-    """What is neither null nor NaN of some values."""
+    """The values that are neither null nor NaN."""
     return pc.filter(values, pc.invert(is_missing(values)))
 
 
 def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.DictionaryArray]:
-    """What makes codes, nulls among them, a categorical column as pandas has it.
+    """Return a function that converts codes to a categorical column valid in pandas.
 
-    Its categories are values, each once, and no halves: codes of a category that is null or NaN
-    become nulls, those of one that repeats become those of its first.
+    Categories become unique and non-null: codes of a null or NaN category become null, and codes
+    of a repeated category become those of its first occurrence.
     """
     if pa.types.is_floating(categories.type):
         # Arrow tells zeros by their signs.
-        categories = pc.add(_wide(categories), pa.scalar(0, category_type(categories.type)))
+        categories = pc.add(_widened(categories), pa.scalar(0, category_type(categories.type)))
     values = pc.unique(without_missing(categories))
     if len(values) == len(categories):
         return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
-    places = places_in(categories, values)
+    positions = positions_in(categories, values)
 
-    def coded(codes: pa.Array) -> pa.DictionaryArray:
-        codes = places.take(codes).cast(codes.type)
+    def to_categorical(codes: pa.Array) -> pa.DictionaryArray:
+        codes = positions.take(codes).cast(codes.type)
         return pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
 
-    return coded
+    return to_categorical
 
 
 def category_type(type_: pa.DataType) -> pa.DataType:
@@ -120,22 +120,22 @@ def category_type(type_: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(type_) else type_
 
 
-def places_in(values: pa.Array, among: pa.Array) -> pa.Array:
-    """Of each value its place among others, null where it is not one of them."""
-    return pc.index_in(_wide(values), _wide(among))
+def positions_in(values: pa.Array, among: pa.Array) -> pa.Array:
+    """Position of each value in `among`; null for values that are not in it."""
+    return pc.index_in(_widened(values), _widened(among))
 
 
-def _wide(values: pa.Array) -> pa.Array:
-    """The same values of a type that Arrow compares."""
+def _widened(values: pa.Array) -> pa.Array:
+    """Values with float16 widened to float32, as Arrow cannot compare float16."""
     return values.cast(pa.float32()) if pa.types.is_float16(values.type) else values
 
 
 def is_missing(values: pa.Array) -> pa.Array:
-    """Which values are null or NaN."""
+    """Mask of the values that are null or NaN."""
     if not pa.types.is_floating(values.type):
         return values.is_null()
-    return _wide(values).is_null(nan_is_null=True)
+    return _widened(values).is_null(nan_is_null=True)
 
 
-def _bits(values: NDArray[np.bool_]) -> pa.Buffer:
+def _bitmap(values: NDArray[np.bool_]) -> pa.Buffer:
     return pa.py_buffer(np.packbits(values, bitorder="little"))

@@ -1,4 +1,4 @@
-"""What is computed once."""
+"""Caches: lazy properties, lazy mappings and a bounded cache."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if sys.version_info >= (3, 12):
 else:
 
     class cached_property(functools.cached_property[_T]):
-        """The one of Python 3.12, without a lock that is held for all instances at once.
+        """``cached_property`` as of Python 3.12, without the lock of Python 3.11.
 
-        A fork could inherit it locked, and one property of an object waits for that of another. At
-        worst two threads compute the same; both get one of the two.
+        That lock is shared by all instances, so properties of different objects wait for each
+        other, and a fork could inherit it locked. Without it two threads may both compute a missing
+        value; the first stored wins.
         """
 
         @overload
@@ -38,33 +39,33 @@ else:
             return instance.__dict__.setdefault(self.attrname, self.func(instance))
 
 
-class Lazily(Mapping[str, _T]):
-    """A mapping whose keys are known, and whose values are made when they are asked for.
+class LazyMapping(Mapping[str, _T]):
+    """A mapping with known keys, whose values are computed on first access.
 
     Parameters
     ----------
     owner
-        What they are made of; it may keep the mapping, which refers to it weakly.
+        Argument of `make`; referenced weakly, so that it may hold the mapping.
     names
         The keys.
     make
-        Makes the value of a key of the owner, once.
+        Computes the value of a key from the owner.
     """
 
     def __init__(self, owner: _K, names: Iterable[str], make: Callable[[_K, str], _T]) -> None:
         self._owner, self._make = weakref.ref(owner), make
         self._names = dict.fromkeys(names)
-        self._made: dict[str, _T] = {}
+        self._values: dict[str, _T] = {}
 
     def __getitem__(self, name: str) -> _T:
         if name not in self._names:
             raise KeyError(name)
-        if name not in self._made:
+        if name not in self._values:
             owner = self._owner()
             if owner is None:
                 raise ArchiveClosedError(f"{name}: the archive was closed; open it again")
-            self._made.setdefault(name, self._make(owner, name))
-        return self._made[name]
+            self._values.setdefault(name, self._make(owner, name))
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -73,65 +74,65 @@ class Lazily(Mapping[str, _T]):
         return len(self._names)
 
 
-class Recent(Generic[_K, _V]):
-    """Values by key, of which those used last stay.
+class LRUCache(Generic[_K, _V]):
+    """A cache of the `max_size` most recently used values, by key.
 
-    Threads share it without a lock: a fork could inherit a lock locked, and garbage collected under
-    a lock may end threads that wait for it. Each method of OrderedDict is atomic under the GIL as
+    Threads share it without a lock: a fork could inherit it locked, and a finalizer that runs while
+    it is held could wait for a thread that needs it. Each method of OrderedDict is atomic under the GIL as
     long as no value is destroyed in it. Two threads may both compute a missing value; the first
     stored wins.
 
     Parameters
     ----------
-    most
-        Values that stay; or, with `size`, their size.
+    max_size
+        Maximum number of values, or their maximum total size if `size` is given.
     size
-        Size of a value, such as its bytes.
+        Computes the size of a value, such as its bytes.
     """
 
-    def __init__(self, most: int, size: Callable[[_V], int] | None = None) -> None:
-        self._most, self._size = most, size
-        self._kept: OrderedDict[_K, _V] = OrderedDict()
-        #: About the size of all values; threads may overwrite each other's sums.
+    def __init__(self, max_size: int, size: Callable[[_V], int] | None = None) -> None:
+        self._max_size, self._size = max_size, size
+        self._items: OrderedDict[_K, _V] = OrderedDict()
+        #: About the size of all values, as threads may overwrite each other's sums.
         self._total = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._items)
 
     def get(self, key: _K) -> _V | None:
-        """The value of a key, or None."""
-        kept = self._kept
-        found = kept.get(key)
-        if found is not None:
-            # Another thread may have let go of it.
+        """The cached value, or None."""
+        items = self._items
+        value = items.get(key)
+        if value is not None:
+            # Another thread may have removed it.
             with suppress(KeyError):
-                kept.move_to_end(key)
-        return found
+                items.move_to_end(key)
+        return value
 
-    def keep(self, key: _K, made: _V) -> _V:
-        """Store a value unless another thread was faster; returns the stored one."""
-        kept = self._kept
-        found = kept.setdefault(key, made)
+    def setdefault(self, key: _K, value: _V) -> _V:
+        """Store a value unless another thread stored one first; returns the stored value."""
+        items = self._items
+        stored = items.setdefault(key, value)
         if self._size is not None:
-            self._total += self._size(made) if found is made else 0
-            if self._total > self._most:
-                self._shrink(kept, self._size)
-            return found
-        while len(kept) > self._most:
+            self._total += self._size(value) if stored is value else 0
+            if self._total > self._max_size:
+                self._shrink(items, self._size)
+            return stored
+        while len(items) > self._max_size:
             with suppress(KeyError):
-                kept.popitem(last=False)
-        return found
+                items.popitem(last=False)
+        return stored
 
-    def _shrink(self, kept: OrderedDict[_K, _V], size: Callable[[_V], int]) -> None:
-        """Let go of an eighth more than must be, so that this happens rarely."""
-        total = sum(map(size, list(kept.values())))
-        while total > self._most - self._most // 8:
+    def _shrink(self, items: OrderedDict[_K, _V], size: Callable[[_V], int]) -> None:
+        """Remove an eighth more than necessary, so that this happens rarely."""
+        total = sum(map(size, list(items.values())))
+        while total > self._max_size - self._max_size // 8:
             try:
-                total -= size(kept.popitem(last=False)[1])
+                total -= size(items.popitem(last=False)[1])
             except KeyError:
                 break
         self._total = total
 
     def clear(self) -> None:
-        """Let go of everything."""
-        self._kept, self._total = OrderedDict(), 0
+        """Remove all values."""
+        self._items, self._total = OrderedDict(), 0

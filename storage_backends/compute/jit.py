@@ -1,4 +1,4 @@
-"""Compiling kernels with numba, cached on disk where there is a place for it."""
+"""Compilation of kernels with numba, cached on disk if a cache directory is writable."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ import numba
 from llvmlite import binding, ir
 from numba import extending, types
 
-#: Decorates a function that writes machine code, whose first argument callers leave out.
+#: ``numba.extending.intrinsic`` with a type; callers leave out the first argument.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
 
-#: Bytes of a line of the cache.
+#: Size of a cache line in bytes.
 LINE = 64
-#: Bytes that are fetched ahead: behind them the processor sees by itself what comes next.
-_MOST_AHEAD = 2_048
+#: Bytes to prefetch; after them the hardware prefetcher recognises the sequence.
+_MAX_PREFETCH = 2_048
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def target_has(feature: str) -> bool:
-    """Whether code is compiled for processors that have this, as LLVM calls it."""
-    # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES ask for others than the one that is here.
-    name, asked = (getattr(numba.config, f"CPU_{which}") for which in ("NAME", "FEATURES"))
-    if name is None and asked is None:
+    """Whether numba compiles for processors with a feature, by its LLVM name."""
+    # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES override the host's processor.
+    name, features = (getattr(numba.config, f"CPU_{key}") for key in ("NAME", "FEATURES"))
+    if name is None and features is None:
         return bool(binding.get_host_cpu_features().get(feature))
-    return f"+{feature}" in (asked or "").split(",")
+    return f"+{feature}" in (features or "").split(",")
 
 
 def kernel(function: _F) -> _F:
-    """Compile a function that works on plain arrays; it releases the GIL while it runs."""
+    """Compile a function of plain arrays; it releases the GIL while it runs."""
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
-        # No directory can be written, as in a read-only container: compile in every process.
+        # No cache directory is writable, as in a read-only container; compile in every process.
         compiled = numba.njit(nogil=True)(function)
     return cast(_F, compiled)
 
 
 @intrinsic
 def fetch_line(typingctx: Any, address: Any) -> Any:
-    """Begin to bring a line of memory to the cache; any address will do."""
+    """Prefetch a cache line; the address need not be valid."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        # For reading, to all caches, of data.
+        # Read access, maximal locality, data cache.
         options = number(0), number(3), number(1)
         builder.call(function, [builder.inttoptr(arguments[0], byte), *options])
         return context.get_dummy_value()
@@ -57,6 +57,6 @@ def fetch_line(typingctx: Any, address: Any) -> Any:
 
 @kernel
 def fetch_ahead(address: int, n_bytes: int) -> None:
-    """Begin to bring memory to the cache that is read in a moment; any address will do."""
-    for offset in range(0, min(n_bytes, _MOST_AHEAD), LINE):
+    """Prefetch memory that will be read soon; the address need not be valid."""
+    for offset in range(0, min(n_bytes, _MAX_PREFETCH), LINE):
         fetch_line(address + offset)

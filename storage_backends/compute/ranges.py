@@ -1,4 +1,4 @@
-"""Ranges of items, checked in one pass."""
+"""Validation of ranges of items in one pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage_backends.compute.jit import kernel
 
 @kernel
 def total_length(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int) -> int:
-    """Items in ranges, or -1 - the first one that is not half-open within ``[0, limit]``."""
+    """Total length of half-open ranges, or ``-1 - i`` if range `i` is not within ``[0, limit]``."""
     total = 0
     for i in range(len(starts)):
         if starts[i] < 0 or stops[i] < starts[i] or stops[i] > limit:

@@ -1,6 +1,6 @@
-"""Sorting the column ids within rows, compiled; both sides of the seam use it.
+"""Compiled sorting of the column ids within rows, used above and below the storage interface.
 
-It knows nothing of archives, and never writes outside its output, whatever the ids are.
+It never writes outside its output arrays, even for invalid ids.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from storage_backends.compute.jit import intrinsic, kernel
 from storage_backends.compute.threads import for_each, n_threads
 
-#: Returned where an id is not below the number of columns, or repeats within a row.
+#: Return values for an id that is not a column, or that repeats within a row.
 OUT_OF_RANGE, REPEATED = -1, -2
 
-#: Values below which a thread costs more than it saves.
-_LEAST_VALUES = 1 << 15
+#: Minimum number of values per thread; starting a thread for fewer does not pay off.
+_MIN_VALUES = 1 << 15
 
 
 @intrinsic
 def count_bits(typingctx: Any, word: Any) -> Any:
-    """Number of bits set."""
+    """Number of set bits."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
@@ -39,27 +39,27 @@ def sort_rows(
     out_data: NDArray[Any],
     out_indices: NDArray[Any],
 ) -> int:
-    """Copy rows with the column ids of each in rising order, in several threads.
+    """Copy rows with the column ids of each row sorted, in several threads.
 
     Parameters
     ----------
     data, indices, indptr
-        Rows; `indptr` is int64 from 0.
+        Rows in CSR form; `indptr` is int64 and starts at 0.
     n_columns
-        Every id must be below it.
+        Exclusive upper bound of the ids.
     out_data, out_indices
-        Output, of the lengths and types of `data` and `indices`, or of a wider integer type.
+        Outputs with the lengths and dtypes of `data` and `indices`, or wider integer dtypes.
 
     Returns
     -------
     int
-        Rows that were not in order, or :data:`OUT_OF_RANGE`, or :data:`REPEATED` where a row has an
-        id twice; then the output is not to be used.
+        Number of rows that were not sorted; :data:`OUT_OF_RANGE`, or :data:`REPEATED` if a row has
+        an id twice, and then the outputs are invalid.
     """
     if data.dtype == np.float16:
-        # Which numba does not know; values are only moved.
+        # numba does not support float16, and values are only moved.
         data, out_data = data.view(np.uint16), out_data.view(np.uint16)
-    pieces = min(n_threads(), max(1, len(indices) // _LEAST_VALUES))
+    pieces = min(n_threads(), max(1, len(indices) // _MIN_VALUES))
     edges = np.searchsorted(indptr, np.linspace(0, len(indices), pieces + 1)[1:-1])
     edges = np.concatenate([[0], edges, [len(indptr) - 1]])
     results = [0] * pieces
@@ -92,23 +92,23 @@ def _sort(
     n_unsorted = 0
     for row in range(len(indptr) - 1):
         start, stop = indptr[row], indptr[row + 1]
-        given, given_data = indices[start:stop], data[start:stop]
+        ids, values = indices[start:stop], data[start:stop]
         sorted_ids, sorted_data = out_indices[start:stop], out_data[start:stop]
         k = 1
-        while k < len(given) and given[k] > given[k - 1]:
+        while k < len(ids) and ids[k] > ids[k - 1]:
             k += 1
-        if k >= len(given):
-            # In order, so that the first and the last id are the extremes.
-            if len(given) and (given[0] < 0 or np.uint64(given[-1]) >= limit):
+        if k >= len(ids):
+            # The row is sorted, so its first and last ids are the extremes.
+            if len(ids) and (ids[0] < 0 or np.uint64(ids[-1]) >= limit):
                 return OUT_OF_RANGE
-            sorted_ids[:] = given
-            sorted_data[:] = given_data
+            sorted_ids[:] = ids
+            sorted_data[:] = values
             continue
         n_unsorted += 1
-        # One bit a column; the place of an id is the number of bits below its own.
-        for k in range(len(given)):
-            # A negative id becomes a large one.
-            column = np.uint64(given[k])
+        # Set one bit per id; the sorted position of an id is the number of bits below its own.
+        for k in range(len(ids)):
+            # Negative ids become large ones.
+            column = np.uint64(ids[k])
             if column >= limit:
                 return OUT_OF_RANGE
             seen[column >> high] |= one << (column & low)
@@ -116,16 +116,16 @@ def _sort(
         for word_index in range(n_words):
             before[word_index] = count
             count += np.int64(count_bits(seen[word_index]))
-        if count != len(given):
+        if count != len(ids):
             return REPEATED
-        for k in range(len(given)):
-            column = np.uint64(given[k])
+        for k in range(len(ids)):
+            column = np.uint64(ids[k])
             word = column >> high
-            place = before[word] + np.int64(
+            position = before[word] + np.int64(
                 count_bits(seen[word] & ((one << (column & low)) - one))
             )
-            sorted_ids[place] = given[k]
-            sorted_data[place] = given_data[k]
+            sorted_ids[position] = ids[k]
+            sorted_data[position] = values[k]
         seen[:] = np.uint64(0)
     return n_unsorted
 

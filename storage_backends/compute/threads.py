@@ -1,4 +1,4 @@
-"""The threads of one process that encode and decode chunks."""
+"""Thread pools and parallel iteration."""
 
 from __future__ import annotations
 
@@ -15,83 +15,84 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
-#: Most threads of this process, where it shares its cores with others; see :func:`limit`.
-_most: int | None = None
+#: Maximum number of threads of this process, or None; see :func:`limit`.
+_max_threads: int | None = None
 
 
-#: Threads that are one of as many as there are cores.
-_is_one_of_many = threading.local()
+#: Has the attribute `serial` in threads that must not use further threads.
+_thread_local = threading.local()
 
 
 def limit(n: int | None) -> None:
-    """Use no more than `n` threads from now on, as a process does that has a share of the cores.
+    """Limit the threads of this process to `n`, for processes that share the cores.
 
-    None takes the limit away.
+    None removes the limit.
     """
-    global _most
-    _most = n
+    global _max_threads
+    _max_threads = n
 
 
 def work_alone() -> None:
-    """Take no others to help this thread, since it is one of as many as there are cores."""
-    _is_one_of_many.is_so = True
+    """Use no further threads in this thread, since there is one such thread for every core."""
+    _thread_local.serial = True
 
 
 def n_threads() -> int:
-    """Cores that this thread may use."""
-    if hasattr(_is_one_of_many, "is_so"):
+    """Number of threads that this thread may use."""
+    if hasattr(_thread_local, "serial"):
         return 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return cores if _most is None else max(1, min(cores, _most))
+    return cores if _max_threads is None else max(1, min(cores, _max_threads))
 
 
 @cache
 def _pool(process: int, n: int) -> ThreadPoolExecutor:
-    """The threads of a process: a fork inherits none."""
+    """The thread pool of a process, by process id, as a fork does not inherit threads."""
     return ThreadPoolExecutor(n, thread_name_prefix="scdl")
 
 
 def submit(function: Callable[..., _T], *arguments: Any) -> Future[_T]:
-    """Call a function in a thread."""
+    """Call a function in a thread of the pool."""
     try:
         return _pool(os.getpid(), n_threads()).submit(function, *arguments)
     except RuntimeError:
         if threading.main_thread().is_alive():
             raise
-    # No thread begins any more, but those that have begun may read on: so it is done here.
-    done: Future[_T] = Future()
+    # The interpreter is shutting down: new threads cannot start, but running ones may still read.
+    future: Future[_T] = Future()
     try:
-        done.set_result(function(*arguments))
-    except BaseException as error:  # noqa: BLE001 - raised by who asks for the result
-        done.set_exception(error)
-    return done
+        future.set_result(function(*arguments))
+    except BaseException as error:  # noqa: BLE001 - raised by Future.result
+        future.set_exception(error)
+    return future
 
 
 def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
-    """Call a function with every item, in several threads; the first error is raised.
+    """Call a function with every item, in several threads; raises the first error.
 
-    Each thread takes the next item when it is ready, so that all end at about the same time.
+    Each thread takes the next item when it is ready, so that all threads end at about the same
+    time.
     """
     shared = iter(items)
 
     def work() -> None:
-        # Several threads may draw from the iterator of a sequence.
+        # The iterator of a sequence can be shared by threads.
         for item in shared:
             function(item)
 
-    # This thread is one of them: to be woken takes as long as to decode a chunk.
+    # The calling thread works, too, since waking a thread takes as long as decoding a chunk.
     futures: list[Future[None]] = []
     try:
         for _ in range(min(n_threads(), len(items)) - 1):
-            futures.append(submit(work))  # noqa: PERF401 - those that began are waited for
+            futures.append(submit(work))  # noqa: PERF401 - the `finally` waits for those submitted
         work()
     finally:
-        # What has not begun finds nothing to do any more; nobody works on when this returns.
-        begun = [future for future in futures if not future.cancel()]
-        failures = [failure for future in begun if (failure := future.exception()) is not None]
+        # Cancel threads that have not started, and wait for the others.
+        started = [future for future in futures if not future.cancel()]
+        failures = [failure for future in started if (failure := future.exception()) is not None]
     for failure in failures:
         raise failure
 
@@ -111,7 +112,7 @@ def pool_of(n: int, name: str, **options: Any) -> Iterator[ThreadPoolExecutor]:
 def ahead(
     pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], _T]], n_ahead: int
 ) -> Iterator[_T]:
-    """Results of tasks in their order, while at most `n_ahead` of the next ones are at work.
+    """Yield the results of tasks in order, with at most `n_ahead` further tasks submitted.
 
     Tasks are drawn when there is room for them. An exception in a task is raised where its result
     would have been returned.

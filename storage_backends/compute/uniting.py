@@ -1,9 +1,9 @@
-"""Columns of several tables as one: a type that holds the values of all.
+"""Concatenation of columns of several tables: a common type for the values of all.
 
-Types unite as those of pandas and anndata do, without objects: truth values and numbers become
-numbers, categories those of all tables, categories and text text. A column without a value (only
-NaN or nulls, as pandas has of columns that were never filled) takes the type of the others. What
-has no other type in common becomes text. A missing value stays missing, whatever the type.
+Types are combined as in pandas and anndata, but never to objects: booleans and numbers become
+numbers, categories become those of all tables, categories and text become text. A column without
+values (only NaN or nulls, as pandas has for columns that were never filled) takes the type of the
+others. Types without a common type become text. Missing values stay missing.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_backends.compute.arrow import is_missing, is_text, places_in, without_missing
+from storage_backends.compute.arrow import is_missing, is_text, positions_in, without_missing
 
-#: Integers up to which a float64 has every one.
-_EXACT = 1 << 53
+#: float64 represents all integers up to this one exactly.
+_MAX_EXACT = 1 << 53
 
 
-class Part(NamedTuple):
-    """A column of one of the tables.
+class ColumnPart(NamedTuple):
+    """The column in one of the tables.
 
     Attributes
     ----------
     type
-        As it is stored.
+        Stored type.
     categories
-        Of a categorical column.
+        Categories of a categorical column, else None.
     pieces
-        Gives its values some rows at a time, for what types alone do not tell.
+        Returns the values piece by piece, for decisions that depend on values.
     """
 
     type: pa.DataType
@@ -40,29 +40,29 @@ class Part(NamedTuple):
 
 
 class UnitedColumn:
-    """One column over several tables.
+    """A column that is concatenated from several tables.
 
     Parameters
     ----------
     parts
-        The column of each table that has it, at least one.
+        The column in each table that has it, at least one.
 
     Attributes
     ----------
     type
-        Of all values.
+        Common type.
     change
-        What is not as in each table, such as ``bool and int64 become int64``; empty where values,
-        categories and their order are.
+        Description of a change of values, categories or their order, such as ``bool and int64
+        become int64``; empty if nothing changes.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[ColumnPart]) -> None:
         self.type: pa.DataType
         self.change = ""
         self._categories: pa.Array | None = None
         if len({_group(part) for part in parts}) > 1:
-            filled = [part for part in parts if not _is_empty(part)]
-            # Of columns without a value one is as good as another, but for that of no type.
+            filled = [part for part in parts if not _has_no_values(part)]
+            # If no column has values, take any, but prefer one that has a type.
             parts = filled or [max(parts, key=lambda part: not pa.types.is_null(part.type))]
         if not all(pa.types.is_dictionary(part.type) for part in parts):
             self.type = self._common(parts)
@@ -71,72 +71,79 @@ class UnitedColumn:
         values = self._common(named)
         lists = [without_missing(cast(part.categories, values)) for part in named]
         longest = max(lists, key=len)
-        # An order is kept where one table has all categories, and the others some in that order.
+        # The order is kept if one table has all categories, and all others a part in that order.
         ordered = [part.type.ordered for part in named]
-        keeps = all(ordered) and all(_is_in_order(some, longest) for some in lists)
-        if any(ordered) and not keeps:
+        keeps_order = all(ordered) and all(_is_in_order(some, longest) for some in lists)
+        if any(ordered) and not keeps_order:
             self.change = self.change or "the categories are no longer ordered"
-        self._categories = longest if keeps else pc.unique(pa.concat_arrays(lists))
-        self.type = pa.dictionary(pa.int32(), values, keeps)
+        self._categories = longest if keeps_order else pc.unique(pa.concat_arrays(lists))
+        self.type = pa.dictionary(pa.int32(), values, keeps_order)
 
     def convert(self, column: pa.Array) -> pa.Array:
-        """Values of one of the tables as the common type.
+        """Convert values of one of the tables to the common type.
 
         Raises
         ------
         pyarrow.ArrowException
-            It does not hold one of them.
+            The common type cannot represent a value.
         """
         if column.null_count == len(column):
-            # Also of categories that no value has, and that may be of any type.
+            # Unused categories may have a type that cannot be cast.
             return self.nulls(len(column))
         if self._categories is None:
-            return cast(_decoded(column), self.type)
+            return cast(_decode_categories(column), self.type)
         if not pa.types.is_dictionary(column.type):
             values = cast(column, self._categories.type)
-            return self._coded(places_in(values, self._categories))
-        places = places_in(cast(column.dictionary, self._categories.type), self._categories)
-        return self._coded(places.take(column.indices))
+            return self._from_codes(positions_in(values, self._categories))
+        positions = positions_in(cast(column.dictionary, self._categories.type), self._categories)
+        return self._from_codes(positions.take(column.indices))
 
     def nulls(self, n: int) -> pa.Array:
-        """What stands for rows of a table that lacks the column."""
-        return pa.nulls(n, self.type) if self._categories is None else self._coded(_no_codes(n))
+        """Nulls for the rows of a table that lacks the column."""
+        if self._categories is None:
+            return pa.nulls(n, self.type)
+        return self._from_codes(pa.nulls(n, pa.int32()))
 
-    def _coded(self, codes: pa.Array) -> pa.Array:
+    def _from_codes(self, codes: pa.Array) -> pa.Array:
         return pa.DictionaryArray.from_arrays(codes, self._categories, ordered=self.type.ordered)
 
-    def _common(self, parts: Sequence[Part]) -> pa.DataType:
-        """The type of the united values; changes of the values are recorded."""
+    def _common(self, parts: Sequence[ColumnPart]) -> pa.DataType:
+        """The common type of the values; sets `change` if values change."""
         types = list(dict.fromkeys(_value_type(part.type) for part in parts))
         if len(types) == 1:
             return types[0]
-        kinds = {_kind(type_) for type_ in types}
-        found = _number(parts) if kinds <= {"bool", "int", "float"} else _other(types)
-        found = pa.large_string() if found is None else found
-        # Integers among floats are what they are everywhere.
-        if kinds not in ({_kind(found)}, {"int", "float"}) or _kind(found) not in kinds:
-            self.change = f"{' and '.join(map(_name, types))} become {_name(found)}"
-        return found
+        kinds = {_type_kind(type_) for type_ in types}
+        common = (
+            _common_number(parts) if kinds <= {"bool", "int", "float"} else _common_other(types)
+        )
+        common = pa.large_string() if common is None else common
+        # Integers that become floats keep their values.
+        if kinds not in ({_type_kind(common)}, {"int", "float"}) or _type_kind(common) not in kinds:
+            names = " and ".join(map(_type_name, types))
+            self.change = f"{names} become {_type_name(common)}"
+        return common
 
 
 def cast(values: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Values as a wider type, or as text as Python writes it; NaN becomes null where it must.
+    """Cast values to a wider type, or to text as Python formats them.
+
+    NaN becomes null unless the type is a floating type.
 
     Raises
     ------
     pyarrow.ArrowException
-        The type does not hold one of them.
+        The type cannot represent a value.
     """
     if values.type == type_:
         return values
     if pa.types.is_floating(values.type) and not pa.types.is_floating(type_):
         values = pc.if_else(is_missing(values), pa.scalar(None, values.type), values)
-    if pa.types.is_boolean(values.type) and _kind(type_) == "text":
+    if pa.types.is_boolean(values.type) and _type_kind(type_) == "text":
         return pc.if_else(values, pa.scalar("True", type_), pa.scalar("False", type_))
     return values.cast(type_)
 
 
-def _decoded(column: pa.Array) -> pa.Array:
+def _decode_categories(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
@@ -148,7 +155,7 @@ def _no_codes(n: int) -> pa.Array:
     return pa.nulls(n, pa.int32())
 
 
-def _kind(type_: pa.DataType) -> str:
+def _type_kind(type_: pa.DataType) -> str:
     if is_text(type_):
         return "text"
     if pa.types.is_boolean(type_):
@@ -158,61 +165,61 @@ def _kind(type_: pa.DataType) -> str:
     return "float" if pa.types.is_floating(type_) else str(type_)
 
 
-def _name(type_: pa.DataType) -> str:
-    """What people call a type."""
-    return "text" if _kind(type_) == "text" else str(type_)
+def _type_name(type_: pa.DataType) -> str:
+    """Name of a type for messages."""
+    return "text" if _type_kind(type_) == "text" else str(type_)
 
 
-def _group(part: Part) -> tuple[bool, str]:
-    """Columns of one group unite whether or not they have a value."""
-    return pa.types.is_dictionary(part.type), _kind(_value_type(part.type))
+def _group(part: ColumnPart) -> tuple[bool, str]:
+    """Key of types that have a common type regardless of their values."""
+    return pa.types.is_dictionary(part.type), _type_kind(_value_type(part.type))
 
 
-def _is_empty(part: Part) -> bool:
-    """Whether a column has no value in any row; reads no more than needed."""
+def _has_no_values(part: ColumnPart) -> bool:
+    """Whether all values of a column are missing; stops reading at the first value."""
     if pa.types.is_null(part.type) or _has_no_categories(part):
         return True
-    return not any(len(without_missing(_decoded(piece))) for piece in part.pieces())
+    return not any(len(without_missing(_decode_categories(piece))) for piece in part.pieces())
 
 
-def _has_no_categories(part: Part) -> bool:
+def _has_no_categories(part: ColumnPart) -> bool:
     return part.categories is not None and len(part.categories) == 0
 
 
-def _number(parts: Sequence[Part]) -> pa.DataType | None:
-    """The type of numbers as NumPy unites them; None where it would not hold all exactly."""
+def _common_number(parts: Sequence[ColumnPart]) -> pa.DataType | None:
+    """The common type of numbers as in NumPy; None if it cannot represent all values exactly."""
     types = {_value_type(part.type) for part in parts}
     common = np.result_type(*(type_.to_pandas_dtype() for type_ in types))
     wide = [part for part in parts if str(_value_type(part.type)) in ("int64", "uint64")]
     if common == np.float16:
-        # Arrow makes few numbers halves.
+        # Arrow has few conversions to float16.
         common = np.dtype(np.float32)
     if common.kind != "f" or not wide:
         return pa.from_numpy_dtype(common)
     low, high = _extent(wide)
     if any(map(pa.types.is_floating, types)):
-        return pa.from_numpy_dtype(common) if -_EXACT <= low <= high <= _EXACT else None
-    # Signed and unsigned: NumPy has no integers of both.
+        return pa.from_numpy_dtype(common) if -_MAX_EXACT <= low <= high <= _MAX_EXACT else None
+    # NumPy has no integer type for both int64 and uint64.
     low = min(low, _extent(parts)[0])
     if high <= np.iinfo(np.int64).max:
         return pa.int64()
     return pa.uint64() if low >= 0 else None
 
 
-def _extent(parts: Sequence[Part]) -> tuple[int, int]:
-    """The smallest and the largest of some integers, and zero."""
+def _extent(parts: Sequence[ColumnPart]) -> tuple[int, int]:
+    """Minimum and maximum of integers and zero."""
     low, high = 0, 0
     for part in parts:
         pieces = part.pieces() if part.categories is None else [part.categories]
         for piece in pieces:
-            found: dict[str, Any] = pc.min_max(piece).as_py()
-            low, high = min(low, found["min"] or 0), max(high, found["max"] or 0)
+            extent: dict[str, Any] = pc.min_max(piece).as_py()
+            low, high = min(low, extent["min"] or 0), max(high, extent["max"] or 0)
     return low, high
 
 
-def _other(types: Sequence[pa.DataType]) -> pa.DataType | None:
-    """The type that holds times, or text of several kinds, without a loss."""
-    if len({_kind(type_) == "text" for type_ in types}) > 1:
+def _common_other(types: Sequence[pa.DataType]) -> pa.DataType | None:
+    """The lossless common type of times, or of string types; None if there is none."""
+    if len({_type_kind(type_) == "text" for type_ in types}) > 1:
         return None
     try:
         schemas = [pa.schema([pa.field("x", type_)]) for type_ in types]
@@ -222,6 +229,6 @@ def _other(types: Sequence[pa.DataType]) -> pa.DataType | None:
 
 
 def _is_in_order(some: pa.Array, of: pa.Array) -> bool:
-    """Whether categories are among others, in the order of those."""
-    places = places_in(some, of)
-    return not places.null_count and bool((np.diff(places.to_numpy()) > 0).all())
+    """Whether categories are a part of others, in the same order."""
+    positions = positions_in(some, of)
+    return not positions.null_count and bool((np.diff(positions.to_numpy()) > 0).all())

@@ -1,4 +1,4 @@
-"""Reading without warnings, in several threads at once."""
+"""Thread-safe suppression of warnings."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class _Quiet:
-    """The filters of warnings of this process, how many threads have added to them, and what."""
+class _Filters:
+    """Warning filters that were added to this process, and the number of threads using them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.n_threads = 0
-        self.kept = warnings.catch_warnings()
+        self.original = warnings.catch_warnings()
         self.messages: set[str] = set()
 
 
-_quiet = _Quiet()
+_filters = _Filters()
 
 
 @contextmanager
-def quiet(*messages: str) -> Iterator[None]:
-    """Without warnings that begin with one of some messages, which are regular expressions.
+def ignore_warnings(*messages: str) -> Iterator[None]:
+    """Ignore warnings whose messages match one of the regular expressions at their beginning.
 
-    Filters are those of the process: what the first thread found comes back when the last one is
-    done, since a thread that put back its own would take away those of the others.
+    Warning filters belong to the process, not to a thread. The first thread saves the original
+    filters, and the last one restores them; otherwise a thread would remove the filters of others.
     """
-    filters = _quiet
+    filters = _filters
     with filters.lock:
         if filters.n_threads == 0:
-            filters.kept = warnings.catch_warnings()
-            filters.kept.__enter__()
+            filters.original = warnings.catch_warnings()
+            filters.original.__enter__()
             filters.messages.clear()
         filters.n_threads += 1
-        # A filter that is added again is taken out first, and missed by who warns in between.
+        # Adding an existing filter again would remove it for a moment, in which threads may warn.
         for message in set(messages) - filters.messages:
             warnings.filterwarnings("ignore", message=message)
         filters.messages.update(messages)
@@ -46,14 +46,14 @@ def quiet(*messages: str) -> Iterator[None]:
         with filters.lock:
             filters.n_threads -= 1
             if filters.n_threads == 0:
-                filters.kept.__exit__(None, None, None)
+                filters.original.__exit__(None, None, None)
 
 
-def _begin_fork() -> None:
-    """A fork has none of the threads that may hold its parent's lock."""
-    global _quiet
-    _quiet = _Quiet()
+def _reset_after_fork() -> None:
+    """Replace the lock, which a thread of the parent process may have held."""
+    global _filters
+    _filters = _Filters()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_fork)
+    os.register_at_fork(after_in_child=_reset_after_fork)

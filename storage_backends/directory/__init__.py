@@ -1,1 +1,1 @@
-"""Archives that are directories: locks, publication, checksums, repair."""
+"""Archives stored as directories: locks, atomic publication, checksums and repair."""

@@ -1,12 +1,13 @@
 """CRC32C of every block of every file of an archive, computed while the files are written.
 
-The sums stand in one file of the archive. Numbers are little-endian::
+The checksums are stored in one file of the archive. Numbers are little-endian::
 
     char[8] "SCDLCRC1"    uint64 n    n bytes of JSON: {"block": B, "files": [[path, size], ...]}
     uint32 for each block of the first file, then of the second, and so on
-    uint32                the CRC32C of all that stands before
+    uint32                the CRC32C of everything before
 
-A block is B bytes, the last of a file what remains. Paths are relative to the archive, with ``/``.
+A block is B bytes; the last block of a file may be shorter. Paths are relative to the archive,
+with ``/``.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from numpy.typing import NDArray
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum, crc32c
 from storage_backends.errors import ArchiveFormatError
 
-#: Bytes that share a checksum.
+#: Bytes per checksum.
 BLOCK = 1 << 20
-#: What a reader holds at once must not depend on what a file says.
-_LARGEST_BLOCK = 1 << 26
-#: Bytes after which the system is told to write them to the disk.
-_BEHIND = 1 << 24
+#: Limit of the block size that a file may declare, which bounds the memory of a reader.
+_MAX_BLOCK = 1 << 26
+#: Bytes after which the operating system is asked to start writing them to the disk.
+_WRITE_BEHIND_BYTES = 1 << 24
 _MAGIC = b"SCDLCRC1"
 _LENGTH = struct.Struct("<8sQ")
 
 
-class Sums(NamedTuple):
-    """Checksums of one file."""
+class FileChecksums(NamedTuple):
+    """Size of a file, and checksums of its blocks."""
 
     size: int
-    #: uint32, of each block.
+    #: Checksum of each block, uint32.
     blocks: NDArray[np.uint32]
 
 
-class Running:
-    """Checksums of what is written to one file, piece by piece."""
+class RunningChecksums:
+    """Checksums of one file, computed incrementally while it is written."""
 
     def __init__(self, block: int = BLOCK) -> None:
         self._block = block
@@ -54,7 +55,7 @@ class Running:
         self._last = 0
 
     def update(self, data: bytes | memoryview) -> None:
-        """Take in what follows."""
+        """Add the next bytes of the file."""
         position = 0
         while position < len(data):
             within = self._size % self._block
@@ -66,21 +67,21 @@ class Running:
                 self._done.append(self._last)
                 self._last = 0
 
-    def sums(self) -> Sums:
-        """Checksums of all that was taken in."""
+    def result(self) -> FileChecksums:
+        """Checksums of all bytes added so far."""
         rest = [self._last] if self._size % self._block else []
-        return Sums(self._size, np.array(self._done + rest, np.uint32))
+        return FileChecksums(self._size, np.array(self._done + rest, np.uint32))
 
 
-def sums_of(data: bytes | memoryview, block: int = BLOCK) -> Sums:
-    """Checksums of a file that holds `data`."""
-    running = Running(block)
+def file_checksums(data: bytes | memoryview, block: int = BLOCK) -> FileChecksums:
+    """Checksums of a file with content `data`."""
+    running = RunningChecksums(block)
     running.update(data)
-    return running.sums()
+    return running.result()
 
 
 def n_blocks(size: int, block: int = BLOCK) -> int:
-    """Blocks of a file of `size` bytes."""
+    """Number of blocks of a file of `size` bytes."""
     return -(-size // block)
 
 
@@ -89,69 +90,71 @@ class Table(NamedTuple):
 
     Parameters
     ----------
+    files
+        Checksums of each file.
     block
-        Bytes that share a checksum.
+        Bytes per checksum.
     """
 
-    files: Mapping[str, Sums]
+    files: Mapping[str, FileChecksums]
     block: int = BLOCK
 
     def to_bytes(self) -> bytes:
-        """As the file that holds them."""
+        """Serialise to the format of the file of checksums."""
         listed = [[path, sums.size] for path, sums in sorted(self.files.items())]
-        said = json.dumps({"block": self.block, "files": listed}).encode()
+        header = json.dumps({"block": self.block, "files": listed}).encode()
         sums = [sums.blocks.astype("<u4").tobytes() for _, sums in sorted(self.files.items())]
-        content = b"".join([_LENGTH.pack(_MAGIC, len(said)), said, *sums])
+        content = b"".join([_LENGTH.pack(_MAGIC, len(header)), header, *sums])
         return content + checksum(content)
 
-    def renewed(self, files: Mapping[str, bytes]) -> Table:
-        """With the checksums of files that now hold something else, by path."""
-        renewed = {path: sums_of(data, self.block) for path, data in files.items()}
-        return Table({**self.files, **renewed}, self.block)
+    def updated(self, files: Mapping[str, bytes]) -> Table:
+        """Copy of the table with new checksums for files with new content, by path."""
+        changed = {path: file_checksums(data, self.block) for path, data in files.items()}
+        return Table({**self.files, **changed}, self.block)
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
-        """Parse and check; `where` opens the message of an ArchiveFormatError."""
+        """Parse and validate; an ArchiveFormatError begins with `where`."""
         if len(data) < _LENGTH.size + CHECKSUM_BYTES or data[: len(_MAGIC)] != _MAGIC:
-            raise ArchiveFormatError(f"{where}: these are no checksums of scdl; {_REMOVE}")
-        content, sum_ = memoryview(data)[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-        if checksum(content) != sum_:
-            raise ArchiveFormatError(f"{where}: the checksums are damaged themselves; {_REMOVE}")
+            raise ArchiveFormatError(f"{where}: this is not a file of scdl checksums; {_REMOVE}")
+        content, stored = memoryview(data)[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+        if checksum(content) != stored:
+            raise ArchiveFormatError(f"{where}: the file of checksums is damaged; {_REMOVE}")
         end = _LENGTH.size + _LENGTH.unpack_from(data)[1]
         try:
             return cls._parse(json.loads(bytes(content[_LENGTH.size : end])), content[end:])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ArchiveFormatError(
-                f"{where}: these are no checksums of scdl ({error!r:.100}); {_REMOVE}"
+                f"{where}: this is not a file of scdl checksums ({error!r:.100}); {_REMOVE}"
             ) from error
 
     @classmethod
-    def _parse(cls, said: Any, sums: memoryview) -> Self:
-        block = said["block"]
-        if type(block) is not int or not 1 <= block <= _LARGEST_BLOCK:
+    def _parse(cls, header: Any, sums: memoryview) -> Self:
+        block = header["block"]
+        if type(block) is not int or not 1 <= block <= _MAX_BLOCK:
             raise ValueError(f"bad block {block!r:.50}")
         numbers, start, files = np.frombuffer(sums, "<u4"), 0, {}
-        for path, size in said["files"]:
+        for path, size in header["files"]:
             if not _is_within(path) or type(size) is not int or size < 0 or path in files:
                 raise ValueError(f"bad file {path!r:.50} of {size!r:.50} bytes")
             stop = start + n_blocks(size, block)
-            files[path] = Sums(size, numbers[start:stop])
+            files[path] = FileChecksums(size, numbers[start:stop])
             start = stop
         if start != len(numbers):
             raise ValueError(f"{len(numbers)} sums for {start} blocks")
         return cls(files, block)
 
 
-_REMOVE = "remove the file, and give new ones with `scdl verify --add-checksums`"
+_REMOVE = "remove the file, and add new checksums with `scdl verify --add-checksums`"
 
 
 def _is_within(path: Any) -> bool:
-    """Whether a path of others stays within the archive."""
+    """Whether an untrusted relative path stays within the archive."""
     return isinstance(path, str) and "\0" not in path and not {"", ".", ".."} & {*path.split("/")}
 
 
 class Recorder:
-    """Writes the files of one archive, and knows the checksums of what it wrote.
+    """Writes the files of one archive and records their checksums.
 
     Parameters
     ----------
@@ -161,11 +164,11 @@ class Recorder:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._running: dict[str, Running] = {}
+        self._running: dict[str, RunningChecksums] = {}
 
     def create(self, path: str) -> CheckedFile:
-        """Begin a file, which must not exist; `path` is absolute."""
-        running = Running()
+        """Create a file, which must not exist; `path` is absolute."""
+        running = RunningChecksums()
         file = CheckedFile(path, running)
         self._running[self._key(path)] = running
         return file
@@ -176,8 +179,8 @@ class Recorder:
             file.write(data)
 
     def note(self, key: str, data: bytes | memoryview) -> None:
-        """Record what another wrote to the file `key`."""
-        running = Running()
+        """Record the content of the file `key`, which other code wrote."""
+        running = RunningChecksums()
         running.update(data)
         self._running[key] = running
 
@@ -189,12 +192,12 @@ class Recorder:
             self._running[after + key[len(before) :]] = self._running.pop(key)
 
     def forget(self, prefix: str) -> None:
-        """Know nothing any more of a file, or of those of a directory; `prefix` is relative."""
+        """Drop the checksums of a file, or of all files in a directory; `prefix` is relative."""
         for key in self._below(prefix.rstrip("/")):
             self._running.pop(key, None)
 
     def remove(self, directory: str) -> None:
-        """Remove a directory, where it is there; the path is absolute."""
+        """Remove a directory, if it exists; the path is absolute."""
         shutil.rmtree(directory, ignore_errors=True)
         self.forget(self._key(directory))
 
@@ -206,31 +209,31 @@ class Recorder:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
 
     def table(self) -> Table:
-        """Checksums of all that was written."""
-        return Table({key: running.sums() for key, running in self._running.items()})
+        """Checksums of all recorded files."""
+        return Table({key: running.result() for key, running in self._running.items()})
 
 
 class CheckedFile:
-    """A file that is written from front to back, with running checksums; pyarrow writes to it."""
+    """A file that is written sequentially, with running checksums; pyarrow can write to it."""
 
-    def __init__(self, path: str, running: Running) -> None:
+    def __init__(self, path: str, running: RunningChecksums) -> None:
         self._running = running
-        #: Bytes written, and those of them that are on their way to the disk.
+        #: Bytes written, and bytes that the system was asked to write to the disk.
         self._position, self._sent = 0, 0
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def write(self, data: Any) -> int:
-        """Write bytes, all of them."""
+        """Write all of the bytes."""
         rest = memoryview(data).cast("B")
         size = len(rest)
-        # A core that has just computed a checksum has the block at hand.
+        # Write each block right after its checksum, while it is still in the cache.
         for start in range(0, size, BLOCK):
             part = rest[start : start + BLOCK]
             self._running.update(part)
             while part:
                 part = part[os.write(self._descriptor, part) :]
         self._position += size
-        if self._position - self._sent >= _BEHIND:
+        if self._position - self._sent >= _WRITE_BEHIND_BYTES:
             write_behind(self._descriptor, self._sent, self._position - self._sent)
             self._sent = self._position
         return size
@@ -240,15 +243,15 @@ class CheckedFile:
         return self._position
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing, as writes are not buffered."""
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the file is closed."""
         return self._descriptor < 0
 
     def close(self) -> None:
-        """Close; again does nothing."""
+        """Close the file; closing it again does nothing."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
@@ -260,27 +263,27 @@ class CheckedFile:
         self.close()
 
 
-#: Of ``sync_file_range``: begin to write, and wait for nothing.
-_BEGIN = 2
+#: SYNC_FILE_RANGE_WRITE of ``sync_file_range``: start writing without waiting.
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def write_behind(descriptor: int, start: int, n_bytes: int) -> None:
-    """Begin to write a range of a file to the disk.
+    """Ask the operating system to start writing a range of a file to the disk.
 
-    Otherwise the system begins when much has gathered, or when the file is flushed, which then
-    takes as long as the disk does. Nothing is promised: whatever goes wrong flushing tells.
+    Otherwise it starts only when many bytes are waiting, or when the file is flushed, and flushing
+    then takes long. Errors are ignored: flushing the file reports them.
     """
-    if begin := _sync_file_range():
-        begin(descriptor, start, n_bytes, _BEGIN)
+    if sync_file_range := _sync_file_range():
+        sync_file_range(descriptor, start, n_bytes, _SYNC_FILE_RANGE_WRITE)
 
 
 @cache
 def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """The function of Linux; None where there is none."""
+    """The Linux function ``sync_file_range``, or None if it does not exist."""
     try:
         function = ctypes.CDLL(None).sync_file_range
     except (OSError, AttributeError, TypeError):
         return None
     function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    called: Callable[[int, int, int, int], int] = function
-    return called
+    typed: Callable[[int, int, int, int], int] = function
+    return typed

@@ -1,4 +1,4 @@
-"""Comparing the files of an archive with their checksums, piece by piece, each once."""
+"""Comparison of the files of an archive with their checksums, piece by piece."""
 
 from __future__ import annotations
 
@@ -10,56 +10,58 @@ from functools import partial
 from typing import NamedTuple
 
 from storage_backends.capabilities import Finding, Piece, Verdict
-from storage_backends.directory.checksums import Sums, n_blocks
+from storage_backends.directory.checksums import FileChecksums, n_blocks
 from storage_backends.directory.content import crc32c
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 
-#: Bytes that are read at once; the more, the later is the first file compared, and can be read.
+#: Bytes to read at once. Larger pieces delay the first file that is completely compared.
 PIECE = 1 << 20
-_CHANGED = (
+_IF_INTENDED = (
     "if another program changed it on purpose, remove {} and run `scdl verify --add-checksums`"
 )
 
-_memory = threading.local()
+_thread_local = threading.local()
 
 
-class Place(NamedTuple):
-    """Where an archive and its checksums are."""
+class ArchivePaths(NamedTuple):
+    """Paths of an archive, its files and its checksums."""
 
     root: str
     checksums: str
 
     @property
     def table(self) -> str:
-        """Path of the checksums."""
+        """Path of the file of checksums."""
         return os.path.join(self.root, self.checksums)
 
-    def path(self, key: str) -> str:
+    def file(self, key: str) -> str:
         """Path of a file."""
         return os.path.join(self.root, *key.split("/"))
 
     @property
     def advice(self) -> str:
-        """What to do about other bytes than were written."""
-        return f"{COPY_AGAIN}; {_CHANGED.format(self.table)}"
+        """Advice for files that do not match their checksums."""
+        return f"{COPY_AGAIN}; {_IF_INTENDED.format(self.table)}"
 
 
 class Comparison:
-    """Files whose pieces any threads may compare; goes through all pieces, made as they are needed.
+    """Comparison of files with their checksums; an iterable of pieces for any threads.
+
+    Each piece is compared only once.
 
     Parameters
     ----------
     files
-        What is expected of each, in the order in which they are gone through.
+        Expected checksums of each file, in the order of comparison.
     block
-        Bytes of which there is a checksum each.
+        Bytes per checksum.
     """
 
-    def __init__(self, place: Place, files: Mapping[str, Sums], block: int) -> None:
-        self._place, self._files, self._block = place, files, block
+    def __init__(self, paths: ArchivePaths, files: Mapping[str, FileChecksums], block: int) -> None:
+        self._paths, self._files, self._block = paths, files, block
         self._step = max(1, PIECE // block) * block
         self._changed = threading.Condition()
-        #: Where pieces start: of those being compared, and of those that are sound.
+        #: Pieces being compared, start of the sound pieces of each file, and sound files.
         self._running: set[tuple[str, int]] = set()
         self._compared: dict[str, set[int]] = {}
         self._sound: set[str] = set()
@@ -71,14 +73,14 @@ class Comparison:
                 yield Piece(nbytes, partial(self._compare, key, start))
 
     def require(self, key: str) -> None:
-        """Compare what was not compared yet of a file; ArchiveFormatError where it is damaged."""
+        """Compare the remaining pieces of a file; ArchiveFormatError if it is damaged."""
         if key in self._sound or key not in self._files:
             return
         for start in range(0, self._files[key].size, self._step):
-            found = self._compare(key, start)
-            # What may not be read may be sound; reading it says the same.
-            if found is not None and found.verdict is Verdict.DAMAGED:
-                raise ArchiveFormatError(found.message)
+            finding = self._compare(key, start)
+            # A file that may not be read may still be sound; reading it raises its own error.
+            if finding is not None and finding.verdict is Verdict.DAMAGED:
+                raise ArchiveFormatError(finding.message)
 
     def _compare(self, key: str, start: int) -> Finding | None:
         piece = key, start
@@ -88,51 +90,51 @@ class Comparison:
                 return None
             self._running.add(piece)
         try:
-            found = self._check(key, start)
-            if found is None:
+            finding = self._check_piece(key, start)
+            if finding is None:
                 with self._changed:
-                    self._note_sound(key, start)
-            return found
+                    self._mark_sound(key, start)
+            return finding
         finally:
             with self._changed:
                 self._running.remove(piece)
                 self._changed.notify_all()
 
-    def _note_sound(self, key: str, start: int) -> None:
+    def _mark_sound(self, key: str, start: int) -> None:
         compared = self._compared.setdefault(key, set())
         compared.add(start)
         if len(compared) == n_blocks(self._files[key].size, self._step):
-            # Of large archives the pieces would be too many to remember.
+            # Remember only the file: large archives have too many pieces.
             del self._compared[key]
             self._sound.add(key)
 
-    def _check(self, key: str, start: int) -> Finding | None:
-        sums, path = self._files[key], self._place.path(key)
+    def _check_piece(self, key: str, start: int) -> Finding | None:
+        sums, path = self._files[key], self._paths.file(key)
         try:
-            data = _read(path, start, min(self._step, sums.size - start))
+            data = _read_piece(path, start, min(self._step, sums.size - start))
         except OSError as error:
-            return unreadable(path, error)
+            return unreadable_finding(path, error)
         first = start // self._block
         expected = sums.blocks[first : first + self._step // self._block].tolist()
         for i, wanted in enumerate(expected):
-            part = data[i * self._block : (i + 1) * self._block]
-            found = crc32c(part)
-            if found != wanted:
-                where = start + i * self._block
+            block = data[i * self._block : (i + 1) * self._block]
+            actual = crc32c(block)
+            if actual != wanted:
+                offset = start + i * self._block
                 return Finding(
-                    f"{path}: bytes {where:,} to {where + len(part):,} are not those that were "
-                    f"written: expected the checksum {wanted:08x}, found {found:08x}; "
-                    f"{self._place.advice}"
+                    f"{path}: bytes {offset:,} to {offset + len(block):,} differ from those "
+                    f"written: expected the checksum {wanted:08x}, found {actual:08x}; "
+                    f"{self._paths.advice}"
                 )
         return None
 
 
-def _read(path: str, start: int, nbytes: int) -> memoryview:
-    """Some bytes of a file, fewer where it ends; in memory of this thread that is used again."""
-    memory: bytearray | None = getattr(_memory, "bytes", None)
-    if memory is None or len(memory) < nbytes:
-        memory = _memory.bytes = bytearray(max(nbytes, PIECE))
-    view, filled = memoryview(memory)[:nbytes], 0
+def _read_piece(path: str, start: int, nbytes: int) -> memoryview:
+    """Read bytes of a file into the buffer of this thread; fewer at the end of the file."""
+    buffer: bytearray | None = getattr(_thread_local, "buffer", None)
+    if buffer is None or len(buffer) < nbytes:
+        buffer = _thread_local.buffer = bytearray(max(nbytes, PIECE))
+    view, filled = memoryview(buffer)[:nbytes], 0
     descriptor = os.open(path, os.O_RDONLY)
     try:
         while filled < nbytes:
@@ -145,8 +147,8 @@ def _read(path: str, start: int, nbytes: int) -> memoryview:
     return view[:filled]
 
 
-def unreadable(path: str, error: OSError) -> Finding:
-    """What follows from an error of the system."""
-    # A disk that cannot read a sector has lost it; a file that may not be read may be sound.
+def unreadable_finding(path: str, error: OSError) -> Finding:
+    """Convert an error of the operating system to a finding."""
+    # An I/O error means lost data; a file without read permission may be sound.
     verdict = Verdict.DAMAGED if error.errno == errno.EIO else Verdict.UNKNOWN
     return Finding(f"{path}: cannot be read: {error.strerror or error}", verdict)

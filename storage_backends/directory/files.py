@@ -1,4 +1,4 @@
-"""Files of an archive in a directory: archives come from others, and nothing else is read."""
+"""Safe access to the files of an untrusted archive; paths cannot lead out of its directory."""
 
 from __future__ import annotations
 
@@ -8,61 +8,63 @@ from collections.abc import Sequence
 
 from storage_backends.errors import ArchiveFormatError, ArchiveLinkError
 
-#: What tells an archive from another that takes its place.
+#: Identifies an archive at a path until it is replaced by another.
 Identity = tuple[int, ...]
 
-#: Bytes of a name, on the file systems there are.
-_LONGEST_NAME = 255
+#: Maximum bytes of a file name on common file systems.
+_MAX_NAME_BYTES = 255
 
 
-def path_of(root: str, key: str) -> str:
+def file_path(root: str, key: str) -> str:
     """Path of a file of an archive.
 
     Parameters
     ----------
     root
-        The archive, without links in its path.
+        Directory of the archive, without symbolic links in its path.
     key
-        Path within it, with ``/``.
+        Path relative to the archive, with ``/``.
 
     Raises
     ------
     ArchiveFormatError
-        It leads out of the archive, by its name or by a link.
+        `key` leads out of the archive, by its name or by a symbolic link.
     """
     path, links = root.rstrip("/"), False
     for name in key.split("/"):
         if name in ("", ".", "..") or not _is_name(name):
-            raise ArchiveFormatError(f"{root}: it names a file {key!r:.200}, which cannot be in it")
+            raise ArchiveFormatError(
+                f"{root}: the archive refers to a file {key!r:.200}, which is no path in it"
+            )
         path = f"{path}/{name}"
         links = links or os.path.islink(path)
     if links:
         target = os.path.realpath(path)
         if os.path.commonpath([root, target]) != root:
             raise ArchiveLinkError(
-                f"{path}: a link leads out of the archive, to {target}; if that is meant, copy the "
-                "archive with `cp -rL`, which puts files in the place of links"
+                f"{path}: a link leads out of the archive, to {target}; if that is intended, copy "
+                "the archive with `cp -rL`, which replaces links by files"
             )
     return path
 
 
 def _is_name(name: str) -> bool:
-    """Whether a file system can have a file of that name."""
+    """Whether file systems support that name."""
     try:
-        return "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
+        return "\0" not in name and len(os.fsencode(name)) <= _MAX_NAME_BYTES
     except UnicodeEncodeError:
         return False
 
 
-def read(root: str, key: str) -> bytes:
-    """A small file as a whole.
+def read_file(root: str, key: str) -> bytes:
+    """Read a small file completely.
 
     Raises
     ------
     ArchiveFormatError
-        It is missing, no file, or leads out of the archive.
+        The path does not exist, is not a file, or leads out of the archive.
     """
-    path = path_of(root, key)
+    path = file_path(root, key)
     try:
         with open(open_file(path), "rb") as stream:
             return stream.read()
@@ -71,16 +73,16 @@ def read(root: str, key: str) -> bytes:
 
 
 def open_file(path: str) -> int:
-    """A descriptor of a file, to be read.
+    """Open a file for reading and return its descriptor.
 
     Raises
     ------
     ArchiveFormatError
-        What is at the path is no file.
+        The path is not a regular file.
     FileNotFoundError
-        There is nothing.
+        The path does not exist.
     """
-    # Opening a pipe waits for somebody who writes.
+    # Without O_NONBLOCK, opening a pipe would block until another process writes to it.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
@@ -89,18 +91,18 @@ def open_file(path: str) -> int:
 
 
 def identity_of(path: str, markers: Sequence[str]) -> Identity | None:
-    """What tells the archive at a path from others; None where there is none.
+    """Identity of the archive at a path; None if there is no archive.
 
     Parameters
     ----------
     markers
-        Files of which one stands in it.
+        Names of files; every archive has at least one of them.
     """
     try:
         directory = os.stat(path)
-        there = (os.path.join(path, name) for name in markers)
-        marker = os.stat(next(file for file in there if os.path.isfile(file)))
+        files = (os.path.join(path, name) for name in markers)
+        marker = os.stat(next(file for file in files if os.path.isfile(file)))
     except (OSError, StopIteration):
         return None
-    # Numbers of directories are used again; the file tells when it was written.
+    # Inode numbers are reused, so the modification time of the file is included.
     return directory.st_dev, directory.st_ino, marker.st_ino, marker.st_mtime_ns

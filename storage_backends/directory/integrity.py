@@ -1,4 +1,4 @@
-"""Whether the files of an archive in a directory are those that were written, and mending them."""
+"""Integrity of the files of an archive: comparison with checksums, and replacing files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,18 @@ import numpy as np
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Examination, Finding, Verdict
 from storage_backends.directory import files as archive_files
-from storage_backends.directory.checksums import Running, Sums, Table, sums_of
-from storage_backends.directory.comparison import PIECE, Comparison, Place, unreadable
+from storage_backends.directory.checksums import (
+    FileChecksums,
+    RunningChecksums,
+    Table,
+    file_checksums,
+)
+from storage_backends.directory.comparison import (
+    PIECE,
+    ArchivePaths,
+    Comparison,
+    unreadable_finding,
+)
 from storage_backends.directory.staging import Staging, remove_leftovers
 from storage_backends.errors import (
     ArchiveChangedError,
@@ -27,60 +37,60 @@ from storage_backends.errors import (
     refused_write,
 )
 
-#: Opens the archive at a path, and calls a function with the key of each file before it is read.
-Opening = Callable[[str, Callable[[str], None]], ArrayStore]
+#: Opens the archive at a path; calls a function with the key of each file before reading it.
+OpenChecked = Callable[[str, Callable[[str], None]], ArrayStore]
 
 
-def examine(
+def examine_files(
     root: str,
     checksums: str,
     reads: Callable[[str], bool],
     order: Callable[[str], Any] | None = None,
-    open_: Opening | None = None,
+    open_: OpenChecked | None = None,
 ) -> Examination:
-    """Compare the files of a directory with the checksums in one of them.
+    """Compare the files of an archive with its checksums.
 
     Parameters
     ----------
     root
-        The archive.
+        Directory of the archive.
     checksums
-        Path of the file within it.
+        Relative path of the file of checksums.
     reads
-        Whether an archive may have a file of some key; others are remarked on.
+        Whether the archive may contain a file with a given key; other files give a remark.
     order
-        What keys of files are sorted by before these are compared; default: as they were written.
+        Sort key for the order of comparison; default: the order of writing.
     open_
-        Opens the archive where it can be read meanwhile.
+        Opens the archive for reading during the comparison.
     """
-    place = Place(root, checksums)
+    paths = ArchivePaths(root, checksums)
     try:
-        table = read_table(place.table)
+        table = read_table(paths.table)
     except ArchiveFormatError as error:
         return Examination([Finding(str(error))])
     except OSError as error:
-        return Examination([unreadable(place.table, error)])
+        return Examination([unreadable_finding(paths.table, error)])
     if table is None:
         missing = (
-            f"{root}: there are no checksums, so that nobody can tell whether its bytes are "
-            "those that were written; `scdl verify --add-checksums` takes them as they are now"
+            f"{root}: there are no checksums, so it is unknown whether its bytes are intact; "
+            "`scdl verify --add-checksums` adds checksums of the current bytes"
         )
         return Examination([Finding(missing, Verdict.UNKNOWN)])
-    sizes = dict(_files(root))
+    sizes = dict(_file_sizes(root))
     sizes.pop(checksums.replace(os.sep, "/"), None)
-    findings = [*_lost(place, table, sizes), *_unlisted(root, table, sizes, reads)]
-    whole = [key for key, sums in table.files.items() if sizes.get(key) == sums.size]
+    findings = [*_missing(paths, table, sizes), *_unlisted(root, table, sizes, reads)]
+    complete = [key for key, sums in table.files.items() if sizes.get(key) == sums.size]
     if order is not None:
-        whole.sort(key=order)
-    files = {key: table.files[key] for key in whole}
-    comparison = Comparison(place, files, table.block)
+        complete.sort(key=order)
+    files = {key: table.files[key] for key in complete}
+    comparison = Comparison(paths, files, table.block)
     nbytes = sum(sums.size for sums in files.values())
-    opened = None if open_ is None else partial(open_, root, comparison.require)
-    return Examination(findings, comparison, nbytes, True, opened)
+    open_store = None if open_ is None else partial(open_, root, comparison.require)
+    return Examination(findings, comparison, nbytes, True, open_store)
 
 
 def read_table(path: str) -> Table | None:
-    """Checksums of an archive; None where there is no file of them."""
+    """Read the file of checksums; None if it does not exist."""
     try:
         with open(archive_files.open_file(path), "rb") as stream:
             return Table.from_bytes(stream.read(), path)
@@ -89,43 +99,44 @@ def read_table(path: str) -> Table | None:
 
 
 def fingerprint(root: str, checksums: str) -> str | None:
-    """Hash of the checksums of all files; None where there are none."""
+    """Hash of the checksums of all files; None if there are none."""
     try:
-        content = archive_files.read(root, checksums)
+        content = archive_files.read_file(root, checksums)
     except ArchiveFormatError:
         return None
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _files(root: str) -> Iterator[tuple[str, int]]:
-    """Path and size of every file of an archive."""
+def _file_sizes(root: str) -> Iterator[tuple[str, int]]:
+    """Yield the key and size of every file of an archive."""
     for directory, _, names in os.walk(root):
         for name in names:
             key = os.path.relpath(os.path.join(directory, name), root).replace(os.sep, "/")
-            # A link that leads nowhere, or out of the archive, is no file of it.
+            # Skip dangling links, and links that lead out of the archive.
             with contextlib.suppress(FileNotFoundError, ArchiveFormatError):
-                found = os.stat(archive_files.path_of(root, key))
-                # Nobody may write to a pipe.
-                if stat.S_ISREG(found.st_mode):
-                    yield key, found.st_size
+                status = os.stat(archive_files.file_path(root, key))
+                # Skip pipes: reading them could block.
+                if stat.S_ISREG(status.st_mode):
+                    yield key, status.st_size
 
 
-def _lost(place: Place, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
+def _missing(paths: ArchivePaths, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
+    """Findings for files that are missing or have another size than listed."""
     for key, sums in table.files.items():
         if sizes.get(key) != sums.size:
             found = f"{sizes[key]:,}" if key in sizes else "no file"
-            if key not in sizes and (link := _link_out(place, key)) is not None:
-                yield Finding(link, Verdict.UNKNOWN)
+            if key not in sizes and (message := _external_link(paths, key)) is not None:
+                yield Finding(message, Verdict.UNKNOWN)
                 continue
             yield Finding(
-                f"{place.path(key)}: expected {sums.size:,} bytes, found {found}; {place.advice}"
+                f"{paths.file(key)}: expected {sums.size:,} bytes, found {found}; {paths.advice}"
             )
 
 
-def _link_out(place: Place, key: str) -> str | None:
-    """Says that a file is a link that is not followed; None where it is none."""
+def _external_link(paths: ArchivePaths, key: str) -> str | None:
+    """Message if a file is a link out of the archive, which is not followed; else None."""
     try:
-        archive_files.path_of(place.root, key)
+        archive_files.file_path(paths.root, key)
     except ArchiveFormatError as error:
         return str(error)
     return None
@@ -134,87 +145,94 @@ def _link_out(place: Place, key: str) -> str | None:
 def _unlisted(
     root: str, table: Table, sizes: dict[str, int], reads: Callable[[str], bool]
 ) -> Iterator[Finding]:
+    """Findings for files without checksums."""
     unlisted = sorted(set(sizes) - set(table.files))
     unknown = [key for key in unlisted if reads(key)]
     foreign = [key for key in unlisted if not reads(key)]
     if unknown:
         yield Finding(
-            f"{root}: there are no checksums of {_named(unknown)}, written since the archive was; "
-            "remove what does not belong to it",
+            f"{root}: there are no checksums of {_enumerate(unknown)}, added after the archive was "
+            "written; remove files that do not belong to it",
             Verdict.UNKNOWN,
         )
     if foreign:
         yield Finding(
-            f"{root}: {_named(foreign)} does not belong to the archive, and is not read",
+            f"{root}: {_enumerate(foreign)} does not belong to the archive, and is not read",
             Verdict.SOUND,
         )
 
 
-def _named(keys: Sequence[str]) -> str:
+def _enumerate(keys: Sequence[str]) -> str:
     return ", ".join(keys[:5]) + (" and others" if len(keys) > 5 else "")
 
 
 # -- changing files of an archive ----------------------------------------------------------
 
 
-def add(root: str, checksums: str) -> int:
-    """Give checksums to an archive that has none; returns the bytes they cover."""
+def add_checksums(root: str, checksums: str) -> int:
+    """Add checksums to an archive that has none; returns the number of bytes covered."""
     remove_leftovers(root)
     if os.path.lexists(os.path.join(root, checksums)):
         raise OutputError(
-            f"{root}: it has checksums already; remove {os.path.join(root, checksums)} first, if "
-            "what is there now is right"
+            f"{root}: the archive already has checksums; if its current content is right, remove "
+            f"{os.path.join(root, checksums)} first"
         )
-    with refused_write(root), rewriting(root) as beside:
-        # Of the files that will be the archive, which nobody else changes.
-        table = Table({key: _sums_of(os.path.join(beside, key)) for key, _ in _files(beside)})
-        _write(os.path.join(beside, checksums), table.to_bytes())
+    with refused_write(root), rewriting(root) as staged:
+        # Read the staged files, which no other process changes.
+        files = {key: _checksums_of(os.path.join(staged, key)) for key, _ in _file_sizes(staged)}
+        table = Table(files)
+        _replace_file(os.path.join(staged, checksums), table.to_bytes())
     return sum(sums.size for sums in table.files.values())
 
 
-def _sums_of(path: str) -> Sums:
-    running, buffer = Running(), memoryview(bytearray(PIECE))
+def _checksums_of(path: str) -> FileChecksums:
+    running, buffer = RunningChecksums(), memoryview(bytearray(PIECE))
     with open(path, "rb", buffering=0) as stream:
         while n := stream.readinto(buffer):
             running.update(buffer[:n])
-    return running.sums()
+    return running.result()
 
 
 def replace_files(
     root: str, checksums: str, files: Mapping[str, bytes], is_current: Callable[[], bool]
 ) -> None:
-    """Replace small files of an archive by others, all at once, and their checksums with them.
+    """Replace small files of an archive and their checksums in one atomic step.
 
     Parameters
     ----------
     is_current
-        Whether the archive is the one that the files were made for; else an ArchiveChangedError.
+        Whether the archive is still the one that the files were made for.
+
+    Raises
+    ------
+    ArchiveChangedError
+        The archive was replaced.
     """
-    with refused_write(root), rewriting(root) as beside:
+    with refused_write(root), rewriting(root) as staged:
         if not is_current():
             raise ArchiveChangedError(f"{root}: the archive was changed meanwhile; try again")
-        table = read_table(os.path.join(beside, checksums))
+        table = read_table(os.path.join(staged, checksums))
         for key, data in files.items():
-            _write(os.path.join(beside, key), data)
+            _replace_file(os.path.join(staged, key), data)
         if table is not None:
-            path = os.path.join(beside, checksums)
-            _write(path, table.renewed(files).to_bytes())
+            path = os.path.join(staged, checksums)
+            _replace_file(path, table.updated(files).to_bytes())
 
 
-def is_what_was_written(root: str, checksums: str, key: str, data: bytes) -> bool | None:
-    """Whether a file's content would be the one that was written; None where nobody knows."""
+def matches_checksums(root: str, checksums: str, key: str, data: bytes) -> bool | None:
+    """Whether `data` matches the recorded checksums of a file; None if there are none."""
     table = read_table(os.path.join(root, checksums))
     if table is None or key not in table.files:
         return None
-    found, expected = sums_of(data, table.block), table.files[key]
-    return found.size == expected.size and np.array_equal(found.blocks, expected.blocks)
+    actual, expected = file_checksums(data, table.block), table.files[key]
+    return actual.size == expected.size and np.array_equal(actual.blocks, expected.blocks)
 
 
 @contextlib.contextmanager
 def rewriting(root: str) -> Iterator[str]:
-    """A directory with the files of an archive, as links, which takes its place at the end.
+    """Context manager: a copy of an archive of hard links, which replaces the archive at the end.
 
-    A file is replaced by removing it and writing another: links share what they hold.
+    To change a file, remove it and write a new one; hard links share their content.
     """
     root = os.path.realpath(root)
     staging = Staging.create(root, replace=True)
@@ -227,7 +245,7 @@ def rewriting(root: str) -> Iterator[str]:
 
 
 def _link_tree(source: str, target: str) -> None:
-    """What is in a directory, in another one; ``shutil.copytree`` does not say which error."""
+    """Hard-link a directory tree; unlike ``shutil.copytree`` this raises the original error."""
     with os.scandir(source) as entries:
         for entry in entries:
             path = os.path.join(target, entry.name)
@@ -245,11 +263,11 @@ def _link(source: str, target: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
             raise
-        # A file system without links.
+        # The file system does not support this hard link.
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _write(path: str, data: bytes) -> None:
+def _replace_file(path: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)

@@ -1,4 +1,4 @@
-"""Locks on directories: a dead process does not keep them, and they leave no file behind."""
+"""Advisory locks on directories, released when a process dies; they need no lock files."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ from collections.abc import Iterator
 
 from storage_backends.errors import ArchiveLockedError, refused_write
 
-#: What file systems say that do not lock directories, as some network file systems; nobody is
-#: kept out there, and nothing is taken for left by a dead process.
-_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+#: Error codes of file systems that cannot lock directories, as some network file systems. Writers
+#: do not exclude each other there, and no directory counts as left by a dead process.
+_UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def lock(path: str, *, wait: bool = False, surely: bool = False) -> int | None:
-    """Lock what stands at a path until the descriptor that is returned is unlocked.
+def lock(path: str, *, wait: bool = False, strict: bool = False) -> int | None:
+    """Lock a path, normally a directory.
 
     Parameters
     ----------
     path
-        Of a directory, as a rule.
+        Path to lock.
     wait
-        Whether to wait for another process or thread that holds it.
-    surely
-        Whether a file system that does not lock counts as one where another one holds it.
+        Whether to wait while another process or thread holds the lock.
+    strict
+        Whether to treat the lock as held by another process if the file system does not support
+        locks; by default the lock then counts as acquired.
 
     Returns
     -------
     int or None
-        None where another one holds it, or where something else stands at the path by now.
+        Descriptor to pass to :func:`unlock`. None if another process or thread holds the lock, or
+        if the path was replaced meanwhile.
 
     Raises
     ------
     FileNotFoundError
-        Nothing stands there.
+        The path does not exist.
     OSError
-        It cannot be opened.
+        The path cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if _flock(descriptor, wait=wait, otherwise=not surely) and is_at(descriptor, path):
+        if _flock(descriptor, wait=wait, unsupported=not strict) and is_at(descriptor, path):
             return descriptor
     except BaseException:
         os.close(descriptor)
@@ -51,54 +53,54 @@ def lock(path: str, *, wait: bool = False, surely: bool = False) -> int | None:
 
 
 def writer_lock(path: str) -> int:
-    """The lock of the one who may change what stands at a path, as a descriptor.
+    """Lock a path for writing and return the descriptor.
 
     Raises
     ------
     ArchiveLockedError
-        Another one changes it.
+        Another process or thread holds the lock.
     """
     while True:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            held = _flock(descriptor)
-            stands = is_at(descriptor, path)
-            if held and stands:
+            acquired = _flock(descriptor)
+            is_same = is_at(descriptor, path)
+            if acquired and is_same:
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
-        # What is not there any more was replaced by one who had finished, or has that locked too.
-        if stands:
+        # If the path was replaced meanwhile, try to lock its new directory.
+        if is_same:
             raise ArchiveLockedError(
                 f"{path}: another process or thread is changing this; try again when it has "
                 "finished"
             )
 
 
-def _flock(descriptor: int, *, wait: bool = False, otherwise: bool = True) -> bool:
-    """Lock; False where another one does, `otherwise` where the file system does not lock."""
+def _flock(descriptor: int, *, wait: bool = False, unsupported: bool = True) -> bool:
+    """Acquire a lock; False if another holds it, `unsupported` if there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _UNSUPPORTED:
             raise
-        return otherwise
+        return unsupported
     return True
 
 
 def unlock(descriptor: int) -> None:
-    """Unlock and close; also where a fork has the descriptor still open."""
+    """Unlock and close a descriptor; effective even if a forked process still has it open."""
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 def is_at(descriptor: int, path: str) -> bool:
-    """Whether what was opened stands at a path still."""
+    """Whether an open descriptor is still of the file or directory at a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -106,8 +108,8 @@ def is_at(descriptor: int, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def changing(path: str) -> Iterator[None]:
-    """Hold the lock of the one who may change a directory; see :func:`writer_lock`."""
+def write_locked(path: str) -> Iterator[None]:
+    """Context manager that holds the write lock of a directory; see :func:`writer_lock`."""
     with refused_write(path):
         descriptor = writer_lock(path)
     try:

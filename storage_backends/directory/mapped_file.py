@@ -1,4 +1,4 @@
-"""A file in memory, which stays what it was when it was opened, whatever becomes of its name."""
+"""Memory-mapped files that stay readable after they were removed or replaced."""
 
 from __future__ import annotations
 
@@ -24,40 +24,41 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _FAILED = ctypes.c_void_p(-1).value
 
-#: Files that an open archive holds; with 64 archives open, half of what a process may map.
-_MOST_HELD = 512
+#: Maximum number of files that an open archive keeps mapped; 64 open archives use half of the
+#: mappings that Linux allows for a process.
+_MAX_MAPPED = 512
 
 
-def hold(keys: Iterable[str], open_file: Callable[[str], MappedFile]) -> dict[str, MappedFile]:
-    """Map files of an archive, so that they outlive their removal; of very many not all."""
-    held: dict[str, MappedFile] = {}
+def map_files(keys: Iterable[str], open_file: Callable[[str], MappedFile]) -> dict[str, MappedFile]:
+    """Map files of an archive, up to a limit, so that they stay readable after their removal."""
+    mapped: dict[str, MappedFile] = {}
     for key in keys:
-        if len(held) == _MOST_HELD:
+        if len(mapped) == _MAX_MAPPED:
             break
-        if key not in held:
-            # What cannot be read is missed when it is asked for.
+        if key not in mapped:
+            # Unreadable files raise an error when they are needed.
             with contextlib.suppress(OSError, ArchiveFormatError):
-                held[key] = open_file(key)
-    return held
+                mapped[key] = open_file(key)
+    return mapped
 
 
 class MappedFile:
     """A file, mapped read-only.
 
-    Unlike ``mmap.mmap`` it keeps no file descriptor, of which a process has a thousand: an open
-    archive can hold all of its files.
+    Unlike ``mmap.mmap`` it does not keep a file descriptor open, of which a process may have only
+    about a thousand, so an open archive can map all of its files.
 
     Attributes
     ----------
     data
-        Its bytes, uint8; arrays made of it keep them in memory.
+        Bytes of the file, uint8; arrays that share its memory keep the mapping alive.
 
     Raises
     ------
     ArchiveFormatError
-        What is at the path is no file.
+        The path is not a regular file.
     FileNotFoundError
-        There is nothing.
+        The path does not exist.
     """
 
     def __init__(self, path: str) -> None:
@@ -73,7 +74,7 @@ class MappedFile:
         self.address = self.data.ctypes.data
 
     def will_need(self, offset: int, length: int) -> None:
-        """Let the system read a part in the background."""
+        """Ask the operating system to read a range in the background."""
         if len(self.data) and hasattr(mmap, "MADV_WILLNEED"):
             page = (self.address + offset) % mmap.PAGESIZE
             start = ctypes.c_void_p(self.address + offset - page)
@@ -81,7 +82,7 @@ class MappedFile:
 
 
 class _Region:
-    """Mapped memory, until nothing refers to it."""
+    """A mapping, which ends when nothing refers to it."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._size = size

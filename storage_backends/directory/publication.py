@@ -1,4 +1,4 @@
-"""Putting files and directories where they belong, in one step that survives a crash or fails."""
+"""Atomic, durable publication of files and directories at their final paths."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from collections.abc import Iterator
 
 from storage_backends.errors import ArchiveWriteError
 
-#: End of the names of hidden directories that are not published, or not any more.
+#: Suffix of hidden files and directories that are not published yet, or no longer.
 PART = ".scdl-part"
-#: Between the name of a target and that end, as a pattern: the target is no other's.
+#: Glob pattern of the random part of a hidden name, between the target's name and the suffix.
 RANDOM = "[0-9a-f]" * 8
-#: What follows where two paths cannot be swapped in one step.
-ASIDE = ".old"
-#: Begins the names of directories that are being removed, as whoever finds one may.
-_GONE = ".scdl-removed-"
+#: Additional suffix of a target that is moved away during a non-atomic swap.
+SWAPPED = ".old"
+#: Prefix of directories that are being removed; any process may finish their removal.
+_REMOVED = ".scdl-removed-"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
 def hidden_beside(target: str) -> str:
-    """A new path in the directory of a target, which is known to be the target's."""
+    """A new hidden path in the directory of a target; its name contains that of the target."""
     parent, name = os.path.split(target)
     return os.path.join(parent, f".{name}.{secrets.token_hex(4)}{PART}")
 
 
 def require_parent(target: str) -> None:
-    """ArchiveWriteError where the directory that a target goes into is not there."""
+    """Raise ArchiveWriteError if the parent directory of a target does not exist."""
     parent = os.path.dirname(target)
     if not os.path.isdir(parent):
         raise ArchiveWriteError(
-            errno.ENOENT, f"the directory above does not exist; create {parent} first", target
+            errno.ENOENT, f"the parent directory does not exist; create {parent} first", target
         )
 
 
 def move(path: str, target: str) -> None:
-    """Rename durably to where nothing stands; on an error nothing stands there again."""
+    """Rename to an unused path, durably; an error leaves the target unused."""
     os.rename(path, target)
     try:
         flush(os.path.dirname(target))
@@ -51,20 +51,20 @@ def move(path: str, target: str) -> None:
 
 
 def exchange(path: str, target: str) -> None:
-    """Swap two paths durably; on an error both stand where they were."""
-    _exchange(path, target)
+    """Swap two paths, durably; an error leaves both unchanged."""
+    _swap_or_rename(path, target)
     try:
         flush(os.path.dirname(target))
     except BaseException:
-        _exchange(path, target)
+        _swap_or_rename(path, target)
         raise
 
 
 def replace_file(path: str, target: str) -> None:
-    """Put a file in the place of another, or of none, durably, and remove that.
+    """Move a file to a target, durably, and remove the file that it replaces.
 
-    On an error the other one stands there, where the system can swap files. A directory is no
-    file, and stays.
+    If the system can swap files, an error leaves the target unchanged. A directory is never
+    replaced.
     """
     if os.path.isdir(target) and not os.path.islink(target):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
@@ -84,7 +84,7 @@ def replace_file(path: str, target: str) -> None:
 
 @contextlib.contextmanager
 def new_file(target: str) -> Iterator[str]:
-    """A hidden path, the file at which takes the place of a target: whole, durably, at the end."""
+    """Context manager: a hidden path for a new file, which replaces the target at the end."""
     target = os.path.abspath(target)
     part = hidden_beside(target)
     try:
@@ -95,22 +95,22 @@ def new_file(target: str) -> Iterator[str]:
         remove(part)
 
 
-def _exchange(a: str, b: str) -> None:
-    """Swap two paths: in one step where the system can, else with a moment without `b`."""
+def _swap_or_rename(a: str, b: str) -> None:
+    """Swap two paths atomically if the system can, else by renames; `b` is missing for a moment."""
     if swap(a, b):
         return
-    aside = a + ASIDE
-    os.rename(b, aside)
+    moved = a + SWAPPED
+    os.rename(b, moved)
     try:
         os.rename(a, b)
     except BaseException:
-        os.rename(aside, b)
+        os.rename(moved, b)
         raise
-    os.rename(aside, a)
+    os.rename(moved, a)
 
 
 def swap(a: str, b: str) -> bool:
-    """Swap two paths in one step; False where the system cannot."""
+    """Swap two paths atomically; False if the system does not support it."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -121,22 +121,22 @@ def swap(a: str, b: str) -> bool:
     return code == 0
 
 
-def take_away(path: str) -> None:
-    """Remove a directory in one step, so that nobody finds a part of it at its path."""
+def remove_atomically(path: str) -> None:
+    """Remove a directory atomically: rename it to a hidden path, then delete its content."""
     path = os.path.realpath(path)
-    hidden = os.path.join(os.path.dirname(path), f"{_GONE}{secrets.token_hex(4)}")
+    hidden = os.path.join(os.path.dirname(path), f"{_REMOVED}{secrets.token_hex(4)}")
     os.rename(path, hidden)
     remove(hidden)
 
 
-def sweep(directory: str) -> None:
-    """Remove what killed processes were removing in a directory."""
-    for left in glob.glob(os.path.join(glob.escape(directory), f"{_GONE}*")):
-        remove(left)
+def finish_removals(directory: str) -> None:
+    """Finish removals in a directory that killed processes had begun."""
+    for leftover in glob.glob(os.path.join(glob.escape(directory), f"{_REMOVED}*")):
+        remove(leftover)
 
 
 def remove(path: str) -> None:
-    """Remove a file or a directory that nobody needs any more, as far as that is possible."""
+    """Remove a file or a directory; errors are ignored."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -145,7 +145,7 @@ def remove(path: str) -> None:
 
 
 def flush(path: str) -> None:
-    """Have the disk keep what a file holds, or which names a directory has."""
+    """Flush the content of a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -154,11 +154,11 @@ def flush(path: str) -> None:
 
 
 def flush_tree(root: str) -> None:
-    """Flush all files and directories below, and the directory itself."""
+    """Flush a directory and all files and directories in it."""
     for directory, _, files in os.walk(root, topdown=False):
         for name in files:
             path = os.path.join(directory, name)
-            # Links that lead nowhere, and pipes, may be in an archive that is changed.
+            # Skip dangling links and pipes, which a modified archive may contain.
             if os.path.isfile(path):
                 flush(path)
         flush(directory)

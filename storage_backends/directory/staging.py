@@ -1,8 +1,9 @@
-"""Publishing a directory atomically: write beside the target, flush, rename.
+"""Atomic publication of a directory: write to a staging directory, flush, rename.
 
-The staging directory is hidden, stands beside its target and is locked by its writer. A lock does
-not outlive its process, so what a killed writer left is recognised, and removed by the next one.
-A target that is to be replaced is locked as well, and what replaces it is: one writer at a time.
+The staging directory is hidden, is in the parent directory of its target, and is locked by its
+writer. Locks do not outlive their process, so the next writer recognises and removes the staging
+directory of a killed one. A target that is being replaced is locked as well: only one writer can
+change it at a time.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ from storage_backends.errors import ArchiveExistsError, refused_write
 class Staging:
     """A directory that becomes `target` when it is published.
 
-    It is removed when it is discarded, when nothing refers to it any more, and at the latest when
-    the process ends.
+    An unpublished directory is removed when it is discarded or garbage-collected, and at the
+    latest when the process ends.
     """
 
     def __init__(self, target: str, path: str, locks: list[int], *, replace: bool) -> None:
         self.target = target
         self.path = path
         self._replace = replace
-        self._end = weakref.finalize(self, _end, path, locks, os.getpid())
+        self._finalize = weakref.finalize(self, _clean_up, path, locks, os.getpid())
 
     @classmethod
     def create(cls, target: str, *, replace: bool) -> Self:
-        """Make the directory, and remove what killed writers of the same target left.
+        """Create the directory, and remove leftovers of killed writers of the same target.
 
         Raises
         ------
         ArchiveExistsError
             `target` exists and `replace` is false.
         ArchiveLockedError
-            `target` is being changed by another one.
+            Another process or thread is changing `target`.
         ArchiveWriteError
-            The directory cannot be made.
+            The directory cannot be created.
         """
-        # What is replaced is the archive, not a link to it.
+        # Replace the archive, not a link to it.
         target = os.path.realpath(target) if replace else os.path.abspath(target)
         if os.path.lexists(target) and not replace:
             raise ArchiveExistsError(
@@ -57,19 +58,18 @@ class Staging:
         with refused_write(target):
             publication.require_parent(target)
             remove_leftovers(target)
-            # Without `replace` nothing is there, unless another one just put it there.
             locks = [writer_lock(target)] if replace and os.path.lexists(target) else []
             try:
-                path, own = _new_directory(target)
+                path, staging_lock = _create_locked(target)
             except BaseException:
-                _unlock(locks)
+                _unlock_all(locks)
                 raise
-            return cls(target, path, [*locks, own], replace=replace)
+            return cls(target, path, [*locks, staging_lock], replace=replace)
 
     def publish(self) -> None:
-        """Flush everything to the disk, then rename to the target in one step.
+        """Flush everything to the disk, then rename to the target atomically.
 
-        On an error what stood at the target stands there, or nothing where nothing did.
+        An error leaves the target unchanged.
         """
         with refused_write(self.target):
             publication.flush_tree(self.path)
@@ -85,67 +85,67 @@ class Staging:
                             f"{self.target}: something was put here meanwhile; choose another path"
                         ) from error
                     raise
-        self._end()
+        self._finalize()
 
     def discard(self) -> None:
         """Remove the directory."""
-        self._end()
+        self._finalize()
 
 
-def _end(path: str, locks: list[int], owner: int) -> None:
-    """Remove what has not been published, unless this is a fork of the process that writes it."""
+def _clean_up(path: str, locks: list[int], owner: int) -> None:
+    """Remove an unpublished directory and unlock it; a forked process only closes the locks."""
     if os.getpid() == owner:
         shutil.rmtree(path, ignore_errors=True)
-        _unlock(locks)
+        _unlock_all(locks)
     else:
         for descriptor in locks:
             os.close(descriptor)
 
 
-def _unlock(locks: list[int]) -> None:
+def _unlock_all(locks: list[int]) -> None:
     for descriptor in locks:
         unlock(descriptor)
 
 
-def _new_directory(target: str) -> tuple[str, int]:
-    """A staging directory, and its lock."""
+def _create_locked(target: str) -> tuple[str, int]:
+    """Create a staging directory and lock it."""
     while True:
         path = publication.hidden_beside(target)
         try:
             os.mkdir(path)
             with contextlib.suppress(FileNotFoundError):
-                if (own := lock(path, wait=True)) is not None:
-                    return path, own
-            # Another writer took it for a leftover, in the moment before it was locked.
+                if (descriptor := lock(path, wait=True)) is not None:
+                    return path, descriptor
+            # Another writer removed the directory as a leftover before it was locked; try again.
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
 
 
 def remove_leftovers(target: str) -> None:
-    """Remove what killed writers of a target left, which nobody has locked."""
+    """Remove the staging directories of killed writers of a target."""
     parent, name = os.path.split(target)
-    publication.sweep(parent)
+    publication.finish_removals(parent)
     pattern = os.path.join(glob.escape(parent), glob.escape(f".{name}.") + publication.RANDOM)
-    for path in glob.glob(pattern + publication.PART + publication.ASIDE):
-        # Killed between the two renames of an exchange, or behind them.
+    for path in glob.glob(pattern + publication.PART + publication.SWAPPED):
+        # The writer was killed during a swap by renames. Restore the target if it is missing.
         is_missing = not os.path.lexists(target)
-        with _left(path, surely=not is_missing) as is_left:
-            if is_left and is_missing:
+        with _is_abandoned(path, strict=not is_missing) as is_abandoned:
+            if is_abandoned and is_missing:
                 os.rename(path, target)
-            elif is_left:
+            elif is_abandoned:
                 shutil.rmtree(path, ignore_errors=True)
     for path in glob.glob(pattern + publication.PART):
-        with _left(path, surely=True) as is_left:
-            if is_left:
+        with _is_abandoned(path, strict=True) as is_abandoned:
+            if is_abandoned:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _left(path: str, *, surely: bool) -> Iterator[bool]:
-    """Whether the writer of a directory is not alive; nobody else may have it meanwhile."""
+def _is_abandoned(path: str, *, strict: bool) -> Iterator[bool]:
+    """Context manager: whether the writer of a directory is dead; holds its lock meanwhile."""
     try:
-        descriptor = lock(path, surely=surely)
+        descriptor = lock(path, strict=strict)
     except FileNotFoundError:
         yield False
         return

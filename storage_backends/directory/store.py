@@ -1,4 +1,4 @@
-"""Archives that are directories: opened whole, held, compared with their checksums, removed."""
+"""Base class of open archives that are local directories."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from storage_backends.errors import (
 
 
 class DirectoryStore(ArrayStore):
-    """An archive that is a directory of this machine.
+    """An open archive that is a local directory.
 
-    A subclass names its files, and reads what is in the directory in :meth:`_open`. Numbers of
-    directories are used again: when a file in it was written tells them apart.
+    Subclasses set the class attributes and implement :meth:`_open`. The inode of the directory and
+    the inode and modification time of a marker file identify the archive.
     """
 
-    #: Files of which one stands in every archive, the first of them as long as it is whole.
+    #: Names of files; every archive has at least one, an intact archive the first.
     markers: ClassVar[tuple[str, ...]]
-    #: File of the checksums of all others.
+    #: Name of the file with the checksums of all others.
     checksums: ClassVar[str]
 
     _identity: Identity | None = None
 
     @classmethod
     def open(cls, path: str, *, hold: bool = True) -> Self:
-        """Open what stands at `path`, all of which is of one archive."""
+        """Open the archive at `path`; a replacement meanwhile cannot mix two archives."""
         return cls._open_whole(path, cls._open, hold=hold)
 
     @classmethod
     @abstractmethod
     def _open(cls, path: str) -> Self:
-        """Read what tells what the archive holds."""
+        """Read the metadata of the archive."""
 
     def _hold(self) -> None:
-        """Keep hold of what would be read later."""
+        """Map files that are read later, so that they stay readable after their removal."""
 
     @classmethod
-    def _open_whole(cls, path: str, opened: Callable[[str], Self], *, hold: bool) -> Self:
+    def _open_whole(cls, path: str, open_: Callable[[str], Self], *, hold: bool) -> Self:
         path = os.path.realpath(path)
         while os.path.isdir(path):
             before = identity_of(path, cls.markers)
             try:
-                store = opened(path)
+                store = open_(path)
                 if hold:
                     store._hold()
             except (ScdlError, OSError):
@@ -64,17 +64,17 @@ class DirectoryStore(ArrayStore):
                 if before == identity_of(path, cls.markers):
                     store._identity = before
                     return store
-            # The archive was replaced while it was opened: what was read may be of either.
+            # The archive was replaced while it was being opened; try again.
         raise ArchiveNotFoundError(f"{path}: there is no archive here")
 
     @property
     def identity(self) -> Any:
-        """What tells the archive that was opened from others at its path."""
+        """Identifies the open archive among archives at the same path."""
         return self._identity
 
     @property
     def is_current(self) -> bool:
-        """Whether the archive that was opened is still the one at the path."""
+        """Whether the open archive is still the one at its path."""
         return self._identity is None or identity_of(self.path, self.markers) == self._identity
 
     @property
@@ -84,47 +84,47 @@ class DirectoryStore(ArrayStore):
             return None
         return integrity.fingerprint(self.path, self.checksums)
 
-    # -- whether it is sound -----------------------------------------------------------------
+    # -- verification ------------------------------------------------------------------------
 
     @classmethod
     def reads(cls, key: str) -> bool:
-        """Whether an archive may have a file of some key; others are remarked on."""
+        """Whether an archive may contain a file with a given key; others give a remark."""
         return True
 
     @classmethod
     def examine(cls, path: str) -> Examination:
         """Compare the files with their checksums."""
-        return integrity.examine(os.path.realpath(path), cls.checksums, cls.reads)
+        return integrity.examine_files(os.path.realpath(path), cls.checksums, cls.reads)
 
     @classmethod
     def add_checksums(cls, path: str) -> int:
-        """Give checksums to an archive that has none."""
-        return integrity.add(os.path.realpath(path), cls.checksums)
+        """Add checksums to an archive that has none."""
+        return integrity.add_checksums(os.path.realpath(path), cls.checksums)
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:
-        """Remove what killed writers left beside the archive."""
+        """Remove the staging directories of killed writers of the archive."""
         remove_leftovers(os.path.realpath(path))
         return ()
 
     # -- removing ------------------------------------------------------------------------------
 
     def check_removable(self) -> None:
-        """Raise what :meth:`remove` would raise, as far as it can be told before."""
+        """Raise the error that :meth:`remove` would raise, as far as it is foreseeable."""
         parent = os.path.dirname(self.path)
         if not os.path.isdir(parent):
             super().check_removable()
         self.check_current()
         if not os.access(parent, os.W_OK | os.X_OK):
             raise ArchiveWriteError(
-                errno.EACCES, f"cannot remove it: {parent} cannot be written", self.path
+                errno.EACCES, f"cannot remove the archive: {parent} is not writable", self.path
             )
 
     def remove(self) -> None:
-        """Close the archive and remove it from where it stands, in one step."""
+        """Close the archive and remove it atomically."""
         self.check_removable()
-        with locks.changing(self.path):
+        with locks.write_locked(self.path):
             self.check_current()
             self.close()
             with refused_write(self.path):
-                publication.take_away(self.path)
+                publication.remove_atomically(self.path)

@@ -1,4 +1,4 @@
-"""Archives that become a directory: written beside it, completed, put in place in one step."""
+"""Base class of writers of archives that are local directories."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _MATRIX = ("data", "indices", "indptr")
 
 
 class DirectoryWriter(ArrayWriter):
-    """Writes files to a hidden directory, which becomes the archive at the commit.
+    """Writes files to a hidden directory, which becomes the archive when it is committed.
 
-    A subclass writes its files below :attr:`directory`, through :attr:`recorder`, so that their
-    checksums are known; the last of them in :meth:`_complete`.
+    A subclass writes its files to :attr:`directory` through :attr:`recorder`, which records their
+    checksums, and the last files in :meth:`_complete`.
     """
 
-    #: File of the checksums of all others.
+    #: Name of the file with the checksums of all others.
     checksums: ClassVar[str]
 
     def __init__(self, path: str, *, replace: bool) -> None:
         self._staging: Staging | None = Staging.create(path, replace=replace)
         self.path = self._staging.target
         self.recorder = Recorder(self._staging.path)
-        #: What was given so far: arrays, and rows of tables.
+        #: Arrays written so far, and the number of rows of each table written so far.
         self.specs: dict[str, ArraySpec] = {}
         self.table_rows: dict[str, int] = {}
         self._last_offset: int | None = None
@@ -55,20 +55,20 @@ class DirectoryWriter(ArrayWriter):
 
     @property
     def directory(self) -> str:
-        """Where files are written; ArchiveClosedError after the commit."""
+        """Directory of the new files; ArchiveClosedError after the commit."""
         if self._staging is None:
-            raise ArchiveClosedError(f"{self.path}: the archive was committed or given up already")
+            raise ArchiveClosedError(f"{self.path}: the archive was already committed or aborted")
         return self._staging.path
 
     def _checked(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        """Values to append to an array, as they are stored and of one kind with those before."""
+        """Values to append, in stored byte order; OutputError if dtype or item shape change."""
         _, where = self.directory, f"{self.path}: {name}"
         values = little_endian(where, values)
         spec = self.specs.get(name) or ArraySpec(values.dtype, 0, values.shape[1:])
         if (values.dtype, values.shape[1:]) != (spec.dtype, spec.item_shape):
             raise OutputError(
-                f"{where} has items {spec.dtype} {spec.item_shape}, "
-                f"not {values.dtype} {values.shape[1:]}"
+                f"{where}: expected items {spec.dtype} {spec.item_shape}, "
+                f"found {values.dtype} {values.shape[1:]}"
             )
         self.specs[name] = replace(spec, length=spec.length + len(values))
         if name == "indptr" and values.shape == (len(values),) and len(values):
@@ -76,7 +76,7 @@ class DirectoryWriter(ArrayWriter):
         return values
 
     def _check_table(self, name: str, schema: pa.Schema) -> None:
-        """OutputError for a table that archives do not have, or that was written already."""
+        """Raise OutputError if a table name is invalid, or the table was already written."""
         _ = self.directory
         kind, _, block = name.partition("/")
         known = (kind, block.isdecimal()) in (("obs", False), ("var", True))
@@ -88,17 +88,17 @@ class DirectoryWriter(ArrayWriter):
         check_columns(f"{self.path}: {name}", schema)
 
     def _begin(self) -> None:
-        """Write what must be there from the start."""
+        """Write the initial files."""
 
     @abstractmethod
     def _complete(self, attrs: Mapping[str, Any]) -> None:
-        """Write the remaining files, before the archive is put in place."""
+        """Write the remaining files, before the archive is published."""
 
     def _close(self) -> None:
-        """Let go of files that are open."""
+        """Close open files."""
 
     def commit(self, attrs: Mapping[str, Any]) -> None:
-        """Complete the archive and put it in place, durably and in one step."""
+        """Complete the archive and publish it, durably and atomically."""
         directory = self.directory
         _check_complete(self.path, self.specs, self._last_offset, self.table_rows, attrs)
         self._complete(attrs)
@@ -110,7 +110,7 @@ class DirectoryWriter(ArrayWriter):
         self._staging = None
 
     def abort(self) -> None:
-        """Remove what was written; does nothing after a commit."""
+        """Remove all files written; does nothing after a commit."""
         if self._staging is not None:
             self._close()
             self._staging.discard()
@@ -124,12 +124,12 @@ def _check_complete(
     table_rows: Mapping[str, int],
     attrs: Mapping[str, Any],
 ) -> None:
-    """OutputError where arrays, tables and attributes disagree.
+    """Raise OutputError if arrays, tables and attributes disagree.
 
     Parameters
     ----------
     last_offset
-        The last number of ``indptr``.
+        Last value of ``indptr``.
     """
     missing = [name for name in _MATRIX if name not in specs]
     if missing:
@@ -141,16 +141,17 @@ def _check_complete(
     rows = {name: n for name, n in table_rows.items() if name != "obs"}
     if n_obs < 0 or not last_offset == nnz == lengths["indices"]:
         problem = (
-            f"offsets end at {last_offset}, with {nnz} values and {lengths['indices']} column ids"
+            f"offsets end at {last_offset}, but there are {nnz} values and {lengths['indices']} "
+            "column ids"
         )
     elif not stops or stops[-1] != n_obs:
-        problem = f"blocks end at {stops}, with {n_obs} cells"
+        problem = f"blocks end at {stops}, but there are {n_obs} cells"
     elif sorted(rows) != sorted(tables):
-        problem = f"blocks need the tables {tables}, written were {sorted(rows)}"
+        problem = f"blocks need the tables {tables}, but {sorted(rows)} were written"
     elif [rows[table] for table in tables] != [b["n_vars"] for b in attrs["blocks"]]:
-        problem = f"var tables have {rows} rows, the blocks say {attrs['blocks']}"
+        problem = f"var tables have {rows} rows, expected those of the blocks {attrs['blocks']}"
     elif table_rows.get("obs", n_obs) != n_obs:
-        problem = f"obs has {table_rows['obs']} rows, with {n_obs} cells"
+        problem = f"obs has {table_rows['obs']} rows, but there are {n_obs} cells"
     else:
         return
     raise OutputError(f"{path}: cannot commit: {problem}")

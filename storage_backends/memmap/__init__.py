@@ -6,6 +6,6 @@ BACKEND = Backend(
     "memmap",
     "storage_backends.memmap.store:MemmapStore",
     "storage_backends.memmap.writer:MemmapWriter",
-    # An archive that has lost its header, or never had one, is still an archive.
+    # Archives without a header are valid, so a header is not the only marker.
     markers=("row_ptr.npy", "header.sch", "scdl/checksums.bin"),
 )

@@ -1,4 +1,4 @@
-"""The file ``header.sch`` of the documented memmap format, to and from bytes.
+"""Reading and writing ``header.sch`` of the documented memmap format.
 
 Source: the schema document of BioNeMo-SCDL, format version 0.1.0. All numbers are big-endian::
 
@@ -33,7 +33,7 @@ _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 
 @dataclass(frozen=True)
 class HeaderArray:
-    """An array as the header lists it: name, number of elements, type."""
+    """An array in the header: name, number of elements, dtype."""
 
     name: str
     length: int
@@ -42,7 +42,7 @@ class HeaderArray:
 
 @dataclass(frozen=True)
 class HeaderIndex:
-    """A feature index as the header lists it: name, rows, files relative to the archive."""
+    """A feature index in the header: name, number of rows, files relative to the archive."""
 
     name: str
     length: int
@@ -51,21 +51,21 @@ class HeaderIndex:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything that ``header.sch`` says."""
+    """Content of ``header.sch``."""
 
     arrays: tuple[HeaderArray, ...]
     indexes: tuple[HeaderIndex, ...]
     version: tuple[int, int, int] = VERSION
 
     def to_bytes(self) -> bytes:
-        """The header as bytes; ArchiveFormatError for a dtype that the format has no code for."""
+        """Serialise the header; ArchiveFormatError for a dtype without a code in the format."""
         parts = [MAGIC, bytes(self.version), struct.pack(">BI", _BIG_ENDIAN, _MEMMAP)]
         parts.append(struct.pack(">I", len(self.arrays)))
         for array in self.arrays:
             if array.dtype not in _CODES:
                 raise ArchiveFormatError(
-                    f"the memmap format has no place for {array.name} as {array.dtype}; "
-                    f"it knows {', '.join(str(d) for d in _CODES)}"
+                    f"the memmap format cannot store {array.name} as {array.dtype}; "
+                    f"it supports {', '.join(str(d) for d in _CODES)}"
                 )
             parts += [
                 _string(array.name),
@@ -79,12 +79,12 @@ class Header:
 
     @classmethod
     def from_bytes(cls, buffer: bytes, where: str) -> Header:
-        """Parse and check every rule of the format; `where` opens the message of an error.
+        """Parse and validate a header; error messages begin with `where`.
 
         Raises
         ------
         ArchiveFormatError
-            A rule is broken.
+            The header violates the format.
         """
         reader = _Reader(buffer, where)
         if reader.take(4, "magic") != MAGIC:
@@ -115,7 +115,7 @@ def _string(text: str) -> bytes:
 
 
 class _Reader:
-    """Takes the header apart from front to back, and says where it breaks."""
+    """Sequential parser of a header, with errors that name the position."""
 
     def __init__(self, buffer: bytes, where: str) -> None:
         self._buffer = buffer
@@ -125,38 +125,38 @@ class _Reader:
     def error(self, problem: str) -> ArchiveFormatError:
         return ArchiveFormatError(f"{self._where}: malformed header: {problem}")
 
-    def take(self, n: int, what: str) -> bytes:
+    def take(self, n: int, field: str) -> bytes:
         piece = self._buffer[self._position : self._position + n]
         if len(piece) < n:
             raise self.error(
-                f"it ends at byte {len(self._buffer)}, within {what} of {n} bytes "
+                f"it ends at byte {len(self._buffer)}, within {field} of {n} bytes "
                 f"at byte {self._position}"
             )
         self._position += n
         return piece
 
-    def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
-        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
+    def unpack(self, layout: str, field: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout), field))
 
-    def count(self, what: str) -> range:
-        return range(self.unpack(">I", f"the number of {what} entries")[0])
+    def count(self, field: str) -> range:
+        return range(self.unpack(">I", f"the number of {field} entries")[0])
 
-    def string(self, what: str) -> str:
-        (length,) = self.unpack(">I", f"the length of {what}")
+    def string(self, field: str) -> str:
+        (length,) = self.unpack(">I", f"the length of {field}")
         if length == 0:
-            raise self.error(f"{what} is empty at byte {self._position}")
+            raise self.error(f"{field} is empty at byte {self._position}")
         try:
-            return self.take(length, what).decode()
+            return self.take(length, field).decode()
         except UnicodeDecodeError:
-            raise self.error(f"{what} before byte {self._position} is not UTF-8") from None
+            raise self.error(f"{field} before byte {self._position} is not UTF-8") from None
 
-    def skip_shape(self, what: str) -> None:
-        (has_shape,) = self.unpack(">B", f"the shape flag of {what}")
+    def skip_shape(self, field: str) -> None:
+        (has_shape,) = self.unpack(">B", f"the shape flag of {field}")
         if has_shape not in (0, 1):
-            raise self.error(f"the shape flag of {what} is {has_shape}, expected 0 or 1")
+            raise self.error(f"the shape flag of {field} is {has_shape}, expected 0 or 1")
         if has_shape:
-            (dims,) = self.unpack(">I", f"the shape of {what}")
-            self.take(4 * dims, f"the shape of {what}")
+            (dims,) = self.unpack(">I", f"the shape of {field}")
+            self.take(4 * dims, f"the shape of {field}")
 
     def array(self) -> HeaderArray:
         name = self.string("an array's name")

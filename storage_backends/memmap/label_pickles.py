@@ -1,8 +1,8 @@
-"""Labels that the reference pickled: an array of strings and paths, read without unpickling.
+"""Parsing of pickled labels, arrays of strings and paths, without unpickling them.
 
-Even an unpickler that looks up harmless names only lets a file set attributes of what it finds,
-and allocates what the file claims. So the opcodes are gone through here, and make nothing but
-lists, tuples, strings and records of what would have been called.
+Even an unpickler that is restricted to harmless names lets a file set attributes of the objects it
+finds, and allocates as much memory as the file claims. This parser interprets the opcodes itself,
+and creates only lists, tuples, strings, and records of the calls that a pickle requests.
 
 Source: documentation of ``pickletools``; NumPy's ``numpy.lib.format`` for arrays of objects.
 """
@@ -13,45 +13,45 @@ import pickletools
 from dataclasses import dataclass
 from typing import Any
 
-#: Classes of paths by name, wherever a release of Python keeps them, and what joins their parts.
+#: Names of path classes, in any module, and the separator of their parts.
 _PATHS = {
     "PosixPath": "/",
     "PurePosixPath": "/",
     "WindowsPath": "\\",
     "PureWindowsPath": "\\",
 }
-#: Characters of all paths for each byte of the pickle: parts may be shared, as directories are.
-_SHARED = 64
+#: Maximum characters of all paths per byte of the pickle, as paths may share their parts.
+_MAX_EXPANSION = 64
 
 _MARK = object()
 _VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUT, _GET = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
-_PASSED_OVER = ("PROTO", "FRAME")
+_IGNORED = ("PROTO", "FRAME")
 
 
 @dataclass(eq=False)
-class _Name:
-    """A global, of which the last part is known."""
+class _Global:
+    """A global, by the last part of its name."""
 
     name: str
 
 
 @dataclass(eq=False)
 class _Call:
-    """What was to be called, with what; and the state that was given to the result."""
+    """A call that the pickle requests, and the state that it sets on the result."""
 
     name: str
     arguments: tuple[Any, ...]
     state: Any = None
 
 
-def read(pickled: bytes) -> list[str | None] | None:
-    """Elements of a pickled array of strings and paths; None for anything else."""
+def parse_labels(pickled: bytes) -> list[str | None] | None:
+    """Elements of a pickled array of strings and paths; None for any other pickle."""
     try:
         array = _Machine().run(pickled)
-    # What pickletools says of bytes that are no pickle, and stacks of those that make no sense.
+    # pickletools and the machine raise these errors for invalid pickles.
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
     if not isinstance(array, _Call) or array.name != "_reconstruct":
@@ -60,16 +60,16 @@ def read(pickled: bytes) -> list[str | None] | None:
     if not isinstance(items, list):
         return None
     labels: list[str | None] = []
-    left = _SHARED * len(pickled)
+    budget = _MAX_EXPANSION * len(pickled)
     for item in items:
         if isinstance(item, _Call):
-            parts, joint = item.arguments, _PATHS.get(item.name)
-            if joint is None or not all(isinstance(part, str) for part in parts):
+            parts, separator = item.arguments, _PATHS.get(item.name)
+            if separator is None or not all(isinstance(part, str) for part in parts):
                 return None
-            left -= sum(len(part) + 1 for part in parts)
-            if left < 0:
+            budget -= sum(len(part) + 1 for part in parts)
+            if budget < 0:
                 return None
-            labels.append(_joined(parts, joint))
+            labels.append(_join(parts, separator))
         elif isinstance(item, str | None):
             labels.append(item)
         else:
@@ -77,21 +77,21 @@ def read(pickled: bytes) -> list[str | None] | None:
     return labels
 
 
-def _joined(parts: tuple[str, ...], joint: str) -> str:
+def _join(parts: tuple[str, ...], separator: str) -> str:
     # The first part of an absolute path is its root.
-    head = parts[0] if parts and parts[0].endswith(joint) else ""
-    return head + joint.join(parts[1:] if head else parts)
+    root = parts[0] if parts and parts[0].endswith(separator) else ""
+    return root + separator.join(parts[1:] if root else parts)
 
 
 class _Machine:
-    """Goes through the opcodes of a pickle."""
+    """Interprets the opcodes of a pickle."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
     def run(self, pickled: bytes) -> Any:
-        """What the pickle is of."""
+        """Interpret a pickle and return its root object."""
         for opcode, argument, _ in pickletools.genops(pickled):
             if opcode.name == "STOP":
                 return self._stack.pop()
@@ -100,7 +100,7 @@ class _Machine:
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
-        if name in _PASSED_OVER:
+        if name in _IGNORED:
             return
         if name in _PUT:
             self._memo[argument] = stack[-1]
@@ -125,24 +125,24 @@ class _Machine:
             items = self._since_mark() if name == "APPENDS" else [stack.pop()]
             stack[-1].extend(items)
         else:
-            self._look_up_or_push(name, argument)
+            self._step_object(name, argument)
 
-    def _look_up_or_push(self, name: str, argument: Any) -> None:
+    def _step_object(self, name: str, argument: Any) -> None:
         stack = self._stack
         if name == "GLOBAL":
-            stack.append(_Name(argument.rpartition(" ")[2]))
+            stack.append(_Global(argument.rpartition(" ")[2]))
         elif name == "STACK_GLOBAL":
-            stack[-2:] = [_Name(stack[-1])]
+            stack[-2:] = [_Global(stack[-1])]
         elif name == "REDUCE":
-            called, arguments = stack[-2:]
-            stack[-2:] = [_Call(called.name, tuple(arguments))]
+            function, arguments = stack[-2:]
+            stack[-2:] = [_Call(function.name, tuple(arguments))]
         elif name == "BUILD":
             state = stack.pop()
             stack[-1].state = state
         elif isinstance(argument, str | bytes | int):
             stack.append(argument)
         else:
-            raise ValueError(f"{name} has no place in labels")
+            raise ValueError(f"unexpected opcode {name} in labels")
 
     def _since_mark(self) -> list[Any]:
         n = 1 + self._stack[::-1].index(_MARK)

@@ -1,7 +1,7 @@
-"""Where the files of the memmap format are, and what they say of themselves.
+"""Files of the memmap format and their metadata.
 
-Everything here reads bytes that somebody else may have written: lengths are checked against the
-sizes of the files, and no file name is taken from a file.
+The files are untrusted: lengths are checked against the sizes of the files, and file names are
+never taken from a file.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ CHECKSUMS = os.path.join("scdl", "checksums.bin")
 Files = dict[str, tuple[str, ArraySpec]]
 
 
-class Documented(NamedTuple):
-    """An array that the format has a file for."""
+class DocumentedFile(NamedTuple):
+    """A file of the documented format that holds an array of the matrix."""
 
     file: str
     header_name: str
-    #: Its type in archives that have no header, which were written before 0.1.1.
-    headerless: str
+    #: Dtype in archives without a header, written before 0.1.1.
+    default_dtype: str
 
 
 MATRIX = {
-    "data": Documented("data.npy", "DATA", "<f4"),
-    "indptr": Documented("row_ptr.npy", "ROWPTR", "<u8"),
-    "indices": Documented("col_ptr.npy", "COLPTR", "<u4"),
+    "data": DocumentedFile("data.npy", "DATA", "<f4"),
+    "indptr": DocumentedFile("row_ptr.npy", "ROWPTR", "<u8"),
+    "indices": DocumentedFile("col_ptr.npy", "COLPTR", "<u4"),
 }
 GRAPH: dict[str, tuple[str, np.dtype[Any]]] = {
     "data": ("neighbor_values.npy", np.dtype("<f4")),
     "indices": ("neighbor_indices.npy", np.dtype("<u4")),
     "indptr": ("neighbor_indptr.npy", np.dtype("<u8")),
 }
-#: Name of the graph in archives that do not say: the documented default.
+#: Name of the graph in archives that do not name it: the documented default.
 DEFAULT_GRAPH = "next_cell_ids"
 
 
-#: Ends of the names of its files, and directories of which all are.
-_ENDINGS = (".npy", ".sch", ".json")
+#: Suffixes of files in the root directory of an archive, and directories of an archive.
+_SUFFIXES = (".npy", ".sch", ".json")
 _DIRECTORIES = ("scdl", "var_features", "obs_features", "features")
 
 
 def reads(key: str) -> bool:
-    """Whether a file of that path may be one of an archive."""
+    """Whether an archive may contain a file with that path."""
     directory, _, name = key.rpartition("/")
     if name.startswith("."):
         return False
     if directory:
         return directory.partition("/")[0] in _DIRECTORIES
-    return name.endswith(_ENDINGS)
+    return name.endswith(_SUFFIXES)
 
 
 def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
-    """The array, mapped read-only."""
+    """Map an array read-only."""
     shape = (spec.length, *spec.item_shape)
     if spec.nbytes == 0:
         empty = np.empty(shape, spec.dtype)
@@ -77,15 +77,15 @@ def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
     try:
         return np.memmap(file, spec.dtype, "r", shape=shape)
     except ValueError as error:
-        raise ArchiveFormatError(f"{file}: the file was cut while it was opened") from error
+        raise ArchiveFormatError(f"{file}: the file was truncated while it was opened") from error
 
 
 def read_header(path: str) -> Header | None:
-    """The header; None where the archive has none."""
+    """Read the header; None if the archive has none."""
     file = os.path.join(path, HEADER)
     if not os.path.lexists(file):
         return None
-    header = Header.from_bytes(archive_files.read(path, HEADER), file)
+    header = Header.from_bytes(archive_files.read_file(path, HEADER), file)
     for array in header.arrays:
         if array.name in ("ROWPTR", "COLPTR") and array.dtype.kind != "u":
             raise ArchiveFormatError(
@@ -100,7 +100,7 @@ def read_header(path: str) -> Header | None:
 
 
 def matrix_files(path: str, header: Header | None) -> Files:
-    """The matrix: dtypes by the header, lengths by the files."""
+    """Files of the matrix, with dtypes from the header and lengths from file sizes."""
     dtypes: dict[str, np.dtype[Any]] = {}
     for array in header.arrays if header else ():
         dtypes[array.name] = array.dtype
@@ -108,26 +108,26 @@ def matrix_files(path: str, header: Header | None) -> Files:
         name: _measure_file(
             path,
             documented.file,
-            dtypes.get(documented.header_name) or np.dtype(documented.headerless),
+            dtypes.get(documented.header_name) or np.dtype(documented.default_dtype),
         )
         for name, documented in MATRIX.items()
     }
 
 
 def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
-    file = archive_files.path_of(path, name)
+    file = archive_files.file_path(path, name)
     if not os.path.isfile(file):
         raise ArchiveFormatError(f"{file}: the file is missing; convert the source again")
     size = os.path.getsize(file)
     if size % dtype.itemsize:
         raise ArchiveFormatError(
-            f"{file}: {size} bytes are no whole number of {dtype}; the file is truncated"
+            f"{file}: {size} bytes are not a multiple of the size of {dtype}; the file is truncated"
         )
     return file, ArraySpec(dtype, size // dtype.itemsize)
 
 
 def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
-    """The documented graph, where all of its files are there."""
+    """Files of the documented graph; empty if none of them exists."""
     if not any(os.path.lexists(os.path.join(path, file)) for file, _ in GRAPH.values()):
         return {}
     key = manifest.get("documented_graph") or DEFAULT_GRAPH
@@ -138,30 +138,30 @@ def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
 
 
 def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
-    """Arrays in ``scdl/arrays``; the manifest lists them in the order of their numbers."""
-    found = {}
+    """Files of the arrays in ``scdl/arrays``, which are numbered in the order of the manifest."""
+    files = {}
     documented = manifest.get("documented_graph")
     for i, entry in enumerate(manifest.get("arrays", [])):
         if documented is not None and entry["name"].startswith(f"graphs/{documented}/"):
             continue
         spec = ArraySpec(np.dtype(entry["dtype"]), entry["length"], tuple(entry["item_shape"]))
-        file = archive_files.path_of(path, own_file(i))
+        file = archive_files.file_path(path, own_file(i))
         if not os.path.isfile(file) or os.path.getsize(file) != spec.nbytes:
             raise ArchiveFormatError(
                 f"{file}: expected {spec.nbytes} bytes for {entry['name']}, "
                 f"found {os.path.getsize(file) if os.path.isfile(file) else 'no file'}"
             )
-        found[entry["name"]] = (file, spec)
-    return found
+        files[entry["name"]] = (file, spec)
+    return files
 
 
 def own_file(i: int) -> str:
-    """Path within the archive of the i-th array that the format has no file for."""
+    """Relative path of the i-th array without a file in the documented format."""
     return os.path.join("scdl", "arrays", f"{i}.bin")
 
 
-def entry(name: str, spec: ArraySpec) -> dict[str, Any]:
-    """What the manifest says of an array."""
+def manifest_entry(name: str, spec: ArraySpec) -> dict[str, Any]:
+    """Entry of an array in the manifest."""
     return {
         "name": name,
         "dtype": spec.dtype.name,
@@ -170,34 +170,37 @@ def entry(name: str, spec: ArraySpec) -> dict[str, Any]:
     }
 
 
-def read_manifest(path: str, n_obs: int, nnz: int, remarks: list[str]) -> Mapping[str, Any]:
-    """The manifest, empty where there is none or, with a remark, another program made changes."""
+def read_archive_manifest(path: str, n_obs: int, nnz: int, remarks: list[str]) -> Mapping[str, Any]:
+    """Read the manifest.
+
+    It is empty if there is none, or if another program changed the archive, which adds a remark.
+    """
     file = os.path.join(path, MANIFEST)
     if not os.path.lexists(file):
         return {}
-    manifest = parse_manifest(archive_files.read(path, MANIFEST), file)
-    version, describes = manifest["format"], (manifest["n_obs"], manifest["nnz"])
+    manifest = parse_archive_manifest(archive_files.read_file(path, MANIFEST), file)
+    version, stated = manifest["format"], (manifest["n_obs"], manifest["nnz"])
     if version > MANIFEST_FORMAT:
         raise ArchiveFormatError(
             f"{file}: its format is {version}, this release reads up to {MANIFEST_FORMAT}; "
             "upgrade scdl-store"
         )
-    if describes != (n_obs, nnz):
+    if stated != (n_obs, nnz):
         remarks.append(
-            f"{path}: another program changed the archive from {describes[0]} to {n_obs} cells; "
+            f"{path}: another program changed the archive from {stated[0]} to {n_obs} cells; "
             "names, categories, obsm and further graphs no longer fit and are left out"
         )
         return {}
     return manifest
 
 
-def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """The manifest, with everything of the types that are expected.
+def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a manifest and check the types of all entries.
 
     Raises
     ------
     ArchiveFormatError
-        It is none; the message opens with `where`.
+        The manifest is invalid; the message begins with `where`.
     """
     try:
         manifest: dict[str, Any] = json.loads(data)
@@ -212,9 +215,9 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
         if not isinstance(manifest["attrs"], dict):
             raise ValueError("attrs must be an object")
         for table in manifest["tables"].values():
-            named = table.get("only_names"), table.get("index_name")
+            index_names = table.get("only_names"), table.get("index_name")
             columns = table.get("nullable", [])
-            names = [*named, *columns] if isinstance(columns, list) else [columns]
+            names = [*index_names, *columns] if isinstance(columns, list) else [columns]
             if not all(isinstance(name, str | None) for name in names):
                 raise ValueError(f"bad table entry {table!r:.100}")
         for block in manifest["attrs"]["blocks"]:
@@ -226,12 +229,12 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_entry(entry: Any) -> str:
-    """The name of an array that the manifest lists."""
+    """Check the entry of an array in the manifest and return its name."""
     name, dtype, shape = entry["name"], entry["dtype"], [entry["length"], *entry["item_shape"]]
-    known = isinstance(name, str) and isinstance(dtype, str) and np.dtype(dtype) in DTYPES
-    # An extent of none hides what others say.
-    if not known or any(type(n) is not int or n < 0 for n in shape):
+    is_known = isinstance(name, str) and isinstance(dtype, str) and np.dtype(dtype) in DTYPES
+    if not is_known or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"bad array entry {entry!r:.100}")
+    # A zero-length dimension would make the product zero and hide the other sizes.
     if math.prod(n for n in shape if n) >= 2**62:
         raise ValueError(f"too large an array {entry!r:.100}")
     assert isinstance(name, str)
@@ -243,6 +246,6 @@ def dataframe(block: int, n_blocks: int) -> str:
     return f"dataframe_{block:0{len(str(n_blocks))}d}.parquet"
 
 
-def beside(path: str, table: str, what: str) -> str:
-    """Path of the file that holds a table's names or categories."""
-    return os.path.join(path, "scdl", f"{table.replace('/', '_')}.{what}.parquet")
+def side_file(path: str, table: str, part: str) -> str:
+    """Path of the file with the `part` of a table: its ``names`` or ``categories``."""
+    return os.path.join(path, "scdl", f"{table.replace('/', '_')}.{part}.parquet")

@@ -1,24 +1,23 @@
-"""Backend ``memmap``: the documented format of BioNeMo-SCDL, raw arrays that are mapped to memory.
+"""Backend ``memmap``: the documented format of BioNeMo-SCDL, raw memory-mapped arrays.
 
 An archive is a directory. The documented files hold the expression matrix, one neighbour graph
-and the feature tables; what the format has no place for stands in the directory ``scdl/``, which
-other readers ignore::
+and the feature tables. Everything else is in the directory ``scdl/``, which other readers ignore::
 
     header.sch  data.npy  col_ptr.npy  row_ptr.npy          the matrix; no headers in spite of .npy
     neighbor_indices.npy  neighbor_indptr.npy  neighbor_values.npy
     var_features/  obs_features/                            tables, see `features`
     metadata.json  version.json
-    scdl/manifest.json                                      what is in scdl/, and the attributes
-    scdl/arrays/<i>.bin                                     arrays of other names
+    scdl/manifest.json                                      contents of scdl/, and the attributes
+    scdl/arrays/<i>.bin                                     other arrays
     scdl/<table>.names.parquet  scdl/<table>.categories.parquet
     scdl/checksums.bin                                      checksums of all other files
 
-Of the attributes the format itself knows ``blocks``: a list of ``{"stop", "n_vars", "label"}``, the
-consecutive rows that share a table ``var/<i>``.
+The documented format itself stores one attribute, ``blocks``: a list of ``{"stop", "n_vars",
+"label"}``, the consecutive rows that share a table ``var/<i>``.
 
-Source: schema document of BioNeMo-SCDL, format 0.1.0, and archives that its releases 0.1.1, 0.1.3
-and head wrote. The manifest is believed only while it agrees with the documented files, so that
-other programs may change those.
+Source: schema document of BioNeMo-SCDL, format 0.1.0, and archives written by its releases 0.1.1,
+0.1.3 and head. The manifest is used only if it agrees with the documented files, so that other
+programs may change these.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, Contents
 from storage_backends.checks import check_ranges
-from storage_backends.compute.caching import Lazily, cached_property
+from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
-from storage_backends.directory.mapped_file import MappedFile, hold
+from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import ArchiveChangedError, ArchiveClosedError, ArchiveFormatError
@@ -68,8 +67,8 @@ class MemmapStore(DirectoryStore):
         self._parquet: dict[str, ParquetTable] = {}
         #: Row at which each block ends, by the directory of the tables.
         self._stops: dict[str, list[int]] = {}
-        #: Files of tables, which outlive an archive that replaces this one.
-        self._held: dict[str, MappedFile] = {}
+        #: Mapped files of tables, which stay readable when the archive is replaced.
+        self._mapped_tables: dict[str, MappedFile] = {}
 
     @classmethod
     def _open(cls, path: str) -> Self:
@@ -77,7 +76,7 @@ class MemmapStore(DirectoryStore):
         header = layout.read_header(path)
         store._map(layout.matrix_files(path, header))
         lengths = store._n_obs, store._specs["data"].length
-        store._manifest = layout.read_manifest(path, *lengths, store.remarks)
+        store._manifest = layout.read_archive_manifest(path, *lengths, store.remarks)
         store._map(layout.graph_files(path, store._manifest))
         store._map(layout.own_files(path, store._manifest))
         store._check_features()
@@ -89,10 +88,10 @@ class MemmapStore(DirectoryStore):
         return self._specs["indptr"].length - 1
 
     def _map(self, files: layout.Files) -> None:
-        """Map arrays, and refuse sparse ones whose files disagree with each other."""
+        """Map arrays, and check that the arrays of sparse matrices agree with each other."""
         for name, (file, spec) in files.items():
             self._files[name], self._specs[name] = file, spec
-            self._opened()[name] = layout.map_file(file, spec)
+            self._open_arrays()[name] = layout.map_file(file, spec)
         for name in files:
             if name == "indptr" or (name.startswith("graphs/") and name.endswith("/indptr")):
                 self._check_offsets(name.removesuffix("indptr"))
@@ -109,7 +108,7 @@ class MemmapStore(DirectoryStore):
                     f"{spec.item_shape}; convert the source again"
                 )
         values, ids, offsets = (self._specs[part].length for part in parts)
-        indptr = self._opened()[parts[2]]
+        indptr = self._open_arrays()[parts[2]]
         ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
         if offsets != self._n_obs + 1 or offsets == 0 or ends != (0, values) or ids != values:
             found = ", ".join(
@@ -123,13 +122,13 @@ class MemmapStore(DirectoryStore):
             )
 
     def _check_features(self) -> None:
-        """Refuse feature indexes that describe another number of rows."""
+        """Check that the feature indexes have the right number of rows."""
         for name in filter(None, (self._var_directory, self._obs_directory)):
             stops = self._stops[name] = features.read_stops(self.path, name)
-            described = stops[-1] if stops else 0
-            if described != self._n_obs:
+            n_rows = stops[-1] if stops else 0
+            if n_rows != self._n_obs:
                 raise ArchiveFormatError(
-                    f"{self.path}: {name} describes {described} rows, "
+                    f"{self.path}: {name} describes {n_rows} rows, "
                     f"but the archive has {self._n_obs}"
                 )
         for block in self._manifest["attrs"]["blocks"] if self._manifest else ():
@@ -138,7 +137,7 @@ class MemmapStore(DirectoryStore):
         if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
             raise ArchiveFormatError(
                 f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "
-                "the manifest has others"
+                "the manifest has different ones"
             )
 
     def _is_stale(self, header: Header) -> bool:
@@ -155,25 +154,27 @@ class MemmapStore(DirectoryStore):
         )
         return True
 
-    def _opened(self) -> dict[str, NDArray[Any]]:
+    def _open_arrays(self) -> dict[str, NDArray[Any]]:
         if self._mapped is None:
             raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
         return self._mapped
 
     @cached_property
     def contents(self) -> Contents:
-        self._opened()
+        self._open_arrays()
         obs = ["obs"] if self._obs_directory else []
         names = [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
-        schemas = Lazily(self, names, lambda store, name: store._table(name).schema)
+        schemas = LazyMapping(self, names, lambda store, name: store._table(name).schema)
         attrs = self._manifest.get("attrs")
         if attrs is None:
-            attrs = Lazily(self, ["blocks"], lambda store, _: store._documented_blocks)
+            attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
         return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
 
     def _hold(self) -> None:
-        """Map the files of tables already, and read what else would be read later."""
-        self._held = hold(itertools.chain(*map(self._table_files, self.tables)), MappedFile)
+        """Map the files of tables, and read the labels, which are otherwise read later."""
+        self._mapped_tables = map_files(
+            itertools.chain(*map(self._table_files, self.tables)), MappedFile
+        )
         if not self._manifest:
             _ = self._labels
 
@@ -203,21 +204,21 @@ class MemmapStore(DirectoryStore):
 
     def view(self, name: str) -> NDArray[Any] | None:
         self.spec(name)
-        return self._opened()[name]
+        return self._open_arrays()[name]
 
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
-        from storage_backends.memmap.gather import gather
+        from storage_backends.memmap.gather import gather_ranges
 
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
-        gather(np.asarray(self._opened()[name]), starts, stops, out)
+        gather_ranges(np.asarray(self._open_arrays()[name]), starts, stops, out)
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         from storage_backends.memmap.gather import read_ahead
 
         self.spec(name)
-        read_ahead(np.asarray(self._opened()[name]), starts, stops)
+        read_ahead(np.asarray(self._open_arrays()[name]), starts, stops)
 
     def read_table(
         self,
@@ -231,10 +232,10 @@ class MemmapStore(DirectoryStore):
     def close(self) -> None:
         self._mapped = None
         self.__dict__.pop("contents", None)
-        # Not emptied: who is reading goes on with what is of this archive.
-        self._parquet, self._held = {}, {}
+        # Replace the dictionaries instead of clearing them, as other threads may be reading.
+        self._parquet, self._mapped_tables = {}, {}
 
-    # -- whether it is sound -------------------------------------------------------------------
+    # -- verification --------------------------------------------------------------------------
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:
@@ -242,16 +243,19 @@ class MemmapStore(DirectoryStore):
         remove_leftovers(store.path)
         if not store.stale:
             return ()
-        place, header = (store.path, layout.CHECKSUMS), store._header_of_files().to_bytes()
-        if integrity.is_what_was_written(*place, layout.HEADER, header) is False:
-            # The header is not all that differs from what was written.
+        header = store._header_of_files().to_bytes()
+        matches = integrity.matches_checksums(store.path, layout.CHECKSUMS, layout.HEADER, header)
+        if matches is False:
+            # Other files were changed, too.
             return ()
-        integrity.replace_files(*place, {layout.HEADER: header}, lambda: store.is_current)
+        integrity.replace_files(
+            store.path, layout.CHECKSUMS, {layout.HEADER: header}, lambda: store.is_current
+        )
         lengths = ", ".join(
             f"{documented.header_name} {store._specs[name].length:,}"
             for name, documented in layout.MATRIX.items()
         )
-        return (f"{store._path_of(layout.HEADER)}: written anew with {lengths}, as the files are",)
+        return (f"{store._path_to(layout.HEADER)}: rewritten with the lengths {lengths}",)
 
     def _header_of_files(self) -> Header:
         arrays = [
@@ -259,46 +263,46 @@ class MemmapStore(DirectoryStore):
             for name, documented in layout.MATRIX.items()
         ]
         indexes = [
-            HeaderIndex(name, self._n_obs, features.files(self.path, name))
+            HeaderIndex(name, self._n_obs, features.index_files(self.path, name))
             for name in (self._var_directory, self._obs_directory)
             if name is not None
         ]
         return Header(tuple(arrays), tuple(indexes))
 
-    def _path_of(self, *parts: str) -> str:
+    def _path_to(self, *parts: str) -> str:
         return os.path.join(self.path, *parts)
 
     @cached_property
     def _var_directory(self) -> str:
         for name in ("var_features", "features"):
-            if os.path.isdir(self._path_of(name)):
+            if os.path.isdir(self._path_to(name)):
                 return name
         raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
 
     @cached_property
     def _obs_directory(self) -> str | None:
-        return "obs_features" if os.path.isdir(self._path_of("obs_features")) else None
+        return "obs_features" if os.path.isdir(self._path_to("obs_features")) else None
 
     @cached_property
     def _var_stops(self) -> list[int]:
         return self._stops[self._var_directory]
 
     def _table(self, name: str) -> ParquetTable:
-        # Taken before it is known that the archive was open, so that they are of that time.
-        tables, held = self._parquet, self._held
+        # Get the dictionaries before checking that the store is open: `close` replaces them.
+        tables, mapped = self._parquet, self._mapped_tables
         if name not in self.tables:
             raise self.no_table(name)
-        # What is not held must be of the archive that was opened.
-        if not self.is_current and not held.keys() >= {*self._table_files(name)}:
+        # Files that are not mapped must not be read from a replacement of the archive.
+        if not self.is_current and not mapped.keys() >= {*self._table_files(name)}:
             raise ArchiveChangedError(
-                f"{self.path}: the archive was replaced since it was opened, and {name} was not "
-                "held; open it again"
+                f"{self.path}: the archive was replaced since it was opened, and the files of "
+                f"{name} were not kept open; open it again"
             )
         if name not in tables:
-            tables[name] = self._make_table(name, held)
+            tables[name] = self._make_table(name, mapped)
         return tables[name]
 
-    def _make_table(self, name: str, held: Mapping[str, MappedFile]) -> ParquetTable:
+    def _make_table(self, name: str, mapped: Mapping[str, MappedFile]) -> ParquetTable:
         from storage_backends.memmap.tables import ParquetTable
 
         n_rows: int | None = self._n_obs
@@ -314,8 +318,8 @@ class MemmapStore(DirectoryStore):
             only_names=self._side_files(name).get("only_names"),
             index_name=self._side_files(name).get("index_name"),
             nullable=self._side_files(name).get("nullable", ()),
-            held=held,
-            # As many cells as there are offsets, which are not compressed.
+            held=mapped,
+            # The number of cells is known from the offsets, which are not compressed.
             bounded=name != "obs",
         )
 
@@ -328,18 +332,18 @@ class MemmapStore(DirectoryStore):
             block = int(name.removeprefix("var/"))
             blocks = range(block, block + 1)
         names = [layout.dataframe(i, n_blocks) for i in blocks]
-        return [archive_files.path_of(self.path, f"{directory}/{name}") for name in names]
+        return [archive_files.file_path(self.path, f"{directory}/{name}") for name in names]
 
     def _table_files(self, name: str) -> list[str]:
-        own = [self._own_table_file(name, what) for what in ("names", "categories")]
+        own = [self._own_table_file(name, part) for part in ("names", "categories")]
         return [*self._column_files(name), *filter(None, own)]
 
     def _side_files(self, table: str) -> Mapping[str, Any]:
-        """What the manifest says of a table's files in ``scdl/``."""
-        found: Mapping[str, Any] = self._manifest.get("tables", {}).get(table, {})
-        return found
+        """Entry of the manifest for a table's files in ``scdl/``."""
+        entry: Mapping[str, Any] = self._manifest.get("tables", {}).get(table, {})
+        return entry
 
-    def _own_table_file(self, table: str, what: str) -> str | None:
-        if not self._side_files(table).get(what):
+    def _own_table_file(self, table: str, part: str) -> str | None:
+        if not self._side_files(table).get(part):
             return None
-        return archive_files.path_of(self.path, layout.beside("", table, what))
+        return archive_files.file_path(self.path, layout.side_file("", table, part))

@@ -22,7 +22,7 @@ from storage_backends.checks import check_rows
 from storage_backends.compute import threads
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
-from storage_backends.compute.uniting import Part, UnitedColumn
+from storage_backends.compute.uniting import ColumnPart, UnitedColumn
 from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.memmap.table_writer import ROW_GROUP, plain_type, to_categorical
@@ -165,7 +165,7 @@ class ParquetTable:
         return {
             name: UnitedColumn(
                 [
-                    Part(schema.field(name).type, None, partial(self._pieces, file, name))
+                    ColumnPart(schema.field(name).type, None, partial(self._pieces, file, name))
                     for file, schema in schemas.items()
                     if name in schema.names
                 ]

@@ -1,4 +1,4 @@
-"""Writing the memmap format: arrays are appended to files, small files follow at the commit."""
+"""Writer of the memmap format: arrays are appended to files, small files written at the commit."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class MemmapWriter(DirectoryWriter):
         written = table_writer.write(
             table,
             os.path.join(directory, f"{kind}_features", f"{block or 0}.parquet"),
-            names=layout.beside(directory, name, "names"),
-            categories=layout.beside(directory, name, "categories"),
+            names=layout.side_file(directory, name, "names"),
+            categories=layout.side_file(directory, name, "categories"),
             only_names=f"{kind}_feature_id",
             create=self.recorder.create,
         )
@@ -84,7 +84,7 @@ class MemmapWriter(DirectoryWriter):
         n_obs, nnz = self.specs["indptr"].length - 1, self.specs["data"].length
         blocks = attrs["blocks"]
         with refused_write(self.path):
-            graph = self._place_documented_graph(directory)
+            graph = self._move_documented_graph(directory)
             indexes = [self._write_index(directory, "var", blocks)]
             if "obs" in self.table_rows:
                 label = blocks[0]["label"] if len(blocks) == 1 else None
@@ -96,7 +96,7 @@ class MemmapWriter(DirectoryWriter):
                 "nnz": nnz,
                 "documented_graph": graph,
                 "arrays": [
-                    layout.entry(name, spec)
+                    layout.manifest_entry(name, spec)
                     for name, spec in self.specs.items()
                     if name not in layout.MATRIX
                 ],
@@ -112,8 +112,8 @@ class MemmapWriter(DirectoryWriter):
             for file_name, content in small.items():
                 self.recorder.write(os.path.join(directory, file_name), content)
 
-    def _place_documented_graph(self, directory: str) -> str | None:
-        """Move the first graph whose types are the documented ones to the documented files."""
+    def _move_documented_graph(self, directory: str) -> str | None:
+        """Move the first graph with the documented dtypes to the documented files."""
         keys = dict.fromkeys(n.split("/", 1)[1].rpartition("/")[0] for n in self._graph_arrays)
         for key in keys:
             names = {part: f"graphs/{key}/{part}" for part in layout.GRAPH}
@@ -123,8 +123,8 @@ class MemmapWriter(DirectoryWriter):
                 for spec, (_, dtype) in zip(specs.values(), layout.GRAPH.values(), strict=True)
             ):
                 for part, name in names.items():
-                    place = os.path.join(directory, layout.GRAPH[part][0])
-                    self.recorder.rename(self._files[name], place)
+                    target = os.path.join(directory, layout.GRAPH[part][0])
+                    self.recorder.rename(self._files[name], target)
                 return key
         return None
 
@@ -135,7 +135,7 @@ class MemmapWriter(DirectoryWriter):
     def _write_index(
         self, directory: str, kind: str, blocks: Sequence[Mapping[str, Any]]
     ) -> HeaderIndex:
-        """Name the blocks' tables as documented, and write the small files beside them."""
+        """Rename the tables of the blocks as documented, and write the small files of the index."""
         index = f"{kind}_features"
         path = os.path.join(directory, index)
         tables = [layout.dataframe(i, len(blocks)) for i in range(len(blocks))]
@@ -144,7 +144,7 @@ class MemmapWriter(DirectoryWriter):
             self.recorder.rename(written, os.path.join(path, table))
         stops = [int(block["stop"]) for block in blocks]
         labels = [block.get("label") for block in blocks]
-        small = features.write(self.recorder, path, stops, labels, __version__)
+        small = features.write_index(self.recorder, path, stops, labels, __version__)
         files = tuple(f"{index}/{file}" for file in (*small, *tables))
         return HeaderIndex(index, stops[-1], files)
 

@@ -1,4 +1,4 @@
-"""Tests that every storage backend passes: subclass :class:`BackendTests`."""
+"""Conformance tests for storage backends; subclass :class:`BackendTests`."""
 
 try:
     from storage_backends.testing.archives import Contents as Contents

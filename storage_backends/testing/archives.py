@@ -1,4 +1,4 @@
-"""Archives for the conformance suite to write, and what to compare them by."""
+"""Example archives for the conformance suite, and assertions that compare them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ N_OBS = 2000
 
 @dataclass(frozen=True)
 class Contents:
-    """What an archive holds."""
+    """Contents of an example archive."""
 
     arrays: Mapping[str, NDArray[Any]]
     tables: Mapping[str, pa.Table]
     attrs: Mapping[str, Any]
 
     def write(self, writer: ArrayWriter, pieces: int = 1) -> None:
-        """Write arrays, in turns and in so many pieces, and tables; do not commit."""
+        """Write arrays, interleaved and in `pieces` pieces, and tables; do not commit."""
         for piece in range(pieces):
             for name, values in self.arrays.items():
                 writer.append(name, np.array_split(values, pieces)[piece])
@@ -43,8 +43,8 @@ class Contents:
             writer.write_table(name, table)
 
 
-def numbers(dtype: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
-    """Draw random bits, hence NaNs of every payload, after the extremes of the dtype."""
+def random_numbers(dtype: str, shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:
+    """Extreme values of the dtype, then random bits, which include NaNs with any payload."""
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64))
     values = np.frombuffer(np.random.default_rng(seed).bytes(size * kind.itemsize), kind).copy()
@@ -61,30 +61,30 @@ def every_array(n_obs: int) -> dict[str, NDArray[Any]]:
     """Make an array of every dtype and item shape, such as ``obsm/float32x2x2``."""
     kinds = [(dtype, shape) for dtype in DTYPES for shape in ITEM_SHAPES]
     return {
-        f"obsm/{'x'.join(map(str, (d, *shape)))}": numbers(d, (n_obs, *shape), seed)
+        f"obsm/{'x'.join(map(str, (d, *shape)))}": random_numbers(d, (n_obs, *shape), seed)
         for seed, (d, shape) in enumerate(kinds)
     }
 
 
-def names_of(n: int) -> dict[str, pa.Array]:
-    """Make the reserved column of names; some occur twice."""
+def index_column(n: int) -> dict[str, pa.Array]:
+    """Make the index column of a table; some names are duplicates."""
     return {"_index": pa.array([f"ü{i - (i % 10 == 1)}" for i in range(n)], pa.string())}
 
 
 def every_type(n: int) -> pa.Table:
-    """Make a table of `n` rows with a column of every type that a backend must keep."""
+    """Make a table of `n` rows with a column of every type that a backend must support."""
 
     def column(kind: Any, *values: Any) -> pa.Array:
         return pa.array([values[i % len(values)] for i in range(n)], kind)
 
     def coded(codes: Any, kind: Any, *categories: Any, ordered: bool = False) -> pa.Array:
-        indices = column(codes, *range(len(categories) - 1), None)  # the last remains unused
+        indices = column(codes, *range(len(categories) - 1), None)  # the last category is unused
         return pa.DictionaryArray.from_arrays(indices, pa.array(categories, kind), ordered=ordered)
 
     limits = {name: np.iinfo(name) for name in DTYPES if "int" in name}
     return pa.table(
         {
-            **names_of(n),
+            **index_column(n),
             "string": column(pa.string(), "b", "", "ü", None, "a\0\nb"),
             "large_string": column(pa.large_string(), "b", None, ""),
             "no value": column(pa.string(), None),
@@ -116,17 +116,17 @@ def small_archive(
 ) -> Contents:
     """Make a minimal archive.
 
-    `dtypes` are those of data, indices and indptr; `parts` are added or replaced: arrays, tables
-    and, where they are neither, attributes.
+    `dtypes` are those of data, indices and indptr. `parts` are arrays, tables or attributes to add
+    or replace, by name.
     """
     stored = np.random.default_rng(n_obs).random((n_obs, n_vars)) < density
     indptr = np.concatenate([[0], np.cumsum(stored.sum(axis=1))])
     everything = {
-        "data": numbers(dtypes[0], (int(indptr[-1]),)),
+        "data": random_numbers(dtypes[0], (int(indptr[-1]),)),
         "indices": np.nonzero(stored)[1].astype(dtypes[1]),
         "indptr": indptr.astype(dtypes[2]),
-        "obs": pa.table(names_of(n_obs)),
-        "var/0": pa.table({**names_of(n_vars), "n": pa.array(range(n_vars), pa.int32())}),
+        "obs": pa.table(index_column(n_obs)),
+        "var/0": pa.table({**index_column(n_vars), "n": pa.array(range(n_vars), pa.int32())}),
         "blocks": [{"stop": n_obs, "n_vars": n_vars, "label": "a.h5ad"}],
         **(parts or {}),
     }
@@ -138,9 +138,11 @@ def small_archive(
 
 @functools.cache
 def large_archive() -> Contents:
-    """Make one of every dtype, item shape, odd name and column type, and of several chunks."""
+    """Make an archive with every dtype, item shape, odd name and column type, in several chunks."""
     parts: dict[str, Any] = {"obs": every_type(N_OBS), **every_array(N_OBS)}
-    parts |= {f"obsm/{key}": numbers("float32", (N_OBS, 2), i) for i, key in enumerate(ODD_KEYS)}
+    parts |= {
+        f"obsm/{key}": random_numbers("float32", (N_OBS, 2), i) for i, key in enumerate(ODD_KEYS)
+    }
     documented, other = ("float32", "uint32", "uint64"), ("float64", "uint16", "uint32")
     for key, dtypes in {"next_cell_ids": documented, "k nn.ü": other}.items():
         graph = small_archive(N_OBS, N_OBS, density=0.004, dtypes=dtypes).arrays
@@ -151,7 +153,7 @@ def large_archive() -> Contents:
 
 
 def without_values(n_obs: int, n_vars: int) -> Contents:
-    """Make an archive of an empty matrix, and the rest just as short."""
+    """Make an archive of a matrix without stored values."""
     parts = {"obs": every_type(n_obs), **every_array(n_obs)}
     return small_archive(n_obs, n_vars, parts, density=0)
 
@@ -164,18 +166,18 @@ def counts(odd: float) -> Contents:
 
 
 def unsorted_rows() -> Contents:
-    """Make an archive whose column ids come in no order, and repeat."""
+    """Make an archive with unsorted and repeated column ids."""
     indices = np.random.default_rng(0).integers(0, 40, 60 * 40).astype("uint16")
     return small_archive(parts={"indices": indices}, density=1)
 
 
 def two_blocks() -> Contents:
-    """Make an archive of rows with other columns, the second block's of unknown origin."""
+    """Make an archive of two blocks with different columns; the second has no label."""
     ends = [(20, 40, "a.h5ad"), (60, 3, None)]
     blocks = [dict(zip(("stop", "n_vars", "label"), end, strict=True)) for end in ends]
     indices = small_archive().arrays["indices"] % 3
     return small_archive(
-        parts={"indices": indices, "var/1": pa.table(names_of(3)), "blocks": blocks}
+        parts={"indices": indices, "var/1": pa.table(index_column(3)), "blocks": blocks}
     )
 
 
@@ -185,7 +187,7 @@ def tables_of(*columns: str) -> Contents:
     return small_archive(parts={"obs": obs, "var/0": var})
 
 
-#: Archives to write and read back, each made when its test runs.
+#: Functions that make the archives of the round-trip tests, by name.
 ROUND_TRIPS: dict[str, Callable[[], Contents]] = {
     **{
         f"{data}, {ids}": functools.partial(small_archive, dtypes=(data, ids, ids), density=0.08)
@@ -253,7 +255,7 @@ def assert_holds(store: ArrayStore, contents: Contents) -> None:
 
 
 def assert_reads(store: ArrayStore, name: str, ranges: Sequence[tuple[int, int]]) -> None:
-    """Read from the large archive; slices of what was written are the oracle."""
+    """Check ranges read from the large archive against slices of its arrays."""
     values = large_archive().arrays[name]
     expected = np.concatenate([values[:0], *(values[start:stop] for start, stop in ranges)])
     starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T.copy()
@@ -271,13 +273,13 @@ def random_ranges(length: int, n: int, seed: int) -> list[tuple[int, int]]:
 
 
 def broken(error: type[BaseException]) -> Iterator[pa.RecordBatch]:
-    """Give a batch of names, then the `error`."""
-    yield from pa.table(names_of(3)).to_batches()
+    """Yield a batch of the index column, then raise `error`."""
+    yield from pa.table(index_column(3)).to_batches()
     raise error
 
 
 def stream(batches: Iterator[pa.RecordBatch], schema: pa.Schema = None) -> pa.RecordBatchReader:
-    """Read from `batches`, by default of names alone."""
+    """Make a stream of `batches`; by default they have only the index column."""
     schema = pa.schema([("_index", pa.string())]) if schema is None else schema
     return pa.RecordBatchReader.from_batches(schema, batches)
 
@@ -286,16 +288,18 @@ def stream(batches: Iterator[pa.RecordBatch], schema: pa.Schema = None) -> pa.Re
 
 
 def files_of(path: str) -> list[str]:
-    """Find the files of an archive that hold something."""
+    """List the files of an archive that are not empty."""
     if os.path.isfile(path):
         return [path]
-    found = (os.path.join(place, name) for place, _, names in os.walk(path) for name in names)
-    return sorted(file for file in found if os.path.getsize(file))
+    files = (
+        os.path.join(directory, name) for directory, _, names in os.walk(path) for name in names
+    )
+    return sorted(file for file in files if os.path.getsize(file))
 
 
 @contextlib.contextmanager
 def one_bit_flipped(file: str, offset: int) -> Iterator[None]:
-    """Flip a bit of a byte of a file, and flip it back at the end."""
+    """Context manager that flips a bit of a file, and flips it back at the end."""
     flip_bit(file, offset, offset % 8)
     try:
         yield

@@ -1,4 +1,4 @@
-"""When archives appear, and what is found of damaged ones."""
+"""Tests of publication and verification of archives."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from storage_backends.testing.harness import BackendHarness
 
 
 class PublicationTests(BackendHarness):
-    """Tests of how archives appear, and of finding out whether they are sound."""
+    """Tests that archives are published atomically, and that damage is found."""
 
-    def found(self, path: str) -> list[Finding]:
-        """What examining and checking all pieces says."""
+    def findings(self, path: str) -> list[Finding]:
+        """Findings of examining an archive and checking all of its pieces."""
         examined = self.backend.store.examine(path)
         checked = [piece.check() for piece in examined.pieces]
-        return [*examined.findings, *(found for found in checked if found is not None)]
+        return [*examined.findings, *(finding for finding in checked if finding is not None)]
 
     def test_what_was_written_is_not_damaged(self, path: str, large_path: str) -> None:
         for _ in range(2):
-            # In place of the first, the second is whole too.
+            # The second archive replaces the first, and is complete, too.
             self.write(path, small_archive(), replace=True).close()
-            for place in (path, large_path):
-                found = self.found(place)
-                examined = self.backend.store.examine(place)
-                assert [f for f in found if f.verdict is Verdict.DAMAGED or f.mendable] == []
-                known = [] if examined.has_checksums else [Verdict.UNKNOWN]
-                assert [f.verdict for f in found] == known
+            for archive in (path, large_path):
+                findings = self.findings(archive)
+                examined = self.backend.store.examine(archive)
+                assert [f for f in findings if f.verdict is Verdict.DAMAGED or f.mendable] == []
+                expected = [] if examined.has_checksums else [Verdict.UNKNOWN]
+                assert [f.verdict for f in findings] == expected
                 assert sum(piece.nbytes for piece in examined.pieces) == examined.nbytes
                 assert (examined.nbytes > 0) == examined.has_checksums
 
@@ -60,30 +60,32 @@ class PublicationTests(BackendHarness):
         for file in files_of(path):
             for offset in sorted({0, os.path.getsize(file) // 2, os.path.getsize(file) - 1}):
                 with one_bit_flipped(file, offset):
-                    found = self.found(path)
-                assert any(f.verdict is Verdict.DAMAGED and file in f.message for f in found), file
-        assert self.found(path) == []
+                    findings = self.findings(path)
+                assert any(f.verdict is Verdict.DAMAGED and file in f.message for f in findings), (
+                    file
+                )
+        assert self.findings(path) == []
 
-    def test_lost_and_cut_files_are_found(self, path: str) -> None:
+    def test_missing_and_truncated_files_are_found(self, path: str) -> None:
         self.write(path, small_archive()).close()
         if not (self.local and self.backend.store.examine(path).has_checksums):
             pytest.skip("there are no checksums of files")
         for file in files_of(path):
             with open(file, "rb") as stream:
                 content = stream.read()
-            for left in (content[:-1], content + b"\0", None):
+            for damaged in (content[:-1], content + b"\0", None):
                 os.remove(file)
-                if left is not None:
+                if damaged is not None:
                     with open(file, "xb") as stream:
-                        stream.write(left)
-                verdicts = {f.verdict for f in self.found(path)}
-                # Without the file of the checksums nobody can tell.
+                        stream.write(damaged)
+                verdicts = {f.verdict for f in self.findings(path)}
+                # Without the file of checksums the verdict is UNKNOWN.
                 assert verdicts, file
-                if left is not None:
+                if damaged is not None:
                     assert Verdict.DAMAGED in verdicts, file
                 with open(file, "wb") as stream:
                     stream.write(content)
-        assert self.found(path) == []
+        assert self.findings(path) == []
 
     def test_a_sound_archive_is_not_repaired(self, path: str) -> None:
         contents = small_archive()
@@ -94,7 +96,7 @@ class PublicationTests(BackendHarness):
         assert self.standing(path) == [path]
         assert_holds(self.open(path), contents)
 
-    def test_writer_is_done_after_the_commit(self, path: str) -> None:
+    def test_writer_is_closed_after_the_commit(self, path: str) -> None:
         contents = small_archive()
         with self.writing(path, contents) as writer:
             pass
@@ -107,7 +109,7 @@ class PublicationTests(BackendHarness):
         writer.abort()
         assert_holds(self.open(path), contents)
 
-    def test_nothing_to_see_before_the_commit(self, path: str) -> None:
+    def test_archive_does_not_exist_before_the_commit(self, path: str) -> None:
         contents = small_archive()
         with self.writing(path, contents):
             assert not self.backend.detect(path)
@@ -168,17 +170,17 @@ class PublicationTests(BackendHarness):
 
     def test_replace(self, path: str) -> None:
         old, new = large_archive(), small_archive()
-        used = self.write(path, old, replace=True)
-        views = [(name, used.view(name)) for name in old.arrays]
+        before = self.write(path, old, replace=True)
+        views = [(name, before.view(name)) for name in old.arrays]
         with self.writing(path, new, replace=True):
-            unused = self.open(path)
+            during = self.open(path)
             assert_holds(self.open(path), old)
         assert_holds(self.open(path), new)
         assert self.standing(path) == [path]
-        for store in (used, unused):
+        for store in (before, during):
             for name, values in old.arrays.items():
                 assert_same_bits(store.read(name), values, name)
-            with contextlib.suppress(errors.ScdlError):  # refused, or of the old archive
+            with contextlib.suppress(errors.ScdlError):  # an error, or the table of the old archive
                 assert_same_table(store.read_table("var/0"), old.tables["var/0"])
         for name, view in views:
             if view is not None:
@@ -196,21 +198,21 @@ class PublicationTests(BackendHarness):
                     resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
                     with pytest.raises(errors.ArchiveWriteError) as caught:  # noqa: PT012
                         contents.write(writer)
-                        # A backend may hold back what is small.
+                        # A backend may buffer small files until the commit.
                         writer.commit(contents.attrs)
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             assert caught.value.errno == errno.EFBIG
         assert self.standing(local_path) == []
 
-    def test_nothing_there(self, store: ArrayStore, path: str) -> None:
+    def test_missing_archive(self, store: ArrayStore, path: str) -> None:
         assert self.backend.detect(store.path)
-        for nothing in (path, "", "a\0b", "x" * 5000, "no-such-scheme://x"):
-            assert not self.backend.detect(nothing)
+        for missing in (path, "", "a\0b", "x" * 5000, "no-such-scheme://x"):
+            assert not self.backend.detect(missing)
         with pytest.raises(errors.ArchiveNotFoundError, match=re.escape(path)):
             self.open(path)
 
-    def test_something_else_there(self, tmp_path: Path) -> None:
+    def test_path_of_another_format(self, tmp_path: Path) -> None:
         (tmp_path / "folder").mkdir()
         (tmp_path / "file.txt").write_text("text")
         for foreign in map(str, tmp_path.iterdir()):
@@ -220,8 +222,8 @@ class PublicationTests(BackendHarness):
 
     def test_opening_writes_nothing(self, local_path: str) -> None:
         def files() -> list[tuple[Path, int, int]]:
-            found = [Path(local_path), *Path(local_path).rglob("*")]
-            return sorted((file, file.stat().st_ino, file.stat().st_mtime_ns) for file in found)
+            paths = [Path(local_path), *Path(local_path).rglob("*")]
+            return sorted((file, file.stat().st_ino, file.stat().st_mtime_ns) for file in paths)
 
         contents = small_archive()
         self.write(local_path, contents).close()

@@ -1,4 +1,4 @@
-"""What the tests of a backend share."""
+"""Base class and fixtures of the conformance tests."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from hypothesis import HealthCheck, settings
 from storage_backends.base import ArrayStore, ArrayWriter, Backend
 from storage_backends.testing.archives import DTYPES, Contents, large_archive
 
-#: Arrays of every integer type, of numbers and of vectors.
+#: Names of arrays of every integer dtype, with scalar and vector items.
 INTEGERS = [f"obsm/{dtype}{shape}" for dtype in DTYPES for shape in ("", "x3") if "int" in dtype]
 
 
-# One subclass after another runs the same method, which hypothesis would report.
+# Several subclasses run the same method, which a health check of hypothesis reports.
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
 
 
 class BackendHarness:
-    """A backend under test, and where its archives go."""
+    """A backend under test, and the paths of its archives."""
 
     #: The backend under test.
     backend: Backend
-    #: Archives are files or directories of the local file system.
+    #: Whether archives are files or directories of the local file system.
     local: bool = True
-    #: Another process can open an archive by its path.
+    #: Whether another process can open an archive by its path.
     cross_process: bool = True
 
     def make_path(self, tmp_path: Path) -> str:
-        """Where a test may write one archive; every test has another `tmp_path`."""
+        """Path for the archive of a test; `tmp_path` is different for every test."""
         return str(tmp_path / "archive")
 
     def standing(self, path: str) -> list[str]:
-        """All that stands at `path` and beside it, work in progress included."""
+        """All paths in the directory of `path` that exist, including unfinished archives."""
         if self.local:
             return sorted(map(str, Path(path).parent.iterdir()))
         return [path] if self.backend.detect(path) else []
 
-    # -- what the tests share --------------------------------------------------------------
+    # -- helpers and fixtures --------------------------------------------------------------
 
     def create(self, path: str, *, replace: bool = False) -> ArrayWriter:
         return self.backend.writer.open(path, replace=replace)
@@ -52,7 +52,7 @@ class BackendHarness:
     def writing(
         self, path: str, contents: Contents, *, pieces: int = 1, replace: bool = False
     ) -> Iterator[ArrayWriter]:
-        """Write, let the test do more, commit."""
+        """Write `contents`, run the body of the ``with`` statement, and commit."""
         with self.create(path, replace=replace) as writer:
             contents.write(writer, pieces)
             yield writer
@@ -70,7 +70,7 @@ class BackendHarness:
     @pytest.fixture
     def local_path(self, path: str) -> str:
         if not self.local:
-            pytest.skip("archives are no files")
+            pytest.skip("archives are not local files")
         return path
 
     @pytest.fixture(scope="class")
@@ -86,19 +86,3 @@ class BackendHarness:
     def store(self, large_path: str) -> Iterator[ArrayStore]:
         with self.open(large_path) as store:
             yield store
-
-    # -- round trips -----------------------------------------------------------------------
-
-    # -- reading arrays --------------------------------------------------------------------
-
-    # -- whether an archive is sound -----------------------------------------------------------
-
-    # -- writing ---------------------------------------------------------------------------
-
-    # -- publishing ------------------------------------------------------------------------
-
-    # -- opening and closing ---------------------------------------------------------------
-
-    # -- processes and threads -------------------------------------------------------------
-
-    # -- tables ----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Conformance suite of storage backends, for ours and for yours.
+"""Conformance suite for storage backends.
 
 A backend conforms if a subclass of :class:`BackendTests` passes under pytest; hypothesis is
-needed too::
+required, too::
 
     # test_my_backend.py
     import pytest
@@ -15,14 +15,14 @@ needed too::
     class TestMyBackend(BackendTests):
         backend = BACKEND
 
-That suffices where an archive is a file or a directory. Other backends set ``local = False`` and
-override :meth:`BackendTests.make_path` and, if they can list what they store,
-:meth:`BackendTests.standing`; one whose archives live in one process sets
+This suffices for archives that are files or directories. Other backends set ``local = False`` and
+override :meth:`BackendTests.make_path` and, if they can list their archives,
+:meth:`BackendTests.standing`. Backends whose archives exist in one process only set
 ``cross_process = False``.
 
-Every archive written here is well formed, so that a backend may map it to a format that demands
-it: a CSR matrix, ``obs``, a ``var/<i>`` for every block, the attribute ``blocks``, and arrays
-named ``obsm/<key>`` and ``graphs/<key>/data|indices|indptr``.
+All archives of the suite follow the schema, as some formats require it: a CSR matrix, ``obs``, a
+``var/<i>`` for every block, the attribute ``blocks``, and arrays named ``obsm/<key>`` and
+``graphs/<key>/data|indices|indptr``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from storage_backends.testing.archives import (
     assert_same_table,
     every_array,
     large_archive,
-    numbers,
+    random_numbers,
     random_ranges,
     small_archive,
 )
@@ -84,20 +84,20 @@ class BackendTests(TableTests, PublicationTests):
     @pytest.mark.parametrize("key", ["", ".", "..", "../x", "../../x", "/x", "a\\b"])
     def test_dangerous_names_are_kept_or_refused(self, path: str, key: str) -> None:
         contents = small_archive(parts={f"obsm/{key}": np.zeros(60, "float32")})
-        kept = False
+        is_kept = False
         with contextlib.suppress(errors.ScdlError):
             assert_holds(self.write(path, contents), contents)
-            kept = True
-        assert self.standing(path) == [path] * kept
+            is_kept = True
+        assert self.standing(path) == [path] * is_kept
 
     def test_stored_bytes(self, store: ArrayStore) -> None:
-        # A backend need not know.
+        # The backend may not know any sizes.
         assert set(store.stored_bytes) in (set(), {*store.arrays, *store.tables})
         assert all(size > 0 for size in store.stored_bytes.values())
 
     @pytest.mark.parametrize("name", ["data", "indptr", "obsm/X_pca", "graphs/k nn.ü/indices"])
     @pytest.mark.parametrize(
-        "ranges",  # a negative number counts from the position behind the last item
+        "ranges",  # negative numbers count from the end: -1 is the position after the last item
         [
             pytest.param([], id="none"),
             pytest.param([(0, 0), (7, 7), (-1, -1)], id="empty"),
@@ -156,7 +156,7 @@ class BackendTests(TableTests, PublicationTests):
         with pytest.raises(errors.RangeError, match="X_pca"):
             store.read_ranges("obsm/X_pca", starts, stops, out)
         assert (out == 77).all()
-        with pytest.raises(errors.RangeError, match="X_pca"):  # as many stops as starts
+        with pytest.raises(errors.RangeError, match="X_pca"):  # more stops than starts
             store.read_ranges("obsm/X_pca", np.array([0]), np.array([1, 1]), out)
 
     @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ class BackendTests(TableTests, PublicationTests):
         ],
         ids=lambda out: f"{out.dtype.str}{out.shape}{out.strides}",
     )
-    def test_unfit_output(self, store: ArrayStore, out: NDArray[Any]) -> None:
+    def test_invalid_output(self, store: ArrayStore, out: NDArray[Any]) -> None:
         with pytest.raises(errors.OutputError, match="X_pca"):
             store.read_ranges("obsm/X_pca", np.array([5]), np.array([8]), out)
         assert not out.any()
@@ -216,7 +216,7 @@ class BackendTests(TableTests, PublicationTests):
 
     @PROPERTY
     @given(data=st.data())
-    def test_what_is_needed_may_be_told(self, large_path: str, data: st.DataObject) -> None:
+    def test_will_need(self, large_path: str, data: st.DataObject) -> None:
         with self.open(large_path) as store:
             name = data.draw(st.sampled_from(sorted(store.arrays)))
             edges = st.integers(0, store.spec(name).length)
@@ -227,7 +227,9 @@ class BackendTests(TableTests, PublicationTests):
             assert_reads(store, name, list(zip(bounds[::2], bounds[1::2], strict=True)))
 
     @pytest.mark.parametrize("name", ["nothing", "obs", "obsm/nothing"])
-    def test_unknown_array_is_not_needed(self, store: ArrayStore, name: str) -> None:
+    def test_will_need_and_chunk_length_of_unknown_array(
+        self, store: ArrayStore, name: str
+    ) -> None:
         empty = np.zeros(0, np.int64)
         with pytest.raises(errors.ArrayNotFoundError, match=name):
             store.will_need(name, empty, empty)
@@ -241,7 +243,7 @@ class BackendTests(TableTests, PublicationTests):
     ) -> None:
         kind, shape = data.draw(st.tuples(st.sampled_from(DTYPES), st.sampled_from(ITEM_SHAPES)))
         sizes = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=8))
-        values = numbers(kind, (sum(sizes), *shape))
+        values = random_numbers(kind, (sum(sizes), *shape))
         path = self.make_path(tmp_path_factory.mktemp("pieces"))
         pieces = data.draw(st.integers(1, 90))
         with self.writing(path, small_archive(len(values)), pieces=pieces) as writer:
@@ -266,7 +268,7 @@ class BackendTests(TableTests, PublicationTests):
                 assert store.spec(f"obsm/{name}").dtype == native.dtype
                 assert_same_bits(store.read(f"obsm/{name}"), layout, name)
 
-    def test_caller_may_reuse_what_it_gave(self, path: str) -> None:
+    def test_caller_may_reuse_appended_memory(self, path: str) -> None:
         contents = small_archive()
         buffer = np.zeros((30, 2), np.float32)
         with self.writing(path, contents) as writer:
@@ -278,8 +280,8 @@ class BackendTests(TableTests, PublicationTests):
         assert_holds(self.open(path), small_archive(parts={"obsm/x": values}))
 
     @pytest.mark.parametrize("dtype", ["f4", "f8", "i4"])
-    def test_append_of_another_kind(self, path: str, dtype: str) -> None:
-        contents = small_archive(parts={"obsm/x": numbers("float32", (60, 2))})
+    def test_append_of_another_dtype_or_shape(self, path: str, dtype: str) -> None:
+        contents = small_archive(parts={"obsm/x": random_numbers("float32", (60, 2))})
         wrong = [np.zeros(s, dtype) for s in ((2, 2), (0, 2), (2, 3), (0, 3), (2,), (2, 2, 1))]
         with self.writing(path, contents) as writer:
             for values in wrong[2:] if dtype == "f4" else wrong:
@@ -290,10 +292,10 @@ class BackendTests(TableTests, PublicationTests):
     @pytest.mark.parametrize(
         "values", [np.array(1.0), np.array([None]), np.array(["a"]), np.array([1j])], ids=repr
     )
-    def test_append_of_no_numbers(self, path: str, values: NDArray[Any]) -> None:
+    def test_append_of_unsupported_dtype(self, path: str, values: NDArray[Any]) -> None:
         contents = small_archive()
-        refused = pytest.raises(errors.OutputError, match="obsm/x")
-        with self.writing(path, contents) as writer, refused:
+        error = pytest.raises(errors.OutputError, match="obsm/x")
+        with self.writing(path, contents) as writer, error:
             writer.append("obsm/x", values)
         assert_holds(self.open(path), contents)
 
@@ -319,7 +321,7 @@ class BackendTests(TableTests, PublicationTests):
                 assert_same_bits(values, contents.arrays[name], name)
 
     @pytest.mark.parametrize("hold", [True, False])
-    def test_holding_or_not(self, large_path: str, hold: bool) -> None:
+    def test_open_with_and_without_hold(self, large_path: str, hold: bool) -> None:
         with self.backend.store.open(large_path, hold=hold) as store:
             assert_holds(store, large_archive())
 

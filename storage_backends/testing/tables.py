@@ -1,4 +1,4 @@
-"""What tables of a backend must hold."""
+"""Tests of tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from storage_backends.testing.archives import (
     assert_holds,
     assert_same_table,
     every_type,
+    index_column,
     large_archive,
-    names_of,
     small_archive,
     stream,
 )
@@ -34,7 +34,7 @@ OTHER_TYPES = [
 
 
 class TableTests(BackendHarness):
-    """Tests of tables."""
+    """Tests that tables are stored and read exactly."""
 
     @pytest.mark.parametrize("name", every_type(0).column_names)
     def test_every_column_type(self, store: ArrayStore, name: str) -> None:
@@ -42,7 +42,7 @@ class TableTests(BackendHarness):
         assert store.table_schema("obs").field(name).type == table.schema.field(name).type
         assert_same_table(store.read_table("obs", [name]), table)
 
-    def test_columns_in_the_order_asked_for(self, store: ArrayStore) -> None:
+    def test_columns_in_the_requested_order(self, store: ArrayStore) -> None:
         obs = large_archive().tables["obs"]
         assert store.table_schema("obs").names == obs.column_names
         for columns in (["int8", "_index", "ordered.ü"], ["bool"], obs.column_names[::-1]):
@@ -92,9 +92,9 @@ class TableTests(BackendHarness):
             writer.write_table("obs", stream(batches, obs.schema))
         assert_holds(self.open(path), contents)
 
-    def test_chunks_with_unlike_categories(self, path: str) -> None:
+    def test_chunks_with_different_categories(self, path: str) -> None:
         chunks = [pa.array(list(text)).dictionary_encode() for text in ("abcab", "cxxab")]
-        obs = pa.table({**names_of(10), "kind": pa.chunked_array(chunks)})
+        obs = pa.table({**index_column(10), "kind": pa.chunked_array(chunks)})
         store = self.write(path, small_archive(10, parts={"obs": obs}))
         kind = store.read_table("obs", ["kind"], 2, 8)["kind"]
         assert kind.type == obs.schema.field("kind").type

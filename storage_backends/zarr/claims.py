@@ -39,7 +39,7 @@ class ContainedStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        path = archive_files.path_of(str(self.root), key)
+        path = archive_files.file_path(str(self.root), key)
         return self._checked(path, await super().get(key, prototype, byte_range))
 
     def _checked(self, path: str, data: Buffer | None) -> Buffer | None:

@@ -10,7 +10,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from storage_backends.anndata_format.names import encoding
-from storage_backends.compute.warning_filters import quiet
+from storage_backends.compute.warning_filters import ignore_warnings
 from storage_backends.errors import OutputError, one_line
 from storage_backends.zarr import layout
 
@@ -22,7 +22,7 @@ def read(node: zarr.Group | zarr.Array[Any]) -> Any:
     """The object that anndata makes of an element; a matrix in coordinate form as one by rows."""
     import anndata
 
-    with quiet(""):
+    with ignore_warnings(""):
         if node.attrs.get("encoding-type") != "coo_matrix" or not isinstance(node, zarr.Group):
             return anndata.io.read_elem(node)
     import scipy.sparse as sp
@@ -40,7 +40,7 @@ def write(root: zarr.Group, path: str, value: Any) -> None:
         anndata.settings.override(allow_write_nullable_strings=True),
         # A chunk that is lost is then not taken for zeros.
         zarr.config.set({"array.write_empty_chunks": True}),
-        quiet(""),
+        ignore_warnings(""),
     ):
         group = root
         for i, name in enumerate(filter(None, parent.split("/"))):
@@ -64,7 +64,7 @@ def check(where: str, value: Any) -> None:
 
     # Whatever anndata, zarr or HDF5 say: the value is not kept.
     try:
-        with anndata.settings.override(allow_write_nullable_strings=True), quiet(""):
+        with anndata.settings.override(allow_write_nullable_strings=True), ignore_warnings(""):
             held: dict[str, Any] = {}
             root = zarr.create_group(MemoryStore(held), zarr_format=3)
             write(root, "value", value)

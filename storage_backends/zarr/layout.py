@@ -111,7 +111,7 @@ def moved(nodes: Mapping[str, Node]) -> dict[str, Node]:
 
 def quiet() -> AbstractContextManager[None]:
     """Without what zarr warns of: codecs and metadata that its specification does not name yet."""
-    return warning_filters.quiet(
+    return warning_filters.ignore_warnings(
         "Numcodecs codecs are not in the Zarr",
         r"The data type [\s\S]* does not have a Zarr V3",
         "zarr v3 autosharding",

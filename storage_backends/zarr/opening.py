@@ -93,7 +93,7 @@ def _consolidated(
 ) -> Nodes | None:
     """What an archive of ours has, by its metadata; None where this does not tell it all."""
     with contextlib.suppress(*_OTHERWISE):
-        said = json.loads(archive_files.read(path, METADATA_FILES[0]))
+        said = json.loads(archive_files.read_file(path, METADATA_FILES[0]))
         if layout.ATTRIBUTE in said["attributes"]:
             listed = said["consolidated_metadata"]["metadata"]
             by_path = {

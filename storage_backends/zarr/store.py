@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from storage_backends.base import Contents
 from storage_backends.capabilities import Examination, Sparse
 from storage_backends.checks import check_ranges, check_rows
-from storage_backends.compute.caching import Lazily, cached_property
+from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.directory.files import identity_of
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import COPY_AGAIN, ArchiveClosedError, ArchiveFormatError
@@ -144,7 +144,7 @@ class ZarrStore(DirectoryStore):
     @cached_property
     def contents(self) -> Contents:
         self._opened()
-        schemas = Lazily(
+        schemas = LazyMapping(
             self, self._group.table_paths, lambda store, name: store._table(name).schema
         )
         return Contents(self._group.specs, schemas, MappingProxyType(self._group.attrs))

@@ -14,7 +14,7 @@ import zarr
 from storage_backends.capabilities import Examination, Finding, Verdict
 from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
-from storage_backends.directory.integrity import Opening
+from storage_backends.directory.integrity import OpenChecked
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.errors import BackendOptionError
 from storage_backends.zarr import BACKEND, detection, layout, zipped
@@ -30,7 +30,7 @@ _KEY = "consolidated_metadata"
 _READ = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|[0-9]+(\.[0-9]+)*")
 
 
-def examine(path: str, open_: Opening) -> Examination:
+def examine(path: str, open_: OpenChecked) -> Examination:
     """Compare the files with their checksums, and look for consolidated metadata."""
     if detection.is_url(path):
         elsewhere = f"{path}: checksums of files elsewhere are not read; copy the archive here"
@@ -38,7 +38,7 @@ def examine(path: str, open_: Opening) -> Examination:
     if os.path.isfile(path):
         return zipped.examine(path)
     root = os.path.realpath(path)
-    found = integrity.examine(root, detection.CHECKSUMS, _reads, _by_need, open_)
+    found = integrity.examine_files(root, detection.CHECKSUMS, _reads, _by_need, open_)
     lacking = _lacks_consolidated(root)
     if lacking is None:
         return found
@@ -74,9 +74,9 @@ def _lacks_consolidated(root: str) -> Verdict | None:
 
 def _metadata(root: str) -> Any:
     try:
-        return json.loads(archive_files.read(root, _ROOT))
+        return json.loads(archive_files.read_file(root, _ROOT))
     except (OSError, ValueError, RecursionError):
-        # Opening the store says what is wrong.
+        # OpenChecked the store says what is wrong.
         return None
 
 
@@ -98,7 +98,7 @@ def repair(path: str) -> Sequence[str]:
         return ()
     files = _consolidated(root)
     for key, data in files.items():
-        if integrity.is_what_was_written(root, detection.CHECKSUMS, key, data) is False:
+        if integrity.matches_checksums(root, detection.CHECKSUMS, key, data) is False:
             # That it was consolidated is not all that differs from what was written.
             return ()
     integrity.replace_files(

@@ -22,7 +22,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from storage_backends.capabilities import Examination, Finding, Piece
-from storage_backends.compute.caching import Recent
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory.content import Content
 from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, one_line
@@ -67,7 +67,7 @@ class ZippedFiles:
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = MappedFile(path)
-        self._unpacked = Recent[str, NDArray[np.uint8]](_UNPACKED_BYTES, lambda data: data.nbytes)
+        self._unpacked = LRUCache[str, NDArray[np.uint8]](_UNPACKED_BYTES, lambda data: data.nbytes)
         try:
             with zipfile.ZipFile(path) as archive:
                 found = archive.infolist()
@@ -117,7 +117,11 @@ class ZippedFiles:
         if member.method == zipfile.ZIP_STORED:
             return self._stored(key, member)
         unpacked = self._unpacked.get(key)
-        return self._unpacked.keep(key, self._unpack(key, member)) if unpacked is None else unpacked
+        return (
+            self._unpacked.setdefault(key, self._unpack(key, member))
+            if unpacked is None
+            else unpacked
+        )
 
     def _stored(self, key: str, member: _Member) -> NDArray[np.uint8]:
         """The bytes of a file as they stand in the zip file."""

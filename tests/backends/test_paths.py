@@ -103,10 +103,10 @@ OTHERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nested list": (lambda place: [["x.h5ad"]], "one path"),
     "list of AnnData": (lambda place: [of_anndata(place)], "write_h5ad"),
     "dataset": (lambda place: scdl.open(place / "x.scdl"), "data_path"),
-    "view": (lambda place: scdl.open(place / "x.scdl").select_genes(["gene1"]), "open already"),
+    "view": (lambda place: scdl.open(place / "x.scdl").select_genes(["gene1"]), "already open"),
     "collection": (lambda place: scdl.SingleCellCollection([place / "x.scdl"]), "data_path"),
-    "loader": (lambda place: scdl.SingleCellLoader(scdl.open(place / "x.scdl"), 2), "open already"),
-    "batch": (lambda place: scdl.open(place / "x.scdl").read_rows([0]), "open already"),
+    "loader": (lambda place: scdl.SingleCellLoader(scdl.open(place / "x.scdl"), 2), "already open"),
+    "batch": (lambda place: scdl.open(place / "x.scdl").read_rows([0]), "already open"),
 }
 CALLS: dict[str, Callable[[Any], Any]] = {
     "convert": lambda other: scdl.convert(other, "made"),

@@ -131,7 +131,7 @@ class TestConvert:
             code=2,
         )
         done = scdl_command("convert", "cells.h5ad", "a.scdl", "--compression", "fast")
-        failed(done, "a.scdl", "end the path in .zarr")
+        failed(done, "a.scdl", "ends in .zarr")
 
     @pytest.mark.parametrize("target", ["a.h5ad", "a.zarr.zip", "a.txt", "a.loom"])
     def test_targets_of_other_formats(self, source: Path, scdl_command: Run, target: str) -> None:
@@ -241,10 +241,10 @@ class TestInfo:
         for text in (*told, "type, age", "12 cells x 8 genes", "5 cells x 6 genes", "none; save"):
             assert text in done.stdout
         scdl.open("atlas").save_manifest()
-        monkeypatch.setattr(facts, "_MOST_LISTED", 1)
+        monkeypatch.setattr(facts, "_MAX_LISTED", 1)
         found = facts.facts("atlas")
         assert ("manifest", "yes") in found
-        assert found[-2:] == [("one", "12 cells x 8 genes"), ("", "and 1 archives more")]
+        assert found[-2:] == [("one", "12 cells x 8 genes"), ("", "and 1 more archives")]
 
     def test_errors(self, source: Path, scdl_command: Run) -> None:
         failed(scdl_command("info", "absent"), "absent")

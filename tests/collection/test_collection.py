@@ -648,7 +648,7 @@ class TestFlatten:
         shutil.copytree(copied.paths[0], place / "later")
         write_h5ad(tmp_path / "x.h5ad", random_cells(3, 4))
         for save in made.save_manifest, lambda: made.load_h5ad(tmp_path / "x.h5ad"):
-            with pytest.raises(ArchiveChangedError, match="later: this archive was put here"):
+            with pytest.raises(ArchiveChangedError, match="later: this archive was added"):
                 save()
         assert not (place / "x").exists()
         made.add(place / "later")
@@ -771,9 +771,9 @@ class TestBadInput:
         ("text", "message"),
         [
             ('{"format": 99, "members": []}', "upgrade"),
-            ("[]", "no manifest"),
-            ("{", "no manifest"),
-            ('{"format": 1, "members": [{"path": "m0"}]}', "no manifest"),
+            ("[]", "not a manifest"),
+            ("{", "not a manifest"),
+            ('{"format": 1, "members": [{"path": "m0"}]}', "not a manifest"),
         ],
     )
     def test_a_manifest_that_cannot_be_read(self, tmp_path: Path, text: str, message: str) -> None:
@@ -915,7 +915,7 @@ class TestBadInput:
         source = write_h5ad(tmp_path / "a.h5ad", random_cells(3, 4), obsm={"X_pca": np.eye(3, 2)})
         scdl.convert(source, tmp_path / "narrow", obsm=["X_pca"], data_dtype="float32")
         made = scdl.SingleCellCollection([ragged.paths[0], tmp_path / "narrow"])
-        with pytest.raises(CollectionError, match="not of one width"):
+        with pytest.raises(CollectionError, match="different widths"):
             made.read_rows([0, 21], obsm=["X_pca"])
 
 

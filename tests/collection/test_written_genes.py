@@ -186,7 +186,7 @@ class TestTwo:
 
     def test_nothing_is_removed(self, files: list[Path], tmp_path: Path) -> None:
         joined = collection(tmp_path, files)
-        with pytest.raises(CollectionError, match=r"genes= may leave out.*destroy_on_copy"):
+        with pytest.raises(CollectionError, match=r"genes= leaves out.*destroy_on_copy"):
             joined.flatten(tmp_path / "flat", genes="intersection", destroy_on_copy=True)
         assert not (tmp_path / "flat").exists()
         joined.check()

@@ -231,7 +231,7 @@ class TestWhatStandsThere:
         other = scdl.open(paths[1])
         os.rename(paths[1], tmp_path / "aside")
         write(tmp_path, "m1", annotated(9))
-        with pytest.raises(ArchiveChangedError, match=r"m1: .*left alone"):
+        with pytest.raises(ArchiveChangedError, match=r"m1: .*left unchanged"):
             scdl.open(paths[0]).concat(other, destroy_on_copy=True)
         assert scdl.open(paths[0]).n_obs == N
         assert scdl.open(paths[1]).obs_names[0] == "c9-0"
@@ -254,7 +254,7 @@ class TestWhatStandsThere:
         assert not (tmp_path / "flat").exists()
 
     def test_locked_by_another(self, tmp_path: Path, paths: list[Path]) -> None:
-        with locks.changing(str(paths[1])), pytest.raises(ArchiveLockedError, match="m1"):
+        with locks.write_locked(str(paths[1])), pytest.raises(ArchiveLockedError, match="m1"):
             scdl.open(paths[1]).store.remove()
         assert scdl.open(paths[1]).n_obs == N
 

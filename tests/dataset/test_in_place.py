@@ -220,7 +220,9 @@ class TestConcat:
         ds = make(tmp_path, "a", 5, 6, seed=1)
         make(tmp_path, "b", 7, 6, seed=2)
         for wrong in (str(tmp_path / "b"), scdl.SingleCellCollection([tmp_path / "b"]), None, 3):
-            with pytest.raises(CollectionError, match=r"expected archives .* collection, flatten"):
+            with pytest.raises(
+                CollectionError, match=r"expected open archives.* flatten a collection"
+            ):
                 ds.concat(wrong)
         assert ds.n_obs == 5
 

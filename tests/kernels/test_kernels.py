@@ -195,7 +195,7 @@ def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]])
     starts = np.array([start for start, _ in ranges], np.int64)
     stops = np.array([stop for _, stop in ranges], np.int64)
     expected = np.concatenate([source[:0], *(source[a:b] for a, b in ranges)])
-    for gather in (gather_ranges.gather, gather_ranges.gather_numpy):
+    for gather in (gather_ranges.gather_ranges, gather_ranges.gather_ranges_numpy):
         out = np.full_like(expected, 111)
         gather(source, starts, stops, out)
         np.testing.assert_array_equal(out, expected)

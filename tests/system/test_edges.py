@@ -1,4 +1,4 @@
-"""Where reality is unkind: foreign and damaged archives, odd file systems, odd callers."""
+"""Edge cases: foreign and damaged archives, unusual file systems and callers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def repeating(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """An archive of another program whose second cell has a gene twice; what it must read as."""
+    """A foreign archive whose second cell has a gene twice, and the expected matrix."""
     path = tmp_path / "repeating"
     shutil.copytree(GOLDEN / "neighbors_v013", path, copy_function=shutil.copyfile)
     dense = scdl.open(path).read_rows(slice(None)).to_dense()
@@ -118,7 +118,7 @@ class TestFileSystems:
     def test_swap_without_exchange_restores(
         self, archive: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As on network file systems: the second of two renames fails."""
+        """The second of two renames fails, as may happen on network file systems."""
         rename, calls = os.rename, []
 
         class NoLibrary:
@@ -132,10 +132,10 @@ class TestFileSystems:
 
         ds = scdl.open(archive)
         monkeypatch.setattr(publication.ctypes, "CDLL", lambda *_, **__: NoLibrary)
-        exchange = publication._exchange
+        exchange = publication._swap_or_rename
         monkeypatch.setattr(
             publication,
-            "_exchange",
+            "_swap_or_rename",
             lambda a, b: (monkeypatch.setattr(os, "rename", failing), exchange(a, b)),
         )
         with pytest.raises(scdl.errors.ArchiveWriteError):
@@ -145,7 +145,7 @@ class TestFileSystems:
         assert sorted(os.listdir(archive.parent)) == ["archive", "cells.h5ad"]
 
     def test_killed_between_two_renames(self, archive: Path) -> None:
-        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.ASIDE}")
+        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.SWAPPED}")
         archive.rename(aside)
         with pytest.raises(scdl.errors.ArchiveNotFoundError):
             scdl.open(archive)
@@ -155,10 +155,10 @@ class TestFileSystems:
         assert not aside.exists()
 
     def test_what_belongs_to_a_target_of_a_longer_name(self, archive: Path) -> None:
-        """The only copy of that, as of one that was killed between two renames, is not touched."""
+        """Leftovers of a target with a longer name are not touched."""
         ending = f".0123cdef{publication.PART}"
         left = [archive.with_name(f".archive.{end}") for end in (f"zarr{ending}", f"v2{ending}")]
-        aside = [path.with_name(path.name + publication.ASIDE) for path in left]
+        aside = [path.with_name(path.name + publication.SWAPPED) for path in left]
         for path in (*left, *aside):
             shutil.copytree(archive, path)
         scdl.convert(archive.with_name("cells.h5ad"), archive, replace=True)
@@ -167,7 +167,7 @@ class TestFileSystems:
         assert all(path.exists() for path in (*left, *aside))
 
     def test_what_a_living_writer_put_aside(self, archive: Path) -> None:
-        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.ASIDE}")
+        aside = archive.with_name(f".archive.0123cdef{publication.PART}{publication.SWAPPED}")
         shutil.copytree(archive, aside)
         held = locks.writer_lock(str(aside))
         scdl.convert(archive.with_name("cells.h5ad"), archive, replace=True)

@@ -1,4 +1,4 @@
-"""Flips of single bits in any file of an archive are found; the full count: ``make torture``."""
+"""Single-bit flips in any file of an archive are found; see also ``make torture``."""
 
 from __future__ import annotations
 

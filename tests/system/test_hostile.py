@@ -1,6 +1,6 @@
-"""Files that mean harm: each attack ends in an ScdlError, in little memory, and reads nothing else.
+"""Malicious files: each attack raises an ScdlError, needs little memory and reads no other file.
 
-Attacks are by name; what nobody thought of is in ``test_fuzz.py``.
+These are known attacks; ``test_fuzz.py`` generates others.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def names_of_cells(path: Path) -> Path:
-    """The array of them in a store of format 2; newer anndata with pandas 3 writes a mask, too."""
+    """The array of names in a Zarr format 2 store; anndata with pandas 3 writes a mask, too."""
     index = path / "obs" / "_index"
     return index if (index / ".zarray").exists() else index / "values"
 
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A file that belongs to somebody else."""
+    """A file outside the archive."""
     path = tmp_path / "outside" / "secret"
     path.parent.mkdir()
     path.write_bytes(SECRET)
@@ -175,7 +175,7 @@ MEMMAP: dict[str, Attack] = {
     "data: a pipe": pipe("data.npy"),
     "checksums: a pipe": pipe("scdl/checksums.bin"),
 }  # fmt: skip
-#: These change nothing that opening or reading depends on.
+#: Changes that do not affect opening or reading.
 HARMLESS = {"checksums: a pipe"}
 
 
@@ -189,7 +189,7 @@ def test_memmap_archives(seeds: dict[str, Path], tmp_path: Path, name: str) -> N
 def test_rows_of_a_documented_table_that_its_file_cannot_hold(
     seeds: dict[str, Path], tmp_path: Path
 ) -> None:
-    """What compresses to nothing is no gene list: 2^24 rows in a kilobyte."""
+    """2^24 rows in a kilobyte are not a gene list."""
     attack = writes("var_features/dataframe_0.parquet", constant_rows(1 << 24))
     path = attacked(seeds, tmp_path, "documented", attack)
     error = refusal(lambda: read_all(path))
@@ -209,7 +209,7 @@ def node(name: str, **changes: Any) -> Attack:
 
 
 def grid(name: str, n: int) -> Attack:
-    """Chunks, and shards, of so many numbers."""
+    """A grid of chunks and shards with a given number of items."""
 
     def change(document: Any) -> None:
         found = document["consolidated_metadata"]["metadata"][name]
@@ -313,7 +313,7 @@ def test_directories_in_the_place_of_files(
 
 @pytest.mark.parametrize("compress", [bz2.compress, partial(lzma.compress, preset=0)])
 def test_streams_that_end_late(compress: Callable[[bytes], bytes]) -> None:
-    """What they decompress to is not said in front."""
+    """Compressed streams that do not state their decompressed size."""
     name = getattr(compress, "func", compress).__module__
     guards.check(name, compress(bytes(1 << 20)))
     with pytest.raises(ValueError, match=f"of {name}, more than"):
@@ -321,7 +321,7 @@ def test_streams_that_end_late(compress: Callable[[bytes], bytes]) -> None:
 
 
 def test_no_pickle_in_stores_of_format_2(seeds: dict[str, Path], tmp_path: Path) -> None:
-    """numcodecs has a codec that unpickles."""
+    """numcodecs has a codec that loads pickles."""
     victim = tmp_path / "victim"
     path = tmp_path / "archive"
     shutil.copytree(seeds["v2"], path)
@@ -376,7 +376,7 @@ def test_links_out_of_an_archive(
 ) -> None:
     path = tmp_path / "archive"
     shutil.copytree(seeds[kind], path)
-    # What it leads to is what was there, so that only where it lies is wrong.
+    # The link leads to a copy of the file, so that only its location is wrong.
     target = outside.parent / "what was there"
     (shutil.copytree if (path / file).is_dir() else shutil.copy2)(path / file, target)
     leads = Path(os.path.relpath(target, (path / file).parent)) if relative else target
@@ -401,13 +401,13 @@ def test_links_within_an_archive_and_to_it(
 
 
 class TestLabels:
-    """Pickles are gone through, and make nothing."""
+    """Pickles are parsed without creating objects."""
 
     @pytest.mark.parametrize(
         "pickled",
         [
             pickle.dumps(Runs(Path("victim"))),
-            # 2^31 places of the memo; a string, bytes and a number of 2^62.
+            # 2^31 memo entries; a string, bytes and an integer of 2^62 bytes.
             b"\x80\x04Nr\xff\xff\xff\x7f.",
             b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b".",
             b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".",
@@ -423,15 +423,15 @@ class TestLabels:
         ],
     )
     def test_nothing_comes_of_it(self, pickled: bytes) -> None:
-        assert refusal(lambda: label_pickles.read(pickled)) is None
-        assert label_pickles.read(pickled) is None
+        assert refusal(lambda: label_pickles.parse_labels(pickled)) is None
+        assert label_pickles.parse_labels(pickled) is None
         assert not Path("victim").exists()
 
     def test_a_class_is_not_changed(self) -> None:
-        """An unpickler that looks up paths lets a pickle set their attributes."""
+        """An unpickler that allows path classes would let a pickle set their attributes."""
         hostile = b"\x80\x04cpathlib\nPurePosixPath\n(N}\x8c\x07__str__\x8c\x01xsttb."
         pickle.loads(b"N.")
-        assert label_pickles.read(hostile) is None
+        assert label_pickles.parse_labels(hostile) is None
         assert str(PurePosixPath("a")) == "a"
 
     def test_parts_that_are_shared_a_thousand_times(self) -> None:
@@ -445,11 +445,11 @@ class TestLabels:
             b"\x8c\x01a\x94", b"X" + struct.pack("<I", len(part)) + part.encode() + b"q\x63" + many
             + b"h\x63" * 3_000 + b"0" * 3_000, 1,
         )  # fmt: skip
-        refusal(lambda: label_pickles.read(bomb))
+        refusal(lambda: label_pickles.parse_labels(bomb))
 
 
 class TestCollections:
-    """A manifest names archives, and nothing that it says is believed blindly."""
+    """Manifests of collections are not trusted."""
 
     def entry(self, **changes: Any) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""More than 2**31 stored values: files with holes, of which only what lies behind them is read."""
+"""More than 2**31 stored values, in sparse files of which only the end is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOLE = 2**31 + 7
 
 @pytest.fixture(params=[None, "gzip", "lzf"])
 def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """A dataset of HOLE + 5 values whose chunks are there only at the end."""
+    """A dataset of HOLE + 5 values that has chunks only at the end."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         dataset = file.create_dataset(
             "data", (HOLE + 5,), "f4", chunks=(1 << 16,), compression=request.param, fillvalue=0.5
@@ -35,7 +35,7 @@ def test_values_behind_the_hole(stored: h5py.Dataset) -> None:
 
 @pytest.mark.parametrize("dtype", ["<i8", ">i8", "<u4", "<u8"])
 def test_ranges_of_rows(tmp_path: Path, dtype: str) -> None:
-    """Rows are grouped by 64-bit offsets, and one longer than a block stands alone."""
+    """Rows are grouped by 64-bit offsets; a row longer than a block is a group of its own."""
     offsets = np.array([0, HOLE, HOLE + 2, HOLE + 2, HOLE + 5, 2**32 - 1])
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["indptr"] = offsets.astype(dtype)

@@ -1,4 +1,4 @@
-"""Numbers under stress: bits that must stay, and offsets beyond 2^31 and 2^32."""
+"""Special floating-point values, and offsets beyond 2^31 and 2^32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 BACKENDS = ["memmap", "zarr"]
 
-#: Bits of floats that programs lose: zeros of both signs, the least and largest of each kind,
+#: Bits of floats that are easily lost: zeros of both signs, extremes of each kind,
 #: infinities, quiet and signalling NaNs with payloads.
 BITS = {
     "f2": [0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0x7C00, 0xFC00, 0x7E00, 0xFE01, 0x7D55],
@@ -46,14 +46,14 @@ EXTREMES = {
 
 
 def stored(name: str) -> np.ndarray:
-    """Values as they must come back, one a cell."""
+    """Expected values, one per cell."""
     if name in BITS:
         return np.array(BITS[name], f"u{name[1]}").view(name)
     return EXTREMES[name]
 
 
 def written(path: Path, name: str, backend: str, order: str = "<") -> scdl.SingleCellDataset:
-    """An archive of cells with one gene each, from an h5ad file of an order of bytes."""
+    """An archive of cells with one gene each, from an h5ad file with a given byte order."""
     values = stored(name)
     n = len(values)
     cells = Cells(np.arange(n), np.arange(n) % 3, values.astype(order + name), (n, 3))
@@ -103,7 +103,7 @@ def test_values_of_loaders(tmp_path: Path, backend: str) -> None:
     for dtype in ("float32", "float64"):
         (batch,) = scdl.SingleCellLoader(ds, len(ds), dtype=dtype, **options)
         kept = batch.x.values().numpy()
-        # NumPy warns of NaNs that signal.
+        # NumPy warns of signalling NaNs.
         with np.errstate(invalid="ignore"):
             np.testing.assert_array_equal(kept, expected.numpy().astype(dtype))
         np.testing.assert_array_equal(np.signbit(kept), np.signbit(stored("f4")))
@@ -112,7 +112,7 @@ def test_values_of_loaders(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_narrow_outputs(tmp_path: Path, backend: str, dtype: str) -> None:
-    """Rounded as torch rounds, subnormal where they are, with signs of zeros, infinities, NaN."""
+    """Rounding as in torch, including subnormals, signed zeros, infinities and NaN."""
     torch = pytest.importorskip("torch")
     values = np.array([0.0, -0.0, 1e-7, -6e-8, 1 / 3, 65_504, 2049, np.inf, -np.inf, np.nan], "f4")
     n = len(values)
@@ -135,7 +135,7 @@ def test_narrow_outputs(tmp_path: Path, backend: str, dtype: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("version", [2, 3])
 def test_big_endian_stores(tmp_path: Path, backend: str, version: int) -> None:
-    """Zarr stores of others, whose numbers are in the other order of bytes."""
+    """Foreign Zarr stores with big-endian numbers."""
     cells = random_cells(9, 7, dtype="<f4", seed=3)
     matrix = sp.csr_matrix(cells.csr())
     adata = ad.AnnData(matrix, obs=pd.DataFrame({"age": np.arange(9)}, index=list("abcdefghi")))
@@ -177,7 +177,7 @@ def test_big_endian_dense(tmp_path: Path) -> None:
     )
 
 
-# -- boundaries of offsets: files with holes, of which only rows at the boundaries are read ------
+# -- offsets at boundaries: sparse files of which only rows at the boundaries are read ----------
 
 BOUNDARIES = (2**31, 2**32)
 N_VALUES = 2**32 + 50
@@ -185,12 +185,12 @@ OFFSETS = np.array(
     [0, 2**31 - 4, 2**31 + 3, 2**32 - 5, 2**32 + 4, 2**32 + 4, N_VALUES - 2, N_VALUES], "<u8"
 )
 N_VARS = 2**32
-#: Rows that are not of a hole.
+#: Rows outside of holes.
 ROWS = [1, 3, 4, 6]
 
 
 def genes_of(row: int) -> np.ndarray:
-    """Genes beyond 2^31, and the last that a uint32 can be, where there is one."""
+    """Genes beyond 2^31, up to the largest uint32."""
     n = int(OFFSETS[row + 1] - OFFSETS[row])
     return np.sort(np.r_[np.arange(n - 1) * 400_000_000 + row, [N_VARS - 1 - row]][:n]).astype(
         "<u4"
@@ -209,7 +209,7 @@ def put(path: Path, row: int, values: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def with_holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A memmap archive of 2^32 + 50 values, of 20 GB that take no room."""
+    """A memmap archive of 2^32 + 50 values: sparse files of 20 GB."""
     place = tmp_path_factory.mktemp("holes")
     n_obs = len(OFFSETS) - 1
     write_h5ad(place / "a.h5ad", random_cells(n_obs, 5))
@@ -236,7 +236,7 @@ def with_holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chunks_with_holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as an AnnData in Zarr, of whose chunks those of nothing are not there."""
+    """The same as an AnnData in Zarr, without the empty chunks."""
     path = tmp_path_factory.mktemp("chunks") / "a.zarr"
     n_obs = len(OFFSETS) - 1
     obs = pd.DataFrame(index=[f"c{i}" for i in range(n_obs)])
@@ -260,7 +260,7 @@ def chunks_with_holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = json.loads((path / "zarr.json").read_text())
     document.pop("consolidated_metadata", None)
     (path / "zarr.json").write_text(json.dumps(document))
-    # As many bytes as other values would take, else the store were out of proportion.
+    # Pad to the size of ordinary values, as otherwise the compression ratio is refused.
     with (path / "X" / "data" / "hole").open("wb") as stream:
         stream.truncate(N_VALUES)
     return path
@@ -317,7 +317,7 @@ def test_loaders_beyond_the_boundaries(archive: Path) -> None:
 @pytest.mark.parametrize("form", ["csr", "csc", "dense"])
 @pytest.mark.parametrize("version", [2, 3])
 def test_stores_of_truth_values(tmp_path: Path, version: int, form: str) -> None:
-    """A matrix of truth values, as of peaks that are open, becomes one of zeros and ones."""
+    """A boolean matrix, such as of open peaks, becomes one of zeros and ones."""
     values = np.arange(12).reshape(4, 3) % 5 > 2
     matrix = values if form == "dense" else sp.csr_matrix(values).asformat(form)
     with ad.settings.override(zarr_write_format=version):

@@ -1,4 +1,4 @@
-"""Threads that meet in the same archive or collection, at every line where they can."""
+"""Interleavings of threads that use the same archive or collection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import scdl
 from scdl.errors import ArchiveExistsError, ScdlError
 from scdl.kernels import memory as recycled
 from storage_backends.compute import threads
-from storage_backends.compute.caching import Recent
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory import staging as _staging
 
 pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
@@ -31,7 +31,7 @@ BACKENDS = ["memmap", "zarr"]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Archives of both backends: ``few`` genes, and ``many`` that need wider column ids."""
+    """Archives of both backends, with ``few`` genes, and ``many`` that need wider column ids."""
     place = tmp_path_factory.mktemp("meet")
     for name, n_vars, word in (("few", 40, "old"), ("many", 400, "new")):
         cells = random_cells(200, n_vars, seed=n_vars)
@@ -50,7 +50,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def told(call: Callable[[], Any]) -> Any:
-    """What a call gives, or the typed error that says why it does not."""
+    """Result of a call, or its typed error."""
     try:
         return call()
     except ScdlError as error:
@@ -74,7 +74,7 @@ READS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("how", READS)
 def test_an_archive_that_is_closed_while_it_is_read(written: Path, backend: str, how: str) -> None:
-    """All is read, or an error says that it is closed."""
+    """The read succeeds, or an error says that the archive is closed."""
     path, read = written / f"few.{backend}", READS[how]
     first = scdl.open(path)
     expected = repr(read(scdl.open(path)))
@@ -87,7 +87,7 @@ def test_an_archive_that_is_closed_while_it_is_read(written: Path, backend: str,
 def test_a_table_that_is_read_while_the_archive_is_replaced(
     written: Path, tmp_path: Path, backend: str
 ) -> None:
-    """The old one or an error, and never cells of both."""
+    """The result is the old table or an error, and never a mixture."""
     source = written / f"few.{backend}"
     expected = scdl.open(source).store.read_table("obs").to_pylist()
 
@@ -134,7 +134,7 @@ def test_a_dataset_that_is_read_while_its_values_are_cast(
 
 
 def test_members_that_are_added_while_cells_are_read(written: Path) -> None:
-    """Column ids keep a type that holds those of all members."""
+    """Column ids keep a dtype that is wide enough for all members."""
     few, many = written / "few.memmap", written / "many.zarr"
     alone = contents(scdl.open(many).read_rows([5]))
     within = (
@@ -175,7 +175,7 @@ def test_members_that_are_added_while_cells_are_read(written: Path) -> None:
 
 
 def test_few_members_that_are_open_at_a_time(written: Path) -> None:
-    """Each thread reads another member than the one that may be open."""
+    """Each thread reads a different member, but only one may be open."""
     paths = [written / f"few.{backend}" for backend in BACKENDS]
     cells = scdl.SingleCellCollection(paths, max_open=1)
     expected = contents(cells.read_rows([3])), contents(cells.read_rows([203]))
@@ -191,7 +191,7 @@ def test_few_members_that_are_open_at_a_time(written: Path) -> None:
 
 
 class _Meeting:
-    """Lets another thread run when it is dropped, as memory that is unmapped does."""
+    """Lets another thread run when it is destroyed, as unmapping memory does."""
 
     def __init__(self, happens: Callable[[], object]) -> None:
         self.happens = happens
@@ -203,23 +203,25 @@ class _Meeting:
 
 
 def test_what_was_used_last_is_kept() -> None:
-    recent = Recent[str, int](2)
-    assert recent.keep("a", 1) == 1
-    assert recent.keep("b", 2) == 2
+    recent = LRUCache[str, int](2)
+    assert recent.setdefault("a", 1) == 1
+    assert recent.setdefault("b", 2) == 2
     assert recent.get("a") == 1
-    recent.keep("c", 3)
+    recent.setdefault("c", 3)
     assert [recent.get(key) for key in "abc"] == [1, None, 3]
-    assert recent.keep("a", 9) == 1
+    assert recent.setdefault("a", 9) == 1
     recent.clear()
     assert len(recent) == 0
 
 
 def test_what_was_used_last_while_something_is_let_go_of() -> None:
-    recent = Recent[int, Any](1)
+    recent = LRUCache[int, Any](1)
     for _ in range(3):
         for key in (1, 2):
-            recent.keep(key, _Meeting(lambda: (recent.keep(1, None), recent.keep(3, "x"))))
-    recent.keep(4, "y")
+            recent.setdefault(
+                key, _Meeting(lambda: (recent.setdefault(1, None), recent.setdefault(3, "x")))
+            )
+    recent.setdefault(4, "y")
     assert len(recent) == 1
     assert recent.get(4) == "y"
 
@@ -249,7 +251,7 @@ def test_all_calls_have_ended_when_one_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_memory_is_not_waited_for() -> None:
-    """Who holds the lock may be ending the thread that asks."""
+    """The owner of the lock may be joining the thread that requests it."""
     del_later = recycled.empty(1 << 22, "u1")
     del del_later
     with recycled._lock:
@@ -258,7 +260,7 @@ def test_memory_is_not_waited_for() -> None:
 
 @pytest.fixture(scope="module")
 def repeated(written: Path) -> list[str]:
-    """Archives of so many values that several threads read them."""
+    """Archives with enough values that several threads read them."""
     paths = [str(written / f"repeated.{backend}") for backend in BACKENDS]
     for path, backend in zip(paths, BACKENDS, strict=True):
         scdl.convert([written / "few.h5ad"] * 50, path, backend=backend)
@@ -321,7 +323,7 @@ def test_a_fork_while_a_thread_reads(written: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_while_a_thread_computes_a_property(written: Path) -> None:
-    """Of another object; in Python 3.11 one lock is for all."""
+    """A property of another object; Python 3.11 has one lock for all objects."""
     one, other = (scdl.SingleCellCollection([written / "few.memmap"]) for _ in range(2))
     pids: list[int] = []
 
@@ -353,7 +355,7 @@ def test_a_loader_that_is_collected_by_a_thread_of_its_own(
         "import gc, itertools, sys, threading, scdl\n"
         "from scdl.training.loader import SingleCellLoader\n"
         "numbers, gone, ran = itertools.count(), threading.Event(), threading.Event()\n"
-        # A task of the thread makes eight batches.
+        # A task of the thread assembles eight batches.
         "def transform(batch):\n"
         "    if next(numbers) > 7 and gone.wait(60): gc.collect(); ran.set()\n"
         "    return batch\n"
@@ -400,7 +402,7 @@ def test_items_that_could_not_be_made_are_made_again(
 def test_a_target_that_appears_while_another_begins_to_write_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is there already: that it is locked for a moment says nothing."""
+    """The error is that the target exists, although it is locked for a moment."""
     target = tmp_path / "archive"
 
     def appears(path: str) -> None:

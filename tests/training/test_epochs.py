@@ -1,4 +1,4 @@
-"""An epoch divided among ranks and workers."""
+"""Division of an epoch among ranks and workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def positions_of(share: CellShare) -> list[int]:
 
 
 @given(shares())
-def test_ranks_have_as_many_batches_as_each_other(ranks: list[CellShare]) -> None:
+def test_ranks_have_the_same_number_of_batches(ranks: list[CellShare]) -> None:
     assert len({len(share) for share in ranks}) == 1
 
 
@@ -41,7 +41,7 @@ def test_no_batch_is_empty_or_too_large(ranks: list[CellShare]) -> None:
 
 
 @given(shares())
-def test_whole_batches_are_what_drop_last_keeps(ranks: list[CellShare]) -> None:
+def test_drop_last_keeps_whole_batches(ranks: list[CellShare]) -> None:
     one = ranks[0]
     n_whole, left = divmod(one.length, one.batch_size * len(ranks))
     assert len(one) == n_whole + (left > 0 and not one.drop_last)
@@ -50,7 +50,7 @@ def test_whole_batches_are_what_drop_last_keeps(ranks: list[CellShare]) -> None:
 @settings(max_examples=examples(200))
 @given(shares())
 def test_each_position_once_over_all_ranks(ranks: list[CellShare]) -> None:
-    """Twice only where fewer are left than there are ranks, and dropped only if asked for."""
+    """Repeated only if fewer remain than there are ranks, and dropped only with `drop_last`."""
     length, world_size = ranks[0].length, len(ranks)
     left = length % (ranks[0].batch_size * world_size)
     given = np.bincount([p for s in ranks for p in positions_of(s)], minlength=length)
@@ -74,14 +74,14 @@ def test_whole_batches_of_a_rank_follow_each_other(ranks: list[CellShare]) -> No
 
 
 @given(shares())
-def test_what_is_left_is_shared_evenly(ranks: list[CellShare]) -> None:
+def test_remaining_cells_are_shared_evenly(ranks: list[CellShare]) -> None:
     last = [np.subtract(*share.bounds(len(share) - 1)[::-1]) for share in ranks if len(share)]
     assert not last or max(last) - min(last) <= 1
 
 
 @st.composite
 def epochs(draw: st.DrawFn) -> tuple[list[Epoch], int, int]:
-    """The same epoch in each worker, cells planned at once, batches read at once."""
+    """The epoch in each worker, the number of cells per window, and of batches per read."""
     share = draw(st.sampled_from(draw(shares())))
     first = draw(st.integers(0, len(share)))
     n_workers = draw(st.integers(1, 5))
@@ -91,7 +91,7 @@ def epochs(draw: st.DrawFn) -> tuple[list[Epoch], int, int]:
 
 
 @given(epochs())
-def test_windows_are_all_batches_in_turn(drawn: tuple[list[Epoch], int, int]) -> None:
+def test_windows_cover_all_batches_in_order(drawn: tuple[list[Epoch], int, int]) -> None:
     (epoch, *_), cells, _ = drawn
     windows = list(epoch.windows(cells))
     batches = list(itertools.chain.from_iterable(windows))
@@ -110,32 +110,32 @@ def test_workers_give_batches_in_turn(drawn: tuple[list[Epoch], int, int]) -> No
         given = [
             batch.tolist()
             for window in worker.windows(cells)
-            for stretch in worker.stretches(window, at_once, share.length)
-            for batch in np.split(stretch.positions, np.cumsum(stretch.sizes)[:-1])
+            for plan in worker.read_plans(window, at_once, share.length)
+            for batch in np.split(plan.positions, np.cumsum(plan.sizes)[:-1])
         ]
         mine = range(worker.first + number, len(share), len(workers))
         assert given == [list(range(*share.bounds(batch))) for batch in mine]
 
 
 @given(epochs())
-def test_stretches_hold_the_cells_of_their_positions(drawn: tuple[list[Epoch], int, int]) -> None:
+def test_read_plans_hold_the_cells_of_their_positions(drawn: tuple[list[Epoch], int, int]) -> None:
     workers, cells, at_once = drawn
     length = workers[0].share.length
     order = workers[0].positions[0:length]
     for worker in workers:
         for window in worker.windows(cells):
-            for stretch in worker.stretches(window, at_once, length):
-                np.testing.assert_array_equal(stretch.cells, order[stretch.positions])
-                assert 1 <= len(stretch.sizes) <= at_once
-                assert sum(stretch.sizes) == len(stretch.positions)
+            for plan in worker.read_plans(window, at_once, length):
+                np.testing.assert_array_equal(plan.cells, order[plan.positions])
+                assert 1 <= len(plan.sizes) <= at_once
+                assert sum(plan.sizes) == len(plan.positions)
 
 
 @pytest.mark.parametrize("wrong", [-1, 10, 2**40])
-def test_position_that_is_no_cell(wrong: int) -> None:
+def test_invalid_position(wrong: int) -> None:
     order = np.array([0, 1, wrong, 3])
     epoch = Epoch(order, CellShare(4, 2, 0, 1, False), 0)
     with pytest.raises(OrderError, match=str(wrong)):
-        list(epoch.stretches(range(2), 1, 10))
+        list(epoch.read_plans(range(2), 1, 10))
 
 
 @st.composite
@@ -147,8 +147,8 @@ def batch_shares(draw: st.DrawFn) -> list[BatchShare]:
 
 
 @given(batch_shares())
-def test_batches_that_an_order_begins(ranks: list[BatchShare]) -> None:
-    """Each once over all ranks, but for those that are left and fewer than the ranks."""
+def test_batches_defined_by_an_order(ranks: list[BatchShare]) -> None:
+    """Each batch once over all ranks, except remaining batches fewer than the ranks."""
     whole = list(itertools.pairwise(ranks[0].starts.tolist()))
     assert len({len(share) for share in ranks}) == 1
     given = [share.bounds(batch) for share in ranks for batch in range(len(share))]

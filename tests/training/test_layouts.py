@@ -1,4 +1,4 @@
-"""A layout of one's own: a function of cells, under a name."""
+"""Custom layouts: functions of cells, registered under a name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import scdl
 
 torch = pytest.importorskip("torch")
 
-from scdl.training.layouts import LAYOUTS, Asked, Layout
+from scdl.training.layouts import LAYOUTS, Layout, LayoutOptions
 
 CELLS = random_cells(50, 12)
 
 
-def detected(cells: scdl.CellBatch, asked: Asked) -> dict[str, Any]:
-    """The genes of each cell one after the other, and where each cell begins."""
+def detected(cells: scdl.CellBatch, options: LayoutOptions) -> dict[str, Any]:
+    """The genes of all cells, and the offset of each cell."""
     return {"x": torch.from_numpy(cells.indices.astype("i8")), "lengths": cells.indptr[:-1]}
 
 
@@ -41,12 +41,14 @@ def test_loaders_take_it_by_name(ds: Any, options: Any, monkeypatch: pytest.Monk
 
 def test_its_length(ds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LAYOUTS, "first", Layout(LAYOUTS["padded"].make, takes_length=True))
-    with pytest.raises(scdl.errors.LoaderError, match="'padded' or 'first' needs a length"):
+    with pytest.raises(
+        scdl.errors.LoaderError, match="required for the layout 'padded' or 'first'"
+    ):
         scdl.SingleCellLoader(ds, 16, layout="first")
     (batch, *_) = scdl.SingleCellLoader(ds, 16, layout="first", length=3)
     assert batch.x.shape == (16, 3)
 
 
-def test_an_unknown_one_names_those_there_are(ds: Any) -> None:
+def test_unknown_layout_lists_known_ones(ds: Any) -> None:
     with pytest.raises(scdl.errors.LoaderError, match="csr, coo, dense, padded"):
         scdl.SingleCellLoader(ds, 16, layout="rows")

@@ -17,14 +17,14 @@ import scdl
 from scdl.training.loader import SingleCellLoader
 
 LABEL = "louvain"
-#: Share of held-out cells of the 11 clusters that must be told; the largest is a fifth of all.
+#: Required accuracy on held-out cells of 11 clusters, of which the largest is a fifth of all.
 ACCURACY = 0.85
 EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
 def cells() -> Path:
-    """The 700 blood cells that are packaged with scanpy, which need not be imported."""
+    """The 700 blood cells in the scanpy package, read without importing scanpy."""
     try:
         packaged = files("scanpy") or []
     except PackageNotFoundError:
@@ -48,7 +48,7 @@ def from_padded(batch: Any, weights: Any) -> Any:
     return (of_genes * batch.x[..., None]).sum(dim=1)
 
 
-#: What a layer without a bias gives, for batches of every layout.
+#: Output of a linear layer without a bias, for batches of every layout.
 LAYERS: dict[str, Callable[[Any, Any], Any]] = {
     "csr": lambda batch, weights: batch.x @ weights,
     "coo": lambda batch, weights: torch.sparse.mm(batch.x, weights),
@@ -72,7 +72,7 @@ def trained(
     order: str = "block",
     by: str | None = None,
 ) -> tuple[float, list[float]]:
-    """Accuracy on the cells held out, and the loss of each step."""
+    """Accuracy on held-out cells, and the loss of each step."""
 
     def loader(part: str, order: str) -> SingleCellLoader:
         given = {**options(layout, ds), "rows": splits[part], "obs": [LABEL]}

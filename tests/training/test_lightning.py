@@ -18,7 +18,7 @@ import scdl
 from scdl.lightning import SingleCellDataModule
 
 pytestmark = [
-    # lightning: advice on workers, logging and checkpoints
+    # lightning's advice on workers, logging and checkpoints
     pytest.mark.filterwarnings(
         "ignore::lightning.fabric.utilities.rank_zero.LightningDeprecationWarning"
     ),
@@ -28,7 +28,7 @@ pytestmark = [
 
 
 class Model(lightning.LightningModule):
-    """Tells the type of cells, and remembers which it was shown."""
+    """A classifier of cells that records the rows it was trained on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def module(ds: Any, splits: scdl.Splits, **options: Any) -> SingleCellDataModule
 
 
 def epochs(ds: Any, splits: scdl.Splits, n: int) -> list[list[int]]:
-    """Batches that a run of so many epochs gives."""
+    """Batches of a run over several epochs."""
     loader = scdl.SingleCellLoader(ds, 64, rows=splits["train"], drop_last=True)
     return [batch.rows.tolist() for _ in range(n) for batch in loader]
 
@@ -114,7 +114,7 @@ def test_fits_a_small_model(ds: Any, splits: scdl.Splits, trainer: Callable[...,
 def test_resumes_from_a_checkpoint(
     ds: Any, splits: scdl.Splits, trainer: Callable[..., Any], tmp_path: Path, steps: int
 ) -> None:
-    """Epochs have 9 batches, so that two of the checkpoints are of the end of one."""
+    """Epochs have 9 batches, so two of the checkpoints are at the end of one."""
     expected = epochs(ds, splits, 3)
     assert len(expected) == 27
     saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=steps, save_top_k=-1)
@@ -205,7 +205,7 @@ class TestParts:
         with pytest.raises(scdl.errors.LoaderError, match=next(iter(option))):
             SingleCellDataModule(ds, splits, **option)
 
-    def test_of_no_dataset(self, splits: Any) -> None:
+    def test_invalid_dataset(self, splits: Any) -> None:
         with pytest.raises(scdl.errors.DatasetTypeError, match=r"scdl\.open"):
             SingleCellDataModule("archive", splits)
 
@@ -218,7 +218,7 @@ class TestParts:
 
 
 def test_predicts(ds: Any, splits: scdl.Splits, trainer: Callable[..., Any]) -> None:
-    """The part `predict`, or all cells as they are stored."""
+    """The part `predict`, or all cells in stored order."""
     for parts, expected in (
         (splits, list(range(ds.n_obs))),
         (scdl.Splits({"predict": splits["test"]}, ds.n_obs, {}), splits["test"].tolist()),
@@ -230,7 +230,7 @@ def test_predicts(ds: Any, splits: scdl.Splits, trainer: Callable[..., Any]) -> 
         assert data.stats()["predict"].cells == len(expected)
 
 
-def test_says_what_it_is(ds: Any, splits: scdl.Splits, trainer: Callable[..., Any]) -> None:
+def test_repr(ds: Any, splits: scdl.Splits, trainer: Callable[..., Any]) -> None:
     data = module(ds, splits, order="balanced", by="type")
     assert str(data) == repr(data)
     assert str(data).splitlines()[1:] == [

@@ -1,4 +1,4 @@
-"""SingleCellLoader: what its batches hold, in which order, and what it refuses."""
+"""SingleCellLoader: contents and order of batches, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ FORMATS = {
 
 @pytest.fixture(scope="module", params=ARCHIVES)
 def ds(archives: dict[str, Path], request: pytest.FixtureRequest) -> scdl.SingleCellDataset:
-    """The same cells in every kind of archive."""
+    """The same cells in an archive of every backend."""
     return scdl.open(archives[request.param])
 
 
@@ -99,7 +99,7 @@ def dense_of(batch: TrainingBatch) -> np.ndarray:
 
 
 def all_of(loader: Any) -> np.ndarray:
-    """Expression of all batches, one after the other."""
+    """Expression of all batches, concatenated."""
     return np.concatenate([dense_of(batch) for batch in loader])
 
 
@@ -112,7 +112,7 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 def same(one: Any, other: Any) -> None:
-    """Check that two lists of batches are the same, bit for bit."""
+    """Check that two lists of batches are bitwise equal."""
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a.rows, b.rows)
@@ -211,8 +211,8 @@ class TestLayouts:
                 (batch.x if layout == "dense" else batch.x.values()).mul_(0)
         np.testing.assert_array_equal(all_of(in_order(memmap)), DENSE)
 
-    def test_batches_that_are_kept_stay_as_they_are(self, ds: Any) -> None:
-        """Memory is used again, but never that of a batch which somebody has."""
+    def test_batches_do_not_change_later(self, ds: Any) -> None:
+        """Memory is reused, but never that of a batch that is still referenced."""
         kept = list(SingleCellLoader(ds, 256, layout="dense", order="random"))
         list(SingleCellLoader(ds, 256, layout="dense", order="random", seed=1))
         for batch in kept:
@@ -440,7 +440,7 @@ class TestOrders:
             loader.set_epoch(3)
             assert flat(rows_of(loader)) == order.positions(N_OBS, 4, 3)[0:N_OBS].tolist()
 
-    def test_orders_of_ones_own(self, ds: Any) -> None:
+    def test_custom_orders(self, ds: Any) -> None:
         class Backwards:
             def positions(self, n: int, seed: int, epoch: int) -> np.ndarray:
                 return np.arange(n)[::-1][epoch:]
@@ -494,7 +494,7 @@ class TestOrders:
     @pytest.mark.parametrize("backend", ["memmap", "zarr"])
     @pytest.mark.parametrize("memory", ["default", "for an eighth of the cells"])
     def test_entropy_of_labels(self, tmp_path: Path, backend: str, memory: str) -> None:
-        """Batches of data sorted by label are as mixed as those of single cells, nearly."""
+        """Batches of data sorted by label are nearly as mixed as those of single random cells."""
         n = 16_000
         labels = np.sort(np.random.default_rng(0).choice(list("abcdefghij"), n))
         frame = pd.DataFrame({"label": pd.Categorical(labels)}, index=names("cell", n))
@@ -518,7 +518,7 @@ class TestOrders:
 
 
 def write_archive(place: Path, part: str, value: Any) -> None:
-    """A small archive with another part, which no AnnData can hold; without it where None."""
+    """A small archive with one part replaced, or removed if it is None."""
     from storage_backends.testing import small_archive
 
     contents = small_archive(parts={} if value is None else {part: value})
@@ -595,7 +595,7 @@ class TestSubsets:
             assert sorted(found) == rows.tolist()
 
 
-#: So little memory that a buffer holds a part of the cells.
+#: Little memory, so that a buffer holds only some of the cells.
 FEW = {"obs": ["type", "age"], "neighbors": 2, "memory_mb": 0.03, "seed": 9}
 
 
@@ -642,7 +642,7 @@ class TestReproducible:
         assert rows_of(loader) == epochs[1]
         assert rows_of(loader) == epochs[2]
 
-    def test_an_epoch_left_early_is_over(self, memmap: Any) -> None:
+    def test_an_abandoned_epoch_counts(self, memmap: Any) -> None:
         whole = SingleCellLoader(memmap)
         epochs = [rows_of(whole) for _ in range(2)]
         loader = SingleCellLoader(memmap)
@@ -714,7 +714,7 @@ class TestResume:
         ids=str,
     )
     @pytest.mark.parametrize("taken", [1, 2])
-    def test_what_was_left_comes_next(
+    def test_resumes_with_the_remaining_batches(
         self, ds: Any, order: str, options: dict[str, Any], taken: int
     ) -> None:
         options = {"order": order, **options}
@@ -743,7 +743,7 @@ class TestResume:
         assert rows_of(resumed) == self.whole(memmap)[0]
 
     def test_after_the_last_batch(self, memmap: Any) -> None:
-        """Also where the loop has not yet asked whether there is another one."""
+        """Also if the loop has not yet requested another batch."""
         epochs = self.whole(memmap)
         loader = SingleCellLoader(memmap, 100)
         *_, last = (loader.state_dict() for _ in loader)
@@ -752,7 +752,7 @@ class TestResume:
             resumed.load_state_dict(state)
             assert rows_of(resumed) == epochs[1]
 
-    def test_resumes_what_was_resumed(self, memmap: Any) -> None:
+    def test_resumes_twice(self, memmap: Any) -> None:
         expected = self.whole(memmap)[0]
         state, found = SingleCellLoader(memmap, 100).state_dict(), []
         for _ in expected:
@@ -781,7 +781,7 @@ class TestResume:
         assert rows_of(resumed) == self.whole(scdl.open(archives["memmap"]))[0][1:]
 
     def test_state_of_one_rank_serves_all(self, memmap: Any) -> None:
-        """Trainers save that of rank 0 only; every rank has given as many batches."""
+        """Trainers save only that of rank 0; all ranks have yielded equally many batches."""
         loaders = [SingleCellLoader(memmap, 100, rank=r, world_size=2) for r in (0, 0, 1, 1)]
         expected = rows_of(loaders[2])
         next(iter(loaders[0]))
@@ -823,8 +823,8 @@ class TestResume:
         with pytest.raises(ResumeError, match="order"):
             SingleCellLoader(memmap, order=order, **other).load_state_dict(state)
 
-    def test_state_of_another_order_of_ones_own(self, memmap: Any) -> None:
-        """Also where it differs late, or in later epochs; a method `fingerprint` decides."""
+    def test_state_of_another_custom_order(self, memmap: Any) -> None:
+        """Also if it differs late or in later epochs; a method `fingerprint` takes precedence."""
 
         class Swapped:
             def __init__(self, at: int, epoch: int = 0) -> None:
@@ -859,7 +859,7 @@ class TestResume:
     @pytest.mark.parametrize(
         "change", [{"epoch": -1}, {"batch": -1}, {"batch": "x"}, {"epoch": None}, {"loader": None}]
     )
-    def test_what_is_no_state(self, memmap: Any, change: dict[str, Any]) -> None:
+    def test_invalid_state(self, memmap: Any, change: dict[str, Any]) -> None:
         loader = SingleCellLoader(memmap)
         with pytest.raises(ResumeError):
             loader.load_state_dict({**loader.state_dict(), **change})
@@ -877,19 +877,19 @@ def slow(batch: TrainingBatch) -> TrainingBatch:
 
 
 class TestThreads:
-    def test_a_whole_epoch_leaves_none(self, ds: Any) -> None:
+    def test_no_threads_after_an_epoch(self, ds: Any) -> None:
         list(SingleCellLoader(ds, threads=3))
         assert loader_threads() == []
 
     @pytest.mark.parametrize("taken", [0, 1, 5])
-    def test_leaving_early_leaves_none(self, ds: Any, taken: int) -> None:
+    def test_no_threads_after_abandoning(self, ds: Any, taken: int) -> None:
         for number, _ in enumerate(SingleCellLoader(ds, 100, threads=3, transforms=[slow])):
             assert loader_threads()
             if number == taken:
                 break
         assert loader_threads() == []
 
-    def test_an_error_of_the_consumer_leaves_none(self, memmap: Any) -> None:
+    def test_no_threads_after_an_error_of_the_consumer(self, memmap: Any) -> None:
         def train() -> None:
             for _ in SingleCellLoader(memmap, 8):
                 raise ZeroDivisionError
@@ -899,7 +899,7 @@ class TestThreads:
         assert loader_threads() == []
 
     @pytest.mark.parametrize("at", ["waiting", "computing"])
-    def test_interrupt_leaves_none(self, ds: Any, at: str) -> None:
+    def test_no_threads_after_an_interrupt(self, ds: Any, at: str) -> None:
         def interrupt(batch: TrainingBatch) -> TrainingBatch:
             if at == "waiting" and batch.rows[0] == 500:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -916,7 +916,7 @@ class TestThreads:
 
         with pytest.raises(KeyboardInterrupt):
             train()
-        # One that was just being started is not waited for, and ends by itself.
+        # A thread that was being started is not joined, and ends by itself.
         deadline = time.monotonic() + 60
         while loader_threads() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -946,7 +946,7 @@ class TestThreads:
             def positions(self, n: int, seed: int, epoch: int) -> np.ndarray:
                 return np.arange(n) + 900
 
-        with pytest.raises(OrderError, match=str(N_OBS)):
+        with pytest.raises(OrderError, match=str(N_OBS - 1)):
             list(SingleCellLoader(memmap, order=Outside()))
 
     def test_goes_on_after_an_error(self, memmap: Any) -> None:
@@ -970,7 +970,7 @@ class TestThreads:
             assembled.append(len(batch))
             return batch
 
-        # Batches so large that each is a task of its own.
+        # Batches so large that each is a separate task.
         rows = np.arange(N_OBS).repeat(100)
         loader = SingleCellLoader(
             memmap, 1_024, order="sequential", rows=rows, prefetch=3, threads=1, transforms=[count]
@@ -1037,7 +1037,7 @@ class TestReplaced:
     def test_workers_that_start_later_refuse_the_new(
         self, archives: dict[str, Path], tmp_path: Path
     ) -> None:
-        """A pickled loader carries paths, and must not read other cells there."""
+        """A pickled loader contains paths, and must not read a replaced archive."""
         path = tmp_path / "archive"
         shutil.copytree(archives["memmap"], path)
         pickled = pickle.dumps(in_order(scdl.open(path)).dataset())
@@ -1056,7 +1056,7 @@ class TestReplaced:
 
 
 def one_sentence(error: BaseException) -> None:
-    """Check the form of a message: typed, and one sentence that tells what to do."""
+    """Check that an error is typed and its message is one sentence."""
     assert isinstance(error, ScdlError)
     text = str(error)
     assert text
@@ -1115,8 +1115,8 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
     "match without controls": (
         {"order": "grouped", "by": "type", "match": "line"}, LoaderError, "control=",
     ),
-    "block of an order of one's own": (
-        {"order": orders.Random(), "block": 5}, LoaderError, "own.*block=",
+    "block of a custom order": (
+        {"order": orders.Random(), "block": 5}, LoaderError, "custom.*block=",
     ),
     "remainder of another order": ({"remainder": "fill"}, LoaderError, "remainder=.*'grouped'"),
     "unknown remainder": (
@@ -1126,7 +1126,7 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
         {"order": "grouped", "by": "type", "remainder": "smaller", "drop_last": True}, LoaderError,
         "drop_last",
     ),
-    "groups that would never come": (
+    "groups smaller than a batch": (
         {"order": "grouped", "by": "type", "batch_size": 200}, OrderError, "'NK'.*109|'NK'.*200",
     ),
     "a class for an order": ({"order": orders.Random}, LoaderError, "object.*Random"),
@@ -1200,7 +1200,7 @@ BAD: dict[str, tuple[dict[str, Any], type[ScdlError], str]] = {
     ),
     "logarithms first": ({"transforms": [Log1p(), NormalizeTotal()]}, LoaderError, "order"),
     "logarithms twice": ({"transforms": [Log1p(), Log1p()]}, LoaderError, "once"),
-    "functions first": ({"transforms": [len, Log1p()]}, LoaderError, "functions follow"),
+    "functions first": ({"transforms": [len, Log1p()]}, LoaderError, "followed by functions"),
     "logarithms as integers": (
         {"transforms": [Log1p()], "dtype": torch.int32}, LoaderError, "int32",
     ),
@@ -1216,7 +1216,7 @@ def test_bad_input(memmap: Any, case: str) -> None:
 
 
 class Positions:
-    """An order of given positions."""
+    """A custom order with given positions."""
 
     def __init__(self, found: Any) -> None:
         self.found = found
@@ -1237,7 +1237,7 @@ class Positions:
     ],
     ids=["mask", "floats", "two dimensions", "text", "outside", "no length"],
 )
-def test_positions_that_are_none(memmap: Any, found: Any, told: str) -> None:
+def test_invalid_positions(memmap: Any, found: Any, told: str) -> None:
     with pytest.raises(OrderError, match=told) as caught:
         SingleCellLoader(memmap, order=Positions(found))
     one_sentence(caught.value)
@@ -1249,7 +1249,7 @@ def test_positions_of_any_integers(memmap: Any) -> None:
 
 
 class TestNames:
-    """One name may stand where names are asked for."""
+    """A single name is accepted where several names are."""
 
     def test_of_loaders(self, memmap: Any) -> None:
         (batch,) = SingleCellLoader(memmap, 2, rows=[3, 4], obs="type", obsm="X_pca")
@@ -1269,7 +1269,7 @@ class TestNames:
         assert data.read_rows([0], obsm="X_pca").obsm["X_pca"].shape == (1, 3)
         assert data.graph is not None
 
-    def test_that_are_none(self, memmap: Any) -> None:
+    def test_invalid_names(self, memmap: Any) -> None:
         with pytest.raises(scdl.errors.OptionError, match="obs must be"):
             memmap.read_rows([0], obs=[5])
 
@@ -1360,8 +1360,8 @@ class TestSmallGroups:
         assert one == other
 
 
-class TestWhatIsGiven:
-    """What the caller does with it afterwards changes nothing."""
+class TestArgumentsAreCopied:
+    """Later changes of arguments by the caller have no effect."""
 
     def test_arrays(self, memmap: Any) -> None:
         rows, weights, obs = np.arange(100), np.ones(100), ["type"]
@@ -1373,7 +1373,7 @@ class TestWhatIsGiven:
         found = flat(rows_of(pickle.loads(pickle.dumps(loader))))
         assert set(found) <= set(range(50))
 
-    def test_weights_mean_weighted(self, memmap: Any) -> None:
+    def test_weights_imply_the_order_weighted(self, memmap: Any) -> None:
         weights = np.arange(N_OBS) + 1.0
         one, other = (
             rows_of(SingleCellLoader(memmap, weights=weights, **options))
@@ -1420,7 +1420,7 @@ class TestOtherObjects:
         ids=["text", "path", "AnnData", "Zarr group", "array", "loader"],
     )
     @pytest.mark.parametrize("use", [SingleCellLoader, lambda data: scdl.split(data, (0.5, 0.5))])
-    def test_are_no_cells(
+    def test_are_not_datasets(
         self, archives: dict[str, Path], make: Any, told: str, use: Callable[[Any], Any]
     ) -> None:
         with pytest.raises(scdl.errors.DatasetTypeError, match=told) as caught:
@@ -1435,7 +1435,7 @@ class TestOtherObjects:
             next(iter(loader))
 
 
-def test_says_what_it_is(memmap: Any) -> None:
+def test_repr(memmap: Any) -> None:
     options = {"obs": ["type", "age"], "neighbors": 2, "rows": MASK}
     text = repr(SingleCellLoader(memmap, 50, order="random", seed=7, dtype="bfloat16", **options))
     first, *others = text.splitlines()
@@ -1469,7 +1469,7 @@ def test_neighbors_without_a_graph(archives: dict[str, Path]) -> None:
 
 
 def test_cells_without_values() -> None:
-    """The archive has some, in the first, the last and a middle batch."""
+    """Cells without values in the first, the last and a middle batch."""
     assert not DENSE[EMPTY].any()
     assert np.diff(X.indptr).min() == 0
     assert len(CELLS.rows) == X.nnz

@@ -1,4 +1,4 @@
-"""Training in several processes: workers, ranks, and runs that are killed."""
+"""Training in several processes: workers, ranks and killed runs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ import scdl
 from scdl.training.loader import SingleCellLoader
 
 pytestmark = [
-    # Newer Pythons warn of any fork beside threads, torch's among them.
+    # Newer Python versions warn of forks in a process with threads, such as those of torch.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    # torch: of machines without a GPU
+    # torch, on machines without a GPU
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
-    # torch: of machines with few cores
+    # torch, on machines with few cores
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
 
 CHILD = str(SUPPORT / "loader_children.py")
-#: Processes may have to wait for a busy machine.
+#: Generous timeout in seconds, for busy machines.
 PATIENCE = 400
 
 
@@ -73,8 +73,8 @@ class TestDropIn:
     """``DataLoader(data, collate_fn=…)`` as documented."""
 
     @pytest.mark.parametrize("start", ["fork", "forkserver"], indirect=True)
-    def test_starts_of_workers(self, ds: Any, start: str) -> None:
-        """By spawn: test_loading.py."""
+    def test_start_methods_of_workers(self, ds: Any, start: str) -> None:
+        """Fork and forkserver; spawn is tested in test_loading.py."""
         loader = drop_in(
             ds,
             num_workers=2,
@@ -101,7 +101,7 @@ class TestDropIn:
         np.testing.assert_array_equal(torch.cat([b.to_dense() for b in loader]), DENSE)
 
     def test_rows_of_a_batch(self, ds: Any) -> None:
-        """What a ``DataLoader`` asks for at once is what it would ask for one by one."""
+        """Rows requested together are the same as rows requested one by one."""
         for rows in ([5, -1, 5], np.array([3, 900]), torch.tensor([7]), []):
             cells = ds.__getitems__(rows)
             assert len(cells) == len(rows)
@@ -141,7 +141,7 @@ class TestDropIn:
 
 NONE: list[Any] = []
 
-#: What users' own collate functions do with the cells of a batch, which are a list of tensors.
+#: Custom collate functions, which get the cells of a batch as a list of tensors.
 COLLATE: dict[str, Callable[[list[Any]], Any]] = {
     "list": list,
     "tuple": tuple,
@@ -163,7 +163,7 @@ COLLATE: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-class TestCollatingOnesself:
+class TestCustomCollateFunctions:
     @pytest.mark.parametrize("how", COLLATE)
     def test_cells_are_a_list_of_tensors(self, ds: Any, how: str) -> None:
         for start, cells in enumerate(drop_in(ds, collate_fn=COLLATE[how])):
@@ -172,7 +172,7 @@ class TestCollatingOnesself:
             assert len(cells) == min(64, N_OBS - 64 * start)
 
     def test_sorted_in_place(self, ds: Any) -> None:
-        """As for packing sequences; what was sorted collates in that order."""
+        """Sorting the list in place, as for packing sequences, changes the order of the batch."""
 
         def collate(cells: list[Any]) -> Any:
             assert isinstance(cells, list)
@@ -230,7 +230,7 @@ class TestCollatingOnesself:
                     np.testing.assert_array_equal(values, DENSE[index][columns])
                     assert len(values) == (DENSE[index] != 0).sum()
 
-    def test_of_what_a_subclass_makes_of_cells(self, archives: dict[str, Path]) -> None:
+    def test_cells_of_a_subclass(self, archives: dict[str, Path]) -> None:
         class Dense(scdl.SingleCellDataset):
             def __getitem__(self, index: Any) -> Any:
                 return self.get_row_padded(index)[0]
@@ -243,14 +243,14 @@ class TestCollatingOnesself:
 @pytest.fixture(params=["fork", "spawn", "forkserver"])
 def start(request: pytest.FixtureRequest) -> str:
     if request.param == "forkserver":
-        # What every worker would import.
+        # Modules that every worker would import.
         multiprocessing.set_forkserver_preload(["scdl.training.loader"])
     return str(request.param)
 
 
 class TestWorkers:
-    def test_all_starts(self, ds: Any, epochs: list[Any], start: str) -> None:
-        """Workers give the batches of one process, epoch by epoch, those set and those after."""
+    def test_all_start_methods(self, ds: Any, epochs: list[Any], start: str) -> None:
+        """Workers yield the batches of a single process in every epoch, also after `set_epoch`."""
         loader = over(
             SingleCellLoader(ds, 64, obs=["type"], neighbors=1),
             2,
@@ -310,7 +310,7 @@ class TestWorkers:
 
         with pytest.raises(ZeroDivisionError, match=r"(?s)divides.*in a worker") as caught:
             list(SingleCellLoader(ds, workers=2, transforms=[divides]))
-        # Frames keep the iterator, whose workers torch ends when it is gone.
+        # Frames reference the iterator; torch ends its workers when it is collected.
         traceback.clear_frames(caught.tb)
 
     def test_leaving_early_ends_them(self, ds: Any) -> None:
@@ -336,7 +336,7 @@ class TestWorkers:
 
 
 def children() -> set[int]:
-    """Processes that this one has started and not yet waited for."""
+    """Child processes that were not waited for."""
     psutil = pytest.importorskip("psutil")
     return {child.pid for child in psutil.Process().children()}
 
@@ -390,7 +390,7 @@ class TestStatefulDataLoader:
 def start_child(
     child_environment: dict[str, str], tmp_path: Path
 ) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start Python in a child, in the temporary directory of the test, where its output goes."""
+    """Start a Python child process in the test's temporary directory, which gets its output."""
     started = []
     with (tmp_path / "output").open("wb") as output:
 
@@ -407,7 +407,7 @@ def start_child(
 
         yield start
     for child in started:
-        # One that a test gave up; those that have ended stay as they are.
+        # Kill children that a test abandoned; for ended ones this does nothing.
         child.kill()
         child.wait()
 
@@ -423,7 +423,7 @@ def test_ranks_of_torchrun(
     start_child: Callable[..., subprocess.Popen[bytes]],
     n_ranks: int,
 ) -> None:
-    """Each cell once over all ranks, as many batches on each, and what is left is shared."""
+    """Each cell comes once over all ranks, which have equally many batches."""
     child = start_child(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks),
         CHILD, "rank", archives["memmap"],
@@ -468,7 +468,7 @@ def test_interrupted_run_ends_its_threads(
         assert child.poll() is None, (tmp_path / "output").read_text()
         time.sleep(0.05)
     while child.poll() is None and time.monotonic() < deadline:
-        # Within a callback of a weakref Python ignores what an interrupt raises.
+        # Python ignores a KeyboardInterrupt within a callback of a weakref.
         child.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(20)
@@ -477,7 +477,7 @@ def test_interrupted_run_ends_its_threads(
 
 
 def test_widths_are_those_of_the_dataset(ds: Any) -> None:
-    """Also where no cell of a batch has the last gene."""
+    """Also if no cell of a batch has the last gene."""
     rows = np.flatnonzero(DENSE[:, -1] == 0)[:3].tolist()
     (batch,) = drop_in(torch.utils.data.Subset(ds, rows))
     assert batch.shape == (3, N_VARS)

@@ -1,4 +1,4 @@
-"""Where iterations stand: states taken anywhere, with any workers, leave what was not given."""
+"""States taken at any batch, with any number of workers, resume with the remaining batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
 ]
 
-#: Batches of an epoch: the last one is not whole, and no number of workers divides them.
+#: Batches of an epoch: the last one is incomplete, and no number of workers divides them.
 N_BATCHES = 7
 ROWS = np.arange(7 * N_BATCHES - 3)
 
@@ -56,7 +56,7 @@ def as_saved(state: Any) -> Any:
 
 
 class TestStatefulDataLoader:
-    """``StatefulDataLoader(loader.dataset())``, whose workers each say where they stand."""
+    """``StatefulDataLoader(loader.dataset())``, whose workers each have a state."""
 
     def over(self, ds: Any, **options: Any) -> Any:
         stateful = pytest.importorskip("torchdata.stateful_dataloader")
@@ -65,7 +65,7 @@ class TestStatefulDataLoader:
     @pytest.mark.parametrize("snapshots", [1, 3, 50])
     @pytest.mark.parametrize("workers", [0, 1, 2, 3])
     @pytest.mark.sampled
-    def test_what_was_left_comes_next(
+    def test_resumes_with_the_remaining_batches(
         self, ds: Any, epochs: Any, workers: int, snapshots: int
     ) -> None:
         options = {"num_workers": workers, "snapshot_every_n_steps": snapshots}
@@ -85,7 +85,7 @@ class TestStatefulDataLoader:
                 assert rows_of(resumed) == epochs[3]
 
     @pytest.mark.parametrize("taken", [0, 1, 2, 6, 7])
-    def test_with_workers_that_live_on(self, ds: Any, epochs: Any, taken: int) -> None:
+    def test_with_persistent_workers(self, ds: Any, epochs: Any, taken: int) -> None:
         options = {"num_workers": 2, "persistent_workers": True}
         loader = self.over(ds, **options)
         for epoch in range(2):
@@ -100,7 +100,7 @@ class TestStatefulDataLoader:
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_epoch_set_after_a_state_was_loaded(self, ds: Any, epochs: Any, workers: int) -> None:
-        """As loops do that set the epoch before each; what was left is given none the less."""
+        """Loops that set the epoch before each iteration still get the remaining batches."""
         loader = self.over(ds, num_workers=workers)
         loader.dataset.set_epoch(1)
         batches = iter(loader)
@@ -137,8 +137,8 @@ class TestDataset:
 
 
 class TestSeveralIterations:
-    def test_a_look_at_a_batch(self, ds: Any, epochs: Any) -> None:
-        """It counts as an epoch, and does not move who is in the middle of another."""
+    def test_abandoned_iteration(self, ds: Any, epochs: Any) -> None:
+        """It counts as an epoch, and does not change the progress of another iteration."""
         loader = make(ds)
         for number, batch in enumerate(loader):
             assert batch.rows.tolist() == epochs[0][number]
@@ -170,7 +170,7 @@ class TestSeveralIterations:
 
     @settings(max_examples=examples(60), deadline=None)
     @given(steps=st.lists(st.integers(0, 3), max_size=30))
-    def test_state_is_of_who_gave_a_batch_last(
+    def test_state_is_of_the_iteration_that_yielded_last(
         self, ds: Any, epochs: Any, steps: list[int]
     ) -> None:
         loader = make(ds)

@@ -1,4 +1,4 @@
-"""Orders of cells: pure functions of (n, seed, epoch), and as random as they say."""
+"""Orders of cells: pure functions of (n, seed, epoch), and their randomness."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SIZES = st.one_of(st.integers(0, 130), st.sampled_from([1_000, 4_096, 4_097]))
 BLOCKS = st.builds(order_kinds.Block, st.integers(1, 300), st.integers(9, 5_000))
 PERMUTATIONS = st.one_of(st.just(order_kinds.Sequential()), st.just(order_kinds.Random()), BLOCKS)
 
-#: Groups of 100 cells, of which one is a control and one has no group; and what to match.
+#: Group codes of 100 cells, with a control group and missing groups, and codes to match.
 GROUPS = np.tile([0, 1, 2, 2, 3, 3, 3, 3, 0, -1], 10)
 MATCH = np.arange(100) % 4 // 2
 
 
 def orders(n: int) -> dict[str, order_kinds.Order]:
-    """One of each kind, for `n` cells."""
+    """One order of each kind, for `n` cells."""
     return {
         "sequential": order_kinds.Sequential(),
         "random": order_kinds.Random(),
@@ -41,7 +41,7 @@ def orders(n: int) -> dict[str, order_kinds.Order]:
 
 
 def p_value(counts: np.ndarray, expected: np.ndarray | None = None) -> float:
-    """How likely such counts are; those that fail are less likely than one in ten thousand."""
+    """P-value of a chi-square test of counts; tests fail below 1e-4."""
     return float(scipy.stats.chisquare(counts, expected).pvalue)
 
 
@@ -102,8 +102,8 @@ class TestRandom:
         assert p_value(counts) > 1e-4
 
     @pytest.mark.parametrize("n", [101, 1_000, 30_000])
-    def test_every_cell_is_anywhere(self, n: int) -> None:
-        """Where a cell stands, over many epochs, for cells in the front, middle and end."""
+    def test_cells_are_uniformly_distributed(self, n: int) -> None:
+        """Positions over many epochs of cells at the beginning, in the middle and at the end."""
         at = np.array([0, n // 2, n - 1])
         drawn = [
             order_kinds.Random().positions(n, 1, epoch)[a : a + 1]
@@ -140,23 +140,23 @@ class TestBlock:
         seed=st.integers(0, 99),
     )  # fmt: skip
     def test_a_buffer_holds_few_runs(self, n: int, block: int, buffer: int, seed: int) -> None:
-        """Cells come in whole blocks, but for the two that a buffer cuts and the short one."""
+        """Cells come in whole blocks, except for two that a buffer cuts and the short one."""
         found = order_kinds.Block(block, buffer).positions(n, seed, 0)[0:n]
         for start in range(0, n, buffer):
             cells = np.sort(found[start : start + buffer])
-            # The first cell follows the last one.
+            # The sequence of cells is cyclic.
             n_runs = int((np.diff(cells, append=cells[0] + n) != 1).sum())
             assert n_runs <= len(cells) // block + 3
 
-    def test_blocks_begin_elsewhere_in_every_epoch(self) -> None:
+    def test_blocks_begin_at_different_cells_in_every_epoch(self) -> None:
         begins = set()
         for epoch in range(20):
             cells = np.sort(order_kinds.Block(10, 10).positions(1_000, 0, epoch)[0:10])
             begins.add(int(cells[0]) % 10)
         assert len(begins) > 5
 
-    def test_cells_that_make_no_whole_block_are_anywhere(self) -> None:
-        """Buffers of one cell show the blocks, of which that of 5 cells is found elsewhere."""
+    def test_position_of_the_short_block_is_random(self) -> None:
+        """With buffers of one cell the blocks are visible; the one of 5 cells moves."""
         where = set()
         for epoch in range(15):
             found = order_kinds.Block(10, 1).positions(105, 0, epoch)[0:105]
@@ -171,12 +171,12 @@ class TestBlock:
         assert (steps == 1).mean() < 0.05
         assert (steps > 0).mean() == pytest.approx(0.5, abs=0.08)
 
-    def test_every_block_is_anywhere(self) -> None:
+    def test_positions_of_blocks_are_random(self) -> None:
         firsts = [order_kinds.Block(5, 5).positions(100, 1, epoch)[0:1] for epoch in range(1_000)]
         assert p_value(np.bincount(np.ravel(firsts) // 5, minlength=20)) > 1e-4
 
     def test_batches_are_nearly_as_mixed_as_random_ones(self) -> None:
-        """Of half a million cells sorted by label, with the largest blocks that a loader takes."""
+        """For half a million cells sorted by label, with the largest default blocks."""
         n, size = 500_000, 64
         shares = np.random.default_rng(0).dirichlet(np.ones(20))
         labels = np.searchsorted(np.cumsum(shares)[:-1], np.arange(n) / n)
@@ -257,7 +257,7 @@ class TestBalanced:
 
 
 def batches(order: order_kinds.Order, size: int, epoch: int = 0) -> np.ndarray:
-    """All batches of an epoch, one a row."""
+    """All batches of an epoch, one per row."""
     positions = order.positions(100, 0, epoch)
     return np.asarray(positions[0 : len(positions)]).reshape(-1, size)
 
@@ -295,14 +295,14 @@ class TestGrouped:
             assert not GROUPS[controls].any()
             np.testing.assert_array_equal(MATCH[treated], MATCH[controls])
 
-    def test_without_match_any_control_serves(self) -> None:
+    def test_without_match_all_controls_are_used(self) -> None:
         order = grouped_orders.Grouped(GROUPS, 2, control=0)
         drawn = np.concatenate([batches(order, 2, epoch)[:, 1] for epoch in range(200)])
         controls = np.flatnonzero(GROUPS == 0)
         assert set(drawn) == set(controls)
         assert p_value(np.bincount(np.searchsorted(controls, drawn))) > 1e-4
 
-    def test_cells_without_a_code_to_match_are_matched_with_each_other(self) -> None:
+    def test_missing_match_codes_match_each_other(self) -> None:
         match = np.where(np.arange(100) % 20 < 10, -1, 0)
         order = grouped_orders.Grouped(GROUPS, 4, control=0, match=match)
         for batch in batches(order, 4):
@@ -326,7 +326,7 @@ class TestGrouped:
 
 
 class TestDraws:
-    def test_depend_on_their_position_alone(self) -> None:
+    def test_depend_only_on_position(self) -> None:
         whole = hashing.draws(np.arange(50), 3, 1, 2)
         some = np.array([7, 7, 3, 49])
         np.testing.assert_array_equal(hashing.draws(some, 3, 1, 2), whole[some])
@@ -356,7 +356,7 @@ class TestRemainders:
         epoch=st.integers(0, 9),
         controls=st.booleans(),
     )
-    def test_every_cell_of_a_group_comes(
+    def test_every_cell_of_a_group_is_used(
         self, codes: list[int], size: int, epoch: int, controls: bool
     ) -> None:
         labels = np.array(codes)
@@ -381,7 +381,7 @@ class TestRemainders:
             assert set(given) == set(treated.tolist())
             assert remainder == "fill" or len(given) == len(treated)
 
-    def test_groups_that_would_never_come_are_named(self) -> None:
+    def test_unused_groups_are_named(self) -> None:
         codes, names = np.repeat(range(9), [1] * 7 + [5, 5]), list("abcdefghi")
         with pytest.raises(OrderError, match=r"'a', 'b', 'c', 'd', 'e' and 2 more.*4.*remainder"):
             grouped_orders.Grouped(codes, 4, names=names)
@@ -417,7 +417,7 @@ class TestWeightsOfAnySize:
 
 
 @pytest.mark.parametrize("name", orders(20))
-def test_fingerprints_tell_orders_apart(name: str) -> None:
+def test_fingerprints_distinguish_orders(name: str) -> None:
     one, same, other = (orders(n)[name].fingerprint() for n in (200, 200, 201))
     assert one == same
     if name not in ("sequential", "random", "block"):

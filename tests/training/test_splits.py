@@ -1,4 +1,4 @@
-"""Splits of a dataset: disjoint, the same every time, saved and checked."""
+"""Splits of a dataset: disjoint, reproducible, saved and validated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ds(archives: dict[str, Path]) -> scdl.SingleCellDataset:
 
 
 def assert_whole(splits: scdl.Splits) -> None:
-    """Check that each cell is in one part, and that parts are rising rows."""
+    """Check that each cell is in one part, and that parts are sorted."""
     for rows in splits.values():
         assert rows.dtype == np.int64
         assert (np.diff(rows) > 0).all()
@@ -59,7 +59,7 @@ class TestByCell:
         counts = np.bincount(test * 10 // N_OBS, minlength=10)
         assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
-    def test_depends_on_the_seed_alone(self, archives: dict[str, Path], ds: Any) -> None:
+    def test_depends_only_on_the_seed(self, archives: dict[str, Path], ds: Any) -> None:
         one = scdl.split(ds, (0.8, 0.2), seed=1)
         same = scdl.split(scdl.open(archives["balanced"]), (0.8, 0.2), seed=np.int64(1))
         other = scdl.split(ds, (0.8, 0.2), seed=2)
@@ -101,7 +101,7 @@ class TestByGroup:
 
 
 class TestSaved:
-    def test_comes_back(self, ds: Any, tmp_path: Path) -> None:
+    def test_round_trip(self, ds: Any, tmp_path: Path) -> None:
         splits = scdl.split(ds, (0.7, 0.2, 0.1), by="donor", seed=3)
         splits.save(tmp_path / "split")
         again = scdl.Splits.load(tmp_path / "split", ds)
@@ -114,19 +114,19 @@ class TestSaved:
             "fractions": {"train": 0.7, "validation": 0.2, "test": 0.1}, "by": "donor", "seed": 3,
         }  # fmt: skip
 
-    def test_replaces_what_is_there(self, ds: Any, tmp_path: Path) -> None:
+    def test_replaces_an_existing_file(self, ds: Any, tmp_path: Path) -> None:
         for seed in range(2):
             scdl.split(ds, (0.5, 0.5), seed=seed).save(tmp_path / "split")
         assert scdl.Splits.load(tmp_path / "split").how["seed"] == 1
         assert os.listdir(tmp_path) == ["split"]
 
-    def test_nothing_is_left_of_one_that_cannot_be_saved(self, ds: Any, tmp_path: Path) -> None:
+    def test_failed_save_leaves_no_files(self, ds: Any, tmp_path: Path) -> None:
         (tmp_path / "split").mkdir()
         with pytest.raises(OSError, match="split"):
             scdl.split(ds, (0.5, 0.5)).save(tmp_path / "split")
         assert os.listdir(tmp_path) == ["split"]
 
-    def test_hash_tells_splits_apart(self, ds: Any) -> None:
+    def test_hash_distinguishes_splits(self, ds: Any) -> None:
         splits = [
             scdl.split(ds, (0.5, 0.5)),
             scdl.split(ds, (0.5, 0.5), seed=1),
@@ -154,7 +154,7 @@ class TestSeveralColumns:
         donors = [{donor for donor, _ in part} for part in pairs]
         assert not donors[0].isdisjoint(donors[1])
 
-    def test_one_in_a_list_is_that_one(self, ds: Any) -> None:
+    def test_list_of_one_column(self, ds: Any) -> None:
         one, other = (scdl.split(ds, (0.5, 0.5), by=by) for by in ("donor", ["donor"]))
         assert one.hash == other.hash
 
@@ -178,7 +178,7 @@ class TestStratified:
         assert abs(missing[0] - missing[1]) <= 2
 
     def test_groups_of_a_stratum(self, tmp_path: Path) -> None:
-        """Donors, each healthy or ill, to parts that have some of both."""
+        """Donors, each healthy or ill, are assigned to parts with some of both."""
         n = 600
         donors = np.arange(n) % 20
         frame = pd.DataFrame(
@@ -207,7 +207,7 @@ class TestHeldOut:
         donors = {name: set(OBS["donor"].iloc[rows]) for name, rows in splits.items()}
         assert donors["test"] == {"d3", "d7"}
         assert donors["train"].isdisjoint(donors["validation"])
-        # Only the others are drawn: seven groups, of which each is one cell in nine.
+        # Only the other seven groups are drawn, each with a ninth of the cells.
         assert len(splits["train"]) == pytest.approx(0.8 * 7 / 9 * N_OBS, abs=0.1 * N_OBS)
 
     def test_one_group_and_combinations(self, ds: Any) -> None:
@@ -228,7 +228,7 @@ class TestHeldOut:
         assert scdl.Splits.load(tmp_path / "split").how["held_out"] == named
 
     def test_controls_are_in_every_part(self, ds: Any) -> None:
-        """In proportion, by cell; of other guides each is in one part."""
+        """Controls in proportion, by cell; every other guide is in one part."""
         cells = OBS["guide"].astype(object).fillna("none")
         splits = scdl.split(
             ds, {"train": 1.0}, by="guide", held_out={"test": ["B"]}, control="control"
@@ -243,7 +243,7 @@ class TestHeldOut:
 
 
 class TestReadOnly:
-    def test_rows_are_copies_that_stay(self, ds: Any) -> None:
+    def test_rows_are_copies(self, ds: Any) -> None:
         rows = np.arange(10)
         splits = scdl.Splits({"train": rows}, N_OBS, {})
         rows += 20
@@ -253,7 +253,7 @@ class TestReadOnly:
 
 
 def arrays(**named: Any) -> Callable[[Path], object]:
-    """Replace a file by other arrays."""
+    """Replace the arrays of a saved split."""
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
@@ -286,13 +286,13 @@ class TestDamaged:
         return tmp_path / "split"
 
     @pytest.mark.parametrize("how", DAMAGE)
-    def test_what_is_no_split(self, path: Path, how: str) -> None:
+    def test_invalid_files(self, path: Path, how: str) -> None:
         DAMAGE[how](path)
         with pytest.raises(SplitError, match="split"):
             scdl.Splits.load(path)
 
     def test_any_byte(self, path: Path) -> None:
-        """Whatever byte is changed, it is an error or means nothing."""
+        """Changing any byte raises an error or has no effect."""
         whole, expected = path.read_bytes(), scdl.Splits.load(path).hash
         rng = np.random.default_rng(0)
         n_errors = 0
@@ -342,7 +342,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[ScdlError], str]] = {
     "no names": ((0.25,) * 4, {}, SplitError, "names"),
     "without cells": ((0.9999, 0.0001), {}, SplitError, "validation.*too few"),
     "too few groups": ((0.4, 0.3, 0.3), {"by": "line"}, SplitError, "test.*line"),
-    "no sequence": (0.8, {}, SplitError, "share for each part"),
+    "no sequence": (0.8, {}, SplitError, "one share per part"),
     "unknown group": (
         (0.5, 0.5),
         {"by": "donor", "held_out": {"test": ["d77"]}},
@@ -359,17 +359,22 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[ScdlError], str]] = {
         (0.5, 0.5),
         {"by": "donor", "held_out": {"train": ["d1"]}},
         SplitError,
-        "not both",
+        "not in both",
     ),
-    "held out of no groups": ((0.5, 0.5), {"held_out": {"test": ["d1"]}}, SplitError, "need by="),
-    "controls of no groups": ((0.5, 0.5), {"control": "A"}, SplitError, "need by="),
+    "held out of no groups": (
+        (0.5, 0.5),
+        {"held_out": {"test": ["d1"]}},
+        SplitError,
+        "require by=",
+    ),
+    "controls of no groups": ((0.5, 0.5), {"control": "A"}, SplitError, "require by="),
     "cells of no part": ((), {"by": "donor", "held_out": {"a": ["d1"]}}, SplitError, "in no part"),
     "unknown control": ((0.5, 0.5), {"by": "guide", "control": "x"}, SplitError, "control.*x"),
     "controls alone": (
         (0.5, 0.5),
         {"by": "type", "control": "T", "held_out": {"test": "B"}},
         SplitError,
-        "alone",
+        "only controls",
     ),
     "controls held out": (
         {"train": 1.0},

@@ -1,4 +1,4 @@
-"""What batches carry, how they are moved, and random numbers that do not depend on threads."""
+"""Contents of batches, moving them, and random numbers independent of threads."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ class TestTo:
         assert isinstance(moved["pair"], Pair)
         assert moved["note"] == "seen"
 
-    def test_integers_are_for_the_values_alone(self, ds: Any) -> None:
+    def test_integer_dtypes_apply_only_to_values(self, ds: Any) -> None:
         moved = first(ds).to(torch.int32)
         assert moved.x.dtype == torch.int32
         assert moved.obsm["X_pca"].dtype == moved["target"]["age"].dtype == torch.float32
         assert moved.rows.dtype == torch.int64
 
     def test_half_precision_keeps_rows_apart(self, ds: Any) -> None:
-        """Row 1,008 is no number that bfloat16 holds."""
+        """bfloat16 cannot represent row 1,008."""
         (batch,) = SingleCellLoader(ds, 2, rows=[1_007, 1_008], order="sequential")
         assert batch.to(torch.bfloat16).rows.tolist() == [1_007, 1_008]
 
@@ -119,7 +119,7 @@ class TestExtra:
         assert masked["mask"] is None
         assert masked.extra.keys() == batch.extra.keys()
 
-    def test_survives_workers(self, ds: Any) -> None:
+    def test_is_sent_by_workers(self, ds: Any) -> None:
         for number, batch in enumerate(
             SingleCellLoader(ds, 64, order="sequential", workers=2, obs=["type", "age"],
                              transforms=[with_everything])
@@ -129,7 +129,7 @@ class TestExtra:
             assert batch.rows[0] == 64 * number
         assert pickle.loads(pickle.dumps(batch))["note"] == "seen"
 
-    def test_says_what_it_holds(self, ds: Any) -> None:
+    def test_repr(self, ds: Any) -> None:
         text = repr(first(ds, layout="csr"))
         assert text.startswith("TrainingBatch of 16 cells (x: sparse_csr float32 16 x 40; rows:")
         assert "obs: type, age, score" in text
@@ -160,7 +160,7 @@ RANDOM: dict[str, Any] = {"transforms": [Log1p(), noise, more_noise, Module()], 
 
 @pytest.fixture(scope="module")
 def expected(ds: Any) -> list[list[Any]]:
-    """Random numbers of two epochs, in one thread."""
+    """Random numbers of two epochs with one thread."""
     loader = SingleCellLoader(ds, 50, threads=1, prefetch=1, **RANDOM)
     return [numbers(loader) for _ in range(2)]
 
@@ -191,7 +191,7 @@ class TestRandomTransforms:
         assert len({more for _, more, _ in found}) == len(found)
         assert not {more for _, more, _ in found} & {module for _, _, module in found}
 
-    def test_who_asks_for_none_gets_none(self, ds: Any) -> None:
+    def test_functions_without_rng(self, ds: Any) -> None:
         def plain(batch: TrainingBatch, **options: Any) -> TrainingBatch:
             assert not options
             return batch
@@ -287,10 +287,10 @@ def archive_of(place: Path, cells: Cells, **options: Any) -> scdl.SingleCellData
 LARGE = 2**53
 
 
-class TestNumbersAsTheyAre:
+class TestNumbersAreExact:
     @pytest.mark.parametrize("dtype", ["int64", "uint64"])
-    def test_large_integers_are_told_apart(self, tmp_path: Path, dtype: str) -> None:
-        """Floats of 64 bits do not tell these from each other."""
+    def test_large_integers_stay_distinct(self, tmp_path: Path, dtype: str) -> None:
+        """float64 cannot distinguish these integers."""
         values = np.array([[LARGE + 1, LARGE, LARGE + 3, LARGE + 2]], dtype)
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             anndata.AnnData(scipy.sparse.csr_matrix(values)).write_zarr(tmp_path / "a.zarr")

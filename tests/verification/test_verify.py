@@ -1,4 +1,4 @@
-"""What ``verify`` finds, what it mends, and what it says when it cannot tell."""
+"""Findings of ``verify``, its repairs, and inconclusive results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from storage_backends.capabilities import Finding, Verdict
 from storage_backends.compute import threads
 from storage_backends.directory import content as content_sums
 from storage_backends.directory import locks
-from storage_backends.directory.checksums import Recorder, Running, Table, sums_of
+from storage_backends.directory.checksums import Recorder, RunningChecksums, Table, file_checksums
 from storage_backends.directory.content import crc32c
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -50,8 +50,8 @@ from storage_backends.testing.archives import (
     ROUND_TRIPS,
     Contents,
     flip_bit,
+    index_column,
     large_archive,
-    names_of,
     small_archive,
 )
 from storage_backends.zarr import layout
@@ -79,13 +79,13 @@ _numbers = itertools.count()
 
 
 def damage(contents: Contents) -> list[Finding]:
-    """Findings of damage; archives in memory are written unchecked, and have no checksums."""
+    """Findings of damage in an archive in memory, which is written unchecked."""
     report = scdl.verify(write(contents, f"ram:{next(_numbers)}"), deep=True)
     return [f for f in report.findings if f.verdict is Verdict.DAMAGED]
 
 
-def told(findings: list[Finding], *texts: str) -> None:
-    """One finding, of one line, that names everything."""
+def assert_finding(findings: list[Finding], *texts: str) -> None:
+    """Check that there is one finding of one line that contains all texts."""
     assert len(findings) == 1, findings
     assert "\n" not in findings[0].message
     for text in texts:
@@ -94,7 +94,7 @@ def told(findings: list[Finding], *texts: str) -> None:
 
 @pytest.fixture(params=BACKENDS)
 def archive(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    """A backend, and an archive of it."""
+    """A backend and an archive of it."""
     source = write_h5ad(
         tmp_path / "cells.h5ad",
         CELLS,
@@ -116,7 +116,7 @@ def test_well_formed_archives_are_not_damaged(case: str) -> None:
 
 
 def sparse(**parts: Any) -> Contents:
-    """Three cells of genes 0, 2, 4 and 1, 3 and none, and what the test changes."""
+    """Three cells with the genes 0, 2, 4 and 1, 3 and none, with parts replaced."""
     return small_archive(
         3,
         6,
@@ -130,7 +130,7 @@ def sparse(**parts: Any) -> Contents:
     )
 
 
-def test_what_the_changes_start_from_is_sound() -> None:
+def test_unchanged_archive_is_sound() -> None:
     assert damage(sparse()) == []
 
 
@@ -148,9 +148,14 @@ def test_what_the_changes_start_from_is_sound() -> None:
 def test_offsets(indptr: list[int], found: str) -> None:
     contents = sparse(indptr=np.array(indptr, "u4"))
     if len(indptr) == 3:
-        told(damage(contents), "blocks end at row 3", "2 cells")
+        assert_finding(damage(contents), "blocks end at row 3", "2 cells")
     else:
-        told(damage(contents), "indptr", found, "rising from 0" if "row" in found else "up to 5")
+        assert_finding(
+            damage(contents),
+            "indptr",
+            found,
+            "ascending offsets from 0" if "row" in found else "up to 5",
+        )
 
 
 @pytest.mark.parametrize(
@@ -165,25 +170,27 @@ def test_offsets(indptr: list[int], found: str) -> None:
 @pytest.mark.parametrize("at_once", [1, 2, 1 << 20])
 def test_ids(indices: list[int], where: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structure, "_VALUES", at_once)
-    told(damage(sparse(indices=np.array(indices, "u2"))), "indices", "from 0 to 5, rising", where)
+    assert_finding(
+        damage(sparse(indices=np.array(indices, "u2"))), "indices", "from 0 to 5, ascending", where
+    )
 
 
-def test_ids_in_any_order_where_the_archive_does_not_say_that_they_rise() -> None:
+def test_unsorted_ids_are_allowed_unless_declared_sorted() -> None:
     assert damage(sparse(indices=np.array([4, 0, 0, 3, 1], "u2"), sorted=False)) == []
     negative = damage(sparse(indices=np.array([4, -1, 0, 3, 1], "i2"), sorted=False))
-    told(negative, "found -1 in row 0")
+    assert_finding(negative, "found -1 in row 0")
 
 
 def test_ids_of_each_feature_block(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [{"stop": 1, "n_vars": 6, "label": None}, {"stop": 3, "n_vars": 3, "label": None}]
-    parts = {"blocks": blocks, "var/1": pa.table(names_of(3))}
+    parts = {"blocks": blocks, "var/1": pa.table(index_column(3))}
     for offsets_at_once in (1, 100):
         monkeypatch.setattr(structure, "_OFFSETS", offsets_at_once)
-        told(damage(sparse(**parts)), "from 0 to 2", "found 3 in row 1, at position 4")
+        assert_finding(damage(sparse(**parts)), "from 0 to 2", "found 3 in row 1, at position 4")
 
 
 def test_lengths_of_the_matrix() -> None:
-    told(damage(sparse(data=np.ones(4, "f4"))), "data has 4", "indices 5")
+    assert_finding(damage(sparse(data=np.ones(4, "f4"))), "data has 4", "indices 5")
 
 
 @pytest.mark.parametrize(
@@ -200,26 +207,34 @@ def test_graphs(part: str, values: list[float], texts: list[str]) -> None:
     dtypes = {"data": "f4", "indices": "u4", "indptr": "u8"}
     parts = {f"graphs/knn/{k}": np.array(v, dtypes[k]) for k, v in graph.items()}
     assert damage(sparse(**parts)) == []
-    told(damage(sparse(**parts | {f"graphs/knn/{part}": np.array(values, dtypes[part])})), *texts)
+    assert_finding(
+        damage(sparse(**parts | {f"graphs/knn/{part}": np.array(values, dtypes[part])})), *texts
+    )
     without = {k: v for k, v in parts.items() if k != f"graphs/knn/{part}"}
-    told(damage(sparse(**without)), f"graphs/knn/{part} is missing")
+    assert_finding(damage(sparse(**without)), f"graphs/knn/{part} is missing")
 
 
 def test_tables_and_vectors_have_a_row_for_each_cell_or_gene() -> None:
-    told(damage(sparse(obs=pa.table(names_of(2)))), "obs", "expected 3 rows", "found 2")
-    told(damage(sparse(**{"var/0": pa.table(names_of(7))})), "var/0", "expected 6", "found 7")
-    told(damage(sparse(**{"obsm/X": np.zeros((4, 2), "f4")})), "obsm/X", "expected 3", "found 4")
+    assert_finding(
+        damage(sparse(obs=pa.table(index_column(2)))), "obs", "expected 3 rows", "found 2"
+    )
+    assert_finding(
+        damage(sparse(**{"var/0": pa.table(index_column(7))})), "var/0", "expected 6", "found 7"
+    )
+    assert_finding(
+        damage(sparse(**{"obsm/X": np.zeros((4, 2), "f4")})), "obsm/X", "expected 3", "found 4"
+    )
 
 
-def test_what_lacks_attributes_tables_or_a_matrix() -> None:
-    told(damage(sparse(blocks=[])), "feature blocks")
+def test_missing_attributes_tables_or_matrix() -> None:
+    assert_finding(damage(sparse(blocks=[])), "feature blocks")
     contents = sparse()
-    told(damage(Contents(contents.arrays, {}, contents.attrs)), "var/0 is missing")
+    assert_finding(damage(Contents(contents.arrays, {}, contents.attrs)), "var/0 is missing")
     arrays = {k: v for k, v in contents.arrays.items() if k != "indices"}
-    told(damage(Contents(arrays, contents.tables, contents.attrs)), "indices is missing")
+    assert_finding(damage(Contents(arrays, contents.tables, contents.attrs)), "indices is missing")
 
 
-def test_work_is_done_at_the_same_time_and_taken_when_there_is_a_thread() -> None:
+def test_in_parallel_draws_items_lazily() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -238,7 +253,7 @@ def test_work_is_done_at_the_same_time_and_taken_when_there_is_a_thread() -> Non
 # -- checksums -----------------------------------------------------------------------------
 
 
-def test_an_archive_is_sound_when_it_was_written(archive: tuple[str, Path]) -> None:
+def test_new_archives_are_sound(archive: tuple[str, Path]) -> None:
     _, path = archive
     report = scdl.open(path).verify(deep=True)
     assert report.is_sound
@@ -251,8 +266,8 @@ def test_an_archive_is_sound_when_it_was_written(archive: tuple[str, Path]) -> N
     assert scdl.verify(path).is_sound
 
 
-def test_no_warning_is_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread may put back its filters of warnings while zarr opens an archive."""
+def test_warnings_are_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may restore its warning filters while zarr opens an archive."""
     write_h5ad(tmp_path / "a.h5ad", random_cells(20, 30))
     scdl.convert(tmp_path / "a.h5ad", tmp_path / "a", backend="zarr")
     monkeypatch.setattr(layout, "quiet", nullcontext)
@@ -277,14 +292,14 @@ def test_changes_in_place_keep_checksums_right(archive: tuple[str, Path], change
     assert scdl.verify(path.with_name("copy"), deep=True).is_sound
 
 
-def test_a_flip_is_found_only_by_reading_all(archive: tuple[str, Path]) -> None:
+def test_bit_flip_is_found_only_by_deep_verification(archive: tuple[str, Path]) -> None:
     backend, path = archive
     file = path / ("data.npy" if backend == "memmap" else "X/data/c/0")
     flip_bit(str(file), 5, 3)
     assert scdl.verify(path).is_sound
     report = scdl.verify(path, deep=True)
     assert report.verdict is Verdict.DAMAGED
-    told(
+    assert_finding(
         list(report.findings), str(file), "bytes 0 to", "expected the checksum", "copy the archive"
     )
 
@@ -294,32 +309,34 @@ def test_the_damaged_block_is_named(tmp_path: Path) -> None:
     assert scdl.verify(path, deep=True).is_sound
     flip_bit(f"{path}/data.npy", 1_100_000, 0)
     (finding,) = scdl.verify(path, deep=True).findings
-    assert "data.npy: bytes 1,048,576 to 1,200,000 are not" in finding.message
+    assert "data.npy: bytes 1,048,576 to 1,200,000 differ" in finding.message
 
 
-def test_files_that_are_lost_cut_or_added(archive: tuple[str, Path]) -> None:
+def test_missing_truncated_and_added_files(archive: tuple[str, Path]) -> None:
     backend, path = archive
     added = path / "notes.txt"
     added.write_text("mine")
     report = scdl.verify(path)
     assert report.verdict is Verdict.SOUND, "what is not read does no harm"
-    told(list(report.findings), "notes.txt")
+    assert_finding(list(report.findings), "notes.txt")
     added.unlink()
-    # The archive would read this one.
+    # The archive would read this file.
     added = path / ("neighbor_values.npy" if backend == "memmap" else "layers/zarr.json")
     if not added.exists():
         added.parent.mkdir(exist_ok=True)
         added.write_text("mine")
         report = scdl.verify(path)
         assert report.verdict is not Verdict.SOUND
-        told(list(report.findings), added.name)
+        assert_finding(list(report.findings), added.name)
         added.unlink()
     file = path / ("scdl/arrays/0.bin" if backend == "memmap" else "obsm/X_pca/c/0/0")
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    told(list(scdl.verify(path).findings), str(file), f"{len(content)}", f"{len(content) - 1}")
+    assert_finding(
+        list(scdl.verify(path).findings), str(file), f"{len(content)}", f"{len(content) - 1}"
+    )
     file.unlink()
-    told(list(scdl.verify(path).findings), str(file), "found no file")
+    assert_finding(list(scdl.verify(path).findings), str(file), "found no file")
 
 
 @pytest.mark.parametrize(
@@ -333,10 +350,10 @@ def test_files_of_other_programs_are_a_remark(archive: tuple[str, Path], name: s
     for deep in (False, True):
         report = scdl.verify(path, deep=deep)
         assert report.verdict is Verdict.SOUND
-        told(list(report.findings), name, "is not read")
+        assert_finding(list(report.findings), name, "is not read")
 
 
-def test_links_are_told_as_opening_tells_them(archive: tuple[str, Path], tmp_path: Path) -> None:
+def test_links_give_the_same_errors_as_opening(archive: tuple[str, Path], tmp_path: Path) -> None:
     _, path = archive
     link = tmp_path / "link"
     link.symlink_to(path)
@@ -354,10 +371,10 @@ def test_links_are_told_as_opening_tells_them(archive: tuple[str, Path], tmp_pat
     file.symlink_to(moved)
     report = scdl.verify(path)
     assert report.verdict is Verdict.UNKNOWN
-    told(list(report.findings), str(file), "a link leads out of the archive", "cp -rL")
+    assert_finding(list(report.findings), str(file), "a link leads out of the archive", "cp -rL")
 
 
-def test_an_archive_that_lost_what_tells_that_it_is_one(archive: tuple[str, Path]) -> None:
+def test_archive_without_its_markers(archive: tuple[str, Path]) -> None:
     _, path = archive
     for name in ("header.sch", "data.npy", "zarr.json"):
         (path / name).unlink(missing_ok=True)
@@ -366,10 +383,10 @@ def test_an_archive_that_lost_what_tells_that_it_is_one(archive: tuple[str, Path
     assert all("found no file" in finding.message for finding in report.findings)
 
 
-def test_an_archive_that_is_replaced_meanwhile(
+def test_archive_that_is_replaced_during_verification(
     archive: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checksums of the old one and files of the new are no damage."""
+    """Checksums of the old archive and files of the new one are not reported as damage."""
     backend, path = archive
     other, looked = path.with_name("other"), 0
     scdl.open(path).save(other)
@@ -391,7 +408,7 @@ def test_an_archive_that_is_replaced_meanwhile(
     assert looked == 2
 
 
-def test_pipes_and_dead_links_are_no_files(archive: tuple[str, Path]) -> None:
+def test_pipes_and_dangling_links_are_ignored(archive: tuple[str, Path]) -> None:
     backend, path = archive
     (path / CHECKSUMS[backend]).unlink()
     os.mkfifo(path / "pipe")
@@ -400,7 +417,7 @@ def test_pipes_and_dead_links_are_no_files(archive: tuple[str, Path]) -> None:
     assert scdl.verify(path, deep=True, add_checksums=True).is_sound
 
 
-def test_not_more_is_listed_than_can_be_read(archive: tuple[str, Path]) -> None:
+def test_number_of_listed_findings_is_limited(archive: tuple[str, Path]) -> None:
     _, path = archive
     for file in path.rglob("*"):
         if file.is_file() and not file.name.endswith(("checksums.bin", ".checksums")):
@@ -408,10 +425,10 @@ def test_not_more_is_listed_than_can_be_read(archive: tuple[str, Path]) -> None:
     full = scdl.verify(path).findings
     assert len(full) > 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "_MOST_FINDINGS", 3)
+        patch.setattr(verification, "_MAX_FINDINGS", 3)
         few = scdl.verify(path).findings
     assert few[:3] == full[:3]
-    assert few[3].message == f"{path}: there are {len(full) - 3} findings more"
+    assert few[3].message == f"{path}: there are {len(full) - 3} more findings"
     assert few[3].verdict is Verdict.DAMAGED
 
 
@@ -433,12 +450,12 @@ def test_files_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_without_checksums_nobody_can_tell(archive: tuple[str, Path], deep: bool) -> None:
+def test_without_checksums_the_verdict_is_unknown(archive: tuple[str, Path], deep: bool) -> None:
     backend, path = archive
     (path / CHECKSUMS[backend]).unlink()
     report = scdl.verify(path, deep=deep)
     assert report.verdict is Verdict.UNKNOWN
-    told(list(report.findings), "no checksums", "--add-checksums")
+    assert_finding(list(report.findings), "no checksums", "--add-checksums")
 
 
 def test_without_checksums_every_chunk_of_zarr_is_read(tmp_path: Path) -> None:
@@ -453,7 +470,7 @@ def test_without_checksums_every_chunk_of_zarr_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in GOLDEN.iterdir() if p.is_dir()))
-def test_archives_of_others_can_be_given_checksums(tmp_path: Path, name: str) -> None:
+def test_add_checksums_to_foreign_archives(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     shutil.copytree(GOLDEN / name, path)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
@@ -467,11 +484,11 @@ def test_archives_of_others_can_be_given_checksums(tmp_path: Path, name: str) ->
     assert after.pop(path / "scdl/checksums.bin")
     assert after == before
     assert os.listdir(tmp_path) == [name]
-    with pytest.raises(OutputError, match="it has checksums already"):
+    with pytest.raises(OutputError, match="already has checksums"):
         scdl.verify(path, add_checksums=True)
 
 
-def test_a_damaged_archive_is_given_no_checksums(tmp_path: Path) -> None:
+def test_no_checksums_are_added_to_damaged_archives(tmp_path: Path) -> None:
     contents = small_archive(parts={"sorted": True})
     contents.arrays["indices"][0] = 39
     path = write(contents, str(tmp_path / "a"), "memmap")
@@ -482,7 +499,7 @@ def test_a_damaged_archive_is_given_no_checksums(tmp_path: Path) -> None:
     assert not os.path.exists(f"{path}/scdl/checksums.bin")
 
 
-def test_anndata_in_zarr_stores_of_others(tmp_path: Path) -> None:
+def test_foreign_zarr_stores_with_anndata(tmp_path: Path) -> None:
     path = tmp_path / "other.zarr"
     anndata.read_h5ad(write_h5ad(tmp_path / "a.h5ad", CELLS)).write_zarr(path)
     report = scdl.verify(path, deep=True)
@@ -491,14 +508,14 @@ def test_anndata_in_zarr_stores_of_others(tmp_path: Path) -> None:
     assert anndata.read_zarr(path).shape == (30, 20)
 
 
-def test_checksums_of_archives_elsewhere_are_not_read(tmp_path: Path) -> None:
+def test_checksums_of_remote_archives_are_not_read(tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     scdl.convert(write_h5ad(tmp_path / "a.h5ad", CELLS), tmp_path / "a.zarr")
     place = f"/{tmp_path.name}"
     fsspec.filesystem("memory").put(str(tmp_path / "a.zarr"), place, recursive=True)
     report = scdl.verify(f"memory:/{place}", deep=True)
     assert report.verdict is Verdict.UNKNOWN
-    told(list(report.findings), "elsewhere", "copy the archive here")
+    assert_finding(list(report.findings), "elsewhere", "copy the archive here")
     for change in ("repair", "add_checksums"):
         with pytest.raises(BackendOptionError, match="elsewhere"):
             scdl.verify(f"memory:/{place}", **{change: True})
@@ -508,7 +525,7 @@ def test_checksums_of_archives_elsewhere_are_not_read(tmp_path: Path) -> None:
 
 
 def make_stale(path: Path) -> bytes:
-    """Let the header have the lengths of fewer cells; returns what it was."""
+    """Write a header with the lengths of fewer cells; returns the original one."""
     header = path / "header.sch"
     before, fields = header.read_bytes(), header_of(header)
     fields["arrays"] = [(name, n - 2, *rest) for name, n, *rest in fields["arrays"]]
@@ -518,7 +535,7 @@ def make_stale(path: Path) -> bytes:
 
 
 def test_two_archives_that_are_verified_at_the_same_time(tmp_path: Path) -> None:
-    """Each report tells of its own archive, and warnings are as before."""
+    """Each report is of its own archive, and warning filters are restored."""
     for name in ("one", "two"):
         make_stale(Path(write(small_archive(), str(tmp_path / name), "memmap")))
     before = list(warnings.filters), warnings.showwarning
@@ -548,7 +565,7 @@ def test_two_archives_that_are_verified_at_the_same_time(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("checksums", [True, False])
-def test_a_stale_header_is_mended(tmp_path: Path, checksums: bool) -> None:
+def test_stale_header_is_repaired(tmp_path: Path, checksums: bool) -> None:
     path = Path(write(small_archive(), str(tmp_path / "a"), "memmap"))
     if not checksums:
         (path / "scdl/checksums.bin").unlink()
@@ -565,7 +582,7 @@ def test_a_stale_header_is_mended(tmp_path: Path, checksums: bool) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_the_header_of_every_reference_version_is_mended_as_it_was(tmp_path: Path) -> None:
+def test_header_of_every_reference_version_is_restored(tmp_path: Path) -> None:
     for name in ("ragged_v013", "ragged_head", "neighbors_v013"):
         shutil.copytree(GOLDEN / name, tmp_path / name)
         before = make_stale(tmp_path / name)
@@ -577,7 +594,7 @@ def test_the_header_of_every_reference_version_is_mended_as_it_was(tmp_path: Pat
         assert lengths == [(name, length) for name, length, *_ in header_of(header)["indexes"]]
 
 
-def test_missing_consolidated_metadata_is_mended(tmp_path: Path) -> None:
+def test_missing_consolidated_metadata_is_repaired(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     scdl.convert(write_h5ad(tmp_path / "a.h5ad", CELLS), path)
     before = (path / "zarr.json").read_bytes()
@@ -590,7 +607,7 @@ def test_missing_consolidated_metadata_is_mended(tmp_path: Path) -> None:
     report = scdl.verify(path, deep=True, repair=True)
     assert report.is_sound, report
     assert (path / "zarr.json").read_bytes() == before
-    # Where something else differs too, mending would be to guess.
+    # If other files differ, too, the repair would be ambiguous.
     metadata["attributes"]["scdl"]["attrs"]["matrices"] = ["layers/other"]
     (path / "zarr.json").write_text(json.dumps(metadata))
     report = scdl.verify(path, repair=True)
@@ -598,7 +615,7 @@ def test_missing_consolidated_metadata_is_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_stores_of_others_can_be_consolidated(tmp_path: Path, version: int) -> None:
+def test_foreign_stores_are_consolidated(tmp_path: Path, version: int) -> None:
     path = tmp_path / "other.zarr"
     group = zarr.open_group(path, mode="w", zarr_format=version)
     for name in ("obs", "var"):
@@ -620,7 +637,7 @@ def test_stores_of_others_can_be_consolidated(tmp_path: Path, version: int) -> N
     assert report.findings == ()
 
 
-def test_what_cannot_be_opened_is_not_repaired(archive: tuple[str, Path]) -> None:
+def test_archives_that_cannot_be_opened_are_not_repaired(archive: tuple[str, Path]) -> None:
     backend, path = archive
     file = path / ("header.sch" if backend == "memmap" else "zarr.json")
     flip_bit(str(file), 0, 0)
@@ -632,11 +649,17 @@ def test_what_cannot_be_opened_is_not_repaired(archive: tuple[str, Path]) -> Non
 
 # -- the file of checksums -----------------------------------------------------------------
 
-TABLE = Table({"a": sums_of(b"123456789"), "b/c": sums_of(b""), "ü": sums_of(bytes(3 << 20))})
+TABLE = Table(
+    {
+        "a": file_checksums(b"123456789"),
+        "b/c": file_checksums(b""),
+        "ü": file_checksums(bytes(3 << 20)),
+    }
+)
 
 
 def test_checksums_are_crc32c_of_blocks(tmp_path: Path) -> None:
-    # The check value of CRC-32C, Castagnoli.
+    # The standard check value of CRC-32C (Castagnoli).
     assert TABLE.files["a"].blocks.tolist() == [0xE3069283]
     again = Table.from_bytes(TABLE.to_bytes(), "here")
     assert {k: (s.size, s.blocks.tolist()) for k, s in again.files.items()} == {
@@ -646,12 +669,12 @@ def test_checksums_are_crc32c_of_blocks(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=3000), st.integers(1, 64), st.lists(st.integers(0, 99), max_size=9))
 def test_checksums_do_not_depend_on_pieces(data: bytes, block: int, lengths: list[int]) -> None:
-    running, position = Running(block), 0
+    running, position = RunningChecksums(block), 0
     for length in lengths:
         running.update(data[position : position + length])
         position = min(position + length, len(data))
     running.update(data[position:])
-    found, expected = running.sums(), sums_of(data, block)
+    found, expected = running.result(), file_checksums(data, block)
     blocks = [crc32c(data[i : i + block]) for i in range(0, len(data), block)]
     assert found.blocks.tolist() == expected.blocks.tolist() == blocks
     assert found.size == len(data)
@@ -659,8 +682,8 @@ def test_checksums_do_not_depend_on_pieces(data: bytes, block: int, lengths: lis
 
 def test_checksums_without_the_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content_sums, "_EXTEND", 0)
-    assert sums_of(b"123456789").blocks.tolist() == [0xE3069283]
-    assert sums_of(b"123456789" * 9, 10).blocks.tolist() == [
+    assert file_checksums(b"123456789").blocks.tolist() == [0xE3069283]
+    assert file_checksums(b"123456789" * 9, 10).blocks.tolist() == [
         crc32c((b"123456789" * 9)[i : i + 10]) for i in range(0, 81, 10)
     ]
 
@@ -690,18 +713,18 @@ HOSTILE = [
 
 @pytest.mark.parametrize("said", HOSTILE, ids=lambda said: said[:60])
 def test_hostile_checksums_are_refused(said: bytes) -> None:
-    with pytest.raises(ArchiveFormatError, match="here: these are no checksums"):
+    with pytest.raises(ArchiveFormatError, match="here: this is not a file of scdl checksums"):
         Table.from_bytes(checked(said), "here")
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_no_checksums(data: bytes) -> None:
+def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     for content in (data, b"SCDLCRC1" + data, checked(data), TABLE.to_bytes()[: len(data)]):
         with pytest.raises(ArchiveFormatError, match="here"):
             Table.from_bytes(content, "here")
 
 
-def test_what_is_renamed_and_removed_while_it_is_written(tmp_path: Path) -> None:
+def test_recorder_renames_and_removes(tmp_path: Path) -> None:
     recorder = Recorder(str(tmp_path))
     for name in ("a/x", "a/y", "ab", "b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -719,7 +742,7 @@ def test_what_is_renamed_and_removed_while_it_is_written(tmp_path: Path) -> None
 
 @pytest.fixture
 def atlas(tmp_path: Path) -> Path:
-    """A collection of an archive of each backend."""
+    """A collection with an archive of each backend."""
     write_h5ad(tmp_path / "cells.h5ad", CELLS)
     place = tmp_path / "atlas"
     place.mkdir()
@@ -729,7 +752,7 @@ def atlas(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("manifest", [False, True])
-def test_every_archive_of_a_collection_is_looked_at(atlas: Path, manifest: bool) -> None:
+def test_every_archive_of_a_collection_is_verified(atlas: Path, manifest: bool) -> None:
     made = scdl.open(atlas)
     if manifest:
         made.save_manifest()
@@ -741,16 +764,16 @@ def test_every_archive_of_a_collection_is_looked_at(atlas: Path, manifest: bool)
     flip_bit(str(atlas / "a/data.npy"), 17, 3)
     for report in (scdl.verify(atlas, deep=True), made.verify(deep=True)):
         assert report.verdict is Verdict.DAMAGED
-        told(report.findings, "atlas/a/data.npy")
+        assert_finding(report.findings, "atlas/a/data.npy")
     assert scdl.verify(atlas).is_sound
 
 
-def test_what_a_manifest_lists_must_be_there_and_be_the_same(atlas: Path) -> None:
+def test_archives_must_match_the_manifest(atlas: Path) -> None:
     scdl.open(atlas).save_manifest()
     scdl.open(atlas / "a").cast_data_to_dtype("float64")
     report = scdl.verify(atlas)
     assert report.verdict is Verdict.DAMAGED
-    told(report.findings, "atlas/a: the archive changed", "refresh()")
+    assert_finding(report.findings, "atlas/a: the archive changed", "refresh()")
     shutil.rmtree(atlas / "b.zarr")
     (atlas / "b.zarr").write_text("no archive")
     assert [f.verdict for f in scdl.verify(atlas).findings] == [Verdict.DAMAGED] * 2
@@ -759,28 +782,26 @@ def test_what_a_manifest_lists_must_be_there_and_be_the_same(atlas: Path) -> Non
     assert any("atlas/b.zarr: this member of the collection is missing" in text for text in found)
     (atlas / "collection.json").write_text("{")
     report = scdl.verify(atlas)
-    told(report.findings, "collection.json")
+    assert_finding(report.findings, "collection.json")
     assert report.backend == "a collection of 1"
 
 
-def test_of_many_findings_the_rest_is_counted(atlas: Path) -> None:
+def test_further_findings_are_counted(atlas: Path) -> None:
     scdl.open(atlas).save_manifest()
     manifest = json.loads((atlas / "collection.json").read_text())
     manifest["members"] = [{**manifest["members"][0], "path": f"gone{i}"} for i in range(250)]
     (atlas / "collection.json").write_text(json.dumps(manifest))
     report = scdl.verify(atlas)
     assert len(report.findings) == 101
-    assert "there are 150 findings more" in report.findings[-1].message
+    assert "there are 150 more findings" in report.findings[-1].message
 
 
-def test_what_tells_nothing_of_bytes_is_no_damage(
-    atlas: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with locks.changing(str(atlas / "b.zarr")):
+def test_inconclusive_errors_are_not_damage(atlas: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with locks.write_locked(str(atlas / "b.zarr")):
         (atlas / "b.zarr" / CHECKSUMS["zarr"]).unlink()
         report = scdl.verify(atlas, add_checksums=True)
     assert report.verdict is Verdict.UNKNOWN
-    told(report.findings, "atlas/b.zarr", "another process or thread")
+    assert_finding(report.findings, "atlas/b.zarr", "another process or thread")
     scdl.open(atlas).save_manifest()
 
     def refuse(directory: str) -> Any:
@@ -790,7 +811,7 @@ def test_what_tells_nothing_of_bytes_is_no_damage(
     assert scdl.verify(atlas).verdict is Verdict.UNKNOWN
 
 
-def test_archives_of_a_collection_are_mended_and_given_checksums(atlas: Path) -> None:
+def test_archives_of_a_collection_are_repaired_and_get_checksums(atlas: Path) -> None:
     scdl.open(atlas).save_manifest()
     for name, checksums in ("a", CHECKSUMS["memmap"]), ("b.zarr", CHECKSUMS["zarr"]):
         (atlas / name / checksums).unlink()
@@ -799,7 +820,7 @@ def test_archives_of_a_collection_are_mended_and_given_checksums(atlas: Path) ->
     assert report.is_sound
     assert len(report.done) == 3
     assert (atlas / "a/header.sch").read_bytes() == before
-    # Those that have some keep them.
+    # Existing checksums are kept.
     assert scdl.verify(atlas, add_checksums=True, deep=True).done == ()
 
 
@@ -824,7 +845,7 @@ def test_the_command(archive: tuple[str, Path]) -> None:
     assert "done: " in told
     code, _, wrong = run(path, "--add-checksums")
     assert code == 2
-    assert "it has checksums already" in wrong
+    assert "already has checksums" in wrong
     flip_bit(str(next(path.rglob("*.json"))), 0, 0)
     code, told, _ = run(path, "--deep", "--repair")
     assert code == 1
@@ -850,6 +871,6 @@ def test_exit_code_of_the_process(
     assert "Traceback" not in done.stderr
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_path(tmp_path: Path) -> None:
     with pytest.raises(ArchiveNotFoundError):
         scdl.verify(tmp_path / "nothing")

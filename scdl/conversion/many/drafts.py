@@ -50,10 +50,10 @@ def _new_drafts(dest: str) -> tuple[str, int]:
 
 def sweep(dest: str) -> None:
     """Remove the drafts of processes that have ended."""
-    publication.sweep(dest)
+    publication.finish_removals(dest)
     for path in glob.glob(os.path.join(glob.escape(dest), _PREFIX + "*")):
         with contextlib.suppress(OSError):
-            if (lock := locks.lock(path, surely=True)) is not None:
+            if (lock := locks.lock(path, strict=True)) is not None:
                 _remove(path)
                 locks.unlock(lock)
 
@@ -61,6 +61,6 @@ def sweep(dest: str) -> None:
 def _remove(path: str) -> None:
     """Remove drafts; the path is gone at once, so that no worker writes there meanwhile."""
     try:
-        publication.take_away(path)
+        publication.remove_atomically(path)
     except OSError:
         publication.remove(path)

@@ -139,7 +139,7 @@ class Job:
         with refused_write(target):
             if os.path.lexists(target) and self.replace:
                 target = os.path.realpath(target)
-                with locks.changing(target):
+                with locks.write_locked(target):
                     publication.exchange(draft, target)
                 publication.remove(draft)
             elif os.path.lexists(target):

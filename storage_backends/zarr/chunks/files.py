@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.caching import Recent
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.content import Content
-from storage_backends.directory.mapped_file import MappedFile, hold
+from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
 
 #: Shard indexes kept in memory, and files kept open beside those that are held, of one archive.
@@ -78,12 +78,12 @@ class LocalFiles:
         self.root = root
         self.is_current: Callable[[], bool] = lambda: True
         self._before_reading = before_reading or (lambda key: None)
-        self._open = Recent[str, MappedFile](_MOST_OPEN)
+        self._open = LRUCache[str, MappedFile](_MOST_OPEN)
         self._held: dict[str, MappedFile] = {}
 
     def hold(self, keys: Iterable[str]) -> None:
         """Map files so that they outlive their removal; of very many only the first."""
-        self._held = hold(keys, self._open_file)
+        self._held = map_files(keys, self._open_file)
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
         """The bytes of a file, where it is held."""
@@ -102,7 +102,7 @@ class LocalFiles:
             )
 
     def _open_file(self, key: str) -> MappedFile:
-        return MappedFile(archive_files.path_of(self.root, key))
+        return MappedFile(archive_files.file_path(self.root, key))
 
     def _file(self, key: str) -> MappedFile | None:
         self._before_reading(key)
@@ -116,7 +116,7 @@ class LocalFiles:
         # Afterwards: what was opened is of the archive that stood there then.
         self.check_current()
         # Unmapped when the last reader lets go of it.
-        return None if file is None else self._open.keep(key, file)
+        return None if file is None else self._open.setdefault(key, file)
 
     def size(self, key: str) -> int | None:
         file = self._file(key)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec
-from storage_backends.compute.caching import Recent
+from storage_backends.compute.caching import LRUCache
 from storage_backends.compute.threads import for_each, n_threads
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
@@ -30,12 +30,12 @@ _GROUP_BYTES = 1 << 22
 
 
 #: Decoded chunks of an archive that were used last, by array and number.
-ChunkCache = Recent[tuple[str, int], NDArray[Any]]
+ChunkCache = LRUCache[tuple[str, int], NDArray[Any]]
 
 
 def chunk_cache(nbytes: int) -> ChunkCache:
     """A cache of decoded chunks of so many bytes."""
-    return Recent(nbytes, lambda chunk: chunk.nbytes)
+    return LRUCache(nbytes, lambda chunk: chunk.nbytes)
 
 
 class Chunks(ABC):
@@ -226,7 +226,7 @@ class ZarrArray:
             part = todo.part(missing[position], missing[position] + 1)
             chunk = np.empty((1, self._chunk_length), self._reader.dtype)
             chunks.decode(position, position + 1, chunk)
-            self._cache.keep((self._name, int(part.chunks[0])), chunk[0])
+            self._cache.setdefault((self._name, int(part.chunks[0])), chunk[0])
             self._place(chunk[0], part, out)
 
         for_each(decode, range(len(missing)))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.caching import Recent
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
@@ -52,7 +52,7 @@ class ShardedChunks:
     ) -> None:
         self._where, self._files, self._complete = where, files, complete
         self._prefix, self._suffix, self._per_shard = prefix, suffix, per_shard
-        self._indexes = Recent[int, NDArray[np.uint64]](_MOST_OPEN)
+        self._indexes = LRUCache[int, NDArray[np.uint64]](_MOST_OPEN)
 
     def locate(self, chunks: NDArray[np.int64]) -> tuple[Pieces, NDArray[np.bool_]]:
         """Where some rising chunks are, and which of them were written at all."""
@@ -84,7 +84,7 @@ class ShardedChunks:
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
         index = self._indexes.get(shard)
-        return self._indexes.keep(shard, self._read_index(shard)) if index is None else index
+        return self._indexes.setdefault(shard, self._read_index(shard)) if index is None else index
 
     def _read_index(self, shard: int) -> NDArray[np.uint64]:
         key = self._key(shard)

@@ -1,4 +1,4 @@
-"""Comparing files with their checksums while somebody reads them."""
+"""Comparison of files with their checksums while they are being read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from scdl.verification import verify as verification
 from storage_backends import registry
 from storage_backends.capabilities import Finding, Verdict
 from storage_backends.directory import comparison
-from storage_backends.directory.checksums import sums_of
-from storage_backends.directory.comparison import Comparison, Place
+from storage_backends.directory.checksums import file_checksums
+from storage_backends.directory.comparison import ArchivePaths, Comparison
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.testing.archives import flip_bit
 
@@ -40,21 +40,21 @@ def compared(tmp_path: Path) -> Comparison:
         data = np.random.default_rng(size).bytes(size)
         (tmp_path / key).parent.mkdir(exist_ok=True)
         (tmp_path / key).write_bytes(data)
-        sums[key] = sums_of(data, BLOCK)
-    return Comparison(Place(str(tmp_path), "checksums"), sums, BLOCK)
+        sums[key] = file_checksums(data, BLOCK)
+    return Comparison(ArchivePaths(str(tmp_path), "checksums"), sums, BLOCK)
 
 
 @pytest.fixture
 def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Takes note of what is read."""
+    """Record the pieces that are read."""
     found: list[tuple[str, int]] = []
-    read = comparison._read
+    read = comparison._read_piece
 
     def noted(path: str, start: int, nbytes: int) -> memoryview:
         found.append((os.path.relpath(path, tmp_path), start))
         return read(path, start, nbytes)
 
-    monkeypatch.setattr(comparison, "_read", noted)
+    monkeypatch.setattr(comparison, "_read_piece", noted)
     return found
 
 
@@ -62,14 +62,14 @@ PIECES_OF_A = [("a", start) for start in range(0, 1_000, 200)]
 PIECES_OF_C = [("b/c", 0), ("b/c", 200)]
 
 
-def test_pieces_are_all_bytes_once(compared: Comparison, reads: list[tuple[str, int]]) -> None:
+def test_pieces_cover_all_bytes_once(compared: Comparison, reads: list[tuple[str, int]]) -> None:
     assert [piece.nbytes for piece in compared] == [200] * 6 + [50]
     assert [piece.check() for piece in compared] == [None] * 7
     assert [piece.check() for piece in compared] == [None] * 7
     assert reads == PIECES_OF_A + PIECES_OF_C
 
 
-def test_what_is_required_is_compared_at_once_and_not_again(
+def test_required_files_are_compared_once(
     compared: Comparison, reads: list[tuple[str, int]]
 ) -> None:
     next(iter(compared)).check()
@@ -82,24 +82,24 @@ def test_what_is_required_is_compared_at_once_and_not_again(
     assert reads == PIECES_OF_A + PIECES_OF_C
 
 
-def test_damage_is_told_to_all_who_ask(compared: Comparison, tmp_path: Path) -> None:
+def test_damage_is_reported_to_every_caller(compared: Comparison, tmp_path: Path) -> None:
     flip_bit(str(tmp_path / "a"), 730, 0)
     compared.require("b/c")
     for _ in range(2):
-        with pytest.raises(ArchiveFormatError, match="a: bytes 700 to 800 are not those"):
+        with pytest.raises(ArchiveFormatError, match="a: bytes 700 to 800 differ from those"):
             compared.require("a")
     found = [piece.check() for piece in compared]
     assert [i for i, finding in enumerate(found) if finding is not None] == [3]
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
-def test_only_what_is_lost_may_not_be_read(
+def test_only_io_errors_are_damage(
     compared: Comparison, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*_: object) -> memoryview:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(comparison, "_read", refuse)
+    monkeypatch.setattr(comparison, "_read_piece", refuse)
     if code == errno.EIO:
         with pytest.raises(ArchiveFormatError, match="cannot be read"):
             compared.require("a")
@@ -108,10 +108,10 @@ def test_only_what_is_lost_may_not_be_read(
         assert {piece.check().verdict for piece in compared} == {Verdict.UNKNOWN}  # type: ignore[union-attr]
 
 
-def test_what_another_thread_compares_is_waited_for(
+def test_waits_for_pieces_of_other_threads(
     compared: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, read = threading.Event(), threading.Event(), comparison._read
+    begun, go_on, read = threading.Event(), threading.Event(), comparison._read_piece
     n_read = 0
 
     def slow(path: str, start: int, nbytes: int) -> memoryview:
@@ -121,7 +121,7 @@ def test_what_another_thread_compares_is_waited_for(
         assert go_on.wait(30)
         return read(path, start, nbytes)
 
-    monkeypatch.setattr(comparison, "_read", slow)
+    monkeypatch.setattr(comparison, "_read_piece", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(next(iter(compared)).check)
         assert begun.wait(30)
@@ -132,7 +132,7 @@ def test_what_another_thread_compares_is_waited_for(
     assert n_read == len(PIECES_OF_A)
 
 
-# -- an archive that is read meanwhile -----------------------------------------------------
+# -- reading an archive during the comparison ----------------------------------------------
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-def test_reading_compares_what_it_needs_first(
+def test_reading_first_compares_the_needed_files(
     archive: Path, reads: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison, "PIECE", 1 << 22)
@@ -171,7 +171,7 @@ def test_values_come_last(archive: Path, reads: list[tuple[str, int]]) -> None:
     assert keys[-1] == "archive/X/data/c/0"
 
 
-def test_an_interruption_ends_the_other_half(
+def test_an_interrupt_ends_the_structure_check(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = threading.Event()
@@ -186,12 +186,12 @@ def test_an_interruption_ends_the_other_half(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(structure, "checks", endless)
-    monkeypatch.setattr(verification._Run, "_compare", interrupted)
+    monkeypatch.setattr(verification._VerificationRun, "_compare_checksums", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scdl.verify(archive, deep=True)
 
 
-def test_damage_ends_the_other_half(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_ends_the_structure_check(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(*_: object, **__: object) -> Iterator[structure.Check]:
         while True:
             yield structure.Check(0, lambda: [Finding("follows from it")])

@@ -1,4 +1,4 @@
-"""Readers keep what they opened; of two writers in place one is told, and nothing is lost."""
+"""Readers keep the archive that they opened; concurrent writers exclude each other."""
 
 from __future__ import annotations
 
@@ -137,11 +137,11 @@ def test_all_of_an_archive_that_was_removed_is_read(
 def test_more_files_than_are_held(
     written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not held raises when it is not there any more, and is never of another archive."""
+    """Missing files that are not mapped raise an error, and never come from another archive."""
     from storage_backends.directory import mapped_file
 
     for kind, most in (("memmap", 0), ("zarr", 2)):
-        monkeypatch.setattr(mapped_file, "_MOST_HELD", most)
+        monkeypatch.setattr(mapped_file, "_MAX_MAPPED", most)
         archive = shutil.copytree(written[kind], tmp_path / kind)
         older = scdl.open(archive)
         scdl.open(archive).cast_data_to_dtype("float64")
@@ -191,7 +191,7 @@ class TestWriters:
             assert isinstance(caught.value, BlockingIOError)
         assert everything(scdl.open(archive)) == before
         assert [path.name for path in archive.parent.iterdir()] == ["archive"]
-        # A dead one does not keep it.
+        # A dead process does not keep the lock.
         holder.send_signal(signal.SIGKILL)
         holder.communicate(timeout=60)
         ds.cast_data_to_dtype("float64")
@@ -211,7 +211,7 @@ class TestWriters:
 
     @pytest.mark.filterwarnings("ignore:.* is left out")
     def test_many_at_once(self, archive: Path) -> None:
-        """Each appends some cells, or is told that it did not."""
+        """Each process appends some cells, or gets an error."""
         n_obs = len(scdl.open(archive))
         once = scdl.open(archive)
 
@@ -234,7 +234,7 @@ class TestWriters:
         held = writer_lock(str(one))
         one.rename(tmp_path / "aside")
         two.rename(one)
-        # What stands there now is not locked.
+        # The new directory at the path is not locked.
         unlock(writer_lock(str(one)))
         unlock(held)
 

@@ -1,4 +1,4 @@
-"""A writer that is killed, interrupted or refused by the system leaves the old or the new."""
+"""A writer that is killed, interrupted or fails leaves the old or the new archive."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ HARMS = ["SIGKILL", "SIGINT", "ENOSPC", "EIO+"]
     ],
 )
 def test_the_old_or_the_new(kind: str, operations: list[str], points: int) -> None:
-    """A few of the lives that ``make torture`` has."""
+    """A sample of the runs of ``make torture``."""
     lived = lives(kind, HARMS, points, operations)
     assert [life for life in lived if life["wrong"]] == []
     struck = collections.Counter(life["harm"] for life in lived if "at" in life)
@@ -61,7 +61,7 @@ def test_the_old_or_the_new(kind: str, operations: list[str], points: int) -> No
 
 
 def test_one_of_several_processes_is_killed() -> None:
-    """A worker, and the one who converts; with Dask: ``test_lives_are_counted``."""
+    """A worker or the main process; for Dask see ``test_lives_are_counted``."""
     lived = crew_lives("memmap", 1, ["processes"], ["parts"])
     assert [life for life in lived if life["wrong"]] == []
     worker, parent = lived
@@ -81,7 +81,7 @@ def test_a_full_file_system(kind: str, operations: list[str]) -> None:
 
 
 def test_a_careless_writer_is_found() -> None:
-    """One that writes straight to the target, and removes nothing when it fails."""
+    """A writer that writes directly to the target, and does not clean up."""
     lived = lives("memmap", ["SIGKILL", "EIO", "EIO+"], 3, ["careless"])
     found = {complaint for life in lived for complaint in life["wrong"]}
     for expected in ("neither the old nor the new", "not one of scdl's", "something was changed"):
@@ -110,7 +110,7 @@ def test_interrupted_command_is_brief(
 def test_an_exception_in_the_middle(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever goes wrong in writing, nothing stays, and a retry works."""
+    """An error while writing leaves nothing behind, and a retry works."""
     from storage_backends import registry
 
     writer = registry.backend("memmap").writer
@@ -133,7 +133,7 @@ def test_an_exception_in_the_middle(
 
 
 def test_two_writers_of_one_target(files: Path, tmp_path: Path) -> None:
-    """The second to finish is refused, and neither disturbs the other."""
+    """The second to finish gets an error, and they do not interfere with each other."""
 
     def attempt(_: int) -> str:
         try:
@@ -151,7 +151,7 @@ def test_two_writers_of_one_target(files: Path, tmp_path: Path) -> None:
 
 
 def test_readers_during_a_replacement(files: Path, tmp_path: Path) -> None:
-    """Someone who reads all the time sees the old or the new, never neither."""
+    """A reader always sees the old or the new archive."""
     shutil.copytree(files / "pristine", tmp_path / "archive")
     seen: list[str] = []
     stop = threading.Event()

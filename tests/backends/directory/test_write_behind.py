@@ -1,4 +1,4 @@
-"""Files that are written to the disk while they grow."""
+"""Write-behind: files are written to the disk while they grow."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from storage_backends.directory.checksums import Recorder
 
 
 def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But those at the end, which flushing writes in any case."""
+    """Except those at the end, which are written when the file is flushed."""
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(checksums, "_BEHIND", 100)
+    monkeypatch.setattr(checksums, "_WRITE_BEHIND_BYTES", 100)
     monkeypatch.setattr(
         checksums, "write_behind", lambda _descriptor, start, n: sent.append((start, n))
     )
@@ -27,16 +27,16 @@ def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no such function")
-def test_the_system_takes_it(tmp_path: Path) -> None:
+def test_sync_file_range(tmp_path: Path) -> None:
     function = checksums._sync_file_range()
     assert function is not None
     with (tmp_path / "file").open("wb", buffering=0) as file:
         file.write(b"1" * 100_000)
-        assert function(file.fileno(), 0, 100_000, checksums._BEGIN) == 0
+        assert function(file.fileno(), 0, 100_000, checksums._SYNC_FILE_RANGE_WRITE) == 0
     assert (tmp_path / "file").read_bytes() == b"1" * 100_000
 
 
-def test_nothing_is_said_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     checksums.write_behind(write, 0, 10)
     os.close(read)

@@ -1,4 +1,4 @@
-"""Both directions with the real package: it opens what we write, we open what it writes."""
+"""Compatibility with the reference package, in both directions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with warnings.catch_warnings():
         "bionemo.scdl.io.single_cell_memmap_dataset", reason="bionemo-scdl is not installed"
     )
 
-# What the reference warns of is its own affair.
+# Ignore warnings of the reference.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:bionemo"),
@@ -43,7 +43,7 @@ def theirs(path: Path, **options: Any) -> Any:
 
 
 def assert_they_read(path: Path, *, features: bool = True, **options: Any) -> Any:
-    """Rows, numbers and features that the reference reads equal ours."""
+    """Check that the reference reads the same rows, numbers and features."""
     ours, real = scdl.open(path), theirs(path, **options)
     assert len(real) == ours.n_obs
     assert real.shape() == ours.shape()
@@ -180,7 +180,7 @@ def test_they_can_save_and_reopen_ours(tmp_path: Path) -> None:
 
 
 def their_archive(place: Path, name: str, n_obs: int, *, n_vars: int = 8, **options: Any) -> Any:
-    """An archive that the reference makes."""
+    """An archive written by the reference."""
     source = write_h5ad(
         place / f"{name}.h5ad",
         random_cells(n_obs, n_vars, density=0.5, seed=len(name), dtype="<f4"),
@@ -202,7 +202,7 @@ def test_we_read_theirs(
     place = tmp_path_factory.mktemp("theirs")
     cells = random_cells(n_obs, n_vars, density=0.7, seed=seed)
     if cells.csr().nnz == 0:
-        return  # which the reference cannot convert
+        return  # a case that the reference cannot convert
     source = write_h5ad(place / "a.h5ad", cells)
     real = reference.SingleCellMemMapDataset(str(place / "a"), str(source), use_X_not_raw=True)
     real.save()
@@ -212,7 +212,7 @@ def test_we_read_theirs(
 
 
 def test_lengths_that_their_concat_leaves_stale(tmp_path: Path) -> None:
-    """Opened again, `concat` and `save` keep the old lengths in the header: the files are right."""
+    """`concat` and `save` of a reopened archive keep old lengths in the header; files are right."""
     their_archive(tmp_path, "a", 5)
     their_archive(tmp_path, "bb", 6)
     real = theirs(tmp_path / "a")
@@ -249,7 +249,7 @@ def test_a_header_that_their_concat_left_stale_is_mended(tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore::scdl.errors.ScdlWarning")
 def test_a_dtype_that_their_cast_leaves_stale_is_refused(tmp_path: Path) -> None:
-    """What the values are is written nowhere any more."""
+    """The dtype of the values is no longer stored anywhere."""
     their_archive(tmp_path, "a", 30)
     real = theirs(tmp_path / "a")
     real.cast_data_to_dtype("float64")
@@ -259,7 +259,7 @@ def test_a_dtype_that_their_cast_leaves_stale_is_refused(tmp_path: Path) -> None
 
 
 def test_they_change_ours_and_we_say_what_no_longer_fits(tmp_path: Path) -> None:
-    """Names and vectors of ours lie beside the documented files, which the reference changes."""
+    """The reference changes the documented files, but not our names and vectors."""
     cells = random_cells(9, 8, seed=1)
     vectors = {"X_pca": np.eye(9, 2)}
     source = write_h5ad(
@@ -284,7 +284,7 @@ def test_they_change_ours_and_we_say_what_no_longer_fits(tmp_path: Path) -> None
 
 
 def test_documented_code_runs_with_the_import_changed(tmp_path: Path) -> None:
-    """One user's script, run with both: the same numbers, rows and batches."""
+    """A script gives the same numbers, rows and batches with both packages."""
     source = write_h5ad(tmp_path / "a.h5ad", random_cells(20, 8, density=0.5))
     found = []
     for module, path in ((scdl, tmp_path / "ours"), (reference, tmp_path / "real")):
@@ -307,8 +307,8 @@ def test_documented_code_runs_with_the_import_changed(tmp_path: Path) -> None:
     pickle.dumps(found)
 
 
-def test_they_ignore_what_is_ours(tmp_path: Path) -> None:
-    """Nothing of ours lies where their readers look for tables."""
+def test_they_ignore_our_files(tmp_path: Path) -> None:
+    """None of our files is where the reference looks for tables."""
     source = write_h5ad(tmp_path / "a.h5ad", random_cells(4, 3), obsm={"X_pca": np.eye(4)})
     scdl.convert(source, tmp_path / "archive", obsm=["X_pca"])
     for table in ("var_features", "obs_features"):
@@ -318,7 +318,7 @@ def test_they_ignore_what_is_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["v011", "v013", "head"])
 def test_they_read_the_ragged_golden_files_flattened_by_us(tmp_path: Path, version: str) -> None:
-    """The two files behind those archives, through a collection: the right genes on every row."""
+    """The two source files through a collection: every row has the right genes."""
     expected = scdl.open(GOLDEN / f"ragged_{version}")
     dense = expected.read_rows(slice(None), genes="own").to_dense()
     (tmp_path / "h5ad").mkdir()
@@ -348,11 +348,11 @@ def test_they_read_the_ragged_golden_files_flattened_by_us(tmp_path: Path, versi
 
 
 class TestDifferences:
-    """What docs/migrate.md says of both packages, where test_reference_faults.py has no test."""
+    """Differences in docs/migrate.md without a test in test_reference_faults.py."""
 
     @pytest.fixture
     def both(self, tmp_path: Path) -> Any:
-        """An archive of the same file by each: theirs, ours."""
+        """Archives of the same file, written by the reference and by us."""
 
         def make(cells: Cells | None = None, **parts: Any) -> list[Any]:
             options = parts.pop("options", {})

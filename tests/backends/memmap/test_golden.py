@@ -1,4 +1,4 @@
-"""Archives that BioNeMo-SCDL 0.1.1, 0.1.3 and its head wrote open, and hold what they should."""
+"""Golden archives written by BioNeMo-SCDL 0.1.1, 0.1.3 and head are read correctly."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_ragged_obs(version: str) -> None:
     assert ds.obs["age"].tolist()[:7] == list(range(7))
     assert ds.obs["age"].isna().tolist() == [False] * 7 + [True] * 5
     assert ds.obs_features()[3][0] == ["NK", 3]
-    # obs is one table: what a block lacks is null.
+    # obs is one table: columns that a block lacks are null.
     cell_type, age = ds.obs_features()[8][0]
     assert cell_type == "B"
     assert np.isnan(age)
@@ -133,7 +133,7 @@ def test_ragged_obs(version: str) -> None:
 
 
 def test_names_that_are_not_stored(version: str) -> None:
-    """The reference drops names where there are columns: a column has to take their place."""
+    """The reference drops names if there are columns; a column must replace them."""
     ds = scdl.open(GOLDEN / f"ragged_{version}")
     asked: list[Callable[[], object]] = [
         lambda: ds.select_genes(["GENE4", "GENE11"]),

@@ -1,4 +1,4 @@
-"""The header and the files of the documented format: every rule, broken one at a time."""
+"""Violations of every rule for the header and the files of the documented format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def archive(seed: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy of an archive to damage."""
     shutil.copytree(seed, tmp_path / "archive")
     return tmp_path / "archive"
 
@@ -91,7 +91,7 @@ class TestWritten:
 
 
 class TestRules:
-    """Each rule of the format, broken alone."""
+    """Each rule of the format, violated on its own."""
 
     def spoil(self, archive: Path, fields: dict[str, Any], **changes: Any) -> None:
         (archive / "header.sch").write_bytes(header_bytes(**(fields | changes)))
@@ -189,7 +189,7 @@ class TestRules:
             refused(archive)
 
     def test_any_flipped_byte_opens_right_or_not_at_all(self, archive: Path) -> None:
-        """Or it is a version number or a file name, which do not change the rows."""
+        """Flips in version numbers and file names may not change the rows."""
         whole = (archive / "header.sch").read_bytes()
         for position in range(len(whole)):
             spoilt = bytearray(whole)
@@ -264,7 +264,7 @@ class TestFiles:
 
 
 def copy_golden(name: str, target: Path) -> Path:
-    """An archive of the real package, without anything of ours beside the documented files."""
+    """An archive of the reference, with only the documented files."""
     source = GOLDEN / name
     shutil.copytree(source, target, copy_function=shutil.copyfile)
     for path in [target, *target.rglob("*")]:
@@ -274,7 +274,7 @@ def copy_golden(name: str, target: Path) -> Path:
 
 @pytest.mark.parametrize("table", ["var_features", "obs_features"])
 class TestFeatureIndexes:
-    """Damage in an archive of ours, and in one of the real package."""
+    """Damage in our archive, and in one of the reference."""
 
     @pytest.fixture(params=["ours", "reference"])
     def damaged(self, request: pytest.FixtureRequest, tmp_path: Path, seed: Path) -> Path:
@@ -283,7 +283,7 @@ class TestFeatureIndexes:
         return copy_golden("neighbors_v013", tmp_path / "archive")
 
     def use(self, archive: Path) -> None:
-        """Tables are read when they are used."""
+        """Read the tables, which are loaded lazily."""
         ds = scdl.open(archive)
         ds.get_row(0, return_features=True)
         ds.read_rows([0, -1], obs=["age" if len(ds) == 9 else "cell_type"])
@@ -296,7 +296,7 @@ class TestFeatureIndexes:
 
     @pytest.mark.parametrize("ends", [[-1], [1], [], [-3, -4], [-4, 0], [5, 4, 0]])
     def test_wrong_ends_of_blocks(self, damaged: Path, table: str, ends: list[int]) -> None:
-        """The last, counted from the number of cells, must be 0; one file means one block."""
+        """`ends` are relative to the number of cells; only a single 0 would be valid."""
         path = damaged / table / "cumulative_sum_index.npy"
         n_obs = np.load(path)[-1]
         np.save(path, np.append(-1, n_obs + np.array(ends, np.int64)))
@@ -327,7 +327,7 @@ def test_obs_of_wrong_length(tmp_path: Path, rows: int) -> None:
 
 
 def test_genes_fewer_than_column_ids(tmp_path: Path) -> None:
-    """The only place where the format states the number of genes is the table of var."""
+    """Only the table of var states the number of genes."""
     archive = copy_golden("neighbors_v013", tmp_path / "archive")
     pq.write_table(
         pa.table({"feature_id": ["a", "b"]}), archive / "var_features" / "dataframe_0.parquet"
@@ -351,7 +351,7 @@ def hostile_labels(victim: Path) -> bytes:
 
 
 class TestLabels:
-    """The reference pickles labels; no pickle is ever loaded."""
+    """The reference pickles labels; pickles are never loaded."""
 
     def write(self, archive: Path, content: bytes) -> None:
         for table in ("var_features", "obs_features"):

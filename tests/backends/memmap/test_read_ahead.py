@@ -1,4 +1,4 @@
-"""Parts of mapped files are read before they are needed."""
+"""Read-ahead of ranges of mapped files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def ranges(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some that rise, begin within a page, and leave gaps or none."""
+    """Sorted ranges that begin within a page, with and without gaps."""
     starts = np.sort(np.random.default_rng(1).integers(0, N - 500, n))
     return starts, starts + np.random.default_rng(2).integers(0, 500, n)
 
@@ -33,7 +33,7 @@ def test_what_is_on_disk_comes_into_memory(file: Path) -> None:
         pytest.skip("files stay in the page cache here")
     array = np.memmap(file, np.int32, "r")
     gather.read_ahead(array, np.arange(0, N, 1_000), np.arange(0, N, 1_000) + 900)
-    # The system reads in the background; a dozen pages were touched, which bring in few others.
+    # The system reads in the background; sampling touched a dozen pages, which load few others.
     end = time.monotonic() + 60
     while page_cache.cached(file) < 0.9 and time.monotonic() < end:
         time.sleep(0.01)
@@ -42,7 +42,7 @@ def test_what_is_on_disk_comes_into_memory(file: Path) -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 5, 1_000])
 def test_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    # A file that was just written is in memory, where nothing would be asked of the system.
+    # A new file is in the page cache, so that read-ahead would do nothing.
     monkeypatch.setattr(gather, "_is_cold", lambda array, starts: True)
     array = np.memmap(file, np.int32, "r")
     gather.read_ahead(array, *ranges(n))

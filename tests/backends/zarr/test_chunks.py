@@ -58,7 +58,7 @@ def test_sort_rows_refuses_other_columns(column):
 
 
 def test_sort_rows_in_threads(monkeypatch):
-    monkeypatch.setattr(rowsort, "_LEAST_VALUES", 10)
+    monkeypatch.setattr(rowsort, "_MIN_VALUES", 10)
     monkeypatch.setattr(rowsort, "n_threads", lambda: 3)
     rng = np.random.default_rng(0)
     indices = np.concatenate([rng.permutation(200)[:50] for _ in range(40)])
@@ -242,11 +242,11 @@ def test_unknown_chains_are_left_to_zarr():
 def test_cache_is_bounded():
     cache = chunk_cache(100)
     for number in range(10):
-        cache.keep(("a", number), np.zeros(30, np.uint8))
+        cache.setdefault(("a", number), np.zeros(30, np.uint8))
         assert len(cache) * 30 <= 100
     # Those used last stay; an eighth more than must be goes.
     assert [cache.get(("a", number)) is not None for number in range(10)] == [False] * 8 + [
         True
     ] * 2
-    cache.keep(("a", 99), np.zeros(200, np.uint8))
+    cache.setdefault(("a", 99), np.zeros(200, np.uint8))
     assert cache.get(("a", 99)) is None

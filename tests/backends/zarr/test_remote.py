@@ -53,7 +53,7 @@ from storage_backends.testing.archives import (
     assert_holds,
     assert_same_bits,
     every_type,
-    numbers,
+    random_numbers,
     small_archive,
 )
 from storage_backends.zarr import remote as remote_files
@@ -176,7 +176,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def make_cells() -> Contents:
     """Counts, columns, and vectors under odd names."""
     parts: dict[str, Any] = {
-        f"obsm/{key}": numbers("float32", (N_OBS, 2), i) for i, key in enumerate(ODD_KEYS[:4])
+        f"obsm/{key}": random_numbers("float32", (N_OBS, 2), i)
+        for i, key in enumerate(ODD_KEYS[:4])
     }
     parts |= {"obs": every_type(N_OBS).select(COLUMNS), "sorted": True}
     cells = small_archive(N_OBS, N_VARS, parts, density=0.15)
@@ -191,7 +192,7 @@ def make_anndata() -> anndata.AnnData:
         obs=pd.DataFrame({"n": np.arange(300)}, index=[f"c{i}" for i in range(300)]),
         var=pd.DataFrame({"kind": pd.Categorical(["a", "b"] * 35)}, index=map(str, range(70))),
     )
-    adata.obsm["X_pca"] = numbers("float32", (300, 5))
+    adata.obsm["X_pca"] = random_numbers("float32", (300, 5))
     return adata
 
 

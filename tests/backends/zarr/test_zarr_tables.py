@@ -29,7 +29,7 @@ from storage_backends.errors import (
     OutputError,
     RangeError,
 )
-from storage_backends.testing.archives import assert_same_table, every_type, names_of, stream
+from storage_backends.testing.archives import assert_same_table, every_type, index_column, stream
 from storage_backends.zarr.tables import writing
 from storage_backends.zarr.tables.reading import ZarrTable
 from storage_backends.zarr.tables.writing import write
@@ -151,13 +151,13 @@ def test_types_of_earlier_releases(group: zarr.Group, type_: pa.DataType) -> Non
     categories = stored[2:4] if width else stored[:0]
     coded = pa.DictionaryArray.from_arrays(codes, categories)
     columns = {"values": stored, "some": stored if not width else stored.fill_null(0)}
-    table = pa.table({**names_of(5), **columns, "coded": coded})
+    table = pa.table({**index_column(5), **columns, "coded": coded})
     kinds = {"values": type_, "some": type_, "coded": pa.dictionary(pa.int8(), type_)}
     found = of_an_earlier_release(group, table, **kinds)
     times = {name: a.view(type_) if width else pa.nulls(5) for name, a in columns.items()}
     categories = categories.view(type_) if width else pa.nulls(0)
     expected = {**times, "coded": pa.DictionaryArray.from_arrays(codes, categories)}
-    assert_holds(found, pa.table({**names_of(5), **expected}))
+    assert_holds(found, pa.table({**index_column(5), **expected}))
 
 
 def test_categories_of_halves(group: zarr.Group) -> None:
@@ -170,7 +170,7 @@ def test_categories_of_halves(group: zarr.Group) -> None:
 
 
 def test_text_of_another_layout(group: zarr.Group) -> None:
-    table = pa.table({**names_of(3), "s": pa.array(["a", None, "ü" * 20], pa.string_view())})
+    table = pa.table({**index_column(3), "s": pa.array(["a", None, "ü" * 20], pa.string_view())})
     assert_holds(written(group, table), table)
     assert seen(group)["s"].tolist()[::2] == ["a", "ü" * 20]
 
@@ -257,7 +257,7 @@ def test_first_null_of_a_stream(group: zarr.Group, type_: str, at: int) -> None:
     mask = pa.array(np.arange(30) != at)
     table = pa.table(
         {
-            "_index": names_of(30)["_index"],
+            "_index": index_column(30)["_index"],
             "column": pc.if_else(mask, plain, pa.scalar(None, plain.type)),
         }
     )
@@ -676,7 +676,7 @@ def test_refused_tables(group: zarr.Group) -> None:
 
 def test_errors_of_the_stream_pass(group: zarr.Group) -> None:
     def batches(error: Exception) -> Iterator[pa.RecordBatch]:
-        yield from pa.table(names_of(3)).to_batches()
+        yield from pa.table(index_column(3)).to_batches()
         raise error
 
     for i, error in enumerate([KeyError("mine"), OSError(5, "mine")]):

@@ -89,8 +89,8 @@ def test_threads_are_quiet_at_the_same_time(recwarn: pytest.WarningsRecorder) ->
     """One that is done does not take the filters of the others away, nor leaves its own behind."""
     before = list(warnings.filters)
     first, second = (
-        warning_filters.quiet("what the first"),
-        warning_filters.quiet("what the second"),
+        warning_filters.ignore_warnings("what the first"),
+        warning_filters.ignore_warnings("what the second"),
     )
     first.__enter__()
     second.__enter__()
@@ -112,10 +112,10 @@ def test_threads_are_quiet_all_the_time() -> None:
         return warns
 
     traced = sys.gettrace()
-    with warning_filters.quiet("of no matter"):
+    with warning_filters.ignore_warnings("of no matter"):
         sys.settrace(warns)
         try:
-            with warning_filters.quiet("of no matter"):
+            with warning_filters.ignore_warnings("of no matter"):
                 pass
         finally:
             sys.settrace(traced)
