@@ -78,9 +78,9 @@ class LRUCache(Generic[_K, _V]):
     """A cache of the `max_size` most recently used values, by key.
 
     Threads share it without a lock: a fork could inherit it locked, and a finalizer that runs while
-    it is held could wait for a thread that needs it. Each method of OrderedDict is atomic under the GIL as
-    long as no value is destroyed in it. Two threads may both compute a missing value; the first
-    stored wins.
+    it is held could wait for a thread that needs it. Each method of OrderedDict is atomic under the
+    GIL as long as no value is destroyed in it. Two threads may both compute a missing value; the
+    first stored wins.
 
     Parameters
     ----------

@@ -117,11 +117,9 @@ class ZippedFiles:
         if member.method == zipfile.ZIP_STORED:
             return self._stored(key, member)
         unpacked = self._unpacked.get(key)
-        return (
-            self._unpacked.setdefault(key, self._unpack(key, member))
-            if unpacked is None
-            else unpacked
-        )
+        if unpacked is None:
+            unpacked = self._unpacked.setdefault(key, self._unpack(key, member))
+        return unpacked
 
     def _stored(self, key: str, member: _Member) -> NDArray[np.uint8]:
         """The bytes of a file as they stand in the zip file."""
