@@ -100,10 +100,10 @@ def alike_batches(where: str, table: pa.Table | pa.RecordBatchReader) -> Iterato
         batches = iter(table.to_batches(_BATCH_ROWS))
         # There is none without rows, but the columns have categories.
         columns = [c.chunk(0) if c.num_chunks else pa.nulls(0, c.type) for c in table.columns]
-        empty = pa.RecordBatch.from_arrays([c.slice(0, 0) for c in columns], schema=table.schema)
     else:
-        batches, empty = iter(table), pa.RecordBatch.from_pylist([], schema=table.schema)
-    first = next(batches, empty)
+        batches, columns = iter(table), [pa.nulls(0, field.type) for field in table.schema]
+    empty = [column.slice(0, 0) for column in columns]
+    first = next(batches, pa.RecordBatch.from_arrays(empty, schema=table.schema))
     categorical = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
     yield first
     for batch in batches:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from storage_backends.anndata_format import names
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
@@ -208,7 +207,7 @@ def coded(
         return arrow.coder(values, ordered=ordered)
 
     def read(start: int, stop: int) -> pa.Array:
-        part = to_numpy(codes.read(start, stop)).astype(np.int64)
+        part = arrow.to_numpy(codes.read(start, stop)).astype(np.int64)
         if len(part) and (part.min() < -1 or part.max() >= n_categories):
             raise EncodingError(
                 f"there are {n_categories} categories, but codes run from {part.min()} to "
@@ -225,7 +224,7 @@ def whole_numbers(column: Column) -> Column:
 
     def read(start: int, stop: int) -> pa.Array:
         part = uniting.cast(column.read(start, stop), pa.int64()).fill_null(-1)
-        return arrow.numbers(np.maximum(to_numpy(part), -1))
+        return arrow.numbers(np.maximum(arrow.to_numpy(part), -1))
 
     return Column(pa.int64(), column.length, read)
 
@@ -234,9 +233,9 @@ def _counted_from_zero(column: Column) -> Column:
     """Codes of a factor of R, which count from 1; its smallest integer is a missing value."""
 
     def read(start: int, stop: int) -> pa.Array:
-        part = to_numpy(column.read(start, stop)).astype(np.int64)
-        return arrow.numbers(np.maximum(part - 1, -1))
+        return arrow.numbers(np.maximum(arrow.to_numpy(codes.read(start, stop)) - 1, -1))
 
+    codes = whole_numbers(column)
     return Column(pa.int64(), column.length, read)
 
 
@@ -248,8 +247,8 @@ def masked(values: Column | None, mask: Column | None, *, nullable: bool = True)
         raise EncodingError(f"there are {values.length} values, but a mask of {mask.length}")
 
     def read(start: int, stop: int) -> pa.Array:
-        absent = mask.read(start, stop).cast(pa.bool_())
-        return pc.if_else(absent, pa.scalar(None, values.type), values.read(start, stop))
+        absent, part = mask.read(start, stop).cast(pa.bool_()), values.read(start, stop)
+        return pc.if_else(absent, pa.nulls(len(part), part.type), part)
 
     return Column(values.type, values.length, read, nullable)
 
@@ -272,9 +271,3 @@ def schema_of(columns: Iterable[tuple[str, Column]], index_name: str) -> pa.Sche
         for name, column in columns
     ]
     return pa.schema(fields, {INDEX_NAME: index_name} if index_name not in ("", INDEX) else None)
-
-
-def to_numpy(array: pa.Array) -> NDArray[Any]:
-    """Numbers without nulls."""
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values

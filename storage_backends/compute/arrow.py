@@ -31,6 +31,14 @@ def numbers(values: NDArray[Any], absent: NDArray[np.bool_] | None = None) -> pa
     return pa.Array.from_buffers(pa.from_numpy_dtype(native.dtype), n, [valid, data])
 
 
+def to_numpy(array: pa.Array) -> NDArray[Any]:
+    """The numbers of an array without nulls, whose memory is shared."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if not len(array):
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
+
+
 def text(values: Sequence[str | bytes]) -> pa.Array:
     """Strings or UTF-8 bytes as ``large_string``; UnicodeDecodeError for other bytes."""
     encoded = [value if isinstance(value, bytes) else value.encode() for value in values]
@@ -102,7 +110,9 @@ def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.Dic
     """
     if pa.types.is_floating(categories.type):
         # Arrow tells zeros by their signs.
-        categories = pc.add(_widened(categories), pa.scalar(0, category_type(categories.type)))
+        categories = _widened(categories)
+        zeros = np.zeros(len(categories), categories.type.to_pandas_dtype())
+        categories = pc.add(categories, numbers(zeros))
     values = pc.unique(without_missing(categories))
     if len(values) == len(categories):
         return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
