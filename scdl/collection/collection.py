@@ -303,8 +303,8 @@ class SingleCellCollection(OpenedCollection):
                 continue
             if is_within(path, record.path) or is_within(record.path, path):
                 raise CollectionError(
-                    f"{path}: this path and the member {record.path} are inside each other, and "
-                    "would be replaced or removed together; choose a path outside"
+                    f"{path}: this path is inside the member {record.path}, or contains it, and "
+                    "both would be replaced or removed together; choose a path outside"
                 )
         directory = self.data_path
         if directory is not None and is_within(path, directory) and not has_manifest(directory):
