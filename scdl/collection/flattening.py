@@ -41,13 +41,13 @@ def check_target(members: Members, directory: str | None, path: str) -> None:
             continue
         if is_within(path, record.path) or is_within(record.path, path):
             raise CollectionError(
-                f"{path}: this is inside the member {record.path}, or that inside this, and "
-                "both would be replaced and removed together; choose a path outside"
+                f"{path}: this path is inside the member {record.path}, or contains it, and "
+                "both would be replaced or removed together; choose a path outside"
             )
     if directory is not None and is_within(path, directory) and not has_manifest(directory):
         raise CollectionError(
-            f"{path}: here it would become a member of the collection itself; take a path "
-            f"outside {directory}, or call save_manifest() first"
+            f"{path}: at this path the archive would become a member of the collection itself; "
+            f"choose a path outside {directory}, or call save_manifest() first"
         )
 
 

@@ -719,7 +719,7 @@ class TestDocumentedNames:
 class TestBadInput:
     def test_no_archive(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("nothing")
-        with pytest.raises(ArchiveNotFoundError, match="no archive here or below"):
+        with pytest.raises(ArchiveNotFoundError, match="no archive in this directory"):
             scdl.SingleCellCollection(tmp_path)
         with pytest.raises(ArchiveFormatError):
             scdl.open(tmp_path)

@@ -80,7 +80,9 @@ def test_the_matrix_that_the_archive_is_made_for(path: Path, adata: ad.AnnData) 
 
 @pytest.mark.parametrize("matrix", ["layers/dense", "layers/by columns"])
 def test_matrices_that_are_not_stored_by_rows(path: Path, matrix: str) -> None:
-    with pytest.raises(OptionError, match=f"{matrix} is not stored by rows.*convert"):
+    with pytest.raises(
+        OptionError, match=f"{matrix} is not a sparse matrix stored by rows.*convert"
+    ):
         scdl.open(path, matrix=matrix)
 
 
