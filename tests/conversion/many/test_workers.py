@@ -287,20 +287,21 @@ class TestConversion:
 
         def kill() -> None:
             killed: set[int] = set()
-            for _ in range(times):
-                until(lambda: writing() - killed)
-                (pid,) = writing() - killed
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
+            while len(killed) < times:
+                for child in multiprocessing.active_children():
+                    if child.pid not in killed and writes(child.pid):
+                        os.kill(child.pid, signal.SIGKILL)
+                        killed.add(child.pid)
+                time.sleep(0.01)
 
-        def writing() -> set[int]:
-            """Processes that have the values of an archive open."""
-            return {
-                child.pid
-                for child in multiprocessing.active_children()
-                for path in Path(f"/proc/{child.pid}/fd").glob("*")
-                if "data.npy" in os.readlink(path)
-            }
+        def writes(pid: int) -> bool:
+            """Whether a process has the values of an archive open; it may be ending."""
+            try:
+                return any(
+                    "data.npy" in os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()
+                )
+            except OSError:
+                return False
 
         killer = threading.Thread(target=kill)
         killer.start()
