@@ -300,9 +300,9 @@ class TestWhatStandsThere:
         (tmp_path / "many").mkdir()
         os.rename(paths[2], tmp_path / "many" / "m2")
         for name in ("notes", "many", "m0.h5ad"):
-            with pytest.raises(ArchiveExistsError, match=r"is no archive.*remove it"):
+            with pytest.raises(ArchiveExistsError, match=r"is not an archive.*remove it"):
                 scdl.convert(tmp_path / "m1.h5ad", tmp_path / name, replace=True)
-            with pytest.raises(ArchiveExistsError, match=r"is no archive.*remove it"):
+            with pytest.raises(ArchiveExistsError, match=r"is not an archive.*remove it"):
                 scdl.open(paths[1]).save(tmp_path / name, replace=True)
         assert scdl.open(tmp_path / "many" / "m2").n_obs == N
 
