@@ -76,7 +76,7 @@ def read_rows(
     sorts = ordered and not matrices.is_sorted
     # Column ids that have to be sorted are widened on the way.
     read_as = stored if sorts else wide
-    if len(matrices.archives) == 1 and not matrices.is_mapped:
+    if matrices.is_read_as_stored:
         store, _, _, prefix = matrices.archives[0]
         rows = csr.read(store, prefix, request.rows, read_as, concurrently=concurrently)
     else:

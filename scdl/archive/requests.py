@@ -83,9 +83,12 @@ class Matrices:
         return all(one.is_sorted for one in self.archives)
 
     @cached_property
-    def is_mapped(self) -> bool:
-        """Whether one of them is mapped to memory."""
-        return any(len(one.views) for one in self.archives)
+    def is_read_as_stored(self) -> bool:
+        """Whether rows need no copy: of one matrix that is not mapped and has these values."""
+        first = self.archives[0] if len(self.archives) == 1 else None
+        if first is None or first.views:
+            return False
+        return first.store.spec(first.prefix + DATA).dtype == self.data_dtype
 
     @cached_property
     def _addresses(self) -> dict[np.dtype[Any], NDArray[np.int64]]:

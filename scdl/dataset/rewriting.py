@@ -33,8 +33,8 @@ def archives(datasets: OpenedArchive | Iterable[OpenedArchive]) -> list[OpenedAr
     for one in given:
         if not isinstance(one, OpenedArchive):
             raise CollectionError(
-                f"expected archives that are open, as scdl.open gives them, found {one!r}; of a "
-                "collection, flatten makes one archive"
+                f"expected open archives, as returned by scdl.open, found {one!r}; flatten a "
+                "collection to one archive first"
             )
     return given
 

@@ -169,7 +169,7 @@ class TestCollection:
         for make in (scdl.open, scdl.SingleCellCollection):
             with pytest.raises(OptionError, match=r"m2: obs has a column 'type' already"):
                 make(place / "all", label="type")
-        with pytest.raises(OptionError, match="one archive"):
+        with pytest.raises(OptionError, match="single archive"):
             scdl.open(place / "all" / "m0", label="sample")
 
 

@@ -310,7 +310,7 @@ def test_a_fork_while_a_thread_reads(written: Path) -> None:
             pids.append(pid)
 
         between(line, lambda ds=ds: ds.read_rows([3]), fork)
-    assert len(pids) > 5
+    assert len(pids) > 2
     until = time.monotonic() + 60
     for pid in pids:
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:

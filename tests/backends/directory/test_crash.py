@@ -65,7 +65,10 @@ def test_one_of_several_processes_is_killed() -> None:
     lived = crew_lives("memmap", 1, ["processes"], ["parts"])
     assert [life for life in lived if life["wrong"]] == []
     worker, parent = lived
-    assert "its process ended in the middle of the work" in worker["error"]["text"]
+    # The tasks of a killed worker are run again.
+    assert "at" in worker
+    assert "error" not in worker
+    assert worker["state"].keys() == {"archive"}
     assert parent["ended"] == -signal.SIGKILL
 
 
