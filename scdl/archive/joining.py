@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
-from scdl.archive.requests import Request
+from scdl.archive.requests import Addresses, Request
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
 from storage_backends.compute.threads import for_each
@@ -92,7 +92,7 @@ def _copy(request: Request, index_dtype: np.dtype[Any], *, concurrently: bool) -
 
     matrices = request.matrices
     # What was read for the request must live until it is copied.
-    rows, indptr, _owners = _locate(request, matrices.data_dtype)
+    rows, indptr, _owners = _locate(request, matrices.addresses)
     total = int(indptr[-1])
     data = recycled.empty(total, matrices.data_dtype)
     indices = recycled.empty(total, index_dtype)
@@ -149,7 +149,9 @@ def read_mapped_rows(
     data_dtype = matrices.data_dtype
     if totals is not None and data_dtype == np.float16:
         data_dtype = np.dtype(np.float32)
-    rows, indptr, _owners = _locate(request, data_dtype)
+    halves = data_dtype != matrices.data_dtype
+    addresses = matrices.addresses_of(data_dtype) if halves else matrices.addresses
+    rows, indptr, _owners = _locate(request, addresses)
     if totals is not None:
         kernels.sum_rows(rows, np.empty(0, data_dtype), totals)
     rows[:, 3] = lookup.table_of
@@ -178,7 +180,7 @@ def read_mapped_rows(
 
 
 def _locate(
-    request: Request, data_dtype: np.dtype[Any]
+    request: Request, addresses: Addresses
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Any]]:
     """Where rows are in memory.
 
@@ -194,9 +196,9 @@ def _locate(
 
     matrices, which, rows = request
     located, indptr = np.empty((len(rows), 4), np.int64), np.empty(len(rows) + 1, np.int64)
-    addresses = matrices.addresses(data_dtype)
+    data_dtype = addresses.data_dtype
     owners: list[Any] = [matrices]
-    for i in np.flatnonzero(addresses[:, 3] == 0).tolist():
+    for i in addresses.unmapped:
         one, chosen = matrices.archives[i], np.flatnonzero(which == i)
         read = csr.read(one.store, one.prefix, rows[chosen])
         data = read.data.astype(data_dtype, copy=False)
@@ -206,7 +208,7 @@ def _locate(
         located[chosen, 2] = np.diff(read.indptr)
         owners.append((data, indices))
     sizes = data_dtype.itemsize, matrices.index_dtype.itemsize
-    bad = kernels.locate_rows(which, rows, addresses, *sizes, located, indptr)
+    bad = kernels.locate_rows(which, rows, addresses.table, *sizes, located, indptr)
     if bad >= 0:
         # Reading the row by its store reports what is wrong.
         damaged = matrices.archives[which[bad]]

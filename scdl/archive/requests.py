@@ -52,6 +52,24 @@ class StoredMatrix(NamedTuple):
         return cls(store, is_sorted, mapped if usable else (), prefix)
 
 
+class Addresses(NamedTuple):
+    """Where the arrays of several matrices are in memory.
+
+    Attributes
+    ----------
+    data_dtype
+        Type of the values.
+    table
+        A row per matrix, as ``locate_rows`` takes them.
+    unmapped
+        Positions of the matrices whose rows must be read, with zeros in `table`.
+    """
+
+    data_dtype: np.dtype[Any]
+    table: NDArray[np.int64]
+    unmapped: Sequence[int]
+
+
 @dataclass(frozen=True, eq=False)
 class Matrices:
     """Matrices of one or many archives, whose rows are read together.
@@ -91,24 +109,20 @@ class Matrices:
         return first.store.spec(first.prefix + DATA).dtype == self.data_dtype
 
     @cached_property
-    def _addresses(self) -> dict[np.dtype[Any], NDArray[np.int64]]:
-        return {}
+    def addresses(self) -> Addresses:
+        """Where their arrays are, of those that are mapped and have the types of all."""
+        return self.addresses_of(self.data_dtype)
 
-    def addresses(self, data_dtype: np.dtype[Any]) -> NDArray[np.int64]:
-        """Where their arrays are, as ``locate_rows`` takes them.
-
-        Zeros where a matrix is not mapped or has other types, so that its rows must be read.
-        """
-        known = self._addresses.get(data_dtype)
-        if known is not None:
-            return known
-        known = np.zeros((len(self.archives), 5), np.int64)
+    def addresses_of(self, data_dtype: np.dtype[Any]) -> Addresses:
+        """The same, of those with another type of values."""
+        table, unmapped = np.zeros((len(self.archives), 5), np.int64), []
         for i, (_, _, views, _) in enumerate(self.archives):
             if views and (views[0].dtype, views[1].dtype) == (data_dtype, self.index_dtype):
                 starts = (view.ctypes.data for view in views)
-                known[i] = *starts, views[2].itemsize, len(views[0])
-        self._addresses[data_dtype] = known
-        return known
+                table[i] = *starts, views[2].itemsize, len(views[0])
+            else:
+                unmapped.append(i)
+        return Addresses(data_dtype, table, unmapped)
 
 
 class Request(NamedTuple):
