@@ -102,7 +102,7 @@ class Matrices:
 
     @cached_property
     def is_read_as_stored(self) -> bool:
-        """Whether rows need no copy: of one matrix that is not mapped and has these values."""
+        """Whether reading by the store gives the result: a single matrix that is not mapped."""
         first = self.archives[0] if len(self.archives) == 1 else None
         if first is None or first.views:
             return False
@@ -110,11 +110,11 @@ class Matrices:
 
     @cached_property
     def addresses(self) -> Addresses:
-        """Where their arrays are, of those that are mapped and have the types of all."""
+        """Addresses of the arrays that are mapped and have the common types."""
         return self.addresses_of(self.data_dtype)
 
     def addresses_of(self, data_dtype: np.dtype[Any]) -> Addresses:
-        """The same, of those with another type of values."""
+        """The same for another type of values."""
         table, unmapped = np.zeros((len(self.archives), 5), np.int64), []
         for i, (_, _, views, _) in enumerate(self.archives):
             if views and (views[0].dtype, views[1].dtype) == (data_dtype, self.index_dtype):

@@ -21,6 +21,9 @@ from scdl.archive.schema import (
 from scdl.errors import CollectionError, OutputError, ScdlWarning
 from storage_backends.base import ArrayStore, ArrayWriter
 
+#: Bytes of stored values copied at once.
+CHUNK_BYTES = 10_485_760
+
 
 def begin_elements(
     stores: Sequence[ArrayStore],
@@ -28,12 +31,12 @@ def begin_elements(
     vectors: Sequence[str],
     graphs: Sequence[str],
 ) -> set[str]:
-    """Begin the arrays of vectors and graphs, also where there are no cells.
+    """Begin the arrays of vectors and graphs, also if there are no cells.
 
     Returns
     -------
     set of str
-        Elements that cannot have their names in such an archive.
+        Elements whose names the archive cannot have.
     """
     refused = set()
     for name in vectors:
@@ -60,16 +63,16 @@ def report_losses(
     *,
     lossless: bool,
 ) -> None:
-    """Warn of what cannot be joined, or not be kept; an error where nothing may be lost.
+    """Warn of elements that cannot be joined or stored; with `lossless`, raise CollectionError.
 
     Parameters
     ----------
     vectors
-        Dense vectors that all have alike; None: all that is held is kept.
+        Dense vectors that all archives have in one dtype and width; None: everything is kept.
     refused
-        Elements that such an archive cannot have.
+        Elements whose names the result cannot have.
     """
-    told = [f"{name} is left out: such an archive has no place of that name" for name in refused]
+    losses = [f"{name} is left out: such an archive cannot store that name" for name in refused]
     unread = dict.fromkeys(name for store in stores for name in store.unread)
     elements = {name: element for store in stores for name, element in elements_of(store).items()}
     if vectors is None:
@@ -77,25 +80,27 @@ def report_losses(
     for name, element in elements.items():
         if element.kind is Kind.DENSE and name.startswith(obsm_array("")):
             if name not in vectors:
-                told.append(f"{name} is left out: not all archives have it in one dtype and width")
+                losses.append(
+                    f"{name} is left out: not all archives have it in one dtype and width"
+                )
         elif element.kind is not Kind.GRAPH:
             unread[name] = None
     if unread:
-        told.insert(0, f"{', '.join(unread)} of the archives is left out")
+        losses.insert(0, f"{', '.join(unread)} of the archives is left out")
     if lossless:
         if not writer.keeps_elements:
-            told += _rounded_weights(stores)
-        if told:
+            losses += _rounded_weights(stores)
+        if losses:
             raise CollectionError(
                 f"{writer.path}: not all of the archives can be kept, which are to be removed "
-                f"({'; '.join(told)}); leave out destroy_on_copy"
+                f"({'; '.join(losses)}); leave out destroy_on_copy"
             )
-    for what in told:
-        warnings.warn(f"{writer.path}: {what}", ScdlWarning, stacklevel=5)
+    for loss in losses:
+        warnings.warn(f"{writer.path}: {loss}", ScdlWarning, stacklevel=5)
 
 
 def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:
-    """Graphs whose weights are not stored as they are where only the documented type is."""
+    """Graphs with weights that the documented type cannot represent."""
     for store in stores:
         for key in graph_keys(store):
             name = graph_array(key, DATA)
@@ -106,7 +111,7 @@ def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:
 
 
 def is_kept(values: NDArray[Any], dtype: DTypeLike) -> bool:
-    """Whether a type holds all of some values as they are."""
+    """Whether a type represents all values exactly."""
     with np.errstate(over="ignore", invalid="ignore"):
         back = values.astype(dtype).astype(values.dtype)
     return np.array_equal(back, values, equal_nan=values.dtype.kind == "f")
@@ -115,12 +120,8 @@ def is_kept(values: NDArray[Any], dtype: DTypeLike) -> bool:
 def graph_dtypes(
     key: str, stores: Sequence[ArrayStore], writer: ArrayWriter
 ) -> dict[str, np.dtype[Any]]:
-    """Types of the arrays of a graph: that of the weights is the documented one where it must."""
+    """Types of the arrays of a graph; weights keep their type if the writer can store it."""
     name = graph_array(key, DATA)
     dtypes = [store.spec(name).dtype for store in stores if name in store.arrays]
     weights = {DATA: np.result_type(*dtypes)} if writer.keeps_elements else {}
     return {part: np.dtype(dtype) for part, dtype in {**GRAPH_DTYPES, **weights}.items()}
-
-
-#: Bytes of stored values copied at once.
-CHUNK_BYTES = 10_485_760

@@ -1,4 +1,4 @@
-"""What a Zarr group holds, and the names of it on the seam: an archive, or another AnnData."""
+"""The contents of a Zarr group, an archive or another AnnData, under the names of the seam."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class GroupContents:
     Parameters
     ----------
     path
-        Of the store; opens messages.
+        Path of the store, with which error messages begin.
     found
         All nodes of the group.
     files, cache
-        Where chunks are read from, and where they are kept.
+        Files to read chunks from, and the cache of decoded chunks.
     stored
-        Bytes of all files.
+        Returns the number of bytes of all files.
     may_be_old
-        Whether a group that does not say what it is may be of an early release of anndata.
+        Whether a group without an encoding type may be of an early release of anndata.
 
     Attributes
     ----------
     ours
-        What an archive says of itself; empty for an AnnData of others.
+        The attribute of an archive that scdl wrote; empty for other AnnData.
     nodes
         Every node by path.
     sparse
@@ -59,7 +59,7 @@ class GroupContents:
     Raises
     ------
     ArchiveFormatError
-        The group is no archive and no AnnData, or is damaged.
+        The group is neither an archive nor an AnnData, or is damaged.
     """
 
     def __init__(
