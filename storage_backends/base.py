@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -200,8 +199,8 @@ class ArrayWriter(ElementsWriter, ABC):
         Raises
         ------
         OutputError
-            A column is of a type that :func:`is_column_type` does not know, names of columns
-            repeat, or the table was written already.
+            A column has a type that :func:`is_column_type` rejects, column names repeat, or the
+            table was already written.
         """
 
     @abstractmethod
@@ -214,10 +213,5 @@ class ArrayWriter(ElementsWriter, ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.abort()
