@@ -19,8 +19,8 @@ from storage_backends.zarr.nodes import ArrayMetadata
 
 #: Files of metadata, by the end of their keys.
 _METADATA = ("zarr.json", ".zarray", ".zmetadata")
-#: Codecs of zarr and numcodecs that are safe without a size check. Others could be imported from any
-#: installed package, and ``pickle`` of numcodecs executes what it reads.
+#: Codecs of zarr and numcodecs that are safe without a size check. Others could be imported from
+#: any installed package, and ``pickle`` of numcodecs executes what it reads.
 _SAFE = {
     *("adler32", "astype", "bitround", "bytes", "crc32", "crc32c", "delta", "fixedscaleoffset"),
     *("fletcher32", "jenkins_lookup3", "packbits", "pcodec", "quantize", "sharding_indexed"),
