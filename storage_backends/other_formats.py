@@ -1,4 +1,4 @@
-"""Files and directories of other formats: what they are, and what to do with them."""
+"""Recognize files and directories of other formats, and advise how to convert them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Format(NamedTuple):
-    """What a file is, and how to come from it to what can be converted."""
+    """Description of a format, and advice how to make it convertible."""
 
     name: str
     advice: str
@@ -84,9 +84,9 @@ _BY_SUFFIX = {
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".lz4", ".tar", ".tgz", ".7z"), _PACKED),
     **dict.fromkeys((".json", ".yaml", ".yml", ".md", ".pdf", ".log"), _OTHER),
 }
-#: Formats that are read also where they are compressed by gzip.
+#: Formats that are recognized when compressed by gzip.
 _GZIPPED = (_TEXT, _MARKET)
-#: What files of a format begin with.
+#: First bytes of files, by format.
 _MAGIC = {
     b"PAR1": _TABLE,
     b"ARROW1": _TABLE,
@@ -110,7 +110,7 @@ _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 def suffix_of(path: str) -> str:
-    """The end of a name that says its format, in lower case: the last part, or two of ``.x.gz``."""
+    """The suffix that determines a format, in lower case; two parts for names like ``.x.gz``."""
     place = path.partition("?")[0] if is_url(path) else path
     name = os.path.basename(place.rstrip("/"))
     stem, last = os.path.splitext(name.lower())
@@ -127,12 +127,12 @@ def _by_name(path: str) -> Format | None:
 
 
 def is_file_name(path: str) -> bool:
-    """Whether the end of a name says that it is a file, and of which format."""
+    """Whether the suffix of a name is that of a known file format."""
     return _by_name(path) is not None
 
 
 def is_hdf5(path: str) -> bool:
-    """Whether a file begins as HDF5 does, at one of the first places where it may."""
+    """Whether a file has the HDF5 signature at one of the first offsets allowed for it."""
     try:
         return any(_begins(path, at).startswith(_HDF5_MAGIC) for at in (0, 512, 1024, 2048))
     except OSError:
@@ -140,9 +140,9 @@ def is_hdf5(path: str) -> bool:
 
 
 def described(path: str) -> str | None:
-    """What is at a path and how to get on, as a sentence; None where that is not known.
+    """Describe what is at a path, with advice, as a sentence; None if it is unknown.
 
-    AnnData files are not known: what is in an HDF5 file tells :func:`hdf5`.
+    None for HDF5 files too, whose content :func:`hdf5` recognizes.
     """
     if is_url(path):
         found = _by_name(path)
@@ -155,7 +155,7 @@ def described(path: str) -> str | None:
 
 
 def sentence(path: str, found: Format) -> str:
-    """What is at a path and how to get on."""
+    """Format a description and its advice as a sentence."""
     return f"{path}: this is {found.name}, not an AnnData file or an archive; {found.advice}"
 
 
@@ -167,7 +167,7 @@ def _file(path: str) -> Format | None:
             return _EMPTY
         start = _begins(path)
     except OSError:
-        # Whoever opens it says why it cannot be read.
+        # Opening the file reports why it cannot be read.
         return None
     by_name = _by_name(path)
     by_content = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
@@ -210,21 +210,21 @@ def _directory(path: str) -> Format | None:
 
 
 def hdf5(names: Iterable[str]) -> Format | None:
-    """What an HDF5 file is that has groups and datasets of these names, at the root or below."""
-    there = set(names)
-    if "mod" in there:
+    """Format of an HDF5 file with groups and datasets of these names, at the root or below."""
+    present = set(names)
+    if "mod" in present:
         return _MUDATA
-    if there & {"row_attrs", "col_attrs"}:
+    if present & {"row_attrs", "col_attrs"}:
         return _LOOM
-    if {"assays", "cell.names"} <= there:
+    if {"assays", "cell.names"} <= present:
         return _SEURAT
-    if there & {"barcode_idx", "molecule_info"}:
+    if present & {"barcode_idx", "molecule_info"}:
         return _MOLECULES
-    return _10X if "barcodes" in there or "matrix" in there else None
+    return _10X if "barcodes" in present or "matrix" in present else None
 
 
 def zarr_store(path: str, attrs: Mapping[str, Any], names: Collection[str]) -> str | None:
-    """What a Zarr store is that is no AnnData, as a sentence; None where that is not known.
+    """Describe a Zarr store that is not an AnnData, as a sentence; None if it is unknown.
 
     Parameters
     ----------
@@ -249,21 +249,21 @@ def zarr_store(path: str, attrs: Mapping[str, Any], names: Collection[str]) -> s
 
 
 def missing(path: str) -> str:
-    """Says that there is nothing at a path, or only a link to nothing."""
+    """Message for a path that does not exist, or is a broken link."""
     if os.path.islink(path):
         return f"{path}: this is a link to {os.path.realpath(path)}, where there is nothing"
     return f"{path}: there is no such file"
 
 
 def check_target(path: str, own: str | None = None) -> None:
-    """PathError for a path of an archive whose name says another format.
+    """Raise PathError if the name of an archive has the suffix of another format.
 
     Parameters
     ----------
     path
-        Where an archive is to be written; what stands there already may be replaced.
+        Path of the archive to write; an existing one may be replaced.
     own
-        End of the names of its backend.
+        Suffix of its backend.
     """
     suffix = suffix_of(path)
     if suffix == own or _by_name(path) is None or os.path.isdir(path):

@@ -1,7 +1,7 @@
 """Columns of AnnData's data frames, in groups of HDF5 or Zarr, read by ranges of rows.
 
-Every encoding is known here; a format of files supplies how its groups and arrays are read. Source:
-anndata's on-disk format specification, and files that old releases, R and SeuratDisk wrote.
+This module implements all encodings; subclasses for each file format read groups and arrays.
+Source: anndata's on-disk format specification, and files of old releases, R and SeuratDisk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.compute import arrow, uniting
 from storage_backends.errors import ScdlError
 
-#: Bytes of the largest numbers that Arrow has.
+#: Bytes of the largest numeric type supported here.
 _LARGEST_NUMBER = 8
 
 
@@ -38,9 +38,9 @@ class Column(NamedTuple):
     length
         Number of rows.
     read
-        Gives rows ``[start, stop)``.
+        Returns rows ``[start, stop)``.
     nullable
-        Whether pandas has it in a type of its own for nulls.
+        Whether pandas holds it in a nullable type.
     """
 
     type: pa.DataType
@@ -52,7 +52,7 @@ class Column(NamedTuple):
 class FrameReader(ABC):
     """Finds the columns of a data frame.
 
-    A subclass knows how elements of a file are found and read.
+    Subclasses find and read the elements of a file format.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ class FrameReader(ABC):
 
     #: As for :func:`coded`.
     are_distinct = False
-    #: Raised of a data frame that cannot be read.
+    #: Raised for a data frame that cannot be read.
     error: type[ScdlError]
-    #: What :meth:`find` raises of a column that is to be left out.
+    #: Raised by :meth:`find` for a column that is to be omitted.
     unreadable: type[ScdlError]
 
     def __init__(self, where: str, group: Any) -> None:
@@ -78,11 +78,11 @@ class FrameReader(ABC):
 
     @abstractmethod
     def text(self, array: Any) -> Column | None:
-        """The column of an array with one dimension that holds no numbers; None: no text either."""
+        """The text column of a one-dimensional, non-numeric array; None if it is not text."""
 
     @abstractmethod
     def old_categories(self, codes: Any) -> Any:
-        """The categories that an array of codes refers to, as anndata 0.7 has it; None: none."""
+        """Categories that codes refer to in files of anndata 0.7; None if there are none."""
 
     def columns(self, attributes: Any) -> tuple[dict[str, Column], list[str]]:
         """The index and the columns by their names, and names of columns that cannot be read."""
@@ -103,7 +103,7 @@ class FrameReader(ABC):
         return found, unread
 
     def index_name(self, attributes: Any) -> str:
-        """The member that is the index."""
+        """Name of the member that is the index."""
         named = attributes.get(names.INDEX_NAMED)
         if named is not None:
             return names.text(named)
@@ -120,7 +120,7 @@ class FrameReader(ABC):
         return as_text(column)
 
     def listed(self, attributes: Any, index: str) -> list[str]:
-        """Names of the columns in order; all members where nothing says which are columns."""
+        """Names of the columns in order; all members if no attribute lists them."""
         order = attributes.get(names.COLUMN_ORDER)
         if order is not None:
             return [names.text(name) for name in order]
@@ -133,11 +133,11 @@ class FrameReader(ABC):
             return None
 
     def find(self, path: str) -> Column | None:
-        """The column at a path; None where there is none, or its encoding is not known."""
+        """The column at a path; None if it is missing or its encoding is unknown."""
         return self.column(self.member(path))
 
     def column(self, element: Any) -> Column | None:
-        """The column in an array or a group; None where its encoding is not known."""
+        """The column in an array or a group; None if its encoding is unknown."""
         if element is None:
             return None
         if hasattr(element, "shape"):
@@ -173,12 +173,12 @@ class FrameReader(ABC):
 
 
 def is_ordered(element: Any) -> bool:
-    """Whether what describes categories says that they are ordered."""
+    """Whether the attributes of an element declare ordered categories."""
     return bool(element.attrs.get("ordered", False))
 
 
 def numbers(array: Any, dtype: np.dtype[Any], length: int) -> Column | None:
-    """The numbers that slices of something give; None where Arrow has no such type."""
+    """The column of a numeric array; None if Arrow does not support its type."""
     if dtype.kind not in "biuf" or dtype.itemsize > _LARGEST_NUMBER:
         return None
     type_ = pa.from_numpy_dtype(dtype.newbyteorder("="))
@@ -193,7 +193,7 @@ def coded(
     Parameters
     ----------
     are_distinct
-        Whether categories other than floats are known to be values, and each there once.
+        Whether categories other than floats are known to be non-null and distinct.
     """
     if codes is None or categories is None or not pa.types.is_integer(codes.type):
         return None
@@ -220,7 +220,7 @@ def coded(
 
 
 def whole_numbers(column: Column) -> Column:
-    """Codes that may be stored as floats, where all that are negative or NaN are nulls."""
+    """Codes that may be stored as floats; negative values and NaN are nulls."""
 
     def read(start: int, stop: int) -> pa.Array:
         part = uniting.cast(column.read(start, stop), pa.int64()).fill_null(-1)
@@ -230,7 +230,7 @@ def whole_numbers(column: Column) -> Column:
 
 
 def _counted_from_zero(column: Column) -> Column:
-    """Codes of a factor of R, which count from 1; its smallest integer is a missing value."""
+    """Codes of an R factor, which start at 1; its smallest integer is a missing value."""
 
     def read(start: int, stop: int) -> pa.Array:
         return arrow.numbers(np.maximum(arrow.to_numpy(codes.read(start, stop)) - 1, -1))
@@ -240,7 +240,7 @@ def _counted_from_zero(column: Column) -> Column:
 
 
 def masked(values: Column | None, mask: Column | None, *, nullable: bool = True) -> Column | None:
-    """Values of which some are null."""
+    """Values with a null mask."""
     if values is None or mask is None or not pa.types.is_primitive(mask.type):
         return None
     if mask.length != values.length:
@@ -265,7 +265,7 @@ def as_text(column: Column) -> Column:
 
 
 def schema_of(columns: Iterable[tuple[str, Column]], index_name: str) -> pa.Schema:
-    """The schema of the columns of a table, whose index is called so."""
+    """The schema of a table with the given columns and index name."""
     fields = [
         pa.field(name, column.type, metadata=NULLABLE if column.nullable else None)
         for name, column in columns

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 #: Attributes of a data frame: the member that is its index, and its columns in order.
 INDEX_NAMED, COLUMN_ORDER = "_index", "column-order"
-#: Group in which data frames of anndata 0.7 and SeuratDisk have categories, by names of columns.
+#: Group of the categories, by column, in data frames of anndata 0.7 and SeuratDisk.
 OLD_CATEGORIES = "__categories"
-#: How the names of encodings for columns with nulls begin.
+#: Prefix of the encodings of columns with nulls.
 NULLABLE_PREFIX = "nullable-"
-#: Attribute of columns with nulls: what stands for a null in memory.
+#: Attribute of columns with nulls: the value of a null in memory.
 NA_VALUE = "na-value"
 
 #: Version of each encoding that is written.
@@ -37,12 +37,12 @@ _VERSIONS = {
 
 
 def encoding(kind: str, **more: Any) -> dict[str, Any]:
-    """Attributes of an element of a kind, and more of them."""
+    """Encoding attributes of an element, with additional ones."""
     return {"encoding-type": kind, "encoding-version": _VERSIONS[kind], **more}
 
 
 def encoding_of(element: Any) -> str:
-    """Kind of a group or array of HDF5 or Zarr; empty where nothing says so."""
+    """Encoding type of a group or array of HDF5 or Zarr; empty if it has none."""
     return text(element.attrs.get("encoding-type", ""))
 
 
@@ -52,15 +52,15 @@ def text(value: Any) -> str:
 
 
 def is_nullable(field: pa.Field) -> bool:
-    """Whether pandas has a column in a type of its own for nulls."""
+    """Whether pandas holds a column in a nullable type."""
     return (field.metadata or {}).items() >= NULLABLE.items()
 
 
 def is_for_nulls(na_value: object) -> bool:
-    """Whether anndata reads an encoding for nulls as one of pandas' types for nulls.
+    """Whether anndata reads a nullable encoding as a nullable type of pandas.
 
-    Plain text of pandas 3 has that encoding too, with NaN for a missing value; pandas 2 has no such
-    text, and gets the type for nulls.
+    Plain text of pandas 3 has that encoding too, with NaN for a missing value; pandas 2 lacks this
+    text type and uses the nullable type.
 
     Parameters
     ----------

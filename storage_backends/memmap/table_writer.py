@@ -26,7 +26,7 @@ ROW_GROUP = 1 << 16
 
 
 class Written(NamedTuple):
-    """What :func:`write` wrote."""
+    """Summary of the files written by :func:`write`."""
 
     num_rows: int
     #: Whether there is a file of names, and one of categories.
@@ -34,7 +34,7 @@ class Written(NamedTuple):
     categories: bool
     #: Whether the table holds nothing but names.
     only_names: bool
-    #: What the names are called, and columns of a type of their own for nulls.
+    #: Name of the index, and columns that pandas holds in a nullable type.
     index_name: str | None
     nullable: list[str]
 
@@ -48,7 +48,7 @@ def write(
     only_names: str,
     create: Callable[[str], CheckedFile],
 ) -> Written:
-    """Write a table to its files; one with nothing but names goes whole to `columns`.
+    """Write a table to its files; a table with only names is written to `columns`.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def write(
     columns, names, categories
         Paths of the files, as for :class:`ParquetTable`.
     only_names
-        What the names are called in `columns` where there is nothing else.
+        Name of the column of names in `columns` if there are no other columns.
     create
-        Begins a file at a path.
+        Creates a file at a path.
     """
     schema, batches = table.schema, alike_batches(columns, table)
     first = next(batches)
@@ -140,7 +140,7 @@ def _writer(file: CheckedFile, schema: Schema) -> Iterator[pq.ParquetWriter]:
         try:
             writer.close()
         finally:
-            # One that failed would try again when it is collected, and print why it failed.
+            # A failed writer would retry on garbage collection, and print the error.
             writer.is_open = False
 
 
@@ -166,7 +166,7 @@ def _category_table(batch: pa.RecordBatch, names: Sequence[str]) -> Table:
 
 
 def to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.ChunkedArray:
-    """Give the values of a column the codes that they have among the stored categories."""
+    """Encode the values of a column by their codes in the stored categories."""
     chunks = []
     for chunk in column.chunks:
         if pa.types.is_dictionary(chunk.type):

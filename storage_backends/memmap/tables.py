@@ -1,4 +1,4 @@
-"""Tables as parquet files, with what parquet alone would lose.
+"""Tables as parquet files, with data that parquet alone would lose.
 
 Names (the column ``_index``) and the categories of categorical columns go to files of their own,
 so that the main file stays what readers of the documented format expect: plain columns.
@@ -30,11 +30,11 @@ from storage_backends.memmap.table_writer import ROW_GROUP, plain_type, to_categ
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
-#: Values up to which a thread reads alone.
+#: Maximum of values that one thread reads alone.
 _MOST_ALONE = 1 << 20
-#: What a row takes at least once it is text in memory.
+#: Minimum bytes of a row of text in memory.
 _ROW_BYTES = 64
-#: What pyarrow says of bytes that are no table, besides OSError.
+#: Errors that pyarrow raises for bytes that are not a table.
 _UNREADABLE = (
     pa.ArrowException,
     OSError,
@@ -49,7 +49,7 @@ _UNREADABLE = (
 
 
 class ParquetTable:
-    """One table in up to three files; what they say of it is read once.
+    """One table in up to three files, whose metadata is read once.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ class ParquetTable:
         Opens the message of an error.
     columns
         Files of the plain columns, one after the other; where their columns differ, they are
-        united as :mod:`storage_backends.compute.uniting` has it, and what a file lacks is null.
+        united by :mod:`storage_backends.compute.uniting`, and columns missing in a file are null.
     expected_rows
-        How many rows they must have; None: any.
+        Required number of rows; None accepts any.
     names
         File of the column ``_index``, or None.
     categories
@@ -67,13 +67,13 @@ class ParquetTable:
     only_names
         Column of the main file that is the ``_index``, in a table that has nothing else, or None.
     index_name
-        What the ``_index`` is called, or None.
+        Name of the ``_index``, or None.
     nullable
-        Columns that are of a type of their own for nulls.
+        Columns that pandas holds in a nullable type.
     held
-        Files that are read as they were when they were mapped, by path.
+        Mapped files by path, which are read in place of those on disk.
     bounded
-        Whether nothing but these files says how many rows there are.
+        Whether these files are the only source of the number of rows.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class ParquetTable:
 
     @cached_property
     def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
-        """An empty dictionary array a categorical column, which carries type and categories."""
+        """An empty dictionary array per categorical column, with its type and categories."""
         if self._categories is None:
             return {}
         found = {}
@@ -283,7 +283,7 @@ class ParquetTable:
     def _read_groups(
         self, path: str, as_dictionary: Sequence[str], groups: list[int], columns: list[str]
     ) -> Table:
-        """Row groups, read in several threads."""
+        """Read row groups in several threads."""
         n = min(threads.n_threads(), len(groups))
         bounds = [len(groups) * i // n for i in range(n + 1)]
         found: list[Table] = [None] * n
@@ -296,7 +296,7 @@ class ParquetTable:
         return pa.concat_tables(found)
 
     def _num_rows(self, path: str) -> int:
-        """Rows of a file, on which its parts agree."""
+        """Rows of a file; its row groups must have that total."""
         with _readable(path):
             file = self._open(path)
             rows, n_rows = _group_rows(file), int(file.metadata.num_rows)
@@ -313,13 +313,13 @@ class ParquetTable:
     def _open(self, path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
         with _readable(path):
             data = self._content(path)
-            # What describes a file cannot be longer than it.
+            # The metadata of a file cannot be longer than the file.
             longest = max(len(data), 1)
             return pq.ParquetFile(
                 pa.BufferReader(pa.py_buffer(data)),
                 read_dictionary=list(as_dictionary),
                 page_checksum_verification=True,
-                # It is in memory.
+                # The file is in memory already.
                 pre_buffer=False,
                 thrift_string_size_limit=longest,
                 thrift_container_size_limit=longest,
@@ -334,8 +334,7 @@ def _read(
 ) -> Table:
     """Row groups (default: all) of a file, read in this thread.
 
-    One of Arrow's may let go of our memory only when Python ends, which ends the process with an
-    error.
+    A thread of Arrow may release our memory only at interpreter exit, which makes the process fail.
     """
     every = range(file.metadata.num_row_groups)
     return file.read_row_groups(every if groups is None else groups, columns, use_threads=False)
@@ -347,7 +346,7 @@ def _group_rows(file: pq.ParquetFile) -> list[int]:
 
 @contextlib.contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Say of bytes that are no table in one sentence where they are."""
+    """Raise errors of pyarrow as ArchiveFormatError with their location."""
     try:
         yield
     except ScdlError:

@@ -9,7 +9,7 @@ BACKEND = Backend(
     "storage_backends.zarr.writer:ZarrWriter",
     options=("compression",),
     suffix=".zarr",
-    # An archive that has lost its metadata is still one.
+    # A directory with checksums but no metadata is still treated as an archive.
     markers=(*detection.METADATA_FILES, detection.CHECKSUMS),
     elsewhere=detection.is_elsewhere,
 )

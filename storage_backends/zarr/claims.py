@@ -1,4 +1,4 @@
-"""What the metadata of a Zarr store may say before zarr makes arrays and codecs of it."""
+"""Checks of Zarr metadata before zarr creates arrays and codecs from it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from storage_backends.zarr.nodes import ArrayMetadata
 
 #: Files of metadata, by the end of their keys.
 _METADATA = ("zarr.json", ".zarray", ".zmetadata")
-#: Codecs of zarr and numcodecs that give as much as they take, or look first. Others are looked up
-#: among all that is installed, and imported; of numcodecs' own, ``pickle`` runs what it reads.
+#: Codecs of zarr and numcodecs that are safe without a size check. Others could be imported from
+#: any installed package, and ``pickle`` of numcodecs executes what it reads.
 _SAFE = {
     *("adler32", "astype", "bitround", "bytes", "crc32", "crc32c", "delta", "fixedscaleoffset"),
     *("fletcher32", "jenkins_lookup3", "packbits", "pcodec", "quantize", "sharding_indexed"),
@@ -31,7 +31,7 @@ _ENTRY_BYTES = 16
 
 
 class ContainedStore(LocalStore):
-    """A directory of which nothing is read that lies elsewhere, nor metadata of other codecs."""
+    """A directory that refuses files outside of it and metadata that names unsafe codecs."""
 
     async def get(
         self,
@@ -49,14 +49,14 @@ class ContainedStore(LocalStore):
 
 
 class BoundedStore(ContainedStore):
-    """The same, whose chunks are decoded by codecs that look first."""
+    """A contained directory whose chunks are decoded by size-checking codecs."""
 
     def _checked(self, path: str, data: Buffer | None) -> Buffer | None:
         return bounded(path, data)
 
 
 def bounded(where: str, data: Buffer | None) -> Buffer | None:
-    """What a store read, where it is metadata with codecs that look first.
+    """Content read from a store; codecs in metadata are replaced by size-checking ones.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def bounded(where: str, data: Buffer | None) -> Buffer | None:
 
 
 def with_bounded_codecs(where: str, data: bytes) -> bytes:
-    """Metadata with codecs that look first; ArchiveFormatError where there are none of a name."""
+    """Metadata with size-checking codecs; ArchiveFormatError if a codec is not supported."""
     is_new = where.endswith("zarr.json")
     looking = guards.register()[3 if is_new else 2]
     safe = _SAFE if is_new else _SAFE | guards.TEXT
@@ -101,7 +101,7 @@ def _codecs(document: Any) -> Iterator[dict[str, Any]]:
     for key in ("codecs", "index_codecs", "filters"):
         listed = document.get(key)
         if isinstance(listed, list):
-            # Of codecs without settings, format 3 lets the name stand for them.
+            # In format 3 a codec without settings may be given by its name alone.
             listed[:] = [{"name": codec} if isinstance(codec, str) else codec for codec in listed]
             for codec in listed:
                 yield from _codec(codec)
@@ -117,7 +117,7 @@ def _codecs(document: Any) -> Iterator[dict[str, Any]]:
 
 
 def _codec(codec: Any) -> Iterator[dict[str, Any]]:
-    """A codec, and those within it."""
+    """A codec and the codecs nested in it."""
     if isinstance(codec, dict):
         yield codec
         yield from _codecs(codec.get("configuration"))
@@ -126,14 +126,14 @@ def _codec(codec: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> None:
-    """ArchiveFormatError where an array, or what is decoded at once, is said to be too large.
+    """Raise ArchiveFormatError if metadata declares an implausibly large array, chunk or shard.
 
     Parameters
     ----------
     where
         Opens the message.
     array
-        What is said; of an unknown type as if its items took a byte.
+        Metadata of the array; items of an unknown type count as one byte.
     held
         Bytes of all files of the store.
     """

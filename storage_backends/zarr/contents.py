@@ -93,11 +93,11 @@ class GroupContents:
                 parts = [self.nodes.get(f"{path}/{part}") for part in MATRIX_PARTS]
                 if self.ours and None in parts:
                     raise ArchiveFormatError(f"{self.path}: a part of {path} is missing")
-                # Others, of truth values, are read as a whole.
+                # Other matrices, such as boolean ones, are read as a whole.
                 if (self.ours and path == self.matrix) or all(map(is_numeric, parts)):
                     with contextlib.ExitStack() as stack:
                         if not self.ours and path != self.matrix:
-                            # Who reads the element is told what is wrong with it.
+                            # Reading the element raises the error.
                             stack.enter_context(contextlib.suppress(ArchiveFormatError))
                         self.sparse[path] = Sparse(kind[:3], self._shape(path, node))
         for path, node in self.nodes.items():
@@ -115,13 +115,13 @@ class GroupContents:
                 )
         if self.is_archive:
             self._check_matrix()
-        # Before the first reading, which fixes what is said of arrays.
+        # This must precede the first read, as array specifications are cached then.
         self._bound_ids()
         if self.is_archive:
             self._check_lengths()
 
     def _bound_ids(self) -> None:
-        """Ids of genes are checked, and those of genes in another order replaced, at reading."""
+        """Set up the check of gene ids on reading, and their mapping if genes are reordered."""
         if self.order is None:
             array = self.arrays.get("indices")
             if array is not None and array.spec.dtype.kind == "u" and self.matrix in self.sparse:
@@ -142,7 +142,7 @@ class GroupContents:
                 array.bound = Bound.of(mapping=self.order.astype(array.spec.dtype))
 
     def _holds_arrays(self, path: str) -> bool:
-        """Whether an element is arrays of the seam, if its content can be."""
+        """Whether the element at a path is exposed as arrays if its content allows it."""
         return path in ("X", "raw/X") or path.rpartition("/")[0] in layout.ARRAY_HOLDERS
 
     def _shape(self, path: str, node: Node) -> tuple[int, int]:
@@ -162,10 +162,10 @@ class GroupContents:
 
     @cached_property
     def matrix(self) -> str:
-        """Element that the matrix is."""
+        """Path of the element that holds the matrix."""
         if self.ours:
             return str(self.ours["attrs"].get("element", "X"))
-        # As a conversion chooses.
+        # The same choice as in a conversion.
         return "raw/X" if "raw/X" in self.nodes else "X"
 
     @property
@@ -238,7 +238,7 @@ class GroupContents:
 
     @cached_property
     def order(self) -> NDArray[np.int64] | None:
-        """Original position of each gene as they are stored; None where they stand there."""
+        """Original position of each stored gene; None if genes are in their original order."""
         path = f"{self.var_path}/{layout.ORDER}"
         if not self.ours.get("reordered"):
             return None
@@ -273,7 +273,7 @@ class GroupContents:
         from storage_backends.zarr.tables.reading import ZarrTable
 
         node = self.nodes.get(path)
-        # Some writers leave it to the reader to tell.
+        # Some writers omit the encoding type.
         default = "dataframe" if node and not self.ours and "_index" in node.attrs else None
         kind = node.attrs.get("encoding-type", default) if node else None
         group = node.opened() if node and kind == "dataframe" else None

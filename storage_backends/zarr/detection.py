@@ -1,11 +1,11 @@
-"""What may be a Zarr store, told without importing zarr, which takes some tenths of a second."""
+"""Detection of Zarr stores without importing zarr, which takes some tenths of a second."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 
-#: One of these stands in the directory of every store.
+#: The root directory of every store has one of these.
 METADATA_FILES = ("zarr.json", ".zgroup")
 #: File of the checksums of all others, beside the metadata of the root.
 CHECKSUMS = "scdl.checksums"
@@ -27,7 +27,7 @@ def is_zip(path: str) -> bool:
     if not name.endswith(".zip") or not os.path.isfile(path):
         return False
     if name.endswith(".zarr.zip"):
-        # One that is damaged is still one.
+        # A damaged zip file is still treated as a store.
         return True
     import zipfile
 
@@ -39,7 +39,7 @@ def is_zip(path: str) -> bool:
 
 
 def zipped_root(names: Iterable[str]) -> str | None:
-    """What stands before the names of a store's files in a zip file: nothing, or one directory."""
+    """Prefix of a store's files in a zip file: empty, or one directory."""
     found = {name.rpartition("/")[0] for name in names if name.endswith(METADATA_FILES)}
     roots = [name for name in found if "/" not in name and not name.startswith("__MACOSX")]
     if "" in roots:
@@ -49,5 +49,5 @@ def zipped_root(names: Iterable[str]) -> str | None:
 
 def is_elsewhere(path: str) -> bool:
     """Whether a path is a URL, or a file that holds a store."""
-    # Whether something is at a URL is found out by opening it: the network may take its time.
+    # A URL is not requested here, as the network may be slow; opening it shows whether it exists.
     return is_url(path) or is_zip(path)

@@ -1,4 +1,4 @@
-"""Elements of an AnnData that anndata itself writes and reads, and whether they come back."""
+"""Elements of an AnnData that anndata itself writes and reads, and a check of their round trip."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from storage_backends.compute.warning_filters import ignore_warnings
 from storage_backends.errors import OutputError, one_line
 from storage_backends.zarr import layout
 
-#: How anndata writes arrays, so that damage is found.
+#: Options for arrays written by anndata: compression with checksums.
 _OPTIONS: dict[str, Any] = {"compressors": layout.CHECKED}
 
 
 def read(node: zarr.Group | zarr.Array[Any]) -> Any:
-    """The object that anndata makes of an element; a matrix in coordinate form as one by rows."""
+    """Read an element with anndata; a COO matrix is returned as CSR."""
     import anndata
 
     with ignore_warnings(""):
@@ -38,7 +38,7 @@ def write(root: zarr.Group, path: str, value: Any) -> None:
     parent, _, key = path.rpartition("/")
     with (
         anndata.settings.override(allow_write_nullable_strings=True),
-        # A chunk that is lost is then not taken for zeros.
+        # A missing chunk can then be told from a chunk of zeros.
         zarr.config.set({"array.write_empty_chunks": True}),
         ignore_warnings(""),
     ):
@@ -51,7 +51,7 @@ def write(root: zarr.Group, path: str, value: Any) -> None:
 
 
 def check(where: str, value: Any) -> None:
-    """OutputError for a value that does not come back from a Zarr store, or from an h5ad file.
+    """Raise OutputError if a value does not survive a round trip through Zarr and h5ad.
 
     Parameters
     ----------
@@ -62,14 +62,14 @@ def check(where: str, value: Any) -> None:
         return
     import anndata
 
-    # Whatever anndata, zarr or HDF5 say: the value is not kept.
+    # Any error of anndata, zarr or HDF5 means that the value cannot be stored.
     try:
         with anndata.settings.override(allow_write_nullable_strings=True), ignore_warnings(""):
             held: dict[str, Any] = {}
             root = zarr.create_group(MemoryStore(held), zarr_format=3)
             write(root, "value", value)
             for key in held:
-                # Also of what zarr takes for metadata, and does not find again.
+                # This includes keys that zarr would take for metadata.
                 path, _, last = key.rpartition("/")
                 layout.element_path(path if path and last == "zarr.json" else "value")
             back = anndata.io.read_elem(root["value"])
@@ -87,7 +87,7 @@ def check(where: str, value: Any) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is an array of numbers, dense or sparse, which always comes back."""
+    """Whether a value is a numeric array, dense or sparse, which always round-trips."""
     dtype = getattr(value, "dtype", None)
     numeric = isinstance(dtype, np.dtype) and dtype.kind in "biuf" and dtype.itemsize <= 8
     return numeric and (
@@ -97,7 +97,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_same(a: h5py.Group | h5py.Dataset, b: h5py.Group | h5py.Dataset) -> bool:
-    """Whether two elements of a file say the same."""
+    """Whether two elements of a file are equal."""
     if type(a) is not type(b) or set(a.attrs) != set(b.attrs):
         return False
     if not all(np.array_equal(a.attrs[name], b.attrs[name]) for name in a.attrs):
@@ -107,7 +107,7 @@ def _is_same(a: h5py.Group | h5py.Dataset, b: h5py.Group | h5py.Dataset) -> bool
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if a.shape is None:
-        # Of None there is nothing to read.
+        # Empty dataspaces have no data to compare.
         return True
     left, right = a[()], b[()]
     if a.dtype.hasobject:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 ALIGNED = {"X": ("varm/", "varp/"), "raw/X": ("raw/varm/",)}
 
 _VALUES_AT_ONCE = 1 << 20
-#: Detection rates are alike if they lie between the same powers of the root of two.
+#: Bands of similar detection rates per factor of two.
 _BANDS_PER_OCTAVE = 2
-#: Cells that tell which genes are expressed together, and rounds that it takes.
+#: Cells sampled for co-expression of genes, and rounds of subspace iteration.
 _SAMPLE_CELLS, _ROUNDS = 2_048, 10
 
 
@@ -54,7 +54,7 @@ def by_detection(rows: Rows, n_vars: int) -> NDArray[np.int64]:
 
 
 def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:
-    """Which genes some cells have, as ones; cells from everywhere."""
+    """Binary expression matrix of cells sampled evenly across the archive."""
     import scipy.sparse as sp
 
     indptr, indices = rows.indptr.reader(), rows.indices.reader()
@@ -80,7 +80,7 @@ def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
     n_cells = np.asarray(cells.sum(axis=0), np.float64).ravel()
     weights = np.divide(1.0, np.sqrt(n_cells), where=n_cells > 0, out=np.zeros(len(n_cells)))
     scaled = cells @ sp.diags(weights)
-    # Subspace iteration; the first axis only tells how often genes are detected.
+    # Subspace iteration; the first axis is trivial and reflects only the detection rate.
     axes = np.random.default_rng(0).standard_normal((len(n_cells), 2))
     for _ in range(_ROUNDS):
         axes = np.linalg.qr(scaled.T @ (scaled @ axes))[0]
@@ -89,12 +89,12 @@ def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
 
 
 def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any | None) -> None:
-    """Append drafts to the builders of what they become, with genes in another order.
+    """Append drafts to the builders of the final arrays, with genes reordered.
 
     Parameters
     ----------
     order
-        Original position of each gene in the new order; None: as they are.
+        Original position of each gene in the new order; None keeps the order.
     """
     if order is None:
         for draft, final in ((drafts.data, data), (drafts.indices, indices)):
@@ -114,13 +114,13 @@ def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any 
 
 
 def permute(name: str, value: Any, order: NDArray[np.int64]) -> Any:
-    """An element that is aligned with the genes, with them in another order."""
+    """Reorder an element that is aligned with the genes."""
     rows = value.iloc[order] if hasattr(value, "iloc") else value[order]
     return rows[:, order] if name.startswith("varp/") else rows
 
 
 def read(array: ZarrArray, start: int, stop: int) -> NDArray[Any]:
-    """Items of an array that is not part of a store yet."""
+    """Read items of an array that is not part of a store yet."""
     out = np.empty((stop - start, *array.spec.item_shape), array.spec.dtype)
     array.read(np.array([start]), np.array([stop]), out)
     return out
@@ -132,7 +132,7 @@ def _pieces(array: ZarrArray) -> Iterator[NDArray[Any]]:
 
 
 def _row_blocks(indptr: ZarrArray) -> Iterator[NDArray[np.int64]]:
-    """Offsets of consecutive rows that together have a bounded number of values, or of one."""
+    """Offsets of blocks of rows with a bounded number of values; at least one row each."""
     start, n_rows = 0, indptr.spec.length - 1
     while start < n_rows:
         ahead = read(indptr, start, min(start + (1 << 16), n_rows) + 1).astype(np.int64)

@@ -1,8 +1,8 @@
-"""Codecs of zarr and numcodecs that give up where a chunk would take memory out of proportion.
+"""Codecs of zarr and numcodecs that refuse chunks which decode to disproportionate sizes.
 
-Zarr decodes what it reads by codecs that believe what chunks say of themselves, or decompress to
-the end whatever comes. Metadata that is read is changed to name these instead, which look first;
-what they write of themselves has the common names again.
+The codecs of zarr trust the sizes in chunk headers, or decompress without a limit. Metadata is
+rewritten on reading to name the codecs of this module, which check the size first. They serialize
+under the common names.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from zarr.registry import get_codec_class, register_codec
 
 from storage_backends.compute.claims import BYTES_PER_BYTE, FREE_BYTES
 
-#: What stands before the names of these codecs in metadata.
+#: Prefix of the names of these codecs in metadata.
 PREFIX = "scdl."
-#: What zarr puts before those of numcodecs within format 3.
+#: Prefix of numcodecs' codecs in Zarr format 3.
 NUMCODECS = "numcodecs."
-#: Bytes of each item that must be there: its length.
+#: Minimum bytes of each item: its length field.
 _LENGTH_BYTES = 4
 _AT_ONCE = 1 << 20
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
 
 
 def check(name: str, data: bytes, most: int = 0) -> None:
-    """ValueError where a chunk decodes to more than its size may, or than `most`.
+    """Raise ValueError if a chunk decodes to more bytes than its size allows, and than `most`.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def check(name: str, data: bytes, most: int = 0) -> None:
     """
     most = max(most, FREE_BYTES + BYTES_PER_BYTE * len(data))
     if name.startswith("vlen-"):
-        # Places of all items are taken before the first is read.
+        # Decoders allocate all items before they read the first.
         claimed, most = int.from_bytes(data[:4], "little"), max(len(data) - 4, 0) // _LENGTH_BYTES
     elif name == "blosc":
         claimed = int.from_bytes(data[4:8], "little")
@@ -64,7 +64,7 @@ def check(name: str, data: bytes, most: int = 0) -> None:
 
 
 def zstd_size(frame: bytes) -> int | None:
-    """Bytes that a frame says it holds, which is believed when memory is taken; None: it does not.
+    """Content size in a frame header, which decoders allocate; None if it has none.
 
     Source: RFC 8878, frame header.
     """
@@ -79,7 +79,7 @@ def zstd_size(frame: bytes) -> int | None:
 
 
 def _measured(name: str, data: bytes, most: int) -> int:
-    """Bytes that a stream decompresses to, counted up to what is too many."""
+    """Bytes that a stream decompresses to; counting stops beyond `most`."""
     if name == "zstd":
         import pyarrow as pa
 
@@ -150,10 +150,10 @@ _NUMCODECS = {
     "zlib": numcodecs.Zlib,
     "zstd": numcodecs.Zstd,
 }
-#: Those of numcodecs within format 3 that archives of ours have; they give as much as they take.
+#: Codecs of numcodecs in format 3 that scdl archives use; they need no bound.
 _UNBOUNDED = tuple(NUMCODECS + name for name in ("astype", "delta", "pcodec"))
 with contextlib.suppress(ImportError):
-    # Some Pythons are built without, and numcodecs has no such codec then.
+    # Some builds of Python have no lzma, and numcodecs then lacks the codec.
     import lzma
 
     _NUMCODECS["lzma"] = numcodecs.LZMA
@@ -161,7 +161,7 @@ with contextlib.suppress(ImportError):
 
 
 class _Text(numcodecs.abc.Codec):  # type: ignore[misc]
-    """Looks at text before the codec that zarr of format 2 knows it by, which has to stay."""
+    """Checks text before the codec by which zarr recognizes text in format 2, which must stay."""
 
     codec_id = PREFIX + "text"
 
@@ -173,16 +173,16 @@ class _Text(numcodecs.abc.Codec):  # type: ignore[misc]
         return buf
 
 
-#: Codecs of format 2 for things of any length, and the one that follows them.
+#: Variable-length codecs of format 2, and the checking filter appended after them.
 TEXT = frozenset({"vlen-array", "vlen-bytes", "vlen-utf8"})
 LOOKS_AT_TEXT = {"id": _Text.codec_id}
 
 
 class _Silent:
-    """A codec of numcodecs within format 3, without the warning that zarr gives of each.
+    """A codec of numcodecs in format 3, without the warning that zarr issues for it.
 
-    Filters of warnings are those of the process: another thread that puts back the ones that it
-    found would bring the warning back.
+    Warning filters are global to the process, so another thread that restores its own filters
+    could re-enable the warning.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -196,12 +196,12 @@ class _Silent:
 
 @cache
 def register() -> dict[int, frozenset[str]]:
-    """Make these known under names of their own; the names that they stand for, by format."""
+    """Register the codecs under prefixed names; return the names they replace, by format."""
     for name in _UNBOUNDED:
         core = get_codec_class(name)
         register_codec(PREFIX + name, type(core.__name__, (_Silent, core), {}))
     for name, core in _CORE.items():
-        # zarr asks what some codecs are by the name of their class.
+        # zarr identifies some codecs by their class name.
         register_codec(PREFIX + name, type(core.__name__, (_Bounded, core), {"_name": name}))
     for name, base in _NUMCODECS.items():
         made = type(base.__name__, (_Checking, base), {"codec_id": name})

@@ -1,4 +1,4 @@
-"""What zarr reads a local store through: files that are held stay what they were."""
+"""Stores through which zarr reads and writes a local directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage_backends.zarr.claims import BoundedStore, bounded
 
 
 class HeldStore(WrapperStore[BoundedStore]):
-    """A directory, read-only, of which some files are in memory."""
+    """A read-only directory with some files mapped in memory, which keep their content."""
 
     def __init__(self, store: BoundedStore, files: LocalFiles) -> None:
         super().__init__(store)
@@ -38,7 +38,7 @@ class HeldStore(WrapperStore[BoundedStore]):
         found = None
         with contextlib.suppress(FileNotFoundError):
             found = await self._store.get(key, prototype, byte_range)
-        # Afterwards: what was read is of the archive that stood there then.
+        # Check after reading: the archive may have been replaced in between.
         self._files.check_current()
         return found
 
@@ -57,7 +57,7 @@ def _slice(wanted: ByteRequest | None, size: int) -> slice:
 
 
 class RecordingStore(WrapperStore[LocalStore]):
-    """What zarr and anndata write through; everything else is the directory's."""
+    """A directory that records the checksum of each file written by zarr and anndata."""
 
     def __init__(self, store: LocalStore, recorder: Recorder) -> None:
         super().__init__(store)
@@ -95,12 +95,12 @@ class RecordingStore(WrapperStore[LocalStore]):
 
 
 class CapturingStore(WrapperStore[LocalStore]):
-    """A directory in which nothing changes: what is written is kept in memory.
+    """A directory that stays unchanged: writes are kept in memory.
 
     Attributes
     ----------
     files
-        What was written, by key.
+        Content of written files by key.
     """
 
     def __init__(self, store: LocalStore) -> None:

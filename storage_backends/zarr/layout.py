@@ -1,4 +1,4 @@
-"""What is called what in a Zarr archive: names on the seam, elements of an AnnData, attributes."""
+"""Names in a Zarr archive: backend array names, AnnData elements and attributes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from storage_backends.zarr.detection import CHECKSUMS
 if TYPE_CHECKING:
     from storage_backends.zarr.nodes import Node
 
-#: Attribute of the root that makes a store an archive of ours.
+#: Root attribute that marks a store as an scdl archive.
 ATTRIBUTE = "scdl"
-#: Version of what that attribute says. Readers refuse a higher one.
+#: Version of that attribute. Readers refuse a higher one.
 FORMAT = 1
-#: Where the writer puts the matrix until the commit says what it is.
+#: Group of the matrix until the commit determines its element.
 MATRIX = "matrix.part"
 #: Array beside the columns of var that AnnData does not read: original position of each gene.
 ORDER = "original_position"
 
-#: Compression of tables and elements. zstd's own checksum is of what it decodes to, and it passes
-#: over a bit of its header that means nothing: CRC32C covers every bit of the chunk.
+#: Compression of tables and elements. The checksum of zstd covers
+#: the decoded data but not an unused bit of the header; CRC32C covers every bit of the chunk.
 CHECKED = (ZstdCodec(level=3, checksum=True), Crc32cCodec())
 
 #: Group within var of the tables of several feature blocks that share their genes: var itself then
@@ -39,7 +39,7 @@ MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
 #: Elements below which numbers are arrays on the seam; others are read as a whole.
 ARRAY_HOLDERS = ("layers", "obsm", "obsp")
 
-#: Bytes of a name that file systems take, with room for what stores append.
+#: Maximum bytes of a file name, with room for suffixes that stores append.
 _LONGEST_PART = 200
 
 
@@ -86,7 +86,7 @@ def seam_name(path: str, sparse: dict[str, Any]) -> str:
 
 
 def leaves(nodes: Mapping[str, Node], path: str) -> list[str]:
-    """What is in a mapping and the mappings in it, and is none itself; or an empty one."""
+    """Paths below a mapping, recursively, that are not mappings themselves or are empty ones."""
     attrs = nodes[path].attrs if path in nodes else {}
     below = [name for name in nodes if name.rpartition("/")[0] == path]
     is_mapping = attrs.get("encoding-type", "dict") == "dict" and "h5sparse_format" not in attrs
@@ -96,7 +96,7 @@ def leaves(nodes: Mapping[str, Node], path: str) -> list[str]:
 
 
 def moved(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    """The nodes of an AnnData, with graphs where releases since 0.7 have them."""
+    """Nodes of an AnnData, with graphs moved to their place since anndata 0.7."""
     found = dict(nodes)
     for key in ("connectivities", "distances"):
         old, new = f"uns/neighbors/{key}", f"obsp/{key}"
@@ -110,7 +110,7 @@ def moved(nodes: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def quiet() -> AbstractContextManager[None]:
-    """Without what zarr warns of: codecs and metadata that its specification does not name yet."""
+    """Ignore warnings of zarr about codecs and metadata not yet in its specification."""
     return warning_filters.ignore_warnings(
         "Numcodecs codecs are not in the Zarr",
         r"The data type [\s\S]* does not have a Zarr V3",

@@ -1,4 +1,4 @@
-"""From the metadata of a Zarr array to how its chunks are read."""
+"""Metadata of Zarr nodes, and the readers of arrays built from it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUMBERS = {dtype.name: dtype for dtype in DTYPES}
 
 
 class Grid(NamedTuple):
-    """How an array of format 3 is cut along its first axis, and compressed.
+    """Chunks along the first axis, and codecs, of an array of format 3.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Grid(NamedTuple):
     codecs
         Of a chunk.
     files, suffix
-        What stands before and behind the number of a file in its key.
+        Text before and after the number of a file in its key.
     """
 
     chunk_rows: int
@@ -49,19 +49,19 @@ class Grid(NamedTuple):
 
 
 class ArrayMetadata(NamedTuple):
-    """What the metadata of an array says.
+    """Metadata of an array.
 
     Attributes
     ----------
     dtype
-        Of its items; None where it is not known without zarr.
+        Type of the items; None if only zarr can determine it.
     shape, chunks, shards
         Of the array, of what is decoded at once, and of what is stored together; None without
         shards.
     fill
-        What items are that are not stored.
+        Fill value of chunks that are not stored.
     grid
-        How it is cut; None where it is cut otherwise.
+        Chunk grid; None if this module does not support it.
     """
 
     dtype: np.dtype[Any] | None
@@ -78,13 +78,13 @@ class Node(NamedTuple):
     Attributes
     ----------
     path
-        Where it is in the store.
+        Path in the store.
     attrs
         Its attributes.
     array
-        What an array is; None of a group.
+        Metadata of an array; None for a group.
     opened
-        Gives what zarr makes of it.
+        Returns the zarr object.
     """
 
     path: str
@@ -94,7 +94,7 @@ class Node(NamedTuple):
 
     @classmethod
     def of(cls, node: zarr.Array[Any] | zarr.Group) -> Self:
-        """What zarr opened."""
+        """Create a node from a zarr object."""
         array = None
         if isinstance(node, zarr.Array):
             shape, chunks = tuple(map(int, node.shape)), tuple(map(int, node.chunks))
@@ -113,12 +113,12 @@ class Node(NamedTuple):
         metadata: Mapping[str, Any],
         opened: Callable[[], zarr.Array[Any] | zarr.Group],
     ) -> Self:
-        """From metadata of format 3, as far as archives have it.
+        """Create a node from metadata of format 3, in the form that archives use.
 
         Raises
         ------
         LookupError, TypeError, ValueError, AttributeError, ArithmeticError
-            Zarr may know what it is.
+            The metadata has another form, which zarr may support.
         """
         if metadata["zarr_format"] != 3 or metadata["node_type"] not in ("array", "group"):
             raise ValueError(f"{path} is no array or group of format 3")
@@ -138,7 +138,7 @@ def _array_from_json(path: str, metadata: Mapping[str, Any]) -> ArrayMetadata:
     whole = shards is None or not any(n % c for n, c in zip(shards, chunks, strict=True))
     if len(shape) != len(chunks) or 0 in chunks or 0 in (shards or ()) or not whole:
         raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
-    # Some types have settings, and are no numbers.
+    # Data types with a configuration are not numeric.
     kind = metadata["data_type"]
     dtype = _NUMBERS.get(kind) if shape and isinstance(kind, str) else None
     fill = None if dtype is None else dtype.type(metadata["fill_value"])
@@ -154,7 +154,7 @@ def _extents(listed: Any) -> tuple[int, ...]:
 
 
 def is_numeric(node: Node | None) -> bool:
-    """Whether a node is an array whose numbers an archive can give."""
+    """Whether a node is an array of a numeric type that archives support."""
     if node is None or node.array is None or node.array.dtype is None:
         return False
     dtype = node.array.dtype
@@ -170,7 +170,7 @@ def array_of(
     *,
     complete: bool,
 ) -> ZarrArray:
-    """How to read an array.
+    """Create the reader of an array.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def array_of(
     name
         Of its chunks in the cache.
     complete
-        Whether every chunk must be there.
+        Whether every chunk must exist.
     """
     assert node.array is not None
     assert node.array.dtype is not None
@@ -190,7 +190,7 @@ def array_of(
     grid = node.array.grid
     chain = Chain.of(grid.codecs, dtype) if grid is not None else None
     if complete and spec.nbytes and (grid is None or chain is None):
-        # Zarr says more, if it does not know it either.
+        # Zarr raises a more specific error if it cannot open the array either.
         node.opened()
         raise ArchiveFormatError(f"{where}: it is not stored as archives are; convert it again")
     if grid is None or chain is None:
@@ -202,7 +202,7 @@ def array_of(
 
 
 def array_at(node: Node) -> zarr.Array[Any]:
-    """What zarr makes of an array."""
+    """The zarr array of a node."""
     opened = node.opened()
     assert isinstance(opened, zarr.Array)
     return opened

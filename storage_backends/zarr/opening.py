@@ -1,4 +1,4 @@
-"""What is found at a path: a Zarr store, an archive of ours, or something else."""
+"""Open the nodes of a Zarr store and check the attribute of archives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.held_store import HeldStore
 from storage_backends.zarr.nodes import Node
 
-#: What metadata that archives of ours do not have is noticed by.
+#: Errors raised by metadata that does not have the form written by scdl.
 _OTHERWISE = (
     LookupError,
     TypeError,
@@ -33,7 +33,7 @@ _OTHERWISE = (
 
 
 class Nodes(NamedTuple):
-    """What a store has.
+    """Nodes and root attributes of a store.
 
     Attributes
     ----------
@@ -48,17 +48,17 @@ class Nodes(NamedTuple):
 
 
 def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Nodes:
-    """What a store in a directory has.
+    """Nodes of a store in a directory.
 
-    Of an archive of ours consolidated metadata tells, without zarr: it makes its objects of all
-    that is in a store at once, which takes longer than everything else about opening it.
+    Nodes of scdl archives are built from the consolidated metadata without zarr, which would create
+    objects for all nodes at once and dominate the time to open an archive.
 
     Parameters
     ----------
     path
         The directory.
     files
-        Where its files are read from, once there is more to read than metadata.
+        Reader of all files other than metadata.
     stored
         Bytes of all files.
 
@@ -75,14 +75,14 @@ def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Node
     def opened() -> Nodes:
         with unreadable(path):
             store = HeldStore(BoundedStore(path, read_only=True), files)
-            # Not told, zarr looks for files that only stores of the other format have.
+            # Without an explicit format, zarr also looks for files of the other format.
             is_new = there[0] == "zarr.json"
             root = zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2)
             return nodes(path, root, stored)
 
     found = _consolidated(path, lambda name: opened().by_path[name].opened())
     if found is None:
-        # Zarr knows what it is, or says what is wrong.
+        # Fall back to zarr, which opens the store or raises an error.
         return opened()
     _check_claims(path, found.by_path, stored)
     return found
@@ -91,7 +91,7 @@ def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Node
 def _consolidated(
     path: str, open_node: Callable[[str], zarr.Array[Any] | zarr.Group]
 ) -> Nodes | None:
-    """What an archive of ours has, by its metadata; None where this does not tell it all."""
+    """Nodes from the consolidated metadata of an scdl archive; None if it is incomplete."""
     with contextlib.suppress(*_OTHERWISE):
         said = json.loads(archive_files.read_file(path, METADATA_FILES[0]))
         if layout.ATTRIBUTE in said["attributes"]:
@@ -130,7 +130,7 @@ def files_below(root: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def unreadable(where: str) -> Iterator[None]:
-    """Say in one sentence what zarr or anndata say of a damaged store."""
+    """Raise errors of zarr and anndata as ArchiveFormatError."""
     try:
         with layout.quiet():
             yield
@@ -141,17 +141,17 @@ def unreadable(where: str) -> Iterator[None]:
 
 
 def own_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, Any]:
-    """What an archive of ours says of itself; nothing for an AnnData of others.
+    """The scdl attribute of an archive; empty for an AnnData written by other software.
 
     Parameters
     ----------
     may_be_old
-        Whether a store that does not say what it is may be of an early release of anndata.
+        Whether a store without an encoding type may be from an early release of anndata.
     """
     attrs = store.attrs
     ours = attrs.get(layout.ATTRIBUTE)
     if ours is None:
-        # Releases before 0.8 did not say so.
+        # anndata before 0.8 wrote no encoding type.
         is_old = may_be_old and {"obs", "var"} <= set(store.by_path)
         if attrs.get("encoding-type") != "anndata" and not is_old:
             kind = attrs.get("encoding-type", "none")

@@ -1,4 +1,4 @@
-"""Which chunks some ranges of an array touch, and what of each goes where: pure functions."""
+"""Planning which chunks ranges of an array touch, and copying pieces of them: pure functions."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ def plan_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length
 
 
 class Bound(NamedTuple):
-    """What the numbers of an array must be, and what they are replaced by.
+    """Bounds that the numbers of an array must satisfy, and their replacements.
 
     Attributes
     ----------
     below
-        Every number is less, and at least 0; 0: any number will do.
+        Every number must be at least 0 and less than this; 0 disables the check.
     mapping
-        What stands for each number, as many as `below`; empty: the number itself.
+        Replacement of each number, `below` items; empty to keep the numbers.
     """
 
     below: int
@@ -164,7 +164,7 @@ def place(
         piece = chunk[sources[i] : sources[i] + lengths[i]]
         target = out[targets[i] : targets[i] + lengths[i]]
         if bound.below:
-            # Compared all at once: a branch a number takes longer than to copy it.
+            # One comparison for the whole piece: a branch per number costs more than the copy.
             least, most = chunk.dtype.type(0), chunk.dtype.type(0)
             for k in range(len(piece)):
                 least, most = min(least, piece[k]), max(most, piece[k])

@@ -1,7 +1,7 @@
-"""Zarr stores elsewhere: object stores, web servers, whatever obstore or fsspec reach by a URL.
+"""Remote Zarr stores: object stores, web servers and other URLs that obstore or fsspec support.
 
-Requests are repeated where they fail or take too long; ranges that lie near each other are fetched
-as one, and several at a time.
+Requests that fail or time out are retried. Nearby ranges are fetched as one, and several requests
+run concurrently.
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ from storage_backends.zarr.detection import OBSTORE
 
 _T = TypeVar("_T")
 
-#: Times that a request is tried, the longest silence in one, and the first pause between two.
+#: Attempts per request, its read timeout, and the first pause between attempts.
 ATTEMPTS = 6
 TIMEOUT_SECONDS = 30.0
 PAUSE_SECONDS = 0.2
-#: Silences that a request may take altogether: bytes may come slowly, when many are asked for.
+#: Timeout of a whole request, in read timeouts: large responses may arrive slowly.
 _WHOLE_REQUEST = 4
-#: Bytes between two ranges that are fetched as one, most bytes of a request, requests at a time.
+#: Maximum gap between ranges fetched as one, maximum bytes per request, concurrent requests.
 GAP_BYTES = 1 << 17
 MOST_BYTES = 8 << 20
 CONCURRENCY = 16
 
-#: What says that there is nothing, and what no repetition mends; of obstore by name, which need not
-#: be installed.
+#: Errors for absent files, and errors that are not retried; by name, as obstore is optional.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _REFUSALS = (
     "PermissionError",
@@ -62,7 +61,7 @@ _REFUSALS = (
 
 
 class RefusedError(RemoteError):
-    """A store answered that it does not do what it is asked for."""
+    """The store refused a request."""
 
 
 def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
@@ -79,7 +78,7 @@ def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
     store = PatientStore(_store(url), url)
     try:
         try:
-            # Alone: many servers refuse to say that the files of the other format do not exist.
+            # One format at a time: many servers reject requests for files that do not exist.
             group = zarr.open_group(store, mode="r", zarr_format=3)
         except FileNotFoundError:
             group = zarr.open_group(store, mode="r", zarr_format=2)
@@ -99,7 +98,7 @@ def _process() -> int:
 
 
 def _require_same_process(url: str) -> None:
-    # The threads that obstore waits for are not in a fork, which would hang.
+    # A forked process lacks the threads of obstore and would hang.
     if _process() != os.getpid():
         raise RemoteError(
             f"{url}: a process that was forked after a store elsewhere was opened cannot read any; "
@@ -133,7 +132,7 @@ def _object_store(url: str) -> Store:
     try:
         store = from_url(
             url,
-            # An endpoint that was given as http:// is meant so.
+            # An explicit http:// endpoint is allowed.
             client_options={
                 "read_timeout": timedelta(seconds=TIMEOUT_SECONDS),
                 "timeout": timedelta(seconds=TIMEOUT_SECONDS * _WHOLE_REQUEST),
@@ -147,7 +146,7 @@ def _object_store(url: str) -> Store:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, without what follows for debugging."""
+    """The message of an error, without debugging details."""
     first = str(error).partition("\n")[0].partition("<?xml")[0]
     return first.strip(" :") or type(error).__name__
 
@@ -163,19 +162,19 @@ class PatientStore(WrapperStore[Store]):
         return type(self)(store, self.url)
 
     async def patiently(self, key: str, request: Callable[[], Awaitable[_T]]) -> _T:
-        """The result of a request, made again where it fails.
+        """Await a request and retry it on failure.
 
         Raises
         ------
         RefusedError
-            It need not be made again.
+            The store refused the request, which is not retried.
         RemoteError
             It failed every time.
         """
         _require_same_process(self.url)
         for attempt in range(ATTEMPTS):
             if attempt:
-                # Not in step with other processes, which failed at the same time.
+                # Jitter, so that processes that failed together do not retry in step.
                 await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
                 return await asyncio.wait_for(request(), TIMEOUT_SECONDS * _WHOLE_REQUEST)
@@ -194,7 +193,7 @@ class PatientStore(WrapperStore[Store]):
 
     @property
     def supports_listing(self) -> bool:
-        # Web servers have no listing that programs could read.
+        # Web servers provide no machine-readable listing.
         return self._store.supports_listing and not self.url.startswith("http")
 
     async def get(
@@ -225,7 +224,7 @@ class PatientStore(WrapperStore[Store]):
 
 
 class RemoteFiles:
-    """Files of a store elsewhere."""
+    """Files of a remote store."""
 
     def __init__(self, store: PatientStore) -> None:
         self._store = store
@@ -279,4 +278,4 @@ class RemoteFiles:
             return 0
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no resources are held."""

@@ -7,7 +7,7 @@ The matrix is ``X`` (or ``raw/X``, where an AnnData has both), in sharded arrays
     X/data  X/indices  X/indptr      shards ``c/0``, ``c/1`` and so on
     obs/  var/                       dataframes; ``var/0``, ``var/1`` … of several feature blocks
     obsp/<key>/  obsm/<key>          graphs and dense vectors
-    layers/  varm/  varp/  uns/  raw/    what else an AnnData has
+    layers/  varm/  varp/  uns/  raw/    the other elements of an AnnData
 
 Any other AnnData in a Zarr store, of format 2 or 3, opens too if its matrix is in CSR form.
 
@@ -69,15 +69,15 @@ class ZarrStore(DirectoryStore):
     def __init__(self, path: str, files: Files, find: Callable[[Callable[[], int]], Nodes]) -> None:
         self.path = path
         self._files = files
-        # Bytes of all files; where they cannot be listed, as many as anything may claim.
+        # Bytes of all files; effectively no limit where they cannot be listed.
         stored = cache(lambda: files.total("") or 1 << 62)
         found = find(stored)
-        # An archive that lost its attributes is not taken for one of an early release.
+        # An scdl archive that lost its attributes must not pass for an early release of anndata.
         may_be_old = not found.attrs and files.size(detection.CHECKSUMS) is None
         self._cache = chunk_cache(CACHE_BYTES)
         self._group = GroupContents(path, found, files, self._cache, stored, may_be_old=may_be_old)
         self._closed = False
-        #: Elements whose files were found to be there.
+        #: Elements whose files are known to exist.
         self._complete: set[str] = set()
 
     @classmethod
@@ -103,7 +103,7 @@ class ZarrStore(DirectoryStore):
 
     @classmethod
     def _open_checked(cls, path: str, before_reading: Callable[[str], None]) -> Self:
-        """Open an archive that is compared with its checksums before anything is read."""
+        """Open an archive whose files are compared with their checksums before they are read."""
         return cls._open_whole(path, partial(cls._open, before_reading=before_reading), hold=True)
 
     @classmethod
@@ -114,7 +114,7 @@ class ZarrStore(DirectoryStore):
         return cls(path, files, partial(local_nodes, path, files))
 
     def _check_ends(self) -> None:
-        """Compare first and last offset with the values, which takes decoding chunks."""
+        """Compare the first and last offset with the number of values; this decodes chunks."""
         if not self._group.is_archive:
             return
         n_obs, nnz = self.spec("indptr").length - 1, self.spec("data").length
@@ -127,7 +127,7 @@ class ZarrStore(DirectoryStore):
             )
 
     def _hold(self) -> None:
-        """Map all files already, those of the matrix first."""
+        """Map all files now, those of the matrix first."""
         self._check_ends()
         assert isinstance(self._files, LocalFiles)
         first = [self._group.paths[part] for part in MATRIX_PARTS if part in self._group.paths]
@@ -180,7 +180,7 @@ class ZarrStore(DirectoryStore):
         return table
 
     def _check_chunks(self, path: str) -> None:
-        """Look once whether the files of an element are there: zarr takes lost ones for zeros."""
+        """Check once that the files of an element exist, as zarr reads missing ones as zeros."""
         if not self._group.ours or detection.is_url(self.path) or path in self._complete:
             return
         below = [n for key, n in self._group.nodes.items() if f"{key}/".startswith(f"{path}/")]

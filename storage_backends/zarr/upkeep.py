@@ -1,4 +1,4 @@
-"""Whether a Zarr store is as it was written: checksums of files, and consolidated metadata."""
+"""Verification and repair of Zarr stores: checksums and consolidated metadata."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _by_need(key: str) -> tuple[bool, int, str]:
 
 
 def _lacks_consolidated(root: str) -> Verdict | None:
-    """What it means that consolidated metadata is missing; None where it is there, or unclear."""
+    """Verdict on missing consolidated metadata; None if it exists or cannot be determined."""
     if not os.path.exists(os.path.join(root, _ROOT)):
         there = os.path.exists(os.path.join(root, _CONSOLIDATED_V2))
         return None if there or not os.path.exists(os.path.join(root, _ROOT_V2)) else Verdict.SOUND
@@ -76,7 +76,7 @@ def _metadata(root: str) -> Any:
     try:
         return json.loads(archive_files.read_file(root, _ROOT))
     except (OSError, ValueError, RecursionError):
-        # OpenChecked the store says what is wrong.
+        # Opening the store reports the error.
         return None
 
 
@@ -99,7 +99,7 @@ def repair(path: str) -> Sequence[str]:
     files = _consolidated(root)
     for key, data in files.items():
         if integrity.matches_checksums(root, detection.CHECKSUMS, key, data) is False:
-            # That it was consolidated is not all that differs from what was written.
+            # The metadata differs from what was written by more than the consolidation.
             return ()
     integrity.replace_files(
         root,
@@ -111,7 +111,7 @@ def repair(path: str) -> Sequence[str]:
 
 
 def _consolidated(root: str) -> dict[str, bytes]:
-    """The files that change when metadata is consolidated, as they will be."""
+    """New content of the files that consolidating the metadata changes."""
     capturing = CapturingStore(ContainedStore(root))
     with unreadable(root):
         zarr.consolidate_metadata(capturing)

@@ -1,4 +1,4 @@
-"""Writing Zarr archives: arrays are compressed as they come, what makes them an AnnData follows."""
+"""Writing Zarr archives: arrays are compressed on arrival, AnnData metadata is added at commit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class ZarrWriter(DirectoryWriter):
     """Writes an archive as a Zarr v3 store that is an AnnData.
 
-    Genes go into memory until the commit; so do the elements that are aligned with them.
+    Var tables and elements are kept in memory until the commit, which may reorder genes.
     """
 
     keeps_elements = True
@@ -69,7 +69,7 @@ class ZarrWriter(DirectoryWriter):
     def append(self, name: str, values: NDArray[Any]) -> None:
         values = self._checked(name, values)
         if self._is_part(name, "indices", "indptr") and values.dtype == np.uint64:
-            # scipy, and so AnnData, has no sparse matrices with such.
+            # scipy, and so AnnData, does not support sparse matrices with uint64 indices.
             self._unsigned.add(name)
             values = values.view(np.int64)
         with refused_write(self.path):
@@ -80,13 +80,13 @@ class ZarrWriter(DirectoryWriter):
             self._arrays[name].append(values)
 
     def _is_part(self, name: str, *parts: str) -> bool:
-        """Whether an array is one of these parts of a sparse matrix, and not a dense one."""
+        """Whether an array is one of the given parts of a sparse matrix, not a dense array."""
         holder, _, part = name.rpartition("/")
         is_sparse = not holder or holder.startswith("graphs/") or holder in self._sparse
         return is_sparse and part in parts
 
     def _is_draft(self, name: str) -> bool:
-        """Whether an array is of a sparse matrix whose genes may be put in another order."""
+        """Whether an array belongs to a sparse matrix whose genes may be reordered."""
         is_part = self._is_part(name, "data", "indices")
         return is_part and ("/" not in name or name.startswith("layers/"))
 
@@ -114,7 +114,7 @@ class ZarrWriter(DirectoryWriter):
         _ = self.directory
         layout.element_path(name)
         elements.check(f"{self.path}: {name}", value)
-        # Elements that are aligned with genes wait for their order.
+        # Elements aligned with genes are written once the order of genes is known.
         self._elements[name] = value
 
     def _complete(self, attrs: Mapping[str, Any]) -> None:
@@ -131,18 +131,18 @@ class ZarrWriter(DirectoryWriter):
             zarr.consolidate_metadata(self._root.store)
 
     def _order_genes(self, attrs: Mapping[str, Any]) -> NDArray[np.int64] | None:
-        """Compress drafts for good, with genes by falling detection rate where that is possible.
+        """Replace drafts by final arrays, with genes by falling detection rate if possible.
 
         Returns
         -------
-        The original position of each gene; None where they stay where they were.
+        The original position of each gene; None if the order is unchanged.
         """
         if not self._profile.by_detection:
             return None
         drafts = [name for name in self._arrays if self._is_draft(name)]
         prefixes = [n.removesuffix("indices") for n in drafts if self._is_part(n, "indices")]
         element = _element(attrs)
-        # What shares the genes with the matrix.
+        # Matrices that share their genes with the main matrix.
         aligned = ["", *(p for p in prefixes if p and element == "X")]
         order = None
         if self._can_order(attrs, element, aligned):
@@ -165,7 +165,7 @@ class ZarrWriter(DirectoryWriter):
         return order
 
     def _can_order(self, attrs: Mapping[str, Any], element: str, aligned: list[str]) -> bool:
-        """Whether genes are one axis, each once a cell, and everything along it can follow."""
+        """Whether genes can be reordered: one block, sorted rows, and layers that can follow."""
         layers = {name for name in self._arrays if name.startswith("layers/")} | {
             name for name in self._elements if name.startswith("layers/")
         }
@@ -179,7 +179,7 @@ class ZarrWriter(DirectoryWriter):
         return follows and len(attrs["blocks"]) == 1 and attrs.get("sorted") is True
 
     def _place_arrays(self, attrs: Mapping[str, Any], n_obs: int) -> None:
-        """Write the metadata of arrays, the matrix' where it belongs, and of sparse matrices."""
+        """Move the matrix to its element and write metadata of arrays and sparse matrices."""
         element = _element(attrs)
         n_vars = max(block["n_vars"] for block in attrs["blocks"])
         for name, builder in self._arrays.items():
@@ -224,10 +224,10 @@ class ZarrWriter(DirectoryWriter):
         return arrow.shared_columns(self._var.values())
 
     def _is_anndata(self, attrs: Mapping[str, Any]) -> bool:
-        """Whether there is one list of genes, as an AnnData has."""
+        """Whether all blocks share one list of genes, as an AnnData requires."""
         spaces = {block.get("space") for block in attrs["blocks"]}
         is_shared = len(spaces) == 1 and None not in spaces
-        # A column of that name leaves no place for the tables of blocks.
+        # A column of that name would collide with the group of block tables.
         free = is_shared and layout.BLOCKS not in self._shared_var.schema.names
         return len(attrs["blocks"]) == 1 or free
 
@@ -262,18 +262,18 @@ class ZarrWriter(DirectoryWriter):
 
 
 async def _settled() -> None:
-    """Wait for what zarr still writes: where one write fails it leaves those beside it running."""
+    """Wait for pending writes: if one fails, zarr leaves concurrent ones running."""
     if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(tasks, timeout=10)
 
 
 def _element(attrs: Mapping[str, Any]) -> str:
-    """Element of an AnnData that the matrix is."""
+    """Path of the AnnData element that holds the matrix."""
     return str(attrs.get("element", "X"))
 
 
 def _numbered(n: int) -> pa.RecordBatchReader:
-    """A table of nothing but names of rows, which are numbers."""
+    """A table with only an index, which numbers the rows."""
     import pyarrow as pa
 
     def batches() -> Iterator[pa.RecordBatch]:

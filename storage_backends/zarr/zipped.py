@@ -1,4 +1,4 @@
-"""A Zarr store in one zip file, as people pass stores on; read-only.
+"""Read-only access to a Zarr store in one zip file.
 
 Files that are stored without compression, as zarr's ``ZipStore`` and ``zip -0`` write them, are
 read where they lie. Those that are compressed are unpacked into memory, each as a whole.
@@ -35,13 +35,13 @@ _UNPACKED_BYTES = 128 << 20
 #: Bytes of the header before a file, where its name begins, and where their lengths stand in it.
 _HEADER_BYTES = 30
 _LENGTHS = slice(26, 30)
-#: No byte of DEFLATE becomes more.
+#: Maximum bytes that one byte of DEFLATE expands to.
 _MOST_PER_BYTE = 1032
 _ENCRYPTED = 1
 
 
 class _Member(NamedTuple):
-    """A file in a zip file: its bytes there, how it is compressed, and what it was before."""
+    """A member of a zip file: its stored bytes, compression, original size and CRC-32."""
 
     header: int
     length: int
@@ -51,7 +51,7 @@ class _Member(NamedTuple):
 
 
 class ZippedFiles:
-    """Files of a store in a zip file, of which each is read as if it stood in a directory.
+    """Files of a store in a zip file, read as if they were in a directory.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class ZippedFiles:
         return unpacked
 
     def _stored(self, key: str, member: _Member) -> NDArray[np.uint8]:
-        """The bytes of a file as they stand in the zip file."""
+        """The bytes of a file as stored in the zip file."""
         data = self._file.data
         lengths = data[member.header :][_LENGTHS].tobytes()
         start = member.header + _HEADER_BYTES + sum(np.frombuffer(lengths, "<u2").tolist())
@@ -176,11 +176,11 @@ class ZippedFiles:
         return sum(m.length for key, m in self._members.items() if key.startswith(below))
 
     def close(self) -> None:
-        """Let go of memory; the zip file is unmapped when the last reader lets go of it."""
+        """Release memory; the zip file is unmapped once no reader refers to it."""
         self._unpacked.clear()
 
     def pieces(self) -> Iterator[Piece]:
-        """Every file, to be compared with its CRC-32 in the zip file."""
+        """Every file, with the comparison to its CRC-32 in the zip file."""
         for key, member in self._members.items():
             yield Piece(member.size, partial(self._compare, key, member.crc))
 
@@ -195,7 +195,7 @@ class ZippedFiles:
 
 
 class _Buffers(Mapping[str, Buffer]):
-    """The same files, as zarr takes them: read when they are asked for."""
+    """The files as a mapping of zarr buffers, read on access."""
 
     def __init__(self, files: ZippedFiles) -> None:
         self._files = files
@@ -220,7 +220,7 @@ class _Buffers(Mapping[str, Buffer]):
 
 
 def examine(path: str) -> Examination:
-    """Every file of a zip file, with the checksum that zip files have of each."""
+    """Examine every file of a zip file by its CRC-32."""
     path = os.path.realpath(path)
     try:
         files = ZippedFiles(path)

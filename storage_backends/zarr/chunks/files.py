@@ -1,4 +1,4 @@
-"""Where the pieces of a store are: files of this machine."""
+"""Files of a store, and the pieces of them to read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage_backends.directory.content import Content
 from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
 
-#: Shard indexes kept in memory, and files kept open beside those that are held, of one archive.
+#: Maximum of cached shard indexes, and of open files beside the held ones, per archive.
 _MOST_OPEN = 128
 
 
@@ -57,11 +57,11 @@ class Files(Protocol):
         """Bytes of all files whose key begins with the path `prefix`."""
 
     def close(self) -> None:
-        """Let go of files and memory."""
+        """Release files and memory."""
 
 
 class LocalFiles:
-    """Files of a directory, of which some are held and some others kept open.
+    """Files of a directory, some held for the life of the archive, others cached while open.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class LocalFiles:
         self._held: dict[str, MappedFile] = {}
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Map files so that they outlive their removal; of very many only the first."""
+        """Map files so that they outlive their removal; only the first of very many."""
         self._held = map_files(keys, self._open_file)
 
     def held(self, key: str) -> NDArray[np.uint8] | None:
@@ -94,7 +94,7 @@ class LocalFiles:
         return file.data
 
     def check_current(self) -> None:
-        """ArchiveChangedError where another archive took the place of this one."""
+        """Raise ArchiveChangedError if this archive was replaced by another."""
         if not self.is_current():
             raise ArchiveChangedError(
                 f"{self.root}: the archive was replaced since it was opened, and not all of its "
@@ -113,9 +113,9 @@ class LocalFiles:
             file = self._open_file(key)
         except (FileNotFoundError, NotADirectoryError):
             file = None
-        # Afterwards: what was opened is of the archive that stood there then.
+        # Check after opening: the archive may have been replaced in between.
         self.check_current()
-        # Unmapped when the last reader lets go of it.
+        # The file is unmapped once no reader refers to it.
         return None if file is None else self._open.setdefault(key, file)
 
     def size(self, key: str) -> int | None:

@@ -20,11 +20,11 @@ from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.encodings import DamagedChunkError
 from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
 
-#: Compressed chunks held at once while one read goes on.
+#: Maximum of compressed chunks in memory during one read.
 _WINDOW_CHUNKS = 1024
-#: Chunks of one read up to which they are kept for the next.
+#: Maximum of chunks in a read that uses the cache.
 _FEW_CHUNKS = 16
-#: Chunks that a thread decodes at once; where no other one helps it, as many as these bytes hold.
+#: Chunks that a thread decodes at once; a single thread decodes up to this many bytes.
 _GROUP_CHUNKS = 32
 _GROUP_BYTES = 1 << 22
 
@@ -39,7 +39,7 @@ def chunk_cache(nbytes: int) -> ChunkCache:
 
 
 class Chunks(ABC):
-    """Some rising chunks of an array, whose bytes are being read; any threads may decode them."""
+    """Chunks of an array in ascending order, being read; any thread may decode them."""
 
     def place(
         self,
@@ -72,14 +72,14 @@ class ChunkReader(ABC):
     Attributes
     ----------
     dtype
-        Type of the numbers that it gives, which may be narrower than the array's.
+        Type of the decoded numbers, which may be narrower than the array's.
     """
 
     dtype: np.dtype[Any]
 
     @abstractmethod
     def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
-        """Begin to read chunks, which rise."""
+        """Begin to read chunks, given in ascending order."""
 
 
 class DirectReader(ChunkReader):
@@ -98,7 +98,7 @@ class DirectReader(ChunkReader):
 
 
 class _Fetched(Chunks):
-    """Chunks whose bytes are at hand."""
+    """Chunks whose encoded bytes are in memory."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class _Fetched(Chunks):
         content: Content,
     ) -> None:
         self._reader, self._chunks, self._content = reader, chunks, content
-        # Chunks of nothing but fill values need not have been written.
+        # Chunks with only fill values may be absent.
         self._written = None if written.all() else written
 
     def place(
@@ -170,7 +170,7 @@ class ZarrArray:
     Attributes
     ----------
     bound
-        What ids are less than, and what replaces them if genes are stored in another order.
+        Upper bound of gene ids, and their mapping if genes are stored in another order.
     """
 
     bound = Bound.of()
@@ -198,7 +198,7 @@ class ZarrArray:
         todo = plan(starts * self._width, stops * self._width, self._chunk_length)
         numbers = out.reshape(-1)
         if self._reader.dtype == out.dtype:
-            # As bits: one kernel for each item size, and NaNs stay exactly what they are.
+            # Copied as bits: one kernel per item size, and NaN payloads are preserved.
             numbers = numbers.view(f"u{out.itemsize}")
         n = len(todo.chunks)
         if n <= _FEW_CHUNKS:
@@ -210,7 +210,7 @@ class ZarrArray:
                 self._read_many(todo.part(first, first + _WINDOW_CHUNKS), numbers)
 
     def _read_few(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
-        """Read chunks by the cache, since small reads come back to the same chunks."""
+        """Read chunks through the cache, as small reads often revisit the same chunks."""
         missing = []
         for i, number in enumerate(todo.chunks.tolist()):
             chunk = self._cache.get((self._name, number))
@@ -232,13 +232,13 @@ class ZarrArray:
         for_each(decode, range(len(missing)))
 
     def _read_many(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
-        """Read chunks past the cache, which so many would empty.
+        """Read chunks without the cache, whose entries so many would evict.
 
-        Decoding into memory that a core has just used is faster, too.
+        Decoding into recently used memory is also faster.
         """
         n, threads = len(todo.chunks), n_threads()
         chunks = self._reader.fetch(todo.chunks)
-        # Threads wait for the interpreter between groups.
+        # Threads contend for the GIL between groups.
         most = _GROUP_CHUNKS
         if threads == 1:
             most = max(most, _GROUP_BYTES // (self._chunk_length * self._reader.dtype.itemsize))

@@ -1,4 +1,4 @@
-"""Where the chunks of an array are: Zarr's sharding, read and written without zarr-python.
+"""Zarr's sharding, read and written without zarr-python.
 
 A shard is a file of chunks, in any order, and an index behind them: offset and length of each as
 little-endian uint64, all ones where a chunk is absent, then the CRC32C of the index.
@@ -37,7 +37,7 @@ class ShardedChunks:
     per_shard
         Chunks in a shard; 0 where each chunk is a file of its own.
     complete
-        Whether every chunk must be there. Other writers leave out those of fill values.
+        Whether every chunk must exist. Other writers omit chunks of fill values.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ShardedChunks:
         self._indexes = LRUCache[int, NDArray[np.uint64]](_MOST_OPEN)
 
     def locate(self, chunks: NDArray[np.int64]) -> tuple[Pieces, NDArray[np.bool_]]:
-        """Where some rising chunks are, and which of them were written at all."""
+        """Locate chunks, given in ascending order, and tell which of them were written."""
         shards, within = np.divmod(chunks, max(self._per_shard, 1))
         numbers, file = np.unique(shards, return_inverse=True)
         keys = [self._key(shard) for shard in numbers.tolist()]
@@ -143,14 +143,14 @@ class ShardWriter:
 
     def finish(self) -> int:
         """End the last shard; returns the number of chunks that a shard of this array has."""
-        # A single shard need not have room for more than it holds.
+        # The index of a single shard needs no entries beyond its chunks.
         per_shard = min(self._per_shard, max(1, self.n_chunks))
         if self._file is not None:
             self._end_shard(self._file, per_shard)
         return per_shard
 
     def close(self) -> None:
-        """Leave without an index."""
+        """Close the file without writing an index."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -35,7 +35,7 @@ class ArrayBuilder:
     path
         Of the array within it.
     name
-        What it is called on the seam, which says what kind of numbers it holds.
+        Name in the backend interface, which determines the kind of numbers.
     first
         Its first values, which fix the type of the items; they are not appended.
     """
@@ -53,7 +53,7 @@ class ArrayBuilder:
         self._chunk_rows = max(1, profile.chunk_items // max(width, 1))
         self._chunk = self._new_chunk()
         self._filled = 0
-        # Compressed, or on the way to it, in order; with the numbers, should they not fit.
+        # Chunks being compressed, in order, with their numbers in case they do not fit.
         self._pending: deque[tuple[NDArray[Any], Future[bytes | None]]] = deque()
         self._narrow = profile.may_narrow(name, self._dtype)
         self._use_chain()
@@ -90,7 +90,7 @@ class ArrayBuilder:
         self._per_shard = self._shards.finish()
 
     def write_metadata(self, root: zarr.Group) -> None:
-        """Make an array of the store of what was written."""
+        """Write the metadata of the array."""
         chunks = (self._chunk_rows, *(max(1, n) for n in self._item_shape))
         codecs: list[Any] = [dict(codec) for codec in self._codecs]
         filters = [codec for codec in codecs if codec["name"] in _FILTERS]
@@ -109,7 +109,7 @@ class ArrayBuilder:
         )
 
     def move(self, path: str) -> None:
-        """Let the closed array stand at another path."""
+        """Move the closed array to another path."""
         directory = os.path.join(self._recorder.root, path, "c")
         if self.spec.nbytes:
             os.makedirs(os.path.dirname(directory), exist_ok=True)
@@ -117,15 +117,15 @@ class ArrayBuilder:
         self.path, self._directory = path, directory
 
     def remove(self) -> None:
-        """Forget the closed array."""
+        """Remove the closed array."""
         self._recorder.remove(os.path.dirname(self._directory))
 
     def empty(self) -> NDArray[Any]:
-        """An array of no items, of this one's kind."""
+        """An empty array with the item type and shape of this one."""
         return np.empty((0, *self._item_shape), self._dtype)
 
     def reader(self) -> ZarrArray:
-        """Read what was closed, before its metadata stand."""
+        """Reader of the closed array, usable before its metadata is written."""
         grid = self._grid(self._directory, self._per_shard)
         reader = DirectReader(self.name, LocalFiles("/"), grid, self._chain, 0)
         return ZarrArray(
@@ -133,7 +133,7 @@ class ArrayBuilder:
         )
 
     def abort(self) -> None:
-        """Let go of threads and files."""
+        """Cancel pending work and close files."""
         for _, future in self._pending:
             future.cancel()
         self._shards.close()
@@ -174,7 +174,7 @@ class ArrayBuilder:
         return None if narrow is None else self._chain.encode(narrow)
 
     def _drain(self, most: int) -> None:
-        """Write compressed chunks until at most so many are on the way."""
+        """Write compressed chunks until at most `most` are pending."""
         while len(self._pending) > most:
             data = self._pending[0][1].result()
             if data is None:
@@ -184,24 +184,26 @@ class ArrayBuilder:
             self._pending.popleft()
 
     def _widen(self) -> None:
-        """Compress everything anew, with values in their own type."""
+        """Recompress all chunks, with values in their original type."""
         narrow, written = self._chain, self._shards.n_chunks
         per_shard = self._shards.finish()
-        aside = f"{self._directory}.narrow"
+        narrow_directory = f"{self._directory}.narrow"
         if written:
-            self._recorder.rename(self._directory, aside)
+            self._recorder.rename(self._directory, narrow_directory)
         self._narrow = False
         self._use_chain()
         self._shards = self._new_shards(self._directory)
-        again, self._pending = self._pending, deque()
-        for chunk in _decoded(self._grid(aside, per_shard), narrow, written, self._chunk_rows):
+        unfinished, self._pending = self._pending, deque()
+        for chunk in _decoded(
+            self._grid(narrow_directory, per_shard), narrow, written, self._chunk_rows
+        ):
             self._submit(chunk.astype(self._dtype).reshape(-1, *self._item_shape))
-        for chunk, _ in again:
+        for chunk, _ in unfinished:
             self._submit(chunk)
-        self._recorder.remove(aside)
+        self._recorder.remove(narrow_directory)
 
 
-#: Codecs that go from numbers to numbers.
+#: Codecs from numbers to numbers.
 _FILTERS = ("numcodecs.astype", "numcodecs.delta")
 
 

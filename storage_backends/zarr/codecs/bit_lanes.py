@@ -1,4 +1,4 @@
-"""Numbers of some bits each that follow one another, many at once, in machine code.
+"""Vectorized decoding of consecutive numbers of varying bit widths.
 
 Sources: LLVM language reference; the instruction ``vpermd`` of AVX-512.
 """
@@ -12,11 +12,11 @@ from numba import types
 
 from storage_backends.compute.jit import intrinsic, target_has
 
-#: Numbers that are taken at once.
+#: Numbers decoded at once.
 LANES = 16
-#: Whether the processor has the instruction; on others nothing here compiles.
+#: Whether the processor has the instruction; without it, nothing here compiles.
 IS_KNOWN = target_has("avx512f")
-#: Bytes that are loaded for them, wherever the last one ends.
+#: Bytes loaded for one group of numbers, whatever their total width.
 LOADED_BYTES = 64
 
 _WORD = ir.IntType(32)
@@ -55,12 +55,12 @@ def add_offsets(typingctx: Any, bins: Any, address: Any, skip: Any, out: Any) ->
 
 @intrinsic
 def sum_up(typingctx: Any, bins: Any, address: Any, skip: Any, before: Any, out: Any) -> Any:
-    """Of numbers such as :func:`add_offsets` makes, less 2¹⁵, store the sum of those before each.
+    """Store prefix sums of the numbers of :func:`add_offsets`, each less 2¹⁵.
 
     Parameters
     ----------
     before
-        Added to all.
+        Added to all sums.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def sum_up(typingctx: Any, bins: Any, address: Any, skip: Any, before: Any, out:
 
 
 def _numbers(builder: Any, bins: Any, address: Any, skip: Any) -> tuple[Any, Any]:
-    """Lower bounds and offsets together, and how many bits the offsets are."""
+    """Sums of lower bounds and offsets, and the total bits of the offsets."""
     content = builder.load(builder.inttoptr(bins, _WORDS.as_pointer()))
     content.align = 4
     widths = builder.and_(builder.lshr(content, _all(8)), _all(255))
@@ -91,7 +91,7 @@ def _numbers(builder: Any, bins: Any, address: Any, skip: Any) -> tuple[Any, Any
     starts = builder.add(builder.sub(ends, widths), _splat(builder, builder.trunc(skip, _WORD)))
     loaded = builder.load(builder.inttoptr(address, _WORDS.as_pointer()))
     loaded.align = 1
-    # Each offset is within two words.
+    # Each offset spans at most two words.
     word = builder.lshr(starts, _all(5))
     pick = _declared(builder, "llvm.x86.avx512.permvar.si.512", 2)
     low = builder.call(pick, [loaded, word])
@@ -103,7 +103,7 @@ def _numbers(builder: Any, bins: Any, address: Any, skip: Any) -> tuple[Any, Any
 
 
 def _sums(builder: Any, words: Any) -> Any:
-    """The sum of each and those before it."""
+    """Inclusive prefix sums."""
     for step in (1, 2, 4, 8):
         moved = [i - step if i >= step else LANES for i in range(LANES)]
         shifted = builder.shuffle_vector(words, _all(0), ir.Constant(_WORDS, moved))
@@ -132,7 +132,7 @@ def _splat(builder: Any, word: Any) -> Any:
 
 
 def _declared(builder: Any, name: str, n_arguments: int) -> Any:
-    """A function of so many vectors."""
+    """Declare a function of `n_arguments` vectors."""
     return builder.module.globals.get(name) or ir.Function(
         builder.module, ir.FunctionType(_WORDS, [_WORDS] * n_arguments), name
     )

@@ -1,9 +1,9 @@
 """Checking, decoding and placing many chunks in one compiled call, without the interpreter.
 
-Decoding a chunk takes some twenty microseconds. A round through Python for each, with several
-threads waiting for the interpreter, takes longer. The C functions that numcodecs and google-crc32c
-bring along are therefore called from compiled loops, by their addresses. Where a build hides them,
-:data:`AVAILABLE` is false and chunks take the way through Python.
+Decoding a chunk takes about twenty microseconds, less than a call through Python while several
+threads contend for the GIL. Compiled loops therefore call the C functions of numcodecs and
+google-crc32c by their addresses. If a build does not export them, :data:`AVAILABLE` is false and
+chunks are decoded through Python.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from storage_backends.compute.jit import intrinsic, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, c_function
 from storage_backends.zarr.plan import Bound, place
 
-#: Returned where every chunk is sound; else the position of the first that is not.
+#: Returned if every chunk is sound; otherwise kernels return the position of the first damaged one.
 SOUND = -1
-#: Added to a position where the checksum was right, and what it covers is damaged all the same.
+#: Added to the position if the checksum is right but the content is damaged.
 UNFIT = 1 << 32
-#: Added to a position where the chunk is one for the package to decode.
+#: Added to the position if the package has to decode the chunk.
 UNKNOWN = 1 << 33
 
 _BLOSC_HEADER_BYTES = 16
@@ -62,7 +62,7 @@ def _decompress(typingctx: Any, function: Any, source: Any, target: Any, size: A
 
 
 def _loaded(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Code of the little-endian number at an address, which need not be aligned."""
+    """Generate a load of the little-endian number at a possibly unaligned address."""
     pointer = builder.inttoptr(
         arguments[0], ir.IntType(signature.return_type.bitwidth).as_pointer()
     )
@@ -89,7 +89,7 @@ def word_at(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def leading_zeros(typingctx: Any, word: Any) -> Any:
-    """Bits above the highest that is set; 64 where none is."""
+    """Number of leading zero bits; 64 for zero."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.IntType(1)(0))
@@ -99,7 +99,7 @@ def leading_zeros(typingctx: Any, word: Any) -> Any:
 
 @kernel
 def is_intact(crc32c: int, address: int, size: int) -> bool:
-    """Whether the CRC32C of `size` bytes stands behind them."""
+    """Whether `size` bytes are followed by their CRC32C."""
     return size >= 0 and _crc32c(crc32c, address, size) == _number_at(address + size)
 
 
@@ -117,9 +117,9 @@ def _check(function: int, addresses: NDArray[np.int64], lengths: NDArray[np.int6
 
 
 def problem_at(found: int) -> tuple[int, str] | None:
-    """The position of a damaged chunk and what is wrong with it, from what a kernel returned.
+    """Position and problem of a damaged chunk, from the result of a kernel.
 
-    None where the chunk is not damaged, but one for the package to decode.
+    None if the chunk is not damaged, but has to be decoded by the package.
     """
     if found >= UNKNOWN:
         return None
@@ -131,11 +131,11 @@ def problem_at(found: int) -> tuple[int, str] | None:
 def _unpack(
     crc32c: int, decompress: int, address: int, length: int, delta: bool, out: NDArray[Any]
 ) -> int:
-    """Check and decompress one frame; SOUND, or what is added to the position of a damaged one."""
+    """Check and decompress one frame; return SOUND, or the value to add to its position."""
     size = length - CHECKSUM_BYTES
     if not is_intact(crc32c, address, size):
         return 0
-    # Blosc believes the sizes in its header.
+    # Blosc trusts the sizes in its header.
     fits = size >= _BLOSC_HEADER_BYTES
     fits = fits and np.int64(_number_at(address + 4)) == out.nbytes
     fits = fits and np.int64(_number_at(address + 12)) == size
@@ -222,7 +222,7 @@ def place_blosc(
 
 
 def splice(content: Content, head: int) -> bytes | None:
-    """One file of several that share their first `head` bytes and end in a zero; None: unlike."""
+    """Join files that share their first `head` bytes and end in a zero; None if they do not."""
     out = np.empty(int(content.lengths.sum()) + 1, np.uint8)
     size = _splice(content.addresses, content.lengths, head, out)
     return out[:size].tobytes() if size else None

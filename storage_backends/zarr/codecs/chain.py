@@ -27,7 +27,7 @@ from storage_backends.zarr.codecs.encodings import (
 from storage_backends.zarr.codecs.profiles import NARROW, Codec
 from storage_backends.zarr.plan import Bound, ChunkPlan
 
-#: Bytes that a compressor may add to what another one made, besides a share of them.
+#: Constant overhead allowed for compressors, besides a share of the chunk size.
 _SLACK_BYTES = 1 << 16
 
 
@@ -39,8 +39,8 @@ class Chain:
     dtype
         Type of the array's numbers.
     stored
-        Type of the numbers that decoding gives, whose values are those of the array: narrower
-        where a filter made them so.
+        Type of the decoded numbers, which have the values of the array: narrower if a filter
+        narrowed them.
     """
 
     def __init__(self, dtype: np.dtype[Any], stored: np.dtype[Any], codecs: Sequence[Codec]):
@@ -52,12 +52,12 @@ class Chain:
         names = [c["name"] for c in (self._serializer, *self._compressors)]
         self._is_blosc = native.AVAILABLE and names == ["bytes", "blosc", "crc32c"]
         self._is_pcodec = native.AVAILABLE and names == ["numcodecs.pcodec", "crc32c"]
-        #: Whether compiled code decodes it: the numbers are of the kind that scdl writes.
+        #: Whether compiled code decodes it: numbers of the type that scdl writes, without deltas.
         self._is_pcodec_of_ours = self._is_pcodec and stored == pcodec.DTYPE and not self._delta
 
     @classmethod
     def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> Self | None:
-        """The chain of an array; None where it has codecs, or an order of them, not known here."""
+        """The chain of an array; None if its codecs or their order are not supported."""
         names = [codec["name"] for codec in codecs]
         kinds = [_kind(name) for name in names]
         if None in kinds or kinds != sorted(kinds, key=str) or kinds.count("b serializer") != 1:
@@ -101,7 +101,7 @@ class Chain:
         Returns
         -------
         bool
-            Whether this could be done, in compiled code; if not, `out` is to be filled otherwise.
+            Whether compiled code supports the chain; if not, the caller must use :meth:`decode`.
         """
         pieces = plan.bounds, plan.sources, plan.targets, plan.lengths
         where = content.addresses, content.lengths, start, stop, memory, *pieces, bound, out
@@ -155,7 +155,7 @@ class Chain:
 
 
 def _raise_damage(found: int) -> bool:
-    """Raise for a damaged chunk; False where the chunk is one for the package."""
+    """Raise for a damaged chunk; return False if the package has to decode the chunk."""
     problem = native.problem_at(found)
     if problem is not None:
         raise DamagedChunkError(*problem)
@@ -185,6 +185,6 @@ def _settings(codec: Codec) -> dict[str, Any]:
 def _kind(name: str) -> str | None:
     """Place of a codec in a chain; the places sort by name."""
     if name in ("numcodecs.astype", "numcodecs.delta"):
-        # The only order written, and known, is the narrowing before the differences.
+        # Narrowing always precedes differences; no other order is written or supported.
         return f"a {name}"
     return "b serializer" if name in SERIALIZERS else "c" if name in COMPRESSORS else None

@@ -28,12 +28,12 @@ _OTHER_SIZE = "it has another size than a chunk"
 
 
 class DamagedChunkError(ArchiveFormatError):
-    """Bytes that do not decode.
+    """A chunk cannot be decoded.
 
     Parameters
     ----------
     position
-        Of the chunk among those that were to be decoded.
+        Position of the chunk among those to be decoded.
     problem
         What is wrong with it.
     """
@@ -44,7 +44,7 @@ class DamagedChunkError(ArchiveFormatError):
 
 
 def can_decompress(codecs: Sequence[Codec]) -> bool:
-    """Whether all codecs are compressors that are known here."""
+    """Whether all codecs are supported compressors."""
     return all(codec["name"] in COMPRESSORS for codec in codecs)
 
 
@@ -106,7 +106,7 @@ class PcodecPackage:
 
 
 def _pcodec_head(start: bytes) -> int | None:
-    """Bytes before the first chunk of a pcodec file; None for formats that are not known.
+    """Bytes before the first chunk of a pcodec file; None for unknown formats.
 
     Source: pcodec, standalone format 2: ``pco!``, its version, a count of 7 to 70 bits of which the
     first 6 say how many, the version of what follows; then chunks, then a zero byte. Format 3 has
@@ -142,7 +142,7 @@ class _Blosc:
 
     @staticmethod
     def decode(data: bytes, most: int) -> bytes:
-        # Blosc believes the sizes in its header: of what comes out, and of the frame.
+        # Blosc trusts the sizes in its header: of the decoded data and of the frame.
         sizes = np.frombuffer(data[4:16], "<u4")
         if len(sizes) < 3 or sizes[0] > most or sizes[2] != len(data):
             raise ArchiveFormatError(_OTHER_SIZE)
@@ -193,7 +193,7 @@ class _Gzip:
     @staticmethod
     def decode(data: bytes, most: int) -> bytes:
         try:
-            # It may be of several members, one after the other.
+            # The data may consist of several concatenated members.
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
                 decoded = stream.read(most + 1)
         except EOFError as error:

@@ -1,8 +1,8 @@
-"""Decoding what pcodec compressed, in compiled code.
+"""Decoding of pcodec chunks in compiled code.
 
-Chunks of 16-bit unsigned numbers in classic mode, as which ids and counts are written, are decoded
-here: many in one call, each placed while it is in a core's cache. The package decodes all others,
-and is what this is tested against.
+This module decodes chunks of 16-bit unsigned numbers in classic mode, the form of ids and counts:
+many in one call, each placed while it is in the CPU cache. The package decodes all others, and
+serves as the reference in tests.
 
 Sources: Pco format specification (wrapped format 3 within standalone format 2, and 4 within 3);
 J. Duda, Asymmetric numeral systems, 2013, for the tables.
@@ -36,11 +36,11 @@ DTYPE = np.dtype(np.uint16)
 
 _UINT16_CODE = 7
 _BATCH = 256
-#: Bytes that a batch cannot be longer than: 14 bits a state, 16 an offset, and what a load spans.
+#: Maximum bytes of a batch: 14 bits per state, 16 per offset, and the span of one load.
 _BATCH_BYTES = _BATCH * (14 + 16) // 8 + bit_lanes.LOADED_BYTES
 _MOST_STATES = 1 << 14
 
-#: Whether the processor takes many numbers at once; a constant, so that others compile none of it.
+#: Whether the processor supports lanes; a constant, so that others do not compile that code.
 _IN_LANES = bit_lanes.IS_KNOWN
 
 #: An int64, which is an int to callers and not to NumPy.
@@ -107,7 +107,7 @@ def decode(
 
 @kernel
 def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
-    """Memory for the states of a decoder, weights and contents of its bins, and a batch."""
+    """Allocate memory for decoder states, weights and contents of bins, and a batch."""
     return (
         np.empty(_MOST_STATES, np.uint64),
         np.empty((2, _MOST_STATES), np.uint64),
@@ -117,7 +117,7 @@ def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint3
 
 @kernel
 def _bits(address: _Int, size: _Int, position: _Int) -> Any:
-    """At least 57 bits from a position on, zeros beyond the end; reads within `size` bytes only."""
+    """Load at least 57 bits at a position, zero-padded; never reads beyond `size` bytes."""
     first = position >> 3
     if first <= size - 8:
         return word_at(address + first) >> np.uint64(position & 7)
@@ -139,7 +139,7 @@ def _decode_file(
 ) -> _Int:
     """Decode the first `needed` numbers of a file of one chunk, and perhaps some more.
 
-    Returns SOUND, or what is added to the position of another one.
+    Returns SOUND, or the value to add to the position of the chunk.
     """
     head = _head_bytes(address, size)
     if head < 0:
@@ -152,7 +152,7 @@ def _decode_file(
         return UNFIT
     settings = _bits(where, size, 32)
     mode, delta = settings & np.uint64(15), (settings >> np.uint64(4)) & np.uint64(15)
-    # Differences of the first order, and no second variable that has some.
+    # First-order differences, without a secondary latent variable.
     first_order = (settings >> np.uint64(8)) & np.uint64(15) == _ONE
     if mode != np.uint64(0) or delta > _ONE or (delta == _ONE and not first_order):
         return UNKNOWN
@@ -172,7 +172,7 @@ def _decode_file(
 
 @kernel
 def _head_bytes(address: _Int, size: _Int) -> _Int:
-    """Bytes before the first chunk; -1 for formats that are not known here."""
+    """Bytes before the first chunk; -1 for unsupported formats."""
     start = _bits(address, size, 0)
     if size < 16 or start & np.uint64(0xFFFFFFFF) != np.uint64(0x216F6370):  # pco!
         return -1
@@ -258,14 +258,14 @@ def _decode_page(
     for k in range(4):
         at[k] = (word >> np.uint64(k * shift)) & np.uint64(mask)
     position = (position + 4 * size_log + 7) & ~7
-    # Of differences there is one less.
+    # There is one difference less than numbers.
     left = len(out) - n_moments
     tail = np.zeros(0, np.uint8)
     for start in range(0, needed, _BATCH):
         n = max(0, min(_BATCH, left))
         left -= n
         if len(tail) == 0 and (position >> 3) + _BATCH_BYTES > size:
-            # What is left goes where zeros follow, so that loads may reach beyond its end.
+            # Copy the rest into a zero-padded buffer, so that loads may exceed its end.
             tail = np.zeros(2 * _BATCH_BYTES, np.uint8)
             done = position >> 3
             for k in range(size - done):
@@ -298,7 +298,7 @@ def _read_bins_of(
     offsets: NDArray[np.uint32],
     n: _Int,
 ) -> _Int:
-    """The bin of each number, of whom four decoders take turns; one load serves all of them."""
+    """Decode the bin of each number with four interleaved states, which share each load."""
     a, b, c, d = at[0], at[1], at[2], at[3]
     place, base = np.uint64(position), np.uint64(address)
     n_by_four = n & ~3
@@ -360,12 +360,12 @@ def sum_up(
     out: NDArray[np.uint16],
     start: _Int,
 ) -> tuple[_Int, np.uint64]:
-    """As :func:`add_offsets`, from the differences to those before; and the one that comes next."""
+    """As :func:`add_offsets`, for differences; also returns the next number."""
     place, base = np.uint64(position), np.uint64(address)
     n_by_two = first + ((n - first) & ~1)
     for i in range(first, n_by_two, 2):
         one, two = offsets[i] >> np.uint64(8), offsets[i + 1] >> np.uint64(8)
-        # Of two offsets at most 32 bits, a load has 57.
+        # Two offsets take at most 32 bits; a load has 57.
         word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
         out[start + i] = np.uint16(moment)
         # Differences are stored around the middle of their range.
@@ -387,7 +387,7 @@ def sum_up(
 
 @kernel
 def add_offsets_in_lanes(address: _Int, position: _Int, offsets: _Int, n: _Int, out: _Int) -> _Int:
-    """As :func:`add_offsets`, many at once; arrays by their addresses, and whole groups of them."""
+    """Vectorized :func:`add_offsets` for whole groups; arrays are given by address."""
     for i in range(0, n, LANES):
         where = address + (position >> 3), np.uint64(position & 7)
         position += np.int64(bit_lanes.add_offsets(offsets + 4 * i, *where, out + 2 * i))
@@ -398,10 +398,10 @@ def add_offsets_in_lanes(address: _Int, position: _Int, offsets: _Int, n: _Int, 
 def sum_up_in_lanes(
     address: _Int, position: _Int, offsets: _Int, n: _Int, moment: Any, out: _Int
 ) -> tuple[_Int, np.uint64]:
-    """As :func:`sum_up`, many at once; arrays by their addresses, and whole groups of them."""
+    """Vectorized :func:`sum_up` for whole groups; arrays are given by address."""
     for i in range(0, n, LANES):
         where = address + (position >> 3), np.uint64(position & 7)
-        told = bit_lanes.sum_up(offsets + 4 * i, *where, moment, out + 2 * i)
-        position += np.int64(told & np.uint64(0xFFFFFFFF))
-        moment += told >> np.uint64(32)
+        packed = bit_lanes.sum_up(offsets + 4 * i, *where, moment, out + 2 * i)
+        position += np.int64(packed & np.uint64(0xFFFFFFFF))
+        moment += packed >> np.uint64(32)
     return position, moment

@@ -1,7 +1,7 @@
 """The profiles: named ways to compress an archive, as codec chains of Zarr.
 
-A chain is what stands in the metadata of a Zarr v3 array: filters, one codec from numbers to bytes,
-codecs of bytes. Every codec that is written is one that zarr-python reads with numcodecs.
+A chain is the codec list in the metadata of a Zarr v3 array: filters, one codec from numbers to
+bytes, codecs of bytes. zarr-python with numcodecs reads every codec that is written.
 
 Sources: Zarr v3 specification, core codecs; numcodecs for those called ``numcodecs.*``.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: A codec as it stands in metadata.
+#: A codec as stored in metadata.
 Codec = Mapping[str, Any]
 
 #: Type of whole values that are stored narrow.
@@ -44,17 +44,17 @@ class Profile:
     portable: bool = False
 
     def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
-        """Whether values of an array go into 16 bits for as long as all of them fit."""
+        """Whether values of an array may be stored in 16 bits if all of them fit."""
         return not self.portable and name.endswith("data") and dtype.itemsize > NARROW.itemsize
 
     def codecs(self, name: str, dtype: np.dtype[Any], *, narrow: bool) -> list[Codec]:
-        """The chain of an array, by what the last part of its name says of its content."""
+        """The chain of an array, chosen by the last part of its name."""
         part = name.rpartition("/")[2]
         filters = [_astype(dtype)] if narrow else []
         stored = NARROW if narrow else dtype
-        # A dense array may be called so too.
+        # A dense array may have such a name too.
         rising = part in ("indices", "indptr") and stored.kind in "ui" and not self.portable
-        # Blosc's slow compressors gain nothing on noise, which floats end with.
+        # Slow compressors of Blosc gain nothing on the noisy low bits of floats.
         hard = stored.kind in "ui" and part != "indptr"
         compressor = self.compressor
         if compressor == "pcodec" and stored.itemsize > 1 and part != "indptr":
@@ -79,7 +79,7 @@ PROFILES = {
     "portable": Profile(1 << 14, "zstd", portable=True),
 }
 DEFAULT_PROFILE = "balanced"
-#: Of arrays that are compressed once more, at the commit.
+#: Profile of drafts, which are compressed again at the commit.
 DRAFT = Profile(1 << 15, "lz4")
 
 
@@ -107,7 +107,7 @@ def _pcodec(rising: bool) -> Codec:
         "numcodecs.pcodec",
         level=8,
         mode_spec="auto",
-        # Of order 0 are no differences, which newer releases of numcodecs have another name for.
+        # Order 0 means no differences; newer releases of numcodecs name this differently.
         delta_spec="try_consecutive",
         delta_encoding_order=int(rising),
         paging_spec="equal_pages_up_to",
@@ -116,7 +116,7 @@ def _pcodec(rising: bool) -> Codec:
 
 
 def fits_narrow(values: NDArray[Any]) -> NDArray[np.uint16] | None:
-    """The values in 16 bits, where each comes back bit by bit; else None."""
+    """The values in 16 bits; None unless each round-trips bit by bit."""
     with np.errstate(invalid="ignore"):
         narrow = values.astype(NARROW)
     bits = f"u{values.dtype.itemsize}"

@@ -1,7 +1,7 @@
 """Dataframes of AnnData in Zarr groups, read as Arrow tables.
 
-A group that ``writing`` wrote has one attribute more than AnnData's: the Arrow schema of the table
-and where AnnData's encoding was not enough.
+Groups written by ``writing`` have an additional attribute with the Arrow schema of the table and
+the paths of data that AnnData's encoding cannot represent.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from storage_backends.compute import arrow
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.zarr.tables import text
 
-#: Attribute of the groups that we wrote.
+#: Attribute of groups written by scdl.
 ATTRIBUTE = "scdl_table"
-#: Rows of one chunk of what is read, which bounds the text in it.
+#: Rows of one chunk of a table that is read, which bounds the text in it.
 _PIECE = 1 << 20
 
 
@@ -44,7 +44,7 @@ class ZarrTable:
     schema
         Names and types of the columns; its metadata may have the ``index_name``.
     unread
-        Columns of encodings that are not known, which are left out.
+        Columns of unknown encodings, which are omitted.
     """
 
     num_rows: int
@@ -55,8 +55,8 @@ class ZarrTable:
         self._where = where
         self._reader = _ZarrFrame(where, group)
         self._opened: dict[str, Column] = {}
-        #: Of what we wrote: where columns lie that are not where AnnData looks for them, and nulls
-        #: that it does not know.
+        #: In groups written by scdl: paths of columns stored outside AnnData's layout, and
+        #: paths of null masks that AnnData does not support.
         self._paths: Mapping[str, str] = {}
         self._nulls: Mapping[str, str] = {}
         self.unread = []
@@ -73,7 +73,7 @@ class ZarrTable:
         try:
             serialized = base64.b64decode(ours["schema"], validate=True)
             self.schema = pa.ipc.read_schema(pa.py_buffer(serialized))
-            # Names are decoded only when they are asked for.
+            # Accessing the names forces their decoding, which may fail.
             assert self.schema.names is not None
             self.num_rows = int(ours["num_rows"])
             self._paths, self._nulls = dict(ours["paths"]), dict(ours["nulls"])
@@ -106,7 +106,7 @@ class ZarrTable:
             return pa.chunked_array(pieces, column.type)
 
     def _open(self, name: str) -> Column:
-        """A column that we wrote."""
+        """Open a column written by scdl."""
         with _readable(self._where, name):
             column = self._reader.find(self._paths.get(name, name))
             if name in self._nulls:
@@ -147,9 +147,9 @@ class _ZarrFrame(FrameReader):
 
 
 def _stored_as(type_: pa.DataType) -> pa.DataType | None:
-    """What values of a type are stored as: all text as one type.
+    """The type as which values are stored; all text has one type.
 
-    Archives of earlier releases also have times, as integers, and nulls of no type, as booleans.
+    Archives of earlier releases also have times stored as integers, and null columns as booleans.
     """
     types = pa.types
     if types.is_dictionary(type_):
@@ -165,7 +165,7 @@ def _stored_as(type_: pa.DataType) -> pa.DataType | None:
 
 
 def _restored(array: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Values as the type that they had before they were stored."""
+    """Convert stored values to their original type."""
     if array.type == type_:
         return array
     if pa.types.is_dictionary(type_):
@@ -179,11 +179,11 @@ def _restored(array: pa.Array, type_: pa.DataType) -> pa.Array:
 
 @contextlib.contextmanager
 def _readable(where: str, name: str) -> Iterator[None]:
-    """Say of what cannot be read where it is."""
+    """Add the location to errors of unreadable columns."""
     try:
         yield
     except (ScdlError, OSError):
-        # What the system or a store says is not about these bytes.
+        # Errors of the system or a store do not concern the content of the column.
         raise
     except Exception as error:
         raise ArchiveFormatError(

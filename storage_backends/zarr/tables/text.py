@@ -1,4 +1,4 @@
-"""Text of Zarr arrays as Arrow arrays, without making an object of each string.
+"""Text of Zarr arrays as Arrow arrays, without creating a Python object per string.
 
 Sources: codec ``vlen-utf8`` of the Zarr extensions: the number of strings, then of each its length
 and its bytes, numbers as little-endian uint32; Arrow columnar format, large strings.
@@ -26,14 +26,14 @@ from storage_backends.zarr.codecs.profiles import Codec
 from storage_backends.zarr.nodes import Node
 
 LENGTH_BYTES = 4
-#: Chunks that are asked for at once.
+#: Chunks requested at once.
 _WINDOW_CHUNKS = 64
 
 
 def reader(array: zarr.Array[Any]) -> Callable[[int, int], pa.Array]:
-    """What reads rows ``[start, stop)`` of an array of text, as large strings.
+    """Function that reads rows ``[start, stop)`` of an array of text, as large strings.
 
-    It raises whatever zarr and Arrow raise of chunks that are damaged.
+    For damaged chunks it raises the errors of zarr and Arrow.
     """
     node = Node.of(array).array
     assert node is not None
@@ -46,7 +46,7 @@ def reader(array: zarr.Array[Any]) -> Callable[[int, int], pa.Array]:
 
 
 def _through_zarr(array: zarr.Array[Any], start: int, stop: int) -> pa.Array:
-    """Any other codecs, and format 2."""
+    """Read text through zarr: arrays with other codecs, and format 2."""
     values = np.asarray(array[start:stop]).tolist()
     return pa.array([_text(value) for value in values], pa.large_string())
 
@@ -54,7 +54,7 @@ def _through_zarr(array: zarr.Array[Any], start: int, stop: int) -> pa.Array:
 def _text(value: Any) -> str | None:
     if isinstance(value, bytes):
         return value.decode()
-    # Objects may be missing values of pandas.
+    # Object arrays may have missing values of pandas.
     return None if value is None or value != value else str(value)
 
 
@@ -80,7 +80,7 @@ async def _fetch(array: zarr.Array[Any], numbers: Sequence[int]) -> Sequence[Buf
 def _strings(
     array: zarr.Array[Any], compressors: Sequence[Codec], number: int, chunk: Buffer | None
 ) -> pa.Array:
-    """The strings of a chunk, which need not have been written."""
+    """The strings of a chunk; fill values if it was not written."""
     if chunk is None:
         return pa.array([str(array.fill_value)] * array.chunks[0], pa.large_string())
     try:
@@ -95,19 +95,19 @@ def _decoded(data: bytes, compressors: Sequence[Codec], rows: int) -> pa.Array:
     count = int.from_bytes(data[:LENGTH_BYTES], "little")
     if count != rows or len(data) < LENGTH_BYTES * (rows + 1):
         raise ValueError(f"expected {rows:,} strings, found {count:,} in {len(data):,} bytes")
-    # Places are taken only now, when it is known that there is so much.
+    # Memory is allocated only after the sizes have been checked.
     offsets = np.zeros(rows + 1, np.int64)
     text = np.empty(len(data) - LENGTH_BYTES * (rows + 1), np.uint8)
     if not _split(np.frombuffer(data, np.uint8), offsets, text):
         raise ValueError("a string is longer than what is there")
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
-    # Which looks whether it is UTF-8.
+    # The cast validates UTF-8.
     return pa.Array.from_buffers(pa.large_binary(), rows, buffers).cast(pa.large_string())
 
 
 @kernel
 def _split(data: NDArray[np.uint8], offsets: NDArray[np.int64], text: NDArray[np.uint8]) -> bool:
-    """Take lengths apart from bytes; False where there are fewer bytes than lengths say."""
+    """Separate lengths from text; False if the lengths exceed the data."""
     at, filled = LENGTH_BYTES, 0
     for i in range(len(offsets) - 1):
         length: Any = np.int64(0)

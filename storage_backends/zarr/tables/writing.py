@@ -35,7 +35,7 @@ _NAMES = pa.field(INDEX, pa.large_string())
 _ROWS = 1 << 16
 #: Bytes of text that a chunk holds as long as no string is longer than those of the first rows.
 _TEXT_BYTES = FREE_BYTES >> 2
-#: Bytes of a key that is a file's name, with room for what stores append.
+#: Maximum bytes of a key that is a file name, with room for suffixes that stores append.
 _LONGEST_KEY = 200
 
 
@@ -65,12 +65,12 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
     ArchiveWriteError
         The operating system refuses.
     """
-    # A store that records what it writes says that it wraps another one.
+    # The path of a recording store has the prefix of a wrapped store.
     where = f"{group.store_path}/{name}".removeprefix("wrapping-").removeprefix("file://")
     check_columns(where, table.schema)
     with refused_write(where):
         frame = _Frame(where, group.create_group(name), table.schema)
-    # What the stream itself raises is not about our writing.
+    # Errors raised by the stream itself are not write errors.
     for block in _blocks(map(frame.encode, alike_batches(where, table))):
         with refused_write(where):
             frame.write(block)
@@ -80,7 +80,7 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
 
 
 def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Cut batches anew, so that every chunk is written once; the last may be empty."""
+    """Re-slice batches so that every chunk is written once; the last may be empty."""
     held: list[pa.RecordBatch] = []
     missing = _ROWS
     for batch in batches:
@@ -94,13 +94,13 @@ def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     table = pa.Table.from_batches(batches)
-    # Its batches would be none where there are no rows.
+    # An empty table would give no batches.
     columns = [column.combine_chunks() for column in table.columns]
     return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
 class _Frame:
-    """The group of a dataframe, and where in it everything lies."""
+    """The group of a dataframe, and the paths of its columns."""
 
     def __init__(self, where: str, group: zarr.Group, schema: pa.Schema) -> None:
         self.where = where
@@ -109,14 +109,14 @@ class _Frame:
         self._schema = schema
         name = (schema.metadata or {}).get(INDEX_NAME)
         self._index_name = None if name is None else name.decode()
-        #: Group into which AnnData does not look.
+        #: Group that AnnData ignores.
         self._unseen = "scdl"
         while self._unseen in (*schema.names, self._index_name):
             self._unseen += "_"
-        # AnnData too calls an index by its name, unless a column has it.
+        # As in AnnData, the index is stored under its name unless a column has that name.
         free = self._index_name not in schema.names and _is_key(self._index_name or "")
         self._index = self._index_name if self._index_name and free else INDEX
-        #: Those of the table, and the numbers of rows where they have no names.
+        #: Columns of the table, and row numbers as the index if it has none.
         self._columns = [self._column(i, field) for i, field in enumerate(schema)]
         if not any(column.path == self._index for column in self._columns):
             self._columns.append(_Column(self, _NAMES, self._index, f"{self._unseen}/names"))
@@ -128,7 +128,7 @@ class _Frame:
         return _Column(self, field, path if seen else f"{self._unseen}/{i}", nulls)
 
     def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch as the types that are stored."""
+        """Convert a batch to the stored types."""
         arrays = batch.columns
         if len(arrays) < len(self._columns):
             arrays.append(arrow.numbers(np.arange(batch.num_rows) + self.num_rows))
@@ -137,7 +137,7 @@ class _Frame:
         return pa.RecordBatch.from_arrays(arrays, names=[str(i) for i in range(len(arrays))])
 
     def write(self, block: pa.RecordBatch) -> None:
-        """Append what :meth:`encode` gave; the first block has the length of a chunk."""
+        """Append the result of :meth:`encode`; the first block has the length of a chunk."""
         for column, part in zip(self._columns, block.columns, strict=True):
             column.write(part)
 
@@ -151,7 +151,7 @@ class _Frame:
             dtype=dtype,
             attributes=encoding("string-array" if arrow.is_text(type_) else "array"),
             compressors=layout.CHECKED,
-            # Chunks of zeros are written too, else a lost one could not be told from them.
+            # Chunks of zeros are written too, so that a missing chunk can be detected.
             config={"write_empty_chunks": True},
         )
 
@@ -176,7 +176,7 @@ class _Frame:
 
 
 class _Column:
-    """Writes one column: values, and from the first null on which of them are null.
+    """Writes one column: values, and a null mask from the first null on.
 
     Parameters
     ----------
@@ -196,22 +196,22 @@ class _Column:
         self._is_categorical = pa.types.is_dictionary(field.type)
         self._nullable = is_nullable(field) and not self._is_categorical
         self._is_text = arrow.is_text(field.type)
-        #: Type of what :meth:`encode` gives.
+        #: Type of the result of :meth:`encode`.
         self._stored = pa.large_string() if self._is_text else field.type
         if self._is_categorical:
             self._stored = _code_type(field.type.index_type)
-        #: Makes categories of the table those of the column; once they are known.
+        #: Maps categories of the table to those of the column, once they are known.
         self._coder: Callable[[pa.Array], pa.DictionaryArray] | None = None
         self._values: zarr.Array[Any] | None = None
         self._mask: zarr.Array[Any] | None = None
 
     @property
     def has_unseen_nulls(self) -> bool:
-        """Whether there are nulls of floats, which are NaN to AnnData."""
+        """Whether there are nulls among floats, which AnnData reads as NaN."""
         return self._mask is not None and pa.types.is_floating(self._stored)
 
     def encode(self, array: pa.Array) -> pa.Array:
-        """Values as the type that is stored; of categories the codes, -1 for a null."""
+        """Convert values to the stored type; categories become codes, with -1 for a null."""
         if not self._is_categorical:
             return array.cast(self._stored)
         if self._coder is None:
@@ -219,7 +219,7 @@ class _Column:
         return self._coder(array.indices).indices.cast(self._stored).fill_null(-1)
 
     def write(self, part: pa.Array) -> None:
-        """Append what :meth:`encode` gave; the first part has the length of a chunk."""
+        """Append the result of :meth:`encode`; the first part has the length of a chunk."""
         if self._values is None:
             self._values = self._begin(self._chunk_of(part))
         self._check_text(part, self._values.chunks[0])
@@ -230,7 +230,7 @@ class _Column:
             _append(self._mask, _to_numpy(part.is_null()))
 
     def _chunk_of(self, part: pa.Array) -> int:
-        """Rows of a chunk: a part, but of long text so few that no reader takes it for a bomb."""
+        """Rows of a chunk; fewer for long text, so that readers accept its decoded size."""
         if not self._is_text or not len(part):
             return len(part)
         most = max(_TEXT_BYTES // int(_text_sizes(part).max()), 1)
@@ -238,7 +238,7 @@ class _Column:
         return min(len(part), 1 << most.bit_length() - 1)
 
     def _check_text(self, part: pa.Array, chunk: int) -> None:
-        """OutputError for text that would be written and not be read again."""
+        """Raise OutputError for text too long to be read back."""
         if self._is_text and len(part):
             sizes = np.add.reduceat(_text_sizes(part), np.arange(0, len(part), chunk))
             if sizes.max() > FREE_BYTES:
@@ -264,7 +264,7 @@ class _Column:
         frame, chunk, n = self._frame, values.chunks[0], values.shape[0]
         path = self.nulls
         if not pa.types.is_floating(self._stored):
-            # An array cannot be moved into the group that takes its place.
+            # The array cannot be moved into the group that replaces it.
             copied = _copy(values, frame.array(self.nulls, self._stored, chunk)) if n else None
             del frame.group[self.path]
             frame.group.create_group(self.path, attributes=self._encoding_of_nulls())
@@ -280,7 +280,7 @@ class _Column:
 
     def _encoding_of_nulls(self) -> dict[str, Any]:
         if self._is_text:
-            # NaN says to readers with pandas 3 that it is plain text.
+            # NaN marks plain text for readers with pandas 3.
             plain = {} if self._nullable else {names.NA_VALUE: "NaN"}
             return encoding("nullable-string-array", **plain)
         kind = "boolean" if pa.types.is_boolean(self._stored) else "integer"
@@ -297,13 +297,13 @@ def _is_key(name: str) -> bool:
 
 
 def _code_type(type_: pa.DataType) -> pa.DataType:
-    """Type of codes, which have a sign for that of nulls."""
+    """Signed type of codes, as -1 stands for a null."""
     width = type_.bit_width * (1 if pa.types.is_signed_integer(type_) else 2)
     return pa.type_for_alias(f"int{min(width, 64)}")
 
 
 def _to_numpy(array: pa.Array) -> NDArray[Any]:
-    """Values of an array, where there are nulls something else: NaN for floats."""
+    """Values of an array with nulls replaced by a placeholder: NaN for floats."""
     if array.null_count and not pa.types.is_floating(array.type):
         empty = {"bool": False, "large_string": ""}.get(str(array.type), 0)
         array = array.fill_null(empty)
