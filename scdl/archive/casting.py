@@ -1,4 +1,4 @@
-"""Changing the type of stored values without losing what they say."""
+"""Casting stored values to another dtype without losing information."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.errors import CastError, ScdlWarning
 
-#: Types that an archive stores values as.
+#: Data types in which an archive can store values.
 DATA_DTYPES = (
     "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
-#: Values that are looked at together.
+#: Number of values checked at a time.
 _PIECE = 1 << 16
 _CHOICE = f"choose one of {', '.join(DATA_DTYPES)}"
 
 
 def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
-    """The type that takes the values of all archives as they are.
+    """The dtype that represents the values of all archives exactly.
 
     Parameters
     ----------
     archives
-        Path of each, at least one, and the type of its values.
+        Path and value dtype of each archive; at least one archive.
 
     Raises
     ------
     CastError
-        Some hold integers and others floats, or integers that no type takes together.
+        Some archives hold integers and others floats, or no integer dtype represents all values.
     """
     by_dtype = {np.dtype(dtype): path for path, dtype in archives}
     common = np.result_type(*by_dtype)
@@ -45,18 +45,18 @@ def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
 
 
 def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
-    """The same values in a dtype, floats rounded.
+    """Cast values to a dtype, rounding floats.
 
     Parameters
     ----------
     what
-        What the values are, to open the message.
+        Description of the values, with which error messages start.
 
     Raises
     ------
     CastError
-        The dtype cannot hold a value: it overflows, or is negative, fractional or not finite where
-        an integer is asked for.
+        The dtype cannot represent a value: it overflows, or `dtype` is an integer type and the
+        value is negative, fractional or not finite.
     """
     if np.can_cast(values.dtype, dtype):
         return values.astype(dtype, copy=False)
@@ -65,7 +65,7 @@ def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
         if dtype.kind == "f":
             lost = np.isinf(cast) & np.isfinite(values)
         else:
-            # Comparing with another type may round, as it may in the cast.
+            # Compare in the original dtype: comparing mixed dtypes may round, as the cast may.
             lost = (cast.astype(values.dtype) != values) | ((cast < 0) != (values < 0))
     if lost.any():
         raise CastError(
@@ -76,27 +76,26 @@ def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
 
 
 class Caster:
-    """Casts blocks of values to one type, and remembers what they were.
+    """Cast blocks of values to one dtype and record properties of the values.
 
     Parameters
     ----------
     dtype
         One of :data:`DATA_DTYPES`.
     tolerance
-        Largest absolute difference between floats to pass over; :meth:`warn` reports rounding
-        beyond it.
+        Largest absolute rounding error that is accepted silently; :meth:`warn` reports larger ones.
 
     Attributes
     ----------
     max_rounding
-        Largest difference that rounding made.
+        Largest absolute rounding error so far.
     is_counts
-        Whether all values were whole and not negative.
+        Whether all values so far are non-negative integers.
 
     Raises
     ------
     CastError
-        An archive cannot store that type.
+        An archive cannot store this dtype.
     """
 
     def __init__(self, dtype: DTypeLike, tolerance: float = 1e-8) -> None:
@@ -112,19 +111,19 @@ class Caster:
 
     @classmethod
     def keeping(cls, dtype: np.dtype[Any]) -> Self:
-        """One that leaves values of a type as they are, which any number may be."""
+        """A caster that keeps values of a numeric dtype, also one outside :data:`DATA_DTYPES`."""
         caster = cls(np.float64)
         caster.dtype = dtype.newbyteorder("=")
         return caster
 
     def __call__(self, values: NDArray[Any], where: str) -> NDArray[Any]:
-        """The values as the type; `where` opens the message of an error.
+        """Cast values to the dtype; error messages start with `where`.
 
         Raises
         ------
         CastError
-            A value overflows, or is negative, fractional or not finite where an unsigned integer
-            is asked for.
+            A value overflows, or the dtype is an unsigned integer type and a value is negative,
+            fractional or not finite.
         """
         self.is_counts = self.is_counts and _are_counts(values)
         if values.dtype == self.dtype or not len(values):
@@ -141,7 +140,7 @@ class Caster:
             fractional = np.rint(values) != values
             if fractional.any():
                 raise self._error(where, values[fractional][0])
-        # As Python numbers: they compare exactly, whatever the types are.
+        # Python integers compare exactly, whatever the dtypes are.
         for extreme in (values.min().item(), values.max().item()):
             if not limits.min <= extreme <= limits.max:
                 raise self._error(where, extreme)
@@ -153,24 +152,24 @@ class Caster:
         if self._is_exact(values):
             return cast
         finite = np.isfinite(values)
-        overflown = finite & np.isinf(cast)
-        if overflown.any():
-            raise self._error(where, values[overflown][0])
+        overflowed = finite & np.isinf(cast)
+        if overflowed.any():
+            raise self._error(where, values[overflowed][0])
         wide = np.float64 if values.dtype.kind == "f" else np.longdouble
         with np.errstate(invalid="ignore"):
-            off = np.abs(cast.astype(wide) - values.astype(wide))
-        self.max_rounding = max(self.max_rounding, float(off[finite].max(initial=0.0)))
+            errors = np.abs(cast.astype(wide) - values.astype(wide))
+        self.max_rounding = max(self.max_rounding, float(errors[finite].max(initial=0.0)))
         return cast
 
     def _is_exact(self, values: NDArray[Any]) -> bool:
         if values.dtype.kind == "f":
             return bool(np.can_cast(values.dtype, self.dtype))
-        # NumPy takes any 64-bit integer for one that a float64 holds.
+        # np.can_cast considers the cast of 64-bit integers to float64 safe, although it rounds.
         most = 2 << np.finfo(self.dtype).nmant
         return -most <= int(values.min()) <= int(values.max()) <= most
 
     def warn(self, where: str) -> None:
-        """Warn once where rounding went beyond the tolerance, with the measured maximum."""
+        """Warn if the largest rounding error exceeds the tolerance."""
         if self.max_rounding > self._tolerance:
             warnings.warn(
                 f"{where}: storing the values as {self.dtype} rounded them by up to "
@@ -187,10 +186,10 @@ class Caster:
 
 
 def _are_counts(values: NDArray[Any]) -> bool:
-    """Whether values are whole, finite and not negative, as counts are."""
+    """Whether values are finite, non-negative integers."""
     if values.dtype.kind in "bu":
         return True
-    # In pieces that stay in the cache, so that it costs little beside the reading.
+    # Pieces that fit into the CPU cache make the check cheap compared with reading.
     pieces = (values[i : i + _PIECE] for i in range(0, len(values), _PIECE))
     if values.dtype.kind == "i":
         return all(int(piece.min()) >= 0 for piece in pieces)

@@ -1,4 +1,4 @@
-"""Rows of the sparse arrays of a store: plan, read, assemble."""
+"""Reading rows of the sparse matrices of an archive."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from scdl.kernels import memory as recycled
 from storage_backends.base import ArrayStore
 from storage_backends.compute.threads import for_each
 
-#: Values from which on it saves time to read them in one thread and their column ids in another.
+#: Number of values above which reading values and column ids in two threads saves time.
 MANY_VALUES = 1 << 17
 
-#: What may select cells: one, a slice, positions, or a mask.
+#: A selection of cells: a position, a slice, several positions, or a boolean mask.
 Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
 
 
 class SparseRows(NamedTuple):
-    """Some rows in compressed sparse row form; `indptr` is int64 from 0.
+    """Rows in compressed sparse row form; `indptr` is int64 and starts at 0.
 
-    No id is beyond `largest`, where that is known.
+    `largest` is an upper bound of the column ids, or None if unknown.
     """
 
     data: NDArray[Any]
@@ -36,7 +36,7 @@ class SparseRows(NamedTuple):
 
 
 def position(index: SupportsIndex, n_obs: int) -> int:
-    """One row as a position from the front; negative ones count from the end."""
+    """Convert a row index, which may be negative, to a non-negative position."""
     try:
         row = operator.index(index)
     except TypeError:
@@ -49,25 +49,25 @@ def position(index: SupportsIndex, n_obs: int) -> int:
 
 
 def are_several(rows: Rows) -> TypeGuard[slice | Sequence[int] | NDArray[Any]]:
-    """Whether rows are more than one by their kind, as lists of one row are."""
-    # Arrays and tensors of one element are indices too, but have dimensions. A tuple would be a
-    # row and a gene to who knows NumPy.
+    """Whether `rows` is a selection of several rows, such as a list, even of length one."""
+    # Arrays and tensors with one element support __index__ too, but have dimensions. A tuple is
+    # excluded because NumPy users would read it as (row, gene).
     plain = isinstance(rows, slice | Sequence) and not isinstance(rows, tuple | str)
     return plain or getattr(rows, "ndim", 0) > 0
 
 
 def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
-    """A selection of rows as int64 positions, in the order given.
+    """Convert a selection of rows to int64 positions, in the order given.
 
     Raises
     ------
     RowIndexError
-        A position is out of range, a mask has the wrong length, or `rows` is no selection.
+        A position is out of range, a mask has the wrong length, or `rows` is not a selection.
     """
     if isinstance(rows, slice):
         return np.arange(*rows.indices(n_obs), dtype=np.int64)
-    # Arrays and tensors of one element are indices too, but have dimensions. The check of the
-    # protocol takes longer than all the rest.
+    # Arrays and tensors with one element support __index__ too, but have dimensions. Arrays and
+    # lists skip the isinstance check of the protocol, which is slower than everything else here.
     plain = isinstance(rows, np.ndarray | list)
     if not plain and isinstance(rows, SupportsIndex) and getattr(rows, "ndim", 0) == 0:
         return np.array([position(rows, n_obs)], np.int64)
@@ -101,12 +101,13 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
 def plan(
     store: ArrayStore, prefix: str, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Half-open ranges of the stored values of some rows, read from the offsets.
+    """Read the half-open ranges of the stored values of rows from ``indptr``.
 
     Parameters
     ----------
     prefix
-        What stands before ``data``, ``indices`` and ``indptr``: empty for the expression matrix.
+        Prefix of the array names ``data``, ``indices`` and ``indptr``; empty for the expression
+        matrix.
     rows
         Positions, int64.
     """
@@ -132,14 +133,14 @@ def read(
     *,
     concurrently: bool = False,
 ) -> SparseRows:
-    """Rows of a sparse matrix, in the order asked for and as they are stored.
+    """Read rows of a sparse matrix in the requested order, without sorting their genes.
 
     Parameters
     ----------
     index_dtype
-        A wider integer type for the column ids; None: as they are stored.
+        A wider integer dtype for the column ids; None: the stored dtype.
     concurrently
-        Whether to read values in one thread and column ids in another, where there are many.
+        Whether to read values and column ids in two threads if there are many.
     """
     starts, stops = plan(store, prefix, rows)
     indptr = np.zeros(len(rows) + 1, np.int64)
@@ -160,7 +161,7 @@ def read(
 def row_spans(
     store: ArrayStore, prefix: str, n_rows: int, at_once: int, first_row: int = 0
 ) -> Iterator[tuple[int, int]]:
-    """Ranges of rows from `first_row` to `n_rows`, of at most `at_once` values, or one row."""
+    """Split rows `first_row` to `n_rows` into ranges of at most `at_once` values, or of one row."""
     for first, last in spans(n_rows, at_once, first_row):
         offsets = store.read(prefix + INDPTR, first, last + 1).astype(np.int64)
         for start, stop in groups(offsets, at_once):
@@ -168,7 +169,7 @@ def row_spans(
 
 
 def groups(offsets: NDArray[np.int64], at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows between offsets, of at most `at_once` values, or one row."""
+    """Split the rows of an offset array into ranges of at most `at_once` values, or of one row."""
     start, n_rows = 0, len(offsets) - 1
     while start < n_rows:
         fits = int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1
@@ -178,18 +179,18 @@ def groups(offsets: NDArray[np.int64], at_once: int) -> Iterator[tuple[int, int]
 
 
 def spans(n: int, at_once: int, first: int = 0) -> Iterator[tuple[int, int]]:
-    """Half-open ranges of at most `at_once`, from `first` to `n`."""
+    """Split ``[first, n)`` into half-open ranges of at most `at_once` items."""
     for start in range(first, n, at_once):
         yield start, min(start + at_once, n)
 
 
 def ordered(rows: SparseRows, n_vars: int, where: str) -> tuple[SparseRows, int]:
-    """The same rows with the genes of each in rising order, and how many were not.
+    """Sort the genes of each row; also return the number of rows that were not sorted.
 
     Parameters
     ----------
     where
-        Opens the message of the ArchiveFormatError for a gene that is not below `n_vars`.
+        Start of the message of the ArchiveFormatError for a column id of `n_vars` or more.
     """
     from scdl.kernels import order as order_kernels
 
@@ -206,9 +207,9 @@ def ordered(rows: SparseRows, n_vars: int, where: str) -> tuple[SparseRows, int]
 
 
 def without_duplicates(rows: SparseRows) -> SparseRows:
-    """Ordered rows with repeated genes summed.
+    """Sum the values of repeated genes in sorted rows.
 
-    Integers are summed in 64 bits and float16 in 32, so that sums do not overflow.
+    Integers are summed in 64 bits and float16 in 32 bits to avoid overflow.
     """
     first = np.ones(len(rows.indices), bool)
     first[1:] = rows.indices[1:] != rows.indices[:-1]
@@ -231,24 +232,24 @@ def clean(
     index_dtype: np.dtype[Any] | None = None,
     sum_dtype: np.dtype[Any] | None = None,
 ) -> SparseRows:
-    """Rows with the genes of each in rising order, each once.
+    """Sort the genes of each row and sum the values of repeated genes.
 
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Start of error messages.
     index_dtype
-        A wider integer type for the column ids; None: the one that they have.
+        A wider integer dtype for the column ids; None: their own.
     sum_dtype
-        Type of the values where genes are repeated and are summed; None: the one that they have.
-        Values without repeated genes keep their type.
+        Dtype of the values if repeated genes are summed; None: their own. Values without repeated
+        genes keep their dtype.
 
     Raises
     ------
     ArchiveFormatError
-        A gene is not below `n_vars`.
+        A column id is `n_vars` or more.
     CastError
-        The type cannot hold a sum.
+        The dtype cannot represent a sum.
     """
     from storage_backends.compute import rowsort
 
@@ -258,7 +259,7 @@ def clean(
     n_unsorted = rowsort.sort_rows(*rows[:3], n_vars, out.data, out.indices)
     if n_unsorted >= 0:
         return out
-    # Damaged, or with repeated genes: either is rare, and takes the long way.
+    # The rows are damaged or repeat genes. Both are rare, so the slow path is acceptable.
     summed = without_duplicates(ordered(rows, n_vars, where)[0])
     return summed._replace(
         data=held(

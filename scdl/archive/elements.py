@@ -1,4 +1,4 @@
-"""What an archive holds besides its matrix and tables."""
+"""Elements of an archive other than its matrix and tables."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from storage_backends.base import ArrayStore
 
 
 class Kind(Enum):
-    """What an element of an archive is stored as."""
+    """How an element of an archive is stored."""
 
-    #: A cells x cells matrix by rows: three arrays below ``graphs/<key>``.
+    #: A cells x cells matrix in CSR form: three arrays below ``graphs/<key>``.
     GRAPH = "graph"
-    #: Another sparse matrix: three arrays below its name.
+    #: Any other sparse matrix: three arrays below its name.
     SPARSE = "sparse"
     #: One array.
     DENSE = "dense"
-    #: What a backend keeps whole.
+    #: An element that the backend stores as one unit.
     OTHER = "other"
 
 
@@ -28,9 +28,9 @@ class Element(NamedTuple):
     Attributes
     ----------
     kind
-        What it is stored as.
+        How it is stored.
     array
-        Name of its array, or what stands before the names of its three arrays.
+        Name of its array, or the common prefix of the names of its three arrays.
     """
 
     kind: Kind
@@ -38,9 +38,9 @@ class Element(NamedTuple):
 
 
 def elements_of(store: ArrayStore) -> dict[str, Element]:
-    """Everything that an archive holds besides its matrix and tables, by the name in an AnnData.
+    """All elements of an archive other than its matrix and tables, by their AnnData names.
 
-    What an array is follows from what it is a part of, and never from how its name ends: a dense
+    Arrays are classified by the element they belong to, never by the end of their names: a dense
     layer may be called ``data``.
     """
     graphs = (n.removeprefix("graphs/").rpartition("/")[0] for n in store.arrays if _of_graph(n))

@@ -1,4 +1,4 @@
-"""The documented feature indexes: columns of var and obs, cell by cell."""
+"""The feature indexes of the documented API: columns of var and obs by cell."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 
 class TableReader(Protocol):
-    """What tables are read from: an archive, or several of them."""
+    """An object with tables to read: one archive or several."""
 
     path: str
 
     def table_schema(self, name: str, /) -> pa.Schema:
-        """Names and types of a table's columns."""
+        """Names and types of the columns of a table."""
 
     def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
-        """Some columns of a table, or all of them."""
+        """Read some or all columns of a table."""
 
 
 class Columns:
-    """The columns of one table, each read when it is first used.
+    """The columns of one table, each read on first use.
 
     Parameters
     ----------
     store, table
-        Where they are.
+        The archive and the name of the table.
     index_names
-        What the names (of cells or genes) may be called as a column. They count as the only column
-        of a table that has no other.
+        Column names that refer to the index (names of cells or genes). The index is listed as a
+        column only if the table has no other.
     """
 
     def __init__(self, store: TableReader, table: str, index_names: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Column names as the documented API lists them."""
+        """Column names, as listed by the documented API."""
         if self._names is None:
             stored = self._store.table_schema(self._table).names
             self._names = [n for n in stored if n != INDEX] or list(
@@ -64,7 +64,7 @@ class Columns:
         return self._names
 
     def array(self, name: str) -> pa.Array:
-        """A column as an Arrow array; categorical ones are dictionary arrays.
+        """A column as an Arrow array; categorical columns are dictionary arrays.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class Columns:
             if key not in stored:
                 raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}")
             column = self._store.read_table(self._table, [key]).column(0)
-            # The categories of all chunks are the same, so that joining them copies codes only.
+            # All chunks have the same categories, so combining them only copies codes.
             self._arrays[name] = with_values(column.combine_chunks())
         return self._arrays[name]
 
@@ -86,19 +86,19 @@ class Columns:
         if name != INDEX:
             return f"{self._table} has no column {name!r}; it has: {columns}"
         kind = "cells" if self._table == OBS else "genes"
-        told = f"the names of the {kind} are not stored, as BioNeMo-SCDL leaves them out; "
+        problem = f"the names of the {kind} are not stored, as BioNeMo-SCDL leaves them out; "
         if kind == "cells":
-            return f"{told}columns of obs: {columns}"
+            return f"{problem}columns of obs: {columns}"
         return (
-            f"{told}name the column of var that tells genes apart, as in "
+            f"{problem}name the column of var that tells genes apart, as in "
             f"select_genes(…, gene_column=…), which gives names too; columns: {columns}"
         )
 
     def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Some values of a column: strings and categories as objects.
+        """Some values of a column; strings and categories have dtype object.
 
-        Where the column has nulls, integers are float64 with NaN; or objects, as truth values are,
-        with None, where a float64 does not hold one of them.
+        Integers of a column with nulls are converted to float64 with NaN. If float64 cannot
+        represent one of them, or the column is boolean, values are objects with None for nulls.
         """
         import pyarrow as pa
 
@@ -107,7 +107,7 @@ class Columns:
         return self._numpy(name, part)
 
     def column(self, name: str) -> NDArray[Any]:
-        """All values of a column, read-only, as by :meth:`values`; made once."""
+        """All values of a column as a cached, read-only array; see :meth:`values`."""
         if name not in self._values:
             values = self._numpy(name, self.array(name)).view()
             values.flags.writeable = False
@@ -115,7 +115,7 @@ class Columns:
         return self._values[name]
 
     def _numpy(self, name: str, part: pa.Array) -> NDArray[Any]:
-        """A part of a column, of a dtype that does not depend on which."""
+        """Convert part of a column to NumPy; the dtype is that of the whole column."""
         import pyarrow as pa
 
         if name not in self._dtypes:
@@ -128,19 +128,19 @@ class Columns:
         return values.astype(self._dtypes[name] or values.dtype, copy=False)
 
     def table(self) -> pa.Table:
-        """The whole table; read each time."""
+        """Read the whole table; it is not cached."""
         return self._store.read_table(self._table)
 
     def frame(self) -> pd.DataFrame:
-        """The whole table, indexed by its names; columns with nulls keep their types."""
+        """The whole table as a data frame with its index; columns with nulls keep their types."""
         return frame_of(self.table())
 
 
 def spaces_of(store: TableReader, info: Info) -> NDArray[np.int64]:
     """The gene space of each feature block, numbered from 0.
 
-    Blocks share one that have the same gene names in the same order: those to which the archive
-    gives one number, or, where it does not say, those whose names are equal.
+    Blocks with the same gene names in the same order share a gene space. The numbers stored in the
+    archive are used if every block has one; otherwise the gene names are compared.
     """
     if len(info.blocks) == 1:
         return np.zeros(1, np.int64)
@@ -151,7 +151,7 @@ def spaces_of(store: TableReader, info: Info) -> NDArray[np.int64]:
 
 
 def shared_var(store: TableReader, blocks: Iterable[int]) -> pa.Table:
-    """The columns that the var tables of feature blocks of one gene space share."""
+    """The var columns shared by feature blocks of one gene space."""
     from storage_backends.compute.arrow import shared_columns
 
     return shared_columns(store.read_table(var_table(i)) for i in blocks)
@@ -165,7 +165,7 @@ def block_space_key(store: TableReader, block: int) -> str:
 
 
 def _chosen(columns: Columns, names: Sequence[str] | str | None) -> Sequence[str]:
-    """The columns that are asked for; None: all of them."""
+    """The requested column names; None: all columns."""
     if names is None:
         return columns.names
     return names_of(names, "features")
@@ -179,7 +179,7 @@ class VarFeatures:
     store, info
         The archive.
     index_names
-        What gene names may be called as a column.
+        Column names that refer to the gene names.
     """
 
     def __init__(self, store: TableReader, info: Info, index_names: Sequence[str]) -> None:
@@ -189,7 +189,7 @@ class VarFeatures:
     def lookup(
         self, row: int, select_features: Sequence[str] | str | None = None
     ) -> tuple[list[NDArray[Any]], str | None]:
-        """Columns of the block that holds a cell, one array of n_vars each, and the block's label.
+        """Columns of the feature block of a cell, one array of n_vars each, and the block's label.
 
         Raises
         ------
@@ -204,26 +204,26 @@ class VarFeatures:
         return [columns.column(name) for name in names], self._info.blocks[block].label
 
     def __len__(self) -> int:
-        """Feature blocks."""
+        """Number of feature blocks."""
         return len(self._info.blocks)
 
     def number_vars_at_row(self, row: int) -> int:
-        """Genes of the block that holds a cell."""
+        """Number of genes in the feature block of a cell."""
         return self._info.blocks[self._info.block_of(position(row, self._info.n_obs))].n_vars
 
     def column_dims(self) -> list[int]:
-        """Genes of each block."""
+        """Number of genes of each feature block."""
         return [block.n_vars for block in self._info.blocks]
 
     def number_of_values(self) -> list[int]:
-        """Cells times genes of each block."""
+        """Number of cells times number of genes, for each feature block."""
         starts = [0, *(block.stop for block in self._info.blocks)]
         return [
             (b.stop - start) * b.n_vars for start, b in zip(starts, self._info.blocks, strict=False)
         ]
 
     def number_of_rows(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self._info.n_obs
 
     def version(self) -> str:
@@ -241,7 +241,7 @@ class ObsFeatures:
     def lookup(
         self, row: int, select_features: Sequence[str] | str | None = None
     ) -> tuple[list[Any], str | None]:
-        """Values of one cell, and the label of the block that holds it."""
+        """Values of one cell, and the label of its feature block."""
         at = position(row, self._info.n_obs)
         names = _chosen(self.columns, select_features)
         values = [self.columns.values(name, slice(at, at + 1))[0] for name in names]
@@ -250,24 +250,24 @@ class ObsFeatures:
     def __getitem__(
         self, rows: int | slice
     ) -> tuple[list[Any], str | None] | tuple[list[dict[str, NDArray[Any]]], list[str | None]]:
-        """One cell: its values and label; a slice: a dict of columns and a label for each block."""
+        """Values and label of one cell; for a slice, columns and label of each feature block."""
         if not isinstance(rows, slice):
             return self.lookup(rows)
         selected = np.arange(*rows.indices(self._info.n_obs))
         block_of = np.searchsorted([b.stop for b in self._info.blocks], selected, side="right")
-        found, labels = [], []
+        parts, labels = [], []
         for block in np.unique(block_of):
             part = selected[block_of == block]
-            found.append({name: self.columns.values(name, part) for name in self.columns.names})
+            parts.append({name: self.columns.values(name, part) for name in self.columns.names})
             labels.append(self._info.blocks[block].label)
-        return found, labels
+        return parts, labels
 
     def __len__(self) -> int:
-        """Blocks of cells with the same columns: one, as obs is one table of all cells."""
+        """Number of blocks: always 1, since obs is one table of all cells."""
         return 1
 
     def number_vars_at_row(self, row: int) -> int:
-        """Columns that a cell has."""
+        """Number of obs columns; `row` is only checked."""
         position(row, self._info.n_obs)
         return len(self.columns.names)
 
@@ -276,11 +276,11 @@ class ObsFeatures:
         return [len(self.columns.names)]
 
     def number_of_values(self) -> list[int]:
-        """Cells times columns."""
+        """Number of cells times number of columns."""
         return [self._info.n_obs * len(self.columns.names)]
 
     def number_of_rows(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self._info.n_obs
 
     def version(self) -> str:

@@ -1,4 +1,4 @@
-"""Tables as data frames, and data frames as tables."""
+"""Conversion between Arrow tables and pandas data frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:
-    """A table as a dataframe, indexed by its names; columns with nulls keep their types."""
+    """Convert a table to a data frame with its index; columns with nulls keep their types."""
     import pandas as pd
     import pyarrow as pa
 
@@ -29,26 +29,26 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
         if pa.types.is_dictionary(field.type):
             values = with_values(table.column(i).combine_chunks())
             table = table.set_column(i, field.with_type(values.type), values)
-    # Threads of Arrow may let go of our memory only when Python ends, and then end the process.
+    # Arrow's threads may release our memory only at interpreter exit, which crashes the process.
     frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(use_threads=False)
     for field in table.schema:
         column = table[field.name]
         if field.name == INDEX or not (is_nullable(field) or column.null_count):
             continue
-        # pandas would make integers with nulls floats.
+        # pandas would convert integers with nulls to floats.
         absent = column.is_null().to_numpy()
         if pa.types.is_integer(field.type):
-            whole = pd.arrays.IntegerArray(column.fill_null(0).to_numpy(), absent)
-            frame[field.name] = whole
+            integers = pd.arrays.IntegerArray(column.fill_null(0).to_numpy(), absent)
+            frame[field.name] = integers
         elif pa.types.is_boolean(field.type):
-            truth = pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
-            frame[field.name] = truth
+            booleans = pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
+            frame[field.name] = booleans
         elif str(field.type) in _TEXT and (is_nullable(field) or frame[field.name].dtype == object):
-            # Plain text of pandas 3 has nulls as it is.
+            # The default string dtype of pandas 3 represents nulls already.
             frame[field.name] = frame[field.name].astype("string")
     if INDEX in frame:
         if frame[INDEX].isna().any() and str(table.schema.field(INDEX).type) in _TEXT:
-            # Which anndata writes, unlike objects of which some are None.
+            # anndata can write this dtype, but not objects with None among them.
             frame[INDEX] = frame[INDEX].astype("string")
         frame = frame.set_index(INDEX)
         frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
@@ -56,7 +56,7 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
 
 
 def with_values(column: pa.Array) -> pa.Array:
-    """A column whose categories, if it has some, are values and each once, as pandas demands."""
+    """Make the categories of a column unique and non-null, as pandas requires."""
     import pyarrow as pa
 
     if not pa.types.is_dictionary(column.type):
@@ -67,18 +67,18 @@ def with_values(column: pa.Array) -> pa.Array:
 
 
 def table_of(frame: pd.DataFrame) -> pa.Table:
-    """The reverse of :func:`frame_of`."""
+    """Convert a data frame to a table; the inverse of :func:`frame_of`."""
     import pandas as pd
     import pyarrow as pa
 
     index = frame.index
-    # A missing name stays missing.
+    # Missing names stay null instead of becoming the text "nan".
     absent = np.asarray(index.isna())
     names = pa.array(index.astype(str).to_numpy(object), pa.large_string(), mask=absent)
     metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
     table = pa.Table.from_pandas(frame, preserve_index=False)
     nullable = (pd.arrays.IntegerArray, pd.arrays.BooleanArray, pd.arrays.StringArray)
-    # Plain text of pandas 3 is not of the type for nulls, and has NaN.
+    # The default string dtype of pandas 3 uses NaN and is not a nullable extension type.
     is_marked = {
         name: isinstance(column.array, nullable)
         and getattr(column.dtype, "na_value", pd.NA) is pd.NA
@@ -87,14 +87,14 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     fields = [
         field.with_metadata(NULLABLE if is_marked[field.name] else None) for field in table.schema
     ]
-    # Not as a table to which the names are added: without columns it would have no rows.
+    # Adding the index to the table would fail without other columns: it would have no rows.
     columns = [names, *(table[field.name].cast(field.type) for field in fields)]
     schema = pa.schema([pa.field(INDEX, names.type), *fields], metadata)
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def dtype_with_nulls(array: pa.Array) -> Any:
-    """What values of a column are where it has nulls; None: as they are."""
+    """NumPy dtype for the values of a column with nulls; None: no conversion is needed."""
     import pyarrow as pa
 
     numbers = array.dictionary if pa.types.is_dictionary(array.type) else array
@@ -106,7 +106,7 @@ def dtype_with_nulls(array: pa.Array) -> Any:
 
 
 def are_floats(array: pa.Array) -> bool:
-    """Whether a float64 holds each of some integers."""
+    """Whether float64 represents all integers of an array exactly."""
     import pyarrow as pa
 
     try:

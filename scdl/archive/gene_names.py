@@ -1,4 +1,4 @@
-"""Names of genes, compared between archives."""
+"""Comparison of gene names between archives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def strings(ids: pa.Array) -> pa.Array:
-    """Gene ids of any type as strings."""
+    """Convert gene ids of any type to strings."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(ids.type):
@@ -26,22 +26,22 @@ def strings(ids: pa.Array) -> pa.Array:
 
 
 def names_hash(names: pa.ChunkedArray) -> str:
-    """A hash of gene names and their order."""
+    """Hash of gene names, which depends on their order."""
     import pyarrow as pa
 
     return table_hash(pa.table({"": strings(names.combine_chunks())}))
 
 
 def space_key(table: pa.Table) -> str:
-    """What var tables of one gene space have in common, and no others.
+    """A key that is equal for var tables of the same gene space only.
 
-    That is a hash of the gene names; of a table without names, of all that it holds.
+    It is a hash of the gene names; for a table without names, a hash of the whole table.
     """
     return names_hash(table[INDEX]) if INDEX in table.schema.names else table_hash(table)
 
 
 def table_hash(table: pa.Table) -> str:
-    """A hash of a table: of its columns, their types and what is in them."""
+    """Hash of the names, types and values of the columns of a table."""
     import pyarrow as pa
 
     table = table.replace_schema_metadata(None).combine_chunks()
@@ -52,14 +52,14 @@ def table_hash(table: pa.Table) -> str:
 
 
 def check_one_space(spaces: NDArray[np.int64], cells: str) -> None:
-    """GeneError where cells or feature blocks are of different gene spaces.
+    """Raise GeneError if cells or feature blocks have different gene spaces.
 
     Parameters
     ----------
     spaces
-        Gene space of each.
+        Gene space of each cell or block.
     cells
-        What they are, to open the message.
+        Description of the cells or blocks, with which the message starts.
     """
     if len(spaces) and int(spaces.min()) != int(spaces.max()):
         raise GeneError(
@@ -70,7 +70,7 @@ def check_one_space(spaces: NDArray[np.int64], cells: str) -> None:
 
 
 def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
-    """What brings genes into the order of the first table that has the same genes.
+    """Permutations into the gene order of the first table with the same set of genes.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
     Returns
     -------
     list
-        Of each table the positions of its genes in that order; None where they stay: there is no
-        earlier table of the same genes, its order is the same, or names are missing or repeated.
+        For each table, the positions of its genes in that order. None where nothing changes: no
+        earlier table has the same genes, the order is the same, or names are missing or repeated.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -103,6 +103,6 @@ def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
 
 
 def numbered(keys: Iterable[Any]) -> NDArray[np.int64]:
-    """A number for each key, from 0 in the order in which they first occur."""
+    """Number distinct keys from 0 in order of first occurrence."""
     known: dict[Any, int] = {}
     return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)

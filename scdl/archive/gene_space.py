@@ -1,4 +1,4 @@
-"""One gene space for cells whose feature blocks have different genes."""
+"""A common gene space for feature blocks with different genes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from storage_backends.paths import path_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: ``"union"``, ``"intersection"``, gene ids, or the path of a file with one per line. For reading
-#: also ``"own"``: column ids of each cell's own gene space.
+#: ``"union"``, ``"intersection"``, gene ids, or the path of a file with one id per line. Readers
+#: also accept ``"own"``: column ids refer to the gene space of each cell.
 Genes = str | os.PathLike[str] | Sequence[str]
-#: Value of `genes` that leaves column ids as they are stored, whatever genes they mean.
+#: Value of `genes` that leaves column ids as they are stored.
 OWN = "own"
 Missing = Literal["error", "zero", "mask"]
 Duplicates = Literal["error", "sum", "first"]
@@ -31,9 +31,9 @@ class BlockGenes(NamedTuple):
     Attributes
     ----------
     where
-        What the block is called in messages.
+        Name of the block in messages.
     ids
-        Of each gene, null where it has none.
+        Id of each gene; null where a gene has none.
     """
 
     where: str
@@ -42,23 +42,23 @@ class BlockGenes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GeneSpace:
-    """A vocabulary of genes, and where the genes of blocks are in it.
+    """A vocabulary of genes, and the positions of the genes of feature blocks in it.
 
-    Blocks of the same genes share a table.
+    Blocks with the same genes share a lookup table.
 
     Parameters
     ----------
     names
         Ids of the genes, as strings.
     genes, bounds
-        Tables one after the other: of each gene of a block its place in the vocabulary, int32, -1
-        where it has none; and where each table begins, int64, with the end of the last.
+        Concatenated lookup tables: position of each gene of a block in the vocabulary, int32, -1 if
+        it is not included; and the offsets of the tables, int64, with the end of the last.
     table_of
-        The table of each block, int64.
+        Index of the table of each block, int64.
     in_order
-        Of each table, whether genes that rise in the block rise in the vocabulary, each once.
+        For each table, whether positions are strictly increasing, so that sorted genes stay sorted.
     present
-        Of each table, which genes of the vocabulary it has; tables x genes.
+        Boolean array, tables x genes: which genes of the vocabulary each table contains.
     """
 
     names: pa.Array
@@ -72,33 +72,33 @@ class GeneSpace:
     def of(
         cls, names: pa.Array, tables: Sequence[NDArray[np.int32]], table_of: Sequence[int]
     ) -> GeneSpace:
-        """The gene space of a vocabulary, given the table of each set of genes."""
+        """Create a gene space from a vocabulary and its lookup tables."""
         present = np.zeros((len(tables), len(names)), np.bool_)
-        kept = [table[table >= 0] for table in tables]
-        for places, row in zip(kept, present, strict=True):
+        included = [table[table >= 0] for table in tables]
+        for places, row in zip(included, present, strict=True):
             row[places] = True
         return cls(
             names,
             np.concatenate(tables),
             np.cumsum([0, *map(len, tables)]),
             np.asarray(table_of, np.int64),
-            np.array([bool((places[1:] > places[:-1]).all()) for places in kept]),
+            np.array([bool((places[1:] > places[:-1]).all()) for places in included]),
             present,
         )
 
     @property
     def tables(self) -> list[NDArray[np.int32]]:
-        """The tables, each on its own."""
+        """The lookup tables as separate arrays."""
         return np.split(self.genes, self.bounds[1:-1])
 
     @property
     def most_repeats(self) -> int:
-        """The largest number of genes of a block that are one gene of the vocabulary."""
+        """Largest number of genes of one block that map to the same gene of the vocabulary."""
         counts = [np.bincount(table[table >= 0]).max(initial=0) for table in self.tables]
         return int(max(counts))
 
     def then(self, selection: GeneSpace) -> GeneSpace:
-        """The gene space of a selection of these genes, for the same blocks."""
+        """Compose with a selection of these genes, for the same blocks."""
         (chosen,) = selection.tables
         tables = []
         for table in self.tables:
@@ -109,7 +109,7 @@ class GeneSpace:
 
 
 def is_own(genes: Any) -> bool:
-    """Whether column ids of each cell's own genes are asked for."""
+    """Whether `genes` is ``"own"``."""
     return isinstance(genes, str) and genes == OWN
 
 
@@ -120,23 +120,23 @@ def gene_space(
     missing: Missing,
     duplicates: Duplicates,
 ) -> GeneSpace:
-    """The gene space of a vocabulary for some blocks.
+    """Create the gene space of a vocabulary for feature blocks.
 
     Parameters
     ----------
     genes
         As for :meth:`scdl.SingleCellDataset.select_genes`.
     blocks
-        Blocks of different genes.
+        One block for each distinct set of genes.
     table_of
-        Which of these the genes of every block are.
+        For every block of the archives, the index of its set of genes in `blocks`.
     missing, duplicates
         Policies, as for :meth:`scdl.SingleCellDataset.select_genes`.
 
     Raises
     ------
     GeneError, GeneListNotFoundError
-        As there.
+        As for :meth:`scdl.SingleCellDataset.select_genes`.
     """
     _check_choice("missing", missing, Missing)
     _check_choice("duplicates", duplicates, Duplicates)
@@ -165,23 +165,23 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
     if isinstance(genes, str) and genes in ("union", "intersection"):
         lists = [pc.drop_null(pc.unique(block.ids)) for block in blocks]
         if genes == "union":
-            found = pc.unique(pa.concat_arrays(lists))
+            names = pc.unique(pa.concat_arrays(lists))
         else:
-            found = lists[0]
+            names = lists[0]
             for ids in lists[1:]:
-                found = found.filter(pc.is_in(found, ids))
-        if len(found) == 0:
+                names = names.filter(pc.is_in(names, ids))
+        if len(names) == 0:
             raise GeneError(f"the {genes} of the genes of {_listed(blocks)} is empty")
-        return found
+        return names
     if isinstance(genes, str | os.PathLike):
         genes = _read_list(path_of(genes))
-    found = pa.array([str(gene) for gene in genes], pa.large_string())
-    if len(found) == 0:
+    names = pa.array([str(gene) for gene in genes], pa.large_string())
+    if len(names) == 0:
         raise GeneError("the list of genes is empty")
-    repeated = _repeated(found)
+    repeated = _repeated(names)
     if repeated is not None:
         raise GeneError(f"the list of genes has {repeated!r} more than once; each gene has a place")
-    return found
+    return names
 
 
 def _read_list(path: str) -> list[str]:
@@ -198,17 +198,17 @@ def _read_list(path: str) -> list[str]:
 
 
 def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> NDArray[np.int32]:
-    """Of each gene of a block its place in the vocabulary, -1 where it has none."""
+    """Position of each gene of a block in the vocabulary, -1 if it is not included."""
     import pyarrow.compute as pc
 
-    found = pc.index_in(block.ids, names, skip_nulls=True).fill_null(-1).to_numpy()
-    table: NDArray[np.int32] = found.astype(np.int32)
-    kept = np.flatnonzero(table >= 0)
-    _, first = np.unique(table[kept], return_index=True)
-    if len(first) == len(kept):
+    positions = pc.index_in(block.ids, names, skip_nulls=True).fill_null(-1).to_numpy()
+    table: NDArray[np.int32] = positions.astype(np.int32)
+    included = np.flatnonzero(table >= 0)
+    _, first = np.unique(table[included], return_index=True)
+    if len(first) == len(included):
         return table
     if duplicates == "error":
-        repeated = table[np.delete(kept, first)]
+        repeated = table[np.delete(included, first)]
         others = len(np.unique(repeated)) - 1
         raise GeneError(
             f"{block.where}: {names[int(repeated[0])].as_py()!r} is the id of several genes"
@@ -216,7 +216,7 @@ def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> NDArra
             + "; take another gene_column, or duplicates='sum' or 'first'"
         )
     if duplicates == "first":
-        table[np.delete(kept, first)] = -1
+        table[np.delete(included, first)] = -1
     return table
 
 

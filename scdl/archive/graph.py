@@ -1,4 +1,4 @@
-"""Neighbours of cells: a cells x cells graph, and sampling from it."""
+"""Neighbour graphs (cells x cells), and sampling of neighbours."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from storage_backends.base import ArrayStore
 _OFFSETS_AT_ONCE = 1 << 20
 
 
-#: Where random numbers come from: a generator or a seed; None: a generator of this process.
+#: Random generator or seed; None: a generator that belongs to this process.
 Rng = np.random.Generator | int | None
 
 
 def key_of(graphs: Sequence[str], asked: str) -> str | None:
-    """Which graph of an archive a dataset that was opened with a key has; None: none of them.
+    """The graph of an archive that a requested key refers to, or None.
 
-    The documented format holds one graph and does not say its key, so that this is any.
+    The documented format stores one graph without its key, so any key refers to it.
     """
     if asked not in graphs and len(graphs) == 1 and NEIGHBOR_KEY in (asked, *graphs):
         return graphs[0]
@@ -34,7 +34,7 @@ def key_of(graphs: Sequence[str], asked: str) -> str | None:
 
 
 class NeighborStats(NamedTuple):
-    """Counts over a graph."""
+    """Statistics of the number of neighbours per cell."""
 
     total: int
     least: int
@@ -52,10 +52,10 @@ class NeighborGraph:
     key
         Key of the graph, as in ``obsp``.
     strategy
-        How to sample; its value as a string will do.
+        Sampling strategy, or its name.
     fallback_to_identity
-        Whether a cell without neighbours is its own; otherwise sampling one is an error. With
-        weights, that goes for a cell whose neighbours all have the weight 0, too.
+        Whether a cell without neighbours is its own neighbour; if False, sampling from it is an
+        error. Weighted sampling treats a cell whose weights are all 0 the same way.
 
     Raises
     ------
@@ -85,7 +85,10 @@ class NeighborGraph:
         self._check_shape()
 
     def _check_shape(self) -> None:
-        """A cell beyond the graph would have another one's neighbours, or none."""
+        """Raise NeighborError unless the graph is cells x cells.
+
+        Otherwise cells could get neighbours of other cells.
+        """
         n_obs = self._store.spec(INDPTR).length - 1
         stated = self._store.sparse.get(self._prefix.removesuffix("/"))
         shape = (self.n_obs, n_obs) if stated is None else stated.shape
@@ -101,7 +104,7 @@ class NeighborGraph:
 
     @property
     def n_obs(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self._store.spec(self._prefix + INDPTR).length - 1
 
     def neighbors(self, index: SupportsIndex) -> csr.SparseRows:
@@ -110,27 +113,27 @@ class NeighborGraph:
         Raises
         ------
         NeighborError
-            One of them is no cell of the archive.
+            A neighbour is not a cell of the archive.
         """
         row = np.array([csr.position(index, self.n_obs)], np.int64)
-        found = csr.read(self._store, self._prefix, row)
-        self.check_inside(found.indices[None], row)
-        return found
+        neighbors = csr.read(self._store, self._prefix, row)
+        self.check_inside(neighbors.indices[None], row)
+        return neighbors
 
     def sample(self, index: SupportsIndex, rng: Rng = None) -> int:
-        """One neighbour of a cell; errors as those of :meth:`sample_many`."""
+        """Sample one neighbour of a cell; raises the errors of :meth:`sample_many`."""
         row = np.array([csr.position(index, self.n_obs)], np.int64)
         return int(self.sample_batch(row, rng)[0])
 
     def sample_many(self, rows: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Neighbours of many cells at once, drawn with replacement.
+        """Sample neighbours of many cells, with replacement.
 
         Parameters
         ----------
         rows
             n positions, int64.
         draws
-            n x k numbers in [0, 1), each of which chooses one neighbour.
+            n x k random numbers in [0, 1), one per sampled neighbour.
 
         Returns
         -------
@@ -140,8 +143,8 @@ class NeighborGraph:
         Raises
         ------
         NeighborError
-            A cell has none, and is not its own; one of them is no cell of the archive; a weight is
-            negative or no finite number, and weights are used.
+            A cell has no neighbours and there is no fallback; a neighbour is not a cell of the
+            archive; or weights are used and one is negative or not finite.
         """
         starts, stops = csr.plan(self._store, self._prefix, rows)
         indptr = np.zeros(len(rows) + 1, np.int64)
@@ -172,7 +175,7 @@ class NeighborGraph:
         return out
 
     def check_inside(self, neighbors: NDArray[Any], rows: NDArray[np.int64] | None = None) -> None:
-        """NeighborError where neighbours, of as many rows where these are known, are no cells."""
+        """Raise NeighborError if neighbours are out of range; `rows` are their cells, if known."""
         if neighbors.size and not 0 <= int(neighbors.min()) <= int(neighbors.max()) < self.n_obs:
             outside = (neighbors < 0) | (neighbors >= self.n_obs)
             cell = "a cell" if rows is None else f"cell {rows[outside.any(axis=1).argmax()]}"
@@ -189,12 +192,12 @@ class NeighborGraph:
         )
 
     def draws(self, n: int, k: int, rng: Rng = None) -> NDArray[np.float64]:
-        """Numbers for :meth:`sample_many`, n x k.
+        """Draw n x k random numbers for :meth:`sample_many`.
 
         Raises
         ------
         NeighborError
-            `rng` is neither a generator nor a seed.
+            `rng` is not a generator or seed.
         """
         try:
             generator = self._own_rng() if rng is None else np.random.default_rng(rng)
@@ -205,11 +208,11 @@ class NeighborGraph:
         return generator.random((n, k))
 
     def sample_batch(self, rows: NDArray[np.int64], rng: Rng = None) -> NDArray[np.int64]:
-        """One neighbour of each of many cells, as by :meth:`sample`."""
+        """Sample one neighbour of each of many cells, as :meth:`sample` does for one."""
         return self.sample_many(rows, self.draws(len(rows), 1, rng))[:, 0]
 
     def _own_rng(self) -> np.random.Generator:
-        """A generator of this process: forked workers must not draw the same numbers."""
+        """The generator of this process; forked workers must not draw the same numbers."""
         if self._rng is None or self._rng[0] != os.getpid():
             self._rng = os.getpid(), np.random.default_rng()
         return self._rng[1]
@@ -218,7 +221,7 @@ class NeighborGraph:
         return self.__dict__ | {"_rng": None}
 
     def stats(self) -> NeighborStats:
-        """Counts over all cells, in constant memory."""
+        """Compute statistics over all cells in constant memory."""
         total, least, most, n_isolated = 0, np.iinfo(np.int64).max, 0, 0
         for counts in self._counts():
             total += int(counts.sum())

@@ -1,4 +1,7 @@
-"""Rows of one or many archives as one batch: each archive read once, each row copied once."""
+"""Read rows of one or many archives as one batch.
+
+Each archive is read once, and each row is copied once.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from storage_backends.compute.threads import for_each
 
 
 class Lookup(NamedTuple):
-    """From the genes of blocks to those of one gene space.
+    """Maps the genes of feature blocks to one gene space.
 
     Attributes
     ----------
     genes
-        Tables one after the other: the position of each gene in the gene space, -1 if it is not in
-        it.
+        Concatenated lookup tables: position of each gene in the gene space, -1 if it is not
+        included.
     bounds
-        Where each table begins, and the end of the last; int64.
+        Offsets of the tables and the end of the last, int64.
     in_order
-        For each table, whether genes that rise in the block rise in the gene space, each once.
+        For each table, whether positions are strictly increasing, so that sorted genes stay sorted.
     table_of
         The table of each row of a request, int64.
     """
@@ -44,27 +47,27 @@ def read_rows(
     sum_dtype: np.dtype[Any] | None = None,
     concurrently: bool = False,
 ) -> csr.SparseRows:
-    """Rows of archives in the order of a request.
+    """Read rows of archives in the order of a request.
 
     Parameters
     ----------
     index_dtype
-        A wider integer type for the column ids; None: the stored one.
+        A wider integer dtype for the column ids; None: the stored dtype.
     ordered
-        Whether the genes of each cell must come in rising order, each once.
+        Whether to sort the genes of each cell and sum the values of repeated genes.
     sum_dtype
-        Type of the values where a cell repeats a gene, which are added then; None: the stored one.
+        Dtype of the values if repeated genes are summed; None: the stored dtype.
     concurrently
-        Whether to copy half of the rows in another thread, if they are many.
+        Whether to copy half of the rows in a second thread if there are many values.
 
     Raises
     ------
     OutputError
-        `index_dtype` does not hold the column ids.
+        `index_dtype` cannot represent the column ids.
     ArchiveFormatError
         An archive is damaged.
     CastError
-        The type cannot hold a sum.
+        The dtype cannot represent a sum.
     """
     matrices = request.matrices
     stored = matrices.index_dtype
@@ -74,7 +77,7 @@ def read_rows(
             f"{request.where}: index_dtype {wide} does not hold the column ids, stored as {stored}"
         )
     sorts = ordered and not matrices.is_sorted
-    # Column ids that have to be sorted are widened on the way.
+    # Sorting also casts the column ids to the wider dtype.
     read_as = stored if sorts else wide
     if matrices.is_read_as_stored:
         store, _, _, prefix = matrices.archives[0]
@@ -87,11 +90,11 @@ def read_rows(
 
 
 def _copy(request: Request, index_dtype: np.dtype[Any], *, concurrently: bool) -> csr.SparseRows:
-    """Rows as they are stored, copied from where they are in memory."""
+    """Copy rows, as stored, from their addresses in memory."""
     from scdl.kernels import rows as kernels
 
     matrices = request.matrices
-    # What was read for the request must live until it is copied.
+    # _owners keeps the memory of rows that were read alive until they are copied.
     rows, indptr, _owners = _locate(request, matrices.addresses)
     total = int(indptr[-1])
     data = recycled.empty(total, matrices.data_dtype)
@@ -116,31 +119,30 @@ def read_mapped_rows(
     sum_dtype: np.dtype[Any] | None = None,
     totals: NDArray[np.float64] | None = None,
 ) -> csr.SparseRows:
-    """Rows of archives in the order of a request, with the genes of one gene space.
+    """Read rows of archives in the order of a request and map them to one gene space.
 
-    Genes that are not in the gene space are left out.
+    Genes outside the gene space are left out.
 
     Parameters
     ----------
     lookup, n_vars
         The gene space, and its number of genes.
     index_dtype
-        Type of the column ids, which holds those of the gene space.
+        Dtype of the column ids; it must represent all positions of the gene space.
     ordered
-        Whether the genes of each cell must come in rising order, each once; the values of several
-        genes that become one are added then.
+        Whether to sort the genes of each cell and sum the values of genes that map to one.
     sum_dtype
-        Type of the values where they are added; None: the stored one.
+        Dtype of the values if they are summed; None: the stored dtype.
     totals
-        Output, if given: the sum of all values of each row, also of genes that are left out.
-        Values of float16 are returned as float32 then, as compiled code cannot add float16.
+        Output, if given: the sum of all values of each row, including genes that are left out.
+        float16 values are then returned as float32, since compiled code cannot add float16.
 
     Raises
     ------
     ArchiveFormatError
-        A column id is not below the number of genes of its block.
+        A column id is out of range for its feature block.
     CastError
-        The type cannot hold a sum.
+        The dtype cannot represent a sum.
     """
     from scdl.kernels import genes as gene_kernels
     from scdl.kernels import rows as kernels
@@ -149,8 +151,8 @@ def read_mapped_rows(
     data_dtype = matrices.data_dtype
     if totals is not None and data_dtype == np.float16:
         data_dtype = np.dtype(np.float32)
-    halves = data_dtype != matrices.data_dtype
-    addresses = matrices.addresses_of(data_dtype) if halves else matrices.addresses
+    widens = data_dtype != matrices.data_dtype
+    addresses = matrices.addresses_of(data_dtype) if widens else matrices.addresses
     rows, indptr, _owners = _locate(request, addresses)
     if totals is not None:
         kernels.sum_rows(rows, np.empty(0, data_dtype), totals)
@@ -173,24 +175,24 @@ def read_mapped_rows(
             "archive is damaged, convert the source again"
         )
     np.cumsum(rows[:, 2], out=indptr[1:])
-    found = csr.SparseRows(data[: indptr[-1]], indices[: indptr[-1]], indptr)
+    mapped = csr.SparseRows(data[: indptr[-1]], indices[: indptr[-1]], indptr)
     if ordered and not in_order and sums:
-        return csr.clean(found, n_vars, request.where, sum_dtype=sum_dtype)
-    return found
+        return csr.clean(mapped, n_vars, request.where, sum_dtype=sum_dtype)
+    return mapped
 
 
 def _locate(
     request: Request, addresses: Addresses
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Any]]:
-    """Where rows are in memory.
+    """Find the addresses of rows in memory.
 
-    Rows of archives that are not mapped, or have other types, are read.
+    Rows of archives that are not memory-mapped, or have other dtypes, are read first.
 
     Returns
     -------
     rows, indptr, owners
-        n x 4, see ``map_rows``; offsets of the rows one after the other; what keeps the memory
-        alive.
+        An n x 4 array, see ``map_rows``; offsets of the concatenated rows; objects that keep the
+        memory alive.
     """
     from scdl.kernels import rows as kernels
 
@@ -210,12 +212,12 @@ def _locate(
     sizes = data_dtype.itemsize, matrices.index_dtype.itemsize
     bad = kernels.locate_rows(which, rows, addresses.table, *sizes, located, indptr)
     if bad >= 0:
-        # Reading the row by its store reports what is wrong.
+        # Planning the read through the store raises an error that explains the damage.
         damaged = matrices.archives[which[bad]]
         csr.plan(damaged.store, damaged.prefix, rows[bad : bad + 1])
     return located, indptr, owners
 
 
 def _bits(values: NDArray[Any]) -> str:
-    """Type to copy values as, whatever they mean: float16 does not compile."""
+    """Unsigned dtype of the same size, to copy values bitwise: numba lacks float16."""
     return f"u{values.itemsize}"

@@ -1,4 +1,4 @@
-"""Choosing neighbours of cells."""
+"""Strategies that choose among the neighbours of cells."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from scdl.errors import NeighborError
 class NeighborSamplingStrategy(StrEnum):
     """How :meth:`NeighborGraph.sample` chooses among the neighbours of a cell."""
 
-    #: Each with the same probability.
+    #: All neighbours with equal probability.
     RANDOM = "random"
-    #: The one stored first.
+    #: The neighbour that is stored first.
     FIRST = "first"
-    #: Each in proportion to its weight.
+    #: With probabilities proportional to the weights.
     WEIGHTED = "weighted"
 
     @classmethod
     def _missing_(cls, value: object) -> NeighborSamplingStrategy:
-        """Names in any case; NeighborError for those of no strategy."""
+        """Accept names in any case; raise NeighborError for unknown ones."""
         for strategy in cls:
             if str(value).lower() == strategy.value:
                 return strategy
@@ -34,14 +34,14 @@ class NeighborSamplingStrategy(StrEnum):
 
 
 class Choice(NamedTuple):
-    """Neighbours that draws chose.
+    """Chosen neighbours.
 
     Attributes
     ----------
     chosen
-        Cells x draws: which of its neighbours, from 0; -1 of a cell that has none to choose.
+        Array of cells x draws: index among the neighbours of the cell, or -1 if there is none.
     bad
-        The first entry whose weight is negative or no finite number, if weights are used; or -1.
+        If weights are used, the first entry whose weight is negative or not finite; otherwise -1.
     """
 
     chosen: NDArray[np.int64]
@@ -59,20 +59,20 @@ def choose(
     Parameters
     ----------
     indptr
-        Offsets of the neighbours of n cells, from 0.
+        n + 1 offsets of the neighbours of n cells, starting at 0.
     draws
-        n x k numbers in [0, 1), each of which chooses one neighbour.
+        n x k random numbers in [0, 1), one per chosen neighbour.
     weights
-        Gives the weight of every neighbour; called where they are used.
+        Returns the weight of every neighbour; called only if weights are used.
     """
     if strategy is NeighborSamplingStrategy.WEIGHTED:
         from scdl.kernels import choice as choice_kernels
 
-        found = weights()
+        values = weights()
         # numba cannot compute with float16.
-        found = found.astype(np.float32) if found.dtype == np.float16 else found
+        values = values.astype(np.float32) if values.dtype == np.float16 else values
         chosen = np.empty(draws.shape, np.int64)
-        return Choice(chosen, choice_kernels.choose_by_weight(found, indptr, draws, chosen))
+        return Choice(chosen, choice_kernels.choose_by_weight(values, indptr, draws, chosen))
     counts = np.diff(indptr)
     if strategy is NeighborSamplingStrategy.FIRST:
         draws = np.zeros_like(draws)

@@ -1,4 +1,4 @@
-"""Which rows of which archives to read."""
+"""Requests for rows of one or many archives."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scdl.archive.schema import DATA, INDICES, MATRIX
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property
 
-#: Rows that are touched to find out whether the others are in memory.
+#: Number of rows whose pages are touched to estimate whether the others are in memory.
 _SAMPLE = 24
-#: Touching a page takes less than this if it is in memory, also on a busy machine.
+#: Upper bound of the time to touch a page that is in memory, even on a busy machine.
 _WARM_NANOSECONDS = 40_000
 
 
@@ -28,9 +28,9 @@ class StoredMatrix(NamedTuple):
     store
         The archive.
     is_sorted
-        Whether the column ids of each row are stored in rising order, each once.
+        Whether the column ids of each row are stored in strictly increasing order.
     views
-        Values, column ids and offsets where all three are mapped to memory; otherwise empty.
+        Values, column ids and offsets if all three are memory-mapped; otherwise empty.
     prefix
         Prefix of the names of its arrays: empty for the expression matrix.
     """
@@ -47,22 +47,22 @@ class StoredMatrix(NamedTuple):
         # Plain arrays are sliced several times faster than numpy.memmap.
         mapped = [np.asarray(view) for view in views if view is not None]
         usable = len(mapped) == len(MATRIX) and mapped[1].dtype.kind == "u"
-        # Reading by the store reports what is wrong.
+        # Otherwise reading through the store raises an error that explains the damage.
         usable = usable and len(mapped[0]) == len(mapped[1])
         return cls(store, is_sorted, mapped if usable else (), prefix)
 
 
 class Addresses(NamedTuple):
-    """Where the arrays of several matrices are in memory.
+    """Addresses of the arrays of several matrices in memory.
 
     Attributes
     ----------
     data_dtype
-        Type of the values.
+        Dtype of the values.
     table
-        A row per matrix, as ``locate_rows`` takes them.
+        One row per matrix, in the form that ``locate_rows`` takes.
     unmapped
-        Positions of the matrices whose rows must be read, with zeros in `table`.
+        Positions of the matrices whose rows must be read; their rows of `table` are zero.
     """
 
     data_dtype: np.dtype[Any]
@@ -72,16 +72,16 @@ class Addresses(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Matrices:
-    """Matrices of one or many archives, whose rows are read together.
+    """Matrices of one or many archives whose rows are read together.
 
     Parameters
     ----------
     archives
         One matrix per archive.
     data_dtype, index_dtype
-        Types that hold the values and the column ids of all of them.
+        Common dtypes of the values and column ids.
     n_vars
-        Genes of the widest feature block.
+        Number of genes of the widest feature block.
     """
 
     archives: Sequence[StoredMatrix]
@@ -91,18 +91,18 @@ class Matrices:
 
     @classmethod
     def of(cls, matrix: StoredMatrix, n_vars: int) -> Matrices:
-        """One matrix on its own."""
+        """Wrap a single matrix."""
         data, indices = (matrix.store.spec(matrix.prefix + name) for name in (DATA, INDICES))
         return cls((matrix,), data.dtype, indices.dtype, n_vars)
 
     @cached_property
     def is_sorted(self) -> bool:
-        """Whether the column ids of all rows are stored in rising order, each once."""
+        """Whether the column ids of all rows are stored in strictly increasing order."""
         return all(one.is_sorted for one in self.archives)
 
     @cached_property
     def is_read_as_stored(self) -> bool:
-        """Whether reading by the store gives the result: a single matrix that is not mapped."""
+        """Whether the store reads rows in final form: one unmapped matrix of the common dtype."""
         first = self.archives[0] if len(self.archives) == 1 else None
         if first is None or first.views:
             return False
@@ -110,11 +110,11 @@ class Matrices:
 
     @cached_property
     def addresses(self) -> Addresses:
-        """Addresses of the arrays that are mapped and have the common types."""
+        """Addresses of the arrays that are memory-mapped and have the common dtypes."""
         return self.addresses_of(self.data_dtype)
 
     def addresses_of(self, data_dtype: np.dtype[Any]) -> Addresses:
-        """The same for another type of values."""
+        """The same as :attr:`addresses` for another dtype of the values."""
         table, unmapped = np.zeros((len(self.archives), 5), np.int64), []
         for i, (_, _, views, _) in enumerate(self.archives):
             if views and (views[0].dtype, views[1].dtype) == (data_dtype, self.index_dtype):
@@ -126,16 +126,16 @@ class Matrices:
 
 
 class Request(NamedTuple):
-    """Rows of archives, in the order in which they are asked for.
+    """Rows of archives, in the requested order.
 
     Attributes
     ----------
     matrices
-        Of the archives that have one of the rows.
+        Matrices of the archives that contain the rows.
     which
         Position in `matrices` of each row, int64.
     rows
-        Rows within their archives, int64.
+        Row numbers within the archives, int64.
     """
 
     matrices: Matrices
@@ -144,15 +144,15 @@ class Request(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Paths for messages, of the first archives if there are many."""
+        """Paths for messages; only those of the first three archives."""
         return ", ".join(one.store.path for one in self.matrices.archives[:3])
 
 
 def is_cold(request: Request) -> bool:
-    """Whether some of the rows have to come from a disk; touches a few of them, in microseconds.
+    """Whether some of the rows must be read from disk; touches a few of them.
 
-    Asking every archive of many takes longer than reading from the page cache. True where rows are
-    not mapped, as only their archives know.
+    Querying every one of many archives takes longer than reading from the page cache. Returns True
+    for rows that are not memory-mapped, since only their archives know.
     """
     step = max(1, len(request.rows) // _SAMPLE)
     n_slow = 0

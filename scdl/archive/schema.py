@@ -1,17 +1,17 @@
-"""Names and rules of an archive: what its arrays, tables and attributes are called and mean.
+"""Schema of an archive: names and meaning of its arrays, tables and attributes.
 
 ========================== =====================================================================
 array                      content
 ========================== =====================================================================
-``data``                   stored values of the expression matrix, cell by cell
-``indices``                gene of each stored value, unsigned
-``indptr``                 n_obs + 1 offsets into the two, unsigned
+``data``                   stored values of the expression matrix, in row order
+``indices``                column id (gene) of each stored value, unsigned
+``indptr``                 n_obs + 1 offsets into these two, unsigned
 ``graphs/<key>/data`` …    a cells x cells graph in the same form: weights, neighbours, offsets
-``obsm/<key>``             one dense vector a cell
+``obsm/<key>``             one dense vector per cell
 ========================== =====================================================================
 
-The tables are ``obs`` and one ``var/<i>`` a feature block; names of cells and genes are their
-column ``_index``. The attributes are those of :class:`Info`.
+The tables are ``obs`` and one ``var/<i>`` per feature block; names of cells and genes are in the
+column ``_index``. :class:`Info` describes the attributes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property
 from storage_backends.errors import COPY_AGAIN
 
-#: No count of cells or genes is larger.
+#: Largest allowed number of cells or genes.
 _MOST = np.iinfo(np.int64).max
 
 DATA, INDICES, INDPTR = "data", "indices", "indptr"
 MATRIX = (DATA, INDICES, INDPTR)
 OBS = "obs"
 
-#: Key of ``obsp`` that the documented API reads a neighbour graph from.
+#: Key of ``obsp`` from which the documented API reads a neighbour graph.
 NEIGHBOR_KEY = "next_cell_ids"
 
 #: Types of a graph's weights, neighbours and offsets, as documented.
@@ -67,12 +67,12 @@ def obsm_array(key: str) -> str:
 
 
 def smallest_unsigned(largest: int) -> np.dtype[Any]:
-    """The smallest unsigned type that holds `largest`."""
+    """The smallest unsigned dtype that can represent `largest`."""
     return np.min_scalar_type(max(int(largest), 0))
 
 
 def check_columns(columns: NDArray[Any], n_vars: int) -> None:
-    """ArchiveFormatError where a gene is not below `n_vars`."""
+    """Raise ArchiveFormatError for column ids of `n_vars` or more."""
     if len(columns) and int(columns.max()) >= n_vars:
         raise ArchiveFormatError(
             f"column id {int(columns.max())} is stored for {n_vars} genes; the archive is damaged, "
@@ -87,14 +87,14 @@ class Block:
     Parameters
     ----------
     stop
-        Row after the last cell of the block.
+        End of the block: row number of its last cell plus one.
     n_vars
-        Genes.
+        Number of genes.
     label
-        File that the cells came from, where known.
+        Source file of the cells, or None if unknown.
     space
-        Gene space: a number that the block shares with the blocks that have the same gene names in
-        the same order. None where the archive does not say, so that names must be compared.
+        Number of the gene space, shared by all blocks with the same gene names in the same order.
+        None if the archive does not store it, in which case names must be compared.
     """
 
     stop: int
@@ -105,19 +105,19 @@ class Block:
 
 @dataclass(frozen=True)
 class Info:
-    """What an archive says of itself in its attributes.
+    """Description of an archive, stored in its attributes.
 
     Parameters
     ----------
     blocks
-        Feature blocks; the last one's stop is n_obs.
+        Feature blocks; the stop of the last one is n_obs.
     is_sorted
-        Whether the genes of each cell are stored in rising order, each once; False also where an
-        archive does not say.
+        Whether the column ids of each cell are stored in strictly increasing order; False if
+        unknown.
     matrices
-        Which matrix of each source file was taken, such as ``raw/X``.
+        The matrix that was converted from each source file, such as ``raw/X``.
     element
-        Element of an AnnData that the matrix is, in an archive that keeps the others too.
+        AnnData name of the matrix, in an archive that keeps the other elements too.
     """
 
     blocks: tuple[Block, ...]
@@ -127,26 +127,26 @@ class Info:
 
     @property
     def n_obs(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self.blocks[-1].stop
 
     @cached_property
     def max_n_vars(self) -> int:
-        """Genes of the widest block: as wide as any row can be."""
+        """Number of genes of the widest block, an upper bound for every row."""
         return max(block.n_vars for block in self.blocks)
 
     def block_of(self, row: int) -> int:
-        """Index of the block that holds a row."""
+        """Index of the block that contains a row."""
         if len(self.blocks) == 1:
             return 0
         return bisect.bisect_right([block.stop for block in self.blocks], row)
 
     def to_attrs(self) -> dict[str, Any]:
-        """As the JSON object that a backend stores."""
+        """Convert to the JSON object that a backend stores."""
         blocks = []
         for b in self.blocks:
             block = {"stop": b.stop, "n_vars": b.n_vars, "label": b.label}
-            # One block has nothing to share.
+            # A single block has no other to share a gene space with.
             alone = len(self.blocks) == 1 or b.space is None
             blocks.append(block if alone else {**block, "space": b.space})
         return {
@@ -158,12 +158,12 @@ class Info:
 
     @classmethod
     def of(cls, store: ArrayStore) -> Info:
-        """What an archive says of its matrix; ArchiveFormatError where it has none to read."""
+        """Read the description of an archive; raise ArchiveFormatError if it has no matrix."""
         if missing := [part for part in MATRIX if part not in store.arrays]:
-            there = ", ".join([*store.sparse, *store.arrays]) or "no matrix"
+            present = ", ".join([*store.sparse, *store.arrays]) or "no matrix"
             raise ArchiveFormatError(
                 f"{store.path}: expected a matrix X in CSR form, but {', '.join(missing)} is "
-                f"missing, found {there}; convert it with scdl.convert or `scdl convert`"
+                f"missing, found {present}; convert it with scdl.convert or `scdl convert`"
             )
         info = cls.from_attrs(store.attrs, store.path)
         n_obs = store.spec(INDPTR).length - 1
@@ -176,7 +176,7 @@ class Info:
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any], where: str) -> Info:
-        """From the JSON object; ArchiveFormatError opens with `where`."""
+        """Parse the JSON object; messages of ArchiveFormatError start with `where`."""
         try:
             blocks = tuple(
                 Block(int(b["stop"]), int(b["n_vars"]), b["label"] and str(b["label"]), _space(b))
@@ -207,33 +207,33 @@ def _space(block: Mapping[str, Any]) -> int | None:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """The same names, with a number behind those that came before."""
+    """Make names unique by appending a number to repeated ones."""
     taken: set[str] = set()
     out = []
     for name in names:
-        made, number = name, 1
-        while made in taken:
+        candidate, number = name, 1
+        while candidate in taken:
             number += 1
-            made = f"{name}-{number}"
-        taken.add(made)
-        out.append(made)
+            candidate = f"{name}-{number}"
+        taken.add(candidate)
+        out.append(candidate)
     return out
 
 
 def names_of(names: str | Iterable[str] | None, option: str) -> tuple[str, ...]:
-    """Names that an option gives: several, or a single one as text.
+    """Normalise an option that takes one name or several to a tuple.
 
     Raises
     ------
     OptionError
-        `names` are not names; it says so of `option`.
+        `names` contains something other than strings; the message mentions `option`.
     """
     if names is None:
         return ()
     if isinstance(names, str):
         return (names,)
-    found = tuple(names) if isinstance(names, Iterable) else (names,)
-    for name in found:
+    several = tuple(names) if isinstance(names, Iterable) else (names,)
+    for name in several:
         if not isinstance(name, str):
             raise OptionError(f"{option} must be a name or a list of names, found {name!r:.200}")
-    return tuple(map(str, found))
+    return tuple(map(str, several))

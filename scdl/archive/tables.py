@@ -1,4 +1,4 @@
-"""Tables that are read by blocks of rows."""
+"""Tables that are read in blocks of rows."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TableSource(ABC):
     Attributes
     ----------
     num_rows
-        Rows.
+        Number of rows.
     schema
-        Names and types; categorical columns have dictionary types.
+        Names and types of the columns; categorical columns have dictionary types.
     categories
         Categories of each categorical column.
     """
@@ -31,15 +31,15 @@ class TableSource(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> pa.RecordBatch:
-        """Rows ``[start, stop)`` of all columns."""
+        """Read rows ``[start, stop)`` of all columns."""
 
     def column(self, name: str, start: int, stop: int) -> pa.Array:
-        """Rows ``[start, stop)`` of one column."""
+        """Read rows ``[start, stop)`` of one column."""
         return self.read(start, stop).column(name)
 
 
 class StoredTable(TableSource):
-    """Rows ``[start, stop)`` of a table of an archive: all columns, or those of some names."""
+    """Rows ``[start, stop)`` of a table of an archive, with all or some of its columns."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class StoredTable(TableSource):
 def read_batch(
     store: ArrayStore, name: str, columns: Sequence[str] | None, start: int, stop: int
 ) -> pa.RecordBatch:
-    """Rows ``[start, stop)`` of some columns of a stored table (default: all) as one batch."""
+    """Read rows ``[start, stop)`` of a stored table as one batch; `columns` None: all."""
     if columns is not None and not columns:
         return NoTable(stop - start).read(0, stop - start)
     table = store.read_table(name, columns, start, stop).combine_chunks()
@@ -85,7 +85,7 @@ def read_batch(
 
 
 class NoTable(TableSource):
-    """What stands for a table that is not there: rows without columns."""
+    """Placeholder for a missing table: rows without columns."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows

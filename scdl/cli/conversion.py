@@ -163,7 +163,7 @@ def convert(
 
 @contextlib.contextmanager
 def _workers(sources: Sequence[str], workers: int | None, dask: str | None) -> Iterator[Any]:
-    """The workers of a conversion: processes that are starting, a cluster, a number or None."""
+    """The workers of a conversion: starting processes, a cluster, a number or None."""
     if dask is not None:
         if workers is not None:
             raise typer.BadParameter(
@@ -181,7 +181,7 @@ def _workers(sources: Sequence[str], workers: int | None, dask: str | None) -> I
         from scdl.conversion.many.workers import ProcessWorkers
 
         with ProcessWorkers(n) as processes:
-            # They import modules at the same time as this process.
+            # Worker processes import modules while this process does the same.
             processes.begin()
             yield processes
     else:
@@ -189,11 +189,11 @@ def _workers(sources: Sequence[str], workers: int | None, dask: str | None) -> I
 
 
 def _has_files(sources: Sequence[str], n: int) -> bool:
-    """Whether there is one directory with `n` AnnData files at least."""
+    """Whether `sources` is one directory with at least `n` h5ad files."""
     if len(sources) != 1 or not os.path.isdir(sources[0]):
         return False
-    found = glob.iglob(os.path.join(glob.escape(sources[0]), "**", "*.h5ad"), recursive=True)
-    return len(list(itertools.islice(found, n))) == n
+    files = glob.iglob(os.path.join(glob.escape(sources[0]), "**", "*.h5ad"), recursive=True)
+    return len(list(itertools.islice(files, n))) == n
 
 
 def _convert_files(sources: list[str], dest: str, options: dict[str, Any], workers: Any) -> Any:
@@ -212,7 +212,7 @@ def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet
     try:
         report = convert_directory(source, dest, **options)
     except ConversionFailedError as error:
-        # The archives of the other files stay, so they are reported too.
+        # Archives of the other files are kept, so report them too.
         if not quiet:
             typer.echo(str(error.report))
         raise

@@ -1,4 +1,4 @@
-"""Names of the cells of several archives that become one."""
+"""Names of cells when several archives are concatenated."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scdl.archive.schema import INDEX, distinct
 from scdl.archive.tables import ROWS_AT_ONCE, TableSource
 from scdl.errors import CollectionError
 
-#: As they are, each once in all archives, or with the name of their archive in front.
+#: Keep names, require that they are unique, or prefix them with the name of their archive.
 CellNames = Literal["keep", "unique", "prefix"]
 
 
 def archive_names(paths: Iterable[str]) -> list[str]:
-    """What archives are called: the names of their directories, each once."""
+    """Unique names of archives, made from the names of their directories."""
     return distinct(os.path.basename(path.rstrip("/")) for path in paths)
 
 
@@ -29,23 +29,23 @@ def named(
     paths: Sequence[str],
     cell_names: CellNames,
 ) -> Sequence[TableSource]:
-    """Tables of cells, with the names that they get in an archive of all of them.
+    """Tables of cells, with the names that the cells get in the concatenated archive.
 
     Parameters
     ----------
     tables
-        Gives of each archive its obs, or some columns of it; may lack names.
+        Returns the obs table of each archive, or some of its columns; names may be missing.
     paths
-        Where each archive is.
+        Path of each archive.
     cell_names
-        ``"keep"``: as they are. ``"unique"``: the same, and an error where two cells have one
-        name. ``"prefix"``: with the name of their archive in front, ``archive-name``, and an error
-        where two are the same all the same.
+        ``"keep"``: keep names as they are. ``"unique"``: the same, but two cells with the same name
+        are an error. ``"prefix"``: prepend the name of the archive, as in ``archive-name``; names
+        that still coincide are an error.
 
     Raises
     ------
     CollectionError
-        `cell_names` is none of these, or two cells have one name.
+        `cell_names` is none of these, or two cells have the same name.
     """
     if cell_names not in get_args(CellNames):
         raise CollectionError(
@@ -55,10 +55,10 @@ def named(
         return tables(None)
 
     def renamed(columns: Sequence[str] | None) -> Sequence[TableSource]:
-        found = tables(columns)
+        selected = tables(columns)
         if cell_names == "unique":
-            return found
-        pairs = zip(found, archive_names(paths), strict=True)
+            return selected
+        pairs = zip(selected, archive_names(paths), strict=True)
         return [_Prefixed(table, f"{name}-") for table, name in pairs]
 
     _check_unique(renamed([INDEX]), paths, cell_names)
@@ -66,7 +66,7 @@ def named(
 
 
 class _Prefixed(TableSource):
-    """A table with something before each name."""
+    """A table with a prefix before each name."""
 
     def __init__(self, table: TableSource, prefix: str) -> None:
         self._table, self._prefix = table, prefix
@@ -83,24 +83,24 @@ class _Prefixed(TableSource):
             return batch
         at = batch.schema.get_field_index(INDEX)
         field = batch.schema.field(at)
-        prefix, nothing = (pa.scalar(text, field.type) for text in (self._prefix, ""))
-        names = pc.binary_join_element_wise(prefix, batch.column(at), nothing)
+        prefix, separator = (pa.scalar(text, field.type) for text in (self._prefix, ""))
+        names = pc.binary_join_element_wise(prefix, batch.column(at), separator)
         return batch.set_column(at, field, names)
 
 
 def _check_unique(
     tables: Sequence[TableSource], paths: Sequence[str], cell_names: CellNames
 ) -> None:
-    """CollectionError where two cells have one name; about 16 bytes a cell of memory."""
+    """Raise CollectionError if two cells have the same name; takes about 16 bytes per cell."""
     from pandas.util import hash_array
 
-    nothing = np.empty(0, np.uint64)
-    hashes = np.concatenate([nothing, *(hash_array(names) for _, names in _names(tables))])
+    empty = np.empty(0, np.uint64)
+    hashes = np.concatenate([empty, *(hash_array(names) for _, names in _names(tables))])
     hashes.sort()
     suspected = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if len(suspected) == 0:
         return
-    # Different names may have one hash.
+    # Equal hashes may belong to different names, so compare the names themselves.
     seen: dict[str, int] = {}
     for number, names in _names(tables):
         for name in names[np.isin(hash_array(names), suspected)].tolist():
@@ -115,14 +115,14 @@ def _told(name: str, first: str, second: str, cell_names: CellNames) -> str:
             f"the cell name {name!r} is in {first} more than once; cell_names='keep' takes names "
             "as they are"
         )
-    what = f"the cell name {name!r} is in {first} and in {second}"
+    problem = f"the cell name {name!r} is in {first} and in {second}"
     if cell_names == "prefix":
-        return f"{what}, with the names of these archives in front; rename one of the archives"
-    return f"{what}; cell_names='prefix' puts the name of its archive before each"
+        return f"{problem}, with the names of these archives in front; rename one of the archives"
+    return f"{problem}; cell_names='prefix' puts the name of its archive before each"
 
 
 def _names(tables: Sequence[TableSource]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Names of cells, some at a time, with the number of their table."""
+    """Yield batches of cell names, each with the number of its table."""
     for number, table in enumerate(tables):
         if INDEX not in table.schema.names:
             continue

@@ -1,4 +1,4 @@
-"""Readers of the arrays of sparse elements, which are checked on the way."""
+"""Readers that check the arrays of sparse elements while reading them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scdl.sources.matrices import Reader
 
 
 class CheckedReader:
-    """Numbers as a reader, which checks them as they are read."""
+    """Wraps a reader and checks the numbers that are read."""
 
     item_shape: tuple[int, ...] = ()
 
@@ -23,37 +23,37 @@ class CheckedReader:
         return len(self._reader)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Numbers ``[start, stop)``."""
+        """Read numbers ``[start, stop)``."""
         raise NotImplementedError
 
 
 class RisingOffsets(CheckedReader):
-    """Offsets, which raise SourceError where they fall."""
+    """Offsets; reading raises SourceError if they decrease."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Offsets ``[start, stop)``."""
-        ahead = self._reader.read(max(start - 1, 0), stop)
-        if (ahead[1:] < ahead[:-1]).any():
+        """Read offsets ``[start, stop)``."""
+        offsets = self._reader.read(max(start - 1, 0), stop)
+        if (offsets[1:] < offsets[:-1]).any():
             raise SourceError(
                 f"{self._where}: its offsets fall between {start} and {stop}; it is damaged"
             )
-        return ahead[start - max(start - 1, 0) :]
+        return offsets[start - max(start - 1, 0) :]
 
 
 class BoundedIndices(CheckedReader):
-    """Indices, which raise SourceError for one outside."""
+    """Indices; reading raises SourceError if one is out of range."""
 
     def __init__(self, where: str, reader: Reader, below: int) -> None:
         super().__init__(where, reader)
         self._below = below
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Indices ``[start, stop)``."""
-        found = self._reader.read(start, stop)
-        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < self._below:
-            outside = int(found.min()) if found.min() < 0 else int(found.max())
+        """Read indices ``[start, stop)``."""
+        indices = self._reader.read(start, stop)
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self._below:
+            outside = int(indices.min()) if indices.min() < 0 else int(indices.max())
             raise SourceError(
                 f"{self._where}: it has the index {outside}, expected [0, {self._below}); it is "
                 "damaged, or of other cells"
             )
-        return found
+        return indices

@@ -1,4 +1,4 @@
-"""Whether an archive has all that another one was copied from, before that one may go."""
+"""Verify that a copy contains everything before the original archive is removed."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _AT_ONCE = 1 << 20
 
 
 def check_removable(stores: Sequence[ArrayStore], kept: Sequence[str]) -> list[Any]:
-    """Find out, before they are copied, whether archives can be removed.
+    """Check, before copying, that archives can be removed afterwards.
 
     Parameters
     ----------
     stores
-        The archives that are to go.
+        The archives to remove.
     kept
-        Paths of what stays or will be made.
+        Paths that are kept or will be created.
 
     Returns
     -------
@@ -53,9 +53,9 @@ def check_removable(stores: Sequence[ArrayStore], kept: Sequence[str]) -> list[A
     Raises
     ------
     CollectionError
-        One that stays is, or is inside, one that goes.
+        A path to keep is, or is inside, an archive to remove.
     ArchiveChangedError, ArchiveWriteError
-        As :meth:`ArrayStore.check_removable`.
+        As raised by :meth:`ArrayStore.check_removable`.
     """
     identities = []
     for store in stores:
@@ -71,7 +71,7 @@ def check_removable(stores: Sequence[ArrayStore], kept: Sequence[str]) -> list[A
 
 
 def check_same(store: ArrayStore, identity: Any) -> None:
-    """ArchiveChangedError where an archive is not the one whose identity was taken."""
+    """Raise ArchiveChangedError if the identity of an archive has changed."""
     if store.identity != identity:
         raise ArchiveChangedError(
             f"{store.path}: the archive was changed while it was copied; it is kept, copy it again"
@@ -80,18 +80,18 @@ def check_same(store: ArrayStore, identity: Any) -> None:
 
 @contextmanager
 def checking(path: str, *, is_new: bool) -> Iterator[ArrayStore]:
-    """An archive that is compared with its sources; a new one goes again where that fails."""
-    with registry.open_archive(path) as made:
+    """Open an archive for comparison with its sources; remove a new one if that fails."""
+    with registry.open_archive(path) as archive:
         try:
-            yield made
+            yield archive
         except BaseException:
             if is_new:
-                made.remove()
+                archive.remove()
             raise
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Whether two paths lead to one file or directory, as links and mounts do."""
+    """Whether two paths refer to the same file or directory, for example through links."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -101,52 +101,52 @@ def _is_same(one: str, other: str) -> bool:
 def check_copied(
     store: ArrayStore, copy: ArrayStore, start: int, obs: TableSource | None = None
 ) -> None:
-    """Compare the cells of an archive with those from row `start` on of one made of it.
+    """Compare the cells of an archive with those of its copy, from row `start` of the copy.
 
-    Reads all of both, in bounded memory. Values, column ids and the lengths of rows are compared
-    by their sums, everything else item by item.
+    Reads both completely, in bounded memory. Values, column ids and row lengths are compared by
+    their sums, everything else item by item.
 
     Parameters
     ----------
     store, copy
-        The archive, and the one that was made.
+        The original archive and its copy.
     obs
-        The table of cells as it was copied; default that of `store`.
+        The table of cells as it was copied; default: that of `store`.
 
     Raises
     ------
     CollectionError
-        They differ, or something of the archive was not copied.
+        They differ, or something was not copied.
     """
-    info, made = (Info.from_attrs(one.attrs, one.path) for one in (store, copy))
+    info, copied = (Info.from_attrs(one.attrs, one.path) for one in (store, copy))
     stop = start + info.n_obs
-    if stop > made.n_obs:
-        what = f"cells: expected {stop} or more, found {made.n_obs}"
+    if stop > copied.n_obs:
+        difference = f"cells: expected {stop} or more, found {copied.n_obs}"
     else:
-        what = (
+        difference = (
             _left_out(store, copy)
-            or _of_matrix(store, info, copy, made, start)
-            or _of_genes(store, info, copy, made, start)
+            or _of_matrix(store, info, copy, copied, start)
+            or _of_genes(store, info, copy, copied, start)
             or _of_obs(obs or _obs(store, info), copy, start)
             or _of_dense(store, copy, start)
             or _of_sparse(store, copy)
             or _of_graphs(store, copy, start)
         )
-    if what:
+    if difference:
         raise CollectionError(
-            f"{copy.path}: this is not all of {store.path} ({what}); the sources are kept"
+            f"{copy.path}: this is not all of {store.path} ({difference}); the sources are kept"
         )
 
 
 def _left_out(store: ArrayStore, copy: ArrayStore) -> str:
-    """Names of what there is no place for in an archive of several, or was not alike in all."""
-    # By name: an element may be kept in another form.
+    """Message about elements that are missing in the copy; empty if there are none."""
+    # Compared by name only, since the copy may store an element in another form.
     missing = [*sorted(elements_of(store).keys() - elements_of(copy).keys()), *store.unread]
     return f"left out: {', '.join(missing)}" if missing else ""
 
 
 class _Sums(NamedTuple):
-    """What must be the same of cells wherever they are stored; sums modulo 2**64."""
+    """Counts and checksums of rows, independent of how they are stored; sums modulo 2**64."""
 
     n_obs: int
     values: int
@@ -166,13 +166,13 @@ def _of_matrix(store: ArrayStore, info: Info, copy: ArrayStore, made: Info, star
 
 
 def _sums(parts: Iterator[csr.SparseRows], dtype: np.dtype[Any]) -> _Sums:
-    """Counts and sums over rows, which do not depend on how they are read."""
+    """Compute counts and sums that do not depend on how rows are split into parts."""
     values, data, indices, lengths = 0, 0, 0, 0
     unit = np.dtype(f"u{dtype.itemsize}")
     row = 0
     for part in parts:
         n = len(part.indptr) - 1
-        # Of the bits: sums of floats would depend on their order.
+        # Sum the bits as integers: sums of floats would depend on their order.
         data += int(part.data.astype(dtype, copy=False).view(unit).sum(dtype=np.uint64))
         indices += int(part.indices.sum(dtype=np.uint64))
         values += len(part.data)
@@ -187,9 +187,9 @@ def _of_genes(store: ArrayStore, info: Info, copy: ArrayStore, made: Info, start
     first = 0
     for i, block in enumerate(info.blocks):
         if block.stop > first:
-            there = made.block_of(start + first)
+            other = made.block_of(start + first)
             ours = StoredTable(store, var_table(i), block.n_vars)
-            theirs = StoredTable(copy, var_table(there), made.blocks[there].n_vars)
+            theirs = StoredTable(copy, var_table(other), made.blocks[other].n_vars)
             if ours.num_rows != theirs.num_rows or _difference(ours, theirs) is not None:
                 return f"genes of feature block {i}"
         first = block.stop
@@ -203,19 +203,19 @@ def _obs(store: ArrayStore, info: Info) -> TableSource | None:
 def _of_obs(obs: TableSource | None, copy: ArrayStore, start: int) -> str:
     if obs is None or not obs.schema.names:
         return ""
-    there = _obs(copy, Info.from_attrs(copy.attrs, copy.path))
-    if there is None:
+    copied = _obs(copy, Info.from_attrs(copy.attrs, copy.path))
+    if copied is None:
         return "obs is missing"
-    name = _difference(obs, there, start)
+    name = _difference(obs, copied, start)
     if name is None:
         return ""
-    if name not in there.schema.names:
+    if name not in copied.schema.names:
         return f"obs: columns are missing, such as {name!r}"
     return "names of cells" if name == INDEX else f"obs column {name!r}"
 
 
 def _difference(ours: TableSource, theirs: TableSource, start: int = 0) -> str | None:
-    """The first column that rows of another table from `start` on lack, or have otherwise."""
+    """First column that is missing or different in `theirs`, from its row `start` on."""
     names: list[str] = ours.schema.names
     for name in names:
         if name not in theirs.schema.names:
@@ -231,7 +231,7 @@ def _difference(ours: TableSource, theirs: TableSource, start: int = 0) -> str |
 
 
 def _bits(values: pa.Array) -> pa.Array:
-    """Values that equal each other where they are the same, as NaN do not."""
+    """Values in a form in which NaN compare equal: floats as the integers of their bits."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_floating(values.type):
@@ -253,7 +253,7 @@ def _of_dense(store: ArrayStore, copy: ArrayStore, start: int) -> str:
 
 
 def _of_sparse(store: ArrayStore, copy: ArrayStore) -> str:
-    """Sparse matrices besides, which only the copy of a single archive has."""
+    """Compare other sparse matrices, which only the copy of a single archive has."""
     for name, element in elements_of(store).items():
         if element.kind is Kind.SPARSE:
             dtype = copy.spec(f"{name}/{DATA}").dtype
@@ -264,7 +264,7 @@ def _of_sparse(store: ArrayStore, copy: ArrayStore) -> str:
 
 
 def _rows_of(store: ArrayStore, name: str) -> Iterator[csr.SparseRows]:
-    """A sparse matrix by rows or, where it is stored so, by columns; sorted."""
+    """Read a sparse matrix by its compressed axis (rows or columns), with sorted indices."""
     sparse, prefix = store.sparse[name], f"{name}/"
     n, width = sparse.shape if sparse.format == "csr" else sparse.shape[::-1]
     for first, last in csr.row_spans(store, prefix, n, _AT_ONCE):
@@ -283,11 +283,11 @@ def _of_graphs(store: ArrayStore, copy: ArrayStore, start: int) -> str:
             ):
                 return f"graph {key!r}"
         for first, last in csr.spans(store.spec(names[DATA]).length, _AT_ONCE):
-            there = [copy.read(names[part], at + first, at + last) for part in (DATA, INDICES)]
+            copied = [copy.read(names[part], at + first, at + last) for part in (DATA, INDICES)]
             weights = store.read(names[DATA], first, last)
             neighbors = _wide(store.read(names[INDICES], first, last)) + start
-            same = is_kept(weights, there[0].dtype) and np.array_equal(neighbors, _wide(there[1]))
-            if not same or weights.astype(there[0].dtype).tobytes() != there[0].tobytes():
+            same = is_kept(weights, copied[0].dtype) and np.array_equal(neighbors, _wide(copied[1]))
+            if not same or weights.astype(copied[0].dtype).tobytes() != copied[0].tobytes():
                 return f"graph {key!r}"
     return ""
 

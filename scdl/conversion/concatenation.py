@@ -1,4 +1,4 @@
-"""Writing archives one after the other as one: copying, casting and concatenating."""
+"""Concatenation of archives: copying and casting their cells into one archive."""
 
 from __future__ import annotations
 
@@ -51,40 +51,40 @@ def concatenate(
 ) -> None:
     """Write the cells of archives of any backends one after the other, and commit.
 
-    Feature blocks with the same genes that meet become one. obs gets the columns of all, null where
-    an archive has none; graphs are shifted to where their cells are; obsm is kept where all that
-    have cells have it.
-    Genes that an archive stores out of order are sorted on the way. Of a single archive everything
-    else is kept too, where the writer can; of several it is left out, with a warning.
+    Adjacent feature blocks with the same genes are merged. obs gets the columns of all archives,
+    with nulls where an archive lacks one; the neighbours in graphs are renumbered; obsm is kept if
+    all archives with cells have it. Genes that are stored out of order are sorted. All other
+    elements are kept for a single archive if the writer supports them, and left out with a warning
+    for several.
 
     Parameters
     ----------
     stores
-        At least one.
+        The archives, at least one.
     writer
-        Takes the result.
+        Writer of the result.
     dtype
-        Type of the values; default :func:`scdl.archive.casting.common_dtype`.
+        Dtype of the values; default: :func:`scdl.archive.casting.common_dtype`.
     chunk_bytes
-        Bytes of stored values handled at once.
+        Bytes of stored values processed at a time.
     obs
-        Tables of the cells, one an archive; default those that they have.
+        Tables of the cells, one per archive; default: those of the archives.
     lossless
-        Whether it is an error, before anything is written, if something would be left out or
+        Whether to raise an error, before anything is written, if something would be left out or
         rounded.
     view
-        The same cells in one gene space, in which they are written; None: with the genes that each
-        archive has.
+        The same cells in one gene space, in which they are written; None: each archive keeps its
+        own genes.
 
     Raises
     ------
     CollectionError
-        Something would be left out, and must not be.
+        Something would be left out, and `lossless` is True.
     CastError
-        No type takes the values of all and no `dtype` says which is meant, or `dtype` cannot hold
-        a value.
+        No dtype represents the values of all archives and `dtype` is None, or `dtype` cannot
+        represent a value.
     NeighborError
-        A graph is not cells x cells, or points outside.
+        A graph is not cells x cells, or has a neighbour that is out of range.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     whole = len(stores) == 1 and writer.keeps_elements and view is None
@@ -97,7 +97,7 @@ def concatenate(
     tables = _var_blocks(stores, infos) if view is None else _var_of(view)
     blocks = write_var(writer, tables).blocks
     cells = obs or tables_of_cells(stores)
-    # A table without columns has no rows either.
+    # A table without columns cannot have rows.
     if any(table.schema.names for table in cells):
         united = United(cells)
         united.warn(writer.path)
@@ -120,14 +120,14 @@ def concatenate(
     rows = _rows(stores, infos, values_at_once, view)
     _write_matrix(rows, n_vars, n_values, writer, caster)
     matrices = tuple(name for info in infos for name in info.matrices)
-    # Before the commit: a warning may be an error to the caller.
+    # Warn before the commit, since warning filters may turn the warning into an error.
     caster.warn(writer.path)
     element = infos[0].element if whole else "X"
     writer.commit(Info(blocks, is_sorted=True, matrices=matrices, element=element).to_attrs())
 
 
 def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
-    """Takes the values of all as they are, where the writer can."""
+    """A caster that keeps the values of all archives exactly, if the writer supports the dtype."""
     common = common_dtype((store.path, store.spec(DATA).dtype) for store in stores)
     if common.kind == "i" and not writer.keeps_elements:
         # Such archives have no integers with a sign; what is negative is an error.
@@ -162,7 +162,7 @@ def _var_blocks(
 
 
 def _var_of(view: CellReader) -> Iterator[tuple[pa.Table, int, str | None]]:
-    """The var table of cells that have one."""
+    """The var table of a view in one gene space, with its number of cells."""
     (columns,) = view.var_features().blocks
     yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
 
@@ -170,7 +170,7 @@ def _var_of(view: CellReader) -> Iterator[tuple[pa.Table, int, str | None]]:
 def tables_of_cells(
     stores: Sequence[ArrayStore], columns: Sequence[str] | None = None
 ) -> list[TableSource]:
-    """The obs of each archive, or some columns; without columns where it has none."""
+    """The obs table of each archive, or some of its columns; empty if an archive has no obs."""
     lengths = [Info.from_attrs(store.attrs, store.path).n_obs for store in stores]
     return [
         StoredTable(store, OBS, n, columns=columns) if OBS in store.tables else NoTable(n)
@@ -204,7 +204,8 @@ def _write_graph(
     for store, info in zip(stores, infos, strict=True):
         n_values = 0
         if names[DATA] in store.arrays:
-            # One that is not square, or points outside, would lead to cells of other archives.
+            # A graph that is not square, or has ids out of range, would refer to cells of other
+            # archives. NeighborGraph checks the shape, check_inside the ids.
             graph = NeighborGraph(store, key)
             n_values = store.spec(names[DATA]).length
             for start, stop in csr.spans(n_values, at_once):
@@ -227,7 +228,7 @@ def _write_graph(
 def clean_rows(
     store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
 ) -> Iterator[csr.SparseRows]:
-    """Rows ``[start, stop)`` of an archive, some `at_once` values at a time, sorted by gene."""
+    """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
     stop = info.n_obs if stop is None else stop
     for first, last in csr.row_spans(store, "", stop, at_once, start):
         rows = csr.read(store, "", np.arange(first, last))
@@ -237,7 +238,7 @@ def clean_rows(
 def _rows(
     stores: Sequence[ArrayStore], infos: Sequence[Info], at_once: int, view: CellReader | None
 ) -> Iterator[tuple[str, csr.SparseRows]]:
-    """Rows of all archives, sorted by gene, each with where it comes from."""
+    """Read the rows of all archives, sorted by gene, with the path of each archive."""
     first = 0
     for store, info in zip(stores, infos, strict=True):
         if view is None:

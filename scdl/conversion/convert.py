@@ -1,4 +1,4 @@
-"""From AnnData files to an archive, in one streaming code path."""
+"""Conversion of AnnData files and archives to one archive, streamed by blocks of rows."""
 
 from __future__ import annotations
 
@@ -50,57 +50,57 @@ def convert(
 ) -> ConversionReport:
     """Convert AnnData files (h5ad, Zarr) and archives to an archive.
 
-    Sources are read by blocks of rows, so that memory does not depend on their size. The archive
-    appears when it is complete; a conversion that fails leaves nothing behind.
+    Sources are read in blocks of rows, so memory use does not depend on their size. The archive
+    appears only when it is complete; a failed conversion leaves nothing behind.
 
     Parameters
     ----------
     sources
-        One source or several, whose cells follow one another: h5ad files, AnnData in Zarr stores,
-        archives of any backend. Those with the same var share a feature block. A dict gives them
-        names, for `label`.
+        One source or several: h5ad files, AnnData in Zarr stores, or archives of any backend. Their
+        cells are concatenated; consecutive sources with the same var share a feature block. The
+        keys of a dict are the names of the sources, used by `label`.
     path
-        Where the archive goes; nothing may be there.
+        Path of the archive; nothing may exist there.
     label
-        Name of a categorical column of obs to add, which says which source each cell comes from.
+        Name of a categorical column to add to obs with the source of each cell.
     keys
-        Names of the sources in that column, in their order; default: those of a dict, else
-        ``"0"``, ``"1"`` and so on, as by :func:`anndata.concat`.
+        Names of the sources in that column, in order. Default: the keys of a dict, else ``"0"``,
+        ``"1"`` and so on, as in :func:`anndata.concat`.
     genes
-        Genes that the archive has, in their order, whatever genes each source has: ``"union"``,
-        ``"intersection"``, a list, or the path of a text file. Columns of var are left out, as is
-        what an AnnData has besides. Default: all genes of each source.
+        Genes of the archive, in order: ``"union"``, ``"intersection"``, a list, or the path of a
+        text file. Columns of var and other elements of an AnnData are then left out. Default: all
+        genes of each source.
     gene_column, missing, duplicates
         As for :meth:`scdl.SingleCellDataset.select_genes`; ``missing`` is ``"error"`` or
         ``"zero"``.
     backend
-        Storage backend. Default: the one that the end of `path` asks for, as ``.zarr`` does, else
+        Storage backend. Default: the one of the suffix of `path`, such as ``.zarr``, else
         ``memmap``.
     neighbor_key
-        Key of ``obsp`` whose graph to carry over, or several; where no file has one, there is a
-        warning.
+        Key or keys of ``obsp`` whose graphs to convert; a key that no source has causes a warning.
     progress
         Whether to show a progress bar.
     replace
-        Whether to replace what is at `path`, atomically.
+        Whether to replace an existing archive at `path`, atomically.
     compression : str, optional
-        How to compress, for a backend that does: a profile of the zarr backend.
+        Compression profile, for backends that compress (zarr).
     only_matrix : bool, default False
-        Whether to leave out what of an AnnData training has no use for. A backend that can keeps
-        all of it for a single source; of several sources, and by the other backends, only the
-        matrix, obs and what is asked for are carried over.
+        Whether to leave out elements of an AnnData that training does not need. Backends that
+        support it (zarr) keep all elements of a single source by default; with several sources, or
+        other backends, only the matrix, var, obs and requested elements are converted.
     matrix : str, optional
-        ``X``, ``raw/X`` (with ``raw/var``) or ``layers/<key>``. Default: ``raw/X`` where a file has
+        ``X``, ``raw/X`` (with ``raw/var``) or ``layers/<key>``. Default: ``raw/X`` if a file has
         it, else ``X``.
     obsm : str or sequence of str, optional
-        Keys of dense vectors to carry over.
+        Keys of dense vectors to convert.
     data_dtype : dtype, optional
-        Type of the stored values: uint8 to uint64, or float16 to float64. Default: that of the
-        source where all of it is kept or it is an archive, else float32.
+        Dtype of the stored values: uint8 to uint64, or float16 to float64. Default: the dtype of
+        the source if all its elements are kept or it is an archive, else float32.
     data_dtype_tolerance : float, default 1e-8
-        Largest absolute difference made by rounding that is passed over without a warning.
+        Largest absolute rounding error that is accepted without a warning.
     block_values, block_rows : int, optional
-        Most stored values, and most rows, handled at once; the result does not depend on them.
+        Largest number of stored values and of rows processed at a time; the result does not depend
+        on them.
 
     Returns
     -------
@@ -111,16 +111,16 @@ def convert(
     SourceNotFoundError
         A file does not exist.
     SourceError
-        A file is no valid AnnData file, or lacks what was asked for.
+        A file is not a valid AnnData file, or lacks a requested element.
     CastError
-        `data_dtype` cannot hold a value.
+        `data_dtype` cannot represent a value.
     OptionError
-        `keys` are not one name for each source, or obs has the column `label` already; or policies
-        for `genes` without those.
+        `keys` does not have one name per source; obs already has the column `label`; or a gene
+        policy is given without `genes`.
     GeneError, GeneListNotFoundError
-        The sources cannot be brought into the gene space `genes`.
+        The sources cannot be mapped to the gene space `genes`.
     ArchiveExistsError
-        Something is at `path`, and `replace` is False; or it is no archive.
+        Something exists at `path`, and `replace` is False or it is not an archive.
     ArchivePlaceError
         `path` is inside another archive.
     ArchiveWriteError
@@ -147,12 +147,12 @@ def convert(
 def reconvert(
     source: Path, store: ArrayStore, neighbor_key: str | None, options: Mapping[str, Any]
 ) -> None:
-    """Replace an open archive by what a source holds, as :func:`convert` does.
+    """Replace an open archive with the converted contents of a source; see :func:`convert`.
 
     Raises
     ------
     ArchiveChangedError, ArchiveLockedError
-        As :func:`storage_backends.registry.rewrite`.
+        As raised by :func:`storage_backends.registry.rewrite`.
     """
     backend, given = registry.of(store).name, cast(ConvertOptions, options)
     settings = Settings(backend, neighbor_key, given)
@@ -175,18 +175,18 @@ def write_archive(
     replace: bool = False,
     instead_of: ArrayStore | None = None,
 ) -> ConversionReport:
-    """Write one archive of sources that are opened once its place is known to be free.
+    """Write one archive; the sources are opened after its path was checked and reserved.
 
     Parameters
     ----------
     opening
-        Opens the sources, and has the stack close them.
+        Opens the sources and registers them with the stack, which closes them.
     path, settings, replace
         As for :func:`convert`.
     meter
-        Is told of stored values.
+        Receives the progress, in stored values.
     instead_of
-        An open archive at the path, which is replaced if it stands there still.
+        An open archive at the path; it is replaced unless it was changed in the meantime.
     """
     started = time.perf_counter()
     options = settings.options
@@ -228,7 +228,7 @@ def write_archive(
 
 
 def check_storage(backend: str, options: Mapping[str, Any], call: Callable[..., Any]) -> None:
-    """BackendOptionError for an option that neither a backend nor a function takes."""
+    """Raise BackendOptionError for an option that the backend does not have."""
     known = registry.backend(backend).options
     for name in options:
         if name not in known:
@@ -239,11 +239,11 @@ def check_storage(backend: str, options: Mapping[str, Any], call: Callable[..., 
 
 
 def open_sources(paths: Sequence[Path], settings: Settings, stack: ExitStack) -> list[Source]:
-    """What all paths hold, open until the stack ends; obs as it will be."""
-    found = []
+    """Open the sources at all paths until the stack closes, with the label column, if any."""
+    sources = []
     for number, path in enumerate(paths):
         for source in open_source(path, settings.options.get("matrix"), stack):
             if settings.origins is not None:
                 source.labelled = settings.origins.labelled(source.obs, number, source.path)
-            found.append(source)
-    return found
+            sources.append(source)
+    return sources

@@ -1,7 +1,8 @@
-"""Elements of an AnnData besides the matrix, into an archive that keeps them.
+"""Writing the elements of an AnnData other than its matrix to an archive that keeps them.
 
-Each is checked when it is taken, so that what was accepted comes back. What no archive can keep is
-left out and named; what does not fit the cells and genes is an error.
+Elements are checked before they are written, so that every accepted element can be read back.
+Elements that archives cannot store are left out and reported; elements whose shape does not match
+the cells and genes are an error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scdl.sources.matrices import Bounds, Matrix, Offsets, Reader, check_offsets
 from storage_backends.base import ArrayWriter
 from storage_backends.capabilities import Sparse
 
-#: What the first dimensions of elements run along, by where these are.
+#: Axes of the leading dimensions of elements, by their mapping or name.
 _AXES = {
     "X": ("obs", "var"),
     "raw/X": ("obs", "raw/var"),
@@ -41,49 +42,49 @@ _GENES = ("var", "raw/var")
 def write_rest(
     source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str] = ()
 ) -> list[str]:
-    """Copy every element besides the matrix, its genes and obs, in bounded memory where large.
+    """Copy every element except the matrix, its genes and obs; large ones in bounded memory.
 
     Parameters
     ----------
     graphs
-        Keys of obsp that are stored by rows, as neighbours are read, also where the source has
-        them by columns, or dense.
+        Keys of obsp to store as CSR, in which neighbours are read, even if the source stores them
+        as CSC or dense.
 
     Returns
     -------
     list of str
-        What is left out, since it cannot be read or written, by name.
+        Names of the elements that were left out because they cannot be read or written.
 
     Raises
     ------
     SourceError
-        An element has another shape than obs and var say, or a sparse one an index outside its
-        shape.
+        The shape of an element does not match obs and var, or an index of a sparse element is out
+        of range.
     MissingFilterError
-        An element is compressed in a way that is not installed.
+        An element is compressed with a filter that is not installed.
     """
     return _Rest(source, writer, bounds, graphs).write()
 
 
 class _LeftOutError(Exception):
-    """An element that an archive cannot keep, or a source cannot give."""
+    """An element cannot be stored by an archive, or cannot be read from the source."""
 
 
 class _Rest:
-    """The elements of one source, one after the other."""
+    """Writes the elements of one source."""
 
     def __init__(
         self, source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str]
     ) -> None:
         self._source, self._writer, self._bounds = source, writer, bounds
         self._by_row = {f"obsp/{key}" for key in graphs}
-        #: Cells, and genes of each table that is there.
+        #: Number of cells, and number of genes of each existing var table.
         self._lengths = {"obs": source.n_obs, source.genes: source.n_vars}
         self._names: dict[str, list[str]] = {}
 
     def write(self) -> list[str]:
-        """Write all that can be written; what cannot."""
-        # What runs along genes needs their table.
+        """Write all elements that can be written; return the names of the others."""
+        # Tables of genes come first: they are needed to check elements along genes.
         names = sorted(self._source.names_of_rest(), key=lambda name: name not in _GENES)
         return [name for name in names if not self._is_written(name)]
 
@@ -100,7 +101,7 @@ class _Rest:
         return True
 
     def _taken(self, name: str) -> Any:
-        """An element that may be written; None where there is nothing to keep."""
+        """Read and check an element; None if it needs no further writing."""
         in_uns = name.partition("/")[0] == "uns"
         axes = () if in_uns else _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
         if axes is None or not all(axis in self._lengths or axis == name for axis in axes):
@@ -112,7 +113,7 @@ class _Rest:
         except (SourceError, ArchiveFormatError) as error:
             raise _LeftOutError from error
         if in_uns:
-            # What anndata has for None, too.
+            # Includes None, for which anndata has an encoding.
             self._write(name, element)
             return None
         if name in _GENES:
@@ -122,19 +123,19 @@ class _Rest:
         if hasattr(element, "columns") and name.startswith(("obsm/", "varm/", "raw/varm/")):
             import pandas as pd
 
-            # anndata compares even the types of names, and those of obs and var are plain text, of
-            # the type that pandas takes for a list.
+            # anndata also compares the dtypes of indexes. Those of obs and var have the dtype that
+            # pandas infers from a list of str.
             names = pd.Index(list(element.index), name=element.index.name)
             element = element.set_axis(names, axis=0)
         return element
 
     def _take_genes(self, name: str, element: Any) -> None:
-        """Learn how many genes there are, and their names."""
+        """Record the number of genes and their names."""
         if not hasattr(element, "columns"):
             raise _LeftOutError
         self._lengths[name], self._names[name] = len(element), list(element.index)
         if name == "raw/var":
-            # Without its matrix there is no raw.
+            # raw/var is kept only together with raw/X.
             try:
                 if "raw/X" not in self._source.names_of_rest() or self._taken("raw/X") is None:
                     raise _LeftOutError
@@ -143,7 +144,7 @@ class _Rest:
                 raise
 
     def _fits(self, name: str, element: Any, axes: tuple[str, ...]) -> bool:
-        """Whether an AnnData may have the element; SourceError for another shape."""
+        """Whether an AnnData can contain the element; raise SourceError if the shape is wrong."""
         where = f"{self._source.path}: {name}"
         shape = _shape(element)
         expected = tuple(self._lengths[axis] for axis in axes)
@@ -151,7 +152,7 @@ class _Rest:
             return False
         if (shape[:1] if len(axes) == 1 else shape) != expected:
             if name == "X" and self._source.element != name:
-                # Of published files with a sound raw.
+                # Some published files have an invalid X beside a valid raw.
                 return False
             raise SourceError(
                 f"{where} has shape {shape}, expected {_described(axes, expected)}; mend the "
@@ -166,7 +167,7 @@ class _Rest:
         return plain or isinstance(element, SparseParts | Matrix) or is_taken(name, element)
 
     def _names_of(self, axis: str) -> list[str]:
-        """Names of cells, or of genes."""
+        """Names of the cells or genes along an axis."""
         if axis not in self._names:
             cells = self._source.obs
             starts = range(0, cells.num_rows, ROWS_AT_ONCE)
@@ -195,7 +196,7 @@ class _Rest:
 
 
 def _stored(name: str) -> str:
-    """What a matrix is called that is stored by rows: those of obsp are graphs."""
+    """Archive name of a matrix in CSR form; matrices of obsp are stored as graphs."""
     return name.replace("obsp", "graphs", 1) if name.startswith("obsp/") else name
 
 
@@ -205,7 +206,7 @@ def _described(axes: tuple[str, ...], expected: tuple[int, ...]) -> str:
 
 
 def _shape(element: Any) -> tuple[int, ...] | None:
-    """Shape of an element, as far as it has one; None where it has no length either."""
+    """Shape of an element, or its length as a 1-tuple; None if it has neither."""
     if isinstance(element, SparseParts):
         return element.sparse.shape
     if isinstance(element, Reader):
@@ -238,7 +239,7 @@ def _write_sparse(
 
 
 def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:
-    """Types of the arrays of a matrix: those of a sparse one, else what AnnData has."""
+    """Dtypes of the arrays of a matrix: its own if sparse, else those that AnnData uses."""
     if isinstance(element, SparseParts):
         return {part: reader.dtype for part, reader in element.parts.items()}
     return {DATA: matrix.dtype, INDICES: np.dtype(np.int32), INDPTR: np.dtype(np.int64)}
@@ -252,9 +253,9 @@ def _write_rows(
     dtypes: Mapping[str, np.dtype[Any]],
     bounds: Bounds,
 ) -> None:
-    """Write a matrix by rows, with the columns of each in rising order, each once.
+    """Write a matrix in CSR form, with sorted column ids and repeated entries summed.
 
-    A graph keeps its edges as they are, in the order of the source, also those that repeat.
+    Edges of a graph are written unchanged, in the order of the source, including repeated ones.
     """
     writer.write_sparse(name, Sparse("csr", matrix.shape))
     is_graph = name.startswith("graphs/")

@@ -1,4 +1,4 @@
-"""From an archive back to an AnnData: in memory, or as an h5ad file of any size."""
+"""Export of an archive to AnnData: in memory, as an h5ad file or as a Zarr store."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
 
 
 def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | None = 4) -> None:
-    """Write an archive as an AnnData: an h5ad file, or a Zarr store.
+    """Write an archive as an AnnData: an h5ad file or a Zarr store.
 
-    Matrices are copied by blocks of rows; tables and what stands in uns go through memory. What is
-    written appears when it is complete.
+    Matrices are copied in blocks of rows; tables and uns are read into memory. The output appears
+    only when it is complete.
 
     Parameters
     ----------
     store
-        The archive, of one feature block.
+        The archive; all its feature blocks must have the same genes.
     path
-        Where it goes. A name that ends in ``.h5ad`` becomes a file; one that ends in ``.zarr`` a
-        Zarr store, of the profile ``portable``, which all that reads Zarr v3 can decode. Other
-        names are refused.
+        Path of the output. The suffix ``.h5ad`` writes an HDF5 file, ``.zarr`` a Zarr store with
+        the compression profile ``portable``, which every reader of Zarr v3 can decode. Other
+        suffixes are errors.
     replace
-        Whether to replace what is there.
+        Whether to replace an existing output.
     gzip
         Compression level of the matrices of an h5ad file; None: uncompressed.
 
     Raises
     ------
     SourceError
-        The archive has several feature blocks, which share no var.
+        The feature blocks of the archive have different genes.
     PathError
-        The name of `path` ends otherwise.
+        `path` has another suffix.
     ArchiveExistsError
-        Something is at `path`.
+        Something exists at `path`, and `replace` is False.
     ArchiveWriteError
-        The file cannot be written.
+        The output cannot be written.
     """
     target = absolute(path, "where the AnnData goes, as a path")
     ending = other_formats.suffix_of(target)
@@ -86,7 +86,7 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
 
 
 def _export_zarr(store: ArrayStore, target: str, *, replace: bool) -> None:
-    """Write an archive as an AnnData in a Zarr store that every reader of Zarr v3 decodes."""
+    """Write an archive as an AnnData in a Zarr store that every reader of Zarr v3 can decode."""
     info = Info.of(store)
     blocks = blocks_of_one_space(store, info, None)
     sources = [ArchiveSource(store, info, block, None) for block in blocks]
@@ -119,7 +119,7 @@ def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> annd
 
 
 def _write(view: ArchiveView, file: h5py.File, options: dict[str, Any]) -> None:
-    """Write every element, the large ones by blocks."""
+    """Write every element, large ones in blocks."""
     file.attrs.update(encoding("anndata"))
     for mapping in (*_MAPPINGS, "uns"):
         write_elem(file, mapping, {})
@@ -136,13 +136,13 @@ def _write(view: ArchiveView, file: h5py.File, options: dict[str, Any]) -> None:
             elif name in view.store.arrays:
                 _write_dense(view.store, file, name, options)
             else:
-                # anndata takes keys of one part only.
+                # write_elem does not accept keys with slashes.
                 parent, _, key = name.rpartition("/")
                 write_elem(_mapping(file, parent), key, view.read(name))
 
 
 def _mapping(group: h5py.Group, path: str) -> h5py.Group:
-    """A mapping, which may be in others that are made."""
+    """Get the group of a mapping; create it and its parents if they are missing."""
     for name in filter(None, path.split("/")):
         group = group.require_group(name)
         if "encoding-type" not in group.attrs:
@@ -181,7 +181,7 @@ def _write_sparse(
         sets[DATA][first:nnz] = rows.data
         sets[INDICES][first:nnz] = rows.indices
     if nnz < lengths[DATA]:
-        # Repeated genes of a cell were summed.
+        # Repeated genes of a cell were summed, so fewer values than reserved were written.
         for part in (DATA, INDICES):
             sets[part].resize((nnz,))
 
@@ -195,7 +195,7 @@ def _write_dense(store: ArrayStore, file: h5py.File, name: str, options: dict[st
 def _dataset(
     group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, options: dict[str, Any]
 ) -> h5py.Dataset:
-    # HDF5 cuts nothing into no chunks.
+    # HDF5 cannot chunk empty datasets.
     options = {**options, "maxshape": shape, "chunks": True} if 0 not in shape else {}
     dataset = group.create_dataset(name, shape, dtype, **options)
     dataset.attrs.update(encoding("array"))

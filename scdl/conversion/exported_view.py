@@ -1,4 +1,4 @@
-"""The elements of an archive as anndata has them in memory."""
+"""Elements of an archive as in-memory objects of anndata."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from storage_backends.base import ArrayStore
 
 
 class ArchiveView(Elements):
-    """What an archive holds, in memory.
+    """Reads elements of an archive into memory.
 
     Parameters
     ----------
     rows
-        Cells to take; None: all.
+        Positions of the cells to read; None: all.
     """
 
     def __init__(self, store: ArrayStore, rows: NDArray[np.int64] | None = None) -> None:
@@ -37,22 +37,22 @@ class ArchiveView(Elements):
         self._indexes: dict[str, pd.Index] = {}
 
     def read(self, name: str) -> Any:
-        """An element, of the chosen cells."""
+        """Read an element, restricted to the selected cells."""
         if name == OBS:
             return self._obs()
         if name == self.genes:
             return frame_of(shared_var(self.store, self._blocks))
-        found = self.sparse(name)
+        sparse = self.sparse(name)
         by_cells = name == "raw/X" or name.startswith(("X", "layers/", "obsm/", "obsp/"))
         rows = self.rows if by_cells else None
-        if found is not None and found[1].format == "csr":
-            at = np.arange(found[1].shape[0]) if rows is None else rows
-            n_columns = found[1].shape[1]
+        if sparse is not None and sparse[1].format == "csr":
+            at = np.arange(sparse[1].shape[0]) if rows is None else rows
+            n_columns = sparse[1].shape[1]
             value: Any = scipy_matrix(sp.csr_matrix, self.csr(name, at), (len(at), n_columns))
-        elif found is not None:
-            data, indices, indptr = (self.store.read(found[0] + part) for part in MATRIX)
+        elif sparse is not None:
+            data, indices, indptr = (self.store.read(sparse[0] + part) for part in MATRIX)
             parts = csr.SparseRows(data, indices, indptr)
-            value = scipy_matrix(sp.csc_matrix, parts, found[1].shape)
+            value = scipy_matrix(sp.csc_matrix, parts, sparse[1].shape)
             value = value if rows is None else value[rows]
         elif name in self.store.arrays:
             value = self._dense(name, rows)
@@ -61,12 +61,12 @@ class ArchiveView(Elements):
             if rows is not None:
                 value = value.iloc[rows] if hasattr(value, "iloc") else value[rows]
             if hasattr(value, "columns") and (named := _NAMED.get(name.rpartition("/")[0])):
-                # AnnData compares the types of names too.
+                # AnnData also compares the dtypes of indexes.
                 value = value.set_axis(self._index_of(named), axis=0)
         return value[:, rows] if rows is not None and name.startswith("obsp/") else value
 
     def _index_of(self, table: str) -> pd.Index:
-        """Names of the chosen cells, or of genes."""
+        """Names of the selected cells, or of genes."""
         if table not in self._indexes:
             self._indexes[table] = self.read(table).index
         return self._indexes[table]
@@ -79,13 +79,13 @@ class ArchiveView(Elements):
         return frame if self.rows is None else frame.iloc[self.rows]
 
     def csr(self, name: str, rows: NDArray[np.int64]) -> csr.SparseRows:
-        """Rows of a sparse matrix that is stored by rows."""
-        found = self.sparse(name)
-        assert found is not None
-        values = csr.read(self.store, found[0], rows)
+        """Read rows of a matrix that is stored in CSR form, sorted by column."""
+        sparse = self.sparse(name)
+        assert sparse is not None
+        values = csr.read(self.store, sparse[0], rows)
         if self.is_sorted(name):
             return values
-        return csr.clean(values, found[1].shape[1], self.store.path)
+        return csr.clean(values, sparse[1].shape[1], self.store.path)
 
     def _dense(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any]:
         if rows is None:
@@ -99,9 +99,9 @@ class ArchiveView(Elements):
 def blocks_of_one_space(
     store: ArrayStore, info: Info, rows: NDArray[np.int64] | None
 ) -> Sequence[int]:
-    """The feature blocks that some cells are of, at least one, all of the same genes.
+    """Indices of the feature blocks of cells (at least one), which must have the same genes.
 
-    Warns of columns of var in which they differ: an AnnData has one var.
+    An AnnData has a single var, so columns of var that differ between the blocks cause a warning.
     """
     stops = [block.stop for block in info.blocks]
     taken: Sequence[int] = range(len(stops))
@@ -128,21 +128,21 @@ def blocks_of_one_space(
 
 
 def index_dtype(nnz: int, shape: tuple[int, int]) -> np.dtype[Any]:
-    """Scipy computes with signed indices only."""
+    """Signed index dtype for SciPy, which does not support unsigned indices."""
     return np.dtype(np.int64 if max(nnz, *shape) > np.iinfo(np.int32).max else np.int32)
 
 
 def readable(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Scipy has no matrices of halves."""
+    """Dtype for SciPy, which does not support float16 in sparse matrices."""
     return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
-#: Tables whose names of rows dataframes elsewhere have.
+#: Tables whose index the data frames of a mapping must have.
 _NAMED = {"obsm": OBS, "varm": "var", "raw/varm": "raw/var"}
 
 
 def scipy_matrix(kind: Any, parts: csr.SparseRows, shape: tuple[int, int]) -> Any:
-    """A sparse matrix of scipy of the class `kind`, in types that scipy computes with."""
+    """Create a SciPy sparse matrix of class `kind`, with dtypes that SciPy supports."""
     signed = index_dtype(len(parts.data), shape)
     data = parts.data.astype(readable(parts.data.dtype), copy=False)
     return kind((data, parts.indices.astype(signed), parts.indptr.astype(signed)), shape=shape)

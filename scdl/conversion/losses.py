@@ -1,4 +1,4 @@
-"""What is lost when archives become one."""
+"""Losses when archives are concatenated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scdl.archive.schema import (
 from scdl.errors import CollectionError, OutputError, ScdlWarning
 from storage_backends.base import ArrayStore, ArrayWriter
 
-#: Bytes of stored values copied at once.
+#: Bytes of stored values copied at a time.
 CHUNK_BYTES = 10_485_760
 
 
@@ -31,18 +31,18 @@ def begin_elements(
     vectors: Sequence[str],
     graphs: Sequence[str],
 ) -> set[str]:
-    """Begin the arrays of vectors and graphs, also if there are no cells.
+    """Create the arrays of vectors and graphs, even if there are no cells.
 
     Returns
     -------
     set of str
-        Elements whose names the archive cannot have.
+        Elements whose names the writer does not support.
     """
     refused = set()
     for name in vectors:
-        having = next(store for store in stores if name in store.arrays)
+        example = next(store for store in stores if name in store.arrays)
         try:
-            writer.append(name, having.read(name, 0, 0))
+            writer.append(name, example.read(name, 0, 0))
         except OutputError:
             refused.add(name)
     for key in graphs:
@@ -63,14 +63,15 @@ def report_losses(
     *,
     lossless: bool,
 ) -> None:
-    """Warn of elements that cannot be joined or stored; with `lossless`, raise CollectionError.
+    """Warn about elements that cannot be kept; with `lossless`, raise CollectionError.
 
     Parameters
     ----------
     vectors
-        Dense vectors that all archives have in one dtype and width; None: everything is kept.
+        Dense vectors that all archives have with the same dtype and width; None: everything is
+        kept.
     refused
-        Elements whose names the result cannot have.
+        Elements whose names the writer does not support.
     """
     losses = [f"{name} is left out: such an archive cannot store that name" for name in refused]
     unread = dict.fromkeys(name for store in stores for name in store.unread)

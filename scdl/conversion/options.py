@@ -1,4 +1,4 @@
-"""How to convert, and what a conversion says of itself."""
+"""Options and reports of conversions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scdl.errors import UnknownOptionError
 from scdl.sources.gene_selection import GeneChoice
 from storage_backends.base import Backend
 
-#: What is expected of a target, for messages.
+#: Description of the expected target path, for messages.
 TARGET = "where the archive goes, as a path"
 
 
 class ConvertOptions(TypedDict, total=False):
-    """What of a source is carried over, and how; every key may be left out."""
+    """Options of a conversion; all keys are optional."""
 
     compression: str | None
     only_matrix: bool
@@ -34,41 +34,40 @@ class ConvertOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion wrote.
+    """Report of a conversion.
 
     Parameters
     ----------
     path, backend
-        Where, and by which backend.
+        Path of the archive and name of its backend.
     n_obs, n_vars, nnz
-        Cells, genes of each feature block, stored values.
+        Number of cells, of genes of each feature block, and of stored values.
     dtype
-        Type of the values.
+        Dtype of the values.
     matrices
-        Which matrix of each file was taken.
+        The matrix that was converted from each source.
     rows_sorted, duplicates_summed
-        Rows whose genes were out of order, and stored values that were added to another of the same
-        gene.
+        Number of rows whose genes were out of order, and of stored values that were added to
+        another value of the same cell and gene.
     reordered
-        Sources whose genes are those of an earlier source in another order, which were brought into
-        that order.
+        Sources with the genes of an earlier source in another order; they were reordered to match.
     differing_var
         Columns of var that sources with the same genes do not share; each source keeps its own.
     not_carried
-        What is in the files and not in the archive.
+        Elements of the sources that are not in the archive.
     max_rounding
-        Largest difference that rounding to `dtype` made.
+        Largest absolute rounding error of casting to `dtype`.
     is_counts
-        Whether all values of the matrix are whole and not negative, as counts are.
+        Whether all values of the matrix are non-negative integers.
     nbytes
-        Bytes on disk.
+        Size on disk in bytes.
     seconds
-        Time it took.
+        Duration in seconds.
     requires
         Packages that other programs need to read the archive.
     changed_columns
-        Columns of obs whose types differ among the sources and whose values changed when they
-        were united, each with what became of it: ``obs/flag (bool and int64 become int64)``.
+        Columns of obs whose types differ among the sources and whose values were converted to a
+        common type, with a description: ``obs/flag (bool and int64 become int64)``.
     """
 
     path: str
@@ -122,16 +121,16 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to convert, whatever the sources are.
+    """Settings of a conversion, independent of its sources.
 
     Parameters
     ----------
     backend, neighbor_key, options
         As for :func:`convert`.
     caster
-        Makes values of the stored type; None: by the sources and the options.
+        Casts values to the stored dtype; None: created from the sources and options.
     origins
-        What the cells of each source are labelled with; None: nothing.
+        Labels of the cells of each source; None: no label column.
     genes
         The gene space of the archive; None: the genes of each source.
     """
@@ -145,13 +144,13 @@ class Settings:
 
 
 class Meter(Protocol):
-    """Is told how much there is to do and what has been done, as a bar of tqdm is."""
+    """Receives the progress of a task; implemented by progress bars of tqdm."""
 
     def reset(self, total: float | None = None) -> object:
-        """Begin, with so much to do."""
+        """Start again with a total amount of work."""
 
     def update(self, n: float = 1) -> object:
-        """So much more is done."""
+        """Add `n` to the completed work."""
 
 
 def check_options(
@@ -160,16 +159,16 @@ def check_options(
     backend: Backend,
     also: Sequence[str] = (),
 ) -> None:
-    """UnknownOptionError for a key that neither :class:`ConvertOptions` nor a backend has.
+    """Raise UnknownOptionError for keys that are in neither ConvertOptions nor the backend.
 
     Parameters
     ----------
     call
-        Whose keywords are named besides.
+        Function whose keyword-only parameters are listed in the message as well.
     backend
-        Writes the archive.
+        Backend that writes the archive.
     also
-        Further ones that it takes.
+        Further options of `call` to list.
     """
     own = [*ConvertOptions.__annotations__, *backend.options]
     unknown = set(options) - set(own)
@@ -182,19 +181,19 @@ def check_options(
 
 
 def storage_options(options: Mapping[str, Any], backend: Backend) -> dict[str, Any]:
-    """The options that a backend is given when it begins an archive."""
+    """The options that are passed to the backend when it creates an archive."""
     names = dict.fromkeys(["compression", *backend.options])
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def keywords(call: Callable[..., Any]) -> list[str]:
-    """Names of the keywords of a function that can be given by name only."""
+    """Names of the keyword-only parameters of a function."""
     parameters = inspect.signature(call).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def needed(packages: Sequence[str]) -> str:
-    """Says which packages other programs need to read an archive, and how to do without."""
+    """Message about packages that other programs need to read an archive, and how to avoid them."""
     return (
         f"other programs that read this AnnData need {', '.join(packages)} installed; those of the "
         "compressions fast and portable need nothing"

@@ -1,4 +1,4 @@
-"""Which source each cell comes from, as a column of obs."""
+"""A column of obs with the source of each cell."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from storage_backends.paths import Path, paths_of
 
 @dataclass(frozen=True)
 class Origins:
-    """Names of sources, and the column that gives them.
+    """Names of sources, and the name of the obs column that contains them.
 
     Parameters
     ----------
     column
         Name of the column.
     names
-        Of each source, each once; the categories of the column, in this order.
+        Unique names of the sources: the categories of the column, in this order.
     """
 
     column: str
     names: tuple[str, ...]
 
     def labelled(self, obs: TableSource, number: int, where: str) -> TableSource:
-        """A table of cells of one source, with the column.
+        """Append the column to the table of cells of one source.
 
         Parameters
         ----------
         obs
-            The table; may be one without columns.
+            The table; it may have no columns.
         number
-            Which source it is of.
+            Index of the source.
         where
-            What opens the message of an error.
+            Start of error messages.
 
         Raises
         ------
         OptionError
-            The table has a column of that name.
+            The table already has a column of that name.
         """
         if self.column in obs.schema.names:
             raise OptionError(
@@ -59,27 +59,27 @@ def origins_of(
     keys: Sequence[str] | None,
     wanted: str = "the path of an h5ad file, a Zarr store or an archive, or several",
 ) -> tuple[list[str], Origins | None]:
-    """The paths of sources, and what their cells are labelled with, if they are.
+    """Paths of sources, and the labels of their cells if `label` is given.
 
     Parameters
     ----------
     sources
-        One, several, or several by name.
+        One path, several, or a dict of paths by name.
     label
         Name of the column.
     keys
-        Names of the sources; default: those of a dict, else ``"0"``, ``"1"`` and so on.
+        Names of the sources; default: the keys of a dict, else ``"0"``, ``"1"`` and so on.
     wanted
-        What sources are expected, for messages.
+        Description of the expected sources, for messages.
 
     Raises
     ------
     PathTypeError, PathError
-        A source is no path.
+        A source is not a path.
     OptionError
-        Names are given without a label or twice, or are not as many as the sources.
+        Names are given without a label, in two ways, repeatedly, or not one per source.
     """
-    # Other mappings, such as open files, are no sources.
+    # Only dicts: other mappings, such as open HDF5 files, are not valid sources.
     if isinstance(sources, dict):
         if keys is not None:
             raise OptionError("a dict of sources names them; leave out keys=")
@@ -105,7 +105,7 @@ def origins_of(
 
 
 class _Labelled(TableSource):
-    """A table with one more column, in which all values are the same category."""
+    """A table with an additional column in which all values are the same category."""
 
     def __init__(self, table: TableSource, origins: Origins, number: int) -> None:
         self._table, self._number = table, number
@@ -117,10 +117,10 @@ class _Labelled(TableSource):
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         batch = self._table.read(start, stop)
-        # What has no columns is read with one that has no name.
-        there = [batch.column(name) for name in self._table.schema.names]
+        # A batch of a table without columns has one unnamed column; it is dropped here.
+        columns = [batch.column(name) for name in self._table.schema.names]
         codes = pa.array(np.full(stop - start, self._number, np.int32))
         label = pa.DictionaryArray.from_arrays(codes, self._names)
         fields = [*(batch.schema.field(name) for name in self._table.schema.names)]
-        schema = pa.schema([*fields, self.schema.field(len(there))], self.schema.metadata)
-        return pa.RecordBatch.from_arrays([*there, label], schema=schema)
+        schema = pa.schema([*fields, self.schema.field(len(columns))], self.schema.metadata)
+        return pa.RecordBatch.from_arrays([*columns, label], schema=schema)

@@ -1,4 +1,4 @@
-"""One run of a conversion: matrices, tables and elements, written in order."""
+"""A single conversion run: writes matrices, tables and elements in order."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ from storage_backends.compute.threads import prefetch
 
 
 class Conversion:
-    """One run: sources that are open and are checked here, before anything is written.
+    """A conversion run. The open sources are checked here, before anything is written.
 
     Parameters
     ----------
     files
         The sources, at least one.
     target
-        Where the archive goes: temporary files go beside it.
+        Path of the archive; temporary files are created next to it.
     settings
-        How to convert.
+        Settings of the conversion.
     keeps_elements
-        Whether the archive can keep all that an AnnData consists of.
+        Whether the archive can store all elements of an AnnData.
 
     Raises
     ------
     SourceError
-        A source lacks what was asked for, or the sources do not fit each other.
+        A source lacks a requested element, or the sources are not compatible.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Conversion:
         self.differing_var: tuple[str, ...] = ()
         self._writer: ArrayWriter
         self._alone = files[0] if len(files) == 1 else None
-        #: Whether the archive becomes all that the source is.
+        #: Whether all elements of a single source are kept.
         only_matrix = options.get("only_matrix", False) or settings.genes is not None
         self._whole = self._alone is not None and keeps_elements and not only_matrix
-        # Opened here, so that a key that a file lacks is found before anything is written.
+        # Opened here to detect missing keys before anything is written.
         asked = names_of(options.get("obsm"), "obsm") or _shared(
             file.kept_vectors for file in files
         )
@@ -98,7 +98,7 @@ class Conversion:
             ),
             target=target,
         )
-        # The types of an archive stay, where all sources have the same.
+        # Keep the dtypes of archives if they are the same for all sources.
         first, *others = (file.kept_dtypes for file in files)
         kept = first if all(other == first for other in others) else {}
         largest = max(file.n_vars for file in files) - 1
@@ -114,7 +114,7 @@ class Conversion:
         self.changed_columns: tuple[str, ...] = ()
 
     def _make_caster(self, options: ConvertOptions) -> Caster:
-        """The source's type where all of it is kept, else the one asked for, else float32."""
+        """Caster to the requested dtype; default: that of the sources if kept, else float32."""
         dtype = options.get("data_dtype")
         source = np.result_type(*(file.matrix.dtype for file in self._files))
         if dtype is None and self._whole and source.kind in "iuf":
@@ -133,18 +133,18 @@ class Conversion:
 
     @property
     def reordered(self) -> tuple[str, ...]:
-        """Sources whose genes are brought into the order of an earlier one."""
+        """Sources whose genes are reordered to match an earlier source."""
         pairs = zip(self._files, self._gene_orders, strict=True)
         return tuple(file.path for file, order in pairs if order is not None)
 
     @property
     def tally(self) -> Tally:
-        """What was done to the values so far."""
+        """Statistics of the values processed so far."""
         rounding, is_counts = self.caster.max_rounding, self.caster.is_counts
         return Tally(self._rows_sorted, self._duplicates_summed, rounding, is_counts)
 
     def run(self, writer: ArrayWriter, meter: Meter) -> Info:
-        """Write everything and commit; once."""
+        """Write everything and commit. May be called only once."""
         self._writer = writer
         blocks, self.differing_var = write_var(
             self._writer,
@@ -153,13 +153,13 @@ class Conversion:
                 for file, order in zip(self._files, self._gene_orders, strict=True)
             ),
         )
-        # A table without columns has no rows either.
+        # A table without columns cannot have rows.
         if any(file.cells.schema.names for file in self._files):
             united = United([file.cells for file in self._files])
             united.warn(writer.path)
             self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
             self._writer.write_table(OBS, united.reader())
-        # Arrow's allocator would keep what the tables took through the rest of the conversion.
+        # Otherwise Arrow's allocator keeps the memory of the tables during the whole conversion.
         pa.default_memory_pool().release_unused()
         if self._whole:
             for key in self._graphs:
@@ -176,7 +176,7 @@ class Conversion:
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
         info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
-        # Before the commit: a warning may be an error to the caller.
+        # Warn before the commit, since warning filters may turn the warning into an error.
         self.caster.warn(self._writer.path)
         self._writer.commit(info.to_attrs())
         return info
@@ -207,12 +207,12 @@ class Conversion:
     def _clean(
         self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
     ) -> SparseRows:
-        """Genes of each cell in rising order, each once.
+        """Sort the genes of each cell and sum the values of repeated genes.
 
         Parameters
         ----------
         places
-            Where each gene goes; None: it stays.
+            New position of each gene; None: genes keep their positions.
         """
         if places is not None:
             block = csr.ordered(block, n_vars, where)[0]
@@ -245,12 +245,12 @@ class Conversion:
         for reader in readers:
             rows = max(1, self._bounds.values // max(int(np.prod(reader.item_shape)), 1))
             for values in prefetch(_pieces(reader, rows)):
-                # Archives store no booleans.
+                # Archives do not store booleans.
                 plain = values.astype(np.uint8) if values.dtype == bool else values
                 self._writer.append(obsm_array(key), plain)
 
     def _warn_of_absence(self, key: str) -> bool:
-        """Whether any file has a graph; warns where none has."""
+        """Whether any file has the graph; warn if none has."""
         if any(file.graph(key) for file in self._files):
             return True
         message = f"no file has obsp/{key}; the archive has no neighbours of that key"
@@ -258,7 +258,7 @@ class Conversion:
         return False
 
     def _write_graph(self, key: str) -> None:
-        """The graphs of all files, shifted to where their cells are."""
+        """Write the graphs of all files, with neighbours renumbered for the archive."""
         graphs = [file.graph(key) for file in self._files]
         if sum(file.n_obs for file in self._files) > 1 << 32:
             raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
@@ -281,7 +281,7 @@ class Conversion:
 
 
 def _shared(keys: Iterable[Sequence[str]]) -> list[str]:
-    """Keys that all of several lists have, in the order of the first."""
+    """Keys that all lists contain, in the order of the first."""
     first, *others = keys
     return [key for key in first if all(key in other for other in others)]
 
@@ -292,8 +292,8 @@ def _unsigned(dtype: np.dtype[Any] | None) -> np.dtype[Any] | None:
 
 def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[SparseRows]:
     if graph is None:
-        nothing = np.empty(0, GRAPH_DTYPES[DATA])
-        return [SparseRows(nothing, nothing.astype(np.int64), np.zeros(n_obs + 1, np.int64))]
+        empty = np.empty(0, GRAPH_DTYPES[DATA])
+        return [SparseRows(empty, empty.astype(np.int64), np.zeros(n_obs + 1, np.int64))]
     return prefetch(graph.blocks(bounds))
 
 

@@ -1,4 +1,4 @@
-"""Tables of several sources as one, in bounded memory."""
+"""Concatenation of tables in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from storage_backends.errors import one_line
 
 
 class United:
-    """The rows of all tables, with the columns of all.
+    """Concatenation of tables with the union of their columns.
 
-    Where a table lacks a column its rows are null. Categorical columns get the categories of all
-    tables, in the order they are met; they stay ordered where one table has all categories, in the
-    order of every other. Types that differ unite as :mod:`storage_backends.compute.uniting` has it.
+    Rows of tables that lack a column are null. Categorical columns get the categories of all tables
+    in order of first occurrence; they stay ordered if one table has all categories, in an order
+    consistent with all other tables. :mod:`storage_backends.compute.uniting` describes how
+    differing types are combined.
 
     Attributes
     ----------
     schema
-        Names and types.
+        Names and types of the columns.
     changes
-        Columns whose values are not what they are in each table, and what became of them.
+        Columns whose values are converted, each with a description of the conversion.
     """
 
     def __init__(self, sources: Sequence[TableSource]) -> None:
@@ -41,7 +42,7 @@ class United:
         names.sort(key=lambda name: name != INDEX)
         self._columns = [_Column(name, sources) for name in names]
         metadata = [source.schema.metadata for source in sources]
-        # What the index is called, where all agree.
+        # The metadata contains the index name; keep it if all tables agree.
         agreed = metadata[0] if all(m == metadata[0] for m in metadata) else None
         self.schema = pa.schema([column.field for column in self._columns], agreed)
         self.changes = tuple(
@@ -49,7 +50,7 @@ class United:
         )
 
     def reader(self) -> pa.RecordBatchReader:
-        """All rows, some at a time."""
+        """Read all rows in batches."""
         return pa.RecordBatchReader.from_batches(self.schema, self._batches())
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
@@ -57,14 +58,14 @@ class United:
             for start in range(0, source.num_rows, ROWS_AT_ONCE):
                 batch = source.read(start, min(start + ROWS_AT_ONCE, source.num_rows))
                 yield self._batch([column.convert(batch) for column in self._columns])
-        # A reader of no rows still learns the categories.
+        # An empty batch passes on the categories even if there are no rows.
         yield self._batch([column.nulls(0) for column in self._columns])
 
     def _batch(self, arrays: Sequence[pa.Array]) -> pa.RecordBatch:
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def warn(self, where: str) -> None:
-        """Warn of changes; `where` opens the message."""
+        """Warn about converted columns; the message starts with `where`."""
         if self.changes:
             warnings.warn(
                 f"{where}: columns of obs are of several types: {'; '.join(self.changes)}; make "
@@ -75,14 +76,14 @@ class United:
 
 
 class VarBlocks(NamedTuple):
-    """Feature blocks that were written.
+    """The feature blocks that were written.
 
     Attributes
     ----------
     blocks
-        The blocks, of parts with the same table one.
+        One block for each run of parts with the same table.
     differing
-        Columns of var that blocks of one gene space do not share, in the order they are met.
+        Columns of var that blocks of one gene space do not share, in order of first occurrence.
     """
 
     blocks: tuple[Block, ...]
@@ -95,7 +96,7 @@ def write_var(writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | No
     Parameters
     ----------
     parts
-        Of each its var table, number of cells and label.
+        The var table, number of cells and label of each part.
     """
     blocks: list[Block] = []
     spaces = _Spaces()
@@ -113,7 +114,7 @@ def write_var(writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | No
 
 
 def _is_same(table: pa.Table, other: pa.Table) -> bool:
-    """Whether two tables have the same columns in the same order, and call their index alike."""
+    """Whether two tables have the same columns in the same order and the same index name."""
     return bool(table.schema.equals(other.schema)) and all(
         arrow.equal_columns(table[name], other[name]) for name in table.schema.names
     )
@@ -142,7 +143,7 @@ class _Spaces:
 def alike(
     sources: Sequence[TableSource], names: Sequence[str]
 ) -> Callable[[pa.RecordBatch], list[pa.Array]]:
-    """What makes of rows of any of some tables columns of types that hold those of all."""
+    """Function that converts batches of any of the tables to the common types of columns."""
     columns = [_Column(name, sources) for name in names]
     return lambda batch: [column.convert(batch) for column in columns]
 
@@ -160,7 +161,7 @@ class _Column:
         self.field = pa.field(name, self._united.type, metadata=NULLABLE if nullable else None)
 
     def convert(self, batch: pa.RecordBatch) -> pa.Array:
-        """The column of a batch of any of the tables, as the type of all."""
+        """Convert the column of a batch of any of the tables to the common type."""
         if self.name not in batch.schema.names:
             return self.nulls(batch.num_rows)
         column = batch.column(self.name)

@@ -1,4 +1,4 @@
-"""What is known of cells without reading them: counts, tables, genes, graphs."""
+"""Metadata of cells: counts, tables, genes and graphs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 class Origin(NamedTuple):
-    """Cells that came together: a feature block, or a part of one.
+    """Cells of one origin: a feature block, or a part of one.
 
     Attributes
     ----------
     name
-        What they are called: a member of a collection, or the file they came from.
+        Name of the origin: a member of a collection, or the source file.
     block
-        Their feature block.
+        Index of the feature block.
     n_obs
-        Cells.
+        Number of cells.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Origin(NamedTuple):
 class Cells(ABC):
     """Cells of one or many archives: their number, tables, genes and graphs."""
 
-    #: Feature blocks, and what the archives say of themselves.
+    #: Feature blocks and other metadata from the attributes of the archives.
     info: Info
 
     @property
     def obs(self) -> pd.DataFrame:
-        """The table of cells, indexed by their names where these are stored; read each time."""
+        """The table of cells, indexed by their names if these are stored; not cached."""
         return self._required_obs().columns.frame()
 
     @property
@@ -56,10 +56,10 @@ class Cells(ABC):
         return self._required_obs().columns.column(INDEX)
 
     def _required_obs(self) -> ObsFeatures:
-        found = self.obs_features()
-        if found is None:
+        features = self.obs_features()
+        if features is None:
             raise FeatureNotFoundError(f"{self!r}: there is no obs")
-        return found
+        return features
 
     @abstractmethod
     def var_features(self) -> VarFeatures:
@@ -67,21 +67,21 @@ class Cells(ABC):
 
     @abstractmethod
     def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell; None where the archive has no obs."""
+        """Columns of obs by cell; None if the archive has no obs."""
 
     @property
     @abstractmethod
     def graph(self) -> NeighborGraph | None:
-        """The neighbour graph; None where there is none or it was not asked for."""
+        """The neighbour graph; None if there is none or none was requested."""
 
     @property
     @abstractmethod
     def neighbor_keys(self) -> list[str]:
-        """Keys of the neighbour graphs that can be asked for."""
+        """Keys of the available neighbour graphs."""
 
     @abstractmethod
     def _graph_of(self, key: str) -> NeighborGraph | None:
-        """A graph by key; None where it is not among :attr:`neighbor_keys`."""
+        """A graph by key; None if it is not among :attr:`neighbor_keys`."""
 
     def _n_vars_of(self, index: SupportsIndex) -> int:
         blocks = self.info.blocks
@@ -91,35 +91,35 @@ class Cells(ABC):
 
     @abstractmethod
     def number_nonzero_values(self) -> int:
-        """Stored values."""
+        """Number of stored values."""
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What tells these cells from others at the same place."""
+        """A key that differs if the cells at the same path change."""
         return self.n_obs, self.number_nonzero_values(), tuple(self.n_vars)
 
     @property
     @abstractmethod
     def data_dtype(self) -> np.dtype[Any]:
-        """Type of the values that are read."""
+        """Dtype of the values that are read."""
 
     @property
     @abstractmethod
     def index_dtype(self) -> np.dtype[Any]:
-        """Type of the stored column ids, unsigned."""
+        """Dtype of the stored column ids, unsigned."""
 
     @property
     @abstractmethod
     def bytes_per_cell(self) -> float:
-        """Bytes that the stored values and column ids of a cell take in memory, on average."""
+        """Average memory size of the stored values and column ids of a cell, in bytes."""
 
     @property
     @abstractmethod
     def cells_per_chunk(self) -> float:
-        """Cells, on average, that are read as one whichever of them is asked for; below 1: none."""
+        """Average number of cells that are read together as one chunk; below 1 if none are."""
 
     def origins(self) -> list[Origin]:
-        """Where the cells came from, in their order."""
+        """Origins of the cells, in order."""
         starts = [0, *(block.stop for block in self.info.blocks)]
         return [
             Origin(block.label or f"block {i}", i, block.stop - starts[i])
@@ -131,29 +131,29 @@ class Cells(ABC):
     def gene_spaces(self) -> NDArray[np.int64]:
         """Gene space of each feature block, numbered from 0.
 
-        Blocks share one that have the same gene names in the same order.
+        Blocks with the same gene names in the same order share a gene space.
         """
 
     def spaces_of(self, rows: csr.Rows) -> NDArray[np.int64] | None:
-        """Gene space of some cells, as :attr:`gene_spaces` numbers them; None: all share one."""
+        """Gene space of cells, as numbered by :attr:`gene_spaces`; None if all cells share one."""
         if len(self.info.blocks) == 1 or not self.gene_spaces.any():
             return None
         at = csr.positions(rows, self.n_obs)
         stops = np.array([block.stop for block in self.info.blocks])
-        found: NDArray[np.int64] = self.gene_spaces[np.searchsorted(stops, at, side="right")]
-        return found
+        spaces: NDArray[np.int64] = self.gene_spaces[np.searchsorted(stops, at, side="right")]
+        return spaces
 
     @property
     def var(self) -> pd.DataFrame:
         """The table of genes, indexed by their names.
 
-        Of several feature blocks of one gene space it has the columns that all of them share;
+        If several feature blocks share the gene space, it has the columns that all of them share;
         :meth:`var_features` has the others.
 
         Raises
         ------
         GeneError
-            The cells are of different gene spaces.
+            The cells have different gene spaces.
         """
         from storage_backends.compute.arrow import shared_columns
 
@@ -167,22 +167,22 @@ class Cells(ABC):
         return self.var_features().blocks[0].column(INDEX)
 
     def _block_keys(self) -> list[str]:
-        """Of each feature block what it shares with no block of other genes."""
+        """A key for each feature block that differs between blocks with different genes."""
         return [str(i) for i in range(len(self.info.blocks))]
 
     @property
     def n_obs(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self.info.n_obs
 
     @property
     def n_vars(self) -> list[int]:
-        """Genes of each feature block."""
+        """Number of genes of each feature block."""
         return [block.n_vars for block in self.info.blocks]
 
     @property
     def max_n_vars(self) -> int:
-        """Genes of the widest feature block."""
+        """Number of genes of the widest feature block."""
         return self.info.max_n_vars
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class Cells(ABC):
         return summary.text(title, self._facts())
 
     def _facts(self) -> summary.Facts:
-        """What printing shows; nothing that takes long to find out."""
+        """The lines shown by ``str()``; only what is fast to determine."""
         obs = self.obs_features()
         return {
             "obs": summary.names(obs.columns.names) if obs else "none",

@@ -1,4 +1,4 @@
-"""Cells read in batches, over what a dataset can read."""
+"""Reading cells in batches: the methods that all readers of cells share."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class RowReader(Cells):
-    """Cells by row, over a few primitives.
+    """Reads cells by row.
 
-    A subclass says what it holds (:attr:`info` and the other properties), and where:
+    Subclasses provide the metadata (:attr:`info` and the other properties) and implement
     :meth:`_request` and :meth:`_vectors`.
     """
 
@@ -49,48 +49,48 @@ class RowReader(Cells):
         Parameters
         ----------
         rows
-            One row, a slice, positions in any order (they may repeat; negative ones count from
-            the end), or a mask of all cells.
+            One row, a slice, positions in any order (repeated and negative ones are allowed), or a
+            boolean mask of all cells.
         obs
-            Columns of obs to read along, or one; categorical ones give their categories' values.
+            One or several columns of obs to include; categorical columns are returned as values.
         obsm
-            Dense vectors to read along, by key, or those of one.
+            One or several keys of dense vectors to include.
         genes
-            The genes to read, all of which every cell must have; :meth:`select_genes` has the
-            other policies, and is what to use for many reads. ``"own"``: all genes of each cell,
-            also where cells have different ones; the column ids of a cell then mean the genes of
-            its own gene space, which the batch names in ``spaces``.
+            The genes to read, which every cell must have; :meth:`select_genes` has other policies,
+            and is faster for many reads. ``"own"``: all genes of each cell, even if they differ
+            between cells; the column ids of a cell then refer to its own gene space, which is given
+            in ``spaces`` of the batch.
         ordered
-            Whether the genes of each cell must come in rising order, each once. False saves time
-            where an archive stores them otherwise and the batch becomes dense.
+            Whether to sort the genes of each cell and sum the values of repeated genes. False saves
+            time for archives that store genes unsorted if the batch is converted to a dense array.
         index_dtype
-            A wider integer type for the column ids; None: the one that they are stored in.
+            A wider integer dtype for the column ids; None: the stored dtype.
         sum_dtype
-            Type of the values where an archive repeats a gene of a cell, or several genes are one,
-            and their values are added; None: that of the values.
+            Dtype of the values if they are summed because a cell repeats a gene or several genes
+            map to one; None: the dtype of the values.
         totals
-            Whether to add up the stored values of each cell, over all genes also where `genes`
-            are fewer: the batch's ``totals``.
+            Whether to compute the sum of the stored values of each cell, over all its genes even if
+            `genes` selects some; see ``totals`` of the batch.
 
         Returns
         -------
         CellBatch
-            In the order of `rows`, as wide as the gene space of its cells. Where these have
-            different genes it is as wide as the widest, and is no matrix: its conversions raise
-            GeneError unless `genes` was given.
+            Cells in the order of `rows`. The number of columns is that of the gene space of the
+            cells. If the cells have different genes, it is that of the widest gene space, and
+            converting the batch to a matrix raises GeneError unless `genes` was given.
 
         Raises
         ------
         RowIndexError
             A row is out of range, or a mask has the wrong length.
         FeatureNotFoundError
-            There is no such column of obs, or no such key of obsm.
+            A column of obs or key of obsm does not exist.
         GeneError
-            `genes` are not in all cells.
+            Some cells lack some of the `genes`.
         OutputError
-            `index_dtype` does not hold the column ids.
+            `index_dtype` cannot represent the column ids.
         CastError
-            The type of the values, or `sum_dtype`, cannot hold a sum.
+            The dtype of the values, or `sum_dtype`, cannot represent a sum.
         """
         cells, own = self, is_own(genes)
         if genes is not None and not own:
@@ -122,9 +122,9 @@ class RowReader(Cells):
         sum_dtype: np.dtype[Any] | None = None,
         totals: bool = False,
     ) -> CellBatch:
-        """The cells at some positions, without obs, obsm and gene spaces.
+        """Read the cells at positions, without obs, obsm and gene spaces.
 
-        Totals are left to the caller where the batch has all genes.
+        The caller computes totals if the batch has all genes.
         """
         request = self._request(at)
         data, indices, indptr, largest = read_rows(
@@ -135,35 +135,35 @@ class RowReader(Cells):
 
     @abstractmethod
     def _request(self, at: NDArray[np.int64]) -> Request:
-        """Which rows of which archives the cells at some positions are."""
+        """The archives, and the rows in them, of the cells at positions."""
 
     @abstractmethod
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """The dense vectors `key` of cells."""
+        """Read the dense vectors `key` of cells."""
 
     def _vector_keys(self) -> list[str]:
-        """Keys of the dense vectors that all cells have in one width."""
+        """Keys of the dense vectors that all cells have with the same width."""
         return []
 
     def to_anndata(self, rows: csr.Rows | None = None) -> AnnData:
-        """Cells in memory as an AnnData: X, obs, var and obsm.
+        """Read cells into an in-memory AnnData with X, obs, var and obsm.
 
         Parameters
         ----------
         rows
-            Which, as for :meth:`read_rows`; None: all.
+            The cells to read, as for :meth:`read_rows`; None: all cells.
 
         Returns
         -------
         anndata.AnnData
-            With the columns of var that all sources of the cells share.
+            Its var has the columns that all sources of the cells share.
 
         Raises
         ------
         RowIndexError
             A row is out of range.
         GeneError
-            The cells have different genes; :meth:`select_genes` brings them into one gene space.
+            The cells have different genes; use :meth:`select_genes` to map them to one gene space.
         """
         from scdl.dataset.anndata_assembly import assemble
 
@@ -171,43 +171,43 @@ class RowReader(Cells):
 
     @abstractmethod
     def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Tell that some cells will be read soon, so that the storage may begin; does not wait."""
+        """Hint that cells will be read soon, so that storage can prefetch them; does not wait."""
 
     # -- genes -----------------------------------------------------------------------------
 
     def select_genes(self, genes: Genes, **options: Unpack[GeneOptions]) -> GeneView:
-        """The same cells in one gene space, whatever genes their archives have.
+        """The same cells, mapped to one gene space.
 
         Parameters
         ----------
         genes
-            ``"union"`` of the genes of all feature blocks in the order they are met,
+            ``"union"`` of the genes of all feature blocks in order of first occurrence,
             ``"intersection"`` in the order of the first block, a list of gene ids, or the path of a
-            text file with one a line.
+            text file with one gene id per line.
         **options
-            ``gene_column``: column of var that has the ids; default the names of the genes.
-            ``missing``: what genes are that a cell's block lacks. ``"error"``, the default: there
-            must be none; ``"zero"``: as if not expressed; ``"mask"``: the same, and batches tell
-            which are there, in ``present`` and ``spaces``.
-            ``duplicates``: what several genes of one id in a block are. ``"error"``, the default;
-            ``"sum"``; ``"first"``.
+            ``gene_column``: column of var with the gene ids; default: the names of the genes.
+            ``missing``: how to treat genes that a feature block lacks. ``"error"`` (default) raises
+            GeneError; ``"zero"`` treats them as not expressed; ``"mask"`` does the same, and
+            batches report the existing genes in ``present`` and ``spaces``.
+            ``duplicates``: how to treat several genes of a block with the same id: ``"error"``
+            (default), ``"sum"`` of their values, or only the ``"first"``.
 
         Raises
         ------
         GeneError
-            Genes are missing, or have ids that are not unique, and no policy was given; a list
-            repeats an id, is empty, or has nothing in common with the cells.
+            Genes are missing or their ids are not unique, and the policy is ``"error"``; or a list
+            of genes repeats an id, is empty, or has no gene in common with the cells.
         GeneListNotFoundError
-            There is no such file.
+            The file does not exist.
         FeatureNotFoundError
-            A block lacks the column.
+            A feature block lacks the column.
         """
         from scdl.dataset.gene_view import GeneView
 
         return GeneView(self, genes, **options)
 
     def select_matrix(self, matrix: str) -> Self:
-        """The same cells with another matrix; OptionError where only one archive has others."""
+        """The same cells with another matrix; raises OptionError except for single archives."""
         raise OptionError(
             f"{self}: there is no other matrix to choose; select the matrix of one archive first, "
             f"with scdl.open(path, matrix={matrix!r})"
@@ -216,23 +216,23 @@ class RowReader(Cells):
     def _with_spaces(
         self, batch: CellBatch, *, own: bool = False, compared: bool = False
     ) -> CellBatch:
-        """The batch with the gene space of each cell, where cells of the dataset differ.
+        """Add the gene space of each cell to a batch if cells of the dataset have different ones.
 
-        Cells of one gene space make a batch that is as wide as that.
+        If all cells of the batch share a gene space, the batch gets its number of genes.
 
         Parameters
         ----------
         own
-            Whether column ids were asked for as those of each cell's own genes.
+            Whether column ids refer to the gene space of each cell (``genes="own"``).
         compared
-            Whether the cells will be put together with those of other batches.
+            Whether the batch will be combined with others, so that gene spaces must be comparable.
         """
         blocks = self.info.blocks
         if len(blocks) > 1 and len(batch) and not (own or compared):
             ends = int(batch.rows.min()), int(batch.rows.max())
             first, last = map(self.info.block_of, ends)
             if first == last:
-                # The names of genes of other blocks need not be read.
+                # Avoids reading the gene names of other blocks.
                 return replace(batch, n_vars=blocks[first].n_vars)
         if batch.present is not None or (spaces := self.spaces_of(batch.rows)) is None:
             return batch

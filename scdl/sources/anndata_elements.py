@@ -1,4 +1,4 @@
-"""Elements of an AnnData as the objects that anndata makes of them."""
+"""Elements of an AnnData as objects of anndata."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from storage_backends.compute.warning_filters import ignore_warnings
 
 
 def read_element(element: Any) -> Any:
-    """An element of an HDF5 file that anndata wrote."""
+    """Read an element of an HDF5 file that anndata wrote."""
     from anndata.io import read_elem
 
     if element.attrs.get("encoding-type") == "coo_matrix":
         return _csr_of_coo(element)
-    # Of elements as early releases wrote them.
+    # anndata warns about elements that were written by early releases.
     with ignore_warnings(""):
         return read_elem(element)
 
 
 def _csr_of_coo(group: Any) -> Any:
-    """A matrix in coordinate form, which anndata does not read."""
+    """Read a matrix in COO form, which anndata does not support, as CSR."""
     import scipy.sparse as sp
 
     data, rows, columns = (group[part][()] for part in ("data", "row", "col"))
@@ -28,7 +28,7 @@ def _csr_of_coo(group: Any) -> Any:
 
 
 def writing_strings() -> AbstractContextManager[None]:
-    """Let anndata write text with nulls, which its releases before 0.11 cannot read."""
+    """Allow anndata to write strings with nulls, which releases before 0.11 cannot read."""
     import anndata
 
     settings: AbstractContextManager[None] = anndata.settings.override(
@@ -38,14 +38,14 @@ def writing_strings() -> AbstractContextManager[None]:
 
 
 def is_taken(name: str, element: Any) -> bool:
-    """Whether an AnnData may have an element where it is, by its first row.
+    """Whether AnnData accepts an element in its mapping; tested with the first row.
 
     Parameters
     ----------
     name
-        Such as ``obsm/X_pca``.
+        Name of the element, such as ``obsm/X_pca``.
     element
-        An object whose shape fits, or a reader of an array.
+        An object of the correct shape, or a reader of an array.
     """
     import anndata
     import pandas as pd
@@ -54,22 +54,22 @@ def is_taken(name: str, element: Any) -> bool:
     try:
         length = element.shape[0] if hasattr(element, "shape") else len(element)
         n = min(length, 1)
-        few = element.read(0, n) if hasattr(element, "item_shape") else _head(element, n)
+        sample = element.read(0, n) if hasattr(element, "item_shape") else _head(element, n)
         frame = pd.DataFrame(index=["0"][:n])
-        if hasattr(few, "columns"):
-            few = few.set_axis(frame.index, axis=0)
+        if hasattr(sample, "columns"):
+            sample = sample.set_axis(frame.index, axis=0)
         with ignore_warnings(""):
             if place in ("obsm", "obsp"):
-                square = few[:, :n] if place == "obsp" else few
+                square = sample[:, :n] if place == "obsp" else sample
                 anndata.AnnData(obs=frame, **{place: {"key": square}})
             elif place in ("varm", "varp"):
-                square = few[:, :n] if place == "varp" else few
+                square = sample[:, :n] if place == "varp" else sample
                 anndata.AnnData(var=frame, **{place: {"key": square}})
             else:
-                genes = pd.DataFrame(index=list(map(str, range(few.shape[1]))))
-                matrix = {"layers": {"key": few}} if place == "layers" else {"X": few}
+                genes = pd.DataFrame(index=list(map(str, range(sample.shape[1]))))
+                matrix = {"layers": {"key": sample}} if place == "layers" else {"X": sample}
                 anndata.AnnData(obs=frame, var=genes, **matrix)
-    except Exception:  # noqa: BLE001 - whatever it is, anndata would say it of the archive
+    except Exception:  # noqa: BLE001 - reading the archive would raise the same error
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""A feature block of an archive as a source."""
+"""Feature blocks of archives as sources."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class StoredArray:
         return self._length
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``[start, stop)`` of those."""
+        """Read rows ``[start, stop)`` of this range."""
         return self._store.read(self._name, self._start + start, self._start + stop)
 
 
 class StoredRows(CsrPart):
-    """Some rows of a sparse matrix of an archive."""
+    """A range of rows of a sparse matrix of an archive."""
 
     def __init__(
         self, store: ArrayStore, prefix: str, rows: tuple[int, int], n_columns: int
@@ -54,19 +54,19 @@ class StoredRows(CsrPart):
 
 
 class Elements:
-    """What an archive holds, by the names that AnnData has for it.
+    """Elements of an archive by their AnnData names.
 
     Parameters
     ----------
     store, info
         The archive.
     block
-        Feature block that the matrix is of.
+        Index of the feature block of the matrix.
 
     Attributes
     ----------
     genes
-        The table of genes of the matrix.
+        Name of the table of genes of the matrix.
     """
 
     def __init__(self, store: ArrayStore, info: Info, block: int) -> None:
@@ -76,11 +76,11 @@ class Elements:
         self.genes = genes_of(info.element)
 
     def names(self) -> list[str]:
-        """Every element, those of the schema first."""
+        """Names of all elements, those of the schema first."""
         return list(dict.fromkeys([OBS, self.genes, self.info.element, *elements_of(self.store)]))
 
     def sparse(self, name: str) -> tuple[str, Sparse] | None:
-        """What stands before the names of a sparse element's arrays, and its shape."""
+        """Prefix of the array names, format and shape of a sparse element; None for others."""
         cells = self.info.n_obs
         if name == self.info.element and DATA in self.store.arrays:
             return "", Sparse("csr", (cells, self.n_vars))
@@ -90,19 +90,18 @@ class Elements:
         return (f"{name}/", self.store.sparse[name]) if name in self.store.sparse else None
 
     def is_sorted(self, name: str) -> bool:
-        """Whether the rows of a sparse element may stay as they are stored.
+        """Whether the rows of a sparse element need no sorting.
 
-        Where an archive has its genes in another order, that goes for all matrices of cells and
-        genes.
+        If an archive stores genes unsorted, this applies to all its cells x genes matrices.
         """
         return self.info.is_sorted or not is_matrix(name)
 
     def __getitem__(self, name: str) -> SparseParts | Reader | Any:
-        """A sparse matrix, a reader of a dense one, or any other element as an object."""
-        found = self.sparse(name)
-        if found is not None:
-            parts = {part: StoredArray(self.store, found[0] + part) for part in MATRIX}
-            return SparseParts(found[1], parts, self.is_sorted(name))
+        """A sparse matrix, a reader of a dense array, or any other element as an object."""
+        sparse = self.sparse(name)
+        if sparse is not None:
+            parts = {part: StoredArray(self.store, sparse[0] + part) for part in MATRIX}
+            return SparseParts(sparse[1], parts, self.is_sorted(name))
         if name in self.store.arrays:
             return StoredArray(self.store, name)
         if name == self.genes:
@@ -120,12 +119,12 @@ class ArchiveSource(Source):
     block
         Index of the block.
     matrix
-        A matrix of an AnnData that the archive keeps besides; None: the one it is made for.
+        Another matrix of an AnnData that the archive contains; None: its main matrix.
 
     Raises
     ------
     SourceError
-        It has no such matrix.
+        The archive has no such matrix.
     """
 
     def __init__(self, store: ArrayStore, info: Info, block: int, matrix: str | None) -> None:
@@ -143,7 +142,7 @@ class ArchiveSource(Source):
         self.matrix = self._matrix()
 
     def _choose(self, matrix: str | None) -> tuple[str, str]:
-        """The element to take, and what it was made from."""
+        """The element to read, and the name of the matrix it was converted from."""
         info = self._elements.info
         origins = dict.fromkeys(info.matrices)
         origin = next(iter(origins)) if len(origins) == 1 else info.element
@@ -151,16 +150,16 @@ class ArchiveSource(Source):
             return info.element, origin
         known = [name for name in self._elements.names() if is_matrix(name)]
         if matrix == info.element or matrix not in known or len(info.blocks) > 1:
-            there = [origin, *(name for name in known if name != info.element)]
+            available = [origin, *(name for name in known if name != info.element)]
             raise SourceError(
-                f"{self.path}: there is no matrix {matrix}; the archive has: {', '.join(there)}"
+                f"{self.path}: there is no matrix {matrix}; the archive has: {', '.join(available)}"
             )
         return matrix, matrix
 
     def _matrix(self) -> Matrix:
         name = self.element
-        found = self._elements.sparse(name)
-        if found is not None and not found[0]:
+        sparse = self._elements.sparse(name)
+        if sparse is not None and not sparse[0]:
             return StoredRows(self._store, "", self._rows, self.n_vars)
         return self._element(name, (self._rows[1] - self._rows[0], self.n_vars))
 
@@ -168,7 +167,7 @@ class ArchiveSource(Source):
         where = f"{self.path}: {name}"
         value: Any = self._elements[name]
         if getattr(value, "dtype", None) == np.dtype(bool):
-            # Archives store no truth values.
+            # Archives do not store booleans.
             value = value.astype(np.uint8)
         element = in_memory(name, value)
         if isinstance(element, SparseParts):
@@ -198,19 +197,19 @@ class ArchiveSource(Source):
         prefix, name, n_obs = graph_array(key, ""), f"obsp/{key}", self._elements.info.n_obs
         if prefix + DATA in self._store.arrays:
             return StoredRows(self._store, prefix, self._rows, n_obs)
-        # By columns, dense, or of truth values.
+        # The graph is stored as CSC, dense, or with boolean values.
         store = self._store
-        there = name in store.sparse or name in store.arrays or name in store.elements
-        return self._element(name, (n_obs, n_obs)) if there else None
+        exists = name in store.sparse or name in store.arrays or name in store.elements
+        return self._element(name, (n_obs, n_obs)) if exists else None
 
     def vectors(self, key: str) -> Reader:
         name = obsm_array(key)
         if name not in self._store.arrays:
             if name in self._store.elements:
-                # Of truth values, which archives store as numbers.
-                found = np.asarray(self._store.read_element(name))
-                if found.dtype == bool and found.ndim > 1:
-                    return Values(found[slice(*self._rows)].astype(np.uint8))
+                # Boolean arrays, which archives store as numbers.
+                values = np.asarray(self._store.read_element(name))
+                if values.dtype == bool and values.ndim > 1:
+                    return Values(values[slice(*self._rows)].astype(np.uint8))
             known = ", ".join(self.kept_vectors) or "nothing"
             raise SourceError(f"{self.path}: obsm/{key} is missing; obsm holds: {known}")
         return StoredArray(self._store, name, *self._rows)
@@ -230,7 +229,7 @@ class ArchiveSource(Source):
         return {part: self._store.spec(part).dtype for part in MATRIX}
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        # Of uns the pieces go together.
+        # Report the parts of uns as one element.
         names = dict.fromkeys(
             "uns" if name.startswith("uns/") else name for name in self.names_of_rest()
         )
@@ -238,7 +237,7 @@ class ArchiveSource(Source):
 
     @property
     def unread(self) -> Sequence[str]:
-        """What cannot be read, and columns of types that only archives of old releases have."""
+        """Unreadable elements, and columns of types that only old archives contain."""
         store, genes = self._store, self._elements.genes
         tables = {OBS: OBS, genes: var_table(self._elements.block)}
         schemas = {n: store.table_schema(t) for n, t in tables.items() if t in store.tables}
@@ -259,12 +258,12 @@ class ArchiveSource(Source):
 
 
 def _carried(schema: pa.Schema) -> list[str]:
-    """Names of columns that archives still store."""
+    """Names of columns whose types archives can store."""
     return [field.name for field in schema if is_column_type(field.type)]
 
 
 def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
-    """The cells of each feature block of an archive."""
+    """Open the feature blocks of an archive as sources."""
     try:
         store = stack.enter_context(registry.open_archive(path))
     except ArchiveFormatError as error:

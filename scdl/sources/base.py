@@ -1,4 +1,4 @@
-"""What a conversion or an export reads from: an AnnData file, or an archive of any backend."""
+"""Sources of conversions and exports: AnnData files and archives of any backend."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from scdl.sources.transposed import Csc
 from storage_backends.base import DTYPES
 from storage_backends.capabilities import Sparse
 
-#: Matrices by the format of a sparse one.
+#: Matrix classes by sparse format.
 BY_FORMAT: dict[str, type[Csr] | type[Csc]] = {"csr": Csr, "csc": Csc}
 
 
 class SparseParts(NamedTuple):
-    """A sparse matrix that is copied as it is stored, or with its rows in order.
+    """A sparse matrix that is copied as stored, or with its rows sorted.
 
     Attributes
     ----------
     sparse
-        What it is.
+        Format and shape.
     parts
-        Readers of its three arrays.
+        Readers of the three arrays.
     is_sorted
-        Whether the rows may stay as they are.
+        Whether the rows need no sorting.
     """
 
     sparse: Sparse
@@ -40,7 +40,7 @@ class SparseParts(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What a conversion did to the values of a matrix; see ``ConversionReport``."""
+    """Statistics of the conversion of a matrix; see ``ConversionReport``."""
 
     rows_sorted: int = 0
     duplicates_summed: int = 0
@@ -49,28 +49,29 @@ class Tally(NamedTuple):
 
 
 class Source(ABC):
-    """Cells that share their genes, open for reading.
+    """Cells with the same genes, open for reading.
 
     Attributes
     ----------
     path
-        Where they come from, for messages.
+        Path of the source, for messages.
     label
-        What the archive remembers as their origin.
+        Origin of the cells, as stored in the archive.
     matrix_name
-        The matrix taken, such as ``raw/X``; of an archive, what it was taken from.
+        The selected matrix, such as ``raw/X``; of an archive, the matrix it was converted from.
     element
-        Element of the source that it is.
+        Name of the selected matrix in the source.
     matrix
-        Its rows.
+        The selected matrix.
     obs
         The table of cells.
     labelled
-        The same with a column more, which is to be written; None: as it is.
+        The table of cells with a label column, to be written instead of `obs`; None: write `obs`.
     first_row
-        What is to be taken from the neighbours of a graph, which may count from other cells.
+        Offset to subtract from the neighbours of a graph, which count from the first cell of the
+        archive.
     tally
-        What was done to the values of the matrix before, where that is known.
+        Statistics of earlier processing of the values, if known.
     """
 
     path: str
@@ -85,82 +86,82 @@ class Source(ABC):
 
     @property
     def n_obs(self) -> int:
-        """Cells."""
+        """Number of cells."""
         return self.obs.num_rows
 
     @property
     def cells(self) -> TableSource:
-        """The table of cells as it is to be written."""
+        """The table of cells to write."""
         return self.obs if self.labelled is None else self.labelled
 
     @abstractmethod
     def var(self) -> pa.Table:
         """The table of genes."""
 
-    # -- what a format need not have ---------------------------------------------------------
+    # -- optional for a format ---------------------------------------------------------------
 
     @property
     def n_vars(self) -> int:
-        """Genes."""
+        """Number of genes."""
         return int(self.var().num_rows)
 
     def graph(self, key: str) -> Matrix | None:
-        """The cells x cells matrix ``obsp[key]``; None where there is none."""
+        """The cells x cells matrix ``obsp[key]``, or None."""
         return None
 
     def vectors(self, key: str) -> Reader:
-        """The dense array ``obsm[key]``, one row a cell; SourceError where there is none."""
+        """The dense array ``obsm[key]``, one row per cell; raise SourceError if it is missing."""
         raise SourceError(f"{self.path}: obsm/{key} is missing")
 
     @property
     def kept_graphs(self) -> Sequence[str]:
-        """Graphs that are carried over without being asked for."""
+        """Keys of graphs that are converted by default."""
         return ()
 
     @property
     def kept_vectors(self) -> Sequence[str]:
-        """Dense vectors that are carried over without being asked for."""
+        """Keys of dense vectors that are converted by default."""
         return ()
 
     @property
     def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
-        """Types of ``data``, ``indices`` and ``indptr`` that the archive gets if it is alone."""
+        """Dtypes of ``data``, ``indices`` and ``indptr`` to keep in the archive; may be empty."""
         return {}
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        """Elements that are not among `carried`, by name."""
+        """Names of elements that are not in `carried`."""
         return [name for name in self.names_of_rest() if name not in carried] + [*self.unread]
 
     @property
     def unread(self) -> Sequence[str]:
-        """What is lost even where all elements are carried over."""
+        """Names of contents that are lost even if all elements are converted."""
         return ()
 
     def names_of_rest(self) -> Sequence[str]:
-        """Names of all elements of an AnnData besides the matrix, its genes and obs.
+        """Names of all elements of an AnnData except the matrix, its genes and obs.
 
-        What is in uns is named piece by piece, as ``uns/neighbors/params/method``.
+        Entries of uns are listed individually, such as ``uns/neighbors/params/method``.
         """
         return ()
 
     def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
-        """One of these: a sparse matrix, a reader of a dense one, or else an object.
+        """Read one of these elements: a sparse matrix, a reader of a dense array, or an object.
 
         Raises
         ------
         SourceError, ArchiveFormatError
-            It cannot be read, or nobody knows its encoding.
+            The element cannot be read, or its encoding is unknown.
         """
         raise SourceError(f"{self.path}: there is no {name}")
 
     @property
     def genes(self) -> str:
-        """The table of genes that the matrix has."""
+        """Name of the table of genes of the matrix."""
         return genes_of(self.element)
 
 
 def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
-    """What of an element that was read as a whole archives have as arrays, as those."""
+    """Wrap an in-memory matrix in readers if archives store it as arrays."""
     if not (is_matrix(name) or name.startswith(("obsm/", "obsp/"))):
         return element
     if getattr(getattr(element, "dtype", None), "newbyteorder", str)("=") not in DTYPES:
@@ -172,10 +173,10 @@ def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
 
 
 def genes_of(matrix: str) -> str:
-    """The table of genes that a matrix has."""
+    """Name of the table of genes of a matrix."""
     return "raw/var" if matrix == "raw/X" else "var"
 
 
 def is_matrix(name: str) -> bool:
-    """Whether an element is a matrix of cells and genes."""
+    """Whether an element is a cells x genes matrix."""
     return name in ("X", "raw/X") or name.startswith("layers/")

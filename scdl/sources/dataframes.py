@@ -1,9 +1,9 @@
-"""Dataframes of an AnnData HDF5 file as tables, read by blocks of rows.
+"""Dataframes of an AnnData HDF5 file as tables that are read in blocks of rows.
 
-Three generations of the encoding are known: a group of columns (anndata 0.8 and newer), the same
-with categories elsewhere (0.7, and SeuratDisk, which does not refer to them), and a compound
-dataset (older). Source: anndata's on-disk format specification, and files that old releases and
-SeuratDisk wrote.
+Three generations of the encoding are supported: a group of columns (anndata 0.8 and newer), the
+same with categories in a separate group (0.7, and SeuratDisk, which stores no references to them),
+and a compound dataset (older). Source: anndata's on-disk format specification, and files written by
+old releases and SeuratDisk.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class H5Table(TableSource):
     Parameters
     ----------
     where
-        File and name, for messages.
+        Path of the file and name of the dataframe, for messages.
     element
-        The group, or the compound dataset of old files; not checked.
+        The group, or the compound dataset of old files. It has not been checked yet.
 
     Attributes
     ----------
     unread
-        Columns that are left out: they are of encodings that are not known, hold what is no number
-        and no text in UTF-8, lie in other files, or are nowhere.
+        Columns that are left out because their encoding is unknown, their values are neither
+        numbers nor UTF-8 text, or their data is in another file or missing.
     """
 
     def __init__(self, where: str, element: h5py.Group | h5py.Dataset) -> None:
@@ -61,7 +61,7 @@ class H5Table(TableSource):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        """Those that can be read, which is known of text only when all of it was looked at."""
+        """The readable columns; text columns are read completely to check their encoding."""
         with readable(self._where):
             columns = {name: c for name, c in self._found.items() if _is_utf8(c)}
         if INDEX not in columns:
@@ -78,7 +78,7 @@ class H5Table(TableSource):
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Names and types."""
+        """Names and types of the columns."""
         return dataframes.schema_of(self._columns.items(), self._index_name)
 
     @cached_property
@@ -99,21 +99,21 @@ class H5Table(TableSource):
             raise SourceError(f"{self._where}/{name}: {error}") from error
 
     def whole(self) -> pa.Table:
-        """All rows."""
+        """Read all rows."""
         return pa.Table.from_batches([self.read(0, self.num_rows)])
 
     def _open_columns(self, group: h5py.Group) -> None:
         hdf5_guard.check_attributes(group)
         reader = _H5Frame(self._where, group)
         self._index_name = reader.index_name(group.attrs)
-        found, self._left_out = reader.columns(group.attrs)
-        self._found = {name: self._with_labels(reader, name, found[name]) for name in found}
+        columns, self._left_out = reader.columns(group.attrs)
+        self._found = {name: self._with_labels(reader, name, columns[name]) for name in columns}
         named = reader.listed(group.attrs, self._index_name)
         known = {self._index_name, OLD_CATEGORIES, INDEX, *(name.split("/")[0] for name in named)}
         self._left_out += [name for name in group if name not in known]
 
     def _with_labels(self, reader: FrameReader, name: str, column: Column) -> Column:
-        """A column of numbers whose labels lie beside it, as SeuratDisk leaves them."""
+        """Decode a column of codes whose labels are stored separately, as by SeuratDisk."""
         path = f"{OLD_CATEGORIES}/{name}"
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             return column
@@ -125,7 +125,7 @@ class H5Table(TableSource):
             labelled = dataframes.coded(codes, reader.column(labels), ordered=ordered)
             if labelled is not None and _is_readable(labelled):
                 return labelled
-        # The labels lie elsewhere, or the numbers are no codes of them.
+        # The labels are in another file, or the numbers are not valid codes.
         self._left_out.append(path)
         return column
 
@@ -136,7 +136,7 @@ class H5Table(TableSource):
         if names_of_rows is None:
             raise SourceError(f"{self._where}: its index {index!r} is no column of text or numbers")
         self._found[INDEX] = dataframes.as_text(names_of_rows)
-        # Categories stood in uns, and the table held their codes.
+        # Old releases stored the codes in the table and the categories in uns.
         uns = _H5Frame(self._where, dataset.file)
         for name in names:
             if name == index:
@@ -153,7 +153,7 @@ class H5Table(TableSource):
 
 
 class _H5Frame(FrameReader):
-    """Elements of HDF5, of which no claim is believed."""
+    """Reads dataframes from HDF5; every element is validated before it is used."""
 
     error = SourceError
     unreadable = hdf5_guard.ElsewhereError
@@ -170,9 +170,9 @@ class _H5Frame(FrameReader):
             return None
         if not reference:
             raise EncodingError(f"{codes.name} refers to categories that are nowhere")
-        found = codes.file[reference]
-        hdf5_guard.check(found)
-        return found
+        categories = codes.file[reference]
+        hdf5_guard.check(categories)
+        return categories
 
 
 def _field(dataset: h5py.Dataset, name: str) -> Column | None:
@@ -181,7 +181,7 @@ def _field(dataset: h5py.Dataset, name: str) -> Column | None:
 
 
 def _text(array: Any, dtype: np.dtype[Any], length: int) -> Column | None:
-    """Text, read as bytes: what calls itself ASCII is often UTF-8."""
+    """A text column, read as bytes, because text declared as ASCII is often UTF-8."""
     if not h5py.check_string_dtype(dtype):
         return None
     return Column(
@@ -192,7 +192,7 @@ def _text(array: Any, dtype: np.dtype[Any], length: int) -> Column | None:
 
 
 def _is_utf8(column: Column) -> bool:
-    """Whether all text of a column, or all of its categories, is UTF-8."""
+    """Whether all text of a column, or of its categories, is valid UTF-8."""
     n_rows = column.length if column.type == pa.large_string() else 0
     try:
         for start in range(0, n_rows or 1, ROWS_AT_ONCE):
@@ -203,7 +203,7 @@ def _is_utf8(column: Column) -> bool:
 
 
 def _is_readable(column: Column) -> bool:
-    """Whether all codes of a column are those of categories."""
+    """Whether all codes of a column refer to categories."""
     try:
         for start in range(0, column.length, ROWS_AT_ONCE):
             column.read(start, min(start + ROWS_AT_ONCE, column.length))

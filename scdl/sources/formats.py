@@ -1,6 +1,6 @@
-"""Formats that are converted: a module for each, and a line here.
+"""Registry of source formats. Each is implemented in its own module.
 
-A third party announces a format as an entry point of the group ``scdl.source_formats`` whose value
+Third parties register a format as an entry point of the group ``scdl.source_formats`` whose value
 is a :class:`SourceFormat`.
 """
 
@@ -25,17 +25,18 @@ ENTRY_POINTS = "scdl.source_formats"
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """A format that cells are converted from.
+    """A format from which cells are converted.
 
     Parameters
     ----------
     name
-        What it is called.
+        Name of the format.
     detect
-        Whether what stands at a path is of this format; cheap, never raises.
+        Whether a path has this format; must be cheap and never raise.
     open
-        Opens a path: the matrix to take (None: what the format has for counts), and a stack that
-        closes what is open. Gives a source for each set of cells that share their genes.
+        Called with a path, the name of the matrix to read (None: the default of the format) and a
+        stack that closes open resources. Returns a source for each set of cells with the same
+        genes.
     """
 
     name: str
@@ -49,12 +50,12 @@ ARCHIVE = SourceFormat("archive", registry.is_archive, archive.opened)
 
 @cache
 def _announced(search_path: tuple[str, ...]) -> list[EntryPoint]:
-    """Entry points of third parties; looking for them takes milliseconds."""
+    """Entry points of third parties; cached because the search takes milliseconds."""
     return [*entry_points(group=ENTRY_POINTS)]
 
 
 def formats() -> Iterator[SourceFormat]:
-    """All formats, ours first; those of third parties that cannot be imported are left out."""
+    """All formats, built-in ones first; third-party formats that fail to import are skipped."""
     yield from (H5AD, ARCHIVE)
     for point in _announced(tuple(sys.path)):
         with suppress(ImportError, AttributeError):
@@ -62,12 +63,12 @@ def formats() -> Iterator[SourceFormat]:
 
 
 def open_source(path: Path, matrix: str | None, stack: ExitStack) -> Sequence[Source]:
-    """What a path holds, open until the stack ends.
+    """Open the sources at a path; they stay open until the stack closes.
 
     Raises
     ------
     SourceError
-        It is of no format that is known, or damaged.
+        The format is unknown, or the file is damaged.
     """
     path = path_of(path)
     for known in formats():
@@ -78,13 +79,13 @@ def open_source(path: Path, matrix: str | None, stack: ExitStack) -> Sequence[So
             f"{path}: this is a directory of archives; give them as a list, or flatten the "
             f"collection: `scdl flatten {path} DEST`"
         )
-    # Each says what is wrong with what it cannot read.
+    # Opening the path as either format raises an error that explains what is wrong.
     is_file = not os.path.isdir(path) and not is_url(path)
     return (H5AD if is_file else ARCHIVE).open(path, matrix, stack)
 
 
 def _has_archives(directory: str) -> bool:
-    """Whether there are archives in a directory."""
+    """Whether a directory contains archives."""
     try:
         paths = [os.path.join(directory, name) for name in os.listdir(directory)]
     except OSError:

@@ -1,4 +1,4 @@
-"""Sources of a conversion in one gene space."""
+"""Mapping the sources of a conversion to one gene space."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scdl.errors import GeneError, OptionError, SourceError
 from scdl.sources.base import Source
 from scdl.sources.matrices import Bounds, Matrix, Reader
 
-#: Policies and what they are by default.
+#: Default values of the policies.
 _DEFAULTS = {"gene_column": None, "missing": "error", "duplicates": "error"}
 
 
 @dataclass(frozen=True)
 class GeneChoice:
-    """The gene space that an archive is written in; see :meth:`CellReader.select_genes`."""
+    """The gene space in which an archive is written; see :meth:`CellReader.select_genes`."""
 
     genes: Genes
     gene_column: str | None = None
@@ -33,7 +33,7 @@ class GeneChoice:
 
 
 def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | None:
-    """What `genes` and its policies say; None where all genes of all sources are written.
+    """Validate `genes` and its policies; None if all genes of all sources are written.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | 
     Raises
     ------
     OptionError
-        Policies are given without genes, or ask for what an archive does not store.
+        Policies are given without `genes`, or need information that archives do not store.
     """
     if genes is None:
         for name, value in policies.items():
@@ -61,12 +61,12 @@ def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | 
 
 
 def selected(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
-    """The same sources with the chosen genes, in one order.
+    """Wrap sources so that all have the selected genes in the same order.
 
     Raises
     ------
     GeneError, GeneListNotFoundError
-        As by :meth:`CellReader.select_genes`.
+        As raised by :meth:`CellReader.select_genes`.
     """
     blocks = [BlockGenes(source.path, _ids(source, choice.gene_column)) for source in sources]
     numbers = range(len(blocks))
@@ -78,16 +78,16 @@ def selected(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
 def _ids(source: Source, column: str | None) -> pa.Array:
     table = source.var()
     if (column or INDEX) not in table.schema.names:
-        there = ", ".join(name for name in table.schema.names if name != INDEX) or "no columns"
-        what = "names of genes" if column is None else f"column {column!r}"
+        known = ", ".join(name for name in table.schema.names if name != INDEX) or "no columns"
+        part = "names of genes" if column is None else f"column {column!r}"
         raise GeneError(
-            f"{source.path}: var has no {what}; it has: {there}, one of which gene_column= may name"
+            f"{source.path}: var has no {part}; it has: {known}, one of which gene_column= may name"
         )
     return strings(pa.concat_arrays(table.column(column or INDEX).chunks))
 
 
 class _Selected(Source):
-    """A source of which some genes are taken, and nothing that is aligned with the others."""
+    """A source with selected genes, without other elements that are aligned to genes."""
 
     def __init__(self, source: Source, names: pa.Array, table: NDArray[np.int32]) -> None:
         self._source, self._names = source, names
@@ -133,14 +133,14 @@ class _Selected(Source):
 
 
 class _Mapped(Matrix):
-    """A matrix with other column ids.
+    """A matrix whose column ids are mapped to a gene space.
 
     Parameters
     ----------
     table
-        Of each column its new id; -1: it is left out.
+        New id of each column; -1 leaves the column out.
     n
-        Columns that there are then.
+        Number of columns of the result.
     """
 
     def __init__(self, matrix: Matrix, table: NDArray[np.int32], n: int) -> None:
@@ -158,6 +158,6 @@ class _Mapped(Matrix):
                     "many genes; the file is damaged"
                 )
             places = self._table[block.indices]
-            kept = places >= 0
-            ends = np.concatenate([[0], np.cumsum(kept)])
-            yield SparseRows(block.data[kept], places[kept], ends[block.indptr])
+            included = places >= 0
+            ends = np.concatenate([[0], np.cumsum(included)])
+            yield SparseRows(block.data[included], places[included], ends[block.indptr])

@@ -1,7 +1,7 @@
-"""AnnData HDF5 files: what is in them, checked, and read by blocks.
+"""AnnData HDF5 files as sources: elements are checked and read in blocks.
 
-Nothing is read that is not asked for, so that a file with an element that nobody understands still
-converts. Source: anndata's on-disk format specification, and what older releases wrote.
+Only requested elements are read, so a file with an element of an unknown encoding can still be
+converted. Source: anndata's on-disk format specification, and files written by older releases.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from storage_backends.compute.caching import cached_property
 from storage_backends.errors import one_line
 from storage_backends.paths import path_of
 
-#: Bytes of the chunks that hold the same rows of a dense matrix, above which it is read by chunks.
+#: A dense matrix is read chunk by chunk if the chunks of the same rows take more bytes than this.
 _LARGEST_BAND = 16 << 20
 _SPARSE: dict[str, Any] = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
-#: Mappings of elements, of which some may be carried over.
+#: Mappings whose elements can be converted.
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
-#: What stands for raw in files of old releases; the categories, which uns has too.
+#: Names that old releases use in place of raw; the categories are duplicates of those in uns.
 _OLD_RAW = ("raw.X", "raw.var", "raw.varm", "raw.cat")
-#: Elements that may be as large as the matrix; the others are read as a whole.
+#: Elements that may be as large as the matrix and are streamed; others are read into memory.
 _STREAMED = ("X", "raw/X", "layers/", "obsm/", "obsp/")
 
 
@@ -50,16 +50,16 @@ class H5adFile(Source):
     Parameters
     ----------
     path
-        Where it is.
+        Path of the file.
     matrix
-        ``X``, ``raw/X`` or ``layers/<key>``; None: ``raw/X`` where the file has it, else ``X``.
+        ``X``, ``raw/X`` or ``layers/<key>``; None: ``raw/X`` if the file has it, else ``X``.
 
     Raises
     ------
     SourceNotFoundError
-        There is no such file.
+        The file does not exist.
     SourceError
-        It is not HDF5, truncated, no AnnData, or lacks the matrix.
+        The file is not HDF5, is truncated, is not an AnnData, or lacks the matrix.
     """
 
     obs: H5Table
@@ -93,8 +93,8 @@ class H5adFile(Source):
     def graph(self, key: str) -> Matrix | None:
         name = f"obsp/{key}"
         with readable(self.path):
-            there = self._element(name) is not None
-            return self._matrix(name, (self.n_obs, self.n_obs)) if there else None
+            exists = self._element(name) is not None
+            return self._matrix(name, (self.n_obs, self.n_obs)) if exists else None
 
     def vectors(self, key: str) -> Reader:
         with readable(self.path):
@@ -127,23 +127,23 @@ class H5adFile(Source):
         names += self._unread({"obs": self.obs, self.genes: self._var})
         carried = carried | {self.matrix_name, self.genes}
         if self.genes == "raw/var":
-            # The genes outside raw are left out with X.
+            # With raw/X selected, var is left out together with X.
             names += ["var"] if self._is_there("var") else []
         return [name for name in names if name not in carried]
 
     @property
     def unread(self) -> list[str]:
-        """What is no part of an AnnData, and columns of cells and genes that cannot be read."""
+        """Objects that are not part of an AnnData, and unreadable columns of obs and var."""
         tables = {"obs": self.obs, self.genes: self._var}
         if self._is_there(self._other_genes):
-            # A table that cannot be read is left out as a whole.
+            # An unreadable table is reported as a whole elsewhere, so skip its columns.
             with suppress(SourceError), readable(self.path):
                 tables[self._other_genes] = self._table(self._other_genes)
         return self._unread(tables)
 
     @property
     def _other_genes(self) -> str:
-        """The table of genes that the matrix does not have."""
+        """Name of the table of genes that does not belong to the matrix."""
         return "var" if self.genes == "raw/var" else "raw/var"
 
     def _unread(self, tables: Mapping[str, H5Table]) -> list[str]:
@@ -190,11 +190,11 @@ class H5adFile(Source):
     def _names_in(self, mapping: str) -> list[str]:
         group = self._group(mapping)
         if isinstance(group, h5py.Dataset):
-            # Files of old releases keep some mappings as one compound dataset.
+            # Old releases store some mappings as one compound dataset.
             return list(group.dtype.names or ())
-        there = [name for name in group or () if hdf5_guard.is_there(group, name)]
+        present = [name for name in group or () if hdf5_guard.is_there(group, name)]
         # anndata writes a name with a slash as groups of groups.
-        return [name for key in there for name in self._pieces(mapping, key, set())]
+        return [name for key in present for name in self._pieces(mapping, key, set())]
 
     def _names_in_uns(self) -> list[str]:
         group = hdf5_guard.group(self._file, "uns")
@@ -202,30 +202,30 @@ class H5adFile(Source):
         seen = {group.id} if isinstance(group, h5py.Group) else set()
         names = [f"uns/{name}" for key in keys for name in self._pieces("uns", key, seen)]
         if isinstance(self._group("obs"), h5py.Dataset):
-            # Tables of old releases had the categories of their columns there.
+            # Old releases stored the categories of columns in uns.
             columns = {*self.obs.categories, *self._table("var").categories}
             names = [n for n in names if n.removesuffix("_categories")[4:] not in columns]
         return names
 
     def _pieces(self, holder: str, key: str, seen: set[Any]) -> list[str]:
-        """Names of all that a key of a mapping leads to; its own where it is no mapping."""
+        """Names of all entries below a key of a mapping; the key itself if it is not a mapping."""
         try:
-            found = self._group(f"{holder}/{key}")
+            group = self._group(f"{holder}/{key}")
         except SourceError:
             # Reading the element raises the error that explains why.
             return [key]
-        if not isinstance(found, h5py.Group) or found.id in seen or not len(found):
+        if not isinstance(group, h5py.Group) or group.id in seen or not len(group):
             return [key]
-        encoding = encoding_of(found) or text(found.attrs.get("h5sparse_format", ""))
+        encoding = encoding_of(group) or text(group.attrs.get("h5sparse_format", ""))
         if encoding not in ("", "dict"):
             return [key]
-        seen.add(found.id)
-        return [name for k in found for name in self._pieces(holder, f"{key}/{k}", seen)]
+        seen.add(group.id)
+        return [name for k in group for name in self._pieces(holder, f"{key}/{k}", seen)]
 
     @cached_property
     def _old_graphs(self) -> Mapping[str, str]:
-        """Where graphs stand that early releases had in uns, by the name that they have now."""
-        found = {}
+        """Paths of graphs that early releases stored in uns, by their current names."""
+        moved = {}
         for key in ("connectivities", "distances"):
             old, new = f"uns/neighbors/{key}", f"obsp/{key}"
             with suppress(SourceError):
@@ -233,11 +233,11 @@ class H5adFile(Source):
                 is_sparse = isinstance(graph, h5py.Group) and _sparse_encoding(graph) in _SPARSE
                 shape = _sparse_shape(graph) if is_sparse else getattr(graph, "shape", None)
                 if shape == (self.n_obs, self.n_obs) and not hdf5_guard.is_there(self._file, new):
-                    found[new] = old
-        return found
+                    moved[new] = old
+        return moved
 
     def _names_at_the_root(self) -> list[str]:
-        """Names of what is in the file, and in its groups."""
+        """Names of the objects at the root of the file and directly below its groups."""
         groups = (hdf5_guard.group(self._file, name) for name in self._file)
         below = (name for group in groups if isinstance(group, h5py.Group) for name in group)
         return [*self._file, *below]
@@ -247,40 +247,40 @@ class H5adFile(Source):
             other = other_formats.hdf5(self._names_at_the_root())
             if other is not None:
                 raise SourceError(other_formats.sentence(self.path, other))
-            found = ", ".join(self._file) or "nothing"
-            raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {found}")
+            names = ", ".join(self._file) or "nothing"
+            raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {names}")
         default = "raw/X" if self._element("raw/X") is not None else "X"
         chosen = default if name is None else name
         known = chosen in ("X", "raw/X") or chosen.startswith("layers/")
         if not known or self._element(chosen) is None:
-            there = [n for n in ("X", "raw/X") if self._element(n) is not None]
-            there += [f"layers/{key}" for key in self._names_in("layers")]
+            available = [n for n in ("X", "raw/X") if self._element(n) is not None]
+            available += [f"layers/{key}" for key in self._names_in("layers")]
             raise SourceError(
                 f"{self.path}: there is no matrix {chosen}; the file has: "
-                f"{', '.join(there) or 'none'}"
+                f"{', '.join(available) or 'none'}"
             )
         return chosen
 
     def _paths(self, name: str) -> list[str]:
-        """Where an element may be: where newer releases have it first."""
+        """Possible paths of an element, that of newer releases first."""
         moved = self._old_graphs.get(name) if name.startswith("obsp/") else None
         old = name.replace("raw/", "raw.", 1) if name.startswith("raw/") else moved
         return [name, old] if old else [name]
 
     def _element(self, name: str) -> h5py.Group | h5py.Dataset | None:
-        found = (hdf5_guard.element(self._file, path) for path in self._paths(name))
-        return next((element for element in found if element is not None), None)
+        candidates = (hdf5_guard.element(self._file, path) for path in self._paths(name))
+        return next((element for element in candidates if element is not None), None)
 
     def _group(self, name: str) -> h5py.Group | h5py.Dataset | None:
-        """As :meth:`_element`, of a mapping."""
-        found = (hdf5_guard.group(self._file, path) for path in self._paths(name))
-        return next((group for group in found if group is not None), None)
+        """Like :meth:`_element`, for a mapping, whose contents are not checked."""
+        candidates = (hdf5_guard.group(self._file, path) for path in self._paths(name))
+        return next((group for group in candidates if group is not None), None)
 
     def _has(self, name: str) -> bool:
         return hdf5_guard.group(self._file, name) is not None
 
     def _is_there(self, name: str) -> bool:
-        """Whether there is an element of a name, or the old one, that is not empty."""
+        """Whether a non-empty element exists under its current or old name."""
         return any(hdf5_guard.is_there(self._file, path) for path in self._paths(name))
 
     def _table(self, name: str) -> H5Table:
@@ -319,7 +319,7 @@ class H5adFile(Source):
 
 
 def _sparse_encoding(element: h5py.Group) -> str:
-    # Names of the attributes before and since anndata 0.7.
+    # anndata before 0.7 used the attribute h5sparse_format.
     encoding = encoding_of(element) or text(element.attrs.get("h5sparse_format", ""))
     return encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
 
@@ -346,7 +346,7 @@ def _open_hdf5(path: str) -> h5py.File:
 
 
 def _why_not(error: OSError) -> str:
-    """Why a file that is there cannot be opened."""
+    """Describe why an existing file cannot be opened."""
     if error.errno in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK):
         return (
             "the file is locked, since another program has it open for writing; close it there and "
@@ -362,14 +362,14 @@ def _why_not(error: OSError) -> str:
 
 
 def _is_banded(dataset: h5py.Dataset) -> bool:
-    """Whether a row of chunks is too large to be held while its rows are read."""
+    """Whether the chunks of the same rows are too large to keep in memory together."""
     if dataset.ndim != 2 or not dataset.chunks:
         return False
     return bool(dataset.chunks[0] * dataset.shape[1] * dataset.dtype.itemsize > _LARGEST_BAND)
 
 
 def _is_storable(element: Any) -> bool:
-    """Whether the numbers of an element are of a type that archives have."""
+    """Whether an element is an array with a dtype that archives can store."""
     return (
         isinstance(element, h5py.Dataset)
         and element.ndim > 0
@@ -378,5 +378,5 @@ def _is_storable(element: Any) -> bool:
 
 
 def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
-    """The cells of a file."""
+    """Open a file as a source."""
     return [stack.enter_context(H5adFile(path, matrix))]

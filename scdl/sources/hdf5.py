@@ -1,8 +1,8 @@
-"""Reading HDF5 datasets in ranges of rows, decompressing in parallel.
+"""Reading ranges of rows of HDF5 datasets with parallel decompression.
 
-HDF5 decompresses one chunk at a time under one lock. Chunks that are compressed with gzip, alone or
-after the shuffle filter, are therefore fetched raw and decompressed in threads; everything else is
-read by h5py.
+HDF5 decompresses one chunk at a time under a global lock. Chunks compressed with gzip, alone or
+after the shuffle filter, are therefore read raw and decompressed in threads; all others are read by
+h5py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Say what HDF5 says of a damaged file in one sentence, as a SourceError."""
+    """Convert errors of HDF5, as for damaged files, to a SourceError with one sentence."""
     try:
         yield
     except ScdlError:
@@ -44,7 +44,7 @@ class RowReader:
     Parameters
     ----------
     dataset
-        At least one-dimensional.
+        Dataset with at least one dimension.
     """
 
     def __init__(self, dataset: h5py.Dataset) -> None:
@@ -52,7 +52,8 @@ class RowReader:
         plist = dataset.id.get_create_plist()
         self._filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
         self._raw = self._filters in ([FILTER_DEFLATE], [FILTER_SHUFFLE, FILTER_DEFLATE])
-        # Blocks of rows rarely end with a chunk: the next block begins with the same chunk.
+        # Cache of the last chunks: blocks of rows rarely end at a chunk boundary, so the next block
+        # begins with the same chunks.
         self._last: dict[tuple[int, ...], NDArray[Any]] = {}
 
     def __len__(self) -> int:
@@ -70,7 +71,7 @@ class RowReader:
         return tuple(int(n) for n in self._dataset.shape[1:])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``[start, stop)``, of the stored dtype."""
+        """Read rows ``[start, stop)`` in the stored dtype."""
         shape = (stop - start, *self._dataset.shape[1:])
         if 0 in shape:
             return np.empty(shape, self.dtype)
@@ -81,7 +82,7 @@ class RowReader:
             return out
 
     def _inflate_into(self, out: NDArray[Any], start: int, stop: int) -> bool:
-        """Fill `out` by decompressing in threads; False where a chunk is not like the others."""
+        """Fill `out` by decompressing in threads; return False if a chunk needs h5py."""
         size = self._dataset.chunks
         grids = [range(start // size[0] * size[0], stop, size[0])]
         grids += [range(0, n, c) for n, c in zip(self._dataset.shape[1:], size[1:], strict=True)]
@@ -94,30 +95,30 @@ class RowReader:
             try:
                 mask, raw[offset] = self._dataset.id.read_direct_chunk(offset)
             except (OSError, RuntimeError, ValueError):
-                return False  # never written; h5py gives the fill value, or says what is wrong
+                return False  # not allocated; h5py returns the fill value or raises an error
             if mask:
-                return False  # a filter was left out for this chunk
+                return False  # a filter was skipped for this chunk
 
-        kept = {}
+        last_chunks = {}
 
         def place(group: Sequence[tuple[int, ...]]) -> None:
             for offset in group:
                 chunk = self._last[offset] if offset in self._last else self._inflate(raw[offset])
                 self._place(chunk, offset, out, start, stop)
                 if offset[0] == last_row:
-                    kept[offset] = chunk
+                    last_chunks[offset] = chunk
 
-        # Several groups a thread, so that all end at about the same time.
+        # Several groups per thread balance the load.
         step = -(-len(offsets) // (4 * threads.n_threads()))
         groups = [offsets[i : i + step] for i in range(0, len(offsets), step)]
         threads.for_each(place, groups)
-        self._last = kept
+        self._last = last_chunks
         return True
 
     def _inflate(self, raw: bytes) -> NDArray[Any]:
         size, itemsize = self._dataset.chunks, self.dtype.itemsize
         expected = math.prod(size) * itemsize
-        # Never more than a chunk's size, whatever the bytes unpack to.
+        # Limit the output to the size of a chunk, whatever the compressed bytes expand to.
         decompressor = zlib.decompressobj()
         plain = decompressor.decompress(raw, expected)
         if len(plain) != expected or decompressor.decompress(decompressor.unconsumed_tail, 1):
@@ -130,7 +131,7 @@ class RowReader:
     def _place(
         self, chunk: NDArray[Any], offset: tuple[int, ...], out: NDArray[Any], start: int, stop: int
     ) -> None:
-        """Copy what of a chunk lies in rows ``[start, stop)`` and within the dataset."""
+        """Copy the part of a chunk that is in rows ``[start, stop)`` and within the dataset."""
         first, last = max(offset[0], start), min(offset[0] + len(chunk), stop)
         rest = list(zip(offset[1:], chunk.shape[1:], self._dataset.shape[1:], strict=True))
         columns = tuple(slice(o, min(o + n, end)) for o, n, end in rest)
@@ -140,14 +141,14 @@ class RowReader:
 
 
 class FieldReader:
-    """Reads rows of one field of a compound dataset, as files of old releases have.
+    """Reads rows of one field of a compound dataset, as written by old releases.
 
     Parameters
     ----------
     dataset
-        One-dimensional, compound.
+        One-dimensional compound dataset.
     name
-        The field; its items may be arrays.
+        Name of the field; its items may be arrays.
     """
 
     def __init__(self, dataset: h5py.Dataset, name: str) -> None:
@@ -160,7 +161,7 @@ class FieldReader:
         return int(self._dataset.shape[0])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``[start, stop)``, of the stored dtype."""
+        """Read rows ``[start, stop)`` in the stored dtype."""
         with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
             rows: NDArray[Any] = self._dataset.fields(self._name)[start:stop]
         return rows

@@ -1,8 +1,8 @@
-"""What an HDF5 file claims, checked before it is believed.
+"""Validation of untrusted HDF5 files.
 
-HDF5 files may lead to others, by links and by datasets that lie elsewhere; may hold groups that
-contain themselves, directly or a thousand times over; and may say that an array is larger than any
-memory without holding a byte of it. Nothing of that is followed.
+HDF5 files may refer to other files through links and external or virtual datasets, may contain
+cyclic or repeated groups, and may declare arrays that exceed any memory without storing a byte.
+These checks reject such files.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 from scdl.errors import MissingFilterError, SourceError
 from storage_backends.compute.claims import BYTES_PER_BYTE, FREE_BYTES
 
-#: Links that lead from one to the other.
+#: Largest number of consecutive soft links that are followed.
 _MOST_LINKS = 16
-#: How a collection of objects starts, and the bytes of its head, and of that of an object.
+#: First bytes of a global heap collection, and size of the header of a collection or object.
 _HEAP, _HEAP_HEAD = b"GCOL\x01\0\0\0", 16
 _LARGEST_SEARCHED = 1 << 30
-#: Bytes that are searched at once: what a core keeps at hand.
+#: Bytes that are searched at a time; they fit into the cache of a core.
 _PIECE = 1 << 20
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
-#: Filters that HDF5 need not have, by their number. Source: the HDF Group's registry of filters.
+#: Names of optional HDF5 filters by number. Source: the HDF Group's registry of filters.
 _FILTERS = {
     4: "szip",
     305: "LZO",
@@ -50,16 +50,17 @@ _FILTERS = {
 
 
 class ElsewhereError(SourceError):
-    """What an element is made of lies in another file, or nowhere."""
+    """The data of an element is in another file or missing."""
 
 
 def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
-    """An element of a file with all that is in it, or None.
+    """Get an element of a file after checking its whole contents; None if it is missing.
 
     Raises
     ------
     SourceError
-        It, or a part of it, lies in another file, contains itself, or is out of proportion.
+        The element or a part of it is in another file, contains itself, or declares a size out of
+        proportion to the file.
     """
     found = _follow(file, file, name, _MOST_LINKS)
     if found is not None:
@@ -68,17 +69,17 @@ def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
-    """As :func:`element`, of a mapping whose elements are looked at when they are read."""
+    """Like :func:`element`, for a mapping whose elements are checked when they are read."""
     return _follow(file, file, name, _MOST_LINKS)
 
 
 def check_attributes(found: h5py.Group | h5py.Dataset) -> None:
-    """SourceError where an attribute of it is out of proportion, whatever is in it."""
+    """Raise SourceError if an attribute of the object declares more bytes than the file has."""
     _check_attributes(found, os.path.getsize(found.file.filename))
 
 
 def check(found: h5py.Group | h5py.Dataset) -> None:
-    """SourceError as :func:`element` raises, of what was found by other ways."""
+    """Check an object that was not obtained through :func:`element`; raises its errors."""
     where = f"{found.file.filename}: {found.name}"
     held = os.path.getsize(found.file.filename)
     claimed = 0
@@ -93,11 +94,12 @@ def check(found: h5py.Group | h5py.Dataset) -> None:
 
 
 def check_heaps(path: str) -> None:
-    """SourceError where a collection of text or other things of any length would never end.
+    """Raise SourceError if a global heap collection would make the HDF5 library loop forever.
 
-    The library goes from object to object by their sizes, and stays at one of none for ever. Where
-    collections are is known only by reading what refers to them, so they are searched for, in files
-    of which that takes less than a second.
+    Collections contain variable-length data such as text. The library advances from object to
+    object by their sizes, and loops forever at an object of size zero. The positions of collections
+    are known only to the objects that refer to them, so the file is searched for their signature;
+    files too large to search within a second are not checked.
 
     Source: HDF5 file format specification, global heap.
     """
@@ -111,7 +113,7 @@ def check_heaps(path: str) -> None:
             at = start + _HEAP_HEAD
             while at + _HEAP_HEAD <= stop:
                 index, _, size = struct.unpack_from("<HHxxxxQ", data, at)
-                # What is free has a size with its own head; what is used is filled up to 8 bytes.
+                # The size of free space includes its header; used objects are padded to 8 bytes.
                 taken = _HEAP_HEAD + -(-size // 8) * 8 if index else size
                 if not _HEAP_HEAD <= taken <= stop - at:
                     raise SourceError(
@@ -122,10 +124,10 @@ def check_heaps(path: str) -> None:
 
 
 def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
-    """Where four bytes stand in a file, in no order.
+    """Yield the positions of a four-byte word in a file, in no particular order.
 
-    The first two compared as a number, from each of two first bytes on, and then the others: four
-    to five times as fast as ``mmap.find``.
+    The first two bytes are compared as 16-bit integers at even and odd offsets, then the other two.
+    This is four to five times as fast as ``mmap.find``.
     """
     piece, begin = np.empty(_PIECE + 4, np.uint8), np.frombuffer(word[:2], "u2")
     for at in range(0, os.path.getsize(file.name), _PIECE):
@@ -138,15 +140,15 @@ def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
 
 
 def is_there(group: h5py.Group, name: str) -> bool:
-    """Whether a group has an element that is not empty; links to other files are not followed."""
+    """Whether a group has a non-empty element; links to other files count but are not followed."""
     try:
         found = _follow(group.file, group, name, _MOST_LINKS)
     except SourceError:
         return True
     if isinstance(found, h5py.Dataset):
-        # What anndata writes for None.
+        # anndata writes None as a dataset with the encoding "null".
         return bool(found.attrs.get("encoding-type") != "null")
-    # A mapping of nothing is nothing, an element without parts may be one.
+    # Empty mappings count as missing; other encodings may have no members.
     return found is not None and (
         len(found) > 0 or found.attrs.get("encoding-type", "dict") != "dict"
     )
@@ -155,7 +157,7 @@ def is_there(group: h5py.Group, name: str) -> bool:
 def _follow(
     file: h5py.File, group: h5py.Group, path: str, left: int
 ) -> h5py.Group | h5py.Dataset | None:
-    """What a path leads to within a file, one link after the other."""
+    """Resolve a path within a file, following at most `left` soft links."""
     at: h5py.Group | h5py.Dataset | None = file if path.startswith("/") else group
     for name in filter(None, path.split("/")):
         if not isinstance(at, h5py.Group):
@@ -176,13 +178,13 @@ def _follow(
 
 
 def _kind(group: h5py.Group, name: str) -> int | None:
-    """What kind of link a group has of a name; None where it has none."""
+    """Type of the link of a group with a name; None if there is none."""
     links, encoded = group.id.links, name.encode(errors="surrogateescape")
     return int(links.get_info(encoded).type) if links.exists(encoded) else None
 
 
 def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Dataset]:
-    """Every group and dataset of an element; a group that is reached twice is an error."""
+    """Yield every group and dataset of an element; a group that is reached twice is an error."""
     todo, seen = [found], set()
     while todo:
         at = todo.pop()
@@ -198,7 +200,7 @@ def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Datas
 
 
 def _check_attributes(part: h5py.Group | h5py.Dataset, held: int) -> None:
-    """Attributes are never compressed, so that a file is at least as large as they are."""
+    """Check the size of attributes: they are never compressed, so the file must be larger."""
     for name in part.attrs:
         attribute = part.attrs.get_id(name)
         _check_type(f"{part.file.filename}: {part.name}: {name}", attribute.get_type())
@@ -211,7 +213,7 @@ def _check_attributes(part: h5py.Group | h5py.Dataset, held: int) -> None:
 
 
 def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
-    """SourceError for numbers as no program writes them, on which the library may loop for ever."""
+    """Raise SourceError for non-native number types, on which the library may loop forever."""
     kind = type_.get_class()
     if kind == h5py.h5t.COMPOUND:
         for i in range(type_.get_nmembers()):
@@ -226,7 +228,7 @@ def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
 
 
 def _check_filters(where: str, layout: h5py.h5p.PropDCID) -> None:
-    """MissingFilterError for compression that HDF5 does not have, and hdf5plugin neither."""
+    """Raise MissingFilterError for filters that neither HDF5 nor hdf5plugin provides."""
     for i in range(layout.get_nfilters()):
         number, _, _, called = layout.get_filter(i)
         if h5py.h5z.filter_avail(number) or _has_plugin(number):
@@ -239,7 +241,7 @@ def _check_filters(where: str, layout: h5py.h5p.PropDCID) -> None:
 
 
 def _has_plugin(number: int) -> bool:
-    """Whether the package hdf5plugin is installed, which brings filters along, and has one."""
+    """Whether the package hdf5plugin is installed and provides a filter."""
     try:
         importlib.import_module("hdf5plugin")
     except ImportError:
@@ -248,13 +250,13 @@ def _has_plugin(number: int) -> bool:
 
 
 def _claimed(dataset: h5py.Dataset) -> int:
-    """Bytes that a dataset says it has, or a chunk of it; SourceError where they lie elsewhere."""
+    """Declared size of a dataset in bytes; raise ElsewhereError if it is in another file."""
     where = f"{dataset.file.filename}: {dataset.name}"
     layout = dataset.id.get_create_plist()
-    elsewhere = layout.get_layout() == h5py.h5d.VIRTUAL or (
+    external = layout.get_layout() == h5py.h5d.VIRTUAL or (
         layout.get_layout() == h5py.h5d.CONTIGUOUS and layout.get_external_count()
     )
-    if elsewhere:
+    if external:
         raise ElsewhereError(
             f"{where} lies in another file: datasets that are virtual or external are not read; "
             "copy it into the file"

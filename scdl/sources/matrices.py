@@ -1,4 +1,4 @@
-"""Matrices of an AnnData HDF5 file as blocks of sparse rows, whatever their encoding."""
+"""Matrices of sources as blocks of sparse rows, for all encodings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scdl.errors import SourceError
 from scdl.sources.hdf5 import RowReader
 from storage_backends.errors import refused_write
 
-#: Stored values handled at once by default: 8 MB of int32 and float32.
+#: Default number of stored values processed at a time: 8 MB of int32 and float32.
 BLOCK_VALUES = 1 << 20
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Rows of an array of numbers."""
+    """Reads rows of a numeric array."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -41,38 +41,38 @@ class Reader(Protocol):
 
 
 class Bounds(NamedTuple):
-    """How much of a matrix is handled at once."""
+    """Largest number of values and rows of a matrix to process at a time."""
 
     values: int = BLOCK_VALUES
     rows: int = 1 << 15
-    #: Beside which temporary files go; None: where the system puts them.
+    #: Path next to which temporary files are created; None: the system's temporary directory.
     target: str | None = None
 
 
 @contextmanager
 def scratch_file(bounds: Bounds) -> Iterator[BinaryIO]:
-    """A temporary file without a name, which ends with its use.
+    """An unnamed temporary file that is deleted on exit.
 
     Raises
     ------
     ArchiveWriteError
-        It cannot be written, for example because the disk is full.
+        The file cannot be written, for example because the disk is full.
     """
     target = bounds.target or tempfile.gettempdir()
     parent = os.path.dirname(os.path.abspath(target))
     with refused_write(target):
-        # Sizes of the data belong on the disk of the data, where that is a local one.
+        # Files of the size of the data belong on the disk of the archive if it is writable.
         file = tempfile.TemporaryFile(dir=parent if os.access(parent, os.W_OK) else None)  # noqa: SIM115
         try:
             yield file
         finally:
-            # What a full disk left in the buffer cannot be flushed, and is not needed.
+            # After a full disk the buffer cannot be flushed; its contents are not needed.
             with suppress(OSError):
                 file.close()
 
 
 class Offsets:
-    """Offsets of rows whose number of values is known only at the end: kept in a temporary file."""
+    """Row offsets, kept in a temporary file until the total number of values is known."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._open = scratch_file(bounds)
@@ -86,12 +86,12 @@ class Offsets:
         self._open.__exit__(*exc_info)
 
     def add(self, indptr: NDArray[np.int64]) -> None:
-        """The offsets of the next rows, from 0."""
+        """Append the offsets of the next rows, which start at 0."""
         self._file.write((indptr[1:] + self.total).tobytes())
         self.total += int(indptr[-1])
 
     def read(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-        """All offsets from 0, piece by piece."""
+        """Read all offsets in pieces."""
         yield np.zeros(1, dtype)
         self._file.seek(0)
         while piece := self._file.read(8 << 20):
@@ -99,26 +99,26 @@ class Offsets:
 
 
 class Matrix(ABC):
-    """A matrix in a file, read as rows in order."""
+    """A matrix that is read in blocks of consecutive rows."""
 
-    #: Name within the file, and file, for messages.
+    #: Path of the file and name of the matrix, for messages.
     where: str
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    #: Stored values, or how many there can be at most.
+    #: Number of stored values, or an upper bound.
     size: int
 
     @abstractmethod
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
-        """Consecutive rows as the file stores them; column ids are checked to be in range."""
+        """Yield consecutive rows as stored; column ids are checked to be in range."""
 
     def part(self, start: int, stop: int) -> Matrix | None:
-        """Rows ``[start, stop)``; None where reading some means reading all."""
+        """Rows ``[start, stop)`` as a matrix; None if they cannot be read separately."""
         return self if (start, stop) == (0, self.shape[0]) else None
 
 
 class ReaderPart:
-    """Rows ``[start, stop)`` of what another reader reads."""
+    """Rows ``[start, stop)`` of another reader."""
 
     def __init__(self, reader: Reader, start: int, stop: int) -> None:
         self._reader, self._start, self._length = reader, start, stop - start
@@ -128,12 +128,12 @@ class ReaderPart:
         return self._length
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``[start, stop)`` of those."""
+        """Read rows ``[start, stop)`` of this range."""
         return self._reader.read(self._start + start, self._start + stop)
 
 
 class Csr(Matrix):
-    """``data``, ``indices`` and ``indptr``, by rows."""
+    """A matrix in CSR form: ``data``, ``indices`` and ``indptr``."""
 
     def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
         self.where, self.shape = where, shape
@@ -156,7 +156,7 @@ class Csr(Matrix):
 
 
 class CsrPart(Csr):
-    """Some rows of such a matrix, whose offsets need not begin at 0."""
+    """A range of rows of a CSR matrix; its offsets need not start at 0."""
 
     def __init__(
         self, where: str, parts: Mapping[str, Reader], rows: tuple[int, int], n_columns: int
@@ -169,7 +169,7 @@ class CsrPart(Csr):
 
 
 class Dense(Matrix):
-    """Rows of all numbers; zeros are not stored."""
+    """A dense matrix; zeros are dropped."""
 
     def __init__(
         self, where: str, reader: Reader, shape: tuple[int, int], chunk_rows: int = 1
@@ -200,52 +200,54 @@ class Dense(Matrix):
 def compressed_ranges(
     where: str, indptr: Reader, n: int, size: int, bounds: Bounds
 ) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """Split the compressed axis into ranges of at most `bounds` values, or one slice.
+    """Split the compressed axis into ranges within `bounds`, of at least one row or column.
 
     Yields
     ------
     start, stop, offsets
-        Half-open range, and its ``stop - start + 1`` offsets as int64.
+        A half-open range and its ``stop - start + 1`` offsets as int64.
     """
     start = 0
     while start < n:
-        ahead = indptr.read(start, min(start + bounds.rows, n) + 1).astype(np.int64)
-        if (np.diff(ahead) < 0).any() or int(ahead[-1]) > size or int(ahead[0]) < 0:
+        offsets = indptr.read(start, min(start + bounds.rows, n) + 1).astype(np.int64)
+        if (np.diff(offsets) < 0).any() or int(offsets[-1]) > size or int(offsets[0]) < 0:
             raise SourceError(
-                f"{where}: indptr is not monotone between {start} and {start + len(ahead) - 1}; "
+                f"{where}: indptr is not monotone between {start} and {start + len(offsets) - 1}; "
                 "the file is damaged"
             )
         position = 0
-        while position < len(ahead) - 1:
-            fits = int(np.searchsorted(ahead, ahead[position] + bounds.values, side="right")) - 1
-            end = min(max(fits, position + 1), len(ahead) - 1)
-            yield start + position, start + end, ahead[position : end + 1]
+        while position < len(offsets) - 1:
+            fits = (
+                int(np.searchsorted(offsets, offsets[position] + bounds.values, side="right")) - 1
+            )
+            end = min(max(fits, position + 1), len(offsets) - 1)
+            yield start + position, start + end, offsets[position : end + 1]
             position = end
-        start += len(ahead) - 1
+        start += len(offsets) - 1
 
 
 def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
-    """Refuse row or column ids that are not in ``[0, n)``."""
+    """Raise SourceError for row or column ids that are not in ``[0, n)``."""
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= n):
         bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
         raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
 
 
 def check_shape(where: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    """SourceError where a matrix has another shape than obs and var."""
+    """Raise SourceError if the shape of a matrix does not match obs and var."""
     if found != expected:
         raise SourceError(f"{where} has shape {found}, but obs and var say {expected}")
 
 
 def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
-    """The dataset; SourceError where it holds something else than numbers."""
+    """Return the dataset; raise SourceError if it is not numeric."""
     if dataset.dtype.kind not in "biuf":
         raise SourceError(f"{where}: expected numbers, found {dataset.dtype} values")
     return dataset
 
 
 def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
-    """Readers of the datasets of a sparse matrix, the first of which holds the values."""
+    """Create readers of the datasets of a sparse matrix; the first has the values."""
     found = {}
     for part in parts:
         dataset = group.get(part)
@@ -260,7 +262,7 @@ def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
 
 
 def check_offsets(where: str, parts: Mapping[str, Reader], n: int, axis: str) -> int:
-    """Stored values; SourceError where offsets and lengths disagree."""
+    """Return the number of stored values; raise SourceError if offsets and lengths disagree."""
     lengths = {part: len(reader) for part, reader in parts.items()}
     if lengths["indptr"] != n + 1:
         raise SourceError(

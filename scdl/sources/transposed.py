@@ -1,9 +1,9 @@
-"""Matrices that are not stored by rows, turned into rows in bounded memory.
+"""Conversion of matrices that are not stored by rows to rows, in bounded memory.
 
-The entries are sorted by row through a temporary file: one pass counts the entries of each row,
-which divides the rows into buckets that fit into memory; a second pass deals the entries out to the
-buckets' places in the file; then the buckets are read one after the other and sorted in memory. The
-memory is that of one bucket and 8 bytes a row, the disk that of the entries.
+This is an external bucket sort. The first pass counts the entries of each row and divides the rows
+into buckets that fit into memory. The second pass writes the entries to their buckets in a
+temporary file. Then each bucket is read and sorted in memory. Memory use is one bucket plus 8 bytes
+per row; disk use is the size of the entries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from scdl.sources.matrices import (
 
 
 class _Entries(NamedTuple):
-    """Some entries of a matrix, in the order of the file."""
+    """Entries of a matrix, in the order of the file."""
 
     rows: NDArray[Any]
     columns: NDArray[Any]
@@ -41,7 +41,7 @@ class _Entries(NamedTuple):
 
 
 class _ByEntry(Matrix):
-    """A matrix whose entries come in an order that is not by rows."""
+    """A matrix whose entries are not stored by rows."""
 
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
         raise NotImplementedError
@@ -71,7 +71,7 @@ class _ByEntry(Matrix):
         stops: NDArray[np.int64],
         bounds: Bounds,
     ) -> None:
-        """Write every entry to its bucket's place in the file, in the order they come."""
+        """Write every entry to its bucket in the file, preserving the order within buckets."""
         cursors = indptr[np.concatenate([[0], stops[:-1]])].copy()
         for entries in self._entries(bounds, with_values=True):
             bucket = np.searchsorted(stops, entries.rows, side="right")
@@ -89,7 +89,7 @@ class _ByEntry(Matrix):
 
 
 class Csc(_ByEntry):
-    """``data``, ``indices`` and ``indptr``, by columns."""
+    """A matrix in CSC form: ``data``, ``indices`` and ``indptr``."""
 
     def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
         self.where, self.shape = where, shape
@@ -103,7 +103,7 @@ class Csc(_ByEntry):
             self.where, indptr, self.shape[1], self.size, bounds
         ):
             first, last = int(offsets[0]), int(offsets[-1])
-            # One gene may be stored in more cells than fit into a block.
+            # A single gene may have more entries than fit into a block.
             for begin in range(first, last, bounds.values):
                 end = min(begin + bounds.values, last)
                 position = np.arange(begin, end)
@@ -113,7 +113,7 @@ class Csc(_ByEntry):
 
 
 class Coo(_ByEntry):
-    """A group with ``row``, ``col`` and ``data``."""
+    """A matrix in COO form: a group with ``row``, ``col`` and ``data``."""
 
     def __init__(self, where: str, group: h5py.Group, shape: tuple[int, int]) -> None:
         self.where, self.shape = where, shape
@@ -133,9 +133,9 @@ class Coo(_ByEntry):
 
 
 class DenseTiles(_ByEntry):
-    """A two-dimensional dataset whose chunks are so high that a row of them exceeds the memory.
+    """A dense dataset whose chunks of the same rows do not fit into memory together.
 
-    It is read chunk by chunk, each once a pass; zeros are not stored.
+    It is read chunk by chunk, each chunk once per pass; zeros are dropped.
     """
 
     def __init__(self, where: str, dataset: h5py.Dataset, shape: tuple[int, int]) -> None:
@@ -159,7 +159,7 @@ def _index_type(n: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _bucket_stops(indptr: NDArray[np.int64], bounds: Bounds) -> NDArray[np.int64]:
-    """Rows at which buckets of at most `bounds` values, or one row, end."""
+    """End rows of buckets within `bounds`, of at least one row."""
     n, stops = len(indptr) - 1, []
     start = 0
     while start < n:
@@ -176,7 +176,7 @@ def _sorted_bucket(
     file.seek(first * record.itemsize)
     records = np.frombuffer(file.read((last - first) * record.itemsize), record)
     rows = records["row"] - np.asarray(start, records["row"].dtype)
-    # NumPy sorts 16-bit integers by radix, in linear time.
+    # NumPy uses a linear-time radix sort for 16-bit integers.
     rows = rows.astype(np.uint16) if stop - start <= 1 << 16 else rows
     order = np.argsort(rows, kind="stable")
     offsets = indptr[start : stop + 1] - first

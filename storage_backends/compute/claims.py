@@ -1,7 +1,7 @@
-"""What an array may be said to be, given the bytes of the files that hold it.
+"""Plausibility check of declared array sizes against the size of their files.
 
-Files come from others: what they say is believed only as far as they can hold it. Both sides of the
-seam use it.
+Metadata of untrusted files may declare arrays of any size. An array is accepted only if its files
+are large enough to contain it in compressed form. `scdl` and the storage backends both use this.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import numpy as np
 
 from storage_backends.errors import ArchiveFormatError
 
-#: What may be claimed whatever the size of the files, and for each of their bytes: what is constant
-#: compresses a thousandfold with any codec, and what real arrays hold never more than that.
+#: Bytes that are accepted regardless of the file size, and additional bytes per byte of the files.
+#: Constant data compresses about a thousandfold with any codec, and real data compresses less.
 FREE_BYTES = 1 << 25
 BYTES_PER_BYTE = 1 << 12
-#: No number of items is larger, so that offsets fit.
+#: Upper limit of the number of items, so that offsets do not overflow.
 _MOST_ITEMS = 1 << 62
 
 
 def check_claim(
     where: str, shape: Sequence[int], dtype: np.dtype[np.generic] | int, held: Callable[[], int]
 ) -> None:
-    """ArchiveFormatError where an array is said to be larger than its archive can hold.
+    """Raise ArchiveFormatError if an array declares more bytes than its files can contain.
 
     Parameters
     ----------
     where
-        Opens the message.
+        Start of the message.
     shape
-        Its extents.
+        Declared shape.
     dtype
-        Type of its items, or bytes of one.
+        Dtype of the items, or the size of one item in bytes.
     held
-        Bytes of the files, which are counted only for large claims.
+        Returns the size of the files in bytes; called only for large arrays.
     """
     itemsize = dtype if isinstance(dtype, int) else dtype.itemsize
     claimed = math.prod(shape) * max(itemsize, 1)
-    # An extent of none hides what others claim.
+    # A zero-length dimension would make the product zero and hide the other sizes.
     largest = math.prod(n for n in shape if n)
     if min(shape, default=0) < 0 or largest >= _MOST_ITEMS:
         raise ArchiveFormatError(f"{where} cannot be of shape {_short(shape)}; it is damaged")

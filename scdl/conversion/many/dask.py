@@ -1,4 +1,4 @@
-"""Tasks on the workers of a Dask cluster."""
+"""Running tasks on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 class DaskWorkers(Workers):
     """Run tasks on the workers of a cluster, which share a file system with this process.
 
-    The scheduler gets all tasks at once. It runs a task again when the worker dies.
+    All tasks are submitted to the scheduler at once. It reruns a task whose worker died.
 
     Parameters
     ----------
     client
-        Connected to the cluster.
+        Client that is connected to the cluster.
     """
 
     def __init__(self, client: Client) -> None:
         super().__init__(sys.maxsize)
         self._client = client
-        # The cluster forgets a task when nothing refers to its future.
+        # Keep references: the cluster drops tasks whose futures are garbage-collected.
         self._submitted: dict[Future[Outcome], DaskFuture[Outcome]] = {}
 
     def stop(self) -> None:
         self._client.cancel([*self._submitted.values()])
 
     def _submit(self, task: Task, meter: TaskMeter, *, urgent: bool) -> Future[Outcome]:
-        # Files change, so the result is not a function of the arguments.
+        # Files may change, so the task is not a pure function of its arguments.
         submitted = self._client.submit(_run, task, pure=False, priority=int(urgent))
         future: Future[Outcome] = Future()
         self._submitted[future] = submitted
@@ -46,9 +46,9 @@ class DaskWorkers(Workers):
         return future
 
     def _pass_on(self, task: Task, future: Future[Outcome], submitted: DaskFuture[Outcome]) -> None:
-        """Copy a result; the cluster computes it again if it is lost on the way.
+        """Copy a result to the future; the cluster recomputes it if it is lost in transfer.
 
-        Dask's own executor reports an error instead.
+        Dask's own executor would report an error instead.
         """
         try:
             future.set_result(submitted.result())
@@ -58,7 +58,7 @@ class DaskWorkers(Workers):
 
 
 def _reported(error: BaseException, task: Task) -> BaseException:
-    """The error of a task as users see it."""
+    """Convert the error of a task to the one that users see."""
     from distributed import KilledWorker
 
     files = ", ".join(task.sources)
@@ -76,7 +76,7 @@ def _reported(error: BaseException, task: Task) -> BaseException:
 
 
 def _run(task: Task) -> Outcome:
-    """Run a task in a worker of the cluster."""
+    """Run a task on a worker of the cluster."""
     from distributed import get_worker
 
     threads.limit(get_worker().state.nthreads)
@@ -91,7 +91,7 @@ def connect(address: str) -> Client:
     MissingPackageError
         distributed is not installed.
     ClusterError
-        Nothing answers.
+        No scheduler answers at the address.
     """
     try:
         from distributed import Client

@@ -1,4 +1,4 @@
-"""Converting a directory of h5ad files to a directory of archives."""
+"""Conversion of a directory of h5ad files to a directory of archives."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from storage_backends import other_formats, registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, is_url, path_of
 
-#: End of the names of archives whose backend asks for none.
+#: Suffix of archives whose backend does not define one.
 _SUFFIX = ".scdl"
-#: Files of fewer bytes are not divided by default: they take as long as starting a process does.
+#: Smaller files are not divided by default: converting them takes as long as starting a process.
 _LEAST_DIVIDED = 1 << 30
 
 
 def h5ad_files(directory: Path) -> list[str]:
-    """All ``*.h5ad`` files in a directory and below, by absolute path, in order.
+    """Sorted absolute paths of all ``*.h5ad`` files in a directory and its subdirectories.
 
     Raises
     ------
     SourceNotFoundError
-        There is none, or no such directory.
+        There are no such files, or the directory does not exist.
     """
     directory = path_of(directory, "the path of a directory with h5ad files")
     root = os.path.abspath(directory)
-    found = sorted(glob.glob(os.path.join(glob.escape(root), "**", "*.h5ad"), recursive=True))
-    found = [path for path in found if os.path.isfile(path)]
-    if not found:
+    files = sorted(glob.glob(os.path.join(glob.escape(root), "**", "*.h5ad"), recursive=True))
+    files = [path for path in files if os.path.isfile(path)]
+    if not files:
         raise SourceNotFoundError(_no_files(directory))
-    return found
+    return files
 
 
 def _no_files(directory: str) -> str:
-    """The message that there are no h5ad files in a directory, and what is there instead."""
+    """Message that a directory has no h5ad files, with what was found instead."""
     if not os.path.exists(directory):
         return other_formats.missing(directory)
     if os.path.isfile(directory):
@@ -70,10 +70,10 @@ def _no_files(directory: str) -> str:
 
 
 def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
-    """A name for the archive of each file; a file that is added later does not change the others.
+    """Names for the archives of files.
 
-    It is the path below the directory, without the suffix and with ``_`` between its parts. Of
-    equal names, all but the first get a number.
+    A name is the path relative to the directory, without the suffix and with ``_`` as separator.
+    Repeated names, except the first, get a number.
     """
     root = os.path.abspath(directory)
     below = (os.path.splitext(os.path.relpath(path, root))[0] for path in files)
@@ -92,37 +92,37 @@ def convert_directory(
     progress: bool = False,
     **options: Unpack[DirectoryOptions],
 ) -> DirectoryReport:
-    """Convert every h5ad file in a directory and below to an archive of its own.
+    """Convert every h5ad file in a directory and its subdirectories to a separate archive.
 
-    The largest files come first. When a file cannot be converted, the others are, and their
-    archives stay.
+    The largest files are converted first. If a file cannot be converted, the others still are, and
+    their archives are kept.
 
     Parameters
     ----------
     directory
-        Where the files are; they are only read.
+        Directory with the files; they are only read.
     dest
-        Where the archives go: ``sub/cells.h5ad`` becomes ``sub_cells.scdl``, or ``.zarr`` with the
-        backend ``zarr``. It is made if it does not exist.
+        Directory of the archives: ``sub/cells.h5ad`` becomes ``sub_cells.scdl``, or
+        ``sub_cells.zarr`` with the backend ``zarr``. It is created if it does not exist.
     workers
-        How many files are converted at the same time; default: as many as there are cores. 1 starts
-        no process, and converts in this one. Or the client of a Dask cluster, whose workers see
-        both directories under the same paths.
+        Number of files to convert at the same time; default: the number of cores. 1 converts in the
+        calling process. Alternatively the client of a Dask cluster whose workers see both
+        directories under the same paths.
     use_processes
         Whether workers are processes, which share the cores, or threads. A script that starts
-        processes is guarded by ``if __name__ == "__main__":``.
+        processes must be guarded by ``if __name__ == "__main__":``.
     resume
-        Whether to leave out files whose archive is there already.
+        Whether to skip files whose archive already exists.
     skip_failed
-        Whether to return even though files could not be converted, as long as one could; the
-        report names them.
+        Whether to return a report instead of raising an error if some files could not be converted
+        and at least one could; the report lists the failed files.
     progress
-        Whether to show one bar over the bytes of all files.
+        Whether to show a progress bar over the bytes of all files.
     backend, neighbor_key : optional
-        As for :func:`scdl.convert`, as are all options besides these.
+        As for :func:`scdl.convert`, like all other options.
     split_bytes : int, optional
-        Size from which on a file is divided by rows among the workers. Default: a worker's share
-        of all bytes, and at least 1 GiB. Matrices in CSC or COO form are never divided.
+        Larger files are divided by rows among the workers. Default: the share of one worker of all
+        bytes, but at least 1 GiB. Matrices in CSC or COO form are never divided.
 
     Returns
     -------
@@ -131,15 +131,15 @@ def convert_directory(
     Raises
     ------
     SourceNotFoundError
-        There is no h5ad file.
+        There are no h5ad files.
     ArchiveExistsError
-        An archive is there already, without `resume`; or it is the archive of another file.
+        An archive already exists and `resume` is False, or it is the archive of another file.
     ArchiveWriteError
         The directory `dest` cannot be written.
     ConversionFailedError
-        A file could not be converted; ``report`` has all.
+        A file could not be converted; the attribute ``report`` lists all files.
     OptionError
-        `workers` is not what it can be.
+        `workers` is not a positive integer or a Dask client.
     ClusterError
         The workers of the cluster write to another file system.
     """
@@ -151,7 +151,7 @@ def convert_directory(
     files = h5ad_files(directory)
     other_formats.check_target(dest, backend.suffix)
     dest = _made_directory(dest)
-    # All archives have this backend, also if the name of a file asks for another one.
+    # Use one backend for all archives, even if the name of a file has the suffix of another one.
     settings = dataclasses.replace(settings, backend=backend.name)
     targets = {
         path: os.path.join(dest, name + (backend.suffix or _SUFFIX))
@@ -170,10 +170,10 @@ def convert_directory(
         progress=progress,
         split_bytes=split_bytes,
     )
-    made = {**present, **report.archives}
+    complete = {**present, **report.archives}
     report = dataclasses.replace(
         report,
-        archives={path: target for path, target in targets.items() if path in made},
+        archives={path: target for path, target in targets.items() if path in complete},
         seconds=time.perf_counter() - started,
     )
     if report.failed and not (skip_failed and report.archives):
@@ -192,14 +192,14 @@ def convert_files(
     progress: bool = False,
     split_bytes: int | None = None,
 ) -> DirectoryReport:
-    """Convert files to an archive each, the largest first; the report has those that failed.
+    """Convert each file to an archive, the largest first; the report includes failed files.
 
     Parameters
     ----------
     targets
-        Of each h5ad file the path of its archive, in the directory `dest`; nothing is there yet.
+        The path of the archive of each h5ad file, in `dest`; nothing may exist there yet.
     settings
-        Of each conversion.
+        Settings of each conversion.
     directory, dest, workers, use_processes, progress, split_bytes
         As for :func:`convert_directory`.
     """
@@ -222,12 +222,12 @@ def convert_files(
 
 
 def _label(path: str, directory: Path) -> str:
-    """The path of a file as archives remember it: below the directory as the caller named it."""
+    """Path of a file as stored in its archive; it begins with `directory` as given."""
     return os.path.join(os.fspath(directory), os.path.relpath(path, directory))
 
 
 def _made_directory(dest: str) -> str:
-    """Make the directory of the archives; its absolute path."""
+    """Create the directory of the archives; return its absolute path."""
     if is_url(dest):
         raise BackendOptionError(
             f"{dest}: archives are not written to URLs, where nothing can appear whole; "
@@ -241,7 +241,7 @@ def _made_directory(dest: str) -> str:
 
 
 def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
-    """ArchiveExistsError, unless `target` is the archive of the file at `path`, and `resume`."""
+    """Raise ArchiveExistsError unless `resume` is set and `target` is the archive of `path`."""
     if not resume:
         raise ArchiveExistsError(
             f"{target}: something exists here already, where the archive of {path} goes; resume "
@@ -255,7 +255,7 @@ def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
             f"{target}: what exists here is no archive that can be resumed from ({error}); remove "
             "it first"
         ) from error
-    # The directory may have moved since; the path below it is the same.
+    # The directory may have been moved; compare the path relative to it.
     if label is not None and not f"/{label}".endswith(f"/{below}"):
         raise ArchiveExistsError(
             f"{target}: this is the archive of {label}, and not of {path}; choose another directory"

@@ -16,10 +16,10 @@ _PREFIX = ".scdl-drafts-"
 
 @contextlib.contextmanager
 def drafts_beside(dest: str) -> Iterator[str]:
-    """A hidden directory beside the archives, locked by this process and removed at the end.
+    """A hidden directory in `dest`, locked by this process and removed at the end.
 
-    Removes the drafts of killed processes before, and after. Workers of a cluster may have written
-    some since, as they learn late that nobody waits for them.
+    Drafts of killed processes are removed before and after. The second time is needed because
+    cluster workers may still write drafts until they notice that their task was cancelled.
     """
     with refused_write(dest):
         sweep(dest)
@@ -33,16 +33,16 @@ def drafts_beside(dest: str) -> Iterator[str]:
 
 
 def _new_drafts(dest: str) -> tuple[str, int]:
-    """A new directory for drafts, and its lock."""
+    """Create a directory for drafts; return its path and lock."""
     while True:
         path = tempfile.mkdtemp(prefix=_PREFIX, dir=dest)
         try:
             with contextlib.suppress(FileNotFoundError):
-                # Workers of a cluster may be other users of the same group.
+                # Cluster workers may run as other users of the same group.
                 os.chmod(path, 0o770)
                 if (lock := locks.lock(path, wait=True)) is not None:
                     return path, lock
-            # Another process has swept it in the moment before it was locked.
+            # Another process removed the directory before it was locked; try again.
         except BaseException:
             publication.remove(path)
             raise
@@ -59,7 +59,7 @@ def sweep(dest: str) -> None:
 
 
 def _remove(path: str) -> None:
-    """Remove drafts; the path is gone at once, so that no worker writes there meanwhile."""
+    """Remove drafts; the path disappears atomically, so workers cannot write there meanwhile."""
     try:
         publication.remove_atomically(path)
     except OSError:

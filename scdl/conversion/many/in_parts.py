@@ -1,4 +1,4 @@
-"""Converting h5ad files to one archive with several workers."""
+"""Conversion of h5ad files to one archive with several workers."""
 
 from __future__ import annotations
 
@@ -36,24 +36,26 @@ def convert_in_parts(
     progress: bool = False,
     **options: Unpack[DirectoryOptions],
 ) -> ConversionReport:
-    """Convert h5ad files to one archive, as :func:`scdl.convert` does, but in several processes.
+    """Convert h5ad files to one archive like :func:`scdl.convert`, but in several processes.
 
-    Each process decodes, sorts and casts rows of the matrix into temporary files beside `path`,
-    which take the space of the uncompressed matrix once more; in the end they are joined.
+    Each process decodes, sorts and casts rows of the matrix and writes them to temporary files next
+    to `path`, which take additional space of the size of the uncompressed matrix. At the end they
+    are joined.
 
     Parameters
     ----------
     sources, path, label, keys, replace
         As for :func:`scdl.convert`; h5ad files only.
     workers, use_processes, progress, options
-        As for :func:`convert_directory`; `split_bytes` is a worker's share of all bytes.
+        As for :func:`convert_directory`; the default of `split_bytes` is the share of one worker of
+        all bytes.
 
     Raises
     ------
     SourceNotFoundError, SourceError
-        A source does not exist, or is no h5ad file.
+        A source does not exist, or is not an h5ad file.
     WorkerDiedError
-        A process ended in the middle of its work, and once more when it was repeated.
+        A worker process died while running a task, and again when the task was repeated.
     ScdlError
         As :func:`scdl.convert`.
     """
@@ -62,7 +64,7 @@ def convert_in_parts(
     registry.check_target(target, replace=replace)
     directory = os.path.dirname(target)
     if os.path.lexists(target) and not replace:
-        # A process that was killed after it published the archive left its drafts.
+        # A process that was killed after publishing the archive may have left drafts.
         sweep(directory)
         raise ArchiveExistsError(
             f"{target}: something exists here already; give replace=True to replace it, or choose "

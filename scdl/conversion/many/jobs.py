@@ -1,8 +1,8 @@
-"""Archives to be made, and running the tasks that make them.
+"""Jobs, each of which writes one archive, and the loop that runs their tasks.
 
-Workers write into a hidden directory beside the archives. What is complete is moved to its place in
-one step, by one process only. So nothing half-written is ever in place, whichever process dies, and
-a task may be run twice.
+Workers write into a hidden directory next to the archives. Only the calling process moves complete
+archives to their final path, atomically. An incomplete archive therefore never appears there, even
+if a process dies, and tasks can be repeated.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _INTERVAL = 0.1
 
 @dataclass
 class Job:
-    """An archive to be made.
+    """An archive to be written.
 
     Parameters
     ----------
     whole
-        The task that writes it.
+        The task that writes the archive.
     target
-        Where the archive will be.
+        Final path of the archive.
     replace
-        Whether it replaces an archive that is there.
+        Whether to replace an existing archive.
     parts
-        Tasks that come before, for each source; empty: none.
+        Tasks to run before `whole`, for each source; may be empty.
     outcome
-        The report, or the first error; None until there is one.
+        The report or the first error; None while the job is not finished.
     """
 
     whole: Whole
@@ -69,7 +69,7 @@ class Job:
         *,
         replace: bool = False,
     ) -> Job:
-        """A job of one task, which writes its archive into the directory `drafts`."""
+        """Create a job with a single task that writes the archive into the directory `drafts`."""
         nbytes = sum(os.path.getsize(path) for path in sources if os.path.exists(path))
         draft = os.path.join(drafts, os.path.basename(target))
         whole = Whole(tuple(sources), tuple(labels), draft, settings, nbytes)
@@ -77,26 +77,26 @@ class Job:
 
     @property
     def nbytes(self) -> float:
-        """Bytes of its sources."""
+        """Size of the sources in bytes."""
         return sum(task.nbytes for task in {*self.tasks(), self.whole})
 
     def tasks(self) -> Sequence[Part | Whole]:
-        """The tasks to begin with."""
+        """The tasks to run first."""
         return [part for parts in self.parts for part in parts] or [self.whole]
 
     def divide(self, most_bytes: float) -> None:
-        """Divide it into parts of about `most_bytes` at most, where rows can be read on their own.
+        """Divide the job into parts of about `most_bytes` each, if rows can be read separately.
 
         Raises
         ------
         ScdlError
-            The sources cannot be opened, or lack something that the settings ask for.
+            The sources cannot be opened, or lack an element that the settings request.
         """
         settings, draft = self.whole.settings, self.whole.path
         writer = registry.for_target(self.target, settings.backend).writer
         with ExitStack() as stack:
             opened = open_sources(self.whole.sources, settings, stack)
-            # Finds now what would otherwise fail after all parts are written.
+            # Checks the sources now; otherwise errors would appear after all parts are written.
             caster = Conversion(
                 opened, self.target, settings, keeps_elements=writer.keeps_elements
             ).caster
@@ -107,7 +107,7 @@ class Job:
         self.whole = dataclasses.replace(self.whole, nbytes=JOINING * self.whole.nbytes)
 
     def end(self, task: Task, outcome: Outcome) -> Whole | None:
-        """Take the outcome of a task; the task that follows, if there is one."""
+        """Record the outcome of a task; return the next task, if any."""
         if self.outcome is not None:
             return None
         if outcome.error is None and isinstance(task, Part):
@@ -129,7 +129,7 @@ class Job:
         return dataclasses.replace(self.whole, parts=joined)
 
     def _publish(self, report: ConversionReport) -> ConversionReport:
-        """Move the complete archive to its target, in one step."""
+        """Move the complete archive to its target atomically."""
         draft, target = self.whole.path, self.target
         if not os.path.isdir(draft):
             raise ClusterError(
@@ -160,12 +160,12 @@ def _sum(tallies: Sequence[Tally]) -> Tally:
 
 
 def run(jobs: Sequence[Job], workers: WorkersLike, *, use_processes: bool, progress: bool) -> None:
-    """Make the archives of jobs, the largest first; each job gets its outcome.
+    """Run jobs, the largest first, and store the outcome of each.
 
     Parameters
     ----------
     jobs
-        Those that have an outcome already are left out.
+        Jobs that already have an outcome are skipped.
     workers, use_processes, progress
         As for :func:`scdl.convert_directory`.
     """
@@ -186,7 +186,7 @@ def run(jobs: Sequence[Job], workers: WorkersLike, *, use_processes: bool, progr
             for ended, outcome in started.completed(_INTERVAL):
                 job, done = running.pop(ended), done + ended.nbytes
                 if (following := job.end(ended, outcome)) is not None:
-                    # First, as a large file that is joined last would keep one worker busy alone.
+                    # Run next: if a large file were joined last, other workers would be idle.
                     ready.appendleft((job, following))
             bar.n = int(done + sum(task.nbytes * share for task, share in started.progress()))
             bar.refresh()

@@ -1,4 +1,4 @@
-"""Options that the conversions of many files share, and the choice of workers."""
+"""Common options of conversions of many files, and creation of workers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from storage_backends.compute import threads
 if TYPE_CHECKING:
     from distributed import Client
 
-#: What callers may give as workers.
+#: Types of the argument `workers`.
 WorkersLike: TypeAlias = "int | ProcessWorkers | Client | None"
 
 
 class DirectoryOptions(ConvertOptions, total=False):
-    """Options of a conversion, and how its work is divided; every key may be left out."""
+    """Options of a conversion and of the division of its work; all keys are optional."""
 
     backend: str | None
     neighbor_key: str | Sequence[str] | None
@@ -27,7 +27,7 @@ class DirectoryOptions(ConvertOptions, total=False):
 
 
 def settings_of(options: DirectoryOptions, call: Callable[..., Any]) -> tuple[Settings, int | None]:
-    """Settings of each conversion, and `split_bytes`.
+    """Split options into the settings of each conversion and `split_bytes`.
 
     Raises
     ------
@@ -43,12 +43,12 @@ def settings_of(options: DirectoryOptions, call: Callable[..., Any]) -> tuple[Se
 
 
 def n_workers(workers: WorkersLike) -> int:
-    """How many tasks run at the same time.
+    """Number of tasks that run at the same time.
 
     Raises
     ------
     OptionError
-        `workers` is not what it can be.
+        `workers` is not a positive integer or a Dask client.
     """
     if workers is None:
         return threads.n_threads()
@@ -65,7 +65,7 @@ def n_workers(workers: WorkersLike) -> int:
 
 
 def workers_of(workers: WorkersLike, n_tasks: int, *, use_processes: bool) -> Workers:
-    """Workers for so many tasks; 1 worker is the calling thread."""
+    """Create workers for `n_tasks` tasks; with 1 worker, tasks run in the calling thread."""
     if isinstance(workers, ProcessWorkers):
         return workers
     if workers is not None and not isinstance(workers, int):
@@ -74,6 +74,6 @@ def workers_of(workers: WorkersLike, n_tasks: int, *, use_processes: bool) -> Wo
         return DaskWorkers(workers)
     if n_workers(workers) == 1:
         return InProcess()
-    # Workers share the cores, so one without a task would waste its share.
+    # Workers share the cores, so a worker without a task would waste its share.
     n = max(1, min(n_workers(workers), n_tasks))
     return ProcessWorkers(n) if use_processes else ThreadWorkers(n)

@@ -1,8 +1,8 @@
-"""Tasks of a conversion: to write an archive, or a part of it that is joined with others.
+"""Tasks of a conversion: writing a part of the matrix, or writing the whole archive.
 
-A part holds rows of one matrix as they will be stored: decoded, sorted and cast. The task that
+A part contains rows of one matrix in their final form: decoded, sorted and cast. The task that
 joins the parts reads everything else (tables, graphs, dense vectors, other elements) from the
-sources, as a conversion in one task does, so that the result is the same.
+sources. The result is the same as that of a conversion in one task.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from scdl.sources.h5ad import H5adFile
 from scdl.sources.matrices import Bounds, Matrix
 from storage_backends import registry
 
-#: Share of the work on an archive that joining its parts takes, for the progress bar.
+#: Estimated share of the work that joining the parts takes, for the progress bar.
 JOINING = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The task that converts some rows of a source to an archive of their own.
+    """A task that converts a range of rows of a source to a temporary archive.
 
     Parameters
     ----------
     source, matrix
-        Path of the file, and name of the matrix.
+        Path of the file and name of the matrix.
     rows
         Half-open range of rows.
     path
-        Where the part goes.
+        Path of the part.
     caster
-        Converts values to the stored type.
+        Casts values to the stored dtype.
     options
-        ``block_values`` and ``block_rows``, where given.
+        ``block_values`` and ``block_rows``, if given.
     nbytes
-        Its share of the bytes of the file.
+        Share of the file size, for progress.
     """
 
     source: str
@@ -66,7 +66,7 @@ class Part:
         return (self.source,)
 
     def run(self, meter: Meter) -> Tally:
-        """Write the part, in place of one that a dead worker left."""
+        """Write the part; replace one that was left by a worker that died."""
 
         def open_rows(stack: ExitStack) -> list[Source]:
             return [_Rows(stack.enter_context(H5adFile(self.source, self.matrix)), self.rows)]
@@ -75,7 +75,7 @@ class Part:
         if self.caster.dtype.name not in DATA_DTYPES:
             # The default backend does not store signed integers.
             options, backend = {**options, "compression": "fast", "only_matrix": True}, "zarr"
-        # A caster records the largest rounding; parts that run in threads share this one.
+        # Copied because a caster records statistics, and parts in threads share this one.
         settings = Settings(backend, None, options, copy(self.caster))
         report = write_archive(open_rows, self.path, settings, meter, replace=True)
         return Tally(
@@ -85,23 +85,23 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """The task that writes an archive, from its sources or from the parts made of them.
+    """A task that writes an archive from its sources or from their converted parts.
 
     Parameters
     ----------
     sources
         Paths of the files.
     labels
-        Origin of each file, as the archive stores it.
+        Origin of each file, as stored in the archive.
     path
-        Where the archive goes.
+        Path of the archive.
     settings
-        Of the conversion.
+        Settings of the conversion.
     nbytes
-        Its share of the bytes of the files.
+        Share of the total file size, for progress.
     parts
-        For each source the paths of its parts in order, and the tally of their values; empty: there
-        are no parts.
+        For each source, the paths of its parts in order and the tally of their values. Empty if the
+        sources are not divided.
     """
 
     sources: tuple[str, ...]
@@ -112,7 +112,7 @@ class Whole:
     parts: tuple[tuple[tuple[str, ...], Tally], ...] = ()
 
     def run(self, meter: Meter) -> ConversionReport:
-        """Write the archive, in place of one that a dead worker left."""
+        """Write the archive; replace one that was left by a worker that died."""
         return write_archive(self._open, self.path, self.settings, meter, replace=True)
 
     def _open(self, stack: ExitStack) -> list[Source]:
@@ -129,25 +129,25 @@ class Whole:
 def parts_of(
     source: Source, path: str, most_bytes: float, caster: Caster, settings: Settings
 ) -> list[Part]:
-    """Divide a source into parts of about `most_bytes` at most, if rows can be read on their own.
+    """Divide a source into parts of about `most_bytes` each, if rows can be read separately.
 
     Parameters
     ----------
     source
         An h5ad file.
     path
-        Beginning of the paths of the parts.
+        Common prefix of the paths of the parts.
     most_bytes
-        Bytes of the file for each part.
+        Bytes of the file per part.
     caster
-        Converts values to the stored type.
+        Casts values to the stored dtype.
     settings
-        Of the conversion.
+        Settings of the conversion.
     """
     size = os.path.getsize(source.path)
     n = max(1, min(math.ceil(size / max(most_bytes, 1)), source.n_obs))
     if source.n_obs and source.matrix.part(0, source.n_obs - 1) is None:
-        # The matrix is sorted as a whole, so each part would sort all of it.
+        # Rows can only be read by sorting the whole matrix, which every part would repeat.
         n = 1
     edges = np.linspace(0, source.n_obs, n + 1).astype(np.int64).tolist()
     bounds: ConvertOptions = {}
@@ -170,7 +170,7 @@ def parts_of(
 
 
 class _Rows(Source):
-    """A range of rows of a source, with its matrix only."""
+    """A range of rows of a source; only its matrix."""
 
     def __init__(self, source: Source, rows: tuple[int, int]) -> None:
         matrix = source.matrix.part(*rows)
@@ -193,7 +193,7 @@ class _Joined(Matrix):
     """The rows of a matrix, read from its parts in order."""
 
     def __init__(self, whole: Matrix, paths: Sequence[str], stack: ExitStack) -> None:
-        # The stored type follows from the type in the source.
+        # Keep the dtype of the source, from which the stored dtype is derived.
         self.where, self.shape, self.dtype = whole.where, whole.shape, whole.dtype
         stores = [stack.enter_context(registry.open_archive(p)) for p in paths]
         n_obs = [store.spec("indptr").length - 1 for store in stores]

@@ -1,4 +1,4 @@
-"""The report on many files, and the errors and warnings of their conversion."""
+"""Report of the conversion of many files, with its errors and warnings."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from scdl.conversion.many.jobs import Job
 from scdl.conversion.options import ConversionReport
 from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
 
-#: How many failed files an error names.
+#: Number of failed files that an error lists.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class DirectoryReport:
-    """What became of many files.
+    """Report of the conversion of many files.
 
     Parameters
     ----------
     path
-        The directory of the archives.
+        Directory of the archives.
     archives
-        Of each file its archive, also if it was there before.
+        Archive of each file, including archives that existed before.
     reports
-        Of each file that was converted, what was written.
+        Report of each file that was converted.
     failed
-        Of each file that was not, why.
+        Error message of each file that could not be converted.
     seconds
-        Time it took.
+        Duration in seconds.
     """
 
     path: str
@@ -53,7 +53,7 @@ class DirectoryReport:
 
     @classmethod
     def of(cls, path: str, jobs: Sequence[Job], seconds: float) -> DirectoryReport:
-        """The report on jobs of one file each; gives the warnings of their tasks, too."""
+        """Create the report of jobs with one file each; also emits the warnings of their tasks."""
         reports, failed = {}, {}
         for job in jobs:
             (source,) = job.whole.sources
@@ -72,7 +72,7 @@ class DirectoryReport:
 
 
 def one_line(job: Job, message: str) -> str:
-    """A message in one line, with the target of a job in place of its draft."""
+    """Format a message as one line, with the draft path replaced by the target of the job."""
     return " ".join(message.replace(job.whole.path, job.target).split())
 
 
@@ -81,7 +81,7 @@ def _named(path: str, why: str) -> str:
 
 
 def failure(report: DirectoryReport, others: str) -> ConversionFailedError:
-    """The error for a report with failed files; `others` tells what became of the rest."""
+    """Create the error for a report with failed files; `others` describes the other files."""
     named = [_named(path, why) for path, why in list(report.failed.items())[:_NAMED]]
     more = len(report.failed) - len(named)
     named += [f"and {more} more"] * (more > 0)

@@ -1,7 +1,7 @@
 """Tasks and how they run: in a worker process, in a thread, or in the calling process.
 
-A worker process imports this module first, before it knows how many threads it may use. So the
-module imports neither NumPy nor anything that does.
+A worker process imports this module before the number of its threads is set. The module therefore
+must not import NumPy, directly or indirectly.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from storage_backends.compute import threads
 
 
 class Stopped(BaseException):
-    """Raised in the thread of a task that has to end early."""
+    """Raised in the thread of a task to cancel it."""
 
 
 class TaskMeter:
-    """The progress of a task, which the calling process reads.
+    """Progress of a task; the calling process reads it.
 
     Parameters
     ----------
     shares
-        Progress of several tasks, from 0 to 1; it may be in shared memory.
+        Progress of several tasks, from 0 to 1; may be in shared memory.
     slot
         Index of this task in `shares`.
     """
 
-    #: Set from another thread when the task has to end.
+    #: Set by another thread to cancel the task.
     stopped = False
 
     def __init__(self, shares: MutableSequence[float] | None = None, slot: int = 0) -> None:
@@ -48,12 +48,12 @@ class TaskMeter:
         return self._shares[self.slot]
 
     def reset(self, total: float | None = None) -> None:
-        """Begin, with the amount of work."""
+        """Start again with a total amount of work."""
         self._total, self._done = total or 0.0, 0.0
         self._shares[self.slot] = 0.0
 
     def update(self, n: float = 1) -> None:
-        """Add to the work that is done; raises :class:`Stopped` if the task has to end."""
+        """Add `n` to the completed work; raise :class:`Stopped` if the task was cancelled."""
         if self.stopped:
             raise Stopped
         self._done += n
@@ -61,7 +61,7 @@ class TaskMeter:
 
 
 class Task(Protocol):
-    """A piece of work on some files. It can be pickled, like its result, and may be run twice."""
+    """A piece of work on files. It and its result can be pickled, and it can be repeated."""
 
     @property
     def sources(self) -> tuple[str, ...]: ...
@@ -81,9 +81,9 @@ class Outcome(NamedTuple):
 
 
 def run_recorded(task: Task, meter: TaskMeter) -> Outcome:
-    """Run a task in the only thread that runs one, and record its warnings."""
+    """Run a task and record its warnings; no other thread may run a task at the same time."""
     with warnings.catch_warnings(record=True) as recorded:
-        # The filters of the calling process decide which of them are errors.
+        # Record all: the filters of the calling process decide which warnings are errors.
         warnings.simplefilter("always")
         value = task.run(meter)
     ours = (one for one in recorded if issubclass(one.category, ScdlWarning))
@@ -103,30 +103,30 @@ def begin(parent: Connection, shares: MutableSequence[float], n_threads: int) ->
     parent
         One end of a pipe; the process ends when the other end is closed.
     shares
-        Progress of the tasks.
+        Progress of all tasks, in shared memory.
     n_threads
-        Threads that the process may use.
+        Number of threads that the process may use.
     """
     global _shares
     _shares = shares
     threads.limit(n_threads)
     # Tasks do not use NumPy's BLAS, whose threads would spin while they wait for work.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # A terminal sends Ctrl-C to all processes; the parent ends its workers.
+    # A terminal sends Ctrl-C to all processes; the parent terminates its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    # What tasks need, so that the first one does not wait for it.
+    # Import what tasks need now, so that the first task does not wait for it.
     from scdl.conversion.many import parts  # noqa: F401
 
-    # The collector need not look through the modules with every task.
+    # Exclude the objects of imported modules from garbage collection.
     gc.freeze()
 
 
 def _end_with_parent(parent: Connection) -> None:
-    """End this process when the other end of a pipe is closed, also by the death of the parent.
+    """Exit when the other end of a pipe is closed, which includes the death of the parent.
 
-    Unfinished files need not be removed here: all are in a directory that the parent removes, or
-    the next conversion if the parent was killed.
+    Unfinished files need no cleanup here: they are in a directory that is removed by the parent, or
+    by the next conversion if the parent was killed.
     """
     parent.poll(None)
     os._exit(1)

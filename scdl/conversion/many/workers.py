@@ -1,6 +1,6 @@
-"""Where tasks run: in this process, in threads, or in a pool of processes.
+"""Workers that run tasks in this process, in threads, or in a pool of processes.
 
-All have the interface :class:`Workers`; :mod:`scdl.conversion.many.dask` has the one of a cluster.
+All implement :class:`Workers`; so does :mod:`scdl.conversion.many.dask` for a cluster.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 class Workers(ABC):
-    """Run tasks; a context manager that ends all of them when it is left.
+    """Run tasks; a context manager that stops all of them on exit.
 
     Parameters
     ----------
     n
-        How many tasks run at the same time.
+        Number of tasks that run at the same time.
     """
 
     def __init__(self, n: int) -> None:
@@ -47,25 +47,25 @@ class Workers(ABC):
 
     @property
     def is_full(self) -> bool:
-        """Whether no other task may start yet."""
+        """Whether `n` tasks are running, so that no other may start."""
         return len(self._running) >= self.n
 
     def start(self, task: Task, *, urgent: bool = False) -> None:
-        """Start a task; a cluster prefers urgent ones to those that wait."""
+        """Start a task; a cluster runs urgent tasks before others that wait."""
         meter = self._new_meter()
         self._running[self._submit(task, meter, urgent=urgent)] = task, meter
 
     def completed(self, timeout: float) -> list[tuple[Task, Outcome]]:
-        """Wait for a task to end, at most so many seconds; all that ended, with their outcomes."""
+        """Wait at most `timeout` seconds for tasks to end; return those with their outcomes."""
         return [(task, _outcome(f)) for f, (task, _) in self._completed(timeout)]
 
     def progress(self) -> list[tuple[Task, float]]:
-        """The tasks that run, with their progress from 0 to 1 where it is known."""
+        """The running tasks with their progress from 0 to 1, if known."""
         return [(task, meter.share) for task, meter in self._running.values()]
 
     @abstractmethod
     def stop(self) -> None:
-        """End the tasks; when this returns, none runs any more (but on a cluster)."""
+        """Stop all tasks; except on a cluster, none is running when this returns."""
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +90,7 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 
 class InProcess(Workers):
-    """Run tasks in the calling thread: each is done when it has been started."""
+    """Run tasks in the calling thread; starting a task runs it to its end."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -124,29 +124,29 @@ class ThreadWorkers(Workers):
 
 
 class ProcessWorkers(Workers):
-    """Run tasks in `n` processes of this machine, each with its share of the cores.
+    """Run tasks in `n` processes of this machine, each with a share of the cores.
 
-    When a process dies, its pool breaks, and all tasks that run there fail. Each of them then runs
-    once more, in a process of its own: the one whose process dies again is to blame.
+    When a process dies, its pool breaks and all its running tasks fail. Each of them is repeated in
+    a separate process; the task whose process dies again is reported as failed.
     """
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
-        # Cores that are left over stay idle; otherwise processes would compete for them.
+        # Rounded down: processes would otherwise compete for the remaining cores.
         self._n_threads = max(1, threads.n_threads() // n)
         self._shares = _SPAWN.RawArray("d", n)
         self._pool = self._new_pool(n)
         self._reruns: dict[Future[Outcome], _Pool] = {}
 
     def begin(self) -> None:
-        """Start the processes before there are tasks, so that they import what tasks need."""
+        """Start the processes before there are tasks, so that they can import modules."""
         for _ in range(self.n):
             self._pool.executor.submit(int)
 
     def completed(self, timeout: float) -> list[tuple[Task, Outcome]]:
         done = self._completed(timeout)
         if any(_is_broken(future) and future not in self._reruns for future, _ in done):
-            # Then the other tasks of the pool have ended too.
+            # A broken pool has ended its other tasks as well.
             self._pool.close()
             done += self._completed(0)
             self._pool = self._new_pool(self.n)
@@ -193,22 +193,22 @@ def _is_broken(future: Future[Outcome]) -> bool:
 
 
 class _Pool:
-    """A :class:`ProcessPoolExecutor` whose processes end with it, even in the middle of a task.
+    """A :class:`ProcessPoolExecutor` whose processes end with it, even during a task.
 
-    Processes are spawned: a fork may wait for ever for locks of threads that it does not have.
+    Processes are spawned: a forked one could deadlock on locks held by threads of the parent.
     """
 
     def __init__(self, n: int, shares: MutableSequence[float], n_threads: int) -> None:
-        # Processes end when the writer is closed, also by the death of this process.
+        # Processes exit when the writer is closed, which includes the death of this process.
         self._reader, self._writer = _SPAWN.Pipe(duplex=False)
         setting = self._reader, shares, n_threads
         self.executor = ProcessPoolExecutor(n, _SPAWN, begin, setting)
 
     def submit(self, task: Task, slot: int) -> Future[Outcome]:
-        """Run a task in a process; the future fails where the pool is broken already."""
+        """Run a task in a process; the future has an error if the pool is already broken."""
         try:
             future = self.executor.submit(run_in_process, task, slot)
-            # If that started a process, the executor watches it from the next call on.
+            # If that started a process, the executor monitors it only from the next call on.
             self.executor.submit(int)
             return future
         except BrokenExecutor as error:
@@ -217,7 +217,7 @@ class _Pool:
             return failed
 
     def close(self) -> None:
-        """End the processes, and return when none is left."""
+        """Terminate the processes and wait until all have ended."""
         self._writer.close()
         self.executor.shutdown(cancel_futures=True)
         self._reader.close()
