@@ -1,1 +1,1 @@
-"""What an archive consists of: names, rows, feature tables, graphs."""
+"""Parts of an archive: schema, rows, feature tables and graphs."""

@@ -216,13 +216,13 @@ def without_duplicates(rows: SparseRows) -> SparseRows:
     first[rows.indptr[:-1][rows.indptr[:-1] < len(first)]] = True
     if first.all():
         return rows
-    kept = np.flatnonzero(first)
+    starts = np.flatnonzero(first)
     kind = rows.data.dtype.kind
     wide = np.dtype({"u": "u8", "i": "i8", "b": "u8"}[kind]) if kind in "uib" else None
     wide = wide or np.result_type(rows.data.dtype, np.float32)
-    data = np.add.reduceat(rows.data.astype(wide), kept)
+    data = np.add.reduceat(rows.data.astype(wide), starts)
     indptr = np.concatenate([[0], np.cumsum(first)])[rows.indptr]
-    return SparseRows(data != 0 if kind == "b" else data, rows.indices[kept], indptr)
+    return SparseRows(data != 0 if kind == "b" else data, rows.indices[starts], indptr)
 
 
 def clean(

@@ -44,18 +44,18 @@ def elements_of(store: ArrayStore) -> dict[str, Element]:
     layer may be called ``data``.
     """
     graphs = (n.removeprefix("graphs/").rpartition("/")[0] for n in store.arrays if _of_graph(n))
-    found = {f"obsp/{key}": Element(Kind.GRAPH, graph_array(key, "")) for key in graphs}
+    elements = {f"obsp/{key}": Element(Kind.GRAPH, graph_array(key, "")) for key in graphs}
     for name in store.sparse:
         if not _of_graph(name):
-            found[name] = Element(Kind.SPARSE, f"{name}/")
-    prefixes = ["", *(element.array for element in found.values())]
+            elements[name] = Element(Kind.SPARSE, f"{name}/")
+    prefixes = ["", *(element.array for element in elements.values())]
     parts = {prefix + part for prefix in prefixes for part in MATRIX}
     for name in store.arrays:
         if name not in parts and not _of_graph(name):
-            found[name] = Element(Kind.DENSE, name)
+            elements[name] = Element(Kind.DENSE, name)
     for name in store.elements:
-        found.setdefault(name, Element(Kind.OTHER))
-    return found
+        elements.setdefault(name, Element(Kind.OTHER))
+    return elements
 
 
 def _of_graph(name: str) -> bool:

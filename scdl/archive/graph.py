@@ -151,9 +151,9 @@ class NeighborGraph:
         np.cumsum(stops - starts, out=indptr[1:])
 
         def weights() -> NDArray[Any]:
-            found = np.empty(int(indptr[-1]), self._store.spec(self._prefix + DATA).dtype)
-            self._store.read_ranges(self._prefix + DATA, starts, stops, found)
-            return found
+            values = np.empty(int(indptr[-1]), self._store.spec(self._prefix + DATA).dtype)
+            self._store.read_ranges(self._prefix + DATA, starts, stops, values)
+            return values
 
         chosen, bad = choose(self._strategy, indptr, draws, weights)
         if bad >= 0:

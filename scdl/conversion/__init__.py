@@ -1,1 +1,1 @@
-"""Sources to an archive, archives to AnnData."""
+"""Conversion of sources to archives, and of archives to AnnData."""

@@ -130,19 +130,19 @@ def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     """A caster that keeps the values of all archives exactly, if the writer supports the dtype."""
     common = common_dtype((store.path, store.spec(DATA).dtype) for store in stores)
     if common.kind == "i" and not writer.keeps_elements:
-        # Such archives have no integers with a sign; what is negative is an error.
+        # These archives do not store signed integers; the caster raises for negative values.
         return Caster(f"u{common}")
     return Caster.keeping(common)
 
 
 def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
-    """Arrays of the dense vectors that all archives with cells have in one dtype and width."""
+    """Names of dense vectors that all archives with cells have with the same dtype and width."""
     found = {key: None for store in stores for key in dense_vectors(store)}
     shapes = {
         name: {
             (spec.dtype, spec.item_shape) if spec is not None else None
             for store, info in zip(stores, infos, strict=True)
-            # One without cells lacks nothing.
+            # Archives without cells may lack the vectors.
             if (spec := store.arrays.get(name)) is not None or info.n_obs
         }
         for name in map(obsm_array, found)

@@ -1,5 +1,5 @@
-"""Compiled loops over plain arrays, each beside the NumPy form it is tested against.
+"""Compiled loops over plain arrays, each with a NumPy version against which it is tested.
 
-All release the GIL and are cached on disk. They know nothing of archives or torch, and never write
-outside their output, whatever the column ids are.
+All kernels release the GIL and are cached on disk. They do not depend on archives or torch, and
+never write out of bounds, whatever the column ids are.
 """

@@ -1,4 +1,4 @@
-"""Random choice of entries, by weight or of all alike."""
+"""Random choice of entries, weighted or uniform."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def sample_rows(
     chosen: NDArray[np.int64],
     chosen_indptr: NDArray[np.int64],
 ) -> None:
-    """Draw at most so many entries of each row, each as likely as another, in rising order.
+    """Sample at most `most` entries of each row uniformly without replacement, in order.
 
-    Selection sampling: D. Knuth, The Art of Computer Programming 2, algorithm 3.4.2 S. The numbers
-    are those of :func:`scdl.kernels.hashing.hashed`.
+    Selection sampling: D. Knuth, The Art of Computer Programming 2, algorithm 3.4.2 S. Random
+    numbers are computed as in :func:`scdl.kernels.hashing.hashed`.
 
     Parameters
     ----------
     indptr
-        n + 1 offsets from 0.
+        n + 1 offsets, starting at 0.
     most
-        Entries of a row that are kept.
+        Largest number of entries to sample from a row.
     key
-        What the draws depend on, besides the number of the row and of the entry.
+        Random seed; draws depend on it and on the numbers of the row and the entry.
     chosen
-        Output: the entries, as many as are kept.
+        Output: positions of the sampled entries.
     chosen_indptr
         Output: n + 1 offsets into `chosen`.
     """
@@ -72,17 +72,17 @@ def sample_rows_numpy(
 ) -> None:
     """The same as :func:`sample_rows` in NumPy."""
     keys = hashing.hashed(np.arange(len(indptr) - 1), int(key))
-    kept: list[int] = []
+    sampled: list[int] = []
     chosen_indptr[0] = 0
     for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
         draws = hashing.uniform(hashing.hashed(np.arange(stop - start), int(keys[row])))
         wanted = min(stop - start, most)
         for k, drawn in enumerate(draws.tolist()):
             if drawn * (stop - start - k) < wanted:
-                kept.append(start + k)
+                sampled.append(start + k)
                 wanted -= 1
-        chosen_indptr[row + 1] = len(kept)
-    chosen[: len(kept)] = kept
+        chosen_indptr[row + 1] = len(sampled)
+    chosen[: len(sampled)] = sampled
 
 
 @kernel
@@ -92,18 +92,18 @@ def choose_by_weight(
     draws: NDArray[np.float64],
     chosen: NDArray[np.int64],
 ) -> int:
-    """Choose entries of rows in proportion to their weights.
+    """Choose entries of rows with probabilities proportional to their weights.
 
     Parameters
     ----------
     weights
-        Weights of the entries of all rows, one row after the other.
+        Concatenated weights of the entries of all rows.
     indptr
-        n + 1 offsets from 0.
+        n + 1 offsets, starting at 0.
     draws
-        n x k numbers in [0, 1), each of which chooses one entry of its row.
+        n x k random numbers in [0, 1), one per chosen entry.
     chosen
-        Output, n x k: position of the entry within its row; -1 where no weight is above 0.
+        Output, n x k: position of the entry within its row; -1 if no weight is positive.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def choose_by_weight(
             total += weight
             ends[j] = total
         for i in range(draws.shape[1]):
-            # Rounding may reach the total itself, behind which only weights of zero can stand.
+            # Rounding may make `drawn` equal to the total; `last` is then the correct entry.
             drawn = draws[row, i] * total
             chosen[row, i] = min(np.searchsorted(ends[:n], drawn, side="right"), last)
     return -1
@@ -147,6 +147,6 @@ def choose_by_weight_numpy(
         ends = np.cumsum(weights[start:stop], dtype=np.float64)
         last = np.flatnonzero(weights[start:stop] > 0)[-1:]
         drawn = draws[row] * (ends[-1] if len(ends) else 0.0)
-        found = np.searchsorted(ends, drawn, side="right")
-        chosen[row] = np.minimum(found, last[0] if len(last) else -1)
+        positions = np.searchsorted(ends, drawn, side="right")
+        chosen[row] = np.minimum(positions, last[0] if len(last) else -1)
     return -1

@@ -1,4 +1,4 @@
-"""Values of rows put into dense arrays, added up and scaled."""
+"""Conversion of rows to dense arrays, and sums and scaling of rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scdl.kernels.order import OUT_OF_RANGE as OUT_OF_RANGE
 from storage_backends.compute.jit import kernel
 
-#: Returned where a dtype does not hold a sum.
+#: Returned if the dtype of the output cannot represent a sum.
 OVERFLOW = -2
 
 
@@ -23,35 +23,35 @@ def fill_dense(
     whole: bool,
     out: NDArray[Any],
 ) -> int:
-    """Write the rows to `out` of n x n_vars, zeros included.
+    """Convert rows to the dense array `out` of shape (n, n_vars).
 
-    Values of a column that comes twice in a row are added.
+    Values of a column that is repeated in a row are summed.
 
     Parameters
     ----------
     data, indices, indptr
         Rows in compressed sparse row form.
     whole
-        Whether `out` holds integers, so that sums may overflow.
+        Whether `out` has an integer dtype, so that sums may overflow.
     out
-        Output, of a dtype that holds every value.
+        Output, of a dtype that can represent every value.
 
     Returns
     -------
     int
-        0; :data:`OUT_OF_RANGE` for a column outside; :data:`OVERFLOW` where `out` does not hold a
-        sum.
+        0, :data:`OUT_OF_RANGE` for a column id out of range, or :data:`OVERFLOW` if `out` cannot
+        represent a sum.
     """
     n_vars = out.shape[1]
     for row in range(len(indptr) - 1):
         target = out[row]
-        # A row is still in the core's cache when its values are written.
+        # Zeroing row by row keeps the row in the cache while its values are written.
         target[:] = 0
         for k in range(indptr[row], indptr[row + 1]):
             column = np.int64(indices[k])
             if column < 0 or column >= n_vars:
                 return OUT_OF_RANGE
-            # To add to zero would lose the sign of another zero.
+            # Adding to 0.0 would lose the sign of -0.0.
             before = target[column]
             target[column] = data[k] if before == 0 else before + data[k]
             if whole and before != 0 and (target[column] < before) != (data[k] < 0):
@@ -73,7 +73,7 @@ def fill_dense_numpy(
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     places = rows, indices.astype(np.int64)
     if whole:
-        # As Python numbers, which do not overflow.
+        # Sum as Python integers, which do not overflow.
         sums = np.zeros(out.shape, object)
         np.add.at(sums, places, data.astype(object))
         limits = np.iinfo(out.dtype)
@@ -89,8 +89,8 @@ def fill_dense_numpy(
 
 @kernel
 def sum_values(values: Any, n: int) -> float:
-    """The sum of the first values of an array, or of those at a pointer."""
-    # Four sums, since an addition takes four cycles and each waits for the one before it.
+    """Sum the first `n` values of an array or pointer."""
+    # Four independent sums hide the latency of floating-point addition, about four cycles.
     a, b, c, d = 0.0, 0.0, 0.0, 0.0
     whole = n - n % 4
     for k in range(0, whole, 4):
@@ -125,7 +125,7 @@ def scale_rows(
     target: float,
     out: NDArray[Any],
 ) -> None:
-    """Scale the values of each row by `target` over its total; rows whose total is 0 stay."""
+    """Multiply each row by `target` divided by its total; rows with a total of 0 are copied."""
     for row in range(len(indptr) - 1):
         values = data[indptr[row] : indptr[row + 1]]
         scaled = out[indptr[row] : indptr[row + 1]]
@@ -155,17 +155,18 @@ def fill_padded(
     values: NDArray[Any],
     genes: NDArray[np.int64],
 ) -> None:
-    """Write the values of each row and their columns to the front of rows of a fixed length.
+    """Write the values and columns of each row to the start of rows of a fixed length.
 
     Parameters
     ----------
     data, indices, indptr
         Rows in compressed sparse row form.
     keys
-        One a stored value: those with the least come first, equal ones in the order they have.
-        None of them: values stay in the order they have.
+        Sort key of each stored value; values of a row are written in ascending order of their keys
+        (stable). If empty, the stored order is kept.
     values, genes
-        Outputs of rows x length, which hold the padding; what does not fit is left out.
+        Outputs of shape (rows, length), already filled with the padding. Values that do not fit are
+        left out.
     """
     length = values.shape[1]
     for row in range(len(indptr) - 1):

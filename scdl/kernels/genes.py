@@ -1,8 +1,8 @@
-"""Copying rows that lie anywhere in memory into one batch, also into another gene space.
+"""Copying rows from memory addresses into one batch while mapping them to a gene space.
 
-Rows of several archives come from several mappings. Kernels take them by address, so that one call
-serves all archives of a batch and rows are written in the order of the batch: what a gene space
-leaves out is then closed up on the way, without a second pass.
+Rows of several archives come from several memory mappings. The kernels take addresses, so that one
+call handles all archives of a batch and writes rows in the order of the batch. Genes outside the
+gene space are dropped during the copy, without a second pass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from scdl.kernels.rows import array_at, pointer_in, pointer_to
 from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
 from storage_backends.compute.rowsort import count_bits
 
-#: Returned where a column id is not below the number of genes of its block.
+#: Returned if a column id is out of range for its feature block.
 OUT_OF_RANGE = -1
-#: Returned where a row has two values of one gene.
+#: Returned if a row has two values of the same gene.
 REPEATED = -2
-#: Of a gene, its bit in a word, and its word.
+#: Constants to compute the bit and the word of a gene in a bitmap.
 _ONE, _LOW, _HIGH = np.uint64(1), np.uint64(63), np.uint64(6)
 
 
@@ -30,11 +30,11 @@ _ONE, _LOW, _HIGH = np.uint64(1), np.uint64(63), np.uint64(6)
 def map_values(
     ids: Any, values: Any, start: int, stop: int, table: Any, out_ids: Any, out: Any, at: int
 ) -> int:
-    """Copy values with the new genes of their ids, see :func:`~scdl.kernels.lanes.map_lanes`."""
+    """Copy values and map their ids to genes; see :func:`~scdl.kernels.lanes.map_lanes`."""
     kept = np.uint64(at)
     for k in range(start, stop):
         new = table[np.uint64(ids[k])]
-        # Written in any case, and over again by the next one if it is not kept.
+        # Always written, without a branch; overwritten by the next value if not kept.
         out[kept] = values[k]
         out_ids[kept] = new
         kept += np.uint64(new >= 0)
@@ -62,10 +62,10 @@ def _map_row(
     out_indices: NDArray[Any],
     place: int,
 ) -> int:
-    """Copy a row into another gene space, and fetch the next one, see :func:`map_rows`.
+    """Copy one row for :func:`map_rows`, and prefetch the next row.
 
-    What is kept goes to the outputs from `place` on, where there is room for all of the row.
-    Returns how many that are, or :data:`OUT_OF_RANGE`.
+    The output starts at `place` and must have room for the whole row. Returns the number of values
+    that were kept, or :data:`OUT_OF_RANGE`.
     """
     length, first = rows[i, 2], bounds[rows[i, 3]]
     values, ids = pointer_to(rows[i, 0], out_data), pointer_to(rows[i, 1], like)
@@ -78,7 +78,7 @@ def _map_row(
     next_ids, id_bytes = rows[following, 1], rows[following, 2] * like.itemsize
     kept, whole, fetched = 0, length - length % LANES, 0
     for k in range(0, whole, LANES):
-        # In step with what is used up: a core can wait for some lines only at a time.
+        # Prefetch gradually: a core supports only a limited number of outstanding cache lines.
         fetch_line(next_values + min(fetched, value_bytes))
         fetch_line(next_ids + min(fetched, id_bytes))
         fetched += LINE
@@ -97,22 +97,22 @@ def map_rows(
     out_data: NDArray[Any],
     out_indices: NDArray[Any],
 ) -> int:
-    """Copy rows one after the other into another gene space, in the order that they have.
+    """Copy rows into another gene space, keeping the order of their values.
 
     Parameters
     ----------
     rows
-        n x 4: address of the values of each row, address of its column ids, how many there are,
-        which becomes how many are kept, and its table in `lookup`.
+        n x 4: address of the values of each row, address of its column ids, number of values
+        (replaced by the number of kept values), and index of its table in `lookup`.
     lookup
-        Tables one after the other: of each gene its place in the gene space, -1 where it has none.
+        Concatenated lookup tables: position of each gene in the gene space, -1 if not included.
     bounds
-        Where each table begins, and the end of the last.
+        Offsets of the tables and the end of the last.
     like
-        Any array of the dtype that the column ids have.
+        Any array with the dtype of the column ids.
     out_data, out_indices
-        As long as all rows; `out_data` has the dtype of the values. What is left out leaves room
-        at their ends.
+        Outputs with room for all values of all rows; `out_data` has the dtype of the values. If
+        genes are left out, the ends of the outputs are unused.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def map_rows(
 
 @kernel
 def _all_below(ids: Any, length: int, n: int) -> bool:
-    """Whether all ids are below a number; asked before, so that loops over them are tight."""
+    """Whether all ids are in ``[0, n)``; checked first so that later loops need no checks."""
     if length == 0:
         return True
     least, most = ids[0], ids[0]
@@ -174,18 +174,18 @@ def map_rows_sorted(
     out_indices: NDArray[Any],
     n_columns: int,
 ) -> int:
-    """As :func:`map_rows`, with the genes of each row in rising order.
+    """Like :func:`map_rows`, but sort the genes of each row.
 
     Parameters
     ----------
     n_columns
-        Genes of the gene space.
+        Number of genes in the gene space.
 
     Returns
     -------
     int
-        0, :data:`OUT_OF_RANGE`, or :data:`REPEATED` where a row has two values of one gene; then
-        `rows` and the output are not to be used.
+        0, :data:`OUT_OF_RANGE`, or :data:`REPEATED` if a row has two values of the same gene.
+        Unless it is 0, the contents of `rows` and the outputs are undefined.
     """
     longest = rows[:, 2].max() if len(rows) else 0
     values, genes = np.empty(longest, out_data.dtype), np.empty(longest, np.int32)
@@ -215,9 +215,9 @@ def map_rows_sorted(
 def _mark(
     genes: NDArray[np.int32], n: int, seen: NDArray[np.uint64], before: NDArray[np.int64]
 ) -> bool:
-    """Set a bit for each gene and count those before each word; whether each gene is there once.
+    """Set the bit of each gene and count the bits before each word; whether genes are unique.
 
-    The place of a gene is the number of bits below its own.
+    The sorted position of a gene is the number of bits below its own.
     """
     for k in range(n):
         gene = np.uint64(genes[k])

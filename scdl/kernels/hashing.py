@@ -1,7 +1,7 @@
-"""Numbers that look random, computed from positions: the same for the same, in any order.
+"""Counter-based pseudorandom numbers: each depends only on a position and a key.
 
-Source of the permutations: a Feistel network over two digits of a position, walked until it falls
-into range (J. Black and P. Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+Permutations use a Feistel network over two digits of a position with cycle walking until the result
+is in range (J. Black and P. Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.int64]
 
-#: Rounds of a network over a few positions, and over many.
+#: Rounds of the Feistel network for up to `_FEW` positions, and for more.
 _ROUNDS = 16, 6
 _FEW = 100
 _MASK64 = (1 << 64) - 1
@@ -22,8 +22,8 @@ GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 
 
 def mixed(*parts: int) -> int:
-    """One number of 64 bits for several, each of which changes all of it."""
-    # As `hashed`, of Python's numbers: arrays of one number take ten times as long.
+    """Hash several integers to one of 64 bits."""
+    # Like `hashed`, with Python integers: arrays of one element take ten times as long.
     key = 0
     for part in parts:
         x = ((key ^ int(part)) + GOLDEN) & _MASK64
@@ -34,7 +34,7 @@ def mixed(*parts: int) -> int:
 
 
 def hashed(at: Numbers, key: int) -> NDArray[np.uint64]:
-    """Each number spread over 64 bits; the source is splitmix64 (Steele et al., 2014)."""
+    """Hash each number to 64 bits with splitmix64 (Steele et al., 2014)."""
     x = (at.view(np.uint64) ^ np.uint64(key)) + np.uint64(GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(FIRST)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(SECOND)
@@ -42,18 +42,18 @@ def hashed(at: Numbers, key: int) -> NDArray[np.uint64]:
 
 
 def uniform(x: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Numbers in [0, 1)."""
+    """Convert 64-bit numbers to floats in [0, 1)."""
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def below(key: int, n: int) -> int:
-    """A number below `n` for one of 64 bits."""
+    """Scale a 64-bit number to ``[0, n)``."""
     return key * n >> 64
 
 
 def permuted(at: Numbers, n: int, key: int) -> Numbers:
-    """Where a permutation of ``range(n)`` takes positions below `n`."""
-    # Two digits, of which one after the other is shifted by what the other one says.
+    """Apply a pseudorandom permutation of ``range(n)`` to positions."""
+    # A position has two digits; rounds alternately shift one by a function of the other.
     high, low = (np.uint64(digits) for digits in _factors(n))
     keys = [np.uint64(mixed(key, i)) for i in range(_ROUNDS[n > _FEW])]
 
@@ -74,20 +74,20 @@ def permuted(at: Numbers, n: int, key: int) -> Numbers:
 
 
 def _factors(n: int) -> tuple[int, int]:
-    """Two numbers of about one size, whose product is hardly larger than `n`."""
+    """Two factors of similar size whose product is at least `n`, and not much larger."""
     low = max(math.isqrt(max(n - 1, 0)) + 1, 2)
     return max(-(-n // low), 1), low
 
 
 def _shifted(x: NDArray[np.uint64], by: NDArray[np.uint64], n: np.uint64) -> NDArray[np.uint64]:
-    """``(x + by) % n`` of numbers below `n`; what is below zero becomes large."""
+    """``(x + by) % n`` for numbers below `n`; uses that unsigned differences wrap around."""
     by += x
     np.minimum(by, by - n, out=by)
     return by
 
 
 def _stir(x: NDArray[np.uint64], key: np.uint64, n: np.uint64) -> NDArray[np.uint64]:
-    """Numbers below `n`, under 2**32, that depend on all bits of others and of a key."""
+    """Hash numbers and a key to numbers below `n`, which must be less than 2**32."""
     x = x ^ key
     x *= np.uint64(FIRST)
     x ^= x >> np.uint64(32)
@@ -99,6 +99,6 @@ def _stir(x: NDArray[np.uint64], key: np.uint64, n: np.uint64) -> NDArray[np.uin
 
 
 def draws(at: Numbers, k: int, seed: int, epoch: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) for positions, n x k, whichever of them are asked for together."""
+    """Random numbers in [0, 1), n x k; each row depends only on its position, seed and epoch."""
     numbers = at[:, None] * k + np.arange(k)
     return uniform(hashed(numbers, mixed(seed, epoch, 5)))

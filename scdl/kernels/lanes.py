@@ -1,7 +1,7 @@
-"""Mapping values to a gene space, which may lack their genes, many at once, in machine code.
+"""SIMD kernel that maps values to a gene space and drops genes outside it.
 
-Source: LLVM language reference, ``llvm.experimental.vector.compress``; where a processor has
-AVX-512 this is an instruction.
+Source: LLVM language reference, ``llvm.experimental.vector.compress``, which is a single
+instruction on processors with AVX-512.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from numba import types
 
 from storage_backends.compute.jit import intrinsic, target_has
 
-#: Numbers that are taken at once.
+#: Number of values processed at a time.
 LANES = 16
-#: Whether the compiler knows how to close up, and the processor has an instruction for it.
+#: Whether LLVM supports vector.compress, and whether the processor has an instruction for it.
 IS_KNOWN = binding.llvm_version_info >= (19,)
 IS_FAST = IS_KNOWN and target_has("avx512f")
 
@@ -28,12 +28,12 @@ _NAME = f"llvm.experimental.vector.compress.v{LANES}i32"
 def map_lanes(
     typingctx: Any, ids: Any, values: Any, start: Any, table: Any, out_ids: Any, out: Any, at: Any
 ) -> Any:
-    """Copy :data:`LANES` values, from `start` on, with the new genes of their ids.
+    """Copy :data:`LANES` values from position `start` and map their ids to genes.
 
-    All but the positions are pointers: `table` has the new gene of each id, negative where there
-    is none; such values are left out. As many genes and values as there are lanes are written,
-    from `at` of `out_ids` and `out` on; behind those that are kept they mean nothing. Returns how
-    many were kept.
+    All arguments except `start` and `at` are pointers. `table` has the gene of each id; values with
+    a negative gene are left out. :data:`LANES` genes and values are always written to `out_ids` and
+    `out` from position `at`; those after the kept ones are undefined. Returns the number of kept
+    values.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -54,7 +54,7 @@ def map_lanes(
 
 
 def _looked_up(builder: Any, table: Any, ids: Any) -> Any:
-    """New genes of the ids, one by one: the processor's instruction for it takes longer."""
+    """Look up the genes of ids one by one, which is faster than a gather instruction."""
     genes = ir.Constant(_WORDS, ir.Undefined)
     for lane in range(LANES):
         number = builder.load(builder.gep(ids, [ir.IntType(32)(lane)]))
@@ -75,12 +75,12 @@ def _store(builder: Any, vector: Any, pointer: Any) -> None:
 
 
 def _nbytes(vector_type: Any) -> int:
-    """Bytes of a number, at a multiple of which vectors of it are."""
+    """Size of an element in bytes, used as the alignment of loads and stores."""
     return int(vector_type.element.width) // 8
 
 
 def _closed(builder: Any, vector: Any, kept: Any) -> Any:
-    """By way of 32 bits: other widths some compilers do not know, and end the process."""
+    """Compress a vector through 32-bit elements: other widths crash some LLVM versions."""
     kind = vector.type
     if kind.element.width > 32:
         half = ir.Constant(kind, [32] * LANES)
@@ -99,7 +99,7 @@ def _closed(builder: Any, vector: Any, kept: Any) -> Any:
 
 
 def _resized(builder: Any, vector: Any, kind: Any) -> Any:
-    """The same numbers, none of which is negative if they become wider, in another type."""
+    """Convert to another integer width; numbers must not be negative when widened."""
     if kind.element.width == vector.type.element.width:
         return vector
     wider = kind.element.width > vector.type.element.width

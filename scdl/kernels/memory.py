@@ -1,8 +1,8 @@
-"""Arrays whose memory is used again.
+"""Arrays whose memory is reused.
 
-The system clears every page of new memory, and a core fetches it, which takes longer than to gather
-cells into memory that was used a moment ago. Memory of an array comes back when the last array or
-tensor that looks at it is gone, and is given out again, the last first.
+The operating system zeroes every page of new memory, which takes longer than gathering cells into
+recently used memory. The memory of an array is returned to a pool when the last array or tensor
+that refers to it is deleted. Recently returned memory is reused first.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-#: Arrays of less are left to the allocator, which uses their memory again itself.
+#: Smaller arrays use the regular allocator, which reuses their memory itself.
 _LEAST = 1 << 17
-#: Bytes, and an eighth to a quarter of an array, in which memory is had, so that arrays of about
-#: one size can share it; what is not written to takes none.
+#: Smallest granularity of allocations in bytes; larger arrays use an eighth to a quarter of their
+#: size. Arrays of similar size can then share memory; pages that are not written take none.
 _STEP = 1 << 19
-#: Bytes that are kept for arrays to come.
+#: Largest number of idle bytes to keep for reuse.
 _MOST_IDLE = 512 << 20
 
 _idle: list[NDArray[np.uint8]] = []
@@ -29,7 +29,7 @@ _lock = threading.Lock()
 
 
 def _unlock() -> None:
-    """Let a child not wait for a thread that it did not inherit."""
+    """Replace the lock after a fork: a thread that the child lacks may have held it."""
     global _lock
     _lock = threading.Lock()
 
@@ -39,20 +39,20 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Memory(np.ndarray[Any, np.dtype[np.uint8]]):
-    """What is lent; of a type of its own, as NumPy lets views of one type look past each other."""
+    """Pooled memory; a separate type, since NumPy collapses chains of views of the same type."""
 
 
 class _Loan(np.ndarray[Any, np.dtype[np.uint8]]):
-    """A view of memory that is given back when nothing refers to it any more."""
+    """A view of pooled memory, which is returned to the pool when the view is deleted."""
 
     def __del__(self, give_back: Callable[[Any], None] = _idle.append) -> None:
-        # Appending needs no lock, which a finalizer could not wait for. At the end of the process
-        # the names of this module may be gone already, not what it holds.
+        # Appending needs no lock, for which a finalizer must not wait. The default argument keeps
+        # the list alive at interpreter exit, when names of this module may already be cleared.
         give_back(self.base)
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """As ``numpy.empty``."""
+    """Like ``numpy.empty``, but large arrays reuse memory."""
     dtype = np.dtype(dtype)
     n_bytes = (shape if isinstance(shape, int) else math.prod(shape)) * dtype.itemsize
     if n_bytes < _LEAST:
@@ -65,8 +65,8 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 
 def _found(n_bytes: int) -> NDArray[np.uint8] | None:
-    """Idle memory that is not much larger, if there is some."""
-    # Not waited for: who holds it may be collecting garbage, and end the thread that asks here.
+    """Take idle memory that is large enough and not much larger; None if there is none."""
+    # Never wait: the holder may be running garbage collection, which may join this thread.
     if not _lock.acquire(blocking=False):
         return None
     try:
@@ -81,10 +81,10 @@ def _found(n_bytes: int) -> NDArray[np.uint8] | None:
 
 
 def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An uninitialised array whose memory the next array of about its size can take over.
+    """An uninitialised array whose memory the allocator can reuse for arrays of similar size.
 
-    Blocks differ a little in size. Allocated as they are, they fragment the heap, which then grows
-    with the length of the file; rounded up they fit into each other's place.
+    Blocks of a file differ slightly in size. Exact allocations would fragment the heap, which would
+    grow with the length of the file. Sizes are therefore rounded up to powers of two.
     """
     items = math.prod(shape)
     rounded = 1 << max(items - 1, 0).bit_length()

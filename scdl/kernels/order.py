@@ -1,4 +1,4 @@
-"""Whether genes of cells are in order, and their order."""
+"""Checking and computing the order of column ids within rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
 
-#: Returned in place of a count where a column id is not below the number of columns.
+#: Returned instead of a count if a column id is out of range.
 OUT_OF_RANGE = -1
 
-# Position of the only bit set in a word, by De Bruijn's sequence.
+# De Bruijn sequence and table to find the position of the only set bit of a word.
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _BIT_POSITION = np.zeros(64, np.uint8)
 for _bit in range(64):
@@ -28,18 +28,18 @@ def row_order(
     Parameters
     ----------
     indptr
-        n + 1 offsets from 0.
+        n + 1 offsets, starting at 0.
     indices
-        Column ids, any unsigned type.
+        Column ids, of any unsigned dtype.
     n_vars
-        Columns.
+        Number of columns.
     order
-        Output, as long as `indices`: ``indices[order]`` is sorted within rows.
+        Output of the length of `indices`: ``indices[order]`` is sorted within rows.
 
     Returns
     -------
     int
-        Rows that were not in order, or :data:`OUT_OF_RANGE`.
+        Number of rows that were not sorted, or :data:`OUT_OF_RANGE`.
     """
     seen = np.zeros((n_vars + 63) // 64, np.uint64)
     where = np.empty(n_vars, np.int64)
@@ -50,7 +50,7 @@ def row_order(
         previous = np.int64(-1)
         for k in range(start, stop):
             column = np.int64(indices[k])
-            # The largest uint64 would be negative.
+            # Large uint64 values become negative as int64.
             if column < 0 or column >= n_vars:
                 return OUT_OF_RANGE
             if column < previous:
@@ -60,7 +60,7 @@ def row_order(
         if in_order:
             continue
         n_unsorted += 1
-        # One bit a column; reading the set bits back in order sorts without comparing.
+        # One bit per column; reading the set bits in order sorts without comparisons.
         repeated = False
         for k in range(start, stop):
             column = np.int64(indices[k])
@@ -98,23 +98,23 @@ def row_order_numpy(
 
 @kernel
 def misplaced(indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rises: bool) -> int:
-    """The first id that is where it must not be.
+    """Find the first id that is out of range or out of order.
 
     Parameters
     ----------
     indices
-        Ids of some rows, any integer type.
+        Ids of rows, of any integer dtype.
     indptr
-        Offsets of the rows, rising from 0 to the number of ids.
+        Non-decreasing offsets of the rows, from 0 to the number of ids.
     below
-        Ids are less, and at least 0.
+        Ids must be in ``[0, below)``.
     rises
-        Whether each is greater than the one before it in its row.
+        Whether ids must be strictly increasing within each row.
 
     Returns
     -------
     int
-        Its position, or -1.
+        Position of the id, or -1.
     """
     for row in range(len(indptr) - 1):
         start, stop = indptr[row], indptr[row + 1]
@@ -125,7 +125,7 @@ def misplaced(indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rise
 
 @kernel
 def _in_place(ids: NDArray[Any], below: int, rises: bool) -> bool:
-    """Whether all ids of a row are where they may be; compared at once, without branches."""
+    """Whether all ids of a row are valid; branch-free so that the compiler can vectorise it."""
     least, most, falls = ids[0], ids[-1], 0
     if rises:
         for i in range(1, len(ids)):
@@ -133,7 +133,7 @@ def _in_place(ids: NDArray[Any], below: int, rises: bool) -> bool:
     else:
         for i in range(len(ids)):
             least, most = min(least, ids[i]), max(most, ids[i])
-    # Of unsigned 64 bits, the largest are negative here.
+    # Large uint64 values become negative as int64.
     return bool(falls == 0 and np.int64(least) >= 0 and 0 <= np.int64(most) < below)
 
 

@@ -1,4 +1,4 @@
-"""Rows of one or many archives, found and copied by address."""
+"""Locating and copying rows of one or many archives by memory address."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from scdl.kernels.dense import sum_values
 from storage_backends.compute.jit import fetch_ahead, intrinsic, kernel
 
-#: Starts of archives that are compared with every position rather than searched.
+#: Up to this number of archives, positions are compared with every start instead of searched.
 _FEW = 500
 
 
 @intrinsic
 def pointer_to(typingctx: Any, address: Any, like: Any) -> Any:
-    """A pointer to numbers of an array's dtype."""
+    """A pointer of an array's dtype to an address."""
     pointer: Any = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -29,16 +29,16 @@ def pointer_to(typingctx: Any, address: Any, like: Any) -> Any:
 
 @kernel
 def pointer_in(numbers: NDArray[Any], start: int) -> Any:
-    """A pointer to a number of an array.
+    """A pointer to an element of an array.
 
-    Loops over rows use pointers: of a slice, references are counted, at the price of ten values.
+    Loops over rows use pointers because reference counting of slices costs as much as ten values.
     """
     return pointer_to(numbers.ctypes.data + start * numbers.itemsize, numbers)
 
 
 @intrinsic
 def _number_at(typingctx: Any, address: Any, like: Any) -> Any:
-    """The number of a scalar's type at an address."""
+    """Load a number of the type of `like` from an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = context.get_value_type(signature.args[1]).as_pointer()
@@ -49,7 +49,7 @@ def _number_at(typingctx: Any, address: Any, like: Any) -> Any:
 
 @kernel
 def _offset_at(address: int, size: int) -> int:
-    """The unsigned offset of some bytes at an address."""
+    """Load an unsigned offset of `size` bytes from an address."""
     if size == 8:
         return int(np.int64(_number_at(address, np.uint64(0))))
     if size == 4:
@@ -67,26 +67,27 @@ def find_archives(
     which: NDArray[np.int64],
     rows: NDArray[np.int64],
 ) -> int:
-    """Find which archives have the cells at some positions.
+    """Find the archives that contain the cells at positions.
 
     Parameters
     ----------
     at
-        Positions, from 0 to below the last of `starts`.
+        Positions in ``[0, starts[-1])``.
     starts
         First position of each archive, and the end of the last.
     found
-        Output, as long as there are archives: those that have a cell, rising.
+        Output with room for all archives: those that contain a cell, in ascending order.
     which, rows
-        Outputs, as long as `at`: place in `found` of the archive of each, and row within it.
+        Outputs of the length of `at`: index into `found` of the archive of each cell, and row
+        within the archive.
 
     Returns
     -------
     int
-        Archives found.
+        Number of archives in `found`.
     """
     if len(starts) <= _FEW:
-        # Many cells at once; searching takes a wrong turn every other time.
+        # Vectorised over cells; binary search would mispredict every other branch.
         which[:] = 0
         for start in starts[1:-1]:
             for i in range(len(at)):
@@ -133,28 +134,28 @@ def locate_rows(
     out: NDArray[np.int64],
     indptr: NDArray[np.int64],
 ) -> int:
-    """Find where the rows of mapped archives are.
+    """Compute the memory addresses of rows of memory-mapped archives.
 
     Parameters
     ----------
     which, rows
-        Archive of each row and position within it; the caller has checked them.
+        Archive of each row, and row within it. The caller must have validated them.
     arrays
-        For each archive: addresses of values, column ids and offsets, bytes of an offset, stored
-        values. Archives whose offsets have 0 bytes are not mapped; the caller has filled in `out`
-        for their rows.
+        For each archive: addresses of values, column ids and offsets, size of an offset in bytes,
+        and number of stored values. An offset size of 0 marks archives that are not memory-mapped;
+        the caller must fill in `out` for their rows.
     value_bytes, id_bytes
-        Size of one value and of one column id.
+        Size of a value and of a column id in bytes.
     out
-        n x 4. The first three columns become the address of the values, the address of the ids and
-        their number.
+        Output, n x 4. The first three columns are set to the address of the values, the address of
+        the ids, and their number.
     indptr
-        Output, n + 1: offsets of the rows when they stand one after the other.
+        Output, n + 1: offsets of the concatenated rows.
 
     Returns
     -------
     int
-        The first row whose offsets lie outside its archive, or -1.
+        The first row whose offsets are out of range for its archive, or -1.
     """
     indptr[0] = 0
     for i in range(len(rows)):
@@ -201,7 +202,7 @@ def copy_rows(
     out_data: NDArray[Any],
     out_indices: NDArray[Any],
 ) -> np.uint64:
-    """Copy rows one after the other; returns the largest column id, or 0.
+    """Copy rows into contiguous outputs; return the largest column id, or 0 if there is none.
 
     Parameters
     ----------
@@ -210,15 +211,16 @@ def copy_rows(
     indptr
         Offsets of the rows in the outputs.
     like
-        Any array of the dtype that the column ids have.
+        Any array with the dtype of the column ids.
     out_data, out_indices
-        Outputs, of the dtype of the values, and of that of the ids or of integers that hold it.
+        Outputs; `out_data` has the dtype of the values, `out_indices` an integer dtype that can
+        represent the ids.
     """
     largest = np.uint64(0)
     for i in range(len(rows)):
         following = min(i + 1, len(rows) - 1)
         length = indptr[i + 1] - indptr[i]
-        # Between the loops, as a core can wait for some lines only at a time.
+        # Prefetch between the loops: a core supports a limited number of outstanding cache lines.
         fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
         values, target = pointer_to(rows[i, 0], out_data), pointer_in(out_data, indptr[i])
         for k in range(length):
@@ -258,9 +260,9 @@ def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float6
     rows
         n x 4, see :func:`locate_rows`.
     like
-        Any array of the dtype that the values have.
+        Any array with the dtype of the values.
     out
-        Output, the sum of each row.
+        Output: the sum of each row.
     """
     for i in range(len(rows)):
         following = min(i + 1, len(rows) - 1)
@@ -275,5 +277,5 @@ def sum_rows_numpy(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.
 
 
 def array_at(address: int, length: int, like: NDArray[Any]) -> NDArray[Any]:
-    """Numbers at an address, as a copy."""
+    """Copy numbers from an address to a new array."""
     return np.frombuffer(ctypes.string_at(address, length * like.itemsize), like.dtype)

@@ -1,1 +1,1 @@
-"""What can be converted: a module for each format."""
+"""Sources of conversions, with one module per format."""

@@ -61,7 +61,7 @@ class RowReader:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the numbers as they are stored."""
+        """Stored dtype of the numbers."""
         dtype: np.dtype[Any] = self._dataset.dtype
         return dtype
 

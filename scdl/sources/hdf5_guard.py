@@ -81,14 +81,14 @@ def check_attributes(found: h5py.Group | h5py.Dataset) -> None:
 def check(found: h5py.Group | h5py.Dataset) -> None:
     """Check an object that was not obtained through :func:`element`; raises its errors."""
     where = f"{found.file.filename}: {found.name}"
-    held = os.path.getsize(found.file.filename)
+    size = os.path.getsize(found.file.filename)
     claimed = 0
     for part in _parts(found):
-        _check_attributes(part, held)
+        _check_attributes(part, size)
         claimed += _claimed(part) if isinstance(part, h5py.Dataset) else 0
-    if claimed > FREE_BYTES + BYTES_PER_BYTE * held:
+    if claimed > FREE_BYTES + BYTES_PER_BYTE * size:
         raise SourceError(
-            f"{where} is said to take {claimed:,} bytes, out of proportion to the {held:,} bytes "
+            f"{where} is said to take {claimed:,} bytes, out of proportion to the {size:,} bytes "
             "of the file; it is damaged"
         )
 
@@ -134,9 +134,9 @@ def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
         file.seek(at)
         piece[file.readinto(piece.data) :] = 0
         for first in range(2):
-            found = first + 2 * np.flatnonzero(piece[first : first + _PIECE].view("u2") == begin)
-            whole = (piece[found + 2] == word[2]) & (piece[found + 3] == word[3])
-            yield from (at + found[whole]).tolist()
+            matches = first + 2 * np.flatnonzero(piece[first : first + _PIECE].view("u2") == begin)
+            whole = (piece[matches + 2] == word[2]) & (piece[matches + 3] == word[3])
+            yield from (at + matches[whole]).tolist()
 
 
 def is_there(group: h5py.Group, name: str) -> bool:

@@ -28,7 +28,7 @@ class Reader(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the numbers as they are stored."""
+        """Stored dtype of the numbers."""
 
     @property
     def item_shape(self) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Many files to many archives, in processes or on a cluster."""
+"""Parallel conversion of many files, in processes or on a cluster."""
