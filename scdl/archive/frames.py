@@ -12,11 +12,6 @@ from storage_backends.anndata_format.names import is_nullable
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:
