@@ -13,6 +13,7 @@ from strategies import csr_rows
 
 from storage_backends.compute import rowsort
 from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.content import Content, checksum
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import plan
 from storage_backends.zarr.chunks.files import LocalFiles, Pieces, spans
@@ -20,6 +21,7 @@ from storage_backends.zarr.chunks.reading import ZarrArray, chunk_cache
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs import blosc, chain
 from storage_backends.zarr.codecs.chain import Chain
+from storage_backends.zarr.codecs.encodings import DamagedChunkError
 from storage_backends.zarr.codecs.profiles import DRAFT, PROFILES, Profile
 from storage_backends.zarr.layout import quiet
 from storage_backends.zarr.nodes import Node, array_of
@@ -237,6 +239,24 @@ def test_unknown_chains_are_left_to_zarr():
         [known[1], known[0]],
     ):
         assert Chain.of(codecs, np.dtype("f4")) is None
+
+
+def test_the_damaged_chunk_of_several_is_named():
+    """Its checksum is right, and the package decodes several chunks at once."""
+    pcodec = [{"name": "numcodecs.pcodec", "configuration": {"level": 8}}, {"name": "crc32c"}]
+    codecs = Chain.of(pcodec, np.dtype("f8"))
+    values = np.random.default_rng(0).random((3, 1000))
+    files = [codecs.encode(chunk) for chunk in values]
+    damaged = files[1][:-44] + b"\0"
+    files[1] = damaged + checksum(damaged)
+    owners = [np.frombuffer(file, np.uint8) for file in files]
+    places = (np.array([owner.ctypes.data for owner in owners]), np.array([*map(len, files)]))
+    out = np.empty_like(values)
+    with pytest.raises(DamagedChunkError) as raised:
+        codecs.decode(Content(*places, owners), out)
+    assert raised.value.position == 1
+    codecs.decode(Content(*(part[::2] for part in places), owners), out[:2])
+    np.testing.assert_array_equal(out[:2], values[::2])
 
 
 def test_cache_is_bounded():
