@@ -116,8 +116,10 @@ def plan(
     store.read_ranges(name, rows, rows + 2, bounds)
     starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
     nnz = arrays[prefix + DATA].length
-    if len(rows) and (int((stops - starts).min()) < 0 or int(stops.max()) > nnz):
-        bad = int(np.argmax((stops < starts) | (stops > nnz)))
+    # uint64 offsets of 2^63 and more have become negative.
+    outside = (starts < 0) | (stops < starts) | (stops > nnz)
+    if outside.any():
+        bad = int(outside.argmax())
         raise ArchiveFormatError(
             f"{store.path}: {name} says that row {rows[bad]} is [{starts[bad]}, {stops[bad]}) of "
             f"{nnz} values; the archive is damaged, convert the source again"

@@ -212,9 +212,13 @@ def _locate(
     sizes = data_dtype.itemsize, matrices.index_dtype.itemsize
     bad = kernels.locate_rows(which, rows, addresses.table, *sizes, located, indptr)
     if bad >= 0:
-        # Planning the read through the store raises an error that explains the damage.
         damaged = matrices.archives[which[bad]]
+        # Reading the offsets by the store raises an error that says more.
         csr.plan(damaged.store, damaged.prefix, rows[bad : bad + 1])
+        raise ArchiveFormatError(
+            f"{damaged.store.path}: row {rows[bad]} lies outside the stored values; the archive is "
+            "damaged, convert the source again"
+        )
     return located, indptr, owners
 
 

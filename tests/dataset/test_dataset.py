@@ -24,6 +24,9 @@ from reading import assert_same
 from sources import names, random_cells, write_h5ad
 
 import scdl
+from scdl.errors import ArchiveFormatError
+from storage_backends import registry
+from storage_backends.testing.archives import small_archive
 
 N_OBS, N_VARS = 23, 11
 CELLS = random_cells(N_OBS, N_VARS, is_sorted=False, repeated=True, seed=4)
@@ -522,6 +525,27 @@ class TestProcessesAndThreads:
         for rows, batch in zip(selections, batches, strict=True):
             np.testing.assert_array_equal(batch.to_dense(), EXPECTED.toarray()[rows])
             assert batch.obs["age"].tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["u4", "u8"])
+@pytest.mark.parametrize("value", [-5, 1 << 20])
+def test_damaged_offsets_are_an_error(tmp_path: Path, dtype: str, value: int) -> None:
+    """Also where the offset before or behind it is right, and with other archives beside."""
+    contents = small_archive(20, 30, dtypes=("float32", "uint16", np.dtype(dtype).name))
+    with registry.backend("memmap").writer.open(str(tmp_path / "a")) as writer:
+        contents.write(writer)
+        writer.commit(contents.attrs)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    offsets = np.memmap(tmp_path / "a" / "row_ptr.npy", dtype, "r+")
+    offsets[7] = np.array(value).astype(dtype)
+    offsets.flush()
+    collection = scdl.SingleCellCollection([tmp_path / "a", tmp_path / "b"])
+    genes = collection.select_genes("union", duplicates="first")
+    for cells in (scdl.open(tmp_path / "a"), collection, genes):
+        for rows in ([6], [7], [0, 7, 9], range(20)):
+            with pytest.raises(ArchiveFormatError, match=r"row [67] .*damaged"):
+                cells.read_rows(rows)
+        assert len(cells.read_rows([0, 5, 8])) == 3
 
 
 class TestOffsetsBeyond32Bits:
