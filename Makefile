@@ -67,9 +67,9 @@ compositions: $(VENV)/.installed-test ## Compare selections of genes with anndat
 roundtrip: $(VENV)/.installed-bench ## Convert random AnnData objects to archives and back [ARGS=...]
 	$(BIN)/python -m benchmarks roundtrip $(ARGS)
 
-# What meets anndata, pandas, Arrow, HDF5, Zarr and numba. Writers that are killed do so the same way
-# everywhere.
-NEXT_TESTS := $(addprefix tests/,archive backends collection conversion dataset sources) \
+# Tests of code that uses anndata, pandas, Arrow, HDF5, Zarr or numba, whose newest releases are
+# installed there.
+NEXT_TESTS := $(addprefix tests/,archive backends collection conversion dataset kernels sources) \
 	--ignore=tests/backends/directory/test_crash.py
 
 # A candidate must run: pyenv's shims answer to versions that are not active.

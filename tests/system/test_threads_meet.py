@@ -294,10 +294,21 @@ def test_threads_read_on_after_the_end_of_the_main_thread(
     assert done.stdout.split() == ["10000"] * 3, done.stderr
 
 
+def check_exits(pids: list[int]) -> None:
+    """Wait for child processes, which exit with status 0; kill those that hang."""
+    until = time.monotonic() + 60
+    for pid in pids:
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > until:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        assert ended[1] == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_while_a_thread_reads(written: Path) -> None:
-    """A child reads whatever its parent was doing at that moment."""
+    """A child process can read, wherever a thread of its parent was interrupted."""
     first = scdl.open(written / "few.zarr")
     pids: list[int] = []
     for line in some_lines(lambda: first.read_rows([3]), 12):
@@ -311,13 +322,7 @@ def test_a_fork_while_a_thread_reads(written: Path) -> None:
 
         between(line, lambda ds=ds: ds.read_rows([3]), fork)
     assert len(pids) > 2
-    until = time.monotonic() + 60
-    for pid in pids:
-        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if time.monotonic() > until:
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-        assert ended[1] == 0
+    check_exits(pids)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
@@ -336,13 +341,7 @@ def test_a_fork_while_a_thread_computes_a_property(written: Path) -> None:
     for line in some_lines(lambda: (one.info, one.obs_names), 12):
         fresh = scdl.SingleCellCollection([written / "few.memmap"])
         between(line, lambda fresh=fresh: (fresh.info, fresh.obs_names), fork)
-    until = time.monotonic() + 60
-    for pid in pids:
-        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if time.monotonic() > until:
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-        assert ended[1] == 0
+    check_exits(pids)
 
 
 def test_a_loader_that_is_collected_by_a_thread_of_its_own(

@@ -28,13 +28,12 @@ _FEW_CHUNKS = 16
 _GROUP_CHUNKS = 32
 _GROUP_BYTES = 1 << 22
 
-
 #: Decoded chunks of an archive that were used last, by array and number.
 ChunkCache = LRUCache[tuple[str, int], NDArray[Any]]
 
 
 def chunk_cache(nbytes: int) -> ChunkCache:
-    """A cache of decoded chunks of so many bytes."""
+    """A cache of at most `nbytes` of decoded chunks."""
     return LRUCache(nbytes, lambda chunk: chunk.nbytes)
 
 
