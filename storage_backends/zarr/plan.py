@@ -21,6 +21,8 @@ class ChunkPlan(NamedTuple):
         Offsets into the pieces: those of ``chunks[i]`` are ``bounds[i]`` to ``bounds[i + 1]``.
     sources, targets, lengths
         Position within the chunk and in the output, and numbers, of each piece.
+    needed
+        Numbers of each chunk up to the end of its last piece.
     """
 
     chunks: NDArray[np.int64]
@@ -28,23 +30,7 @@ class ChunkPlan(NamedTuple):
     sources: NDArray[np.int64]
     targets: NDArray[np.int64]
     lengths: NDArray[np.int64]
-
-    def part(self, first: int, last: int) -> ChunkPlan:
-        """The plan for some of the chunks."""
-        bounds = self.bounds[first : last + 1]
-        pieces = slice(bounds[0], bounds[-1])
-        return ChunkPlan(
-            self.chunks[first:last],
-            bounds - bounds[0],
-            self.sources[pieces],
-            self.targets[pieces],
-            self.lengths[pieces],
-        )
-
-    def positions(self, chunk_length: int) -> NDArray[np.int64]:
-        """Position of each piece where the chunks stand one after the other."""
-        starts = np.arange(len(self.chunks)) * chunk_length
-        return self.sources + np.repeat(starts, np.diff(self.bounds))
+    needed: NDArray[np.int64]
 
 
 def plan(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> ChunkPlan:
@@ -60,11 +46,21 @@ def plan(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int)
     n_pieces = _count_pieces(starts, stops, chunk_length)
     pieces = np.empty((4, n_pieces), np.int64)
     _cut(starts, stops, chunk_length, *pieces)
-    order = np.argsort(pieces[0], kind="stable")
-    chunk_of, sources, targets, lengths = pieces[:, order]
-    new = np.flatnonzero(chunk_of[1:] != chunk_of[:-1]) + 1
-    bounds = np.concatenate([[0], new, [n_pieces]]) if n_pieces else np.zeros(1, np.int64)
-    return ChunkPlan(chunk_of[bounds[:-1]], bounds, sources, targets, lengths)
+    return _grouped(*pieces.take(np.argsort(pieces[0], kind="stable"), axis=1))
+
+
+def _grouped(
+    chunk_of: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> ChunkPlan:
+    """The plan of pieces that are ordered by chunk."""
+    first = np.flatnonzero(np.diff(chunk_of, prepend=-1))
+    ends = sources + lengths
+    needed = np.maximum.reduceat(ends, first) if len(first) else ends
+    bounds = np.append(first, len(chunk_of))
+    return ChunkPlan(chunk_of[first], bounds, sources, targets, lengths, needed)
 
 
 @kernel
@@ -118,14 +114,8 @@ def plan_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length
     edges = chunk_of * chunk_length
     begin = np.maximum(starts[range_of], edges)
     end = np.minimum(stops[range_of], edges + chunk_length)
-    new = np.flatnonzero(np.diff(chunk_of, prepend=-1))
-    return ChunkPlan(
-        chunk_of[new],
-        np.append(new, len(chunk_of)),
-        begin - edges,
-        targets[range_of] + begin - starts[range_of],
-        end - begin,
-    )
+    targets = targets[range_of] + begin - starts[range_of]
+    return _grouped(chunk_of, begin - edges, targets, end - begin)
 
 
 class Bound(NamedTuple):
@@ -152,45 +142,65 @@ class Bound(NamedTuple):
 
 @kernel
 def place(
-    chunk: NDArray[Any],
+    chunks: NDArray[Any],
+    bounds: NDArray[np.int64],
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     lengths: NDArray[np.int64],
     bound: Bound,
     out: NDArray[Any],
-) -> bool:
-    """Copy pieces of a chunk to `out`, whose type may be wider; False: one is out of bounds."""
-    for i in range(len(sources)):
-        piece = chunk[sources[i] : sources[i] + lengths[i]]
-        target = out[targets[i] : targets[i] + lengths[i]]
-        if bound.below:
-            # One comparison for the whole piece: a branch per number costs more than the copy.
-            least, most = chunk.dtype.type(0), chunk.dtype.type(0)
-            for k in range(len(piece)):
-                least, most = min(least, piece[k]), max(most, piece[k])
-            if least < 0 or most >= bound.below:
-                return False
-        if len(bound.mapping):
-            for k in range(len(target)):
-                target[k] = bound.mapping[np.uint64(piece[k])]
-        else:
-            for k in range(len(target)):
-                target[k] = piece[k]
-    return True
+) -> int:
+    """Copy pieces of chunks to `out`, whose type may be wider.
+
+    Parameters
+    ----------
+    chunks
+        Decoded chunks, one per row.
+    bounds
+        Offsets into the pieces, one more than there are chunks.
+    sources, targets, lengths
+        The pieces of a :class:`ChunkPlan`.
+
+    Returns
+    -------
+    int
+        Position of the first chunk of which a number is out of bounds, or -1.
+    """
+    for row in range(len(chunks)):
+        for i in range(bounds[row], bounds[row + 1]):
+            piece = chunks[row, sources[i] : sources[i] + lengths[i]]
+            target = out[targets[i] : targets[i] + lengths[i]]
+            if bound.below:
+                # One comparison per piece: a branch per number costs more than the copy.
+                least = most = chunks.dtype.type(0)
+                for k in range(len(piece)):
+                    least, most = min(least, piece[k]), max(most, piece[k])
+                if least < 0 or most >= bound.below:
+                    return row
+            if len(bound.mapping):
+                for k in range(len(target)):
+                    target[k] = bound.mapping[np.uint64(piece[k])]
+            else:
+                for k in range(len(target)):
+                    target[k] = piece[k]
+    return -1
 
 
 def place_numpy(
-    chunk: NDArray[Any],
+    chunks: NDArray[Any],
+    bounds: NDArray[np.int64],
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     lengths: NDArray[np.int64],
     bound: Bound,
     out: NDArray[Any],
-) -> bool:
+) -> int:
     """The same as :func:`place` in NumPy."""
-    for source, target, length in zip(sources, targets, lengths, strict=True):
-        piece = chunk[source : source + length]
-        if bound.below and ((piece < 0) | (piece >= bound.below)).any():
-            return False
-        out[target : target + length] = bound.mapping[piece] if len(bound.mapping) else piece
-    return True
+    for row, chunk in enumerate(chunks):
+        for i in range(bounds[row], bounds[row + 1]):
+            piece = chunk[sources[i] : sources[i] + lengths[i]]
+            if bound.below and ((piece < 0) | (piece >= bound.below)).any():
+                return row
+            target = slice(targets[i], targets[i] + lengths[i])
+            out[target] = bound.mapping[piece] if len(bound.mapping) else piece
+    return -1

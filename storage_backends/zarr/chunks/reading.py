@@ -24,9 +24,12 @@ from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
 _WINDOW_CHUNKS = 1024
 #: Maximum of chunks in a read that uses the cache.
 _FEW_CHUNKS = 16
-#: Chunks that a thread decodes at once; a single thread decodes up to this many bytes.
-_GROUP_CHUNKS = 32
-_GROUP_BYTES = 1 << 22
+#: Bytes of chunks that a thread decodes at once: few enough for the CPU's cache, and enough that
+#: threads seldom contend for the GIL.
+_GROUP_BYTES = 1 << 20
+
+#: Has the attribute `memory` in threads that decode groups of chunks.
+_scratch = threading.local()
 
 #: Decoded chunks of an archive that were used last, by array and number.
 ChunkCache = LRUCache[tuple[str, int], NDArray[Any]]
@@ -40,29 +43,12 @@ def chunk_cache(nbytes: int) -> ChunkCache:
 class Chunks(ABC):
     """Chunks of an array in ascending order, being read; any thread may decode them."""
 
-    def place(
-        self,
-        start: int,
-        stop: int,
-        memory: NDArray[Any],
-        plan: ChunkPlan,
-        bound: Bound,
-        out: NDArray[Any],
-    ) -> bool:
-        """Copy pieces of chunks ``[start, stop)`` to `out`; False where decode() has to do it.
-
-        Parameters
-        ----------
-        memory
-            Holds one decoded chunk.
-        plan
-            The pieces of all of the chunks.
-        """
-        return False
-
     @abstractmethod
-    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
-        """Decode chunks ``[start, stop)`` into the rows of `out`."""
+    def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Decode chunks ``[start, stop)`` into the rows of `out`.
+
+        Of each chunk its item of `needed` says how many numbers the caller will use.
+        """
 
 
 class ChunkReader(ABC):
@@ -110,36 +96,19 @@ class _Fetched(Chunks):
         # Chunks with only fill values may be absent.
         self._written = None if written.all() else written
 
-    def place(
-        self,
-        start: int,
-        stop: int,
-        memory: NDArray[Any],
-        plan: ChunkPlan,
-        bound: Bound,
-        out: NDArray[Any],
-    ) -> bool:
-        if self._written is not None:
-            return False
-        try:
-            return self._reader.chain.place(self._content, start, stop, memory, plan, bound, out)
-        except DamagedChunkError as error:
-            raise self._damage(error, 0) from error
-
-    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
-        first, last = start, stop
-        if self._written is not None:
-            first, last = int(self._written[:start].sum()), int(self._written[:stop].sum())
-        content = self._content.part(first, last)
+    def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
+        decode, first = self._reader.chain.decode, start
         try:
             if self._written is None:
-                self._reader.chain.decode(content, out)
+                decode(self._content.part(start, stop), needed, out)
                 return
             out[:] = self._reader.fill
+            first, last = int(self._written[:start].sum()), int(self._written[:stop].sum())
             if first < last:
+                written = self._written[start:stop]
                 decoded = np.empty((last - first, *out.shape[1:]), out.dtype)
-                self._reader.chain.decode(content, decoded)
-                out[self._written[start:stop]] = decoded
+                decode(self._content.part(first, last), needed[written], decoded)
+                out[written] = decoded
         except MissingCodecError as error:
             raise MissingCodecError(f"{self._reader.where}: {error}") from error
         except DamagedChunkError as error:
@@ -188,7 +157,6 @@ class ZarrArray:
         self.chunk_rows = chunk_rows
         self._width = int(np.prod(spec.item_shape, dtype=np.int64))
         self._chunk_length = chunk_rows * self._width
-        self._scratch = threading.local()
 
     def read(self, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Read checked ranges of items into a checked output."""
@@ -202,11 +170,9 @@ class ZarrArray:
         n = len(todo.chunks)
         if n <= _FEW_CHUNKS:
             self._read_few(todo, numbers)
-        elif n <= _WINDOW_CHUNKS:
-            self._read_many(todo, numbers)
-        else:
-            for first in range(0, n, _WINDOW_CHUNKS):
-                self._read_many(todo.part(first, first + _WINDOW_CHUNKS), numbers)
+            return
+        for first in range(0, n, _WINDOW_CHUNKS):
+            self._read_many(todo, first, min(first + _WINDOW_CHUNKS, n), numbers)
 
     def _read_few(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
         """Read chunks through the cache, as small reads often revisit the same chunks."""
@@ -216,61 +182,57 @@ class ZarrArray:
             if chunk is None:
                 missing.append(i)
             else:
-                self._place(chunk, todo.part(i, i + 1), out)
+                self._place(chunk, todo, i, out)
         if not missing:
             return
         chunks = self._reader.fetch(todo.chunks[missing])
+        whole = np.array([self._chunk_length])
 
         def decode(position: int) -> None:
-            part = todo.part(missing[position], missing[position] + 1)
+            i = missing[position]
             chunk = np.empty((1, self._chunk_length), self._reader.dtype)
-            chunks.decode(position, position + 1, chunk)
-            self._cache.setdefault((self._name, int(part.chunks[0])), chunk[0])
-            self._place(chunk[0], part, out)
+            chunks.decode(position, position + 1, whole, chunk)
+            self._cache.setdefault((self._name, int(todo.chunks[i])), chunk)
+            self._place(chunk, todo, i, out)
 
         for_each(decode, range(len(missing)))
 
-    def _read_many(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
+    def _read_many(self, todo: ChunkPlan, first: int, last: int, out: NDArray[Any]) -> None:
         """Read chunks without the cache, whose entries so many would evict.
 
         Decoding into recently used memory is also faster.
         """
-        n, threads = len(todo.chunks), n_threads()
-        chunks = self._reader.fetch(todo.chunks)
-        # Threads contend for the GIL between groups.
-        most = _GROUP_CHUNKS
-        if threads == 1:
-            most = max(most, _GROUP_BYTES // (self._chunk_length * self._reader.dtype.itemsize))
-        group = max(1, min(most, -(-n // threads)))
+        chunks = self._reader.fetch(todo.chunks[first:last])
+        chunk_bytes = self._chunk_length * self._reader.dtype.itemsize
+        group = max(1, min(_GROUP_BYTES // chunk_bytes, -(-(last - first) // n_threads())))
 
-        def place(start: int) -> None:
-            stop = min(start + group, n)
-            memory = _as_bits(self._memory(), out)
-            if not chunks.place(start, stop, memory, todo, self.bound, out):
-                decoded = np.empty((stop - start, self._chunk_length), self._reader.dtype)
-                chunks.decode(start, stop, decoded)
-                self._place(decoded.reshape(-1), todo.part(start, stop), out)
+        def decode(start: int) -> None:
+            stop = min(start + group, last)
+            memory = _memory((stop - start, self._chunk_length), self._reader.dtype)
+            chunks.decode(start - first, stop - first, todo.needed[start:stop], memory)
+            self._place(memory, todo, start, out)
 
-        for_each(place, range(0, n, group))
+        for_each(decode, range(first, last, group))
 
-    def _memory(self) -> NDArray[Any]:
-        """Memory of this thread for one chunk."""
-        if not hasattr(self._scratch, "memory"):
-            self._scratch.memory = np.empty(self._chunk_length, self._reader.dtype)
-        memory: NDArray[Any] = self._scratch.memory
-        return memory
-
-    def _place(self, chunks: NDArray[Any], part: ChunkPlan, out: NDArray[Any]) -> None:
-        """Copy pieces of decoded chunks, which follow one another."""
-        where = part.positions(self._chunk_length), part.targets, part.lengths
-        if not place(_as_bits(chunks, out), *where, self.bound, out):
+    def _place(self, chunks: NDArray[Any], todo: ChunkPlan, first: int, out: NDArray[Any]) -> None:
+        """Copy the pieces of decoded chunks, which are those of the plan from `first` on."""
+        # Numbers as bits where the output is one of bits, see `read`.
+        if out.dtype.kind == "u" and chunks.itemsize == out.itemsize:
+            chunks = chunks.view(out.dtype)
+        bounds = todo.bounds[first : first + len(chunks) + 1]
+        row = place(chunks, bounds, todo.sources, todo.targets, todo.lengths, self.bound, out)
+        if row >= 0:
             raise ArchiveFormatError(
-                f"{self._where}: one of its chunks {part.chunks.tolist()} holds a gene that is not "
-                f"below {self.bound.below}; convert the source again"
+                f"{self._where}: chunk {todo.chunks[first + row]} holds a gene that is not below "
+                f"{self.bound.below}; convert the source again"
             )
 
 
-def _as_bits(chunks: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
-    """Decoded numbers as bits where the output is one of bits, see :meth:`ZarrArray.read`."""
-    is_bits = out.dtype.kind == "u" and chunks.itemsize == out.itemsize
-    return chunks.view(out.dtype) if is_bits else chunks
+def _memory(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Memory of this thread for a group of chunks; it is used again by the next call."""
+    n_bytes = shape[0] * shape[1] * dtype.itemsize
+    if n_bytes > _GROUP_BYTES:
+        return np.empty(shape, dtype)
+    if not hasattr(_scratch, "memory"):
+        _scratch.memory = np.empty(_GROUP_BYTES, np.uint8)
+    return np.ndarray(shape, dtype, _scratch.memory)

@@ -9,10 +9,7 @@ import zarr
 from numpy.typing import NDArray
 
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
-from storage_backends.zarr.chunks.reading import (
-    ChunkReader,
-    Chunks,
-)
+from storage_backends.zarr.chunks.reading import ChunkReader, Chunks
 
 
 class ZarrReader(ChunkReader):
@@ -42,7 +39,7 @@ class _ZarrChunks(Chunks):
     def __init__(self, reader: ZarrReader, chunks: NDArray[np.int64]) -> None:
         self._reader, self._chunks = reader, chunks
 
-    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
+    def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
         for chunk, row in zip(self._chunks[start:stop].tolist(), out, strict=True):
             values = self._reader.read(chunk)
             row[: values.size] = values.reshape(-1)

@@ -211,5 +211,5 @@ def _decoded(grid: ShardedChunks, chain: Chain, n: int, length: int) -> Iterator
     reader = DirectReader("", LocalFiles("/"), grid, chain, 0)
     for number in range(n):
         chunk = np.empty((1, length), chain.stored)
-        reader.fetch(np.array([number])).decode(0, 1, chunk)
+        reader.fetch(np.array([number])).decode(0, 1, np.array([length]), chunk)
         yield chunk[0]

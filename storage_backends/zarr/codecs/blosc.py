@@ -1,4 +1,4 @@
-"""Checking, decoding and placing many chunks in one compiled call, without the interpreter.
+"""Checking and decoding many chunks in one compiled call, without the interpreter.
 
 Decoding a chunk takes about twenty microseconds, less than a call through Python while several
 threads contend for the GIL. Compiled loops therefore call the C functions of numcodecs and
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from storage_backends.compute.jit import intrinsic, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, c_function
-from storage_backends.zarr.plan import Bound, place
 
 #: Returned if every chunk is sound; otherwise kernels return the position of the first damaged one.
 SOUND = -1
@@ -179,45 +178,6 @@ def decode_blosc(
         found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, out[i])
         if found != SOUND:
             return i + found
-    return SOUND
-
-
-@kernel
-def place_blosc(
-    crc32c: int,
-    decompress: int,
-    delta: bool,
-    addresses: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    start: int,
-    stop: int,
-    memory: NDArray[Any],
-    bounds: NDArray[np.int64],
-    sources: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    piece_lengths: NDArray[np.int64],
-    bound: Bound,
-    out: NDArray[Any],
-) -> int:
-    """As :func:`decode_blosc`, chunks ``[start, stop)`` in turn into `memory`, and copy pieces.
-
-    Parameters
-    ----------
-    memory
-        As long as a chunk.
-    bounds, sources, targets, piece_lengths
-        Those of a :class:`~storage_backends.zarr.plan.ChunkPlan`.
-    bound, out
-        As for :func:`~storage_backends.zarr.plan.place`.
-    """
-    for i in range(start, stop):
-        found = _unpack(crc32c, decompress, addresses[i], lengths[i], delta, memory)
-        if found != SOUND:
-            return i + found
-        pieces = slice(bounds[i], bounds[i + 1])
-        where = sources[pieces], targets[pieces], piece_lengths[pieces]
-        if not place(memory, *where, bound, out):
-            return i + UNFIT
     return SOUND
 
 

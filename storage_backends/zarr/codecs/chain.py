@@ -25,7 +25,6 @@ from storage_backends.zarr.codecs.encodings import (
     decompress,
 )
 from storage_backends.zarr.codecs.profiles import NARROW, Codec
-from storage_backends.zarr.plan import Bound, ChunkPlan
 
 #: Constant overhead allowed for compressors, besides a share of the chunk size.
 _SLACK_BYTES = 1 << 16
@@ -86,53 +85,27 @@ class Chain:
             data = COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data
 
-    def place(
-        self,
-        content: Content,
-        start: int,
-        stop: int,
-        memory: NDArray[Any],
-        plan: ChunkPlan,
-        bound: Bound,
-        out: NDArray[Any],
-    ) -> bool:
-        """Decompress chunks ``[start, stop)`` in turn into `memory` and copy pieces to `out`.
+    def decode(self, content: Content, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk.
 
-        Returns
-        -------
-        bool
-            Whether compiled code supports the chain; if not, the caller must use :meth:`decode`.
+        Numbers of a chunk from its item of `needed` on may be left undefined.
         """
-        pieces = plan.bounds, plan.sources, plan.targets, plan.lengths
-        where = content.addresses, content.lengths, start, stop, memory, *pieces, bound, out
-        if self._is_blosc:
-            found = native.place_blosc(native.CRC32C, native.BLOSC_DECOMPRESS, self._delta, *where)
-        elif self._is_pcodec_of_ours:
-            found = pcodec.place(native.CRC32C, *where)
-        else:
-            return False
-        return found == native.SOUND or _raise_damage(found)
-
-    def decode(self, content: Content, out: NDArray[Any]) -> None:
-        """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk."""
-        addresses, lengths, _ = content
         if self._is_blosc:
             unsigned = out.view(f"u{out.itemsize}")
-            found = native.decode_blosc(
-                native.CRC32C,
-                native.BLOSC_DECOMPRESS,
-                self._delta,
-                addresses,
-                lengths,
-                unsigned,
-            )
-            if found != native.SOUND:
-                _raise_damage(found)
+            functions = native.CRC32C, native.BLOSC_DECOMPRESS
+            found = native.decode_blosc(*functions, self._delta, *content[:2], unsigned)
+        elif self._is_pcodec_of_ours:
+            found = pcodec.decode(content, needed, out)
+        else:
+            found = native.UNKNOWN
+        if found == native.SOUND:
             return
-        if self._is_pcodec_of_ours:
-            found = pcodec.decode(native.CRC32C, addresses, lengths, out)
-            if found == native.SOUND or _raise_damage(found):
-                return
+        problem = native.problem_at(found)
+        if problem is not None:
+            raise DamagedChunkError(*problem)
+        self._decode_with_packages(content, out)
+
+    def _decode_with_packages(self, content: Content, out: NDArray[Any]) -> None:
         if self._is_pcodec:
             position = native.check(content)
             if position != native.SOUND:
@@ -152,14 +125,6 @@ class Chain:
         most = out.nbytes + out.nbytes // 8 + _SLACK_BYTES
         data = decompress(data, self._compressors, most)
         SERIALIZERS[self._serializer["name"]].decode(data, out)
-
-
-def _raise_damage(found: int) -> bool:
-    """Raise for a damaged chunk; return False if the package has to decode the chunk."""
-    problem = native.problem_at(found)
-    if problem is not None:
-        raise DamagedChunkError(*problem)
-    return False
 
 
 @kernel

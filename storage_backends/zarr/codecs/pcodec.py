@@ -1,7 +1,7 @@
 """Decoding of pcodec chunks in compiled code.
 
 This module decodes chunks of 16-bit unsigned numbers in classic mode, the form of ids and counts:
-many in one call, each placed while it is in the CPU cache. The package decodes all others, and
+many in one call. The package decodes all others, and
 serves as the reference in tests.
 
 Sources: Pco format specification (wrapped format 3 within standalone format 2, and 4 within 3);
@@ -10,16 +10,18 @@ J. Duda, Asymmetric numeral systems, 2013, for the tables.
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
-from storage_backends.directory.content import CHECKSUM_BYTES
+from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.bit_lanes import LANES
 from storage_backends.zarr.codecs.blosc import (
+    CRC32C,
     SOUND,
     UNFIT,
     UNKNOWN,
@@ -28,8 +30,6 @@ from storage_backends.zarr.codecs.blosc import (
     leading_zeros,
     word_at,
 )
-from storage_backends.zarr.plan import Bound
-from storage_backends.zarr.plan import place as place_pieces
 
 #: Type of the numbers that are decoded here.
 DTYPE = np.dtype(np.uint16)
@@ -51,166 +51,166 @@ _BYTE = np.uint64(0xFF)
 _MIDDLE = np.uint64(1 << 15)
 
 
+class _Scratch(NamedTuple):
+    """Memory of the decoder.
+
+    Attributes
+    ----------
+    states
+        Table of the states.
+    weights, contents
+        Of the bins.
+    current
+        The four interleaved states.
+    batch
+        Bins of the numbers of a batch.
+    tail
+        The last bytes of a file, and zeros, so that loads may exceed its end.
+    """
+
+    states: NDArray[np.uint64]
+    weights: NDArray[np.uint64]
+    contents: NDArray[np.uint64]
+    current: NDArray[np.uint64]
+    batch: NDArray[np.uint32]
+    tail: NDArray[np.uint8]
+
+    @classmethod
+    def new(cls) -> _Scratch:
+        states, weights, contents = np.empty((3, _MOST_STATES), np.uint64)
+        batch, tail = np.empty(_BATCH, np.uint32), np.empty(2 * _BATCH_BYTES, np.uint8)
+        return cls(states, weights, contents, np.empty(4, np.uint64), batch, tail)
+
+
+#: Has the attribute `scratch` in threads that have decoded chunks.
+_local = threading.local()
+
+
+def decode(content: Content, needed: NDArray[np.int64], out: NDArray[np.uint16]) -> int:
+    """Check and decode chunks into the rows of `out`.
+
+    Parameters
+    ----------
+    content
+        Files with their checksums.
+    needed
+        How many numbers of each chunk to decode; a few more may be.
+
+    Returns
+    -------
+    int
+        SOUND, or see :func:`~storage_backends.zarr.codecs.blosc.problem_at`.
+    """
+    if not hasattr(_local, "scratch"):
+        _local.scratch = _Scratch.new()
+    where = content.addresses, content.lengths, needed
+    return int(_decode(CRC32C, *where, _local.scratch, out))
+
+
 @kernel
-def place(
+def _decode(
     crc32c: int,
     addresses: NDArray[np.int64],
     lengths: NDArray[np.int64],
-    start: int,
-    stop: int,
-    memory: NDArray[np.uint16],
-    bounds: NDArray[np.int64],
-    sources: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    piece_lengths: NDArray[np.int64],
-    bound: Bound,
-    out: NDArray[Any],
+    needed: NDArray[np.int64],
+    scratch: _Scratch,
+    out: NDArray[np.uint16],
 ) -> _Int:
-    """Check and decode chunks ``[start, stop)`` in turn into `memory`, and copy pieces to `out`.
-
-    Parameters and result are those of :func:`~storage_backends.zarr.codecs.blosc.place_blosc`.
-    """
-    states, bins, offsets = _scratch()
-    for i in range(start, stop):
+    for i in range(len(addresses)):
         size = lengths[i] - CHECKSUM_BYTES
         if not is_intact(crc32c, addresses[i], size):
             return i
-        pieces = slice(bounds[i], bounds[i + 1])
-        needed = (sources[pieces] + piece_lengths[pieces]).max()
-        found = _decode_file(addresses[i], size, states, bins, offsets, memory, needed)
-        if found != SOUND:
-            return i + found
-        where = sources[pieces], targets[pieces], piece_lengths[pieces]
-        if not place_pieces(memory, *where, bound, out):
+        end = addresses[i] + size
+        position, size_log, n_moments = _read_head(addresses[i], end, scratch, out.shape[1])
+        if position < 0:
+            return i - position
+        left = _decode_page(position, end, size_log, n_moments, scratch, out[i], needed[i])
+        # A zero follows the last chunk.
+        is_whole = needed[i] < out.shape[1] or (left == 1 and byte_at(end - 1) == 0)
+        if left < 0 or not is_whole:
             return i + UNFIT
     return SOUND
 
 
 @kernel
-def decode(
-    crc32c: int,
-    addresses: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    out: NDArray[np.uint16],
-) -> _Int:
-    """Check and decode whole chunks into the rows of `out`; the result is that of :func:`place`."""
-    states, bins, offsets = _scratch()
-    for i in range(len(addresses)):
-        size = lengths[i] - CHECKSUM_BYTES
-        if not is_intact(crc32c, addresses[i], size):
-            return i
-        found = _decode_file(addresses[i], size, states, bins, offsets, out[i], out.shape[1])
-        if found != SOUND:
-            return i + found
-    return SOUND
+def _bits(position: _Int, end: _Int) -> Any:
+    """Load at least 57 bits, zero-padded; never reads at or beyond the address `end`.
 
-
-@kernel
-def _scratch() -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
-    """Allocate memory for decoder states, weights and contents of bins, and a batch."""
-    return (
-        np.empty(_MOST_STATES, np.uint64),
-        np.empty((2, _MOST_STATES), np.uint64),
-        np.empty(_BATCH, np.uint32),
-    )
-
-
-@kernel
-def _bits(address: _Int, size: _Int, position: _Int) -> Any:
-    """Load at least 57 bits at a position, zero-padded; never reads beyond `size` bytes."""
+    Positions are addresses in bits.
+    """
     first = position >> 3
-    if first <= size - 8:
-        return word_at(address + first) >> np.uint64(position & 7)
     word = np.uint64(0)
-    for k in range(min(8, size - first)):
-        word |= np.uint64(byte_at(address + first + k)) << np.uint64(8 * k)
+    if first <= end - 8:
+        word = word_at(first)
+    else:
+        for k in range(min(8, end - first)):
+            word |= np.uint64(byte_at(first + k)) << np.uint64(8 * k)
     return word >> np.uint64(position & 7)
 
 
 @kernel
-def _decode_file(
-    address: _Int,
-    size: _Int,
-    states: NDArray[np.uint64],
-    bins: NDArray[np.uint64],
-    offsets: NDArray[np.uint32],
-    out: NDArray[np.uint16],
-    needed: _Int,
-) -> _Int:
-    """Decode the first `needed` numbers of a file of one chunk, and perhaps some more.
+def _read_head(
+    address: _Int, end: _Int, scratch: _Scratch, length: _Int
+) -> tuple[_Int, _Int, _Int]:
+    """Read what precedes the numbers of a file of one chunk of `length` numbers.
 
-    Returns SOUND, or the value to add to the position of the chunk.
+    Returns their position, the logarithm of the number of states, and the order of differences.
+    A negative position is that of a chunk to report as UNFIT or UNKNOWN.
     """
-    head = _head_bytes(address, size)
-    if head < 0:
-        return UNKNOWN
-    where, size = address + head, size - head
-    start = _bits(where, size, 0)
-    if start & np.uint64(0xFF) != np.uint64(_UINT16_CODE):
-        return UNKNOWN
-    if np.int64((start >> np.uint64(8)) & np.uint64(0xFFFFFF)) + 1 != len(out):
-        return UNFIT
-    settings = _bits(where, size, 32)
+    where = _first_chunk(address, end)
+    if where == 0:
+        return -UNKNOWN, 0, 0
+    start, settings = _bits(8 * where, end), _bits(8 * where + 32, end)
     mode, delta = settings & np.uint64(15), (settings >> np.uint64(4)) & np.uint64(15)
     # First-order differences, without a secondary latent variable.
     first_order = (settings >> np.uint64(8)) & np.uint64(15) == _ONE
+    if start & _BYTE != np.uint64(_UINT16_CODE) or length <= np.int64(delta):
+        return -UNKNOWN, 0, 0
+    if np.int64((start >> np.uint64(8)) & np.uint64(0xFFFFFF)) + 1 != length:
+        return -UNFIT, 0, 0
     if mode != np.uint64(0) or delta > _ONE or (delta == _ONE and not first_order):
-        return UNKNOWN
-    n_moments = np.int64(delta)
-    if len(out) <= n_moments:
-        return UNKNOWN
-    position, size_log = _read_bins(where, size, 40 + 4 * n_moments, states, bins)
-    if position < 0:
-        return UNFIT
-    end = _decode_page(where, size, position, size_log, n_moments, states, offsets, out, needed)
-    if end < 0 or needed < len(out):
-        return SOUND if end >= 0 else UNFIT
-    # A zero follows the last chunk.
-    last = (end + 7) >> 3
-    return SOUND if last == size - 1 and byte_at(where + last) == 0 else UNFIT
+        return -UNKNOWN, 0, 0
+    position, size_log = _read_bins(8 * where + 40 + 4 * np.int64(delta), end, scratch)
+    return position if position >= 0 else -UNFIT, size_log, np.int64(delta)
 
 
 @kernel
-def _head_bytes(address: _Int, size: _Int) -> _Int:
-    """Bytes before the first chunk; -1 for unsupported formats."""
-    start = _bits(address, size, 0)
-    if size < 16 or start & np.uint64(0xFFFFFFFF) != np.uint64(0x216F6370):  # pco!
-        return -1
-    standalone = (start >> np.uint64(32)) & np.uint64(0xFF)
+def _first_chunk(address: _Int, end: _Int) -> _Int:
+    """Address of the first chunk; 0 for unsupported formats."""
+    start = _bits(8 * address, end)
+    if end - address < 16 or start & np.uint64(0xFFFFFFFF) != np.uint64(0x216F6370):  # pco!
+        return 0
+    standalone = (start >> np.uint64(32)) & _BYTE
     if standalone == np.uint64(2):
         n_hint = np.int64(start >> np.uint64(40)) & 63
-        head = 5 + ((n_hint + 14) >> 3) + 1
-        return head if byte_at(address + head - 1) == 3 else -1
-    if standalone == np.uint64(3) and (start >> np.uint64(40)) & np.uint64(0xFF) == np.uint64(0):
+        version, wrapped = address + 5 + ((n_hint + 14) >> 3), 3
+        head = 1
+    elif standalone == np.uint64(3) and (start >> np.uint64(40)) & _BYTE == np.uint64(0):
         n_hint = np.int64(start >> np.uint64(48)) & 63
-        head = 6 + ((n_hint + 14) >> 3) + 2
-        return head if byte_at(address + head - 2) == 4 else -1
-    return -1
+        version, wrapped = address + 6 + ((n_hint + 14) >> 3), 4
+        head = 2
+    else:
+        return 0
+    return version + head if byte_at(version) == wrapped else 0
 
 
 @kernel
-def _read_bins(
-    address: _Int,
-    size: _Int,
-    position: _Int,
-    states: NDArray[np.uint64],
-    bins: NDArray[np.uint64],
-) -> tuple[_Int, _Int]:
+def _read_bins(position: _Int, end: _Int, scratch: _Scratch) -> tuple[_Int, _Int]:
     """Fill the table of states; returns the position behind the bins, or -1, and its logarithm.
 
     A state is how many bits to read (8), how many the offset has (8), the lower bound of the bin
     (16), which together tell the bin, and the next state without its new bits.
     """
-    start = _bits(address, size, position)
+    start = _bits(position, end)
     size_log = np.int64(start & np.uint64(15))
     n_bins, n_states = np.int64((start >> np.uint64(4)) & np.uint64(0x7FFF)), 1 << size_log
     position += 19
     if n_states > _MOST_STATES or n_bins < 1 or n_bins > n_states:
         return -1, 0
-    weights, contents = bins
+    states, weights, contents = scratch.states, scratch.weights, scratch.contents
     total = np.int64(0)
     for i in range(n_bins):
-        word = _bits(address, size, position)
+        word = _bits(position, end)
         weights[i] = (word & np.uint64(n_states - 1)) + _ONE
         lower, n_bits = word >> np.uint64(size_log), (word >> np.uint64(size_log + 16))
         lower, n_bits = lower & np.uint64(0xFFFF), n_bits & np.uint64(31)
@@ -240,72 +240,70 @@ def _read_bins(
 
 @kernel
 def _decode_page(
-    address: _Int,
-    size: _Int,
     position: _Int,
+    end: _Int,
     size_log: _Int,
     n_moments: _Int,
-    states: NDArray[np.uint64],
-    offsets: NDArray[np.uint32],
+    scratch: _Scratch,
     out: NDArray[np.uint16],
     needed: _Int,
 ) -> _Int:
-    """Decode batches up to `needed`; returns the position behind, or -1 where bytes do not last."""
-    moment = _bits(address, size, position) & np.uint64(0xFFFF)
+    """Decode batches up to `needed`; returns how many bytes follow, negative if too few do."""
+    moment = _bits(position, end) & np.uint64(0xFFFF)
     position += 16 * n_moments
-    word, mask, shift = _bits(address, size, position), (1 << size_log) - 1, size_log
-    at = np.empty(4, np.uint64)
+    word, mask = _bits(position, end), np.uint64((1 << size_log) - 1)
     for k in range(4):
-        at[k] = (word >> np.uint64(k * shift)) & np.uint64(mask)
+        scratch.current[k] = (word >> np.uint64(k * size_log)) & mask
     position = (position + 4 * size_log + 7) & ~7
     # There is one difference less than numbers.
-    left = len(out) - n_moments
-    tail = np.zeros(0, np.uint8)
+    left, in_tail = len(out) - n_moments, False
     for start in range(0, needed, _BATCH):
         n = max(0, min(_BATCH, left))
         left -= n
-        if len(tail) == 0 and (position >> 3) + _BATCH_BYTES > size:
-            # Copy the rest into a zero-padded buffer, so that loads may exceed its end.
-            tail = np.zeros(2 * _BATCH_BYTES, np.uint8)
-            done = position >> 3
-            for k in range(size - done):
-                tail[k] = byte_at(address + done + k)
-            address = tail.ctypes.data - done
-        position = _read_bins_of(address, position, states, at, offsets, n)
+        if not in_tail and (position >> 3) + _BATCH_BYTES > end:
+            if position > 8 * end:
+                return -1
+            in_tail = True
+            position, end = _move_to(scratch.tail, position, end)
+        position = _read_bins_of(position, scratch, n)
         done = 0
         if _IN_LANES:
             done = n & -LANES
-            bins, target = offsets.ctypes.data, out.ctypes.data + 2 * start
+            target = out.ctypes.data + 2 * start
             if n_moments:
-                position, moment = sum_up_in_lanes(address, position, bins, done, moment, target)
+                position, moment = sum_up_in_lanes(position, scratch.batch, done, moment, target)
             else:
-                position = add_offsets_in_lanes(address, position, bins, done, target)
+                position = add_offsets_in_lanes(position, scratch.batch, done, target)
         if done < _BATCH and n_moments:
-            position, moment = sum_up(address, position, offsets, done, n, moment, out, start)
+            position, moment = sum_up(position, scratch.batch, done, n, moment, out, start)
         elif done < n:
-            position = add_offsets(address, position, offsets, done, n, out, start)
-        if position > 8 * size:
+            position = add_offsets(position, scratch.batch, done, n, out, start)
+        if position > 8 * end:
             return -1
-    return position
+    return end - ((position + 7) >> 3)
 
 
 @kernel
-def _read_bins_of(
-    address: _Int,
-    position: _Int,
-    states: NDArray[np.uint64],
-    at: NDArray[np.uint64],
-    offsets: NDArray[np.uint32],
-    n: _Int,
-) -> _Int:
+def _move_to(tail: NDArray[np.uint8], position: _Int, end: _Int) -> tuple[_Int, _Int]:
+    """Copy the rest of a file; returns the position and the end in the copy."""
+    first = position >> 3
+    for k in range(len(tail)):
+        tail[k] = byte_at(first + k) if k < end - first else 0
+    address = np.int64(tail.ctypes.data)
+    return 8 * address + (position & 7), address + end - first
+
+
+@kernel
+def _read_bins_of(position: _Int, scratch: _Scratch, n: _Int) -> _Int:
     """Decode the bin of each number with four interleaved states, which share each load."""
+    states, at, batch = scratch.states, scratch.current, scratch.batch
     a, b, c, d = at[0], at[1], at[2], at[3]
-    place, base = np.uint64(position), np.uint64(address)
+    place = np.uint64(position)
     n_by_four = n & ~3
     for i in range(0, n_by_four, 4):
-        word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
+        word = word_at(np.int64(place >> np.uint64(3))) >> (place & np.uint64(7))
         one, two, three, four = states[a], states[b], states[c], states[d]
-        offsets[i], offsets[i + 1], offsets[i + 2], offsets[i + 3] = one, two, three, four
+        batch[i], batch[i + 1], batch[i + 2], batch[i + 3] = one, two, three, four
         a = (one >> np.uint64(32)) + (word & ((_ONE << (one & _BYTE)) - _ONE))
         word >>= one & _BYTE
         b = (two >> np.uint64(32)) + (word & ((_ONE << (two & _BYTE)) - _ONE))
@@ -318,18 +316,17 @@ def _read_bins_of(
     for i in range(n_by_four, n):
         state = states[at[i & 3]]
         n_bits = state & _BYTE
-        word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
+        word = word_at(np.int64(place >> np.uint64(3))) >> (place & np.uint64(7))
         at[i & 3] = (state >> np.uint64(32)) + (word & ((_ONE << n_bits) - _ONE))
         place += n_bits
-        offsets[i] = state
+        batch[i] = state
     return np.int64(place)
 
 
 @kernel
 def add_offsets(
-    address: _Int,
     position: _Int,
-    offsets: NDArray[np.uint32],
+    batch: NDArray[np.uint32],
     first: _Int,
     n: _Int,
     out: NDArray[np.uint16],
@@ -339,11 +336,11 @@ def add_offsets(
 
     Returns the position behind the offsets.
     """
-    place, base = np.uint64(position), np.uint64(address)
+    place = np.uint64(position)
     for i in range(first, n):
-        n_bits = (offsets[i] >> np.uint64(8)) & _BYTE
-        word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
-        number = (offsets[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE))
+        n_bits = (batch[i] >> np.uint64(8)) & _BYTE
+        word = word_at(np.int64(place >> np.uint64(3))) >> (place & np.uint64(7))
+        number = (batch[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE))
         out[start + i] = np.uint16(number)
         place += n_bits
     return np.int64(place)
@@ -351,9 +348,8 @@ def add_offsets(
 
 @kernel
 def sum_up(
-    address: _Int,
     position: _Int,
-    offsets: NDArray[np.uint32],
+    batch: NDArray[np.uint32],
     first: _Int,
     n: _Int,
     moment: Any,
@@ -361,24 +357,13 @@ def sum_up(
     start: _Int,
 ) -> tuple[_Int, np.uint64]:
     """As :func:`add_offsets`, for differences; also returns the next number."""
-    place, base = np.uint64(position), np.uint64(address)
-    n_by_two = first + ((n - first) & ~1)
-    for i in range(first, n_by_two, 2):
-        one, two = offsets[i] >> np.uint64(8), offsets[i + 1] >> np.uint64(8)
-        # Two offsets take at most 32 bits; a load has 57.
-        word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
+    place = np.uint64(position)
+    for i in range(first, n):
+        n_bits = (batch[i] >> np.uint64(8)) & _BYTE
+        word = word_at(np.int64(place >> np.uint64(3))) >> (place & np.uint64(7))
         out[start + i] = np.uint16(moment)
         # Differences are stored around the middle of their range.
-        moment += (one >> np.uint64(8)) + (word & ((_ONE << (one & _BYTE)) - _ONE)) + _MIDDLE
-        word >>= one & _BYTE
-        out[start + i + 1] = np.uint16(moment)
-        moment += (two >> np.uint64(8)) + (word & ((_ONE << (two & _BYTE)) - _ONE)) + _MIDDLE
-        place += (one + two) & _BYTE
-    for i in range(n_by_two, n):
-        n_bits = (offsets[i] >> np.uint64(8)) & _BYTE
-        word = word_at(np.int64(base + (place >> np.uint64(3)))) >> (place & np.uint64(7))
-        out[start + i] = np.uint16(moment)
-        moment += (offsets[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE)) + _MIDDLE
+        moment += (batch[i] >> np.uint64(16)) + (word & ((_ONE << n_bits) - _ONE)) + _MIDDLE
         place += n_bits
     if n < _BATCH and start + n < len(out):
         out[start + n] = np.uint16(moment)
@@ -386,22 +371,24 @@ def sum_up(
 
 
 @kernel
-def add_offsets_in_lanes(address: _Int, position: _Int, offsets: _Int, n: _Int, out: _Int) -> _Int:
-    """Vectorized :func:`add_offsets` for whole groups; arrays are given by address."""
+def add_offsets_in_lanes(position: _Int, batch: NDArray[np.uint32], n: _Int, out: _Int) -> _Int:
+    """Vectorized :func:`add_offsets` for whole groups; `out` is an address."""
+    bins = batch.ctypes.data
     for i in range(0, n, LANES):
-        where = address + (position >> 3), np.uint64(position & 7)
-        position += np.int64(bit_lanes.add_offsets(offsets + 4 * i, *where, out + 2 * i))
+        where = position >> 3, np.uint64(position & 7)
+        position += np.int64(bit_lanes.add_offsets(bins + 4 * i, *where, out + 2 * i))
     return position
 
 
 @kernel
 def sum_up_in_lanes(
-    address: _Int, position: _Int, offsets: _Int, n: _Int, moment: Any, out: _Int
+    position: _Int, batch: NDArray[np.uint32], n: _Int, moment: Any, out: _Int
 ) -> tuple[_Int, np.uint64]:
-    """Vectorized :func:`sum_up` for whole groups; arrays are given by address."""
+    """Vectorized :func:`sum_up` for whole groups; `out` is an address."""
+    bins = batch.ctypes.data
     for i in range(0, n, LANES):
-        where = address + (position >> 3), np.uint64(position & 7)
-        packed = bit_lanes.sum_up(offsets + 4 * i, *where, moment, out + 2 * i)
+        where = position >> 3, np.uint64(position & 7)
+        packed = bit_lanes.sum_up(bins + 4 * i, *where, moment, out + 2 * i)
         position += np.int64(packed & np.uint64(0xFFFFFFFF))
         moment += packed >> np.uint64(32)
     return position, moment

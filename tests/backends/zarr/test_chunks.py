@@ -85,32 +85,44 @@ def test_plan(pairs, chunk_length):
         np.testing.assert_array_equal(a, b)
 
 
+@given(ranges, st.integers(1, 120))
+def test_needed_numbers_of_chunks(pairs, chunk_length):
+    starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
+    todo = plan.plan(starts, starts + lengths, chunk_length)
+    covered = {int(i) for a, b in zip(starts, starts + lengths, strict=True) for i in range(a, b)}
+    for chunk, needed in zip(todo.chunks, todo.needed, strict=True):
+        assert needed == max(i for i in covered if i // chunk_length == chunk) % chunk_length + 1
+
+
 @pytest.mark.parametrize("dtype", ["i2", "i4", "i8"])
 def test_negative_ids_are_out_of_bounds(dtype):
-    chunk, where = np.array([0, 3, -1, 2], dtype), [np.array([n]) for n in (0, 0, 4)]
+    chunks = np.array([[0, 3, 1, 2], [0, 3, -1, 2]], dtype)
+    where = [np.array(n) for n in ([0, 1, 2], [0, 0], [0, 4], [4, 4])]
     for bound in (Bound.of(4), Bound.of(mapping=np.arange(4, dtype=dtype))):
         for place in (plan.place, plan.place_numpy):
-            assert not place(chunk, *where, bound, np.zeros(4, dtype))
-            assert place(chunk[:2], *where[:2], np.array([2]), bound, np.zeros(2, dtype))
+            assert place(chunks, *where, bound, np.zeros(8, dtype)) == 1
+            assert place(chunks[:1], *where, bound, np.zeros(8, dtype)) == -1
 
 
-@given(ranges, st.sampled_from(["u2", "f4"]))
-def test_place(pairs, dtype):
-    chunk = np.random.default_rng(0).integers(0, 400, 400).astype("u2")
+@given(ranges, st.integers(50, 400), st.sampled_from(["u2", "f4"]))
+def test_place(pairs, chunk_length, dtype):
+    numbers = np.random.default_rng(0).integers(0, 400, 400).astype("u2")
     mapping = np.random.default_rng(1).permutation(400).astype("u2")
-    sources, lengths = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
-    pieces = sources, np.cumsum(lengths) - lengths, lengths
+    starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
+    todo = plan.plan(starts, starts + lengths, chunk_length)
+    chunks = np.resize(numbers, (400 // chunk_length + 1, chunk_length))[todo.chunks]
     outs = [np.zeros(int(lengths.sum()), dtype) for _ in range(2)]
     bounds = [Bound.of(), Bound.of(400), Bound.of(300)]
     bounds += [Bound.of(mapping=mapping), Bound.of(mapping=mapping[:300])]
     for bound in bounds:
-        found = [
-            plan.place(chunk, *pieces, bound, outs[0]),
-            plan.place_numpy(chunk, *pieces, bound, outs[1]),
-        ]
-        assert found[0] == found[1]
-        if found[0]:
+        where = todo.bounds, todo.sources, todo.targets, todo.lengths, bound
+        found = plan.place(chunks, *where, outs[0])
+        assert found == plan.place_numpy(chunks, *where, outs[1])
+        if found < 0:
             np.testing.assert_array_equal(*outs)
+    plan.place(chunks, *where[:4], Bound.of(), outs[0])
+    expected = [numbers[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+    np.testing.assert_array_equal(outs[0], np.concatenate([*expected, numbers[:0]]))
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
@@ -253,9 +265,9 @@ def test_the_damaged_chunk_of_several_is_named():
     places = (np.array([owner.ctypes.data for owner in owners]), np.array([*map(len, files)]))
     out = np.empty_like(values)
     with pytest.raises(DamagedChunkError) as raised:
-        codecs.decode(Content(*places, owners), out)
+        codecs.decode(Content(*places, owners), np.full(3, 1000), out)
     assert raised.value.position == 1
-    codecs.decode(Content(*(part[::2] for part in places), owners), out[:2])
+    codecs.decode(Content(*(part[::2] for part in places), owners), np.full(2, 1000), out[:2])
     np.testing.assert_array_equal(out[:2], values[::2])
 
 

@@ -21,7 +21,6 @@ from storage_backends.compute import jit
 from storage_backends.directory.content import Content, checksum
 from storage_backends.zarr.codecs import bit_lanes, blosc
 from storage_backends.zarr.codecs import pcodec as _pcodec
-from storage_backends.zarr.plan import Bound, ChunkPlan, plan
 
 pcodec = pytest.importorskip("pcodec")
 standalone = pytest.importorskip("pcodec.standalone")
@@ -69,13 +68,7 @@ def problem(found: int) -> tuple[int, str] | None:
 
 
 def decode(read: Content, out: np.ndarray) -> tuple[int, str] | None:
-    return problem(_pcodec.decode(blosc.CRC32C, read.addresses, read.lengths, out))
-
-
-def placed(read: Content, memory: Any, todo: ChunkPlan, bound: Bound, out: np.ndarray) -> Any:
-    pieces = todo.bounds, todo.sources, todo.targets, todo.lengths
-    where = read.addresses, read.lengths, 0, len(todo.chunks)
-    return problem(_pcodec.place(blosc.CRC32C, *where, memory, *pieces, bound, out))
+    return problem(_pcodec.decode(read, np.full(len(out), out.shape[1]), out))
 
 
 def decoded(data: bytes, n: int) -> tuple[Any, np.ndarray]:
@@ -121,28 +114,15 @@ def test_other_variants_are_not_known() -> None:
     assert decoded(b"no pcodec at all", N)[0] is None
 
 
-def test_pieces_of_many_chunks() -> None:
-    values = numbers("counts", 10 * N, 2)
-    values[2 * N + 1] = values.max() + 1
-    files = [encoded(chunk, 0, 8) for chunk in values.reshape(10, N)]
-    starts, stops = np.array([5, 650, 3_000, 6_999]), np.array([9, 2_900, 3_000, 7_000])
-    todo = plan(starts, stops, N)
-    expected = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
-    memory = np.empty(N, np.uint16)
-    table = np.random.default_rng(0).permutation(int(values.max()) + 1).astype(np.uint16)
-    for mapping, dtype in ((None, np.float32), (None, np.uint16), (table, np.int32)):
-        out = np.zeros(len(expected), dtype)
-        read = content([files[i] for i in todo.chunks])
-        assert placed(read, memory, todo, Bound.of(mapping=mapping), out) == (
-            blosc.SOUND,
-            "",
-        )
-        np.testing.assert_array_equal(out, expected if mapping is None else table[expected])
-    # A number beyond the table, in the third of the chunks that are read.
-    out = np.zeros(len(expected), np.int32)
-    found = placed(read, memory, todo, Bound.of(mapping=table[: values.max()]), out)
-    assert found == (2, "it does not hold what it should")
-    assert placed(read, memory, todo, Bound.of(int(values.max())), out) == found
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_first_numbers_of_each_chunk(order: int) -> None:
+    values = numbers("counts", 10 * N, 2).reshape(10, N)
+    needed = np.linspace(1, N, 10).astype(np.int64)
+    out = np.empty_like(values)
+    read = content([encoded(chunk, order, 8) for chunk in values])
+    assert problem(_pcodec.decode(read, needed, out)) == (blosc.SOUND, "")
+    for n, found, expected in zip(needed, out, values, strict=True):
+        np.testing.assert_array_equal(found[:n], expected[:n])
 
 
 @given(st.sampled_from(["counts", "rising", "any"]), st.integers(0, 1), st.data())
@@ -180,7 +160,7 @@ def test_lanes_give_what_numbers_one_by_one_give(n: int, skip: int) -> None:
         bins = rng.integers(0, 256, n, dtype="u4") | n_bits << 8
         bins |= rng.integers(0, 1 << 16, n, dtype="u4") << 16
         offsets = rng.integers(0, 256, 2 * n + bit_lanes.LOADED_BYTES, dtype="u1")
-        begin = int(offsets.ctypes.data), skip
+        begin = 8 * int(offsets.ctypes.data) + skip
         # One more may follow the differences of the last batch.
         for total in (n, n + 1):
             found = []
@@ -188,14 +168,14 @@ def test_lanes_give_what_numbers_one_by_one_give(n: int, skip: int) -> None:
                 out = np.full(total + 3, 7, np.uint16)
                 target = int(out.ctypes.data) + 2
                 position, moment = _pcodec.sum_up_in_lanes(
-                    *begin, int(bins.ctypes.data), done, np.uint64(40_000), target
+                    begin, bins, done, np.uint64(40_000), target
                 )
                 position, moment = _pcodec.sum_up(
-                    begin[0], position, bins, done, n, moment, out[: total + 1], 1
+                    position, bins, done, n, moment, out[: total + 1], 1
                 )
                 found.append((position, moment & 0xFFFF, out.tolist()))
             assert found[0] == found[1]
-            assert found[0][0] == skip + int(n_bits.sum())
+            assert found[0][0] == begin + int(n_bits.sum())
             ends = (out[0], *out[total + 1 :])
             assert ends == (7, 7, 7)
             assert total == n or n == 256 or found[0][2][total] == found[0][1]
@@ -203,8 +183,8 @@ def test_lanes_give_what_numbers_one_by_one_give(n: int, skip: int) -> None:
         for done in (0, n & -bit_lanes.LANES):
             out = np.full(n + 2, 7, np.uint16)
             target = int(out.ctypes.data) + 2
-            position = _pcodec.add_offsets_in_lanes(*begin, int(bins.ctypes.data), done, target)
-            position = _pcodec.add_offsets(begin[0], position, bins, done, n, out, 1)
+            position = _pcodec.add_offsets_in_lanes(begin, bins, done, target)
+            position = _pcodec.add_offsets(position, bins, done, n, out, 1)
             found.append((position, out.tolist()))
         assert found[0] == found[1]
         assert (out[0], out[-1]) == (7, 7)
