@@ -6,7 +6,9 @@ import ctypes
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numpy.typing import NDArray
 
 from scdl.kernels.dense import sum_values
@@ -37,26 +39,20 @@ def pointer_in(numbers: NDArray[Any], start: int) -> Any:
 
 
 @intrinsic
-def _number_at(typingctx: Any, address: Any, like: Any) -> Any:
-    """Load a number of the type of `like` from an address."""
+def _offset_at(typingctx: Any, address: Any, size: Any) -> Any:
+    """Load an unsigned offset of 1, 2, 4 or 8 bytes from an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = context.get_value_type(signature.args[1]).as_pointer()
-        return builder.load(builder.inttoptr(arguments[0], kind))
+        address, size = arguments
+        loaded = cgutils.alloca_once(builder, size.type)  # type: ignore[no-untyped-call]
+        for n_bytes in (1, 2, 4, 8):
+            number = ir.IntType(8 * n_bytes)
+            with builder.if_then(builder.icmp_signed("==", size, size.type(n_bytes))):
+                value = builder.load(builder.inttoptr(address, number.as_pointer()))
+                builder.store(value if n_bytes == 8 else builder.zext(value, size.type), loaded)
+        return builder.load(loaded)
 
-    return like(types.int64, like), codegen
-
-
-@kernel
-def _offset_at(address: int, size: int) -> int:
-    """Load an unsigned offset of `size` bytes from an address."""
-    if size == 8:
-        return int(np.int64(_number_at(address, np.uint64(0))))
-    if size == 4:
-        return int(_number_at(address, np.uint32(0)))
-    if size == 2:
-        return int(_number_at(address, np.uint16(0)))
-    return int(_number_at(address, np.uint8(0)))
+    return types.int64(types.int64, types.int64), codegen
 
 
 @kernel
