@@ -1,0 +1,1 @@
+"""Measure collections of thousands of archives beside one of twenty."""

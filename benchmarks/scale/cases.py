@@ -1,0 +1,124 @@
+"""The cases: epochs of collections of many members, their obs and their manifests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import scdl
+from benchmarks.common.bench import Bench
+from benchmarks.common.child import Child
+from benchmarks.common.measure import Spread, epoch_rate, spreads
+from benchmarks.common.report import Outcome, at_least, at_most
+from scdl.collection.paths import MANIFEST
+
+CHILD = "benchmarks.scale.child"
+_RATE = "k cells/s"
+
+
+@dataclass(kw_only=True)
+class ScaleBench(Bench):
+    """Numbers of members.
+
+    Attributes
+    ----------
+    child
+        Measures rates, so that its collections stay open from one repetition to the next.
+    few, many, most
+        Numbers of members.
+    cells
+        Cells to read before a rate is measured, by which most members have been opened.
+    """
+
+    child: Child
+    few: int = 20
+    many: int = 400
+    most: int = 4_000
+    cells: int = 500_000
+
+    def collection(self, members: int, suffix: str = "") -> Path:
+        """A collection of links of one archive, made if it is missing."""
+        place = self.workspace.directory.absolute() / "scale"
+        source, links = place / f"one{suffix}", place / f"{members}{suffix}"
+        if not source.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            options = {"compression": "balanced"} if suffix else {}
+            scdl.convert(self.workspace.h5ad(), source, **options)
+        if not (links / MANIFEST).exists():
+            shutil.rmtree(links, ignore_errors=True)
+            with Child(CHILD) as child:
+                child.ask("link", source=source, directory=links, members=members)
+        return links
+
+    def rates(self, *places: Path, order: str = "block", cells: int | None = None) -> list[Spread]:
+        """Thousands of cells a second from each collection."""
+
+        def measure(place: Path) -> float:
+            request = partial(self.child.ask, "epoch", path=place, order=order)
+            return epoch_rate(partial(request, cells=1_024), self.seconds)
+
+        for place in places:
+            first = self.cells if cells is None else cells
+            self.child.ask("epoch", path=place, order=order, cells=first)
+        return list(spreads({str(p): partial(measure, p) for p in places}, self.repeats).values())
+
+
+def memmap(bench: ScaleBench) -> list[Outcome]:
+    few, many, most = map(bench.collection, (bench.few, bench.many, bench.most))
+    rates = bench.rates(few, many, most)
+    outcomes = [
+        _over(f"{n:,} memmap members over {bench.few}, block order", bound, rate, rates[0])
+        for n, bound, rate in ((bench.many, 0.85, rates[1]), (bench.most, 0.7, rates[2]))
+    ]
+    rates = bench.rates(few, most, order="random")
+    what = f"{bench.most:,} memmap members over {bench.few}, random order"
+    return [*outcomes, _over(what, 0.5, rates[1], rates[0])]
+
+
+def zarr(bench: ScaleBench) -> list[Outcome]:
+    places = [bench.collection(n, ".zarr") for n in (bench.few, bench.many)]
+    few, many = bench.rates(*places, cells=bench.cells // 5)
+    return [_over(f"{bench.many:,} Zarr members over {bench.few}, block order", 0.85, many, few)]
+
+
+def _over(what: str, bound: float, many: Spread, few: Spread) -> Outcome:
+    note = f"{few.median:.0f} {_RATE} of the few members; CSR, batches of 1,024"
+    return Outcome(what, at_least(bound, "x"), many.over(few), many, None, _RATE, note)
+
+
+def obs(bench: ScaleBench) -> list[Outcome]:
+    path, runs = bench.collection(bench.most), []
+    for _ in range(bench.repeats):
+        with Child(CHILD) as child:
+            runs.append(child.watched("with_obs", path=path))
+    seconds = Spread.of([run.report["seconds"] for run in runs])
+    what = f"loader of {bench.most:,} members with one column of obs"
+    outcomes = [Outcome(f"{what}: time", at_most(3, "s"), seconds)]
+    if memory := Spread.of_known(run.peak_megabytes for run in runs):
+        outcomes.append(Outcome(f"{what}: memory", at_most(300, "MB"), memory))
+    return outcomes
+
+
+def manifest(bench: ScaleBench) -> list[Outcome]:
+    path, written, opened = bench.collection(bench.most), [], []
+    for _ in range(bench.repeats):
+        with Child(CHILD) as child:
+            child.ask("ready")
+            written.append(child.ask("manifest", directory=path)["seconds"])
+            opened.append(child.ask("opened", path=path)["seconds"])
+    what = f"manifest of {bench.most:,} members"
+    return [
+        Outcome(f"{what}: written", at_most(6, "s"), Spread.of(written)),
+        Outcome(f"{what}: opened with it", at_most(0.3, "s"), Spread.of(opened)),
+    ]
+
+
+CASES: dict[str, Callable[[ScaleBench], list[Outcome]]] = {
+    "memmap": memmap,
+    "zarr": zarr,
+    "obs": obs,
+    "manifest": manifest,
+}
