@@ -209,8 +209,8 @@ def check_target(path: str, *, replace: bool) -> None:
     check_place(path)
     if replace and _is_not_archive(path):
         raise ArchiveExistsError(
-            f"{path}: this is not an archive, and only archives are replaced; remove it, or "
-            "choose another path"
+            f"{path}: this is not an archive, and replace=True replaces only archives; remove it, "
+            "or choose another path"
         )
 
 

@@ -38,19 +38,14 @@ def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
     if len({dtype.kind == "f" for dtype in (*by_dtype, common)}) > 1:
         listed = ", ".join(f"{path} has {dtype}" for dtype, path in by_dtype.items())
         raise CastError(
-            f"no integer or float type takes the values of all archives as they are: {listed}; "
-            "make them alike with cast_data_to_dtype"
+            f"no dtype represents the values of all archives exactly: {listed}; convert them to "
+            "one dtype with cast_data_to_dtype"
         )
     return common
 
 
-def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
-    """Cast values to a dtype, rounding floats.
-
-    Parameters
-    ----------
-    what
-        Description of the values, with which error messages start.
+def cast_values(values: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+    """Cast values to a dtype, rounding floats; error messages start with `where`.
 
     Raises
     ------
@@ -69,10 +64,14 @@ def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
             lost = (cast.astype(values.dtype) != values) | ((cast < 0) != (values < 0))
     if lost.any():
         raise CastError(
-            f"{what}: {dtype} cannot hold {values[lost][0]}; take a dtype that holds it, or store "
-            "the values as one with cast_data_to_dtype"
+            f"{where}: {dtype} cannot hold the value {values[lost][0]}; choose a wider dtype, "
+            "or convert the stored values with cast_data_to_dtype"
         )
     return cast
+
+
+#: Earlier name, which scdl.dataset.batch still imports.
+held = cast_values
 
 
 class Caster:

@@ -86,12 +86,12 @@ class Columns:
         if name != INDEX:
             return f"{self._table} has no column {name!r}; it has: {columns}"
         kind = "cells" if self._table == OBS else "genes"
-        problem = f"the names of the {kind} are not stored, as BioNeMo-SCDL leaves them out; "
+        problem = f"the names of the {kind} are not stored, since BioNeMo-SCDL omits them; "
         if kind == "cells":
             return f"{problem}columns of obs: {columns}"
         return (
-            f"{problem}name the column of var that tells genes apart, as in "
-            f"select_genes(…, gene_column=…), which gives names too; columns: {columns}"
+            f"{problem}pass the column of var that identifies genes, as in "
+            f"select_genes(…, gene_column=…); columns of var: {columns}"
         )
 
     def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:

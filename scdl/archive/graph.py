@@ -74,7 +74,7 @@ class NeighborGraph:
         if key not in (known := graph_keys(store)):
             raise NeighborError(
                 f"{store.path}: there is no neighbour graph {key!r}; "
-                f"it holds: {', '.join(known) or 'none'}"
+                f"the archive has: {', '.join(known) or 'none'}"
             )
         self.key = key
         self._store = store
@@ -94,8 +94,8 @@ class NeighborGraph:
         shape = (self.n_obs, n_obs) if stated is None else stated.shape
         if shape != (n_obs, n_obs):
             raise NeighborError(
-                f"{self._where} is {shape[0]} x {shape[1]}, expected {n_obs} x {n_obs}, a row and "
-                "a column a cell; convert the source again"
+                f"{self._where} is {shape[0]} x {shape[1]}, expected {n_obs} x {n_obs}, one row "
+                "and one column per cell; convert the source again"
             )
 
     @property
@@ -159,8 +159,8 @@ class NeighborGraph:
         if bad >= 0:
             cell = int(np.searchsorted(indptr, bad, side="right")) - 1
             raise NeighborError(
-                f"{self._where}: cell {rows[cell]} has a neighbour of the weight {weights()[bad]}, "
-                "expected finite numbers >= 0; sample with the strategy random or first"
+                f"{self._where}: cell {rows[cell]} has a neighbour of weight {weights()[bad]}, "
+                "expected a finite number >= 0; use the strategy 'random' or 'first'"
             )
         has_one = chosen[:, 0] >= 0
         if not self._fallback and not has_one.all():
@@ -180,15 +180,15 @@ class NeighborGraph:
             outside = (neighbors < 0) | (neighbors >= self.n_obs)
             cell = "a cell" if rows is None else f"cell {rows[outside.any(axis=1).argmax()]}"
             raise NeighborError(
-                f"{self._where}: {cell} has the neighbour {neighbors[outside][0]}, expected rows "
-                f"of {self.n_obs} cells; the archive is damaged, convert the source again"
+                f"{self._where}: {cell} has the neighbour {neighbors[outside][0]}, expected a row "
+                f"in [0, {self.n_obs}); the archive is damaged, convert the source again"
             )
 
     def _refuse(self, row: int) -> None:
         weighted = self._strategy is NeighborSamplingStrategy.WEIGHTED
         raise NeighborError(
             f"{self._where}: cell {row} has no neighbours{' of a weight above 0' * weighted}; "
-            "fallback_to_identity=True gives the cell itself"
+            "pass fallback_to_identity=True to sample the cell itself"
         )
 
     def draws(self, n: int, k: int, rng: Rng = None) -> NDArray[np.float64]:

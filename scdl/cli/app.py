@@ -11,7 +11,7 @@ from storage_backends import __version__
 
 app = typer.Typer(
     name="scdl",
-    help="Single-cell data: AnnData files to archives that train fast.",
+    help="Convert single-cell data to archives for fast training, and inspect them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(value: bool) -> None:
+    if value:
         typer.echo(f"scdl {__version__}")
         raise typer.Exit
 

@@ -160,14 +160,14 @@ class SingleCellCollection(OpenedCollection):
             if report.archives:
                 self._append(list(report.archives.values()), save=True)
         if report.failed:
-            raise failure(report, "the others are members now")
+            raise failure(report, "the others were converted and are members now")
 
     def _make_directory(self) -> None:
         """Create the directory of the collection, if it does not exist."""
         if self.data_path is None:
             raise CollectionError(
-                "a collection of a list of paths has no directory for new archives; create "
-                "SingleCellCollection with a directory"
+                "this collection was opened from a list of paths and has no directory for new "
+                "archives; open it with a directory instead"
             )
         with refused_write(self.data_path):
             os.makedirs(self.data_path, exist_ok=True)
@@ -262,7 +262,7 @@ class SingleCellCollection(OpenedCollection):
         choice = choice_of(genes, policies)
         if choice is not None and destroy_on_copy:
             raise CollectionError(
-                f"{path}: genes= leaves out genes and columns of var of archives that are to be "
+                f"{path}: genes= leaves out genes and columns of var, so the members must not be "
                 "removed; leave out destroy_on_copy"
             )
         check_target(members, self.data_path, path)

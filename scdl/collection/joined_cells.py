@@ -177,7 +177,9 @@ class JoinedCells(CellReader):
             listed = ", ".join(
                 f"{members.names[number]} has {list(shape)}" for shape, number in shapes.items()
             )
-            raise CollectionError(f"obsm {key!r} has different widths in members: {listed}")
+            raise CollectionError(
+                f"obsm/{key} has different widths in the members: {listed}; read each member alone"
+            )
         dtype = np.result_type(*(vectors.dtype for vectors, _, _ in parts))
         out = np.empty((len(rows), *next(iter(shapes))), dtype)
         for vectors, places, _ in parts:
@@ -252,7 +254,7 @@ class JoinedCells(CellReader):
             return self._joined_graph(named.pop(), keys)
         if not named and self._neighbors["load_neighbors"]:
             raise NeighborError(
-                f"{self!r}: there is no neighbour graph {requested!r}; members hold: "
+                f"{self!r}: there is no neighbour graph {requested!r}; the members have: "
                 f"{', '.join(self.neighbor_keys)}"
             )
         return None

@@ -235,7 +235,8 @@ def parse_manifest(data: bytes, directory: str) -> list[Member]:
         raise
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ArchiveFormatError(
-            f"{file}: this is not a manifest of scdl ({error!r:.300})"
+            f"{file}: this is not a valid manifest ({error!r:.300}); open a list of the paths of "
+            "the archives, and write it again with save_manifest"
         ) from error
 
 

@@ -83,8 +83,8 @@ class Members(Sequence[SingleCellDataset]):
             member = SingleCellDataset(record.path, **self._options)
         except ArchiveNotFoundError:
             raise ArchiveNotFoundError(
-                f"{record.path}: this member of the collection is missing; put it back, or leave "
-                "it out of a list of paths"
+                f"{record.path}: this member of the collection is missing; restore it, or open a "
+                "list of paths without it"
             ) from None
         except ScdlError:
             raise

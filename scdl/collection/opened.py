@@ -83,7 +83,7 @@ class OpenedCollection(JoinedCells):
         if is_archive(directory):
             raise CollectionError(
                 f"{directory}: this is an archive, not a directory of archives; open it with "
-                "scdl.open, or give a list of paths"
+                "scdl.open, or pass a list of paths"
             )
         if not os.path.lexists(directory) or (os.path.isdir(directory) and _is_empty(directory)):
             return []
@@ -101,7 +101,7 @@ class OpenedCollection(JoinedCells):
         known = {record.path for record in records}
         for path in map(resolved, paths):
             if path in known:
-                raise CollectionError(f"{path}: this archive is listed twice; list each once")
+                raise CollectionError(f"{path}: this archive is listed twice; list it once")
             known.add(path)
             described.append(self._describe(path))
         return described
@@ -122,7 +122,9 @@ class OpenedCollection(JoinedCells):
     def _refuse_collection(self, path: str) -> None:
         """Raise CollectionError if a path is a collection."""
         if self.data_path is not None and is_within(self.data_path, path):
-            raise CollectionError(f"{path}: a collection cannot be inside itself; list archives")
+            raise CollectionError(
+                f"{path}: a collection cannot be inside itself; list its archives instead"
+            )
         if has_manifest(path) or any(archives_below(path)):
             raise CollectionError(
                 f"{path}: this is a collection, not an archive; list its members, or flatten it"
@@ -240,8 +242,8 @@ class OpenedCollection(JoinedCells):
         target = self.data_path if directory is None else resolved(directory)
         if target is None or is_url(target) or is_archive(target):
             raise CollectionError(
-                f"{target}: a manifest must be in a directory that is not an archive; choose one "
-                "with save_manifest(directory)"
+                f"{target or 'this collection'}: a manifest must be in a local directory that is "
+                "not an archive; pass one to save_manifest(directory)"
             )
         with refused_write(target):
             os.makedirs(target, exist_ok=True)
@@ -294,7 +296,7 @@ class OpenedCollection(JoinedCells):
                     if resolved(path) not in known:
                         raise ArchiveChangedError(
                             f"{path}: this archive was added since the collection was opened, and "
-                            "would be left out; add it, or open the collection again"
+                            "the manifest would omit it; add it, or open the collection again"
                         )
             yield
 

@@ -105,20 +105,21 @@ def _check_unique(
     for number, names in _names(tables):
         for name in names[np.isin(hash_array(names), suspected)].tolist():
             if name in seen:
-                raise CollectionError(_told(name, paths[seen[name]], paths[number], cell_names))
+                raise CollectionError(_repeated(name, paths[seen[name]], paths[number], cell_names))
             seen[name] = number
 
 
-def _told(name: str, first: str, second: str, cell_names: CellNames) -> str:
+def _repeated(name: str, first: str, second: str, cell_names: CellNames) -> str:
+    """Message about a name that two cells have."""
     if first == second:
         return (
-            f"the cell name {name!r} is in {first} more than once; cell_names='keep' takes names "
-            "as they are"
+            f"the cell name {name!r} is in {first} more than once; pass cell_names='keep' to allow "
+            "repeated names"
         )
     problem = f"the cell name {name!r} is in {first} and in {second}"
     if cell_names == "prefix":
-        return f"{problem}, with the names of these archives in front; rename one of the archives"
-    return f"{problem}; cell_names='prefix' puts the name of its archive before each"
+        return f"{problem} even with the names of the archives as prefixes; rename an archive"
+    return f"{problem}; pass cell_names='prefix' to prepend the name of the archive to each"
 
 
 def _names(tables: Sequence[TableSource]) -> Iterator[tuple[int, NDArray[Any]]]:

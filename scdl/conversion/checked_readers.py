@@ -35,7 +35,8 @@ class RisingOffsets(CheckedReader):
         offsets = self._reader.read(max(start - 1, 0), stop)
         if (offsets[1:] < offsets[:-1]).any():
             raise SourceError(
-                f"{self._where}: its offsets fall between {start} and {stop}; it is damaged"
+                f"{self._where}: its offsets decrease between positions {start} and {stop}; the "
+                "source is damaged"
             )
         return offsets[start - max(start - 1, 0) :]
 
@@ -53,7 +54,7 @@ class BoundedIndices(CheckedReader):
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self._below:
             outside = int(indices.min()) if indices.min() < 0 else int(indices.max())
             raise SourceError(
-                f"{self._where}: it has the index {outside}, expected [0, {self._below}); it is "
-                "damaged, or of other cells"
+                f"{self._where}: found index {outside}, expected indices in [0, {self._below}); "
+                "the source is damaged"
             )
         return indices

@@ -62,7 +62,7 @@ def check_removable(stores: Sequence[ArrayStore], kept: Sequence[str]) -> list[A
         for path in kept:
             if registry.is_within(path, store.path) or _is_same(path, store.path):
                 raise CollectionError(
-                    f"{path}: this would be removed with {store.path}, once that is copied; leave "
+                    f"{path}: this path would be removed with {store.path} after the copy; leave "
                     "out destroy_on_copy, or choose another path"
                 )
         store.check_removable()
@@ -74,7 +74,8 @@ def check_same(store: ArrayStore, identity: Any) -> None:
     """Raise ArchiveChangedError if the identity of an archive has changed."""
     if store.identity != identity:
         raise ArchiveChangedError(
-            f"{store.path}: the archive was changed while it was copied; it is kept, copy it again"
+            f"{store.path}: the archive changed while it was copied, so it was not removed; copy "
+            "it again"
         )
 
 
@@ -134,7 +135,8 @@ def check_copied(
         )
     if difference:
         raise CollectionError(
-            f"{copy.path}: this is not all of {store.path} ({difference}); the sources are kept"
+            f"{copy.path}: this copy of {store.path} is incomplete or differs ({difference}); the "
+            "sources were not removed"
         )
 
 

@@ -106,8 +106,8 @@ def concatenate(
         source = ArchiveSource(stores[0], infos[0], 0, None)
         if lost := write_rest(source, writer, Bounds(values=values_at_once)):
             raise SourceError(
-                f"{source.path}: {', '.join(lost)} cannot be read or kept; convert the archive "
-                "with scdl.convert, which leaves it out"
+                f"{source.path}: {', '.join(lost)} cannot be read or stored; convert the archive "
+                "with scdl.convert, which leaves out such elements"
             )
     else:
         kept = [name for name in vectors if name not in refused]

@@ -155,13 +155,13 @@ class _Rest:
                 # Some published files have an invalid X beside a valid raw.
                 return False
             raise SourceError(
-                f"{where} has shape {shape}, expected {_described(axes, expected)}; mend the "
-                "source, or leave such elements out with only_matrix=True"
+                f"{where} has shape {shape}, expected {_described(axes, expected)}; correct the "
+                "source, or pass only_matrix=True to leave out such elements"
             )
         if hasattr(element, "columns") and list(element.index) != self._names_of(axes[0]):
             raise SourceError(
-                f"{where} is a table whose rows have other names than those of {axes[0]}, or "
-                "another order; mend the source, or leave such elements out with only_matrix=True"
+                f"{where} is a table whose row names differ from those of {axes[0]}; correct the "
+                "source, or pass only_matrix=True to leave out such elements"
             )
         plain = isinstance(element, Reader) and len(shape) == 2
         return plain or isinstance(element, SparseParts | Matrix) or is_taken(name, element)

@@ -63,19 +63,19 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
     ArchiveWriteError
         The output cannot be written.
     """
-    target = absolute(path, "where the AnnData goes, as a path")
+    target = absolute(path, "the path of the output")
     ending = other_formats.suffix_of(target)
     if is_url(target) or ending not in (".h5ad", ".zarr"):
         raise PathError(
             f"{target}: expected a path that ends in .h5ad, or in .zarr for a Zarr store, found "
-            f"{'a URL' if is_url(target) else ending or 'no such end'}"
+            f"{'a URL' if is_url(target) else ending or 'no suffix'}"
         )
     if ending == ".zarr":
         _export_zarr(store, target, replace=replace)
         return
     if os.path.lexists(target) and not replace:
         raise ArchiveExistsError(
-            f"{target}: something exists here already; give replace=True to replace it, or choose "
+            f"{target}: something exists here already; pass replace=True to replace it, or choose "
             "another path"
         )
     view = ArchiveView(store)

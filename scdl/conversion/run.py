@@ -71,7 +71,7 @@ class Conversion:
         if len(taken) > 1:
             named = ", ".join(f"{name} of {path}" for name, path in sorted(taken.items()))
             raise SourceError(
-                f"the files hold different matrices: {named}; say which to take with matrix="
+                f"the files have different default matrices: {named}; choose one with matrix="
             )
         if settings.genes is not None:
             files = selected(files, settings.genes)
@@ -240,7 +240,8 @@ class Conversion:
         if len(items) > 1:
             named = ", ".join(f"{dtype} {shape} in {at}" for (dtype, shape), at in items.items())
             raise SourceError(
-                f"obsm/{key} differs between the files: {named}; make it alike, or leave it out"
+                f"obsm/{key} has different dtypes or shapes in the files: {named}; convert them "
+                "to one dtype and shape, or leave it out"
             )
         for reader in readers:
             rows = max(1, self._bounds.values // max(int(np.prod(reader.item_shape)), 1))
@@ -253,7 +254,7 @@ class Conversion:
         """Whether any file has the graph; warn if none has."""
         if any(file.graph(key) for file in self._files):
             return True
-        message = f"no file has obsp/{key}; the archive has no neighbours of that key"
+        message = f"no file has obsp/{key}; the archive is written without this graph"
         warnings.warn(message, ScdlWarning, stacklevel=5)
         return False
 

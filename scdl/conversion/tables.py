@@ -68,8 +68,8 @@ class United:
         """Warn about converted columns; the message starts with `where`."""
         if self.changes:
             warnings.warn(
-                f"{where}: columns of obs are of several types: {'; '.join(self.changes)}; make "
-                "the types alike where that is not meant",
+                f"{where}: columns of obs with different types were converted to a common type: "
+                f"{'; '.join(self.changes)}; use one type in all sources if this is not intended",
                 ScdlWarning,
                 stacklevel=3,
             )
@@ -169,9 +169,9 @@ class _Column:
             return self._united.convert(column)
         except pa.ArrowException as error:
             raise CastError(
-                f"column {self.name!r} is {column.type} in one table and {self.field.type} in "
-                f"all together, which does not hold all of its values ({one_line(error)}); make "
-                "the types alike"
+                f"column {self.name!r} is {column.type} in one table, and the common type "
+                f"{self.field.type} cannot hold all of its values ({one_line(error)}); use "
+                "one type in all sources"
             ) from error
 
 

@@ -211,7 +211,7 @@ class ArchiveSource(Source):
                 if values.dtype == bool and values.ndim > 1:
                     return Values(values[slice(*self._rows)].astype(np.uint8))
             known = ", ".join(self.kept_vectors) or "nothing"
-            raise SourceError(f"{self.path}: obsm/{key} is missing; obsm holds: {known}")
+            raise SourceError(f"{self.path}: obsm/{key} is missing; obsm has: {known}")
         return StoredArray(self._store, name, *self._rows)
 
     @property

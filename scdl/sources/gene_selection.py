@@ -48,14 +48,12 @@ def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | 
     if genes is None:
         for name, value in policies.items():
             if value != _DEFAULTS[name]:
-                raise OptionError(
-                    f"{name}={value!r} says how genes are selected, and none are; give genes= too"
-                )
+                raise OptionError(f"{name}={value!r} has no effect without genes=; pass genes= too")
         return None
     if policies["missing"] == "mask":
         raise OptionError(
-            "missing='mask' goes with reading: an archive does not store which genes a cell's "
-            "source had; say missing='zero' or 'error'"
+            "missing='mask' applies only to reading, since an archive does not store which genes "
+            "each source had; pass missing='zero' or 'error'"
         )
     return GeneChoice(genes, **policies)
 
@@ -78,10 +76,10 @@ def selected(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
 def _ids(source: Source, column: str | None) -> pa.Array:
     table = source.var()
     if (column or INDEX) not in table.schema.names:
-        known = ", ".join(name for name in table.schema.names if name != INDEX) or "no columns"
+        known = ", ".join(name for name in table.schema.names if name != INDEX) or "none"
         part = "names of genes" if column is None else f"column {column!r}"
         raise GeneError(
-            f"{source.path}: var has no {part}; it has: {known}, one of which gene_column= may name"
+            f"{source.path}: var has no {part}; pass one of its columns as gene_column=: {known}"
         )
     return strings(pa.concat_arrays(table.column(column or INDEX).chunks))
 
@@ -154,8 +152,8 @@ class _Mapped(Matrix):
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < below:
                 outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
                 raise SourceError(
-                    f"{self.where}: it has the column id {outside}, expected [0, {below}) for as "
-                    "many genes; the file is damaged"
+                    f"{self.where}: found column id {outside}, expected column ids in "
+                    f"[0, {below}); the file is damaged"
                 )
             places = self._table[block.indices]
             included = places >= 0

@@ -110,7 +110,7 @@ class H5adFile(Source):
         element = obsm if old else hdf5_guard.element(self._file, f"obsm/{key}")
         dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
         if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
-            raise SourceError(f"{where} is no dense array of numbers; leave it out")
+            raise SourceError(f"{where} is not a dense array of numbers; leave it out")
         if element.ndim < 1 or element.shape[0] != self.n_obs:
             raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
         return FieldReader(obsm, key) if old else RowReader(element)
@@ -248,7 +248,9 @@ class H5adFile(Source):
             if other is not None:
                 raise SourceError(other_formats.sentence(self.path, other))
             names = ", ".join(self._file) or "nothing"
-            raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {names}")
+            raise SourceError(
+                f"{self.path}: not an AnnData file: expected obs and var, found {names}"
+            )
         default = "raw/X" if self._element("raw/X") is not None else "X"
         chosen = default if name is None else name
         known = chosen in ("X", "raw/X") or chosen.startswith("layers/")
@@ -286,9 +288,7 @@ class H5adFile(Source):
     def _table(self, name: str) -> H5Table:
         element = self._group(name)
         if element is None:
-            hint = (
-                ", which has the genes of raw/X; take X, with matrix='X'" if "raw" in name else ""
-            )
+            hint = "; convert X instead of raw/X with matrix='X'" if "raw" in name else ""
             raise SourceError(f"{self.path}: {name} is missing{hint}")
         return H5Table(f"{self.path}: {name}", element)
 
@@ -349,11 +349,11 @@ def _why_not(error: OSError) -> str:
     """Describe why an existing file cannot be opened."""
     if error.errno in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK):
         return (
-            "the file is locked, since another program has it open for writing; close it there and "
-            "try again"
+            "the file is locked by another program that has it open for writing; close it there "
+            "and try again"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied: the file exists and may not be read by this user"
+        return "permission denied: the file exists, but this user may not read it"
     if error.errno:
         return f"the file cannot be read ({os.strerror(error.errno)})"
     truncated = "truncated" in str(error)

@@ -88,8 +88,8 @@ def check(found: h5py.Group | h5py.Dataset) -> None:
         claimed += _claimed(part) if isinstance(part, h5py.Dataset) else 0
     if claimed > FREE_BYTES + BYTES_PER_BYTE * size:
         raise SourceError(
-            f"{where} is said to take {claimed:,} bytes, out of proportion to the {size:,} bytes "
-            "of the file; it is damaged"
+            f"{where} declares a size of {claimed:,} bytes, out of proportion to the {size:,} "
+            "bytes of the file; the file is damaged"
         )
 
 
@@ -117,8 +117,8 @@ def check_heaps(path: str) -> None:
                 taken = _HEAP_HEAD + -(-size // 8) * 8 if index else size
                 if not _HEAP_HEAD <= taken <= stop - at:
                     raise SourceError(
-                        f"{path}: a collection of text at byte {start:,} is damaged: an object of "
-                        f"{size:,} bytes is not in it"
+                        f"{path}: the global heap collection at byte {start:,} is damaged: an "
+                        f"object of {size:,} bytes does not fit into it"
                     )
                 at += taken
 
@@ -171,8 +171,8 @@ def _follow(
             return None
         else:
             raise ElsewhereError(
-                f"{file.filename}: {at.name}/{name} is a link to another file, or one of many; put "
-                "what it leads to into the file"
+                f"{file.filename}: {at.name}/{name} is a link to another file, or part of a long "
+                "chain of links; copy its target into this file"
             )
     return at if isinstance(at, h5py.Group | h5py.Dataset) else None
 
@@ -193,22 +193,22 @@ def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Datas
             if at.id in seen:
                 raise SourceError(
                     f"{at.file.filename}: the group {at.name} is in {found.name} twice, or in "
-                    "itself; expected a tree"
+                    "itself; expected a tree of groups"
                 )
             seen.add(at.id)
             todo += filter(None, (_follow(at.file, at, name, _MOST_LINKS) for name in at))
 
 
-def _check_attributes(part: h5py.Group | h5py.Dataset, held: int) -> None:
+def _check_attributes(part: h5py.Group | h5py.Dataset, file_size: int) -> None:
     """Check the size of attributes: they are never compressed, so the file must be larger."""
     for name in part.attrs:
         attribute = part.attrs.get_id(name)
         _check_type(f"{part.file.filename}: {part.name}: {name}", attribute.get_type())
         claimed = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
-        if claimed > held:
+        if claimed > file_size:
             raise SourceError(
-                f"{part.file.filename}: the attribute {name!r} of {part.name} is said to take "
-                f"{claimed:,} bytes, more than the file; it is damaged"
+                f"{part.file.filename}: the attribute {name!r} of {part.name} declares a size of "
+                f"{claimed:,} bytes, more than the file has; the file is damaged"
             )
 
 
@@ -222,8 +222,8 @@ def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
         _check_type(where, type_.get_super())
     elif kind in _NUMBERS and not h5py.h5t.py_create(type_.dtype).equal(type_):
         raise SourceError(
-            f"{where}: expected integers or floats as processors have them, found others of "
-            f"{type_.get_size()} bytes; it is damaged"
+            f"{where}: expected standard integers or floats, found a non-standard number type of "
+            f"{type_.get_size()} bytes; the file is damaged"
         )
 
 
@@ -258,8 +258,8 @@ def _claimed(dataset: h5py.Dataset) -> int:
     )
     if external:
         raise ElsewhereError(
-            f"{where} lies in another file: datasets that are virtual or external are not read; "
-            "copy it into the file"
+            f"{where} is stored in another file, and virtual or external datasets are not read; "
+            "copy it into this file"
         )
     _check_filters(where, layout)
     type_ = dataset.id.get_type()

@@ -230,13 +230,13 @@ def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
     """Raise SourceError for row or column ids that are not in ``[0, n)``."""
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= n):
         bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-        raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
+        raise SourceError(f"{where}: found index {bad} in {among}, expected indices in [0, {n})")
 
 
 def check_shape(where: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
     """Raise SourceError if the shape of a matrix does not match obs and var."""
     if found != expected:
-        raise SourceError(f"{where} has shape {found}, but obs and var say {expected}")
+        raise SourceError(f"{where} has shape {found}, expected {expected} from obs and var")
 
 
 def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
@@ -271,8 +271,8 @@ def check_offsets(where: str, parts: Mapping[str, Reader], n: int, axis: str) ->
     ends = [int(parts["indptr"].read(i, i + 1)[0]) for i in (0, n)]
     if ends[0] != 0 or not ends[1] == lengths["data"] == lengths["indices"]:
         raise SourceError(
-            f"{where}: indptr runs from {ends[0]} to {ends[1]}, but data holds {lengths['data']} "
-            f"and indices {lengths['indices']} values"
+            f"{where}: indptr runs from {ends[0]} to {ends[1]}, but data has {lengths['data']} "
+            f"and indices has {lengths['indices']} values"
         )
     return ends[1]
 

@@ -114,8 +114,8 @@ class FrameReader(ABC):
         column = self.find(name)
         if column is None:
             raise self.error(
-                f"{self.where}: its index {name!r} is missing, or no column of text or numbers; "
-                f"expected names, or the name of another index in the attribute {names.INDEX_NAMED}"
+                f"{self.where}: its index {name!r} is missing, or not a column of text or "
+                f"numbers; expected that the attribute {names.INDEX_NAMED} names the index column"
             )
         return as_text(column)
 
@@ -210,7 +210,7 @@ def coded(
         part = arrow.to_numpy(codes.read(start, stop)).astype(np.int64)
         if len(part) and (part.min() < -1 or part.max() >= n_categories):
             raise EncodingError(
-                f"there are {n_categories} categories, but codes run from {part.min()} to "
+                f"expected codes from -1 to {n_categories - 1}, found codes from {part.min()} to "
                 f"{part.max()}"
             )
         return coder()(arrow.numbers(part.astype(np.int32), part < 0))
@@ -244,7 +244,7 @@ def masked(values: Column | None, mask: Column | None, *, nullable: bool = True)
     if values is None or mask is None or not pa.types.is_primitive(mask.type):
         return None
     if mask.length != values.length:
-        raise EncodingError(f"there are {values.length} values, but a mask of {mask.length}")
+        raise EncodingError(f"expected a mask of {values.length} values, found {mask.length}")
 
     def read(start: int, stop: int) -> pa.Array:
         absent, part = mask.read(start, stop).cast(pa.bool_()), values.read(start, stop)

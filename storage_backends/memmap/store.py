@@ -40,7 +40,12 @@ from storage_backends.directory import integrity
 from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
-from storage_backends.errors import ArchiveChangedError, ArchiveClosedError, ArchiveFormatError
+from storage_backends.errors import (
+    COPY_AGAIN,
+    ArchiveChangedError,
+    ArchiveClosedError,
+    ArchiveFormatError,
+)
 from storage_backends.memmap import BACKEND, features, layout
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
@@ -117,8 +122,8 @@ class MemmapStore(DirectoryStore):
             )
             raise ArchiveFormatError(
                 f"{self.path}: {found} entries for {self._n_obs} cells, with offsets from "
-                f"{ends[0]} to {ends[1]}; a file is truncated or is not of the header's dtype: "
-                "convert the source again"
+                f"{ends[0]} to {ends[1]}; a file is truncated or does not have the dtype of the "
+                "header, convert the source again"
             )
 
     def _check_features(self) -> None:
@@ -136,8 +141,8 @@ class MemmapStore(DirectoryStore):
             check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
         if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
             raise ArchiveFormatError(
-                f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "
-                "the manifest has different ones"
+                f"{self.path}: the blocks of {self._var_directory} end at {self._var_stops}, but "
+                f"the manifest lists others; {COPY_AGAIN}"
             )
 
     def _is_stale(self, header: Header) -> bool:
@@ -148,9 +153,9 @@ class MemmapStore(DirectoryStore):
         ):
             return False
         self.remarks.append(
-            f"{self.path}: the header's lengths disagree with the files, which agree with each "
-            "other and are used; `scdl verify --repair`, or scdl.open(path).save(), writes the "
-            "header anew"
+            f"{self.path}: the lengths in the header disagree with the files, which agree with "
+            "each other and are used; update the header with `scdl verify --repair` or "
+            "scdl.open(path).save()"
         )
         return True
 
@@ -255,7 +260,7 @@ class MemmapStore(DirectoryStore):
             f"{documented.header_name} {store._specs[name].length:,}"
             for name, documented in layout.MATRIX.items()
         )
-        return (f"{store._path_to(layout.HEADER)}: rewritten with the lengths {lengths}",)
+        return (f"{os.path.join(store.path, layout.HEADER)}: rewritten with the lengths {lengths}",)
 
     def _header_of_files(self) -> Header:
         arrays = [
@@ -269,19 +274,17 @@ class MemmapStore(DirectoryStore):
         ]
         return Header(tuple(arrays), tuple(indexes))
 
-    def _path_to(self, *parts: str) -> str:
-        return os.path.join(self.path, *parts)
-
     @cached_property
     def _var_directory(self) -> str:
         for name in ("var_features", "features"):
-            if os.path.isdir(self._path_to(name)):
+            if os.path.isdir(os.path.join(self.path, name)):
                 return name
         raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
 
     @cached_property
     def _obs_directory(self) -> str | None:
-        return "obs_features" if os.path.isdir(self._path_to("obs_features")) else None
+        exists = os.path.isdir(os.path.join(self.path, "obs_features"))
+        return "obs_features" if exists else None
 
     @cached_property
     def _var_stops(self) -> list[int]:
@@ -318,7 +321,7 @@ class MemmapStore(DirectoryStore):
             only_names=self._side_files(name).get("only_names"),
             index_name=self._side_files(name).get("index_name"),
             nullable=self._side_files(name).get("nullable", ()),
-            held=mapped,
+            mapped=mapped,
             # The number of cells is known from the offsets, which are not compressed.
             bounded=name != "obs",
         )

@@ -54,7 +54,7 @@ class ParquetTable:
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Start of error messages.
     columns
         Files of the plain columns, one after the other; where their columns differ, they are
         united by :mod:`storage_backends.compute.uniting`, and columns missing in a file are null.
@@ -70,8 +70,8 @@ class ParquetTable:
         Name of the ``_index``, or None.
     nullable
         Columns that pandas holds in a nullable type.
-    held
-        Mapped files by path, which are read in place of those on disk.
+    mapped
+        Mapped files by path, which are read instead of those on disk.
     bounded
         Whether these files are the only source of the number of rows.
     """
@@ -87,11 +87,11 @@ class ParquetTable:
         only_names: str | None = None,
         index_name: str | None = None,
         nullable: Sequence[str] = (),
-        held: Mapping[str, MappedFile] = MappingProxyType({}),
+        mapped: Mapping[str, MappedFile] = MappingProxyType({}),
         bounded: bool = True,
     ) -> None:
         self._where = where
-        self._held = held
+        self._mapped = mapped
         self._columns = columns
         self._expected_rows = expected_rows
         self._names = names
@@ -326,7 +326,7 @@ class ParquetTable:
             )
 
     def _content(self, path: str) -> NDArray[np.uint8]:
-        return (self._held.get(path) or MappedFile(path)).data
+        return (self._mapped.get(path) or MappedFile(path)).data
 
 
 def _read(
@@ -355,5 +355,5 @@ def _readable(where: str) -> Iterator[None]:
         raise ArchiveFormatError(f"{where}: the file is missing") from None
     except _UNREADABLE as error:
         raise ArchiveFormatError(
-            f"{where}: not a parquet file that can be read ({one_line(error):.300})"
+            f"{where}: not a readable parquet file ({one_line(error):.300})"
         ) from error

@@ -166,7 +166,7 @@ def test_a_collection_of_text_that_never_ends(source: Path, tmp_path: Path) -> N
     source.write_bytes(data)
     error = refusal(lambda: scdl.convert(source, tmp_path / "archive"))
     assert error is not None
-    assert "collection of text" in str(error)
+    assert "global heap collection" in str(error)
 
 
 def test_collections_are_found_wherever_they_are(

@@ -60,12 +60,13 @@ def _no_files(directory: str) -> str:
     if not os.path.exists(directory):
         return other_formats.missing(directory)
     if os.path.isfile(directory):
-        return f"{directory}: this is a file; convert it with scdl.convert, or name a directory"
+        return f"{directory}: this is a file; convert it with scdl.convert, or pass a directory"
     described = other_formats.described(directory)
     if described is None and registry.known(directory) is not None:
         described = f"{directory}: this is an archive already; convert it with scdl.convert"
     return described or (
-        f"{directory}: there is no *.h5ad file here or below; name a directory that has some"
+        f"{directory}: there is no *.h5ad file in this directory or its subdirectories; pass a "
+        "directory with h5ad files"
     )
 
 
@@ -145,7 +146,7 @@ def convert_directory(
     """
     started = time.perf_counter()
     directory = path_of(directory, "the path of a directory with h5ad files")
-    dest = path_of(dest, "the directory where the archives go, as a path")
+    dest = path_of(dest, "the path of a directory for the archives")
     settings, split_bytes = settings_of(options, convert_directory)
     backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
@@ -177,7 +178,7 @@ def convert_directory(
         seconds=time.perf_counter() - started,
     )
     if report.failed and not (skip_failed and report.archives):
-        raise failure(report, "the others were, and resume converts what is missing")
+        raise failure(report, "the others were; pass resume=True to convert only the missing ones")
     return report
 
 
@@ -230,8 +231,8 @@ def _made_directory(dest: str) -> str:
     """Create the directory of the archives; return its absolute path."""
     if is_url(dest):
         raise BackendOptionError(
-            f"{dest}: archives are not written to URLs, where nothing can appear whole; "
-            "convert to a directory and copy the archives"
+            f"{dest}: archives cannot be written to a URL, where they would not appear "
+            "atomically; convert to a local directory and upload the archives"
         )
     path = os.path.abspath(dest)
     registry.check_place(os.path.join(path, "archive"))
@@ -244,19 +245,19 @@ def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
     """Raise ArchiveExistsError unless `resume` is set and `target` is the archive of `path`."""
     if not resume:
         raise ArchiveExistsError(
-            f"{target}: something exists here already, where the archive of {path} goes; resume "
-            "leaves out what has been converted, or choose another directory"
+            f"{target}: something exists here already, but the archive of {path} would be written "
+            "here; pass resume=True to skip files with an archive, or choose another directory"
         )
     try:
         with registry.open_archive(target) as store:
             label = Info.from_attrs(store.attrs, target).blocks[0].label
     except ArchiveFormatError as error:
         raise ArchiveExistsError(
-            f"{target}: what exists here is no archive that can be resumed from ({error}); remove "
-            "it first"
+            f"{target}: this is not a readable archive, so the conversion cannot resume ({error}); "
+            "remove it first"
         ) from error
     # The directory may have been moved; compare the path relative to it.
     if label is not None and not f"/{label}".endswith(f"/{below}"):
         raise ArchiveExistsError(
-            f"{target}: this is the archive of {label}, and not of {path}; choose another directory"
+            f"{target}: this is the archive of {label}, not of {path}; choose another directory"
         )

@@ -67,7 +67,7 @@ def convert_in_parts(
         # A process that was killed after publishing the archive may have left drafts.
         sweep(directory)
         raise ArchiveExistsError(
-            f"{target}: something exists here already; give replace=True to replace it, or choose "
+            f"{target}: something exists here already; pass replace=True to replace it, or choose "
             "another path"
         )
     other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
@@ -94,5 +94,7 @@ def _h5ad_file(path: str) -> str:
     if not os.path.exists(path) and not is_url(path):
         raise SourceNotFoundError(f"{path}: there is no such file")
     if not os.path.isfile(path):
-        raise SourceError(f"{path}: only h5ad files are converted in parts; leave out workers")
+        raise SourceError(
+            f"{path}: expected an h5ad file; convert other sources without several workers"
+        )
     return os.path.abspath(path)

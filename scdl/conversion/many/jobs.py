@@ -133,8 +133,8 @@ class Job:
         draft, target = self.whole.path, self.target
         if not os.path.isdir(draft):
             raise ClusterError(
-                f"{target}: the worker wrote this archive where this process does not see it; "
-                "workers need the same file system under the same path"
+                f"{target}: this process does not see the archive that a worker wrote; all workers "
+                "need the same file system under the same path"
             )
         with refused_write(target):
             if os.path.lexists(target) and self.replace:
@@ -144,7 +144,8 @@ class Job:
                 publication.remove(draft)
             elif os.path.lexists(target):
                 raise ArchiveExistsError(
-                    f"{target}: something was put here meanwhile; choose another directory"
+                    f"{target}: another program created this path during the conversion; choose "
+                    "another path"
                 )
             else:
                 publication.move(draft, target)

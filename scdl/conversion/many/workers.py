@@ -182,8 +182,8 @@ class ProcessWorkers(Workers):
 
 def _died(task: Task) -> WorkerDiedError:
     return WorkerDiedError(
-        f"{', '.join(task.sources)}: its process ended in the middle of the work, as it does when "
-        "it is killed or memory is short; try fewer workers (and guard a script with "
+        f"{', '.join(task.sources)}: the worker process died during the conversion, for example "
+        "because it ran out of memory; try fewer workers (a script needs the guard "
         '`if __name__ == "__main__":`)'
     )
 
