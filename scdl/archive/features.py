@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import position
 from scdl.archive.frames import dtype_with_nulls, frame_of, with_values
-from scdl.archive.gene_names import numbered, space_key
+from scdl.archive.gene_names import number_keys, space_key
 from scdl.archive.schema import INDEX, OBS, Info, names_of, var_table
 from scdl.errors import FeatureNotFoundError
 from storage_backends import __version__
@@ -147,7 +147,7 @@ def spaces_of(store: TableReader, info: Info) -> NDArray[np.int64]:
     keys: list[Any] = [block.space for block in info.blocks]
     if None in keys:
         keys = [block_space_key(store, i) for i in range(len(keys))]
-    return numbered(keys)
+    return number_keys(keys)
 
 
 def shared_var(store: TableReader, blocks: Iterable[int]) -> pa.Table:

@@ -102,7 +102,7 @@ def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
     return orders
 
 
-def numbered(keys: Iterable[Any]) -> NDArray[np.int64]:
+def number_keys(keys: Iterable[Any]) -> NDArray[np.int64]:
     """Number distinct keys from 0 in order of first occurrence."""
     known: dict[Any, int] = {}
     return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)

@@ -208,7 +208,7 @@ def _space(block: Mapping[str, Any]) -> int | None:
     return None if space is None else int(space)
 
 
-def distinct(names: Iterable[str]) -> list[str]:
+def unique_names(names: Iterable[str]) -> list[str]:
     """Make names unique by appending a number to repeated ones."""
     taken: set[str] = set()
     out = []

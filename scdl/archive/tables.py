@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -36,6 +36,11 @@ class TableSource(ABC):
     def column(self, name: str, start: int, stop: int) -> pa.Array:
         """Read rows ``[start, stop)`` of one column."""
         return self.read(start, stop).column(name)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Read all rows in batches of :data:`ROWS_AT_ONCE` rows."""
+        for start in range(0, self.num_rows, ROWS_AT_ONCE):
+            yield self.read(start, min(start + ROWS_AT_ONCE, self.num_rows))
 
 
 class StoredTable(TableSource):

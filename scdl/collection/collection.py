@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 from numpy.typing import DTypeLike
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
-from scdl.archive.schema import distinct
+from scdl.archive.schema import unique_names
 from scdl.collection.flattening import check_flat, check_target, tables_of_cells, write_flat
 from scdl.collection.opened import OpenedCollection
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import CellNames
-from scdl.conversion.comparison import check_removable, check_same, checking
+from scdl.conversion.comparison import check_removable, check_unchanged, open_for_check
 from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.errors import refused_write
@@ -103,7 +103,7 @@ class SingleCellCollection(OpenedCollection):
 
         given = _documented(load_block_row_size, use_X_not_raw, options)
         self._make_directory()
-        with self._changing(saves=True):
+        with self._locked(saves=True):
             ((source, target),) = self._targets([h5ad_path]).items()
             convert(source, target, neighbor_key=self._converted_key, **given)
             self._append([target], save=True)
@@ -147,7 +147,7 @@ class SingleCellCollection(OpenedCollection):
         options = _documented(load_block_row_size, use_X_not_raw, given)
         files = h5ad_files(directory_path)
         self._make_directory()
-        with self._changing(saves=True):
+        with self._locked(saves=True):
             targets = self._targets(files)
             report = convert_files(
                 directory_path,
@@ -177,7 +177,7 @@ class SingleCellCollection(OpenedCollection):
         assert self.data_path is not None
         paths = paths_of(sources)
         stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-        names = distinct([*os.listdir(self.data_path), *stems])[-len(stems) :]
+        names = unique_names([*os.listdir(self.data_path), *stems])[-len(stems) :]
         targets = (os.path.join(self.data_path, name) for name in names)
         return dict(zip(paths, targets, strict=True))
 
@@ -253,13 +253,13 @@ class SingleCellCollection(OpenedCollection):
             writable.
         """
         from scdl.conversion.convert import check_storage
-        from scdl.sources.gene_selection import choice_of
+        from scdl.sources.gene_selection import gene_choice
 
         path, members = resolved(output_path), self._members
         chosen = registry.for_target(path, backend).name
         check_storage(chosen, options, SingleCellCollection.flatten)
         policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
-        choice = choice_of(genes, policies)
+        choice = gene_choice(genes, policies)
         if choice is not None and destroy_on_copy:
             raise CollectionError(
                 f"{path}: genes= leaves out genes and columns of var, so the members must not be "
@@ -281,13 +281,13 @@ class SingleCellCollection(OpenedCollection):
         if not destroy_on_copy:
             return
         with ExitStack() as stack:
-            with checking(path, is_new=not replace) as flat:
-                stack.enter_context(self._changing())
+            with open_for_check(path, is_new=not replace) as flat:
+                stack.enter_context(self._locked())
                 check_flat(members, flat, obs, identities)
                 # Empty the manifest first, so that it never lists missing archives.
-                self._become([], save=self._has_manifest)
+                self._replace_members([], save=self._has_manifest)
             for store, identity in zip(members.stores(), identities, strict=True):
-                check_same(store, identity)
+                check_unchanged(store, identity)
                 store.remove()
 
 

@@ -9,8 +9,8 @@ from scdl.archive.tables import TableSource
 from scdl.collection.manifest import is_url
 from scdl.collection.members import Members
 from scdl.collection.paths import has_manifest
-from scdl.conversion.cell_names import CellNames, named
-from scdl.conversion.comparison import check_copied, check_same
+from scdl.conversion.cell_names import CellNames, rename_cells
+from scdl.conversion.comparison import check_copied, check_unchanged
 from scdl.conversion.concatenation import concatenate
 from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError
@@ -20,8 +20,8 @@ from storage_backends.registry import is_within
 
 
 def tables_of_cells(members: Members, cell_names: CellNames) -> Sequence[TableSource]:
-    """The obs of each member, with the new names of cells; see :func:`named`."""
-    return named(members.obs, [record.path for record in members.records], cell_names)
+    """The obs of each member, with the new names of cells; see :func:`rename_cells`."""
+    return rename_cells(members.obs, [record.path for record in members.records], cell_names)
 
 
 def check_target(members: Members, directory: str | None, path: str) -> None:
@@ -87,5 +87,5 @@ def check_flat(
     for start, store, table, identity in zip(
         members.starts, members.stores(), obs, identities, strict=False
     ):
-        check_same(store, identity)
+        check_unchanged(store, identity)
         check_copied(store, flat, int(start), table)

@@ -250,7 +250,7 @@ def manifest_identity(directory: str) -> tuple[int, int] | None:
 
 
 @contextmanager
-def changing(directory: str) -> Iterator[None]:
+def locked(directory: str) -> Iterator[None]:
     """Context manager that locks a directory to change its manifest.
 
     Raises

@@ -13,9 +13,9 @@ from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.manifest import (
     Member,
-    changing,
     is_archive,
     is_url,
+    locked,
     manifest_identity,
     read_manifest,
     write_manifest,
@@ -72,12 +72,12 @@ class OpenedCollection(JoinedCells):
         if isinstance(data_path, str | os.PathLike):
             self.data_path = resolved(data_path)
             self._manifest = manifest_identity(self.data_path)
-            self._use(self._in_directory(self.data_path))
+            self._set_members(self._find_members(self.data_path))
         else:
             wanted = "a directory of archives, or a list of their paths"
-            self._use(self._described([], paths_of(data_path, wanted)))
+            self._set_members(self._describe_all([], paths_of(data_path, wanted)))
 
-    def _in_directory(self, directory: str) -> Sequence[Member]:
+    def _find_members(self, directory: str) -> Sequence[Member]:
         if has_manifest(directory):
             return read_manifest(directory)
         if is_archive(directory):
@@ -93,9 +93,9 @@ class OpenedCollection(JoinedCells):
                 f"{directory}: there is no archive in this directory or its subdirectories, and no "
                 f"{MANIFEST}; create archives with scdl.convert or load_h5ad_multi"
             )
-        return self._described([], archives)
+        return self._describe_all([], archives)
 
-    def _described(self, records: Sequence[Member], paths: Sequence[Path]) -> list[Member]:
+    def _describe_all(self, records: Sequence[Member], paths: Sequence[Path]) -> list[Member]:
         """The records, and descriptions of further archives, each of which is opened once."""
         described = list(records)
         known = {record.path for record in records}
@@ -130,7 +130,7 @@ class OpenedCollection(JoinedCells):
                 f"{path}: this is a collection, not an archive; list its members, or flatten it"
             )
 
-    def _use(self, records: Sequence[Member]) -> None:
+    def _set_members(self, records: Sequence[Member]) -> None:
         """Replace the members of the collection, atomically."""
         if records:
             common_dtype((record.path, record.dtypes[0]) for record in records)
@@ -197,14 +197,14 @@ class OpenedCollection(JoinedCells):
             Another process or thread is changing the manifest, or has changed it since it was read.
         """
         more = paths_of(paths, "the path of an archive, or a list of them")
-        with self._changing():
+        with self._locked():
             self._append(more, save=self._has_manifest)
 
     def refresh(self) -> None:
         """Update the descriptions of all members, after one was changed on purpose."""
-        with self._changing():
-            self._become(
-                self._described([], [record.path for record in self._members.records]),
+        with self._locked():
+            self._replace_members(
+                self._describe_all([], [record.path for record in self._members.records]),
                 save=self._has_manifest,
             )
 
@@ -248,10 +248,10 @@ class OpenedCollection(JoinedCells):
         with refused_write(target):
             os.makedirs(target, exist_ok=True)
         if target == self.data_path:
-            with self._changing(saves=True):
+            with self._locked(saves=True):
                 self._save(target)
         else:
-            with changing(target):
+            with locked(target):
                 self._save(target)
             self.data_path = target
 
@@ -264,7 +264,7 @@ class OpenedCollection(JoinedCells):
         return self.data_path is not None and has_manifest(self.data_path)
 
     @contextmanager
-    def _changing(self, *, saves: bool = False) -> Iterator[None]:
+    def _locked(self, *, saves: bool = False) -> Iterator[None]:
         """Context manager that locks the directory, if any, and checks that it is unchanged.
 
         Parameters
@@ -283,7 +283,7 @@ class OpenedCollection(JoinedCells):
         if self.data_path is None or not os.path.isdir(self.data_path):
             yield
             return
-        with changing(self.data_path):
+        with locked(self.data_path):
             if manifest_identity(self.data_path) != self._manifest:
                 raise ArchiveChangedError(
                     f"{os.path.join(self.data_path, MANIFEST)}: another process or thread changed "
@@ -301,17 +301,17 @@ class OpenedCollection(JoinedCells):
             yield
 
     def _append(self, paths: Sequence[Path], *, save: bool) -> None:
-        self._become(self._described(self._members.records, paths), save=save)
+        self._replace_members(self._describe_all(self._members.records, paths), save=save)
 
-    def _become(self, records: Sequence[Member], *, save: bool) -> None:
+    def _replace_members(self, records: Sequence[Member], *, save: bool) -> None:
         """Replace the members, also in the manifest; an error leaves both unchanged."""
         before = self._members.records
-        self._use(records)
+        self._set_members(records)
         if save and self.data_path is not None:
             try:
                 self._save(self.data_path)
             except BaseException:
-                self._use(before)
+                self._set_members(before)
                 raise
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from scdl.archive.schema import INDEX, distinct
-from scdl.archive.tables import ROWS_AT_ONCE, TableSource
+from scdl.archive.schema import INDEX, unique_names
+from scdl.archive.tables import TableSource
 from scdl.errors import CollectionError
 
 #: Keep names, require that they are unique, or prefix them with the name of their archive.
@@ -21,10 +21,10 @@ CellNames = Literal["keep", "unique", "prefix"]
 
 def archive_names(paths: Iterable[str]) -> list[str]:
     """Unique names of archives, made from the names of their directories."""
-    return distinct(os.path.basename(path.rstrip("/")) for path in paths)
+    return unique_names(os.path.basename(path.rstrip("/")) for path in paths)
 
 
-def named(
+def rename_cells(
     tables: Callable[[Sequence[str] | None], Sequence[TableSource]],
     paths: Sequence[str],
     cell_names: CellNames,
@@ -127,6 +127,5 @@ def _names(tables: Sequence[TableSource]) -> Iterator[tuple[int, NDArray[Any]]]:
     for number, table in enumerate(tables):
         if INDEX not in table.schema.names:
             continue
-        for start in range(0, table.num_rows, ROWS_AT_ONCE):
-            batch = table.read(start, min(start + ROWS_AT_ONCE, table.num_rows))
+        for batch in table.batches():
             yield number, batch.column(INDEX).drop_null().to_numpy(zero_copy_only=False)

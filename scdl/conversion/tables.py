@@ -55,14 +55,12 @@ class United:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for source in self._sources:
-            for start in range(0, source.num_rows, ROWS_AT_ONCE):
-                batch = source.read(start, min(start + ROWS_AT_ONCE, source.num_rows))
-                yield self._batch([column.convert(batch) for column in self._columns])
+            for batch in source.batches():
+                arrays = [column.convert(batch) for column in self._columns]
+                yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         # An empty batch passes on the categories even if there are no rows.
-        yield self._batch([column.nulls(0) for column in self._columns])
-
-    def _batch(self, arrays: Sequence[pa.Array]) -> pa.RecordBatch:
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        arrays = [column.nulls(0) for column in self._columns]
+        yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def warn(self, where: str) -> None:
         """Warn about converted columns; the message starts with `where`."""
@@ -140,7 +138,7 @@ class _Spaces:
         return number
 
 
-def alike(
+def column_converter(
     sources: Sequence[TableSource], names: Sequence[str]
 ) -> Callable[[pa.RecordBatch], list[pa.Array]]:
     """Function that converts batches of any of the tables to the common types of columns."""

@@ -37,7 +37,7 @@ def writing_strings() -> AbstractContextManager[None]:
     return settings
 
 
-def is_taken(name: str, element: Any) -> bool:
+def is_accepted(name: str, element: Any) -> bool:
     """Whether AnnData accepts an element in its mapping; tested with the first row.
 
     Parameters

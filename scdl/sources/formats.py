@@ -44,8 +44,8 @@ class SourceFormat:
     open: Callable[[str, str | None, ExitStack], Sequence[Source]]
 
 
-H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.opened)
-ARCHIVE = SourceFormat("archive", registry.is_archive, archive.opened)
+H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources)
+ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
 
 
 @cache

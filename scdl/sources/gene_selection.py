@@ -14,9 +14,9 @@ from scdl.archive.csr import SparseRows
 from scdl.archive.gene_names import strings
 from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space
 from scdl.archive.schema import DATA, INDEX
-from scdl.errors import GeneError, OptionError, SourceError
+from scdl.errors import GeneError, OptionError
 from scdl.sources.base import Source
-from scdl.sources.matrices import Bounds, Matrix, Reader
+from scdl.sources.matrices import Bounds, Matrix, Reader, check_ids
 
 #: Default values of the policies.
 _DEFAULTS = {"gene_column": None, "missing": "error", "duplicates": "error"}
@@ -32,7 +32,7 @@ class GeneChoice:
     duplicates: Duplicates = "error"
 
 
-def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | None:
+def gene_choice(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | None:
     """Validate `genes` and its policies; None if all genes of all sources are written.
 
     Parameters
@@ -58,7 +58,7 @@ def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | 
     return GeneChoice(genes, **policies)
 
 
-def selected(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
+def select_source_genes(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
     """Wrap sources so that all have the selected genes in the same order.
 
     Raises
@@ -148,13 +148,7 @@ class _Mapped(Matrix):
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         for block in self._matrix.blocks(bounds):
-            ids, below = block.indices, len(self._table)
-            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < below:
-                outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
-                raise SourceError(
-                    f"{self.where}: found column id {outside}, expected column ids in "
-                    f"[0, {below}); the file is damaged"
-                )
+            check_ids(self.where, block.indices, len(self._table), "column ids")
             places = self._table[block.indices]
             included = places >= 0
             ends = np.concatenate([[0], np.cumsum(included)])

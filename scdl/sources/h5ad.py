@@ -120,22 +120,22 @@ class H5adFile(Source):
             return self._not_carried(carried)
 
     def _not_carried(self, carried: set[str]) -> list[str]:
-        names = [name for name in ("X", "uns") if self._is_there(name)]
+        names = [name for name in ("X", "uns") if self._is_present(name)]
         for mapping in _MAPPINGS:
             names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
-        names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_there(name)]
+        names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_present(name)]
         names += self._unread({"obs": self.obs, self.genes: self._var})
         carried = carried | {self.matrix_name, self.genes}
         if self.genes == "raw/var":
             # With raw/X selected, var is left out together with X.
-            names += ["var"] if self._is_there("var") else []
+            names += ["var"] if self._is_present("var") else []
         return [name for name in names if name not in carried]
 
     @property
     def unread(self) -> list[str]:
         """Objects that are not part of an AnnData, and unreadable columns of obs and var."""
         tables = {"obs": self.obs, self.genes: self._var}
-        if self._is_there(self._other_genes):
+        if self._is_present(self._other_genes):
             # An unreadable table is reported as a whole elsewhere, so skip its columns.
             with suppress(SourceError), readable(self.path):
                 tables[self._other_genes] = self._table(self._other_genes)
@@ -154,7 +154,7 @@ class H5adFile(Source):
     def names_of_rest(self) -> Sequence[str]:
         with readable(self.path):
             others = ("X", "raw/X", self._other_genes)
-            names = [name for name in others if self._is_there(name)]
+            names = [name for name in others if self._is_present(name)]
             for mapping in (*_MAPPINGS, "raw/varm"):
                 names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
             moved = {old: new for new, old in self._old_graphs.items()}
@@ -192,7 +192,7 @@ class H5adFile(Source):
         if isinstance(group, h5py.Dataset):
             # Old releases store some mappings as one compound dataset.
             return list(group.dtype.names or ())
-        present = [name for name in group or () if hdf5_guard.is_there(group, name)]
+        present = [name for name in group or () if hdf5_guard.is_present(group, name)]
         # anndata writes a name with a slash as groups of groups.
         return [name for key in present for name in self._pieces(mapping, key, set())]
 
@@ -232,7 +232,7 @@ class H5adFile(Source):
                 graph = hdf5_guard.element(self._file, old)
                 is_sparse = isinstance(graph, h5py.Group) and _sparse_encoding(graph) in _SPARSE
                 shape = _sparse_shape(graph) if is_sparse else getattr(graph, "shape", None)
-                if shape == (self.n_obs, self.n_obs) and not hdf5_guard.is_there(self._file, new):
+                if shape == (self.n_obs, self.n_obs) and not hdf5_guard.is_present(self._file, new):
                     moved[new] = old
         return moved
 
@@ -281,9 +281,9 @@ class H5adFile(Source):
     def _has(self, name: str) -> bool:
         return hdf5_guard.group(self._file, name) is not None
 
-    def _is_there(self, name: str) -> bool:
+    def _is_present(self, name: str) -> bool:
         """Whether a non-empty element exists under its current or old name."""
-        return any(hdf5_guard.is_there(self._file, path) for path in self._paths(name))
+        return any(hdf5_guard.is_present(self._file, path) for path in self._paths(name))
 
     def _table(self, name: str) -> H5Table:
         element = self._group(name)
@@ -377,6 +377,6 @@ def _is_storable(element: Any) -> bool:
     )
 
 
-def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
+def open_sources(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
     """Open a file as a source."""
     return [stack.enter_context(H5adFile(path, matrix))]

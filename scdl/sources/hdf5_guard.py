@@ -62,7 +62,7 @@ def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
         The element or a part of it is in another file, contains itself, or declares a size out of
         proportion to the file.
     """
-    found = _follow(file, file, name, _MOST_LINKS)
+    found = _resolve(file, file, name, _MOST_LINKS)
     if found is not None:
         check(found)
     return found
@@ -70,7 +70,7 @@ def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
 
 def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
     """Like :func:`element`, for a mapping whose elements are checked when they are read."""
-    return _follow(file, file, name, _MOST_LINKS)
+    return _resolve(file, file, name, _MOST_LINKS)
 
 
 def check_attributes(found: h5py.Group | h5py.Dataset) -> None:
@@ -82,13 +82,13 @@ def check(found: h5py.Group | h5py.Dataset) -> None:
     """Check an object that was not obtained through :func:`element`; raises its errors."""
     where = f"{found.file.filename}: {found.name}"
     size = os.path.getsize(found.file.filename)
-    claimed = 0
+    declared = 0
     for part in _parts(found):
         _check_attributes(part, size)
-        claimed += _claimed(part) if isinstance(part, h5py.Dataset) else 0
-    if claimed > FREE_BYTES + BYTES_PER_BYTE * size:
+        declared += _declared_size(part) if isinstance(part, h5py.Dataset) else 0
+    if declared > FREE_BYTES + BYTES_PER_BYTE * size:
         raise SourceError(
-            f"{where} declares a size of {claimed:,} bytes, out of proportion to the {size:,} "
+            f"{where} declares a size of {declared:,} bytes, out of proportion to the {size:,} "
             "bytes of the file; the file is damaged"
         )
 
@@ -106,7 +106,7 @@ def check_heaps(path: str) -> None:
     if not 0 < os.path.getsize(path) <= _LARGEST_SEARCHED:
         return
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-        for start in _places(file, _HEAP[:4]):
+        for start in _find_word(file, _HEAP[:4]):
             if data[start : start + len(_HEAP)] != _HEAP:
                 continue
             stop = min(start + int.from_bytes(data[start + 8 : start + 16], "little"), len(data))
@@ -123,7 +123,7 @@ def check_heaps(path: str) -> None:
                 at += taken
 
 
-def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
+def _find_word(file: BufferedReader, word: bytes) -> Iterator[int]:
     """Yield the positions of a four-byte word in a file, in no particular order.
 
     The first two bytes are compared as 16-bit integers at even and odd offsets, then the other two.
@@ -139,10 +139,10 @@ def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
             yield from (at + matches[whole]).tolist()
 
 
-def is_there(group: h5py.Group, name: str) -> bool:
+def is_present(group: h5py.Group, name: str) -> bool:
     """Whether a group has a non-empty element; links to other files count but are not followed."""
     try:
-        found = _follow(group.file, group, name, _MOST_LINKS)
+        found = _resolve(group.file, group, name, _MOST_LINKS)
     except SourceError:
         return True
     if isinstance(found, h5py.Dataset):
@@ -154,7 +154,7 @@ def is_there(group: h5py.Group, name: str) -> bool:
     )
 
 
-def _follow(
+def _resolve(
     file: h5py.File, group: h5py.Group, path: str, left: int
 ) -> h5py.Group | h5py.Dataset | None:
     """Resolve a path within a file, following at most `left` soft links."""
@@ -166,7 +166,7 @@ def _follow(
         if kind == h5py.h5l.TYPE_HARD:
             at = at[name]
         elif kind == h5py.h5l.TYPE_SOFT and left:
-            at = _follow(file, at, at.get(name, getlink=True).path, left - 1)
+            at = _resolve(file, at, at.get(name, getlink=True).path, left - 1)
         elif kind is None:
             return None
         else:
@@ -196,7 +196,7 @@ def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Datas
                     "itself; expected a tree of groups"
                 )
             seen.add(at.id)
-            todo += filter(None, (_follow(at.file, at, name, _MOST_LINKS) for name in at))
+            todo += filter(None, (_resolve(at.file, at, name, _MOST_LINKS) for name in at))
 
 
 def _check_attributes(part: h5py.Group | h5py.Dataset, file_size: int) -> None:
@@ -204,11 +204,11 @@ def _check_attributes(part: h5py.Group | h5py.Dataset, file_size: int) -> None:
     for name in part.attrs:
         attribute = part.attrs.get_id(name)
         _check_type(f"{part.file.filename}: {part.name}: {name}", attribute.get_type())
-        claimed = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
-        if claimed > file_size:
+        declared = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
+        if declared > file_size:
             raise SourceError(
                 f"{part.file.filename}: the attribute {name!r} of {part.name} declares a size of "
-                f"{claimed:,} bytes, more than the file has; the file is damaged"
+                f"{declared:,} bytes, more than the file has; the file is damaged"
             )
 
 
@@ -249,7 +249,7 @@ def _has_plugin(number: int) -> bool:
     return bool(h5py.h5z.filter_avail(number))
 
 
-def _claimed(dataset: h5py.Dataset) -> int:
+def _declared_size(dataset: h5py.Dataset) -> int:
     """Declared size of a dataset in bytes; raise ElsewhereError if it is in another file."""
     where = f"{dataset.file.filename}: {dataset.name}"
     layout = dataset.id.get_create_plist()

@@ -397,7 +397,7 @@ def test_a_store_as_source_comes_back() -> None:
 
 def test_what_was_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The campaign finds what is lost, and what is raised."""
-    monkeypatch.setattr("scdl.conversion.elements._Rest._is_written", lambda *_: True)
+    monkeypatch.setattr("scdl.conversion.elements._ElementWriter._is_written", lambda *_: True)
     assert batches.try_batch(range(7, 10), "zarr", batches.Sources())
     monkeypatch.setattr(
         "scdl.convert", lambda *_, **__: (_ for _ in ()).throw(ScdlError("refused"))

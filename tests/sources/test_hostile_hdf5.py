@@ -178,7 +178,7 @@ def test_collections_are_found_wherever_they_are(
     for start in range(200):
         path.write_bytes(b"GCO" + bytes(start) + b"GCOLGCOLGCO")
         with path.open("rb") as file:
-            assert sorted(hdf5_guard._places(file, b"GCOL")) == [3 + start, 7 + start]
+            assert sorted(hdf5_guard._find_word(file, b"GCOL")) == [3 + start, 7 + start]
 
 
 @pytest.mark.parametrize("name", ["obs", "X", "uns"])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Unpack
 
-from scdl.archive.schema import Info, distinct
+from scdl.archive.schema import Info, unique_names
 from scdl.conversion.many.drafts import drafts_beside
 from scdl.conversion.many.jobs import Job, run
 from scdl.conversion.many.options import (
@@ -78,7 +78,7 @@ def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
     """
     root = os.path.abspath(directory)
     below = (os.path.splitext(os.path.relpath(path, root))[0] for path in files)
-    names = distinct(path.replace(os.sep, "_") for path in below)
+    names = unique_names(path.replace(os.sep, "_") for path in below)
     return dict(zip(files, names, strict=True))
 
 
