@@ -12,11 +12,17 @@ from numpy.typing import DTypeLike
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.archive.schema import unique_names
-from scdl.collection.flattening import check_flat, check_target, tables_of_cells, write_flat
+from scdl.collection.flattening import check_target
 from scdl.collection.opened import OpenedCollection
 from scdl.collection.paths import resolved
-from scdl.conversion.cell_names import CellNames
-from scdl.conversion.comparison import check_removable, check_unchanged, open_for_check
+from scdl.conversion.cell_names import CellNames, rename_cells
+from scdl.conversion.comparison import (
+    check_copied,
+    check_removable,
+    check_unchanged,
+    open_for_check,
+)
+from scdl.conversion.concatenation import concatenate
 from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.errors import refused_write
@@ -256,8 +262,8 @@ class SingleCellCollection(OpenedCollection):
         from scdl.sources.gene_selection import gene_choice
 
         path, members = resolved(output_path), self._members
-        chosen = registry.for_target(path, backend).name
-        check_storage(chosen, options, SingleCellCollection.flatten)
+        chosen = registry.for_target(path, backend)
+        check_storage(chosen.name, options, SingleCellCollection.flatten)
         policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
         choice = gene_choice(genes, policies)
         if choice is not None and destroy_on_copy:
@@ -267,23 +273,20 @@ class SingleCellCollection(OpenedCollection):
             )
         check_target(members, self.data_path, path)
         identities = check_removable(members.stores(), [path]) if destroy_on_copy else []
-        obs = tables_of_cells(members, cell_names)
-        write_flat(
-            members,
-            path,
-            obs,
-            backend=chosen,
-            chunk_bytes=extend_copy_size,
-            lossless=destroy_on_copy,
-            view=None if choice is None else self.select_genes(**asdict(choice)),
-            options={"replace": replace, **options},
-        )
+        obs = rename_cells(members.obs, [record.path for record in members.records], cell_names)
+        view = None if choice is None else self.select_genes(**asdict(choice))
+        with registry.create(path, chosen, replace=replace, **options) as writer:
+            stores, lossless = members.stores(), destroy_on_copy
+            concatenate(stores, writer, None, extend_copy_size, obs, lossless=lossless, view=view)
         if not destroy_on_copy:
             return
         with ExitStack() as stack:
             with open_for_check(path, is_new=not replace) as flat:
                 stack.enter_context(self._locked())
-                check_flat(members, flat, obs, identities)
+                copies = zip(members.stores(), identities, members.starts, obs, strict=False)
+                for store, identity, start, table in copies:
+                    check_unchanged(store, identity)
+                    check_copied(store, flat, int(start), table)
                 # Empty the manifest first, so that it never lists missing archives.
                 self._replace_members([], save=self._has_manifest)
             for store, identity in zip(members.stores(), identities, strict=True):
