@@ -97,39 +97,32 @@ class H5adFile(Source):
             return self._matrix(name, (self.n_obs, self.n_obs)) if exists else None
 
     def vectors(self, key: str) -> Reader:
+        where = f"{self.path}: obsm/{key}"
         with readable(self.path):
-            return self._vectors(key)
-
-    def _vectors(self, key: str) -> RowReader | FieldReader:
-        obsm, where = hdf5_guard.group(self._file, "obsm"), f"{self.path}: obsm/{key}"
-        if obsm is None or key not in self._names_in("obsm"):
-            raise SourceError(
-                f"{where} is missing; obsm holds: {', '.join(self._names_in('obsm')) or 'nothing'}"
-            )
-        old = isinstance(obsm, h5py.Dataset)
-        element = obsm if old else hdf5_guard.element(self._file, f"obsm/{key}")
-        dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
-        if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
-            raise SourceError(f"{where} is not a dense array of numbers; leave it out")
-        if element.ndim < 1 or element.shape[0] != self.n_obs:
-            raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
-        return FieldReader(obsm, key) if old else RowReader(element)
+            obsm = hdf5_guard.group(self._file, "obsm")
+            known = self._names_in("obsm")
+            if obsm is None or key not in known:
+                raise SourceError(f"{where} is missing; obsm has: {', '.join(known) or 'nothing'}")
+            old = isinstance(obsm, h5py.Dataset)
+            element = obsm if old else hdf5_guard.element(self._file, f"obsm/{key}")
+            dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
+            if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
+                raise SourceError(f"{where} is not a dense array of numbers; leave it out")
+            if element.ndim < 1 or element.shape[0] != self.n_obs:
+                raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
+            return FieldReader(obsm, key) if old else RowReader(element)
 
     def not_carried(self, carried: set[str]) -> list[str]:
         with readable(self.path):
-            return self._not_carried(carried)
-
-    def _not_carried(self, carried: set[str]) -> list[str]:
-        names = [name for name in ("X", "uns") if self._is_present(name)]
-        for mapping in _MAPPINGS:
-            names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
-        names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_present(name)]
-        names += self._unread({"obs": self.obs, self.genes: self._var})
-        carried = carried | {self.matrix_name, self.genes}
-        if self.genes == "raw/var":
-            # With raw/X selected, var is left out together with X.
-            names += ["var"] if self._is_present("var") else []
-        return [name for name in names if name not in carried]
+            names = [name for name in ("X", "uns") if self._is_present(name)]
+            for mapping in _MAPPINGS:
+                names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
+            names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_present(name)]
+            names += self._unread({"obs": self.obs, self.genes: self._var})
+            if self.genes == "raw/var" and self._is_present("var"):
+                # With raw/X selected, var is left out together with X.
+                names.append("var")
+        return [name for name in names if name not in {*carried, self.matrix_name, self.genes}]
 
     @property
     def unread(self) -> list[str]:
@@ -236,15 +229,11 @@ class H5adFile(Source):
                     moved[new] = old
         return moved
 
-    def _names_at_the_root(self) -> list[str]:
-        """Names of the objects at the root of the file and directly below its groups."""
-        groups = (hdf5_guard.group(self._file, name) for name in self._file)
-        below = (name for group in groups if isinstance(group, h5py.Group) for name in group)
-        return [*self._file, *below]
-
     def _choose_matrix(self, name: str | None) -> str:
-        if not (self._has("obs") and self._has("var")):
-            other = other_formats.hdf5(self._names_at_the_root())
+        if any(hdf5_guard.group(self._file, table) is None for table in ("obs", "var")):
+            groups = (hdf5_guard.group(self._file, name) for name in self._file)
+            below = [k for group in groups if isinstance(group, h5py.Group) for k in group]
+            other = other_formats.hdf5([*self._file, *below])
             if other is not None:
                 raise SourceError(other_formats.sentence(self.path, other))
             names = ", ".join(self._file) or "nothing"
@@ -277,9 +266,6 @@ class H5adFile(Source):
         """Like :meth:`_element`, for a mapping, whose contents are not checked."""
         candidates = (hdf5_guard.group(self._file, path) for path in self._paths(name))
         return next((group for group in candidates if group is not None), None)
-
-    def _has(self, name: str) -> bool:
-        return hdf5_guard.group(self._file, name) is not None
 
     def _is_present(self, name: str) -> bool:
         """Whether a non-empty element exists under its current or old name."""
