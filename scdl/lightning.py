@@ -135,8 +135,11 @@ class SingleCellDataModule(LightningDataModule):
         return {part: loader.stats() for part, loader in self._loaders.items()}
 
     def __repr__(self) -> str:
+        order = type(self._order).__name__
+        if self._order is None or isinstance(self._order, str):
+            order = order_name(self._order, self._options)
         parts = [
-            f"  {part}: {len(rows):,} cells" + (f", {self._shown_order}" if part == "train" else "")
+            f"  {part}: {len(rows):,} cells" + (f", order {order}" if part == "train" else "")
             for part, rows in self._rows.items()
         ]
         head = f"SingleCellDataModule of {self._cells!r}, batches of {self._batch_size}"
@@ -145,12 +148,6 @@ class SingleCellDataModule(LightningDataModule):
     def __str__(self) -> str:
         # The method of LightningDataModule would create all loaders.
         return repr(self)
-
-    @property
-    def _shown_order(self) -> str:
-        if self._order is None or isinstance(self._order, str):
-            return f"order {order_name(self._order, self._options)}"
-        return f"order {type(self._order).__name__}"
 
     def state_dict(self) -> dict[str, Any]:
         """Progress of training, for checkpoints."""

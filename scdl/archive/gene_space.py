@@ -181,9 +181,11 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
     names = pa.array([str(gene) for gene in genes], pa.large_string())
     if len(names) == 0:
         raise GeneError("the list of genes is empty")
-    repeated = _repeated(names)
-    if repeated is not None:
-        raise GeneError(f"the list of genes has {repeated!r} more than once; list each gene once")
+    counts = pc.value_counts(names)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        gene = repeated[0]["values"].as_py()
+        raise GeneError(f"the list of genes has {gene!r} more than once; list each gene once")
     return names
 
 
@@ -243,11 +245,3 @@ def _check_choice(name: str, value: Any, choices: Any) -> None:
     known = choices.__args__
     if value not in known:
         raise GeneError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
-
-
-def _repeated(names: pa.Array) -> str | None:
-    import pyarrow.compute as pc
-
-    counts = pc.value_counts(names)
-    several = counts.filter(pc.greater(counts.field("counts"), 1))
-    return several[0]["values"].as_py() if len(several) else None

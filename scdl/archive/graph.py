@@ -82,15 +82,9 @@ class NeighborGraph:
         self._strategy = NeighborSamplingStrategy(strategy)
         self._fallback = fallback_to_identity
         self._rng: tuple[int, np.random.Generator] | None = None
-        self._check_shape()
-
-    def _check_shape(self) -> None:
-        """Raise NeighborError unless the graph is cells x cells.
-
-        Otherwise cells could get neighbours of other cells.
-        """
-        n_obs = self._store.spec(INDPTR).length - 1
-        stated = self._store.sparse.get(self._prefix.removesuffix("/"))
+        # In a graph of another shape, cells could get neighbours of other cells.
+        n_obs = store.spec(INDPTR).length - 1
+        stated = store.sparse.get(self._prefix.removesuffix("/"))
         shape = (self.n_obs, n_obs) if stated is None else stated.shape
         if shape != (n_obs, n_obs):
             raise NeighborError(
@@ -164,7 +158,12 @@ class NeighborGraph:
             )
         has_one = chosen[:, 0] >= 0
         if not self._fallback and not has_one.all():
-            self._refuse(int(rows[has_one.argmin()]))
+            weighted = self._strategy is NeighborSamplingStrategy.WEIGHTED
+            raise NeighborError(
+                f"{self._where}: cell {rows[has_one.argmin()]} has no neighbours"
+                f"{' of a weight above 0' * weighted}; pass fallback_to_identity=True to sample "
+                "the cell itself"
+            )
         at = (starts[:, None] + chosen)[has_one].ravel()
         found = np.empty(len(at), self._store.spec(self._prefix + INDICES).dtype)
         self._store.read_ranges(self._prefix + INDICES, at, at + 1, found)
@@ -183,13 +182,6 @@ class NeighborGraph:
                 f"{self._where}: {cell} has the neighbour {neighbors[outside][0]}, expected a row "
                 f"in [0, {self.n_obs}); the archive is damaged, convert the source again"
             )
-
-    def _refuse(self, row: int) -> None:
-        weighted = self._strategy is NeighborSamplingStrategy.WEIGHTED
-        raise NeighborError(
-            f"{self._where}: cell {row} has no neighbours{' of a weight above 0' * weighted}; "
-            "pass fallback_to_identity=True to sample the cell itself"
-        )
 
     def draws(self, n: int, k: int, rng: Rng = None) -> NDArray[np.float64]:
         """Draw n x k random numbers for :meth:`sample_many`.
@@ -231,7 +223,6 @@ class NeighborGraph:
         return NeighborStats(total, least if self.n_obs else 0, most, n_isolated)
 
     def _counts(self) -> Iterator[NDArray[np.int64]]:
-        for start in range(0, self.n_obs, _OFFSETS_AT_ONCE):
-            stop = min(start + _OFFSETS_AT_ONCE, self.n_obs)
+        for start, stop in csr.spans(self.n_obs, _OFFSETS_AT_ONCE):
             offsets = self._store.read(self._prefix + INDPTR, start, stop + 1)
             yield offsets[1:].astype(np.int64) - offsets[:-1].astype(np.int64)

@@ -85,7 +85,9 @@ class OpenedCollection(JoinedCells):
                 f"{directory}: this is an archive, not a directory of archives; open it with "
                 "scdl.open, or pass a list of paths"
             )
-        if not os.path.lexists(directory) or (os.path.isdir(directory) and _is_empty(directory)):
+        if not os.path.lexists(directory) or (
+            os.path.isdir(directory) and not os.listdir(directory)
+        ):
             return []
         archives = sorted(archives_below(directory))
         if not archives:
@@ -313,8 +315,3 @@ class OpenedCollection(JoinedCells):
             except BaseException:
                 self._set_members(before)
                 raise
-
-
-def _is_empty(directory: str) -> bool:
-    with os.scandir(directory) as entries:
-        return next(entries, None) is None

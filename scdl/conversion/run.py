@@ -31,7 +31,7 @@ from scdl.conversion.options import ConvertOptions, Meter, Settings
 from scdl.conversion.tables import United, write_var
 from scdl.errors import OptionError, ScdlWarning, SourceError
 from scdl.kernels.memory import recyclable
-from scdl.sources.base import Source, Tally
+from scdl.sources.base import Source, Tally, sum_tallies
 from scdl.sources.gene_selection import select_source_genes
 from scdl.sources.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader, pieces
 from storage_backends.base import ArrayWriter
@@ -91,11 +91,9 @@ class Conversion:
         self._graphs = list(dict.fromkeys(wanted or _common_keys(f.kept_graphs for f in files)))
         self.caster = settings.caster or self._make_caster(options)
         self._bounds = Bounds(
-            values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
-            rows=min(
-                _positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows
-            ),
-            target=target,
+            _positive("block_values", options.get("block_values", BLOCK_VALUES)),
+            min(_positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows),
+            target,
         )
         # Keep the dtypes of archives if they are the same for all sources.
         first, *others = (file.kept_dtypes for file in files)
@@ -103,10 +101,12 @@ class Conversion:
         largest = max(file.n_vars for file in files) - 1
         self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
         self._indptr_dtype = _unsigned(kept.get(INDPTR))
-        self._rows_sorted = sum(file.tally.rows_sorted for file in files)
-        self._duplicates_summed = sum(file.tally.duplicates_summed for file in files)
-        self.caster.max_rounding = max(file.tally.max_rounding for file in files)
-        self.caster.is_counts = all(file.tally.is_counts for file in files)
+        (
+            self._rows_sorted,
+            self._duplicates_summed,
+            self.caster.max_rounding,
+            self.caster.is_counts,
+        ) = sum_tallies([file.tally for file in files])
         carried = {obsm_array(key) for key in self._obsm}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
         if self._whole:
@@ -247,8 +247,8 @@ class Conversion:
         """Whether any file has the graph; warn if none has."""
         if any(file.graph(key) for file in self._files):
             return True
-        message = f"no file has obsp/{key}; the archive is written without this graph"
-        warnings.warn(message, ScdlWarning, stacklevel=5)
+        text = f"no file has obsp/{key}; the archive is written without this graph"
+        warnings.warn(text, ScdlWarning, stacklevel=5)
         return False
 
     def _write_graph(self, key: str) -> None:

@@ -24,7 +24,7 @@ from scdl.conversion.many.worker_process import Outcome, Task
 from scdl.conversion.options import ConversionReport, Settings
 from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, ClusterError, ScdlError
-from scdl.sources.base import Tally
+from scdl.sources.base import Tally, sum_tallies
 from storage_backends import registry
 from storage_backends.directory import locks, publication
 from storage_backends.errors import refused_write
@@ -112,7 +112,11 @@ class Job:
             return None
         if outcome.error is None and isinstance(task, Part):
             self._tallies[task] = outcome.value
-            return self._joining() if len(self._tallies) == len(self.tasks()) else None
+            if len(self._tallies) < len(self.tasks()):
+                return None
+            tallies = [sum_tallies([self._tallies[part] for part in parts]) for parts in self.parts]
+            paths = [tuple(part.path for part in parts) for parts in self.parts]
+            return dataclasses.replace(self.whole, parts=tuple(zip(paths, tallies, strict=True)))
         if outcome.error is None:
             try:
                 outcome = outcome._replace(value=self._publish(outcome.value))
@@ -120,13 +124,6 @@ class Job:
                 outcome = outcome._replace(error=error)
         self.outcome = outcome
         return None
-
-    def _joining(self) -> Whole:
-        joined = tuple(
-            (tuple(part.path for part in parts), _sum([self._tallies[part] for part in parts]))
-            for parts in self.parts
-        )
-        return dataclasses.replace(self.whole, parts=joined)
 
     def _publish(self, report: ConversionReport) -> ConversionReport:
         """Move the complete archive to its target atomically."""
@@ -153,11 +150,6 @@ class Job:
             for part in parts:
                 shutil.rmtree(part.path, ignore_errors=True)
         return dataclasses.replace(report, path=self.target)
-
-
-def _sum(tallies: Sequence[Tally]) -> Tally:
-    rows_sorted, duplicates, rounding, is_counts = zip(*tallies, strict=True)
-    return Tally(sum(rows_sorted), sum(duplicates), max(rounding), all(is_counts))
 
 
 def run(jobs: Sequence[Job], workers: WorkersLike, *, use_processes: bool, progress: bool) -> None:
