@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.directory import files as archive_files
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
-from storage_backends.memmap.header import Header
+from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
 HEADER = "header.sch"
 MANIFEST = os.path.join("scdl", "manifest.json")
@@ -92,18 +92,23 @@ def read_header(path: str) -> Header | None:
                 f"{file}: malformed header: {array.name} is {array.dtype}, not an unsigned type"
             )
     known = {documented.header_name for documented in MATRIX.values()}
-    listed = {array.name for array in header.arrays}
-    if not known <= listed:
-        missing = ", ".join(sorted(known - listed))
-        raise ArchiveFormatError(f"{file}: malformed header: it does not list {missing}")
+    if missing := sorted(known - {array.name for array in header.arrays}):
+        raise ArchiveFormatError(f"{file}: malformed header: it does not list {', '.join(missing)}")
     return header
+
+
+def header_of(specs: Mapping[str, ArraySpec], indexes: Sequence[HeaderIndex]) -> Header:
+    """The header of an archive with arrays of these specifications."""
+    arrays = [
+        HeaderArray(documented.header_name, specs[name].length, specs[name].dtype)
+        for name, documented in MATRIX.items()
+    ]
+    return Header(tuple(arrays), tuple(indexes))
 
 
 def matrix_files(path: str, header: Header | None) -> Files:
     """Files of the matrix, with dtypes from the header and lengths from file sizes."""
-    dtypes: dict[str, np.dtype[Any]] = {}
-    for array in header.arrays if header else ():
-        dtypes[array.name] = array.dtype
+    dtypes = {array.name: array.dtype for array in (header.arrays if header else ())}
     return {
         name: _measure_file(
             path,

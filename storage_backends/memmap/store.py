@@ -47,7 +47,7 @@ from storage_backends.errors import (
     ArchiveFormatError,
 )
 from storage_backends.memmap import BACKEND, features, layout
-from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
+from storage_backends.memmap.header import Header, HeaderIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -248,7 +248,12 @@ class MemmapStore(DirectoryStore):
         remove_leftovers(store.path)
         if not store.stale:
             return ()
-        header = store._header_of_files().to_bytes()
+        indexes = [
+            HeaderIndex(name, store._n_obs, features.index_files(path, name))
+            for name in (store._var_directory, store._obs_directory)
+            if name is not None
+        ]
+        header = layout.header_of(store._specs, indexes).to_bytes()
         matches = integrity.matches_checksums(store.path, layout.CHECKSUMS, layout.HEADER, header)
         if matches is False:
             # Other files were changed, too.
@@ -261,18 +266,6 @@ class MemmapStore(DirectoryStore):
             for name, documented in layout.MATRIX.items()
         )
         return (f"{os.path.join(store.path, layout.HEADER)}: rewritten with the lengths {lengths}",)
-
-    def _header_of_files(self) -> Header:
-        arrays = [
-            HeaderArray(documented.header_name, self._specs[name].length, self._specs[name].dtype)
-            for name, documented in layout.MATRIX.items()
-        ]
-        indexes = [
-            HeaderIndex(name, self._n_obs, features.index_files(self.path, name))
-            for name in (self._var_directory, self._obs_directory)
-            if name is not None
-        ]
-        return Header(tuple(arrays), tuple(indexes))
 
     @cached_property
     def _var_directory(self) -> str:
@@ -312,15 +305,16 @@ class MemmapStore(DirectoryStore):
         if name != "obs":
             block = int(name.removeprefix("var/"))
             n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
+        entry = self._side_files(name)
         return ParquetTable(
             f"{self.path}: the table {name}",
             self._column_files(name),
             n_rows,
             names=self._own_table_file(name, "names"),
             categories=self._own_table_file(name, "categories"),
-            only_names=self._side_files(name).get("only_names"),
-            index_name=self._side_files(name).get("index_name"),
-            nullable=self._side_files(name).get("nullable", ()),
+            only_names=entry.get("only_names"),
+            index_name=entry.get("index_name"),
+            nullable=entry.get("nullable", ()),
             mapped=mapped,
             # The number of cells is known from the offsets, which are not compressed.
             bounded=name != "obs",
@@ -329,11 +323,10 @@ class MemmapStore(DirectoryStore):
     def _column_files(self, name: str) -> list[str]:
         if name == "obs":
             directory, n_blocks = "obs_features", len(self._stops["obs_features"])
-            blocks = range(n_blocks)
+            blocks = [*range(n_blocks)]
         else:
             directory, n_blocks = self._var_directory, len(self._var_stops)
-            block = int(name.removeprefix("var/"))
-            blocks = range(block, block + 1)
+            blocks = [int(name.removeprefix("var/"))]
         names = [layout.dataframe(i, n_blocks) for i in blocks]
         return [archive_files.file_path(self.path, f"{directory}/{name}") for name in names]
 

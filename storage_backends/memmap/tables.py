@@ -130,7 +130,10 @@ class ParquetTable:
     @cached_property
     def schema(self) -> Schema:
         """Names and types of the columns, ``_index`` first."""
-        plain = self._plain_schema()
+        if len(self._columns) == 1:
+            plain = self._arrow_schema(self._columns[0]).remove_metadata()
+        else:
+            plain = pa.schema([pa.field(k, column.type) for k, column in self._united.items()])
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
             names_of_rows = pa.field(INDEX, plain.field(self._only_names).type)
@@ -151,11 +154,6 @@ class ParquetTable:
     def _require(schema: Schema, name: str, file: str) -> None:
         if schema.names.count(name) != 1:
             raise ArchiveFormatError(f"{file}: expected one column {name!r:.100}")
-
-    def _plain_schema(self) -> Schema:
-        if len(self._columns) == 1:
-            return self._arrow_schema(self._columns[0]).remove_metadata()
-        return pa.schema([pa.field(name, column.type) for name, column in self._united.items()])
 
     @cached_property
     def _united(self) -> Mapping[str, UnitedColumn]:
@@ -183,30 +181,26 @@ class ParquetTable:
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
         with _readable(self._where):
-            return self._read(columns, start, stop)
-
-    def _read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
-        known = self.schema.names
-        wanted = known if columns is None else list(columns)
-        stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
-        # The first column counts the rows of a table without columns.
-        rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
-        if self._only_names:
-            names = self._read_plain([self._only_names], start, stop)
-            return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
-        plain = [name for name in wanted if name != INDEX or self._names is None]
-        categories = {k: v for k, v in self._category_lists.items() if k in plain}
-        if plain:
-            table = self._read_plain(plain, start, stop, as_dictionary=list(categories))
+            known = self.schema.names
+            wanted = known if columns is None else list(columns)
+            stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
+            # The first column counts the rows of a table without columns.
+            rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
+            if self._only_names:
+                names = self._read_plain([self._only_names], start, stop)
+                return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
+            plain = [name for name in wanted if name != INDEX or self._names is None]
+            categories = {k: v for k, v in self._category_lists.items() if k in plain}
+            columns_read = self._read_plain(plain, start, stop, list(categories)) if plain else rows
             for name in plain:
-                column = table[name]
+                column = columns_read[name]
                 if name in categories:
                     column = to_categorical(column, categories[name])
                 rows = rows.append_column(self.schema.field(name), column)
-        if INDEX in wanted and self._names:
-            names = self._read_rows(self._names, [INDEX], start, stop)
-            rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
-        return rows.select(wanted)
+            if INDEX in wanted and self._names:
+                names = self._read_rows(self._names, [INDEX], start, stop)
+                rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
+            return rows.select(wanted)
 
     def _read_plain(
         self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
