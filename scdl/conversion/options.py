@@ -195,6 +195,6 @@ def keywords(call: Callable[..., Any]) -> list[str]:
 def needed(packages: Sequence[str]) -> str:
     """Message about packages that other programs need to read an archive, and how to avoid them."""
     return (
-        f"other programs need {', '.join(packages)} to read this archive; with the compressions "
-        "fast and portable they need no additional packages"
+        f"other programs need {', '.join(packages)} installed to read this archive; with the "
+        "compressions fast and portable they need no additional packages"
     )

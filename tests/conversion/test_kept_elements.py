@@ -133,7 +133,7 @@ def test_rows_of_another_name(source: Path, tmp_path: Path) -> None:
     with h5py.File(source, "r+") as file:
         frame = pd.DataFrame({"a": 1.0}, names("other", N_OBS))
         array(file["obsm"], "frame", frame)
-    with pytest.raises(SourceError, match="obsm/frame is a table whose rows have other names"):
+    with pytest.raises(SourceError, match="obsm/frame is a table whose row names differ"):
         scdl.convert(source, tmp_path / "a.zarr")
 
 
@@ -188,7 +188,7 @@ def test_genes_that_are_missing(source: Path, tmp_path: Path) -> None:
     with h5py.File(source, "r+") as file:
         del file["raw/var"]
     for target in ("a", "a.zarr"):
-        with pytest.raises(SourceError, match=r"raw/var is missing, .* matrix='X'"):
+        with pytest.raises(SourceError, match=r"raw/var is missing; .* matrix='X'"):
             scdl.convert(source, tmp_path / target)
         report = scdl.convert(source, tmp_path / target, matrix="X")
         assert {"raw/X"} <= set(report.not_carried)

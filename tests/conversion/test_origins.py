@@ -85,7 +85,7 @@ class TestConvert:
         ("options", "told"),
         [
             ({"keys": KEYS}, "pass label="),
-            ({"label": "a", "keys": ["x"]}, "1 names for 3 sources"),
+            ({"label": "a", "keys": ["x"]}, "has 1 names, expected 3"),
             ({"label": "a", "keys": ["x", "y", "x"]}, "'x' more than once"),
             ({"label": "a", "keys": "xyz"}, "a list with one name per source"),
             ({"label": "type"}, r"s2.h5ad: obs has a column 'type' already"),
@@ -112,7 +112,7 @@ class TestConvert:
         assert_labelled(scdl.open(tmp_path / "out").obs["sample"], KEYS, EXPECTED)
         again = run_command(*command)
         assert again.returncode == 1
-        assert "pass replace=True" in again.stderr
+        assert "give replace=True" in again.stderr
         assert run_command(*command, "--replace").returncode == 0
         refused = run_command("scdl", "convert", str(files[0].parent), "all", *options)
         assert refused.returncode == 2
