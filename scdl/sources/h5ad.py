@@ -6,7 +6,6 @@ converted. Source: anndata's on-disk format specification, and files written by 
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -16,26 +15,19 @@ import h5py
 import pyarrow as pa
 
 from scdl.archive.frames import frame_of
-from scdl.archive.schema import DATA, INDICES, INDPTR
-from scdl.errors import SourceError, SourceNotFoundError
+from scdl.errors import SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.anndata_elements import read_element
 from scdl.sources.base import Source, SparseParts
 from scdl.sources.dataframes import H5Table
-from scdl.sources.hdf5 import FieldReader, RowReader, readable
-from scdl.sources.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
-from scdl.sources.transposed import Coo, Csc, DenseTiles
+from scdl.sources.hdf5 import FieldReader, RowReader, open_file, readable
+from scdl.sources.hdf5_matrices import as_stored, open_matrix, shape_of
+from scdl.sources.matrices import Matrix, Reader
 from storage_backends import other_formats
 from storage_backends.anndata_format.names import OLD_CATEGORIES, encoding_of, text
-from storage_backends.base import DTYPES
-from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
-from storage_backends.errors import one_line
 from storage_backends.paths import path_of
 
-#: A dense matrix is read chunk by chunk if the chunks of the same rows take more bytes than this.
-_LARGEST_BAND = 16 << 20
-_SPARSE: dict[str, Any] = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
 #: Mappings whose elements can be converted.
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
 #: Names that old releases use in place of raw; the categories are duplicates of those in uns.
@@ -66,7 +58,7 @@ class H5adFile(Source):
 
     def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
         self.path = self.label = path_of(path, "the path of an h5ad file")
-        self._file = _open_hdf5(self.path)
+        self._file = open_file(self.path)
         try:
             with readable(self.path):
                 self.matrix_name = self.element = self._choose_matrix(matrix)
@@ -167,18 +159,8 @@ class H5adFile(Source):
                 return field.read(0, len(field))
             element = self._element(name)
             assert element is not None
-            if name.startswith(_STREAMED):
-                encoding = _sparse_encoding(element)
-                if encoding == "coo_matrix":
-                    rows, columns = _sparse_shape(element)
-                    return Coo(where, element, (rows, columns))
-                if encoding in _SPARSE and _is_storable(element.get(DATA)):
-                    parts = readers(where, element, DATA, INDICES, INDPTR)
-                    rows, columns = _sparse_shape(element)
-                    return SparseParts(Sparse(encoding[:3], (rows, columns)), parts)
-                if _is_storable(element):
-                    return RowReader(element)
-            return read_element(element)
+            stored = as_stored(where, element) if name.startswith(_STREAMED) else None
+            return read_element(element) if stored is None else stored
 
     def _names_in(self, mapping: str) -> list[str]:
         group = self._group(mapping)
@@ -223,9 +205,8 @@ class H5adFile(Source):
             old, new = f"uns/neighbors/{key}", f"obsp/{key}"
             with suppress(SourceError):
                 graph = hdf5_guard.element(self._file, old)
-                is_sparse = isinstance(graph, h5py.Group) and _sparse_encoding(graph) in _SPARSE
-                shape = _sparse_shape(graph) if is_sparse else getattr(graph, "shape", None)
-                if shape == (self.n_obs, self.n_obs) and not hdf5_guard.is_present(self._file, new):
+                is_square = shape_of(graph) == (self.n_obs, self.n_obs)
+                if is_square and not hdf5_guard.is_present(self._file, new):
                     moved[new] = old
         return moved
 
@@ -279,88 +260,7 @@ class H5adFile(Source):
         return H5Table(f"{self.path}: {name}", element)
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
-        element, where = self._element(name), f"{self.path}: {name}"
-        if isinstance(element, h5py.Dataset):
-            if element.shape is None:
-                raise SourceError(f"{where} is empty, expected a matrix of shape {shape}")
-            check_shape(where, tuple(int(n) for n in element.shape), shape)
-            if _is_banded(element):
-                return DenseTiles(where, element, shape)
-            chunk_rows = element.chunks[0] if element.chunks else 1
-            return Dense(where, RowReader(numbers(where, element)), shape, chunk_rows)
-        else:
-            assert element is not None
-            encoding = _sparse_encoding(element)
-            if encoding not in _SPARSE:
-                raise SourceError(
-                    f"{where}: cannot read the encoding {encoding!r}; expected a dense array or "
-                    f"{', '.join(_SPARSE)}"
-                )
-            check_shape(where, _sparse_shape(element), shape)
-            if encoding == "coo_matrix":
-                return Coo(where, element, shape)
-            parts = readers(where, element, "data", "indices", "indptr")
-            matrix: Matrix = _SPARSE[encoding](where, parts, shape)
-            return matrix
-
-
-def _sparse_encoding(element: h5py.Group) -> str:
-    # anndata before 0.7 used the attribute h5sparse_format.
-    encoding = encoding_of(element) or text(element.attrs.get("h5sparse_format", ""))
-    return encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
-
-
-def _sparse_shape(element: h5py.Group) -> tuple[int, ...]:
-    return tuple(
-        int(n) for n in element.attrs.get("shape", element.attrs.get("h5sparse_shape", ()))
-    )
-
-
-def _open_hdf5(path: str) -> h5py.File:
-    try:
-        if os.path.isdir(path):
-            raise SourceError(f"{path}: expected an h5ad file, found a directory")
-        os.stat(path)
-        if other := other_formats.described(path):
-            raise SourceError(other)
-        hdf5_guard.check_heaps(path)
-        return h5py.File(path, "r")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceNotFoundError(other_formats.missing(path)) from error
-    except OSError as error:
-        raise SourceError(f"{path}: {_why_not(error)}") from error
-
-
-def _why_not(error: OSError) -> str:
-    """Describe why an existing file cannot be opened."""
-    if error.errno in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK):
-        return (
-            "the file is locked by another program that has it open for writing; close it there "
-            "and try again"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied: the file exists, but this user may not read it"
-    if error.errno:
-        return f"the file cannot be read ({os.strerror(error.errno)})"
-    truncated = "truncated" in str(error)
-    problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
-    return f"{problem} ({one_line(error)})"
-
-
-def _is_banded(dataset: h5py.Dataset) -> bool:
-    """Whether the chunks of the same rows are too large to keep in memory together."""
-    if dataset.ndim != 2 or not dataset.chunks:
-        return False
-    return bool(dataset.chunks[0] * dataset.shape[1] * dataset.dtype.itemsize > _LARGEST_BAND)
-
-
-def _is_storable(element: Any) -> bool:
-    """Whether an element is an array with a dtype that archives can store."""
-    return (
-        isinstance(element, h5py.Dataset)
-        and element.ndim > 0
-        and element.dtype.newbyteorder("=") in DTYPES
-    )
+        return open_matrix(f"{self.path}: {name}", self._element(name), shape)
 
 
 def open_sources(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
