@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scdl.cli import conversion, inspection
+from scdl.cli import conversion, flattening, inspection
 from storage_backends import __version__
 
 app = typer.Typer(
@@ -36,7 +36,7 @@ def _root(
 
 for _command in (
     conversion.convert,
-    conversion.flatten,
+    flattening.flatten,
     inspection.export,
     inspection.info,
     inspection.verify,
