@@ -107,7 +107,7 @@ class SingleCellCollection(OpenedCollection):
         """
         from scdl.conversion.convert import convert
 
-        given = _documented(load_block_row_size, use_X_not_raw, options)
+        given = _convert_options(load_block_row_size, use_X_not_raw, options)
         self._make_directory()
         with self._locked(saves=True):
             ((source, target),) = self._targets([h5ad_path]).items()
@@ -150,7 +150,7 @@ class SingleCellCollection(OpenedCollection):
         from scdl.conversion.options import Settings
 
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
-        options = _documented(load_block_row_size, use_X_not_raw, given)
+        options = _convert_options(load_block_row_size, use_X_not_raw, given)
         files = h5ad_files(directory_path)
         self._make_directory()
         with self._locked(saves=True):
@@ -294,9 +294,9 @@ class SingleCellCollection(OpenedCollection):
                 store.remove()
 
 
-def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:
+def _convert_options(
+    block_rows: int, use_X_not_raw: bool, options: ConvertOptions
+) -> ConvertOptions:
     """Options of a conversion, including the documented ones of BioNeMo-SCDL."""
-    given: ConvertOptions = {"data_dtype": "float32", "block_rows": block_rows}
-    if use_X_not_raw:
-        given["matrix"] = "X"
-    return {**given, **options}
+    matrix: ConvertOptions = {"matrix": "X"} if use_X_not_raw else {}
+    return {"data_dtype": "float32", "block_rows": block_rows, **matrix, **options}

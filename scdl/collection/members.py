@@ -72,10 +72,9 @@ class Members(Sequence[SingleCellDataset]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        member = self._open.get(number)
-        return (
-            self._open.setdefault(number, self._open_member(number)) if member is None else member
-        )
+        if (member := self._open.get(number)) is not None:
+            return member
+        return self._open.setdefault(number, self._open_member(number))
 
     def _open_member(self, number: int) -> SingleCellDataset:
         record = self.records[number]
@@ -209,7 +208,7 @@ class _Stores(Sequence[ArrayStore]):
     def __getitem__(self, index: slice) -> list[ArrayStore]: ...
     def __getitem__(self, index: int | slice) -> ArrayStore | list[ArrayStore]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return [member.store for member in self._members[index]]
         return self._members[index].store
 
 
@@ -269,7 +268,7 @@ class MemberTables:
     Parameters
     ----------
     path
-        Beginning of messages.
+        Start of error messages.
     blocks
         For each feature block a member that has it, and the index of the block there.
     """

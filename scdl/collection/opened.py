@@ -10,6 +10,7 @@ from typing import Any
 from scdl.archive.casting import common_dtype
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
+from scdl.collection.discovery import describe_all, find_members
 from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.manifest import (
     Member,
@@ -17,7 +18,6 @@ from scdl.collection.manifest import (
     is_url,
     locked,
     manifest_identity,
-    read_manifest,
     write_manifest,
 )
 from scdl.collection.members import Datasets, Members
@@ -26,16 +26,12 @@ from scdl.dataset import summary
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import (
     ArchiveChangedError,
-    ArchiveFormatError,
     ArchiveNotFoundError,
     CollectionError,
     OptionError,
-    ScdlError,
 )
-from storage_backends import registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, paths_of
-from storage_backends.registry import is_within
 
 
 class OpenedCollection(JoinedCells):
@@ -72,65 +68,10 @@ class OpenedCollection(JoinedCells):
         if isinstance(data_path, str | os.PathLike):
             self.data_path = resolved(data_path)
             self._manifest = manifest_identity(self.data_path)
-            self._set_members(self._find_members(self.data_path))
+            self._set_members(find_members(self.data_path))
         else:
             wanted = "a directory of archives, or a list of their paths"
-            self._set_members(self._describe_all([], paths_of(data_path, wanted)))
-
-    def _find_members(self, directory: str) -> Sequence[Member]:
-        if has_manifest(directory):
-            return read_manifest(directory)
-        if is_archive(directory):
-            raise CollectionError(
-                f"{directory}: this is an archive, not a directory of archives; open it with "
-                "scdl.open, or pass a list of paths"
-            )
-        if not os.path.lexists(directory) or (
-            os.path.isdir(directory) and not os.listdir(directory)
-        ):
-            return []
-        archives = sorted(archives_below(directory))
-        if not archives:
-            raise ArchiveNotFoundError(
-                f"{directory}: there is no archive in this directory or its subdirectories, and no "
-                f"{MANIFEST}; create archives with scdl.convert or load_h5ad_multi"
-            )
-        return self._describe_all([], archives)
-
-    def _describe_all(self, records: Sequence[Member], paths: Sequence[Path]) -> list[Member]:
-        """The records, and descriptions of further archives, each of which is opened once."""
-        described = list(records)
-        known = {record.path for record in records}
-        for path in map(resolved, paths):
-            if path in known:
-                raise CollectionError(f"{path}: this archive is listed twice; list it once")
-            known.add(path)
-            described.append(self._describe(path))
-        return described
-
-    def _describe(self, path: str) -> Member:
-        try:
-            with registry.open_archive(path, hold=False) as store:
-                return Member.of(path, store)
-        except ArchiveFormatError:
-            if not is_archive(path):
-                self._refuse_collection(path)
-            raise
-        except ScdlError:
-            raise
-        except OSError as error:
-            raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
-
-    def _refuse_collection(self, path: str) -> None:
-        """Raise CollectionError if a path is a collection."""
-        if self.data_path is not None and is_within(self.data_path, path):
-            raise CollectionError(
-                f"{path}: a collection cannot be inside itself; list its archives instead"
-            )
-        if has_manifest(path) or any(archives_below(path)):
-            raise CollectionError(
-                f"{path}: this is a collection, not an archive; list its members, or flatten it"
-            )
+            self._set_members(describe_all([], paths_of(data_path, wanted)))
 
     def _set_members(self, records: Sequence[Member]) -> None:
         """Replace the members of the collection, atomically."""
@@ -205,10 +146,8 @@ class OpenedCollection(JoinedCells):
     def refresh(self) -> None:
         """Update the descriptions of all members, after one was changed on purpose."""
         with self._locked():
-            self._replace_members(
-                self._describe_all([], [record.path for record in self._members.records]),
-                save=self._has_manifest,
-            )
+            paths = [record.path for record in self._members.records]
+            self._replace_members(describe_all([], paths, self.data_path), save=self._has_manifest)
 
     def check(self) -> None:
         """Open every member and compare it with its description.
@@ -303,7 +242,7 @@ class OpenedCollection(JoinedCells):
             yield
 
     def _append(self, paths: Sequence[Path], *, save: bool) -> None:
-        self._replace_members(self._describe_all(self._members.records, paths), save=save)
+        self._replace_members(describe_all(self._members.records, paths, self.data_path), save=save)
 
     def _replace_members(self, records: Sequence[Member], *, save: bool) -> None:
         """Replace the members, also in the manifest; an error leaves both unchanged."""
