@@ -57,7 +57,7 @@ class FrameReader(ABC):
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Start of error messages.
     group
         The group of the data frame.
     """
@@ -90,7 +90,10 @@ class FrameReader(ABC):
         names_of_rows = self.index(index)
         found, unread = {INDEX: names_of_rows}, []
         for name in self.listed(attributes, index):
-            column = None if name in found else self._unless_unreadable(name)
+            try:
+                column = None if name in found else self.find(name)
+            except (self.unreadable, EncodingError):
+                column = None
             if column is None:
                 unread.append(name)
             elif column.length != names_of_rows.length:
@@ -126,12 +129,6 @@ class FrameReader(ABC):
             return [names.text(name) for name in order]
         return sorted(name for name in self.group if name not in (index, names.OLD_CATEGORIES))
 
-    def _unless_unreadable(self, name: str) -> Column | None:
-        try:
-            return self.find(name)
-        except (self.unreadable, EncodingError):
-            return None
-
     def find(self, path: str) -> Column | None:
         """The column at a path; None if it is missing or its encoding is unknown."""
         return self.column(self.member(path))
@@ -141,8 +138,10 @@ class FrameReader(ABC):
         if element is None:
             return None
         if hasattr(element, "shape"):
-            categories = self.old_categories(element)
-            return self._plain(element) if categories is None else self._old(element, categories)
+            if (categories := self.old_categories(element)) is None:
+                return self._plain(element)
+            ordered = is_ordered(categories)
+            return coded(self._plain(element), self.column(categories), ordered=ordered)
         encoding = names.encoding_of(element)
         if encoding == "categorical":
             codes, categories = element.get("codes"), self.column(element.get("categories"))
@@ -161,9 +160,6 @@ class FrameReader(ABC):
             levels = self.column(element.get("levels"))
             return coded(_counted_from_zero(values), levels, ordered=is_ordered(element))
         return None
-
-    def _old(self, codes: Any, categories: Any) -> Column | None:
-        return coded(self._plain(codes), self.column(categories), ordered=is_ordered(categories))
 
     def _plain(self, array: Any) -> Column | None:
         """The numbers or the text of an array with one dimension."""

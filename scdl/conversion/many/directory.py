@@ -151,7 +151,15 @@ def convert_directory(
     backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
     other_formats.check_target(dest, backend.suffix)
-    dest = _made_directory(dest)
+    if is_url(dest):
+        raise BackendOptionError(
+            f"{dest}: archives cannot be written to a URL, where they would not appear "
+            "atomically; convert to a local directory and upload the archives"
+        )
+    dest = os.path.abspath(dest)
+    registry.check_place(os.path.join(dest, "archive"))
+    with refused_write(dest):
+        os.makedirs(dest, exist_ok=True)
     # Use one backend for all archives, even if the name of a file has the suffix of another one.
     settings = dataclasses.replace(settings, backend=backend.name)
     targets = {
@@ -207,7 +215,14 @@ def convert_files(
     started = time.perf_counter()
     with drafts_beside(dest) as drafts:
         jobs = [
-            Job.of([path], [_label(path, directory)], target, drafts, settings)
+            # The label begins with `directory` as given.
+            Job.of(
+                [path],
+                [os.path.join(os.fspath(directory), os.path.relpath(path, directory))],
+                target,
+                drafts,
+                settings,
+            )
             for path, target in targets.items()
         ]
         share = sum(job.nbytes for job in jobs) / n_workers(workers)
@@ -220,25 +235,6 @@ def convert_files(
                     job.outcome = Outcome(None, error)
         run(jobs, workers, use_processes=use_processes, progress=progress)
     return DirectoryReport.of(dest, jobs, time.perf_counter() - started)
-
-
-def _label(path: str, directory: Path) -> str:
-    """Path of a file as stored in its archive; it begins with `directory` as given."""
-    return os.path.join(os.fspath(directory), os.path.relpath(path, directory))
-
-
-def _made_directory(dest: str) -> str:
-    """Create the directory of the archives; return its absolute path."""
-    if is_url(dest):
-        raise BackendOptionError(
-            f"{dest}: archives cannot be written to a URL, where they would not appear "
-            "atomically; convert to a local directory and upload the archives"
-        )
-    path = os.path.abspath(dest)
-    registry.check_place(os.path.join(path, "archive"))
-    with refused_write(path):
-        os.makedirs(path, exist_ok=True)
-    return path
 
 
 def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
