@@ -120,11 +120,11 @@ def convert(
         bool, typer.Option("--quiet", "-q", help="Show no progress bar and no report.")
     ] = False,
 ) -> None:
-    """Convert AnnData files and archives to one archive of their concatenated cells.
+    """Convert AnnData files and archives to one archive.
 
-    For a directory, every *.h5ad file in it and its subdirectories is converted to a separate
-    archive. Sources are read in blocks of rows, so memory use does not depend on their size. A
-    failed conversion leaves nothing behind.
+    The cells of several sources are concatenated. For a directory, every *.h5ad file in it and its
+    subdirectories is converted to a separate archive. Sources are read in blocks of rows, so memory
+    use does not depend on their size. A failed conversion leaves nothing behind.
     """
     if not sources or dest is None:
         # A single argument is parsed as DEST.

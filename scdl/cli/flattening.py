@@ -56,7 +56,7 @@ def flatten(
         ),
     ] = False,
 ) -> None:
-    """Write all archives of a collection as one, in bounded memory."""
+    """Write all archives of a collection as one archive."""
     from scdl.collection.collection import SingleCellCollection
     from scdl.collection.paths import is_collection
     from scdl.errors import ArchiveNotFoundError, CollectionError

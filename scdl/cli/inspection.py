@@ -25,7 +25,10 @@ def export(
     ] = 4,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing output.")] = False,
 ) -> None:
-    """Write an archive with all its elements as an AnnData file (h5ad or Zarr)."""
+    """Write an archive as an AnnData file.
+
+    All elements are written, to an h5ad file or a Zarr store.
+    """
     from scdl.collection.paths import is_collection
     from scdl.conversion.export import export as run
     from scdl.errors import SourceError
@@ -44,7 +47,10 @@ def export(
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
 ) -> None:
-    """Show the cells, genes, types, sizes, tables and graphs of an archive or a collection."""
+    """Describe an archive or a collection.
+
+    Shows the numbers of cells and genes, types, sizes, tables and graphs.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
