@@ -80,10 +80,10 @@ def verify(
         bool, typer.Option("--quiet", "-q", help="Show no progress bar and no report.")
     ] = False,
 ) -> None:
-    """Verify the structure of an archive or of all archives of a collection.
+    """Verify an archive or a collection.
 
-    The exit code is 0 if everything is sound, 1 if something is damaged, and 2 if that is unknown
-    because there are no checksums or files cannot be read.
+    The structure is always checked. The exit code is 0 if everything is sound, 1 if something is
+    damaged, and 2 if that is unknown because there are no checksums or files cannot be read.
     """
     from scdl.collection.verification import verify as run
 

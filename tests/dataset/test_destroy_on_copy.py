@@ -242,11 +242,11 @@ class TestWhatStandsThere:
         from scdl.collection import collection
 
         def write_and_change(*arguments: Any, **options: Any) -> None:
-            write_flat(*arguments, **options)
+            concatenate(*arguments, **options)
             scdl.open(paths[1]).cast_data_to_dtype("float64")
 
-        write_flat = collection.write_flat
-        monkeypatch.setattr(collection, "write_flat", write_and_change)
+        concatenate = collection.concatenate
+        monkeypatch.setattr(collection, "concatenate", write_and_change)
         made = scdl.SingleCellCollection(paths, max_open=1)
         with pytest.raises(ScdlError, match="m1: the archive "):
             made.flatten(tmp_path / "flat", destroy_on_copy=True)
