@@ -3,74 +3,26 @@
 Every error derives from :class:`ScdlError` and from the builtin exception that it refines.
 """
 
-from storage_backends.errors import (
-    ArchiveChangedError,
-    ArchiveClosedError,
-    ArchiveExistsError,
-    ArchiveFormatError,
-    ArchiveLinkError,
-    ArchiveLockedError,
-    ArchiveNotFoundError,
-    ArchivePlaceError,
-    ArchiveWriteError,
-    ArrayNotFoundError,
-    BackendNotFoundError,
-    BackendOptionError,
-    MissingCodecError,
-    OutputError,
-    PathError,
-    PathTypeError,
-    RangeError,
-    RemoteError,
-    ScdlError,
-    ScdlWarning,
-)
-
-__all__ = [
-    "ArchiveChangedError",
-    "ArchiveClosedError",
-    "ArchiveExistsError",
-    "ArchiveFormatError",
-    "ArchiveLinkError",
-    "ArchiveLockedError",
-    "ArchiveNotFoundError",
-    "ArchivePlaceError",
-    "ArchiveWriteError",
-    "ArrayNotFoundError",
-    "BackendNotFoundError",
-    "BackendOptionError",
-    "BatchKeyError",
-    "CastError",
-    "ClusterError",
-    "CollectionError",
-    "ColumnTypeError",
-    "ConversionFailedError",
-    "DatasetTypeError",
-    "FeatureNotFoundError",
-    "GeneError",
-    "GeneListNotFoundError",
-    "LoaderError",
-    "MissingCodecError",
-    "MissingFilterError",
-    "MissingPackageError",
-    "NeighborError",
-    "OptionError",
-    "OrderError",
-    "OutputError",
-    "PathError",
-    "PathTypeError",
-    "RangeError",
-    "RemoteError",
-    "ResumeError",
-    "RowIndexError",
-    "ScdlError",
-    "ScdlWarning",
-    "SourceError",
-    "SourceNotFoundError",
-    "SplitError",
-    "UnknownOptionError",
-    "WorkerDiedError",
-]
+from storage_backends.errors import ArchiveChangedError as ArchiveChangedError
+from storage_backends.errors import ArchiveClosedError as ArchiveClosedError
+from storage_backends.errors import ArchiveExistsError as ArchiveExistsError
+from storage_backends.errors import ArchiveFormatError as ArchiveFormatError
+from storage_backends.errors import ArchiveLinkError as ArchiveLinkError
+from storage_backends.errors import ArchiveLockedError as ArchiveLockedError
+from storage_backends.errors import ArchiveNotFoundError as ArchiveNotFoundError
+from storage_backends.errors import ArchivePlaceError as ArchivePlaceError
+from storage_backends.errors import ArchiveWriteError as ArchiveWriteError
+from storage_backends.errors import ArrayNotFoundError as ArrayNotFoundError
+from storage_backends.errors import BackendNotFoundError as BackendNotFoundError
+from storage_backends.errors import BackendOptionError as BackendOptionError
+from storage_backends.errors import MissingCodecError as MissingCodecError
+from storage_backends.errors import OutputError as OutputError
+from storage_backends.errors import PathError as PathError
+from storage_backends.errors import PathTypeError as PathTypeError
+from storage_backends.errors import RangeError as RangeError
+from storage_backends.errors import RemoteError as RemoteError
+from storage_backends.errors import ScdlError as ScdlError
+from storage_backends.errors import ScdlWarning as ScdlWarning
 
 
 class SourceError(ScdlError, ValueError):

@@ -70,13 +70,13 @@ class SingleCellDataModule(LightningDataModule):
         super().__init__()
         self._cells, self._batch_size = as_cells(dataset), batch_size
         self._rows = _parts(splits, self._cells.n_obs)
-        # Checked and copied now; a loader is made when its process group is there.
+        # Checked and copied now; loaders are created later, when the process group exists.
         self._order, self._seed, self._options = order, seed, complete(options)
         self._loaders: dict[str, SingleCellLoader] = {}
         self._state: dict[str, Any] | None = None
 
     def train_dataloader(self) -> SingleCellLoader:
-        """Loader of the part ``train``, whose last batch is left out if it is not whole.
+        """Loader of the part ``train``; the last batch is dropped if it is incomplete.
 
         Raises
         ------
@@ -104,15 +104,15 @@ class SingleCellDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> Any:
-        """Loader of the part ``validation``; an empty list where there is none."""
+        """Loader of the part ``validation``; an empty list if there is none."""
         return self._in_order("validation")
 
     def test_dataloader(self) -> Any:
-        """Loader of the part ``test``; an empty list where there is none."""
+        """Loader of the part ``test``; an empty list if there is none."""
         return self._in_order("test")
 
     def predict_dataloader(self) -> Any:
-        """Loader of the part ``predict``; of all cells, as they are stored, where there is none."""
+        """Loader of the part ``predict``, or of all cells in stored order if there is none."""
         return self._in_order("predict")
 
     def _in_order(self, part: str) -> Any:
@@ -123,7 +123,7 @@ class SingleCellDataModule(LightningDataModule):
             ordering = {name for names in ORDER_OPTIONS.values() for name in names}
             options: Any = {n: v for n, v in self._options.items() if n not in ordering}
             n_cells = self._cells.n_obs if rows is None else len(rows)
-            # What is only looked at may be less than a batch for training.
+            # A part for evaluation may have fewer cells than a batch for training.
             self._loaders[part] = SingleCellLoader(
                 self._cells, max(1, min(self._batch_size, n_cells)), order="sequential", rows=rows,
                 seed=self._seed, **options,
@@ -131,26 +131,23 @@ class SingleCellDataModule(LightningDataModule):
         return self._loaders[part]
 
     def stats(self) -> dict[str, LoaderStats]:
-        """Figures of the last epoch of each loader that was made, by part."""
+        """Statistics of the last epoch of each loader, by part."""
         return {part: loader.stats() for part, loader in self._loaders.items()}
 
     def __repr__(self) -> str:
+        order = type(self._order).__name__
+        if self._order is None or isinstance(self._order, str):
+            order = order_name(self._order, self._options)
         parts = [
-            f"  {part}: {len(rows):,} cells" + (f", {self._shown_order}" if part == "train" else "")
+            f"  {part}: {len(rows):,} cells" + (f", order {order}" if part == "train" else "")
             for part, rows in self._rows.items()
         ]
         head = f"SingleCellDataModule of {self._cells!r}, batches of {self._batch_size}"
         return "\n".join([head, *parts])
 
     def __str__(self) -> str:
-        # That of Lightning makes all loaders.
+        # The method of LightningDataModule would create all loaders.
         return repr(self)
-
-    @property
-    def _shown_order(self) -> str:
-        if self._order is None or isinstance(self._order, str):
-            return f"order {order_name(self._order, self._options)}"
-        return f"order {type(self._order).__name__}"
 
     def state_dict(self) -> dict[str, Any]:
         """Progress of training, for checkpoints."""
@@ -165,15 +162,19 @@ class SingleCellDataModule(LightningDataModule):
 def _parts(splits: Mapping[str, csr.Rows], n_obs: int) -> dict[str, NDArray[np.int64]]:
     """Rows of each part, by purpose; SplitError if a name is unknown."""
     if not isinstance(splits, Mapping):
-        raise SplitError(f"splits are parts by name, as scdl.split makes them, not {splits!r:.200}")
+        raise SplitError(
+            f"splits must map names of parts to cells, as scdl.split returns, not {splits!r:.200}"
+        )
     if isinstance(splits, Splits) and splits.n_obs != n_obs:
-        raise SplitError(f"the split is of {splits.n_obs} cells, the dataset has {n_obs}")
+        raise SplitError(
+            f"the split was made for {splits.n_obs} cells, but the dataset has {n_obs}"
+        )
     usual = {name: part for part, names in _NAMES.items() for name in names}
     found: dict[str, NDArray[np.int64]] = {}
     for name, rows in splits.items():
         if name not in usual:
             known = ", ".join(names[0] for names in _NAMES.values())
-            raise SplitError(f"the split has a part {name!r}, which no loader takes; take {known}")
+            raise SplitError(f"the split has an unknown part {name!r}; use the names {known}")
         if usual[name] in found:
             raise SplitError(f"the split has two parts for {usual[name]!r}: {', '.join(splits)}")
         found[usual[name]] = csr.positions(rows, n_obs).copy()

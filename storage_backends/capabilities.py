@@ -209,7 +209,7 @@ class Checked(_Store):
     def examine(cls, path: str) -> Examination:
         """Examine the files at `path` before reading them; damage does not raise errors."""
         return Examination(
-            [Finding(f"{path}: this backend keeps no checksums of bytes", Verdict.UNKNOWN)]
+            [Finding(f"{path}: this backend does not store checksums", Verdict.UNKNOWN)]
         )
 
     @classmethod
@@ -236,7 +236,7 @@ class Checked(_Store):
         ArchiveWriteError
             The archive is not writable.
         """
-        raise OutputError(f"{path}: this backend keeps no checksums of bytes")
+        raise OutputError(f"{path}: this backend does not store checksums")
 
 
 class Placed(_Store):
@@ -257,7 +257,7 @@ class Placed(_Store):
         if not self.is_current:
             raise ArchiveChangedError(
                 f"{self.path}: the archive was changed, moved or replaced since it was opened, and "
-                "the one now at this path was left unchanged; open it again"
+                "the archive at this path was left unchanged; open it again"
             )
 
     @property

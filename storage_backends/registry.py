@@ -30,23 +30,6 @@ from storage_backends.errors import (
 from storage_backends.paths import is_url, path_of
 from storage_backends.zarr.detection import FSSPEC, OBSTORE
 
-__all__ = [
-    "ENTRY_POINTS",
-    "backend",
-    "check_place",
-    "check_target",
-    "create",
-    "detect",
-    "for_target",
-    "is_archive",
-    "is_within",
-    "known",
-    "names",
-    "of",
-    "open_archive",
-    "rewrite",
-]
-
 ENTRY_POINTS = "scdl.storage_backends"
 
 #: Modules of the built-in backends; each defines ``BACKEND``.
@@ -57,8 +40,6 @@ _BUILTIN = {
 }
 #: Backend of new archives whose path has no known suffix.
 DEFAULT = "memmap"
-#: Description of the argument of `open_archive` and `detect`, for messages.
-_ARCHIVE = "the path of an archive"
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -207,10 +188,11 @@ def check_target(path: str, *, replace: bool) -> None:
     if is_url(path):
         return
     check_place(path)
-    if replace and _is_not_archive(path):
+    is_free = not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path))
+    if replace and not (is_free or is_archive(path)):
         raise ArchiveExistsError(
-            f"{path}: this is not an archive, and only archives are replaced; remove it, or "
-            "choose another path"
+            f"{path}: this is not an archive, and replace=True replaces only archives; remove it, "
+            "or choose another path"
         )
 
 
@@ -226,13 +208,6 @@ def check_place(path: str) -> None:
         parent = os.path.dirname(parent)
 
 
-def _is_not_archive(path: str) -> bool:
-    """Whether a path exists but is neither an archive nor an empty directory."""
-    if not os.path.lexists(path) or is_archive(path):
-        return False
-    return not os.path.isdir(path) or bool(os.listdir(path))
-
-
 def is_archive(path: str) -> bool:
     """Whether a path is an archive of an installed backend."""
     return known(path) is not None
@@ -240,7 +215,7 @@ def is_archive(path: str) -> bool:
 
 def open_archive(path: str | os.PathLike[str], *, hold: bool = True) -> ArrayStore:
     """Open the archive at `path`, as ``ArrayStore.open`` does, and warn of its remarks."""
-    path = path_of(path, _ARCHIVE)
+    path = path_of(path, "the path of an archive")
     store = detect(path).store.open(path, hold=hold)
     for remark in store.remarks:
         warnings.warn(remark, ScdlWarning, stacklevel=5)
@@ -257,7 +232,7 @@ def detect(path: str | os.PathLike[str]) -> Backend:
     ArchiveFormatError
         `path` is not an archive of an installed backend.
     """
-    path = path_of(path, _ARCHIVE)
+    path = path_of(path, "the path of an archive")
     other_format = other_formats.described(path) if is_url(path) else None
     detected = None if other_format else known(path)
     if detected is not None:

@@ -38,19 +38,19 @@ def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
     if len({dtype.kind == "f" for dtype in (*by_dtype, common)}) > 1:
         listed = ", ".join(f"{path} has {dtype}" for dtype, path in by_dtype.items())
         raise CastError(
-            f"no integer or float type takes the values of all archives as they are: {listed}; "
-            "make them alike with cast_data_to_dtype"
+            f"no dtype represents the values of all archives exactly: {listed}; convert them to "
+            "one dtype with cast_data_to_dtype"
         )
     return common
 
 
-def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
-    """Cast values to a dtype, rounding floats.
-
-    Parameters
-    ----------
-    what
-        Description of the values, with which error messages start.
+def cast_values(
+    values: NDArray[Any],
+    dtype: np.dtype[Any],
+    where: str,
+    advice: str = "choose a wider dtype, or convert the stored values with cast_data_to_dtype",
+) -> NDArray[Any]:
+    """Cast values to a dtype, rounding floats; error messages start with `where`.
 
     Raises
     ------
@@ -58,21 +58,27 @@ def held(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
         The dtype cannot represent a value: it overflows, or `dtype` is an integer type and the
         value is negative, fractional or not finite.
     """
-    if np.can_cast(values.dtype, dtype):
+    if np.can_cast(values.dtype, dtype) or not len(values):
         return values.astype(dtype, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
         cast: NDArray[Any] = values.astype(dtype)
-        if dtype.kind == "f":
-            lost = np.isinf(cast) & np.isfinite(values)
-        else:
-            # Compare in the original dtype: comparing mixed dtypes may round, as the cast may.
-            lost = (cast.astype(values.dtype) != values) | ((cast < 0) != (values < 0))
-    if lost.any():
-        raise CastError(
-            f"{what}: {dtype} cannot hold {values[lost][0]}; take a dtype that holds it, or store "
-            "the values as one with cast_data_to_dtype"
-        )
+    if dtype.kind == "f":
+        infinite = np.isinf(cast)
+        lost = values[infinite & np.isfinite(values)] if infinite.any() else []
+    else:
+        is_float = values.dtype.kind == "f"
+        lost = values[~np.isfinite(values) | (np.rint(values) != values)] if is_float else []
+        if not len(lost):
+            # Python integers compare exactly, whatever the dtypes are.
+            limits, extremes = np.iinfo(dtype), (values.min().item(), values.max().item())
+            lost = [extreme for extreme in extremes if not limits.min <= extreme <= limits.max]
+    if len(lost):
+        raise CastError(f"{where}: {dtype} cannot hold the value {lost[0]}; {advice}")
     return cast
+
+
+#: Earlier name, which scdl.dataset.batch still imports.
+held = cast_values
 
 
 class Caster:
@@ -128,37 +134,13 @@ class Caster:
         self.is_counts = self.is_counts and _are_counts(values)
         if values.dtype == self.dtype or not len(values):
             return values.astype(self.dtype, copy=False)
-        if self.dtype.kind in "iu":
-            return self._to_integer(values, where)
-        return self._to_float(values, where)
-
-    def _to_integer(self, values: NDArray[Any], where: str) -> NDArray[Any]:
-        limits = np.iinfo(self.dtype)
-        if values.dtype.kind == "f":
-            if not np.isfinite(values).all():
-                raise self._error(where, values[~np.isfinite(values)][0])
-            fractional = np.rint(values) != values
-            if fractional.any():
-                raise self._error(where, values[fractional][0])
-        # Python integers compare exactly, whatever the dtypes are.
-        for extreme in (values.min().item(), values.max().item()):
-            if not limits.min <= extreme <= limits.max:
-                raise self._error(where, extreme)
-        return values.astype(self.dtype)
-
-    def _to_float(self, values: NDArray[Any], where: str) -> NDArray[Any]:
-        with np.errstate(over="ignore"):
-            cast = values.astype(self.dtype)
-        if self._is_exact(values):
-            return cast
-        finite = np.isfinite(values)
-        overflowed = finite & np.isinf(cast)
-        if overflowed.any():
-            raise self._error(where, values[overflowed][0])
-        wide = np.float64 if values.dtype.kind == "f" else np.longdouble
-        with np.errstate(invalid="ignore"):
-            errors = np.abs(cast.astype(wide) - values.astype(wide))
-        self.max_rounding = max(self.max_rounding, float(errors[finite].max(initial=0.0)))
+        cast = cast_values(values, self.dtype, where, "choose another data_dtype")
+        if self.dtype.kind == "f" and not self._is_exact(values):
+            wide = np.float64 if values.dtype.kind == "f" else np.longdouble
+            with np.errstate(invalid="ignore"):
+                errors = np.abs(cast.astype(wide) - values.astype(wide))
+            largest = errors[np.isfinite(values)].max(initial=0.0)
+            self.max_rounding = max(self.max_rounding, float(largest))
         return cast
 
     def _is_exact(self, values: NDArray[Any]) -> bool:
@@ -178,11 +160,6 @@ class Caster:
                 ScdlWarning,
                 stacklevel=5,
             )
-
-    def _error(self, where: str, value: Any) -> CastError:
-        return CastError(
-            f"{where}: {self.dtype} cannot hold the value {value}; choose another data_dtype"
-        )
 
 
 def _are_counts(values: NDArray[Any]) -> bool:

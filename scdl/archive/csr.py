@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.archive.casting import held
+from scdl.archive.casting import cast_values
 from scdl.archive.schema import DATA, INDICES, INDPTR
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.kernels import memory as recycled
@@ -41,7 +41,8 @@ def position(index: SupportsIndex, n_obs: int) -> int:
         row = operator.index(index)
     except TypeError:
         raise RowIndexError(
-            f"a row is an integer, not {index!r:.200}; several rows are a list, a slice or a mask"
+            f"a row must be an integer, not {index!r:.200}; select several rows with a list, a "
+            "slice or a mask"
         ) from None
     if not -n_obs <= row < n_obs:
         raise RowIndexError(f"row {row} is out of range for a dataset of {n_obs} cells")
@@ -121,8 +122,8 @@ def plan(
     if outside.any():
         bad = int(outside.argmax())
         raise ArchiveFormatError(
-            f"{store.path}: {name} says that row {rows[bad]} is [{starts[bad]}, {stops[bad]}) of "
-            f"{nnz} values; the archive is damaged, convert the source again"
+            f"{store.path}: {name} places row {rows[bad]} at values [{starts[bad]}, {stops[bad]}), "
+            f"expected a range within [0, {nnz}); the archive is damaged, convert the source again"
         )
     return starts, stops
 
@@ -200,8 +201,8 @@ def ordered(rows: SparseRows, n_vars: int, where: str) -> tuple[SparseRows, int]
     n_unsorted = order_kernels.row_order(rows.indptr, rows.indices, n_vars, order)
     if n_unsorted == order_kernels.OUT_OF_RANGE:
         raise ArchiveFormatError(
-            f"{where}: column id {int(rows.indices.max())} is stored for {n_vars} genes; "
-            "the archive is damaged, convert the source again"
+            f"{where}: found column id {int(rows.indices.max())}, expected less than {n_vars}, the "
+            "number of genes; the archive is damaged, convert the source again"
         )
     if n_unsorted == 0:
         return rows, 0
@@ -264,8 +265,8 @@ def clean(
     # The rows are damaged or repeat genes. Both are rare, so the slow path is acceptable.
     summed = without_duplicates(ordered(rows, n_vars, where)[0])
     return summed._replace(
-        data=held(
-            summed.data, sum_dtype or rows.data.dtype, f"{where}: repeated entries of a gene"
+        data=cast_values(
+            summed.data, sum_dtype or rows.data.dtype, f"{where}: sum of repeated entries"
         ),
         indices=summed.indices.astype(index_dtype, copy=False),
     )

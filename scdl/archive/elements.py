@@ -43,23 +43,18 @@ def elements_of(store: ArrayStore) -> dict[str, Element]:
     Arrays are classified by the element they belong to, never by the end of their names: a dense
     layer may be called ``data``.
     """
-    graphs = (n.removeprefix("graphs/").rpartition("/")[0] for n in store.arrays if _of_graph(n))
-    elements = {f"obsp/{key}": Element(Kind.GRAPH, graph_array(key, "")) for key in graphs}
+    graphs = [name for name in store.arrays if name.startswith("graphs/")]
+    keys = [name.removeprefix("graphs/").rpartition("/")[0] for name in graphs]
+    elements = {f"obsp/{key}": Element(Kind.GRAPH, graph_array(key, "")) for key in keys}
     for name in store.sparse:
-        if not _of_graph(name):
+        if not name.startswith("graphs/"):
             elements[name] = Element(Kind.SPARSE, f"{name}/")
     prefixes = ["", *(element.array for element in elements.values())]
-    parts = {prefix + part for prefix in prefixes for part in MATRIX}
-    for name in store.arrays:
-        if name not in parts and not _of_graph(name):
-            elements[name] = Element(Kind.DENSE, name)
+    parts = {prefix + part for prefix in prefixes for part in MATRIX}.union(graphs)
+    elements |= {name: Element(Kind.DENSE, name) for name in store.arrays if name not in parts}
     for name in store.elements:
         elements.setdefault(name, Element(Kind.OTHER))
     return elements
-
-
-def _of_graph(name: str) -> bool:
-    return name.startswith("graphs/")
 
 
 def graph_keys(store: ArrayStore) -> list[str]:

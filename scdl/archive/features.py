@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import position
 from scdl.archive.frames import dtype_with_nulls, frame_of, with_values
-from scdl.archive.gene_names import numbered, space_key
+from scdl.archive.gene_names import number_keys, space_key
 from scdl.archive.schema import INDEX, OBS, Info, names_of, var_table
 from scdl.errors import FeatureNotFoundError
 from storage_backends import __version__
@@ -86,12 +86,12 @@ class Columns:
         if name != INDEX:
             return f"{self._table} has no column {name!r}; it has: {columns}"
         kind = "cells" if self._table == OBS else "genes"
-        problem = f"the names of the {kind} are not stored, as BioNeMo-SCDL leaves them out; "
+        problem = f"the names of the {kind} are not stored, since BioNeMo-SCDL omits them; "
         if kind == "cells":
             return f"{problem}columns of obs: {columns}"
         return (
-            f"{problem}name the column of var that tells genes apart, as in "
-            f"select_genes(…, gene_column=…), which gives names too; columns: {columns}"
+            f"{problem}pass the column of var that identifies genes, as in "
+            f"select_genes(…, gene_column=…); columns of var: {columns}"
         )
 
     def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
@@ -147,7 +147,7 @@ def spaces_of(store: TableReader, info: Info) -> NDArray[np.int64]:
     keys: list[Any] = [block.space for block in info.blocks]
     if None in keys:
         keys = [block_space_key(store, i) for i in range(len(keys))]
-    return numbered(keys)
+    return number_keys(keys)
 
 
 def shared_var(store: TableReader, blocks: Iterable[int]) -> pa.Table:

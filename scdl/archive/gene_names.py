@@ -63,9 +63,9 @@ def check_one_space(spaces: NDArray[np.int64], cells: str) -> None:
     """
     if len(spaces) and int(spaces.min()) != int(spaces.max()):
         raise GeneError(
-            f"{cells} have different genes, in {len(np.unique(spaces))} gene spaces, so that a "
-            "column would not be one gene; give genes='union', 'intersection' or a list to bring "
-            "them into one, or genes='own' for column ids of each cell's own genes"
+            f"{cells} have different genes, in {len(np.unique(spaces))} gene spaces, so a column "
+            "would stand for several genes; pass genes='union', 'intersection' or a list to map "
+            "them to one gene space, or genes='own' to keep the column ids of each gene space"
         )
 
 
@@ -102,7 +102,7 @@ def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
     return orders
 
 
-def numbered(keys: Iterable[Any]) -> NDArray[np.int64]:
+def number_keys(keys: Iterable[Any]) -> NDArray[np.int64]:
     """Number distinct keys from 0 in order of first occurrence."""
     known: dict[Any, int] = {}
     return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)

@@ -143,10 +143,11 @@ def gene_space(
     names = _vocabulary(genes, blocks)
     space = GeneSpace.of(names, [_table(block, names, duplicates) for block in blocks], table_of)
     if not space.present.any():
+        ids = blocks[0].ids
+        example = f"genes such as {ids[0].as_py()!r}" if len(ids) else "no genes"
         raise GeneError(
-            f"{_count(len(names), 'gene')}, such as {names[0].as_py()!r}, and none of them is in "
-            f"{blocks[0].where}, which has {_example(blocks[0])}; gene_column= names the column of "
-            "var that has the ids"
+            f"none of the requested genes, such as {names[0].as_py()!r}, is in {blocks[0].where}, "
+            f"which has {example}; pass gene_column= if another column of var has the gene ids"
         )
     if missing == "error":
         _check_present(names, space.present, blocks)
@@ -159,8 +160,8 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
 
     if is_own(genes):
         raise GeneError(
-            "genes='own' reads column ids of each cell's own genes, which is no gene space; give "
-            "it to read_rows or to a loader, or take 'union', 'intersection' or a list"
+            "genes='own' keeps the column ids of each gene space, so it is not one gene space; "
+            "pass it to read_rows or to a loader, or use 'union', 'intersection' or a list here"
         )
     if isinstance(genes, str) and genes in ("union", "intersection"):
         lists = [pc.drop_null(pc.unique(block.ids)) for block in blocks]
@@ -171,16 +172,20 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
             for ids in lists[1:]:
                 names = names.filter(pc.is_in(names, ids))
         if len(names) == 0:
-            raise GeneError(f"the {genes} of the genes of {_listed(blocks)} is empty")
+            listed = ", ".join(block.where for block in blocks[:3])
+            more = f" and {len(blocks) - 3} more" if len(blocks) > 3 else ""
+            raise GeneError(f"the {genes} of the genes of {listed}{more} is empty")
         return names
     if isinstance(genes, str | os.PathLike):
         genes = _read_list(path_of(genes))
     names = pa.array([str(gene) for gene in genes], pa.large_string())
     if len(names) == 0:
         raise GeneError("the list of genes is empty")
-    repeated = _repeated(names)
-    if repeated is not None:
-        raise GeneError(f"the list of genes has {repeated!r} more than once; each gene has a place")
+    counts = pc.value_counts(names)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        gene = repeated[0]["values"].as_py()
+        raise GeneError(f"the list of genes has {gene!r} more than once; list each gene once")
     return names
 
 
@@ -190,11 +195,13 @@ def _read_list(path: str) -> list[str]:
             return [line.strip() for line in file if line.strip()]
     except (FileNotFoundError, IsADirectoryError):
         raise GeneListNotFoundError(
-            f"{path}: there is no file with a gene id a line; genes are 'union', 'intersection', a "
-            "list, or the path of such a file"
+            f"{path}: this file of gene ids does not exist; pass 'union', 'intersection', a list, "
+            "or the path of a text file with one gene id per line"
         ) from None
     except UnicodeDecodeError as error:
-        raise GeneError(f"{path}: this is no text file with a gene id a line ({error})") from error
+        raise GeneError(
+            f"{path}: expected a UTF-8 text file with one gene id per line ({error})"
+        ) from error
 
 
 def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> NDArray[np.int32]:
@@ -213,7 +220,7 @@ def _table(block: BlockGenes, names: pa.Array, duplicates: Duplicates) -> NDArra
         raise GeneError(
             f"{block.where}: {names[int(repeated[0])].as_py()!r} is the id of several genes"
             + (f", as are {others} others" if others else "")
-            + "; take another gene_column, or duplicates='sum' or 'first'"
+            + "; choose another gene_column, or pass duplicates='sum' or 'first'"
         )
     if duplicates == "first":
         table[np.delete(included, first)] = -1
@@ -228,9 +235,9 @@ def _check_present(
         return
     block, absent = blocks[lacking[0]], np.flatnonzero(~present[lacking[0]])
     raise GeneError(
-        f"{block.where} lacks {len(absent):,} of {_count(len(names), 'gene')}, such as "
-        f"{names[int(absent[0])].as_py()!r}; say missing='zero' to take them as not expressed, or "
-        "missing='mask' to be told which are there"
+        f"{block.where} lacks {len(absent):,} of {len(names):,} genes, such as "
+        f"{names[int(absent[0])].as_py()!r}; pass missing='zero' to read missing genes as zero, "
+        "or missing='mask' to also get a mask of the genes that are present"
     )
 
 
@@ -238,24 +245,3 @@ def _check_choice(name: str, value: Any, choices: Any) -> None:
     known = choices.__args__
     if value not in known:
         raise GeneError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
-
-
-def _repeated(names: pa.Array) -> str | None:
-    import pyarrow.compute as pc
-
-    counts = pc.value_counts(names)
-    several = counts.filter(pc.greater(counts.field("counts"), 1))
-    return several[0]["values"].as_py() if len(several) else None
-
-
-def _listed(blocks: Sequence[BlockGenes]) -> str:
-    names = [block.where for block in blocks[:3]]
-    return ", ".join(names) + (f" and {len(blocks) - 3} more" if len(blocks) > 3 else "")
-
-
-def _example(block: BlockGenes) -> str:
-    return f"genes such as {block.ids[0].as_py()!r}" if len(block.ids) else "no genes"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -74,7 +74,7 @@ class NeighborGraph:
         if key not in (known := graph_keys(store)):
             raise NeighborError(
                 f"{store.path}: there is no neighbour graph {key!r}; "
-                f"it holds: {', '.join(known) or 'none'}"
+                f"the archive has: {', '.join(known) or 'none'}"
             )
         self.key = key
         self._store = store
@@ -82,20 +82,14 @@ class NeighborGraph:
         self._strategy = NeighborSamplingStrategy(strategy)
         self._fallback = fallback_to_identity
         self._rng: tuple[int, np.random.Generator] | None = None
-        self._check_shape()
-
-    def _check_shape(self) -> None:
-        """Raise NeighborError unless the graph is cells x cells.
-
-        Otherwise cells could get neighbours of other cells.
-        """
-        n_obs = self._store.spec(INDPTR).length - 1
-        stated = self._store.sparse.get(self._prefix.removesuffix("/"))
+        # In a graph of another shape, cells could get neighbours of other cells.
+        n_obs = store.spec(INDPTR).length - 1
+        stated = store.sparse.get(self._prefix.removesuffix("/"))
         shape = (self.n_obs, n_obs) if stated is None else stated.shape
         if shape != (n_obs, n_obs):
             raise NeighborError(
-                f"{self._where} is {shape[0]} x {shape[1]}, expected {n_obs} x {n_obs}, a row and "
-                "a column a cell; convert the source again"
+                f"{self._where} is {shape[0]} x {shape[1]}, expected {n_obs} x {n_obs}, one row "
+                "and one column per cell; convert the source again"
             )
 
     @property
@@ -159,12 +153,17 @@ class NeighborGraph:
         if bad >= 0:
             cell = int(np.searchsorted(indptr, bad, side="right")) - 1
             raise NeighborError(
-                f"{self._where}: cell {rows[cell]} has a neighbour of the weight {weights()[bad]}, "
-                "expected finite numbers >= 0; sample with the strategy random or first"
+                f"{self._where}: cell {rows[cell]} has a neighbour of weight {weights()[bad]}, "
+                "expected a finite number >= 0; use the strategy 'random' or 'first'"
             )
         has_one = chosen[:, 0] >= 0
         if not self._fallback and not has_one.all():
-            self._refuse(int(rows[has_one.argmin()]))
+            weighted = self._strategy is NeighborSamplingStrategy.WEIGHTED
+            raise NeighborError(
+                f"{self._where}: cell {rows[has_one.argmin()]} has no neighbours"
+                f"{' of a weight above 0' * weighted}; pass fallback_to_identity=True to sample "
+                "the cell itself"
+            )
         at = (starts[:, None] + chosen)[has_one].ravel()
         found = np.empty(len(at), self._store.spec(self._prefix + INDICES).dtype)
         self._store.read_ranges(self._prefix + INDICES, at, at + 1, found)
@@ -180,16 +179,9 @@ class NeighborGraph:
             outside = (neighbors < 0) | (neighbors >= self.n_obs)
             cell = "a cell" if rows is None else f"cell {rows[outside.any(axis=1).argmax()]}"
             raise NeighborError(
-                f"{self._where}: {cell} has the neighbour {neighbors[outside][0]}, expected rows "
-                f"of {self.n_obs} cells; the archive is damaged, convert the source again"
+                f"{self._where}: {cell} has the neighbour {neighbors[outside][0]}, expected a row "
+                f"in [0, {self.n_obs}); the archive is damaged, convert the source again"
             )
-
-    def _refuse(self, row: int) -> None:
-        weighted = self._strategy is NeighborSamplingStrategy.WEIGHTED
-        raise NeighborError(
-            f"{self._where}: cell {row} has no neighbours{' of a weight above 0' * weighted}; "
-            "fallback_to_identity=True gives the cell itself"
-        )
 
     def draws(self, n: int, k: int, rng: Rng = None) -> NDArray[np.float64]:
         """Draw n x k random numbers for :meth:`sample_many`.
@@ -231,7 +223,6 @@ class NeighborGraph:
         return NeighborStats(total, least if self.n_obs else 0, most, n_isolated)
 
     def _counts(self) -> Iterator[NDArray[np.int64]]:
-        for start in range(0, self.n_obs, _OFFSETS_AT_ONCE):
-            stop = min(start + _OFFSETS_AT_ONCE, self.n_obs)
+        for start, stop in csr.spans(self.n_obs, _OFFSETS_AT_ONCE):
             offsets = self._store.read(self._prefix + INDPTR, start, stop + 1)
             yield offsets[1:].astype(np.int64) - offsets[:-1].astype(np.int64)

@@ -63,7 +63,7 @@ def read_rows(
     Raises
     ------
     OutputError
-        `index_dtype` cannot represent the column ids.
+        `index_dtype` cannot hold the column ids.
     ArchiveFormatError
         An archive is damaged.
     CastError
@@ -74,7 +74,8 @@ def read_rows(
     wide = stored if index_dtype is None else np.dtype(index_dtype)
     if wide != stored and not np.can_cast(stored, wide, "safe"):
         raise OutputError(
-            f"{request.where}: index_dtype {wide} does not hold the column ids, stored as {stored}"
+            f"{request.where}: index_dtype {wide} cannot hold the column ids, which are "
+            f"stored as {stored}; choose a wider dtype"
         )
     sorts = ordered and not matrices.is_sorted
     # Sorting also casts the column ids to the wider dtype.
@@ -171,8 +172,8 @@ def read_mapped_rows(
         done = gene_kernels.map_rows(rows, *tables, *out)
     if done == gene_kernels.OUT_OF_RANGE:
         raise ArchiveFormatError(
-            f"{request.where}: a column id is not below the number of genes of its block; the "
-            "archive is damaged, convert the source again"
+            f"{request.where}: found a column id that is not less than the number of genes of its "
+            "block; the archive is damaged, convert the source again"
         )
     np.cumsum(rows[:, 2], out=indptr[1:])
     mapped = csr.SparseRows(data[: indptr[-1]], indices[: indptr[-1]], indptr)

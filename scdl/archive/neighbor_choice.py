@@ -29,7 +29,7 @@ class NeighborSamplingStrategy(StrEnum):
             if str(value).lower() == strategy.value:
                 return strategy
         raise NeighborError(
-            f"there is no strategy {value!r} to sample neighbours; there are: {', '.join(cls)}"
+            f"there is no sampling strategy {value!r}; choose one of: {', '.join(cls)}"
         )
 
 

@@ -75,8 +75,8 @@ def check_columns(columns: NDArray[Any], n_vars: int) -> None:
     """Raise ArchiveFormatError for column ids of `n_vars` or more."""
     if len(columns) and int(columns.max()) >= n_vars:
         raise ArchiveFormatError(
-            f"column id {int(columns.max())} is stored for {n_vars} genes; the archive is damaged, "
-            "convert the source again"
+            f"found column id {int(columns.max())}, expected less than {n_vars}, the number of "
+            "genes; the archive is damaged, convert the source again"
         )
 
 
@@ -184,12 +184,14 @@ class Info:
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArchiveFormatError(
-                f"{where}: its attributes lack valid blocks: {error!r}"
+                f"{where}: the attribute 'blocks' is missing or invalid: {error!r}; {COPY_AGAIN}"
             ) from error
         rising = all(a.stop <= b.stop for a, b in pairwise(blocks))
         counts = [n for b in blocks for n in (b.stop, b.n_vars)]
         if not blocks or not rising or min(counts) < 0 or max(counts) > _MOST:
-            raise ArchiveFormatError(f"{where}: its feature blocks are empty or out of order")
+            raise ArchiveFormatError(
+                f"{where}: its feature blocks are empty or out of order; {COPY_AGAIN}"
+            )
         widths = {(b.space, b.n_vars) for b in blocks if b.space is not None}
         if len(widths) > len({space for space, _ in widths}):
             raise ArchiveFormatError(
@@ -206,7 +208,7 @@ def _space(block: Mapping[str, Any]) -> int | None:
     return None if space is None else int(space)
 
 
-def distinct(names: Iterable[str]) -> list[str]:
+def unique_names(names: Iterable[str]) -> list[str]:
     """Make names unique by appending a number to repeated ones."""
     taken: set[str] = set()
     out = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -37,51 +37,56 @@ class TableSource(ABC):
         """Read rows ``[start, stop)`` of one column."""
         return self.read(start, stop).column(name)
 
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Read all rows in batches of :data:`ROWS_AT_ONCE` rows."""
+        for start in range(0, self.num_rows, ROWS_AT_ONCE):
+            yield self.read(start, min(start + ROWS_AT_ONCE, self.num_rows))
+
 
 class StoredTable(TableSource):
-    """Rows ``[start, stop)`` of a table of an archive, with all or some of its columns."""
+    """Rows ``[start, stop)`` of a table of an archive, with all or some of its columns.
+
+    Parameters
+    ----------
+    store
+        The archive, or a function that returns it when rows are read.
+    """
 
     def __init__(
         self,
-        store: ArrayStore,
+        store: ArrayStore | Callable[[], ArrayStore],
         name: str,
         stop: int,
         start: int = 0,
         columns: Sequence[str] | None = None,
     ) -> None:
-        self._store, self._name, self._start = store, name, start
+        self._open: Callable[[], ArrayStore] = store if callable(store) else lambda: store
+        self._name, self._start = name, start
         self.num_rows = stop - start
-        self.schema = store.table_schema(name)
+        self.schema = self._open().table_schema(name)
         self._columns: list[str] | None = None
         if columns is not None:
             self._columns = [column for column in columns if column in self.schema.names]
             fields = [self.schema.field(column) for column in self._columns]
             self.schema = pa.schema(fields, self.schema.metadata)
         categorical = [f.name for f in self.schema if pa.types.is_dictionary(f.type)]
-        empty = store.read_table(name, categorical, 0, 0)
+        empty = self._open().read_table(name, categorical, 0, 0)
         self.categories = {c: empty[c].chunk(0).dictionary for c in categorical}
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
-        first = self._start
-        return read_batch(self._store, self._name, self._columns, first + start, first + stop)
+        return self._read(self._columns, start, stop)
 
     def column(self, name: str, start: int, stop: int) -> pa.Array:
-        first = self._start
-        return read_batch(self._store, self._name, [name], first + start, first + stop).column(0)
+        return self._read([name], start, stop).column(0)
 
-
-def read_batch(
-    store: ArrayStore, name: str, columns: Sequence[str] | None, start: int, stop: int
-) -> pa.RecordBatch:
-    """Read rows ``[start, stop)`` of a stored table as one batch; `columns` None: all."""
-    if columns is not None and not columns:
-        return NoTable(stop - start).read(0, stop - start)
-    table = store.read_table(name, columns, start, stop).combine_chunks()
-    return pa.RecordBatch.from_arrays(
-        [column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
-         for column in table.columns],
-        schema=table.schema,
-    )  # fmt: skip
+    def _read(self, columns: Sequence[str] | None, start: int, stop: int) -> pa.RecordBatch:
+        if columns is not None and not columns:
+            return NoTable(stop - start).read(0, stop - start)
+        first, last = self._start + start, self._start + stop
+        table = self._open().read_table(self._name, columns, first, last).combine_chunks()
+        chunks = (column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
+                  for column in table.columns)  # fmt: skip
+        return pa.RecordBatch.from_arrays([*chunks], schema=table.schema)
 
 
 class NoTable(TableSource):

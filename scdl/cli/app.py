@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from scdl.cli import conversion, inspection
+from scdl.cli import conversion, flattening, inspection
 from storage_backends import __version__
 
 app = typer.Typer(
     name="scdl",
-    help="Single-cell data: AnnData files to archives that train fast.",
+    help="Convert single-cell data to archives for fast training, and inspect them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(value: bool) -> None:
+    if value:
         typer.echo(f"scdl {__version__}")
         raise typer.Exit
 
@@ -36,7 +36,7 @@ def _root(
 
 for _command in (
     conversion.convert,
-    conversion.flatten,
+    flattening.flatten,
     inspection.export,
     inspection.info,
     inspection.verify,

@@ -1,4 +1,4 @@
-"""``scdl convert``, ``scdl flatten`` and ``convert_h5ad_to_scdl``."""
+"""``scdl convert`` and ``convert_h5ad_to_scdl``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _SOME_FAILED = 3
 
 Backend = Annotated[
     str | None,
-    typer.Option(help="Storage backend. [default: zarr where DEST ends so, else memmap]"),
+    typer.Option(help="Storage backend. [default: zarr if DEST ends in .zarr, else memmap]"),
 ]
 Compression = Annotated[
-    str | None, typer.Option(help="fast, balanced, archive or portable, for the zarr backend.")
+    str | None,
+    typer.Option(help="Compression of the zarr backend: fast, balanced, archive or portable."),
 ]
 
 
@@ -32,98 +33,104 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="SRC...",
-            help="AnnData files (h5ad, zarr), archives, or one directory with *.h5ad files.",
+            help="AnnData files (h5ad, zarr) or archives, or a single directory of h5ad files.",
         ),
     ] = None,
     dest: Annotated[
         str | None,
         typer.Argument(
             metavar="DEST",
-            help="Where the archive goes, which must not exist; of a directory, where all of them "
-            "go. A name that ends in .zarr makes a compressed archive.",
+            help="Path of the new archive; a name that ends in .zarr selects the zarr backend. "
+            "For a directory of h5ad files: the directory of the new archives.",
         ),
     ] = None,
     backend: Backend = None,
     compression: Compression = None,
     only_matrix: Annotated[
-        bool, typer.Option("--only-matrix", help="Leave out what training has no use for.")
+        bool, typer.Option("--only-matrix", help="Leave out elements that training does not need.")
     ] = False,
     matrix: Annotated[
         str | None,
-        typer.Option(help="X, raw/X or layers/<key>. [default: raw/X where present, else X]"),
+        typer.Option(
+            help="Matrix to convert: X, raw/X or layers/<key>. [default: raw/X if present, else X]"
+        ),
     ] = None,
     obsm: Annotated[
-        list[str] | None, typer.Option(help="Dense vectors to carry over; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
     ] = None,
     neighbor_key: Annotated[
         list[str] | None,
-        typer.Option(help="Key of obsp whose graph to carry over; may be repeated."),
+        typer.Option(help="Key of obsp whose graph to convert; may be repeated."),
     ] = None,
     data_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Type of the stored values: uint8 to uint64, float16 to float64. "
-            "[default: the source's where all of it is kept, else float32]"
+            help="Dtype of the stored values: uint8 to uint64, or float16 to float64. "
+            "[default: that of the source if all elements are kept, else float32]"
         ),
     ] = None,
     data_dtype_tolerance: Annotated[
-        float, typer.Option(help="Rounding up to this is passed over without a warning.")
+        float, typer.Option(help="Largest rounding error that is accepted without a warning.")
     ] = 1e-8,
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Processes that share the work. [default: of a directory, one a core]"
+            min=1,
+            help="Number of worker processes. [default: one per core for a directory, else 1]",
         ),
     ] = None,
     dask: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster that does the work."),
+        typer.Option(metavar="ADDRESS", help="Address of the scheduler of a Dask cluster to use."),
     ] = None,
     split_bytes: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Size from which on a file is divided by rows. [default: a worker's share of all, "
-            "at least 1 GiB]",
+            help="Divide larger files of a directory among the workers. [default: the share of one "
+            "worker, at least 1 GiB]",
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Of a directory: leave out what has been converted already."),
+        typer.Option("--resume", help="For a directory: skip files that have an archive already."),
     ] = False,
     skip_failed: Annotated[
         bool,
         typer.Option(
             "--skip-failed",
-            help="Of a directory: files that cannot be converted are no error, but exit code 3.",
+            help="For a directory: if only some files fail, report them and exit with code 3.",
         ),
     ] = False,
     label: Annotated[
         str | None,
-        typer.Option(help="Column of obs to add, which says which source each cell comes from."),
+        typer.Option(help="Name of a column of obs to add, with the source of each cell."),
     ] = None,
     key: Annotated[
         list[str] | None,
-        typer.Option(help="Name of a source in that column; once for each. [default: 0, 1, …]"),
+        typer.Option(
+            help="Name of a source in that column; repeat it for each source. [default: 0, 1, …]"
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the archive that is at DEST.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
+        bool, typer.Option("--quiet", "-q", help="Show no progress bar and no report.")
     ] = False,
 ) -> None:
-    """Convert AnnData files and archives to one archive, whose cells follow one another.
+    """Convert AnnData files and archives to one archive.
 
-    Of a directory, every *.h5ad file there and below becomes an archive of its own. Sources are
-    read by blocks of rows, so that memory does not depend on their size. A conversion that fails
-    leaves nothing behind.
+    The cells of several sources are concatenated. For a directory, every *.h5ad file in it and its
+    subdirectories is converted to a separate archive. Sources are read in blocks of rows, so memory
+    use does not depend on their size. A failed conversion leaves nothing behind.
     """
     if not sources or dest is None:
         # A single argument is parsed as DEST.
-        alone = dest or "SRC"
         raise typer.BadParameter(
-            f"where the archive goes is missing: `scdl convert {alone} DEST`", param_hint="DEST"
+            f"the path of the new archive is missing; use `scdl convert {dest or 'SRC'} DEST`",
+            param_hint="DEST",
         )
     sources, dest = [path_of(source) for source in sources], path_of(dest)
     options: dict[str, Any] = {
@@ -144,8 +151,9 @@ def convert(
         if is_directory and not is_archive(sources[0]):
             if label or key or replace:
                 raise typer.BadParameter(
-                    "--label, --key and --replace go with files that become one archive; of a "
-                    'directory, scdl.open(path, label="sample") says which archive a cell is of'
+                    "--label, --key and --replace apply only to sources that become one archive; "
+                    'after the conversion, scdl.open(path, label="sample") adds a column to obs '
+                    "with the archive of each cell"
                 )
             options |= {"workers": started, "resume": resume, "skip_failed": skip_failed}
             options["split_bytes"] = split_bytes
@@ -153,7 +161,7 @@ def convert(
             return
         if resume or skip_failed or split_bytes:
             raise typer.BadParameter(
-                "--resume, --skip-failed and --split-bytes go with one directory of h5ad files"
+                "--resume, --skip-failed and --split-bytes apply only to a directory of h5ad files"
             )
         options |= {"label": label, "keys": key or None, "replace": replace}
         report = _convert_files(sources, dest, options, started)
@@ -167,7 +175,7 @@ def _workers(sources: Sequence[str], workers: int | None, dask: str | None) -> I
     if dask is not None:
         if workers is not None:
             raise typer.BadParameter(
-                "--workers and --dask exclude each other: a cluster has its own"
+                "--workers and --dask cannot be combined, since a cluster has its own workers"
             )
         from scdl.conversion.many.dask import connect
 
@@ -222,81 +230,6 @@ def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet
         raise typer.Exit(_SOME_FAILED)
 
 
-def flatten(
-    path: Annotated[
-        str,
-        typer.Argument(
-            metavar="COLLECTION", help="A directory with a manifest, or one of archives."
-        ),
-    ],
-    dest: Annotated[
-        str, typer.Argument(metavar="DEST", help="Where the archive goes; must not exist.")
-    ],
-    backend: Backend = None,
-    compression: Compression = None,
-    cell_names: Annotated[
-        str,
-        typer.Option(
-            metavar="keep|unique|prefix",
-            help="Names of cells: as they are, as they are but each once, or with the name of "
-            "their archive in front.",
-        ),
-    ] = "keep",
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the archive that is at DEST.")
-    ] = False,
-    genes: Annotated[
-        str | None,
-        typer.Option(
-            help="Write one gene space: union, intersection, or a file with one gene a line."
-        ),
-    ] = None,
-    gene_column: Annotated[
-        str | None, typer.Option(help="Column of var with the ids of genes. [default: names]")
-    ] = None,
-    missing: Annotated[
-        str, typer.Option(metavar="error|zero", help="What genes are that an archive lacks.")
-    ] = "error",
-    duplicates: Annotated[
-        str,
-        typer.Option(metavar="error|sum|first", help="What several genes of one id are."),
-    ] = "error",
-    destroy_on_copy: Annotated[
-        bool,
-        typer.Option(
-            "--destroy-on-copy",
-            help="Remove the archives, after the new one was compared with all that they have.",
-        ),
-    ] = False,
-) -> None:
-    """Write all archives of a collection as one, in bounded memory."""
-    from scdl.collection.collection import SingleCellCollection
-    from scdl.collection.paths import is_collection
-    from scdl.errors import ArchiveNotFoundError, CollectionError
-    from storage_backends import registry
-
-    path = path_of(path)
-    if not os.path.lexists(path):
-        raise ArchiveNotFoundError(f"{path}: there is no directory here; name a collection")
-    if not is_collection(path):
-        registry.detect(path)
-        raise CollectionError(
-            f"{path}: this is an archive, not a collection; `scdl convert {path} {dest}` copies it"
-        )
-    options: dict[str, Any] = {
-        "backend": backend,
-        "cell_names": cell_names,
-        "genes": genes,
-        "gene_column": gene_column,
-        "missing": missing,
-        "duplicates": duplicates,
-        "replace": replace,
-    }
-    if compression is not None:
-        options["compression"] = compression
-    SingleCellCollection(path).flatten(dest, destroy_on_copy, **options)
-
-
 documented = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -304,21 +237,23 @@ documented = typer.Typer(
 
 @documented.command()
 def _convert_h5ad_to_scdl(
-    data_path: Annotated[str, typer.Option(help="Directory to search for *.h5ad, or a file.")],
-    save_path: Annotated[str, typer.Option(help="Where the archive goes; must not exist.")],
+    data_path: Annotated[str, typer.Option(help="An h5ad file, or a directory of h5ad files.")],
+    save_path: Annotated[str, typer.Option(help="Path of the new archive; must not exist.")],
     num_workers: Annotated[
-        int, typer.Option(min=1, help="Threads that decompress, or processes.")
+        int, typer.Option(min=1, help="Number of threads, or of processes with --use-mp.")
     ] = 4,
     use_mp: Annotated[
-        bool, typer.Option("--use-mp", help="Read in processes, which takes twice the space.")
+        bool, typer.Option("--use-mp", help="Use processes, which need twice the disk space.")
     ] = False,
-    data_dtype: Annotated[str, typer.Option(help="Type of the stored values.")] = "float32",
+    data_dtype: Annotated[str, typer.Option(help="Dtype of the stored values.")] = "float32",
     paginated_load_cutoff: Annotated[
-        int, typer.Option(help="Accepted, and without effect: every file is read in blocks.")
+        int, typer.Option(help="Accepted, but has no effect: every file is read in blocks.")
     ] = 10_000,
-    load_block_row_size: Annotated[int, typer.Option(help="Most rows read at once.")] = 1_000_000,
+    load_block_row_size: Annotated[
+        int, typer.Option(help="Largest number of rows read at a time.")
+    ] = 1_000_000,
     use_x_not_raw: Annotated[
-        bool, typer.Option("--use-X-not-raw", help="Take X also where a file has raw.")
+        bool, typer.Option("--use-X-not-raw", help="Convert X even if a file has raw/X.")
     ] = False,
 ) -> None:
     """Convert all AnnData files below a directory to one archive."""

@@ -15,21 +15,20 @@ def export(
     path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
     dest: Annotated[
         str,
-        typer.Argument(
-            metavar="OUT", help="Target, which must not exist: FILE.h5ad, or DIRECTORY.zarr."
-        ),
+        typer.Argument(metavar="OUT", help="Path of the output: FILE.h5ad or DIRECTORY.zarr."),
     ],
     gzip: Annotated[
         int,
         typer.Option(
-            min=0, max=9, help="Compression level of the matrices of an h5ad file; 0: none."
+            min=0, max=9, help="Compression level of matrices in an h5ad file; 0: uncompressed."
         ),
     ] = 4,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace an existing file OUT.h5ad.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing output.")] = False,
 ) -> None:
-    """Write an archive as an AnnData (h5ad or Zarr), with all of its elements."""
+    """Write an archive as an AnnData file.
+
+    All elements are written, to an h5ad file or a Zarr store.
+    """
     from scdl.collection.paths import is_collection
     from scdl.conversion.export import export as run
     from scdl.errors import SourceError
@@ -48,7 +47,10 @@ def export(
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
 ) -> None:
-    """Show the cells, genes, types, sizes, tables and graphs of an archive or a collection."""
+    """Describe an archive or a collection.
+
+    Shows the numbers of cells and genes, types, sizes, tables and graphs.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -65,7 +67,7 @@ def info(
 def verify(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
     deep: Annotated[
-        bool, typer.Option("--deep", help="Read every byte, and compare it with its checksum.")
+        bool, typer.Option("--deep", help="Compare every byte with its checksum.")
     ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="First repair what can be repaired unambiguously.")
@@ -75,13 +77,13 @@ def verify(
         typer.Option("--add-checksums", help="Add checksums to archives that have none."),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bar, no report.")
+        bool, typer.Option("--quiet", "-q", help="Show no progress bar and no report.")
     ] = False,
 ) -> None:
-    """Verify an archive, or all archives of a collection: structure, and with --deep every byte.
+    """Verify an archive or a collection.
 
-    The exit code is 0 if everything is sound, 1 if something is damaged, and 2 if it is unknown,
-    since there are no checksums or files cannot be read.
+    The structure is always checked. The exit code is 0 if everything is sound, 1 if something is
+    damaged, and 2 if that is unknown because there are no checksums or files cannot be read.
     """
     from scdl.collection.verification import verify as run
 

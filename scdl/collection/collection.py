@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 from numpy.typing import DTypeLike
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
-from scdl.archive.schema import distinct
-from scdl.collection.flattening import check_flat, check_target, tables_of_cells, write_flat
+from scdl.archive.schema import unique_names
+from scdl.collection.flattening import check_target
 from scdl.collection.opened import OpenedCollection
 from scdl.collection.paths import resolved
-from scdl.conversion.cell_names import CellNames
-from scdl.conversion.comparison import check_removable, check_same, checking
+from scdl.conversion.cell_names import CellNames, rename_cells
+from scdl.conversion.comparison import (
+    check_copied,
+    check_removable,
+    check_unchanged,
+    open_for_check,
+)
+from scdl.conversion.concatenation import concatenate
 from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.errors import refused_write
@@ -101,9 +107,9 @@ class SingleCellCollection(OpenedCollection):
         """
         from scdl.conversion.convert import convert
 
-        given = _documented(load_block_row_size, use_X_not_raw, options)
+        given = _convert_options(load_block_row_size, use_X_not_raw, options)
         self._make_directory()
-        with self._changing(saves=True):
+        with self._locked(saves=True):
             ((source, target),) = self._targets([h5ad_path]).items()
             convert(source, target, neighbor_key=self._converted_key, **given)
             self._append([target], save=True)
@@ -144,10 +150,10 @@ class SingleCellCollection(OpenedCollection):
         from scdl.conversion.options import Settings
 
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
-        options = _documented(load_block_row_size, use_X_not_raw, given)
+        options = _convert_options(load_block_row_size, use_X_not_raw, given)
         files = h5ad_files(directory_path)
         self._make_directory()
-        with self._changing(saves=True):
+        with self._locked(saves=True):
             targets = self._targets(files)
             report = convert_files(
                 directory_path,
@@ -160,14 +166,14 @@ class SingleCellCollection(OpenedCollection):
             if report.archives:
                 self._append(list(report.archives.values()), save=True)
         if report.failed:
-            raise failure(report, "the others are members now")
+            raise failure(report, "the others were converted and are members now")
 
     def _make_directory(self) -> None:
         """Create the directory of the collection, if it does not exist."""
         if self.data_path is None:
             raise CollectionError(
-                "a collection of a list of paths has no directory for new archives; create "
-                "SingleCellCollection with a directory"
+                "this collection was opened from a list of paths and has no directory for new "
+                "archives; open it with a directory instead"
             )
         with refused_write(self.data_path):
             os.makedirs(self.data_path, exist_ok=True)
@@ -177,7 +183,7 @@ class SingleCellCollection(OpenedCollection):
         assert self.data_path is not None
         paths = paths_of(sources)
         stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-        names = distinct([*os.listdir(self.data_path), *stems])[-len(stems) :]
+        names = unique_names([*os.listdir(self.data_path), *stems])[-len(stems) :]
         targets = (os.path.join(self.data_path, name) for name in names)
         return dict(zip(paths, targets, strict=True))
 
@@ -253,47 +259,44 @@ class SingleCellCollection(OpenedCollection):
             writable.
         """
         from scdl.conversion.convert import check_storage
-        from scdl.sources.gene_selection import choice_of
+        from scdl.sources.gene_selection import gene_choice
 
         path, members = resolved(output_path), self._members
-        chosen = registry.for_target(path, backend).name
-        check_storage(chosen, options, SingleCellCollection.flatten)
+        chosen = registry.for_target(path, backend)
+        check_storage(chosen.name, options, SingleCellCollection.flatten)
         policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
-        choice = choice_of(genes, policies)
+        choice = gene_choice(genes, policies)
         if choice is not None and destroy_on_copy:
             raise CollectionError(
-                f"{path}: genes= leaves out genes and columns of var of archives that are to be "
+                f"{path}: genes= leaves out genes and columns of var, so the members must not be "
                 "removed; leave out destroy_on_copy"
             )
         check_target(members, self.data_path, path)
         identities = check_removable(members.stores(), [path]) if destroy_on_copy else []
-        obs = tables_of_cells(members, cell_names)
-        write_flat(
-            members,
-            path,
-            obs,
-            backend=chosen,
-            chunk_bytes=extend_copy_size,
-            lossless=destroy_on_copy,
-            view=None if choice is None else self.select_genes(**asdict(choice)),
-            options={"replace": replace, **options},
-        )
+        obs = rename_cells(members.obs, [record.path for record in members.records], cell_names)
+        view = None if choice is None else self.select_genes(**asdict(choice))
+        with registry.create(path, chosen, replace=replace, **options) as writer:
+            stores, lossless = members.stores(), destroy_on_copy
+            concatenate(stores, writer, None, extend_copy_size, obs, lossless=lossless, view=view)
         if not destroy_on_copy:
             return
         with ExitStack() as stack:
-            with checking(path, is_new=not replace) as flat:
-                stack.enter_context(self._changing())
-                check_flat(members, flat, obs, identities)
+            with open_for_check(path, is_new=not replace) as flat:
+                stack.enter_context(self._locked())
+                copies = zip(members.stores(), identities, members.starts, obs, strict=False)
+                for store, identity, start, table in copies:
+                    check_unchanged(store, identity)
+                    check_copied(store, flat, int(start), table)
                 # Empty the manifest first, so that it never lists missing archives.
-                self._become([], save=self._has_manifest)
+                self._replace_members([], save=self._has_manifest)
             for store, identity in zip(members.stores(), identities, strict=True):
-                check_same(store, identity)
+                check_unchanged(store, identity)
                 store.remove()
 
 
-def _documented(block_rows: int, use_X_not_raw: bool, options: ConvertOptions) -> ConvertOptions:
+def _convert_options(
+    block_rows: int, use_X_not_raw: bool, options: ConvertOptions
+) -> ConvertOptions:
     """Options of a conversion, including the documented ones of BioNeMo-SCDL."""
-    given: ConvertOptions = {"data_dtype": "float32", "block_rows": block_rows}
-    if use_X_not_raw:
-        given["matrix"] = "X"
-    return {**given, **options}
+    matrix: ConvertOptions = {"matrix": "X"} if use_X_not_raw else {}
+    return {"data_dtype": "float32", "block_rows": block_rows, **matrix, **options}

@@ -122,9 +122,9 @@ class MemberGraph(NeighborGraph):
                 out[places] = found + self._members.starts[number]
             elif not self._fallback:
                 raise NeighborError(
-                    f"{self._members.records[number].path}: cell {local[0]} has no neighbours, as "
-                    f"there is no graph {self.key!r}; fallback_to_identity=True gives the cell "
-                    "itself"
+                    f"{self._members.records[number].path}: cell {local[0]} has no neighbours, "
+                    f"since there is no graph {self.key!r}; pass fallback_to_identity=True to "
+                    "sample the cell itself"
                 )
         return out
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.elements import dense_vectors
 from scdl.archive.features import ObsFeatures, VarFeatures
-from scdl.archive.gene_names import numbered
+from scdl.archive.gene_names import number_keys
 from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Request, is_cold
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _NO_CELLS = Info((Block(0, 0),), is_sorted=True)
 
 
-class _of_members(Generic[_T]):
+class _member_property(Generic[_T]):
     """A cached property that is computed again when the members change."""
 
     def __init__(self, compute: Callable[[Any], _T]) -> None:
@@ -65,7 +65,7 @@ class JoinedCells(CellReader):
 
     # -- contents --------------------------------------------------------------------------
 
-    @_of_members
+    @_member_property
     def _blocks(self) -> list[tuple[int, int, Block]]:
         """For each feature block the first member with it, its index there, and the block."""
         members = self._members
@@ -82,7 +82,7 @@ class JoinedCells(CellReader):
                 found.append((number, i, replace(block, stop=stop)))
         return found
 
-    @_of_members
+    @_member_property
     def info(self) -> Info:
         """Feature blocks of all members; adjacent blocks of the same genes are merged."""
         if not self._blocks:
@@ -106,13 +106,13 @@ class JoinedCells(CellReader):
                 start = block.stop
         return out
 
-    @_of_members
+    @_member_property
     def gene_spaces(self) -> NDArray[np.int64]:
         """Gene space of each feature block, numbered from 0."""
         blocks = self._blocks
         if len(blocks) < 2:
             return np.zeros(len(blocks), np.int64)
-        return numbered(self._members.spaces(number)[i] for number, i, _ in blocks)
+        return number_keys(self._members.spaces(number)[i] for number, i, _ in blocks)
 
     def _block_keys(self) -> list[str]:
         return [self._members.genes(number)[i] for number, i, _ in self._blocks]
@@ -177,7 +177,9 @@ class JoinedCells(CellReader):
             listed = ", ".join(
                 f"{members.names[number]} has {list(shape)}" for shape, number in shapes.items()
             )
-            raise CollectionError(f"obsm {key!r} has different widths in members: {listed}")
+            raise CollectionError(
+                f"obsm/{key} has different widths in the members: {listed}; read each member alone"
+            )
         dtype = np.result_type(*(vectors.dtype for vectors, _, _ in parts))
         out = np.empty((len(rows), *next(iter(shapes))), dtype)
         for vectors, places, _ in parts:
@@ -202,16 +204,16 @@ class JoinedCells(CellReader):
 
     # -- tables ----------------------------------------------------------------------------
 
-    @_of_members
+    @_member_property
     def _tables(self) -> MemberTables:
         places = [(number, i) for number, i, _ in self._blocks]
         return MemberTables(repr(self), self._members, places)
 
-    @_of_members
+    @_member_property
     def _var(self) -> VarFeatures:
         return VarFeatures(self._tables, self.info, VAR_INDEX_NAMES)
 
-    @_of_members
+    @_member_property
     def _obs(self) -> ObsFeatures | None:
         has_obs = any(record.has_obs for record in self._members.records)
         if not has_obs and self._members.origins is None:
@@ -228,14 +230,14 @@ class JoinedCells(CellReader):
 
     # -- neighbours ------------------------------------------------------------------------
 
-    @_of_members
+    @_member_property
     def neighbor_keys(self) -> list[str]:
         """Keys of the graphs of all members; empty if `load_neighbors` is False."""
         if self._neighbors["load_neighbors"] is False:
             return []
         return list(dict.fromkeys(key for r in self._members.records for key in r.graphs))
 
-    @_of_members
+    @_member_property
     def graph(self) -> NeighborGraph | None:
         """The joint graph of the members; None if no member has the requested one.
 
@@ -252,12 +254,12 @@ class JoinedCells(CellReader):
             return self._joined_graph(named.pop(), keys)
         if not named and self._neighbors["load_neighbors"]:
             raise NeighborError(
-                f"{self!r}: there is no neighbour graph {requested!r}; members hold: "
+                f"{self!r}: there is no neighbour graph {requested!r}; the members have: "
                 f"{', '.join(self.neighbor_keys)}"
             )
         return None
 
-    @_of_members
+    @_member_property
     def _graphs(self) -> dict[str, NeighborGraph]:
         return {}
 

@@ -235,7 +235,8 @@ def parse_manifest(data: bytes, directory: str) -> list[Member]:
         raise
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ArchiveFormatError(
-            f"{file}: this is not a manifest of scdl ({error!r:.300})"
+            f"{file}: this is not a valid manifest ({error!r:.300}); open a list of the paths of "
+            "the archives, and write it again with save_manifest"
         ) from error
 
 
@@ -249,7 +250,7 @@ def manifest_identity(directory: str) -> tuple[int, int] | None:
 
 
 @contextmanager
-def changing(directory: str) -> Iterator[None]:
+def locked(directory: str) -> Iterator[None]:
     """Context manager that locks a directory to change its manifest.
 
     Raises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import OBS, var_table
-from scdl.archive.tables import NoTable, StoredTable, TableSource, read_batch
+from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.collection.manifest import Member
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import archive_names
@@ -72,10 +73,9 @@ class Members(Sequence[SingleCellDataset]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        member = self._open.get(number)
-        return (
-            self._open.setdefault(number, self._open_member(number)) if member is None else member
-        )
+        if (member := self._open.get(number)) is not None:
+            return member
+        return self._open.setdefault(number, self._open_member(number))
 
     def _open_member(self, number: int) -> SingleCellDataset:
         record = self.records[number]
@@ -83,8 +83,8 @@ class Members(Sequence[SingleCellDataset]):
             member = SingleCellDataset(record.path, **self._options)
         except ArchiveNotFoundError:
             raise ArchiveNotFoundError(
-                f"{record.path}: this member of the collection is missing; put it back, or leave "
-                "it out of a list of paths"
+                f"{record.path}: this member of the collection is missing; restore it, or open a "
+                "list of paths without it"
             ) from None
         except ScdlError:
             raise
@@ -148,7 +148,14 @@ class Members(Sequence[SingleCellDataset]):
         OptionError
             A member has a column named like the label.
         """
-        tables: list[TableSource] = [MemberObs(self, i, columns) for i in range(len(self))]
+        stores = self.stores()
+        # Each archive is opened again for each read, so that it need not stay open.
+        tables: list[TableSource] = [
+            StoredTable(partial(stores.__getitem__, i), OBS, record.n_obs, columns=columns)
+            if record.has_obs
+            else NoTable(record.n_obs)
+            for i, record in enumerate(self.records)
+        ]
         origins = self.origins
         if origins is None or (columns is not None and origins.column not in columns):
             return tables
@@ -209,7 +216,7 @@ class _Stores(Sequence[ArrayStore]):
     def __getitem__(self, index: slice) -> list[ArrayStore]: ...
     def __getitem__(self, index: int | slice) -> ArrayStore | list[ArrayStore]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return [member.store for member in self._members[index]]
         return self._members[index].store
 
 
@@ -230,46 +237,13 @@ class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
         return len(self._numbers)
 
 
-class MemberObs(TableSource):
-    """Columns of a member's obs; the member need not stay open.
-
-    Parameters
-    ----------
-    columns
-        Names of columns; None: all.
-    """
-
-    def __init__(self, members: Members, number: int, columns: Sequence[str] | None = None) -> None:
-        self._members, self._number = members, number
-        record = members.records[number]
-        source: TableSource = NoTable(record.n_obs)
-        if record.has_obs:
-            source = StoredTable(members[number].store, OBS, record.n_obs, columns=columns)
-        self.num_rows = record.n_obs
-        self.schema, self.categories = source.schema, source.categories
-
-    def read(self, start: int, stop: int) -> pa.RecordBatch:
-        """Rows ``[start, stop)``."""
-        if not self.schema.names:
-            return NoTable(self.num_rows).read(start, stop)
-        return self._read(self.schema.names, start, stop)
-
-    def column(self, name: str, start: int, stop: int) -> pa.Array:
-        """Rows ``[start, stop)`` of one column."""
-        return self._read([name], start, stop).column(0)
-
-    def _read(self, columns: Sequence[str], start: int, stop: int) -> pa.RecordBatch:
-        store = self._members[self._number].store
-        return read_batch(store, OBS, columns, start, stop)
-
-
 class MemberTables:
     """The tables of members as those of one archive: concatenated obs, one var per block.
 
     Parameters
     ----------
     path
-        Beginning of messages.
+        Start of error messages.
     blocks
         For each feature block a member that has it, and the index of the block there.
     """

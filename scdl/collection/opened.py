@@ -10,14 +10,14 @@ from typing import Any
 from scdl.archive.casting import common_dtype
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
+from scdl.collection.discovery import describe_all, find_members
 from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.manifest import (
     Member,
-    changing,
     is_archive,
     is_url,
+    locked,
     manifest_identity,
-    read_manifest,
     write_manifest,
 )
 from scdl.collection.members import Datasets, Members
@@ -26,16 +26,12 @@ from scdl.dataset import summary
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import (
     ArchiveChangedError,
-    ArchiveFormatError,
     ArchiveNotFoundError,
     CollectionError,
     OptionError,
-    ScdlError,
 )
-from storage_backends import registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, paths_of
-from storage_backends.registry import is_within
 
 
 class OpenedCollection(JoinedCells):
@@ -72,63 +68,12 @@ class OpenedCollection(JoinedCells):
         if isinstance(data_path, str | os.PathLike):
             self.data_path = resolved(data_path)
             self._manifest = manifest_identity(self.data_path)
-            self._use(self._in_directory(self.data_path))
+            self._set_members(find_members(self.data_path))
         else:
             wanted = "a directory of archives, or a list of their paths"
-            self._use(self._described([], paths_of(data_path, wanted)))
+            self._set_members(describe_all([], paths_of(data_path, wanted)))
 
-    def _in_directory(self, directory: str) -> Sequence[Member]:
-        if has_manifest(directory):
-            return read_manifest(directory)
-        if is_archive(directory):
-            raise CollectionError(
-                f"{directory}: this is an archive, not a directory of archives; open it with "
-                "scdl.open, or give a list of paths"
-            )
-        if not os.path.lexists(directory) or (os.path.isdir(directory) and _is_empty(directory)):
-            return []
-        archives = sorted(archives_below(directory))
-        if not archives:
-            raise ArchiveNotFoundError(
-                f"{directory}: there is no archive in this directory or its subdirectories, and no "
-                f"{MANIFEST}; create archives with scdl.convert or load_h5ad_multi"
-            )
-        return self._described([], archives)
-
-    def _described(self, records: Sequence[Member], paths: Sequence[Path]) -> list[Member]:
-        """The records, and descriptions of further archives, each of which is opened once."""
-        described = list(records)
-        known = {record.path for record in records}
-        for path in map(resolved, paths):
-            if path in known:
-                raise CollectionError(f"{path}: this archive is listed twice; list each once")
-            known.add(path)
-            described.append(self._describe(path))
-        return described
-
-    def _describe(self, path: str) -> Member:
-        try:
-            with registry.open_archive(path, hold=False) as store:
-                return Member.of(path, store)
-        except ArchiveFormatError:
-            if not is_archive(path):
-                self._refuse_collection(path)
-            raise
-        except ScdlError:
-            raise
-        except OSError as error:
-            raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
-
-    def _refuse_collection(self, path: str) -> None:
-        """Raise CollectionError if a path is a collection."""
-        if self.data_path is not None and is_within(self.data_path, path):
-            raise CollectionError(f"{path}: a collection cannot be inside itself; list archives")
-        if has_manifest(path) or any(archives_below(path)):
-            raise CollectionError(
-                f"{path}: this is a collection, not an archive; list its members, or flatten it"
-            )
-
-    def _use(self, records: Sequence[Member]) -> None:
+    def _set_members(self, records: Sequence[Member]) -> None:
         """Replace the members of the collection, atomically."""
         if records:
             common_dtype((record.path, record.dtypes[0]) for record in records)
@@ -195,16 +140,14 @@ class OpenedCollection(JoinedCells):
             Another process or thread is changing the manifest, or has changed it since it was read.
         """
         more = paths_of(paths, "the path of an archive, or a list of them")
-        with self._changing():
+        with self._locked():
             self._append(more, save=self._has_manifest)
 
     def refresh(self) -> None:
         """Update the descriptions of all members, after one was changed on purpose."""
-        with self._changing():
-            self._become(
-                self._described([], [record.path for record in self._members.records]),
-                save=self._has_manifest,
-            )
+        with self._locked():
+            paths = [record.path for record in self._members.records]
+            self._replace_members(describe_all([], paths, self.data_path), save=self._has_manifest)
 
     def check(self) -> None:
         """Open every member and compare it with its description.
@@ -240,16 +183,16 @@ class OpenedCollection(JoinedCells):
         target = self.data_path if directory is None else resolved(directory)
         if target is None or is_url(target) or is_archive(target):
             raise CollectionError(
-                f"{target}: a manifest must be in a directory that is not an archive; choose one "
-                "with save_manifest(directory)"
+                f"{target or 'this collection'}: a manifest must be in a local directory that is "
+                "not an archive; pass one to save_manifest(directory)"
             )
         with refused_write(target):
             os.makedirs(target, exist_ok=True)
         if target == self.data_path:
-            with self._changing(saves=True):
+            with self._locked(saves=True):
                 self._save(target)
         else:
-            with changing(target):
+            with locked(target):
                 self._save(target)
             self.data_path = target
 
@@ -262,7 +205,7 @@ class OpenedCollection(JoinedCells):
         return self.data_path is not None and has_manifest(self.data_path)
 
     @contextmanager
-    def _changing(self, *, saves: bool = False) -> Iterator[None]:
+    def _locked(self, *, saves: bool = False) -> Iterator[None]:
         """Context manager that locks the directory, if any, and checks that it is unchanged.
 
         Parameters
@@ -281,7 +224,7 @@ class OpenedCollection(JoinedCells):
         if self.data_path is None or not os.path.isdir(self.data_path):
             yield
             return
-        with changing(self.data_path):
+        with locked(self.data_path):
             if manifest_identity(self.data_path) != self._manifest:
                 raise ArchiveChangedError(
                     f"{os.path.join(self.data_path, MANIFEST)}: another process or thread changed "
@@ -294,25 +237,20 @@ class OpenedCollection(JoinedCells):
                     if resolved(path) not in known:
                         raise ArchiveChangedError(
                             f"{path}: this archive was added since the collection was opened, and "
-                            "would be left out; add it, or open the collection again"
+                            "the manifest would omit it; add it, or open the collection again"
                         )
             yield
 
     def _append(self, paths: Sequence[Path], *, save: bool) -> None:
-        self._become(self._described(self._members.records, paths), save=save)
+        self._replace_members(describe_all(self._members.records, paths, self.data_path), save=save)
 
-    def _become(self, records: Sequence[Member], *, save: bool) -> None:
+    def _replace_members(self, records: Sequence[Member], *, save: bool) -> None:
         """Replace the members, also in the manifest; an error leaves both unchanged."""
         before = self._members.records
-        self._use(records)
+        self._set_members(records)
         if save and self.data_path is not None:
             try:
                 self._save(self.data_path)
             except BaseException:
-                self._use(before)
+                self._set_members(before)
                 raise
-
-
-def _is_empty(directory: str) -> bool:
-    with os.scandir(directory) as entries:
-        return next(entries, None) is None

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from scdl.archive.schema import INDEX, distinct
-from scdl.archive.tables import ROWS_AT_ONCE, TableSource
+from scdl.archive.schema import INDEX, unique_names
+from scdl.archive.tables import TableSource
 from scdl.errors import CollectionError
 
 #: Keep names, require that they are unique, or prefix them with the name of their archive.
@@ -21,10 +21,10 @@ CellNames = Literal["keep", "unique", "prefix"]
 
 def archive_names(paths: Iterable[str]) -> list[str]:
     """Unique names of archives, made from the names of their directories."""
-    return distinct(os.path.basename(path.rstrip("/")) for path in paths)
+    return unique_names(os.path.basename(path.rstrip("/")) for path in paths)
 
 
-def named(
+def rename_cells(
     tables: Callable[[Sequence[str] | None], Sequence[TableSource]],
     paths: Sequence[str],
     cell_names: CellNames,
@@ -105,20 +105,21 @@ def _check_unique(
     for number, names in _names(tables):
         for name in names[np.isin(hash_array(names), suspected)].tolist():
             if name in seen:
-                raise CollectionError(_told(name, paths[seen[name]], paths[number], cell_names))
+                raise CollectionError(_repeated(name, paths[seen[name]], paths[number], cell_names))
             seen[name] = number
 
 
-def _told(name: str, first: str, second: str, cell_names: CellNames) -> str:
+def _repeated(name: str, first: str, second: str, cell_names: CellNames) -> str:
+    """Message about a name that two cells have."""
     if first == second:
         return (
-            f"the cell name {name!r} is in {first} more than once; cell_names='keep' takes names "
-            "as they are"
+            f"the cell name {name!r} is in {first} more than once; pass cell_names='keep' to allow "
+            "repeated names"
         )
     problem = f"the cell name {name!r} is in {first} and in {second}"
     if cell_names == "prefix":
-        return f"{problem}, with the names of these archives in front; rename one of the archives"
-    return f"{problem}; cell_names='prefix' puts the name of its archive before each"
+        return f"{problem} even with the names of the archives as prefixes; rename an archive"
+    return f"{problem}; pass cell_names='prefix' to prepend the name of the archive to each"
 
 
 def _names(tables: Sequence[TableSource]) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -126,6 +127,5 @@ def _names(tables: Sequence[TableSource]) -> Iterator[tuple[int, NDArray[Any]]]:
     for number, table in enumerate(tables):
         if INDEX not in table.schema.names:
             continue
-        for start in range(0, table.num_rows, ROWS_AT_ONCE):
-            batch = table.read(start, min(start + ROWS_AT_ONCE, table.num_rows))
+        for batch in table.batches():
             yield number, batch.column(INDEX).drop_null().to_numpy(zero_copy_only=False)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.elements import Kind, elements_of, graph_keys
@@ -27,7 +26,7 @@ from scdl.archive.schema import (
 from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource
 from scdl.conversion.concatenation import clean_rows
 from scdl.conversion.losses import is_kept
-from scdl.conversion.tables import alike
+from scdl.conversion.tables import column_converter
 from scdl.errors import ArchiveChangedError, CollectionError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
@@ -62,7 +61,7 @@ def check_removable(stores: Sequence[ArrayStore], kept: Sequence[str]) -> list[A
         for path in kept:
             if registry.is_within(path, store.path) or _is_same(path, store.path):
                 raise CollectionError(
-                    f"{path}: this would be removed with {store.path}, once that is copied; leave "
+                    f"{path}: this path would be removed with {store.path} after the copy; leave "
                     "out destroy_on_copy, or choose another path"
                 )
         store.check_removable()
@@ -70,16 +69,17 @@ def check_removable(stores: Sequence[ArrayStore], kept: Sequence[str]) -> list[A
     return identities
 
 
-def check_same(store: ArrayStore, identity: Any) -> None:
+def check_unchanged(store: ArrayStore, identity: Any) -> None:
     """Raise ArchiveChangedError if the identity of an archive has changed."""
     if store.identity != identity:
         raise ArchiveChangedError(
-            f"{store.path}: the archive was changed while it was copied; it is kept, copy it again"
+            f"{store.path}: the archive changed while it was copied, so it was not removed; copy "
+            "it again"
         )
 
 
 @contextmanager
-def checking(path: str, *, is_new: bool) -> Iterator[ArrayStore]:
+def open_for_check(path: str, *, is_new: bool) -> Iterator[ArrayStore]:
     """Open an archive for comparison with its sources; remove a new one if that fails."""
     with registry.open_archive(path) as archive:
         try:
@@ -124,21 +124,22 @@ def check_copied(
         difference = f"cells: expected {stop} or more, found {copied.n_obs}"
     else:
         difference = (
-            _left_out(store, copy)
-            or _of_matrix(store, info, copy, copied, start)
-            or _of_genes(store, info, copy, copied, start)
-            or _of_obs(obs or _obs(store, info), copy, start)
-            or _of_dense(store, copy, start)
-            or _of_sparse(store, copy)
-            or _of_graphs(store, copy, start)
+            _missing_elements(store, copy)
+            or _matrix_difference(store, info, copy, copied, start)
+            or _genes_difference(store, info, copy, copied, start)
+            or _obs_difference(obs or _obs_table(store, info), copy, start)
+            or _dense_difference(store, copy, start)
+            or _sparse_difference(store, copy)
+            or _graph_difference(store, copy, start)
         )
     if difference:
         raise CollectionError(
-            f"{copy.path}: this is not all of {store.path} ({difference}); the sources are kept"
+            f"{copy.path}: this copy of {store.path} is incomplete or differs ({difference}); the "
+            "sources were not removed"
         )
 
 
-def _left_out(store: ArrayStore, copy: ArrayStore) -> str:
+def _missing_elements(store: ArrayStore, copy: ArrayStore) -> str:
     """Message about elements that are missing in the copy; empty if there are none."""
     # Compared by name only, since the copy may store an element in another form.
     missing = [*sorted(elements_of(store).keys() - elements_of(copy).keys()), *store.unread]
@@ -155,10 +156,12 @@ class _Sums(NamedTuple):
     rows: int
 
 
-def _of_matrix(store: ArrayStore, info: Info, copy: ArrayStore, made: Info, start: int) -> str:
+def _matrix_difference(
+    store: ArrayStore, info: Info, copy: ArrayStore, copied: Info, start: int
+) -> str:
     dtype = copy.spec(DATA).dtype
     expected = _sums(clean_rows(store, info, _AT_ONCE), dtype)
-    found = _sums(clean_rows(copy, made, _AT_ONCE, start, start + info.n_obs), dtype)
+    found = _sums(clean_rows(copy, copied, _AT_ONCE, start, start + info.n_obs), dtype)
     for name in _Sums._fields:
         if getattr(found, name) != getattr(expected, name):
             return f"{name}: {getattr(expected, name)} became {getattr(found, name)}"
@@ -183,30 +186,32 @@ def _sums(parts: Iterator[csr.SparseRows], dtype: np.dtype[Any]) -> _Sums:
     return _Sums(row, values, data % modulus, indices % modulus, lengths % modulus)
 
 
-def _of_genes(store: ArrayStore, info: Info, copy: ArrayStore, made: Info, start: int) -> str:
+def _genes_difference(
+    store: ArrayStore, info: Info, copy: ArrayStore, copied: Info, start: int
+) -> str:
     first = 0
     for i, block in enumerate(info.blocks):
         if block.stop > first:
-            other = made.block_of(start + first)
+            other = copied.block_of(start + first)
             ours = StoredTable(store, var_table(i), block.n_vars)
-            theirs = StoredTable(copy, var_table(other), made.blocks[other].n_vars)
-            if ours.num_rows != theirs.num_rows or _difference(ours, theirs) is not None:
+            theirs = StoredTable(copy, var_table(other), copied.blocks[other].n_vars)
+            if ours.num_rows != theirs.num_rows or _differing_column(ours, theirs) is not None:
                 return f"genes of feature block {i}"
         first = block.stop
     return ""
 
 
-def _obs(store: ArrayStore, info: Info) -> TableSource | None:
+def _obs_table(store: ArrayStore, info: Info) -> TableSource | None:
     return StoredTable(store, OBS, info.n_obs) if OBS in store.tables else None
 
 
-def _of_obs(obs: TableSource | None, copy: ArrayStore, start: int) -> str:
+def _obs_difference(obs: TableSource | None, copy: ArrayStore, start: int) -> str:
     if obs is None or not obs.schema.names:
         return ""
-    copied = _obs(copy, Info.from_attrs(copy.attrs, copy.path))
+    copied = _obs_table(copy, Info.from_attrs(copy.attrs, copy.path))
     if copied is None:
         return "obs is missing"
-    name = _difference(obs, copied, start)
+    name = _differing_column(obs, copied, start)
     if name is None:
         return ""
     if name not in copied.schema.names:
@@ -214,13 +219,13 @@ def _of_obs(obs: TableSource | None, copy: ArrayStore, start: int) -> str:
     return "names of cells" if name == INDEX else f"obs column {name!r}"
 
 
-def _difference(ours: TableSource, theirs: TableSource, start: int = 0) -> str | None:
+def _differing_column(ours: TableSource, theirs: TableSource, start: int = 0) -> str | None:
     """First column that is missing or different in `theirs`, from its row `start` on."""
     names: list[str] = ours.schema.names
     for name in names:
         if name not in theirs.schema.names:
             return name
-    columns = alike([ours, theirs], names)
+    columns = column_converter([ours, theirs], names)
     for first, last in csr.spans(ours.num_rows, ROWS_AT_ONCE):
         rows = ours.read(first, last), theirs.read(start + first, start + last)
         one, other = map(columns, rows)
@@ -239,7 +244,7 @@ def _bits(values: pa.Array) -> pa.Array:
     return values
 
 
-def _of_dense(store: ArrayStore, copy: ArrayStore, start: int) -> str:
+def _dense_difference(store: ArrayStore, copy: ArrayStore, start: int) -> str:
     for name, element in elements_of(store).items():
         if element.kind is not Kind.DENSE:
             continue
@@ -252,18 +257,18 @@ def _of_dense(store: ArrayStore, copy: ArrayStore, start: int) -> str:
     return ""
 
 
-def _of_sparse(store: ArrayStore, copy: ArrayStore) -> str:
+def _sparse_difference(store: ArrayStore, copy: ArrayStore) -> str:
     """Compare other sparse matrices, which only the copy of a single archive has."""
     for name, element in elements_of(store).items():
         if element.kind is Kind.SPARSE:
             dtype = copy.spec(f"{name}/{DATA}").dtype
-            sums = [_sums(_rows_of(side, name), dtype) for side in (store, copy)]
+            sums = [_sums(_read_by_axis(side, name), dtype) for side in (store, copy)]
             if store.sparse[name] != copy.sparse[name] or sums[0] != sums[1]:
                 return name
     return ""
 
 
-def _rows_of(store: ArrayStore, name: str) -> Iterator[csr.SparseRows]:
+def _read_by_axis(store: ArrayStore, name: str) -> Iterator[csr.SparseRows]:
     """Read a sparse matrix by its compressed axis (rows or columns), with sorted indices."""
     sparse, prefix = store.sparse[name], f"{name}/"
     n, width = sparse.shape if sparse.format == "csr" else sparse.shape[::-1]
@@ -271,26 +276,24 @@ def _rows_of(store: ArrayStore, name: str) -> Iterator[csr.SparseRows]:
         yield csr.clean(csr.read(store, prefix, np.arange(first, last)), width, store.path)
 
 
-def _of_graphs(store: ArrayStore, copy: ArrayStore, start: int) -> str:
+def _graph_difference(store: ArrayStore, copy: ArrayStore, start: int) -> str:
     for key in graph_keys(store):
         names = {part: graph_array(key, part) for part in MATRIX}
         n_obs = store.spec(names[INDPTR]).length - 1
         at = int(copy.read(names[INDPTR], start, start + 1)[0])
         for first, last in csr.spans(n_obs + 1, _AT_ONCE):
-            ours = _wide(store.read(names[INDPTR], first, last))
-            if not np.array_equal(
-                ours + at, _wide(copy.read(names[INDPTR], start + first, start + last))
-            ):
+            ours = store.read(names[INDPTR], first, last).astype(np.int64) + at
+            theirs = copy.read(names[INDPTR], start + first, start + last).astype(np.int64)
+            if not np.array_equal(ours, theirs):
                 return f"graph {key!r}"
         for first, last in csr.spans(store.spec(names[DATA]).length, _AT_ONCE):
             copied = [copy.read(names[part], at + first, at + last) for part in (DATA, INDICES)]
             weights = store.read(names[DATA], first, last)
-            neighbors = _wide(store.read(names[INDICES], first, last)) + start
-            same = is_kept(weights, copied[0].dtype) and np.array_equal(neighbors, _wide(copied[1]))
-            if not same or weights.astype(copied[0].dtype).tobytes() != copied[0].tobytes():
+            neighbors = store.read(names[INDICES], first, last).astype(np.int64) + start
+            if (
+                not is_kept(weights, copied[0].dtype)
+                or weights.astype(copied[0].dtype).tobytes() != copied[0].tobytes()
+                or not np.array_equal(neighbors, copied[1].astype(np.int64))
+            ):
                 return f"graph {key!r}"
     return ""
-
-
-def _wide(numbers: NDArray[Any]) -> NDArray[np.int64]:
-    return numbers.astype(np.int64)

@@ -31,8 +31,8 @@ from scdl.conversion.elements import write_rest
 from scdl.conversion.losses import CHUNK_BYTES, begin_elements, graph_dtypes, report_losses
 from scdl.conversion.tables import United, write_var
 from scdl.errors import NeighborError, SourceError
-from scdl.sources.archive import ArchiveSource
-from scdl.sources.matrices import Bounds
+from scdl.sources.archive import ArchiveSource, StoredArray
+from scdl.sources.matrices import Bounds, pieces
 from storage_backends.base import ArrayStore, ArrayWriter
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def concatenate(
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
     tables = _var_blocks(stores, infos) if view is None else _var_of(view)
     blocks = write_var(writer, tables).blocks
-    cells = obs or tables_of_cells(stores)
+    cells = obs or obs_tables(stores)
     # A table without columns cannot have rows.
     if any(table.schema.names for table in cells):
         united = United(cells)
@@ -106,8 +106,8 @@ def concatenate(
         source = ArchiveSource(stores[0], infos[0], 0, None)
         if lost := write_rest(source, writer, Bounds(values=values_at_once)):
             raise SourceError(
-                f"{source.path}: {', '.join(lost)} cannot be read or kept; convert the archive "
-                "with scdl.convert, which leaves it out"
+                f"{source.path}: {', '.join(lost)} cannot be read or stored; convert the archive "
+                "with scdl.convert, which leaves out such elements"
             )
     else:
         kept = [name for name in vectors if name not in refused]
@@ -167,7 +167,7 @@ def _var_of(view: CellReader) -> Iterator[tuple[pa.Table, int, str | None]]:
     yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
 
 
-def tables_of_cells(
+def obs_tables(
     stores: Sequence[ArrayStore], columns: Sequence[str] | None = None
 ) -> list[TableSource]:
     """The obs table of each archive, or some of its columns; empty if an archive has no obs."""
@@ -183,10 +183,8 @@ def _write_vectors(
 ) -> None:
     for name in names:
         for store in (store for store in stores if name in store.arrays):
-            spec = store.spec(name)
-            rows = max(1, at_once // max(1, int(np.prod(spec.item_shape))))
-            for start, stop in csr.spans(spec.length, rows):
-                writer.append(name, store.read(name, start, stop))
+            for values in pieces(StoredArray(store, name), at_once):
+                writer.append(name, values)
 
 
 def _write_graph(

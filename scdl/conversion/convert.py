@@ -26,7 +26,7 @@ from scdl.conversion.run import Conversion
 from scdl.errors import BackendOptionError, SourceError
 from scdl.sources.base import Source
 from scdl.sources.formats import open_source
-from scdl.sources.gene_selection import choice_of
+from scdl.sources.gene_selection import gene_choice
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.paths import Path, path_of
@@ -132,7 +132,7 @@ def convert(
     if not paths:
         raise SourceError("there is nothing to convert: the list of files is empty")
     policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
-    choice = choice_of(genes, policies)
+    choice = gene_choice(genes, policies)
     settings = Settings(backend, neighbor_key, options, origins=origins, genes=choice)
     with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
         return write_archive(

@@ -14,12 +14,18 @@ import numpy as np
 
 from scdl.archive import csr
 from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR
-from scdl.archive.tables import ROWS_AT_ONCE
-from scdl.conversion.checked_readers import BoundedIndices, RisingOffsets
 from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, SourceError
-from scdl.sources.anndata_elements import is_taken
+from scdl.sources.anndata_elements import is_accepted
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, in_memory
-from scdl.sources.matrices import Bounds, Matrix, Offsets, Reader, check_offsets
+from scdl.sources.matrices import (
+    Bounds,
+    Matrix,
+    Offsets,
+    Reader,
+    check_ids,
+    check_offsets,
+    pieces,
+)
 from storage_backends.base import ArrayWriter
 from storage_backends.capabilities import Sparse
 
@@ -63,14 +69,14 @@ def write_rest(
     MissingFilterError
         An element is compressed with a filter that is not installed.
     """
-    return _Rest(source, writer, bounds, graphs).write()
+    return _ElementWriter(source, writer, bounds, graphs).write()
 
 
 class _LeftOutError(Exception):
     """An element cannot be stored by an archive, or cannot be read from the source."""
 
 
-class _Rest:
+class _ElementWriter:
     """Writes the elements of one source."""
 
     def __init__(
@@ -90,7 +96,7 @@ class _Rest:
 
     def _is_written(self, name: str) -> bool:
         try:
-            element = self._taken(name)
+            element = self._read(name)
             if element is not None:
                 self._write(name, element)
         except _LeftOutError:
@@ -100,7 +106,7 @@ class _Rest:
             return False
         return True
 
-    def _taken(self, name: str) -> Any:
+    def _read(self, name: str) -> Any:
         """Read and check an element; None if it needs no further writing."""
         in_uns = name.partition("/")[0] == "uns"
         axes = () if in_uns else _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
@@ -137,7 +143,7 @@ class _Rest:
         if name == "raw/var":
             # raw/var is kept only together with raw/X.
             try:
-                if "raw/X" not in self._source.names_of_rest() or self._taken("raw/X") is None:
+                if "raw/X" not in self._source.names_of_rest() or self._read("raw/X") is None:
                     raise _LeftOutError
             except _LeftOutError:
                 del self._lengths[name]
@@ -154,28 +160,24 @@ class _Rest:
             if name == "X" and self._source.element != name:
                 # Some published files have an invalid X beside a valid raw.
                 return False
+            by = " and ".join(dict.fromkeys(axes))
+            size = f"{expected} by {by}" if len(axes) > 1 else f"{expected[0]} rows, as {by} has"
             raise SourceError(
-                f"{where} has shape {shape}, expected {_described(axes, expected)}; mend the "
-                "source, or leave such elements out with only_matrix=True"
+                f"{where} has shape {shape}, expected {size}; correct the source, or pass "
+                "only_matrix=True to leave out such elements"
             )
         if hasattr(element, "columns") and list(element.index) != self._names_of(axes[0]):
             raise SourceError(
-                f"{where} is a table whose rows have other names than those of {axes[0]}, or "
-                "another order; mend the source, or leave such elements out with only_matrix=True"
+                f"{where} is a table whose row names differ from those of {axes[0]}; correct the "
+                "source, or pass only_matrix=True to leave out such elements"
             )
         plain = isinstance(element, Reader) and len(shape) == 2
-        return plain or isinstance(element, SparseParts | Matrix) or is_taken(name, element)
+        return plain or isinstance(element, SparseParts | Matrix) or is_accepted(name, element)
 
     def _names_of(self, axis: str) -> list[str]:
         """Names of the cells or genes along an axis."""
         if axis not in self._names:
-            cells = self._source.obs
-            starts = range(0, cells.num_rows, ROWS_AT_ONCE)
-            parts = (
-                (cells.read(i, min(i + ROWS_AT_ONCE, cells.num_rows)) for i in starts)
-                if axis == "obs"
-                else (self._source.var(),)
-            )
+            parts = self._source.obs.batches() if axis == "obs" else (self._source.var(),)
             self._names[axis] = [name for part in parts for name in part[INDEX].to_pylist()]
         return self._names[axis]
 
@@ -186,23 +188,19 @@ class _Rest:
         if name in self._by_row and not has_rows:
             matrix = self._source.graph(name.removeprefix("obsp/")) or matrix
         if matrix is not None:
-            _write_rows(where, writer, _stored(name), matrix, _dtypes(matrix, element), bounds)
+            _write_rows(where, writer, _stored_name(name), matrix, _dtypes(matrix, element), bounds)
         elif isinstance(element, SparseParts):
             _write_sparse(where, writer, name, element, bounds)
         elif isinstance(element, Reader):
-            _copy(writer, name, element, bounds)
+            for values in pieces(element, bounds.values):
+                writer.append(name, values)
         else:
             writer.write_element(name, element)
 
 
-def _stored(name: str) -> str:
+def _stored_name(name: str) -> str:
     """Archive name of a matrix in CSR form; matrices of obsp are stored as graphs."""
     return name.replace("obsp", "graphs", 1) if name.startswith("obsp/") else name
-
-
-def _described(axes: tuple[str, ...], expected: tuple[int, ...]) -> str:
-    rows = f"{expected[0]} rows, as {axes[0]} has"
-    return rows if len(axes) == 1 else f"{expected} by {' and '.join(dict.fromkeys(axes))}"
 
 
 def _shape(element: Any) -> tuple[int, ...] | None:
@@ -222,20 +220,24 @@ def _write_sparse(
     where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
 ) -> None:
     sparse, parts, is_sorted = element
-    name = _stored(name) if sparse.format == "csr" else name
-    if not is_sorted and sparse.format == "csr":
-        matrix = BY_FORMAT[sparse.format](where, parts, sparse.shape)
+    is_csr = sparse.format == "csr"
+    name = _stored_name(name) if is_csr else name
+    if is_csr and not is_sorted:
+        matrix = BY_FORMAT["csr"](where, parts, sparse.shape)
         _write_rows(where, writer, name, matrix, _dtypes(matrix, element), bounds)
         return
-    is_csr = sparse.format == "csr"
     check_offsets(where, parts, sparse.shape[not is_csr], "rows" if is_csr else "columns")
     writer.write_sparse(name, sparse)
-    checks: dict[str, Reader] = {
-        INDICES: BoundedIndices(where, parts[INDICES], sparse.shape[is_csr])
-    }
-    checks[INDPTR] = RisingOffsets(where, parts[INDPTR])
+    last = 0
     for part, reader in parts.items():
-        _copy(writer, f"{name}/{part}", checks.get(part, reader), bounds)
+        for values in pieces(reader, bounds.values):
+            if part == INDICES:
+                check_ids(where, values, sparse.shape[is_csr], part)
+            elif part == INDPTR:
+                if int(values[0]) < last or (values[1:] < values[:-1]).any():
+                    raise SourceError(f"{where}: its offsets decrease; the source is damaged")
+                last = int(values[-1])
+            writer.append(f"{name}/{part}", values)
 
 
 def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:
@@ -269,9 +271,3 @@ def _write_rows(
             writer.append(f"{name}/{part}", np.empty(0, dtypes[part]))
         for values in offsets.read(dtypes[INDPTR]):
             writer.append(f"{name}/{INDPTR}", values)
-
-
-def _copy(writer: ArrayWriter, name: str, reader: Reader, bounds: Bounds) -> None:
-    rows = max(1, bounds.values // max(int(np.prod(reader.item_shape)), 1))
-    for start in range(0, max(len(reader), 1), rows):
-        writer.append(name, reader.read(start, min(start + rows, len(reader))))

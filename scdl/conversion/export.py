@@ -20,7 +20,8 @@ from scdl.conversion.exported_view import ArchiveView, blocks_of_one_space, inde
 from scdl.conversion.options import Settings
 from scdl.errors import ArchiveExistsError, PathError
 from scdl.sources.anndata_elements import writing_strings
-from scdl.sources.archive import ArchiveSource
+from scdl.sources.archive import ArchiveSource, StoredArray
+from scdl.sources.matrices import pieces
 from storage_backends import other_formats
 from storage_backends.anndata_format.names import encoding
 from storage_backends.base import ArrayStore
@@ -63,15 +64,19 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
     ArchiveWriteError
         The output cannot be written.
     """
-    target = absolute(path, "where the AnnData goes, as a path")
+    target = absolute(path, "the path of the output")
     ending = other_formats.suffix_of(target)
     if is_url(target) or ending not in (".h5ad", ".zarr"):
         raise PathError(
             f"{target}: expected a path that ends in .h5ad, or in .zarr for a Zarr store, found "
-            f"{'a URL' if is_url(target) else ending or 'no such end'}"
+            f"{'a URL' if is_url(target) else ending or 'no suffix'}"
         )
     if ending == ".zarr":
-        _export_zarr(store, target, replace=replace)
+        info = Info.of(store)
+        blocks = blocks_of_one_space(store, info, None)
+        sources = [ArchiveSource(store, info, block, None) for block in blocks]
+        settings = Settings("zarr", None, {"compression": "portable"})
+        write_archive(lambda stack: sources, target, settings, tqdm(disable=True), replace=replace)
         return
     if os.path.lexists(target) and not replace:
         raise ArchiveExistsError(
@@ -83,15 +88,6 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
         publication.require_parent(target)
         with publication.new_file(target) as part, h5py.File(part, "w") as file:
             _write(view, file, {} if gzip is None else {"compression": gzip})
-
-
-def _export_zarr(store: ArrayStore, target: str, *, replace: bool) -> None:
-    """Write an archive as an AnnData in a Zarr store that every reader of Zarr v3 can decode."""
-    info = Info.of(store)
-    blocks = blocks_of_one_space(store, info, None)
-    sources = [ArchiveSource(store, info, block, None) for block in blocks]
-    settings = Settings("zarr", None, {"compression": "portable"})
-    write_archive(lambda stack: sources, target, settings, tqdm(disable=True), replace=replace)
 
 
 def to_anndata(store: ArrayStore, rows: NDArray[np.int64] | None = None) -> anndata.AnnData:
@@ -134,7 +130,9 @@ def _write(view: ArchiveView, file: h5py.File, options: dict[str, Any]) -> None:
             if sparse is not None:
                 _write_sparse(view, file, name, *sparse, options)
             elif name in view.store.arrays:
-                _write_dense(view.store, file, name, options)
+                spec = view.store.spec(name)
+                shape = (spec.length, *spec.item_shape)
+                _copy(view.store, name, _dataset(file, name, shape, spec.dtype, options))
             else:
                 # write_elem does not accept keys with slashes.
                 parent, _, key = name.rpartition("/")
@@ -186,12 +184,6 @@ def _write_sparse(
             sets[part].resize((nnz,))
 
 
-def _write_dense(store: ArrayStore, file: h5py.File, name: str, options: dict[str, Any]) -> None:
-    spec = store.spec(name)
-    dataset = _dataset(file, name, (spec.length, *spec.item_shape), spec.dtype, options)
-    _copy(store, name, dataset)
-
-
 def _dataset(
     group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, options: dict[str, Any]
 ) -> h5py.Dataset:
@@ -203,8 +195,7 @@ def _dataset(
 
 
 def _copy(store: ArrayStore, name: str, dataset: h5py.Dataset) -> None:
-    spec = store.spec(name)
-    at_once = max(1, _AT_ONCE // max(1, int(np.prod(spec.item_shape))))
-    for start in range(0, spec.length, at_once):
-        stop = min(start + at_once, spec.length)
-        dataset[start:stop] = store.read(name, start, stop)
+    start = 0
+    for values in pieces(StoredArray(store, name), _AT_ONCE):
+        dataset[start : start + len(values)] = values
+        start += len(values)

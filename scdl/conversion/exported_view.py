@@ -111,16 +111,16 @@ def blocks_of_one_space(
         taken = np.unique(np.searchsorted(stops, rows, side="right")).tolist() or [0]
     if len(set(spaces_of(store, info)[np.array(taken)].tolist())) > 1:
         raise SourceError(
-            f"{store.path}: its cells have different genes, in {len(stops)} feature blocks, and an "
-            "AnnData has one var; take the rows of one block, which end at "
-            f"{', '.join(map(str, stops))}, or bring them into one gene space with genes="
+            f"{store.path}: the cells have different genes, in {len(stops)} feature blocks, but an "
+            "AnnData has a single var; select the rows of one block (the blocks end at "
+            f"{', '.join(map(str, stops))}), or map them to one gene space with genes="
         )
     names = {name for i in taken for name in store.table_schema(var_table(i)).names}
     lost = names - set(shared_var(store, taken).schema.names)
     if lost:
         warnings.warn(
-            f"{store.path}: columns of var that differ between the sources of its cells are left "
-            f"out: {', '.join(sorted(lost))}; var_features() has them for each cell",
+            f"{store.path}: columns of var that differ between feature blocks are left out: "
+            f"{', '.join(sorted(lost))}; read them with var_features()",
             ScdlWarning,
             stacklevel=4,
         )

@@ -73,7 +73,9 @@ def report_losses(
     refused
         Elements whose names the writer does not support.
     """
-    losses = [f"{name} is left out: such an archive cannot store that name" for name in refused]
+    losses = [
+        f"{name} is left out: the backend cannot store an element of that name" for name in refused
+    ]
     unread = dict.fromkeys(name for store in stores for name in store.unread)
     elements = {name: element for store in stores for name, element in elements_of(store).items()}
     if vectors is None:
@@ -82,19 +84,19 @@ def report_losses(
         if element.kind is Kind.DENSE and name.startswith(obsm_array("")):
             if name not in vectors:
                 losses.append(
-                    f"{name} is left out: not all archives have it in one dtype and width"
+                    f"{name} is left out: not all archives have it with the same dtype and width"
                 )
         elif element.kind is not Kind.GRAPH:
             unread[name] = None
     if unread:
-        losses.insert(0, f"{', '.join(unread)} of the archives is left out")
+        losses.insert(0, f"{', '.join(unread)} cannot be copied and is left out")
     if lossless:
         if not writer.keeps_elements:
             losses += _rounded_weights(stores)
         if losses:
             raise CollectionError(
-                f"{writer.path}: not all of the archives can be kept, which are to be removed "
-                f"({'; '.join(losses)}); leave out destroy_on_copy"
+                f"{writer.path}: the archives cannot be removed, since the copy would be "
+                f"incomplete ({'; '.join(losses)}); leave out destroy_on_copy"
             )
     for loss in losses:
         warnings.warn(f"{writer.path}: {loss}", ScdlWarning, stacklevel=5)

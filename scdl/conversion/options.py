@@ -16,7 +16,7 @@ from scdl.sources.gene_selection import GeneChoice
 from storage_backends.base import Backend
 
 #: Description of the expected target path, for messages.
-TARGET = "where the archive goes, as a path"
+TARGET = "the path of the archive to write"
 
 
 class ConvertOptions(TypedDict, total=False):
@@ -195,6 +195,6 @@ def keywords(call: Callable[..., Any]) -> list[str]:
 def needed(packages: Sequence[str]) -> str:
     """Message about packages that other programs need to read an archive, and how to avoid them."""
     return (
-        f"other programs that read this AnnData need {', '.join(packages)} installed; those of the "
-        "compressions fast and portable need nothing"
+        f"other programs need {', '.join(packages)} installed to read this archive; with the "
+        "compressions fast and portable they need no additional packages"
     )

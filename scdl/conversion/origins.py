@@ -47,8 +47,7 @@ class Origins:
         """
         if self.column in obs.schema.names:
             raise OptionError(
-                f"{where}: obs has a column {self.column!r} already, which label= would replace; "
-                "choose another label"
+                f"{where}: obs has a column {self.column!r} already; choose another label"
             )
         return _Labelled(obs, self, number)
 
@@ -82,22 +81,22 @@ def origins_of(
     # Only dicts: other mappings, such as open HDF5 files, are not valid sources.
     if isinstance(sources, dict):
         if keys is not None:
-            raise OptionError("a dict of sources names them; leave out keys=")
+            raise OptionError("the keys of a dict of sources are their names; leave out keys=")
         keys, paths = list(sources), paths_of(list(sources.values()), wanted)
     else:
         paths = paths_of(sources, wanted)
     if label is None:
         if keys is not None:
             raise OptionError(
-                "sources have names, and no column of obs is to give them; say label=, the name of "
-                "the column"
+                "keys= has no effect without label=; pass label=, the name of the column of obs "
+                "that stores them"
             )
         return paths, None
     if isinstance(keys, str):
-        raise OptionError(f"keys must be a list of names, one a source, not {keys!r}")
+        raise OptionError(f"keys must be a list with one name per source, not {keys!r}")
     names = tuple(map(str, range(len(paths)) if keys is None else keys))
     if len(names) != len(paths):
-        raise OptionError(f"keys has {len(names)} names for {len(paths)} sources; give one to each")
+        raise OptionError(f"keys has {len(names)} names, expected {len(paths)}, one per source")
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise OptionError(f"keys has {repeated!r} more than once; give each source another name")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from scdl.conversion.options import ConvertOptions, Meter, Settings
 from scdl.conversion.tables import United, write_var
 from scdl.errors import OptionError, ScdlWarning, SourceError
 from scdl.kernels.memory import recyclable
-from scdl.sources.base import Source, Tally
-from scdl.sources.gene_selection import selected
-from scdl.sources.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader
+from scdl.sources.base import Source, Tally, sum_tallies
+from scdl.sources.gene_selection import select_source_genes
+from scdl.sources.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader, pieces
 from storage_backends.base import ArrayWriter
 from storage_backends.compute.threads import prefetch
 
@@ -71,32 +71,29 @@ class Conversion:
         if len(taken) > 1:
             named = ", ".join(f"{name} of {path}" for name, path in sorted(taken.items()))
             raise SourceError(
-                f"the files hold different matrices: {named}; say which to take with matrix="
+                f"the files have different default matrices: {named}; choose one with matrix="
             )
         if settings.genes is not None:
-            files = selected(files, settings.genes)
+            files = select_source_genes(files, settings.genes)
         self._files = files
         self._gene_orders = gene_orders(file.var() for file in files) if len(files) > 1 else [None]
         self.differing_var: tuple[str, ...] = ()
         self._writer: ArrayWriter
-        self._alone = files[0] if len(files) == 1 else None
-        #: Whether all elements of a single source are kept.
         only_matrix = options.get("only_matrix", False) or settings.genes is not None
-        self._whole = self._alone is not None and keeps_elements and not only_matrix
+        #: Whether all elements of a single source are kept.
+        self._whole = len(files) == 1 and keeps_elements and not only_matrix
         # Opened here to detect missing keys before anything is written.
-        asked = names_of(options.get("obsm"), "obsm") or _shared(
+        asked = names_of(options.get("obsm"), "obsm") or _common_keys(
             file.kept_vectors for file in files
         )
         self._obsm = {key: [file.vectors(key) for file in files] for key in asked}
         wanted = None if neighbor_key is None else names_of(neighbor_key, "neighbor_key")
-        self._graphs = list(dict.fromkeys(wanted or _shared(f.kept_graphs for f in files)))
+        self._graphs = list(dict.fromkeys(wanted or _common_keys(f.kept_graphs for f in files)))
         self.caster = settings.caster or self._make_caster(options)
         self._bounds = Bounds(
-            values=_positive("block_values", options.get("block_values", BLOCK_VALUES)),
-            rows=min(
-                _positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows
-            ),
-            target=target,
+            _positive("block_values", options.get("block_values", BLOCK_VALUES)),
+            min(_positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows),
+            target,
         )
         # Keep the dtypes of archives if they are the same for all sources.
         first, *others = (file.kept_dtypes for file in files)
@@ -104,13 +101,19 @@ class Conversion:
         largest = max(file.n_vars for file in files) - 1
         self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
         self._indptr_dtype = _unsigned(kept.get(INDPTR))
-        self._rows_sorted = sum(file.tally.rows_sorted for file in files)
-        self._duplicates_summed = sum(file.tally.duplicates_summed for file in files)
-        self.caster.max_rounding = max(file.tally.max_rounding for file in files)
-        self.caster.is_counts = all(file.tally.is_counts for file in files)
+        (
+            self._rows_sorted,
+            self._duplicates_summed,
+            self.caster.max_rounding,
+            self.caster.is_counts,
+        ) = sum_tallies([file.tally for file in files])
         carried = {obsm_array(key) for key in self._obsm}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
-        self.not_carried = self._left_out(carried)
+        if self._whole:
+            names: Iterable[str] = files[0].unread
+        else:
+            names = dict.fromkeys(name for file in files for name in file.not_carried(carried))
+        self.not_carried = tuple(names)
         self.changed_columns: tuple[str, ...] = ()
 
     def _make_caster(self, options: ConvertOptions) -> Caster:
@@ -123,13 +126,6 @@ class Conversion:
             archives = all(file.kept_dtypes for file in self._files)
             dtype = source if archives and source.name in DATA_DTYPES else np.float32
         return Caster(dtype, options.get("data_dtype_tolerance", 1e-8))
-
-    def _left_out(self, carried: set[str]) -> tuple[str, ...]:
-        if self._whole:
-            assert self._alone is not None
-            return tuple(self._alone.unread)
-        names = (name for file in self._files for name in file.not_carried(carried))
-        return tuple(dict.fromkeys(names))
 
     @property
     def reordered(self) -> tuple[str, ...]:
@@ -194,12 +190,10 @@ class Conversion:
                     meter.update(len(block.data))
             self._append(DATA, np.empty(0, self.caster.dtype), self.caster.dtype)
             self._append(INDICES, np.empty(0, self._index_dtype), self._index_dtype)
-            for values in offsets.read(self._offsets_dtype(offsets.total)):
+            kept, total = self._indptr_dtype, offsets.total
+            fits = kept is not None and total <= np.iinfo(kept).max
+            for values in offsets.read(kept if kept and fits else smallest_unsigned(total)):
                 self._writer.append(INDPTR, values)
-
-    def _offsets_dtype(self, total: int) -> np.dtype[Any]:
-        kept = self._indptr_dtype
-        return kept if kept and total <= np.iinfo(kept).max else smallest_unsigned(total)
 
     def _append(self, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
         self._writer.append(name, values.astype(dtype, copy=False))
@@ -240,11 +234,11 @@ class Conversion:
         if len(items) > 1:
             named = ", ".join(f"{dtype} {shape} in {at}" for (dtype, shape), at in items.items())
             raise SourceError(
-                f"obsm/{key} differs between the files: {named}; make it alike, or leave it out"
+                f"obsm/{key} has different dtypes or shapes in the files: {named}; convert them "
+                "to one dtype and shape, or leave it out"
             )
         for reader in readers:
-            rows = max(1, self._bounds.values // max(int(np.prod(reader.item_shape)), 1))
-            for values in prefetch(_pieces(reader, rows)):
+            for values in prefetch(pieces(reader, self._bounds.values)):
                 # Archives do not store booleans.
                 plain = values.astype(np.uint8) if values.dtype == bool else values
                 self._writer.append(obsm_array(key), plain)
@@ -253,8 +247,8 @@ class Conversion:
         """Whether any file has the graph; warn if none has."""
         if any(file.graph(key) for file in self._files):
             return True
-        message = f"no file has obsp/{key}; the archive has no neighbours of that key"
-        warnings.warn(message, ScdlWarning, stacklevel=5)
+        text = f"no file has obsp/{key}; the archive is written without this graph"
+        warnings.warn(text, ScdlWarning, stacklevel=5)
         return False
 
     def _write_graph(self, key: str) -> None:
@@ -280,7 +274,7 @@ class Conversion:
                 self._writer.append(names[INDPTR], values)
 
 
-def _shared(keys: Iterable[Sequence[str]]) -> list[str]:
+def _common_keys(keys: Iterable[Sequence[str]]) -> list[str]:
     """Keys that all lists contain, in the order of the first."""
     first, *others = keys
     return [key for key in first if all(key in other for other in others)]
@@ -295,11 +289,6 @@ def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[
         empty = np.empty(0, GRAPH_DTYPES[DATA])
         return [SparseRows(empty, empty.astype(np.int64), np.zeros(n_obs + 1, np.int64))]
     return prefetch(graph.blocks(bounds))
-
-
-def _pieces(reader: Reader, rows: int) -> Iterator[NDArray[Any]]:
-    for start in range(0, max(len(reader), 1), rows):
-        yield reader.read(start, min(start + rows, len(reader)))
 
 
 def _positive(name: str, value: int) -> int:

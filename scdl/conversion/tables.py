@@ -55,21 +55,19 @@ class United:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for source in self._sources:
-            for start in range(0, source.num_rows, ROWS_AT_ONCE):
-                batch = source.read(start, min(start + ROWS_AT_ONCE, source.num_rows))
-                yield self._batch([column.convert(batch) for column in self._columns])
+            for batch in source.batches():
+                arrays = [column.convert(batch) for column in self._columns]
+                yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         # An empty batch passes on the categories even if there are no rows.
-        yield self._batch([column.nulls(0) for column in self._columns])
-
-    def _batch(self, arrays: Sequence[pa.Array]) -> pa.RecordBatch:
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        arrays = [column.nulls(0) for column in self._columns]
+        yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def warn(self, where: str) -> None:
         """Warn about converted columns; the message starts with `where`."""
         if self.changes:
             warnings.warn(
-                f"{where}: columns of obs are of several types: {'; '.join(self.changes)}; make "
-                "the types alike where that is not meant",
+                f"{where}: columns of obs with different types were converted to a common type: "
+                f"{'; '.join(self.changes)}; use one type in all sources if this is not intended",
                 ScdlWarning,
                 stacklevel=3,
             )
@@ -140,7 +138,7 @@ class _Spaces:
         return number
 
 
-def alike(
+def column_converter(
     sources: Sequence[TableSource], names: Sequence[str]
 ) -> Callable[[pa.RecordBatch], list[pa.Array]]:
     """Function that converts batches of any of the tables to the common types of columns."""
@@ -169,9 +167,9 @@ class _Column:
             return self._united.convert(column)
         except pa.ArrowException as error:
             raise CastError(
-                f"column {self.name!r} is {column.type} in one table and {self.field.type} in "
-                f"all together, which does not hold all of its values ({one_line(error)}); make "
-                "the types alike"
+                f"column {self.name!r} is {column.type} in one table, and the common type "
+                f"{self.field.type} cannot hold all of its values ({one_line(error)}); use "
+                "one type in all sources"
             ) from error
 
 

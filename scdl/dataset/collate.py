@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdl.archive.gene_names import check_one_space, numbered
+from scdl.archive.gene_names import check_one_space, number_keys
 from scdl.dataset import tensors
 from scdl.dataset.batch import CellBatch, NeighborPair
 
@@ -185,7 +185,7 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
     columns = joined[1].astype(np.int64)
     widths = [getattr(row, _N_VARS, None) for row in batch]
     spaces = [getattr(row, _SPACE, None) for row in batch]
-    check_one_space(numbered(spaces), "the cells of this batch")
+    check_one_space(number_keys(spaces), "the cells of this batch")
     known = [width for width in widths if width is not None]
     if len(known) == len(widths) and known:
         n_vars = max(known)

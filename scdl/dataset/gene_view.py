@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures
-from scdl.archive.gene_names import names_hash, numbered, strings
+from scdl.archive.gene_names import names_hash, number_keys, strings
 from scdl.archive.gene_space import BlockGenes, Duplicates, GeneSpace, Missing, gene_space
 from scdl.archive.gene_space import Genes as Genes
 from scdl.archive.graph import NeighborGraph
@@ -289,7 +289,7 @@ def _genes_of(cells: RowReader, column: str | None) -> tuple[list[BlockGenes], l
     """
     # Blocks with the same names may have different columns.
     keys = cells.gene_spaces.tolist() if column is None else cells._block_keys()
-    table_of = numbered(keys).tolist()
+    table_of = number_keys(keys).tolist()
     features = cells.var_features()
     names: dict[int, str] = {}
     for origin in cells.origins():

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from scdl.archive.tables import TableSource
-from scdl.conversion.cell_names import CellNames, named
-from scdl.conversion.comparison import check_copied, check_removable, checking
-from scdl.conversion.concatenation import tables_of_cells
+from scdl.conversion.cell_names import CellNames, rename_cells
+from scdl.conversion.comparison import check_copied, check_removable, open_for_check
+from scdl.conversion.concatenation import obs_tables
 from scdl.dataset.opened import OpenedArchive
 from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError
@@ -56,7 +56,7 @@ def concatenated(
     Parameters
     ----------
     cell_names
-        See :func:`~scdl.conversion.cell_names.named`.
+        See :func:`~scdl.conversion.cell_names.rename_cells`.
     is_new
         Whether nothing was at `target`, so that a result that is not right is removed.
 
@@ -70,13 +70,13 @@ def concatenated(
     if removed:
         check_removable(list(removed.values()), [first.path, target])
     stores = [first, *others]
-    obs = named(partial(tables_of_cells, stores), [store.path for store in stores], cell_names)
+    obs = rename_cells(partial(obs_tables, stores), [store.path for store in stores], cell_names)
     starts = [obs[0].num_rows]
     for table in obs[1:]:
         starts.append(starts[-1] + table.num_rows)
     yield obs
     if removed:
-        with checking(target, is_new=is_new) as result:
+        with open_for_check(target, is_new=is_new) as result:
             for start, store, table in zip(starts, others, obs[1:], strict=False):
                 check_copied(store, result, start, table)
         for store in removed.values():

@@ -10,21 +10,16 @@ from storage_backends.compute.warning_filters import ignore_warnings
 
 def read_element(element: Any) -> Any:
     """Read an element of an HDF5 file that anndata wrote."""
+    import scipy.sparse as sp
     from anndata.io import read_elem
 
     if element.attrs.get("encoding-type") == "coo_matrix":
-        return _csr_of_coo(element)
+        # anndata does not read this encoding.
+        data, rows, columns = (element[part][()] for part in ("data", "row", "col"))
+        return sp.coo_matrix((data, (rows, columns)), tuple(element.attrs["shape"])).tocsr()
     # anndata warns about elements that were written by early releases.
     with ignore_warnings(""):
         return read_elem(element)
-
-
-def _csr_of_coo(group: Any) -> Any:
-    """Read a matrix in COO form, which anndata does not support, as CSR."""
-    import scipy.sparse as sp
-
-    data, rows, columns = (group[part][()] for part in ("data", "row", "col"))
-    return sp.coo_matrix((data, (rows, columns)), tuple(group.attrs["shape"])).tocsr()
 
 
 def writing_strings() -> AbstractContextManager[None]:
@@ -37,7 +32,7 @@ def writing_strings() -> AbstractContextManager[None]:
     return settings
 
 
-def is_taken(name: str, element: Any) -> bool:
+def is_accepted(name: str, element: Any) -> bool:
     """Whether AnnData accepts an element in its mapping; tested with the first row.
 
     Parameters
@@ -54,7 +49,8 @@ def is_taken(name: str, element: Any) -> bool:
     try:
         length = element.shape[0] if hasattr(element, "shape") else len(element)
         n = min(length, 1)
-        sample = element.read(0, n) if hasattr(element, "item_shape") else _head(element, n)
+        rows = element.iloc if hasattr(element, "iloc") else element
+        sample = element.read(0, n) if hasattr(element, "item_shape") else rows[:n]
         frame = pd.DataFrame(index=["0"][:n])
         if hasattr(sample, "columns"):
             sample = sample.set_axis(frame.index, axis=0)
@@ -72,7 +68,3 @@ def is_taken(name: str, element: Any) -> bool:
     except Exception:  # noqa: BLE001 - reading the archive would raise the same error
         return False
     return True
-
-
-def _head(value: Any, n: int) -> Any:
-    return value.iloc[:n] if hasattr(value, "iloc") else value[:n]

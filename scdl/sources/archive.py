@@ -16,7 +16,7 @@ from scdl.archive.schema import DATA, MATRIX, OBS, Info, graph_array, obsm_array
 from scdl.archive.tables import NoTable, StoredTable
 from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
-from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, Values, check_shape
+from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, ReaderPart, Values, check_shape
 from storage_backends import registry
 from storage_backends.base import ArrayStore, is_column_type
 from storage_backends.capabilities import Sparse
@@ -25,22 +25,19 @@ from storage_backends.errors import one_line
 
 
 class StoredArray:
-    """Rows ``[start, stop)`` of an array of an archive, as a reader."""
+    """An array of an archive as a reader."""
 
-    def __init__(
-        self, store: ArrayStore, name: str, start: int = 0, stop: int | None = None
-    ) -> None:
+    def __init__(self, store: ArrayStore, name: str) -> None:
         spec = store.spec(name)
-        self._store, self._name, self._start = store, name, start
-        self._length = (spec.length if stop is None else stop) - start
+        self._store, self._name, self._length = store, name, spec.length
         self.dtype, self.item_shape = spec.dtype, spec.item_shape
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read rows ``[start, stop)`` of this range."""
-        return self._store.read(self._name, self._start + start, self._start + stop)
+        """Read rows ``[start, stop)``."""
+        return self._store.read(self._name, start, stop)
 
 
 class StoredRows(CsrPart):
@@ -211,8 +208,8 @@ class ArchiveSource(Source):
                 if values.dtype == bool and values.ndim > 1:
                     return Values(values[slice(*self._rows)].astype(np.uint8))
             known = ", ".join(self.kept_vectors) or "nothing"
-            raise SourceError(f"{self.path}: obsm/{key} is missing; obsm holds: {known}")
-        return StoredArray(self._store, name, *self._rows)
+            raise SourceError(f"{self.path}: obsm/{key} is missing; obsm has: {known}")
+        return ReaderPart(StoredArray(self._store, name), *self._rows)
 
     @property
     def kept_graphs(self) -> Sequence[str]:
@@ -262,7 +259,7 @@ def _carried(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if is_column_type(field.type)]
 
 
-def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
+def open_sources(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
     """Open the feature blocks of an archive as sources."""
     try:
         store = stack.enter_context(registry.open_archive(path))

@@ -48,6 +48,12 @@ class Tally(NamedTuple):
     is_counts: bool = True
 
 
+def sum_tallies(tallies: Sequence[Tally]) -> Tally:
+    """Statistics of several matrices together."""
+    rows_sorted, duplicates, rounding, is_counts = zip(*tallies, strict=True)
+    return Tally(sum(rows_sorted), sum(duplicates), max(rounding), all(is_counts))
+
+
 class Source(ABC):
     """Cells with the same genes, open for reading.
 

@@ -66,8 +66,8 @@ class H5Table(TableSource):
             columns = {name: c for name, c in self._found.items() if _is_utf8(c)}
         if INDEX not in columns:
             raise SourceError(
-                f"{self._where}: its index {self._index_name!r} is no text in UTF-8; write the "
-                "names anew"
+                f"{self._where}: its index {self._index_name!r} is not valid UTF-8 text; write "
+                "the names again"
             )
         return columns
 
@@ -134,7 +134,9 @@ class H5Table(TableSource):
         index = self._index_name = "index" if "index" in names else names[0]
         names_of_rows = _field(dataset, index)
         if names_of_rows is None:
-            raise SourceError(f"{self._where}: its index {index!r} is no column of text or numbers")
+            raise SourceError(
+                f"{self._where}: its index {index!r} is not a column of text or numbers"
+            )
         self._found[INDEX] = dataframes.as_text(names_of_rows)
         # Old releases stored the codes in the table and the categories in uns.
         uns = _H5Frame(self._where, dataset.file)
@@ -169,7 +171,7 @@ class _H5Frame(FrameReader):
         if not isinstance(reference, h5py.Reference):
             return None
         if not reference:
-            raise EncodingError(f"{codes.name} refers to categories that are nowhere")
+            raise EncodingError(f"{codes.name} refers to categories that do not exist")
         categories = codes.file[reference]
         hdf5_guard.check(categories)
         return categories

@@ -44,8 +44,8 @@ class SourceFormat:
     open: Callable[[str, str | None, ExitStack], Sequence[Source]]
 
 
-H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.opened)
-ARCHIVE = SourceFormat("archive", registry.is_archive, archive.opened)
+H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources)
+ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
 
 
 @cache
@@ -76,8 +76,8 @@ def open_source(path: Path, matrix: str | None, stack: ExitStack) -> Sequence[So
             return known.open(path, matrix, stack)
     if os.path.isdir(path) and _has_archives(path):
         raise SourceError(
-            f"{path}: this is a directory of archives; give them as a list, or flatten the "
-            f"collection: `scdl flatten {path} DEST`"
+            f"{path}: this is a directory of archives; pass them as a list, or flatten the "
+            f"collection with `scdl flatten {path} DEST`"
         )
     # Opening the path as either format raises an error that explains what is wrong.
     is_file = not os.path.isdir(path) and not is_url(path)

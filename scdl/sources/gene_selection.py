@@ -14,9 +14,9 @@ from scdl.archive.csr import SparseRows
 from scdl.archive.gene_names import strings
 from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space
 from scdl.archive.schema import DATA, INDEX
-from scdl.errors import GeneError, OptionError, SourceError
+from scdl.errors import GeneError, OptionError
 from scdl.sources.base import Source
-from scdl.sources.matrices import Bounds, Matrix, Reader
+from scdl.sources.matrices import Bounds, Matrix, Reader, check_ids
 
 #: Default values of the policies.
 _DEFAULTS = {"gene_column": None, "missing": "error", "duplicates": "error"}
@@ -32,7 +32,7 @@ class GeneChoice:
     duplicates: Duplicates = "error"
 
 
-def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | None:
+def gene_choice(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | None:
     """Validate `genes` and its policies; None if all genes of all sources are written.
 
     Parameters
@@ -48,19 +48,17 @@ def choice_of(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice | 
     if genes is None:
         for name, value in policies.items():
             if value != _DEFAULTS[name]:
-                raise OptionError(
-                    f"{name}={value!r} says how genes are selected, and none are; give genes= too"
-                )
+                raise OptionError(f"{name}={value!r} has no effect without genes=; pass genes= too")
         return None
     if policies["missing"] == "mask":
         raise OptionError(
-            "missing='mask' goes with reading: an archive does not store which genes a cell's "
-            "source had; say missing='zero' or 'error'"
+            "missing='mask' applies only to reading, since an archive does not store which genes "
+            "each source had; pass missing='zero' or 'error'"
         )
     return GeneChoice(genes, **policies)
 
 
-def selected(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
+def select_source_genes(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
     """Wrap sources so that all have the selected genes in the same order.
 
     Raises
@@ -78,10 +76,10 @@ def selected(sources: Sequence[Source], choice: GeneChoice) -> list[Source]:
 def _ids(source: Source, column: str | None) -> pa.Array:
     table = source.var()
     if (column or INDEX) not in table.schema.names:
-        known = ", ".join(name for name in table.schema.names if name != INDEX) or "no columns"
+        known = ", ".join(name for name in table.schema.names if name != INDEX) or "none"
         part = "names of genes" if column is None else f"column {column!r}"
         raise GeneError(
-            f"{source.path}: var has no {part}; it has: {known}, one of which gene_column= may name"
+            f"{source.path}: var has no {part}; pass one of its columns as gene_column=: {known}"
         )
     return strings(pa.concat_arrays(table.column(column or INDEX).chunks))
 
@@ -150,13 +148,7 @@ class _Mapped(Matrix):
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         for block in self._matrix.blocks(bounds):
-            ids, below = block.indices, len(self._table)
-            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < below:
-                outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
-                raise SourceError(
-                    f"{self.where}: it has the column id {outside}, expected [0, {below}) for as "
-                    "many genes; the file is damaged"
-                )
+            check_ids(self.where, block.indices, len(self._table), "column ids")
             places = self._table[block.indices]
             included = places >= 0
             ends = np.concatenate([[0], np.cumsum(included)])

@@ -6,7 +6,6 @@ converted. Source: anndata's on-disk format specification, and files written by 
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -16,26 +15,19 @@ import h5py
 import pyarrow as pa
 
 from scdl.archive.frames import frame_of
-from scdl.archive.schema import DATA, INDICES, INDPTR
-from scdl.errors import SourceError, SourceNotFoundError
+from scdl.errors import SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.anndata_elements import read_element
 from scdl.sources.base import Source, SparseParts
 from scdl.sources.dataframes import H5Table
-from scdl.sources.hdf5 import FieldReader, RowReader, readable
-from scdl.sources.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
-from scdl.sources.transposed import Coo, Csc, DenseTiles
+from scdl.sources.hdf5 import FieldReader, RowReader, open_file, readable
+from scdl.sources.hdf5_matrices import as_stored, open_matrix, shape_of
+from scdl.sources.matrices import Matrix, Reader
 from storage_backends import other_formats
 from storage_backends.anndata_format.names import OLD_CATEGORIES, encoding_of, text
-from storage_backends.base import DTYPES
-from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
-from storage_backends.errors import one_line
 from storage_backends.paths import path_of
 
-#: A dense matrix is read chunk by chunk if the chunks of the same rows take more bytes than this.
-_LARGEST_BAND = 16 << 20
-_SPARSE: dict[str, Any] = {"csr_matrix": Csr, "csc_matrix": Csc, "coo_matrix": Coo}
 #: Mappings whose elements can be converted.
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
 #: Names that old releases use in place of raw; the categories are duplicates of those in uns.
@@ -66,7 +58,7 @@ class H5adFile(Source):
 
     def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
         self.path = self.label = path_of(path, "the path of an h5ad file")
-        self._file = _open_hdf5(self.path)
+        self._file = open_file(self.path)
         try:
             with readable(self.path):
                 self.matrix_name = self.element = self._choose_matrix(matrix)
@@ -97,45 +89,38 @@ class H5adFile(Source):
             return self._matrix(name, (self.n_obs, self.n_obs)) if exists else None
 
     def vectors(self, key: str) -> Reader:
+        where = f"{self.path}: obsm/{key}"
         with readable(self.path):
-            return self._vectors(key)
-
-    def _vectors(self, key: str) -> RowReader | FieldReader:
-        obsm, where = hdf5_guard.group(self._file, "obsm"), f"{self.path}: obsm/{key}"
-        if obsm is None or key not in self._names_in("obsm"):
-            raise SourceError(
-                f"{where} is missing; obsm holds: {', '.join(self._names_in('obsm')) or 'nothing'}"
-            )
-        old = isinstance(obsm, h5py.Dataset)
-        element = obsm if old else hdf5_guard.element(self._file, f"obsm/{key}")
-        dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
-        if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
-            raise SourceError(f"{where} is no dense array of numbers; leave it out")
-        if element.ndim < 1 or element.shape[0] != self.n_obs:
-            raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
-        return FieldReader(obsm, key) if old else RowReader(element)
+            obsm = hdf5_guard.group(self._file, "obsm")
+            known = self._names_in("obsm")
+            if obsm is None or key not in known:
+                raise SourceError(f"{where} is missing; obsm has: {', '.join(known) or 'nothing'}")
+            old = isinstance(obsm, h5py.Dataset)
+            element = obsm if old else hdf5_guard.element(self._file, f"obsm/{key}")
+            dtype = obsm.dtype[key].base if old else getattr(element, "dtype", None)
+            if not isinstance(element, h5py.Dataset) or dtype is None or dtype.kind not in "biuf":
+                raise SourceError(f"{where} is not a dense array of numbers; leave it out")
+            if element.ndim < 1 or element.shape[0] != self.n_obs:
+                raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
+            return FieldReader(obsm, key) if old else RowReader(element)
 
     def not_carried(self, carried: set[str]) -> list[str]:
         with readable(self.path):
-            return self._not_carried(carried)
-
-    def _not_carried(self, carried: set[str]) -> list[str]:
-        names = [name for name in ("X", "uns") if self._is_there(name)]
-        for mapping in _MAPPINGS:
-            names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
-        names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_there(name)]
-        names += self._unread({"obs": self.obs, self.genes: self._var})
-        carried = carried | {self.matrix_name, self.genes}
-        if self.genes == "raw/var":
-            # With raw/X selected, var is left out together with X.
-            names += ["var"] if self._is_there("var") else []
-        return [name for name in names if name not in carried]
+            names = [name for name in ("X", "uns") if self._is_present(name)]
+            for mapping in _MAPPINGS:
+                names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
+            names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_present(name)]
+            names += self._unread({"obs": self.obs, self.genes: self._var})
+            if self.genes == "raw/var" and self._is_present("var"):
+                # With raw/X selected, var is left out together with X.
+                names.append("var")
+        return [name for name in names if name not in {*carried, self.matrix_name, self.genes}]
 
     @property
     def unread(self) -> list[str]:
         """Objects that are not part of an AnnData, and unreadable columns of obs and var."""
         tables = {"obs": self.obs, self.genes: self._var}
-        if self._is_there(self._other_genes):
+        if self._is_present(self._other_genes):
             # An unreadable table is reported as a whole elsewhere, so skip its columns.
             with suppress(SourceError), readable(self.path):
                 tables[self._other_genes] = self._table(self._other_genes)
@@ -154,7 +139,7 @@ class H5adFile(Source):
     def names_of_rest(self) -> Sequence[str]:
         with readable(self.path):
             others = ("X", "raw/X", self._other_genes)
-            names = [name for name in others if self._is_there(name)]
+            names = [name for name in others if self._is_present(name)]
             for mapping in (*_MAPPINGS, "raw/varm"):
                 names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
             moved = {old: new for new, old in self._old_graphs.items()}
@@ -174,25 +159,15 @@ class H5adFile(Source):
                 return field.read(0, len(field))
             element = self._element(name)
             assert element is not None
-            if name.startswith(_STREAMED):
-                encoding = _sparse_encoding(element)
-                if encoding == "coo_matrix":
-                    rows, columns = _sparse_shape(element)
-                    return Coo(where, element, (rows, columns))
-                if encoding in _SPARSE and _is_storable(element.get(DATA)):
-                    parts = readers(where, element, DATA, INDICES, INDPTR)
-                    rows, columns = _sparse_shape(element)
-                    return SparseParts(Sparse(encoding[:3], (rows, columns)), parts)
-                if _is_storable(element):
-                    return RowReader(element)
-            return read_element(element)
+            stored = as_stored(where, element) if name.startswith(_STREAMED) else None
+            return read_element(element) if stored is None else stored
 
     def _names_in(self, mapping: str) -> list[str]:
         group = self._group(mapping)
         if isinstance(group, h5py.Dataset):
             # Old releases store some mappings as one compound dataset.
             return list(group.dtype.names or ())
-        present = [name for name in group or () if hdf5_guard.is_there(group, name)]
+        present = [name for name in group or () if hdf5_guard.is_present(group, name)]
         # anndata writes a name with a slash as groups of groups.
         return [name for key in present for name in self._pieces(mapping, key, set())]
 
@@ -230,25 +205,22 @@ class H5adFile(Source):
             old, new = f"uns/neighbors/{key}", f"obsp/{key}"
             with suppress(SourceError):
                 graph = hdf5_guard.element(self._file, old)
-                is_sparse = isinstance(graph, h5py.Group) and _sparse_encoding(graph) in _SPARSE
-                shape = _sparse_shape(graph) if is_sparse else getattr(graph, "shape", None)
-                if shape == (self.n_obs, self.n_obs) and not hdf5_guard.is_there(self._file, new):
+                is_square = shape_of(graph) == (self.n_obs, self.n_obs)
+                if is_square and not hdf5_guard.is_present(self._file, new):
                     moved[new] = old
         return moved
 
-    def _names_at_the_root(self) -> list[str]:
-        """Names of the objects at the root of the file and directly below its groups."""
-        groups = (hdf5_guard.group(self._file, name) for name in self._file)
-        below = (name for group in groups if isinstance(group, h5py.Group) for name in group)
-        return [*self._file, *below]
-
     def _choose_matrix(self, name: str | None) -> str:
-        if not (self._has("obs") and self._has("var")):
-            other = other_formats.hdf5(self._names_at_the_root())
+        if any(hdf5_guard.group(self._file, table) is None for table in ("obs", "var")):
+            groups = (hdf5_guard.group(self._file, name) for name in self._file)
+            below = [k for group in groups if isinstance(group, h5py.Group) for k in group]
+            other = other_formats.hdf5([*self._file, *below])
             if other is not None:
                 raise SourceError(other_formats.sentence(self.path, other))
             names = ", ".join(self._file) or "nothing"
-            raise SourceError(f"{self.path}: no AnnData file: expected obs and var, found {names}")
+            raise SourceError(
+                f"{self.path}: not an AnnData file: expected obs and var, found {names}"
+            )
         default = "raw/X" if self._element("raw/X") is not None else "X"
         chosen = default if name is None else name
         known = chosen in ("X", "raw/X") or chosen.startswith("layers/")
@@ -276,107 +248,21 @@ class H5adFile(Source):
         candidates = (hdf5_guard.group(self._file, path) for path in self._paths(name))
         return next((group for group in candidates if group is not None), None)
 
-    def _has(self, name: str) -> bool:
-        return hdf5_guard.group(self._file, name) is not None
-
-    def _is_there(self, name: str) -> bool:
+    def _is_present(self, name: str) -> bool:
         """Whether a non-empty element exists under its current or old name."""
-        return any(hdf5_guard.is_there(self._file, path) for path in self._paths(name))
+        return any(hdf5_guard.is_present(self._file, path) for path in self._paths(name))
 
     def _table(self, name: str) -> H5Table:
         element = self._group(name)
         if element is None:
-            hint = (
-                ", which has the genes of raw/X; take X, with matrix='X'" if "raw" in name else ""
-            )
+            hint = "; convert X instead of raw/X with matrix='X'" if "raw" in name else ""
             raise SourceError(f"{self.path}: {name} is missing{hint}")
         return H5Table(f"{self.path}: {name}", element)
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
-        element, where = self._element(name), f"{self.path}: {name}"
-        if isinstance(element, h5py.Dataset):
-            if element.shape is None:
-                raise SourceError(f"{where} is empty, expected a matrix of shape {shape}")
-            check_shape(where, tuple(int(n) for n in element.shape), shape)
-            if _is_banded(element):
-                return DenseTiles(where, element, shape)
-            chunk_rows = element.chunks[0] if element.chunks else 1
-            return Dense(where, RowReader(numbers(where, element)), shape, chunk_rows)
-        else:
-            assert element is not None
-            encoding = _sparse_encoding(element)
-            if encoding not in _SPARSE:
-                raise SourceError(
-                    f"{where}: cannot read the encoding {encoding!r}; expected a dense array or "
-                    f"{', '.join(_SPARSE)}"
-                )
-            check_shape(where, _sparse_shape(element), shape)
-            if encoding == "coo_matrix":
-                return Coo(where, element, shape)
-            parts = readers(where, element, "data", "indices", "indptr")
-            matrix: Matrix = _SPARSE[encoding](where, parts, shape)
-            return matrix
+        return open_matrix(f"{self.path}: {name}", self._element(name), shape)
 
 
-def _sparse_encoding(element: h5py.Group) -> str:
-    # anndata before 0.7 used the attribute h5sparse_format.
-    encoding = encoding_of(element) or text(element.attrs.get("h5sparse_format", ""))
-    return encoding if encoding.endswith("_matrix") else f"{encoding}_matrix"
-
-
-def _sparse_shape(element: h5py.Group) -> tuple[int, ...]:
-    return tuple(
-        int(n) for n in element.attrs.get("shape", element.attrs.get("h5sparse_shape", ()))
-    )
-
-
-def _open_hdf5(path: str) -> h5py.File:
-    try:
-        if os.path.isdir(path):
-            raise SourceError(f"{path}: expected an h5ad file, found a directory")
-        os.stat(path)
-        if other := other_formats.described(path):
-            raise SourceError(other)
-        hdf5_guard.check_heaps(path)
-        return h5py.File(path, "r")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceNotFoundError(other_formats.missing(path)) from error
-    except OSError as error:
-        raise SourceError(f"{path}: {_why_not(error)}") from error
-
-
-def _why_not(error: OSError) -> str:
-    """Describe why an existing file cannot be opened."""
-    if error.errno in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK):
-        return (
-            "the file is locked, since another program has it open for writing; close it there and "
-            "try again"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied: the file exists and may not be read by this user"
-    if error.errno:
-        return f"the file cannot be read ({os.strerror(error.errno)})"
-    truncated = "truncated" in str(error)
-    problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
-    return f"{problem} ({one_line(error)})"
-
-
-def _is_banded(dataset: h5py.Dataset) -> bool:
-    """Whether the chunks of the same rows are too large to keep in memory together."""
-    if dataset.ndim != 2 or not dataset.chunks:
-        return False
-    return bool(dataset.chunks[0] * dataset.shape[1] * dataset.dtype.itemsize > _LARGEST_BAND)
-
-
-def _is_storable(element: Any) -> bool:
-    """Whether an element is an array with a dtype that archives can store."""
-    return (
-        isinstance(element, h5py.Dataset)
-        and element.ndim > 0
-        and element.dtype.newbyteorder("=") in DTYPES
-    )
-
-
-def opened(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
+def open_sources(path: str, matrix: str | None, stack: ExitStack) -> list[Source]:
     """Open a file as a source."""
     return [stack.enter_context(H5adFile(path, matrix))]

@@ -7,8 +7,10 @@ h5py.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,10 @@ import numpy as np
 from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
 from numpy.typing import NDArray
 
-from scdl.errors import ScdlError, SourceError
+from scdl.errors import ScdlError, SourceError, SourceNotFoundError
 from scdl.kernels.memory import recyclable
+from scdl.sources import hdf5_guard
+from storage_backends import other_formats
 from storage_backends.compute import threads
 from storage_backends.errors import one_line
 
@@ -36,6 +40,46 @@ def readable(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error):.300}") from error
+
+
+def open_file(path: str) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    SourceNotFoundError
+        The file does not exist.
+    SourceError
+        The file cannot be read, is not HDF5, or is damaged.
+    """
+    try:
+        if os.path.isdir(path):
+            raise SourceError(f"{path}: expected an h5ad file, found a directory")
+        os.stat(path)
+        if other := other_formats.described(path):
+            raise SourceError(other)
+        hdf5_guard.check_heaps(path)
+        return h5py.File(path, "r")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFoundError(other_formats.missing(path)) from error
+    except OSError as error:
+        raise SourceError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    """Describe why an existing file cannot be opened."""
+    if error.errno in (errno.EAGAIN, errno.EDEADLK, errno.ENOLCK):
+        return (
+            "the file is locked by another program that has it open for writing; close it there "
+            "and try again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "permission denied: the file exists, but this user may not read it"
+    if error.errno:
+        return f"the file cannot be read ({os.strerror(error.errno)})"
+    truncated = "truncated" in str(error)
+    problem = "the HDF5 file is truncated" if truncated else "not an HDF5 file"
+    return f"{problem} ({one_line(error)})"
 
 
 class RowReader:
@@ -122,7 +166,7 @@ class RowReader:
         decompressor = zlib.decompressobj()
         plain = decompressor.decompress(raw, expected)
         if len(plain) != expected or decompressor.decompress(decompressor.unconsumed_tail, 1):
-            raise zlib.error(f"a chunk unpacks to another size than its {expected} bytes")
+            raise zlib.error(f"the decompressed size of a chunk is not {expected} bytes")
         values = np.frombuffer(plain, np.uint8)
         if FILTER_SHUFFLE in self._filters and itemsize > 1:
             values = np.ascontiguousarray(values.reshape(itemsize, -1).T).reshape(-1)

@@ -62,7 +62,7 @@ def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
         The element or a part of it is in another file, contains itself, or declares a size out of
         proportion to the file.
     """
-    found = _follow(file, file, name, _MOST_LINKS)
+    found = _resolve(file, file, name, _MOST_LINKS)
     if found is not None:
         check(found)
     return found
@@ -70,7 +70,7 @@ def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
 
 def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
     """Like :func:`element`, for a mapping whose elements are checked when they are read."""
-    return _follow(file, file, name, _MOST_LINKS)
+    return _resolve(file, file, name, _MOST_LINKS)
 
 
 def check_attributes(found: h5py.Group | h5py.Dataset) -> None:
@@ -82,14 +82,14 @@ def check(found: h5py.Group | h5py.Dataset) -> None:
     """Check an object that was not obtained through :func:`element`; raises its errors."""
     where = f"{found.file.filename}: {found.name}"
     size = os.path.getsize(found.file.filename)
-    claimed = 0
+    declared = 0
     for part in _parts(found):
         _check_attributes(part, size)
-        claimed += _claimed(part) if isinstance(part, h5py.Dataset) else 0
-    if claimed > FREE_BYTES + BYTES_PER_BYTE * size:
+        declared += _declared_size(part) if isinstance(part, h5py.Dataset) else 0
+    if declared > FREE_BYTES + BYTES_PER_BYTE * size:
         raise SourceError(
-            f"{where} is said to take {claimed:,} bytes, out of proportion to the {size:,} bytes "
-            "of the file; it is damaged"
+            f"{where} declares a size of {declared:,} bytes, out of proportion to the {size:,} "
+            "bytes of the file; the file is damaged"
         )
 
 
@@ -106,7 +106,7 @@ def check_heaps(path: str) -> None:
     if not 0 < os.path.getsize(path) <= _LARGEST_SEARCHED:
         return
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-        for start in _places(file, _HEAP[:4]):
+        for start in _find_word(file, _HEAP[:4]):
             if data[start : start + len(_HEAP)] != _HEAP:
                 continue
             stop = min(start + int.from_bytes(data[start + 8 : start + 16], "little"), len(data))
@@ -117,13 +117,13 @@ def check_heaps(path: str) -> None:
                 taken = _HEAP_HEAD + -(-size // 8) * 8 if index else size
                 if not _HEAP_HEAD <= taken <= stop - at:
                     raise SourceError(
-                        f"{path}: a collection of text at byte {start:,} is damaged: an object of "
-                        f"{size:,} bytes is not in it"
+                        f"{path}: the global heap collection at byte {start:,} is damaged: an "
+                        f"object of {size:,} bytes does not fit into it"
                     )
                 at += taken
 
 
-def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
+def _find_word(file: BufferedReader, word: bytes) -> Iterator[int]:
     """Yield the positions of a four-byte word in a file, in no particular order.
 
     The first two bytes are compared as 16-bit integers at even and odd offsets, then the other two.
@@ -139,10 +139,10 @@ def _places(file: BufferedReader, word: bytes) -> Iterator[int]:
             yield from (at + matches[whole]).tolist()
 
 
-def is_there(group: h5py.Group, name: str) -> bool:
+def is_present(group: h5py.Group, name: str) -> bool:
     """Whether a group has a non-empty element; links to other files count but are not followed."""
     try:
-        found = _follow(group.file, group, name, _MOST_LINKS)
+        found = _resolve(group.file, group, name, _MOST_LINKS)
     except SourceError:
         return True
     if isinstance(found, h5py.Dataset):
@@ -154,7 +154,7 @@ def is_there(group: h5py.Group, name: str) -> bool:
     )
 
 
-def _follow(
+def _resolve(
     file: h5py.File, group: h5py.Group, path: str, left: int
 ) -> h5py.Group | h5py.Dataset | None:
     """Resolve a path within a file, following at most `left` soft links."""
@@ -166,13 +166,13 @@ def _follow(
         if kind == h5py.h5l.TYPE_HARD:
             at = at[name]
         elif kind == h5py.h5l.TYPE_SOFT and left:
-            at = _follow(file, at, at.get(name, getlink=True).path, left - 1)
+            at = _resolve(file, at, at.get(name, getlink=True).path, left - 1)
         elif kind is None:
             return None
         else:
             raise ElsewhereError(
-                f"{file.filename}: {at.name}/{name} is a link to another file, or one of many; put "
-                "what it leads to into the file"
+                f"{file.filename}: {at.name}/{name} is a link to another file, or part of a long "
+                "chain of links; copy its target into this file"
             )
     return at if isinstance(at, h5py.Group | h5py.Dataset) else None
 
@@ -193,22 +193,22 @@ def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Datas
             if at.id in seen:
                 raise SourceError(
                     f"{at.file.filename}: the group {at.name} is in {found.name} twice, or in "
-                    "itself; expected a tree"
+                    "itself; expected a tree of groups"
                 )
             seen.add(at.id)
-            todo += filter(None, (_follow(at.file, at, name, _MOST_LINKS) for name in at))
+            todo += filter(None, (_resolve(at.file, at, name, _MOST_LINKS) for name in at))
 
 
-def _check_attributes(part: h5py.Group | h5py.Dataset, held: int) -> None:
+def _check_attributes(part: h5py.Group | h5py.Dataset, file_size: int) -> None:
     """Check the size of attributes: they are never compressed, so the file must be larger."""
     for name in part.attrs:
         attribute = part.attrs.get_id(name)
         _check_type(f"{part.file.filename}: {part.name}: {name}", attribute.get_type())
-        claimed = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
-        if claimed > held:
+        declared = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
+        if declared > file_size:
             raise SourceError(
-                f"{part.file.filename}: the attribute {name!r} of {part.name} is said to take "
-                f"{claimed:,} bytes, more than the file; it is damaged"
+                f"{part.file.filename}: the attribute {name!r} of {part.name} declares a size of "
+                f"{declared:,} bytes, more than the file has; the file is damaged"
             )
 
 
@@ -222,8 +222,8 @@ def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
         _check_type(where, type_.get_super())
     elif kind in _NUMBERS and not h5py.h5t.py_create(type_.dtype).equal(type_):
         raise SourceError(
-            f"{where}: expected integers or floats as processors have them, found others of "
-            f"{type_.get_size()} bytes; it is damaged"
+            f"{where}: expected standard integers or floats, found a non-standard number type of "
+            f"{type_.get_size()} bytes; the file is damaged"
         )
 
 
@@ -249,7 +249,7 @@ def _has_plugin(number: int) -> bool:
     return bool(h5py.h5z.filter_avail(number))
 
 
-def _claimed(dataset: h5py.Dataset) -> int:
+def _declared_size(dataset: h5py.Dataset) -> int:
     """Declared size of a dataset in bytes; raise ElsewhereError if it is in another file."""
     where = f"{dataset.file.filename}: {dataset.name}"
     layout = dataset.id.get_create_plist()
@@ -258,8 +258,8 @@ def _claimed(dataset: h5py.Dataset) -> int:
     )
     if external:
         raise ElsewhereError(
-            f"{where} lies in another file: datasets that are virtual or external are not read; "
-            "copy it into the file"
+            f"{where} is stored in another file, and virtual or external datasets are not read; "
+            "copy it into this file"
         )
     _check_filters(where, layout)
     type_ = dataset.id.get_type()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.archive.csr import SparseRows
+from scdl.archive.csr import SparseRows, groups, spans
 from scdl.errors import SourceError
 from scdl.sources.hdf5 import RowReader
 from storage_backends.errors import refused_write
@@ -117,6 +118,13 @@ class Matrix(ABC):
         return self if (start, stop) == (0, self.shape[0]) else None
 
 
+def pieces(reader: Reader, n_values: int) -> Iterator[NDArray[Any]]:
+    """Read an array in pieces of about `n_values` numbers; an empty array is one empty piece."""
+    rows = max(1, n_values // max(math.prod(reader.item_shape), 1))
+    for start in range(0, max(len(reader), 1), rows):
+        yield reader.read(start, min(start + rows, len(reader)))
+
+
 class ReaderPart:
     """Rows ``[start, stop)`` of another reader."""
 
@@ -207,36 +215,27 @@ def compressed_ranges(
     start, stop, offsets
         A half-open range and its ``stop - start + 1`` offsets as int64.
     """
-    start = 0
-    while start < n:
-        offsets = indptr.read(start, min(start + bounds.rows, n) + 1).astype(np.int64)
+    for start, stop in spans(n, bounds.rows):
+        offsets = indptr.read(start, stop + 1).astype(np.int64)
         if (np.diff(offsets) < 0).any() or int(offsets[-1]) > size or int(offsets[0]) < 0:
             raise SourceError(
-                f"{where}: indptr is not monotone between {start} and {start + len(offsets) - 1}; "
-                "the file is damaged"
+                f"{where}: indptr is not monotone between {start} and {stop}; the file is damaged"
             )
-        position = 0
-        while position < len(offsets) - 1:
-            fits = (
-                int(np.searchsorted(offsets, offsets[position] + bounds.values, side="right")) - 1
-            )
-            end = min(max(fits, position + 1), len(offsets) - 1)
-            yield start + position, start + end, offsets[position : end + 1]
-            position = end
-        start += len(offsets) - 1
+        for first, last in groups(offsets, bounds.values):
+            yield start + first, start + last, offsets[first : last + 1]
 
 
 def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:
     """Raise SourceError for row or column ids that are not in ``[0, n)``."""
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= n):
         bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-        raise SourceError(f"{where}: index {bad} among {among} is not within [0, {n})")
+        raise SourceError(f"{where}: found index {bad} in {among}, expected indices in [0, {n})")
 
 
 def check_shape(where: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
     """Raise SourceError if the shape of a matrix does not match obs and var."""
     if found != expected:
-        raise SourceError(f"{where} has shape {found}, but obs and var say {expected}")
+        raise SourceError(f"{where} has shape {found}, expected {expected} from obs and var")
 
 
 def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
@@ -271,8 +270,8 @@ def check_offsets(where: str, parts: Mapping[str, Reader], n: int, axis: str) ->
     ends = [int(parts["indptr"].read(i, i + 1)[0]) for i in (0, n)]
     if ends[0] != 0 or not ends[1] == lengths["data"] == lengths["indices"]:
         raise SourceError(
-            f"{where}: indptr runs from {ends[0]} to {ends[1]}, but data holds {lengths['data']} "
-            f"and indices {lengths['indices']} values"
+            f"{where}: indptr runs from {ends[0]} to {ends[1]}, but data has {lengths['data']} "
+            f"and indices has {lengths['indices']} values"
         )
     return ends[1]
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.archive.csr import SparseRows
+from scdl.archive.csr import SparseRows, groups, spans
 from scdl.errors import SourceError
 from scdl.sources.hdf5 import readable
 from scdl.sources.matrices import (
@@ -160,12 +160,11 @@ def _index_type(n: int) -> type[np.unsignedinteger[Any]]:
 
 def _bucket_stops(indptr: NDArray[np.int64], bounds: Bounds) -> NDArray[np.int64]:
     """End rows of buckets within `bounds`, of at least one row."""
-    n, stops = len(indptr) - 1, []
-    start = 0
-    while start < n:
-        fits = int(np.searchsorted(indptr, indptr[start] + bounds.values, side="right")) - 1
-        start = min(max(fits, start + 1), start + bounds.rows, n)
-        stops.append(start)
+    stops = [
+        start + last
+        for start, stop in spans(len(indptr) - 1, bounds.rows)
+        for _, last in groups(indptr[start : stop + 1], bounds.values)
+    ]
     return np.array(stops, np.int64)
 
 

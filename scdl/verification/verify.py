@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from scdl.errors import (
 from scdl.verification import structure
 from storage_backends import registry
 from storage_backends.base import ArrayStore, Backend
-from storage_backends.capabilities import Examination, Finding, Piece, Verdict
+from storage_backends.capabilities import Examination, Finding, Verdict
 from storage_backends.compute.threads import in_parallel, n_threads
 from storage_backends.paths import path_of
 
@@ -121,7 +122,9 @@ def verify_archive(
     backend = registry.detect(path)
     done: list[str] = []
     if repair:
-        done += _repair(backend, path)
+        # An archive that cannot be opened cannot be repaired; verification reports the error.
+        with suppress(ArchiveFormatError):
+            done += backend.store.repair(path)
     if add_checksums:
         before = _run_verification(backend, path, deep=False, progress=progress)
         if not any(finding.verdict is Verdict.DAMAGED for finding in before.findings):
@@ -143,14 +146,6 @@ def sorted_findings(path: str, findings: Sequence[Finding]) -> tuple[Finding, ..
         return tuple(unique)
     more = Finding(f"{path}: there are {len(rest):,} more findings", rest[0].verdict)
     return (*unique[:_MAX_FINDINGS], more)
-
-
-def _repair(backend: Backend, path: str) -> Sequence[str]:
-    try:
-        return backend.store.repair(path)
-    except ArchiveFormatError:
-        # An archive that cannot be opened cannot be repaired; verification reports the error.
-        return ()
 
 
 def _run_verification(
@@ -215,12 +210,9 @@ class _VerificationRun:
         return structure.result()
 
     def _compare_checksums(self, examined: Examination) -> None:
-        def check(piece: Piece) -> Finding | None:
-            return piece.check()
-
         self.nbytes = examined.nbytes
         with self._progress_bar("checksums", self.nbytes, "B") as bar:
-            for piece, mismatch in in_parallel(check, examined.pieces, READERS):
+            for piece, mismatch in in_parallel(lambda p: p.check(), examined.pieces, READERS):
                 bar.update(piece.nbytes)
                 if mismatch is not None:
                     self.findings.append(mismatch)
@@ -228,9 +220,12 @@ class _VerificationRun:
     def _check_structure(
         self, open_store: Callable[[], ArrayStore], *, read_all: bool
     ) -> list[Finding]:
-        store, findings = _open_store(open_store)
-        if store is None:
-            return findings
+        try:
+            store = open_store()
+        except ScdlError as error:
+            return [as_finding(error)]
+        verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
+        findings = [Finding(text, verdict, mendable=store.stale) for text in store.remarks]
         with store:
             checks = structure.checks(store, read_all=read_all)
             total = structure.total_size(store, read_all=read_all)
@@ -244,16 +239,6 @@ class _VerificationRun:
 
     def _progress_bar(self, name: str, total: int, unit: str) -> tqdm[Any]:
         return tqdm(desc=name, total=total, unit=unit, unit_scale=True, disable=not self._progress)
-
-
-def _open_store(open_store: Callable[[], ArrayStore]) -> tuple[ArrayStore | None, list[Finding]]:
-    """The open store, or None, and the findings of opening it."""
-    try:
-        store = open_store()
-    except ScdlError as error:
-        return None, [as_finding(error)]
-    verdict = Verdict.DAMAGED if store.stale else Verdict.SOUND
-    return store, [Finding(text, verdict, mendable=store.stale) for text in store.remarks]
 
 
 def _run_check(check: structure.Check) -> list[Finding]:

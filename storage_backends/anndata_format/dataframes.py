@@ -57,7 +57,7 @@ class FrameReader(ABC):
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Start of error messages.
     group
         The group of the data frame.
     """
@@ -90,7 +90,10 @@ class FrameReader(ABC):
         names_of_rows = self.index(index)
         found, unread = {INDEX: names_of_rows}, []
         for name in self.listed(attributes, index):
-            column = None if name in found else self._unless_unreadable(name)
+            try:
+                column = None if name in found else self.find(name)
+            except (self.unreadable, EncodingError):
+                column = None
             if column is None:
                 unread.append(name)
             elif column.length != names_of_rows.length:
@@ -114,8 +117,8 @@ class FrameReader(ABC):
         column = self.find(name)
         if column is None:
             raise self.error(
-                f"{self.where}: its index {name!r} is missing, or no column of text or numbers; "
-                f"expected names, or the name of another index in the attribute {names.INDEX_NAMED}"
+                f"{self.where}: its index {name!r} is missing, or not a column of text or "
+                f"numbers; expected that the attribute {names.INDEX_NAMED} names the index column"
             )
         return as_text(column)
 
@@ -126,12 +129,6 @@ class FrameReader(ABC):
             return [names.text(name) for name in order]
         return sorted(name for name in self.group if name not in (index, names.OLD_CATEGORIES))
 
-    def _unless_unreadable(self, name: str) -> Column | None:
-        try:
-            return self.find(name)
-        except (self.unreadable, EncodingError):
-            return None
-
     def find(self, path: str) -> Column | None:
         """The column at a path; None if it is missing or its encoding is unknown."""
         return self.column(self.member(path))
@@ -141,8 +138,10 @@ class FrameReader(ABC):
         if element is None:
             return None
         if hasattr(element, "shape"):
-            categories = self.old_categories(element)
-            return self._plain(element) if categories is None else self._old(element, categories)
+            if (categories := self.old_categories(element)) is None:
+                return self._plain(element)
+            ordered = is_ordered(categories)
+            return coded(self._plain(element), self.column(categories), ordered=ordered)
         encoding = names.encoding_of(element)
         if encoding == "categorical":
             codes, categories = element.get("codes"), self.column(element.get("categories"))
@@ -161,9 +160,6 @@ class FrameReader(ABC):
             levels = self.column(element.get("levels"))
             return coded(_counted_from_zero(values), levels, ordered=is_ordered(element))
         return None
-
-    def _old(self, codes: Any, categories: Any) -> Column | None:
-        return coded(self._plain(codes), self.column(categories), ordered=is_ordered(categories))
 
     def _plain(self, array: Any) -> Column | None:
         """The numbers or the text of an array with one dimension."""
@@ -210,7 +206,7 @@ def coded(
         part = arrow.to_numpy(codes.read(start, stop)).astype(np.int64)
         if len(part) and (part.min() < -1 or part.max() >= n_categories):
             raise EncodingError(
-                f"there are {n_categories} categories, but codes run from {part.min()} to "
+                f"expected codes from -1 to {n_categories - 1}, found codes from {part.min()} to "
                 f"{part.max()}"
             )
         return coder()(arrow.numbers(part.astype(np.int32), part < 0))
@@ -244,7 +240,7 @@ def masked(values: Column | None, mask: Column | None, *, nullable: bool = True)
     if values is None or mask is None or not pa.types.is_primitive(mask.type):
         return None
     if mask.length != values.length:
-        raise EncodingError(f"there are {values.length} values, but a mask of {mask.length}")
+        raise EncodingError(f"expected a mask of {values.length} values, found {mask.length}")
 
     def read(start: int, stop: int) -> pa.Array:
         absent, part = mask.read(start, stop).cast(pa.bool_()), values.read(start, stop)

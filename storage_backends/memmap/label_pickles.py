@@ -96,7 +96,7 @@ class _Machine:
             if opcode.name == "STOP":
                 return self._stack.pop()
             self._step(opcode.name, argument)
-        raise ValueError("a pickle without an end")
+        raise ValueError("the pickle does not end with STOP")
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack

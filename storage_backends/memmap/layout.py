@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.directory import files as archive_files
-from storage_backends.errors import ArchiveFormatError
-from storage_backends.memmap.header import Header
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
+from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
 HEADER = "header.sch"
 MANIFEST = os.path.join("scdl", "manifest.json")
@@ -92,18 +92,23 @@ def read_header(path: str) -> Header | None:
                 f"{file}: malformed header: {array.name} is {array.dtype}, not an unsigned type"
             )
     known = {documented.header_name for documented in MATRIX.values()}
-    listed = {array.name for array in header.arrays}
-    if not known <= listed:
-        missing = ", ".join(sorted(known - listed))
-        raise ArchiveFormatError(f"{file}: malformed header: it does not list {missing}")
+    if missing := sorted(known - {array.name for array in header.arrays}):
+        raise ArchiveFormatError(f"{file}: malformed header: it does not list {', '.join(missing)}")
     return header
+
+
+def header_of(specs: Mapping[str, ArraySpec], indexes: Sequence[HeaderIndex]) -> Header:
+    """The header of an archive with arrays of these specifications."""
+    arrays = [
+        HeaderArray(documented.header_name, specs[name].length, specs[name].dtype)
+        for name, documented in MATRIX.items()
+    ]
+    return Header(tuple(arrays), tuple(indexes))
 
 
 def matrix_files(path: str, header: Header | None) -> Files:
     """Files of the matrix, with dtypes from the header and lengths from file sizes."""
-    dtypes: dict[str, np.dtype[Any]] = {}
-    for array in header.arrays if header else ():
-        dtypes[array.name] = array.dtype
+    dtypes = {array.name: array.dtype for array in (header.arrays if header else ())}
     return {
         name: _measure_file(
             path,
@@ -188,7 +193,7 @@ def read_archive_manifest(path: str, n_obs: int, nnz: int, remarks: list[str]) -
     if stated != (n_obs, nnz):
         remarks.append(
             f"{path}: another program changed the archive from {stated[0]} to {n_obs} cells; "
-            "names, categories, obsm and further graphs no longer fit and are left out"
+            "names, categories, obsm and further graphs no longer match and are ignored"
         )
         return {}
     return manifest
@@ -209,7 +214,7 @@ def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError(f"bad counts {counts!r:.100}")
         names = [_check_entry(entry) for entry in manifest["arrays"]]
         if len(set(names)) < len(names) or not set(names).isdisjoint(MATRIX):
-            raise ValueError("names of arrays are not unique")
+            raise ValueError("the names of arrays are not unique")
         if not isinstance(manifest.get("documented_graph"), str | None):
             raise ValueError(f"bad documented_graph {manifest['documented_graph']!r:.100}")
         if not isinstance(manifest["attrs"], dict):
@@ -224,7 +229,9 @@ def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
             if not (type(block["stop"]) is type(block["n_vars"]) is int):
                 raise ValueError(f"bad block {block!r:.100}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArchiveFormatError(f"{where}: not a manifest of scdl ({error!r:.200})") from error
+        raise ArchiveFormatError(
+            f"{where}: this is not a valid manifest ({error!r:.200}); {COPY_AGAIN}"
+        ) from error
     return manifest
 
 
@@ -236,7 +243,7 @@ def _check_entry(entry: Any) -> str:
         raise ValueError(f"bad array entry {entry!r:.100}")
     # A zero-length dimension would make the product zero and hide the other sizes.
     if math.prod(n for n in shape if n) >= 2**62:
-        raise ValueError(f"too large an array {entry!r:.100}")
+        raise ValueError(f"array entry is too large: {entry!r:.100}")
     assert isinstance(name, str)
     return name
 

@@ -35,14 +35,19 @@ from storage_backends.base import ArraySpec, Contents
 from storage_backends.checks import check_ranges
 from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
-from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
 from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
-from storage_backends.errors import ArchiveChangedError, ArchiveClosedError, ArchiveFormatError
+from storage_backends.errors import (
+    COPY_AGAIN,
+    ArchiveChangedError,
+    ArchiveClosedError,
+    ArchiveFormatError,
+)
 from storage_backends.memmap import BACKEND, features, layout
-from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
+from storage_backends.memmap.feature_tables import FeatureTables
+from storage_backends.memmap.header import Header, HeaderIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,9 +69,8 @@ class MemmapStore(DirectoryStore):
         self._files: dict[str, str] = {}
         self._specs: dict[str, ArraySpec] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
+        self._feature_tables: FeatureTables
         self._parquet: dict[str, ParquetTable] = {}
-        #: Row at which each block ends, by the directory of the tables.
-        self._stops: dict[str, list[int]] = {}
         #: Mapped files of tables, which stay readable when the archive is replaced.
         self._mapped_tables: dict[str, MappedFile] = {}
 
@@ -79,7 +83,8 @@ class MemmapStore(DirectoryStore):
         store._manifest = layout.read_archive_manifest(path, *lengths, store.remarks)
         store._map(layout.graph_files(path, store._manifest))
         store._map(layout.own_files(path, store._manifest))
-        store._check_features()
+        store._feature_tables = FeatureTables(path, store._manifest, store._n_obs)
+        store._check_manifest()
         store.stale = header is not None and store._is_stale(header)
         return store
 
@@ -117,27 +122,20 @@ class MemmapStore(DirectoryStore):
             )
             raise ArchiveFormatError(
                 f"{self.path}: {found} entries for {self._n_obs} cells, with offsets from "
-                f"{ends[0]} to {ends[1]}; a file is truncated or is not of the header's dtype: "
-                "convert the source again"
+                f"{ends[0]} to {ends[1]}; a file is truncated or does not have the dtype of the "
+                "header, convert the source again"
             )
 
-    def _check_features(self) -> None:
-        """Check that the feature indexes have the right number of rows."""
-        for name in filter(None, (self._var_directory, self._obs_directory)):
-            stops = self._stops[name] = features.read_stops(self.path, name)
-            n_rows = stops[-1] if stops else 0
-            if n_rows != self._n_obs:
-                raise ArchiveFormatError(
-                    f"{self.path}: {name} describes {n_rows} rows, "
-                    f"but the archive has {self._n_obs}"
-                )
+    def _check_manifest(self) -> None:
+        """Check that the manifest agrees with the feature tables."""
         for block in self._manifest["attrs"]["blocks"] if self._manifest else ():
             where = f"{self.path}: genes"
             check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
-        if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
+        directory, stops = self._feature_tables.var_directory, self._feature_tables.var_stops
+        if self._manifest and stops != [block["stop"] for block in self.attrs["blocks"]]:
             raise ArchiveFormatError(
-                f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "
-                "the manifest has different ones"
+                f"{self.path}: the blocks of {directory} end at {stops}, but the manifest lists "
+                f"others; {COPY_AGAIN}"
             )
 
     def _is_stale(self, header: Header) -> bool:
@@ -148,9 +146,9 @@ class MemmapStore(DirectoryStore):
         ):
             return False
         self.remarks.append(
-            f"{self.path}: the header's lengths disagree with the files, which agree with each "
-            "other and are used; `scdl verify --repair`, or scdl.open(path).save(), writes the "
-            "header anew"
+            f"{self.path}: the lengths in the header disagree with the files, which agree with "
+            "each other and are used; update the header with `scdl verify --repair` or "
+            "scdl.open(path).save()"
         )
         return True
 
@@ -162,8 +160,7 @@ class MemmapStore(DirectoryStore):
     @cached_property
     def contents(self) -> Contents:
         self._open_arrays()
-        obs = ["obs"] if self._obs_directory else []
-        names = [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
+        names = self._feature_tables.names
         schemas = LazyMapping(self, names, lambda store, name: store._table(name).schema)
         attrs = self._manifest.get("attrs")
         if attrs is None:
@@ -173,20 +170,18 @@ class MemmapStore(DirectoryStore):
     def _hold(self) -> None:
         """Map the files of tables, and read the labels, which are otherwise read later."""
         self._mapped_tables = map_files(
-            itertools.chain(*map(self._table_files, self.tables)), MappedFile
+            itertools.chain(*map(self._feature_tables.files, self.tables)), MappedFile
         )
         if not self._manifest:
-            _ = self._labels
-
-    @cached_property
-    def _labels(self) -> list[str | None]:
-        return features.read_labels(self.path, self._var_directory, len(self._var_stops))
+            _ = self._feature_tables.labels
 
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
+        tables = self._feature_tables
+        blocks = zip(tables.var_stops, tables.labels, strict=True)
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
-            for i, (stop, label) in enumerate(zip(self._var_stops, self._labels, strict=True))
+            for i, (stop, label) in enumerate(blocks)
         ]
 
     @property
@@ -243,7 +238,11 @@ class MemmapStore(DirectoryStore):
         remove_leftovers(store.path)
         if not store.stale:
             return ()
-        header = store._header_of_files().to_bytes()
+        indexes = [
+            HeaderIndex(name, store._n_obs, features.index_files(path, name))
+            for name in store._feature_tables.directories
+        ]
+        header = layout.header_of(store._specs, indexes).to_bytes()
         matches = integrity.matches_checksums(store.path, layout.CHECKSUMS, layout.HEADER, header)
         if matches is False:
             # Other files were changed, too.
@@ -255,37 +254,7 @@ class MemmapStore(DirectoryStore):
             f"{documented.header_name} {store._specs[name].length:,}"
             for name, documented in layout.MATRIX.items()
         )
-        return (f"{store._path_to(layout.HEADER)}: rewritten with the lengths {lengths}",)
-
-    def _header_of_files(self) -> Header:
-        arrays = [
-            HeaderArray(documented.header_name, self._specs[name].length, self._specs[name].dtype)
-            for name, documented in layout.MATRIX.items()
-        ]
-        indexes = [
-            HeaderIndex(name, self._n_obs, features.index_files(self.path, name))
-            for name in (self._var_directory, self._obs_directory)
-            if name is not None
-        ]
-        return Header(tuple(arrays), tuple(indexes))
-
-    def _path_to(self, *parts: str) -> str:
-        return os.path.join(self.path, *parts)
-
-    @cached_property
-    def _var_directory(self) -> str:
-        for name in ("var_features", "features"):
-            if os.path.isdir(self._path_to(name)):
-                return name
-        raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
-
-    @cached_property
-    def _obs_directory(self) -> str | None:
-        return "obs_features" if os.path.isdir(self._path_to("obs_features")) else None
-
-    @cached_property
-    def _var_stops(self) -> list[int]:
-        return self._stops[self._var_directory]
+        return (f"{os.path.join(store.path, layout.HEADER)}: rewritten with the lengths {lengths}",)
 
     def _table(self, name: str) -> ParquetTable:
         # Get the dictionaries before checking that the store is open: `close` replaces them.
@@ -293,57 +262,11 @@ class MemmapStore(DirectoryStore):
         if name not in self.tables:
             raise self.no_table(name)
         # Files that are not mapped must not be read from a replacement of the archive.
-        if not self.is_current and not mapped.keys() >= {*self._table_files(name)}:
+        if not self.is_current and not mapped.keys() >= {*self._feature_tables.files(name)}:
             raise ArchiveChangedError(
                 f"{self.path}: the archive was replaced since it was opened, and the files of "
                 f"{name} were not kept open; open it again"
             )
         if name not in tables:
-            tables[name] = self._make_table(name, mapped)
+            tables[name] = self._feature_tables.open(name, mapped)
         return tables[name]
-
-    def _make_table(self, name: str, mapped: Mapping[str, MappedFile]) -> ParquetTable:
-        from storage_backends.memmap.tables import ParquetTable
-
-        n_rows: int | None = self._n_obs
-        if name != "obs":
-            block = int(name.removeprefix("var/"))
-            n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
-        return ParquetTable(
-            f"{self.path}: the table {name}",
-            self._column_files(name),
-            n_rows,
-            names=self._own_table_file(name, "names"),
-            categories=self._own_table_file(name, "categories"),
-            only_names=self._side_files(name).get("only_names"),
-            index_name=self._side_files(name).get("index_name"),
-            nullable=self._side_files(name).get("nullable", ()),
-            held=mapped,
-            # The number of cells is known from the offsets, which are not compressed.
-            bounded=name != "obs",
-        )
-
-    def _column_files(self, name: str) -> list[str]:
-        if name == "obs":
-            directory, n_blocks = "obs_features", len(self._stops["obs_features"])
-            blocks = range(n_blocks)
-        else:
-            directory, n_blocks = self._var_directory, len(self._var_stops)
-            block = int(name.removeprefix("var/"))
-            blocks = range(block, block + 1)
-        names = [layout.dataframe(i, n_blocks) for i in blocks]
-        return [archive_files.file_path(self.path, f"{directory}/{name}") for name in names]
-
-    def _table_files(self, name: str) -> list[str]:
-        own = [self._own_table_file(name, part) for part in ("names", "categories")]
-        return [*self._column_files(name), *filter(None, own)]
-
-    def _side_files(self, table: str) -> Mapping[str, Any]:
-        """Entry of the manifest for a table's files in ``scdl/``."""
-        entry: Mapping[str, Any] = self._manifest.get("tables", {}).get(table, {})
-        return entry
-
-    def _own_table_file(self, table: str, part: str) -> str | None:
-        if not self._side_files(table).get(part):
-            return None
-        return archive_files.file_path(self.path, layout.side_file("", table, part))

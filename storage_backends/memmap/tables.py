@@ -6,46 +6,28 @@ so that the main file stays what readers of the documented format expect: plain 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.checks import check_rows
-from storage_backends.compute import threads
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.compute.uniting import ColumnPart, UnitedColumn
 from storage_backends.directory.mapped_file import MappedFile
-from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
-from storage_backends.memmap.table_writer import ROW_GROUP, plain_type, to_categorical
+from storage_backends.errors import ArchiveFormatError
+from storage_backends.memmap.parquet import ParquetFile, readable
+from storage_backends.memmap.table_writer import plain_type, to_categorical
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
-#: Maximum of values that one thread reads alone.
-_MOST_ALONE = 1 << 20
 #: Minimum bytes of a row of text in memory.
 _ROW_BYTES = 64
-#: Errors that pyarrow raises for bytes that are not a table.
-_UNREADABLE = (
-    pa.ArrowException,
-    OSError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-)
 
 
 class ParquetTable:
@@ -54,7 +36,7 @@ class ParquetTable:
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Start of error messages.
     columns
         Files of the plain columns, one after the other; where their columns differ, they are
         united by :mod:`storage_backends.compute.uniting`, and columns missing in a file are null.
@@ -70,8 +52,8 @@ class ParquetTable:
         Name of the ``_index``, or None.
     nullable
         Columns that pandas holds in a nullable type.
-    held
-        Mapped files by path, which are read in place of those on disk.
+    mapped
+        Mapped files by path, which are read instead of those on disk.
     bounded
         Whether these files are the only source of the number of rows.
     """
@@ -87,15 +69,14 @@ class ParquetTable:
         only_names: str | None = None,
         index_name: str | None = None,
         nullable: Sequence[str] = (),
-        held: Mapping[str, MappedFile] = MappingProxyType({}),
+        mapped: Mapping[str, MappedFile] = MappingProxyType({}),
         bounded: bool = True,
     ) -> None:
         self._where = where
-        self._held = held
-        self._columns = columns
+        self._columns = [ParquetFile(path, mapped) for path in columns]
         self._expected_rows = expected_rows
-        self._names = names
-        self._categories = categories
+        self._names = None if names is None else ParquetFile(names, mapped)
+        self._categories = None if categories is None else ParquetFile(categories, mapped)
         self._only_names = only_names
         self._bounded = bounded
         self._metadata = None if index_name is None else {INDEX_NAME: index_name}
@@ -104,33 +85,33 @@ class ParquetTable:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        total = 0
-        for file in filter(None, (*self._columns, self._names, self._categories)):
-            with _readable(file):
-                total += len(self._content(file))
-        return total
+        files = (*self._columns, self._names, self._categories)
+        return sum(file.nbytes for file in files if file is not None)
 
     @cached_property
     def num_rows(self) -> int:
         """Rows, from the files' footers."""
-        n_rows = sum(map(self._num_rows, self._columns))
+        n_rows = sum(file.num_rows for file in self._columns)
         if self._expected_rows not in (None, n_rows):
             raise ArchiveFormatError(
                 f"{self._where} has {n_rows} rows, expected {self._expected_rows}"
             )
         if self._bounded:
             check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
-        if self._names and self._num_rows(self._names) != n_rows:
+        if self._names and self._names.num_rows != n_rows:
             raise ArchiveFormatError(
                 f"{self._names}: expected {n_rows} names, one for each row, found "
-                f"{self._num_rows(self._names)}"
+                f"{self._names.num_rows}"
             )
         return n_rows
 
     @cached_property
     def schema(self) -> Schema:
         """Names and types of the columns, ``_index`` first."""
-        plain = self._plain_schema()
+        if len(self._columns) == 1:
+            plain = self._columns[0].schema.remove_metadata()
+        else:
+            plain = pa.schema([pa.field(k, column.type) for k, column in self._united.items()])
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
             names_of_rows = pa.field(INDEX, plain.field(self._only_names).type)
@@ -142,30 +123,25 @@ class ParquetTable:
             for name, type_ in types.items()
         ]
         if self._names:
-            names = self._arrow_schema(self._names)
+            names = self._names.schema
             self._require(names, INDEX, self._names)
             fields.insert(0, names.field(INDEX).remove_metadata())
         return pa.schema(fields, self._metadata)
 
     @staticmethod
-    def _require(schema: Schema, name: str, file: str) -> None:
+    def _require(schema: Schema, name: str, file: ParquetFile) -> None:
         if schema.names.count(name) != 1:
             raise ArchiveFormatError(f"{file}: expected one column {name!r:.100}")
-
-    def _plain_schema(self) -> Schema:
-        if len(self._columns) == 1:
-            return self._arrow_schema(self._columns[0]).remove_metadata()
-        return pa.schema([pa.field(name, column.type) for name, column in self._united.items()])
 
     @cached_property
     def _united(self) -> Mapping[str, UnitedColumn]:
         """The columns of several files, whose types may differ from file to file."""
-        schemas = {file: self._arrow_schema(file) for file in self._columns}
+        schemas = {file: file.schema for file in self._columns}
         names = dict.fromkeys(name for schema in schemas.values() for name in schema.names)
         return {
             name: UnitedColumn(
                 [
-                    ColumnPart(schema.field(name).type, None, partial(self._pieces, file, name))
+                    ColumnPart(schema.field(name).type, None, partial(file.pieces, name))
                     for file, schema in schemas.items()
                     if name in schema.names
                 ]
@@ -173,59 +149,48 @@ class ParquetTable:
             for name in names
         }
 
-    def _pieces(self, file: str, name: str) -> Iterator[pa.Array]:
-        """A column of a file, some rows at a time."""
-        n_rows = self._num_rows(file)
-        for start in range(0, n_rows, ROW_GROUP):
-            column = self._read_rows(file, [name], start, min(start + ROW_GROUP, n_rows)).column(0)
-            yield from column.chunks
-
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
-        with _readable(self._where):
-            return self._read(columns, start, stop)
-
-    def _read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
-        known = self.schema.names
-        wanted = known if columns is None else list(columns)
-        stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
-        # The first column counts the rows of a table without columns.
-        rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
-        if self._only_names:
-            names = self._read_plain([self._only_names], start, stop)
-            return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
-        plain = [name for name in wanted if name != INDEX or self._names is None]
-        categories = {k: v for k, v in self._category_lists.items() if k in plain}
-        if plain:
-            table = self._read_plain(plain, start, stop, as_dictionary=list(categories))
+        with readable(self._where):
+            known = self.schema.names
+            wanted = known if columns is None else list(columns)
+            stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
+            # The first column counts the rows of a table without columns.
+            rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
+            if self._only_names:
+                names = self._read_plain([self._only_names], start, stop)
+                return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
+            plain = [name for name in wanted if name != INDEX or self._names is None]
+            categories = {k: v for k, v in self._category_lists.items() if k in plain}
+            columns_read = self._read_plain(plain, start, stop, list(categories)) if plain else rows
             for name in plain:
-                column = table[name]
+                column = columns_read[name]
                 if name in categories:
                     column = to_categorical(column, categories[name])
                 rows = rows.append_column(self.schema.field(name), column)
-        if INDEX in wanted and self._names:
-            names = self._read_rows(self._names, [INDEX], start, stop)
-            rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
-        return rows.select(wanted)
+            if INDEX in wanted and self._names:
+                names = self._names.read([INDEX], start, stop)
+                rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
+            return rows.select(wanted)
 
     def _read_plain(
         self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
     ) -> Table:
         if len(self._columns) == 1:
-            return self._read_rows(self._columns[0], columns, start, stop, as_dictionary)
+            return self._columns[0].read(columns, start, stop, as_dictionary)
         united = {name: self._united[name] for name in columns}
         pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
         position = 0
         for file in self._columns:
-            n_rows = self._num_rows(file)
+            n_rows = file.num_rows
             first, last = max(start - position, 0), min(stop - position, n_rows)
             position += n_rows
             if first >= last:
                 continue
-            there = self._arrow_schema(file).names
+            present = file.schema.names
             for name, column in united.items():
-                if name in there:
-                    found = self._read_rows(file, [name], first, last).column(0)
+                if name in present:
+                    found = file.read([name], first, last).column(0)
                     pieces[name] += map(column.convert, found.chunks)
                 else:
                     pieces[name].append(column.nulls(last - first))
@@ -239,10 +204,10 @@ class ParquetTable:
         if self._categories is None:
             return {}
         found = {}
-        with _readable(f"{self._categories}: the table of categories"):
-            if self._num_rows(self._categories) != 1:
+        with readable(f"{self._categories}: the table of categories"):
+            if self._categories.num_rows != 1:
                 raise ArchiveFormatError(f"{self._categories}: expected one row of categories")
-            table = _read(self._open(self._categories))
+            table = self._categories.read_all()
             for field in table.schema:
                 # See `_category_table`.
                 values = table[field.name].chunk(0).flatten()
@@ -252,108 +217,3 @@ class ParquetTable:
                     pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
                 )
         return found
-
-    def _read_rows(
-        self,
-        path: str,
-        columns: list[str],
-        start: int,
-        stop: int,
-        as_dictionary: Sequence[str] = (),
-    ) -> Table:
-        file = self._open(path, as_dictionary)
-        groups: list[int] = []
-        first_row, position = 0, 0
-        lengths = _group_rows(file)
-        for i, n_rows in enumerate(lengths):
-            if position < stop and position + n_rows > start:
-                first_row = first_row if groups else position
-                groups.append(i)
-            position += n_rows
-        with _readable(f"{path}: {columns!r:.200}"):
-            n_values = sum(lengths[i] for i in groups) * len(columns)
-            if n_values <= _MOST_ALONE or len(groups) < 2:
-                table = _read(file, groups, columns)
-            else:
-                table = self._read_groups(path, as_dictionary, groups, columns)
-            if set(table.column_names) != set(columns):
-                raise KeyError(*columns)
-            return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
-
-    def _read_groups(
-        self, path: str, as_dictionary: Sequence[str], groups: list[int], columns: list[str]
-    ) -> Table:
-        """Read row groups in several threads."""
-        n = min(threads.n_threads(), len(groups))
-        bounds = [len(groups) * i // n for i in range(n + 1)]
-        found: list[Table] = [None] * n
-
-        def read(i: int) -> None:
-            file = self._open(path, as_dictionary)
-            found[i] = _read(file, groups[bounds[i] : bounds[i + 1]], columns)
-
-        threads.for_each(read, range(n))
-        return pa.concat_tables(found)
-
-    def _num_rows(self, path: str) -> int:
-        """Rows of a file; its row groups must have that total."""
-        with _readable(path):
-            file = self._open(path)
-            rows, n_rows = _group_rows(file), int(file.metadata.num_rows)
-        if min(rows, default=0) < 0 or sum(rows) != n_rows:
-            raise ArchiveFormatError(
-                f"{path}: expected groups of {n_rows} rows altogether, found {sum(rows)}"
-            )
-        return n_rows
-
-    def _arrow_schema(self, path: str) -> Schema:
-        with _readable(path):
-            return self._open(path).schema_arrow
-
-    def _open(self, path: str, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-        with _readable(path):
-            data = self._content(path)
-            # The metadata of a file cannot be longer than the file.
-            longest = max(len(data), 1)
-            return pq.ParquetFile(
-                pa.BufferReader(pa.py_buffer(data)),
-                read_dictionary=list(as_dictionary),
-                page_checksum_verification=True,
-                # The file is in memory already.
-                pre_buffer=False,
-                thrift_string_size_limit=longest,
-                thrift_container_size_limit=longest,
-            )
-
-    def _content(self, path: str) -> NDArray[np.uint8]:
-        return (self._held.get(path) or MappedFile(path)).data
-
-
-def _read(
-    file: pq.ParquetFile, groups: Sequence[int] | None = None, columns: list[str] | None = None
-) -> Table:
-    """Row groups (default: all) of a file, read in this thread.
-
-    A thread of Arrow may release our memory only at interpreter exit, which makes the process fail.
-    """
-    every = range(file.metadata.num_row_groups)
-    return file.read_row_groups(every if groups is None else groups, columns, use_threads=False)
-
-
-def _group_rows(file: pq.ParquetFile) -> list[int]:
-    return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-
-
-@contextlib.contextmanager
-def _readable(where: str) -> Iterator[None]:
-    """Raise errors of pyarrow as ArchiveFormatError with their location."""
-    try:
-        yield
-    except ScdlError:
-        raise
-    except FileNotFoundError:
-        raise ArchiveFormatError(f"{where}: the file is missing") from None
-    except _UNREADABLE as error:
-        raise ArchiveFormatError(
-            f"{where}: not a parquet file that can be read ({one_line(error):.300})"
-        ) from error

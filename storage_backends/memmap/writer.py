@@ -16,7 +16,7 @@ from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import refused_write
 from storage_backends.memmap import features, layout
-from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
+from storage_backends.memmap.header import HeaderIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,16 +42,12 @@ class MemmapWriter(DirectoryWriter):
         values = self._checked(name, values)
         with refused_write(self.path):
             if name not in self._arrays:
-                path = os.path.join(directory, self._file_of(name))
+                own = layout.own_file(len(self._arrays.keys() - layout.MATRIX.keys()))
+                documented = layout.MATRIX.get(name)
+                path = os.path.join(directory, documented.file if documented else own)
                 self._files[name] = path
                 self._arrays[name] = self.recorder.create(path)
             self._arrays[name].write(values.reshape(-1).view(np.uint8).data)
-
-    def _file_of(self, name: str) -> str:
-        if name in layout.MATRIX:
-            return layout.MATRIX[name].file
-        own = sum(other not in layout.MATRIX for other in self._arrays)
-        return layout.own_file(own)
 
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
         from storage_backends.memmap import table_writer
@@ -107,14 +103,15 @@ class MemmapWriter(DirectoryWriter):
                 layout.MANIFEST: json.dumps(manifest).encode(),
                 "metadata.json": json.dumps({"num_rows": n_obs}).encode(),
                 "version.json": json.dumps(__version__).encode(),
-                layout.HEADER: self._header(indexes).to_bytes(),
+                layout.HEADER: layout.header_of(self.specs, indexes).to_bytes(),
             }
             for file_name, content in small.items():
                 self.recorder.write(os.path.join(directory, file_name), content)
 
     def _move_documented_graph(self, directory: str) -> str | None:
         """Move the first graph with the documented dtypes to the documented files."""
-        keys = dict.fromkeys(n.split("/", 1)[1].rpartition("/")[0] for n in self._graph_arrays)
+        graphs = (name for name in self._arrays if name.startswith("graphs/"))
+        keys = dict.fromkeys(name.split("/", 1)[1].rpartition("/")[0] for name in graphs)
         for key in keys:
             names = {part: f"graphs/{key}/{part}" for part in layout.GRAPH}
             specs = {part: self.specs.get(name) for part, name in names.items()}
@@ -127,10 +124,6 @@ class MemmapWriter(DirectoryWriter):
                     self.recorder.rename(self._files[name], target)
                 return key
         return None
-
-    @property
-    def _graph_arrays(self) -> list[str]:
-        return [name for name in self._arrays if name.startswith("graphs/")]
 
     def _write_index(
         self, directory: str, kind: str, blocks: Sequence[Mapping[str, Any]]
@@ -147,13 +140,6 @@ class MemmapWriter(DirectoryWriter):
         small = features.write_index(self.recorder, path, stops, labels, __version__)
         files = tuple(f"{index}/{file}" for file in (*small, *tables))
         return HeaderIndex(index, stops[-1], files)
-
-    def _header(self, indexes: Sequence[HeaderIndex]) -> Header:
-        arrays = [
-            HeaderArray(documented.header_name, self.specs[name].length, self.specs[name].dtype)
-            for name, documented in layout.MATRIX.items()
-        ]
-        return Header(tuple(arrays), tuple(indexes))
 
     def _close(self) -> None:
         for file in self._arrays.values():

@@ -179,7 +179,7 @@ class TestPolicies:
         [
             ([], "empty"),
             (["g1", "g1"], "'g1' more than once"),
-            (["a", "b"], "none of them is in .*gene_column"),
+            (["a", "b"], "none of the requested genes.* is in .*gene_column"),
         ],
     )
     def test_lists_that_cannot_be(self, cells: Any, genes: list[str], message: str) -> None:
@@ -188,10 +188,10 @@ class TestPolicies:
 
     def test_files_that_cannot_be(self, cells: Any, tmp_path: Path) -> None:
         for path in (tmp_path / "none.txt", tmp_path, "unoin"):
-            with pytest.raises(GeneListNotFoundError, match="gene id a line"):
+            with pytest.raises(GeneListNotFoundError, match="gene id per line"):
                 cells.select_genes(path)
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(GeneError, match="no text file"):
+        with pytest.raises(GeneError, match="UTF-8 text file"):
             cells.select_genes(tmp_path / "binary")
 
     def test_nothing_in_common(self, ragged: Ragged, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
     view = ds.select_genes("union", **options)
     assert view.read_rows([0]).data.tolist() == view.read_rows([0]).to_dense()[0].tolist()
     assert view.read_rows([0], ordered=False).to_dense().tolist() == [[sum(pair)]]
-    with pytest.raises(CastError, match=f"{stored} cannot hold {sum(pair)}"):
+    with pytest.raises(CastError, match=f"{stored} cannot hold the value {sum(pair)}"):
         view.read_rows([0], sum_dtype=stored)
     if layout == "padded":
         options["length"] = 1
@@ -348,7 +348,7 @@ def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
         make = partial(scdl.SingleCellLoader, ds, 1, genes="union", layout=layout, dtype=dtype)
         loader = make(**options)
         if dtype == torch.int16 and stored == "float16":
-            with pytest.raises(CastError, match="cannot hold"):
+            with pytest.raises(CastError, match="cannot hold the value"):
                 next(iter(loader))
             continue
         expected = torch.tensor([[sum(pair)]], dtype=dtype or torch.float64)
@@ -360,6 +360,6 @@ def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
 def test_sums_of_integers_with_a_sign(values: list[int], told: str) -> None:
     data, indices = np.array(values, np.int8), np.zeros(2, np.uint8)
     rows = csr.SparseRows(data, indices, np.array([0, 2]))
-    with pytest.raises(CastError, match=f"int8 cannot hold {told}"):
+    with pytest.raises(CastError, match=f"int8 cannot hold the value {told}"):
         csr.clean(rows, 1, "here")
     assert csr.clean(rows._replace(data=data // 2), 1, "here").data.tolist() == [int(told) // 2]

@@ -139,7 +139,7 @@ def test_seeds_and_names_of_strategies(archive: Path) -> None:
         with pytest.raises(NeighborError, match=f"a seed, not {rng!r}"):
             ds.sample_neighbors([3], rng=rng)
     for options in ({"neighbor_sampling_strategy": "nearest"}, {"neighbor_sampling_strategy": 3}):
-        with pytest.raises(NeighborError, match="there are: random, first, weighted"):
+        with pytest.raises(NeighborError, match="choose one of: random, first, weighted"):
             scdl.open(archive, **options)
 
 

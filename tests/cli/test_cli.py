@@ -127,7 +127,7 @@ class TestConvert:
     def test_what_is_missing_is_said(self, source: Path, scdl_command: Run) -> None:
         failed(
             scdl_command("convert", "cells.h5ad"),
-            *("archive goes is missing", "scdl convert cells.h5ad DEST"),
+            *("new archive is missing", "scdl convert cells.h5ad DEST"),
             code=2,
         )
         done = scdl_command("convert", "cells.h5ad", "a.scdl", "--compression", "fast")
@@ -275,7 +275,7 @@ class TestFlatten:
         failed(scdl_command("flatten", "atlas", "x", "--cell-names", "odd"), "keep")
         failed(scdl_command("flatten", "atlas", "atlas/x"), "outside")
         failed(scdl_command("flatten", "atlas/one", "x"), "an archive")
-        failed(scdl_command("flatten", "typo", "x"), "typo: there is no directory")
+        failed(scdl_command("flatten", "typo", "x"), "typo: this directory does not exist")
         failed(scdl_command("export", "atlas", "x.h5ad"), "scdl flatten atlas OUT")
         assert not atlas.with_name("x").exists()
 

@@ -583,7 +583,7 @@ class TestFlatten:
                 yield rows._replace(data=data, indices=indices, indptr=indptr)
 
         monkeypatch.setattr(concatenation, "clean_rows", damaged)
-        with pytest.raises(CollectionError, match="sources are kept"):
+        with pytest.raises(CollectionError, match="sources were not removed"):
             scdl.SingleCellCollection(copied.paths[:1]).flatten(
                 tmp_path / "flat", destroy_on_copy=True
             )
@@ -601,7 +601,7 @@ class TestFlatten:
         with pytest.raises(CollectionError, match="obsp/__graph is left out"):
             made.flatten(tmp_path / "flat", backend="zarr", destroy_on_copy=True)
         assert not (tmp_path / "flat").exists()
-        with pytest.warns(ScdlWarning, match=r"left out: such an archive") as told:
+        with pytest.warns(ScdlWarning, match=r"left out: the backend") as told:
             made.flatten(tmp_path / "flat", backend="zarr")
         for name in ("obsp/__graph", "obsm/__vectors"):
             assert sum(name in str(one.message) for one in told) == 1
@@ -771,9 +771,9 @@ class TestBadInput:
         ("text", "message"),
         [
             ('{"format": 99, "members": []}', "upgrade"),
-            ("[]", "not a manifest"),
-            ("{", "not a manifest"),
-            ('{"format": 1, "members": [{"path": "m0"}]}', "not a manifest"),
+            ("[]", "not a valid manifest"),
+            ("{", "not a valid manifest"),
+            ('{"format": 1, "members": [{"path": "m0"}]}', "not a valid manifest"),
         ],
     )
     def test_a_manifest_that_cannot_be_read(self, tmp_path: Path, text: str, message: str) -> None:

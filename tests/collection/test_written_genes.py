@@ -166,8 +166,8 @@ class TestTwo:
     @pytest.mark.parametrize(
         ("options", "error", "told"),
         [
-            ({"missing": "zero"}, OptionError, "missing='zero'.*give genes="),
-            ({"gene_column": "ensembl"}, OptionError, "gene_column=.*give genes="),
+            ({"missing": "zero"}, OptionError, "missing='zero'.*pass genes="),
+            ({"gene_column": "ensembl"}, OptionError, "gene_column=.*pass genes="),
             ({"genes": "union", "missing": "mask"}, OptionError, "missing='zero' or 'error'"),
             ({"genes": "union"}, GeneError, "lacks"),
             ({"genes": ["g0", "g0"]}, GeneError, "more than once"),

@@ -708,7 +708,7 @@ def test_dense_in_high_chunks_is_read_by_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As h5py lays dense matrices out by itself; a row of chunks may exceed the memory."""
-    monkeypatch.setattr("scdl.sources.h5ad._LARGEST_BAND", 1_000)
+    monkeypatch.setattr("scdl.sources.hdf5_matrices._LARGEST_BAND", 1_000)
     cells = random_cells(90, 40, density=0.3)
     source = write_h5ad(tmp_path / "a.h5ad", cells, Encoding("dense"))
     with h5py.File(source, "r+") as file:

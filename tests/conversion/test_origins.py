@@ -84,10 +84,10 @@ class TestConvert:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            ({"keys": KEYS}, "say label="),
-            ({"label": "a", "keys": ["x"]}, "1 names for 3 sources"),
+            ({"keys": KEYS}, "pass label="),
+            ({"label": "a", "keys": ["x"]}, "has 1 names, expected 3"),
             ({"label": "a", "keys": ["x", "y", "x"]}, "'x' more than once"),
-            ({"label": "a", "keys": "xyz"}, "a list of names"),
+            ({"label": "a", "keys": "xyz"}, "a list with one name per source"),
             ({"label": "type"}, r"s2.h5ad: obs has a column 'type' already"),
         ],
     )
@@ -100,7 +100,7 @@ class TestConvert:
 
     def test_errors_of_a_dict(self, files: list[Path], tmp_path: Path) -> None:
         sources = dict(zip(KEYS, files, strict=True))
-        with pytest.raises(OptionError, match="say label="):
+        with pytest.raises(OptionError, match="pass label="):
             scdl.convert(sources, tmp_path / "a")
         with pytest.raises(OptionError, match="leave out keys="):
             scdl.convert(sources, tmp_path / "a", label="sample", keys=KEYS)

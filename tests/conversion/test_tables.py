@@ -21,7 +21,7 @@ from reading import assert_same
 from sources import Cells, names, random_cells, write_h5ad, write_matrix, writing_strings
 
 import scdl
-from storage_backends.memmap import table_writer, tables
+from storage_backends.memmap import parquet, table_writer
 
 
 def convert(directory: Path, obs: pd.DataFrame, var: pd.DataFrame | None = None) -> Any:
@@ -330,11 +330,11 @@ def test_a_large_table_is_read_in_threads(tmp_path: Path, monkeypatch: pytest.Mo
     write_h5ad(tmp_path / "x.h5ad", random_cells(75, 3, seed=1), obs=obs)
     store = scdl.SingleCellDataset(tmp_path / "x", tmp_path / "x.h5ad").store
     alone = store.read_table("obs")
-    monkeypatch.setattr(tables, "_MOST_ALONE", 0)
+    monkeypatch.setattr(parquet, "_MOST_ALONE", 0)
     calls = []
-    real = tables.ParquetTable._read_groups
+    real = parquet.ParquetFile._read_groups
     monkeypatch.setattr(
-        tables.ParquetTable,
+        parquet.ParquetFile,
         "_read_groups",
         lambda self, *arguments: calls.append(arguments) or real(self, *arguments),
     )
@@ -359,8 +359,8 @@ def test_no_thread_of_arrow_reads(tmp_path: Path, target: str) -> None:
     code = f"""
 import os, threading
 import pyarrow.parquet, numba, scipy.linalg, pandas, scdl
-from storage_backends.memmap import tables
-tables._MOST_ALONE = 0
+from storage_backends.memmap import parquet
+parquet._MOST_ALONE = 0
 def native():
     names = [open(f"/proc/self/task/{{n}}/comm").read() for n in os.listdir("/proc/self/task")]
     return len([n for n in names if "jemalloc" not in n]) - threading.active_count()

@@ -200,7 +200,7 @@ def test_what_is_lost_is_told(tmp_path: Path, form: str, how: str) -> None:
         run(destroy_on_copy=True)
     assert all(path.exists() for path in paths)
     assert not (tmp_path / "made.zarr").exists()
-    with pytest.warns(ScdlWarning, match=r"of the archives is left out") as given:
+    with pytest.warns(ScdlWarning, match=r"cannot be copied and is left out") as given:
         run()
     for told in (str(refused.value), str(given[0].message)):
         assert [name for _, name in sorted((told.index(n), n) for n in lost)]
@@ -242,11 +242,11 @@ class TestWhatStandsThere:
         from scdl.collection import collection
 
         def write_and_change(*arguments: Any, **options: Any) -> None:
-            write_flat(*arguments, **options)
+            concatenate(*arguments, **options)
             scdl.open(paths[1]).cast_data_to_dtype("float64")
 
-        write_flat = collection.write_flat
-        monkeypatch.setattr(collection, "write_flat", write_and_change)
+        concatenate = collection.concatenate
+        monkeypatch.setattr(collection, "concatenate", write_and_change)
         made = scdl.SingleCellCollection(paths, max_open=1)
         with pytest.raises(ScdlError, match="m1: the archive "):
             made.flatten(tmp_path / "flat", destroy_on_copy=True)

@@ -167,7 +167,7 @@ def test_what_is_no_row(reader: Any, row: Any) -> None:
 
 
 def test_a_row_and_a_gene_are_told_what_to_use(reader: Any) -> None:
-    with pytest.raises(RowIndexError, match=r"not \(1, 2\); several rows are a list, a slice"):
+    with pytest.raises(RowIndexError, match=r"not \(1, 2\); select several rows with a list"):
         reader[1, 2]
 
 

@@ -234,7 +234,9 @@ class TestText:
                 file, f"{table}/{file[table].attrs['_index']}", data=latin, dtype=TEXT
             ),
         )
-        with pytest.raises(SourceError, match=rf"a.h5ad: {table}: its index .* no text in UTF-8"):
+        with pytest.raises(
+            SourceError, match=rf"a.h5ad: {table}: its index .* not valid UTF-8 text"
+        ):
             scdl.convert(source, tmp_path / "x")
         assert not (tmp_path / "x").exists()
 

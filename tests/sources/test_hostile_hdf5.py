@@ -166,7 +166,7 @@ def test_a_collection_of_text_that_never_ends(source: Path, tmp_path: Path) -> N
     source.write_bytes(data)
     error = refusal(lambda: scdl.convert(source, tmp_path / "archive"))
     assert error is not None
-    assert "collection of text" in str(error)
+    assert "global heap collection" in str(error)
 
 
 def test_collections_are_found_wherever_they_are(
@@ -178,7 +178,7 @@ def test_collections_are_found_wherever_they_are(
     for start in range(200):
         path.write_bytes(b"GCO" + bytes(start) + b"GCOLGCOLGCO")
         with path.open("rb") as file:
-            assert sorted(hdf5_guard._places(file, b"GCOL")) == [3 + start, 7 + start]
+            assert sorted(hdf5_guard._find_word(file, b"GCOL")) == [3 + start, 7 + start]
 
 
 @pytest.mark.parametrize("name", ["obs", "X", "uns"])

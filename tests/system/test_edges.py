@@ -69,7 +69,7 @@ class TestRepeatedGenes:
         values = np.fromfile(path / "data.npy", np.uint8)
         values[:] = 200
         values.tofile(path / "data.npy")
-        with pytest.raises(scdl.errors.CastError, match="uint8 cannot hold 400"):
+        with pytest.raises(scdl.errors.CastError, match="uint8 cannot hold the value 400"):
             scdl.open(path).read_rows([1])
         assert 400 in scdl.open(path).read_rows([1], sum_dtype="uint16").data
 

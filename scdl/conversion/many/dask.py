@@ -65,12 +65,12 @@ def _reported(error: BaseException, task: Task) -> BaseException:
     if isinstance(error, KilledWorker):
         worker = error.last_worker.address if error.last_worker else "its worker"
         return WorkerDiedError(
-            f"{files}: {worker} died, as the workers before it that tried; give workers more "
+            f"{files}: {worker} died, like all workers that tried before; give the workers more "
             "memory, and see their logs"
         )
     if isinstance(error, CancelledError):
         return WorkerDiedError(
-            f"{files}: the cluster gave the task up; see the log of its scheduler"
+            f"{files}: the cluster cancelled the task; see the log of its scheduler"
         )
     return error
 
@@ -98,7 +98,7 @@ def connect(address: str) -> Client:
     except ImportError as error:
         raise MissingPackageError(
             f"{address}: a Dask cluster needs the package distributed, which is not installed; "
-            "pip install 'scdl-store[dask]'"
+            "install it with: pip install 'scdl-store[dask]'"
         ) from error
     try:
         return Client(address, set_as_default=False)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Unpack
 
-from scdl.archive.schema import Info, distinct
+from scdl.archive.schema import Info, unique_names
 from scdl.conversion.many.drafts import drafts_beside
 from scdl.conversion.many.jobs import Job, run
 from scdl.conversion.many.options import (
@@ -60,12 +60,13 @@ def _no_files(directory: str) -> str:
     if not os.path.exists(directory):
         return other_formats.missing(directory)
     if os.path.isfile(directory):
-        return f"{directory}: this is a file; convert it with scdl.convert, or name a directory"
+        return f"{directory}: this is a file; convert it with scdl.convert, or pass a directory"
     described = other_formats.described(directory)
     if described is None and registry.known(directory) is not None:
         described = f"{directory}: this is an archive already; convert it with scdl.convert"
     return described or (
-        f"{directory}: there is no *.h5ad file here or below; name a directory that has some"
+        f"{directory}: there is no *.h5ad file in this directory or its subdirectories; pass a "
+        "directory with h5ad files"
     )
 
 
@@ -77,7 +78,7 @@ def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
     """
     root = os.path.abspath(directory)
     below = (os.path.splitext(os.path.relpath(path, root))[0] for path in files)
-    names = distinct(path.replace(os.sep, "_") for path in below)
+    names = unique_names(path.replace(os.sep, "_") for path in below)
     return dict(zip(files, names, strict=True))
 
 
@@ -145,12 +146,20 @@ def convert_directory(
     """
     started = time.perf_counter()
     directory = path_of(directory, "the path of a directory with h5ad files")
-    dest = path_of(dest, "the directory where the archives go, as a path")
+    dest = path_of(dest, "the path of a directory for the archives")
     settings, split_bytes = settings_of(options, convert_directory)
     backend = registry.for_target(dest, settings.backend)
     files = h5ad_files(directory)
     other_formats.check_target(dest, backend.suffix)
-    dest = _made_directory(dest)
+    if is_url(dest):
+        raise BackendOptionError(
+            f"{dest}: archives cannot be written to a URL, where they would not appear "
+            "atomically; convert to a local directory and upload the archives"
+        )
+    dest = os.path.abspath(dest)
+    registry.check_place(os.path.join(dest, "archive"))
+    with refused_write(dest):
+        os.makedirs(dest, exist_ok=True)
     # Use one backend for all archives, even if the name of a file has the suffix of another one.
     settings = dataclasses.replace(settings, backend=backend.name)
     targets = {
@@ -177,7 +186,7 @@ def convert_directory(
         seconds=time.perf_counter() - started,
     )
     if report.failed and not (skip_failed and report.archives):
-        raise failure(report, "the others were, and resume converts what is missing")
+        raise failure(report, "the others were; pass resume=True to convert only the missing ones")
     return report
 
 
@@ -206,7 +215,14 @@ def convert_files(
     started = time.perf_counter()
     with drafts_beside(dest) as drafts:
         jobs = [
-            Job.of([path], [_label(path, directory)], target, drafts, settings)
+            # The label begins with `directory` as given.
+            Job.of(
+                [path],
+                [os.path.join(os.fspath(directory), os.path.relpath(path, directory))],
+                target,
+                drafts,
+                settings,
+            )
             for path, target in targets.items()
         ]
         share = sum(job.nbytes for job in jobs) / n_workers(workers)
@@ -221,42 +237,23 @@ def convert_files(
     return DirectoryReport.of(dest, jobs, time.perf_counter() - started)
 
 
-def _label(path: str, directory: Path) -> str:
-    """Path of a file as stored in its archive; it begins with `directory` as given."""
-    return os.path.join(os.fspath(directory), os.path.relpath(path, directory))
-
-
-def _made_directory(dest: str) -> str:
-    """Create the directory of the archives; return its absolute path."""
-    if is_url(dest):
-        raise BackendOptionError(
-            f"{dest}: archives are not written to URLs, where nothing can appear whole; "
-            "convert to a directory and copy the archives"
-        )
-    path = os.path.abspath(dest)
-    registry.check_place(os.path.join(path, "archive"))
-    with refused_write(path):
-        os.makedirs(path, exist_ok=True)
-    return path
-
-
 def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
     """Raise ArchiveExistsError unless `resume` is set and `target` is the archive of `path`."""
     if not resume:
         raise ArchiveExistsError(
-            f"{target}: something exists here already, where the archive of {path} goes; resume "
-            "leaves out what has been converted, or choose another directory"
+            f"{target}: something exists here already, but the archive of {path} would be written "
+            "here; pass resume=True to skip files with an archive, or choose another directory"
         )
     try:
         with registry.open_archive(target) as store:
             label = Info.from_attrs(store.attrs, target).blocks[0].label
     except ArchiveFormatError as error:
         raise ArchiveExistsError(
-            f"{target}: what exists here is no archive that can be resumed from ({error}); remove "
-            "it first"
+            f"{target}: this is not a readable archive, so the conversion cannot resume ({error}); "
+            "remove it first"
         ) from error
     # The directory may have been moved; compare the path relative to it.
     if label is not None and not f"/{label}".endswith(f"/{below}"):
         raise ArchiveExistsError(
-            f"{target}: this is the archive of {label}, and not of {path}; choose another directory"
+            f"{target}: this is the archive of {label}, not of {path}; choose another directory"
         )

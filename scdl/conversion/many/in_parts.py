@@ -94,5 +94,7 @@ def _h5ad_file(path: str) -> str:
     if not os.path.exists(path) and not is_url(path):
         raise SourceNotFoundError(f"{path}: there is no such file")
     if not os.path.isfile(path):
-        raise SourceError(f"{path}: only h5ad files are converted in parts; leave out workers")
+        raise SourceError(
+            f"{path}: expected an h5ad file; convert other sources without several workers"
+        )
     return os.path.abspath(path)

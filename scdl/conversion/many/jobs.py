@@ -24,7 +24,7 @@ from scdl.conversion.many.worker_process import Outcome, Task
 from scdl.conversion.options import ConversionReport, Settings
 from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, ClusterError, ScdlError
-from scdl.sources.base import Tally
+from scdl.sources.base import Tally, sum_tallies
 from storage_backends import registry
 from storage_backends.directory import locks, publication
 from storage_backends.errors import refused_write
@@ -112,7 +112,11 @@ class Job:
             return None
         if outcome.error is None and isinstance(task, Part):
             self._tallies[task] = outcome.value
-            return self._joining() if len(self._tallies) == len(self.tasks()) else None
+            if len(self._tallies) < len(self.tasks()):
+                return None
+            tallies = [sum_tallies([self._tallies[part] for part in parts]) for parts in self.parts]
+            paths = [tuple(part.path for part in parts) for parts in self.parts]
+            return dataclasses.replace(self.whole, parts=tuple(zip(paths, tallies, strict=True)))
         if outcome.error is None:
             try:
                 outcome = outcome._replace(value=self._publish(outcome.value))
@@ -121,20 +125,13 @@ class Job:
         self.outcome = outcome
         return None
 
-    def _joining(self) -> Whole:
-        joined = tuple(
-            (tuple(part.path for part in parts), _sum([self._tallies[part] for part in parts]))
-            for parts in self.parts
-        )
-        return dataclasses.replace(self.whole, parts=joined)
-
     def _publish(self, report: ConversionReport) -> ConversionReport:
         """Move the complete archive to its target atomically."""
         draft, target = self.whole.path, self.target
         if not os.path.isdir(draft):
             raise ClusterError(
-                f"{target}: the worker wrote this archive where this process does not see it; "
-                "workers need the same file system under the same path"
+                f"{target}: this process does not see the archive that a worker wrote; all workers "
+                "need the same file system under the same path"
             )
         with refused_write(target):
             if os.path.lexists(target) and self.replace:
@@ -144,7 +141,8 @@ class Job:
                 publication.remove(draft)
             elif os.path.lexists(target):
                 raise ArchiveExistsError(
-                    f"{target}: something was put here meanwhile; choose another directory"
+                    f"{target}: another program created this path during the conversion; choose "
+                    "another path"
                 )
             else:
                 publication.move(draft, target)
@@ -152,11 +150,6 @@ class Job:
             for part in parts:
                 shutil.rmtree(part.path, ignore_errors=True)
         return dataclasses.replace(report, path=self.target)
-
-
-def _sum(tallies: Sequence[Tally]) -> Tally:
-    rows_sorted, duplicates, rounding, is_counts = zip(*tallies, strict=True)
-    return Tally(sum(rows_sorted), sum(duplicates), max(rounding), all(is_counts))
 
 
 def run(jobs: Sequence[Job], workers: WorkersLike, *, use_processes: bool, progress: bool) -> None:

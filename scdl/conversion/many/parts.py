@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -150,11 +151,9 @@ def parts_of(
         # Rows can only be read by sorting the whole matrix, which every part would repeat.
         n = 1
     edges = np.linspace(0, source.n_obs, n + 1).astype(np.int64).tolist()
-    bounds: ConvertOptions = {}
-    if "block_values" in settings.options:
-        bounds["block_values"] = settings.options["block_values"]
-    if "block_rows" in settings.options:
-        bounds["block_rows"] = settings.options["block_rows"]
+    bounds = cast(
+        ConvertOptions, {k: v for k, v in settings.options.items() if k.startswith("block_")}
+    )
     return [
         Part(
             source.path,

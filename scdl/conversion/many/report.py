@@ -48,7 +48,7 @@ class DirectoryReport:
         present = len(self.archives) - len(self.reports)
         if present:
             lines.append(f"there already: {present:,}")
-        lines += [f"failed: {_named(path, why)}" for path, why in self.failed.items()]
+        lines += [f"failed: {_with_path(path, why)}" for path, why in self.failed.items()]
         return "\n".join(lines)
 
     @classmethod
@@ -76,13 +76,13 @@ def one_line(job: Job, message: str) -> str:
     return " ".join(message.replace(job.whole.path, job.target).split())
 
 
-def _named(path: str, why: str) -> str:
+def _with_path(path: str, why: str) -> str:
     return why if why.startswith(path) else f"{path}: {why}"
 
 
 def failure(report: DirectoryReport, others: str) -> ConversionFailedError:
     """Create the error for a report with failed files; `others` describes the other files."""
-    named = [_named(path, why) for path, why in list(report.failed.items())[:_NAMED]]
+    named = [_with_path(path, why) for path, why in list(report.failed.items())[:_NAMED]]
     more = len(report.failed) - len(named)
     named += [f"and {more} more"] * (more > 0)
     named += [others] * bool(report.archives)

@@ -158,7 +158,12 @@ class ProcessWorkers(Workers):
             if not _is_broken(future):
                 ended.append((task, _outcome(future)))
             elif rerun is not None:
-                ended.append((task, Outcome(None, _died(task))))
+                error = WorkerDiedError(
+                    f"{', '.join(task.sources)}: the worker process died during the conversion, "
+                    "for example because it ran out of memory; try fewer workers (a script needs "
+                    'the guard `if __name__ == "__main__":`)'
+                )
+                ended.append((task, Outcome(None, error)))
             else:
                 pool = self._new_pool(1)
                 again = pool.submit(task, meter.slot)
@@ -178,14 +183,6 @@ class ProcessWorkers(Workers):
 
     def _submit(self, task: Task, meter: TaskMeter, *, urgent: bool) -> Future[Outcome]:
         return self._pool.submit(task, meter.slot)
-
-
-def _died(task: Task) -> WorkerDiedError:
-    return WorkerDiedError(
-        f"{', '.join(task.sources)}: its process ended in the middle of the work, as it does when "
-        "it is killed or memory is short; try fewer workers (and guard a script with "
-        '`if __name__ == "__main__":`)'
-    )
 
 
 def _is_broken(future: Future[Outcome]) -> bool:

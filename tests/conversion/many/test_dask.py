@@ -117,7 +117,9 @@ def test_a_task_that_kills_every_worker(client: Any, tmp_path: Path) -> None:
         workers.start(Dying())
         ((_, outcome),) = workers.completed(60)
     assert isinstance(outcome.error, WorkerDiedError)
-    assert re.match("cells.h5ad: tcp.* died, as the workers before it", str(outcome.error))
+    assert re.match(
+        "cells.h5ad: tcp.* died, like all workers that tried before", str(outcome.error)
+    )
     client.wait_for_workers(2)
 
 

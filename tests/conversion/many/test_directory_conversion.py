@@ -220,7 +220,7 @@ class TestFailing:
         assert len(list((place / "out").iterdir())) == 3
 
     def test_nobody_is_said_to_be_there_where_all_failed(self, place: Path, how: Any) -> None:
-        with pytest.raises(ConversionFailedError, match=r"1 of 3 .*; the others were, and resume"):
+        with pytest.raises(ConversionFailedError, match=r"1 of 3 .*; the others were; pass resume"):
             scdl.convert_directory(place / "in", place / "out", **how)
         for name in ("dense", "large"):
             (place / "in" / f"{name}.h5ad").unlink()
@@ -302,7 +302,7 @@ class TestRefused:
         (place / "out" / "dense.scdl").mkdir(parents=True)
         with pytest.raises(ArchiveExistsError, match=r"dense.scdl: something exists.*dense.h5ad"):
             scdl.convert_directory(place / "in", place / "out")
-        with pytest.raises(ArchiveExistsError, match="no archive that can be resumed from"):
+        with pytest.raises(ArchiveExistsError, match=r"not a readable archive, .* cannot resume"):
             scdl.convert_directory(place / "in", place / "out", resume=True)
         (place / "out" / "dense.scdl").rmdir()
         (place / "other.h5ad").symlink_to(place / "in" / "dense.h5ad")
@@ -402,7 +402,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "code", "told"),
         [
-            (["in/csc.h5ad", "out", "--resume"], 2, "one directory"),
+            (["in/csc.h5ad", "out", "--resume"], 2, "only to a directory"),
             (["in", "out", "--workers", "2", "--dask", "tcp://x:1"], 2, "--dask"),
             (["in", "out", "--workers", "0"], 2, "--workers"),
             ([".git", "out"], 1, ".git: there is no *.h5ad"),

@@ -183,7 +183,7 @@ def test_one_that_dies_does_not_take_the_others_along(tmp_path: Path, how: signa
         error = result(workers, Dying(how)).error
         assert isinstance(error, WorkerDiedError)
         assert isinstance(error, RuntimeError)
-        assert str(error).startswith("cells.h5ad: its process ended")
+        assert str(error).startswith("cells.h5ad: the worker process died")
         for number in (5, 6):
             assert result(workers, Counting(number)).value[0] == number
         until(lambda: (tmp_path / "begun").exists())
@@ -312,7 +312,7 @@ class TestConversion:
         killer.join()
         assert len(report.failed) == times - 1
         for failed, why in report.failed.items():
-            assert why.startswith(f"{failed}: its process ended in the middle of the work")
+            assert why.startswith(f"{failed}: the worker process died during the conversion")
         assert len(report.archives) == N - len(report.failed)
         assert len(list((tmp_path / "out").iterdir())) == len(report.archives)
         self.check(files, tmp_path / "out")

@@ -1,0 +1,86 @@
+"""Finding and describing the members of a collection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from scdl.collection.manifest import Member, read_manifest
+from scdl.collection.paths import MANIFEST, archives_below, has_manifest, is_archive, resolved
+from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError, ScdlError
+from storage_backends import registry
+from storage_backends.paths import Path
+from storage_backends.registry import is_within
+
+
+def find_members(directory: str) -> Sequence[Member]:
+    """Descriptions of the archives in a directory; empty if it is empty or does not exist.
+
+    Raises
+    ------
+    CollectionError
+        The directory is an archive, or an archive cannot be read.
+    ArchiveNotFoundError
+        The directory has other contents, but no archive.
+    ArchiveFormatError
+        The manifest or an archive is damaged.
+    """
+    if has_manifest(directory):
+        return read_manifest(directory)
+    if is_archive(directory):
+        raise CollectionError(
+            f"{directory}: this is an archive, not a directory of archives; open it with "
+            "scdl.open, or pass a list of paths"
+        )
+    is_empty = os.path.isdir(directory) and not os.listdir(directory)
+    if is_empty or not os.path.lexists(directory):
+        return []
+    archives = sorted(archives_below(directory))
+    if not archives:
+        raise ArchiveNotFoundError(
+            f"{directory}: there is no archive in this directory or its subdirectories, and no "
+            f"{MANIFEST}; create archives with scdl.convert or load_h5ad_multi"
+        )
+    return describe_all([], archives, directory)
+
+
+def describe_all(
+    records: Sequence[Member], paths: Sequence[Path], directory: str | None = None
+) -> list[Member]:
+    """The records, and descriptions of further archives, each of which is opened once.
+
+    Parameters
+    ----------
+    directory
+        Directory of the collection, which cannot be its own member; None: there is none.
+    """
+    described = list(records)
+    known = {record.path for record in records}
+    for path in map(resolved, paths):
+        if path in known:
+            raise CollectionError(f"{path}: this archive is listed twice; list it once")
+        known.add(path)
+        try:
+            with registry.open_archive(path, hold=False) as store:
+                described.append(Member.of(path, store))
+        except ArchiveFormatError:
+            if not is_archive(path):
+                _refuse_collection(path, directory)
+            raise
+        except ScdlError:
+            raise
+        except OSError as error:
+            raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
+    return described
+
+
+def _refuse_collection(path: str, directory: str | None) -> None:
+    """Raise CollectionError if a path is a collection."""
+    if directory is not None and is_within(directory, path):
+        raise CollectionError(
+            f"{path}: a collection cannot be inside itself; list its archives instead"
+        )
+    if has_manifest(path) or any(archives_below(path)):
+        raise CollectionError(
+            f"{path}: this is a collection, not an archive; list its members, or flatten it"
+        )

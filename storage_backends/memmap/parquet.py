@@ -1,0 +1,171 @@
+"""Parquet files of tables: any rows and columns, read in one thread or in several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from storage_backends.compute import threads
+from storage_backends.directory.mapped_file import MappedFile
+from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
+from storage_backends.memmap.table_writer import ROW_GROUP
+
+if TYPE_CHECKING:
+    from pyarrow import Schema, Table
+
+#: Maximum of values that one thread reads alone.
+_MOST_ALONE = 1 << 20
+#: Errors that pyarrow raises for bytes that are not a table.
+_UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+)
+
+
+class ParquetFile:
+    """One file. It is opened for each call, so that any thread may call.
+
+    Parameters
+    ----------
+    path
+        Path of the file.
+    mapped
+        Mapped files by path, which are read instead of those on disk.
+    """
+
+    def __init__(self, path: str, mapped: Mapping[str, MappedFile]) -> None:
+        self.path, self._mapped = path, mapped
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        with readable(self.path):
+            return len(self._content())
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows; raise ArchiveFormatError unless the row groups have that total."""
+        with readable(self.path):
+            file = self._open()
+            rows, n_rows = _group_rows(file), int(file.metadata.num_rows)
+        if min(rows, default=0) < 0 or sum(rows) != n_rows:
+            raise ArchiveFormatError(
+                f"{self.path}: expected groups of {n_rows} rows altogether, found {sum(rows)}"
+            )
+        return n_rows
+
+    @property
+    def schema(self) -> Schema:
+        """Names and types of the columns."""
+        with readable(self.path):
+            return self._open().schema_arrow
+
+    def pieces(self, name: str) -> Iterator[pa.Array]:
+        """A column, some rows at a time."""
+        n_rows = self.num_rows
+        for start in range(0, n_rows, ROW_GROUP):
+            yield from self.read([name], start, min(start + ROW_GROUP, n_rows)).column(0).chunks
+
+    def read(
+        self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
+    ) -> Table:
+        """Rows ``[start, stop)`` of some columns; those in `as_dictionary` as dictionary arrays."""
+        file = self._open(as_dictionary)
+        groups: list[int] = []
+        first_row, position = 0, 0
+        lengths = _group_rows(file)
+        for i, n_rows in enumerate(lengths):
+            if position < stop and position + n_rows > start:
+                first_row = first_row if groups else position
+                groups.append(i)
+            position += n_rows
+        with readable(f"{self.path}: {columns!r:.200}"):
+            n_values = sum(lengths[i] for i in groups) * len(columns)
+            if n_values <= _MOST_ALONE or len(groups) < 2:
+                table = _read(file, groups, columns)
+            else:
+                table = self._read_groups(as_dictionary, groups, columns)
+            if set(table.column_names) != set(columns):
+                raise KeyError(*columns)
+            return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+
+    def read_all(self) -> Table:
+        """All rows and columns."""
+        file = self._open()
+        return _read(file, range(file.num_row_groups), None)
+
+    def _read_groups(
+        self, as_dictionary: Sequence[str], groups: list[int], columns: list[str]
+    ) -> Table:
+        """Read row groups in several threads."""
+        n = min(threads.n_threads(), len(groups))
+        bounds = [len(groups) * i // n for i in range(n + 1)]
+        found: list[Table] = [None] * n
+
+        def read(i: int) -> None:
+            file = self._open(as_dictionary)
+            found[i] = _read(file, groups[bounds[i] : bounds[i + 1]], columns)
+
+        threads.for_each(read, range(n))
+        return pa.concat_tables(found)
+
+    def _open(self, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+        with readable(self.path):
+            data = self._content()
+            # The metadata of a file cannot be longer than the file.
+            longest = max(len(data), 1)
+            return pq.ParquetFile(
+                pa.BufferReader(pa.py_buffer(data)),
+                read_dictionary=list(as_dictionary),
+                page_checksum_verification=True,
+                # The file is in memory already.
+                pre_buffer=False,
+                thrift_string_size_limit=longest,
+                thrift_container_size_limit=longest,
+            )
+
+    def _content(self) -> NDArray[np.uint8]:
+        return (self._mapped.get(self.path) or MappedFile(self.path)).data
+
+
+def _read(file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None) -> Table:
+    """Row groups of a file, read in this thread.
+
+    A thread of Arrow may release our memory only at interpreter exit, which makes the process fail.
+    """
+    return file.read_row_groups(groups, columns, use_threads=False)
+
+
+def _group_rows(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Raise errors of pyarrow as ArchiveFormatError with their location."""
+    try:
+        yield
+    except ScdlError:
+        raise
+    except FileNotFoundError:
+        raise ArchiveFormatError(f"{where}: the file is missing") from None
+    except _UNREADABLE as error:
+        raise ArchiveFormatError(
+            f"{where}: not a readable parquet file ({one_line(error):.300})"
+        ) from error
