@@ -96,7 +96,7 @@ def _copy(request: Request, index_dtype: np.dtype[Any], *, concurrently: bool) -
 
     matrices = request.matrices
     # _owners keeps the memory of rows that were read alive until they are copied.
-    rows, indptr, _owners = _locate(request, matrices.addresses)
+    rows, indptr, _owners = _locate(request, matrices.addresses())
     total = int(indptr[-1])
     data = recycled.empty(total, matrices.data_dtype)
     indices = recycled.empty(total, index_dtype)
@@ -152,9 +152,7 @@ def read_mapped_rows(
     data_dtype = matrices.data_dtype
     if totals is not None and data_dtype == np.float16:
         data_dtype = np.dtype(np.float32)
-    widens = data_dtype != matrices.data_dtype
-    addresses = matrices.addresses_of(data_dtype) if widens else matrices.addresses
-    rows, indptr, _owners = _locate(request, addresses)
+    rows, indptr, _owners = _locate(request, matrices.addresses(data_dtype))
     if totals is not None:
         kernels.sum_rows(rows, np.empty(0, data_dtype), totals)
     rows[:, 3] = lookup.table_of
@@ -199,9 +197,9 @@ def _locate(
 
     matrices, which, rows = request
     located, indptr = np.empty((len(rows), 4), np.int64), np.empty(len(rows) + 1, np.int64)
-    data_dtype = addresses.data_dtype
-    owners: list[Any] = [matrices]
-    for i in addresses.unmapped:
+    data_dtype, _ = addresses.dtypes
+    owners: list[Any] = [addresses]
+    for i in addresses.find(which).tolist():
         one, chosen = matrices.archives[i], np.flatnonzero(which == i)
         read = csr.read(one.store, one.prefix, rows[chosen])
         data = read.data.astype(data_dtype, copy=False)

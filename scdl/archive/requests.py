@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,11 @@ from storage_backends.compute.caching import cached_property
 _SAMPLE = 24
 #: Upper bound of the time to touch a page that is in memory, even on a busy machine.
 _WARM_NANOSECONDS = 40_000
+
+#: Matrices that are mapped at once, each with three mappings; Linux allows a process 65,530.
+_MAX_MATRICES = 5_000
+#: Column of a table of addresses, and its value for matrices that were not looked at.
+_OFFSET_SIZE, _UNKNOWN = 3, -1
 
 
 class StoredMatrix(NamedTuple):
@@ -52,22 +57,58 @@ class StoredMatrix(NamedTuple):
         return cls(store, is_sorted, mapped if usable else (), prefix)
 
 
-class Addresses(NamedTuple):
-    """Addresses of the arrays of several matrices in memory.
+class Addresses:
+    """Addresses of matrices in memory, found when their rows are first read.
+
+    Parameters
+    ----------
+    archives
+        The matrices.
+    data_dtype, index_dtype
+        Dtypes of values and column ids; matrices with other ones must be read.
 
     Attributes
     ----------
-    data_dtype
-        Dtype of the values.
     table
-        One row per matrix, in the form that ``locate_rows`` takes.
-    unmapped
-        Positions of the matrices whose rows must be read; their rows of `table` are zero.
+        One row per matrix, in the form that ``locate_rows`` takes. Its memory stays mapped as long
+        as this object exists.
     """
 
-    data_dtype: np.dtype[Any]
-    table: NDArray[np.int64]
-    unmapped: Sequence[int]
+    def __init__(
+        self,
+        archives: Sequence[StoredMatrix],
+        data_dtype: np.dtype[Any],
+        index_dtype: np.dtype[Any],
+    ) -> None:
+        self._archives, self.dtypes = archives, (data_dtype, index_dtype)
+        self.table = np.zeros((len(archives), 5), np.int64)
+        self.table[:, _OFFSET_SIZE] = _UNKNOWN
+        self.views: dict[int, Sequence[NDArray[Any]]] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more matrices may be mapped: the system limits mappings of a process."""
+        return len(self.views) >= _MAX_MATRICES
+
+    def find(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Find the matrices at positions; returns those that are not in memory, in order."""
+        sizes = self.table[which, _OFFSET_SIZE]
+        if (sizes == _UNKNOWN).any():
+            for number in np.unique(which[sizes == _UNKNOWN]).tolist():
+                self._add(number)
+            sizes = self.table[which, _OFFSET_SIZE]
+        return which[:0] if sizes.all() else np.unique(which[sizes == 0])
+
+    def _add(self, number: int) -> None:
+        # If threads add the same matrix, all use the views of the first.
+        views = self.views.setdefault(number, self._archives[number].views)
+        row = self.table[number]
+        if views and (views[0].dtype, views[1].dtype) == self.dtypes:
+            row[:3], row[4] = [view.ctypes.data for view in views], len(views[0])
+            # The last one, as it makes the row valid for other threads.
+            row[_OFFSET_SIZE] = views[2].itemsize
+        else:
+            row[_OFFSET_SIZE] = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,28 +118,31 @@ class Matrices:
     Parameters
     ----------
     archives
-        One matrix per archive.
+        One matrix per archive, which may be opened on access.
+    paths
+        Path of each archive, for messages.
     data_dtype, index_dtype
         Common dtypes of the values and column ids.
     n_vars
         Number of genes of the widest feature block.
+    is_sorted
+        Whether the column ids of all rows are stored in strictly increasing order.
     """
 
     archives: Sequence[StoredMatrix]
+    paths: Sequence[str]
     data_dtype: np.dtype[Any]
     index_dtype: np.dtype[Any]
     n_vars: int
+    is_sorted: bool
+    _addresses: dict[np.dtype[Any], Addresses] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, matrix: StoredMatrix, n_vars: int) -> Matrices:
         """Wrap a single matrix."""
         data, indices = (matrix.store.spec(matrix.prefix + name) for name in (DATA, INDICES))
-        return cls((matrix,), data.dtype, indices.dtype, n_vars)
-
-    @cached_property
-    def is_sorted(self) -> bool:
-        """Whether the column ids of all rows are stored in strictly increasing order."""
-        return all(one.is_sorted for one in self.archives)
+        path = matrix.store.path
+        return cls((matrix,), (path,), data.dtype, indices.dtype, n_vars, matrix.is_sorted)
 
     @cached_property
     def is_read_as_stored(self) -> bool:
@@ -108,21 +152,13 @@ class Matrices:
             return False
         return first.store.spec(first.prefix + DATA).dtype == self.data_dtype
 
-    @cached_property
-    def addresses(self) -> Addresses:
-        """Addresses of the arrays that are memory-mapped and have the common dtypes."""
-        return self.addresses_of(self.data_dtype)
-
-    def addresses_of(self, data_dtype: np.dtype[Any]) -> Addresses:
-        """The same as :attr:`addresses` for another dtype of the values."""
-        table, unmapped = np.zeros((len(self.archives), 5), np.int64), []
-        for i, (_, _, views, _) in enumerate(self.archives):
-            if views and (views[0].dtype, views[1].dtype) == (data_dtype, self.index_dtype):
-                starts = (view.ctypes.data for view in views)
-                table[i] = *starts, views[2].itemsize, len(views[0])
-            else:
-                unmapped.append(i)
-        return Addresses(data_dtype, table, unmapped)
+    def addresses(self, data_dtype: np.dtype[Any] | None = None) -> Addresses:
+        """Addresses of the matrices with the common dtypes, or another dtype of the values."""
+        dtype = data_dtype or self.data_dtype
+        found = self._addresses.get(dtype)
+        if found is None or found.is_full:
+            found = self._addresses[dtype] = Addresses(self.archives, dtype, self.index_dtype)
+        return found
 
 
 class Request(NamedTuple):
@@ -145,7 +181,8 @@ class Request(NamedTuple):
     @property
     def where(self) -> str:
         """Paths for messages; only those of the first three archives."""
-        return ", ".join(one.store.path for one in self.matrices.archives[:3])
+        paths = self.matrices.paths
+        return ", ".join(paths[number] for number in np.unique(self.which)[:3].tolist())
 
 
 def is_cold(request: Request) -> bool:
@@ -155,14 +192,15 @@ def is_cold(request: Request) -> bool:
     for rows that are not memory-mapped, since only their archives know.
     """
     step = max(1, len(request.rows) // _SAMPLE)
+    which, rows = request.which[::step], request.rows[::step].tolist()
+    addresses = request.matrices.addresses()
+    if len(addresses.find(which)):
+        return True
     n_slow = 0
-    for i in range(0, len(request.rows), step):
-        views = request.matrices.archives[request.which[i]].views
-        if not views:
-            return True
-        data, indices, indptr = views
+    for number, row in zip(which.tolist(), rows, strict=True):
+        data, indices, indptr = addresses.views[number]
         began = time.perf_counter_ns()
-        start = int(indptr[request.rows[i]])
+        start = int(indptr[row])
         if start < len(data):
             data[start].tobytes(), indices[start].tobytes()
         n_slow += time.perf_counter_ns() - began > _WARM_NANOSECONDS

@@ -84,19 +84,22 @@ class MemberGraph(NeighborGraph):
         self, rows: NDArray[np.int64], draws: NDArray[np.float64]
     ) -> NDArray[np.int64] | None:
         """Sample with a single read; None if a graph is not mapped to memory or is invalid."""
-        numbers, which, local = self._members.find(rows)
-        keys = [self._keys[number] for number in numbers]
+        which, local = self._members.find(rows)
+        numbers, which = np.unique(which, return_inverse=True)
+        keys = [self._keys[number] for number in numbers.tolist()]
         if None in keys:
             return None
         graphs = [
             self._members[number]._graph_matrix(str(key))
-            for number, key in zip(numbers, keys, strict=True)
+            for number, key in zip(numbers.tolist(), keys, strict=True)
         ]
         dtypes = {tuple(view.dtype for view in graph.views[:2]) for graph in graphs}
         if len(dtypes) != 1 or () in dtypes:
             return None
+        paths = [graph.store.path for graph in graphs]
         data, indices = dtypes.pop()
-        near = read_rows(Request(Matrices(graphs, data, indices, self.n_obs), which, local))
+        matrices = Matrices(graphs, paths, data, indices, self.n_obs, is_sorted=False)
+        near = read_rows(Request(matrices, which, local))
         chosen, bad = choose(self._strategy, near.indptr, draws, lambda: near.data)
         has_one = chosen[:, 0] >= 0
         if bad >= 0 or not (self._fallback or has_one.all()):

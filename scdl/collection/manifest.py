@@ -117,13 +117,15 @@ class Member:
         Parameters
         ----------
         genes
-            Whether to compare the genes, too, if they are known; this takes milliseconds.
+            Whether to compare the genes, too, if they are known. This takes milliseconds, and is
+            not needed if the contents have the same hash.
         """
         current = Member.of(self.path, store)
         if self.content is None:
             # Checksums may have been added to the archive.
             current = replace(current, content=None)
-        compares = genes and self.genes
+        is_same = self.content is not None and self.content == current.content
+        compares = genes and self.genes and not is_same
         now = asdict(current.with_genes(store) if compares else replace(current, genes=self.genes))
         # Spaces follow from the genes, and manifests of version 0.1 do not have them.
         now["spaces"] = self.spaces

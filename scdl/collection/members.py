@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -13,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scdl.archive.requests import Matrices, Request, StoredMatrix
-from scdl.archive.schema import OBS, var_table
+from scdl.archive.schema import DATA, OBS, var_table
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.collection.manifest import Member
 from scdl.collection.paths import resolved
@@ -22,6 +23,7 @@ from scdl.conversion.origins import Origins
 from scdl.conversion.tables import United
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
+from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.errors import one_line
@@ -56,9 +58,7 @@ class Members(Sequence[SingleCellDataset]):
         self.starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), stops])
         self._options = options
         self.origins = None if label is None else Origins(label, tuple(self.names))
-        self._max_open = max_open
         self._open = LRUCache[int, SingleCellDataset](max_open)
-        self._last: tuple[Sequence[int], Matrices | None] = (), None
         #: Members whose genes were compared with their descriptions.
         self._checked: set[int] = set()
 
@@ -79,8 +79,17 @@ class Members(Sequence[SingleCellDataset]):
 
     def _open_member(self, number: int) -> SingleCellDataset:
         record = self.records[number]
-        try:
+        with self._opening(record):
             member = SingleCellDataset(record.path, **self._options)
+        self._check(number, member.store)
+        return member
+
+    @staticmethod
+    @contextmanager
+    def _opening(record: Member) -> Iterator[None]:
+        """Raise errors that say that the archive is a member."""
+        try:
+            yield
         except ArchiveNotFoundError:
             raise ArchiveNotFoundError(
                 f"{record.path}: this member of the collection is missing; restore it, or open a "
@@ -92,10 +101,11 @@ class Members(Sequence[SingleCellDataset]):
             raise CollectionError(
                 f"{record.path}: this member of the collection cannot be read: {one_line(error)}"
             ) from error
-        # Compare the genes when a member is first opened, as gene spaces rely on them.
-        record.check(member.store, genes=number not in self._checked)
+
+    def _check(self, number: int, store: ArrayStore) -> None:
+        """Compare a member with its description when it is opened; its genes only once."""
+        self.records[number].check(store, genes=number not in self._checked)
         self._checked.add(number)
-        return member
 
     @cached_property
     def data_dtype(self) -> np.dtype[Any]:
@@ -164,41 +174,64 @@ class Members(Sequence[SingleCellDataset]):
 
     def request(self, at: NDArray[np.int64]) -> Request:
         """The request to read some cells from their members."""
-        members, which, rows = self.find(at)
-        return Request(self.matrices(members), which, rows)
+        return Request(self._matrices, *self.find(at))
 
-    def find(self, at: NDArray[np.int64]) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64]]:
-        """Members of some cells; for each cell its index in that list, and its row there."""
+    def find(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The member of each cell, and its row there."""
         from scdl.kernels import rows as kernels
 
-        found = np.empty(len(self), np.int64)
         which, rows = np.empty_like(at), np.empty_like(at)
-        n = kernels.find_archives(at, self.starts, found, which, rows)
-        return found[:n].tolist(), which, rows
+        kernels.find_archives(at, self.starts, which, rows)
+        return which, rows
 
-    def matrices(self, numbers: Sequence[int]) -> Matrices:
-        """Matrices of some members; the same object while the members are the same."""
-        known, matrices = self._last
-        if matrices and known == numbers and all(map(self._has, numbers, matrices.archives)):
-            return matrices
-        archives = [self[number].matrix for number in numbers]
-        matrices = Matrices(archives, self.data_dtype, self.index_dtype, self.max_n_vars)
-        # They keep their members open, so remember no more than may be open.
-        if len(numbers) <= self._max_open:
-            self._last = numbers, matrices
-        return matrices
+    @cached_property
+    def _matrices(self) -> Matrices:
+        return Matrices(
+            _Matrices(self),
+            [record.path for record in self.records],
+            self.data_dtype,
+            self.index_dtype,
+            self.max_n_vars,
+            all(record.is_sorted for record in self.records),
+        )
 
-    def _has(self, number: int, matrix: StoredMatrix) -> bool:
-        """Whether a member is open and its matrix is unchanged."""
-        member = self._open.get(number)
-        return member is not None and member.matrix is matrix
+    def matrix(self, number: int) -> StoredMatrix:
+        """The matrix of a member; if it is mapped, the member need not stay open."""
+        if (member := self._open.get(number)) is not None:
+            return member.matrix
+        record = self.records[number]
+        with self._opening(record):
+            store = registry.open_archive(record.path, hold=False)
+        if store.view(DATA) is None:
+            return self[number].matrix
+        self._check(number, store)
+        return StoredMatrix.of(store, is_sorted=record.is_sorted)
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Yield each member, the rows of its cells, and their positions in `at`."""
-        members, which, rows = self.find(at)
-        for i, number in enumerate(members):
-            positions = np.flatnonzero(which == i)
+        which, rows = self.find(at)
+        for number in np.unique(which).tolist():
+            positions = np.flatnonzero(which == number)
             yield number, rows[positions], positions
+
+
+class _Matrices(Sequence[StoredMatrix]):
+    """The matrices of members, opened on access."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, index: int) -> StoredMatrix: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[StoredMatrix]: ...
+    def __getitem__(self, index: int | slice) -> StoredMatrix | list[StoredMatrix]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._members.matrix(range(len(self))[index])
 
 
 class _Stores(Sequence[ArrayStore]):

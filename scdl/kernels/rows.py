@@ -59,10 +59,9 @@ def _offset_at(typingctx: Any, address: Any, size: Any) -> Any:
 def find_archives(
     at: NDArray[np.int64],
     starts: NDArray[np.int64],
-    found: NDArray[np.int64],
     which: NDArray[np.int64],
     rows: NDArray[np.int64],
-) -> int:
+) -> None:
     """Find the archives that contain the cells at positions.
 
     Parameters
@@ -71,16 +70,8 @@ def find_archives(
         Positions in ``[0, starts[-1])``.
     starts
         First position of each archive, and the end of the last.
-    found
-        Output with room for all archives: those that contain a cell, in ascending order.
     which, rows
-        Outputs of the length of `at`: index into `found` of the archive of each cell, and row
-        within the archive.
-
-    Returns
-    -------
-    int
-        Number of archives in `found`.
+        Outputs of the length of `at`: archive of each cell, and row within the archive.
     """
     if len(starts) <= _FEW:
         # Vectorised over cells; binary search would mispredict every other branch.
@@ -91,33 +82,19 @@ def find_archives(
     else:
         for i in range(len(at)):
             which[i] = np.searchsorted(starts, at[i], side="right") - 1
-    place = np.full(len(starts) - 1, -1, np.int64)
     for i in range(len(at)):
         rows[i] = at[i] - starts[which[i]]
-        place[which[i]] = 0
-    n = 0
-    for archive in range(len(place)):
-        if place[archive] == 0:
-            place[archive], found[n] = n, archive
-            n += 1
-    for i in range(len(at)):
-        which[i] = place[which[i]]
-    return n
 
 
 def find_archives_numpy(
     at: NDArray[np.int64],
     starts: NDArray[np.int64],
-    found: NDArray[np.int64],
     which: NDArray[np.int64],
     rows: NDArray[np.int64],
-) -> int:
+) -> None:
     """The same as :func:`find_archives` in NumPy."""
-    archive = np.searchsorted(starts, at, side="right") - 1
-    different, inverse = np.unique(archive, return_inverse=True)
-    found[: len(different)] = different
-    which[:], rows[:] = inverse, at - starts[archive]
-    return len(different)
+    which[:] = np.searchsorted(starts, at, side="right") - 1
+    rows[:] = at - starts[which]
 
 
 @kernel

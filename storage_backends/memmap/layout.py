@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.directory import files as archive_files
+from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
@@ -68,16 +69,16 @@ def reads(key: str) -> bool:
 
 
 def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
-    """Map an array read-only."""
+    """Map an array read-only, without keeping a file descriptor open."""
     shape = (spec.length, *spec.item_shape)
     if spec.nbytes == 0:
         empty = np.empty(shape, spec.dtype)
         empty.flags.writeable = False
         return empty
-    try:
-        return np.memmap(file, spec.dtype, "r", shape=shape)
-    except ValueError as error:
-        raise ArchiveFormatError(f"{file}: the file was truncated while it was opened") from error
+    data = MappedFile(file).data
+    if len(data) < spec.nbytes:
+        raise ArchiveFormatError(f"{file}: the file was truncated while it was opened")
+    return data[: spec.nbytes].view(spec.dtype).reshape(shape).view(np.memmap)
 
 
 def read_header(path: str) -> Header | None:
