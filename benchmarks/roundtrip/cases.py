@@ -142,6 +142,8 @@ def _several(path: Path, given: anndata.AnnData, maker: Maker, backend: str) -> 
     other = path.with_name(f"{path.stem}.part{path.suffix}")
     with anndata.settings.override(remove_unused_categories=False):
         part = given[order].copy()
+    # It is not compared, and anndata does not write all numbers that it reads from stores.
+    part.uns.clear()
     write = part.write_zarr if is_store else part.write_h5ad
     write(other, convert_strings_to_categoricals=False)
     archive = path.with_name(f"{path.stem}.several{'.zarr' if backend == 'zarr' else ''}")
