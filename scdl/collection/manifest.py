@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from scdl.archive.elements import graph_keys
-from scdl.archive.features import block_space_key
-from scdl.archive.gene_names import table_hash
-from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, var_table
+from scdl.archive.gene_names import space_key, table_hash
+from scdl.archive.schema import DATA, INDEX, INDICES, OBS, Block, Info, var_table
 from scdl.collection.paths import MANIFEST
 from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends.base import DTYPES, ArrayStore
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory import locks, publication
 from storage_backends.errors import refused_write
 from storage_backends.paths import is_url as is_url
@@ -26,6 +26,9 @@ _FORMAT = 1
 _DTYPE_NAMES = frozenset(dtype.name for dtype in DTYPES)
 #: Maximum of all counts, so that sums of cells fit into an int64.
 _MAX_COUNT = 1 << 62
+
+#: Keys of gene spaces by the hashes of their var tables.
+_spaces = LRUCache[str, str](1 << 12)
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,11 @@ class Member:
 
     def with_genes(self, store: ArrayStore) -> Self:
         """Add the hashes of the genes, which take longest to compute."""
-        blocks = range(len(self.n_vars))
+        found = [_genes(store, i) for i in range(len(self.n_vars))]
         return replace(
             self,
-            genes=tuple(genes_hash(store, i) for i in blocks),
-            spaces=tuple(block_space_key(store, i) for i in blocks),
+            genes=tuple(genes for genes, _ in found),
+            spaces=tuple(space for _, space in found),
         )
 
     def check(self, store: ArrayStore, *, genes: bool) -> None:
@@ -199,9 +202,15 @@ def _dtype(name: Any) -> str:
     return str(name)
 
 
-def genes_hash(store: ArrayStore, block: int) -> str:
-    """Hash of a var table: of its columns, their types and values."""
-    return table_hash(store.read_table(var_table(block)))
+def _genes(store: ArrayStore, block: int) -> tuple[str, str]:
+    """Hash of a var table, and key of its gene space, which many members often share."""
+    table = store.read_table(var_table(block))
+    genes = table_hash(table)
+    space = _spaces.get(genes)
+    if space is None:
+        names = table.select([INDEX]) if INDEX in table.column_names else table
+        space = _spaces.setdefault(genes, space_key(names))
+    return genes, space
 
 
 def read_manifest(directory: str) -> list[Member]:

@@ -26,6 +26,7 @@ from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import LRUCache, cached_property
+from storage_backends.compute.threads import for_each
 from storage_backends.errors import one_line
 
 
@@ -102,6 +103,18 @@ class Members(Sequence[SingleCellDataset]):
                 f"{record.path}: this member of the collection cannot be read: {one_line(error)}"
             ) from error
 
+    @contextmanager
+    def _briefly_open(self, number: int) -> Iterator[ArrayStore]:
+        """The archive of a member, which need not stay open."""
+        if (member := self._open.get(number)) is not None:
+            yield member.store
+            return
+        record = self.records[number]
+        with self._opening(record):
+            store = registry.open_archive(record.path, hold=False)
+        self._check(number, store)
+        yield store
+
     def _check(self, number: int, store: ArrayStore) -> None:
         """Compare a member with its description when it is opened; its genes only once."""
         self.records[number].check(store, genes=number not in self._checked)
@@ -137,13 +150,14 @@ class Members(Sequence[SingleCellDataset]):
         return self.records[number].spaces
 
     def _describe_genes(self, number: int) -> None:
-        self.records[number] = self.records[number].with_genes(self[number].store)
+        with self._briefly_open(number) as store:
+            self.records[number] = self.records[number].with_genes(store)
         self._checked.add(number)
 
     def complete(self) -> Sequence[Member]:
         """Complete descriptions of all members, including their genes."""
-        for number in range(len(self)):
-            self.spaces(number)
+        incomplete = [i for i, record in enumerate(self.records) if not record.spaces]
+        for_each(self._describe_genes, incomplete)
         return self.records
 
     def stores(self) -> Sequence[ArrayStore]:
@@ -200,12 +214,11 @@ class Members(Sequence[SingleCellDataset]):
         if (member := self._open.get(number)) is not None:
             return member.matrix
         record = self.records[number]
-        with self._opening(record):
-            store = registry.open_archive(record.path, hold=False)
-        if store.view(DATA) is None:
-            return self[number].matrix
-        self._check(number, store)
-        return StoredMatrix.of(store, is_sorted=record.is_sorted)
+        if record.values_per_chunk == 1:
+            with self._briefly_open(number) as store:
+                if store.view(DATA) is not None:
+                    return StoredMatrix.of(store, is_sorted=record.is_sorted)
+        return self[number].matrix
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Yield each member, the rows of its cells, and their positions in `at`."""

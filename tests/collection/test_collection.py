@@ -461,13 +461,13 @@ class TestManifest:
         self, copied: Ragged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """They take longer than all the rest of opening many archives."""
-        original, read = manifest.genes_hash, []
+        original, read = manifest._genes, []
 
-        def counted(store: Any, block: int) -> str:
+        def counted(store: Any, block: int) -> tuple[str, str]:
             read.append(os.path.basename(store.path))
             return original(store, block)
 
-        monkeypatch.setattr(manifest, "genes_hash", counted)
+        monkeypatch.setattr(manifest, "_genes", counted)
         made = scdl.open(copied.paths[0].parent)
         assert len(made) == copied.starts[-1]
         for rows in ([0, 5], [41, 42]):
@@ -479,7 +479,7 @@ class TestManifest:
         assert made.n_vars == [part.n_vars for part in copied.parts]
         assert read == []
         made.save_manifest()
-        assert read == made.member_names
+        assert sorted(read) == made.member_names
 
     def test_a_thousand_members(self, tmp_path: Path) -> None:
         path, part = write_member(tmp_path, "one", [*range(6)], 3, 1)
