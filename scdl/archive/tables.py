@@ -64,23 +64,21 @@ class StoredTable(TableSource):
         self._name, self._start = name, start
         self.num_rows = stop - start
         self.schema = self._open().table_schema(name)
-        self._columns: list[str] | None = None
         if columns is not None:
-            self._columns = [column for column in columns if column in self.schema.names]
-            fields = [self.schema.field(column) for column in self._columns]
+            fields = [self.schema.field(c) for c in columns if c in self.schema.names]
             self.schema = pa.schema(fields, self.schema.metadata)
         categorical = [f.name for f in self.schema if pa.types.is_dictionary(f.type)]
         empty = self._open().read_table(name, categorical, 0, 0)
         self.categories = {c: empty[c].chunk(0).dictionary for c in categorical}
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
-        return self._read(self._columns, start, stop)
+        return self._read(self.schema.names, start, stop)
 
     def column(self, name: str, start: int, stop: int) -> pa.Array:
         return self._read([name], start, stop).column(0)
 
-    def _read(self, columns: Sequence[str] | None, start: int, stop: int) -> pa.RecordBatch:
-        if columns is not None and not columns:
+    def _read(self, columns: Sequence[str], start: int, stop: int) -> pa.RecordBatch:
+        if not columns:
             return NoTable(stop - start).read(0, stop - start)
         first, last = self._start + start, self._start + stop
         table = self._open().read_table(self._name, columns, first, last).combine_chunks()

@@ -173,7 +173,7 @@ class Members(Sequence[SingleCellDataset]):
             A member has a column named like the label.
         """
         stores = self.stores()
-        # Each archive is opened again for each read, so that it need not stay open.
+        # Members are looked up for each read, so that they need not stay open.
         tables: list[TableSource] = [
             StoredTable(partial(stores.__getitem__, i), OBS, record.n_obs, columns=columns)
             if record.has_obs

@@ -111,7 +111,7 @@ class TestReading:
                 assert collection.get_row_column(row, column) == cell.iloc[column]
         with pytest.raises(RowIndexError, match="out of range"):
             collection.get_row(len(collection))
-        with pytest.raises(RowIndexError, match="a row is an integer, not 'm0'"):
+        with pytest.raises(RowIndexError, match="a row must be an integer, not 'm0'"):
             collection["m0"]
 
     def test_obs_is_united(self, collection: Any, ragged: Ragged) -> None:

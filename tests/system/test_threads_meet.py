@@ -139,6 +139,7 @@ def test_members_that_are_added_while_cells_are_read(written: Path) -> None:
     alone = contents(scdl.open(many).read_rows([5]))
     within = (
         "/scdl/collection/collection.py",
+        "/scdl/collection/discovery.py",
         "/scdl/collection/opened.py",
         "/scdl/collection/joined_cells.py",
         "/scdl/collection/members.py",
