@@ -14,6 +14,7 @@ from scdl.archive.gene_names import number_keys, space_key
 from scdl.archive.schema import INDEX, OBS, Info, names_of, var_table
 from scdl.errors import FeatureNotFoundError
 from storage_backends import __version__
+from storage_backends.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,11 +73,16 @@ class Columns:
             There is no such column.
         """
         if name not in self._arrays:
-            stored = self._store.table_schema(self._table).names
-            key = INDEX if name in self._index_names and name not in stored else name
-            if key not in stored:
-                raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}")
-            column = self._store.read_table(self._table, [key]).column(0)
+            key = name
+            if (
+                name in self._index_names
+                and name not in self._store.table_schema(self._table).names
+            ):
+                key = INDEX
+            try:
+                column = self._store.read_table(self._table, [key]).column(0)
+            except ArrayNotFoundError:
+                raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}") from None
             # All chunks have the same categories, so combining them only copies codes.
             self._arrays[name] = with_values(column.combine_chunks())
         return self._arrays[name]

@@ -81,10 +81,26 @@ class StoredTable(TableSource):
         if not columns:
             return NoTable(stop - start).read(0, stop - start)
         first, last = self._start + start, self._start + stop
-        table = self._open().read_table(self._name, columns, first, last).combine_chunks()
-        chunks = (column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
-                  for column in table.columns)  # fmt: skip
-        return pa.RecordBatch.from_arrays([*chunks], schema=table.schema)
+        return _one_batch(self._open().read_table(self._name, columns, first, last))
+
+
+class LoadedTable(TableSource):
+    """A table in memory; codes of categories are stored in the smallest type that holds them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        batch = _one_batch(table)
+        columns = [narrow_codes(column) for column in batch.columns]
+        fields = [f.with_type(c.type) for f, c in zip(batch.schema, columns, strict=True)]
+        self.num_rows, self.schema = batch.num_rows, pa.schema(fields, batch.schema.metadata)
+        self.categories = {
+            field.name: column.dictionary
+            for field, column in zip(fields, columns, strict=True)
+            if pa.types.is_dictionary(column.type)
+        }
+        self._batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        return self._batch.slice(start, stop - start)
 
 
 class NoTable(TableSource):
@@ -97,3 +113,20 @@ class NoTable(TableSource):
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         return pa.RecordBatch.from_arrays([pa.nulls(stop - start)], [""])
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    chunks = (column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
+              for column in table.combine_chunks().columns)  # fmt: skip
+    return pa.RecordBatch.from_arrays([*chunks], schema=table.schema)
+
+
+def narrow_codes(column: pa.Array) -> pa.Array:
+    """A column with the smallest signed type for its codes, if it is categorical."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    most = len(column.dictionary)
+    kind = pa.int8() if most <= 1 << 7 else pa.int16() if most <= 1 << 15 else pa.int32()
+    return pa.DictionaryArray.from_arrays(
+        column.indices.cast(kind), column.dictionary, ordered=column.type.ordered
+    )

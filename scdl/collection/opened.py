@@ -86,7 +86,7 @@ class OpenedCollection(JoinedCells):
             )
         members = Members(records, self._max_open, self._neighbors, self._label)
         if self._label is not None:
-            members.obs([self._label])
+            members.columns([self._label])
         self._members = members
 
     def __getstate__(self) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class ObsColumn(NamedTuple):
     Attributes
     ----------
     values
-        One number or boolean per cell; for labels their int32 codes, -1 if missing.
+        One number or boolean per cell; for labels their codes, of the smallest signed type that
+        holds them, -1 if missing.
     names
         The label of each code; None if the column holds numbers.
     """
@@ -65,7 +66,7 @@ def label_codes(cells: CellReader, name: str) -> ObsColumn:
     """
     column = _read_column(cells, name)
     if column.names is not None:
-        return column
+        return column._replace(values=column.values.astype(np.int32, copy=False))
     missing = np.isnan(column.values) if column.values.dtype.kind == "f" else None
     names, codes = np.unique(column.values, return_inverse=True)
     if missing is not None:
@@ -87,13 +88,15 @@ def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
 
     type_ = array.type
     if pa.types.is_dictionary(type_):
-        return ObsColumn(_codes(array.indices), tuple(array.dictionary.to_pylist()))
+        return ObsColumn(
+            _codes(array.indices, len(array.dictionary)), tuple(array.dictionary.to_pylist())
+        )
     if str(type_) in ("string", "large_string", "string_view"):
         names = pc.drop_null(pc.unique(array)).sort()
-        return ObsColumn(_codes(pc.index_in(array, names)), tuple(names.to_pylist()))
+        return ObsColumn(_codes(pc.index_in(array, names), len(names)), tuple(names.to_pylist()))
     if pa.types.is_boolean(type_):
         if array.null_count:
-            return ObsColumn(_codes(array.cast(pa.int32())), (False, True))
+            return ObsColumn(_codes(array.cast(pa.int32()), 2), (False, True))
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         # Integers with nulls become floats with NaN, as in pandas.
@@ -109,8 +112,7 @@ def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
     )
 
 
-def _codes(indices: pa.Array) -> NDArray[np.int32]:
-    import pyarrow as pa
-
-    codes: NDArray[np.int32] = indices.cast(pa.int32()).fill_null(-1).to_numpy()
+def _codes(indices: pa.Array, n_labels: int) -> NDArray[np.signedinteger[Any]]:
+    kind = next(k for k in ("int8", "int16", "int32") if n_labels <= 1 + np.iinfo(k).max)
+    codes: NDArray[Any] = indices.cast(kind).fill_null(-1).to_numpy()
     return codes

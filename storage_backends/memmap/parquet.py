@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage_backends.compute import threads
+from storage_backends.compute.caching import cached_property
 from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.memmap.table_writer import ROW_GROUP
@@ -36,7 +37,7 @@ _UNREADABLE = (
 
 
 class ParquetFile:
-    """One file. It is opened for each call, so that any thread may call.
+    """One file, mapped at its first use. Any thread may call, as each opens a reader of its own.
 
     Parameters
     ----------
@@ -56,21 +57,20 @@ class ParquetFile:
     def nbytes(self) -> int:
         """Bytes on disk."""
         with readable(self.path):
-            return len(self._content())
+            return len(self._data)
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         """Number of rows; raise ArchiveFormatError unless the row groups have that total."""
         with readable(self.path):
-            file = self._open()
-            rows, n_rows = _group_rows(file), int(file.metadata.num_rows)
+            rows, n_rows = _group_rows(self._footer), int(self._footer.num_rows)
         if min(rows, default=0) < 0 or sum(rows) != n_rows:
             raise ArchiveFormatError(
                 f"{self.path}: expected groups of {n_rows} rows altogether, found {sum(rows)}"
             )
         return n_rows
 
-    @property
+    @cached_property
     def schema(self) -> Schema:
         """Names and types of the columns."""
         with readable(self.path):
@@ -89,7 +89,7 @@ class ParquetFile:
         file = self._open(as_dictionary)
         groups: list[int] = []
         first_row, position = 0, 0
-        lengths = _group_rows(file)
+        lengths = _group_rows(self._footer)
         for i, n_rows in enumerate(lengths):
             if position < stop and position + n_rows > start:
                 first_row = first_row if groups else position
@@ -127,20 +127,30 @@ class ParquetFile:
 
     def _open(self, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
         with readable(self.path):
-            data = self._content()
-            # The metadata of a file cannot be longer than the file.
-            longest = max(len(data), 1)
-            return pq.ParquetFile(
-                pa.BufferReader(pa.py_buffer(data)),
-                read_dictionary=list(as_dictionary),
-                page_checksum_verification=True,
-                # The file is in memory already.
-                pre_buffer=False,
-                thrift_string_size_limit=longest,
-                thrift_container_size_limit=longest,
-            )
+            return self._reader(as_dictionary, self._footer)
 
-    def _content(self) -> NDArray[np.uint8]:
+    def _reader(
+        self, as_dictionary: Sequence[str] = (), footer: pq.FileMetaData | None = None
+    ) -> pq.ParquetFile:
+        # The metadata of a file cannot be longer than the file.
+        longest = max(len(self._data), 1)
+        return pq.ParquetFile(
+            pa.BufferReader(pa.py_buffer(self._data)),
+            metadata=footer,
+            read_dictionary=list(as_dictionary),
+            page_checksum_verification=True,
+            # The file is in memory already.
+            pre_buffer=False,
+            thrift_string_size_limit=longest,
+            thrift_container_size_limit=longest,
+        )
+
+    @cached_property
+    def _footer(self) -> pq.FileMetaData:
+        return self._reader().metadata
+
+    @cached_property
+    def _data(self) -> NDArray[np.uint8]:
         return (self._mapped.get(self.path) or MappedFile(self.path)).data
 
 
@@ -152,8 +162,8 @@ def _read(file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None
     return file.read_row_groups(groups, columns, use_threads=False)
 
 
-def _group_rows(file: pq.ParquetFile) -> list[int]:
-    return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+def _group_rows(footer: pq.FileMetaData) -> list[int]:
+    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
 @contextlib.contextmanager
