@@ -77,10 +77,6 @@ def cast_values(
     return cast
 
 
-#: Earlier name, which scdl.dataset.batch still imports.
-held = cast_values
-
-
 class Caster:
     """Cast blocks of values to one dtype and record properties of the values.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl.archive.casting import held
+from scdl.archive.casting import cast_values
 from scdl.archive.gene_names import check_one_space
 from scdl.archive.schema import check_columns
 from scdl.dataset import summary
@@ -175,7 +175,7 @@ class CellBatch:
         if data.dtype != filled and (
             data.dtype == np.float64 or not np.can_cast(data.dtype, filled, "same_kind")
         ):
-            data = held(data, filled, "a value of a cell")
+            data = cast_values(data, filled, "a value of a cell")
         out = recycled.empty(self.shape, filled)
         done = dense_kernels.fill_dense(data, self.indices, self.indptr, filled.kind in "iu", out)
         if done == dense_kernels.OUT_OF_RANGE:
@@ -185,7 +185,7 @@ class CellBatch:
                 f"{wanted} cannot hold the sum of repeated entries of a cell and gene; use a "
                 "wider dtype"
             )
-        return out if wanted == filled else held(out, wanted, "a value of a cell")
+        return out if wanted == filled else cast_values(out, wanted, "a value of a cell")
 
     def to_torch(self, layout: Layout = "csr") -> torch.Tensor:
         """Convert to a torch tensor, n x n_vars: ``csr``, ``coo`` or ``dense``.
