@@ -29,7 +29,7 @@ from scdl.archive.schema import (
 from scdl.conversion.elements import write_rest
 from scdl.conversion.options import ConvertOptions, Meter, Settings
 from scdl.conversion.tables import United, write_var
-from scdl.errors import OptionError, ScdlWarning, SourceError
+from scdl.errors import OptionError, OutputError, ScdlWarning, SourceError
 from scdl.kernels.memory import recyclable
 from scdl.sources.base import Source, Tally, sum_tallies
 from scdl.sources.gene_selection import select_source_genes
@@ -83,12 +83,13 @@ class Conversion:
         #: Whether all elements of a single source are kept.
         self._whole = len(files) == 1 and keeps_elements and not only_matrix
         # Opened here to detect missing keys before anything is written.
-        asked = names_of(options.get("obsm"), "obsm") or _common_keys(
-            file.kept_vectors for file in files
-        )
-        self._obsm = {key: [file.vectors(key) for file in files] for key in asked}
-        wanted = None if neighbor_key is None else names_of(neighbor_key, "neighbor_key")
-        self._graphs = list(dict.fromkeys(wanted or _common_keys(f.kept_graphs for f in files)))
+        vectors = names_of(options.get("obsm"), "obsm")
+        graphs = () if neighbor_key is None else names_of(neighbor_key, "neighbor_key")
+        #: Elements that the user asked for; an archive keeps others only if it can.
+        self._asked = {*map(obsm_array, vectors), *(f"obsp/{key}" for key in graphs)}
+        keys = vectors or _common_keys(file.kept_vectors for file in files)
+        self._obsm = {key: [file.vectors(key) for file in files] for key in keys}
+        self._graphs = list(dict.fromkeys(graphs or _common_keys(f.kept_graphs for f in files)))
         self.caster = settings.caster or self._make_caster(options)
         self._bounds = Bounds(
             _positive("block_values", options.get("block_values", BLOCK_VALUES)),
@@ -237,11 +238,26 @@ class Conversion:
                 f"obsm/{key} has different dtypes or shapes in the files: {named}; convert them "
                 "to one dtype and shape, or leave it out"
             )
+        # Archives do not store booleans.
+        dtype = readers[0].dtype.newbyteorder("=")
+        dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+        empty = np.empty((0, *readers[0].item_shape), dtype)
+        if not self._begins(obsm_array(key), empty, f"obsm/{key}"):
+            return
         for reader in readers:
             for values in prefetch(pieces(reader, self._bounds.values)):
-                # Archives do not store booleans.
-                plain = values.astype(np.uint8) if values.dtype == bool else values
-                self._writer.append(obsm_array(key), plain)
+                self._writer.append(obsm_array(key), values.astype(empty.dtype, copy=False))
+
+    def _begins(self, array: str, empty: NDArray[Any], element: str) -> bool:
+        """Create an array; False if its name is refused, unless the user asked for the element."""
+        try:
+            self._writer.append(array, empty)
+        except OutputError:
+            if element in self._asked:
+                raise
+            self.not_carried = (*self.not_carried, element)
+            return False
+        return True
 
     def _warn_of_absence(self, key: str) -> bool:
         """Whether any file has the graph; warn if none has."""
@@ -258,6 +274,8 @@ class Conversion:
             raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
         first_row = 0
         names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
+        if not self._begins(names[DATA], np.empty(0, GRAPH_DTYPES[DATA]), f"obsp/{key}"):
+            return
         caster = Caster(GRAPH_DTYPES[DATA], np.inf)
         with Offsets(self._bounds) as offsets:
             for file, graph in zip(self._files, graphs, strict=True):

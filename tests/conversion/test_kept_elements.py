@@ -22,7 +22,7 @@ from sources import Encoding, names, random_cells, write_h5ad, write_matrix
 import scdl
 from benchmarks.roundtrip import batches
 from scdl.conversion.export import export
-from scdl.errors import ScdlError, SourceError
+from scdl.errors import OutputError, ScdlError, SourceError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -404,3 +404,22 @@ def test_what_was_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     ((seed, said),) = batches.try_batch(range(7, 8), "zarr", batches.Sources())
     assert (seed, said) == (7, ["ScdlError: refused"])
+
+
+def test_names_that_the_archive_refuses(tmp_path: Path) -> None:
+    """Elements of them are left out and named, unless they were asked for."""
+    adata = annotated()
+    adata.obsm = {"__vectors": adata.obsm["vectors"], "vectors": adata.obsm["vectors"]}
+    adata.obsp = {"__graph": adata.obsp["graph"]}
+    sources = [tmp_path / f"{i}.zarr" for i in range(2)]
+    for source in sources:
+        adata.write_zarr(source)
+    report = scdl.convert(sources, tmp_path / "both.zarr", backend="zarr")
+    assert {"obsm/__vectors", "obsp/__graph"} <= {*report.not_carried}
+    found = scdl.open(tmp_path / "both.zarr")
+    expected = np.concatenate([adata.obsm["vectors"]] * 2)
+    np.testing.assert_array_equal(found.to_anndata().obsm["vectors"], expected)
+    for asked in ({"obsm": "__vectors"}, {"neighbor_key": "__graph"}):
+        with pytest.raises(OutputError, match="'__"):
+            scdl.convert(sources, tmp_path / "asked.zarr", backend="zarr", **asked)
+        assert not (tmp_path / "asked.zarr").exists()
