@@ -191,6 +191,7 @@ class TestCounts:
     )
     @pytest.mark.parametrize("backend", ["memmap", "zarr"])
     @pytest.mark.parametrize("dtype", ["f4", "f8"])
+    @pytest.mark.sampled
     def test_values_are_looked_at(
         self, tmp_path: Path, values: list[float], are_counts: bool, backend: str, dtype: str
     ) -> None:
