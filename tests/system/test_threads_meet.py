@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from budget import sample
+from budget import sample, whole_only
 from interleaving import between, some_lines
 from sources import names, random_cells, write_h5ad
 
@@ -347,6 +347,7 @@ def test_a_fork_while_a_thread_computes_a_property(written: Path) -> None:
     check_exits(pids)
 
 
+@whole_only
 def test_a_loader_that_is_collected_by_a_thread_of_its_own(
     written: Path, tmp_path: Path, child_environment: dict[str, str]
 ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from budget import WHOLE
+from budget import WHOLE, sample
 
 pytest.importorskip("anndata")
 
@@ -75,6 +75,7 @@ class TestReaders:
         held = [scdl.open(archive) for _ in range(5)]
         assert (len(os.listdir("/proc/self/fd")) - before) / len(held) <= 10
 
+    @pytest.mark.parametrize("archive", sample(["memmap", "zarr, archive"], 1), indirect=True)
     def test_readers_in_threads_and_processes_during_changes(
         self, archive: Path, child_environment: dict[str, str]
     ) -> None:
