@@ -68,9 +68,14 @@ roundtrip: $(VENV)/.installed-bench ## Convert random AnnData objects to archive
 	$(BIN)/python -m benchmarks roundtrip $(ARGS)
 
 # Tests of code that uses anndata, pandas, Arrow, HDF5, Zarr or numba, whose newest releases are
-# installed there.
+# installed there. `make test-next SCDL_TESTS=whole` takes all of them, and those of files and
+# processes, which depend on no package.
 NEXT_TESTS := $(addprefix tests/,archive backends collection conversion dataset kernels sources) \
 	--ignore=tests/backends/directory/test_crash.py
+NEXT_SIZE := $(or $(SCDL_TESTS),next)
+ifeq ($(NEXT_SIZE),next)
+NEXT_TESTS += --ignore=tests/backends/directory --ignore=tests/conversion/many
+endif
 
 # A candidate must run: pyenv's shims answer to versions that are not active.
 test-next: ## Run the tests on the newest Python here, with the newest dependencies
@@ -85,7 +90,7 @@ test-next: ## Run the tests on the newest Python here, with the newest dependenc
 
 .PHONY: .test-next
 .test-next: $(NEXT)/.installed
-	$(NEXT)/bin/pytest --numprocesses 2 --dist loadfile $(NEXT_TESTS)
+	SCDL_TESTS=$(NEXT_SIZE) $(NEXT)/bin/pytest --numprocesses 2 --dist loadfile $(NEXT_TESTS)
 
 wheel: $(VENV)/.installed-test ## Build wheel and sdist into dist/
 	$(BIN)/python -m build --no-isolation
@@ -109,10 +114,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) --no-deps $(DEMO_DATA)
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	@echo "Installing what tests need ..."
+# With what $(VENV)/.installed stands for, as another run of pip takes a while.
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing scdl and what tests need in $(VENV), which takes a minute or two ..."
 	@$(INSTALL) --editable '.[test]'
-	@touch $@
+	@$(INSTALL) --no-deps $(DEMO_DATA)
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "Installing what benchmarks need ..."

@@ -124,21 +124,19 @@ class ReadingTests(BackendHarness):
                 with pytest.raises(ValueError, match="read-only"):
                     view[:1] = 0
 
+    @pytest.mark.parametrize("dtype", [dtype for dtype in reversed(DTYPES) if "int" in dtype])
     @pytest.mark.parametrize("name", ["indices", "indptr", *INTEGERS])
-    def test_wider_integers(self, store: ArrayStore, name: str) -> None:
+    def test_wider_integers(self, store: ArrayStore, name: str, dtype: str) -> None:
         values = large_archive().arrays[name]
         starts, stops = np.array([[900, 3, 400, 7], [950, 8, 1300, 7]], np.int64)
         expected = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
-        for dtype in DTYPES:
-            out = np.zeros(expected.shape, dtype)
-            if out.dtype.kind not in "iu" or out.dtype == values.dtype:
-                continue
-            if np.can_cast(values.dtype, dtype, "safe"):
+        out = np.zeros(expected.shape, dtype)
+        if np.can_cast(values.dtype, dtype, "safe"):
+            store.read_ranges(name, starts, stops, out)
+            np.testing.assert_array_equal(out, expected)
+        else:
+            with pytest.raises(errors.OutputError, match=re.escape(name)):
                 store.read_ranges(name, starts, stops, out)
-                np.testing.assert_array_equal(out, expected, err_msg=f"{name} as {dtype}")
-            else:
-                with pytest.raises(errors.OutputError, match=re.escape(name)):
-                    store.read_ranges(name, starts, stops, out)
 
     def test_lengths_of_chunks(self, store: ArrayStore) -> None:
         for name in store.arrays:

@@ -19,10 +19,12 @@ from storage_backends.errors import (
 from storage_backends.testing import BackendTests, small_archive
 
 
+@pytest.mark.sampled
 class TestMemmap(BackendTests):
     backend = registry.backend("memmap")
 
 
+@pytest.mark.sampled
 class TestZarr(BackendTests):
     backend = registry.backend("zarr")
 
@@ -30,6 +32,7 @@ class TestZarr(BackendTests):
         return str(tmp_path / "archive.zarr")
 
 
+@pytest.mark.sampled
 class TestMemory(BackendTests):
     backend = registry.backend("memory")
     local = False

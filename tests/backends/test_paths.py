@@ -142,6 +142,7 @@ class TestOtherObjects:
             *((call, kind) for call in CALLS for kind in ("AnnData", "dataset", "nothing")),
         ],
     )
+    @pytest.mark.sampled
     def test_one_sentence_that_says_what_to_do(self, place: Path, call: str, kind: str) -> None:
         if kind == "loader":
             pytest.importorskip("torch")
@@ -161,6 +162,7 @@ class TestOtherObjects:
 
     @pytest.mark.parametrize("call", CALLS)
     @pytest.mark.parametrize("path", ["", "  ", "a\0b", Path("s3://bucket/x.zarr")])
+    @pytest.mark.sampled
     def test_what_no_path_can_be(self, place: Path, call: str, path: Any) -> None:
         with pytest.raises(PathError) as caught:
             CALLS[call](path)

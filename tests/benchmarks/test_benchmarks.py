@@ -275,6 +275,7 @@ def test_all_cases_of_collections_run_on_toy_data(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
 
 
+@whole_only
 def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
     pytest.importorskip("bionemo.scdl")
     from benchmarks.many_files import command as many_files

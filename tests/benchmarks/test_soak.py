@@ -55,6 +55,7 @@ def hold() -> Usage:
     return Usage(*(int(b - a) for a, b in zip(before, after, strict=True)))
 
 
+@whole_only
 def test_what_a_process_holds() -> None:
     # In this one, threads of other tests may end meanwhile.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -17,6 +17,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from budget import whole_only
 from hypothesis import given
 from hypothesis import strategies as st
 from places import GOLDEN
@@ -358,6 +359,7 @@ class TestTorch:
             seen += rows
         assert sorted(seen) == [*range(len(collection))]
 
+    @whole_only
     def test_loader_in_a_spawned_worker(self, collection: Any, ragged: Ragged) -> None:
         torch = pytest.importorskip("torch")
         loader = scdl.SingleCellLoader(

@@ -233,6 +233,7 @@ def test_an_anndata_of_several_gene_spaces_is_refused(mixed: Any) -> None:
 
 @pytest.mark.parametrize("stored", ["uint16", "float32", "float16"])
 @pytest.mark.parametrize("name", ["a", "a.zarr", "collection"])
+@pytest.mark.sampled
 def test_totals_count_all_genes(tmp_path: Path, name: str, stored: str) -> None:
     pytest.importorskip("torch")
     adata = annotated([f"g{i}" for i in range(20)], n_obs=30)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from budget import whole_only
 from hypothesis import given
 from hypothesis import strategies as st
 from reading import assert_rows, assert_same
@@ -76,6 +77,7 @@ def test_what_anndata_reads(matrix: Cells, encoding: Encoding, block_values: int
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.sampled
 def test_every_dtype_in_every_layout(tmp_path: Path, layout: str, dtype: str) -> None:
     matrix = random_cells(30, 20, dtype=dtype, seed=3)
     source = write_h5ad(tmp_path / "a.h5ad", matrix, Encoding(layout))
@@ -642,6 +644,7 @@ def test_options_of_the_class_reach_the_conversion(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ds.read_rows([2], obsm=["X_pca"]).obsm["X_pca"], np.eye(6)[[2]])
 
 
+@whole_only
 def test_names_of_functions_survive_imports_of_modules(
     tmp_path: Path, run_python: Callable[..., object]
 ) -> None:

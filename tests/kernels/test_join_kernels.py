@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from budget import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
             np.sort(chosen) if in_order else chosen
         )
         tables.append(table)
-    dtype = np.dtype(draw(st.sampled_from(ID_DTYPES)))
+    dtype = np.dtype(draw(st.sampled_from(sample(ID_DTYPES))))
     offsets = np.dtype(draw(st.sampled_from(ID_DTYPES[:4])))
     archives = []
     for width in widths:
@@ -170,7 +171,7 @@ def test_values_of_rows_are_summed(problem: dict[str, Any]) -> None:
     assert found.tolist() == twin.tolist() == expected
 
 
-@given(problems(), st.sampled_from(["u8", "i8"]))
+@given(problems(), st.sampled_from(sample(["i8", "u8"], 1)))
 def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
     rows, _ = locate(problem, row_kernels.locate_rows)
     data, ids = [np.empty(0, "u4")], [np.empty(0, problem["dtype"])]

@@ -1,6 +1,7 @@
 """What may import what: layers only downwards, heavy packages only where they are needed."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def executed(node: ast.AST) -> Iterator[ast.AST]:
             yield from executed(child)
 
 
-def imports(module: str) -> set[str]:
+@functools.cache
+def imports(module: str) -> frozenset[str]:
     """Modules that a module imports, inside functions too; ours by their full name."""
     found = set()
     for node in executed(ast.parse(SOURCES[module].read_text(encoding="utf-8"))):
@@ -134,7 +136,7 @@ def imports(module: str) -> set[str]:
             assert node.level == 0, f"{module} imports relatively"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in SOURCES else str(node.module) for name in names}
-    return found
+    return frozenset(found)
 
 
 def ours(module: str) -> set[str]:

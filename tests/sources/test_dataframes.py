@@ -73,6 +73,7 @@ class TestLabels:
     @TABLES
     @pytest.mark.parametrize("dtype", ["i4", "i1", "f8"])
     @pytest.mark.parametrize("ordered", [False, True])
+    @pytest.mark.sampled
     def test_beside_the_table(
         self, source: Path, target: str, table: str, dtype: str, *, ordered: bool
     ) -> None:
@@ -124,6 +125,7 @@ class TestLabels:
     @TARGETS
     @TABLES
     @pytest.mark.parametrize("categories", [LABELS, ["T", None, "NK"]])
+    @pytest.mark.sampled
     def test_as_nullable_strings(
         self, source: Path, target: str, table: str, categories: list[str | None]
     ) -> None:
@@ -185,6 +187,7 @@ class TestText:
     @TARGETS
     @TABLES
     @pytest.mark.parametrize("fixed", [False, True])
+    @pytest.mark.sampled
     def test_utf8_that_calls_itself_ascii(
         self, source: Path, target: str, table: str, *, fixed: bool
     ) -> None:
@@ -209,6 +212,7 @@ class TestText:
     @TARGETS
     @TABLES
     @pytest.mark.parametrize("charset", ["ascii", "utf-8"])
+    @pytest.mark.sampled
     def test_what_is_no_utf8_is_left_out(
         self, source: Path, target: str, table: str, charset: str
     ) -> None:
@@ -351,6 +355,7 @@ class TestNames:
             (np.array([True, False] * 3), ["True", "False"] * 3),
         ],
     )
+    @pytest.mark.sampled
     def test_numbers(
         self, source: Path, target: str, table: str, stored: Any, expected: list[str]
     ) -> None:
@@ -376,6 +381,7 @@ class TestNames:
 
     @TARGETS
     @TABLES
+    @pytest.mark.sampled
     def test_that_are_missing(self, source: Path, tmp_path: Path, target: str, table: str) -> None:
         """As anndata writes and reads them: an archive of such gives them back."""
 

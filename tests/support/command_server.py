@@ -5,24 +5,38 @@ A process of its own takes a second to import what a command of milliseconds nee
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
 import signal
 import sys
 
+import numpy as np
+
 from scdl import __main__ as commands
+from storage_backends.compute import ranges
 
 #: What the commands import when they are called.
 NEEDED = (
     "anndata",
+    "pyarrow.parquet",
+    "pydantic.type_adapter",
+    "rich.table",
+    "scdl.cli.facts",
     "scdl.cli.main",
+    "scdl.collection.collection",
+    "scdl.collection.verification",
     "scdl.conversion.convert",
     "scdl.conversion.export",
     "scdl.conversion.many.directory",
+    "scdl.dataset.dataset",
+    "scdl.kernels.order",
     "scdl.verification.verify",
-    "storage_backends.memmap.store",
-    "storage_backends.zarr.store",
+    "storage_backends.memmap.tables",
+    "storage_backends.memmap.writer",
+    "storage_backends.zarr.writer",
 )
 
 #: Seconds after which a command that goes on is killed.
@@ -43,7 +57,13 @@ def become(request: dict[str, str | list[str]], files: tuple[str, str, str]) -> 
 def main() -> None:
     """Answer each request with the exit code of the command."""
     for module in NEEDED:
-        importlib.import_module(module)
+        # typer does not import pydantic in all versions.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module)
+    # The first kernel takes numba half a second, also if it is cached.
+    ranges.total_length(np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
+    # What is frozen stays in memory that forks share, and they do not look for garbage in it.
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         if not (pid := os.fork()):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
+from budget import WHOLE
 from hypothesis import strategies as st
 
 UNSIGNED = ["u1", "u2", "u4", "u8"]
+VALUES = ["f4", "f8", "u1", "u8"]
+#: Types of values and column ids. Kernels are compiled for each pair, which takes most of the time.
+TYPES = list(product(VALUES, UNSIGNED) if WHOLE else zip(VALUES, UNSIGNED, strict=True))
 
 
 @st.composite
@@ -26,6 +32,7 @@ def csr_rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         indptr = np.append(0, np.cumsum([len(row) for row in rows])).astype(np.int64)
     if kind == "sorted":
         rows = [np.sort(row) for row in rows]
-    indices = np.concatenate([np.empty(0, int), *rows]).astype(draw(st.sampled_from(UNSIGNED)))
-    data = rng.integers(1, 50, len(indices)).astype(draw(st.sampled_from(["f4", "f8", "u1", "u8"])))
+    values, ids = draw(st.sampled_from(TYPES))
+    indices = np.concatenate([np.empty(0, int), *rows]).astype(ids)
+    data = rng.integers(1, 50, len(indices)).astype(values)
     return data, indices, indptr, n_vars

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from budget import whole_only
 from places import GOLDEN
 from sources import names, random_cells, write_h5ad
 
@@ -194,6 +195,7 @@ class TestFileSystems:
             scdl.open(archive).concat(scdl.open(link), destroy_on_copy=True)
         assert len(scdl.open(archive)) == 10
 
+    @whole_only
     def test_kernels_compile_where_nothing_can_be_cached(
         self, archive: Path, run_python: Callable[..., CompletedProcess[str]]
     ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from budget import sample, whole_only
 from interleaving import between, some_lines
 from sources import names, random_cells, write_h5ad
 
@@ -73,6 +74,7 @@ READS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("how", READS)
+@pytest.mark.sampled
 def test_an_archive_that_is_closed_while_it_is_read(written: Path, backend: str, how: str) -> None:
     """The read succeeds, or an error says that the archive is closed."""
     path, read = written / f"few.{backend}", READS[how]
@@ -112,6 +114,7 @@ def test_a_table_that_is_read_while_the_archive_is_replaced(
 
 
 @pytest.mark.parametrize("how", ["read_rows", "row", "var"])
+@pytest.mark.sampled
 def test_a_dataset_that_is_read_while_its_values_are_cast(
     written: Path, tmp_path: Path, backend: str, how: str
 ) -> None:
@@ -268,7 +271,7 @@ def repeated(written: Path) -> list[str]:
     return paths
 
 
-@pytest.mark.parametrize("read", ["__getitems__", "read_rows"])
+@pytest.mark.parametrize("read", sample(["read_rows", "__getitems__"], 1))
 def test_threads_read_on_after_the_end_of_the_main_thread(
     repeated: list[str], child_environment: dict[str, str], read: str
 ) -> None:
@@ -345,6 +348,7 @@ def test_a_fork_while_a_thread_computes_a_property(written: Path) -> None:
     check_exits(pids)
 
 
+@whole_only
 def test_a_loader_that_is_collected_by_a_thread_of_its_own(
     written: Path, tmp_path: Path, child_environment: dict[str, str]
 ) -> None:

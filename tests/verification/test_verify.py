@@ -284,6 +284,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:.*is left out:UserWarning")
+@pytest.mark.sampled
 def test_changes_in_place_keep_checksums_right(archive: tuple[str, Path], change: str) -> None:
     _, path = archive
     CHANGES[change](scdl.open(path))
@@ -342,6 +343,7 @@ def test_missing_truncated_and_added_files(archive: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._data", "Thumbs.db", "desktop.ini", "README.md", ".nfs0001", "x.txt"]
 )
+@pytest.mark.sampled
 def test_files_of_other_programs_are_a_remark(archive: tuple[str, Path], name: str) -> None:
     backend, path = archive
     for directory in (path, path / ("var_features" if backend == "memmap" else "X")):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from budget import sample
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import csr_rows
@@ -94,7 +95,7 @@ def test_needed_numbers_of_chunks(pairs, chunk_length):
         assert needed == max(i for i in covered if i // chunk_length == chunk) % chunk_length + 1
 
 
-@pytest.mark.parametrize("dtype", ["i2", "i4", "i8"])
+@pytest.mark.parametrize("dtype", sample(["i2", "i4", "i8"], 2))
 def test_negative_ids_are_out_of_bounds(dtype):
     chunks = np.array([[0, 3, 1, 2], [0, 3, -1, 2]], dtype)
     where = [np.array(n) for n in ([0, 1, 2], [0, 0], [0, 4], [4, 4])]
@@ -220,6 +221,7 @@ def test_values_are_narrow_until_one_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize("profile", SMALL)
 @pytest.mark.parametrize("name", ["X/data", "X/indices"])
+@pytest.mark.sampled
 def test_no_flipped_bit_goes_unnoticed(tmp_path, profile, name):
     values = values_of("u2", (400,), "counts")
     group = build(tmp_path / "a", name, values, SMALL[profile])

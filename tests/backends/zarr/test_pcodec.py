@@ -13,6 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from budget import whole_only
 from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT, SUPPORT
@@ -210,6 +211,7 @@ def test_nothing_behind_a_file_is_read(kind: str, order: int) -> None:
         np.testing.assert_array_equal(out[0], numbers(kind, n, n))
 
 
+@whole_only
 def test_other_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is compiled that the one which is asked for may not have."""
     monkeypatch.setattr(numba.config, "CPU_NAME", "generic")

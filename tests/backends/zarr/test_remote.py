@@ -288,7 +288,7 @@ def assert_same_dataset(remote: Any, path: str) -> None:
 # -- reading -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", sample(STORED, 2))
+@pytest.mark.parametrize("profile", sample(STORED, 1))
 def test_archives_in_s3_hold_what_was_written(
     profile: str, uploaded: Uploaded, proxy: Proxy
 ) -> None:

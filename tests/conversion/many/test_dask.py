@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from budget import whole_only
 from sources import random_cells, write_h5ad
 from tasks import Dying
 
@@ -110,6 +111,7 @@ def test_one_archive_of_all(client: Any, files: Path, tmp_path: Path) -> None:
     assert content(tmp_path / "ours") == content(tmp_path / "expected")
 
 
+@whole_only
 def test_a_task_that_kills_every_worker(client: Any, tmp_path: Path) -> None:
     from scdl.conversion.many.dask import DaskWorkers
 
