@@ -12,9 +12,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.requests import Addresses, Request
+from scdl.archive.schema import DATA, INDICES
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
 from storage_backends.compute.threads import for_each
+
+#: Number of rows to sample for whether the others are in memory.
+_SAMPLE = 16
 
 
 class Lookup(NamedTuple):
@@ -219,6 +223,40 @@ def _locate(
             "damaged, convert the source again"
         )
     return located, indptr, owners
+
+
+def will_need(request: Request) -> None:
+    """Start reading rows from disk, without waiting, unless they are in memory."""
+    from scdl.kernels import rows as kernels
+    from storage_backends.compute import read_ahead
+
+    matrices, which, rows = request
+    addresses = matrices.addresses()
+    for i in addresses.find(which).tolist():
+        one = matrices.archives[i]
+        starts, stops = csr.plan(one.store, one.prefix, np.sort(rows[which == i]))
+        for part in (DATA, INDICES):
+            one.store.will_need(one.prefix + part, starts, stops)
+    table, sizes = addresses.table, (matrices.data_dtype.itemsize, matrices.index_dtype.itemsize)
+    is_mapped = table[which, 3] > 0
+    which, rows = which[is_mapped], rows[is_mapped]
+
+    def locate(chosen: slice) -> NDArray[np.int64]:
+        """Address of the values, address of the ids, and number, of each row; none if damaged."""
+        n = len(rows[chosen])
+        located, indptr = np.empty((n, 4), np.int64), np.empty(n + 1, np.int64)
+        bad = kernels.locate_rows(which[chosen], rows[chosen], table, *sizes, located, indptr)
+        return located[: max(bad, 0) if bad >= 0 else n, :3]
+
+    sample = locate(slice(None, None, max(1, len(rows) // _SAMPLE)))
+    if not read_ahead.are_cold(sample[:, :2][sample[:, 2] > 0].ravel()):
+        return
+    # The offsets first, as the addresses of rows follow from them.
+    offsets = table[which, 2] + rows * table[which, 3]
+    read_ahead.will_need(offsets, offsets + 2 * table[which, 3])
+    values, ids, lengths = locate(slice(None)).T
+    begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])
+    read_ahead.will_need(begin, begin + n_bytes)
 
 
 def _bits(values: NDArray[Any]) -> str:

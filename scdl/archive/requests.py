@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,11 +12,6 @@ from numpy.typing import NDArray
 from scdl.archive.schema import DATA, INDICES, MATRIX
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property
-
-#: Number of rows whose pages are touched to estimate whether the others are in memory.
-_SAMPLE = 24
-#: Upper bound of the time to touch a page that is in memory, even on a busy machine.
-_WARM_NANOSECONDS = 40_000
 
 #: Matrices that are mapped at once, each with three mappings; Linux allows a process 65,530.
 _MAX_MATRICES = 5_000
@@ -183,27 +177,3 @@ class Request(NamedTuple):
         """Paths for messages; only those of the first three archives."""
         paths = self.matrices.paths
         return ", ".join(paths[number] for number in np.unique(self.which)[:3].tolist())
-
-
-def is_cold(request: Request) -> bool:
-    """Whether some of the rows must be read from disk; touches a few of them.
-
-    Querying every one of many archives takes longer than reading from the page cache. Returns True
-    for rows that are not memory-mapped, since only their archives know.
-    """
-    step = max(1, len(request.rows) // _SAMPLE)
-    which, rows = request.which[::step], request.rows[::step].tolist()
-    addresses = request.matrices.addresses()
-    if len(addresses.find(which)):
-        return True
-    n_slow = 0
-    for number, row in zip(which.tolist(), rows, strict=True):
-        data, indices, indptr = addresses.views[number]
-        began = time.perf_counter_ns()
-        start = int(indptr[row])
-        if start < len(data):
-            data[start].tobytes(), indices[start].tobytes()
-        n_slow += time.perf_counter_ns() - began > _WARM_NANOSECONDS
-        if n_slow > 1:
-            return True
-    return False

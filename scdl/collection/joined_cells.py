@@ -13,7 +13,8 @@ from scdl.archive.elements import dense_vectors
 from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.gene_names import number_keys
 from scdl.archive.graph import NeighborGraph, key_of
-from scdl.archive.requests import Request, is_cold
+from scdl.archive.joining import will_need
+from scdl.archive.requests import Request
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
 from scdl.collection.members import Members, MemberTables
@@ -197,10 +198,8 @@ class JoinedCells(CellReader):
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        members = self._members
-        if len(rows) and is_cold(members.request(rows)):
-            for number, local, _ in members.split(rows):
-                members[number].will_need(local)
+        if len(rows):
+            will_need(self._request(rows))
 
     # -- tables ----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from scdl.archive import csr
 from scdl.archive.elements import dense_vectors, graph_keys
 from scdl.archive.features import ObsFeatures, VarFeatures, spaces_of
 from scdl.archive.graph import NeighborGraph, key_of
+from scdl.archive.joining import will_need
 from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import DATA, INDICES, INDPTR, OBS, Info, graph_array, obsm_array
 from scdl.dataset import summary
@@ -289,9 +290,8 @@ class OpenedArchive(CellReader):
 
     def will_need(self, rows: NDArray[np.int64]) -> None:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        starts, stops = csr.plan(self._store, "", np.sort(rows))
-        for name in (DATA, INDICES):
-            self._store.will_need(name, starts, stops)
+        if len(rows):
+            will_need(self._request(rows))
 
     def version(self) -> str:
         """Version of this package."""

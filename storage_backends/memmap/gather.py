@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
-import time
-from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import intrinsic, kernel
+from storage_backends.compute.jit import kernel
+from storage_backends.compute.read_ahead import are_cold, will_need
 
 
 def gather_ranges(
@@ -67,18 +62,6 @@ def gather_ranges_numpy(
     out[:] = source[np.arange(len(out)) + np.repeat(starts - (ends - lengths), lengths)]
 
 
-#: Ranges with a gap of at most this many bytes are read as one.
-_MAX_GAP = 1 << 16
-
-
-#: Number of ranges to sample for whether the array is in the page cache.
-_SAMPLE = 12
-
-
-#: Maximum time to read an item from the page cache; slower ones come from the disk.
-_WARM_NANOSECONDS = 20_000
-
-
 def read_ahead(array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
     """Start reading ranges of a mapped array from the disk, without waiting.
 
@@ -87,58 +70,10 @@ def read_ahead(array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np
     array
         C-contiguous array, mapped from a file.
     starts, stops
-        Half-open, sorted ranges of its items.
+        Half-open ranges of its items.
     """
-    advise = _madvise()
-    if not advise or len(starts) == 0 or array.nbytes == 0 or not _is_cold(array, starts):
+    if len(starts) == 0 or array.nbytes == 0:
         return
-    item = array.nbytes // len(array)
-    first, last = starts * item, stops * item
-    splits = np.flatnonzero(first[1:] - last[:-1] > _MAX_GAP) + 1
-    begin = first[np.append(0, splits)] + array.ctypes.data
-    end = last[np.append(splits, len(last)) - 1] + array.ctypes.data
-    begin -= begin % mmap.PAGESIZE
-    _advise(advise, begin, end, mmap.MADV_WILLNEED)
-
-
-def _is_cold(array: NDArray[Any], starts: NDArray[np.int64]) -> bool:
-    """Whether sampled ranges are not in the page cache; advising cached ranges wastes time."""
-    sample = starts[:: max(1, len(starts) // _SAMPLE)]
-    n_slow = 0
-    for start in sample[sample < len(array)].tolist():
-        before = time.perf_counter_ns()
-        array[start].tobytes()
-        n_slow += time.perf_counter_ns() - before > _WARM_NANOSECONDS
-        if n_slow > 1:
-            return True
-    return False
-
-
-@cache
-def _madvise() -> int:
-    """Address of ``int madvise(void *addr, size_t length, int advice)``; 0 if there is none."""
-    try:
-        function = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError, TypeError):
-        return 0
-    has_advice = hasattr(mmap, "MADV_WILLNEED")
-    return (ctypes.cast(function, ctypes.c_void_p).value or 0) if has_advice else 0
-
-
-@intrinsic
-def _call_madvise(typingctx: Any, function: Any, address: Any, length: Any, advice: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = ir.IntType(32)
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(number, [pointer, ir.IntType(64), number])
-        madvise = builder.inttoptr(arguments[0], kind.as_pointer())
-        start = builder.inttoptr(arguments[1], pointer)
-        return builder.call(madvise, [start, arguments[2], builder.trunc(arguments[3], number)])
-
-    return types.int32(types.int64, types.int64, types.int64, types.int64), codegen
-
-
-@kernel
-def _advise(madvise: int, begin: NDArray[np.int64], end: NDArray[np.int64], advice: int) -> None:
-    for i in range(len(begin)):
-        _call_madvise(madvise, begin[i], end[i] - begin[i], advice)
+    begin = array.ctypes.data + starts * array.strides[0]
+    if are_cold(begin[starts < len(array)]):
+        will_need(begin, array.ctypes.data + stops * array.strides[0])

@@ -44,7 +44,9 @@ from scdl.errors import (
     SourceNotFoundError,
 )
 from storage_backends import registry
+from storage_backends.compute import read_ahead
 from storage_backends.memmap.store import MemmapStore
+from storage_backends.zarr.store import ZarrStore
 
 
 @pytest.fixture(scope="module")
@@ -260,26 +262,35 @@ class TestReading:
         splits = scdl.split(collection, {"train": 0.8, "test": 0.2}, by="type", seed=0)
         assert sum(len(splits[name]) for name in ("train", "test")) == len(collection)
 
-    def test_cold_rows_are_told_to_their_members(
-        self, collection: Any, monkeypatch: pytest.MonkeyPatch
+    def test_cold_rows_are_read_ahead(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from scdl.archive import requests
-
-        told: list[int] = []
-
-        def tell(self: Any, rows: np.ndarray) -> None:
-            told.append(len(rows))
-
-        monkeypatch.setattr(scdl.SingleCellDataset, "will_need", tell)
-        memmap = np.arange(20)
-        collection.will_need(memmap)
-        monkeypatch.setattr(requests, "_WARM_NANOSECONDS", -1)
-        told.clear()
-        collection.will_need(memmap)
-        assert told == [20]
+        backends = ("memmap", "memmap", "zarr")
+        paths = [
+            write_member(tmp_path, f"m{i}", [0, 1, 2], 20, 1, backend=backend)[0]
+            for i, backend in enumerate(backends)
+        ]
+        found = scdl.SingleCellCollection(paths)
+        ranges: list[tuple[int, int]] = []
+        of_zarr: list[str] = []
+        monkeypatch.setattr(
+            read_ahead, "will_need", lambda begin, end: ranges.extend(zip(begin, end, strict=True))
+        )
+        monkeypatch.setattr(ZarrStore, "will_need", lambda self, name, *_: of_zarr.append(name))
+        monkeypatch.setattr(read_ahead, "_WARM_NANOSECONDS", 1 << 60)
+        found.will_need(np.arange(40))
+        assert ranges == []
+        monkeypatch.setattr(read_ahead, "_WARM_NANOSECONDS", -1)
+        found.will_need(np.arange(40))
+        data, indices, indptr = found.fname_to_mmap[paths[0]].matrix.views
+        assert len(ranges) == 40 + 2 * 40
+        n_bytes = sum(end - begin for begin, end in ranges[:40])
+        assert n_bytes == 40 * 2 * indptr.itemsize
+        assert sum(end - begin for begin, end in ranges[40:]) == 2 * (data.nbytes + indices.nbytes)
         # Rows that are not mapped are left to their archive.
-        collection.will_need(np.array([25, 0]))
-        assert told == [20, 1, 1]
+        assert of_zarr == []
+        found.will_need(np.array([45, 0]))
+        assert of_zarr == ["data", "indices"]
 
 
 class TestNeighbors:

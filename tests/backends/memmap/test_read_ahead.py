@@ -43,7 +43,7 @@ def test_what_is_on_disk_comes_into_memory(file: Path) -> None:
 @pytest.mark.parametrize("n", [0, 1, 5, 1_000])
 def test_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     # A new file is in the page cache, so that read-ahead would do nothing.
-    monkeypatch.setattr(gather, "_is_cold", lambda array, starts: True)
+    monkeypatch.setattr(gather, "are_cold", lambda addresses: True)
     array = np.memmap(file, np.int32, "r")
     gather.read_ahead(array, *ranges(n))
     np.testing.assert_array_equal(array, np.fromfile(file, np.int32))

@@ -1,0 +1,84 @@
+"""Reading ranges of mapped files ahead, by their addresses in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numpy.typing import NDArray
+
+from storage_backends.compute.jit import intrinsic, kernel
+
+#: Ranges with a gap of at most this many bytes are read as one.
+_MAX_GAP = 1 << 16
+#: Number of ranges to sample for whether they are in the page cache.
+_SAMPLE = 16
+#: Maximum time to touch a page that is in memory, even on a busy machine; others come from disk.
+_WARM_NANOSECONDS = 40_000
+
+
+def are_cold(addresses: NDArray[np.int64]) -> bool:
+    """Whether sampled bytes at addresses are not in memory; advising cached ranges wastes time."""
+    n_slow = 0
+    for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
+        before = time.perf_counter_ns()
+        ctypes.string_at(address, 1)
+        n_slow += time.perf_counter_ns() - before > _WARM_NANOSECONDS
+        if n_slow > 1:
+            return True
+    return False
+
+
+def will_need(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
+    """Start reading mapped ranges of addresses from the disk, without waiting.
+
+    Parameters
+    ----------
+    begin, end
+        Half-open ranges in any order, int64. They are not checked.
+    """
+    advise = _madvise()
+    if not advise or not len(begin):
+        return
+    order = np.argsort(begin)
+    begin, end = begin[order], end[order]
+    splits = np.flatnonzero(begin[1:] - end[:-1] > _MAX_GAP) + 1
+    first = begin[np.append(0, splits)]
+    last = np.maximum.reduceat(end, np.append(0, splits))
+    _advise(advise, first - first % mmap.PAGESIZE, last, mmap.MADV_WILLNEED)
+
+
+@cache
+def _madvise() -> int:
+    """Address of ``int madvise(void *addr, size_t length, int advice)``; 0 if there is none."""
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError, TypeError):
+        return 0
+    has_advice = hasattr(mmap, "MADV_WILLNEED")
+    return (ctypes.cast(function, ctypes.c_void_p).value or 0) if has_advice else 0
+
+
+@intrinsic
+def _call_madvise(typingctx: Any, function: Any, address: Any, length: Any, advice: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(number, [pointer, ir.IntType(64), number])
+        madvise = builder.inttoptr(arguments[0], kind.as_pointer())
+        start = builder.inttoptr(arguments[1], pointer)
+        return builder.call(madvise, [start, arguments[2], builder.trunc(arguments[3], number)])
+
+    return types.int32(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@kernel
+def _advise(madvise: int, begin: NDArray[np.int64], end: NDArray[np.int64], advice: int) -> None:
+    for i in range(len(begin)):
+        _call_madvise(madvise, begin[i], end[i] - begin[i], advice)
