@@ -196,11 +196,7 @@ class MemmapStore(DirectoryStore):
 
     @property
     def nbytes(self) -> int:
-        return sum(
-            os.lstat(os.path.join(directory, file)).st_size
-            for directory, _, files in os.walk(self.path)
-            for file in files
-        )
+        return sum(archive_files.file_sizes(self.path).values())
 
     def view(self, name: str) -> NDArray[Any] | None:
         self.spec(name)
