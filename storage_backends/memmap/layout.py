@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.directory import files as archive_files
 from storage_backends.errors import ArchiveFormatError
-from storage_backends.memmap.header import Header
+from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
 HEADER = "header.sch"
 MANIFEST = os.path.join("scdl", "manifest.json")
@@ -48,6 +48,7 @@ GRAPH: dict[str, tuple[str, np.dtype[Any]]] = {
     "indices": ("neighbor_indices.npy", np.dtype("<u4")),
     "indptr": ("neighbor_indptr.npy", np.dtype("<u8")),
 }
+_HEADER_NAMES = frozenset(documented.header_name for documented in MATRIX.values())
 #: Name of the graph in archives that do not name it: the documented default.
 DEFAULT_GRAPH = "next_cell_ids"
 
@@ -86,17 +87,27 @@ def read_header(path: str) -> Header | None:
     if not os.path.lexists(file):
         return None
     header = Header.from_bytes(archive_files.read_file(path, HEADER), file)
+    missing = set(_HEADER_NAMES)
     for array in header.arrays:
+        missing.discard(array.name)
         if array.name in ("ROWPTR", "COLPTR") and array.dtype.kind != "u":
             raise ArchiveFormatError(
                 f"{file}: malformed header: {array.name} is {array.dtype}, not an unsigned type"
             )
-    known = {documented.header_name for documented in MATRIX.values()}
-    listed = {array.name for array in header.arrays}
-    if not known <= listed:
-        missing = ", ".join(sorted(known - listed))
-        raise ArchiveFormatError(f"{file}: malformed header: it does not list {missing}")
+    if missing:
+        raise ArchiveFormatError(
+            f"{file}: malformed header: it does not list {', '.join(sorted(missing))}"
+        )
     return header
+
+
+def header_of(specs: Mapping[str, ArraySpec], indexes: Sequence[HeaderIndex]) -> Header:
+    """The header of an archive with these arrays."""
+    arrays = [
+        HeaderArray(documented.header_name, specs[name].length, specs[name].dtype)
+        for name, documented in MATRIX.items()
+    ]
+    return Header(tuple(arrays), tuple(indexes))
 
 
 def matrix_files(path: str, header: Header | None) -> Files:
@@ -104,14 +115,10 @@ def matrix_files(path: str, header: Header | None) -> Files:
     dtypes: dict[str, np.dtype[Any]] = {}
     for array in header.arrays if header else ():
         dtypes[array.name] = array.dtype
-    return {
-        name: _measure_file(
-            path,
-            documented.file,
-            dtypes.get(documented.header_name) or np.dtype(documented.default_dtype),
-        )
-        for name, documented in MATRIX.items()
-    }
+    files: Files = {}
+    for name, (file, header_name, default_dtype) in MATRIX.items():
+        files[name] = _measure_file(path, file, dtypes.get(header_name) or np.dtype(default_dtype))
+    return files
 
 
 def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
@@ -128,13 +135,14 @@ def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, Arra
 
 def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
     """Files of the documented graph; empty if none of them exists."""
-    if not any(os.path.lexists(os.path.join(path, file)) for file, _ in GRAPH.values()):
-        return {}
     key = manifest.get("documented_graph") or DEFAULT_GRAPH
-    return {
-        f"graphs/{key}/{part}": _measure_file(path, file, dtype)
-        for part, (file, dtype) in GRAPH.items()
-    }
+    for found, _ in GRAPH.values():
+        if os.path.lexists(os.path.join(path, found)):
+            return {
+                f"graphs/{key}/{part}": _measure_file(path, file, dtype)
+                for part, (file, dtype) in GRAPH.items()
+            }
+    return {}
 
 
 def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
@@ -204,10 +212,10 @@ def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads(data)
-        counts = [manifest[key] for key in ("format", "n_obs", "nnz")]
-        if not all(type(n) is int for n in counts):
-            raise ValueError(f"bad counts {counts!r:.100}")
-        names = [_check_entry(entry) for entry in manifest["arrays"]]
+        for key in ("format", "n_obs", "nnz"):
+            if type(manifest[key]) is not int:
+                raise ValueError(f"bad {key} {manifest[key]!r:.100}")
+        names = list(map(_check_entry, manifest["arrays"]))
         if len(set(names)) < len(names) or not set(names).isdisjoint(MATRIX):
             raise ValueError("names of arrays are not unique")
         if not isinstance(manifest.get("documented_graph"), str | None):
@@ -215,10 +223,9 @@ def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
         if not isinstance(manifest["attrs"], dict):
             raise ValueError("attrs must be an object")
         for table in manifest["tables"].values():
-            index_names = table.get("only_names"), table.get("index_name")
             columns = table.get("nullable", [])
-            names = [*index_names, *columns] if isinstance(columns, list) else [columns]
-            if not all(isinstance(name, str | None) for name in names):
+            names = [table.get("only_names"), table.get("index_name"), *columns]
+            if type(columns) is not list or not {str, type(None)}.issuperset(map(type, names)):
                 raise ValueError(f"bad table entry {table!r:.100}")
         for block in manifest["attrs"]["blocks"]:
             if not (type(block["stop"]) is type(block["n_vars"]) is int):

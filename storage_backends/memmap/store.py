@@ -22,7 +22,6 @@ programs may change these.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -42,12 +41,15 @@ from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import ArchiveChangedError, ArchiveClosedError, ArchiveFormatError
 from storage_backends.memmap import BACKEND, features, layout
-from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
+from storage_backends.memmap.header import Header, HeaderIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage_backends.memmap.tables import ParquetTable
+
+#: Directory of the table of cells.
+_OBS = "obs_features"
 
 
 class MemmapStore(DirectoryStore):
@@ -60,121 +62,134 @@ class MemmapStore(DirectoryStore):
     def __init__(self, path: str) -> None:
         self.path = path
         self.remarks: list[str] = []
-        self._manifest: Mapping[str, Any] = {}
         self._files: dict[str, str] = {}
         self._specs: dict[str, ArraySpec] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
         self._parquet: dict[str, ParquetTable] = {}
-        #: Row at which each block ends, by the directory of the tables.
-        self._stops: dict[str, list[int]] = {}
         #: Mapped files of tables, which stay readable when the archive is replaced.
         self._mapped_tables: dict[str, MappedFile] = {}
+        header = layout.read_header(path)
+        self._map(layout.matrix_files(path, header))
+        self._n_obs, nnz = self._specs["indptr"].length - 1, self._specs["data"].length
+        self._check_offsets("")
+        self._manifest = layout.read_archive_manifest(path, self._n_obs, nnz, self.remarks)
+        self._map(layout.graph_files(path, self._manifest))
+        self._map(layout.own_files(path, self._manifest))
+        for name in self._specs:
+            if name.startswith("graphs/") and name.endswith("/indptr"):
+                self._check_offsets(name.removesuffix("indptr"))
+        self._read_features()
+        self.stale = header is not None and self._is_stale(header)
 
     @classmethod
     def _open(cls, path: str) -> Self:
-        store = cls(path)
-        header = layout.read_header(path)
-        store._map(layout.matrix_files(path, header))
-        lengths = store._n_obs, store._specs["data"].length
-        store._manifest = layout.read_archive_manifest(path, *lengths, store.remarks)
-        store._map(layout.graph_files(path, store._manifest))
-        store._map(layout.own_files(path, store._manifest))
-        store._check_features()
-        store.stale = header is not None and store._is_stale(header)
-        return store
-
-    @property
-    def _n_obs(self) -> int:
-        return self._specs["indptr"].length - 1
+        return cls(path)
 
     def _map(self, files: layout.Files) -> None:
-        """Map arrays, and check that the arrays of sparse matrices agree with each other."""
+        mapped = self._open_arrays()
         for name, (file, spec) in files.items():
             self._files[name], self._specs[name] = file, spec
-            self._open_arrays()[name] = layout.map_file(file, spec)
-        for name in files:
-            if name == "indptr" or (name.startswith("graphs/") and name.endswith("/indptr")):
-                self._check_offsets(name.removesuffix("indptr"))
+            mapped[name] = layout.map_file(file, spec)
 
     def _check_offsets(self, prefix: str) -> None:
-        parts = [prefix + part for part in ("data", "indices", "indptr")]
-        if missing := [part for part in parts if part not in self._specs]:
+        """Check that the arrays of a sparse matrix agree with each other."""
+        names = (f"{prefix}data", f"{prefix}indices", f"{prefix}indptr")
+        if missing := sorted(set(names).difference(self._specs)):
             raise ArchiveFormatError(f"{self.path}: {', '.join(missing)} is missing")
-        for part in parts:
-            spec = self._specs[part]
-            if spec.item_shape or (not part.endswith("data") and spec.dtype.kind not in "iu"):
+        lengths, found = [], []
+        for name in names:
+            spec = self._specs[name]
+            if spec.item_shape or (not name.endswith("data") and spec.dtype.kind not in "iu"):
                 raise ArchiveFormatError(
-                    f"{self.path}: {part} cannot be {spec.dtype} of items of shape "
+                    f"{self.path}: {name} cannot be {spec.dtype} of items of shape "
                     f"{spec.item_shape}; convert the source again"
                 )
-        values, ids, offsets = (self._specs[part].length for part in parts)
-        indptr = self._open_arrays()[parts[2]]
+            lengths.append(spec.length)
+            found.append(f"{os.path.basename(self._files[name])} has {spec.length}")
+        values, ids, offsets = lengths
+        indptr = self._open_arrays()[names[2]]
         ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
         if offsets != self._n_obs + 1 or offsets == 0 or ends != (0, values) or ids != values:
-            found = ", ".join(
-                f"{os.path.basename(self._files[part])} has {self._specs[part].length}"
-                for part in parts
-            )
             raise ArchiveFormatError(
-                f"{self.path}: {found} entries for {self._n_obs} cells, with offsets from "
-                f"{ends[0]} to {ends[1]}; a file is truncated or is not of the header's dtype: "
-                "convert the source again"
+                f"{self.path}: {', '.join(found)} entries for {self._n_obs} cells, with offsets "
+                f"from {ends[0]} to {ends[1]}; a file is truncated or is not of the header's "
+                "dtype: convert the source again"
             )
 
-    def _check_features(self) -> None:
-        """Check that the feature indexes have the right number of rows."""
-        for name in filter(None, (self._var_directory, self._obs_directory)):
-            stops = self._stops[name] = features.read_stops(self.path, name)
-            n_rows = stops[-1] if stops else 0
-            if n_rows != self._n_obs:
+    def _read_features(self) -> None:
+        """Find the tables, and check that their blocks have the right number of rows."""
+        self._var_directory = "var_features"
+        if not os.path.isdir(os.path.join(self.path, self._var_directory)):
+            self._var_directory = "features"
+            if not os.path.isdir(os.path.join(self.path, self._var_directory)):
+                raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
+        self._var_stops = self._read_stops(self._var_directory)
+        tables = []
+        self._obs_stops: list[int] | None = None
+        if os.path.isdir(os.path.join(self.path, _OBS)):
+            self._obs_stops = self._read_stops(_OBS)
+            tables.append("obs")
+        tables.extend(map("var/{}".format, range(len(self._var_stops))))
+        attrs: Mapping[str, Any]
+        if self._manifest:
+            attrs, stops = self._manifest["attrs"], []
+            for block in attrs["blocks"]:
+                check_claim(f"{self.path}: genes", (block["n_vars"],), 8, lambda: self.nbytes)
+                stops.append(block["stop"])
+            if self._var_stops != stops:
                 raise ArchiveFormatError(
-                    f"{self.path}: {name} describes {n_rows} rows, "
-                    f"but the archive has {self._n_obs}"
+                    f"{self.path}: {self._var_directory} has blocks that end at "
+                    f"{self._var_stops}, the manifest has different ones"
                 )
-        for block in self._manifest["attrs"]["blocks"] if self._manifest else ():
-            where = f"{self.path}: genes"
-            check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
-        if self._manifest and self._var_stops != [b["stop"] for b in self.attrs["blocks"]]:
+        else:
+            attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
+        schemas = LazyMapping(self, tables, lambda store, name: store._table(name).schema)
+        self._contents = Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
+
+    def _read_stops(self, directory: str) -> list[int]:
+        """The row at which each block of the tables in a directory ends."""
+        key = f"{directory}/{features.BOUNDARIES}"
+        data = archive_files.read_file(self.path, key)
+        stops = features.parse_stops(data, os.path.join(self.path, key))
+        n_rows = stops[-1] if stops else 0
+        if n_rows != self._n_obs:
             raise ArchiveFormatError(
-                f"{self.path}: {self._var_directory} has blocks that end at {self._var_stops}, "
-                "the manifest has different ones"
+                f"{self.path}: {directory} describes {n_rows} rows, but the archive has "
+                f"{self._n_obs}"
             )
+        return stops
 
     def _is_stale(self, header: Header) -> bool:
-        listed = {array.name: array.length for array in header.arrays}
-        if all(
-            self._specs[name].length == listed[documented.header_name]
-            for name, documented in layout.MATRIX.items()
-        ):
-            return False
-        self.remarks.append(
-            f"{self.path}: the header's lengths disagree with the files, which agree with each "
-            "other and are used; `scdl verify --repair`, or scdl.open(path).save(), writes the "
-            "header anew"
-        )
-        return True
+        lengths = {}
+        for name, documented in layout.MATRIX.items():
+            lengths[documented.header_name] = self._specs[name].length
+        for array in header.arrays:
+            if lengths.get(array.name, array.length) != array.length:
+                self.remarks.append(
+                    f"{self.path}: the header's lengths disagree with the files, which agree with "
+                    "each other and are used; `scdl verify --repair`, or "
+                    "scdl.open(path).save(), writes the header anew"
+                )
+                return True
+        return False
 
     def _open_arrays(self) -> dict[str, NDArray[Any]]:
         if self._mapped is None:
             raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
         return self._mapped
 
-    @cached_property
+    @property
     def contents(self) -> Contents:
         self._open_arrays()
-        obs = ["obs"] if self._obs_directory else []
-        names = [*obs, *(f"var/{i}" for i in range(len(self._var_stops)))]
-        schemas = LazyMapping(self, names, lambda store, name: store._table(name).schema)
-        attrs = self._manifest.get("attrs")
-        if attrs is None:
-            attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
-        return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
+        return self._contents
 
     def _hold(self) -> None:
         """Map the files of tables, and read the labels, which are otherwise read later."""
-        self._mapped_tables = map_files(
-            itertools.chain(*map(self._table_files, self.tables)), MappedFile
-        )
+        files: list[str] = []
+        for name in self._contents.tables:
+            columns, own = self._table_files(name)
+            files += [*columns, *own.values()]
+        self._mapped_tables = map_files(files, MappedFile)
         if not self._manifest:
             _ = self._labels
 
@@ -227,7 +242,6 @@ class MemmapStore(DirectoryStore):
 
     def close(self) -> None:
         self._mapped = None
-        self.__dict__.pop("contents", None)
         # Replace the dictionaries instead of clearing them, as other threads may be reading.
         self._parquet, self._mapped_tables = {}, {}
 
@@ -251,45 +265,23 @@ class MemmapStore(DirectoryStore):
             f"{documented.header_name} {store._specs[name].length:,}"
             for name, documented in layout.MATRIX.items()
         )
-        return (f"{store._path_to(layout.HEADER)}: rewritten with the lengths {lengths}",)
+        return (f"{store.path}/{layout.HEADER}: rewritten with the lengths {lengths}",)
 
     def _header_of_files(self) -> Header:
-        arrays = [
-            HeaderArray(documented.header_name, self._specs[name].length, self._specs[name].dtype)
-            for name, documented in layout.MATRIX.items()
-        ]
+        tables = [self._var_directory, *([_OBS] if self._obs_stops is not None else [])]
         indexes = [
-            HeaderIndex(name, self._n_obs, features.index_files(self.path, name))
-            for name in (self._var_directory, self._obs_directory)
-            if name is not None
+            HeaderIndex(name, self._n_obs, features.index_files(self.path, name)) for name in tables
         ]
-        return Header(tuple(arrays), tuple(indexes))
-
-    def _path_to(self, *parts: str) -> str:
-        return os.path.join(self.path, *parts)
-
-    @cached_property
-    def _var_directory(self) -> str:
-        for name in ("var_features", "features"):
-            if os.path.isdir(self._path_to(name)):
-                return name
-        raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
-
-    @cached_property
-    def _obs_directory(self) -> str | None:
-        return "obs_features" if os.path.isdir(self._path_to("obs_features")) else None
-
-    @cached_property
-    def _var_stops(self) -> list[int]:
-        return self._stops[self._var_directory]
+        return layout.header_of(self._specs, indexes)
 
     def _table(self, name: str) -> ParquetTable:
         # Get the dictionaries before checking that the store is open: `close` replaces them.
         tables, mapped = self._parquet, self._mapped_tables
         if name not in self.tables:
             raise self.no_table(name)
+        columns, own = self._table_files(name)
         # Files that are not mapped must not be read from a replacement of the archive.
-        if not self.is_current and not mapped.keys() >= {*self._table_files(name)}:
+        if not self.is_current and not mapped.keys() >= {*columns, *own.values()}:
             raise ArchiveChangedError(
                 f"{self.path}: the archive was replaced since it was opened, and the files of "
                 f"{name} were not kept open; open it again"
@@ -305,41 +297,38 @@ class MemmapStore(DirectoryStore):
         if name != "obs":
             block = int(name.removeprefix("var/"))
             n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
+        columns, own = self._table_files(name)
+        entry = self._manifest.get("tables", {}).get(name, {})
         return ParquetTable(
             f"{self.path}: the table {name}",
-            self._column_files(name),
+            columns,
             n_rows,
-            names=self._own_table_file(name, "names"),
-            categories=self._own_table_file(name, "categories"),
-            only_names=self._side_files(name).get("only_names"),
-            index_name=self._side_files(name).get("index_name"),
-            nullable=self._side_files(name).get("nullable", ()),
+            names=own.get("names"),
+            categories=own.get("categories"),
+            only_names=entry.get("only_names"),
+            index_name=entry.get("index_name"),
+            nullable=entry.get("nullable", ()),
             held=mapped,
             # The number of cells is known from the offsets, which are not compressed.
             bounded=name != "obs",
         )
 
-    def _column_files(self, name: str) -> list[str]:
-        if name == "obs":
-            directory, n_blocks = "obs_features", len(self._stops["obs_features"])
-            blocks = range(n_blocks)
+    def _table_files(self, name: str) -> tuple[list[str], dict[str, str]]:
+        """Files of a table: those of its blocks, and those in ``scdl/`` by their part."""
+        if name == "obs" and self._obs_stops is not None:
+            directory, n_blocks = _OBS, len(self._obs_stops)
+            first, last = 0, n_blocks
         else:
             directory, n_blocks = self._var_directory, len(self._var_stops)
-            block = int(name.removeprefix("var/"))
-            blocks = range(block, block + 1)
-        names = [layout.dataframe(i, n_blocks) for i in blocks]
-        return [archive_files.file_path(self.path, f"{directory}/{name}") for name in names]
-
-    def _table_files(self, name: str) -> list[str]:
-        own = [self._own_table_file(name, part) for part in ("names", "categories")]
-        return [*self._column_files(name), *filter(None, own)]
-
-    def _side_files(self, table: str) -> Mapping[str, Any]:
-        """Entry of the manifest for a table's files in ``scdl/``."""
-        entry: Mapping[str, Any] = self._manifest.get("tables", {}).get(table, {})
-        return entry
-
-    def _own_table_file(self, table: str, part: str) -> str | None:
-        if not self._side_files(table).get(part):
-            return None
-        return archive_files.file_path(self.path, layout.side_file("", table, part))
+            first = int(name.removeprefix("var/"))
+            last = first + 1
+        columns, own = [], {}
+        for block in range(first, last):
+            file = f"{directory}/{layout.dataframe(block, n_blocks)}"
+            columns.append(archive_files.file_path(self.path, file))
+        entry = self._manifest.get("tables", {}).get(name, {})
+        for part in ("names", "categories"):
+            if entry.get(part):
+                file = layout.side_file("", name, part)
+                own[part] = archive_files.file_path(self.path, file)
+        return columns, own

@@ -16,7 +16,7 @@ from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import refused_write
 from storage_backends.memmap import features, layout
-from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
+from storage_backends.memmap.header import HeaderIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +107,7 @@ class MemmapWriter(DirectoryWriter):
                 layout.MANIFEST: json.dumps(manifest).encode(),
                 "metadata.json": json.dumps({"num_rows": n_obs}).encode(),
                 "version.json": json.dumps(__version__).encode(),
-                layout.HEADER: self._header(indexes).to_bytes(),
+                layout.HEADER: layout.header_of(self.specs, indexes).to_bytes(),
             }
             for file_name, content in small.items():
                 self.recorder.write(os.path.join(directory, file_name), content)
@@ -147,13 +147,6 @@ class MemmapWriter(DirectoryWriter):
         small = features.write_index(self.recorder, path, stops, labels, __version__)
         files = tuple(f"{index}/{file}" for file in (*small, *tables))
         return HeaderIndex(index, stops[-1], files)
-
-    def _header(self, indexes: Sequence[HeaderIndex]) -> Header:
-        arrays = [
-            HeaderArray(documented.header_name, self.specs[name].length, self.specs[name].dtype)
-            for name, documented in layout.MATRIX.items()
-        ]
-        return Header(tuple(arrays), tuple(indexes))
 
     def _close(self) -> None:
         for file in self._arrays.values():

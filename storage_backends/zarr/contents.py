@@ -89,15 +89,18 @@ class GroupContents:
                 self.matrix = str(self.ours["attrs"].get("element", "X"))
                 for block in self.ours["attrs"]["blocks"]:
                     check_claim(f"{path}: genes", (block["n_vars"],), 8, stored)
-            by_cell = self._find_sparse()
+            self.var_path = "raw/var" if self.matrix == "raw/X" else "var"
+            exposed = self._find_sparse()
             matrix = self.sparse.get(self.matrix)
             by_rows = matrix is not None and matrix.format == "csr"
+            self.specs = self._find_arrays(exposed, by_rows=by_rows)
             self.is_archive = by_rows or bool(self.ours)
-            self.specs = self._find_arrays(by_cell, by_rows=by_rows)
             if self.is_archive:
-                self._check_matrix()
-                self._check_lengths(by_cell)
+                if not by_rows or not self.specs.keys() >= set(MATRIX_PARTS):
+                    self._refuse_matrix()
+                self._check_lengths(exposed)
             self._bound_ids()
+            self._find_tables()
 
     def _find_sparse(self) -> set[str]:
         """Find sparse matrices; returns the paths of all elements that may become arrays."""
@@ -149,7 +152,7 @@ class GroupContents:
             self.paths[name], specs[name] = path, node.spec
         return specs
 
-    def _check_matrix(self) -> None:
+    def _refuse_matrix(self) -> None:
         found = self.sparse.get(self.matrix)
         if found is None or found.format != "csr":
             is_dense = self.matrix in self.paths
@@ -159,36 +162,30 @@ class GroupContents:
                 "convert the store, or its source, with `scdl convert`"
             )
         missing = sorted(set(MATRIX_PARTS).difference(self.specs))
-        if missing:
-            raise ArchiveFormatError(
-                f"{self.path}: {', '.join(missing)} of {self.matrix} is missing or holds no "
-                "numbers that an archive can have"
-            )
+        raise ArchiveFormatError(
+            f"{self.path}: {', '.join(missing)} of {self.matrix} is missing or holds no numbers "
+            "that an archive can have"
+        )
 
     def _check_lengths(self, exposed: set[str]) -> None:
-        n_obs = self.specs["indptr"].length - 1
-        rows = {}
+        lengths = {}
+        for name, path in self.paths.items():
+            lengths[path] = self.specs[name].length
         for path, matrix in self.sparse.items():
-            rows[path], along = matrix.shape[0], matrix.shape[matrix.format == "csc"]
-            values, ids = self._length(f"{path}/data"), self._length(f"{path}/indices")
-            offsets = self._length(f"{path}/indptr")
+            lengths[path], along = matrix.shape[0], matrix.shape[matrix.format == "csc"]
+            values, ids = lengths[f"{path}/data"], lengths[f"{path}/indices"]
+            offsets = lengths[f"{path}/indptr"]
             if values != ids or offsets != along + 1:
                 raise ArchiveFormatError(
                     f"{self.path}: {path} has {matrix.shape[0]} rows and {matrix.shape[1]} "
                     f"columns, but {offsets} offsets, {values} values and {ids} indices"
                 )
-        for name, path in self.paths.items():
-            if path in exposed:
-                rows[path] = self.specs[name].length
-        for path, found in rows.items():
-            if found != n_obs:
+        n_obs = self.specs["indptr"].length - 1
+        for path, found in lengths.items():
+            if path in exposed and found != n_obs:
                 raise ArchiveFormatError(
                     f"{self.path}: {path} has {found} rows, but {self.matrix} has {n_obs}"
                 )
-
-    def _length(self, path: str) -> int:
-        spec = self.nodes[path].spec
-        return 0 if spec is None else spec.length
 
     def _bound_ids(self) -> None:
         """Complete the specifications: ids that are checked when read, and unsigned numbers."""
@@ -210,6 +207,25 @@ class GroupContents:
         for name in self.ours.get("unsigned", ()):
             if name in self.specs and self.specs[name].dtype == np.int64:
                 self.specs[name] = replace(self.specs[name], dtype=np.dtype(np.uint64))
+
+    def _find_tables(self) -> None:
+        self.attrs: Mapping[str, Any] = self.ours.get("attrs", {})
+        if not self.ours:
+            if self.matrix in self.sparse:
+                n_obs, n_vars = self.sparse[self.matrix].shape
+            else:
+                n_obs, n_vars = self.frame("obs").num_rows, self.frame(self.var_path).num_rows
+            block = {"stop": n_obs, "n_vars": n_vars, "label": None}
+            self.attrs = {"blocks": [block], "sorted": False, "matrices": [self.matrix]}
+            if self.matrix != "X":
+                self.attrs["element"] = self.matrix
+        self.table_paths = {"var/0": self.var_path}
+        if len(self.attrs["blocks"]) > 1:
+            shared = bool(self.ours.get("shared_var"))
+            names = [f"var/{i}" for i in range(len(self.attrs["blocks"]))]
+            self.table_paths = {name: layout.block_path(name, shared) for name in names}
+        if self.ours.get("obs", "obs" in self.nodes):
+            self.table_paths["obs"] = "obs"
 
     def array(self, name: str) -> ZarrArray:
         """The reader of an array, which is created and checked at its first use."""
@@ -241,19 +257,6 @@ class GroupContents:
             )
 
     @cached_property
-    def attrs(self) -> Mapping[str, Any]:
-        if self.ours:
-            own: Mapping[str, Any] = self.ours["attrs"]
-            return own
-        if self.matrix in self.sparse:
-            n_obs, n_vars = self.sparse[self.matrix].shape
-        else:
-            n_obs, n_vars = (self.frame(path).num_rows for path in ("obs", self.var_path))
-        block = {"stop": n_obs, "n_vars": n_vars, "label": None}
-        attrs = {"blocks": [block], "sorted": False, "matrices": [self.matrix]}
-        return attrs | ({"element": self.matrix} if self.matrix != "X" else {})
-
-    @cached_property
     def order(self) -> NDArray[np.int64] | None:
         """Original position of each stored gene; None if genes are in their original order."""
         path = f"{self.var_path}/{layout.ORDER}"
@@ -269,22 +272,6 @@ class GroupContents:
                 f"{self.path}: {path} is no order of {n_vars} genes; convert the source again"
             )
         return order
-
-    @property
-    def var_path(self) -> str:
-        return "raw/var" if self.matrix == "raw/X" else "var"
-
-    @cached_property
-    def table_paths(self) -> Mapping[str, str]:
-        blocks = self.attrs["blocks"]
-        paths = {"var/0": self.var_path}
-        if len(blocks) > 1:
-            shared = bool(self.ours.get("shared_var"))
-            names = [f"var/{i}" for i in range(len(blocks))]
-            paths = {name: layout.block_path(name, shared) for name in names}
-        if self.ours.get("obs", "obs" in self.nodes):
-            paths["obs"] = "obs"
-        return paths
 
     def frame(self, path: str) -> ZarrTable:
         from storage_backends.zarr.tables.reading import ZarrTable

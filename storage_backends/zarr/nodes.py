@@ -128,38 +128,32 @@ class Node(NamedTuple):
         """
         if metadata["zarr_format"] != 3 or metadata["node_type"] not in ("array", "group"):
             raise ValueError(f"{path} is no array or group of format 3")
-        array = spec = None
-        if metadata["node_type"] == "array":
-            array, spec = _array_from_json(path, metadata)
-        return cls(path, dict(metadata.get("attributes", {})), array, spec, opened)
-
-
-def _array_from_json(
-    path: str, metadata: Mapping[str, Any]
-) -> tuple[ArrayMetadata, ArraySpec | None]:
-    regular, codecs = metadata["chunk_grid"], metadata["codecs"]
-    shape = tuple(map(operator.index, metadata["shape"]))
-    chunks = tuple(map(operator.index, regular["configuration"]["chunk_shape"]))
-    # Codecs may also be given by their names alone, which raises a TypeError here.
-    shards, names = None, list(map(_NAME, codecs))
-    if names[0] == _SHARDING:
-        shards, inner = chunks, codecs[0]["configuration"]["chunk_shape"]
-        chunks = tuple(map(operator.index, inner))
-    whole = shards is None or not any(map(operator.mod, shards, chunks))
-    steps = (*chunks, *(shards or ()))
-    if regular["name"] != "regular" or not len(shape) == len(chunks) == len(shards or shape):
-        raise ValueError("of another kind than archives have")
-    if min(shape, default=0) < 0 or min(steps, default=1) < 1 or not whole:
-        raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
-    # Data types with a configuration are not numeric.
-    kind = metadata["data_type"]
-    dtype = _NUMBERS.get(kind) if shape and isinstance(kind, str) else None
-    grid = _grid_of(path, shape, chunks, shards, metadata)
-    if dtype is None:
-        return ArrayMetadata(1, shape, chunks, shards, None, grid), None
-    fill = dtype.type(metadata["fill_value"])
-    array = ArrayMetadata(dtype.itemsize, shape, chunks, shards, fill, grid)
-    return array, ArraySpec(dtype, shape[0], shape[1:])
+        attrs = dict(metadata.get("attributes", {}))
+        if metadata["node_type"] == "group":
+            return cls(path, attrs, None, None, opened)
+        regular, codecs = metadata["chunk_grid"], metadata["codecs"]
+        shape = tuple(map(operator.index, metadata["shape"]))
+        chunks = tuple(map(operator.index, regular["configuration"]["chunk_shape"]))
+        # Codecs may also be given by their names alone, which raises a TypeError here.
+        shards, names = None, list(map(_NAME, codecs))
+        if names[0] == _SHARDING:
+            shards, inner = chunks, codecs[0]["configuration"]["chunk_shape"]
+            chunks = tuple(map(operator.index, inner))
+        steps = chunks + (shards or ())
+        if regular["name"] != "regular" or not len(shape) == len(chunks) == len(shards or shape):
+            raise ValueError("of another kind than archives have")
+        if min(shape, default=0) < 0 or min(steps, default=1) < 1:
+            raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
+        if any(map(operator.mod, shards or (), chunks)):
+            raise ValueError(f"chunks {chunks} do not fill shards {shards}")
+        grid = _grid_of(path, shape, chunks, shards, metadata)
+        kind, spec, fill, itemsize = metadata["data_type"], None, None, 1
+        # Data types with a configuration are not numeric.
+        if shape and isinstance(kind, str) and kind in _NUMBERS:
+            spec = ArraySpec(_NUMBERS[kind], shape[0], shape[1:])
+            fill, itemsize = spec.dtype.type(metadata["fill_value"]), spec.dtype.itemsize
+        array = ArrayMetadata(itemsize, shape, chunks, shards, fill, grid)
+        return cls(path, attrs, array, spec, opened)
 
 
 def array_of(

@@ -73,7 +73,7 @@ class ZarrStore(DirectoryStore):
         self._complete: set[str] = set()
 
     @classmethod
-    def open(cls, path: str, *, hold: bool = True) -> Self:
+    def open(cls, path: str, *, hold: bool = True, **options: Any) -> Self:
         if detection.is_url(path):
             with unreadable(path), layout.quiet():
                 root, remote = remote_files.open_group(path)
@@ -83,12 +83,7 @@ class ZarrStore(DirectoryStore):
             with unreadable(path), layout.quiet():
                 files = ZippedFiles(path)
                 return cls(path, files, nodes(files.group()))
-        return cls._open_whole(path, cls._open, hold=hold)
-
-    @classmethod
-    def _open_checked(cls, path: str, before_reading: Callable[[str], None]) -> Self:
-        """Open an archive whose files are compared with their checksums before they are read."""
-        return cls._open_whole(path, partial(cls._open, before_reading=before_reading), hold=True)
+        return super().open(path, hold=hold, **options)
 
     @classmethod
     def _open(cls, path: str, before_reading: Callable[[str], None] | None = None) -> Self:
@@ -251,7 +246,8 @@ class ZarrStore(DirectoryStore):
 
     @classmethod
     def examine(cls, path: str) -> Examination:
-        return upkeep.examine(path, cls._open_checked)
+        # Files are compared with their checksums before they are read.
+        return upkeep.examine(path, lambda path, check: cls.open(path, before_reading=check))
 
     @classmethod
     def add_checksums(cls, path: str) -> int:
