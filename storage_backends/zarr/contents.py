@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import zarr
@@ -152,7 +152,8 @@ class GroupContents:
             self.paths[name], specs[name] = path, node.spec
         return specs
 
-    def _refuse_matrix(self) -> None:
+    def _refuse_matrix(self) -> NoReturn:
+        """Raise the error for an archive without a complete matrix stored by rows."""
         found = self.sparse.get(self.matrix)
         if found is None or found.format != "csr":
             is_dense = self.matrix in self.paths
@@ -168,6 +169,7 @@ class GroupContents:
         )
 
     def _check_lengths(self, exposed: set[str]) -> None:
+        """Compare the lengths of arrays with the shapes of matrices, and with each other."""
         lengths = {}
         for name, path in self.paths.items():
             lengths[path] = self.specs[name].length
@@ -209,6 +211,7 @@ class GroupContents:
                 self.specs[name] = replace(self.specs[name], dtype=np.dtype(np.uint64))
 
     def _find_tables(self) -> None:
+        """Set attributes and the paths of tables; those of other AnnData follow from the matrix."""
         self.attrs: Mapping[str, Any] = self.ours.get("attrs", {})
         if not self.ours:
             if self.matrix in self.sparse:

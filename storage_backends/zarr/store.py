@@ -77,7 +77,11 @@ class ZarrStore(DirectoryStore):
         if detection.is_url(path):
             with unreadable(path), layout.quiet():
                 root, remote = remote_files.open_group(path)
-                return cls(path, remote, nodes(root))
+                store = cls(path, remote, nodes(root))
+                if hold and store._group.is_archive:
+                    # Servers that cannot be read from, such as those without ranges, fail here.
+                    store._group.array("indptr")
+                return store
         if os.path.isfile(path):
             path = os.path.realpath(path)
             with unreadable(path), layout.quiet():
@@ -95,13 +99,11 @@ class ZarrStore(DirectoryStore):
     def _hold(self) -> None:
         """Map all files now, those of the matrix first."""
         assert isinstance(self._files, LocalFiles)
-        first, rest = list(METADATA_FILES), []
+        first, rest = list(METADATA_FILES), list[str]()
         for key in file_sizes(self.path):
-            if key.startswith(self._group.matrix):
-                first.append(key)
-            # What the root lists is not read again.
-            elif not (self._in_root and key.endswith(METADATA_FILES)):
-                rest.append(key)
+            # Metadata that the root has, too, is not read.
+            if not (self._in_root and key.endswith(METADATA_FILES)):
+                (first if key.startswith(f"{self._group.matrix}/") else rest).append(key)
         self._files.hold(first + rest)
 
     # -- arrays ----------------------------------------------------------------------------
