@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -17,15 +18,18 @@ from storage_backends.compute.claims import check_claim
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import layout
 from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.reading import ChunkCache, ZarrArray
+from storage_backends.zarr.chunks.reading import ZarrArray, chunk_cache
 from storage_backends.zarr.claims import check_array
-from storage_backends.zarr.layout import MATRIX_PARTS
+from storage_backends.zarr.detection import CHECKSUMS
 from storage_backends.zarr.nodes import Node, array_at, array_of
 from storage_backends.zarr.opening import Nodes, own_attribute, unreadable
 from storage_backends.zarr.plan import Bound
 
 if TYPE_CHECKING:
     from storage_backends.zarr.tables.reading import ZarrTable
+
+#: Bytes of decoded chunks that an open archive keeps.
+CACHE_BYTES = 64 << 20
 
 
 class GroupContents:
@@ -37,12 +41,8 @@ class GroupContents:
         Path of the store, with which error messages begin.
     found
         All nodes of the group.
-    files, cache
-        Files to read chunks from, and the cache of decoded chunks.
-    stored
-        Returns the number of bytes of all files.
-    may_be_old
-        Whether a group without an encoding type may be of an early release of anndata.
+    files
+        Files to read chunks from.
 
     Attributes
     ----------
@@ -50,6 +50,8 @@ class GroupContents:
         The attribute of an archive that scdl wrote; empty for other AnnData.
     nodes
         Every node by path.
+    cache
+        Chunks that were decoded last.
     sparse
         Sparse matrices by path.
     matrix
@@ -65,18 +67,13 @@ class GroupContents:
         The group is neither an archive nor an AnnData, or is damaged.
     """
 
-    def __init__(
-        self,
-        path: str,
-        found: Nodes,
-        files: Files,
-        cache: ChunkCache,
-        stored: Callable[[], int],
-        *,
-        may_be_old: bool,
-    ) -> None:
-        self.path = path
-        self._files, self._cache, self._stored = files, cache, stored
+    def __init__(self, path: str, found: Nodes, files: Files) -> None:
+        self.path, self._files = path, files
+        self.cache = chunk_cache(CACHE_BYTES)
+        # Bytes of all files; effectively no limit where they cannot be listed.
+        self._stored = cache(lambda: files.total("") or 1 << 62)
+        # An scdl archive that lost its attributes must not pass for an early release of anndata.
+        may_be_old = not found.attrs and files.size(CHECKSUMS) is None
         self.sparse: dict[str, Sparse] = {}
         self.paths: dict[str, str] = {}
         self._arrays: dict[str, ZarrArray] = {}
@@ -88,7 +85,7 @@ class GroupContents:
             if self.ours:
                 self.matrix = str(self.ours["attrs"].get("element", "X"))
                 for block in self.ours["attrs"]["blocks"]:
-                    check_claim(f"{path}: genes", (block["n_vars"],), 8, stored)
+                    check_claim(f"{path}: genes", (block["n_vars"],), 8, self._stored)
             self.var_path = "raw/var" if self.matrix == "raw/X" else "var"
             exposed = self._find_sparse()
             matrix = self.sparse.get(self.matrix)
@@ -96,7 +93,7 @@ class GroupContents:
             self.specs = self._find_arrays(exposed, by_rows=by_rows)
             self.is_archive = by_rows or bool(self.ours)
             if self.is_archive:
-                if not by_rows or not self.specs.keys() >= set(MATRIX_PARTS):
+                if not by_rows or not self.specs.keys() >= set(layout.MATRIX_PARTS):
                     self._refuse_matrix()
                 self._check_lengths(exposed)
             self._bound_ids()
@@ -117,7 +114,7 @@ class GroupContents:
             if kind not in ("csr_matrix", "csc_matrix"):
                 continue
             is_numeric = True
-            for part in MATRIX_PARTS:
+            for part in layout.MATRIX_PARTS:
                 there = self.nodes.get(f"{path}/{part}")
                 if there is None and self.ours:
                     raise ArchiveFormatError(f"{self.path}: a part of {path} is missing")
@@ -147,8 +144,9 @@ class GroupContents:
             holder, _, part = path.rpartition("/")
             if node.spec is None or not (path in exposed or holder in self.sparse):
                 continue
-            is_part = by_rows and holder == self.matrix
-            name = part if is_part else layout.seam_name(path, self.sparse)
+            name = layout.seam_name(path, self.sparse)
+            if by_rows and holder == self.matrix:
+                name = part
             self.paths[name], specs[name] = path, node.spec
         return specs
 
@@ -156,13 +154,13 @@ class GroupContents:
         """Raise the error for an archive without a complete matrix stored by rows."""
         found = self.sparse.get(self.matrix)
         if found is None or found.format != "csr":
-            is_dense = self.matrix in self.paths
-            there = "a dense array" if is_dense else found.format if found else "nothing"
+            there = "a dense array" if self.matrix in self.paths else "nothing"
+            there = found.format if found else there
             raise ArchiveFormatError(
                 f"{self.path}: expected the matrix {self.matrix} as csr_matrix, found {there}; "
                 "convert the store, or its source, with `scdl convert`"
             )
-        missing = sorted(set(MATRIX_PARTS).difference(self.specs))
+        missing = sorted(set(layout.MATRIX_PARTS).difference(self.specs))
         raise ArchiveFormatError(
             f"{self.path}: {', '.join(missing)} of {self.matrix} is missing or holds no numbers "
             "that an archive can have"
@@ -191,19 +189,18 @@ class GroupContents:
 
     def _bound_ids(self) -> None:
         """Complete the specifications: ids that are checked when read, and unsigned numbers."""
-        ids = ["indices"] if "indices" in self.specs else []
-        if self.ours.get("reordered"):
-            for path, other in self.sparse.items():
-                if self.matrix == "X" and path.startswith("layers/") and other.format == "csr":
-                    ids.append(f"{path}/indices")
-        for name in ids:
+        ids, reordered = ["indices"], bool(self.ours.get("reordered"))
+        for path, other in self.sparse.items():
+            if self.matrix == "X" and path.startswith("layers/") and other.format == "csr":
+                ids.append(f"{path}/indices")
+        for name in ids if reordered else {"indices"}.intersection(self.specs):
             spec = self.specs[name]
-            if self.ours.get("reordered") and spec.dtype.kind not in "iu":
+            if reordered and spec.dtype.kind not in "iu":
                 raise ArchiveFormatError(
                     f"{self.path}: expected {name} as integers, found {spec.dtype}; convert the "
                     "source again"
                 )
-            if self.ours.get("reordered") or spec.dtype.kind == "u":
+            if reordered or spec.dtype.kind == "u":
                 below = self.sparse[self.matrix].shape[1] or None
                 self.specs[name] = replace(spec, below=below)
         for name in self.ours.get("unsigned", ()):
@@ -225,7 +222,7 @@ class GroupContents:
         self.table_paths = {"var/0": self.var_path}
         if len(self.attrs["blocks"]) > 1:
             shared = bool(self.ours.get("shared_var"))
-            names = [f"var/{i}" for i in range(len(self.attrs["blocks"]))]
+            names = map("var/{}".format, range(len(self.attrs["blocks"])))
             self.table_paths = {name: layout.block_path(name, shared) for name in names}
         if self.ours.get("obs", "obs" in self.nodes):
             self.table_paths["obs"] = "obs"
@@ -238,12 +235,10 @@ class GroupContents:
         where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
         with unreadable(where):
             complete = bool(self.ours)
-            array = array_of(where, node, name, self._files, self._cache, complete=complete)
-            below = self.specs[name].below
-            if below is not None and self.order is None:
-                array.bound = Bound.of(below)
-            elif below is not None and self.order is not None:
-                array.bound = Bound.of(mapping=self.order.astype(array.spec.dtype))
+            array = array_of(where, node, name, self._files, self.cache, complete=complete)
+            if (below := self.specs[name].below) is not None:
+                mapping = None if self.order is None else self.order.astype(array.spec.dtype)
+                array.bound = Bound.of(below, mapping)
             if name == "indptr" and self.is_archive:
                 self._check_ends(array)
         return array

@@ -12,11 +12,7 @@ import zarr
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.reading import (
-    ChunkCache,
-    DirectReader,
-    ZarrArray,
-)
+from storage_backends.zarr.chunks.reading import ChunkCache, DirectReader, ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.through_zarr import ZarrReader
 from storage_backends.zarr.codecs.chain import Chain

@@ -23,14 +23,7 @@ from storage_backends.zarr.nodes import Node
 
 _ROOT, _ROOT_V2 = METADATA_FILES
 #: Errors raised by metadata that does not have the form written by scdl.
-_OTHERWISE = (
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
+_OTHERWISE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Nodes(NamedTuple):

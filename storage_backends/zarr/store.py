@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +35,6 @@ from storage_backends.errors import COPY_AGAIN, ArchiveClosedError, ArchiveForma
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
 from storage_backends.zarr.chunks.files import Files, LocalFiles
-from storage_backends.zarr.chunks.reading import chunk_cache
 from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.contents import GroupContents
 from storage_backends.zarr.detection import METADATA_FILES
@@ -49,9 +47,6 @@ if TYPE_CHECKING:
 
     from storage_backends.zarr.tables.reading import ZarrTable
 
-#: Bytes of decoded chunks that an open archive keeps.
-CACHE_BYTES = 64 << 20
-
 
 class ZarrStore(DirectoryStore):
     """A committed archive, or any AnnData in a Zarr store."""
@@ -62,11 +57,7 @@ class ZarrStore(DirectoryStore):
     def __init__(self, path: str, files: Files, found: Nodes) -> None:
         self.path = path
         self._files = files
-        stored = cache(partial(_stored_bytes, files))
-        # An scdl archive that lost its attributes must not pass for an early release of anndata.
-        may_be_old = not found.attrs and files.size(detection.CHECKSUMS) is None
-        self._cache = chunk_cache(CACHE_BYTES)
-        self._group = GroupContents(path, found, files, self._cache, stored, may_be_old=may_be_old)
+        self._group = GroupContents(path, found, files)
         self._in_root = found.in_root
         self._closed = False
         #: Elements whose files are known to exist.
@@ -263,10 +254,5 @@ class ZarrStore(DirectoryStore):
     def close(self) -> None:
         self._closed = True
         self.__dict__.pop("contents", None)
-        self._cache.clear()
+        self._group.cache.clear()
         self._files.close()
-
-
-def _stored_bytes(files: Files) -> int:
-    """Bytes of all files; effectively no limit where they cannot be listed."""
-    return files.total("") or 1 << 62
