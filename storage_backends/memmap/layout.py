@@ -25,8 +25,16 @@ MANIFEST = os.path.join("scdl", "manifest.json")
 MANIFEST_FORMAT = 1
 CHECKSUMS = os.path.join("scdl", "checksums.bin")
 
-#: File and specification of every array by name.
-Files = dict[str, tuple[str, ArraySpec]]
+
+class ArrayFile(NamedTuple):
+    """Path and specification of an array."""
+
+    path: str
+    spec: ArraySpec
+
+
+#: File of every array by name.
+Files = dict[str, ArrayFile]
 
 
 class DocumentedFile(NamedTuple):
@@ -121,7 +129,7 @@ def matrix_files(path: str, header: Header | None) -> Files:
     return files
 
 
-def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
+def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> ArrayFile:
     file = archive_files.file_path(path, name)
     if not os.path.isfile(file):
         raise ArchiveFormatError(f"{file}: the file is missing; convert the source again")
@@ -130,7 +138,33 @@ def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, Arra
         raise ArchiveFormatError(
             f"{file}: {size} bytes are not a multiple of the size of {dtype}; the file is truncated"
         )
-    return file, ArraySpec(dtype, size // dtype.itemsize)
+    return ArrayFile(file, ArraySpec(dtype, size // dtype.itemsize))
+
+
+def check_offsets(path: str, files: Files, name: str, indptr: NDArray[Any], n_obs: int) -> None:
+    """Check that the arrays of a sparse matrix agree with the one of offsets, called `name`."""
+    prefix = name.removesuffix("indptr")
+    names = (f"{prefix}data", f"{prefix}indices", name)
+    if missing := sorted(set(names).difference(files)):
+        raise ArchiveFormatError(f"{path}: {', '.join(missing)} is missing")
+    lengths, found = [], []
+    for name in names:
+        file, spec = files[name]
+        if spec.item_shape or (not name.endswith("data") and spec.dtype.kind not in "iu"):
+            raise ArchiveFormatError(
+                f"{path}: {name} cannot be {spec.dtype} of items of shape {spec.item_shape}; "
+                "convert the source again"
+            )
+        lengths.append(spec.length)
+        found.append(f"{os.path.basename(file)} has {spec.length}")
+    values, ids, offsets = lengths
+    ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
+    if offsets != n_obs + 1 or offsets == 0 or ends != (0, values) or ids != values:
+        raise ArchiveFormatError(
+            f"{path}: {', '.join(found)} entries for {n_obs} cells, with offsets from {ends[0]} to "
+            f"{ends[1]}; a file is truncated or is not of the header's dtype: convert the source "
+            "again"
+        )
 
 
 def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
@@ -159,7 +193,7 @@ def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
                 f"{file}: expected {spec.nbytes} bytes for {entry['name']}, "
                 f"found {os.path.getsize(file) if os.path.isfile(file) else 'no file'}"
             )
-        files[entry["name"]] = (file, spec)
+        files[entry["name"]] = ArrayFile(file, spec)
     return files
 
 

@@ -62,22 +62,18 @@ class MemmapStore(DirectoryStore):
     def __init__(self, path: str) -> None:
         self.path = path
         self.remarks: list[str] = []
-        self._files: dict[str, str] = {}
         self._specs: dict[str, ArraySpec] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
         self._parquet: dict[str, ParquetTable] = {}
         #: Mapped files of tables, which stay readable when the archive is replaced.
         self._mapped_tables: dict[str, MappedFile] = {}
         header = layout.read_header(path)
-        self._map(layout.matrix_files(path, header))
-        self._n_obs, nnz = self._specs["indptr"].length - 1, self._specs["data"].length
-        self._check_offsets("")
+        matrix = layout.matrix_files(path, header)
+        self._n_obs, nnz = matrix["indptr"].spec.length - 1, matrix["data"].spec.length
+        self._map(matrix)
         self._manifest = layout.read_archive_manifest(path, self._n_obs, nnz, self.remarks)
-        self._map(layout.graph_files(path, self._manifest))
-        self._map(layout.own_files(path, self._manifest))
-        for name in self._specs:
-            if name.startswith("graphs/") and name.endswith("/indptr"):
-                self._check_offsets(name.removesuffix("indptr"))
+        graph = layout.graph_files(path, self._manifest)
+        self._map(graph | layout.own_files(path, self._manifest))
         self._read_features()
         self.stale = header is not None and self._is_stale(header)
 
@@ -86,35 +82,13 @@ class MemmapStore(DirectoryStore):
         return cls(path)
 
     def _map(self, files: layout.Files) -> None:
+        """Map arrays, and check those of sparse matrices."""
         mapped = self._open_arrays()
-        for name, (file, spec) in files.items():
-            self._files[name], self._specs[name] = file, spec
-            mapped[name] = layout.map_file(file, spec)
-
-    def _check_offsets(self, prefix: str) -> None:
-        """Check that the arrays of a sparse matrix agree with each other."""
-        names = (f"{prefix}data", f"{prefix}indices", f"{prefix}indptr")
-        if missing := sorted(set(names).difference(self._specs)):
-            raise ArchiveFormatError(f"{self.path}: {', '.join(missing)} is missing")
-        lengths, found = [], []
-        for name in names:
-            spec = self._specs[name]
-            if spec.item_shape or (not name.endswith("data") and spec.dtype.kind not in "iu"):
-                raise ArchiveFormatError(
-                    f"{self.path}: {name} cannot be {spec.dtype} of items of shape "
-                    f"{spec.item_shape}; convert the source again"
-                )
-            lengths.append(spec.length)
-            found.append(f"{os.path.basename(self._files[name])} has {spec.length}")
-        values, ids, offsets = lengths
-        indptr = self._open_arrays()[names[2]]
-        ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
-        if offsets != self._n_obs + 1 or offsets == 0 or ends != (0, values) or ids != values:
-            raise ArchiveFormatError(
-                f"{self.path}: {', '.join(found)} entries for {self._n_obs} cells, with offsets "
-                f"from {ends[0]} to {ends[1]}; a file is truncated or is not of the header's "
-                "dtype: convert the source again"
-            )
+        for name, file in files.items():
+            self._specs[name], mapped[name] = file.spec, layout.map_file(*file)
+        for name in files:
+            if name == "indptr" or (name.startswith("graphs/") and name.endswith("/indptr")):
+                layout.check_offsets(self.path, files, name, mapped[name], self._n_obs)
 
     def _read_features(self) -> None:
         """Find the tables, and check that their blocks have the right number of rows."""
@@ -253,26 +227,18 @@ class MemmapStore(DirectoryStore):
         remove_leftovers(store.path)
         if not store.stale:
             return ()
-        header = store._header_of_files().to_bytes()
-        matches = integrity.matches_checksums(store.path, layout.CHECKSUMS, layout.HEADER, header)
-        if matches is False:
+        tables, n_obs = [store._var_directory], store._n_obs
+        if store._obs_stops is not None:
+            tables.append(_OBS)
+        indexes = [HeaderIndex(t, n_obs, features.index_files(store.path, t)) for t in tables]
+        header = layout.header_of(store._specs, indexes)
+        where, data = (store.path, layout.CHECKSUMS), header.to_bytes()
+        if integrity.matches_checksums(*where, layout.HEADER, data) is False:
             # Other files were changed, too.
             return ()
-        integrity.replace_files(
-            store.path, layout.CHECKSUMS, {layout.HEADER: header}, lambda: store.is_current
-        )
-        lengths = ", ".join(
-            f"{documented.header_name} {store._specs[name].length:,}"
-            for name, documented in layout.MATRIX.items()
-        )
+        integrity.replace_files(*where, {layout.HEADER: data}, lambda: store.is_current)
+        lengths = ", ".join(f"{array.name} {array.length:,}" for array in header.arrays)
         return (f"{store.path}/{layout.HEADER}: rewritten with the lengths {lengths}",)
-
-    def _header_of_files(self) -> Header:
-        tables = [self._var_directory, *([_OBS] if self._obs_stops is not None else [])]
-        indexes = [
-            HeaderIndex(name, self._n_obs, features.index_files(self.path, name)) for name in tables
-        ]
-        return layout.header_of(self._specs, indexes)
 
     def _table(self, name: str) -> ParquetTable:
         # Get the dictionaries before checking that the store is open: `close` replaces them.

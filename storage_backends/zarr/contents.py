@@ -144,9 +144,8 @@ class GroupContents:
             holder, _, part = path.rpartition("/")
             if node.spec is None or not (path in exposed or holder in self.sparse):
                 continue
-            name = layout.seam_name(path, self.sparse)
-            if by_rows and holder == self.matrix:
-                name = part
+            is_part = by_rows and holder == self.matrix
+            name = part if is_part else layout.seam_name(path, self.sparse)
             self.paths[name], specs[name] = path, node.spec
         return specs
 
