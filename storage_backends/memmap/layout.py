@@ -167,22 +167,15 @@ def check_offsets(path: str, files: Files, name: str, indptr: NDArray[Any], n_ob
         )
 
 
-def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
-    """Files of the documented graph; empty if none of them exists."""
-    key = manifest.get("documented_graph") or DEFAULT_GRAPH
-    for found, _ in GRAPH.values():
-        if os.path.lexists(os.path.join(path, found)):
-            return {
-                f"graphs/{key}/{part}": _measure_file(path, file, dtype)
-                for part, (file, dtype) in GRAPH.items()
-            }
-    return {}
-
-
-def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
-    """Files of the arrays in ``scdl/arrays``, which are numbered in the order of the manifest."""
-    files = {}
+def other_files(path: str, manifest: Mapping[str, Any]) -> Files:
+    """Files of the documented graph, and of the numbered arrays in ``scdl/arrays``."""
+    files: Files = {}
     documented = manifest.get("documented_graph")
+    for found, _ in GRAPH.values():
+        if not files and os.path.lexists(os.path.join(path, found)):
+            for part, (file, dtype) in GRAPH.items():
+                name = f"graphs/{documented or DEFAULT_GRAPH}/{part}"
+                files[name] = _measure_file(path, file, dtype)
     for i, entry in enumerate(manifest.get("arrays", [])):
         if documented is not None and entry["name"].startswith(f"graphs/{documented}/"):
             continue

@@ -72,8 +72,7 @@ class MemmapStore(DirectoryStore):
         self._n_obs, nnz = matrix["indptr"].spec.length - 1, matrix["data"].spec.length
         self._map(matrix)
         self._manifest = layout.read_archive_manifest(path, self._n_obs, nnz, self.remarks)
-        graph = layout.graph_files(path, self._manifest)
-        self._map(graph | layout.own_files(path, self._manifest))
+        self._map(layout.other_files(path, self._manifest))
         self._read_features()
         self.stale = header is not None and self._is_stale(header)
 
