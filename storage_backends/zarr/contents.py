@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -70,8 +69,7 @@ class GroupContents:
     def __init__(self, path: str, found: Nodes, files: Files) -> None:
         self.path, self._files = path, files
         self.cache = chunk_cache(CACHE_BYTES)
-        # Bytes of all files; effectively no limit where they cannot be listed.
-        self._stored = cache(lambda: files.total("") or 1 << 62)
+        self._stored = found.stored
         # An scdl archive that lost its attributes must not pass for an early release of anndata.
         may_be_old = not found.attrs and files.size(CHECKSUMS) is None
         self.sparse: dict[str, Sparse] = {}
@@ -103,6 +101,7 @@ class GroupContents:
         """Find sparse matrices; returns the paths of all elements that may become arrays."""
         exposed = set()
         for path, node in self.nodes.items():
+            # Arrays of types that only zarr knows are checked again when zarr opens them.
             if node.array is not None:
                 check_array(f"{self.path}: {path}", node.array, self._stored)
             if path not in ("X", "raw/X") and path.rpartition("/")[0] not in layout.ARRAY_HOLDERS:

@@ -15,8 +15,8 @@ from storage_backends import other_formats
 from storage_backends.directory import files as archive_files
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.zarr import layout
-from storage_backends.zarr.chunks.files import LocalFiles
-from storage_backends.zarr.claims import BoundedStore
+from storage_backends.zarr.chunks.files import Files, LocalFiles
+from storage_backends.zarr.claims import BoundedStore, check_array
 from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.held_store import HeldStore
 from storage_backends.zarr.nodes import Node
@@ -35,12 +35,15 @@ class Nodes(NamedTuple):
         Attributes of the root.
     by_path
         Every array and group.
+    stored
+        Returns the bytes of all files; effectively no limit where they cannot be listed.
     in_root
-        Whether the metadata of all of them is in the file of the root.
+        Whether the metadata of all nodes is in the file of the root.
     """
 
     attrs: Mapping[str, Any]
     by_path: dict[str, Node]
+    stored: Callable[[], int]
     in_root: bool = False
 
 
@@ -71,7 +74,8 @@ def local_nodes(path: str, files: LocalFiles) -> Nodes:
         with unreadable(path), layout.quiet():
             store = HeldStore(BoundedStore(path, read_only=True), files)
             # Without an explicit format, zarr also looks for files of the other format.
-            return nodes(zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2))
+            root = zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2)
+            return nodes(path, root, files)
 
     with contextlib.suppress(*_OTHERWISE):
         root = json.loads(archive_files.read_file(path, _ROOT))
@@ -79,7 +83,8 @@ def local_nodes(path: str, files: LocalFiles) -> Nodes:
             by_path = {}
             for name, metadata in root["consolidated_metadata"]["metadata"].items():
                 by_path[name] = Node.from_json(name, metadata, partial(_opened, opened, name))
-            return Nodes(dict(root["attributes"]), by_path, in_root=True)
+            stored = cache(partial(_stored_bytes, files))
+            return Nodes(dict(root["attributes"]), by_path, stored, in_root=True)
     # Zarr opens the store or raises an error.
     return opened()
 
@@ -88,10 +93,18 @@ def _opened(nodes: Callable[[], Nodes], name: str) -> zarr.Array[Any] | zarr.Gro
     return nodes().by_path[name].opened()
 
 
-def nodes(root: zarr.Group) -> Nodes:
+def nodes(path: str, root: zarr.Group, files: Files) -> Nodes:
     """Every array and group of a store, as zarr opened them."""
-    found = {name: Node.of(node) for name, node in root.members(max_depth=None)}
-    return Nodes(root.attrs.asdict(), found)
+    found = Nodes(root.attrs.asdict(), {}, cache(partial(_stored_bytes, files)))
+    for name, member in root.members(max_depth=None):
+        node = found.by_path[name] = Node.of(member)
+        if node.array is not None:
+            check_array(f"{path}: {name}", node.array, found.stored)
+    return found
+
+
+def _stored_bytes(files: Files) -> int:
+    return files.total("") or 1 << 62
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ class ZarrStore(DirectoryStore):
         if detection.is_url(path):
             with unreadable(path), layout.quiet():
                 root, remote = remote_files.open_group(path)
-                store = cls(path, remote, nodes(root))
+                store = cls(path, remote, nodes(path, root, remote))
                 if hold and store._group.is_archive:
                     # Servers that cannot be read from, such as those without ranges, fail here.
                     store._group.array("indptr")
@@ -77,7 +77,7 @@ class ZarrStore(DirectoryStore):
             path = os.path.realpath(path)
             with unreadable(path), layout.quiet():
                 files = ZippedFiles(path)
-                return cls(path, files, nodes(files.group()))
+                return cls(path, files, nodes(path, files.group(), files))
         return super().open(path, hold=hold, **options)
 
     @classmethod

@@ -251,6 +251,10 @@ ZARR: dict[str, Attack] = {
     "shape: negative": node("X/data", shape=[-1]),
     "shape: no number": node("X/data", shape=["9"]),
     "names: 2^40": node("obs/_index", shape=[2**40]),
+    "names: of 2^50 bytes": node(
+        "obs/_index",
+        data_type={"name": "fixed_length_utf32", "configuration": {"length_bytes": 2**50}},
+    ),
     "chunks: 2^50": grid("obs/type/codes", 2**50),
     "shards: 2^50": grid("X/data", 2**50),
     "genes: 2^50": our_block(n_vars=2**50),
