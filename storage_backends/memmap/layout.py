@@ -79,7 +79,7 @@ def reads(key: str) -> bool:
 def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
     """Map an array read-only."""
     shape = (spec.length, *spec.item_shape)
-    if spec.nbytes == 0:
+    if 0 in shape:
         empty = np.empty(shape, spec.dtype)
         empty.flags.writeable = False
         return empty

@@ -65,7 +65,7 @@ class ZarrStore(DirectoryStore):
 
     @classmethod
     def open(cls, path: str, *, hold: bool = True, **options: Any) -> Self:
-        if detection.is_url(path):
+        if not os.path.isdir(path) and detection.is_url(path):
             with unreadable(path), layout.quiet():
                 root, remote = remote_files.open_group(path)
                 store = cls(path, remote, nodes(path, root, remote))
