@@ -8,10 +8,10 @@ from typing import Any
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.collection.collection import SingleCellCollection
-from scdl.collection.manifest import is_archive
 from scdl.collection.paths import archives_below, has_manifest
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveFormatError, OptionError
+from storage_backends import registry
 from storage_backends.paths import Path, path_of
 
 
@@ -48,34 +48,30 @@ def open(
         There is no such matrix, or `matrix` is given for a collection, or `label` for one archive.
     """
     path = path_of(path, "the path of an archive, or of a directory of archives")
-    kind: type[SingleCellCollection | SingleCellDataset] = SingleCellDataset
-    if has_manifest(path):
-        kind = SingleCellCollection
-    elif os.path.isdir(path) and not is_archive(path):
-        kind = SingleCellCollection
-        if not any(archives_below(path)):
-            raise ArchiveFormatError(
-                f"{path}: this directory is neither an archive nor contains archives; convert h5ad "
-                f"files first, with scdl.convert_directory or `scdl convert {path} DEST`"
-            )
     options: dict[str, Any] = {
         "load_neighbors": load_neighbors,
         "neighbor_key": neighbor_key,
         "neighbor_sampling_strategy": neighbor_sampling_strategy,
         "fallback_to_identity": fallback_to_identity,
     }
-    if matrix is not None and kind is SingleCellCollection:
+    lists_members = has_manifest(path)
+    if not lists_members and (not os.path.isdir(path) or registry.known(path) is not None):
+        if label is not None:
+            raise OptionError(
+                f"{path}: label= names a column of a collection, but this is a single archive; "
+                "leave it out"
+            )
+        if matrix is not None:
+            options["matrix"] = matrix
+        return SingleCellDataset(path, **options)
+    if not lists_members and not any(archives_below(path)):
+        raise ArchiveFormatError(
+            f"{path}: this directory is neither an archive nor contains archives; convert h5ad "
+            f"files first, with scdl.convert_directory or `scdl convert {path} DEST`"
+        )
+    if matrix is not None:
         raise OptionError(
             f"{path}: matrix= selects a matrix of one archive, but this is a collection; open its "
             "archives one by one"
         )
-    if matrix is not None:
-        options["matrix"] = matrix
-    if kind is SingleCellCollection:
-        options["label"] = label
-    elif label is not None:
-        raise OptionError(
-            f"{path}: label= names a column of a collection, but this is a single archive; leave "
-            "it out"
-        )
-    return kind(path, **options)
+    return SingleCellCollection(path, label=label, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,24 +44,20 @@ class Backend:
     @property
     def store(self) -> type[ArrayStore]:
         """Class that opens archives."""
-        store_class: type[ArrayStore] = _load_class(self.store_class)
+        found: Any = self.store_class
+        store_class: type[ArrayStore] = resolve_name(found) if isinstance(found, str) else found
         return store_class
 
     @property
     def writer(self) -> type[ArrayWriter]:
         """Class that writes archives."""
-        writer_class: type[ArrayWriter] = _load_class(self.writer_class)
+        found: Any = self.writer_class
+        writer_class: type[ArrayWriter] = resolve_name(found) if isinstance(found, str) else found
         return writer_class
 
     def detect(self, path: str) -> bool:
         """Whether the path looks like an archive of this backend."""
-        if any(os.path.isfile(os.path.join(path, name)) for name in self.markers):
-            return True
+        for name in self.markers:
+            if os.path.isfile(os.path.join(path, name)):
+                return True
         return self.elsewhere is not None and self.elsewhere(path)
-
-
-def _load_class(class_: Any) -> Any:
-    if not isinstance(class_, str):
-        return class_
-    module, _, name = class_.partition(":")
-    return getattr(import_module(module), name)

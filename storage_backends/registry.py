@@ -274,4 +274,7 @@ def _not_found(path: str) -> str:
 
 def known(path: str) -> Backend | None:
     """The backend of the archive at `path`; None if it is not an archive."""
-    return next((candidate for candidate in _importable() if candidate.detect(path)), None)
+    for candidate in _importable():
+        if candidate.detect(path):
+            return candidate
+    return None

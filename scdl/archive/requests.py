@@ -42,9 +42,12 @@ class StoredMatrix(NamedTuple):
     @classmethod
     def of(cls, store: ArrayStore, prefix: str = "", *, is_sorted: bool) -> StoredMatrix:
         """The matrix of an open archive."""
-        views = [store.view(prefix + name) for name in MATRIX]
-        # Plain arrays are sliced several times faster than numpy.memmap.
-        mapped = [np.asarray(view) for view in views if view is not None]
+        mapped = []
+        for name in MATRIX:
+            view = store.view(prefix + name)
+            if view is not None:
+                # Plain arrays are sliced several times faster than numpy.memmap.
+                mapped.append(np.asarray(view))
         usable = len(mapped) == len(MATRIX) and mapped[1].dtype.kind == "u"
         # Otherwise reading through the store raises an error that explains the damage.
         usable = usable and len(mapped[0]) == len(mapped[1])
@@ -134,9 +137,9 @@ class Matrices:
     @classmethod
     def of(cls, matrix: StoredMatrix, n_vars: int) -> Matrices:
         """Wrap a single matrix."""
-        data, indices = (matrix.store.spec(matrix.prefix + name) for name in (DATA, INDICES))
-        path = matrix.store.path
-        return cls((matrix,), (path,), data.dtype, indices.dtype, n_vars, matrix.is_sorted)
+        data = matrix.store.spec(matrix.prefix + DATA).dtype
+        indices = matrix.store.spec(matrix.prefix + INDICES).dtype
+        return cls((matrix,), (matrix.store.path,), data, indices, n_vars, matrix.is_sorted)
 
     @cached_property
     def is_read_as_stored(self) -> bool:

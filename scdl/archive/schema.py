@@ -17,9 +17,9 @@ column ``_index``. :class:`Info` describes the attributes.
 from __future__ import annotations
 
 import bisect
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,7 @@ class Info:
     @cached_property
     def max_n_vars(self) -> int:
         """Number of genes of the widest block, an upper bound for every row."""
-        return max(block.n_vars for block in self.blocks)
+        return max(self.blocks, key=operator.attrgetter("n_vars")).n_vars
 
     def block_of(self, row: int) -> int:
         """Index of the block that contains a row."""
@@ -159,53 +159,53 @@ class Info:
     @classmethod
     def of(cls, store: ArrayStore) -> Info:
         """Read the description of an archive; raise ArchiveFormatError if it has no matrix."""
-        if missing := [part for part in MATRIX if part not in store.arrays]:
-            present = ", ".join([*store.sparse, *store.arrays]) or "no matrix"
+        contents = store.contents
+        if missing := sorted(set(MATRIX).difference(contents.arrays)):
+            present = ", ".join([*store.sparse, *contents.arrays]) or "no matrix"
             raise ArchiveFormatError(
                 f"{store.path}: expected a matrix X in CSR form, but {', '.join(missing)} is "
                 f"missing, found {present}; convert it with scdl.convert or `scdl convert`"
             )
-        info = cls.from_attrs(store.attrs, store.path)
-        n_obs = store.spec(INDPTR).length - 1
-        if info.n_obs != n_obs:
+        info = cls.from_attrs(contents.attrs, store.path)
+        stop, n_obs = info.blocks[-1].stop, contents.arrays[INDPTR].length - 1
+        if stop != n_obs:
             raise ArchiveFormatError(
-                f"{store.path}: its feature blocks end at row {info.n_obs}, but it has {n_obs} "
-                f"cells; {COPY_AGAIN}"
+                f"{store.path}: its feature blocks end at row {stop}, but it has {n_obs} cells; "
+                f"{COPY_AGAIN}"
             )
         return info
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any], where: str) -> Info:
         """Parse the JSON object; messages of ArchiveFormatError start with `where`."""
+        blocks: list[Block] = []
         try:
-            blocks = tuple(
-                Block(int(b["stop"]), int(b["n_vars"]), b["label"] and str(b["label"]), _space(b))
-                for b in attrs["blocks"]
-            )
+            for b in attrs["blocks"]:
+                label, space = b["label"] and str(b["label"]), b.get("space")
+                space = None if space is None else int(space)
+                blocks.append(Block(int(b["stop"]), int(b["n_vars"]), label, space))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArchiveFormatError(
                 f"{where}: the attribute 'blocks' is missing or invalid: {error!r}; {COPY_AGAIN}"
             ) from error
-        rising = all(a.stop <= b.stop for a, b in pairwise(blocks))
-        counts = [n for b in blocks for n in (b.stop, b.n_vars)]
-        if not blocks or not rising or min(counts) < 0 or max(counts) > _MOST:
-            raise ArchiveFormatError(
-                f"{where}: its feature blocks are empty or out of order; {COPY_AGAIN}"
-            )
-        widths = {(b.space, b.n_vars) for b in blocks if b.space is not None}
-        if len(widths) > len({space for space, _ in widths}):
+        stop, widths, in_order = 0, dict[int, int](), bool(blocks)
+        for block in blocks:
+            in_order &= stop <= block.stop <= _MOST and 0 <= block.n_vars <= _MOST
+            stop = block.stop
+            if block.space is None or widths.setdefault(block.space, block.n_vars) == block.n_vars:
+                continue
             raise ArchiveFormatError(
                 f"{where}: feature blocks of one gene space have different numbers of genes; "
                 f"{COPY_AGAIN}"
             )
+        if not in_order:
+            raise ArchiveFormatError(
+                f"{where}: its feature blocks are empty or out of order; {COPY_AGAIN}"
+            )
         matrices = attrs.get("matrices")
         names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
-        return cls(blocks, attrs.get("sorted") is True, names, str(attrs.get("element", "X")))
-
-
-def _space(block: Mapping[str, Any]) -> int | None:
-    space = block.get("space")
-    return None if space is None else int(space)
+        element = str(attrs.get("element", "X"))
+        return cls(tuple(blocks), attrs.get("sorted") is True, names, element)
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

@@ -202,7 +202,7 @@ def write_archive(
         conversion = Conversion(opened, writer.path, settings, keeps_elements=writer.keeps_elements)
         meter.reset(sum(source.matrix.size for source in opened))
         info = conversion.run(writer, meter)
-    with target.store.open(writer.path) as store:
+    with target.store.open(writer.path, hold=False) as store:
         nnz, nbytes, requires = store.spec(DATA).length, store.nbytes, tuple(store.requires)
     tally = conversion.tally
     return ConversionReport(

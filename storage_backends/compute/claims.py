@@ -40,7 +40,7 @@ def check_claim(
     itemsize = dtype if isinstance(dtype, int) else dtype.itemsize
     claimed = math.prod(shape) * max(itemsize, 1)
     # A zero-length dimension would make the product zero and hide the other sizes.
-    largest = math.prod(n for n in shape if n)
+    largest = math.prod(filter(None, shape))
     if min(shape, default=0) < 0 or largest >= _MOST_ITEMS:
         raise ArchiveFormatError(f"{where} cannot be of shape {_short(shape)}; it is damaged")
     if claimed > FREE_BYTES and claimed > FREE_BYTES + BYTES_PER_BYTE * held():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
@@ -32,7 +33,11 @@ def file_path(root: str, key: str) -> str:
     """
     path, links = root.rstrip("/"), False
     for name in key.split("/"):
-        if name in ("", ".", "..") or not _is_name(name):
+        try:
+            is_name = "\0" not in name and len(os.fsencode(name)) <= _MAX_NAME_BYTES
+        except UnicodeEncodeError:
+            is_name = False
+        if not is_name or name in ("", ".", ".."):
             raise ArchiveFormatError(
                 f"{root}: the archive refers to a file {key!r:.200}, which is no path in it"
             )
@@ -48,12 +53,21 @@ def file_path(root: str, key: str) -> str:
     return path
 
 
-def _is_name(name: str) -> bool:
-    """Whether file systems support that name."""
-    try:
-        return "\0" not in name and len(os.fsencode(name)) <= _MAX_NAME_BYTES
-    except UnicodeEncodeError:
-        return False
+def file_sizes(root: str) -> dict[str, int]:
+    """Bytes of all files in a directory and its subdirectories, by path relative to it.
+
+    Links are not followed, and directories that cannot be read are left out.
+    """
+    sizes, directories = {}, [""]
+    for directory in directories:
+        with contextlib.suppress(OSError), os.scandir(f"{root}/{directory}") as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(f"{directory}{entry.name}/")
+                else:
+                    size = entry.stat(follow_symlinks=False).st_size
+                    sizes[f"{directory}{entry.name}"] = size
+    return sizes
 
 
 def read_file(root: str, key: str) -> bytes:
@@ -100,9 +114,12 @@ def identity_of(path: str, markers: Sequence[str]) -> Identity | None:
     """
     try:
         directory = os.stat(path)
-        files = (os.path.join(path, name) for name in markers)
-        marker = os.stat(next(file for file in files if os.path.isfile(file)))
-    except (OSError, StopIteration):
+    except OSError:
         return None
-    # Inode numbers are reused, so the modification time of the file is included.
-    return directory.st_dev, directory.st_ino, marker.st_ino, marker.st_mtime_ns
+    for name in markers:
+        with contextlib.suppress(OSError):
+            marker = os.stat(os.path.join(path, name))
+            if stat.S_ISREG(marker.st_mode):
+                # Inode numbers are reused, so the modification time of the file is included.
+                return directory.st_dev, directory.st_ino, marker.st_ino, marker.st_mtime_ns
+    return None

@@ -109,15 +109,13 @@ def fingerprint(root: str, checksums: str) -> str | None:
 
 def _file_sizes(root: str) -> Iterator[tuple[str, int]]:
     """Yield the key and size of every file of an archive."""
-    for directory, _, names in os.walk(root):
-        for name in names:
-            key = os.path.relpath(os.path.join(directory, name), root).replace(os.sep, "/")
-            # Skip dangling links, and links that lead out of the archive.
-            with contextlib.suppress(FileNotFoundError, ArchiveFormatError):
-                status = os.stat(archive_files.file_path(root, key))
-                # Skip pipes: reading them could block.
-                if stat.S_ISREG(status.st_mode):
-                    yield key, status.st_size
+    for key in archive_files.file_sizes(root):
+        # Skip dangling links, and links that lead out of the archive.
+        with contextlib.suppress(FileNotFoundError, ArchiveFormatError):
+            status = os.stat(archive_files.file_path(root, key))
+            # Skip pipes: reading them could block.
+            if stat.S_ISREG(status.st_mode):
+                yield key, status.st_size
 
 
 def _missing(paths: ArchivePaths, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:

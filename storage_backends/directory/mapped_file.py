@@ -7,7 +7,6 @@ import ctypes
 import mmap
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,15 +90,8 @@ class _Region:
             self._size = 0
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        return {
-            "version": 3,
-            "shape": (self._size,),
-            "typestr": "|u1",
-            "data": (self._address, True),
-        }
+        data = self._address, True
+        self.__array_interface__ = {"version": 3, "shape": (size,), "typestr": "|u1", "data": data}
 
     def __del__(self) -> None:
         if self._size:

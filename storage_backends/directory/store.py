@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from storage_backends.base import ArrayStore
@@ -36,25 +36,21 @@ class DirectoryStore(ArrayStore):
     _identity: Identity | None = None
 
     @classmethod
-    def open(cls, path: str, *, hold: bool = True) -> Self:
-        """Open the archive at `path`; a replacement meanwhile cannot mix two archives."""
-        return cls._open_whole(path, cls._open, hold=hold)
+    def open(cls, path: str, *, hold: bool = True, **options: Any) -> Self:
+        """Open the archive at `path`; a replacement meanwhile cannot mix two archives.
 
-    @classmethod
-    @abstractmethod
-    def _open(cls, path: str) -> Self:
-        """Read the metadata of the archive."""
-
-    def _hold(self) -> None:
-        """Map files that are read later, so that they stay readable after their removal."""
-
-    @classmethod
-    def _open_whole(cls, path: str, open_: Callable[[str], Self], *, hold: bool) -> Self:
+        Parameters
+        ----------
+        hold
+            Whether files stay readable when the archive is replaced or removed.
+        **options
+            Passed to :meth:`_open`.
+        """
         path = os.path.realpath(path)
         while os.path.isdir(path):
             before = identity_of(path, cls.markers)
             try:
-                store = open_(path)
+                store = cls._open(path, **options)
                 if hold:
                     store._hold()
             except (ScdlError, OSError):
@@ -66,6 +62,14 @@ class DirectoryStore(ArrayStore):
                     return store
             # The archive was replaced while it was being opened; try again.
         raise ArchiveNotFoundError(f"{path}: there is no archive here")
+
+    @classmethod
+    @abstractmethod
+    def _open(cls, path: str) -> Self:
+        """Read the metadata of the archive."""
+
+    def _hold(self) -> None:
+        """Map files that are read later, so that they stay readable after their removal."""
 
     @property
     def identity(self) -> Any:

@@ -65,21 +65,16 @@ def index_files(root: str, index: str) -> tuple[str, ...]:
     return tuple(f"{index}/{name}" for name in (*small, *tables))
 
 
-def read_stops(root: str, index: str) -> list[int]:
-    """The row at which each block of an index ends; `index` is its directory."""
-    key = f"{index}/{BOUNDARIES}"
-    return parse_stops(archive_files.read_file(root, key), os.path.join(root, key))
-
-
 def parse_stops(data: bytes, where: str) -> list[int]:
-    """Parse the file of :func:`read_stops`; an ArchiveFormatError begins with `where`."""
+    """The row at which each block of an index ends; an ArchiveFormatError begins with `where`."""
     values = _parse_npy(data, where)
     are_integers = values.dtype.kind in "iu"
     is_sorted = are_integers and bool(np.all(values[1:] >= values[:-1]))
     if not is_sorted or len(values) == 0 or values[0] not in (-1, 0):
         found = f"{values!s:.80}" if are_integers else f"{values.dtype} values"
         raise ArchiveFormatError(f"{where}: expected -1 and ascending row numbers, found {found}")
-    return [int(v) for v in values[1:]]
+    stops: list[int] = values[1:].tolist()
+    return stops
 
 
 def read_labels(root: str, index: str, n_blocks: int) -> list[str | None]:

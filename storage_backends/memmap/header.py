@@ -87,26 +87,35 @@ class Header:
             The header violates the format.
         """
         reader = _Reader(buffer, where)
-        if reader.take(4, "magic") != MAGIC:
+        if reader.unpack("4s", "magic") != (MAGIC,):
             raise reader.error(f"it starts with {buffer[:4]!r}, not with {MAGIC!r}")
-        version = tuple(reader.take(3, "version"))
+        version = reader.unpack("3B", "version")
         if version[:2] > VERSION[:2]:
             raise reader.error(
                 f"its format version is {'.'.join(map(str, version))}, this release reads up to "
                 f"{'.'.join(map(str, VERSION))}; upgrade scdl-store"
             )
-        endianness, backend = reader.unpack(">BI", "endianness and backend")
+        endianness, backend = reader.unpack("BI", "endianness and backend")
         if endianness != _BIG_ENDIAN:
             raise reader.error(f"its endianness is {endianness}, expected {_BIG_ENDIAN}")
         if backend != _MEMMAP:
             raise reader.error(f"its backend is {backend}, expected {_MEMMAP} (memmap)")
-        arrays = tuple(reader.array() for _ in reader.count("array"))
-        indexes = tuple(reader.index() for _ in reader.count("index"))
-        reader.finish()
-        names = [array.name for array in arrays] + [index.name for index in indexes]
-        if len(set(names)) != len(names):
-            raise reader.error(f"its names are not unique: {', '.join(map(repr, names)):.200}")
-        return cls(arrays, indexes, version)  # type: ignore[arg-type]
+        arrays, indexes, names = [], [], set()
+        for kind in ("array", "index"):
+            (n_entries,) = reader.unpack("I", f"the number of {kind} entries")
+            for _ in range(n_entries):
+                name, length, code, files = reader.entry(kind)
+                if name in names:
+                    raise reader.error(f"its names are not unique: {name!r:.100} is repeated")
+                names.add(name)
+                if kind == "array":
+                    arrays.append(HeaderArray(name, length, _DTYPES[code]))
+                else:
+                    indexes.append(HeaderIndex(name, length, tuple(files)))
+        if reader.position < len(buffer):
+            excess = len(buffer) - reader.position
+            raise reader.error(f"{excess} bytes follow its end at byte {reader.position}")
+        return cls(tuple(arrays), tuple(indexes), version)
 
 
 def _string(text: str) -> bytes:
@@ -118,66 +127,51 @@ class _Reader:
     """Sequential parser of a header, with errors that name the position."""
 
     def __init__(self, buffer: bytes, where: str) -> None:
-        self._buffer = buffer
-        self._position = 0
-        self._where = where
+        self.position = 0
+        self._buffer, self._where = buffer, where
 
     def error(self, problem: str) -> ArchiveFormatError:
         return ArchiveFormatError(f"{self._where}: malformed header: {problem}")
 
-    def take(self, n: int, field: str) -> bytes:
-        piece = self._buffer[self._position : self._position + n]
-        if len(piece) < n:
-            raise self.error(
-                f"it ends at byte {len(self._buffer)}, within {field} of {n} bytes "
-                f"at byte {self._position}"
-            )
-        self._position += n
-        return piece
-
     def unpack(self, layout: str, field: str) -> tuple[Any, ...]:
-        return struct.unpack(layout, self.take(struct.calcsize(layout), field))
-
-    def count(self, field: str) -> range:
-        return range(self.unpack(">I", f"the number of {field} entries")[0])
+        """Read the next numbers or bytes, big-endian; `field` describes them for messages."""
+        size = struct.calcsize(f">{layout}")
+        piece = self._buffer[self.position : self.position + size]
+        if len(piece) < size:
+            raise self.error(
+                f"it ends at byte {len(self._buffer)}, within {field} of {size} bytes at byte "
+                f"{self.position}"
+            )
+        self.position += size
+        return struct.unpack(f">{layout}", piece)
 
     def string(self, field: str) -> str:
-        (length,) = self.unpack(">I", f"the length of {field}")
+        (length,) = self.unpack("I", f"the length of {field}")
         if length == 0:
-            raise self.error(f"{field} is empty at byte {self._position}")
+            raise self.error(f"{field} is empty at byte {self.position}")
+        (encoded,) = self.unpack(f"{length}s", field)
         try:
-            return self.take(length, field).decode()
+            return str(encoded, "utf-8")
         except UnicodeDecodeError:
-            raise self.error(f"{field} before byte {self._position} is not UTF-8") from None
+            raise self.error(f"{field} before byte {self.position} is not UTF-8") from None
 
-    def skip_shape(self, field: str) -> None:
-        (has_shape,) = self.unpack(">B", f"the shape flag of {field}")
-        if has_shape not in (0, 1):
-            raise self.error(f"the shape flag of {field} is {has_shape}, expected 0 or 1")
+    def entry(self, kind: str) -> tuple[str, int, int, list[str]]:
+        """Read name, length, dtype code and, of an index, the files of an entry."""
+        name = self.string(f"an {kind}'s name")
+        where = f"{kind} {name!r:.100}"
+        length, code = self.unpack("QI", where)
+        most = len(_NUMBERS) if kind == "array" else _FIXED_STRING
+        if not 1 <= code <= most:
+            raise self.error(f"{where} has dtype code {code}, expected 1 to {most}")
+        files: list[str] = []
+        if kind == "index":
+            (n_files,) = self.unpack("I", f"the number of files of {where}")
+            while len(files) < n_files:
+                files.append(self.string(f"a file name of {where}"))
+        (has_shape,) = self.unpack("B", f"the shape flag of {where}")
+        if has_shape > 1:
+            raise self.error(f"the shape flag of {where} is {has_shape}, expected 0 or 1")
         if has_shape:
-            (dims,) = self.unpack(">I", f"the shape of {field}")
-            self.take(4 * dims, f"the shape of {field}")
-
-    def array(self) -> HeaderArray:
-        name = self.string("an array's name")
-        where = f"array {name!r:.100}"
-        length, code = self.unpack(">QI", where)
-        if code not in _DTYPES:
-            raise self.error(f"{where} has dtype code {code}, expected 1 to {len(_NUMBERS)}")
-        self.skip_shape(where)
-        return HeaderArray(name, length, _DTYPES[code])
-
-    def index(self) -> HeaderIndex:
-        name = self.string("an index's name")
-        where = f"index {name!r:.100}"
-        length, code = self.unpack(">QI", where)
-        if not 1 <= code <= _FIXED_STRING:
-            raise self.error(f"{where} has dtype code {code}, expected 1 to {_FIXED_STRING}")
-        files = tuple(self.string(f"a file name of {where}") for _ in self.count("file"))
-        self.skip_shape(where)
-        return HeaderIndex(name, length, files)
-
-    def finish(self) -> None:
-        excess = len(self._buffer) - self._position
-        if excess:
-            raise self.error(f"{excess} bytes follow its end at byte {self._position}")
+            (n_dims,) = self.unpack("I", f"the shape of {where}")
+            self.unpack(f"{4 * n_dims}x", f"the shape of {where}")
+        return name, length, code, files

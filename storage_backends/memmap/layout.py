@@ -26,8 +26,16 @@ MANIFEST = os.path.join("scdl", "manifest.json")
 MANIFEST_FORMAT = 1
 CHECKSUMS = os.path.join("scdl", "checksums.bin")
 
-#: File and specification of every array by name.
-Files = dict[str, tuple[str, ArraySpec]]
+
+class ArrayFile(NamedTuple):
+    """Path and specification of an array."""
+
+    path: str
+    spec: ArraySpec
+
+
+#: File of every array by name.
+Files = dict[str, ArrayFile]
 
 
 class DocumentedFile(NamedTuple):
@@ -49,6 +57,7 @@ GRAPH: dict[str, tuple[str, np.dtype[Any]]] = {
     "indices": ("neighbor_indices.npy", np.dtype("<u4")),
     "indptr": ("neighbor_indptr.npy", np.dtype("<u8")),
 }
+_HEADER_NAMES = frozenset(documented.header_name for documented in MATRIX.values())
 #: Name of the graph in archives that do not name it: the documented default.
 DEFAULT_GRAPH = "next_cell_ids"
 
@@ -71,7 +80,7 @@ def reads(key: str) -> bool:
 def map_file(file: str, spec: ArraySpec) -> NDArray[Any]:
     """Map an array read-only, without keeping a file descriptor open."""
     shape = (spec.length, *spec.item_shape)
-    if spec.nbytes == 0:
+    if 0 in shape:
         empty = np.empty(shape, spec.dtype)
         empty.flags.writeable = False
         return empty
@@ -87,19 +96,22 @@ def read_header(path: str) -> Header | None:
     if not os.path.lexists(file):
         return None
     header = Header.from_bytes(archive_files.read_file(path, HEADER), file)
+    missing = set(_HEADER_NAMES)
     for array in header.arrays:
+        missing.discard(array.name)
         if array.name in ("ROWPTR", "COLPTR") and array.dtype.kind != "u":
             raise ArchiveFormatError(
                 f"{file}: malformed header: {array.name} is {array.dtype}, not an unsigned type"
             )
-    known = {documented.header_name for documented in MATRIX.values()}
-    if missing := sorted(known - {array.name for array in header.arrays}):
-        raise ArchiveFormatError(f"{file}: malformed header: it does not list {', '.join(missing)}")
+    if missing:
+        raise ArchiveFormatError(
+            f"{file}: malformed header: it does not list {', '.join(sorted(missing))}"
+        )
     return header
 
 
 def header_of(specs: Mapping[str, ArraySpec], indexes: Sequence[HeaderIndex]) -> Header:
-    """The header of an archive with arrays of these specifications."""
+    """The header of an archive with these arrays."""
     arrays = [
         HeaderArray(documented.header_name, specs[name].length, specs[name].dtype)
         for name, documented in MATRIX.items()
@@ -109,18 +121,16 @@ def header_of(specs: Mapping[str, ArraySpec], indexes: Sequence[HeaderIndex]) ->
 
 def matrix_files(path: str, header: Header | None) -> Files:
     """Files of the matrix, with dtypes from the header and lengths from file sizes."""
-    dtypes = {array.name: array.dtype for array in (header.arrays if header else ())}
-    return {
-        name: _measure_file(
-            path,
-            documented.file,
-            dtypes.get(documented.header_name) or np.dtype(documented.default_dtype),
-        )
-        for name, documented in MATRIX.items()
-    }
+    dtypes: dict[str, np.dtype[Any]] = {}
+    for array in header.arrays if header else ():
+        dtypes[array.name] = array.dtype
+    files: Files = {}
+    for name, (file, header_name, default_dtype) in MATRIX.items():
+        files[name] = _measure_file(path, file, dtypes.get(header_name) or np.dtype(default_dtype))
+    return files
 
 
-def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, ArraySpec]:
+def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> ArrayFile:
     file = archive_files.file_path(path, name)
     if not os.path.isfile(file):
         raise ArchiveFormatError(f"{file}: the file is missing; convert the source again")
@@ -129,24 +139,44 @@ def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> tuple[str, Arra
         raise ArchiveFormatError(
             f"{file}: {size} bytes are not a multiple of the size of {dtype}; the file is truncated"
         )
-    return file, ArraySpec(dtype, size // dtype.itemsize)
+    return ArrayFile(file, ArraySpec(dtype, size // dtype.itemsize))
 
 
-def graph_files(path: str, manifest: Mapping[str, Any]) -> Files:
-    """Files of the documented graph; empty if none of them exists."""
-    if not any(os.path.lexists(os.path.join(path, file)) for file, _ in GRAPH.values()):
-        return {}
-    key = manifest.get("documented_graph") or DEFAULT_GRAPH
-    return {
-        f"graphs/{key}/{part}": _measure_file(path, file, dtype)
-        for part, (file, dtype) in GRAPH.items()
-    }
+def check_offsets(path: str, files: Files, name: str, indptr: NDArray[Any], n_obs: int) -> None:
+    """Check that the arrays of a sparse matrix agree with the one of offsets, called `name`."""
+    prefix = name.removesuffix("indptr")
+    names = (f"{prefix}data", f"{prefix}indices", name)
+    if missing := sorted(set(names).difference(files)):
+        raise ArchiveFormatError(f"{path}: {', '.join(missing)} is missing")
+    lengths, found = [], []
+    for name in names:
+        file, spec = files[name]
+        if spec.item_shape or (not name.endswith("data") and spec.dtype.kind not in "iu"):
+            raise ArchiveFormatError(
+                f"{path}: {name} cannot be {spec.dtype} of items of shape {spec.item_shape}; "
+                "convert the source again"
+            )
+        lengths.append(spec.length)
+        found.append(f"{os.path.basename(file)} has {spec.length}")
+    values, ids, offsets = lengths
+    ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
+    if offsets != n_obs + 1 or offsets == 0 or ends != (0, values) or ids != values:
+        raise ArchiveFormatError(
+            f"{path}: {', '.join(found)} entries for {n_obs} cells, with offsets from {ends[0]} to "
+            f"{ends[1]}; a file is truncated or does not have the dtype of the header, convert the "
+            "source again"
+        )
 
 
-def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
-    """Files of the arrays in ``scdl/arrays``, which are numbered in the order of the manifest."""
-    files = {}
+def other_files(path: str, manifest: Mapping[str, Any]) -> Files:
+    """Files of the documented graph, and of the numbered arrays in ``scdl/arrays``."""
+    files: Files = {}
     documented = manifest.get("documented_graph")
+    for found, _ in GRAPH.values():
+        if not files and os.path.lexists(os.path.join(path, found)):
+            for part, (file, dtype) in GRAPH.items():
+                name = f"graphs/{documented or DEFAULT_GRAPH}/{part}"
+                files[name] = _measure_file(path, file, dtype)
     for i, entry in enumerate(manifest.get("arrays", [])):
         if documented is not None and entry["name"].startswith(f"graphs/{documented}/"):
             continue
@@ -157,7 +187,7 @@ def own_files(path: str, manifest: Mapping[str, Any]) -> Files:
                 f"{file}: expected {spec.nbytes} bytes for {entry['name']}, "
                 f"found {os.path.getsize(file) if os.path.isfile(file) else 'no file'}"
             )
-        files[entry["name"]] = (file, spec)
+        files[entry["name"]] = ArrayFile(file, spec)
     return files
 
 
@@ -210,10 +240,10 @@ def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads(data)
-        counts = [manifest[key] for key in ("format", "n_obs", "nnz")]
-        if not all(type(n) is int for n in counts):
-            raise ValueError(f"bad counts {counts!r:.100}")
-        names = [_check_entry(entry) for entry in manifest["arrays"]]
+        for key in ("format", "n_obs", "nnz"):
+            if type(manifest[key]) is not int:
+                raise ValueError(f"bad {key} {manifest[key]!r:.100}")
+        names = list(map(_check_entry, manifest["arrays"]))
         if len(set(names)) < len(names) or not set(names).isdisjoint(MATRIX):
             raise ValueError("the names of arrays are not unique")
         if not isinstance(manifest.get("documented_graph"), str | None):
@@ -221,10 +251,9 @@ def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
         if not isinstance(manifest["attrs"], dict):
             raise ValueError("attrs must be an object")
         for table in manifest["tables"].values():
-            index_names = table.get("only_names"), table.get("index_name")
             columns = table.get("nullable", [])
-            names = [*index_names, *columns] if isinstance(columns, list) else [columns]
-            if not all(isinstance(name, str | None) for name in names):
+            names = [table.get("only_names"), table.get("index_name"), *columns]
+            if type(columns) is not list or not {str, type(None)}.issuperset(map(type, names)):
                 raise ValueError(f"bad table entry {table!r:.100}")
         for block in manifest["attrs"]["blocks"]:
             if not (type(block["stop"]) is type(block["n_vars"]) is int):

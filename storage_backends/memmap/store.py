@@ -22,7 +22,6 @@ programs may change these.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -35,6 +34,7 @@ from storage_backends.base import ArraySpec, Contents
 from storage_backends.checks import check_ranges
 from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
+from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
 from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
@@ -46,13 +46,15 @@ from storage_backends.errors import (
     ArchiveFormatError,
 )
 from storage_backends.memmap import BACKEND, features, layout
-from storage_backends.memmap.feature_tables import FeatureTables
 from storage_backends.memmap.header import Header, HeaderIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage_backends.memmap.tables import ParquetTable
+
+#: Directory of the table of cells.
+_OBS = "obs_features"
 
 
 class MemmapStore(DirectoryStore):
@@ -65,123 +67,119 @@ class MemmapStore(DirectoryStore):
     def __init__(self, path: str) -> None:
         self.path = path
         self.remarks: list[str] = []
-        self._manifest: Mapping[str, Any] = {}
-        self._files: dict[str, str] = {}
         self._specs: dict[str, ArraySpec] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
-        self._feature_tables: FeatureTables
         self._parquet: dict[str, ParquetTable] = {}
         #: Mapped files of tables, which stay readable when the archive is replaced.
         self._mapped_tables: dict[str, MappedFile] = {}
+        header = layout.read_header(path)
+        matrix = layout.matrix_files(path, header)
+        self._n_obs, nnz = matrix["indptr"].spec.length - 1, matrix["data"].spec.length
+        self._map(matrix)
+        self._manifest = layout.read_archive_manifest(path, self._n_obs, nnz, self.remarks)
+        self._map(layout.other_files(path, self._manifest))
+        self._read_features()
+        self.stale = header is not None and self._is_stale(header)
 
     @classmethod
     def _open(cls, path: str) -> Self:
-        store = cls(path)
-        header = layout.read_header(path)
-        store._map(layout.matrix_files(path, header))
-        lengths = store._n_obs, store._specs["data"].length
-        store._manifest = layout.read_archive_manifest(path, *lengths, store.remarks)
-        store._map(layout.graph_files(path, store._manifest))
-        store._map(layout.own_files(path, store._manifest))
-        store._feature_tables = FeatureTables(path, store._manifest, store._n_obs)
-        store._check_manifest()
-        store.stale = header is not None and store._is_stale(header)
-        return store
-
-    @property
-    def _n_obs(self) -> int:
-        return self._specs["indptr"].length - 1
+        return cls(path)
 
     def _map(self, files: layout.Files) -> None:
-        """Map arrays, and check that the arrays of sparse matrices agree with each other."""
-        for name, (file, spec) in files.items():
-            self._files[name], self._specs[name] = file, spec
-            self._open_arrays()[name] = layout.map_file(file, spec)
+        """Map arrays, and check those of sparse matrices."""
+        mapped = self._open_arrays()
+        for name, file in files.items():
+            self._specs[name], mapped[name] = file.spec, layout.map_file(*file)
         for name in files:
             if name == "indptr" or (name.startswith("graphs/") and name.endswith("/indptr")):
-                self._check_offsets(name.removesuffix("indptr"))
+                layout.check_offsets(self.path, files, name, mapped[name], self._n_obs)
 
-    def _check_offsets(self, prefix: str) -> None:
-        parts = [prefix + part for part in ("data", "indices", "indptr")]
-        if missing := [part for part in parts if part not in self._specs]:
-            raise ArchiveFormatError(f"{self.path}: {', '.join(missing)} is missing")
-        for part in parts:
-            spec = self._specs[part]
-            if spec.item_shape or (not part.endswith("data") and spec.dtype.kind not in "iu"):
+    def _read_features(self) -> None:
+        """Find the tables, and check that their blocks have the right number of rows."""
+        self._var_directory = "var_features"
+        if not os.path.isdir(os.path.join(self.path, self._var_directory)):
+            self._var_directory = "features"
+            if not os.path.isdir(os.path.join(self.path, self._var_directory)):
+                raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
+        self._var_stops = self._read_stops(self._var_directory)
+        tables = []
+        self._obs_stops: list[int] | None = None
+        if os.path.isdir(os.path.join(self.path, _OBS)):
+            self._obs_stops = self._read_stops(_OBS)
+            tables.append("obs")
+        tables.extend(map("var/{}".format, range(len(self._var_stops))))
+        attrs: Mapping[str, Any]
+        if self._manifest:
+            attrs, stops = self._manifest["attrs"], []
+            for block in attrs["blocks"]:
+                check_claim(f"{self.path}: genes", (block["n_vars"],), 8, lambda: self.nbytes)
+                stops.append(block["stop"])
+            if self._var_stops != stops:
                 raise ArchiveFormatError(
-                    f"{self.path}: {part} cannot be {spec.dtype} of items of shape "
-                    f"{spec.item_shape}; convert the source again"
+                    f"{self.path}: the blocks of {self._var_directory} end at {self._var_stops}, "
+                    f"but the manifest lists others; {COPY_AGAIN}"
                 )
-        values, ids, offsets = (self._specs[part].length for part in parts)
-        indptr = self._open_arrays()[parts[2]]
-        ends = (int(indptr[0]), int(indptr[-1])) if offsets else (0, 0)
-        if offsets != self._n_obs + 1 or offsets == 0 or ends != (0, values) or ids != values:
-            found = ", ".join(
-                f"{os.path.basename(self._files[part])} has {self._specs[part].length}"
-                for part in parts
-            )
-            raise ArchiveFormatError(
-                f"{self.path}: {found} entries for {self._n_obs} cells, with offsets from "
-                f"{ends[0]} to {ends[1]}; a file is truncated or does not have the dtype of the "
-                "header, convert the source again"
-            )
+        else:
+            attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
+        schemas = LazyMapping(self, tables, lambda store, name: store._table(name).schema)
+        self._contents = Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
 
-    def _check_manifest(self) -> None:
-        """Check that the manifest agrees with the feature tables."""
-        for block in self._manifest["attrs"]["blocks"] if self._manifest else ():
-            where = f"{self.path}: genes"
-            check_claim(where, (block["n_vars"],), 8, lambda: self.nbytes)
-        directory, stops = self._feature_tables.var_directory, self._feature_tables.var_stops
-        if self._manifest and stops != [block["stop"] for block in self.attrs["blocks"]]:
+    def _read_stops(self, directory: str) -> list[int]:
+        """The row at which each block of the tables in a directory ends."""
+        key = f"{directory}/{features.BOUNDARIES}"
+        data = archive_files.read_file(self.path, key)
+        stops = features.parse_stops(data, os.path.join(self.path, key))
+        n_rows = stops[-1] if stops else 0
+        if n_rows != self._n_obs:
             raise ArchiveFormatError(
-                f"{self.path}: the blocks of {directory} end at {stops}, but the manifest lists "
-                f"others; {COPY_AGAIN}"
+                f"{self.path}: {directory} describes {n_rows} rows, but the archive has "
+                f"{self._n_obs}"
             )
+        return stops
 
     def _is_stale(self, header: Header) -> bool:
-        listed = {array.name: array.length for array in header.arrays}
-        if all(
-            self._specs[name].length == listed[documented.header_name]
-            for name, documented in layout.MATRIX.items()
-        ):
-            return False
-        self.remarks.append(
-            f"{self.path}: the lengths in the header disagree with the files, which agree with "
-            "each other and are used; update the header with `scdl verify --repair` or "
-            "scdl.open(path).save()"
-        )
-        return True
+        lengths = {}
+        for name, documented in layout.MATRIX.items():
+            lengths[documented.header_name] = self._specs[name].length
+        for array in header.arrays:
+            if lengths.get(array.name, array.length) != array.length:
+                self.remarks.append(
+                    f"{self.path}: the lengths in the header disagree with the files, which agree "
+                    "with each other and are used; update the header with `scdl verify --repair` "
+                    "or scdl.open(path).save()"
+                )
+                return True
+        return False
 
     def _open_arrays(self) -> dict[str, NDArray[Any]]:
         if self._mapped is None:
             raise ArchiveClosedError(f"{self.path}: the archive was closed; open it again")
         return self._mapped
 
-    @cached_property
+    @property
     def contents(self) -> Contents:
         self._open_arrays()
-        names = self._feature_tables.names
-        schemas = LazyMapping(self, names, lambda store, name: store._table(name).schema)
-        attrs = self._manifest.get("attrs")
-        if attrs is None:
-            attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
-        return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
+        return self._contents
 
     def _hold(self) -> None:
         """Map the files of tables, and read the labels, which are otherwise read later."""
-        self._mapped_tables = map_files(
-            itertools.chain(*map(self._feature_tables.files, self.tables)), MappedFile
-        )
+        files: list[str] = []
+        for name in self._contents.tables:
+            columns, own = self._table_files(name)
+            files += [*columns, *own.values()]
+        self._mapped_tables = map_files(files, MappedFile)
         if not self._manifest:
-            _ = self._feature_tables.labels
+            _ = self._labels
+
+    @cached_property
+    def _labels(self) -> list[str | None]:
+        return features.read_labels(self.path, self._var_directory, len(self._var_stops))
 
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
-        tables = self._feature_tables
-        blocks = zip(tables.var_stops, tables.labels, strict=True)
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
-            for i, (stop, label) in enumerate(blocks)
+            for i, (stop, label) in enumerate(zip(self._var_stops, self._labels, strict=True))
         ]
 
     @property
@@ -191,11 +189,7 @@ class MemmapStore(DirectoryStore):
 
     @property
     def nbytes(self) -> int:
-        return sum(
-            os.lstat(os.path.join(directory, file)).st_size
-            for directory, _, files in os.walk(self.path)
-            for file in files
-        )
+        return sum(archive_files.file_sizes(self.path).values())
 
     def view(self, name: str) -> NDArray[Any] | None:
         self.spec(name)
@@ -226,7 +220,6 @@ class MemmapStore(DirectoryStore):
 
     def close(self) -> None:
         self._mapped = None
-        self.__dict__.pop("contents", None)
         # Replace the dictionaries instead of clearing them, as other threads may be reading.
         self._parquet, self._mapped_tables = {}, {}
 
@@ -238,35 +231,74 @@ class MemmapStore(DirectoryStore):
         remove_leftovers(store.path)
         if not store.stale:
             return ()
-        indexes = [
-            HeaderIndex(name, store._n_obs, features.index_files(path, name))
-            for name in store._feature_tables.directories
-        ]
-        header = layout.header_of(store._specs, indexes).to_bytes()
-        matches = integrity.matches_checksums(store.path, layout.CHECKSUMS, layout.HEADER, header)
-        if matches is False:
+        tables, n_obs = [store._var_directory], store._n_obs
+        if store._obs_stops is not None:
+            tables.append(_OBS)
+        indexes = [HeaderIndex(t, n_obs, features.index_files(store.path, t)) for t in tables]
+        header = layout.header_of(store._specs, indexes)
+        where, data = (store.path, layout.CHECKSUMS), header.to_bytes()
+        if integrity.matches_checksums(*where, layout.HEADER, data) is False:
             # Other files were changed, too.
             return ()
-        integrity.replace_files(
-            store.path, layout.CHECKSUMS, {layout.HEADER: header}, lambda: store.is_current
-        )
-        lengths = ", ".join(
-            f"{documented.header_name} {store._specs[name].length:,}"
-            for name, documented in layout.MATRIX.items()
-        )
-        return (f"{os.path.join(store.path, layout.HEADER)}: rewritten with the lengths {lengths}",)
+        integrity.replace_files(*where, {layout.HEADER: data}, lambda: store.is_current)
+        lengths = ", ".join(f"{array.name} {array.length:,}" for array in header.arrays)
+        return (f"{store.path}/{layout.HEADER}: rewritten with the lengths {lengths}",)
 
     def _table(self, name: str) -> ParquetTable:
         # Get the dictionaries before checking that the store is open: `close` replaces them.
         tables, mapped = self._parquet, self._mapped_tables
         if name not in self.tables:
             raise self.no_table(name)
+        columns, own = self._table_files(name)
         # Files that are not mapped must not be read from a replacement of the archive.
-        if not self.is_current and not mapped.keys() >= {*self._feature_tables.files(name)}:
+        if not self.is_current and not mapped.keys() >= {*columns, *own.values()}:
             raise ArchiveChangedError(
                 f"{self.path}: the archive was replaced since it was opened, and the files of "
                 f"{name} were not kept open; open it again"
             )
         if name not in tables:
-            tables[name] = self._feature_tables.open(name, mapped)
+            tables[name] = self._make_table(name, mapped)
         return tables[name]
+
+    def _make_table(self, name: str, mapped: Mapping[str, MappedFile]) -> ParquetTable:
+        from storage_backends.memmap.tables import ParquetTable
+
+        n_rows: int | None = self._n_obs
+        if name != "obs":
+            block = int(name.removeprefix("var/"))
+            n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
+        columns, own = self._table_files(name)
+        entry = self._manifest.get("tables", {}).get(name, {})
+        return ParquetTable(
+            f"{self.path}: the table {name}",
+            columns,
+            n_rows,
+            names=own.get("names"),
+            categories=own.get("categories"),
+            only_names=entry.get("only_names"),
+            index_name=entry.get("index_name"),
+            nullable=entry.get("nullable", ()),
+            mapped=mapped,
+            # The number of cells is known from the offsets, which are not compressed.
+            bounded=name != "obs",
+        )
+
+    def _table_files(self, name: str) -> tuple[list[str], dict[str, str]]:
+        """Files of a table: those of its blocks, and those in ``scdl/`` by their part."""
+        if name == "obs" and self._obs_stops is not None:
+            directory, n_blocks = _OBS, len(self._obs_stops)
+            first, last = 0, n_blocks
+        else:
+            directory, n_blocks = self._var_directory, len(self._var_stops)
+            first = int(name.removeprefix("var/"))
+            last = first + 1
+        columns, own = [], {}
+        for block in range(first, last):
+            file = f"{directory}/{layout.dataframe(block, n_blocks)}"
+            columns.append(archive_files.file_path(self.path, file))
+        entry = self._manifest.get("tables", {}).get(name, {})
+        for part in ("names", "categories"):
+            if entry.get(part):
+                file = layout.side_file("", name, part)
+                own[part] = archive_files.file_path(self.path, file)
+        return columns, own

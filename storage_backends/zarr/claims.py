@@ -133,12 +133,11 @@ def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> No
     where
         Opens the message.
     array
-        Metadata of the array; items of an unknown type count as one byte.
+        Metadata of the array.
     held
         Bytes of all files of the store.
     """
-    itemsize = max(1, array.dtype.itemsize) if array.dtype else 1
-    shape, chunks, shards = array.shape, array.chunks, array.shards
+    itemsize, shape, chunks, shards = array.itemsize, array.shape, array.chunks, array.shards
     claims.check_claim(where, shape, itemsize, held)
     chunk_bytes = math.prod(chunks) * itemsize
     if chunk_bytes > max(claims.FREE_BYTES, math.prod(shape) * itemsize):
@@ -146,9 +145,11 @@ def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> No
             f"{where} is said to have chunks of {chunk_bytes:,} bytes, more than the array; it is "
             "damaged"
         )
-    n_chunks = math.prod(-(-n // max(c, 1)) for n, c in zip(shape, chunks, strict=True))
     per_shard = math.prod(shards) // max(math.prod(chunks), 1) if shards else 0
-    if per_shard > max(claims.FREE_BYTES // _ENTRY_BYTES, n_chunks):
+    if per_shard <= claims.FREE_BYTES // _ENTRY_BYTES:
+        return
+    n_chunks = math.prod(-(-n // max(c, 1)) for n, c in zip(shape, chunks, strict=True))
+    if per_shard > n_chunks:
         raise ArchiveFormatError(
             f"{where} is said to have {per_shard:,} chunks a shard, and {n_chunks:,} altogether; "
             "it is damaged"

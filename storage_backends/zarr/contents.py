@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import zarr
@@ -19,14 +17,18 @@ from storage_backends.compute.claims import check_claim
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import layout
 from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.reading import ChunkCache, ZarrArray
-from storage_backends.zarr.layout import MATRIX_PARTS
-from storage_backends.zarr.nodes import Node, array_at, array_of, is_numeric
+from storage_backends.zarr.chunks.reading import ZarrArray, chunk_cache
+from storage_backends.zarr.claims import check_array
+from storage_backends.zarr.detection import CHECKSUMS
+from storage_backends.zarr.nodes import Node, array_at, array_of
 from storage_backends.zarr.opening import Nodes, own_attribute, unreadable
 from storage_backends.zarr.plan import Bound
 
 if TYPE_CHECKING:
     from storage_backends.zarr.tables.reading import ZarrTable
+
+#: Bytes of decoded chunks that an open archive keeps.
+CACHE_BYTES = 64 << 20
 
 
 class GroupContents:
@@ -38,12 +40,8 @@ class GroupContents:
         Path of the store, with which error messages begin.
     found
         All nodes of the group.
-    files, cache
-        Files to read chunks from, and the cache of decoded chunks.
-    stored
-        Returns the number of bytes of all files.
-    may_be_old
-        Whether a group without an encoding type may be of an early release of anndata.
+    files
+        Files to read chunks from.
 
     Attributes
     ----------
@@ -51,9 +49,15 @@ class GroupContents:
         The attribute of an archive that scdl wrote; empty for other AnnData.
     nodes
         Every node by path.
+    cache
+        Chunks that were decoded last.
     sparse
         Sparse matrices by path.
-    arrays, paths
+    matrix
+        Path of the element that holds the matrix.
+    is_archive
+        Whether the matrix is, or should be, stored by rows.
+    specs, paths
         Arrays of the seam, and their paths, by name.
 
     Raises
@@ -62,179 +66,191 @@ class GroupContents:
         The group is neither an archive nor an AnnData, or is damaged.
     """
 
-    def __init__(
-        self,
-        path: str,
-        found: Nodes,
-        files: Files,
-        cache: ChunkCache,
-        stored: Callable[[], int],
-        *,
-        may_be_old: bool,
-    ) -> None:
-        self.path = path
-        self._files, self._cache, self._stored = files, cache, stored
-        self.ours: Mapping[str, Any] = own_attribute(path, found, may_be_old=may_be_old)
-        self.nodes = found.by_path if self.ours else layout.moved(found.by_path)
+    def __init__(self, path: str, found: Nodes, files: Files) -> None:
+        self.path, self._files = path, files
+        self.cache = chunk_cache(CACHE_BYTES)
+        self._stored = found.stored
+        # An scdl archive that lost its attributes must not pass for an early release of anndata.
+        may_be_old = not found.attrs and files.size(CHECKSUMS) is None
         self.sparse: dict[str, Sparse] = {}
-        self.arrays: dict[str, ZarrArray] = {}
         self.paths: dict[str, str] = {}
-        for block in self.ours["attrs"]["blocks"] if self.ours else ():
-            check_claim(f"{path}: genes", (block["n_vars"],), 8, stored)
+        self._arrays: dict[str, ZarrArray] = {}
         with unreadable(path):
-            self._find_arrays()
+            self.ours: Mapping[str, Any] = own_attribute(path, found, may_be_old=may_be_old)
+            self.nodes = found.by_path if self.ours else layout.moved(found.by_path)
+            # Where an AnnData has both, a conversion makes the same choice.
+            self.matrix = "raw/X" if "raw/X" in self.nodes else "X"
+            if self.ours:
+                self.matrix = str(self.ours["attrs"].get("element", "X"))
+                for block in self.ours["attrs"]["blocks"]:
+                    check_claim(f"{path}: genes", (block["n_vars"],), 8, self._stored)
+            self.var_path = "raw/var" if self.matrix == "raw/X" else "var"
+            exposed = self._find_sparse()
+            matrix = self.sparse.get(self.matrix)
+            by_rows = matrix is not None and matrix.format == "csr"
+            self.specs = self._find_arrays(exposed, by_rows=by_rows)
+            self.is_archive = by_rows or bool(self.ours)
+            if self.is_archive:
+                if not by_rows or not self.specs.keys() >= set(layout.MATRIX_PARTS):
+                    self._refuse_matrix()
+                self._check_lengths(exposed)
+            self._bound_ids()
+            self._find_tables()
 
-    def _find_arrays(self) -> None:
+    def _find_sparse(self) -> set[str]:
+        """Find sparse matrices; returns the paths of all elements that may become arrays."""
+        exposed = set()
         for path, node in self.nodes.items():
-            kind = str(node.attrs.get("encoding-type"))
-            if self.ours and "encoding-type" not in node.attrs and self._holds_arrays(path):
+            # Arrays of types that only zarr knows are checked again when zarr opens them.
+            if node.array is not None:
+                check_array(f"{self.path}: {path}", node.array, self._stored)
+            if path not in ("X", "raw/X") and path.rpartition("/")[0] not in layout.ARRAY_HOLDERS:
+                continue
+            exposed.add(path)
+            if self.ours and "encoding-type" not in node.attrs:
                 raise ArchiveFormatError(f"{self.path}: {path} does not say what it is")
-            if kind in ("csr_matrix", "csc_matrix") and self._holds_arrays(path):
-                parts = [self.nodes.get(f"{path}/{part}") for part in MATRIX_PARTS]
-                if self.ours and None in parts:
+            kind = node.attrs.get("encoding-type")
+            if kind not in ("csr_matrix", "csc_matrix"):
+                continue
+            is_numeric = True
+            for part in layout.MATRIX_PARTS:
+                there = self.nodes.get(f"{path}/{part}")
+                if there is None and self.ours:
                     raise ArchiveFormatError(f"{self.path}: a part of {path} is missing")
-                # Other matrices, such as boolean ones, are read as a whole.
-                if (self.ours and path == self.matrix) or all(map(is_numeric, parts)):
-                    with contextlib.ExitStack() as stack:
-                        if not self.ours and path != self.matrix:
-                            # Reading the element raises the error.
-                            stack.enter_context(contextlib.suppress(ArchiveFormatError))
-                        self.sparse[path] = Sparse(kind[:3], self._shape(path, node))
-        for path, node in self.nodes.items():
-            holder = path.rpartition("/")[0]
-            if (self._holds_arrays(path) or holder in self.sparse) and is_numeric(node):
-                name = self._name_of(path)
-                self.paths[name] = path
-                self.arrays[name] = array_of(
-                    f"{self.path}: {name}",
-                    node,
-                    name,
-                    self._files,
-                    self._cache,
-                    complete=bool(self.ours),
-                )
-        if self.is_archive:
-            self._check_matrix()
-        # This must precede the first read, as array specifications are cached then.
-        self._bound_ids()
-        if self.is_archive:
-            self._check_lengths()
-
-    def _bound_ids(self) -> None:
-        """Set up the check of gene ids on reading, and their mapping if genes are reordered."""
-        if self.order is None:
-            array = self.arrays.get("indices")
-            if array is not None and array.spec.dtype.kind == "u" and self.matrix in self.sparse:
-                array.bound = Bound.of(self.sparse[self.matrix].shape[1])
-        else:
-            shared = [
-                f"{path}/indices"
-                for path, matrix in self.sparse.items()
-                if path.startswith("layers/") and matrix.format == "csr"
-            ]
-            for name in ("indices", *(shared if self.matrix == "X" else ())):
-                array = self.arrays[name]
-                if array.spec.dtype.kind not in "iu":
-                    raise ArchiveFormatError(
-                        f"{self.path}: expected {name} as integers, found {array.spec.dtype}; "
-                        "convert the source again"
-                    )
-                array.bound = Bound.of(mapping=self.order.astype(array.spec.dtype))
-
-    def _holds_arrays(self, path: str) -> bool:
-        """Whether the element at a path is exposed as arrays if its content allows it."""
-        return path in ("X", "raw/X") or path.rpartition("/")[0] in layout.ARRAY_HOLDERS
+                is_numeric &= there is not None and there.spec is not None
+            # Other matrices, such as boolean ones, are read as a whole.
+            if is_numeric or (self.ours and path == self.matrix):
+                try:
+                    self.sparse[path] = Sparse(kind[:3], self._shape(path, node))
+                except ArchiveFormatError:
+                    if self.ours or path == self.matrix:
+                        raise
+                    # Reading the element raises the error.
+        return exposed
 
     def _shape(self, path: str, node: Node) -> tuple[int, int]:
         shape = node.attrs.get("shape")
-        if isinstance(shape, Sequence) and [type(n) for n in shape] == [int, int]:
-            rows, columns = map(int, shape)
-            for extent in (rows, columns):
-                check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
-            return rows, columns
-        raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
+        if not isinstance(shape, Sequence) or list(map(type, shape)) != [int, int]:
+            raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
+        for extent in shape:
+            check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
+        return shape[0], shape[1]
 
-    def _name_of(self, path: str) -> str:
-        holder, _, part = path.rpartition("/")
-        if holder == self.matrix and self._sparse_format(holder) == "csr":
-            return part
-        return layout.seam_name(path, self.sparse)
+    def _find_arrays(self, exposed: set[str], *, by_rows: bool) -> dict[str, ArraySpec]:
+        """The arrays of numbers of sparse matrices and other exposed elements."""
+        specs = {}
+        for path, node in self.nodes.items():
+            holder, _, part = path.rpartition("/")
+            if node.spec is None or not (path in exposed or holder in self.sparse):
+                continue
+            is_part = by_rows and holder == self.matrix
+            name = part if is_part else layout.seam_name(path, self.sparse)
+            self.paths[name], specs[name] = path, node.spec
+        return specs
 
-    @cached_property
-    def matrix(self) -> str:
-        """Path of the element that holds the matrix."""
-        if self.ours:
-            return str(self.ours["attrs"].get("element", "X"))
-        # The same choice as in a conversion.
-        return "raw/X" if "raw/X" in self.nodes else "X"
-
-    @property
-    def is_archive(self) -> bool:
-        return bool(self.ours) or self._sparse_format(self.matrix) == "csr"
-
-    def _sparse_format(self, path: str) -> str | None:
-        return self.sparse[path].format if path in self.sparse else None
-
-    def _check_matrix(self) -> None:
-        found = self._sparse_format(self.matrix)
-        if found != "csr":
-            there = "a dense array" if self.matrix in self.arrays else found or "nothing"
+    def _refuse_matrix(self) -> NoReturn:
+        """Raise the error for an archive without a complete matrix stored by rows."""
+        found = self.sparse.get(self.matrix)
+        if found is None or found.format != "csr":
+            there = "a dense array" if self.matrix in self.paths else "nothing"
+            there = found.format if found else there
             raise ArchiveFormatError(
                 f"{self.path}: expected the matrix {self.matrix} as csr_matrix, found {there}; "
                 "convert the store, or its source, with `scdl convert`"
             )
-        missing = [part for part in MATRIX_PARTS if part not in self.arrays]
-        if missing:
-            raise ArchiveFormatError(
-                f"{self.path}: {', '.join(missing)} of {self.matrix} is missing or holds no "
-                "numbers that an archive can have"
-            )
+        missing = sorted(set(layout.MATRIX_PARTS).difference(self.specs))
+        raise ArchiveFormatError(
+            f"{self.path}: {', '.join(missing)} of {self.matrix} is missing or holds no numbers "
+            "that an archive can have"
+        )
 
-    def _check_lengths(self) -> None:
-        n_obs = self.specs["indptr"].length - 1
+    def _check_lengths(self, exposed: set[str]) -> None:
+        """Compare the lengths of arrays with the shapes of matrices, and with each other."""
+        lengths = {}
+        for name, path in self.paths.items():
+            lengths[path] = self.specs[name].length
         for path, matrix in self.sparse.items():
-            self._check_rows(path, matrix.shape[0], n_obs)
-            names = (self._name_of(f"{path}/{part}") for part in MATRIX_PARTS)
-            values, ids, offsets = (self.specs[name].length for name in names)
-            along = matrix.shape[matrix.format == "csc"]
+            lengths[path], along = matrix.shape[0], matrix.shape[matrix.format == "csc"]
+            values, ids = lengths[f"{path}/data"], lengths[f"{path}/indices"]
+            offsets = lengths[f"{path}/indptr"]
             if values != ids or offsets != along + 1:
                 raise ArchiveFormatError(
                     f"{self.path}: {path} has {matrix.shape[0]} rows and {matrix.shape[1]} "
                     f"columns, but {offsets} offsets, {values} values and {ids} indices"
                 )
-        for name, path in self.paths.items():
-            if self._holds_arrays(path):
-                self._check_rows(path, self.specs[name].length, n_obs)
+        n_obs = self.specs["indptr"].length - 1
+        for path, found in lengths.items():
+            if path in exposed and found != n_obs:
+                raise ArchiveFormatError(
+                    f"{self.path}: {path} has {found} rows, but {self.matrix} has {n_obs}"
+                )
 
-    def _check_rows(self, path: str, found: int, n_obs: int) -> None:
-        if found != n_obs:
-            raise ArchiveFormatError(
-                f"{self.path}: {path} has {found} rows, but {self.matrix} has {n_obs}"
-            )
-
-    @cached_property
-    def specs(self) -> Mapping[str, ArraySpec]:
-        specs = {
-            name: replace(array.spec, below=array.bound.below or None)
-            for name, array in self.arrays.items()
-        }
+    def _bound_ids(self) -> None:
+        """Complete the specifications: ids that are checked when read, and unsigned numbers."""
+        ids, reordered = ["indices"], bool(self.ours.get("reordered"))
+        for path, other in self.sparse.items():
+            if self.matrix == "X" and path.startswith("layers/") and other.format == "csr":
+                ids.append(f"{path}/indices")
+        for name in ids if reordered else {"indices"}.intersection(self.specs):
+            spec = self.specs[name]
+            if reordered and spec.dtype.kind not in "iu":
+                raise ArchiveFormatError(
+                    f"{self.path}: expected {name} as integers, found {spec.dtype}; convert the "
+                    "source again"
+                )
+            if reordered or spec.dtype.kind == "u":
+                below = self.sparse[self.matrix].shape[1] or None
+                self.specs[name] = replace(spec, below=below)
         for name in self.ours.get("unsigned", ()):
-            if name in specs and specs[name].dtype == np.int64:
-                specs[name] = replace(specs[name], dtype=np.dtype(np.uint64))
-        return MappingProxyType(specs)
+            if name in self.specs and self.specs[name].dtype == np.int64:
+                self.specs[name] = replace(self.specs[name], dtype=np.dtype(np.uint64))
 
-    @cached_property
-    def attrs(self) -> Mapping[str, Any]:
-        if self.ours:
-            own: Mapping[str, Any] = self.ours["attrs"]
-            return own
-        if self.matrix in self.sparse:
-            n_obs, n_vars = self.sparse[self.matrix].shape
-        else:
-            n_obs, n_vars = (self.frame(path).num_rows for path in ("obs", self.var_path))
-        block = {"stop": n_obs, "n_vars": n_vars, "label": None}
-        attrs = {"blocks": [block], "sorted": False, "matrices": [self.matrix]}
-        return attrs | ({"element": self.matrix} if self.matrix != "X" else {})
+    def _find_tables(self) -> None:
+        """Set attributes and the paths of tables; those of other AnnData follow from the matrix."""
+        self.attrs: Mapping[str, Any] = self.ours.get("attrs", {})
+        if not self.ours:
+            if self.matrix in self.sparse:
+                n_obs, n_vars = self.sparse[self.matrix].shape
+            else:
+                n_obs, n_vars = self.frame("obs").num_rows, self.frame(self.var_path).num_rows
+            block = {"stop": n_obs, "n_vars": n_vars, "label": None}
+            self.attrs = {"blocks": [block], "sorted": False, "matrices": [self.matrix]}
+            if self.matrix != "X":
+                self.attrs["element"] = self.matrix
+        self.table_paths = {"var/0": self.var_path}
+        if len(self.attrs["blocks"]) > 1:
+            shared = bool(self.ours.get("shared_var"))
+            names = map("var/{}".format, range(len(self.attrs["blocks"])))
+            self.table_paths = {name: layout.block_path(name, shared) for name in names}
+        if self.ours.get("obs", "obs" in self.nodes):
+            self.table_paths["obs"] = "obs"
+
+    def array(self, name: str) -> ZarrArray:
+        """The reader of an array, which is created and checked at its first use."""
+        return self._arrays.get(name) or self._arrays.setdefault(name, self._open_array(name))
+
+    def _open_array(self, name: str) -> ZarrArray:
+        where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
+        with unreadable(where):
+            complete = bool(self.ours)
+            array = array_of(where, node, name, self._files, self.cache, complete=complete)
+            if (below := self.specs[name].below) is not None:
+                mapping = None if self.order is None else self.order.astype(array.spec.dtype)
+                array.bound = Bound.of(below, mapping)
+            if name == "indptr" and self.is_archive:
+                self._check_ends(array)
+        return array
+
+    def _check_ends(self, offsets: ZarrArray) -> None:
+        """Compare the first and last offset with the number of values."""
+        length, nnz = offsets.spec.length, self.specs["data"].length
+        ends = np.empty(2, offsets.spec.dtype)
+        offsets.read(np.array([0, length - 1]), np.array([1, length]), ends)
+        if ends.tolist() != [0, nnz]:
+            raise ArchiveFormatError(
+                f"{self.path}: offsets run from {ends[0]} to {ends[1]}, for {nnz} values; convert "
+                "the source again"
+            )
 
     @cached_property
     def order(self) -> NDArray[np.int64] | None:
@@ -244,7 +260,7 @@ class GroupContents:
             return None
         if path not in self.nodes:
             raise ArchiveFormatError(f"{self.path}: {path} is missing; convert the source again")
-        with unreadable(f"{self.path}: {path}"):
+        with unreadable(f"{self.path}: {path}"), layout.quiet():
             order: NDArray[np.int64] = np.asarray(array_at(self.nodes[path])[:])
         n_vars = self.sparse[self.matrix].shape[1]
         if order.shape != (n_vars,) or not np.array_equal(np.sort(order), np.arange(n_vars)):
@@ -252,22 +268,6 @@ class GroupContents:
                 f"{self.path}: {path} is no order of {n_vars} genes; convert the source again"
             )
         return order
-
-    @property
-    def var_path(self) -> str:
-        return "raw/var" if self.matrix == "raw/X" else "var"
-
-    @cached_property
-    def table_paths(self) -> Mapping[str, str]:
-        blocks = self.attrs["blocks"]
-        paths = {"var/0": self.var_path}
-        if len(blocks) > 1:
-            shared = bool(self.ours.get("shared_var"))
-            names = [f"var/{i}" for i in range(len(blocks))]
-            paths = {name: layout.block_path(name, shared) for name in names}
-        if self.ours.get("obs", "obs" in self.nodes):
-            paths["obs"] = "obs"
-        return paths
 
     def frame(self, path: str) -> ZarrTable:
         from storage_backends.zarr.tables.reading import ZarrTable

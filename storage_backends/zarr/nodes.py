@@ -12,11 +12,7 @@ import zarr
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.reading import (
-    ChunkCache,
-    DirectReader,
-    ZarrArray,
-)
+from storage_backends.zarr.chunks.reading import ChunkCache, DirectReader, ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.through_zarr import ZarrReader
 from storage_backends.zarr.codecs.chain import Chain
@@ -26,6 +22,7 @@ _SHARDING = "sharding_indexed"
 #: How an index of a shard is written that is read here without zarr-python.
 _INDEX_CODECS = ["bytes", "crc32c"]
 _NUMBERS = {dtype.name: dtype for dtype in DTYPES}
+_NAME = operator.itemgetter("name")
 
 
 class Grid(NamedTuple):
@@ -53,8 +50,8 @@ class ArrayMetadata(NamedTuple):
 
     Attributes
     ----------
-    dtype
-        Type of the items; None if only zarr can determine it.
+    itemsize
+        Bytes of an item; 1 if only zarr knows the type.
     shape, chunks, shards
         Of the array, of what is decoded at once, and of what is stored together; None without
         shards.
@@ -64,7 +61,7 @@ class ArrayMetadata(NamedTuple):
         Chunk grid; None if this module does not support it.
     """
 
-    dtype: np.dtype[Any] | None
+    itemsize: int
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
@@ -83,6 +80,8 @@ class Node(NamedTuple):
         Its attributes.
     array
         Metadata of an array; None for a group.
+    spec
+        Specification of an array of numbers that archives can have; None for others.
     opened
         Returns the zarr object.
     """
@@ -90,21 +89,24 @@ class Node(NamedTuple):
     path: str
     attrs: Mapping[str, Any]
     array: ArrayMetadata | None
+    spec: ArraySpec | None
     opened: Callable[[], zarr.Array[Any] | zarr.Group]
 
     @classmethod
     def of(cls, node: zarr.Array[Any] | zarr.Group) -> Self:
         """Create a node from a zarr object."""
-        array = None
+        array = spec = None
         if isinstance(node, zarr.Array):
             shape, chunks = tuple(map(int, node.shape)), tuple(map(int, node.chunks))
             shards = node.shards and tuple(map(int, node.shards))
-            metadata: Mapping[str, Any] = node.metadata.to_dict()
-            grid = _grid_of(node.path, shape, chunks, shards, metadata)
-            array = ArrayMetadata(
-                np.dtype(node.dtype), shape, chunks, shards, node.fill_value, grid
-            )
-        return cls(node.path, node.attrs.asdict(), array, lambda: node)
+            dtype = np.dtype(node.dtype)
+            is_number = dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
+            if shape and is_number:
+                spec = ArraySpec(dtype.newbyteorder("="), shape[0], shape[1:])
+            grid = _grid_of(node.path, shape, chunks, shards, node.metadata.to_dict())
+            sizes = shape, chunks, shards
+            array = ArrayMetadata(max(1, dtype.itemsize), *sizes, node.fill_value, grid)
+        return cls(node.path, node.attrs.asdict(), array, spec, lambda: node)
 
     @classmethod
     def from_json(
@@ -122,43 +124,32 @@ class Node(NamedTuple):
         """
         if metadata["zarr_format"] != 3 or metadata["node_type"] not in ("array", "group"):
             raise ValueError(f"{path} is no array or group of format 3")
-        is_array = metadata["node_type"] == "array"
-        array = _array_from_json(path, metadata) if is_array else None
-        return cls(path, dict(metadata.get("attributes", {})), array, opened)
-
-
-def _array_from_json(path: str, metadata: Mapping[str, Any]) -> ArrayMetadata:
-    regular, codecs = metadata["chunk_grid"], metadata["codecs"]
-    if regular["name"] != "regular" or not all(isinstance(codec, dict) for codec in codecs):
-        raise ValueError("of another kind than archives have")
-    shape = _extents(metadata["shape"])
-    chunks, shards = _extents(regular["configuration"]["chunk_shape"]), None
-    if codecs[0]["name"] == _SHARDING:
-        chunks, shards = _extents(codecs[0]["configuration"]["chunk_shape"]), chunks
-    whole = shards is None or not any(n % c for n, c in zip(shards, chunks, strict=True))
-    if len(shape) != len(chunks) or 0 in chunks or 0 in (shards or ()) or not whole:
-        raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
-    # Data types with a configuration are not numeric.
-    kind = metadata["data_type"]
-    dtype = _NUMBERS.get(kind) if shape and isinstance(kind, str) else None
-    fill = None if dtype is None else dtype.type(metadata["fill_value"])
-    grid = _grid_of(path, shape, chunks, shards, metadata)
-    return ArrayMetadata(dtype, shape, chunks, shards, fill, grid)
-
-
-def _extents(listed: Any) -> tuple[int, ...]:
-    found = tuple(map(operator.index, listed))
-    if min(found, default=0) < 0:
-        raise ValueError(f"negative extents {found}")
-    return found
-
-
-def is_numeric(node: Node | None) -> bool:
-    """Whether a node is an array of a numeric type that archives support."""
-    if node is None or node.array is None or node.array.dtype is None:
-        return False
-    dtype = node.array.dtype
-    return len(node.array.shape) > 0 and dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
+        attrs = dict(metadata.get("attributes", {}))
+        if metadata["node_type"] == "group":
+            return cls(path, attrs, None, None, opened)
+        regular, codecs = metadata["chunk_grid"], metadata["codecs"]
+        shape = tuple(map(operator.index, metadata["shape"]))
+        chunks = tuple(map(operator.index, regular["configuration"]["chunk_shape"]))
+        # Codecs may also be given by their names alone, which raises a TypeError here.
+        shards, names = None, list(map(_NAME, codecs))
+        if names[0] == _SHARDING:
+            shards, inner = chunks, codecs[0]["configuration"]["chunk_shape"]
+            chunks = tuple(map(operator.index, inner))
+        steps = chunks + (shards or ())
+        if regular["name"] != "regular" or not len(shape) == len(chunks) == len(shards or shape):
+            raise ValueError("of another kind than archives have")
+        if min(shape, default=0) < 0 or min(steps, default=1) < 1:
+            raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
+        if any(map(operator.mod, shards or (), chunks)):
+            raise ValueError(f"chunks {chunks} do not fill shards {shards}")
+        grid = _grid_of(path, shape, chunks, shards, metadata)
+        kind, spec, fill, itemsize = metadata["data_type"], None, None, 1
+        # Data types with a configuration are not numeric.
+        if shape and isinstance(kind, str) and kind in _NUMBERS:
+            spec = ArraySpec(_NUMBERS[kind], shape[0], shape[1:])
+            fill, itemsize = spec.dtype.type(metadata["fill_value"]), spec.dtype.itemsize
+        array = ArrayMetadata(itemsize, shape, chunks, shards, fill, grid)
+        return cls(path, attrs, array, spec, opened)
 
 
 def array_of(
@@ -184,11 +175,9 @@ def array_of(
         Whether every chunk must exist.
     """
     assert node.array is not None
-    assert node.array.dtype is not None
-    dtype = node.array.dtype.newbyteorder("=")
-    spec = ArraySpec(dtype, node.array.shape[0], node.array.shape[1:])
-    grid = node.array.grid
-    chain = Chain.of(grid.codecs, dtype) if grid is not None else None
+    assert node.spec is not None
+    spec, grid = node.spec, node.array.grid
+    chain = Chain.of(grid.codecs, spec.dtype) if grid is not None else None
     if complete and spec.nbytes and (grid is None or chain is None):
         # Zarr raises a more specific error if it cannot open the array either.
         node.opened()
@@ -224,21 +213,18 @@ def _grid_of(
         return None
     if metadata["chunk_grid"]["name"] != "regular":
         return None
-    codecs: Sequence[Codec] = metadata["codecs"]
-    sharded = codecs[0]["name"] == _SHARDING
-    if sharded:
-        settings = codecs[0]["configuration"]
-        codecs = settings["codecs"]
-        index = [codec["name"] for codec in settings["index_codecs"]]
-        if index != _INDEX_CODECS or settings.get("index_location", "end") != "end":
-            return None
-        if len(metadata["codecs"]) > 1:
-            return None
     if outer[1:] != inner[1:] or shape[1:] != inner[1:]:
         return None
     suffix = "/0" * (len(shape) - 1)
-    per_shard = outer[0] // inner[0] if sharded else 0
-    return Grid(inner[0], per_shard, codecs, f"{path}/c/", suffix)
+    codecs: Sequence[Codec] = metadata["codecs"]
+    if codecs[0]["name"] != _SHARDING:
+        return Grid(inner[0], 0, codecs, f"{path}/c/", suffix)
+    settings = codecs[0]["configuration"]
+    index = list(map(_NAME, settings["index_codecs"]))
+    at_end = settings.get("index_location", "end") == "end"
+    if index != _INDEX_CODECS or not at_end or len(codecs) > 1:
+        return None
+    return Grid(inner[0], outer[0] // inner[0], settings["codecs"], f"{path}/c/", suffix)
 
 
 def shard_keys(node: Node) -> Iterator[str]:

@@ -15,21 +15,15 @@ from storage_backends import other_formats
 from storage_backends.directory import files as archive_files
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
 from storage_backends.zarr import layout
-from storage_backends.zarr.chunks.files import LocalFiles
+from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.claims import BoundedStore, check_array
 from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.held_store import HeldStore
 from storage_backends.zarr.nodes import Node
 
+_ROOT, _ROOT_V2 = METADATA_FILES
 #: Errors raised by metadata that does not have the form written by scdl.
-_OTHERWISE = (
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
+_OTHERWISE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Nodes(NamedTuple):
@@ -41,13 +35,19 @@ class Nodes(NamedTuple):
         Attributes of the root.
     by_path
         Every array and group.
+    stored
+        Returns the bytes of all files; effectively no limit where they cannot be listed.
+    in_root
+        Whether the metadata of all nodes is in the file of the root.
     """
 
     attrs: Mapping[str, Any]
     by_path: dict[str, Node]
+    stored: Callable[[], int]
+    in_root: bool = False
 
 
-def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Nodes:
+def local_nodes(path: str, files: LocalFiles) -> Nodes:
     """Nodes of a store in a directory.
 
     Nodes of scdl archives are built from the consolidated metadata without zarr, which would create
@@ -59,81 +59,59 @@ def local_nodes(path: str, files: LocalFiles, stored: Callable[[], int]) -> Node
         The directory.
     files
         Reader of all files other than metadata.
-    stored
-        Bytes of all files.
 
     Raises
     ------
     ArchiveFormatError
         There is no store, or a damaged one.
     """
-    there = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
-    if not there:
-        raise ArchiveFormatError(f"{path}: expected a Zarr store, found no zarr.json or .zgroup")
+    is_new = os.path.isfile(os.path.join(path, _ROOT))
+    if not is_new and not os.path.isfile(os.path.join(path, _ROOT_V2)):
+        raise ArchiveFormatError(f"{path}: expected a Zarr store, found no {_ROOT} or {_ROOT_V2}")
 
     @cache
     def opened() -> Nodes:
-        with unreadable(path):
+        with unreadable(path), layout.quiet():
             store = HeldStore(BoundedStore(path, read_only=True), files)
             # Without an explicit format, zarr also looks for files of the other format.
-            is_new = there[0] == "zarr.json"
             root = zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2)
-            return nodes(path, root, stored)
+            return nodes(path, root, files)
 
-    found = _consolidated(path, lambda name: opened().by_path[name].opened())
-    if found is None:
-        # Fall back to zarr, which opens the store or raises an error.
-        return opened()
-    _check_claims(path, found.by_path, stored)
+    with contextlib.suppress(*_OTHERWISE):
+        root = json.loads(archive_files.read_file(path, _ROOT))
+        if layout.ATTRIBUTE in root["attributes"]:
+            by_path = {}
+            for name, metadata in root["consolidated_metadata"]["metadata"].items():
+                by_path[name] = Node.from_json(name, metadata, partial(_opened, opened, name))
+            stored = cache(partial(_stored_bytes, files))
+            return Nodes(dict(root["attributes"]), by_path, stored, in_root=True)
+    # Zarr opens the store or raises an error.
+    return opened()
+
+
+def _opened(nodes: Callable[[], Nodes], name: str) -> zarr.Array[Any] | zarr.Group:
+    return nodes().by_path[name].opened()
+
+
+def nodes(path: str, root: zarr.Group, files: Files) -> Nodes:
+    """Every array and group of a store, as zarr opened them."""
+    found = Nodes(root.attrs.asdict(), {}, cache(partial(_stored_bytes, files)))
+    for name, member in root.members(max_depth=None):
+        node = found.by_path[name] = Node.of(member)
+        if node.array is not None:
+            check_array(f"{path}: {name}", node.array, found.stored)
     return found
 
 
-def _consolidated(
-    path: str, open_node: Callable[[str], zarr.Array[Any] | zarr.Group]
-) -> Nodes | None:
-    """Nodes from the consolidated metadata of an scdl archive; None if it is incomplete."""
-    with contextlib.suppress(*_OTHERWISE):
-        said = json.loads(archive_files.read_file(path, METADATA_FILES[0]))
-        if layout.ATTRIBUTE in said["attributes"]:
-            listed = said["consolidated_metadata"]["metadata"]
-            by_path = {
-                name: Node.from_json(name, metadata, partial(open_node, name))
-                for name, metadata in listed.items()
-            }
-            return Nodes(dict(said["attributes"]), by_path)
-    return None
-
-
-def nodes(path: str, root: zarr.Group, stored: Callable[[], int]) -> Nodes:
-    """Every array and group of a store, as zarr opened them."""
-    with unreadable(path):
-        members = root.members(max_depth=None)
-        found = {name: Node.of(node) for name, node in members}
-        _check_claims(path, found, stored)
-        return Nodes(root.attrs.asdict(), found)
-
-
-def _check_claims(path: str, found: Mapping[str, Node], stored: Callable[[], int]) -> None:
-    for name, node in found.items():
-        if node.array is not None:
-            check_array(f"{path}: {name}", node.array, stored)
-
-
-def files_below(root: str) -> Iterator[str]:
-    """Keys of all files of a store."""
-    for directory, names, files in os.walk(root):
-        names.sort()
-        prefix = os.path.relpath(directory, root).replace(os.sep, "/")
-        for name in sorted(files):
-            yield name if prefix == "." else f"{prefix}/{name}"
+def _stored_bytes(files: Files) -> int:
+    return files.total("") or 1 << 62
 
 
 @contextlib.contextmanager
 def unreadable(where: str) -> Iterator[None]:
     """Raise errors of zarr and anndata as ArchiveFormatError."""
     try:
-        with layout.quiet():
-            yield
+        yield
     except ScdlError:
         raise
     except Exception as error:
@@ -161,23 +139,23 @@ def own_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, 
                 f"found {kind}"
             )
         return {}
+    damaged = ArchiveFormatError(f"{path}: the attribute {layout.ATTRIBUTE} is damaged")
     if not isinstance(ours, Mapping) or not isinstance(ours.get("format"), int):
-        raise ArchiveFormatError(f"{path}: the attribute {layout.ATTRIBUTE} is damaged")
+        raise damaged
     if ours["format"] > layout.FORMAT:
         raise ArchiveFormatError(
             f"{path}: its format {ours['format']} is newer than {layout.FORMAT}, which this "
             "release of scdl reads; install a newer one"
         )
-    said = ours.get("attrs")
-    blocks = said.get("blocks") if isinstance(said, Mapping) else None
-    unsigned = ours.get("unsigned", [])
-    sound = isinstance(blocks, list) and blocks and all(map(_is_block, blocks))
-    if not sound or not isinstance(unsigned, list) or not all(isinstance(n, str) for n in unsigned):
-        raise ArchiveFormatError(f"{path}: the attribute {layout.ATTRIBUTE} is damaged")
+    try:
+        blocks, unsigned = ours["attrs"]["blocks"], ours.get("unsigned", [])
+        if not isinstance(blocks, list) or not blocks or not isinstance(unsigned, list):
+            raise damaged
+        if not {str}.issuperset(map(type, unsigned)):
+            raise damaged
+        for block in blocks:
+            if not type(block["stop"]) is type(block["n_vars"]) is int:
+                raise damaged
+    except (LookupError, TypeError) as error:
+        raise damaged from error
     return ours
-
-
-def _is_block(block: Any) -> bool:
-    return isinstance(block, Mapping) and all(
-        type(block.get(key)) is int for key in ("stop", "n_vars")
-    )

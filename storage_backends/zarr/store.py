@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,34 +29,23 @@ from storage_backends.base import Contents
 from storage_backends.capabilities import Examination, Sparse
 from storage_backends.checks import check_ranges, check_rows
 from storage_backends.compute.caching import LazyMapping, cached_property
-from storage_backends.directory.files import identity_of
+from storage_backends.directory.files import file_sizes, identity_of
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import COPY_AGAIN, ArchiveClosedError, ArchiveFormatError
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
 from storage_backends.zarr.chunks.files import Files, LocalFiles
-from storage_backends.zarr.chunks.reading import chunk_cache
 from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.contents import GroupContents
 from storage_backends.zarr.detection import METADATA_FILES
-from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.nodes import array_at, describe, shard_keys
-from storage_backends.zarr.opening import (
-    Nodes,
-    files_below,
-    local_nodes,
-    nodes,
-    unreadable,
-)
+from storage_backends.zarr.opening import Nodes, local_nodes, nodes, unreadable
 from storage_backends.zarr.zipped import ZippedFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage_backends.zarr.tables.reading import ZarrTable
-
-#: Bytes of decoded chunks that an open archive keeps.
-CACHE_BYTES = 64 << 20
 
 
 class ZarrStore(DirectoryStore):
@@ -66,74 +54,48 @@ class ZarrStore(DirectoryStore):
     markers = BACKEND.markers
     checksums = detection.CHECKSUMS
 
-    def __init__(self, path: str, files: Files, find: Callable[[Callable[[], int]], Nodes]) -> None:
+    def __init__(self, path: str, files: Files, found: Nodes) -> None:
         self.path = path
         self._files = files
-        # Bytes of all files; effectively no limit where they cannot be listed.
-        stored = cache(lambda: files.total("") or 1 << 62)
-        found = find(stored)
-        # An scdl archive that lost its attributes must not pass for an early release of anndata.
-        may_be_old = not found.attrs and files.size(detection.CHECKSUMS) is None
-        self._cache = chunk_cache(CACHE_BYTES)
-        self._group = GroupContents(path, found, files, self._cache, stored, may_be_old=may_be_old)
+        self._group = GroupContents(path, found, files)
+        self._in_root = found.in_root
         self._closed = False
         #: Elements whose files are known to exist.
         self._complete: set[str] = set()
 
     @classmethod
-    def open(cls, path: str, *, hold: bool = True) -> Self:
-        if detection.is_url(path):
-            with unreadable(path):
+    def open(cls, path: str, *, hold: bool = True, **options: Any) -> Self:
+        if not os.path.isdir(path) and detection.is_url(path):
+            with unreadable(path), layout.quiet():
                 root, remote = remote_files.open_group(path)
-                store = cls(path, remote, partial(nodes, path, root))
-                if hold:
-                    store._check_ends()
+                store = cls(path, remote, nodes(path, root, remote))
+                if hold and store._group.is_archive:
+                    # Servers that cannot be read from, such as those without ranges, fail here.
+                    store._group.array("indptr")
                 return store
         if os.path.isfile(path):
-            return cls._open_zipped(os.path.realpath(path))
-        return super().open(path, hold=hold)
-
-    @classmethod
-    def _open_zipped(cls, path: str) -> Self:
-        with unreadable(path):
-            files = ZippedFiles(path)
-            store = cls(path, files, partial(nodes, path, files.group()))
-            store._check_ends()
-            return store
-
-    @classmethod
-    def _open_checked(cls, path: str, before_reading: Callable[[str], None]) -> Self:
-        """Open an archive whose files are compared with their checksums before they are read."""
-        return cls._open_whole(path, partial(cls._open, before_reading=before_reading), hold=True)
+            path = os.path.realpath(path)
+            with unreadable(path), layout.quiet():
+                files = ZippedFiles(path)
+                return cls(path, files, nodes(path, files.group(), files))
+        return super().open(path, hold=hold, **options)
 
     @classmethod
     def _open(cls, path: str, before_reading: Callable[[str], None] | None = None) -> Self:
         before = identity_of(path, cls.markers)
         files = LocalFiles(path, before_reading)
         files.is_current = lambda: identity_of(path, cls.markers) == before
-        return cls(path, files, partial(local_nodes, path, files))
-
-    def _check_ends(self) -> None:
-        """Compare the first and last offset with the number of values; this decodes chunks."""
-        if not self._group.is_archive:
-            return
-        n_obs, nnz = self.spec("indptr").length - 1, self.spec("data").length
-        with unreadable(self.path):
-            ends = [int(self.read("indptr", i, i + 1)[0]) for i in (0, n_obs)]
-        if ends != [0, nnz]:
-            raise ArchiveFormatError(
-                f"{self.path}: offsets run from {ends[0]} to {ends[1]}, for {nnz} values; convert "
-                "the source again"
-            )
+        return cls(path, files, local_nodes(path, files))
 
     def _hold(self) -> None:
         """Map all files now, those of the matrix first."""
-        self._check_ends()
         assert isinstance(self._files, LocalFiles)
-        first = [self._group.paths[part] for part in MATRIX_PARTS if part in self._group.paths]
-        rest = [path for path in self._group.paths.values() if path not in first]
-        arrays = (key for path in (*first, *rest) for key in shard_keys(self._group.nodes[path]))
-        self._files.hold(itertools.chain(METADATA_FILES, arrays, files_below(self.path)))
+        first, rest = list(METADATA_FILES), list[str]()
+        for key in file_sizes(self.path):
+            # Metadata that the root has, too, is not read.
+            if not (self._in_root and key.endswith(METADATA_FILES)):
+                (first if key.startswith(f"{self._group.matrix}/") else rest).append(key)
+        self._files.hold(first + rest)
 
     # -- arrays ----------------------------------------------------------------------------
 
@@ -147,21 +109,24 @@ class ZarrStore(DirectoryStore):
         schemas = LazyMapping(
             self, self._group.table_paths, lambda store, name: store._table(name).schema
         )
-        return Contents(self._group.specs, schemas, MappingProxyType(self._group.attrs))
+        specs, attrs = MappingProxyType(self._group.specs), MappingProxyType(self._group.attrs)
+        return Contents(specs, schemas, attrs)
 
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
         spec = self.spec(name)
         check_ranges(f"{self.path}: {name}", spec, starts, stops, out)
-        array = self._group.arrays[name]
+        array = self._group.array(name)
         # uint64 may be stored as int64, which has the same bits.
         same = out.dtype == spec.dtype
         array.read(starts, stops, out.view(array.spec.dtype) if same else out)
 
     def chunk_length(self, name: str) -> int:
         self.spec(name)
-        return self._group.arrays[name].chunk_rows
+        node = self._group.nodes[self._group.paths[name]]
+        assert node.array is not None
+        return node.array.chunks[0]
 
     # -- tables ----------------------------------------------------------------------------
 
@@ -235,7 +200,7 @@ class ZarrStore(DirectoryStore):
         from storage_backends.zarr import elements as stored_elements
 
         self._check_chunks(name)
-        with unreadable(f"{self.path}: {name}"):
+        with unreadable(f"{self.path}: {name}"), layout.quiet():
             value = stored_elements.read(self._group.nodes[name].opened())
         aligned = gene_order.ALIGNED.get(self._group.matrix, ())
         if self._group.order is not None and name.startswith(aligned):
@@ -274,7 +239,8 @@ class ZarrStore(DirectoryStore):
 
     @classmethod
     def examine(cls, path: str) -> Examination:
-        return upkeep.examine(path, cls._open_checked)
+        # Files are compared with their checksums before they are read.
+        return upkeep.examine(path, lambda path, check: cls.open(path, before_reading=check))
 
     @classmethod
     def add_checksums(cls, path: str) -> int:
@@ -288,5 +254,5 @@ class ZarrStore(DirectoryStore):
     def close(self) -> None:
         self._closed = True
         self.__dict__.pop("contents", None)
-        self._cache.clear()
+        self._group.cache.clear()
         self._files.close()

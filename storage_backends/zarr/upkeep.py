@@ -113,6 +113,6 @@ def repair(path: str) -> Sequence[str]:
 def _consolidated(root: str) -> dict[str, bytes]:
     """New content of the files that consolidating the metadata changes."""
     capturing = CapturingStore(ContainedStore(root))
-    with unreadable(root):
+    with unreadable(root), layout.quiet():
         zarr.consolidate_metadata(capturing)
     return capturing.files

@@ -283,6 +283,17 @@ def test_zarr_archives(seeds: dict[str, Path], tmp_path: Path, name: str) -> Non
     verified(path)
 
 
+def test_items_of_a_gigabyte(seeds: dict[str, Path], tmp_path: Path) -> None:
+    """Of a type that only zarr knows, which opens the array after the archive."""
+    attack = node(
+        "obs/_index",
+        data_type={"name": "fixed_length_utf32", "configuration": {"length_bytes": 2**30}},
+        codecs=[{"name": "bytes", "configuration": {"endian": "little"}}],
+    )
+    error = refusal(lambda: read_all(attacked(seeds, tmp_path, "zarr", attack)))
+    assert "obs/_index is said to be of shape" in str(error)
+
+
 def test_a_chunk_that_claims_a_terabyte(seeds: dict[str, Path], tmp_path: Path) -> None:
     frame = with_checksum(zstd_frame(2**40))
     shard = frame + with_checksum(struct.pack("<QQ", 0, len(frame)))

@@ -543,7 +543,6 @@ def test_two_archives_that_are_verified_at_the_same_time(tmp_path: Path) -> None
     before = list(warnings.filters), warnings.showwarning
     within = (
         "/scdl/verification/verify.py",
-        "/storage_backends/memmap/feature_tables.py",
         "/storage_backends/memmap/store.py",
         "/storage_backends/memmap/layout.py",
         "/storage_backends/directory/store.py",

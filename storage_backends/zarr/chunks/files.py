@@ -147,12 +147,7 @@ class LocalFiles:
         return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
 
     def total(self, prefix: str) -> int:
-        found = os.walk(os.path.join(self.root, prefix))
-        return sum(
-            os.lstat(os.path.join(directory, name)).st_size
-            for directory, _, names in found
-            for name in names
-        )
+        return sum(archive_files.file_sizes(os.path.join(self.root, prefix)).values())
 
     def close(self) -> None:
         self._open.clear()
