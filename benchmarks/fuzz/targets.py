@@ -164,7 +164,8 @@ def _zarr_chunks(place: Path) -> Parser:
         # An attacker would write a correct checksum.
         chunk = np.frombuffer(index if seeds.is_checked(data[0]) else body, np.uint8)
         address, size = np.array([chunk.ctypes.data]), np.array([len(chunk)])
-        chain.decode(Content(address, size, chunk), np.empty((1, seeds.CHUNK_LENGTH), chain.stored))
+        out = np.empty((1, seeds.CHUNK_LENGTH), chain.stored)
+        chain.decode(Content(address, size, chunk), np.array([out.size]), out)
 
     return parse
 

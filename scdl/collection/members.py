@@ -104,14 +104,14 @@ class Members(Sequence[SingleCellDataset]):
             ) from error
 
     @contextmanager
-    def _briefly_open(self, number: int) -> Iterator[ArrayStore]:
-        """The archive of a member, which need not stay open."""
+    def _briefly_open(self, number: int, *, hold: bool = True) -> Iterator[ArrayStore]:
+        """The archive of a member, which need not stay open; without `hold` only for its arrays."""
         if (member := self._open.get(number)) is not None:
             yield member.store
             return
         record = self.records[number]
         with self._opening(record):
-            store = registry.open_archive(record.path, hold=False)
+            store = registry.open_archive(record.path, hold=hold)
         self._check(number, store)
         yield store
 
@@ -239,7 +239,7 @@ class Members(Sequence[SingleCellDataset]):
             return member.matrix
         record = self.records[number]
         if record.values_per_chunk == 1:
-            with self._briefly_open(number) as store:
+            with self._briefly_open(number, hold=False) as store:
                 if store.view(DATA) is not None:
                     return StoredMatrix.of(store, is_sorted=record.is_sorted)
         return self[number].matrix
