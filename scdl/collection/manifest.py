@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from scdl.archive.elements import graph_keys
@@ -129,15 +129,17 @@ class Member:
             current = replace(current, content=None)
         is_same = self.content is not None and self.content == current.content
         compares = genes and self.genes and not is_same
-        now = asdict(current.with_genes(store) if compares else replace(current, genes=self.genes))
+        now = current.with_genes(store) if compares else replace(current, genes=self.genes)
         # Spaces follow from the genes, and manifests of version 0.1 do not have them.
-        now["spaces"] = self.spaces
-        changed = [name for name, value in asdict(self).items() if now[name] != value]
-        if changed:
-            name = changed[0]
+        now = replace(now, spaces=self.spaces)
+        if now != self:
+            name = next(
+                f.name for f in fields(self) if getattr(now, f.name) != getattr(self, f.name)
+            )
+            was, found = getattr(self, name), getattr(now, name)
             raise CollectionError(
                 f"{self.path}: the archive changed since it became a member of the collection: "
-                f"{name} was {getattr(self, name)} and is {now[name]}; call refresh() to accept it"
+                f"{name} was {was} and is {found}; call refresh() to accept it"
             )
 
     @classmethod

@@ -732,7 +732,9 @@ def test_damaged_tables(tmp_path: Path) -> None:
         del group["obs/index"]
         group["obs"].create_group("index")
     group, _ = fresh()
-    with damaged(group, "'categories' cannot be read .*codes from -1 to 3, found codes from -1 to 4"):
+    with damaged(
+        group, "'categories' cannot be read .*codes from -1 to 3, found codes from -1 to 4"
+    ):
         group["obs/categories/codes"][3] = 4
     group, _ = fresh()
     with damaged(group, "its attribute 'scdl_table' is damaged"):
