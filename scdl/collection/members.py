@@ -345,9 +345,9 @@ class MemberTables:
         if missing := [name for name in names if name not in found]:
             raise ArrayNotFoundError(f"{self.path}: no member has the obs column {missing[0]!r}")
         # Narrow codes take a quarter of the memory, which matters for 10^8 cells.
-        batches = [batch.columns for batch in united.reader()]
-        columns = [[narrow_codes(batch[i]) for batch in batches] for i in range(len(found))]
-        table = pa.table([pa.chunked_array(chunks) for chunks in columns], found)
+        batches = [[narrow_codes(column) for column in batch.columns] for batch in united.reader()]
+        chunks = zip(*batches, strict=True)
+        table = pa.table([pa.chunked_array(column) for column in chunks], found)
         return table.select(list(names))
 
     @cached_property
