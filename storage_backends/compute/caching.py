@@ -133,6 +133,13 @@ class LRUCache(Generic[_K, _V]):
                 break
         self._total = total
 
+    def remove(self, is_removed: Callable[[_K], bool]) -> None:
+        """Remove the values of some keys."""
+        for key in filter(is_removed, list(self._items)):
+            value = self._items.pop(key, None)
+            if value is not None and self._size is not None:
+                self._total -= self._size(value)
+
     def clear(self) -> None:
         """Remove all values."""
         self._items, self._total = OrderedDict(), 0

@@ -17,7 +17,7 @@ from storage_backends.compute.claims import check_claim
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import layout
 from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.reading import ZarrArray, chunk_cache
+from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
 from storage_backends.zarr.detection import CHECKSUMS
 from storage_backends.zarr.nodes import Node, array_at, array_of
@@ -26,9 +26,6 @@ from storage_backends.zarr.plan import Bound
 
 if TYPE_CHECKING:
     from storage_backends.zarr.tables.reading import ZarrTable
-
-#: Bytes of decoded chunks that an open archive keeps.
-CACHE_BYTES = 64 << 20
 
 
 class GroupContents:
@@ -49,8 +46,6 @@ class GroupContents:
         The attribute of an archive that scdl wrote; empty for other AnnData.
     nodes
         Every node by path.
-    cache
-        Chunks that were decoded last.
     sparse
         Sparse matrices by path.
     matrix
@@ -68,7 +63,6 @@ class GroupContents:
 
     def __init__(self, path: str, found: Nodes, files: Files) -> None:
         self.path, self._files = path, files
-        self.cache = chunk_cache(CACHE_BYTES)
         self._stored = found.stored
         # An scdl archive that lost its attributes must not pass for an early release of anndata.
         may_be_old = not found.attrs and files.size(CHECKSUMS) is None
@@ -229,11 +223,16 @@ class GroupContents:
         """The reader of an array, which is created and checked at its first use."""
         return self._arrays.get(name) or self._arrays.setdefault(name, self._open_array(name))
 
+    def forget_chunks(self) -> None:
+        """Release decoded chunks."""
+        for array in self._arrays.values():
+            array.forget()
+
     def _open_array(self, name: str) -> ZarrArray:
         where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
         with unreadable(where):
             complete = bool(self.ours)
-            array = array_of(where, node, name, self._files, self.cache, complete=complete)
+            array = array_of(where, node, self._files, complete=complete)
             if (below := self.specs[name].below) is not None:
                 mapping = None if self.order is None else self.order.astype(array.spec.dtype)
                 array.bound = Bound.of(below, mapping)

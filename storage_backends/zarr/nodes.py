@@ -12,7 +12,7 @@ import zarr
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.reading import ChunkCache, DirectReader, ZarrArray
+from storage_backends.zarr.chunks.reading import DirectReader, ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.through_zarr import ZarrReader
 from storage_backends.zarr.codecs.chain import Chain
@@ -155,9 +155,7 @@ class Node(NamedTuple):
 def array_of(
     where: str,
     node: Node,
-    name: str,
     files: Files,
-    cache: ChunkCache,
     *,
     complete: bool,
 ) -> ZarrArray:
@@ -169,8 +167,6 @@ def array_of(
         Opens the message of an error.
     node
         One of numbers.
-    name
-        Of its chunks in the cache.
     complete
         Whether every chunk must exist.
     """
@@ -184,10 +180,10 @@ def array_of(
         raise ArchiveFormatError(f"{where}: it is not stored as archives are; convert it again")
     if grid is None or chain is None:
         rows = node.array.chunks[0]
-        return ZarrArray(where, name, spec, rows, ZarrReader(where, array_at(node), rows), cache)
+        return ZarrArray(where, spec, rows, ZarrReader(where, array_at(node), rows))
     chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=complete)
     reader = DirectReader(where, files, chunks, chain, node.array.fill)
-    return ZarrArray(where, name, spec, grid.chunk_rows, reader, cache)
+    return ZarrArray(where, spec, grid.chunk_rows, reader)
 
 
 def array_at(node: Node) -> zarr.Array[Any]:

@@ -254,5 +254,5 @@ class ZarrStore(DirectoryStore):
     def close(self) -> None:
         self._closed = True
         self.__dict__.pop("contents", None)
-        self._group.cache.clear()
+        self._group.forget_chunks()
         self._files.close()

@@ -31,13 +31,11 @@ _GROUP_BYTES = 1 << 20
 #: Has the attribute `memory` in threads that decode groups of chunks.
 _scratch = threading.local()
 
-#: Decoded chunks of an archive that were used last, by array and number.
-ChunkCache = LRUCache[tuple[str, int], NDArray[Any]]
-
-
-def chunk_cache(nbytes: int) -> ChunkCache:
-    """A cache of at most `nbytes` of decoded chunks."""
-    return LRUCache(nbytes, lambda chunk: chunk.nbytes)
+#: Bytes of decoded chunks that a process keeps.
+CACHE_BYTES = 64 << 20
+#: Decoded chunks that were used last, by array and number. All archives share them, since a
+#: collection may have thousands.
+_chunks = LRUCache[tuple[object, int], NDArray[Any]](CACHE_BYTES, lambda chunk: chunk.nbytes)
 
 
 class Chunks(ABC):
@@ -130,8 +128,6 @@ class ZarrArray:
     ----------
     where
         Opens the message of an error.
-    name
-        Key of its chunks in the cache.
     chunk_rows
         Items in a chunk.
 
@@ -146,14 +142,14 @@ class ZarrArray:
     def __init__(
         self,
         where: str,
-        name: str,
         spec: ArraySpec,
         chunk_rows: int,
         reader: ChunkReader,
-        cache: ChunkCache,
     ) -> None:
         self.spec = spec
-        self._where, self._name, self._reader, self._cache = where, name, reader, cache
+        self._where, self._reader = where, reader
+        #: Identifies chunks of this array in the cache, without keeping its files open.
+        self._key = object()
         self.chunk_rows = chunk_rows
         self._width = int(np.prod(spec.item_shape, dtype=np.int64))
         self._chunk_length = chunk_rows * self._width
@@ -178,7 +174,7 @@ class ZarrArray:
         """Read chunks through the cache, as small reads often revisit the same chunks."""
         missing = []
         for i, number in enumerate(todo.chunks.tolist()):
-            chunk = self._cache.get((self._name, number))
+            chunk = _chunks.get((self._key, number))
             if chunk is None:
                 missing.append(i)
             else:
@@ -192,7 +188,7 @@ class ZarrArray:
             i = missing[position]
             chunk = np.empty((1, self._chunk_length), self._reader.dtype)
             chunks.decode(position, position + 1, whole, chunk)
-            self._cache.setdefault((self._name, int(todo.chunks[i])), chunk)
+            _chunks.setdefault((self._key, int(todo.chunks[i])), chunk)
             self._place(chunk, todo, i, out)
 
         for_each(decode, range(len(missing)))
@@ -213,6 +209,10 @@ class ZarrArray:
             self._place(memory, todo, start, out)
 
         for_each(decode, range(first, last, group))
+
+    def forget(self) -> None:
+        """Release its chunks in the cache."""
+        _chunks.remove(lambda key: key[0] is self._key)
 
     def _place(self, chunks: NDArray[Any], todo: ChunkPlan, first: int, out: NDArray[Any]) -> None:
         """Copy the pieces of decoded chunks, which are those of the plan from `first` on."""

@@ -16,7 +16,7 @@ from storage_backends.base import ArraySpec
 from storage_backends.compute import threads
 from storage_backends.directory.checksums import Recorder
 from storage_backends.zarr.chunks.files import LocalFiles
-from storage_backends.zarr.chunks.reading import DirectReader, ZarrArray, chunk_cache
+from storage_backends.zarr.chunks.reading import DirectReader, ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Profile, fits_narrow
@@ -128,9 +128,7 @@ class ArrayBuilder:
         """Reader of the closed array, usable before its metadata is written."""
         grid = self._grid(self._directory, self._per_shard)
         reader = DirectReader(self.name, LocalFiles("/"), grid, self._chain, 0)
-        return ZarrArray(
-            self.name, self.name, self.spec, self._chunk_rows, reader, chunk_cache(1 << 20)
-        )
+        return ZarrArray(self.name, self.spec, self._chunk_rows, reader)
 
     def abort(self) -> None:
         """Cancel pending work and close files."""

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from strategies import csr_rows
 
 from storage_backends.compute import rowsort
+from storage_backends.compute.caching import LRUCache
 from storage_backends.directory.checksums import Recorder
 from storage_backends.directory.content import Content, checksum
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import plan
 from storage_backends.zarr.chunks.files import LocalFiles, Pieces, spans
-from storage_backends.zarr.chunks.reading import ZarrArray, chunk_cache
+from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs import blosc, chain
 from storage_backends.zarr.codecs.chain import Chain
@@ -174,9 +175,8 @@ def build(root: Path, name: str, values: np.ndarray, profile: Profile) -> zarr.G
 
 
 def opened(root: Path, group: zarr.Group, name: str) -> ZarrArray:
-    files, cache = LocalFiles(str(root)), chunk_cache(1 << 16)
     with quiet():
-        return array_of("here", Node.of(group[name]), name, files, cache, complete=True)
+        return array_of("here", Node.of(group[name]), LocalFiles(str(root)), complete=True)
 
 
 def read(array: ZarrArray) -> np.ndarray:
@@ -274,7 +274,7 @@ def test_the_damaged_chunk_of_several_is_named():
 
 
 def test_cache_is_bounded():
-    cache = chunk_cache(100)
+    cache = LRUCache[tuple[str, int], np.ndarray](100, lambda chunk: chunk.nbytes)
     for number in range(10):
         cache.setdefault(("a", number), np.zeros(30, np.uint8))
         assert len(cache) * 30 <= 100
@@ -284,3 +284,7 @@ def test_cache_is_bounded():
     ] * 2
     cache.setdefault(("a", 99), np.zeros(200, np.uint8))
     assert cache.get(("a", 99)) is None
+    cache.remove(lambda key: key[0] == "a")
+    assert len(cache) == 0
+    cache.setdefault(("b", 0), np.zeros(100, np.uint8))
+    assert len(cache) == 1
