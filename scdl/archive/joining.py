@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
-from scdl.archive.requests import Addresses, Request
+from scdl.archive.requests import OFFSET_SIZE, Addresses, Request
 from scdl.archive.schema import DATA, INDICES
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
@@ -238,22 +238,23 @@ def will_need(request: Request) -> None:
         for part in (DATA, INDICES):
             one.store.will_need(one.prefix + part, starts, stops)
     table, sizes = addresses.table, (matrices.data_dtype.itemsize, matrices.index_dtype.itemsize)
-    is_mapped = table[which, 3] > 0
+    is_mapped = table[which, OFFSET_SIZE] > 0
     which, rows = which[is_mapped], rows[is_mapped]
 
     def locate(chosen: slice) -> NDArray[np.int64]:
-        """Address of the values, address of the ids, and number, of each row; none if damaged."""
+        """Addresses of values and ids of rows, and their number, up to the first damaged row."""
         n = len(rows[chosen])
         located, indptr = np.empty((n, 4), np.int64), np.empty(n + 1, np.int64)
         bad = kernels.locate_rows(which[chosen], rows[chosen], table, *sizes, located, indptr)
-        return located[: max(bad, 0) if bad >= 0 else n, :3]
+        return located[: n if bad < 0 else bad, :3]
 
     sample = locate(slice(None, None, max(1, len(rows) // _SAMPLE)))
     if not read_ahead.are_cold(sample[:, :2][sample[:, 2] > 0].ravel()):
         return
     # The offsets first, as the addresses of rows follow from them.
-    offsets = table[which, 2] + rows * table[which, 3]
-    read_ahead.will_need(offsets, offsets + 2 * table[which, 3])
+    offset_sizes = table[which, OFFSET_SIZE]
+    offsets = table[which, 2] + rows * offset_sizes
+    read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
     values, ids, lengths = locate(slice(None)).T
     begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])
     read_ahead.will_need(begin, begin + n_bytes)

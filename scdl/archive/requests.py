@@ -15,8 +15,10 @@ from storage_backends.compute.caching import cached_property
 
 #: Matrices that are mapped at once, each with three mappings; Linux allows a process 65,530.
 _MAX_MATRICES = 5_000
-#: Column of a table of addresses, and its value for matrices that were not looked at.
-_OFFSET_SIZE, _UNKNOWN = 3, -1
+#: Column of the size of an offset in a table of addresses: 0 for matrices that must be read.
+OFFSET_SIZE = 3
+#: Value of that column for matrices whose rows were not read yet.
+_UNKNOWN = -1
 
 
 class StoredMatrix(NamedTuple):
@@ -79,7 +81,7 @@ class Addresses:
     ) -> None:
         self._archives, self.dtypes = archives, (data_dtype, index_dtype)
         self.table = np.zeros((len(archives), 5), np.int64)
-        self.table[:, _OFFSET_SIZE] = _UNKNOWN
+        self.table[:, OFFSET_SIZE] = _UNKNOWN
         self.views: dict[int, Sequence[NDArray[Any]]] = {}
 
     @property
@@ -89,11 +91,11 @@ class Addresses:
 
     def find(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the matrices at positions; returns those that are not in memory, in order."""
-        sizes = self.table[which, _OFFSET_SIZE]
+        sizes = self.table[which, OFFSET_SIZE]
         if (sizes == _UNKNOWN).any():
             for number in np.unique(which[sizes == _UNKNOWN]).tolist():
                 self._add(number)
-            sizes = self.table[which, _OFFSET_SIZE]
+            sizes = self.table[which, OFFSET_SIZE]
         return which[:0] if sizes.all() else np.unique(which[sizes == 0])
 
     def _add(self, number: int) -> None:
@@ -103,9 +105,9 @@ class Addresses:
         if views and (views[0].dtype, views[1].dtype) == self.dtypes:
             row[:3], row[4] = [view.ctypes.data for view in views], len(views[0])
             # The last one, as it makes the row valid for other threads.
-            row[_OFFSET_SIZE] = views[2].itemsize
+            row[OFFSET_SIZE] = views[2].itemsize
         else:
-            row[_OFFSET_SIZE] = 0
+            row[OFFSET_SIZE] = 0
 
 
 @dataclass(frozen=True, eq=False)

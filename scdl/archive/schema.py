@@ -17,7 +17,6 @@ column ``_index``. :class:`Info` describes the attributes.
 from __future__ import annotations
 
 import bisect
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +132,7 @@ class Info:
     @cached_property
     def max_n_vars(self) -> int:
         """Number of genes of the widest block, an upper bound for every row."""
-        return max(self.blocks, key=operator.attrgetter("n_vars")).n_vars
+        return max(block.n_vars for block in self.blocks)
 
     def block_of(self, row: int) -> int:
         """Index of the block that contains a row."""

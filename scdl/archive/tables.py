@@ -125,8 +125,10 @@ def narrow_codes(column: pa.Array) -> pa.Array:
     """A column with the smallest signed type for its codes, if it is categorical."""
     if not pa.types.is_dictionary(column.type):
         return column
-    most = len(column.dictionary)
-    kind = pa.int8() if most <= 1 << 7 else pa.int16() if most <= 1 << 15 else pa.int32()
-    return pa.DictionaryArray.from_arrays(
-        column.indices.cast(kind), column.dictionary, ordered=column.type.ordered
-    )
+    codes = column.indices.cast(code_type(len(column.dictionary)))
+    return pa.DictionaryArray.from_arrays(codes, column.dictionary, ordered=column.type.ordered)
+
+
+def code_type(n: int) -> pa.DataType:
+    """The smallest signed type for codes of `n` categories."""
+    return pa.int8() if n <= 1 << 7 else pa.int16() if n <= 1 << 15 else pa.int32()

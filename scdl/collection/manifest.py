@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from scdl.archive.elements import graph_keys
 from scdl.archive.gene_names import space_key, table_hash
-from scdl.archive.schema import DATA, INDEX, INDICES, OBS, Block, Info, var_table
+from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, var_table
 from scdl.collection.paths import MANIFEST
 from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends.base import DTYPES, ArrayStore
@@ -210,8 +210,7 @@ def _genes(store: ArrayStore, block: int) -> tuple[str, str]:
     genes = table_hash(table)
     space = _spaces.get(genes)
     if space is None:
-        names = table.select([INDEX]) if INDEX in table.column_names else table
-        space = _spaces.setdefault(genes, space_key(names))
+        space = _spaces.setdefault(genes, space_key(table))
     return genes, space
 
 

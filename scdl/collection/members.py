@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.threads import for_each
 from storage_backends.errors import ArrayNotFoundError, one_line
+
+_T = TypeVar("_T")
 
 
 class Members(Sequence[SingleCellDataset]):
@@ -152,7 +154,6 @@ class Members(Sequence[SingleCellDataset]):
     def _describe_genes(self, number: int) -> None:
         with self._briefly_open(number) as store:
             self.records[number] = self.records[number].with_genes(store)
-        self._checked.add(number)
 
     def complete(self) -> Sequence[Member]:
         """Complete descriptions of all members, including their genes."""
@@ -162,7 +163,7 @@ class Members(Sequence[SingleCellDataset]):
 
     def stores(self) -> Sequence[ArrayStore]:
         """The archives of the members, opened lazily."""
-        return _Stores(self)
+        return _Each(len(self), lambda number: self[number].store)
 
     def obs(self, columns: Sequence[str] | None = None) -> list[TableSource]:
         """The table of cells of each member, or some columns of it, read from disk.
@@ -225,7 +226,7 @@ class Members(Sequence[SingleCellDataset]):
     @cached_property
     def _matrices(self) -> Matrices:
         return Matrices(
-            _Matrices(self),
+            _Each(len(self), self.matrix),
             [record.path for record in self.records],
             self.data_dtype,
             self.index_dtype,
@@ -252,42 +253,23 @@ class Members(Sequence[SingleCellDataset]):
             yield number, rows[positions], positions
 
 
-class _Matrices(Sequence[StoredMatrix]):
-    """The matrices of members, opened on access."""
+class _Each(Sequence[_T]):
+    """Something of each member, computed on access."""
 
-    def __init__(self, members: Members) -> None:
-        self._members = members
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    @overload
-    def __getitem__(self, index: int) -> StoredMatrix: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[StoredMatrix]: ...
-    def __getitem__(self, index: int | slice) -> StoredMatrix | list[StoredMatrix]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._members.matrix(range(len(self))[index])
-
-
-class _Stores(Sequence[ArrayStore]):
-    """The archives of members, opened on access."""
-
-    def __init__(self, members: Members) -> None:
-        self._members = members
+    def __init__(self, n: int, compute: Callable[[int], _T]) -> None:
+        self._n, self._compute = n, compute
 
     def __len__(self) -> int:
-        return len(self._members)
+        return self._n
 
     @overload
-    def __getitem__(self, index: int) -> ArrayStore: ...
+    def __getitem__(self, index: int) -> _T: ...
     @overload
-    def __getitem__(self, index: slice) -> list[ArrayStore]: ...
-    def __getitem__(self, index: int | slice) -> ArrayStore | list[ArrayStore]:
+    def __getitem__(self, index: slice) -> list[_T]: ...
+    def __getitem__(self, index: int | slice) -> _T | list[_T]:
         if isinstance(index, slice):
-            return [member.store for member in self._members[index]]
-        return self._members[index].store
+            return [self[i] for i in range(*index.indices(self._n))]
+        return self._compute(range(self._n)[index])
 
 
 class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):

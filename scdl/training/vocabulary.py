@@ -96,7 +96,7 @@ def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
         return ObsColumn(_codes(pc.index_in(array, names), len(names)), tuple(names.to_pylist()))
     if pa.types.is_boolean(type_):
         if array.null_count:
-            return ObsColumn(_codes(array.cast(pa.int32()), 2), (False, True))
+            return ObsColumn(_codes(array.cast(pa.int8()), 2), (False, True))
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         # Integers with nulls become floats with NaN, as in pandas.
@@ -113,6 +113,7 @@ def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
 
 
 def _codes(indices: pa.Array, n_labels: int) -> NDArray[np.signedinteger[Any]]:
-    kind = next(k for k in ("int8", "int16", "int32") if n_labels <= 1 + np.iinfo(k).max)
-    codes: NDArray[Any] = indices.cast(kind).fill_null(-1).to_numpy()
+    from scdl.archive.tables import code_type
+
+    codes: NDArray[Any] = indices.cast(code_type(n_labels)).fill_null(-1).to_numpy()
     return codes

@@ -46,7 +46,7 @@ def between(
 def some_lines(
     call: Callable[[], object], most: int, within: tuple[str, ...] = PACKAGES
 ) -> Iterator[int]:
-    """At most `most` lines, evenly spread over a call; a quarter of them in `make test`."""
+    """At most `most` lines that a call runs, evenly spread; a quarter of that in `make test`."""
     total, most = n_lines(call, within), most if WHOLE else max(5, most // 4)
     yield from range(0, total, max(1, -(-total // most)))
 

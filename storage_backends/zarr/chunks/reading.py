@@ -32,10 +32,10 @@ _GROUP_BYTES = 1 << 20
 _scratch = threading.local()
 
 #: Bytes of decoded chunks that a process keeps.
-CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 64 << 20
 #: Decoded chunks that were used last, by array and number. All archives share them, since a
 #: collection may have thousands.
-_chunks = LRUCache[tuple[object, int], NDArray[Any]](CACHE_BYTES, lambda chunk: chunk.nbytes)
+_chunks = LRUCache[tuple[object, int], NDArray[Any]](_CACHE_BYTES, lambda chunk: chunk.nbytes)
 
 
 class Chunks(ABC):
