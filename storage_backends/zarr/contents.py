@@ -225,7 +225,8 @@ class GroupContents:
 
     def forget_chunks(self) -> None:
         """Release decoded chunks."""
-        for array in self._arrays.values():
+        # Other threads may still be opening arrays.
+        for array in list(self._arrays.values()):
             array.forget()
 
     def _open_array(self, name: str) -> ZarrArray:

@@ -30,6 +30,7 @@ from scdl.errors import (
     ScdlError,
     SourceError,
 )
+from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.codecs import encodings
 from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.store import ZarrStore
@@ -355,3 +356,20 @@ def test_gzip_of_several_members() -> None:
     for bad, most in ((data, 11), (data[:-1], 12), (gzip.compress(b"x"), 0)):
         with pytest.raises(ArchiveFormatError):
             encodings.decompress(bad, codec, most)
+
+
+def test_an_array_is_opened_while_the_archive_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(anndata.AnnData(counts(40, 30, np.random.default_rng(0))), tmp_path / "a.h5ad")
+    scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr")
+    store = scdl.open(tmp_path / "a.zarr").store
+    forget = ZarrArray.forget
+
+    def open_another(array: ZarrArray) -> None:
+        store._group.array("indices")
+        forget(array)
+
+    store.read("indptr", 0, 1)
+    monkeypatch.setattr(ZarrArray, "forget", open_another)
+    store.close()
