@@ -134,11 +134,55 @@ class Chunked(_Store):
         return 1
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
-        """Announce sorted ranges that will be read soon, so that a backend can prefetch them.
+        """Announce ranges that will be read soon, so that a backend can prefetch them.
 
         Returns without waiting, and raises only errors that reading the ranges would raise.
         """
         self.spec(name)
+
+    @classmethod
+    def read_across(
+        cls,
+        stores: Sequence[Any],
+        name: str,
+        which: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> None:
+        """Read half-open ranges of one array of several archives of this backend into `out`.
+
+        A backend that reads chunks implements it, so that those of thousands of archives are
+        planned and decoded together.
+
+        Parameters
+        ----------
+        stores
+            The archives, in which the array has one dtype and item shape.
+        which
+            Position in `stores` of the archive of each range, int64.
+        starts, stops, out
+            As for ``read_ranges``.
+        """
+        for i, store in enumerate(stores):
+            chosen = which == i
+            part = np.empty((int((stops - starts)[chosen].sum()), *out.shape[1:]), out.dtype)
+            store.read_ranges(name, starts[chosen], stops[chosen], part)
+            out[np.repeat(chosen, stops - starts)] = part
+
+    @classmethod
+    def will_need_across(
+        cls,
+        stores: Sequence[Any],
+        name: str,
+        which: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+    ) -> None:
+        """Announce ranges of one array of several archives of this backend."""
+        for i, store in enumerate(stores):
+            chosen = which == i
+            store.will_need(name, starts[chosen], stops[chosen])
 
     def describe(self, name: str) -> str:
         """Description of an array's storage for people: codecs, chunks and shards."""

@@ -99,44 +99,72 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
     return selected if least >= 0 else np.where(selected < 0, selected + n_obs, selected)
 
 
-def plan(
-    store: ArrayStore, prefix: str, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Read the half-open ranges of the stored values of rows from ``indptr``.
+class StoredRows(NamedTuple):
+    """Rows of sparse matrices of one or several archives of one backend, to read together.
 
-    Parameters
+    Attributes
     ----------
+    stores
+        The archives.
     prefix
         Prefix of the array names ``data``, ``indices`` and ``indptr``; empty for the expression
         matrix.
-    rows
-        Positions, int64.
+    which, rows
+        Position in `stores` of the archive of each row, and the row there; int64.
     """
-    name, arrays = prefix + INDPTR, store.contents.arrays
-    bounds = np.empty(2 * len(rows), arrays[name].dtype)
-    store.read_ranges(name, rows, rows + 2, bounds)
+
+    stores: Sequence[ArrayStore]
+    prefix: str
+    which: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> StoredRows:
+        """Rows of a single archive."""
+        return cls((store,), prefix, np.zeros(len(rows), np.int64), rows)
+
+    def read(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        """Read a range of an array for each row."""
+        if len(self.stores) == 1:
+            self.stores[0].read_ranges(self.prefix + name, starts, stops, out)
+        else:
+            read = type(self.stores[0]).read_across
+            read(self.stores, self.prefix + name, self.which, starts, stops, out)
+
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Announce a range of an array for each row."""
+        announce = type(self.stores[0]).will_need_across
+        announce(self.stores, self.prefix + name, self.which, starts, stops)
+
+
+def plan(stored: StoredRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Read the half-open ranges of the values of rows, int64, from ``indptr``."""
+    stores, prefix, which, rows = stored
+    bounds = np.empty(2 * len(rows), stores[0].contents.arrays[prefix + INDPTR].dtype)
+    stored.read(INDPTR, rows, rows + 2, bounds)
     starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
-    nnz = arrays[prefix + DATA].length
+    nnz = np.array([store.contents.arrays[prefix + DATA].length for store in stores])[which]
     # uint64 offsets of 2^63 and more have become negative.
     outside = (starts < 0) | (stops < starts) | (stops > nnz)
     if outside.any():
         bad = int(outside.argmax())
         raise ArchiveFormatError(
-            f"{store.path}: {name} places row {rows[bad]} at values [{starts[bad]}, {stops[bad]}), "
-            f"expected a range within [0, {nnz}); the archive is damaged, convert the source again"
+            f"{stores[which[bad]].path}: {prefix}{INDPTR} places row {rows[bad]} at values "
+            f"[{starts[bad]}, {stops[bad]}), expected a range within [0, {nnz[bad]}); the archive "
+            "is damaged, convert the source again"
         )
     return starts, stops
 
 
 def read(
-    store: ArrayStore,
-    prefix: str,
-    rows: NDArray[np.int64],
+    stored: StoredRows,
     index_dtype: np.dtype[Any] | None = None,
     *,
     concurrently: bool = False,
 ) -> SparseRows:
-    """Read rows of a sparse matrix in the requested order, without sorting their genes.
+    """Read rows of sparse matrices in the requested order, without sorting their genes.
 
     Parameters
     ----------
@@ -145,20 +173,28 @@ def read(
     concurrently
         Whether to read values and column ids in two threads if there are many.
     """
-    starts, stops = plan(store, prefix, rows)
-    indptr = np.zeros(len(rows) + 1, np.int64)
+    starts, stops = plan(stored)
+    indptr = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(stops - starts, out=indptr[1:])
     total = int(indptr[-1])
-    values, ids = (store.contents.arrays[prefix + name] for name in (DATA, INDICES))
+    arrays = [store.contents.arrays for store in stored.stores]
+    values, ids = (arrays[0][stored.prefix + name] for name in (DATA, INDICES))
     data = recycled.empty(total, values.dtype)
     indices = recycled.empty(total, index_dtype or ids.dtype)
-    parts = [(prefix + DATA, data), (prefix + INDICES, indices)]
+    parts = [(DATA, data), (INDICES, indices)]
     if concurrently and total >= MANY_VALUES:
-        for_each(lambda part: store.read_ranges(part[0], starts, stops, part[1]), parts)
+        for_each(lambda part: stored.read(part[0], starts, stops, part[1]), parts)
     else:
         for name, out in parts:
-            store.read_ranges(name, starts, stops, out)
-    return SparseRows(data, indices, indptr, None if ids.below is None else ids.below - 1)
+            stored.read(name, starts, stops, out)
+    below = [one[stored.prefix + INDICES].below for one in arrays]
+    return SparseRows(data, indices, indptr, _largest(below))
+
+
+def _largest(below: Sequence[int | None]) -> int | None:
+    """Upper bound of column ids that are less than one of some numbers, if all are known."""
+    known = [bound for bound in below if bound is not None]
+    return max(known) - 1 if known and len(known) == len(below) else None
 
 
 def row_spans(

@@ -110,7 +110,7 @@ class NeighborGraph:
             A neighbour is not a cell of the archive.
         """
         row = np.array([csr.position(index, self.n_obs)], np.int64)
-        neighbors = csr.read(self._store, self._prefix, row)
+        neighbors = csr.read(csr.StoredRows.of(self._store, self._prefix, row))
         self.check_inside(neighbors.indices[None], row)
         return neighbors
 
@@ -140,7 +140,7 @@ class NeighborGraph:
             A cell has no neighbours and there is no fallback; a neighbour is not a cell of the
             archive; or weights are used and one is negative or not finite.
         """
-        starts, stops = csr.plan(self._store, self._prefix, rows)
+        starts, stops = csr.plan(csr.StoredRows.of(self._store, self._prefix, rows))
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(stops - starts, out=indptr[1:])
 

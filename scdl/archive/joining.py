@@ -5,6 +5,7 @@ Each archive is read once, and each row is copied once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +13,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.requests import OFFSET_SIZE, Addresses, Request
-from scdl.archive.schema import DATA, INDICES
+from scdl.archive.schema import DATA, INDICES, INDPTR
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
 from storage_backends.compute.threads import for_each
 
 #: Number of rows to sample for whether the others are in memory.
-_SAMPLE = 16
+_SAMPLE = 32
 
 
 class Lookup(NamedTuple):
@@ -84,23 +85,72 @@ def read_rows(
     sorts = ordered and not matrices.is_sorted
     # Sorting also casts the column ids to the wider dtype.
     read_as = stored if sorts else wide
-    if matrices.is_read_as_stored:
-        store, _, _, prefix = matrices.archives[0]
-        rows = csr.read(store, prefix, request.rows, read_as, concurrently=concurrently)
+    addresses = matrices.addresses()
+    parts = _unmapped(request, addresses)
+    if len(parts) == 1 and parts[0].is_all and parts[0].dtypes == addresses.dtypes:
+        rows = csr.read(parts[0].rows, read_as, concurrently=concurrently)
     else:
-        rows = _copy(request, read_as, concurrently=concurrently)
+        rows = _copy(request, addresses, parts, read_as, concurrently=concurrently)
     if sorts:
         return csr.clean(rows, matrices.n_vars, request.where, wide, sum_dtype)
     return rows
 
 
-def _copy(request: Request, index_dtype: np.dtype[Any], *, concurrently: bool) -> csr.SparseRows:
+class _Part(NamedTuple):
+    """Rows of a request that are not in memory, and are read together.
+
+    Attributes
+    ----------
+    rows
+        The rows.
+    at
+        Their positions in the request.
+    is_all
+        Whether these are all rows of the request, in its order.
+    dtypes
+        Dtypes of the values and column ids.
+    """
+
+    rows: csr.StoredRows
+    at: NDArray[np.int64] | slice
+    is_all: bool
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]]
+
+
+def _unmapped(request: Request, addresses: Addresses) -> list[_Part]:
+    """The rows of a request that must be read, by backend and dtypes of their archives."""
+    matrices, which, rows = request
+    groups: dict[Any, list[int]] = {}
+    missing = addresses.find(which).tolist()
+    for number in missing:
+        one = matrices.archives[number]
+        arrays = one.store.contents.arrays
+        dtypes = arrays[one.prefix + DATA].dtype, arrays[one.prefix + INDICES].dtype
+        groups.setdefault((type(one.store), one.prefix, dtypes), []).append(number)
+    is_all = len(groups) == 1 and not addresses.table[which, OFFSET_SIZE].any()
+    parts = []
+    for (_, prefix, dtypes), numbers in groups.items():
+        at = slice(None) if is_all else np.flatnonzero(np.isin(which, numbers))
+        stores = [matrices.archives[number].store for number in numbers]
+        local = np.searchsorted(numbers, which[at])
+        parts.append(_Part(csr.StoredRows(stores, prefix, local, rows[at]), at, is_all, dtypes))
+    return parts
+
+
+def _copy(
+    request: Request,
+    addresses: Addresses,
+    parts: Sequence[_Part],
+    index_dtype: np.dtype[Any],
+    *,
+    concurrently: bool,
+) -> csr.SparseRows:
     """Copy rows, as stored, from their addresses in memory."""
     from scdl.kernels import rows as kernels
 
     matrices = request.matrices
     # _owners keeps the memory of rows that were read alive until they are copied.
-    rows, indptr, _owners = _locate(request, matrices.addresses())
+    rows, indptr, _owners = _locate(request, addresses, parts)
     total = int(indptr[-1])
     data = recycled.empty(total, matrices.data_dtype)
     indices = recycled.empty(total, index_dtype)
@@ -156,7 +206,8 @@ def read_mapped_rows(
     data_dtype = matrices.data_dtype
     if totals is not None and data_dtype == np.float16:
         data_dtype = np.dtype(np.float32)
-    rows, indptr, _owners = _locate(request, matrices.addresses(data_dtype))
+    addresses = matrices.addresses(data_dtype)
+    rows, indptr, _owners = _locate(request, addresses, _unmapped(request, addresses))
     if totals is not None:
         kernels.sum_rows(rows, np.empty(0, data_dtype), totals)
     rows[:, 3] = lookup.table_of
@@ -185,11 +236,9 @@ def read_mapped_rows(
 
 
 def _locate(
-    request: Request, addresses: Addresses
+    request: Request, addresses: Addresses, parts: Sequence[_Part]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Any]]:
-    """Find the addresses of rows in memory.
-
-    Rows of archives that are not memory-mapped, or have other dtypes, are read first.
+    """Find the addresses of rows in memory, where `parts` are read first.
 
     Returns
     -------
@@ -203,21 +252,20 @@ def _locate(
     located, indptr = np.empty((len(rows), 4), np.int64), np.empty(len(rows) + 1, np.int64)
     data_dtype, _ = addresses.dtypes
     owners: list[Any] = [addresses]
-    for i in addresses.find(which).tolist():
-        one, chosen = matrices.archives[i], np.flatnonzero(which == i)
-        read = csr.read(one.store, one.prefix, rows[chosen])
+    for part in parts:
+        read = csr.read(part.rows)
         data = read.data.astype(data_dtype, copy=False)
         indices = read.indices.astype(matrices.index_dtype, copy=False)
-        located[chosen, 0] = data.ctypes.data + read.indptr[:-1] * data.itemsize
-        located[chosen, 1] = indices.ctypes.data + read.indptr[:-1] * indices.itemsize
-        located[chosen, 2] = np.diff(read.indptr)
+        located[part.at, 0] = data.ctypes.data + read.indptr[:-1] * data.itemsize
+        located[part.at, 1] = indices.ctypes.data + read.indptr[:-1] * indices.itemsize
+        located[part.at, 2] = np.diff(read.indptr)
         owners.append((data, indices))
     sizes = data_dtype.itemsize, matrices.index_dtype.itemsize
     bad = kernels.locate_rows(which, rows, addresses.table, *sizes, located, indptr)
     if bad >= 0:
         damaged = matrices.archives[which[bad]]
         # Reading the offsets by the store raises an error that says more.
-        csr.plan(damaged.store, damaged.prefix, rows[bad : bad + 1])
+        csr.plan(csr.StoredRows.of(damaged.store, damaged.prefix, rows[bad : bad + 1]))
         raise ArchiveFormatError(
             f"{damaged.store.path}: row {rows[bad]} lies outside the stored values; the archive is "
             "damaged, convert the source again"
@@ -226,20 +274,27 @@ def _locate(
 
 
 def will_need(request: Request) -> None:
-    """Start reading rows from disk, without waiting, unless they are in memory."""
+    """Start to fetch rows, without waiting for them, unless they are in memory."""
+    addresses = request.matrices.addresses()
+    for part in _unmapped(request, addresses):
+        part.rows.will_need(INDPTR, part.rows.rows, part.rows.rows + 2)
+        starts, stops = csr.plan(part.rows)
+        for name in (DATA, INDICES):
+            part.rows.will_need(name, starts, stops)
+    is_mapped = addresses.table[request.which, OFFSET_SIZE] > 0
+    if is_mapped.any():
+        _read_ahead(addresses, request.which[is_mapped], request.rows[is_mapped])
+
+
+def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+    """Start to read mapped rows from disk, unless a sample of them is in memory."""
     from scdl.kernels import rows as kernels
     from storage_backends.compute import read_ahead
 
-    matrices, which, rows = request
-    addresses = matrices.addresses()
-    for i in addresses.find(which).tolist():
-        one = matrices.archives[i]
-        starts, stops = csr.plan(one.store, one.prefix, np.sort(rows[which == i]))
-        for part in (DATA, INDICES):
-            one.store.will_need(one.prefix + part, starts, stops)
-    table, sizes = addresses.table, (matrices.data_dtype.itemsize, matrices.index_dtype.itemsize)
-    is_mapped = table[which, OFFSET_SIZE] > 0
-    which, rows = which[is_mapped], rows[is_mapped]
+    table, (data_dtype, index_dtype) = addresses.table, addresses.dtypes
+    sizes = data_dtype.itemsize, index_dtype.itemsize
+    offset_sizes = table[which, OFFSET_SIZE]
+    offsets = table[which, 2] + rows * offset_sizes
 
     def locate(chosen: slice) -> NDArray[np.int64]:
         """Addresses of values and ids of rows, and their number, up to the first damaged row."""
@@ -248,12 +303,12 @@ def will_need(request: Request) -> None:
         bad = kernels.locate_rows(which[chosen], rows[chosen], table, *sizes, located, indptr)
         return located[: n if bad < 0 else bad, :3]
 
-    sample = locate(slice(None, None, max(1, len(rows) // _SAMPLE)))
-    if not read_ahead.are_cold(sample[:, :2][sample[:, 2] > 0].ravel()):
+    sample = slice(None, None, max(1, len(rows) // _SAMPLE))
+    cold = read_ahead.are_cold(offsets[sample])
+    found = locate(sample)
+    if not cold and not read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel()):
         return
     # The offsets first, as the addresses of rows follow from them.
-    offset_sizes = table[which, OFFSET_SIZE]
-    offsets = table[which, 2] + rows * offset_sizes
     read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
     values, ids, lengths = locate(slice(None)).T
     begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from scdl.archive.schema import DATA, INDICES, MATRIX
 from storage_backends.base import ArrayStore
-from storage_backends.compute.caching import cached_property
 
-#: Matrices that are mapped at once, each with three mappings; Linux allows a process 65,530.
-_MAX_MATRICES = 5_000
+#: Matrices of a collection that are open at once. Mapped ones have three mappings each; Linux
+#: allows a process 65,530.
+MAX_MATRICES = 5_000
 #: Column of the size of an offset in a table of addresses: 0 for matrices that must be read.
 OFFSET_SIZE = 3
 #: Value of that column for matrices whose rows were not read yet.
@@ -87,7 +87,7 @@ class Addresses:
     @property
     def is_full(self) -> bool:
         """Whether no more matrices may be mapped: the system limits mappings of a process."""
-        return len(self.views) >= _MAX_MATRICES
+        return len(self.views) >= MAX_MATRICES
 
     def find(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the matrices at positions; returns those that are not in memory, in order."""
@@ -142,14 +142,6 @@ class Matrices:
         data = matrix.store.spec(matrix.prefix + DATA).dtype
         indices = matrix.store.spec(matrix.prefix + INDICES).dtype
         return cls((matrix,), (matrix.store.path,), data, indices, n_vars, matrix.is_sorted)
-
-    @cached_property
-    def is_read_as_stored(self) -> bool:
-        """Whether the store reads rows in final form: one unmapped matrix of the common dtype."""
-        first = self.archives[0] if len(self.archives) == 1 else None
-        if first is None or first.views:
-            return False
-        return first.store.spec(first.prefix + DATA).dtype == self.data_dtype
 
     def addresses(self, data_dtype: np.dtype[Any] | None = None) -> Addresses:
         """Addresses of the matrices with the common dtypes, or another dtype of the values."""

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scdl.archive.requests import Matrices, Request, StoredMatrix
-from scdl.archive.schema import DATA, OBS, var_table
+from scdl.archive.requests import MAX_MATRICES, Matrices, Request, StoredMatrix
+from scdl.archive.schema import OBS, var_table
 from scdl.archive.tables import LoadedTable, NoTable, StoredTable, TableSource, narrow_codes
 from scdl.collection.manifest import Member
 from scdl.collection.paths import resolved
@@ -62,6 +62,8 @@ class Members(Sequence[SingleCellDataset]):
         self._options = options
         self.origins = None if label is None else Origins(label, tuple(self.names))
         self._open = LRUCache[int, SingleCellDataset](max_open)
+        #: Matrices that must be read.
+        self._read = LRUCache[int, StoredMatrix](MAX_MATRICES)
         #: Members whose genes were compared with their descriptions.
         self._checked: set[int] = set()
 
@@ -235,15 +237,16 @@ class Members(Sequence[SingleCellDataset]):
         )
 
     def matrix(self, number: int) -> StoredMatrix:
-        """The matrix of a member; if it is mapped, the member need not stay open."""
+        """The matrix of a member, which need not be among the open ones."""
         if (member := self._open.get(number)) is not None:
             return member.matrix
-        record = self.records[number]
-        if record.values_per_chunk == 1:
-            with self._briefly_open(number, hold=False) as store:
-                if store.view(DATA) is not None:
-                    return StoredMatrix.of(store, is_sorted=record.is_sorted)
-        return self[number].matrix
+        if (matrix := self._read.get(number)) is not None:
+            return matrix
+        is_sorted = self.records[number].is_sorted
+        with self._briefly_open(number, hold=False) as store:
+            matrix = StoredMatrix.of(store, is_sorted=is_sorted)
+        # Mapped matrices are kept by their addresses.
+        return matrix if matrix.views else self._read.setdefault(number, matrix)
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Yield each member, the rows of its cells, and their positions in `at`."""

@@ -273,7 +273,8 @@ def _read_by_axis(store: ArrayStore, name: str) -> Iterator[csr.SparseRows]:
     sparse, prefix = store.sparse[name], f"{name}/"
     n, width = sparse.shape if sparse.format == "csr" else sparse.shape[::-1]
     for first, last in csr.row_spans(store, prefix, n, _AT_ONCE):
-        yield csr.clean(csr.read(store, prefix, np.arange(first, last)), width, store.path)
+        rows = csr.read(csr.StoredRows.of(store, prefix, np.arange(first, last)))
+        yield csr.clean(rows, width, store.path)
 
 
 def _graph_difference(store: ArrayStore, copy: ArrayStore, start: int) -> str:

@@ -229,7 +229,7 @@ def clean_rows(
     """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
     stop = info.n_obs if stop is None else stop
     for first, last in csr.row_spans(store, "", stop, at_once, start):
-        rows = csr.read(store, "", np.arange(first, last))
+        rows = csr.read(csr.StoredRows.of(store, "", np.arange(first, last)))
         yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
 
 

@@ -82,7 +82,7 @@ class ArchiveView(Elements):
         """Read rows of a matrix that is stored in CSR form, sorted by column."""
         sparse = self.sparse(name)
         assert sparse is not None
-        values = csr.read(self.store, sparse[0], rows)
+        values = csr.read(csr.StoredRows.of(self.store, sparse[0], rows))
         if self.is_sorted(name):
             return values
         return csr.clean(values, sparse[1].shape[1], self.store.path)

@@ -27,6 +27,8 @@ def are_cold(addresses: NDArray[np.int64]) -> bool:
     """Whether sampled bytes at addresses are not in memory; advising cached ranges wastes time."""
     n_slow = 0
     for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
+        # Only this page is read: touching it first would read as much as the device reads ahead.
+        _start(np.array([address]), np.array([address + 1]))
         before = time.perf_counter_ns()
         ctypes.string_at(address, 1)
         n_slow += time.perf_counter_ns() - before > _WARM_NANOSECONDS
@@ -43,15 +45,19 @@ def will_need(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     begin, end
         Half-open ranges in any order, int64. They are not checked.
     """
-    advise = _madvise()
-    if not advise or not len(begin):
+    if not len(begin):
         return
     order = np.argsort(begin)
     begin, end = begin[order], end[order]
     splits = np.flatnonzero(begin[1:] - end[:-1] > _MAX_GAP) + 1
     first = begin[np.append(0, splits)]
     last = np.maximum.reduceat(end, np.append(0, splits))
-    _advise(advise, first - first % mmap.PAGESIZE, last, mmap.MADV_WILLNEED)
+    _start(first, last)
+
+
+def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
+    if advise := _madvise():
+        _advise(advise, begin - begin % mmap.PAGESIZE, end, mmap.MADV_WILLNEED)
 
 
 @cache

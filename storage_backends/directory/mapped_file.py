@@ -51,6 +51,8 @@ class MappedFile:
     ----------
     data
         Bytes of the file, uint8; arrays that share its memory keep the mapping alive.
+    address, size
+        Address of the first byte, and number of bytes.
 
     Raises
     ------
@@ -70,14 +72,7 @@ class MappedFile:
         finally:
             os.close(descriptor)
         self.data.flags.writeable = False
-        self.address = self.data.ctypes.data
-
-    def will_need(self, offset: int, length: int) -> None:
-        """Ask the operating system to read a range in the background."""
-        if len(self.data) and hasattr(mmap, "MADV_WILLNEED"):
-            page = (self.address + offset) % mmap.PAGESIZE
-            start = ctypes.c_void_p(self.address + offset - page)
-            _libc.madvise(start, ctypes.c_size_t(length + page), mmap.MADV_WILLNEED)
+        self.address, self.size = self.data.ctypes.data, len(self.data)
 
 
 class _Region:

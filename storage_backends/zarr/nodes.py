@@ -182,7 +182,7 @@ def array_of(
         rows = node.array.chunks[0]
         return ZarrArray(where, spec, rows, ZarrReader(where, array_at(node), rows))
     chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=complete)
-    reader = DirectReader(where, files, chunks, chain, node.array.fill)
+    reader = DirectReader(where, chunks, chain, node.array.fill)
     return ZarrArray(where, spec, grid.chunk_rows, reader)
 
 

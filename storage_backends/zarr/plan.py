@@ -33,19 +33,24 @@ class ChunkPlan(NamedTuple):
     needed: NDArray[np.int64]
 
 
-def plan(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> ChunkPlan:
+def plan(
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    chunk_length: int,
+) -> ChunkPlan:
     """Split ranges at the edges of chunks and group the pieces by chunk.
 
     Parameters
     ----------
-    starts, stops
-        Half-open ranges of numbers, whose outputs follow one another.
+    starts, stops, targets
+        Half-open ranges of numbers, and where each begins in the output.
     chunk_length
         Numbers in a chunk.
     """
     n_pieces = _count_pieces(starts, stops, chunk_length)
     pieces = np.empty((4, n_pieces), np.int64)
-    _cut(starts, stops, chunk_length, *pieces)
+    _cut(starts, stops, targets, chunk_length, *pieces)
     return _grouped(*pieces.take(np.argsort(pieces[0], kind="stable"), axis=1))
 
 
@@ -76,6 +81,7 @@ def _count_pieces(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_len
 def _cut(
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
+    begin: NDArray[np.int64],
     chunk_length: int,
     chunks: NDArray[np.int64],
     sources: NDArray[np.int64],
@@ -84,9 +90,8 @@ def _cut(
 ) -> None:
     """Write the pieces of ranges, one after the other, each up to the end of its chunk."""
     n = 0
-    target = 0
     for i in range(len(starts)):
-        position = starts[i]
+        position, target = starts[i], begin[i]
         while position < stops[i]:
             chunk = position // chunk_length
             end = min(stops[i], (chunk + 1) * chunk_length)
@@ -97,10 +102,14 @@ def _cut(
             n += 1
 
 
-def plan_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> ChunkPlan:
+def plan_numpy(
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    chunk_length: int,
+) -> ChunkPlan:
     """The same as :func:`plan` in NumPy."""
     lengths = stops - starts
-    targets = np.cumsum(lengths) - lengths
     if not lengths.all():
         kept = lengths > 0
         starts, stops, targets = starts[kept], stops[kept], targets[kept]

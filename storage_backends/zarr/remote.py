@@ -241,32 +241,27 @@ class RemoteFiles:
         found = sync(self._store.get(key, byte_range=SuffixByteRequest(length)))
         return None if found is None else found.to_bytes()
 
-    def fetch(self, pieces: Pieces) -> Content:
+    @staticmethod
+    def fetch(pieces: Pieces) -> Content:
         """Read all pieces; those near each other together."""
         together, starts = spans(pieces, GAP_BYTES)
         requests = [
-            (pieces.keys[file], first, min(first + MOST_BYTES, offset + length))
+            (*pieces.files[file], first, min(first + MOST_BYTES, offset + length))
             for file, offset, length in zip(*(a.tolist() for a in together[1:]), strict=True)
             for first in range(offset, offset + length, MOST_BYTES)
         ]
-        found = sync(self._gather(requests))
-        for (key, start, stop), data in zip(requests, found, strict=True):
+        found = sync(_gather(requests))
+        for (owner, key, start, stop), data in zip(requests, found, strict=True):
             if len(data) != stop - start:
                 raise ArchiveFormatError(
-                    f"{self._store.url}: the file {key} is truncated or missing; copy it again"
+                    f"{owner._store.url}: the file {key} is truncated or missing; copy it again"
                 )
         joined = np.frombuffer(b"".join(found), np.uint8)
         return Content(joined.ctypes.data + starts, pieces.length, joined)
 
-    async def _gather(self, requests: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        free = asyncio.Semaphore(CONCURRENCY)
-
-        async def get(key: str, start: int, stop: int) -> bytes:
-            async with free:
-                found = await self._store.get(key, byte_range=RangeByteRequest(start, stop))
-                return b"" if found is None else found.to_bytes()
-
-        return list(await asyncio.gather(*(get(*request) for request in requests)))
+    @staticmethod
+    def will_need(pieces: Pieces) -> None:
+        """Begin to fetch pieces, without waiting."""
 
     def total(self, prefix: str) -> int:
         """Bytes of all files below a path; 0 where the store does not list them."""
@@ -279,3 +274,14 @@ class RemoteFiles:
 
     def close(self) -> None:
         """Do nothing: no resources are held."""
+
+
+async def _gather(requests: Sequence[tuple[RemoteFiles, str, int, int]]) -> list[bytes]:
+    free = asyncio.Semaphore(CONCURRENCY)
+
+    async def get(owner: RemoteFiles, key: str, start: int, stop: int) -> bytes:
+        async with free:
+            found = await owner._store.get(key, byte_range=RangeByteRequest(start, stop))
+            return b"" if found is None else found.to_bytes()
+
+    return list(await asyncio.gather(*(get(*request) for request in requests)))

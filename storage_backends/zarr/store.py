@@ -31,10 +31,17 @@ from storage_backends.checks import check_ranges, check_rows
 from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.directory.files import file_sizes, identity_of
 from storage_backends.directory.store import DirectoryStore
-from storage_backends.errors import COPY_AGAIN, ArchiveClosedError, ArchiveFormatError
+from storage_backends.errors import (
+    COPY_AGAIN,
+    ArchiveClosedError,
+    ArchiveFormatError,
+    RangeError,
+)
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
+from storage_backends.zarr.chunks import reading
 from storage_backends.zarr.chunks.files import Files, LocalFiles
+from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.contents import GroupContents
 from storage_backends.zarr.detection import METADATA_FILES
@@ -115,12 +122,58 @@ class ZarrStore(DirectoryStore):
     def read_ranges(
         self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
     ) -> None:
-        spec = self.spec(name)
-        check_ranges(f"{self.path}: {name}", spec, starts, stops, out)
-        array = self._group.array(name)
+        self.read_across((self,), name, np.zeros(len(starts), np.int64), starts, stops, out)
+
+    @classmethod
+    def read_across(
+        cls,
+        stores: Sequence[Any],
+        name: str,
+        which: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> None:
+        longest = max((store.spec(name) for store in stores), key=lambda spec: spec.length)
+        check_ranges(f"{stores[0].path}: {name}", longest, starts, stops, out)
+        arrays = cls._checked_arrays(stores, name, which, starts, stops)
         # uint64 may be stored as int64, which has the same bits.
-        same = out.dtype == spec.dtype
-        array.read(starts, stops, out.view(array.spec.dtype) if same else out)
+        same, stored = out.dtype == longest.dtype, arrays[0].spec.dtype
+        reading.read(arrays, which, starts, stops, out.view(stored) if same else out)
+
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        self.will_need_across((self,), name, np.zeros(len(starts), np.int64), starts, stops)
+
+    @classmethod
+    def will_need_across(
+        cls,
+        stores: Sequence[Any],
+        name: str,
+        which: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+    ) -> None:
+        arrays = cls._checked_arrays(stores, name, which, starts, stops)
+        reading.will_need(arrays, which, starts, stops)
+
+    @staticmethod
+    def _checked_arrays(
+        stores: Sequence[ZarrStore],
+        name: str,
+        which: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+    ) -> list[ZarrArray]:
+        """An array of each archive; RangeError if a range ends after its array."""
+        lengths = np.array([store.spec(name).length for store in stores])
+        beyond = stops > lengths[which]
+        if beyond.any():
+            bad = int(beyond.argmax())
+            raise RangeError(
+                f"{stores[which[bad]].path}: {name}: range [{starts[bad]}, {stops[bad]}) is not "
+                f"within [0, {lengths[which[bad]]}]"
+            )
+        return [store._group.array(name) for store in stores]
 
     def chunk_length(self, name: str) -> int:
         self.spec(name)

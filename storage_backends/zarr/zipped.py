@@ -160,15 +160,21 @@ class ZippedFiles:
         data = self.read(key)
         return None if data is None else data[-length:].tobytes()
 
-    def fetch(self, pieces: Pieces) -> Content:
+    @staticmethod
+    def fetch(pieces: Pieces) -> Content:
         """The bytes of pieces; ArchiveFormatError where a file ends before a piece does."""
-        files = [self.read(key) for key in pieces.keys]
+        files = [owner.read(key) for owner, key in pieces.files]
         sizes = np.array([0 if file is None else len(file) for file in files])[pieces.file]
         beyond = (pieces.offset > sizes) | (pieces.length > sizes - pieces.offset)
         if beyond.any():
-            raise self._damaged(pieces.keys[pieces.file[beyond.argmax()]])
+            owner, key = pieces.files[pieces.file[beyond.argmax()]]
+            raise owner._damaged(key)
         starts = np.array([0 if file is None else file.ctypes.data for file in files])
-        return Content(starts[pieces.file] + pieces.offset, pieces.length, (self._file, files))
+        return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
+
+    @staticmethod
+    def will_need(pieces: Pieces) -> None:
+        """Do nothing: the system reads ahead, or unpacking needs the whole file."""
 
     def total(self, prefix: str) -> int:
         """Bytes in the zip file of all files whose key begins with the path `prefix`."""

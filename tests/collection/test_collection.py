@@ -276,7 +276,8 @@ class TestReading:
         monkeypatch.setattr(
             read_ahead, "will_need", lambda begin, end: ranges.extend(zip(begin, end, strict=True))
         )
-        monkeypatch.setattr(ZarrStore, "will_need", lambda self, name, *_: of_zarr.append(name))
+        announce = classmethod(lambda cls, stores, name, *_: of_zarr.append(name))
+        monkeypatch.setattr(ZarrStore, "will_need_across", announce)
         monkeypatch.setattr(read_ahead, "_WARM_NANOSECONDS", 1 << 60)
         found.will_need(np.arange(40))
         assert ranges == []
@@ -287,10 +288,10 @@ class TestReading:
         n_bytes = sum(end - begin for begin, end in ranges[:40])
         assert n_bytes == 40 * 2 * indptr.itemsize
         assert sum(end - begin for begin, end in ranges[40:]) == 2 * (data.nbytes + indices.nbytes)
-        # Rows that are not mapped are left to their archive.
+        # Rows that are not mapped are left to their backend.
         assert of_zarr == []
         found.will_need(np.array([45, 0]))
-        assert of_zarr == ["data", "indices"]
+        assert of_zarr == ["indptr", "data", "indices"]
 
 
 class TestNeighbors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,17 @@ _MOST_OPEN = 128
 
 
 class Pieces(NamedTuple):
-    """Parts of files.
+    """Parts of files of one or several archives.
 
     Attributes
     ----------
-    keys
-        The files.
+    files
+        The files: where each is read from, of one type, and its key there.
     file, offset, length
-        Of each part its file, as a position in `keys`, and its bytes there; int64.
+        Of each part its file, as a position in `files`, and its bytes there; int64.
     """
 
-    keys: Sequence[str]
+    files: Sequence[tuple[Any, str]]
     file: NDArray[np.int64]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
@@ -38,7 +38,7 @@ class Pieces(NamedTuple):
     def part(self, start: int, stop: int) -> Pieces:
         """Some of the pieces."""
         chosen = slice(start, stop)
-        return Pieces(self.keys, self.file[chosen], self.offset[chosen], self.length[chosen])
+        return Pieces(self.files, self.file[chosen], self.offset[chosen], self.length[chosen])
 
 
 class Files(Protocol):
@@ -50,8 +50,13 @@ class Files(Protocol):
     def tail(self, key: str, length: int) -> bytes | None:
         """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
 
-    def fetch(self, pieces: Pieces) -> Content:
+    @staticmethod
+    def fetch(pieces: Pieces) -> Content:
         """The bytes of pieces; ArchiveFormatError where a file ends before a piece does."""
+
+    @staticmethod
+    def will_need(pieces: Pieces) -> None:
+        """Begin to fetch pieces, without waiting."""
 
     def total(self, prefix: str) -> int:
         """Bytes of all files whose key begins with the path `prefix`."""
@@ -120,31 +125,33 @@ class LocalFiles:
 
     def size(self, key: str) -> int | None:
         file = self._file(key)
-        return None if file is None else len(file.data)
+        return None if file is None else file.size
 
     def tail(self, key: str, length: int) -> bytes | None:
         file = self._file(key)
         return None if file is None else file.data[-length:].tobytes()
 
-    def fetch(self, pieces: Pieces) -> Content:
-        files = [self._file(key) for key in pieces.keys]
-        sizes = np.array([0 if file is None else len(file.data) for file in files])
-        sizes_of = sizes[pieces.file]
-        beyond = (pieces.offset > sizes_of) | (pieces.length > sizes_of - pieces.offset)
+    @staticmethod
+    def fetch(pieces: Pieces) -> Content:
+        files = [owner._file(key) for owner, key in pieces.files]
+        # Address and size of each file.
+        places = np.array([(0, 0) if f is None else (f.address, f.size) for f in files], np.int64)
+        start, size = places.reshape(-1, 2)[pieces.file].T
+        beyond = (pieces.offset > size) | (pieces.length > size - pieces.offset)
         if beyond.any():
-            key = pieces.keys[pieces.file[beyond.argmax()]]
+            owner, key = pieces.files[pieces.file[beyond.argmax()]]
             raise ArchiveFormatError(
-                f"{self.root}: the file {key} is truncated or missing; {COPY_AGAIN}"
+                f"{owner.root}: the file {key} is truncated or missing; {COPY_AGAIN}"
             )
-        if len(pieces.file) > 1:
-            # The system reads ahead while the first chunks are decoded.
-            ahead, _ = spans(pieces, gap=1 << 16)
-            for number, offset, length in zip(*(a.tolist() for a in ahead[1:]), strict=True):
-                file = files[number]
-                assert file is not None
-                file.will_need(offset, length)
-        starts = np.array([0 if file is None else file.address for file in files])
-        return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
+        return Content(start + pieces.offset, pieces.length, files)
+
+    @staticmethod
+    def will_need(pieces: Pieces) -> None:
+        from storage_backends.compute import read_ahead
+
+        begin, length, _ = LocalFiles.fetch(pieces)
+        if read_ahead.are_cold(begin):
+            read_ahead.will_need(begin, begin + length)
 
     def total(self, prefix: str) -> int:
         return sum(archive_files.file_sizes(os.path.join(self.root, prefix)).values())
@@ -172,4 +179,4 @@ def spans(pieces: Pieces, gap: int) -> tuple[Pieces, NDArray[np.int64]]:
     before = np.cumsum(joined) - joined
     of_piece = np.repeat(np.arange(len(first)), last - first + 1)
     starts = before[of_piece] + offset - offset[first][of_piece]
-    return Pieces(pieces.keys, file[first], offset[first], joined), starts
+    return Pieces(pieces.files, file[first], offset[first], joined), starts

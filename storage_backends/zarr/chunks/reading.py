@@ -1,10 +1,12 @@
-"""Reading ranges of one array of a Zarr store: plan the chunks, decode each once, place pieces."""
+"""Reading ranges of arrays of Zarr stores: plan the chunks, decode each once, place pieces."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +16,8 @@ from storage_backends.compute.caching import LRUCache
 from storage_backends.compute.threads import for_each, n_threads
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
-from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.shards import ShardedChunks
+from storage_backends.zarr.chunks.files import Pieces
+from storage_backends.zarr.chunks.shards import ABSENT, ShardedChunks
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.encodings import DamagedChunkError
 from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
@@ -39,7 +41,7 @@ _chunks = LRUCache[tuple[object, int], NDArray[Any]](_CACHE_BYTES, lambda chunk:
 
 
 class Chunks(ABC):
-    """Chunks of an array in ascending order, being read; any thread may decode them."""
+    """Chunks being read; any thread may decode them."""
 
     @abstractmethod
     def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
@@ -50,34 +52,94 @@ class Chunks(ABC):
 
 
 class ChunkReader(ABC):
-    """Gives the chunks of one array.
+    """Gives the chunks of one array, or together those of several arrays.
 
     Attributes
     ----------
+    where
+        Opens the message of an error.
     dtype
         Type of the decoded numbers, which may be narrower than the array's.
+    kind
+        Readers of one kind can read together.
     """
 
+    where: str
     dtype: np.dtype[Any]
+    kind: Hashable
 
+    @staticmethod
     @abstractmethod
-    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
-        """Begin to read chunks, given in ascending order."""
+    def fetch(
+        readers: Sequence[Any], which: NDArray[np.int64], chunks: NDArray[np.int64]
+    ) -> Chunks:
+        """Begin to read chunks of readers of one kind.
+
+        Parameters
+        ----------
+        which, chunks
+            The reader of each chunk, and its number there, in ascending order.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def will_need(
+        readers: Sequence[Any], which: NDArray[np.int64], chunks: NDArray[np.int64]
+    ) -> None:
+        """Announce chunks that will be read soon, as for `fetch`."""
 
 
 class DirectReader(ChunkReader):
     """Reads files and decodes chunks without zarr-python."""
 
-    def __init__(
-        self, where: str, files: Files, grid: ShardedChunks, chain: Chain, fill: Any
-    ) -> None:
-        self.where, self.chain, self.fill = where, chain, fill
-        self._files, self._grid = files, grid
+    def __init__(self, where: str, grid: ShardedChunks, chain: Chain, fill: Any) -> None:
+        self.where, self.grid, self.chain, self.fill = where, grid, chain, fill
         self.dtype = chain.stored
+        self.kind = type(grid.files), chain, np.asarray(fill).tobytes()
 
-    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
-        pieces, written = self._grid.locate(chunks)
-        return _Fetched(self, chunks, written, self._files.fetch(pieces))
+    @staticmethod
+    def fetch(
+        readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
+    ) -> Chunks:
+        pieces, written = locate(readers, which, chunks)
+        return _Fetched(readers, which, chunks, written, readers[0].grid.files.fetch(pieces))
+
+    @staticmethod
+    def will_need(
+        readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
+    ) -> None:
+        pieces, _ = locate(readers, which, chunks)
+        readers[0].grid.files.will_need(pieces)
+
+
+def locate(
+    readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
+) -> tuple[Pieces, NDArray[np.bool_]]:
+    """Locate chunks, and tell which of them were written."""
+    shards = chunks // np.array([reader.grid.per_file for reader in readers])[which]
+    is_next = (which[1:] != which[:-1]) | (shards[1:] != shards[:-1])
+    edges = np.concatenate([[0], np.flatnonzero(is_next) + 1, [len(chunks)]])
+    entries, files = [], []
+    for start, stop in pairwise(edges.tolist()):
+        grid, shard = readers[which[start]].grid, int(shards[start])
+        entries.append(grid.entries(shard, chunks[start:stop]))
+        files.append((grid.files, grid.key(shard)))
+    found = np.concatenate(entries)
+    written = (found != ABSENT).any(axis=1)
+    file = np.repeat(np.arange(len(files)), np.diff(edges))
+    if not written.all():
+        for i in np.flatnonzero(~written).tolist():
+            if readers[which[i]].grid.complete:
+                raise ArchiveFormatError(
+                    f"{readers[which[i]].where}: chunk {chunks[i]} is missing; {COPY_AGAIN}"
+                )
+        found, file = found[written], file[written]
+    offset, length = found.view(np.int64).T
+    bad = (offset < 0) | (length < 0)
+    if bad.any():
+        damaged = readers[which[np.flatnonzero(written)[bad.argmax()]]]
+        raise ArchiveFormatError(f"{damaged.where}: the index of a shard is damaged; {COPY_AGAIN}")
+    return Pieces(files, file, offset, length), written
 
 
 class _Fetched(Chunks):
@@ -85,22 +147,24 @@ class _Fetched(Chunks):
 
     def __init__(
         self,
-        reader: DirectReader,
+        readers: Sequence[DirectReader],
+        which: NDArray[np.int64],
         chunks: NDArray[np.int64],
         written: NDArray[np.bool_],
         content: Content,
     ) -> None:
-        self._reader, self._chunks, self._content = reader, chunks, content
+        self._readers, self._which, self._chunks = readers, which, chunks
+        self._content = content
         # Chunks with only fill values may be absent.
         self._written = None if written.all() else written
 
     def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
-        decode, first = self._reader.chain.decode, start
+        decode, first = self._readers[0].chain.decode, start
         try:
             if self._written is None:
                 decode(self._content.part(start, stop), needed, out)
                 return
-            out[:] = self._reader.fill
+            out[:] = self._readers[0].fill
             first, last = int(self._written[:start].sum()), int(self._written[:stop].sum())
             if first < last:
                 written = self._written[start:stop]
@@ -108,16 +172,19 @@ class _Fetched(Chunks):
                 decode(self._content.part(first, last), needed[written], decoded)
                 out[written] = decoded
         except MissingCodecError as error:
-            raise MissingCodecError(f"{self._reader.where}: {error}") from error
+            where = self._readers[self._which[start]].where
+            raise MissingCodecError(f"{where}: {error}") from error
         except DamagedChunkError as error:
             raise self._damage(error, first) from error
 
     def _damage(self, error: DamagedChunkError, first: int) -> ArchiveFormatError:
-        """The error, with the number of the chunk in the array."""
-        chunks = self._chunks if self._written is None else self._chunks[self._written]
-        number = chunks[first + error.position]
+        """The error, with the number of the chunk in its array."""
+        at = first + error.position
+        if self._written is not None:
+            at = int(np.flatnonzero(self._written)[at])
         return ArchiveFormatError(
-            f"{self._reader.where}: chunk {number} is damaged: {error}; {COPY_AGAIN}"
+            f"{self._readers[self._which[at]].where}: chunk {self._chunks[at]} is damaged: "
+            f"{error}; {COPY_AGAIN}"
         )
 
 
@@ -135,96 +202,204 @@ class ZarrArray:
     ----------
     bound
         Upper bound of gene ids, and their mapping if genes are stored in another order.
+    width
+        Numbers in an item.
     """
 
     bound = Bound.of()
 
-    def __init__(
-        self,
-        where: str,
-        spec: ArraySpec,
-        chunk_rows: int,
-        reader: ChunkReader,
-    ) -> None:
-        self.spec = spec
-        self._where, self._reader = where, reader
+    def __init__(self, where: str, spec: ArraySpec, chunk_rows: int, reader: ChunkReader) -> None:
+        self.where, self.spec, self.chunk_rows, self.reader = where, spec, chunk_rows, reader
         #: Identifies chunks of this array in the cache, without keeping its files open.
-        self._key = object()
-        self.chunk_rows = chunk_rows
-        self._width = int(np.prod(spec.item_shape, dtype=np.int64))
-        self._chunk_length = chunk_rows * self._width
+        self.key = object()
+        self.width = int(np.prod(spec.item_shape, dtype=np.int64))
+
+    @property
+    def kind(self) -> Hashable:
+        """Arrays of one kind are read together."""
+        mapping = id(self.bound.mapping) if len(self.bound.mapping) else 0
+        return self.reader.kind, self.chunk_rows, self.bound.below, mapping
 
     def read(self, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Read checked ranges of items into a checked output."""
-        if out.size == 0:
-            return
-        todo = plan(starts * self._width, stops * self._width, self._chunk_length)
-        numbers = out.reshape(-1)
-        if self._reader.dtype == out.dtype:
-            # Copied as bits: one kernel per item size, and NaN payloads are preserved.
-            numbers = numbers.view(f"u{out.itemsize}")
-        n = len(todo.chunks)
-        if n <= _FEW_CHUNKS:
-            self._read_few(todo, numbers)
-            return
-        for first in range(0, n, _WINDOW_CHUNKS):
-            self._read_many(todo, first, min(first + _WINDOW_CHUNKS, n), numbers)
+        read([self], np.zeros(len(starts), np.int64), starts, stops, out)
 
-    def _read_few(self, todo: ChunkPlan, out: NDArray[Any]) -> None:
+    def forget(self) -> None:
+        """Release its chunks in the cache."""
+        _chunks.remove(lambda key: key[0] is self.key)
+
+
+def read(
+    arrays: Sequence[ZarrArray],
+    which: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """Read checked ranges of items of arrays of one type into a checked output.
+
+    Parameters
+    ----------
+    which, starts, stops
+        The array of each range, and its first and last item.
+    """
+    if out.size == 0:
+        return
+    lengths = stops - starts
+    targets = np.cumsum(lengths) - lengths
+    for kind, ranges in _by_kind(arrays, which, starts, stops, targets):
+        _Reading.of(kind, ranges, out.reshape(-1)).run()
+
+
+def will_need(
+    arrays: Sequence[ZarrArray],
+    which: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+) -> None:
+    """Announce checked ranges of items that will be read soon."""
+    nowhere = np.empty(0, np.uint8)
+    for kind, ranges in _by_kind(arrays, which, starts, stops, starts):
+        reading = _Reading.of(kind, ranges, nowhere)
+        readers = [array.reader for array in kind]
+        readers[0].will_need(readers, *reading.located(0, len(reading.todo.chunks)))
+
+
+def _by_kind(
+    arrays: Sequence[ZarrArray], which: NDArray[np.int64], *ranges: NDArray[np.int64]
+) -> Iterator[tuple[Sequence[ZarrArray], tuple[NDArray[np.int64], ...]]]:
+    """Yield arrays of one kind, with the array of each of their ranges and these ranges."""
+    kinds: dict[Hashable, list[int]] = {}
+    for i, array in enumerate(arrays):
+        kinds.setdefault(array.kind, []).append(i)
+    if len(kinds) == 1:
+        yield arrays, (which, *ranges)
+        return
+    for members in kinds.values():
+        chosen = np.flatnonzero(np.isin(which, members))
+        place = np.searchsorted(members, which[chosen])
+        yield [arrays[i] for i in members], (place, *(part[chosen] for part in ranges))
+
+
+class _Reading(NamedTuple):
+    """Ranges of arrays of one kind, being read.
+
+    Their chunks are numbered as if the arrays followed one another.
+
+    Attributes
+    ----------
+    arrays, first
+        The arrays, and the number of the first chunk of each.
+    todo
+        The chunks to read.
+    out
+        The output, one-dimensional.
+    """
+
+    arrays: Sequence[ZarrArray]
+    first: NDArray[np.int64]
+    todo: ChunkPlan
+    out: NDArray[Any]
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Sequence[ZarrArray],
+        ranges: Sequence[NDArray[np.int64]],
+        out: NDArray[Any],
+    ) -> _Reading:
+        """Plan to read ranges: the array, first and last item, and place in `out` of each."""
+        which, starts, stops, targets = ranges
+        width, rows = arrays[0].width, arrays[0].chunk_rows
+        n_chunks = np.array([-(-array.spec.length // rows) for array in arrays])
+        first = np.cumsum(n_chunks) - n_chunks
+        base = first[which] * rows
+        todo = plan((starts + base) * width, (stops + base) * width, targets * width, rows * width)
+        if arrays[0].reader.dtype == out.dtype:
+            # Copied as bits: one kernel per item size, and NaN payloads are preserved.
+            out = out.view(f"u{out.itemsize}")
+        return cls(arrays, first, todo, out)
+
+    def located(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The array of chunks of the plan, and their numbers there."""
+        chunks = self.todo.chunks[start:stop]
+        which = np.searchsorted(self.first, chunks, side="right") - 1
+        return which, chunks - self.first[which]
+
+    def run(self) -> None:
+        n = len(self.todo.chunks)
+        if n <= _FEW_CHUNKS:
+            self._read_few()
+            return
+        for start in range(0, n, _WINDOW_CHUNKS):
+            self._read_many(start, min(start + _WINDOW_CHUNKS, n))
+
+    @property
+    def _chunk_length(self) -> int:
+        return self.arrays[0].chunk_rows * self.arrays[0].width
+
+    def _fetch(self, which: NDArray[np.int64], chunks: NDArray[np.int64]) -> Chunks:
+        readers = [array.reader for array in self.arrays]
+        return readers[0].fetch(readers, which, chunks)
+
+    def _read_few(self) -> None:
         """Read chunks through the cache, as small reads often revisit the same chunks."""
+        which, chunks = self.located(0, len(self.todo.chunks))
+        keys = [
+            (self.arrays[w].key, c) for w, c in zip(which.tolist(), chunks.tolist(), strict=True)
+        ]
         missing = []
-        for i, number in enumerate(todo.chunks.tolist()):
-            chunk = _chunks.get((self._key, number))
+        for i, key in enumerate(keys):
+            chunk = _chunks.get(key)
             if chunk is None:
                 missing.append(i)
             else:
-                self._place(chunk, todo, i, out)
+                self._place(chunk, i)
         if not missing:
             return
-        chunks = self._reader.fetch(todo.chunks[missing])
+        fetched = self._fetch(which[missing], chunks[missing])
         whole = np.array([self._chunk_length])
 
         def decode(position: int) -> None:
             i = missing[position]
-            chunk = np.empty((1, self._chunk_length), self._reader.dtype)
-            chunks.decode(position, position + 1, whole, chunk)
-            _chunks.setdefault((self._key, int(todo.chunks[i])), chunk)
-            self._place(chunk, todo, i, out)
+            chunk = np.empty((1, self._chunk_length), self.arrays[0].reader.dtype)
+            fetched.decode(position, position + 1, whole, chunk)
+            _chunks.setdefault(keys[i], chunk)
+            self._place(chunk, i)
 
         for_each(decode, range(len(missing)))
 
-    def _read_many(self, todo: ChunkPlan, first: int, last: int, out: NDArray[Any]) -> None:
+    def _read_many(self, first: int, last: int) -> None:
         """Read chunks without the cache, whose entries so many would evict.
 
         Decoding into recently used memory is also faster.
         """
-        chunks = self._reader.fetch(todo.chunks[first:last])
-        chunk_bytes = self._chunk_length * self._reader.dtype.itemsize
+        chunks = self._fetch(*self.located(first, last))
+        dtype = self.arrays[0].reader.dtype
+        chunk_bytes = self._chunk_length * dtype.itemsize
         group = max(1, min(_GROUP_BYTES // chunk_bytes, -(-(last - first) // n_threads())))
 
         def decode(start: int) -> None:
             stop = min(start + group, last)
-            memory = _memory((stop - start, self._chunk_length), self._reader.dtype)
-            chunks.decode(start - first, stop - first, todo.needed[start:stop], memory)
-            self._place(memory, todo, start, out)
+            memory = _memory((stop - start, self._chunk_length), dtype)
+            chunks.decode(start - first, stop - first, self.todo.needed[start:stop], memory)
+            self._place(memory, start)
 
         for_each(decode, range(first, last, group))
 
-    def forget(self) -> None:
-        """Release its chunks in the cache."""
-        _chunks.remove(lambda key: key[0] is self._key)
-
-    def _place(self, chunks: NDArray[Any], todo: ChunkPlan, first: int, out: NDArray[Any]) -> None:
+    def _place(self, chunks: NDArray[Any], first: int) -> None:
         """Copy the pieces of decoded chunks, which are those of the plan from `first` on."""
-        # Numbers as bits where the output is one of bits, see `read`.
+        todo, out, bound = self.todo, self.out, self.arrays[0].bound
+        # Numbers as bits where the output is one of bits, see `of`.
         if out.dtype.kind == "u" and chunks.itemsize == out.itemsize:
             chunks = chunks.view(out.dtype)
         bounds = todo.bounds[first : first + len(chunks) + 1]
-        row = place(chunks, bounds, todo.sources, todo.targets, todo.lengths, self.bound, out)
+        row = place(chunks, bounds, todo.sources, todo.targets, todo.lengths, bound, out)
         if row >= 0:
+            (which,), (number,) = self.located(first + row, first + row + 1)
             raise ArchiveFormatError(
-                f"{self._where}: chunk {todo.chunks[first + row]} holds a gene that is not below "
-                f"{self.bound.below}; convert the source again"
+                f"{self.arrays[which].where}: chunk {number} holds a gene that is not below "
+                f"{bound.below}; convert the source again"
             )
 
 

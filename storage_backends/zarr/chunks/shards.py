@@ -18,9 +18,10 @@ from storage_backends.compute.caching import LRUCache
 from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
-from storage_backends.zarr.chunks.files import _MOST_OPEN, Files, Pieces
+from storage_backends.zarr.chunks.files import _MOST_OPEN, Files
 
-_ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
+#: Offset and length of chunks that were not written.
+ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class ShardedChunks:
@@ -50,49 +51,37 @@ class ShardedChunks:
         *,
         complete: bool,
     ) -> None:
-        self._where, self._files, self._complete = where, files, complete
+        self._where, self.files, self.complete = where, files, complete
         self._prefix, self._suffix, self._per_shard = prefix, suffix, per_shard
         self._indexes = LRUCache[int, NDArray[np.uint64]](_MOST_OPEN)
 
-    def locate(self, chunks: NDArray[np.int64]) -> tuple[Pieces, NDArray[np.bool_]]:
-        """Locate chunks, given in ascending order, and tell which of them were written."""
-        shards, within = np.divmod(chunks, max(self._per_shard, 1))
-        numbers, file = np.unique(shards, return_inverse=True)
-        keys = [self._key(shard) for shard in numbers.tolist()]
-        if self._per_shard:
-            found = np.empty((len(chunks), 2), np.uint64)
-            for i, shard in enumerate(numbers.tolist()):
-                found[file == i] = self._index(shard)[within[file == i]]
-            there = (found != _ABSENT).any(axis=1)
-        else:
-            sizes = [self._files.size(key) for key in keys]
-            there = np.array([size is not None for size in sizes])
-            found = np.array([[0, size or 0] for size in sizes], np.uint64)
-        if self._complete and not there.all():
-            raise ArchiveFormatError(
-                f"{self._where}: chunk {chunks[there.argmin()]} is missing; {COPY_AGAIN}"
-            )
-        offset, length = found[there].view(np.int64).T
-        if len(offset) and min(int(offset.min()), int(length.min())) < 0:
-            raise ArchiveFormatError(
-                f"{self._where}: the index of a shard is damaged; {COPY_AGAIN}"
-            )
-        return Pieces(keys, file[there], offset, length), there
+    @property
+    def per_file(self) -> int:
+        """Chunks in a file."""
+        return max(self._per_shard, 1)
 
-    def _key(self, number: int) -> str:
+    def key(self, number: int) -> str:
+        """Key of a file."""
         return f"{self._prefix}{number}{self._suffix}"
+
+    def entries(self, file: int, chunks: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Offset and length of chunks of one file; :data:`ABSENT` if they were not written."""
+        if self._per_shard:
+            return self._index(file)[chunks - file * self._per_shard]
+        size = self.files.size(self.key(file))
+        return np.array([[ABSENT, ABSENT] if size is None else [0, size]], np.uint64)
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
         index = self._indexes.get(shard)
         return self._indexes.setdefault(shard, self._read_index(shard)) if index is None else index
 
     def _read_index(self, shard: int) -> NDArray[np.uint64]:
-        key = self._key(shard)
+        key = self.key(shard)
         length = self._per_shard * 16 + CHECKSUM_BYTES
-        tail = self._files.tail(key, length)
+        tail = self.files.tail(key, length)
         if tail is None:
-            if not self._complete:
-                return np.full((self._per_shard, 2), _ABSENT, "<u8")
+            if not self.complete:
+                return np.full((self._per_shard, 2), ABSENT, "<u8")
             raise ArchiveFormatError(f"{self._where}: its shard {key} is missing; {COPY_AGAIN}")
         if len(tail) < length or checksum(tail[:-CHECKSUM_BYTES]) != tail[-CHECKSUM_BYTES:]:
             raise ArchiveFormatError(
@@ -156,7 +145,7 @@ class ShardWriter:
             self._file = None
 
     def _end_shard(self, file: CheckedFile, per_shard: int) -> None:
-        index = np.full((per_shard, 2), _ABSENT, "<u8")
+        index = np.full((per_shard, 2), ABSENT, "<u8")
         index[: len(self._index)] = self._index
         data = index.tobytes()
         self._write(file, data + checksum(data))

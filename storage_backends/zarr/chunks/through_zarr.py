@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,22 @@ class ZarrReader(ChunkReader):
     """Reads chunks through zarr-python: any codec, either format, any grid."""
 
     def __init__(self, where: str, array: zarr.Array[Any], chunk_rows: int) -> None:
-        self._where, self._array, self._rows = where, array, chunk_rows
+        self.where, self._array, self._rows = where, array, chunk_rows
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
+        self.kind = self
 
-    def fetch(self, chunks: NDArray[np.int64]) -> Chunks:
-        return _ZarrChunks(self, chunks)
+    @staticmethod
+    def fetch(
+        readers: Sequence[ZarrReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
+    ) -> Chunks:
+        (reader,) = readers
+        return _ZarrChunks(reader, chunks)
+
+    @staticmethod
+    def will_need(
+        readers: Sequence[ZarrReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
+    ) -> None:
+        """Do nothing, as zarr-python cannot read ahead."""
 
     def read(self, chunk: int) -> NDArray[Any]:
         """The numbers of a chunk, fewer at the end of the array."""
@@ -31,7 +43,7 @@ class ZarrReader(ChunkReader):
             raise
         except Exception as error:
             raise ArchiveFormatError(
-                f"{self._where}: zarr cannot read chunk {chunk}: {one_line(error)}"
+                f"{self.where}: zarr cannot read chunk {chunk}: {one_line(error)}"
             ) from error
 
 

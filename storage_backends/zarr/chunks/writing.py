@@ -127,7 +127,7 @@ class ArrayBuilder:
     def reader(self) -> ZarrArray:
         """Reader of the closed array, usable before its metadata is written."""
         grid = self._grid(self._directory, self._per_shard)
-        reader = DirectReader(self.name, LocalFiles("/"), grid, self._chain, 0)
+        reader = DirectReader(self.name, grid, self._chain, 0)
         return ZarrArray(self.name, self.spec, self._chunk_rows, reader)
 
     def abort(self) -> None:
@@ -206,8 +206,9 @@ _FILTERS = ("numcodecs.astype", "numcodecs.delta")
 
 
 def _decoded(grid: ShardedChunks, chain: Chain, n: int, length: int) -> Iterator[NDArray[Any]]:
-    reader = DirectReader("", LocalFiles("/"), grid, chain, 0)
+    reader = DirectReader("", grid, chain, 0)
     for number in range(n):
         chunk = np.empty((1, length), chain.stored)
-        reader.fetch(np.array([number])).decode(0, 1, np.array([length]), chunk)
+        fetched = reader.fetch([reader], np.array([0]), np.array([number]))
+        fetched.decode(0, 1, np.array([length]), chunk)
         yield chunk[0]

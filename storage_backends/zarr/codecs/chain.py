@@ -53,6 +53,13 @@ class Chain:
         self._is_pcodec = native.AVAILABLE and names == ["numcodecs.pcodec", "crc32c"]
         #: Whether compiled code decodes it: numbers of the type that scdl writes, without deltas.
         self._is_pcodec_of_ours = self._is_pcodec and stored == pcodec.DTYPE and not self._delta
+        self._key = f"{dtype} {stored} {codecs}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
     @classmethod
     def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> Self | None:

@@ -78,20 +78,25 @@ def test_sort_rows_in_threads(monkeypatch):
 ranges = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 90)), max_size=8)
 
 
+def ranges_of(pairs):
+    """Ranges, and where each begins if the outputs follow one another."""
+    starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
+    return starts, starts + lengths, np.cumsum(lengths) - lengths
+
+
 @given(ranges, st.integers(1, 120))
 def test_plan(pairs, chunk_length):
-    starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
-    ours = plan.plan(starts, starts + lengths, chunk_length)
-    theirs = plan.plan_numpy(starts, starts + lengths, chunk_length)
+    ours = plan.plan(*ranges_of(pairs), chunk_length)
+    theirs = plan.plan_numpy(*ranges_of(pairs), chunk_length)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @given(ranges, st.integers(1, 120))
 def test_needed_numbers_of_chunks(pairs, chunk_length):
-    starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
-    todo = plan.plan(starts, starts + lengths, chunk_length)
-    covered = {int(i) for a, b in zip(starts, starts + lengths, strict=True) for i in range(a, b)}
+    starts, stops, targets = ranges_of(pairs)
+    todo = plan.plan(starts, stops, targets, chunk_length)
+    covered = {int(i) for a, b in zip(starts, stops, strict=True) for i in range(a, b)}
     for chunk, needed in zip(todo.chunks, todo.needed, strict=True):
         assert needed == max(i for i in covered if i // chunk_length == chunk) % chunk_length + 1
 
@@ -110,10 +115,10 @@ def test_negative_ids_are_out_of_bounds(dtype):
 def test_place(pairs, chunk_length, dtype):
     numbers = np.random.default_rng(0).integers(0, 400, 400).astype("u2")
     mapping = np.random.default_rng(1).permutation(400).astype("u2")
-    starts, lengths = np.array(pairs, np.int64).reshape(-1, 2).T
-    todo = plan.plan(starts, starts + lengths, chunk_length)
+    starts, stops, targets = ranges_of(pairs)
+    todo = plan.plan(starts, stops, targets, chunk_length)
     chunks = np.resize(numbers, (400 // chunk_length + 1, chunk_length))[todo.chunks]
-    outs = [np.zeros(int(lengths.sum()), dtype) for _ in range(2)]
+    outs = [np.zeros(int((stops - starts).sum()), dtype) for _ in range(2)]
     bounds = [Bound.of(), Bound.of(400), Bound.of(300)]
     bounds += [Bound.of(mapping=mapping), Bound.of(mapping=mapping[:300])]
     for bound in bounds:
@@ -123,7 +128,7 @@ def test_place(pairs, chunk_length, dtype):
         if found < 0:
             np.testing.assert_array_equal(*outs)
     plan.place(chunks, *where[:4], Bound.of(), outs[0])
-    expected = [numbers[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+    expected = [numbers[a:b] for a, b in zip(starts, stops, strict=True)]
     np.testing.assert_array_equal(outs[0], np.concatenate([*expected, numbers[:0]]))
 
 
