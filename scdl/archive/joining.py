@@ -19,7 +19,7 @@ from scdl.kernels import memory as recycled
 from storage_backends.compute.threads import for_each
 
 #: Number of rows to sample for whether the others are in memory.
-_SAMPLE = 32
+_SAMPLE = 16
 
 
 class Lookup(NamedTuple):
@@ -304,10 +304,10 @@ def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np
         return located[: n if bad < 0 else bad, :3]
 
     sample = slice(None, None, max(1, len(rows) // _SAMPLE))
-    cold = read_ahead.are_cold(offsets[sample])
-    found = locate(sample)
-    if not cold and not read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel()):
-        return
+    if not read_ahead.are_cold(offsets[sample]):
+        found = locate(sample)
+        if not read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel()):
+            return
     # The offsets first, as the addresses of rows follow from them.
     read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
     values, ids, lengths = locate(slice(None)).T

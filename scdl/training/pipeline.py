@@ -24,8 +24,6 @@ from storage_backends.compute.threads import ahead, pool_of
 
 #: Minimum number of cells per task; smaller batches are combined.
 _TASK_CELLS = 512
-#: Cells that are planned together and announced to the storage before they are read.
-_WINDOW_CELLS = 1 << 12
 #: Name prefix of the threads that read ahead.
 THREADS = "scdl-loader"
 
@@ -82,7 +80,8 @@ class Pipeline:
         Keys of obsm to include; neighbours to sample per cell; whether each cell is read in the
         genes of its own gene space.
     window
-        Cells to read together if the archive is stored in chunks.
+        Cells that are planned together, announced to the storage, and, if it stores them in chunks,
+        read together.
     threads, prefetch
         Number of threads, and of batches to assemble ahead.
     """
@@ -111,9 +110,9 @@ class Pipeline:
             pool_of(self.threads, THREADS) as pool,
             pool_of(1, THREADS) if chunks else nullcontext(pool) as reader,
         ):
-            windows = self.run.windows(self.window if chunks else _WINDOW_CELLS)
-            # Chunked reads already overlap with planning.
-            planned = ahead(pool, (partial(self._plan, w) for w in windows), 0 if chunks else 1)
+            windows = self.run.windows(self.window)
+            # The storage fetches the cells of the next window while those of this one are used.
+            planned = ahead(pool, (partial(self._plan, w) for w in windows), 1)
             yield from self._produce(itertools.chain.from_iterable(planned), reader, pool)
 
     def _produce(
@@ -165,7 +164,7 @@ class Pipeline:
         plans = self.run.read_plans(window, at_once, self._n_cells)
         if self.rows is not None:
             plans = [plan._replace(cells=self.rows[plan.cells]) for plan in plans]
-        if plans and not self._reads_chunks:
+        if plans:
             self.cells.will_need(np.concatenate([plan.cells for plan in plans]))
         return plans
 
