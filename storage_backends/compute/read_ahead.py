@@ -14,9 +14,12 @@ from numba import types
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import intrinsic, kernel
+from storage_backends.compute.threads import for_each
 
 #: Ranges with a gap of at most this many bytes are read as one.
 _MAX_GAP = 1 << 16
+#: Ranges that one thread requests together.
+_RANGES_AT_ONCE = 256
 #: Number of ranges to sample for whether they are in the page cache.
 _SAMPLE = 16
 #: Maximum time to touch a page that is in memory; one from the fastest disk takes twice as long.
@@ -56,8 +59,17 @@ def will_need(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
 
 
 def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
-    if advise := _madvise():
-        _advise(advise, begin - begin % mmap.PAGESIZE, end, mmap.MADV_WILLNEED)
+    advise = _madvise()
+    if not advise:
+        return
+    begin = begin - begin % mmap.PAGESIZE
+
+    def start(part: slice) -> None:
+        _advise(advise, begin[part], end[part], mmap.MADV_WILLNEED)
+
+    # The system allocates the pages of a range before it returns, which takes longer than waking
+    # a thread if there are many.
+    for_each(start, [slice(i, i + _RANGES_AT_ONCE) for i in range(0, len(begin), _RANGES_AT_ONCE)])
 
 
 @cache
