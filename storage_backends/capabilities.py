@@ -133,10 +133,17 @@ class Chunked(_Store):
         self.spec(name)
         return 1
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+    @property
+    def request_bytes(self) -> int:
+        """Bytes that a request to the storage should ask for; 0 if small ones cost little."""
+        return 0
+
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
         """Announce ranges that will be read soon, so that a backend can prefetch them.
 
-        Returns without waiting, and raises only errors that reading the ranges would raise.
+        Returns without waiting, and raises only errors that reading the ranges would raise. What
+        it returns is kept until the ranges were read, and then dropped: it may hold what was
+        fetched.
         """
         self.spec(name)
 
@@ -178,11 +185,13 @@ class Chunked(_Store):
         which: NDArray[np.int64],
         starts: NDArray[np.int64],
         stops: NDArray[np.int64],
-    ) -> None:
+    ) -> Any:
         """Announce ranges of one array of several archives of this backend."""
+        kept = []
         for i, store in enumerate(stores):
             chosen = which == i
-            store.will_need(name, starts[chosen], stops[chosen])
+            kept.append(store.will_need(name, starts[chosen], stops[chosen]))
+        return kept
 
     def describe(self, name: str) -> str:
         """Description of an array's storage for people: codecs, chunks and shards."""

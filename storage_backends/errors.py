@@ -127,6 +127,10 @@ class RemoteError(ScdlError, OSError):
     """A remote store failed or did not respond, in spite of retries."""
 
 
+class RefusedError(RemoteError):
+    """A remote store refused a request."""
+
+
 @contextlib.contextmanager
 def refused_write(path: str) -> Iterator[None]:
     """Context manager that converts an OSError of a write to an ArchiveWriteError."""

@@ -133,10 +133,10 @@ class StoredRows(NamedTuple):
             read = type(self.stores[0]).read_across
             read(self.stores, self.prefix + name, self.which, starts, stops, out)
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
         """Announce a range of an array for each row."""
         announce = type(self.stores[0]).will_need_across
-        announce(self.stores, self.prefix + name, self.which, starts, stops)
+        return announce(self.stores, self.prefix + name, self.which, starts, stops)
 
 
 def plan(stored: StoredRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

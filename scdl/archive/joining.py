@@ -273,17 +273,20 @@ def _locate(
     return located, indptr, owners
 
 
-def will_need(request: Request) -> None:
-    """Start to fetch rows, without waiting for them, unless they are in memory."""
-    addresses = request.matrices.addresses()
+def will_need(request: Request) -> Any:
+    """Start to fetch rows, without waiting for them, unless they are in memory.
+
+    Returns an object that may hold what was fetched, to be kept until the rows were read.
+    """
+    addresses, kept = request.matrices.addresses(), []
     for part in _unmapped(request, addresses):
-        part.rows.will_need(INDPTR, part.rows.rows, part.rows.rows + 2)
+        kept.append(part.rows.will_need(INDPTR, part.rows.rows, part.rows.rows + 2))
         starts, stops = csr.plan(part.rows)
-        for name in (DATA, INDICES):
-            part.rows.will_need(name, starts, stops)
+        kept += [part.rows.will_need(name, starts, stops) for name in (DATA, INDICES)]
     is_mapped = addresses.table[request.which, OFFSET_SIZE] > 0
     if is_mapped.any():
         _read_ahead(addresses, request.which[is_mapped], request.rows[is_mapped])
+    return kept
 
 
 def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np.int64]) -> None:

@@ -18,7 +18,7 @@ from scdl.archive.requests import Request
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
 from scdl.collection.members import Members, MemberTables
-from scdl.dataset.cells import Origin
+from scdl.dataset.cells import Origin, Storage
 from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError, NeighborError
@@ -149,12 +149,13 @@ class JoinedCells(CellReader):
         return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
 
     @property
-    def cells_per_chunk(self) -> float:
-        """As for one archive; the largest value of all members."""
-        return max(
-            (r.values_per_chunk * r.n_obs / max(r.values, 1) for r in self._members.records),
-            default=0.0,
-        )
+    def storage(self) -> Storage:
+        """How the cells are stored: as of the first member, with the largest chunks of all."""
+        records = self._members.records
+        if not records:
+            return Storage(0.0, 0.0, 0)
+        per_chunk = max(r.values_per_chunk * r.n_obs / max(r.values, 1) for r in records)
+        return self._members[0].storage._replace(cells_per_chunk=per_chunk)
 
     def version(self) -> str:
         """Version of this package."""
@@ -196,10 +197,9 @@ class JoinedCells(CellReader):
         first = found[0] if found else {}
         return [key for key, shape in first.items() if all(o.get(key) == shape for o in found)]
 
-    def will_need(self, rows: NDArray[np.int64]) -> None:
+    def will_need(self, rows: NDArray[np.int64]) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        if len(rows):
-            will_need(self._request(rows))
+        return will_need(self._request(rows)) if len(rows) else None
 
     # -- tables ----------------------------------------------------------------------------
 

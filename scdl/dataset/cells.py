@@ -39,6 +39,24 @@ class Origin(NamedTuple):
     n_obs: int
 
 
+class Storage(NamedTuple):
+    """How cells are stored, which determines how they are best read.
+
+    Attributes
+    ----------
+    cells_per_chunk
+        Average number of cells that are always read together; less than 1 without chunks.
+    bytes_per_cell
+        Average bytes of a cell in the storage, compressed if they are.
+    request_bytes
+        Bytes that a request should ask for; 0 if small ones cost little.
+    """
+
+    cells_per_chunk: float
+    bytes_per_cell: float
+    request_bytes: int
+
+
 class Cells(ABC):
     """Cells of one or many archives: their number, tables, genes and graphs."""
 
@@ -115,8 +133,8 @@ class Cells(ABC):
 
     @property
     @abstractmethod
-    def cells_per_chunk(self) -> float:
-        """Average number of cells that are read together as one chunk; below 1 if none are."""
+    def storage(self) -> Storage:
+        """How the cells are stored, which determines how they are best read."""
 
     def origins(self) -> list[Origin]:
         """Origins of the cells, in order."""

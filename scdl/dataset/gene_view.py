@@ -21,7 +21,7 @@ from scdl.archive.requests import Request
 from scdl.archive.schema import INDEX, Block, Info, smallest_unsigned
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
-from scdl.dataset.cells import Origin
+from scdl.dataset.cells import Origin, Storage
 from scdl.dataset.reader import CellReader
 from scdl.dataset.rows import RowReader
 from scdl.errors import OutputError
@@ -250,13 +250,13 @@ class GeneView(CellReader):
         return self._cells.bytes_per_cell
 
     @property
-    def cells_per_chunk(self) -> float:
-        """Average number of cells that are always read together; less than 1 without chunks."""
-        return self._cells.cells_per_chunk
+    def storage(self) -> Storage:
+        """How the cells are stored."""
+        return self._cells.storage
 
-    def will_need(self, rows: NDArray[np.int64]) -> None:
+    def will_need(self, rows: NDArray[np.int64]) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        self._cells.will_need(rows)
+        return self._cells.will_need(rows)
 
 
 #: Number of cells to read at once when counting values.

@@ -127,9 +127,14 @@ class MatrixView(ArrayStore):
         """As of the archive."""
         return self._store.chunk_length(self._names.get(name, name))
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+    @property
+    def request_bytes(self) -> int:
         """As of the archive."""
-        self._store.will_need(self._names.get(name, name), starts, stops)
+        return self._store.request_bytes
+
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
+        """As of the archive."""
+        return self._store.will_need(self._names.get(name, name), starts, stops)
 
     def read_table(
         self,

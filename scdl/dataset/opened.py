@@ -16,6 +16,7 @@ from scdl.archive.joining import will_need
 from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import DATA, INDICES, INDPTR, OBS, Info, graph_array, obsm_array
 from scdl.dataset import summary
+from scdl.dataset.cells import Storage
 from scdl.dataset.documented import Row
 from scdl.dataset.reader import CellReader
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError
@@ -27,9 +28,12 @@ from storage_backends.compute.caching import cached_property
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
+#: Assumed ratio of the bytes of cells in memory to those in a storage that does not tell.
+_COMPRESSED = 5
+
 #: Attributes set when opening, and those computed lazily; pickles do not contain them.
 _OPENED = ("_store", "info", "_matrices")
-_READ = ("graph", "_graphs", "_graph_matrices", "_var", "_obs", "gene_spaces")
+_READ = ("graph", "_graphs", "_graph_matrices", "_var", "_obs", "gene_spaces", "storage")
 
 
 class OpenedArchive(CellReader):
@@ -283,15 +287,21 @@ class OpenedArchive(CellReader):
         value_bytes = sum(self._store.spec(name).dtype.itemsize for name in (DATA, INDICES))
         return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
 
-    @property
-    def cells_per_chunk(self) -> float:
-        """Average number of cells that are always read together; less than 1 without chunks."""
-        return self._store.chunk_length(DATA) * self.n_obs / max(self.number_nonzero_values(), 1)
+    @cached_property
+    def storage(self) -> Storage:
+        """How the cells are stored."""
+        per_chunk = self._store.chunk_length(DATA) * self.n_obs
+        stored, request_bytes = self.bytes_per_cell, self._store.request_bytes
+        if request_bytes:
+            sizes = self._store.stored_bytes
+            # Servers that list no files do not tell; compressed cells have about this size.
+            stored = sum(sizes[name] for name in (DATA, INDICES)) / max(self.n_obs, 1)
+            stored = stored or self.bytes_per_cell / _COMPRESSED
+        return Storage(per_chunk / max(self.number_nonzero_values(), 1), stored, request_bytes)
 
-    def will_need(self, rows: NDArray[np.int64]) -> None:
+    def will_need(self, rows: NDArray[np.int64]) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        if len(rows):
-            will_need(self._request(rows))
+        return will_need(self._request(rows)) if len(rows) else None
 
     def version(self) -> str:
         """Version of this package."""

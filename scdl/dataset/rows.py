@@ -170,8 +170,11 @@ class RowReader(Cells):
         return assemble(self, None if rows is None else csr.positions(rows, self.n_obs))
 
     @abstractmethod
-    def will_need(self, rows: NDArray[np.int64]) -> None:
-        """Hint that cells will be read soon, so that storage can prefetch them; does not wait."""
+    def will_need(self, rows: NDArray[np.int64]) -> Any:
+        """Announce cells that will be read soon, so that the storage can prefetch them.
+
+        Does not wait. What it returns may hold what was fetched, and is kept until they were read.
+        """
 
     # -- genes -----------------------------------------------------------------------------
 

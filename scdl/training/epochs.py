@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,12 +121,15 @@ class ReadPlan(NamedTuple):
         Number of cells of each batch.
     batches
         Index of each batch in the rank's epoch.
+    fetched
+        Object that may hold what the storage has fetched of these cells.
     """
 
     positions: NDArray[np.int64]
     cells: NDArray[np.int64]
     sizes: list[int]
     batches: list[int]
+    fetched: Any = None
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,20 @@ class Epoch:
     worker: int = 0
     n_workers: int = 1
 
-    def windows(self, cells: int) -> Iterator[range]:
-        """Yield ranges of consecutive batches that begin within the same `cells` positions."""
-        start = self.first
-        while start < len(self.share):
+    def windows(self, cells: int, among: range | None = None) -> Iterator[range]:
+        """Yield ranges of consecutive batches that begin within the same `cells` positions.
+
+        Parameters
+        ----------
+        among
+            The batches; default: all from the first one of this process.
+        """
+        among = range(self.first, len(self.share)) if among is None else among
+        start = among.start
+        while start < among.stop:
             begin, end = self.share.bounds(start)
             window, stop = begin // cells, start + 1
-            while stop < len(self.share):
+            while stop < among.stop:
                 next_begin, next_end = self.share.bounds(stop)
                 if next_begin != end or next_begin // cells != window:
                     break

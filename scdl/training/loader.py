@@ -245,20 +245,18 @@ class SingleCellLoader:
         """Order in which cells are visited."""
         if self._custom_order is not None:
             return self._custom_order
+        return self._order_maker.make(self._order_name)
+
+    @property
+    def _order_maker(self) -> OrderMaker:
         return OrderMaker(
             cells=self.cells,
             rows=self._rows,
             batch_size=self.batch_size,
-            budget=self._budget_cells,
+            memory=self._options["memory_mb"] * 1e6,
             drop_last=self.drop_last,
             options=self._options,
-        ).make(self._order_name)
-
-    @property
-    def _budget_cells(self) -> int:
-        """Half the cells that fit into `memory_mb`: a second buffer of them is read ahead."""
-        per_cell = max(self.cells.bytes_per_cell, 1)
-        return max(1, int(self._options["memory_mb"] * 1e6 / 2 / per_cell))
+        )
 
     def _positions(self, epoch: int) -> orders.Positions:
         positions = self.order.positions(self._n, self.seed, epoch)
@@ -360,6 +358,7 @@ class SingleCellLoader:
                 "create a new loader"
             )
         positions, options = self._positions(epoch), self._options
+        buffer = int(getattr(self.order, "buffer", self._order_maker.budget))
         yield from Pipeline(
             cells=self.cells,
             rows=self._rows,
@@ -374,7 +373,8 @@ class SingleCellLoader:
             obsm=options["obsm"],
             neighbors=options["neighbors"],
             own_genes=self._own_genes,
-            window=int(getattr(self.order, "buffer", self._budget_cells)),
+            buffer=buffer,
+            window=getattr(self.order, "window", None) or buffer,
             threads=options["threads"],
             prefetch=options["prefetch"],
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.dataset.cells import Storage
 from scdl.dataset.reader import CellReader
 from scdl.errors import LoaderError, OptionError, OrderError
 from scdl.training import grouped_orders
@@ -19,6 +20,8 @@ from scdl.training.grouping import Groups, group_cells
 _BLOCKS = 512
 #: Maximum default cells per block: some 400 kB, which disks read efficiently.
 _MAX_BLOCK = 64
+#: Default number of pieces of blocks in a window, if a buffer is kept compressed.
+_PIECES = 320
 
 #: Options of each order.
 ORDER_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -74,8 +77,8 @@ class OrderMaker:
         Cells of the dataset to use; None: all.
     batch_size
         Cells per batch.
-    budget
-        Default size of a buffer, in cells.
+    memory
+        Bytes for cells.
     drop_last
         Whether only full batches are wanted.
     options
@@ -86,7 +89,7 @@ class OrderMaker:
     cells: CellReader
     rows: NDArray[np.int64] | None
     batch_size: int
-    budget: int
+    memory: float
     drop_last: bool
     options: Mapping[str, Any]
 
@@ -114,11 +117,30 @@ class OrderMaker:
     def _n(self) -> int:
         return self.cells.n_obs if self.rows is None else len(self.rows)
 
+    @property
+    def budget(self) -> int:
+        """Half the cells that fit into memory: a second buffer of them is read ahead."""
+        return max(1, int(self.memory / 2 / max(self.cells.bytes_per_cell, 1)))
+
     def _block(self) -> order_kinds.Order:
-        block, buffer = self.options["block"], self.options["buffer"]
+        block, buffer, storage = *(self.options[k] for k in ("block", "buffer")), self.cells.storage
+        if block is None and buffer is None and storage.request_bytes:
+            return self._blocks_of_requests(storage)
         buffer = self.budget if buffer is None else buffer
         buffer = max(1, min(max(buffer, self.batch_size), self._n))
         return order_kinds.Block(block or max(1, min(buffer // _BLOCKS, _MAX_BLOCK)), buffer)
+
+    def _blocks_of_requests(self, storage: Storage) -> order_kinds.Order:
+        """Blocks for a storage that is slow to answer, whose buffers are kept compressed.
+
+        Half of the memory holds two buffers, compressed, the other half two windows of one of them.
+        """
+        window = max(self.budget // 2 // self.batch_size, 1) * self.batch_size
+        per_cell = max(storage.bytes_per_cell, 1)
+        n_windows = max(1, int(self.memory / 4 / per_cell) // window)
+        block = min(int(storage.request_bytes / per_cell), n_windows * window // _BLOCKS)
+        piece = max(1, min(window // _PIECES, _MAX_BLOCK))
+        return order_kinds.Block(max(block, piece), n_windows * window, piece, window)
 
     def _weighted(self) -> order_kinds.Order:
         if self.options["weights"] is None:

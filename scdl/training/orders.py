@@ -108,20 +108,31 @@ class Block:
         Cells per block.
     buffer
         Cells that are shuffled together.
+    piece, window
+        Shuffle a buffer in two steps, so that only `window` of its cells must be in memory
+        uncompressed: first pieces of `piece` consecutive cells of all blocks, then the cells of
+        each `window`. By default, all cells of the buffer are shuffled in one step.
     """
 
     block: int
     buffer: int
+    piece: int | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if self.block < 1 or self.buffer < 1:
             raise OrderError(
                 f"block and buffer must be at least 1 cell, not {self.block} and {self.buffer}"
             )
+        if (self.piece is None) != (self.window is None):
+            raise OrderError("piece and window must be given together")
+        if self.window is not None and (self.window < 1 or self.buffer % self.window):
+            raise OrderError(f"{self.buffer} cells of a buffer are no windows of {self.window}")
 
     def fingerprint(self) -> str:
         """Name and sizes of blocks and buffers."""
-        return f"block of {self.block} in {self.buffer}"
+        steps = f", by pieces of {self.piece} in {self.window}" if self.piece else ""
+        return f"block of {self.block} in {self.buffer}{steps}"
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """All positions, each once."""
@@ -132,7 +143,9 @@ class Block:
         offset = hashing.below(hashing.mixed(key, 2), max(n, 1))
 
         def compute(at: Numbers) -> Numbers:
-            at = self._shuffled(at, n, key)
+            at = _shuffled(at, n, self.window or self.buffer, (key, 4))
+            if self.piece is not None:
+                at = _shuffled(at, n, self.buffer, (key, 5), self.piece)
             in_short = (at >= short_at) & (at < short_at + rest)
             whole = np.where(at < short_at + rest, at, at - rest)
             number = whole // self.block
@@ -151,18 +164,27 @@ class Block:
 
         return Lazy(n, compute)
 
-    def _shuffled(self, at: Numbers, n: int, key: int) -> Numbers:
-        """Consecutive positions `at` in the sequence of blocks, shuffled within each buffer."""
-        out = np.empty_like(at)
-        edges = range(int(at[0]) // self.buffer, int(at[-1]) // self.buffer + 1) if len(at) else ()
-        for number in edges:
-            first = number * self.buffer
-            size = min(self.buffer, n - first)
-            part = slice(max(first - int(at[0]), 0), first + size - int(at[0]))
-            out[part] = first + hashing.permuted(
-                at[part] - first, size, hashing.mixed(key, 4, number)
-            )
-        return out
+
+def _shuffled(at: Numbers, n: int, within: int, keys: tuple[int, int], piece: int = 1) -> Numbers:
+    """Positions below `n` after a shuffle of whole pieces within each part of `within` positions.
+
+    Positions after the last whole piece of a part stay where they are.
+    """
+    out = at.copy()
+    part_of = at // within
+    for number in range(int(part_of.min()), int(part_of.max()) + 1) if len(at) else ():
+        first = number * within
+        n_pieces = min(within, n - first) // piece
+        chosen = (at >= first) & (at < first + n_pieces * piece)
+        inside = at[chosen] - first
+        if piece == 1:
+            moved = hashing.permuted(inside, n_pieces, hashing.mixed(*keys, number))
+        else:
+            place = inside // piece
+            moved = hashing.permuted(place, n_pieces, hashing.mixed(*keys, number)) * piece
+            moved += inside - place * piece
+        out[chosen] = first + moved
+    return out
 
 
 class Weighted:

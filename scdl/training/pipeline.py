@@ -79,9 +79,9 @@ class Pipeline:
     obsm, neighbors, own_genes
         Keys of obsm to include; neighbours to sample per cell; whether each cell is read in the
         genes of its own gene space.
-    window
-        Cells that are planned together, announced to the storage, and, if it stores them in chunks,
-        read together.
+    buffer, window
+        Cells that are planned together and announced to the storage; cells that are read together
+        if they are stored in chunks.
     threads, prefetch
         Number of threads, and of batches to assemble ahead.
     """
@@ -99,6 +99,7 @@ class Pipeline:
     obsm: Sequence[str]
     neighbors: int
     own_genes: bool
+    buffer: int
     window: int
     threads: int
     prefetch: int
@@ -110,9 +111,9 @@ class Pipeline:
             pool_of(self.threads, THREADS) as pool,
             pool_of(1, THREADS) if chunks else nullcontext(pool) as reader,
         ):
-            windows = self.run.windows(self.window)
-            # The storage fetches the cells of the next window while those of this one are used.
-            planned = ahead(pool, (partial(self._plan, w) for w in windows), 1)
+            buffers = self.run.windows(self.buffer)
+            # The storage fetches the cells of the next buffer while those of this one are used.
+            planned = ahead(pool, (partial(self._plan, batches) for batches in buffers), 1)
             yield from self._produce(itertools.chain.from_iterable(planned), reader, pool)
 
     def _produce(
@@ -134,7 +135,7 @@ class Pipeline:
     @cached_property
     def _reads_chunks(self) -> bool:
         """Whether the archive is stored in chunks of several cells, best read together."""
-        return self.cells.cells_per_chunk > 1
+        return self.cells.storage.cells_per_chunk > 1
 
     @cached_property
     def _task_batches(self) -> int:
@@ -158,15 +159,18 @@ class Pipeline:
             totals=self.assembly.needs_totals,
         )
 
-    def _plan(self, window: range) -> list[ReadPlan]:
-        """Plan which cells are read together, and announce them to the storage."""
-        at_once = len(window) if self._reads_chunks else self._task_batches
-        plans = self.run.read_plans(window, at_once, self._n_cells)
+    def _plan(self, batches: range) -> list[ReadPlan]:
+        """Plan which cells of a buffer are read together, and announce them to the storage."""
+        plans: list[ReadPlan] = []
+        for window in self.run.windows(self.window, batches):
+            at_once = len(window) if self._reads_chunks else self._task_batches
+            plans += self.run.read_plans(window, at_once, self._n_cells)
         if self.rows is not None:
             plans = [plan._replace(cells=self.rows[plan.cells]) for plan in plans]
-        if plans:
-            self.cells.will_need(np.concatenate([plan.cells for plan in plans]))
-        return plans
+        if not plans:
+            return plans
+        fetched = self.cells.will_need(np.concatenate([plan.cells for plan in plans]))
+        return [plan._replace(fetched=fetched) for plan in plans]
 
     def _read(self, plan: ReadPlan) -> CellsRead:
         """Read the cells of some batches, and their neighbours."""

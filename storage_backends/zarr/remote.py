@@ -1,7 +1,6 @@
 """Remote Zarr stores: object stores, web servers and other URLs that obstore or fsspec support.
 
-Requests that fail or time out are retried. Nearby ranges are fetched as one, and several requests
-run concurrently.
+Requests that fail or time out are retried.
 """
 
 from __future__ import annotations
@@ -9,28 +8,26 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
 
-import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
-from storage_backends.directory.content import Content
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
     MissingCodecError,
+    RefusedError,
     RemoteError,
     ScdlError,
     one_line,
 )
-from storage_backends.zarr.chunks.files import Pieces, spans
+from storage_backends.zarr.chunks.remote_files import RemoteFiles
 from storage_backends.zarr.claims import bounded
 from storage_backends.zarr.detection import OBSTORE
 
@@ -42,10 +39,6 @@ TIMEOUT_SECONDS = 30.0
 PAUSE_SECONDS = 0.2
 #: Timeout of a whole request, in read timeouts: large responses may arrive slowly.
 _WHOLE_REQUEST = 4
-#: Maximum gap between ranges fetched as one, maximum bytes per request, concurrent requests.
-GAP_BYTES = 1 << 17
-MOST_BYTES = 8 << 20
-CONCURRENCY = 16
 
 #: Errors for absent files, and errors that are not retried; by name, as obstore is optional.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -58,10 +51,6 @@ _REFUSALS = (
     "InvalidPathError",
     "UnknownConfigurationKeyError",
 )
-
-
-class RefusedError(RemoteError):
-    """The store refused a request."""
 
 
 def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
@@ -88,7 +77,7 @@ def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
         raise
     except Exception as error:
         raise ArchiveFormatError(f"{url}: zarr cannot read it: {one_line(error)}") from error
-    return group, RemoteFiles(store)
+    return group, RemoteFiles(store, url)
 
 
 @cache
@@ -221,67 +210,3 @@ class PatientStore(WrapperStore[Store]):
 
         for name in await self.patiently(prefix, names):
             yield name
-
-
-class RemoteFiles:
-    """Files of a remote store."""
-
-    def __init__(self, store: PatientStore) -> None:
-        self._store = store
-
-    def size(self, key: str) -> int | None:
-        """Bytes of a file; None where there is none."""
-        try:
-            return int(sync(self._store.getsize(key)))
-        except FileNotFoundError:
-            return None
-
-    def tail(self, key: str, length: int) -> bytes | None:
-        """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
-        found = sync(self._store.get(key, byte_range=SuffixByteRequest(length)))
-        return None if found is None else found.to_bytes()
-
-    @staticmethod
-    def fetch(pieces: Pieces) -> Content:
-        """Read all pieces; those near each other together."""
-        together, starts = spans(pieces, GAP_BYTES)
-        requests = [
-            (*pieces.files[file], first, min(first + MOST_BYTES, offset + length))
-            for file, offset, length in zip(*(a.tolist() for a in together[1:]), strict=True)
-            for first in range(offset, offset + length, MOST_BYTES)
-        ]
-        found = sync(_gather(requests))
-        for (owner, key, start, stop), data in zip(requests, found, strict=True):
-            if len(data) != stop - start:
-                raise ArchiveFormatError(
-                    f"{owner._store.url}: the file {key} is truncated or missing; copy it again"
-                )
-        joined = np.frombuffer(b"".join(found), np.uint8)
-        return Content(joined.ctypes.data + starts, pieces.length, joined)
-
-    @staticmethod
-    def will_need(pieces: Pieces) -> None:
-        """Begin to fetch pieces, without waiting."""
-
-    def total(self, prefix: str) -> int:
-        """Bytes of all files below a path; 0 where the store does not list them."""
-        if not self._store.supports_listing:
-            return 0
-        try:
-            return int(sync(self._store.getsize_prefix(prefix)))
-        except RefusedError:
-            return 0
-
-    def close(self) -> None:
-        """Do nothing: no resources are held."""
-
-
-async def _gather(requests: Sequence[tuple[RemoteFiles, str, int, int]]) -> list[bytes]:
-    free = asyncio.Semaphore(CONCURRENCY)
-
-    async def get(owner: RemoteFiles, key: str, start: int, stop: int) -> bytes:
-        async with free:
-            found = await owner._store.get(key, byte_range=RangeByteRequest(start, stop))
-            return b"" if found is None else found.to_bytes()
-
-    return list(await asyncio.gather(*(get(*request) for request in requests)))

@@ -141,8 +141,13 @@ class ZarrStore(DirectoryStore):
         same, stored = out.dtype == longest.dtype, arrays[0].spec.dtype
         reading.read(arrays, which, starts, stops, out.view(stored) if same else out)
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
-        self.will_need_across((self,), name, np.zeros(len(starts), np.int64), starts, stops)
+    @property
+    def request_bytes(self) -> int:
+        return self._files.request_bytes
+
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
+        which = np.zeros(len(starts), np.int64)
+        return self.will_need_across((self,), name, which, starts, stops)
 
     @classmethod
     def will_need_across(
@@ -152,9 +157,9 @@ class ZarrStore(DirectoryStore):
         which: NDArray[np.int64],
         starts: NDArray[np.int64],
         stops: NDArray[np.int64],
-    ) -> None:
+    ) -> Any:
         arrays = cls._checked_arrays(stores, name, which, starts, stops)
-        reading.will_need(arrays, which, starts, stops)
+        return reading.will_need(arrays, which, starts, stops)
 
     @staticmethod
     def _checked_arrays(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -63,6 +63,8 @@ class ZippedFiles:
     ArchiveFormatError
         It is truncated or damaged, or has no Zarr store.
     """
+
+    request_bytes = 0
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -159,6 +161,11 @@ class ZippedFiles:
         """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
         data = self.read(key)
         return None if data is None else data[-length:].tobytes()
+
+    @staticmethod
+    def tails(wanted: Sequence[tuple[ZippedFiles, str, int]]) -> list[bytes | None]:
+        """The last bytes of several files."""
+        return [owner.tail(key, length) for owner, key, length in wanted]
 
     @staticmethod
     def fetch(pieces: Pieces) -> Content:

@@ -35,14 +35,17 @@ class Pieces(NamedTuple):
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
 
-    def part(self, start: int, stop: int) -> Pieces:
-        """Some of the pieces."""
-        chosen = slice(start, stop)
-        return Pieces(self.files, self.file[chosen], self.offset[chosen], self.length[chosen])
-
 
 class Files(Protocol):
-    """Where the files of an archive are read from."""
+    """Where the files of an archive are read from.
+
+    Attributes
+    ----------
+    request_bytes
+        Bytes that a request should ask for; 0 if small ones cost little.
+    """
+
+    request_bytes: int
 
     def size(self, key: str) -> int | None:
         """Bytes of a file; None where there is none."""
@@ -51,12 +54,16 @@ class Files(Protocol):
         """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
 
     @staticmethod
+    def tails(wanted: Sequence[tuple[Any, str, int]]) -> list[bytes | None]:
+        """The last bytes of several files: where each is read from, its key, and the length."""
+
+    @staticmethod
     def fetch(pieces: Pieces) -> Content:
         """The bytes of pieces; ArchiveFormatError where a file ends before a piece does."""
 
     @staticmethod
-    def will_need(pieces: Pieces) -> None:
-        """Begin to fetch pieces, without waiting."""
+    def will_need(pieces: Pieces) -> Any:
+        """Begin to fetch pieces, without waiting; drop the result when they are not needed."""
 
     def total(self, prefix: str) -> int:
         """Bytes of all files whose key begins with the path `prefix`."""
@@ -78,6 +85,8 @@ class LocalFiles:
     before_reading
         Called with the key of a file before it is read.
     """
+
+    request_bytes = 0
 
     def __init__(self, root: str, before_reading: Callable[[str], None] | None = None) -> None:
         self.root = root
@@ -132,6 +141,10 @@ class LocalFiles:
         return None if file is None else file.data[-length:].tobytes()
 
     @staticmethod
+    def tails(wanted: Sequence[tuple[LocalFiles, str, int]]) -> list[bytes | None]:
+        return [owner.tail(key, length) for owner, key, length in wanted]
+
+    @staticmethod
     def fetch(pieces: Pieces) -> Content:
         files = [owner._file(key) for owner, key in pieces.files]
         # Address and size of each file.
@@ -159,24 +172,3 @@ class LocalFiles:
     def close(self) -> None:
         self._open.clear()
         self._held = {}
-
-
-def spans(pieces: Pieces, gap: int) -> tuple[Pieces, NDArray[np.int64]]:
-    """Join pieces that follow each other in a file, at most `gap` bytes apart.
-
-    Returns
-    -------
-    spans, starts
-        The joined pieces, and where each piece begins when these stand one after the other.
-    """
-    _, file, offset, length = pieces
-    ends = offset + length
-    apart = offset[1:] - ends[:-1]
-    breaks = np.flatnonzero((file[1:] != file[:-1]) | (apart < 0) | (apart > gap)) + 1
-    first = np.concatenate([[0], breaks]) if len(file) else breaks
-    last = np.concatenate([breaks, [len(file)]])[: len(first)] - 1
-    joined = ends[last] - offset[first]
-    before = np.cumsum(joined) - joined
-    of_piece = np.repeat(np.arange(len(first)), last - first + 1)
-    starts = before[of_piece] + offset - offset[first][of_piece]
-    return Pieces(pieces.files, file[first], offset[first], joined), starts

@@ -17,7 +17,7 @@ from storage_backends.compute.threads import for_each, n_threads
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
 from storage_backends.zarr.chunks.files import Pieces
-from storage_backends.zarr.chunks.shards import ABSENT, ShardedChunks
+from storage_backends.zarr.chunks.shards import ABSENT, ShardedChunks, indexes
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.encodings import DamagedChunkError
 from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
@@ -85,8 +85,8 @@ class ChunkReader(ABC):
     @abstractmethod
     def will_need(
         readers: Sequence[Any], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> None:
-        """Announce chunks that will be read soon, as for `fetch`."""
+    ) -> Any:
+        """Announce chunks, as for `fetch`; returns an object to keep until they were read."""
 
 
 class DirectReader(ChunkReader):
@@ -107,9 +107,9 @@ class DirectReader(ChunkReader):
     @staticmethod
     def will_need(
         readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> None:
+    ) -> Any:
         pieces, _ = locate(readers, which, chunks)
-        readers[0].grid.files.will_need(pieces)
+        return readers[0].grid.files.will_need(pieces)
 
 
 def locate(
@@ -119,11 +119,13 @@ def locate(
     shards = chunks // np.array([reader.grid.per_file for reader in readers])[which]
     is_next = (which[1:] != which[:-1]) | (shards[1:] != shards[:-1])
     edges = np.concatenate([[0], np.flatnonzero(is_next) + 1, [len(chunks)]])
-    entries, files = [], []
-    for start, stop in pairwise(edges.tolist()):
-        grid, shard = readers[which[start]].grid, int(shards[start])
-        entries.append(grid.entries(shard, chunks[start:stop]))
-        files.append((grid.files, grid.key(shard)))
+    of_file = [(readers[which[i]].grid, int(shards[i])) for i in edges[:-1].tolist()]
+    entries = []
+    for index, (grid, shard), edge in zip(
+        indexes(of_file), of_file, pairwise(edges.tolist()), strict=True
+    ):
+        entries.append(index[chunks[slice(*edge)] - shard * grid.per_file])
+    files = [(grid.files, grid.key(shard)) for grid, shard in of_file]
     found = np.concatenate(entries)
     written = (found != ABSENT).any(axis=1)
     file = np.repeat(np.arange(len(files)), np.diff(edges))
@@ -256,13 +258,14 @@ def will_need(
     which: NDArray[np.int64],
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
-) -> None:
-    """Announce checked ranges of items that will be read soon."""
-    nowhere = np.empty(0, np.uint8)
+) -> Any:
+    """Announce checked ranges of items; returns an object to keep until they were read."""
+    nowhere, kept = np.empty(0, np.uint8), []
     for kind, ranges in _by_kind(arrays, which, starts, stops, starts):
         reading = _Reading.of(kind, ranges, nowhere)
         readers = [array.reader for array in kind]
-        readers[0].will_need(readers, *reading.located(0, len(reading.todo.chunks)))
+        kept.append(readers[0].will_need(readers, *reading.located(0, len(reading.todo.chunks))))
+    return kept
 
 
 def _by_kind(

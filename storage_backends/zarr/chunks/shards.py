@@ -9,7 +9,7 @@ Source: Zarr v3 specification, codec ``sharding_indexed``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,13 @@ from storage_backends.compute.caching import LRUCache
 from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
-from storage_backends.zarr.chunks.files import _MOST_OPEN, Files
+from storage_backends.zarr.chunks.files import Files
+
+#: Bytes of the indexes of shards that a process keeps.
+_INDEX_BYTES = 128 << 20
+#: Indexes that were used last, by array and shard. All archives share them, since a collection may
+#: have thousands.
+_indexes = LRUCache[tuple[object, int], NDArray[np.uint64]](_INDEX_BYTES, lambda i: i.nbytes)
 
 #: Offset and length of chunks that were not written.
 ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -53,7 +59,9 @@ class ShardedChunks:
     ) -> None:
         self._where, self.files, self.complete = where, files, complete
         self._prefix, self._suffix, self._per_shard = prefix, suffix, per_shard
-        self._indexes = LRUCache[int, NDArray[np.uint64]](_MOST_OPEN)
+        self.is_sharded = per_shard > 0
+        #: Identifies the array in the cache of indexes, without keeping its files open.
+        self.identity = object()
 
     @property
     def per_file(self) -> int:
@@ -64,31 +72,51 @@ class ShardedChunks:
         """Key of a file."""
         return f"{self._prefix}{number}{self._suffix}"
 
-    def entries(self, file: int, chunks: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Offset and length of chunks of one file; :data:`ABSENT` if they were not written."""
-        if self._per_shard:
-            return self._index(file)[chunks - file * self._per_shard]
-        size = self.files.size(self.key(file))
-        return np.array([[ABSENT, ABSENT] if size is None else [0, size]], np.uint64)
-
-    def _index(self, shard: int) -> NDArray[np.uint64]:
-        index = self._indexes.get(shard)
-        return self._indexes.setdefault(shard, self._read_index(shard)) if index is None else index
-
-    def _read_index(self, shard: int) -> NDArray[np.uint64]:
-        key = self.key(shard)
-        length = self._per_shard * 16 + CHECKSUM_BYTES
-        tail = self.files.tail(key, length)
+    def _parse(self, shard: int, tail: bytes | None) -> NDArray[np.uint64]:
+        """Index at the end of a shard; None: the shard is missing."""
         if tail is None:
             if not self.complete:
                 return np.full((self._per_shard, 2), ABSENT, "<u8")
-            raise ArchiveFormatError(f"{self._where}: its shard {key} is missing; {COPY_AGAIN}")
-        if len(tail) < length or checksum(tail[:-CHECKSUM_BYTES]) != tail[-CHECKSUM_BYTES:]:
             raise ArchiveFormatError(
-                f"{self._where}: the index of its shard {key} is damaged, or the file is "
-                f"truncated; {COPY_AGAIN}"
+                f"{self._where}: its shard {self.key(shard)} is missing; {COPY_AGAIN}"
             )
-        return np.frombuffer(tail[:-CHECKSUM_BYTES], "<u8").reshape(-1, 2)
+        data, found = tail[:-CHECKSUM_BYTES], tail[-CHECKSUM_BYTES:]
+        if len(tail) < self._tail_length or checksum(data) != found:
+            raise ArchiveFormatError(
+                f"{self._where}: the index of its shard {self.key(shard)} is damaged, or the file "
+                f"is truncated; {COPY_AGAIN}"
+            )
+        return np.frombuffer(data, "<u8").reshape(-1, 2)
+
+    @property
+    def _tail_length(self) -> int:
+        return self._per_shard * 16 + CHECKSUM_BYTES
+
+
+def indexes(wanted: Sequence[tuple[ShardedChunks, int]]) -> list[NDArray[np.uint64]]:
+    """Offset and length of each chunk of files, :data:`ABSENT` for those that were not written.
+
+    Parameters
+    ----------
+    wanted
+        Grids whose files are read from places of one type, and the number of a file of each.
+    """
+    found = [_indexes.get((grid.identity, file)) for grid, file in wanted]
+    missing = [i for i, index in enumerate(found) if index is None and wanted[i][0].is_sharded]
+    if missing:
+        files = [(grid.files, grid.key(n), grid._tail_length) for grid, n in wanted]
+        tails = files[0][0].tails([files[i] for i in missing])
+        for i, tail in zip(missing, tails, strict=True):
+            grid, file = wanted[i]
+            found[i] = _indexes.setdefault((grid.identity, file), grid._parse(file, tail))
+    result = []
+    for index, (grid, file) in zip(found, wanted, strict=True):
+        if index is None:
+            # The file is the chunk.
+            size = grid.files.size(grid.key(file))
+            index = np.array([[ABSENT, ABSENT] if size is None else [0, size]], np.uint64)
+        result.append(index)
+    return result
 
 
 class ShardWriter:

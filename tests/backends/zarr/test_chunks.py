@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from budget import sample
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import csr_rows
+from zarr.core.buffer import cpu
+from zarr.storage import MemoryStore
 
 from storage_backends.compute import rowsort
 from storage_backends.compute.caching import LRUCache
@@ -18,8 +21,10 @@ from storage_backends.directory.checksums import Recorder
 from storage_backends.directory.content import Content, checksum
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import plan
-from storage_backends.zarr.chunks.files import LocalFiles, Pieces, spans
+from storage_backends.zarr.chunks import remote_files
+from storage_backends.zarr.chunks.files import LocalFiles, Pieces
 from storage_backends.zarr.chunks.reading import ZarrArray
+from storage_backends.zarr.chunks.remote_files import RemoteFiles
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs import blosc, chain
 from storage_backends.zarr.codecs.chain import Chain
@@ -141,16 +146,56 @@ def test_undo_delta(dtype):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_spans_join_neighbours():
-    pieces = Pieces(
-        ["a", "b"], np.array([0, 0, 0, 1]), np.array([10, 15, 40, 41]), np.array([5, 5, 1, 9])
-    )
-    apart = [(0, 10, 10), (0, 40, 1), (1, 41, 9)]
-    for gap, expected in [(0, apart), (20, [(0, 10, 31), (1, 41, 9)])]:
-        joined, starts = spans(pieces, gap)
-        assert list(zip(*(a.tolist() for a in joined[1:]), strict=True)) == expected
-        assert starts[0] == 0
-        assert starts[1] == 5
+class Bytes(MemoryStore):
+    """A store that counts requests for ranges."""
+
+    requests = 0
+
+    async def get(self, *arguments, **options):
+        self.requests += 1
+        return await super().get(*arguments, **options)
+
+
+pieces = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 190_000), st.integers(0, 60_000)), min_size=1
+)
+
+
+@given(pieces, pieces, st.integers(0, 1 << 17), st.integers(1, 1 << 18))
+def test_pieces_of_remote_files(announced, read, gap, request_bytes):
+    data = np.random.default_rng(0).bytes(200_000), np.random.default_rng(1).bytes(250_000)
+    store = Bytes({f"f{i}": cpu.Buffer.from_bytes(bytes(d)) for i, d in enumerate(data)})
+    files = RemoteFiles(store, "memory://")
+
+    def pieces_of(parts):
+        places = [(i, start, min(n, len(data[i]) - start)) for i, start, n in parts]
+        return Pieces([(files, "f0"), (files, "f1")], *np.array(places).T)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_files, "GAP_BYTES", gap)
+        patch.setattr(remote_files, "REQUEST_BYTES", request_bytes)
+        kept = files.will_need(pieces_of(announced))
+        for span in kept:
+            span.future.result()
+        before = store.requests
+        found = files.fetch(pieces_of(announced))
+        # What was announced is not requested again.
+        assert store.requests == before
+        found = files.fetch(pieces_of(read))
+        for (i, start, n), copy in zip(read, found.copies(), strict=True):
+            assert copy == data[i][start : start + n]
+    del kept, found, span
+    gc.collect()
+    assert not files._pages
+
+
+def test_pieces_after_the_end_of_a_remote_file():
+    store = MemoryStore({"f": cpu.Buffer.from_bytes(bytes(20_000))})
+    files = RemoteFiles(store, "memory://")
+    for start, n in ((19_990, 11), (0, 20_001), (16_384, 5_000)):
+        wanted = Pieces([(files, "f")], np.array([0]), np.array([start]), np.array([n]))
+        with pytest.raises(ArchiveFormatError, match="truncated"):
+            files.fetch(wanted)
 
 
 # -- arrays --------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ from storage_backends.testing.archives import (
     random_numbers,
     small_archive,
 )
-from storage_backends.zarr import remote as remote_files
+from storage_backends.zarr import remote
+from storage_backends.zarr.chunks import remote_files
 from storage_backends.zarr.codecs.profiles import PROFILES
 
 pytestmark = pytest.mark.filterwarnings(
@@ -238,7 +239,7 @@ def proxy(uploaded: Uploaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     use_endpoint(monkeypatch, server.url)
-    monkeypatch.setattr(remote_files, "PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.002)
     yield server
     server.ended.set()
     server.shutdown()
@@ -263,8 +264,8 @@ def url_of(name: str = "balanced") -> str:
 
 
 def request_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "GAP_BYTES", -1)
-    monkeypatch.setattr(remote_files, "MOST_BYTES", 1 << 14)
+    monkeypatch.setattr(remote_files, "GAP_BYTES", 0)
+    monkeypatch.setattr(remote_files, "REQUEST_BYTES", remote_files.PAGE_BYTES)
 
 
 def assert_same_batch(actual: Any, expected: Any) -> None:
@@ -347,7 +348,7 @@ def test_requests_are_few(
             f"in order {sequential}, obs {table}; {n_chunks} chunks, {proxy.n_bytes} bytes"
         )
     assert n_chunks > 50
-    assert opening <= 8
+    assert opening <= 3
     assert random <= 10
     assert sequential <= 40
 
@@ -366,7 +367,7 @@ def test_failing_requests_are_repeated(
     uploaded: Uploaded, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_for_each_chunk(monkeypatch)
-    proxy.every(10, "500", "cut", "503", "truncated")
+    proxy.every(7, "500", "cut", "503", "truncated")
     with opened(url_of()) as ds:
         assert_same_dataset(ds, uploaded.path())
     assert proxy.n_faults > 10
@@ -382,9 +383,9 @@ def test_failing_requests_are_repeated(
 def test_a_store_that_fails_for_good_is_an_error(
     fault: str, name: str, uploaded: Uploaded, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_files, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
     if fault == "stall":
-        monkeypatch.setattr(remote_files, "TIMEOUT_SECONDS", 0.3)
+        monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.3)
     with opened(url_of(name)) as ds:
         proxy.every(1, fault)
         for action in READS:
@@ -402,8 +403,8 @@ def test_a_store_that_fails_for_good_is_an_error(
 def test_a_store_that_fails_at_opening(
     fault: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_files, "ATTEMPTS", 2)
-    monkeypatch.setattr(remote_files, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.1)
     proxy.every(1, fault)
     with pytest.raises(RemoteError, match=r"zarr\.json could not be read"):
         scdl.open(url_of())
@@ -432,7 +433,7 @@ def test_nothing_there(missing: str, proxy: Proxy) -> None:
 def test_an_endpoint_that_nobody_listens_at(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    monkeypatch.setattr(remote_files, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
     use_endpoint(monkeypatch, f"http://127.0.0.1:{port}")
     for url in (url_of(), f"http://127.0.0.1:{port}/a.zarr"):
         with pytest.raises(RemoteError, match=f"^{url}: zarr.json could not be read"):
@@ -510,10 +511,10 @@ class Silent(MemoryStore):
 
 
 def test_filesystems_that_know_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "ATTEMPTS", 2)
-    monkeypatch.setattr(remote_files, "PAUSE_SECONDS", 0)
-    monkeypatch.setattr(remote_files, "TIMEOUT_SECONDS", 0.02)
-    store = remote_files.PatientStore(Silent(), "memory://a.zarr")
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.02)
+    store = remote.PatientStore(Silent(), "memory://a.zarr")
     with pytest.raises(RemoteError, match=r"^memory://a.zarr: k .* 2 attempts.*TimeoutError"):
         sync(store.get("k"))
 

@@ -1,0 +1,222 @@
+"""Files of a remote store: large requests, many at once, begun before their bytes are needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from storage_backends.directory.content import Content
+from storage_backends.errors import ArchiveFormatError, RefusedError
+from storage_backends.zarr.chunks.files import Pieces
+
+#: Files are read in pages, which begin at multiples of this many bytes.
+PAGE_BYTES = 1 << 14
+#: Maximum bytes between pages of one request, maximum bytes of a request, and requests at once.
+GAP_BYTES = 1 << 16
+REQUEST_BYTES = 1 << 20
+CONCURRENCY = 128
+
+#: Bits of the number of a page.
+_PAGE_BITS = 40
+
+_free = asyncio.Semaphore(CONCURRENCY)
+
+
+class Span:
+    """Consecutive pages of a file, in memory or on their way.
+
+    Nothing else refers to a span for long, so its memory is released, and a request that has not
+    begun is left out, when those who asked for it drop it.
+    """
+
+    def __init__(self, owner: RemoteFiles, key: str, first: int, last: int) -> None:
+        self.owner, self.key, self.pages = owner, key, range(first, last + 1)
+        self.start, self.stop = first * PAGE_BYTES, (last + 1) * PAGE_BYTES
+        self.future: Future[NDArray[np.uint8]] = Future()
+        self.reference = weakref.ref(self)
+        for page in self.pages:
+            owner._pages[key, page] = self.reference
+
+    def __del__(self) -> None:
+        for page in self.pages:
+            if self.owner._pages.get((self.key, page)) is self.reference:
+                self.owner._pages.pop((self.key, page), None)
+
+    async def fetch(self) -> None:
+        """Fetch the bytes, fewer at the end of the file."""
+        request = RangeByteRequest(self.start, self.stop)
+        found = await self.owner.store.get(self.key, default_buffer_prototype(), request)
+        data = b"" if found is None else found.to_bytes()
+        self.future.set_result(np.frombuffer(data, np.uint8))
+
+
+class RemoteFiles:
+    """Files of a remote store."""
+
+    request_bytes = 1 << 18
+
+    def __init__(self, store: Store, url: str) -> None:
+        self.store, self.url = store, url
+        #: The span of each page that is in memory or on its way.
+        self._pages: dict[tuple[str, int], weakref.ref[Span]] = {}
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        try:
+            return int(sync(self.store.getsize(key)))
+        except FileNotFoundError:
+            return None
+
+    def tail(self, key: str, length: int) -> bytes | None:
+        """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
+        return self.tails([(self, key, length)])[0]
+
+    @staticmethod
+    def tails(wanted: Sequence[tuple[RemoteFiles, str, int]]) -> list[bytes | None]:
+        """The last bytes of several files, fetched at once."""
+
+        async def get(owner: RemoteFiles, key: str, length: int) -> bytes | None:
+            async with _free:
+                request = SuffixByteRequest(length)
+                found = await owner.store.get(key, default_buffer_prototype(), request)
+                return None if found is None else found.to_bytes()
+
+        async def get_all() -> list[bytes | None]:
+            return await asyncio.gather(*(get(*one) for one in wanted))
+
+        return list(sync(get_all()))
+
+    @staticmethod
+    def will_need(pieces: Pieces) -> list[Span]:
+        """Begin to fetch pieces; they stay in memory as long as the returned object."""
+        found = _spans(pieces)
+        new = [span for span, is_new in found.items() if is_new]
+        if new:
+            _start(new)
+        return list(found)
+
+    @staticmethod
+    def fetch(pieces: Pieces) -> Content:
+        """The bytes of pieces; those that were not announced are fetched now."""
+        spans = RemoteFiles.will_need(pieces)
+        addresses, owners = np.empty(len(pieces.file), np.int64), list[Any](spans)
+        places = zip(*(part.tolist() for part in pieces[1:]), strict=True)
+        for i, (file, offset, length) in enumerate(places):
+            owner, key = pieces.files[file]
+            data, start = owner._bytes(key, offset, length)
+            addresses[i] = data.ctypes.data + start
+            owners.append(data)
+        return Content(addresses, pieces.length, owners)
+
+    def span(self, key: str, page: int) -> Span | None:
+        """The span of a page, if there is one."""
+        reference = self._pages.get((key, page))
+        return None if reference is None else reference()
+
+    def _bytes(self, key: str, offset: int, length: int) -> tuple[NDArray[np.uint8], int]:
+        """Memory with a range of a file, and where the range begins in it; the spans exist."""
+        span = self.span(key, offset // PAGE_BYTES)
+        assert span is not None
+        data, start = span.future.result(), offset - span.start
+        if offset + length > span.stop:
+            # The range continues in other spans.
+            parts, at = [data[start:]], span.stop
+            while at < offset + length:
+                span = self.span(key, at // PAGE_BYTES)
+                assert span is not None
+                parts.append(span.future.result()[at - span.start :])
+                at = span.stop
+            data, start = np.concatenate(parts), 0
+        if start + length > len(data):
+            raise ArchiveFormatError(
+                f"{self.url}: the file {key} is truncated or missing; copy it again"
+            )
+        return data, start
+
+    def total(self, prefix: str) -> int:
+        """Bytes of all files below a path; 0 where the store does not list them."""
+        if not self.store.supports_listing:
+            return 0
+        try:
+            return int(sync(self.store.getsize_prefix(prefix)))
+        except RefusedError:
+            return 0
+
+    def close(self) -> None:
+        """Do nothing: no resources are held."""
+
+
+def _spans(pieces: Pieces) -> dict[Span, bool]:
+    """The spans of pieces, and whether each was not known before."""
+    _, file, offset, length = pieces
+    first, last = offset // PAGE_BYTES, (offset + np.maximum(length, 1) - 1) // PAGE_BYTES
+    n_pages = last - first + 1
+    pages = np.repeat(first - np.cumsum(n_pages) + n_pages, n_pages) + np.arange(n_pages.sum())
+    # Sorted by file, then by page.
+    wanted = np.unique((np.repeat(file, n_pages) << _PAGE_BITS) + pages)
+    found: dict[Span, bool] = {}
+    missing = []
+    for number, page in zip(
+        (wanted >> _PAGE_BITS).tolist(), (wanted & (1 << _PAGE_BITS) - 1).tolist(), strict=True
+    ):
+        span = pieces.files[number][0].span(pieces.files[number][1], page)
+        if span is None:
+            missing.append((number, page))
+        else:
+            found.setdefault(span, False)
+    for number, begin, end in _requests(missing):
+        found[Span(*pieces.files[number], begin, end)] = True
+    return found
+
+
+def _requests(pages: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Join sorted pages of files to requests: the file, the first page and the last."""
+    gap, most = GAP_BYTES // PAGE_BYTES + 1, max(1, REQUEST_BYTES // PAGE_BYTES)
+    current: tuple[int, int, int] | None = None
+    for file, page in pages:
+        if current is not None:
+            number, first, last = current
+            if file == number and page - last <= gap and page - first < most:
+                current = number, first, page
+                continue
+            yield current
+        current = file, page, page
+    if current is not None:
+        yield current
+
+
+def _start(spans: Sequence[Span]) -> None:
+    """Begin to fetch spans, without waiting."""
+    waiting = [span.reference for span in spans]
+
+    async def fetch(reference: weakref.ref[Span]) -> None:
+        async with _free:
+            span = reference()
+            if span is not None:
+                try:
+                    await span.fetch()
+                except Exception as error:  # noqa: BLE001 - raised where the bytes are needed
+                    span.future.set_exception(error)
+
+    async def fetch_all() -> None:
+        await asyncio.gather(*map(fetch, waiting))
+
+    def run() -> None:
+        try:
+            sync(fetch_all())
+        except BaseException as error:  # noqa: BLE001 - raised where the bytes are needed
+            for span in filter(None, (reference() for reference in waiting)):
+                if not span.future.done():
+                    span.future.set_exception(error)
+
+    threading.Thread(target=run, name="scdl-fetch", daemon=True).start()
