@@ -20,8 +20,8 @@ from scdl.training.grouping import Groups, group_cells
 _BLOCKS = 512
 #: Maximum default cells per block: some 400 kB, which disks read efficiently.
 _MAX_BLOCK = 64
-#: Default number of pieces of blocks in a window, if a buffer is kept compressed.
-_PIECES = 320
+#: Default numbers of blocks in a buffer that is kept compressed, and of their pieces in a window.
+_COMPRESSED_BLOCKS, _PIECES = 640, 400
 
 #: Options of each order.
 ORDER_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -138,7 +138,7 @@ class OrderMaker:
         window = max(self.budget // 2 // self.batch_size, 1) * self.batch_size
         per_cell = max(storage.bytes_per_cell, 1)
         n_windows = max(1, int(self.memory / 4 / per_cell) // window)
-        block = min(int(storage.request_bytes / per_cell), n_windows * window // _BLOCKS)
+        block = min(int(storage.request_bytes / per_cell), n_windows * window // _COMPRESSED_BLOCKS)
         piece = max(1, min(window // _PIECES, _MAX_BLOCK))
         return order_kinds.Block(max(block, piece), n_windows * window, piece, window)
 
