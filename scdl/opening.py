@@ -10,6 +10,7 @@ from scdl.archive.schema import NEIGHBOR_KEY
 from scdl.collection.collection import SingleCellCollection
 from scdl.collection.paths import archives_below, has_manifest
 from scdl.dataset.dataset import SingleCellDataset
+from scdl.dataset.opened import CACHE_MB
 from scdl.errors import ArchiveFormatError, OptionError
 from storage_backends import registry
 from storage_backends.paths import Path, path_of
@@ -24,6 +25,8 @@ def open(
     neighbor_sampling_strategy: NeighborSamplingStrategy | str = NeighborSamplingStrategy.RANDOM,
     fallback_to_identity: bool = True,
     matrix: str | None = None,
+    cache_dir: Path | None = None,
+    cache_mb: float = CACHE_MB,
 ) -> SingleCellDataset | SingleCellCollection:
     """Open an archive of any backend, or a directory of archives as a collection.
 
@@ -37,6 +40,10 @@ def open(
         As for :class:`SingleCellDataset`.
     matrix
         Another matrix of an AnnData that the archive keeps completely, such as ``layers/counts``.
+
+    cache_dir, cache_mb
+        Local directory to keep what is read from a URL, so that the next epoch reads it there, and
+        its maximum size in megabytes. Processes may share it; other archives may, too.
 
     Raises
     ------
@@ -53,6 +60,8 @@ def open(
         "neighbor_key": neighbor_key,
         "neighbor_sampling_strategy": neighbor_sampling_strategy,
         "fallback_to_identity": fallback_to_identity,
+        "cache_dir": cache_dir,
+        "cache_mb": cache_mb,
     }
     lists_members = has_manifest(path)
     if not lists_members and (not os.path.isdir(path) or registry.known(path) is not None):

@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class CacheOptions:
+    """A local directory to keep what is fetched from remote archives.
+
+    Parameters
+    ----------
+    directory
+        Its path.
+    megabytes
+        Maximum size of what it keeps.
+    """
+
+    directory: str
+    megabytes: float
+
+
+@dataclass(frozen=True)
 class Backend:
     """A storage backend, built in or registered by an entry point.
 

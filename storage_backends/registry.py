@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from storage_backends import other_formats
+from storage_backends.backend import CacheOptions
 from storage_backends.base import ArrayStore, ArrayWriter, Backend
 from storage_backends.errors import (
     ArchiveExistsError,
@@ -213,10 +214,20 @@ def is_archive(path: str) -> bool:
     return known(path) is not None
 
 
-def open_archive(path: str | os.PathLike[str], *, hold: bool = True) -> ArrayStore:
-    """Open the archive at `path`, as ``ArrayStore.open`` does, and warn of its remarks."""
+def open_archive(
+    path: str | os.PathLike[str], *, hold: bool = True, cache: CacheOptions | None = None
+) -> ArrayStore:
+    """Open the archive at `path`, as ``ArrayStore.open`` does, and warn of its remarks.
+
+    Parameters
+    ----------
+    cache
+        Where to keep what is fetched from a URL; backends that read URLs take this keyword.
+    """
     path = path_of(path, "the path of an archive")
-    store = detect(path).store.open(path, hold=hold)
+    # Local archives need none.
+    options = {"cache": cache} if cache is not None and is_url(path) else {}
+    store = detect(path).store.open(path, hold=hold, **options)
     for remark in store.remarks:
         warnings.warn(remark, ScdlWarning, stacklevel=5)
     return store

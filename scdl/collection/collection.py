@@ -46,6 +46,8 @@ class SingleCellCollection(OpenedCollection):
         exist, :meth:`load_h5ad` creates it. Or the paths of archives, in the order of their cells.
     load_neighbors, neighbor_key, neighbor_sampling_strategy, fallback_to_identity
         As for :class:`SingleCellDataset`.
+    cache_dir, cache_mb
+        As for :class:`SingleCellDataset`; the members share the directory.
     label
         Name of a categorical column to add to obs, with the name of each cell's member (see
         :attr:`member_names`); members are not modified. All members are opened to check that they

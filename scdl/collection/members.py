@@ -22,6 +22,7 @@ from scdl.conversion.cell_names import archive_names
 from scdl.conversion.origins import Origins
 from scdl.conversion.tables import United
 from scdl.dataset.dataset import SingleCellDataset
+from scdl.dataset.opened import cache_options
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
@@ -115,7 +116,8 @@ class Members(Sequence[SingleCellDataset]):
             return
         record = self.records[number]
         with self._opening(record):
-            store = registry.open_archive(record.path, hold=hold)
+            cache = cache_options(self._options["cache_dir"], self._options["cache_mb"])
+            store = registry.open_archive(record.path, hold=hold, cache=cache)
         self._check(number, store)
         yield store
 

@@ -24,6 +24,7 @@ from scdl.collection.members import Datasets, Members
 from scdl.collection.paths import MANIFEST, archives_below, has_manifest, resolved
 from scdl.dataset import summary
 from scdl.dataset.dataset import SingleCellDataset
+from scdl.dataset.opened import CACHE_MB
 from scdl.errors import (
     ArchiveChangedError,
     ArchiveNotFoundError,
@@ -51,12 +52,16 @@ class OpenedCollection(JoinedCells):
         | str = NeighborSamplingStrategy.RANDOM,
         fallback_to_identity: bool = True,
         max_open: int = 64,
+        cache_dir: Path | None = None,
+        cache_mb: float = CACHE_MB,
     ) -> None:
         self._neighbors: dict[str, Any] = {
             "load_neighbors": load_neighbors,
             "neighbor_key": neighbor_key,
             "neighbor_sampling_strategy": neighbor_sampling_strategy,
             "fallback_to_identity": fallback_to_identity,
+            "cache_dir": cache_dir,
+            "cache_mb": cache_mb,
         }
         if max_open < 1:
             raise OptionError(f"max_open must be at least 1, not {max_open}")

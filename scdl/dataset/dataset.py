@@ -10,7 +10,13 @@ from numpy.typing import DTypeLike
 from scdl.archive import csr
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
-from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES, OpenedArchive
+from scdl.dataset.opened import (
+    CACHE_MB,
+    OBS_INDEX_NAMES,
+    VAR_INDEX_NAMES,
+    OpenedArchive,
+    cache_options,
+)
 from scdl.errors import OptionError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
@@ -49,6 +55,9 @@ class SingleCellDataset(OpenedArchive):
         proportion to the weights.
     fallback_to_identity
         Whether a cell without neighbours is its own neighbour.
+    cache_dir, cache_mb
+        Local directory to keep what is read from a URL, so that the next epoch reads it there, and
+        its maximum size in megabytes. Processes may share it; other archives may, too.
     **options
         Options of conversions, also of :meth:`load_h5ad`; see :func:`scdl.convert`. Without
         `h5ad_path`, ``matrix`` selects another matrix of an AnnData that the archive keeps
@@ -78,6 +87,8 @@ class SingleCellDataset(OpenedArchive):
         neighbor_sampling_strategy: NeighborSamplingStrategy
         | str = NeighborSamplingStrategy.RANDOM,
         fallback_to_identity: bool = True,
+        cache_dir: Path | None = None,
+        cache_mb: float = CACHE_MB,
         **options: Unpack[ConvertOptions],
     ) -> None:
         # Messages show the path as given.
@@ -89,6 +100,7 @@ class SingleCellDataset(OpenedArchive):
             "strategy": NeighborSamplingStrategy(neighbor_sampling_strategy),
             "fallback_to_identity": fallback_to_identity,
         }
+        self._cache = cache_options(cache_dir, cache_mb)
         self._var_index_names = VAR_INDEX_NAMES
         self._obs_index_names = OBS_INDEX_NAMES
         self._options = options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Self, SupportsIndex
 
@@ -19,10 +20,12 @@ from scdl.dataset import summary
 from scdl.dataset.cells import Storage
 from scdl.dataset.documented import Row
 from scdl.dataset.reader import CellReader
-from scdl.errors import ArchiveFormatError, FeatureNotFoundError
+from scdl.errors import ArchiveFormatError, FeatureNotFoundError, OptionError
 from storage_backends import __version__, registry
+from storage_backends.backend import CacheOptions
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property
+from storage_backends.paths import Path, absolute, path_of
 
 #: Column names for gene and cell names: on disk, and in the documentation.
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
@@ -36,6 +39,19 @@ _OPENED = ("_store", "info", "_matrices")
 _READ = ("graph", "_graphs", "_graph_matrices", "_var", "_obs", "gene_spaces", "storage")
 
 
+#: Default of `cache_mb`.
+CACHE_MB = 50_000
+
+
+def cache_options(cache_dir: Path | None, cache_mb: float) -> CacheOptions | None:
+    """Where to keep what is fetched from URLs; OptionError for a size that is not positive."""
+    if not isinstance(cache_mb, int | float | np.number) or not 0 < cache_mb < math.inf:
+        raise OptionError(f"cache_mb must be a positive number, not {cache_mb!r}")
+    if cache_dir is None:
+        return None
+    return CacheOptions(absolute(path_of(cache_dir, "the path of a directory")), float(cache_mb))
+
+
 class OpenedArchive(CellReader):
     """An open archive, read by row and by batch.
 
@@ -47,11 +63,12 @@ class OpenedArchive(CellReader):
     _neighbor_key: str
     _sampling: dict[str, Any]
     _matrix: str | None
+    _cache: CacheOptions | None = None
     _var_index_names: tuple[str, ...]
     _obs_index_names: tuple[str, ...]
 
     def _open(self, path: str) -> None:
-        store = registry.open_archive(path)
+        store = registry.open_archive(path, cache=self._cache)
         if self._matrix is not None:
             from scdl.dataset.matrix_view import MatrixView
 

@@ -16,20 +16,24 @@ from typing import TypeVar
 import zarr
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
+from storage_backends.backend import CacheOptions
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
+    BackendOptionError,
     MissingCodecError,
     RefusedError,
     RemoteError,
     ScdlError,
     one_line,
 )
-from storage_backends.zarr.chunks.remote_files import RemoteFiles
+from storage_backends.zarr.chunks.page_cache import PageCache
+from storage_backends.zarr.chunks.remote_files import CACHED_PAGE_BYTES, RemoteFiles
 from storage_backends.zarr.claims import bounded
-from storage_backends.zarr.detection import OBSTORE
+from storage_backends.zarr.detection import CHECKSUMS, OBSTORE
 
 _T = TypeVar("_T")
 
@@ -53,8 +57,13 @@ _REFUSALS = (
 )
 
 
-def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
+def open_group(url: str, cache: CacheOptions | None = None) -> tuple[zarr.Group, RemoteFiles]:
     """The root of a store, and its files.
+
+    Parameters
+    ----------
+    cache
+        Local directory to keep what is fetched, if there is one.
 
     Raises
     ------
@@ -77,7 +86,19 @@ def open_group(url: str) -> tuple[zarr.Group, RemoteFiles]:
         raise
     except Exception as error:
         raise ArchiveFormatError(f"{url}: zarr cannot read it: {one_line(error)}") from error
-    return group, RemoteFiles(store, url)
+    return group, RemoteFiles(store, url, _page_cache(store, cache) if cache else None)
+
+
+def _page_cache(store: PatientStore, options: CacheOptions) -> PageCache:
+    """The cache of an archive, which its checksums identify."""
+    found = sync(store.get(CHECKSUMS))
+    if found is None:
+        raise BackendOptionError(
+            f"{store.url}: cache_dir= needs an archive with checksums, which tell whether it "
+            "changed; add them to a local copy with `scdl verify --add-checksums`, or leave it out"
+        )
+    identity = store.url.encode() + found.to_bytes()
+    return PageCache(options.directory, identity, options.megabytes, CACHED_PAGE_BYTES)
 
 
 @cache

@@ -74,7 +74,7 @@ class ZarrStore(DirectoryStore):
     def open(cls, path: str, *, hold: bool = True, **options: Any) -> Self:
         if not os.path.isdir(path) and detection.is_url(path):
             with unreadable(path), layout.quiet():
-                root, remote = remote_files.open_group(path)
+                root, remote = remote_files.open_group(path, options.get("cache"))
                 store = cls(path, remote, nodes(path, root, remote))
                 if hold and store._group.is_archive:
                     # Servers that cannot be read from, such as those without ranges, fail here.

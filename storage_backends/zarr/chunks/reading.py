@@ -262,9 +262,9 @@ def will_need(
     """Announce checked ranges of items; returns an object to keep until they were read."""
     nowhere, kept = np.empty(0, np.uint8), []
     for kind, ranges in _by_kind(arrays, which, starts, stops, starts):
-        reading = _Reading.of(kind, ranges, nowhere)
-        readers = [array.reader for array in kind]
-        kept.append(readers[0].will_need(readers, *reading.located(0, len(reading.todo.chunks))))
+        reading, readers = _Reading.of(kind, ranges, nowhere), [array.reader for array in kind]
+        if n := len(reading.todo.chunks):
+            kept.append(readers[0].will_need(readers, *reading.located(0, n)))
     return kept
 
 

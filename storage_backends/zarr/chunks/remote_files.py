@@ -18,9 +18,11 @@ from zarr.core.sync import sync
 from storage_backends.directory.content import Content
 from storage_backends.errors import ArchiveFormatError, RefusedError
 from storage_backends.zarr.chunks.files import Pieces
+from storage_backends.zarr.chunks.page_cache import PageCache
 
-#: Files are read in pages, which begin at multiples of this many bytes.
-PAGE_BYTES = 1 << 14
+#: Files are read in pages, which begin at multiples of this many bytes; of the second number if
+#: pages are kept in a local directory, as each is then fetched only once.
+PAGE_BYTES, CACHED_PAGE_BYTES = 1 << 14, 1 << 16
 #: Maximum bytes between pages of one request, maximum bytes of a request, and requests at once.
 GAP_BYTES = 1 << 16
 REQUEST_BYTES = 1 << 20
@@ -41,7 +43,7 @@ class Span:
 
     def __init__(self, owner: RemoteFiles, key: str, first: int, last: int) -> None:
         self.owner, self.key, self.pages = owner, key, range(first, last + 1)
-        self.start, self.stop = first * PAGE_BYTES, (last + 1) * PAGE_BYTES
+        self.start, self.stop = first * owner.page_bytes, (last + 1) * owner.page_bytes
         self.future: Future[NDArray[np.uint8]] = Future()
         self.reference = weakref.ref(self)
         for page in self.pages:
@@ -56,17 +58,28 @@ class Span:
         """Fetch the bytes, fewer at the end of the file."""
         request = RangeByteRequest(self.start, self.stop)
         found = await self.owner.store.get(self.key, default_buffer_prototype(), request)
-        data = b"" if found is None else found.to_bytes()
-        self.future.set_result(np.frombuffer(data, np.uint8))
+        data = np.frombuffer(b"" if found is None else found.to_bytes(), np.uint8)
+        self.future.set_result(data)
+        if self.owner.cache is not None:
+            await asyncio.to_thread(self.owner.cache.write, self.key, self.pages.start, data)
 
 
 class RemoteFiles:
-    """Files of a remote store."""
+    """Files of a remote store.
+
+    Attributes
+    ----------
+    page_bytes
+        Bytes of a page.
+    cache
+        Keeps pages in a local directory, if there is one.
+    """
 
     request_bytes = 1 << 18
 
-    def __init__(self, store: Store, url: str) -> None:
-        self.store, self.url = store, url
+    def __init__(self, store: Store, url: str, cache: PageCache | None = None) -> None:
+        self.store, self.url, self.cache = store, url, cache
+        self.page_bytes = PAGE_BYTES if cache is None else cache.page_bytes
         #: The span of each page that is in memory or on its way.
         self._pages: dict[tuple[str, int], weakref.ref[Span]] = {}
 
@@ -86,10 +99,16 @@ class RemoteFiles:
         """The last bytes of several files, fetched at once."""
 
         async def get(owner: RemoteFiles, key: str, length: int) -> bytes | None:
+            cached = None if owner.cache is None else owner.cache.tail(key, length)
+            if cached is not None:
+                return cached
             async with _free:
                 request = SuffixByteRequest(length)
                 found = await owner.store.get(key, default_buffer_prototype(), request)
-                return None if found is None else found.to_bytes()
+            data = None if found is None else found.to_bytes()
+            if owner.cache is not None and data is not None and len(data) == length:
+                owner.cache.write_tail(key, data)
+            return data
 
         async def get_all() -> list[bytes | None]:
             return await asyncio.gather(*(get(*one) for one in wanted))
@@ -125,14 +144,14 @@ class RemoteFiles:
 
     def _bytes(self, key: str, offset: int, length: int) -> tuple[NDArray[np.uint8], int]:
         """Memory with a range of a file, and where the range begins in it; the spans exist."""
-        span = self.span(key, offset // PAGE_BYTES)
+        span = self.span(key, offset // self.page_bytes)
         assert span is not None
         data, start = span.future.result(), offset - span.start
         if offset + length > span.stop:
             # The range continues in other spans.
             parts, at = [data[start:]], span.stop
             while at < offset + length:
-                span = self.span(key, at // PAGE_BYTES)
+                span = self.span(key, at // self.page_bytes)
                 assert span is not None
                 parts.append(span.future.result()[at - span.start :])
                 at = span.stop
@@ -159,40 +178,55 @@ class RemoteFiles:
 def _spans(pieces: Pieces) -> dict[Span, bool]:
     """The spans of pieces, and whether each was not known before."""
     _, file, offset, length = pieces
-    first, last = offset // PAGE_BYTES, (offset + np.maximum(length, 1) - 1) // PAGE_BYTES
+    page_bytes = np.array([owner.page_bytes for owner, _ in pieces.files])[file]
+    first, last = offset // page_bytes, (offset + np.maximum(length, 1) - 1) // page_bytes
     n_pages = last - first + 1
     pages = np.repeat(first - np.cumsum(n_pages) + n_pages, n_pages) + np.arange(n_pages.sum())
     # Sorted by file, then by page.
     wanted = np.unique((np.repeat(file, n_pages) << _PAGE_BITS) + pages)
     found: dict[Span, bool] = {}
-    missing = []
+    missing: dict[int, list[int]] = {}
     for number, page in zip(
         (wanted >> _PAGE_BITS).tolist(), (wanted & (1 << _PAGE_BITS) - 1).tolist(), strict=True
     ):
-        span = pieces.files[number][0].span(pieces.files[number][1], page)
+        owner, key = pieces.files[number]
+        span = owner.span(key, page)
         if span is None:
-            missing.append((number, page))
+            missing.setdefault(number, []).append(page)
         else:
             found.setdefault(span, False)
-    for number, begin, end in _requests(missing):
-        found[Span(*pieces.files[number], begin, end)] = True
+    for number, left in missing.items():
+        owner, key = pieces.files[number]
+        for span in _cached(owner, key, left):
+            found[span] = False
+            left = [page for page in left if page not in span.pages]
+        for first_page, last_page in _requests(left, owner.page_bytes):
+            found[Span(owner, key, first_page, last_page)] = True
     return found
 
 
-def _requests(pages: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Join sorted pages of files to requests: the file, the first page and the last."""
-    gap, most = GAP_BYTES // PAGE_BYTES + 1, max(1, REQUEST_BYTES // PAGE_BYTES)
-    current: tuple[int, int, int] | None = None
-    for file, page in pages:
-        if current is not None:
-            number, first, last = current
-            if file == number and page - last <= gap and page - first < most:
-                current = number, first, page
-                continue
-            yield current
-        current = file, page, page
-    if current is not None:
-        yield current
+def _cached(owner: RemoteFiles, key: str, pages: Sequence[int]) -> Iterator[Span]:
+    """Spans of those pages that are in the local cache."""
+    if owner.cache is None:
+        return
+    for first, data in owner.cache.read(key, pages):
+        span = Span(owner, key, first, first + (len(data) - 1) // owner.page_bytes)
+        span.future.set_result(data)
+        yield span
+
+
+def _requests(pages: Sequence[int], page_bytes: int) -> Iterator[tuple[int, int]]:
+    """Join sorted pages of a file to requests, each by its first page and its last."""
+    gap, most = GAP_BYTES // page_bytes + 1, max(1, REQUEST_BYTES // page_bytes)
+    first = last = -1
+    for page in pages:
+        if first >= 0 and (page - last > gap or page - first >= most):
+            yield first, last
+            first = page
+        first = page if first < 0 else first
+        last = page
+    if first >= 0:
+        yield first, last
 
 
 def _start(spans: Sequence[Span]) -> None:

@@ -39,6 +39,7 @@ moto_server = pytest.importorskip("moto.server")
 pytest.importorskip("obstore")
 
 import scdl
+from scdl.errors import OptionError
 from storage_backends import registry
 from storage_backends.errors import (
     ArchiveFormatError,
@@ -351,6 +352,39 @@ def test_requests_are_few(
     assert opening <= 3
     assert random <= 10
     assert sequential <= 40
+
+
+def test_a_second_epoch_makes_no_requests_for_cells(
+    uploaded: Uploaded, proxy: Proxy, tmp_path: Path
+) -> None:
+    def epoch(cells: Any) -> list[Any]:
+        return [cells.read_rows(slice(i, i + 512)) for i in range(0, N_OBS, 512)]
+
+    with opened(uploaded.path()) as local, contextlib.ExitStack() as stack:
+        expected = epoch(local)
+        first = stack.enter_context(contextlib.closing(scdl.open(url_of(), cache_dir=tmp_path)))
+        for ours, theirs in zip(epoch(first), expected, strict=True):
+            assert_same_batch(ours, theirs)
+        again = stack.enter_context(contextlib.closing(pickle.loads(pickle.dumps(first))))
+        proxy.requests.clear()
+        for ours, theirs in zip(epoch(again), expected, strict=True):
+            assert_same_batch(ours, theirs)
+        assert not proxy.requests
+        # Damaged pages are fetched again.
+        for path in tmp_path.rglob("*.sums"):
+            path.write_bytes(b"damaged" * 100)
+        anew = stack.enter_context(contextlib.closing(scdl.open(url_of(), cache_dir=tmp_path)))
+        for ours, theirs in zip(epoch(anew), expected, strict=True):
+            assert_same_batch(ours, theirs)
+        assert any("/X/data/" in request for request in proxy.requests)
+
+
+def test_a_cache_needs_checksums(uploaded: Uploaded, proxy: Proxy, tmp_path: Path) -> None:
+    with pytest.raises(BackendOptionError, match="needs an archive with checksums"):
+        scdl.open(url_of("v3"), cache_dir=tmp_path)
+    for size in (0, -1, float("nan"), "much"):
+        with pytest.raises(OptionError, match="cache_mb"):
+            scdl.open(url_of(), cache_dir=tmp_path, cache_mb=size)  # type: ignore[arg-type]
 
 
 READS: Sequence[Callable[[Any], Any]] = (
