@@ -126,8 +126,12 @@ class Block:
             )
         if (self.piece is None) != (self.window is None):
             raise OrderError("piece and window must be given together")
-        if self.window is not None and (self.window < 1 or self.buffer % self.window):
-            raise OrderError(f"{self.buffer} cells of a buffer are no windows of {self.window}")
+        piece, window = 1 if self.piece is None else self.piece, self.window
+        if piece < 1 or (window is not None and (window < 1 or self.buffer % window)):
+            raise OrderError(
+                f"piece must be at least 1 cell, not {piece}, and a buffer of {self.buffer} cells "
+                f"must have whole windows, not of {window}"
+            )
 
     def fingerprint(self) -> str:
         """Name and sizes of blocks and buffers."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from storage_backends.base import ArrayStore, ArrayWriter, Backend
-from storage_backends.testing.archives import DTYPES, Contents, large_archive
+from storage_backends.testing.archives import DTYPES, Contents, large_archive, small_archive
 
 #: Names of arrays of every integer dtype, with scalar and vector items.
 INTEGERS = [f"obsm/{dtype}{shape}" for dtype in DTYPES for shape in ("", "x3") if "int" in dtype]
@@ -81,6 +81,19 @@ class BackendHarness:
         with tests.writing(path, large_archive(), pieces=3):
             pass
         return path
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def two_paths(
+        cls, large_path: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[str, str]:
+        """Archives of different sizes with arrays of the same types."""
+        tests, cells = cls(), large_archive()
+        dtypes = [cells.arrays[name].dtype.name for name in ("data", "indices", "indptr")]
+        path = tests.make_path(tmp_path_factory.mktemp("small"))
+        with tests.writing(path, small_archive(dtypes=(dtypes[0], dtypes[1], dtypes[2]))):
+            pass
+        return large_path, path
 
     @pytest.fixture
     def store(self, large_path: str) -> Iterator[ArrayStore]:

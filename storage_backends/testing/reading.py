@@ -156,6 +156,43 @@ class ReadingTests(BackendHarness):
             store.will_need(name, starts, stops)
             assert_reads(store, name, list(zip(bounds[::2], bounds[1::2], strict=True)))
 
+    @PROPERTY
+    @given(data=st.data())
+    def test_across_archives(self, two_paths: tuple[str, str], data: st.DataObject) -> None:
+        """Ranges of several archives, in any order, announced before."""
+        with self.open(two_paths[0]) as large, self.open(two_paths[1]) as small:
+            stores, n = [large, small, large], data.draw(st.integers(0, 30))
+            name = data.draw(st.sampled_from(["data", "indices", "indptr"]))
+            which = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+            which = which.astype(np.int64)
+            lengths = [stores[i].spec(name).length for i in which.tolist()]
+            bounds = [
+                sorted((data.draw(st.integers(0, top)), data.draw(st.integers(0, top))))
+                for top in lengths
+            ]
+            starts, stops = np.array(bounds, np.int64).reshape(-1, 2).T.copy()
+            kept = type(large).will_need_across(stores, name, which, starts, stops)
+            out = np.zeros(int((stops - starts).sum()), large.spec(name).dtype)
+            type(large).read_across(stores, name, which, starts, stops, out)
+            del kept
+            parts = [
+                stores[i].read(name, start, stop)
+                for i, (start, stop) in zip(which.tolist(), bounds, strict=True)
+            ]
+            assert_same_bits(out, np.concatenate([*parts, out[:0]]), name)
+
+    def test_across_archives_out_of_bounds(self, two_paths: tuple[str, str]) -> None:
+        with self.open(two_paths[0]) as large, self.open(two_paths[1]) as small:
+            length = small.spec("data").length
+            starts = np.array([0, 0], np.int64)
+            for stop in (length + 1, large.spec("data").length):
+                stops, out = np.array([2, stop], np.int64), np.zeros(2 + stop, np.float32)
+                out = out.astype(large.spec("data").dtype)
+                with pytest.raises(errors.RangeError, match="data"):
+                    type(large).read_across(
+                        [large, small], "data", np.array([0, 1]), starts, stops, out
+                    )
+
     @pytest.mark.parametrize("name", ["nothing", "obs", "obsm/nothing"])
     def test_will_need_and_chunk_length_of_unknown_array(
         self, store: ArrayStore, name: str
