@@ -53,8 +53,8 @@ class SingleCellCollection(OpenedCollection):
         :attr:`member_names`); members are not modified. All members are opened to check that they
         have no such column.
     max_open
-        Maximum number of members that stay open. The matrices of memory-mapped members stay
-        mapped, whatever their number, up to 5,000.
+        Maximum number of members that stay open, for tables and graphs. The matrices of up to 5,000
+        members stay usable in any case.
 
     Raises
     ------

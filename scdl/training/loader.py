@@ -52,8 +52,9 @@ class SingleCellLoader:
     """Iterable over training batches of cells; yields :class:`TrainingBatch`.
 
     Threads read and assemble cells while the model computes. The order is a pure function of the
-    number of cells, the seed and the epoch: batches do not depend on threads, workers or the
-    storage backend. Each iteration is the next epoch.
+    number of cells, the seed and the epoch: batches do not depend on threads or workers. Blocks and
+    buffers of the block order follow from `memory_mb` and the storage unless they are given. Each
+    iteration is the next epoch.
 
     Parameters
     ----------
