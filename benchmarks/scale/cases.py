@@ -31,6 +31,8 @@ class ScaleBench(Bench):
         Numbers of members.
     cells
         Cells to read before a rate is measured, by which most members have been opened.
+    is_toy
+        Whether the data is tiny.
     """
 
     child: Child
@@ -38,15 +40,34 @@ class ScaleBench(Bench):
     many: int = 400
     most: int = 4_000
     cells: int = 500_000
+    is_toy: bool = False
+
+    @property
+    def place(self) -> Path:
+        """Directory of the archives."""
+        return self.workspace.directory.absolute() / "scale"
+
+    def one(self, suffix: str = "") -> Path:
+        """The archive that collections link, made if it is missing."""
+        source = self.place / f"one{suffix}"
+        if not source.exists():
+            self.place.mkdir(parents=True, exist_ok=True)
+            options = {"compression": "balanced"} if suffix else {}
+            scdl.convert(self.workspace.h5ad(), source, **options)
+        return source
+
+    def flattened(self, members: int, suffix: str = "") -> Path:
+        """One archive with the cells of a collection, made if it is missing."""
+        path, options = self.place / f"flat-{members}{suffix}", {}
+        if not path.exists():
+            if suffix:
+                options["compression"] = "balanced"
+            scdl.open(self.collection(members, suffix)).flatten(path, **options)
+        return path
 
     def collection(self, members: int, suffix: str = "") -> Path:
         """A collection of links of one archive, made if it is missing."""
-        place = self.workspace.directory.absolute() / "scale"
-        source, links = place / f"one{suffix}", place / f"{members}{suffix}"
-        if not source.exists():
-            place.mkdir(parents=True, exist_ok=True)
-            options = {"compression": "balanced"} if suffix else {}
-            scdl.convert(self.workspace.h5ad(), source, **options)
+        source, links = self.one(suffix), self.place / f"{members}{suffix}"
         if not (links / MANIFEST).exists():
             shutil.rmtree(links, ignore_errors=True)
             with Child(CHILD) as child:

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from benchmarks.common.child import Child
 from benchmarks.common.options import parse
 from benchmarks.common.report import IN_TURN, Report
-from benchmarks.scale.cases import CASES, CHILD, ScaleBench
+from benchmarks.scale import storage
+from benchmarks.scale.cases import CASES as MEMBERS
+from benchmarks.scale.cases import CHILD, ScaleBench
+
+CASES = {**MEMBERS, **storage.CASES}
 
 _METHOD = IN_TURN + (
     "Members are one archive many times, by hard links: each has its own directory entries, "
@@ -19,7 +23,7 @@ _METHOD = IN_TURN + (
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Run the cases, print the report and write it."""
     options = parse(arguments, __package__, CASES)
-    sizes = {"few": 2, "many": 5, "most": 7, "cells": 400} if options.quick else {}
+    sizes = {"few": 2, "many": 5, "most": 7, "cells": 400, "is_toy": True} if options.quick else {}
     with Child(CHILD) as child:
         bench = ScaleBench.of(options, child=child, **sizes)
         return bench.report(options, CASES, None, _METHOD)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import mmap
 import re
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common.child import serve
 
 _RANGE = re.compile(rb"\r\n[Rr]ange: *bytes=(\d*)-(\d*)")
 
@@ -88,3 +91,15 @@ class _Connection(asyncio.Protocol):
             self._received = b""
             loop = asyncio.get_running_loop()
             loop.call_later(seconds, self._transport.writelines, (head, body))
+
+
+def start(directory: str, latency: float, rate: float) -> dict[str, Any]:
+    """Serve the files of a directory from a thread of this process."""
+    loop, files = asyncio.new_event_loop(), SlowFiles(Path(directory), latency, rate)
+    server = loop.run_until_complete(files.serve())
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return {"url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+
+
+if __name__ == "__main__":
+    serve(start)
