@@ -41,6 +41,7 @@ def epoch(
         if time.perf_counter() - start > seconds:
             break
     measured = time.perf_counter() - start
+    useful, read = (n + n_measured) * data.bytes_per_cell, _read_bytes() - before
     # Mapped pages would stay in the page cache.
     batches.close()
     data.close()
@@ -48,8 +49,8 @@ def epoch(
         "first": first - began,
         "cells": n_measured,
         "seconds": measured,
-        "useful": (n + n_measured) * data.bytes_per_cell,
-        "read": _read_bytes() - before,
+        "useful": useful,
+        "read": read,
     }
 
 
