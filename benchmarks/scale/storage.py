@@ -29,7 +29,7 @@ Run = dict[str, Any]
 
 def disk(bench: ScaleBench) -> list[Outcome]:
     path, outcomes = _larger_than_memory(bench), []
-    for kilobytes in _READ_AHEAD:
+    for kilobytes in _READ_AHEAD[: 1 if bench.is_toy else None]:
         with _read_ahead(path, kilobytes), Child(_CHILD) as child:
             orders = ("block", "sequential", "random")
             measures = {order: partial(_from_disk, child, bench, path, order) for order in orders}
