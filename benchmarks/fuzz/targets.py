@@ -20,7 +20,7 @@ from storage_backends.directory.content import Content
 from storage_backends.memmap import features, layout
 from storage_backends.memmap.header import Header
 from storage_backends.memmap.tables import ParquetTable
-from storage_backends.zarr.chunks.reading import DirectReader, locate
+from storage_backends.zarr.chunks.fetching import DirectReader, locate
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.store import ZarrStore

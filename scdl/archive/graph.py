@@ -13,6 +13,7 @@ from scdl.archive import csr
 from scdl.archive.elements import graph_keys
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy, choose
 from scdl.archive.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array
+from scdl.archive.stored_rows import StoredRows
 from scdl.errors import NeighborError
 from storage_backends.base import ArrayStore
 
@@ -110,7 +111,7 @@ class NeighborGraph:
             A neighbour is not a cell of the archive.
         """
         row = np.array([csr.position(index, self.n_obs)], np.int64)
-        neighbors = csr.read(csr.StoredRows.of(self._store, self._prefix, row))
+        neighbors = StoredRows.of(self._store, self._prefix, row).read()
         self.check_inside(neighbors.indices[None], row)
         return neighbors
 
@@ -140,7 +141,7 @@ class NeighborGraph:
             A cell has no neighbours and there is no fallback; a neighbour is not a cell of the
             archive; or weights are used and one is negative or not finite.
         """
-        starts, stops = csr.plan(csr.StoredRows.of(self._store, self._prefix, rows))
+        starts, stops = StoredRows.of(self._store, self._prefix, rows).plan()
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(stops - starts, out=indptr[1:])
 

@@ -13,13 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.requests import OFFSET_SIZE, Addresses, Request
-from scdl.archive.schema import DATA, INDICES, INDPTR
+from scdl.archive.schema import MATRIX
+from scdl.archive.stored_rows import MANY_VALUES, StoredRows
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
 from storage_backends.compute.threads import for_each
-
-#: Number of rows to sample for whether the others are in memory.
-_SAMPLE = 16
 
 
 class Lookup(NamedTuple):
@@ -86,9 +84,9 @@ def read_rows(
     # Sorting also casts the column ids to the wider dtype.
     read_as = stored if sorts else wide
     addresses = matrices.addresses()
-    parts = _unmapped(request, addresses)
+    parts = unmapped(request, addresses)
     if len(parts) == 1 and parts[0].is_all and parts[0].dtypes == addresses.dtypes:
-        rows = csr.read(parts[0].rows, read_as, concurrently=concurrently)
+        rows = parts[0].rows.read(read_as, concurrently=concurrently)
     else:
         rows = _copy(request, addresses, parts, read_as, concurrently=concurrently)
     if sorts:
@@ -111,13 +109,13 @@ class _Part(NamedTuple):
         Dtypes of the values and column ids.
     """
 
-    rows: csr.StoredRows
+    rows: StoredRows
     at: NDArray[np.int64] | slice
     is_all: bool
     dtypes: tuple[np.dtype[Any], np.dtype[Any]]
 
 
-def _unmapped(request: Request, addresses: Addresses) -> list[_Part]:
+def unmapped(request: Request, addresses: Addresses) -> list[_Part]:
     """The rows of a request that must be read, by backend and dtypes of their archives."""
     matrices, which, rows = request
     groups: dict[Any, list[int]] = {}
@@ -125,7 +123,7 @@ def _unmapped(request: Request, addresses: Addresses) -> list[_Part]:
     for number in missing:
         one = matrices.archives[number]
         arrays = one.store.contents.arrays
-        dtypes = arrays[one.prefix + DATA].dtype, arrays[one.prefix + INDICES].dtype
+        dtypes = tuple(arrays[one.prefix + name].dtype for name in MATRIX)
         groups.setdefault((type(one.store), one.prefix, dtypes), []).append(number)
     is_all = len(groups) == 1 and not addresses.table[which, OFFSET_SIZE].any()
     parts = []
@@ -133,7 +131,7 @@ def _unmapped(request: Request, addresses: Addresses) -> list[_Part]:
         at = slice(None) if is_all else np.flatnonzero(np.isin(which, numbers))
         stores = [matrices.archives[number].store for number in numbers]
         local = np.searchsorted(numbers, which[at])
-        parts.append(_Part(csr.StoredRows(stores, prefix, local, rows[at]), at, is_all, dtypes))
+        parts.append(_Part(StoredRows(stores, prefix, local, rows[at]), at, is_all, dtypes[:2]))
     return parts
 
 
@@ -155,7 +153,7 @@ def _copy(
     data = recycled.empty(total, matrices.data_dtype)
     indices = recycled.empty(total, index_dtype)
     out = np.empty(0, matrices.index_dtype), data.view(_bits(data)), indices
-    if not concurrently or total < csr.MANY_VALUES:
+    if not concurrently or total < MANY_VALUES:
         return csr.SparseRows(data, indices, indptr, int(kernels.copy_rows(rows, indptr, *out)))
     half = len(rows) // 2
     one, other = (rows[:half], indptr[: half + 1], *out), (rows[half:], indptr[half:], *out)
@@ -207,7 +205,7 @@ def read_mapped_rows(
     if totals is not None and data_dtype == np.float16:
         data_dtype = np.dtype(np.float32)
     addresses = matrices.addresses(data_dtype)
-    rows, indptr, _owners = _locate(request, addresses, _unmapped(request, addresses))
+    rows, indptr, _owners = _locate(request, addresses, unmapped(request, addresses))
     if totals is not None:
         kernels.sum_rows(rows, np.empty(0, data_dtype), totals)
     rows[:, 3] = lookup.table_of
@@ -253,7 +251,7 @@ def _locate(
     data_dtype, _ = addresses.dtypes
     owners: list[Any] = [addresses]
     for part in parts:
-        read = csr.read(part.rows)
+        read = part.rows.read()
         data = read.data.astype(data_dtype, copy=False)
         indices = read.indices.astype(matrices.index_dtype, copy=False)
         located[part.at, 0] = data.ctypes.data + read.indptr[:-1] * data.itemsize
@@ -265,57 +263,12 @@ def _locate(
     if bad >= 0:
         damaged = matrices.archives[which[bad]]
         # Reading the offsets by the store raises an error that says more.
-        csr.plan(csr.StoredRows.of(damaged.store, damaged.prefix, rows[bad : bad + 1]))
+        StoredRows.of(damaged.store, damaged.prefix, rows[bad : bad + 1]).plan()
         raise ArchiveFormatError(
             f"{damaged.store.path}: row {rows[bad]} lies outside the stored values; the archive is "
             "damaged, convert the source again"
         )
     return located, indptr, owners
-
-
-def will_need(request: Request) -> Any:
-    """Start to fetch rows, without waiting for them, unless they are in memory.
-
-    Returns an object that may hold what was fetched, to be kept until the rows were read.
-    """
-    addresses, kept = request.matrices.addresses(), []
-    for part in _unmapped(request, addresses):
-        kept.append(part.rows.will_need(INDPTR, part.rows.rows, part.rows.rows + 2))
-        starts, stops = csr.plan(part.rows)
-        kept += [part.rows.will_need(name, starts, stops) for name in (DATA, INDICES)]
-    is_mapped = addresses.table[request.which, OFFSET_SIZE] > 0
-    if is_mapped.any():
-        _read_ahead(addresses, request.which[is_mapped], request.rows[is_mapped])
-    return kept
-
-
-def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-    """Start to read mapped rows from disk, unless a sample of them is in memory."""
-    from scdl.kernels import rows as kernels
-    from storage_backends.compute import read_ahead
-
-    table, (data_dtype, index_dtype) = addresses.table, addresses.dtypes
-    sizes = data_dtype.itemsize, index_dtype.itemsize
-    offset_sizes = table[which, OFFSET_SIZE]
-    offsets = table[which, 2] + rows * offset_sizes
-
-    def locate(chosen: slice) -> NDArray[np.int64]:
-        """Addresses of values and ids of rows, and their number, up to the first damaged row."""
-        n = len(rows[chosen])
-        located, indptr = np.empty((n, 4), np.int64), np.empty(n + 1, np.int64)
-        bad = kernels.locate_rows(which[chosen], rows[chosen], table, *sizes, located, indptr)
-        return located[: n if bad < 0 else bad, :3]
-
-    sample = slice(None, None, max(1, len(rows) // _SAMPLE))
-    if not read_ahead.are_cold(offsets[sample]):
-        found = locate(sample)
-        if not read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel()):
-            return
-    # The offsets first, as the addresses of rows follow from them.
-    read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
-    values, ids, lengths = locate(slice(None)).T
-    begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])
-    read_ahead.will_need(begin, begin + n_bytes)
 
 
 def _bits(values: NDArray[Any]) -> str:

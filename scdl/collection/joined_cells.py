@@ -9,11 +9,11 @@ from typing import Any, Generic, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive.announcing import will_need
 from scdl.archive.elements import dense_vectors
 from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.gene_names import number_keys
 from scdl.archive.graph import NeighborGraph, key_of
-from scdl.archive.joining import will_need
 from scdl.archive.requests import Request
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph

@@ -23,6 +23,7 @@ from scdl.archive.schema import (
     graph_array,
     var_table,
 )
+from scdl.archive.stored_rows import StoredRows
 from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource
 from scdl.conversion.concatenation import clean_rows
 from scdl.conversion.losses import is_kept
@@ -273,7 +274,7 @@ def _read_by_axis(store: ArrayStore, name: str) -> Iterator[csr.SparseRows]:
     sparse, prefix = store.sparse[name], f"{name}/"
     n, width = sparse.shape if sparse.format == "csr" else sparse.shape[::-1]
     for first, last in csr.row_spans(store, prefix, n, _AT_ONCE):
-        rows = csr.read(csr.StoredRows.of(store, prefix, np.arange(first, last)))
+        rows = StoredRows.of(store, prefix, np.arange(first, last)).read()
         yield csr.clean(rows, width, store.path)
 
 

@@ -26,6 +26,7 @@ from scdl.archive.schema import (
     smallest_unsigned,
     var_table,
 )
+from scdl.archive.stored_rows import StoredRows
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
 from scdl.conversion.losses import CHUNK_BYTES, begin_elements, graph_dtypes, report_losses
@@ -229,7 +230,7 @@ def clean_rows(
     """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
     stop = info.n_obs if stop is None else stop
     for first, last in csr.row_spans(store, "", stop, at_once, start):
-        rows = csr.read(csr.StoredRows.of(store, "", np.arange(first, last)))
+        rows = StoredRows.of(store, "", np.arange(first, last)).read()
         yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
 
 

@@ -15,6 +15,7 @@ from scdl.archive import csr
 from scdl.archive.features import shared_var, spaces_of
 from scdl.archive.frames import frame_of
 from scdl.archive.schema import MATRIX, OBS, Info, var_table
+from scdl.archive.stored_rows import StoredRows
 from scdl.errors import ScdlWarning, SourceError
 from scdl.sources.archive import Elements
 from storage_backends.base import ArrayStore
@@ -82,7 +83,7 @@ class ArchiveView(Elements):
         """Read rows of a matrix that is stored in CSR form, sorted by column."""
         sparse = self.sparse(name)
         assert sparse is not None
-        values = csr.read(csr.StoredRows.of(self.store, sparse[0], rows))
+        values = StoredRows.of(self.store, sparse[0], rows).read()
         if self.is_sorted(name):
             return values
         return csr.clean(values, sparse[1].shape[1], self.store.path)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive import csr
+from scdl.archive.announcing import will_need
 from scdl.archive.elements import dense_vectors, graph_keys
 from scdl.archive.features import ObsFeatures, VarFeatures, spaces_of
 from scdl.archive.graph import NeighborGraph, key_of
-from scdl.archive.joining import will_need
 from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import DATA, INDICES, INDPTR, OBS, Info, graph_array, obsm_array
 from scdl.dataset import summary

@@ -11,8 +11,9 @@ import zarr
 
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.errors import ArchiveFormatError
+from storage_backends.zarr.chunks.fetching import DirectReader
 from storage_backends.zarr.chunks.files import Files
-from storage_backends.zarr.chunks.reading import DirectReader, ZarrArray
+from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.through_zarr import ZarrReader
 from storage_backends.zarr.codecs.chain import Chain

@@ -35,6 +35,7 @@ from storage_backends.errors import (
     COPY_AGAIN,
     ArchiveClosedError,
     ArchiveFormatError,
+    OutputError,
     RangeError,
 )
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
@@ -137,6 +138,8 @@ class ZarrStore(DirectoryStore):
         longest = max((store.spec(name) for store in stores), key=lambda spec: spec.length)
         check_ranges(f"{stores[0].path}: {name}", longest, starts, stops, out)
         arrays = cls._checked_arrays(stores, name, which, starts, stops)
+        if len({store.spec(name).dtype for store in stores}) > 1:
+            raise OutputError(f"{stores[0].path}: {name} has another dtype than in other archives")
         # uint64 may be stored as int64, which has the same bits.
         same, stored = out.dtype == longest.dtype, arrays[0].spec.dtype
         reading.read(arrays, which, starts, stops, out.view(stored) if same else out)

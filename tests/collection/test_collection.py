@@ -46,6 +46,8 @@ from scdl.errors import (
 from storage_backends import registry
 from storage_backends.compute import read_ahead
 from storage_backends.memmap.store import MemmapStore
+from storage_backends.testing.archives import small_archive
+from storage_backends.zarr.codecs.profiles import PROFILES
 from storage_backends.zarr.store import ZarrStore
 
 
@@ -240,6 +242,37 @@ class TestReading:
                     expected = ragged.dense(part.rows.tolist())
                     np.testing.assert_array_equal(part.x.to_dense().numpy(), expected)
         assert len(narrow._members._open) == 1
+
+    @pytest.mark.parametrize("wide", [False, True])
+    def test_members_of_many_codecs_and_types(self, tmp_path: Path, wide: bool) -> None:
+        """Chunks of all members are read together, whatever their codecs, types and backend."""
+        options: list[dict[str, Any]] = [
+            *({"compression": name} for name in PROFILES), {}, {"compression": "balanced"}
+        ]  # fmt: skip
+        offsets, ids = ("uint32", "uint64", "uint16"), ("uint16", "uint32")
+        dense, paths = [], []
+        for i in range(3 * len(options)):
+            chosen = options[i % len(options)]
+            backend = registry.backend("zarr" if chosen else "memmap")
+            # Only the last members have wider types, so that they do not come first.
+            n = i % 3 if wide else 0
+            cells = small_archive(20 + i, 60, dtypes=("float32", ids[n % 2], offsets[n]))
+            cells.arrays["data"] = np.arange(1, len(cells.arrays["data"]) + 1).astype("float32")
+            paths.append(str(tmp_path / f"m{i}"))
+            with backend.writer.open(paths[-1], **chosen) as writer:
+                cells.write(writer)
+                writer.commit(cells.attrs)
+            parts = [cells.arrays[name] for name in ("data", "indices", "indptr")]
+            dense.append(sparse.csr_matrix(tuple(parts), shape=(20 + i, 60)).toarray())
+        expected = np.concatenate(dense)
+        found = scdl.SingleCellCollection(paths)
+        rng = np.random.default_rng(0)
+        for rows in (np.arange(len(expected)), rng.integers(0, len(expected), 300), [3], [3, 25]):
+            found.will_need(np.asarray(rows))
+            np.testing.assert_array_equal(found.read_rows(rows).to_dense(), expected[rows])
+        loader = scdl.SingleCellLoader(found, 16, block=4, buffer=64)
+        for batch in loader:
+            np.testing.assert_array_equal(batch.x.to_dense().numpy(), expected[batch.rows.tolist()])
 
     def test_without_obs(self, ragged: Ragged) -> None:
         """Archives of BioNeMo-SCDL 0.1.1 have none."""

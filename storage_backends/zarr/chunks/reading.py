@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +12,8 @@ from numpy.typing import NDArray
 from storage_backends.base import ArraySpec
 from storage_backends.compute.caching import LRUCache
 from storage_backends.compute.threads import for_each, n_threads
-from storage_backends.directory.content import Content
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
-from storage_backends.zarr.chunks.files import Pieces
-from storage_backends.zarr.chunks.shards import ABSENT, ShardedChunks, indexes
-from storage_backends.zarr.codecs.chain import Chain
-from storage_backends.zarr.codecs.encodings import DamagedChunkError
+from storage_backends.errors import ArchiveFormatError
+from storage_backends.zarr.chunks.fetching import ChunkReader, Chunks
 from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
 
 #: Maximum of compressed chunks in memory during one read.
@@ -38,156 +32,6 @@ _CACHE_BYTES = 64 << 20
 #: Decoded chunks that were used last, by array and number. All archives share them, since a
 #: collection may have thousands.
 _chunks = LRUCache[tuple[object, int], NDArray[Any]](_CACHE_BYTES, lambda chunk: chunk.nbytes)
-
-
-class Chunks(ABC):
-    """Chunks being read; any thread may decode them."""
-
-    @abstractmethod
-    def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Decode chunks ``[start, stop)`` into the rows of `out`.
-
-        Of each chunk its item of `needed` says how many numbers the caller will use.
-        """
-
-
-class ChunkReader(ABC):
-    """Gives the chunks of one array, or together those of several arrays.
-
-    Attributes
-    ----------
-    where
-        Opens the message of an error.
-    dtype
-        Type of the decoded numbers, which may be narrower than the array's.
-    kind
-        Readers of one kind can read together.
-    """
-
-    where: str
-    dtype: np.dtype[Any]
-    kind: Hashable
-
-    @staticmethod
-    @abstractmethod
-    def fetch(
-        readers: Sequence[Any], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> Chunks:
-        """Begin to read chunks of readers of one kind.
-
-        Parameters
-        ----------
-        which, chunks
-            The reader of each chunk, and its number there, in ascending order.
-        """
-
-    @staticmethod
-    @abstractmethod
-    def will_need(
-        readers: Sequence[Any], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> Any:
-        """Announce chunks, as for `fetch`; returns an object to keep until they were read."""
-
-
-class DirectReader(ChunkReader):
-    """Reads files and decodes chunks without zarr-python."""
-
-    def __init__(self, where: str, grid: ShardedChunks, chain: Chain, fill: Any) -> None:
-        self.where, self.grid, self.chain, self.fill = where, grid, chain, fill
-        self.dtype = chain.stored
-        self.kind = type(grid.files), chain, np.asarray(fill).tobytes()
-
-    @staticmethod
-    def fetch(
-        readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> Chunks:
-        pieces, written = locate(readers, which, chunks)
-        return _Fetched(readers, which, chunks, written, readers[0].grid.files.fetch(pieces))
-
-    @staticmethod
-    def will_need(
-        readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> Any:
-        pieces, _ = locate(readers, which, chunks)
-        return readers[0].grid.files.will_need(pieces)
-
-
-def locate(
-    readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
-) -> tuple[Pieces, NDArray[np.bool_]]:
-    """Locate chunks, and tell which of them were written."""
-    shards = chunks // np.array([reader.grid.per_file for reader in readers])[which]
-    is_next = (which[1:] != which[:-1]) | (shards[1:] != shards[:-1])
-    edges = np.concatenate([[0], np.flatnonzero(is_next) + 1, [len(chunks)]])
-    of_file = [(readers[which[i]].grid, int(shards[i])) for i in edges[:-1].tolist()]
-    entries = []
-    for index, (grid, shard), edge in zip(
-        indexes(of_file), of_file, pairwise(edges.tolist()), strict=True
-    ):
-        entries.append(index[chunks[slice(*edge)] - shard * grid.per_file])
-    files = [(grid.files, grid.key(shard)) for grid, shard in of_file]
-    found = np.concatenate(entries)
-    written = (found != ABSENT).any(axis=1)
-    file = np.repeat(np.arange(len(files)), np.diff(edges))
-    if not written.all():
-        for i in np.flatnonzero(~written).tolist():
-            if readers[which[i]].grid.complete:
-                raise ArchiveFormatError(
-                    f"{readers[which[i]].where}: chunk {chunks[i]} is missing; {COPY_AGAIN}"
-                )
-        found, file = found[written], file[written]
-    offset, length = found.view(np.int64).T
-    bad = (offset < 0) | (length < 0)
-    if bad.any():
-        damaged = readers[which[np.flatnonzero(written)[bad.argmax()]]]
-        raise ArchiveFormatError(f"{damaged.where}: the index of a shard is damaged; {COPY_AGAIN}")
-    return Pieces(files, file, offset, length), written
-
-
-class _Fetched(Chunks):
-    """Chunks whose encoded bytes are in memory."""
-
-    def __init__(
-        self,
-        readers: Sequence[DirectReader],
-        which: NDArray[np.int64],
-        chunks: NDArray[np.int64],
-        written: NDArray[np.bool_],
-        content: Content,
-    ) -> None:
-        self._readers, self._which, self._chunks = readers, which, chunks
-        self._content = content
-        # Chunks with only fill values may be absent.
-        self._written = None if written.all() else written
-
-    def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
-        decode, first = self._readers[0].chain.decode, start
-        try:
-            if self._written is None:
-                decode(self._content.part(start, stop), needed, out)
-                return
-            out[:] = self._readers[0].fill
-            first, last = int(self._written[:start].sum()), int(self._written[:stop].sum())
-            if first < last:
-                written = self._written[start:stop]
-                decoded = np.empty((last - first, *out.shape[1:]), out.dtype)
-                decode(self._content.part(first, last), needed[written], decoded)
-                out[written] = decoded
-        except MissingCodecError as error:
-            where = self._readers[self._which[start]].where
-            raise MissingCodecError(f"{where}: {error}") from error
-        except DamagedChunkError as error:
-            raise self._damage(error, first) from error
-
-    def _damage(self, error: DamagedChunkError, first: int) -> ArchiveFormatError:
-        """The error, with the number of the chunk in its array."""
-        at = first + error.position
-        if self._written is not None:
-            at = int(np.flatnonzero(self._written)[at])
-        return ArchiveFormatError(
-            f"{self._readers[self._which[at]].where}: chunk {self._chunks[at]} is damaged: "
-            f"{error}; {COPY_AGAIN}"
-        )
 
 
 class ZarrArray:

@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
-from storage_backends.zarr.chunks.reading import ChunkReader, Chunks
+from storage_backends.zarr.chunks.fetching import ChunkReader, Chunks
 
 
 class ZarrReader(ChunkReader):

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from storage_backends.base import ArraySpec
 from storage_backends.compute import threads
 from storage_backends.directory.checksums import Recorder
+from storage_backends.zarr.chunks.fetching import DirectReader
 from storage_backends.zarr.chunks.files import LocalFiles
-from storage_backends.zarr.chunks.reading import DirectReader, ZarrArray
+from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Profile, fits_narrow

@@ -1,0 +1,115 @@
+"""Rows of sparse matrices as they are stored, of one archive or of several together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive.csr import SparseRows
+from scdl.archive.schema import DATA, INDICES, INDPTR
+from scdl.errors import ArchiveFormatError
+from scdl.kernels import memory as recycled
+from storage_backends.base import ArrayStore
+from storage_backends.compute.threads import for_each
+
+#: Number of values above which reading values and column ids in two threads saves time.
+MANY_VALUES = 1 << 17
+
+
+class StoredRows(NamedTuple):
+    """Rows of sparse matrices of one or several archives of one backend, to read together.
+
+    Attributes
+    ----------
+    stores
+        The archives.
+    prefix
+        Prefix of the array names ``data``, ``indices`` and ``indptr``; empty for the expression
+        matrix.
+    which, rows
+        Position in `stores` of the archive of each row, and the row there; int64.
+    """
+
+    stores: Sequence[ArrayStore]
+    prefix: str
+    which: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> StoredRows:
+        """Rows of a single archive."""
+        return cls((store,), prefix, np.zeros(len(rows), np.int64), rows)
+
+    def _read(
+        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        """Read a range of an array for each row."""
+        if len(self.stores) == 1:
+            self.stores[0].read_ranges(self.prefix + name, starts, stops, out)
+        else:
+            read = type(self.stores[0]).read_across
+            read(self.stores, self.prefix + name, self.which, starts, stops, out)
+
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
+        """Announce a range of an array for each row."""
+        announce = type(self.stores[0]).will_need_across
+        return announce(self.stores, self.prefix + name, self.which, starts, stops)
+
+    def plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Read the half-open ranges of the values of rows, int64, from ``indptr``."""
+        stores, prefix, which, rows = self
+        bounds = np.empty(2 * len(rows), stores[0].contents.arrays[prefix + INDPTR].dtype)
+        self._read(INDPTR, rows, rows + 2, bounds)
+        starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
+        nnz = np.array([store.contents.arrays[prefix + DATA].length for store in stores])[which]
+        # uint64 offsets of 2^63 and more have become negative.
+        outside = (starts < 0) | (stops < starts) | (stops > nnz)
+        if outside.any():
+            bad = int(outside.argmax())
+            raise ArchiveFormatError(
+                f"{stores[which[bad]].path}: {prefix}{INDPTR} places row {rows[bad]} at values "
+                f"[{starts[bad]}, {stops[bad]}), expected a range within [0, {nnz[bad]}); the "
+                "archive is damaged, convert the source again"
+            )
+        return starts, stops
+
+    def read(
+        self,
+        index_dtype: np.dtype[Any] | None = None,
+        *,
+        concurrently: bool = False,
+    ) -> SparseRows:
+        """Read rows of sparse matrices in the requested order, without sorting their genes.
+
+        Parameters
+        ----------
+        index_dtype
+            A wider integer dtype for the column ids; None: the stored dtype.
+        concurrently
+            Whether to read values and column ids in two threads if there are many.
+        """
+        starts, stops = self.plan()
+        indptr = np.zeros(len(starts) + 1, np.int64)
+        np.cumsum(stops - starts, out=indptr[1:])
+        total = int(indptr[-1])
+        arrays = [store.contents.arrays for store in self.stores]
+        values, ids = (arrays[0][self.prefix + name] for name in (DATA, INDICES))
+        data = recycled.empty(total, values.dtype)
+        indices = recycled.empty(total, index_dtype or ids.dtype)
+        parts = [(DATA, data), (INDICES, indices)]
+        if concurrently and total >= MANY_VALUES:
+            for_each(lambda part: self._read(part[0], starts, stops, part[1]), parts)
+        else:
+            for name, out in parts:
+                self._read(name, starts, stops, out)
+        below = [one[self.prefix + INDICES].below for one in arrays]
+        return SparseRows(data, indices, indptr, _largest(below))
+
+
+def _largest(below: Sequence[int | None]) -> int | None:
+    """Upper bound of column ids that are less than one of some numbers, if all are known."""
+    known = [bound for bound in below if bound is not None]
+    return max(known) - 1 if known and len(known) == len(below) else None
