@@ -119,11 +119,16 @@ class Extended(TableSource):
     def __init__(
         self, table: TableSource, field: pa.Field, values: Callable[[int, int], pa.Array]
     ) -> None:
-        self._table, self._values = table, values
+        self._table, self._name, self._values = table, field.name, values
         self.num_rows, self.schema = table.num_rows, table.schema.append(field)
         self.categories = table.categories
         if pa.types.is_dictionary(field.type):
             self.categories = {**table.categories, field.name: values(0, 0).dictionary}
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        if name == self._name:
+            return self._values(start, stop)
+        return self._table.column(name, start, stop)
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         batch = self._table.read(start, stop)

@@ -23,6 +23,7 @@ from scdl.conversion.comparison import (
     open_for_check,
 )
 from scdl.conversion.concatenation import concatenate
+from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.errors import refused_write
@@ -206,6 +207,8 @@ class SingleCellCollection(OpenedCollection):
         gene_column: str | None = None,
         missing: Missing = "error",
         duplicates: Duplicates = "error",
+        shuffle: int | None = None,
+        row_column: str = SOURCE_ROW,
         replace: bool = False,
         **options: Any,
     ) -> None:
@@ -236,6 +239,13 @@ class SingleCellCollection(OpenedCollection):
             left out. Default: the genes of each member, in feature blocks.
         gene_column, missing, duplicates
             As for :meth:`select_genes`; ``missing`` is ``"error"`` or ``"zero"``.
+        shuffle
+            Seed of a random order of the cells of all members; the order depends only on it and on
+            the number of cells. The members need the same genes, or `genes`; columns of var that
+            they do not share are left out with a warning. Default: the order of the members.
+        row_column
+            Name of the int64 column of obs that a shuffled archive has in addition, with the row
+            of each cell in this collection.
         replace
             Whether to atomically replace an existing archive at `output_path`.
         **options
@@ -247,12 +257,14 @@ class SingleCellCollection(OpenedCollection):
             `output_path` exists.
         CollectionError
             There are no members; `output_path` is inside a member, or would become a member itself;
-            names are not unique; or members are to be removed, but the archive cannot store a part
-            of them, or differs from them.
+            names are not unique; or members are to be removed, but the archive is shuffled, cannot
+            store a part of them, or differs from them.
         OptionError
-            Policies for `genes` are given without `genes`.
+            Policies for `genes` are given without `genes`; `shuffle` is not an integer; or obs has
+            the column `row_column` already.
         GeneError, GeneListNotFoundError
-            The members cannot be mapped to the gene space `genes`.
+            The members cannot be mapped to the gene space `genes`, or are shuffled and have
+            different genes.
         ArchivePlaceError
             `output_path` is inside another archive.
         ArchiveLockedError, ArchiveChangedError, ArchiveWriteError
@@ -272,13 +284,22 @@ class SingleCellCollection(OpenedCollection):
                 f"{path}: genes= leaves out genes and columns of var, so the members must not be "
                 "removed; leave out destroy_on_copy"
             )
+        order = Shuffle.of(shuffle, row_column)
+        if order is not None and destroy_on_copy:
+            raise CollectionError(
+                f"{path}: the members are compared with the archive cell by cell in order, so they "
+                "cannot be removed after a shuffle; leave out destroy_on_copy"
+            )
         check_target(members, self.data_path, path)
         identities = check_removable(members.stores(), [path]) if destroy_on_copy else []
         obs = rename_cells(members.obs, [record.path for record in members.records], cell_names)
         view = None if choice is None else self.select_genes(**asdict(choice))
         with registry.create(path, chosen, replace=replace, **options) as writer:
             stores, lossless = members.stores(), destroy_on_copy
-            concatenate(stores, writer, None, extend_copy_size, obs, lossless=lossless, view=view)
+            size = extend_copy_size
+            concatenate(
+                stores, writer, None, size, obs, lossless=lossless, view=view, shuffle=order
+            )
         if not destroy_on_copy:
             return
         with ExitStack() as stack:

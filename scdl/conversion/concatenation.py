@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
+from scdl.archive.csr import SparseRows
 from scdl.archive.elements import dense_vectors, graph_keys
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.schema import (
@@ -28,7 +29,14 @@ from scdl.archive.schema import (
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
-from scdl.conversion.losses import CHUNK_BYTES, begin_elements, graph_dtypes, report_losses
+from scdl.conversion.losses import (
+    CHUNK_BYTES,
+    begin_elements,
+    graph_dtypes,
+    report_left_out,
+    report_losses,
+)
+from scdl.conversion.row_order import RowOrder, Shuffle
 from scdl.conversion.tables import United, write_var
 from scdl.errors import NeighborError, SourceError
 from scdl.sources.archive import ArchiveSource, StoredArray
@@ -48,8 +56,9 @@ def concatenate(
     *,
     lossless: bool = False,
     view: CellReader | None = None,
+    shuffle: Shuffle | None = None,
 ) -> None:
-    """Write the cells of archives of any backends one after the other, and commit.
+    """Write the cells of archives of any backends to one archive, and commit.
 
     Adjacent feature blocks with the same genes are merged. obs gets the columns of all archives,
     with nulls where an archive lacks one; the neighbours in graphs are renumbered; obsm is kept if
@@ -75,11 +84,18 @@ def concatenate(
     view
         The same cells in one gene space, in which they are written; None: each archive keeps its
         own genes.
+    shuffle
+        How to shuffle the cells, which need one gene space; None: those of each archive follow
+        those of the archive before.
 
     Raises
     ------
     CollectionError
         Something would be left out, and `lossless` is True.
+    GeneError
+        The archives are shuffled and have different genes.
+    OptionError
+        The archives are shuffled, and obs has the column of original rows already.
     CastError
         No dtype represents the values of all archives and `dtype` is None, or `dtype` cannot
         represent a value.
@@ -94,31 +110,45 @@ def concatenate(
     report_losses(stores, writer, None if whole else vectors, refused, lossless=lossless)
     caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
+    bounds = Bounds(values=values_at_once, target=writer.path)
+    order = Shuffle.order(shuffle, sum(info.n_obs for info in infos), writer.path)
     tables = _var_blocks(stores, infos) if view is None else _var_of(view)
-    blocks = write_var(writer, tables).blocks
-    cells = obs or obs_tables(stores)
+    var, left_out = order.var(tables, writer.path)
+    report_left_out(writer, left_out)
+    blocks = write_var(writer, var).blocks
+    cells = order.obs(obs or obs_tables(stores))
     # A table without columns cannot have rows.
     if any(table.schema.names for table in cells):
         united = United(cells)
         united.warn(writer.path)
-        writer.write_table(OBS, united.reader())
+        writer.write_table(OBS, order.table(united))
     if whole:
         source = ArchiveSource(stores[0], infos[0], 0, None)
-        if lost := write_rest(source, writer, Bounds(values=values_at_once)):
+        if lost := write_rest(source, writer, bounds, order=order):
             raise SourceError(
                 f"{source.path}: {', '.join(lost)} cannot be read or stored; convert the archive "
                 "with scdl.convert, which leaves out such elements"
             )
     else:
-        kept = [name for name in vectors if name not in refused]
-        _write_vectors(kept, stores, writer, values_at_once)
-        for key in graphs:
-            if f"obsp/{key}" not in refused:
-                _write_graph(key, stores, infos, writer, values_at_once)
+        for name in (name for name in vectors if name not in refused):
+            having = [StoredArray(s, name) for s in stores if name in s.arrays]
+            values = (piece for array in having for piece in pieces(array, values_at_once))
+            for items in order.items(values, having[0].read(0, 0)):
+                writer.append(name, items)
+        for key in (key for key in graphs if f"obsp/{key}" not in refused):
+            _write_graph(key, stores, infos, writer, values_at_once, order)
     n_values = sum(store.spec(DATA).length for store in stores)
-    n_vars = max(block.n_vars for block in blocks)
-    rows = _rows(stores, infos, values_at_once, view)
-    _write_matrix(rows, n_vars, n_values, writer, caster)
+    index_dtype = smallest_unsigned(max(block.n_vars for block in blocks) - 1)
+    indptr_dtype = smallest_unsigned(n_values)
+    rows = (
+        SparseRows(caster(r.data, path), r.indices.astype(index_dtype, copy=False), r.indptr)
+        for path, r in _rows(stores, infos, values_at_once, view)
+    )
+    writer.append(INDPTR, np.zeros(1, indptr_dtype))
+    dtypes = caster.dtype, index_dtype
+    _append_rows(order.rows(rows, dtypes, n_values), "", indptr_dtype, writer)
+    writer.append(DATA, np.empty(0, caster.dtype))
+    writer.append(INDICES, np.empty(0, index_dtype))
     matrices = tuple(name for info in infos for name in info.matrices)
     # Warn before the commit, since warning filters may turn the warning into an error.
     caster.warn(writer.path)
@@ -178,54 +208,53 @@ def obs_tables(
     ]
 
 
-def _write_vectors(
-    names: Sequence[str], stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int
-) -> None:
-    for name in names:
-        for store in (store for store in stores if name in store.arrays):
-            for values in pieces(StoredArray(store, name), at_once):
-                writer.append(name, values)
-
-
 def _write_graph(
     key: str,
     stores: Sequence[ArrayStore],
     infos: Sequence[Info],
     writer: ArrayWriter,
     at_once: int,
+    order: RowOrder,
 ) -> None:
     if sum(info.n_obs for info in infos) > 1 << 32:
         raise NeighborError(f"{writer.path}: the graph {key!r} would have more than 2^32 cells")
-    names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
     weights = graph_dtypes(key, stores, writer)[DATA]
-    first_row, first_value = 0, 0
-    for store, info in zip(stores, infos, strict=True):
-        n_values = 0
-        if names[DATA] in store.arrays:
-            # A graph that is not square, or has ids out of range, would refer to cells of other
-            # archives. NeighborGraph checks the shape, check_inside the ids.
-            graph = NeighborGraph(store, key)
-            n_values = store.spec(names[DATA]).length
-            for start, stop in csr.spans(n_values, at_once):
-                values = store.read(names[DATA], start, stop)
-                writer.append(names[DATA], values.astype(weights, copy=False))
-                neighbors = store.read(names[INDICES], start, stop).astype(np.int64)
-                graph.check_inside(neighbors)
-                shifted = (neighbors + first_row).astype(GRAPH_DTYPES[INDICES])
-                writer.append(names[INDICES], shifted)
+    names = [graph_array(key, part) for part in GRAPH_DTYPES]
+
+    def blocks() -> Iterator[SparseRows]:
+        first_row = 0
+        for store, info in zip(stores, infos, strict=True):
+            for rows in _graph_rows(store, info, key, at_once):
+                ids = order.places(rows.indices.astype(np.int64) + first_row)
+                data = rows.data.astype(weights, copy=False)
+                yield SparseRows(data, ids.astype(GRAPH_DTYPES[INDICES]), rows.indptr)
+            first_row += info.n_obs
+
+    n_values = sum(store.spec(names[0]).length for store in stores if names[0] in store.arrays)
+    rows = order.rows(blocks(), (weights, GRAPH_DTYPES[INDICES]), n_values)
+    _append_rows(rows, graph_array(key, ""), GRAPH_DTYPES[INDPTR], writer)
+
+
+def _graph_rows(store: ArrayStore, info: Info, key: str, at_once: int) -> Iterator[SparseRows]:
+    """The rows of a graph; all are empty if the archive does not have it."""
+    prefix = graph_array(key, "")
+    if prefix + DATA not in store.arrays:
         for start, stop in csr.spans(info.n_obs, at_once):
-            if names[INDPTR] in store.arrays:
-                ends = store.read(names[INDPTR], start + 1, stop + 1).astype(np.int64)
-            else:
-                ends = np.zeros(stop - start, np.int64)
-            writer.append(names[INDPTR], (ends + first_value).astype(GRAPH_DTYPES[INDPTR]))
-        first_row += info.n_obs
-        first_value += n_values
+            empty = np.empty(0, GRAPH_DTYPES[INDICES])
+            yield SparseRows(empty, empty, np.zeros(stop - start + 1, np.int64))
+        return
+    # A graph that is not square, or has ids out of range, would refer to cells of other archives.
+    # NeighborGraph checks the shape, check_inside the ids.
+    graph = NeighborGraph(store, key)
+    for start, stop in csr.row_spans(store, prefix, info.n_obs, at_once):
+        rows = csr.read(store, prefix, np.arange(start, stop))
+        graph.check_inside(rows.indices)
+        yield rows
 
 
 def clean_rows(
     store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
-) -> Iterator[csr.SparseRows]:
+) -> Iterator[SparseRows]:
     """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
     stop = info.n_obs if stop is None else stop
     for first, last in csr.row_spans(store, "", stop, at_once, start):
@@ -235,7 +264,7 @@ def clean_rows(
 
 def _rows(
     stores: Sequence[ArrayStore], infos: Sequence[Info], at_once: int, view: CellReader | None
-) -> Iterator[tuple[str, csr.SparseRows]]:
+) -> Iterator[tuple[str, SparseRows]]:
     """Read the rows of all archives, sorted by gene, with the path of each archive."""
     first = 0
     for store, info in zip(stores, infos, strict=True):
@@ -245,25 +274,17 @@ def _rows(
         else:
             for start, stop in csr.row_spans(store, "", info.n_obs, at_once):
                 batch = view._read(np.arange(first + start, first + stop), True, None)
-                yield store.path, csr.SparseRows(batch.data, batch.indices, batch.indptr)
+                yield store.path, SparseRows(batch.data, batch.indices, batch.indptr)
         first += info.n_obs
 
 
-def _write_matrix(
-    parts: Iterator[tuple[str, csr.SparseRows]],
-    n_vars: int,
-    most_values: int,
-    writer: ArrayWriter,
-    caster: Caster,
+def _append_rows(
+    blocks: Iterator[SparseRows], prefix: str, indptr_dtype: np.dtype[Any], writer: ArrayWriter
 ) -> None:
-    index_dtype = smallest_unsigned(n_vars - 1)
-    indptr_dtype = smallest_unsigned(most_values)
-    writer.append(INDPTR, np.zeros(1, indptr_dtype))
+    """Append rows to the three arrays of a matrix, of which ``indptr`` has its first offset."""
     first_value = 0
-    for path, rows in parts:
-        writer.append(DATA, caster(rows.data, path))
-        writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
-        writer.append(INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
+    for rows in blocks:
+        writer.append(prefix + DATA, rows.data)
+        writer.append(prefix + INDICES, rows.indices)
+        writer.append(prefix + INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
         first_value += int(rows.indptr[-1])
-    writer.append(DATA, np.empty(0, caster.dtype))
-    writer.append(INDICES, np.empty(0, index_dtype))
