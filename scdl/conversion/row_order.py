@@ -32,7 +32,7 @@ from storage_backends.compute.threads import prefetch
 #: Name of the column of obs with the original rows.
 SOURCE_ROW = "source_row"
 #: Bytes of rows that are sorted at once.
-_BUFFER = 1 << 26
+_BUFFER = 1 << 25
 #: Mean bytes of a bucket in one part of the temporary file, at least: the size of its reads. A
 #: buffer grows with the square root of the data to keep it.
 _READ = 1 << 16
@@ -242,32 +242,36 @@ class _Shuffled(RowOrder):
         buffer = max(_BUFFER, math.isqrt(nbytes * _READ))
         n_buckets = max(1, min(-(-nbytes // buffer), self._n_obs))
         edges = np.linspace(0, self._n_obs, n_buckets + 1).astype(np.int64)
+        runs = prefetch(self._sorted_runs(batches, schema, buffer))
         with scratch_file(self._bounds) as file:
-            n_runs = self._write_runs(batches, schema, edges, buffer, file)
-            pa.default_memory_pool().release_unused()
+            n_runs = _write_runs(runs, schema, edges, file)
             yield from prefetch(_buckets(file, n_runs, n_buckets))
 
-    def _write_runs(
-        self,
-        batches: Iterable[pa.RecordBatch],
-        schema: pa.Schema,
-        edges: NDArray[np.int64],
-        buffer: int,
-        file: BinaryIO,
-    ) -> int:
-        """Write sorted runs, of one batch for each bucket; return their number."""
-        first, n_runs = 0, 0
-        with pa.ipc.new_file(file, schema.append(_PLACE)) as sink:
-            for run in _runs(batches, schema, buffer):
-                places = self.places(np.arange(first, first + run.num_rows))
-                order = np.argsort(places)
-                run = run.append_column(_PLACE, pa.chunked_array([arrow.numbers(places)]))
-                (batch,) = run.take(arrow.numbers(order)).combine_chunks().to_batches()
-                stops = np.searchsorted(places[order], edges).tolist()
-                for start, stop in itertools.pairwise(stops):
-                    sink.write_batch(batch.slice(start, stop - start))
-                first, n_runs = first + len(places), n_runs + 1
-        return n_runs
+    def _sorted_runs(
+        self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, buffer: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of about `buffer` bytes, with their new positions as last column, in this order."""
+        first = 0
+        for run in _runs(batches, schema, buffer):
+            places = self.places(np.arange(first, first + run.num_rows))
+            first += run.num_rows
+            order = np.argsort(places)
+            rows = run.append_column(_PLACE, pa.chunked_array([arrow.numbers(places)]))
+            yield from rows.take(arrow.numbers(order)).combine_chunks().to_batches()
+
+
+def _write_runs(
+    runs: Iterable[pa.RecordBatch], schema: pa.Schema, edges: NDArray[np.int64], file: BinaryIO
+) -> int:
+    """Write sorted runs, each as one batch for each bucket; return their number."""
+    n_runs = 0
+    with pa.ipc.new_file(file, schema.append(_PLACE)) as sink:
+        for run in runs:
+            n_runs += 1
+            stops = np.searchsorted(arrow.to_numpy(run.column(-1)), edges).tolist()
+            for start, stop in itertools.pairwise(stops):
+                sink.write_batch(run.slice(start, stop - start))
+    return n_runs
 
 
 def _runs(batches: Iterable[pa.RecordBatch], schema: pa.Schema, buffer: int) -> Iterator[pa.Table]:
