@@ -239,8 +239,7 @@ class _Shuffled(RowOrder):
         if self._n_obs < 2:
             yield from batches
             return
-        buffer = max(_BUFFER, math.isqrt(nbytes * _READ))
-        n_buckets = max(1, min(-(-nbytes // buffer), self._n_obs))
+        buffer, n_buckets = sizes(nbytes, self._n_obs)
         edges = np.linspace(0, self._n_obs, n_buckets + 1).astype(np.int64)
         runs = prefetch(self._sorted_runs(batches, schema, buffer))
         with scratch_file(self._bounds) as file:
@@ -258,6 +257,12 @@ class _Shuffled(RowOrder):
             order = np.argsort(places)
             rows = run.append_column(_PLACE, pa.chunked_array([arrow.numbers(places)]))
             yield from rows.take(arrow.numbers(order)).combine_chunks().to_batches()
+
+
+def sizes(nbytes: int, n_obs: int) -> tuple[int, int]:
+    """Size of the buffer for a run or a bucket, in bytes, and the number of buckets."""
+    buffer = max(_BUFFER, math.isqrt(nbytes * _READ))
+    return buffer, max(1, min(-(-nbytes // buffer), n_obs))
 
 
 def _write_runs(
