@@ -50,6 +50,14 @@ def flatten(
     ] = "error",
     shuffle: Shuffle = None,
     row_column: RowColumn = None,
+    shard_cells: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --shuffle: write a collection of archives of N cells each.",
+        ),
+    ] = None,
     destroy_on_copy: Annotated[
         bool,
         typer.Option(
@@ -81,6 +89,7 @@ def flatten(
         "duplicates": duplicates,
         "replace": replace,
         "shuffle": shuffle,
+        "shard_cells": shard_cells,
     }
     if row_column is not None:
         options["row_column"] = row_column

@@ -9,11 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
-from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
 from scdl.archive.csr import SparseRows
 from scdl.archive.elements import dense_vectors, graph_keys
-from scdl.archive.graph import NeighborGraph
 from scdl.archive.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -29,6 +27,7 @@ from scdl.archive.schema import (
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
+from scdl.conversion.joined_rows import JoinedRows
 from scdl.conversion.losses import (
     CHUNK_BYTES,
     begin_elements,
@@ -36,11 +35,11 @@ from scdl.conversion.losses import (
     report_left_out,
     report_losses,
 )
-from scdl.conversion.row_order import RowOrder, Shuffle
-from scdl.conversion.tables import United, write_var
+from scdl.conversion.row_order import Shuffle
+from scdl.conversion.tables import United, VarPart, write_var
 from scdl.errors import NeighborError, SourceError
-from scdl.sources.archive import ArchiveSource, StoredArray
-from scdl.sources.matrices import Bounds, pieces
+from scdl.sources.archive import ArchiveSource
+from scdl.sources.matrices import Bounds
 from storage_backends.base import ArrayStore, ArrayWriter
 
 if TYPE_CHECKING:
@@ -104,16 +103,15 @@ def concatenate(
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     whole = len(stores) == 1 and writer.keeps_elements and view is None
-    vectors = [] if whole else _vectors(stores, infos)
+    vectors = [] if whole else shared_vectors(stores, infos)
     graphs = [] if whole else list(dict.fromkeys(key for s in stores for key in graph_keys(s)))
     refused = begin_elements(stores, writer, vectors, graphs)
     report_losses(stores, writer, None if whole else vectors, refused, lossless=lossless)
-    caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
+    caster = keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
-    bounds = Bounds(values=values_at_once, target=writer.path)
     order = Shuffle.order(shuffle, sum(info.n_obs for info in infos), writer.path)
-    tables = _var_blocks(stores, infos) if view is None else _var_of(view)
-    var, left_out = order.var(tables, writer.path)
+    joined = JoinedRows(stores, infos, order, caster, values_at_once, view)
+    var, left_out = order.var(var_parts(stores, infos, view), writer.path)
     report_left_out(writer, left_out)
     blocks = write_var(writer, var).blocks
     cells = order.obs(obs or obs_tables(stores))
@@ -124,6 +122,7 @@ def concatenate(
         writer.write_table(OBS, order.table(united))
     if whole:
         source = ArchiveSource(stores[0], infos[0], 0, None)
+        bounds = Bounds(values=values_at_once, target=writer.path)
         if lost := write_rest(source, writer, bounds, order=order):
             raise SourceError(
                 f"{source.path}: {', '.join(lost)} cannot be read or stored; convert the archive "
@@ -131,24 +130,16 @@ def concatenate(
             )
     else:
         for name in (name for name in vectors if name not in refused):
-            having = [StoredArray(s, name) for s in stores if name in s.arrays]
-            values = (piece for array in having for piece in pieces(array, values_at_once))
-            for items in order.items(values, having[0].read(0, 0)):
-                writer.append(name, items)
+            for values in joined.vectors(name):
+                writer.append(name, values)
+        if graphs and sum(info.n_obs for info in infos) > 1 << 32:
+            raise NeighborError(f"{writer.path}: a graph may have at most 2^32 cells")
         for key in (key for key in graphs if f"obsp/{key}" not in refused):
-            _write_graph(key, stores, infos, writer, values_at_once, order)
-    n_values = sum(store.spec(DATA).length for store in stores)
-    index_dtype = smallest_unsigned(max(block.n_vars for block in blocks) - 1)
-    indptr_dtype = smallest_unsigned(n_values)
-    rows = (
-        SparseRows(caster(r.data, path), r.indices.astype(index_dtype, copy=False), r.indptr)
-        for path, r in _rows(stores, infos, values_at_once, view)
-    )
-    writer.append(INDPTR, np.zeros(1, indptr_dtype))
-    dtypes = caster.dtype, index_dtype
-    _append_rows(order.rows(rows, dtypes, n_values), "", indptr_dtype, writer)
-    writer.append(DATA, np.empty(0, caster.dtype))
-    writer.append(INDICES, np.empty(0, index_dtype))
+            weights = graph_dtypes(key, stores, writer)[DATA]
+            rows = joined.graph(key, weights)
+            append_rows(rows, graph_array(key, ""), GRAPH_DTYPES[INDPTR], writer)
+    dtypes = caster.dtype, smallest_unsigned(max(block.n_vars for block in blocks) - 1)
+    write_matrix(joined.matrix(dtypes[1]), dtypes, joined.n_values, writer)
     matrices = tuple(name for info in infos for name in info.matrices)
     # Warn before the commit, since warning filters may turn the warning into an error.
     caster.warn(writer.path)
@@ -156,7 +147,7 @@ def concatenate(
     writer.commit(Info(blocks, is_sorted=True, matrices=matrices, element=element).to_attrs())
 
 
-def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
+def keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     """A caster that keeps the values of all archives exactly, if the writer supports the dtype."""
     common = common_dtype((store.path, store.spec(DATA).dtype) for store in stores)
     if common.kind == "i" and not writer.keeps_elements:
@@ -165,7 +156,7 @@ def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     return Caster.keeping(common)
 
 
-def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
+def shared_vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
     """Names of dense vectors that all archives with cells have with the same dtype and width."""
     found = {key: None for store in stores for key in dense_vectors(store)}
     shapes = {
@@ -180,21 +171,19 @@ def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
     return [name for name, kinds in shapes.items() if len(kinds) == 1]
 
 
-def _var_blocks(
-    stores: Sequence[ArrayStore], infos: Sequence[Info]
-) -> Iterator[tuple[pa.Table, int, str | None]]:
-    """The var table, number of cells and label of every feature block."""
+def var_parts(
+    stores: Sequence[ArrayStore], infos: Sequence[Info], view: CellReader | None
+) -> Iterator[VarPart]:
+    """The var table, number of cells and label of every feature block, or of the view."""
+    if view is not None:
+        (columns,) = view.var_features().blocks
+        yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
+        return
     for store, info in zip(stores, infos, strict=True):
         start = 0
         for i, block in enumerate(info.blocks):
             yield store.read_table(var_table(i)), block.stop - start, block.label
             start = block.stop
-
-
-def _var_of(view: CellReader) -> Iterator[tuple[pa.Table, int, str | None]]:
-    """The var table of a view in one gene space, with its number of cells."""
-    (columns,) = view.var_features().blocks
-    yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
 
 
 def obs_tables(
@@ -208,77 +197,27 @@ def obs_tables(
     ]
 
 
-def _write_graph(
-    key: str,
-    stores: Sequence[ArrayStore],
-    infos: Sequence[Info],
+def write_matrix(
+    rows: Iterator[SparseRows],
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+    n_values: int,
     writer: ArrayWriter,
-    at_once: int,
-    order: RowOrder,
 ) -> None:
-    if sum(info.n_obs for info in infos) > 1 << 32:
-        raise NeighborError(f"{writer.path}: the graph {key!r} would have more than 2^32 cells")
-    weights = graph_dtypes(key, stores, writer)[DATA]
-    names = [graph_array(key, part) for part in GRAPH_DTYPES]
+    """Write an expression matrix of at most `n_values` values.
 
-    def blocks() -> Iterator[SparseRows]:
-        first_row = 0
-        for store, info in zip(stores, infos, strict=True):
-            for rows in _graph_rows(store, info, key, at_once):
-                ids = order.places(rows.indices.astype(np.int64) + first_row)
-                data = rows.data.astype(weights, copy=False)
-                yield SparseRows(data, ids.astype(GRAPH_DTYPES[INDICES]), rows.indptr)
-            first_row += info.n_obs
-
-    n_values = sum(store.spec(names[0]).length for store in stores if names[0] in store.arrays)
-    rows = order.rows(blocks(), (weights, GRAPH_DTYPES[INDICES]), n_values)
-    _append_rows(rows, graph_array(key, ""), GRAPH_DTYPES[INDPTR], writer)
+    Parameters
+    ----------
+    dtypes
+        Dtypes of the values and column ids.
+    """
+    indptr_dtype = smallest_unsigned(n_values)
+    writer.append(INDPTR, np.zeros(1, indptr_dtype))
+    append_rows(rows, "", indptr_dtype, writer)
+    for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
+        writer.append(name, np.empty(0, dtype))
 
 
-def _graph_rows(store: ArrayStore, info: Info, key: str, at_once: int) -> Iterator[SparseRows]:
-    """The rows of a graph; all are empty if the archive does not have it."""
-    prefix = graph_array(key, "")
-    if prefix + DATA not in store.arrays:
-        for start, stop in csr.spans(info.n_obs, at_once):
-            empty = np.empty(0, GRAPH_DTYPES[INDICES])
-            yield SparseRows(empty, empty, np.zeros(stop - start + 1, np.int64))
-        return
-    # A graph that is not square, or has ids out of range, would refer to cells of other archives.
-    # NeighborGraph checks the shape, check_inside the ids.
-    graph = NeighborGraph(store, key)
-    for start, stop in csr.row_spans(store, prefix, info.n_obs, at_once):
-        rows = csr.read(store, prefix, np.arange(start, stop))
-        graph.check_inside(rows.indices)
-        yield rows
-
-
-def clean_rows(
-    store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
-) -> Iterator[SparseRows]:
-    """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
-    stop = info.n_obs if stop is None else stop
-    for first, last in csr.row_spans(store, "", stop, at_once, start):
-        rows = csr.read(store, "", np.arange(first, last))
-        yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
-
-
-def _rows(
-    stores: Sequence[ArrayStore], infos: Sequence[Info], at_once: int, view: CellReader | None
-) -> Iterator[tuple[str, SparseRows]]:
-    """Read the rows of all archives, sorted by gene, with the path of each archive."""
-    first = 0
-    for store, info in zip(stores, infos, strict=True):
-        if view is None:
-            for rows in clean_rows(store, info, at_once):
-                yield store.path, rows
-        else:
-            for start, stop in csr.row_spans(store, "", info.n_obs, at_once):
-                batch = view._read(np.arange(first + start, first + stop), True, None)
-                yield store.path, SparseRows(batch.data, batch.indices, batch.indptr)
-        first += info.n_obs
-
-
-def _append_rows(
+def append_rows(
     blocks: Iterator[SparseRows], prefix: str, indptr_dtype: np.dtype[Any], writer: ArrayWriter
 ) -> None:
     """Append rows to the three arrays of a matrix, of which ``indptr`` has its first offset."""

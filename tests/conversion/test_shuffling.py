@@ -27,7 +27,8 @@ from scdl.archive.tables import LoadedTable
 from scdl.conversion import row_order
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United
-from scdl.errors import CollectionError, GeneError, OptionError, ScdlWarning
+from scdl.errors import ArchiveExistsError, CollectionError, GeneError, OptionError, ScdlWarning
+from storage_backends import registry
 from storage_backends.capabilities import Verdict
 from storage_backends.compute.warning_filters import ignore_warnings
 
@@ -321,3 +322,71 @@ def test_commands(tmp_path: Path, run_command: Any) -> None:
     assert source_rows(scdl.open(tmp_path / "flat.zarr")).tolist() == expected
     done = run_command("scdl", "convert", "members", "x", "--shuffle", "7")
     assert "scdl flatten" in done.stderr
+
+
+# -- shards ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", BACKENDS, ids=["memmap", "zarr"])
+def test_shards_are_the_shuffled_archive_in_pieces(tmp_path: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "members").mkdir()
+    for i, n in enumerate((15, 0, 25)):
+        write(annotated(n, 12, seed=i), tmp_path / f"{i}.h5ad")
+        more: dict[str, Any] = {"obsm": ["X_pca"], "only_matrix": True}
+        scdl.convert(tmp_path / f"{i}.h5ad", tmp_path / "members" / f"m{i}", **more)
+    collection = scdl.open(tmp_path / "members")
+    with pytest.warns(ScdlWarning, match="columns of var"):
+        collection.flatten(tmp_path / "flat", shuffle=2, **options)
+    with pytest.warns(ScdlWarning, match="columns of var"):
+        collection.flatten(tmp_path / "shards", shuffle=2, shard_cells=12, **options)
+    assert (tmp_path / "shards" / "collection.json").exists()
+    shards = scdl.open(tmp_path / "shards")
+    assert [len(scdl.open(path)) for path in shards.fname_to_mmap] == [12, 12, 12, 4]
+    assert_equal(shards.to_anndata(), scdl.open(tmp_path / "flat").to_anndata())
+    assert shards.verify(deep=True).verdict is Verdict.SOUND
+    assert [*tmp_path.glob(".*")] == []
+
+
+def test_shards_leave_out_graphs(tmp_path: Path) -> None:
+    ragged = write_members(tmp_path / "members")
+    collection = scdl.SingleCellCollection(ragged.paths[:1])
+    with pytest.warns(ScdlWarning, match="obsp/next_cell_ids is left out"):
+        collection.flatten(tmp_path / "shards", shuffle=2, shard_cells=100)
+    assert scdl.open(tmp_path / "shards").neighbor_keys == []
+    assert source_rows(scdl.open(tmp_path / "shards")).shape == (20,)
+
+
+def test_refused_shards(tmp_path: Path) -> None:
+    source = write_h5ad(tmp_path / "a.h5ad", random_cells(20, 9))
+    (tmp_path / "members").mkdir()
+    scdl.convert(source, tmp_path / "members" / "one")
+    collection = scdl.open(tmp_path / "members")
+    for options, told in (
+        ({"shard_cells": 3}, "pass shuffle="),
+        ({"shard_cells": 0, "shuffle": 1}, "at least 1, not 0"),
+        ({"shard_cells": 3, "shuffle": 1, "replace": True}, "replaces one archive"),
+    ):
+        with pytest.raises(OptionError, match=told):
+            collection.flatten(tmp_path / "out", **options)
+    with pytest.raises(ArchiveExistsError):
+        collection.flatten(source, shuffle=1, shard_cells=3)
+
+
+def test_a_failure_between_shards_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "members").mkdir()
+    write_h5ad(tmp_path / "a.h5ad", random_cells(20, 9))
+    scdl.convert(tmp_path / "a.h5ad", tmp_path / "members" / "one")
+    create, paths = registry.create, []
+
+    def failing(path: str, *arguments: Any, **options: Any) -> Any:
+        paths.append(path)
+        if len(paths) == 3:
+            raise RuntimeError("in the middle")
+        return create(path, *arguments, **options)
+
+    monkeypatch.setattr(registry, "create", failing)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        scdl.open(tmp_path / "members").flatten(tmp_path / "out", shuffle=1, shard_cells=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5ad", "members"]
