@@ -1,7 +1,8 @@
-"""The cases: epochs of collections of many members, their obs and their manifests."""
+"""The cases: epochs of collections of many members, their obs, their manifests, and shuffling."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import scdl
 from benchmarks.common.bench import Bench
-from benchmarks.common.child import Child
-from benchmarks.common.measure import Spread, epoch_rate, spreads
+from benchmarks.common.child import Child, ChildRun
+from benchmarks.common.measure import Spread, epoch_rate, spreads, take_turns
 from benchmarks.common.report import Outcome, at_least, at_most
 from scdl.collection.paths import MANIFEST
 
@@ -105,8 +106,14 @@ def zarr(bench: ScaleBench) -> list[Outcome]:
     return [_over(f"{bench.many:,} Zarr members over {bench.few}, block order", 0.85, many, few)]
 
 
-def _over(what: str, bound: float, many: Spread, few: Spread) -> Outcome:
-    note = f"{few.median:.0f} {_RATE} of the few members; CSR, batches of 1,024"
+def _over(
+    what: str,
+    bound: float,
+    many: Spread,
+    few: Spread,
+    reference: str = f"{_RATE} of the few members; CSR, batches of 1,024",
+) -> Outcome:
+    note = f"{few.median:.0f} {reference}"
     return Outcome(what, at_least(bound, "x"), many.over(few), many, None, _RATE, note)
 
 
@@ -137,9 +144,35 @@ def manifest(bench: ScaleBench) -> list[Outcome]:
     ]
 
 
+def shuffle(bench: ScaleBench) -> list[Outcome]:
+    path = bench.collection(bench.few)
+    target = path.with_name("flattened")
+
+    def flatten(seed: int | None) -> ChildRun:
+        shutil.rmtree(target, ignore_errors=True)
+        # Writing back what was written before must not slow this one.
+        os.sync()
+        with Child(CHILD) as child:
+            return child.watched("flattened", path=path, target=target, shuffle=seed)
+
+    seeds: dict[str, int | None] = {"plain": None, "shuffled": 0}
+    turns = {name: partial(flatten, seed) for name, seed in seeds.items()}
+    runs = take_turns(turns, bench.repeats)
+    plain, shuffled = (
+        Spread.of([run.report["cells"] / run.report["seconds"] / 1e3 for run in runs[name]])
+        for name in seeds
+    )
+    what = f"shuffled flatten of {bench.few} memmap members"
+    outcomes = [_over(f"{what} over plain", 0.35, shuffled, plain, f"{_RATE} plain")]
+    if memory := Spread.of_known(run.peak_megabytes for run in runs["shuffled"]):
+        outcomes.append(Outcome(f"{what}: memory", at_most(500, "MB"), memory))
+    return outcomes
+
+
 CASES: dict[str, Callable[[ScaleBench], list[Outcome]]] = {
     "memmap": memmap,
     "zarr": zarr,
     "obs": obs,
     "manifest": manifest,
+    "shuffle": shuffle,
 }

@@ -46,6 +46,16 @@ def with_obs(path: str) -> dict[str, Any]:
     return {"labels": len(loader.vocabulary["cell_type"]), "seconds": seconds}
 
 
+def flattened(path: str, target: str, shuffle: int | None) -> dict[str, Any]:
+    """Write a collection as one archive, shuffled with a seed or not, and remove it."""
+    cells = scdl.SingleCellCollection(path)
+    start = time.perf_counter()
+    cells.flatten(target, shuffle=shuffle)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return {"cells": cells.n_obs, "seconds": seconds}
+
+
 def epoch(path: str, order: str, cells: int) -> dict[str, Any]:
     """Read some cells of an epoch, each time the next; the first call opens the members."""
     batches, start, n = _batches(path, order), time.perf_counter(), 0
@@ -64,4 +74,4 @@ def _batches(path: str, order: str) -> Any:
 
 
 if __name__ == "__main__":
-    serve(link, manifest, opened, with_obs, epoch)
+    serve(link, manifest, opened, with_obs, flattened, epoch)

@@ -103,6 +103,42 @@ class LoadedTable(TableSource):
         return self._batch.slice(start, stop - start)
 
 
+class Extended(TableSource):
+    """A table with an additional column.
+
+    Parameters
+    ----------
+    table
+        The table; it may have no columns.
+    field
+        Name and type of the column.
+    values
+        Returns rows ``[start, stop)`` of the column.
+    """
+
+    def __init__(
+        self, table: TableSource, field: pa.Field, values: Callable[[int, int], pa.Array]
+    ) -> None:
+        self._table, self._name, self._values = table, field.name, values
+        self.num_rows, self.schema = table.num_rows, table.schema.append(field)
+        self.categories = table.categories
+        if pa.types.is_dictionary(field.type):
+            self.categories = {**table.categories, field.name: values(0, 0).dictionary}
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        if name == self._name:
+            return self._values(start, stop)
+        return self._table.column(name, start, stop)
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        batch = self._table.read(start, stop)
+        # A batch of a table without columns has one unnamed column; it is dropped here.
+        columns = [batch.column(name) for name in self._table.schema.names]
+        fields = [batch.schema.field(name) for name in self._table.schema.names]
+        schema = pa.schema([*fields, self.schema.field(len(columns))], self.schema.metadata)
+        return pa.RecordBatch.from_arrays([*columns, self._values(start, stop)], schema=schema)
+
+
 class NoTable(TableSource):
     """Placeholder for a missing table: rows without columns."""
 

@@ -26,6 +26,18 @@ Compression = Annotated[
     str | None,
     typer.Option(help="Compression of the zarr backend: fast, balanced, archive or portable."),
 ]
+Shuffle = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SEED",
+        help="Write the cells in a random order, a function of this number. Their rows in the "
+        "sources become a column of obs.",
+    ),
+]
+RowColumn = Annotated[
+    str | None,
+    typer.Option(help="Name of that column, with --shuffle. [default: source_row]"),
+]
 
 
 def convert(
@@ -113,6 +125,8 @@ def convert(
             help="Name of a source in that column; repeat it for each source. [default: 0, 1, …]"
         ),
     ] = None,
+    shuffle: Shuffle = None,
+    row_column: RowColumn = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace the archive that is at DEST.")
     ] = False,
@@ -155,6 +169,12 @@ def convert(
                     'after the conversion, scdl.open(path, label="sample") adds a column to obs '
                     "with the archive of each cell"
                 )
+            if shuffle is not None or row_column is not None:
+                raise typer.BadParameter(
+                    "--shuffle applies only to sources that become one archive; after the "
+                    f"conversion, `scdl flatten {dest} DEST --shuffle SEED` shuffles the cells of "
+                    "all archives"
+                )
             options |= {"workers": started, "resume": resume, "skip_failed": skip_failed}
             options["split_bytes"] = split_bytes
             _convert_directory(sources[0], dest, options, quiet=quiet)
@@ -163,7 +183,9 @@ def convert(
             raise typer.BadParameter(
                 "--resume, --skip-failed and --split-bytes apply only to a directory of h5ad files"
             )
-        options |= {"label": label, "keys": key or None, "replace": replace}
+        options |= {"label": label, "keys": key or None, "replace": replace, "shuffle": shuffle}
+        if row_column is not None:
+            options["row_column"] = row_column
         report = _convert_files(sources, dest, options, started)
     if not quiet:
         typer.echo(str(report))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scdl.cli.conversion import Backend, Compression
+from scdl.cli.conversion import Backend, Compression, RowColumn, Shuffle
 from storage_backends.paths import path_of
 
 
@@ -48,6 +48,16 @@ def flatten(
         str,
         typer.Option(metavar="error|sum|first", help="Treatment of several genes with one id."),
     ] = "error",
+    shuffle: Shuffle = None,
+    row_column: RowColumn = None,
+    shard_cells: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --shuffle: write a collection of archives of N cells each.",
+        ),
+    ] = None,
     destroy_on_copy: Annotated[
         bool,
         typer.Option(
@@ -78,7 +88,11 @@ def flatten(
         "missing": missing,
         "duplicates": duplicates,
         "replace": replace,
+        "shuffle": shuffle,
+        "shard_cells": shard_cells,
     }
+    if row_column is not None:
+        options["row_column"] = row_column
     if compression is not None:
         options["compression"] = compression
     SingleCellCollection(path).flatten(dest, destroy_on_copy, **options)

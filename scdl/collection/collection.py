@@ -12,7 +12,12 @@ from numpy.typing import DTypeLike
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.archive.schema import unique_names
-from scdl.collection.flattening import check_target
+from scdl.collection.flattening import (
+    check_shards,
+    check_target,
+    new_collection,
+    shard_writers,
+)
 from scdl.collection.opened import OpenedCollection
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import CellNames, rename_cells
@@ -23,12 +28,15 @@ from scdl.conversion.comparison import (
     open_for_check,
 )
 from scdl.conversion.concatenation import concatenate
+from scdl.conversion.row_order import SOURCE_ROW, Shuffle
+from scdl.conversion.sharding import concatenate_in_shards
 from scdl.errors import CollectionError
 from storage_backends import registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, paths_of
 
 if TYPE_CHECKING:
+    from scdl.archive.tables import TableSource
     from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
 
@@ -208,6 +216,9 @@ class SingleCellCollection(OpenedCollection):
         gene_column: str | None = None,
         missing: Missing = "error",
         duplicates: Duplicates = "error",
+        shuffle: int | None = None,
+        row_column: str = SOURCE_ROW,
+        shard_cells: int | None = None,
         replace: bool = False,
         **options: Any,
     ) -> None:
@@ -238,6 +249,17 @@ class SingleCellCollection(OpenedCollection):
             left out. Default: the genes of each member, in feature blocks.
         gene_column, missing, duplicates
             As for :meth:`select_genes`; ``missing`` is ``"error"`` or ``"zero"``.
+        shuffle
+            Seed of a random order of the cells of all members; the order depends only on it and on
+            the number of cells. The members need the same genes, or `genes`; columns of var that
+            they do not share are left out with a warning. Default: the order of the members.
+        row_column
+            Name of the int64 column of obs that a shuffled archive has in addition, with the row
+            of each cell in this collection.
+        shard_cells
+            Write a directory of shuffled archives of this number of cells each (the last one may
+            have fewer), which is a collection with a manifest. Graphs are left out with a warning.
+            Default: one archive.
         replace
             Whether to atomically replace an existing archive at `output_path`.
         **options
@@ -249,17 +271,26 @@ class SingleCellCollection(OpenedCollection):
             `output_path` exists.
         CollectionError
             There are no members; `output_path` is inside a member, or would become a member itself;
-            names are not unique; or members are to be removed, but the archive cannot store a part
-            of them, or differs from them.
+            names are not unique; or members are to be removed, but the archive is shuffled, cannot
+            store a part of them, or differs from them.
         OptionError
-            Policies for `genes` are given without `genes`.
+            Policies for `genes` are given without `genes`; `shuffle` is not an integer; obs has
+            the column `row_column` already; or `shard_cells` is less than 1, or is given without
+            `shuffle` or with `replace`.
         GeneError, GeneListNotFoundError
-            The members cannot be mapped to the gene space `genes`.
+            The members cannot be mapped to the gene space `genes`, or are shuffled and have
+            different genes.
         ArchivePlaceError
             `output_path` is inside another archive.
         ArchiveLockedError, ArchiveChangedError, ArchiveWriteError
             A member to be removed is being changed, or was changed, or its directory is not
             writable.
+
+        Examples
+        --------
+        >>> atlas = scdl.open("atlas")  # doctest: +SKIP
+        >>> atlas.flatten("mixed", shuffle=42, shard_cells=1_000_000)  # doctest: +SKIP
+        >>> scdl.open("mixed").obs["source_row"]  # doctest: +SKIP
         """
         from scdl.conversion.convert import check_storage
         from scdl.sources.gene_selection import gene_choice
@@ -274,17 +305,40 @@ class SingleCellCollection(OpenedCollection):
                 f"{path}: genes= leaves out genes and columns of var, so the members must not be "
                 "removed; leave out destroy_on_copy"
             )
+        order = Shuffle.of(shuffle, row_column)
+        if order is not None and destroy_on_copy:
+            raise CollectionError(
+                f"{path}: the members are compared with the archive cell by cell in order, so they "
+                "cannot be removed after a shuffle; leave out destroy_on_copy"
+            )
+        if shard_cells is not None:
+            check_shards(path, order, shard_cells, replace=replace)
         check_target(members, self.data_path, path)
         identities = check_removable(members.stores(), [path]) if destroy_on_copy else []
         obs = rename_cells(members.obs, [record.path for record in members.records], cell_names)
         view = None if choice is None else self.select_genes(**asdict(choice))
-        with registry.create(path, chosen, replace=replace, **options) as writer:
-            stores, lossless = members.stores(), destroy_on_copy
-            concatenate(stores, writer, None, extend_copy_size, obs, lossless=lossless, view=view)
-        if not destroy_on_copy:
+        stores, size = members.stores(), extend_copy_size
+        if shard_cells is not None and order is not None:
+            with new_collection(path) as directory:
+                begin = shard_writers(directory, chosen, options)
+                concatenate_in_shards(stores, begin, shard_cells, order, size, obs, view)
+                OpenedCollection(directory).save_manifest()
             return
+        with registry.create(path, chosen, replace=replace, **options) as writer:
+            lossless = destroy_on_copy
+            concatenate(
+                stores, writer, None, size, obs, lossless=lossless, view=view, shuffle=order
+            )
+        if destroy_on_copy:
+            self._remove_copied(path, identities, obs, is_new=not replace)
+
+    def _remove_copied(
+        self, path: str, identities: Sequence[Any], obs: Sequence[TableSource], *, is_new: bool
+    ) -> None:
+        """Remove the members after comparing them with their copy, and empty the manifest."""
+        members = self._members
         with ExitStack() as stack:
-            with open_for_check(path, is_new=not replace) as flat:
+            with open_for_check(path, is_new=is_new) as flat:
                 stack.enter_context(self._locked())
                 copies = zip(members.stores(), identities, members.starts, obs, strict=False)
                 for store, identity, start, table in copies:

@@ -25,7 +25,7 @@ from scdl.archive.schema import (
 )
 from scdl.archive.stored_rows import StoredRows
 from scdl.archive.tables import ROWS_AT_ONCE, StoredTable, TableSource
-from scdl.conversion.concatenation import clean_rows
+from scdl.conversion.joined_rows import clean_rows
 from scdl.conversion.losses import is_kept
 from scdl.conversion.tables import column_converter
 from scdl.errors import ArchiveChangedError, CollectionError

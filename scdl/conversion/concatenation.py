@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
-from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
+from scdl.archive.csr import SparseRows
 from scdl.archive.elements import dense_vectors, graph_keys
-from scdl.archive.graph import NeighborGraph
 from scdl.archive.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -26,14 +25,21 @@ from scdl.archive.schema import (
     smallest_unsigned,
     var_table,
 )
-from scdl.archive.stored_rows import StoredRows
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
-from scdl.conversion.losses import CHUNK_BYTES, begin_elements, graph_dtypes, report_losses
-from scdl.conversion.tables import United, write_var
+from scdl.conversion.joined_rows import JoinedRows
+from scdl.conversion.losses import (
+    CHUNK_BYTES,
+    begin_elements,
+    graph_dtypes,
+    report_left_out,
+    report_losses,
+)
+from scdl.conversion.row_order import Shuffle
+from scdl.conversion.tables import United, VarPart, write_var
 from scdl.errors import NeighborError, SourceError
-from scdl.sources.archive import ArchiveSource, StoredArray
-from scdl.sources.matrices import Bounds, pieces
+from scdl.sources.archive import ArchiveSource
+from scdl.sources.matrices import Bounds
 from storage_backends.base import ArrayStore, ArrayWriter
 
 if TYPE_CHECKING:
@@ -49,8 +55,9 @@ def concatenate(
     *,
     lossless: bool = False,
     view: CellReader | None = None,
+    shuffle: Shuffle | None = None,
 ) -> None:
-    """Write the cells of archives of any backends one after the other, and commit.
+    """Write the cells of archives of any backends to one archive, and commit.
 
     Adjacent feature blocks with the same genes are merged. obs gets the columns of all archives,
     with nulls where an archive lacks one; the neighbours in graphs are renumbered; obsm is kept if
@@ -76,11 +83,18 @@ def concatenate(
     view
         The same cells in one gene space, in which they are written; None: each archive keeps its
         own genes.
+    shuffle
+        How to shuffle the cells, which need one gene space; None: those of each archive follow
+        those of the archive before.
 
     Raises
     ------
     CollectionError
         Something would be left out, and `lossless` is True.
+    GeneError
+        The archives are shuffled and have different genes.
+    OptionError
+        The archives are shuffled, and obs has the column of original rows already.
     CastError
         No dtype represents the values of all archives and `dtype` is None, or `dtype` cannot
         represent a value.
@@ -89,37 +103,43 @@ def concatenate(
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     whole = len(stores) == 1 and writer.keeps_elements and view is None
-    vectors = [] if whole else _vectors(stores, infos)
+    vectors = [] if whole else shared_vectors(stores, infos)
     graphs = [] if whole else list(dict.fromkeys(key for s in stores for key in graph_keys(s)))
     refused = begin_elements(stores, writer, vectors, graphs)
     report_losses(stores, writer, None if whole else vectors, refused, lossless=lossless)
-    caster = _keeping(stores, writer) if dtype is None else Caster(dtype)
+    caster = keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
-    tables = _var_blocks(stores, infos) if view is None else _var_of(view)
-    blocks = write_var(writer, tables).blocks
-    cells = obs or obs_tables(stores)
+    order = Shuffle.order(shuffle, sum(info.n_obs for info in infos), writer.path)
+    joined = JoinedRows(stores, infos, order, caster, values_at_once, view)
+    var, left_out = order.var(var_parts(stores, infos, view), writer.path)
+    report_left_out(writer, left_out)
+    blocks = write_var(writer, var).blocks
+    cells = order.obs(obs or obs_tables(stores))
     # A table without columns cannot have rows.
     if any(table.schema.names for table in cells):
         united = United(cells)
         united.warn(writer.path)
-        writer.write_table(OBS, united.reader())
+        writer.write_table(OBS, order.table(united))
     if whole:
         source = ArchiveSource(stores[0], infos[0], 0, None)
-        if lost := write_rest(source, writer, Bounds(values=values_at_once)):
+        bounds = Bounds(values=values_at_once, target=writer.path)
+        if lost := write_rest(source, writer, bounds, order=order):
             raise SourceError(
                 f"{source.path}: {', '.join(lost)} cannot be read or stored; convert the archive "
                 "with scdl.convert, which leaves out such elements"
             )
     else:
-        kept = [name for name in vectors if name not in refused]
-        _write_vectors(kept, stores, writer, values_at_once)
-        for key in graphs:
-            if f"obsp/{key}" not in refused:
-                _write_graph(key, stores, infos, writer, values_at_once)
-    n_values = sum(store.spec(DATA).length for store in stores)
-    n_vars = max(block.n_vars for block in blocks)
-    rows = _rows(stores, infos, values_at_once, view)
-    _write_matrix(rows, n_vars, n_values, writer, caster)
+        for name in (name for name in vectors if name not in refused):
+            for values in joined.vectors(name):
+                writer.append(name, values)
+        if graphs and sum(info.n_obs for info in infos) > 1 << 32:
+            raise NeighborError(f"{writer.path}: a graph may have at most 2^32 cells")
+        for key in (key for key in graphs if f"obsp/{key}" not in refused):
+            weights = graph_dtypes(key, stores, writer)[DATA]
+            rows = joined.graph(key, weights)
+            append_rows(rows, graph_array(key, ""), GRAPH_DTYPES[INDPTR], writer)
+    dtypes = caster.dtype, smallest_unsigned(max(block.n_vars for block in blocks) - 1)
+    write_matrix(joined.matrix(dtypes[1]), dtypes, joined.n_values, writer)
     matrices = tuple(name for info in infos for name in info.matrices)
     # Warn before the commit, since warning filters may turn the warning into an error.
     caster.warn(writer.path)
@@ -127,7 +147,7 @@ def concatenate(
     writer.commit(Info(blocks, is_sorted=True, matrices=matrices, element=element).to_attrs())
 
 
-def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
+def keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     """A caster that keeps the values of all archives exactly, if the writer supports the dtype."""
     common = common_dtype((store.path, store.spec(DATA).dtype) for store in stores)
     if common.kind == "i" and not writer.keeps_elements:
@@ -136,7 +156,7 @@ def _keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
     return Caster.keeping(common)
 
 
-def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
+def shared_vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
     """Names of dense vectors that all archives with cells have with the same dtype and width."""
     found = {key: None for store in stores for key in dense_vectors(store)}
     shapes = {
@@ -151,21 +171,19 @@ def _vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[str]:
     return [name for name, kinds in shapes.items() if len(kinds) == 1]
 
 
-def _var_blocks(
-    stores: Sequence[ArrayStore], infos: Sequence[Info]
-) -> Iterator[tuple[pa.Table, int, str | None]]:
-    """The var table, number of cells and label of every feature block."""
+def var_parts(
+    stores: Sequence[ArrayStore], infos: Sequence[Info], view: CellReader | None
+) -> Iterator[VarPart]:
+    """The var table, number of cells and label of every feature block, or of the view."""
+    if view is not None:
+        (columns,) = view.var_features().blocks
+        yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
+        return
     for store, info in zip(stores, infos, strict=True):
         start = 0
         for i, block in enumerate(info.blocks):
             yield store.read_table(var_table(i)), block.stop - start, block.label
             start = block.stop
-
-
-def _var_of(view: CellReader) -> Iterator[tuple[pa.Table, int, str | None]]:
-    """The var table of a view in one gene space, with its number of cells."""
-    (columns,) = view.var_features().blocks
-    yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
 
 
 def obs_tables(
@@ -179,92 +197,33 @@ def obs_tables(
     ]
 
 
-def _write_vectors(
-    names: Sequence[str], stores: Sequence[ArrayStore], writer: ArrayWriter, at_once: int
-) -> None:
-    for name in names:
-        for store in (store for store in stores if name in store.arrays):
-            for values in pieces(StoredArray(store, name), at_once):
-                writer.append(name, values)
-
-
-def _write_graph(
-    key: str,
-    stores: Sequence[ArrayStore],
-    infos: Sequence[Info],
+def write_matrix(
+    rows: Iterator[SparseRows],
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+    n_values: int,
     writer: ArrayWriter,
-    at_once: int,
 ) -> None:
-    if sum(info.n_obs for info in infos) > 1 << 32:
-        raise NeighborError(f"{writer.path}: the graph {key!r} would have more than 2^32 cells")
-    names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
-    weights = graph_dtypes(key, stores, writer)[DATA]
-    first_row, first_value = 0, 0
-    for store, info in zip(stores, infos, strict=True):
-        n_values = 0
-        if names[DATA] in store.arrays:
-            # A graph that is not square, or has ids out of range, would refer to cells of other
-            # archives. NeighborGraph checks the shape, check_inside the ids.
-            graph = NeighborGraph(store, key)
-            n_values = store.spec(names[DATA]).length
-            for start, stop in csr.spans(n_values, at_once):
-                values = store.read(names[DATA], start, stop)
-                writer.append(names[DATA], values.astype(weights, copy=False))
-                neighbors = store.read(names[INDICES], start, stop).astype(np.int64)
-                graph.check_inside(neighbors)
-                shifted = (neighbors + first_row).astype(GRAPH_DTYPES[INDICES])
-                writer.append(names[INDICES], shifted)
-        for start, stop in csr.spans(info.n_obs, at_once):
-            if names[INDPTR] in store.arrays:
-                ends = store.read(names[INDPTR], start + 1, stop + 1).astype(np.int64)
-            else:
-                ends = np.zeros(stop - start, np.int64)
-            writer.append(names[INDPTR], (ends + first_value).astype(GRAPH_DTYPES[INDPTR]))
-        first_row += info.n_obs
-        first_value += n_values
+    """Write an expression matrix of at most `n_values` values.
 
-
-def clean_rows(
-    store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
-) -> Iterator[csr.SparseRows]:
-    """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
-    stop = info.n_obs if stop is None else stop
-    for first, last in csr.row_spans(store, "", stop, at_once, start):
-        rows = StoredRows.of(store, "", np.arange(first, last)).read()
-        yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
-
-
-def _rows(
-    stores: Sequence[ArrayStore], infos: Sequence[Info], at_once: int, view: CellReader | None
-) -> Iterator[tuple[str, csr.SparseRows]]:
-    """Read the rows of all archives, sorted by gene, with the path of each archive."""
-    first = 0
-    for store, info in zip(stores, infos, strict=True):
-        if view is None:
-            for rows in clean_rows(store, info, at_once):
-                yield store.path, rows
-        else:
-            for start, stop in csr.row_spans(store, "", info.n_obs, at_once):
-                batch = view._read(np.arange(first + start, first + stop), True, None)
-                yield store.path, csr.SparseRows(batch.data, batch.indices, batch.indptr)
-        first += info.n_obs
-
-
-def _write_matrix(
-    parts: Iterator[tuple[str, csr.SparseRows]],
-    n_vars: int,
-    most_values: int,
-    writer: ArrayWriter,
-    caster: Caster,
-) -> None:
-    index_dtype = smallest_unsigned(n_vars - 1)
-    indptr_dtype = smallest_unsigned(most_values)
+    Parameters
+    ----------
+    dtypes
+        Dtypes of the values and column ids.
+    """
+    indptr_dtype = smallest_unsigned(n_values)
     writer.append(INDPTR, np.zeros(1, indptr_dtype))
+    append_rows(rows, "", indptr_dtype, writer)
+    for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
+        writer.append(name, np.empty(0, dtype))
+
+
+def append_rows(
+    blocks: Iterator[SparseRows], prefix: str, indptr_dtype: np.dtype[Any], writer: ArrayWriter
+) -> None:
+    """Append rows to the three arrays of a matrix, of which ``indptr`` has its first offset."""
     first_value = 0
-    for path, rows in parts:
-        writer.append(DATA, caster(rows.data, path))
-        writer.append(INDICES, rows.indices.astype(index_dtype, copy=False))
-        writer.append(INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
+    for rows in blocks:
+        writer.append(prefix + DATA, rows.data)
+        writer.append(prefix + INDICES, rows.indices)
+        writer.append(prefix + INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
         first_value += int(rows.indptr[-1])
-    writer.append(DATA, np.empty(0, caster.dtype))
-    writer.append(INDICES, np.empty(0, index_dtype))

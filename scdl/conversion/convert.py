@@ -22,6 +22,7 @@ from scdl.conversion.options import (
     storage_options,
 )
 from scdl.conversion.origins import origins_of
+from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.run import Conversion
 from scdl.errors import BackendOptionError, SourceError
 from scdl.sources.base import Source
@@ -42,6 +43,8 @@ def convert(
     gene_column: str | None = None,
     missing: Missing = "error",
     duplicates: Duplicates = "error",
+    shuffle: int | None = None,
+    row_column: str = SOURCE_ROW,
     backend: str | None = None,
     neighbor_key: str | Sequence[str] | None = None,
     progress: bool = False,
@@ -73,6 +76,13 @@ def convert(
     gene_column, missing, duplicates
         As for :meth:`scdl.SingleCellDataset.select_genes`; ``missing`` is ``"error"`` or
         ``"zero"``.
+    shuffle
+        Seed of a random order of the cells of all sources; the order depends only on it and on the
+        number of cells. The sources need the same genes, or `genes`; columns of var that they do
+        not share are left out. Default: the order of the sources.
+    row_column
+        Name of the int64 column of obs that a shuffled archive has in addition, with the row of
+        each cell in the sources, counted over all of them.
     backend
         Storage backend. Default: the one of the suffix of `path`, such as ``.zarr``, else
         ``memmap``.
@@ -115,16 +125,22 @@ def convert(
     CastError
         `data_dtype` cannot represent a value.
     OptionError
-        `keys` does not have one name per source; obs already has the column `label`; or a gene
-        policy is given without `genes`.
+        `keys` does not have one name per source; obs already has the column `label` or
+        `row_column`; `shuffle` is not an integer; or a gene policy is given without `genes`.
     GeneError, GeneListNotFoundError
-        The sources cannot be mapped to the gene space `genes`.
+        The sources cannot be mapped to the gene space `genes`, or are shuffled and have different
+        genes.
     ArchiveExistsError
         Something exists at `path`, and `replace` is False or it is not an archive.
     ArchivePlaceError
         `path` is inside another archive.
     ArchiveWriteError
         The archive cannot be written, for example because the disk is full.
+
+    Examples
+    --------
+    >>> report = scdl.convert("cells.h5ad", "shuffled.scdl", shuffle=42)  # doctest: +SKIP
+    >>> scdl.open("shuffled.scdl").obs["source_row"]  # doctest: +SKIP
     """
     paths, origins = origins_of(sources, label, keys)
     path = path_of(path, TARGET)
@@ -133,7 +149,8 @@ def convert(
         raise SourceError("there is nothing to convert: the list of files is empty")
     policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
     choice = gene_choice(genes, policies)
-    settings = Settings(backend, neighbor_key, options, origins=origins, genes=choice)
+    order = Shuffle.of(shuffle, row_column)
+    settings = Settings(backend, neighbor_key, options, None, origins, choice, order)
     with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
         return write_archive(
             lambda stack: open_sources(paths, settings, stack),
@@ -200,7 +217,7 @@ def write_archive(
         stack.enter_context(writer)
         opened = opening(stack)
         conversion = Conversion(opened, writer.path, settings, keeps_elements=writer.keeps_elements)
-        meter.reset(sum(source.matrix.size for source in opened))
+        meter.reset(conversion.work)
         info = conversion.run(writer, meter)
     with target.store.open(writer.path, hold=False) as store:
         nnz, nbytes, requires = store.spec(DATA).length, store.nbytes, tuple(store.requires)

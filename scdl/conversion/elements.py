@@ -7,13 +7,15 @@ the cells and genes are an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from scdl.archive import csr
+from scdl.archive.csr import SparseRows
 from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR
+from scdl.conversion.row_order import RowOrder
 from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, SourceError
 from scdl.sources.anndata_elements import is_accepted
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, in_memory
@@ -46,7 +48,11 @@ _GENES = ("var", "raw/var")
 
 
 def write_rest(
-    source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str] = ()
+    source: Source,
+    writer: ArrayWriter,
+    bounds: Bounds,
+    graphs: Sequence[str] = (),
+    order: RowOrder | None = None,
 ) -> list[str]:
     """Copy every element except the matrix, its genes and obs; large ones in bounded memory.
 
@@ -55,6 +61,9 @@ def write_rest(
     graphs
         Keys of obsp to store as CSR, in which neighbours are read, even if the source stores them
         as CSC or dense.
+    order
+        Order in which cells are written. Matrices of cells are written as CSR if it is not that of
+        the source.
 
     Returns
     -------
@@ -69,7 +78,7 @@ def write_rest(
     MissingFilterError
         An element is compressed with a filter that is not installed.
     """
-    return _ElementWriter(source, writer, bounds, graphs).write()
+    return _ElementWriter(source, writer, bounds, graphs, order or RowOrder()).write()
 
 
 class _LeftOutError(Exception):
@@ -80,9 +89,15 @@ class _ElementWriter:
     """Writes the elements of one source."""
 
     def __init__(
-        self, source: Source, writer: ArrayWriter, bounds: Bounds, graphs: Sequence[str]
+        self,
+        source: Source,
+        writer: ArrayWriter,
+        bounds: Bounds,
+        graphs: Sequence[str],
+        order: RowOrder,
     ) -> None:
         self._source, self._writer, self._bounds = source, writer, bounds
+        self._order = order
         self._by_row = {f"obsp/{key}" for key in graphs}
         #: Number of cells, and number of genes of each existing var table.
         self._lengths = {"obs": source.n_obs, source.genes: source.n_vars}
@@ -109,7 +124,7 @@ class _ElementWriter:
     def _read(self, name: str) -> Any:
         """Read and check an element; None if it needs no further writing."""
         in_uns = name.partition("/")[0] == "uns"
-        axes = () if in_uns else _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
+        axes = () if in_uns else _axes(name)
         if axes is None or not all(axis in self._lengths or axis == name for axis in axes):
             raise _LeftOutError
         try:
@@ -181,21 +196,93 @@ class _ElementWriter:
             self._names[axis] = [name for part in parts for name in part[INDEX].to_pylist()]
         return self._names[axis]
 
+    def _order_of(self, name: str) -> RowOrder:
+        """Order of the leading axis of an element."""
+        return self._order if (_axes(name) or ("",))[0] == "obs" else RowOrder()
+
     def _write(self, name: str, element: Any) -> None:
-        where, writer, bounds = f"{self._source.path}: {name}", self._writer, self._bounds
+        order = self._order_of(name)
+
+        def columns(values: Any) -> Any:
+            is_moved = order.moves and _axes(name) == ("obs", "obs")
+            return values[:, order.sources] if is_moved else values
+
         has_rows = isinstance(element, SparseParts) and element.sparse.format == "csr"
         matrix = element if isinstance(element, Matrix) else None
         if name in self._by_row and not has_rows:
             matrix = self._source.graph(name.removeprefix("obsp/")) or matrix
         if matrix is not None:
-            _write_rows(where, writer, _stored_name(name), matrix, _dtypes(matrix, element), bounds)
+            self._write_rows(name, matrix, element)
         elif isinstance(element, SparseParts):
-            _write_sparse(where, writer, name, element, bounds)
+            self._write_sparse(name, element)
         elif isinstance(element, Reader):
-            for values in pieces(element, bounds.values):
-                writer.append(name, values)
+            values = (columns(piece) for piece in pieces(element, self._bounds.values))
+            like = np.empty((0, *element.item_shape), element.dtype)
+            for items in order.items(values, like):
+                self._writer.append(name, items)
         else:
-            writer.write_element(name, element)
+            if order.moves:
+                element = columns(getattr(element, "iloc", element)[order.sources])
+            self._writer.write_element(name, element)
+
+    def _write_sparse(self, name: str, element: SparseParts) -> None:
+        sparse, parts, is_sorted = element
+        where, is_csr = self._where(name), sparse.format == "csr"
+        if self._order_of(name).moves or (is_csr and not is_sorted):
+            matrix = BY_FORMAT[sparse.format](where, parts, sparse.shape)
+            self._write_rows(name, matrix, element)
+            return
+        check_offsets(where, parts, sparse.shape[not is_csr], "rows" if is_csr else "columns")
+        name = _stored_name(name) if is_csr else name
+        self._writer.write_sparse(name, sparse)
+        last = 0
+        for part, reader in parts.items():
+            for values in pieces(reader, self._bounds.values):
+                if part == INDICES:
+                    check_ids(where, values, sparse.shape[is_csr], part)
+                elif part == INDPTR:
+                    if int(values[0]) < last or (values[1:] < values[:-1]).any():
+                        raise SourceError(f"{where}: its offsets decrease; the source is damaged")
+                    last = int(values[-1])
+                self._writer.append(f"{name}/{part}", values)
+
+    def _write_rows(self, name: str, matrix: Matrix, element: Any) -> None:
+        """Write a matrix in CSR form, with sorted column ids and repeated entries summed.
+
+        What needs no sorting, and edges of a graph, are written unchanged, in the order of the
+        source, including repeated entries.
+        """
+        stored, dtypes = _stored_name(name), _dtypes(matrix, element)
+        order, writer = self._order_of(name), self._writer
+        writer.write_sparse(stored, Sparse("csr", matrix.shape))
+        is_clean = isinstance(element, SparseParts) and element.is_sorted
+
+        def rows() -> Iterator[SparseRows]:
+            for block in matrix.blocks(self._bounds):
+                if not (is_clean or name.startswith("obsp/")):
+                    block = csr.clean(block, matrix.shape[1], self._where(name))
+                ids = block.indices
+                if order.moves and _axes(name) == ("obs", "obs"):
+                    ids = order.places(ids.astype(np.int64))
+                yield block._replace(indices=ids.astype(dtypes[INDICES], copy=False))
+
+        with Offsets(self._bounds) as offsets:
+            for block in order.rows(rows(), (dtypes[DATA], dtypes[INDICES]), matrix.size):
+                writer.append(f"{stored}/{DATA}", block.data)
+                writer.append(f"{stored}/{INDICES}", block.indices)
+                offsets.add(block.indptr)
+            for part in (DATA, INDICES):
+                writer.append(f"{stored}/{part}", np.empty(0, dtypes[part]))
+            for values in offsets.read(dtypes[INDPTR]):
+                writer.append(f"{stored}/{INDPTR}", values)
+
+    def _where(self, name: str) -> str:
+        return f"{self._source.path}: {name}"
+
+
+def _axes(name: str) -> tuple[str, ...] | None:
+    """Axes of the leading dimensions of an element; None if AnnData has no such element."""
+    return _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
 
 
 def _stored_name(name: str) -> str:
@@ -216,58 +303,8 @@ def _shape(element: Any) -> tuple[int, ...] | None:
     return (len(element),) if has_rows else None
 
 
-def _write_sparse(
-    where: str, writer: ArrayWriter, name: str, element: SparseParts, bounds: Bounds
-) -> None:
-    sparse, parts, is_sorted = element
-    is_csr = sparse.format == "csr"
-    name = _stored_name(name) if is_csr else name
-    if is_csr and not is_sorted:
-        matrix = BY_FORMAT["csr"](where, parts, sparse.shape)
-        _write_rows(where, writer, name, matrix, _dtypes(matrix, element), bounds)
-        return
-    check_offsets(where, parts, sparse.shape[not is_csr], "rows" if is_csr else "columns")
-    writer.write_sparse(name, sparse)
-    last = 0
-    for part, reader in parts.items():
-        for values in pieces(reader, bounds.values):
-            if part == INDICES:
-                check_ids(where, values, sparse.shape[is_csr], part)
-            elif part == INDPTR:
-                if int(values[0]) < last or (values[1:] < values[:-1]).any():
-                    raise SourceError(f"{where}: its offsets decrease; the source is damaged")
-                last = int(values[-1])
-            writer.append(f"{name}/{part}", values)
-
-
 def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:
     """Dtypes of the arrays of a matrix: its own if sparse, else those that AnnData uses."""
     if isinstance(element, SparseParts):
         return {part: reader.dtype for part, reader in element.parts.items()}
     return {DATA: matrix.dtype, INDICES: np.dtype(np.int32), INDPTR: np.dtype(np.int64)}
-
-
-def _write_rows(
-    where: str,
-    writer: ArrayWriter,
-    name: str,
-    matrix: Matrix,
-    dtypes: Mapping[str, np.dtype[Any]],
-    bounds: Bounds,
-) -> None:
-    """Write a matrix in CSR form, with sorted column ids and repeated entries summed.
-
-    Edges of a graph are written unchanged, in the order of the source, including repeated ones.
-    """
-    writer.write_sparse(name, Sparse("csr", matrix.shape))
-    is_graph = name.startswith("graphs/")
-    with Offsets(bounds) as offsets:
-        for block in matrix.blocks(bounds):
-            rows = block if is_graph else csr.clean(block, matrix.shape[1], where)
-            writer.append(f"{name}/{DATA}", rows.data)
-            writer.append(f"{name}/{INDICES}", rows.indices.astype(dtypes[INDICES]))
-            offsets.add(rows.indptr)
-        for part in (DATA, INDICES):
-            writer.append(f"{name}/{part}", np.empty(0, dtypes[part]))
-        for values in offsets.read(dtypes[INDPTR]):
-            writer.append(f"{name}/{INDPTR}", values)

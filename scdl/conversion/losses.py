@@ -102,6 +102,17 @@ def report_losses(
         warnings.warn(f"{writer.path}: {loss}", ScdlWarning, stacklevel=5)
 
 
+def report_left_out(writer: ArrayWriter, columns: Sequence[str]) -> None:
+    """Warn about columns of var that a shuffled archive cannot keep."""
+    if columns:
+        warnings.warn(
+            f"{writer.path}: columns of var that the archives do not share are left out, since "
+            f"their cells are shuffled: {', '.join(columns)}",
+            ScdlWarning,
+            stacklevel=5,
+        )
+
+
 def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:
     """Graphs with weights that the documented type cannot represent."""
     for store in stores:

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from scdl.archive.casting import Caster
 from scdl.conversion.origins import Origins
+from scdl.conversion.row_order import Shuffle
 from scdl.errors import UnknownOptionError
 from scdl.sources.gene_selection import GeneChoice
 from storage_backends.base import Backend
@@ -133,6 +134,8 @@ class Settings:
         Labels of the cells of each source; None: no label column.
     genes
         The gene space of the archive; None: the genes of each source.
+    shuffle
+        How to shuffle the cells; None: they keep the order of the sources.
     """
 
     backend: str | None = None
@@ -141,6 +144,7 @@ class Settings:
     caster: Caster | None = None
     origins: Origins | None = None
     genes: GeneChoice | None = None
+    shuffle: Shuffle | None = None
 
 
 class Meter(Protocol):

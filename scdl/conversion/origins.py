@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from scdl.archive.tables import TableSource
+from scdl.archive.tables import Extended, TableSource
 from scdl.errors import OptionError
+from storage_backends.compute import arrow
 from storage_backends.paths import Path, paths_of
 
 
@@ -49,7 +50,13 @@ class Origins:
             raise OptionError(
                 f"{where}: obs has a column {self.column!r} already; choose another label"
             )
-        return _Labelled(obs, self, number)
+        names = pa.array(self.names, pa.large_string())
+
+        def label(start: int, stop: int) -> pa.Array:
+            codes = arrow.numbers(np.full(stop - start, number, np.int32))
+            return pa.DictionaryArray.from_arrays(codes, names)
+
+        return Extended(obs, pa.field(self.column, label(0, 0).type), label)
 
 
 def origins_of(
@@ -101,25 +108,3 @@ def origins_of(
         repeated = next(name for name in names if names.count(name) > 1)
         raise OptionError(f"keys has {repeated!r} more than once; give each source another name")
     return paths, Origins(label, names)
-
-
-class _Labelled(TableSource):
-    """A table with an additional column in which all values are the same category."""
-
-    def __init__(self, table: TableSource, origins: Origins, number: int) -> None:
-        self._table, self._number = table, number
-        self._names = pa.array(origins.names, pa.large_string())
-        column = pa.field(origins.column, pa.dictionary(pa.int32(), pa.large_string()))
-        self.num_rows = table.num_rows
-        self.schema = table.schema.append(column)
-        self.categories = {**table.categories, origins.column: self._names}
-
-    def read(self, start: int, stop: int) -> pa.RecordBatch:
-        batch = self._table.read(start, stop)
-        # A batch of a table without columns has one unnamed column; it is dropped here.
-        columns = [batch.column(name) for name in self._table.schema.names]
-        codes = pa.array(np.full(stop - start, self._number, np.int32))
-        label = pa.DictionaryArray.from_arrays(codes, self._names)
-        fields = [*(batch.schema.field(name) for name in self._table.schema.names)]
-        schema = pa.schema([*fields, self.schema.field(len(columns))], self.schema.metadata)
-        return pa.RecordBatch.from_arrays([*columns, label], schema=schema)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from scdl.archive.schema import (
 )
 from scdl.conversion.elements import write_rest
 from scdl.conversion.options import ConvertOptions, Meter, Settings
+from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United, write_var
 from scdl.errors import OptionError, OutputError, ScdlWarning, SourceError
 from scdl.kernels.memory import recyclable
@@ -80,6 +81,9 @@ class Conversion:
         self.differing_var: tuple[str, ...] = ()
         self._writer: ArrayWriter
         only_matrix = options.get("only_matrix", False) or settings.genes is not None
+        n_obs = sum(file.n_obs for file in files)
+        self._order = Shuffle.order(settings.shuffle, n_obs, target)
+        self._cells = self._order.obs([file.cells for file in files])
         #: Whether all elements of a single source are kept.
         self._whole = len(files) == 1 and keeps_elements and not only_matrix
         # Opened here to detect missing keys before anything is written.
@@ -129,6 +133,15 @@ class Conversion:
         return Caster(dtype, options.get("data_dtype_tolerance", 1e-8))
 
     @property
+    def work(self) -> int:
+        """Number of stored values to process, as the progress counts them."""
+        return (1 + self._order.moves) * self._n_values
+
+    @property
+    def _n_values(self) -> int:
+        return sum(file.matrix.size for file in self._files)
+
+    @property
     def reordered(self) -> tuple[str, ...]:
         """Sources whose genes are reordered to match an earlier source."""
         pairs = zip(self._files, self._gene_orders, strict=True)
@@ -143,25 +156,26 @@ class Conversion:
     def run(self, writer: ArrayWriter, meter: Meter) -> Info:
         """Write everything and commit. May be called only once."""
         self._writer = writer
-        blocks, self.differing_var = write_var(
-            self._writer,
-            (
-                (file.var() if order is None else file.var().take(order), file.n_obs, file.label)
-                for file, order in zip(self._files, self._gene_orders, strict=True)
-            ),
+        parts = (
+            (file.var() if order is None else file.var().take(order), file.n_obs, file.label)
+            for file, order in zip(self._files, self._gene_orders, strict=True)
         )
+        var, left_out = self._order.var(parts, writer.path)
+        blocks, self.differing_var = write_var(self._writer, var)
+        self.not_carried = (*self.not_carried, *(f"var/{name}" for name in left_out))
         # A table without columns cannot have rows.
-        if any(file.cells.schema.names for file in self._files):
-            united = United([file.cells for file in self._files])
+        if any(table.schema.names for table in self._cells):
+            united = United(self._cells)
             united.warn(writer.path)
             self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
-            self._writer.write_table(OBS, united.reader())
+            self._writer.write_table(OBS, self._order.table(united))
         # Otherwise Arrow's allocator keeps the memory of the tables during the whole conversion.
         pa.default_memory_pool().release_unused()
         if self._whole:
             for key in self._graphs:
                 self._warn_of_absence(key)
-            lost = write_rest(self._files[0], self._writer, self._bounds, self._graphs)
+            file, order = self._files[0], self._order
+            lost = write_rest(file, self._writer, self._bounds, self._graphs, order)
             self.not_carried = (*lost, *self.not_carried)
         else:
             for key, readers in self._obsm.items():
@@ -178,17 +192,25 @@ class Conversion:
         self._writer.commit(info.to_attrs())
         return info
 
+    def _rows(self, meter: Meter) -> Iterator[SparseRows]:
+        """Read the rows of all files in their final form."""
+        for file, order in zip(self._files, self._gene_orders, strict=True):
+            where = file.matrix.where
+            places = None if order is None else np.argsort(order)
+            for block in prefetch(file.matrix.blocks(self._bounds)):
+                rows = self._clean(block, file.n_vars, where, places)
+                indices = rows.indices.astype(self._index_dtype, copy=False)
+                yield SparseRows(self.caster(rows.data, where), indices, rows.indptr)
+                meter.update(len(block.data))
+
     def _write_matrix(self, meter: Meter) -> None:
+        dtypes = self.caster.dtype, self._index_dtype
         with Offsets(self._bounds) as offsets:
-            for file, order in zip(self._files, self._gene_orders, strict=True):
-                where = file.matrix.where
-                places = None if order is None else np.argsort(order)
-                for block in prefetch(file.matrix.blocks(self._bounds)):
-                    rows = self._clean(block, file.n_vars, where, places)
-                    self._append(DATA, self.caster(rows.data, where), self.caster.dtype)
-                    self._append(INDICES, rows.indices, self._index_dtype)
-                    offsets.add(rows.indptr)
-                    meter.update(len(block.data))
+            for rows in self._order.rows(self._rows(meter), dtypes, self._n_values):
+                self._writer.append(DATA, rows.data)
+                self._writer.append(INDICES, rows.indices)
+                offsets.add(rows.indptr)
+                meter.update(len(rows.data) * self._order.moves)
             self._append(DATA, np.empty(0, self.caster.dtype), self.caster.dtype)
             self._append(INDICES, np.empty(0, self._index_dtype), self._index_dtype)
             kept, total = self._indptr_dtype, offsets.total
@@ -244,9 +266,13 @@ class Conversion:
         empty = np.empty((0, *readers[0].item_shape), dtype)
         if not self._begins(obsm_array(key), empty, f"obsm/{key}"):
             return
-        for reader in readers:
-            for values in prefetch(pieces(reader, self._bounds.values)):
-                self._writer.append(obsm_array(key), values.astype(empty.dtype, copy=False))
+        values = (
+            piece.astype(empty.dtype, copy=False)
+            for reader in readers
+            for piece in prefetch(pieces(reader, self._bounds.values))
+        )
+        for vectors in self._order.items(values, empty):
+            self._writer.append(obsm_array(key), vectors)
 
     def _begins(self, array: str, empty: NDArray[Any], element: str) -> bool:
         """Create an array; False if its name is refused, unless the user asked for the element."""
@@ -272,24 +298,31 @@ class Conversion:
         graphs = [file.graph(key) for file in self._files]
         if sum(file.n_obs for file in self._files) > 1 << 32:
             raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
-        first_row = 0
         names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
         if not self._begins(names[DATA], np.empty(0, GRAPH_DTYPES[DATA]), f"obsp/{key}"):
             return
-        caster = Caster(GRAPH_DTYPES[DATA], np.inf)
+        dtypes = GRAPH_DTYPES[DATA], GRAPH_DTYPES[INDICES]
+        n_values = sum(graph.size for graph in graphs if graph)
         with Offsets(self._bounds) as offsets:
-            for file, graph in zip(self._files, graphs, strict=True):
-                for block in _graph_blocks(graph, file.n_obs, self._bounds):
-                    where = graph.where if graph else file.path
-                    neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
-                    self._append(names[DATA], caster(block.data, where), caster.dtype)
-                    self._append(names[INDICES], neighbors, GRAPH_DTYPES[INDICES])
-                    offsets.add(block.indptr)
-                first_row += file.n_obs
+            for rows in self._order.rows(self._graph_rows(graphs), dtypes, n_values):
+                self._writer.append(names[DATA], rows.data)
+                self._writer.append(names[INDICES], rows.indices)
+                offsets.add(rows.indptr)
             for part in (DATA, INDICES):
                 self._writer.append(names[part], np.empty(0, GRAPH_DTYPES[part]))
             for values in offsets.read(GRAPH_DTYPES[INDPTR]):
                 self._writer.append(names[INDPTR], values)
+
+    def _graph_rows(self, graphs: Sequence[Matrix | None]) -> Iterator[SparseRows]:
+        caster = Caster(GRAPH_DTYPES[DATA], np.inf)
+        first_row = 0
+        for file, graph in zip(self._files, graphs, strict=True):
+            for block in _graph_blocks(graph, file.n_obs, self._bounds):
+                weights = caster(block.data, graph.where if graph else file.path)
+                neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
+                ids = self._order.places(neighbors).astype(GRAPH_DTYPES[INDICES])
+                yield SparseRows(weights, ids, block.indptr)
+            first_row += file.n_obs
 
 
 def _common_keys(keys: Iterable[Sequence[str]]) -> list[str]:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pyarrow as pa
 
 from scdl.archive.gene_names import space_key
 from scdl.archive.schema import INDEX, NULLABLE, Block, var_table
 from scdl.archive.tables import ROWS_AT_ONCE, TableSource
-from scdl.errors import CastError, ScdlWarning
+from scdl.errors import CastError, GeneError, ScdlWarning
 from storage_backends.anndata_format.names import is_nullable
 from storage_backends.base import ArrayWriter
 from storage_backends.compute import arrow
 from storage_backends.compute.uniting import ColumnPart, UnitedColumn
 from storage_backends.errors import one_line
+
+#: The var table, number of cells and label of a part of the cells.
+VarPart: TypeAlias = tuple[pa.Table, int, str | None]
+#: Rows of a table from which the size of the others is estimated.
+_SAMPLE = 1_000
 
 
 class United:
@@ -55,12 +60,22 @@ class United:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for source in self._sources:
-            for batch in source.batches():
-                arrays = [column.convert(batch) for column in self._columns]
-                yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+            yield from map(self._convert, source.batches())
         # An empty batch passes on the categories even if there are no rows.
         arrays = [column.nulls(0) for column in self._columns]
         yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        arrays = [column.convert(batch) for column in self._columns]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def estimate_bytes(self) -> int:
+        """Size of all rows in memory, estimated from the first rows of each table."""
+        nbytes = 0
+        for source in self._sources:
+            if n := min(source.num_rows, _SAMPLE):
+                nbytes += bytes_of(self._convert(source.read(0, n))) * source.num_rows // n
+        return nbytes
 
     def warn(self, where: str) -> None:
         """Warn about converted columns; the message starts with `where`."""
@@ -71,6 +86,14 @@ class United:
                 ScdlWarning,
                 stacklevel=3,
             )
+
+
+def bytes_of(batch: pa.RecordBatch) -> int:
+    """Size of rows in bytes, without the categories, which all batches of a table share."""
+    return sum(
+        (column.indices if pa.types.is_dictionary(column.type) else column).nbytes
+        for column in batch.columns
+    )
 
 
 class VarBlocks(NamedTuple):
@@ -88,13 +111,13 @@ class VarBlocks(NamedTuple):
     differing: tuple[str, ...]
 
 
-def write_var(writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | None]]) -> VarBlocks:
+def write_var(writer: ArrayWriter, parts: Iterable[VarPart]) -> VarBlocks:
     """Write var tables, one for every run of parts with the same table.
 
     Parameters
     ----------
     parts
-        The var table, number of cells and label of each part.
+        The parts of the cells, in order.
     """
     blocks: list[Block] = []
     spaces = _Spaces()
@@ -109,6 +132,42 @@ def write_var(writer: ArrayWriter, parts: Iterable[tuple[pa.Table, int, str | No
         blocks.append(Block(stop, table.num_rows, label, spaces.add(table)))
         previous = table
     return VarBlocks(tuple(blocks), tuple(spaces.differing))
+
+
+def shared_var(parts: Iterable[VarPart], where: str) -> tuple[list[VarPart], list[str]]:
+    """One part for cells of all parts in any order, with the columns that all parts share.
+
+    Parts without cells are left out if others have cells.
+
+    Returns
+    -------
+    parts, left_out
+        The only part, and the names of columns of var that are not in all parts with equal values.
+
+    Raises
+    ------
+    GeneError
+        The parts have different genes; the message starts with `where`.
+    """
+    first: VarPart | None = None
+    key = ""
+    names: dict[str, None] = {}
+    for part in parts:
+        if first is None or not first[1]:
+            first, key, names = part, space_key(part[0]), dict.fromkeys(part[0].schema.names)
+        elif part[1]:
+            table, n_obs, label = first
+            if space_key(part[0]) != key:
+                raise GeneError(
+                    f"{where}: the sources have different genes, and the cells of a shuffled "
+                    "archive need one gene space; pass genes='union' with missing='zero', "
+                    "genes='intersection' or a list of genes"
+                )
+            names |= dict.fromkeys(part[0].schema.names)
+            label = label if label == part[2] else None
+            first = arrow.shared_columns([table, part[0]]), n_obs + part[1], label
+    assert first is not None, "there is at least one part"
+    return [first], [name for name in names if name not in first[0].schema.names]
 
 
 def _is_same(table: pa.Table, other: pa.Table) -> bool:

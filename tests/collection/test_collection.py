@@ -614,9 +614,9 @@ class TestFlatten:
     def test_sources_stay_when_it_is_not(
         self, copied: Ragged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
     ) -> None:
-        from scdl.conversion import concatenation
+        from scdl.conversion import joined_rows
 
-        original = concatenation.clean_rows
+        original = joined_rows.clean_rows
 
         def damaged(*arguments: Any, **options: Any) -> Any:
             for rows in original(*arguments, **options):
@@ -629,7 +629,7 @@ class TestFlatten:
                     indptr[1] += 1
                 yield rows._replace(data=data, indices=indices, indptr=indptr)
 
-        monkeypatch.setattr(concatenation, "clean_rows", damaged)
+        monkeypatch.setattr(joined_rows, "clean_rows", damaged)
         with pytest.raises(CollectionError, match="sources were not removed"):
             scdl.SingleCellCollection(copied.paths[:1]).flatten(
                 tmp_path / "flat", destroy_on_copy=True

@@ -115,6 +115,10 @@ def _convert(ground: Ground) -> None:
     scdl.convert(ground.sources / "cells.h5ad", ground.target, **ground.options)
 
 
+def _shuffle(ground: Ground) -> None:
+    scdl.convert(ground.sources / "cells.h5ad", ground.target, shuffle=3, **ground.options)
+
+
 def _collection(ground: Ground) -> scdl.SingleCellCollection:
     return scdl.SingleCellCollection([ground.pristine, ground.sources / f"{ground.kind}, too"])
 
@@ -202,6 +206,7 @@ def _convert_in_parts_again(ground: Ground) -> None:
 OPERATIONS = {
     "convert": Operation(_convert, is_new=True),
     "flatten": Operation(_flatten, is_new=True),
+    "shuffle": Operation(_shuffle, is_new=True),
     "flatten and remove": Operation(
         _flatten_and_remove,
         _members,

@@ -19,6 +19,7 @@ from scdl.conversion.many.options import (
 from scdl.conversion.many.report import one_line
 from scdl.conversion.options import TARGET, ConversionReport
 from scdl.conversion.origins import origins_of
+from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.errors import ArchiveExistsError, ScdlWarning, SourceError, SourceNotFoundError
 from storage_backends import other_formats, registry
 from storage_backends.paths import Path, absolute, is_url
@@ -30,6 +31,8 @@ def convert_in_parts(
     *,
     label: str | None = None,
     keys: Sequence[str] | None = None,
+    shuffle: int | None = None,
+    row_column: str = SOURCE_ROW,
     replace: bool = False,
     workers: WorkersLike = None,
     use_processes: bool = True,
@@ -44,7 +47,7 @@ def convert_in_parts(
 
     Parameters
     ----------
-    sources, path, label, keys, replace
+    sources, path, label, keys, shuffle, row_column, replace
         As for :func:`scdl.convert`; h5ad files only.
     workers, use_processes, progress, options
         As for :func:`convert_directory`; the default of `split_bytes` is the share of one worker of
@@ -72,7 +75,8 @@ def convert_in_parts(
         )
     other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
     labels, origins = origins_of(sources, label, keys, "the paths of h5ad files")
-    settings = dataclasses.replace(settings, origins=origins)
+    order = Shuffle.of(shuffle, row_column)
+    settings = dataclasses.replace(settings, origins=origins, shuffle=order)
     files = [*map(_h5ad_file, labels)]
     if not files:
         raise SourceError("there is nothing to convert: the list of files is empty")

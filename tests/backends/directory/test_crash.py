@@ -48,7 +48,7 @@ HARMS = ["SIGKILL", "SIGINT", "ENOSPC", "EIO+"]
     [
         ("memmap", sample(["convert", "cast", "add"], 1), 2 if WHOLE else 1),
         ("memmap", sample(["repair", "flatten and remove", "directory"], 1), 1),
-        ("zarr", sample(["concat", "flatten"], 1), 1),
+        ("zarr", sample(["concat", "flatten", "shuffle"], 1), 1),
     ],
 )
 def test_the_old_or_the_new(kind: str, operations: list[str], points: int) -> None:

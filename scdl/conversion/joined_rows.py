@@ -1,0 +1,127 @@
+"""The rows of several archives, in the order in which a new archive has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.casting import Caster
+from scdl.archive.csr import SparseRows
+from scdl.archive.graph import NeighborGraph
+from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, Info, graph_array
+from scdl.archive.stored_rows import StoredRows
+from scdl.conversion.row_order import RowOrder
+from scdl.sources.archive import StoredArray
+from scdl.sources.matrices import pieces
+from storage_backends.base import ArrayStore
+
+if TYPE_CHECKING:
+    from scdl.dataset.reader import CellReader
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """The rows of the matrices and vectors of archives, read in bounded memory.
+
+    Parameters
+    ----------
+    stores, infos
+        The archives.
+    order
+        Order of the rows.
+    caster
+        Casts values of the expression matrix.
+    at_once
+        Number of values to read at a time.
+    view
+        The same cells in one gene space; None: each archive has its own genes.
+    """
+
+    stores: Sequence[ArrayStore]
+    infos: Sequence[Info]
+    order: RowOrder
+    caster: Caster
+    at_once: int
+    view: CellReader | None = None
+
+    @property
+    def n_values(self) -> int:
+        """Number of stored values of the expression matrix, or an upper bound."""
+        return sum(store.spec(DATA).length for store in self.stores)
+
+    def vectors(self, name: str) -> Iterator[NDArray[Any]]:
+        """Dense vectors; archives without cells may lack them."""
+        arrays = [StoredArray(store, name) for store in self.stores if name in store.arrays]
+        values = (piece for array in arrays for piece in pieces(array, self.at_once))
+        return self.order.items(values, arrays[0].read(0, 0))
+
+    def matrix(self, index_dtype: np.dtype[Any]) -> Iterator[SparseRows]:
+        """The expression matrix, sorted by gene and cast."""
+        rows = (
+            SparseRows(
+                self.caster(r.data, path), r.indices.astype(index_dtype, copy=False), r.indptr
+            )
+            for path, r in self._read()
+        )
+        return self.order.rows(rows, (self.caster.dtype, index_dtype), self.n_values)
+
+    def _read(self) -> Iterator[tuple[str, SparseRows]]:
+        """Rows with the path of their archive."""
+        first = 0
+        for store, info in zip(self.stores, self.infos, strict=True):
+            if self.view is None:
+                for rows in clean_rows(store, info, self.at_once):
+                    yield store.path, rows
+            else:
+                for start, stop in csr.row_spans(store, "", info.n_obs, self.at_once):
+                    batch = self.view._read(np.arange(first + start, first + stop), True, None)
+                    yield store.path, SparseRows(batch.data, batch.indices, batch.indptr)
+            first += info.n_obs
+
+    def graph(self, key: str, weights: np.dtype[Any]) -> Iterator[SparseRows]:
+        """A graph with neighbours by their new rows; archives may lack it."""
+        name = graph_array(key, DATA)
+        n_values = sum(s.spec(name).length for s in self.stores if name in s.arrays)
+        dtypes = weights, GRAPH_DTYPES[INDICES]
+        return self.order.rows(self._renumbered(key, weights), dtypes, n_values)
+
+    def _renumbered(self, key: str, weights: np.dtype[Any]) -> Iterator[SparseRows]:
+        first_row = 0
+        for store, info in zip(self.stores, self.infos, strict=True):
+            for rows in _graph_rows(store, info, key, self.at_once):
+                ids = self.order.places(rows.indices.astype(np.int64) + first_row)
+                data = rows.data.astype(weights, copy=False)
+                yield SparseRows(data, ids.astype(GRAPH_DTYPES[INDICES]), rows.indptr)
+            first_row += info.n_obs
+
+
+def _graph_rows(store: ArrayStore, info: Info, key: str, at_once: int) -> Iterator[SparseRows]:
+    """The rows of a graph; all are empty if the archive does not have it."""
+    prefix = graph_array(key, "")
+    if prefix + DATA not in store.arrays:
+        for start, stop in csr.spans(info.n_obs, at_once):
+            empty = np.empty(0, GRAPH_DTYPES[INDICES])
+            yield SparseRows(empty, empty, np.zeros(stop - start + 1, np.int64))
+        return
+    # A graph that is not square, or has ids out of range, would refer to cells of other archives.
+    # NeighborGraph checks the shape, check_inside the ids.
+    graph = NeighborGraph(store, key)
+    for start, stop in csr.row_spans(store, prefix, info.n_obs, at_once):
+        rows = StoredRows.of(store, prefix, np.arange(start, stop)).read()
+        graph.check_inside(rows.indices)
+        yield rows
+
+
+def clean_rows(
+    store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
+) -> Iterator[SparseRows]:
+    """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
+    stop = info.n_obs if stop is None else stop
+    for first, last in csr.row_spans(store, "", stop, at_once, start):
+        rows = StoredRows.of(store, "", np.arange(first, last)).read()
+        yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
