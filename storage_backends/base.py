@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.backend import Backend
+from storage_backends.backend import Backend, CacheOptions
 from storage_backends.capabilities import Checked, Chunked, Elements, ElementsWriter, Mapped, Placed
 from storage_backends.contents import (
     DTYPES,
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "DTYPES", "INDEX", "INDEX_NAME", "NULLABLE",
-    "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "Contents", "is_column_type",
+    "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "CacheOptions", "Contents",
+    "is_column_type",
 ]
 # fmt: on
 

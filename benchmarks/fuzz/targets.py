@@ -148,6 +148,10 @@ class _Bytes:
     def tail(self, key: str, length: int) -> bytes:
         return self._data[-length:]
 
+    @staticmethod
+    def tails(wanted: Sequence[tuple[_Bytes, str, int]]) -> list[bytes]:
+        return [files.tail(key, length) for files, key, length in wanted]
+
 
 def _zarr_chunks(place: Path) -> Parser:
     chains = [Chain.of(codecs, np.dtype(dtype)) for codecs, dtype in seeds.CHAINS]

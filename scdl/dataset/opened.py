@@ -22,8 +22,7 @@ from scdl.dataset.documented import Row
 from scdl.dataset.reader import CellReader
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError, OptionError
 from storage_backends import __version__, registry
-from storage_backends.backend import CacheOptions
-from storage_backends.base import ArrayStore
+from storage_backends.base import ArrayStore, CacheOptions
 from storage_backends.compute.caching import cached_property
 from storage_backends.paths import Path, absolute, path_of
 
