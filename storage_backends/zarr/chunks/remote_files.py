@@ -233,17 +233,20 @@ def _start(spans: Sequence[Span]) -> None:
     """Begin to fetch spans, without waiting."""
     waiting = [span.reference for span in spans]
 
-    async def fetch(reference: weakref.ref[Span]) -> None:
-        async with _free:
-            span = reference()
-            if span is not None:
-                try:
-                    await span.fetch()
-                except Exception as error:  # noqa: BLE001 - raised where the bytes are needed
-                    span.future.set_exception(error)
+    shared = iter(waiting)
+
+    async def work() -> None:
+        for reference in shared:
+            async with _free:
+                span = reference()
+                if span is not None:
+                    try:
+                        await span.fetch()
+                    except Exception as error:  # noqa: BLE001 - raised where the bytes are needed
+                        span.future.set_exception(error)
 
     async def fetch_all() -> None:
-        await asyncio.gather(*map(fetch, waiting))
+        await asyncio.gather(*(work() for _ in waiting[:CONCURRENCY]))
 
     def run() -> None:
         try:
