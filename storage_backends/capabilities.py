@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from storage_backends.errors import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from storage_backends.base import ArraySpec, ArrayStore
 
 
@@ -239,8 +241,42 @@ class Checked(_Store):
         raise OutputError(f"{path}: this backend does not store checksums")
 
 
+class TableReader(Protocol):
+    """An object with tables to read: an archive, a part of one, or several."""
+
+    path: str
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        """Names and types of the columns of a table."""
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read some or all columns of a table."""
+
+
 class Placed(_Store):
     """Identity of the archive at a path, and its removal."""
+
+    @classmethod
+    def open_tables(
+        cls, path: str, fingerprint: str, n_obs: int, n_values: int
+    ) -> TableReader | None:
+        """Open only the tables of an archive that was described before, which is faster.
+
+        Parameters
+        ----------
+        path
+            Absolute path without symbolic links.
+        fingerprint, n_obs, n_values
+            :attr:`fingerprint`, number of cells and number of stored values, when the archive was
+            described.
+
+        Returns
+        -------
+        TableReader or None
+            Reading raises ArchiveChangedError if the archive is replaced meanwhile. None if the
+            archive has another fingerprint now, or has to be opened whole.
+        """
+        return None
 
     @property
     def identity(self) -> Any:

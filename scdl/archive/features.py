@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +14,12 @@ from scdl.archive.gene_names import number_keys, space_key
 from scdl.archive.schema import INDEX, OBS, Info, names_of, var_table
 from scdl.errors import FeatureNotFoundError
 from storage_backends import __version__
+from storage_backends.capabilities import TableReader
 from storage_backends.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-
-
-class TableReader(Protocol):
-    """An object with tables to read: one archive or several."""
-
-    path: str
-
-    def table_schema(self, name: str, /) -> pa.Schema:
-        """Names and types of the columns of a table."""
-
-    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read some or all columns of a table."""
 
 
 class Columns:

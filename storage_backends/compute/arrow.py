@@ -135,6 +135,14 @@ def positions_in(values: pa.Array, among: pa.Array) -> pa.Array:
     return pc.index_in(_widened(values), _widened(among))
 
 
+def taken(values: pa.Array, at: pa.Array) -> pa.Array:
+    """Numbers at positions; null where the position or the number is null."""
+    if values.null_count or at.null_count or not len(values):
+        return values.take(at)
+    # NumPy takes a fourth of the time.
+    return numbers(to_numpy(values)[to_numpy(at)])
+
+
 def _widened(values: pa.Array) -> pa.Array:
     """Values with float16 widened to float32, as Arrow cannot compare float16."""
     return values.cast(pa.float32()) if pa.types.is_float16(values.type) else values

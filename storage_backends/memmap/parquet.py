@@ -49,6 +49,7 @@ class ParquetFile:
 
     def __init__(self, path: str, mapped: Mapping[str, MappedFile]) -> None:
         self.path, self._mapped = path, mapped
+        self._first: pq.ParquetFile
 
     def __str__(self) -> str:
         return self.path
@@ -74,7 +75,7 @@ class ParquetFile:
     def schema(self) -> Schema:
         """Names and types of the columns."""
         with readable(self.path):
-            return self._open().schema_arrow
+            return self._footer.schema.to_arrow_schema()
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
         """A column, some rows at a time."""
@@ -127,7 +128,10 @@ class ParquetFile:
 
     def _open(self, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
         with readable(self.path):
-            return self._reader(as_dictionary, self._footer)
+            footer = self._footer
+            # Only one thread can take the reader that read the footer.
+            first = None if as_dictionary else self.__dict__.pop("_first", None)
+            return first or self._reader(as_dictionary, footer)
 
     def _reader(
         self, as_dictionary: Sequence[str] = (), footer: pq.FileMetaData | None = None
@@ -147,7 +151,8 @@ class ParquetFile:
 
     @cached_property
     def _footer(self) -> pq.FileMetaData:
-        return self._reader().metadata
+        self._first = self._reader()
+        return self._first.metadata
 
     @cached_property
     def _data(self) -> NDArray[np.uint8]:

@@ -98,35 +98,45 @@ class ParquetTable:
             )
         if self._bounded:
             check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
-        if self._names and self._names.num_rows != n_rows:
-            raise ArchiveFormatError(
-                f"{self._names}: expected {n_rows} names, one for each row, found "
-                f"{self._names.num_rows}"
-            )
         return n_rows
 
     @cached_property
     def schema(self) -> Schema:
         """Names and types of the columns, ``_index`` first."""
+        fields = self._fields
+        if self._names:
+            fields = {INDEX: self._names_field, **fields}
+        return pa.schema(list(fields.values()), self._metadata)
+
+    @cached_property
+    def _fields(self) -> Mapping[str, pa.Field]:
+        """Fields of all columns that are not in the file of names."""
         if len(self._columns) == 1:
             plain = self._columns[0].schema.remove_metadata()
         else:
             plain = pa.schema([pa.field(k, column.type) for k, column in self._united.items()])
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
-            names_of_rows = pa.field(INDEX, plain.field(self._only_names).type)
-            return pa.schema([names_of_rows], self._metadata)
+            return {INDEX: pa.field(INDEX, plain.field(self._only_names).type)}
         types = {field.name: plain_type(field.type) for field in plain}
         types |= {name: category.type for name, category in self._category_lists.items()}
-        fields = [
-            pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
+        return {
+            name: pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
             for name, type_ in types.items()
-        ]
-        if self._names:
-            names = self._names.schema
-            self._require(names, INDEX, self._names)
-            fields.insert(0, names.field(INDEX).remove_metadata())
-        return pa.schema(fields, self._metadata)
+        }
+
+    @cached_property
+    def _names_field(self) -> pa.Field:
+        """Field of the file of names, which is opened only if names are needed."""
+        assert self._names is not None
+        self._require(self._names.schema, INDEX, self._names)
+        if self._names.num_rows != self.num_rows:
+            raise ArchiveFormatError(
+                f"{self._names}: expected {self.num_rows} names, one for each row, found "
+                f"{self._names.num_rows}"
+            )
+        field: pa.Field = self._names.schema.field(INDEX).remove_metadata()
+        return field
 
     @staticmethod
     def _require(schema: Schema, name: str, file: ParquetFile) -> None:
@@ -152,26 +162,38 @@ class ParquetTable:
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
         with readable(self._where):
-            known = self.schema.names
+            known = [INDEX, *self._fields] if self._names else [*self._fields]
             wanted = known if columns is None else list(columns)
             stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
-            # The first column counts the rows of a table without columns.
-            rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
+            fields = dict(self._fields)
+            found: dict[str, pa.ChunkedArray] = {}
             if self._only_names:
-                names = self._read_plain([self._only_names], start, stop)
-                return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
-            plain = [name for name in wanted if name != INDEX or self._names is None]
-            categories = {k: v for k, v in self._category_lists.items() if k in plain}
-            columns_read = self._read_plain(plain, start, stop, list(categories)) if plain else rows
-            for name in plain:
-                column = columns_read[name]
-                if name in categories:
-                    column = to_categorical(column, categories[name])
-                rows = rows.append_column(self.schema.field(name), column)
-            if INDEX in wanted and self._names:
-                names = self._names.read([INDEX], start, stop)
-                rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
-            return rows.select(wanted)
+                found[INDEX] = self._read_plain([self._only_names], start, stop).column(0)
+            elif self._names and INDEX in wanted:
+                fields[INDEX] = self._names_field
+                found[INDEX] = self._names.read([INDEX], start, stop).column(0)
+            plain = [name for name in wanted if name not in found]
+            if plain:
+                found |= self._read_columns(plain, start, stop)
+            if not wanted:
+                # A table without columns has its rows nevertheless.
+                rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
+                return rows.select([])
+            schema = pa.schema([fields[name] for name in wanted], self._metadata)
+            return pa.Table.from_arrays([found[name] for name in wanted], schema=schema)
+
+    def _read_columns(
+        self, names: Sequence[str], start: int, stop: int
+    ) -> dict[str, pa.ChunkedArray]:
+        """Columns that are not names, with their categories."""
+        categories = {k: v for k, v in self._category_lists.items() if k in names}
+        columns = self._read_plain(list(dict.fromkeys(names)), start, stop, list(categories))
+        return {
+            name: to_categorical(columns[name], categories[name])
+            if name in categories
+            else columns[name]
+            for name in names
+        }
 
     def _read_plain(
         self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
