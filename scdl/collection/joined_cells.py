@@ -217,7 +217,8 @@ class JoinedCells(CellReader):
         has_obs = any(record.has_obs for record in self._members.records)
         if not has_obs and self._members.origins is None:
             return None
-        return ObsFeatures(self._tables, self.info, OBS_INDEX_NAMES)
+        tables = self._tables
+        return ObsFeatures(tables, self.info, OBS_INDEX_NAMES, tables.encoded)
 
     def var_features(self) -> VarFeatures:
         """Columns of var by cell."""

@@ -16,6 +16,7 @@ from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, var_table
 from scdl.collection.paths import MANIFEST
 from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends.base import DTYPES, ArrayStore
+from storage_backends.capabilities import TableReader
 from storage_backends.compute.caching import LRUCache
 from storage_backends.directory import locks, publication
 from storage_backends.errors import refused_write
@@ -105,7 +106,7 @@ class Member:
             store.fingerprint,
         )
 
-    def with_genes(self, store: ArrayStore) -> Self:
+    def with_genes(self, store: TableReader) -> Self:
         """Add the hashes of the genes, which take longest to compute."""
         found = [_genes(store, i) for i in range(len(self.n_vars))]
         return replace(
@@ -204,7 +205,7 @@ def _dtype(name: Any) -> str:
     return str(name)
 
 
-def _genes(store: ArrayStore, block: int) -> tuple[str, str]:
+def _genes(store: TableReader, block: int) -> tuple[str, str]:
     """Hash of a var table, and key of its gene space, which many members often share."""
     table = store.read_table(var_table(block))
     genes = table_hash(table)

@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 
 from scdl.archive.requests import Matrices, Request, StoredMatrix
 from scdl.archive.schema import DATA, OBS, var_table
-from scdl.archive.tables import LoadedTable, NoTable, StoredTable, TableSource, narrow_codes
-from scdl.collection.manifest import Member
+from scdl.archive.tables import (
+    Encoded,
+    EncodedTable,
+    NoTable,
+    StoredTable,
+    TableSource,
+    as_array,
+)
+from scdl.collection.manifest import Member, is_url
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import archive_names
 from scdl.conversion.origins import Origins
@@ -25,6 +32,7 @@ from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
+from storage_backends.capabilities import TableReader
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.threads import for_each
 from storage_backends.errors import ArrayNotFoundError, one_line
@@ -117,6 +125,21 @@ class Members(Sequence[SingleCellDataset]):
         self._check(number, store)
         yield store
 
+    @contextmanager
+    def _tables_of(self, number: int) -> Iterator[TableReader]:
+        """The tables of a member, without opening its arrays if it did not change."""
+        record = self.records[number]
+        if number not in self._open and record.content is not None and not is_url(record.path):
+            with self._opening(record):
+                tables = registry.detect(record.path).store.open_tables(
+                    record.path, record.content, record.n_obs, record.values
+                )
+            if tables is not None:
+                yield tables
+                return
+        with self._briefly_open(number) as store:
+            yield store
+
     def _check(self, number: int, store: ArrayStore) -> None:
         """Compare a member with its description when it is opened; its genes only once."""
         self.records[number].check(store, genes=number not in self._checked)
@@ -152,8 +175,8 @@ class Members(Sequence[SingleCellDataset]):
         return self.records[number].spaces
 
     def _describe_genes(self, number: int) -> None:
-        with self._briefly_open(number) as store:
-            self.records[number] = self.records[number].with_genes(store)
+        with self._tables_of(number) as tables:
+            self.records[number] = self.records[number].with_genes(tables)
 
     def complete(self) -> Sequence[Member]:
         """Complete descriptions of all members, including their genes."""
@@ -192,12 +215,12 @@ class Members(Sequence[SingleCellDataset]):
             A member has a column named like the label, which is among `names`.
         """
         tables: list[TableSource] = [NoTable(record.n_obs) for record in self.records]
+        labels: dict[bytes, pa.Array] = {}
 
         def load(number: int) -> None:
-            with self._briefly_open(number) as store:
-                stored = store.table_schema(OBS).names
-                if present := [name for name in names if name in stored]:
-                    tables[number] = LoadedTable(store.read_table(OBS, present))
+            with self._tables_of(number) as reader:
+                if (table := _present(reader, names)) is not None:
+                    tables[number] = EncodedTable(table, labels)
 
         for_each(load, [i for i, record in enumerate(self.records) if record.has_obs])
         return self._labelled(tables, names)
@@ -272,6 +295,16 @@ class _Each(Sequence[_T]):
         return self._compute(range(self._n)[index])
 
 
+def _present(reader: TableReader, names: Sequence[str]) -> pa.Table | None:
+    """Those columns of obs that exist; None if none does."""
+    try:
+        return reader.read_table(OBS, names)
+    except ArrayNotFoundError:
+        stored = reader.table_schema(OBS).names
+        present = [name for name in names if name in stored]
+        return reader.read_table(OBS, present) if present else None
+
+
 class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
     """The members by path."""
 
@@ -322,15 +355,20 @@ class MemberTables:
         return self._members[member].store.read_table(var_table(block), columns)
 
     def _columns(self, names: Sequence[str]) -> pa.Table:
+        united = self._united(names)
+        columns = [as_array(united.encoded(name)) for name in names]
+        return pa.table(columns, list(names))
+
+    def encoded(self, name: str) -> Encoded | pa.Array:
+        """A column of obs, labels as codes."""
+        return self._united([name]).encoded(name)
+
+    def _united(self, names: Sequence[str]) -> United:
         united = United(self._members.columns(names))
         found = united.schema.names
         if missing := [name for name in names if name not in found]:
             raise ArrayNotFoundError(f"{self.path}: no member has the obs column {missing[0]!r}")
-        # Narrow codes take a quarter of the memory, which matters for 10^8 cells.
-        batches = [[narrow_codes(column) for column in batch.columns] for batch in united.reader()]
-        chunks = zip(*batches, strict=True)
-        table = pa.table([pa.chunked_array(column) for column in chunks], found)
-        return table.select(list(names))
+        return united
 
     @cached_property
     def _obs(self) -> United:

@@ -13,6 +13,7 @@ from scdl.errors import ColumnTypeError, FeatureNotFoundError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from scdl.archive.tables import Encoded
     from scdl.dataset.reader import CellReader
 
 
@@ -79,24 +80,21 @@ def _read_column(cells: CellReader, name: str) -> ObsColumn:
     features = cells.obs_features()
     if features is None:
         raise FeatureNotFoundError(f"there is no obs to take {name!r} from")
-    return _as_obs_column(features.columns.array(name), name)
+    return _as_obs_column(features.columns.encoded(name), name)
 
 
-def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
+def _as_obs_column(column: Encoded | pa.Array, name: str) -> ObsColumn:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    type_ = array.type
-    if pa.types.is_dictionary(type_):
-        return ObsColumn(
-            _codes(array.indices, len(array.dictionary)), tuple(array.dictionary.to_pylist())
-        )
-    if str(type_) in ("string", "large_string", "string_view"):
-        names = pc.drop_null(pc.unique(array)).sort()
-        return ObsColumn(_codes(pc.index_in(array, names), len(names)), tuple(names.to_pylist()))
+    from scdl.archive.tables import Encoded
+
+    if isinstance(column, Encoded):
+        return _labels(column)
+    array, type_ = column, column.type
     if pa.types.is_boolean(type_):
         if array.null_count:
-            return ObsColumn(_codes(array.cast(pa.int8()), 2), (False, True))
+            codes = array.cast(pa.int8()).fill_null(-1).to_numpy()
+            return ObsColumn(codes, (False, True))
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         # Integers with nulls become floats with NaN, as in pandas.
@@ -112,8 +110,17 @@ def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
     )
 
 
-def _codes(indices: pa.Array, n_labels: int) -> NDArray[np.signedinteger[Any]]:
-    from scdl.archive.tables import code_type
+def _labels(column: Encoded) -> ObsColumn:
+    """Codes of categories as they are, and those of text by the order of its values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    codes: NDArray[Any] = indices.cast(code_type(n_labels)).fill_null(-1).to_numpy()
-    return codes
+    labels = column.labels
+    if pa.types.is_dictionary(column.type):
+        return ObsColumn(column.codes, tuple(labels.to_pylist()))
+    order = pc.sort_indices(labels)
+    ranks = np.empty(len(labels), np.int64)
+    ranks[order.to_numpy()] = np.arange(len(labels))
+    codes = np.empty_like(column.codes)
+    column.recoded(ranks, codes)
+    return ObsColumn(codes, tuple(labels.take(order).to_pylist()))

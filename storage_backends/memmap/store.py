@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage_backends.capabilities import TableReader
-    from storage_backends.capabilities import TableReader
     from storage_backends.memmap.tables import ParquetTable
 
 
