@@ -113,7 +113,10 @@ def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.Dic
         categories = _widened(categories)
         zeros = np.zeros(len(categories), categories.type.to_pandas_dtype())
         categories = pc.add(categories, numbers(zeros))
-    values = pc.unique(without_missing(categories))
+    present = categories
+    if categories.null_count or pa.types.is_floating(categories.type):
+        present = without_missing(categories)
+    values = pc.unique(present)
     if len(values) == len(categories):
         return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
     positions = positions_in(categories, values)
@@ -140,7 +143,7 @@ def taken(values: pa.Array, at: pa.Array) -> pa.Array:
     if values.null_count or at.null_count or not len(values):
         return values.take(at)
     # NumPy takes a fourth of the time.
-    return numbers(to_numpy(values)[to_numpy(at)])
+    return numbers(np.take(to_numpy(values), to_numpy(at)))
 
 
 def _widened(values: pa.Array) -> pa.Array:

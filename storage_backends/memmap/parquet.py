@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,10 +45,18 @@ class ParquetFile:
         Path of the file.
     mapped
         Mapped files by path, which are read instead of those on disk.
+    coded
+        Returns the columns that are read as dictionary arrays.
     """
 
-    def __init__(self, path: str, mapped: Mapping[str, MappedFile]) -> None:
-        self.path, self._mapped = path, mapped
+    def __init__(
+        self,
+        path: str,
+        mapped: Mapping[str, MappedFile],
+        coded: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self.path, self._mapped, self._coded = path, mapped, coded
+        #: The reader that read the footer, until a thread takes it.
         self._first: pq.ParquetFile
 
     def __str__(self) -> str:
@@ -83,11 +91,9 @@ class ParquetFile:
         for start in range(0, n_rows, ROW_GROUP):
             yield from self.read([name], start, min(start + ROW_GROUP, n_rows)).column(0).chunks
 
-    def read(
-        self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
-    ) -> Table:
-        """Rows ``[start, stop)`` of some columns; those in `as_dictionary` as dictionary arrays."""
-        file = self._open(as_dictionary)
+    def read(self, columns: list[str], start: int, stop: int) -> Table:
+        """Rows ``[start, stop)`` of some columns."""
+        file = self._open()
         groups: list[int] = []
         first_row, position = 0, 0
         lengths = _group_rows(self._footer)
@@ -101,7 +107,7 @@ class ParquetFile:
             if n_values <= _MOST_ALONE or len(groups) < 2:
                 table = _read(file, groups, columns)
             else:
-                table = self._read_groups(as_dictionary, groups, columns)
+                table = self._read_groups(groups, columns)
             if set(table.column_names) != set(columns):
                 raise KeyError(*columns)
             return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
@@ -111,37 +117,31 @@ class ParquetFile:
         file = self._open()
         return _read(file, range(file.num_row_groups), None)
 
-    def _read_groups(
-        self, as_dictionary: Sequence[str], groups: list[int], columns: list[str]
-    ) -> Table:
+    def _read_groups(self, groups: list[int], columns: list[str]) -> Table:
         """Read row groups in several threads."""
         n = min(threads.n_threads(), len(groups))
         bounds = [len(groups) * i // n for i in range(n + 1)]
         found: list[Table] = [None] * n
 
         def read(i: int) -> None:
-            file = self._open(as_dictionary)
+            file = self._open()
             found[i] = _read(file, groups[bounds[i] : bounds[i + 1]], columns)
 
         threads.for_each(read, range(n))
         return pa.concat_tables(found)
 
-    def _open(self, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    def _open(self) -> pq.ParquetFile:
         with readable(self.path):
             footer = self._footer
-            # Only one thread can take the reader that read the footer.
-            first = None if as_dictionary else self.__dict__.pop("_first", None)
-            return first or self._reader(as_dictionary, footer)
+            return self.__dict__.pop("_first", None) or self._reader(footer)
 
-    def _reader(
-        self, as_dictionary: Sequence[str] = (), footer: pq.FileMetaData | None = None
-    ) -> pq.ParquetFile:
+    def _reader(self, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
         # The metadata of a file cannot be longer than the file.
         longest = max(len(self._data), 1)
         return pq.ParquetFile(
             pa.BufferReader(pa.py_buffer(self._data)),
             metadata=footer,
-            read_dictionary=list(as_dictionary),
+            read_dictionary=list(self._coded()),
             page_checksum_verification=True,
             # The file is in memory already.
             pre_buffer=False,

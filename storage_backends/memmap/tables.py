@@ -73,7 +73,9 @@ class ParquetTable:
         bounded: bool = True,
     ) -> None:
         self._where = where
-        self._columns = [ParquetFile(path, mapped) for path in columns]
+        # Columns of several files are united by their values.
+        coded = (lambda: self._category_lists) if len(columns) == 1 else tuple
+        self._columns = [ParquetFile(path, mapped, coded) for path in columns]
         self._expected_rows = expected_rows
         self._names = None if names is None else ParquetFile(names, mapped)
         self._categories = None if categories is None else ParquetFile(categories, mapped)
@@ -186,8 +188,8 @@ class ParquetTable:
         self, names: Sequence[str], start: int, stop: int
     ) -> dict[str, pa.ChunkedArray]:
         """Columns that are not names, with their categories."""
-        categories = {k: v for k, v in self._category_lists.items() if k in names}
-        columns = self._read_plain(list(dict.fromkeys(names)), start, stop, list(categories))
+        categories = self._category_lists
+        columns = self._read_plain(list(dict.fromkeys(names)), start, stop)
         return {
             name: to_categorical(columns[name], categories[name])
             if name in categories
@@ -195,11 +197,9 @@ class ParquetTable:
             for name in names
         }
 
-    def _read_plain(
-        self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
-    ) -> Table:
+    def _read_plain(self, columns: list[str], start: int, stop: int) -> Table:
         if len(self._columns) == 1:
-            return self._columns[0].read(columns, start, stop, as_dictionary)
+            return self._columns[0].read(columns, start, stop)
         united = {name: self._united[name] for name in columns}
         pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
         position = 0
