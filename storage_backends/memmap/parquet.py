@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,12 @@ class ParquetFile:
         """Bytes on disk."""
         with readable(self.path):
             return len(self._data)
+
+    @property
+    def content(self) -> bytes:
+        """Hash of the bytes."""
+        with readable(self.path):
+            return hashlib.sha256(self._data).digest()
 
     @cached_property
     def num_rows(self) -> int:

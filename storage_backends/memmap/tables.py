@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.checks import check_rows
-from storage_backends.compute.caching import cached_property
+from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.compute.uniting import ColumnPart, UnitedColumn
 from storage_backends.directory.mapped_file import MappedFile
@@ -225,17 +225,31 @@ class ParquetTable:
         """An empty dictionary array per categorical column, with its type and categories."""
         if self._categories is None:
             return {}
-        found = {}
-        with readable(f"{self._categories}: the table of categories"):
-            if self._categories.num_rows != 1:
-                raise ArchiveFormatError(f"{self._categories}: expected one row of categories")
-            table = self._categories.read_all()
-            for field in table.schema:
-                # See `_category_table`.
-                values = table[field.name].chunk(0).flatten()
-                meta = field.metadata or {}
-                index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
-                found[field.name] = pa.DictionaryArray.from_arrays(
-                    pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
-                )
+        content = self._categories.content
+        found = _parsed.get(content)
+        if found is None:
+            with readable(f"{self._categories}: the table of categories"):
+                found = _parsed.setdefault(content, self._parse_categories(self._categories))
         return found
+
+    @staticmethod
+    def _parse_categories(file: ParquetFile) -> Mapping[str, pa.DictionaryArray]:
+        if file.num_rows != 1:
+            raise ArchiveFormatError(f"{file}: expected one row of categories")
+        found = {}
+        table = file.read_all()
+        for field in table.schema:
+            # See `_category_table`.
+            values = table[field.name].chunk(0).flatten()
+            meta = field.metadata or {}
+            index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
+            found[field.name] = pa.DictionaryArray.from_arrays(
+                pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
+            )
+        return found
+
+
+#: Categories by the content of their file, as many archives of one collection often share them.
+_parsed = LRUCache[bytes, Mapping[str, pa.DictionaryArray]](
+    1 << 22, lambda found: sum(array.dictionary.nbytes for array in found.values()) + 1
+)
