@@ -16,6 +16,7 @@ from storage_backends.errors import (
     ArchiveWriteError,
     ArrayNotFoundError,
     OutputError,
+    ScdlError,
 )
 
 if TYPE_CHECKING:
@@ -253,13 +254,20 @@ class TableReader(Protocol):
         """Read some or all columns of a table."""
 
 
+class TableStore(TableReader, Protocol):
+    """The tables of one archive."""
+
+    def table_fingerprint(self, name: str, /) -> str | None:
+        """Hash that only equal tables share; None if it takes as long as reading the table."""
+
+
 class Placed(_Store):
     """Identity of the archive at a path, and its removal."""
 
     @classmethod
     def open_tables(
         cls, path: str, fingerprint: str, n_obs: int, n_values: int
-    ) -> TableReader | None:
+    ) -> TableStore | None:
         """Open only the tables of an archive that was described before, which is faster.
 
         Parameters
@@ -272,7 +280,7 @@ class Placed(_Store):
 
         Returns
         -------
-        TableReader or None
+        TableStore or None
             Reading raises ArchiveChangedError if the archive is replaced meanwhile. None if the
             archive has another fingerprint now, or has to be opened whole.
         """
@@ -296,9 +304,23 @@ class Placed(_Store):
                 "the archive at this path was left unchanged; open it again"
             )
 
+    @classmethod
+    def has_content(cls, path: str, fingerprint: str) -> bool:
+        """Whether the archive at a path has a :attr:`fingerprint`; raises no errors."""
+        try:
+            store: ArrayStore = cls.open(path, hold=False)  # type: ignore[attr-defined]
+        except (ScdlError, OSError):
+            return False
+        with store:
+            return store.fingerprint == fingerprint
+
     @property
     def fingerprint(self) -> str | None:
         """Hash of the content; None if computing it would require reading the archive."""
+        return None
+
+    def table_fingerprint(self, name: str, /) -> str | None:
+        """Hash that only equal tables share; None if it takes as long as reading the table."""
         return None
 
     def check_removable(self) -> None:

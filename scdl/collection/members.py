@@ -23,6 +23,7 @@ from scdl.archive.tables import (
     TableSource,
     as_array,
 )
+from scdl.collection.kept_columns import read_kept
 from scdl.collection.manifest import Member, is_url
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import archive_names
@@ -32,7 +33,7 @@ from scdl.dataset.dataset import SingleCellDataset
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
-from storage_backends.capabilities import TableReader
+from storage_backends.capabilities import TableStore
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.threads import for_each
 from storage_backends.errors import ArrayNotFoundError, one_line
@@ -70,6 +71,8 @@ class Members(Sequence[SingleCellDataset]):
         self._options = options
         self.origins = None if label is None else Origins(label, tuple(self.names))
         self._open = LRUCache[int, SingleCellDataset](max_open)
+        #: Directory of a manifest of these members, which may keep columns of obs.
+        self.manifest_in: str | None = None
         #: Members whose genes were compared with their descriptions.
         self._checked: set[int] = set()
 
@@ -126,7 +129,7 @@ class Members(Sequence[SingleCellDataset]):
         yield store
 
     @contextmanager
-    def _tables_of(self, number: int) -> Iterator[TableReader]:
+    def _tables_of(self, number: int) -> Iterator[TableStore]:
         """The tables of a member, without opening its arrays if it did not change."""
         record = self.records[number]
         if number not in self._open and record.content is not None and not is_url(record.path):
@@ -295,7 +298,7 @@ class _Each(Sequence[_T]):
         return self._compute(range(self._n)[index])
 
 
-def _present(reader: TableReader, names: Sequence[str]) -> pa.Table | None:
+def _present(reader: TableStore, names: Sequence[str]) -> pa.Table | None:
     """Those columns of obs that exist; None if none does."""
     try:
         return reader.read_table(OBS, names)
@@ -356,11 +359,16 @@ class MemberTables:
 
     def _columns(self, names: Sequence[str]) -> pa.Table:
         united = self._united(names)
-        columns = [as_array(united.encoded(name)) for name in names]
-        return pa.table(columns, list(names))
+        return pa.table([as_array(united.encoded(name)) for name in names], list(names))
 
     def encoded(self, name: str) -> Encoded | pa.Array:
-        """A column of obs, labels as codes."""
+        """A column of obs, labels as codes: those that the manifest keeps, if there are any."""
+        members = self._members
+        is_label = members.origins is not None and members.origins.column == name
+        if members.manifest_in is not None and not is_label:
+            kept = read_kept(members.manifest_in, members.records, name)
+            if kept is not None:
+                return kept
         return self._united([name]).encoded(name)
 
     def _united(self, names: Sequence[str]) -> United:

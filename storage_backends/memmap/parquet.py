@@ -73,7 +73,7 @@ class ParquetFile:
     def content(self) -> bytes:
         """Hash of the bytes."""
         with readable(self.path):
-            return hashlib.sha256(self._data).digest()
+            return hashlib.sha256(self._data.data).digest()
 
     @cached_property
     def num_rows(self) -> int:

@@ -49,7 +49,7 @@ from storage_backends.memmap.table_files import OBS, OnlyTables, TableFiles
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from storage_backends.capabilities import TableReader
+    from storage_backends.capabilities import TableStore
     from storage_backends.memmap.tables import ParquetTable
 
 
@@ -85,10 +85,10 @@ class MemmapStore(DirectoryStore):
     @classmethod
     def open_tables(
         cls, path: str, fingerprint: str, n_obs: int, n_values: int
-    ) -> TableReader | None:
+    ) -> TableStore | None:
         """The tables, without mapping the arrays."""
         identity = archive_files.identity_of(path, cls.markers)
-        if identity is None or integrity.fingerprint(path, cls.checksums) != fingerprint:
+        if identity is None or not cls.has_content(path, fingerprint):
             return None
         remarks: list[str] = []
         manifest = layout.read_archive_manifest(path, n_obs, n_values, remarks)
@@ -203,6 +203,9 @@ class MemmapStore(DirectoryStore):
         stop: int | None = None,
     ) -> pa.Table:
         return self._table(name).read(columns, start, stop)
+
+    def table_fingerprint(self, name: str, /) -> str:
+        return self._table(name).fingerprint
 
     def close(self) -> None:
         self._mapped = None

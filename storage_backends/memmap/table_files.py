@@ -164,6 +164,12 @@ class OnlyTables:
         self._check_current()
         return table
 
+    def table_fingerprint(self, name: str, /) -> str:
+        """Hash of the files of a table."""
+        fingerprint = self._table(name).fingerprint
+        self._check_current()
+        return fingerprint
+
     def _check_current(self) -> None:
         if not self._is_current():
             raise ArchiveChangedError(

@@ -6,6 +6,7 @@ so that the main file stays what readers of the documented format expect: plain 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -89,6 +90,15 @@ class ParquetTable:
         """Bytes on disk."""
         files = (*self._columns, self._names, self._categories)
         return sum(file.nbytes for file in files if file is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the bytes of the files, and of how they are read."""
+        how = (self._only_names, self._metadata, sorted(self._nullable), self._expected_rows)
+        digest = hashlib.sha256(repr(how).encode())
+        for file in (*self._columns, self._names, self._categories):
+            digest.update(b"none" if file is None else file.content)
+        return digest.hexdigest()
 
     @cached_property
     def num_rows(self) -> int:
