@@ -159,9 +159,23 @@ class Columns:
         values: NDArray[Any] = part.to_numpy(zero_copy_only=False)
         return values.astype(self._dtypes[name] or values.dtype, copy=False)
 
-    def table(self) -> pa.Table:
-        """Read the whole table; it is not cached."""
-        return self._store.read_table(self._table)
+    def table(self, columns: Sequence[str] | None = None, *, index: bool = True) -> pa.Table:
+        """Read the whole table, or some columns with or without the index; it is not cached.
+
+        Raises
+        ------
+        FeatureNotFoundError
+            There is no such column.
+        """
+        if columns is None and index:
+            return self._store.read_table(self._table)
+        wanted = self.names if columns is None else list(dict.fromkeys(columns))
+        has_index = index and INDEX in self._store.table_schema(self._table).names
+        try:
+            return self._store.read_table(self._table, [INDEX, *wanted] if has_index else wanted)
+        except ArrayNotFoundError:
+            missing = next(name for name in wanted if name not in self.names)
+            raise FeatureNotFoundError(f"{self._store.path}: {self._absent(missing)}") from None
 
     def frame(self) -> pd.DataFrame:
         """The whole table as a data frame with its index; columns with nulls keep their types."""

@@ -161,7 +161,9 @@ def encode(column: pa.ChunkedArray) -> Encoded | pa.Array:
         array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     else:
         return column.combine_chunks()
-    codes = array.indices.cast(code_type(len(array.dictionary)))
+    codes, narrow = array.indices, code_type(len(array.dictionary))
+    if codes.type != narrow:
+        codes = codes.cast(narrow)
     if codes.null_count:
         codes = codes.fill_null(-1)
     return Encoded(to_numpy(codes), array.dictionary, type_)

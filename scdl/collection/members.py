@@ -359,7 +359,12 @@ class MemberTables:
 
     def _columns(self, names: Sequence[str]) -> pa.Table:
         united = self._united(names)
-        return pa.table([as_array(united.encoded(name)) for name in names], list(names))
+        columns = [as_array(united.encoded(name)) for name in names]
+        fields = [
+            united.schema.field(name).with_type(column.type)
+            for name, column in zip(names, columns, strict=True)
+        ]
+        return pa.Table.from_arrays(columns, schema=pa.schema(fields, united.schema.metadata))
 
     def encoded(self, name: str) -> Encoded | pa.Array:
         """A column of obs, labels as codes: those that the manifest keeps, if there are any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -13,7 +14,7 @@ from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.frames import frame_of
 from scdl.archive.gene_names import check_one_space
 from scdl.archive.graph import NeighborGraph
-from scdl.archive.schema import INDEX, Info
+from scdl.archive.schema import INDEX, Info, names_of
 from scdl.dataset import summary
 from scdl.errors import FeatureNotFoundError
 
@@ -47,8 +48,51 @@ class Cells(ABC):
 
     @property
     def obs(self) -> pd.DataFrame:
-        """The table of cells, indexed by their names if these are stored; not cached."""
-        return self._required_obs().columns.frame()
+        """The table of cells, indexed by their names if these are stored; not cached.
+
+        :meth:`read_obs` reads some of the columns, or all in less memory.
+        """
+        return self.read_obs()
+
+    def read_obs(
+        self,
+        columns: str | Sequence[str] | None = None,
+        *,
+        index: bool = True,
+        arrow_strings: bool = False,
+    ) -> pd.DataFrame:
+        """Read columns of the table of cells.
+
+        Parameters
+        ----------
+        columns
+            One or several columns, in this order; None: all.
+        index
+            Whether to read the names of the cells, which often take most of the time and memory;
+            without them cells are numbered from 0.
+        arrow_strings
+            Whether text is kept in Arrow's memory, as pandas 3 does by default: the dtype ``str``,
+            which needs a third of the memory of objects. anndata before 0.13 cannot write it.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row for each cell. Categorical columns have all their categories, and columns with
+            nulls keep their types.
+
+        Raises
+        ------
+        FeatureNotFoundError
+            There is no such column, or no obs.
+
+        Examples
+        --------
+        >>> data.read_obs("donor", index=False)["donor"].value_counts()
+        """
+        names = None if columns is None else names_of(columns, "columns")
+        columns_of_obs = self._required_obs().columns
+        # Nothing here refers to the table, so that its columns are freed one by one.
+        return frame_of(columns_of_obs.table(names, index=index), arrow_strings=arrow_strings)
 
     @property
     def obs_names(self) -> NDArray[Any]:
