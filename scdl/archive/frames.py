@@ -73,7 +73,9 @@ def _pandas_text(
     import pandas as pd
 
     if arrow_strings:
-        return pd.StringDtype("pyarrow", na_value=np.nan).__from_arrow__(column)
+        # The stubs of pandas lack this method.
+        dtype: Any = pd.StringDtype("pyarrow", na_value=np.nan)
+        return dtype.__from_arrow__(column)
     # Names are distinct: looking for equal ones takes longer than making their objects.
     values = column.to_pandas(use_threads=False, deduplicate_objects=field.name != INDEX)
     if marked or (column.null_count and values.dtype == object):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError, NeighborError
 from storage_backends import __version__
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _T = TypeVar("_T")
 _NO_CELLS = Info((Block(0, 0),), is_sorted=True)
@@ -227,6 +230,13 @@ class JoinedCells(CellReader):
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell, null if a member lacks them; None if no member has obs."""
         return self._obs
+
+    def _obs_batches(
+        self, chosen: Callable[[Sequence[str]], list[str]]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        members = self._members
+        for number, start in enumerate(members.starts[:-1].tolist()):
+            yield start, members.table(number, chosen)
 
     # -- neighbours ------------------------------------------------------------------------
 

@@ -228,6 +228,21 @@ class Members(Sequence[SingleCellDataset]):
         for_each(load, [i for i, record in enumerate(self.records) if record.has_obs])
         return self._labelled(tables, names)
 
+    def table(self, number: int, chosen: Callable[[Sequence[str]], list[str]]) -> pa.Table:
+        """Columns of the table of cells of a member that are chosen among those that exist."""
+        record, origins = self.records[number], self.origins
+        table = pa.table({"": pa.nulls(record.n_obs)})
+        if record.has_obs:
+            with self._tables_of(number) as reader:
+                if columns := chosen(reader.table_schema(OBS).names):
+                    table = reader.read_table(OBS, columns)
+        if origins is not None and chosen([origins.column]):
+            source = origins.labelled(NoTable(record.n_obs), number, record.path)
+            table = table.append_column(
+                source.schema.field(0), source.column(origins.column, 0, record.n_obs)
+            )
+        return table
+
     def _labelled(
         self, tables: list[TableSource], columns: Sequence[str] | None
     ) -> list[TableSource]:

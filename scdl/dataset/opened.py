@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,15 @@ from storage_backends import __version__, registry
 from storage_backends.base import ArrayStore
 from storage_backends.compute.caching import cached_property
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 #: Column names for gene and cell names: on disk, and in the documentation.
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
+
+#: Rows of obs that are read together.
+_ROWS_AT_ONCE = 1 << 20
 
 #: Attributes set when opening, and those computed lazily; pickles do not contain them.
 _OPENED = ("_store", "info", "_matrices")
@@ -177,6 +184,13 @@ class OpenedArchive(CellReader):
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell; None if the archive has no obs."""
         return self._obs
+
+    def _obs_batches(
+        self, chosen: Callable[[Sequence[str]], list[str]]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        columns = chosen(self._store.table_schema(OBS).names)
+        for start, stop in csr.spans(self.n_obs, _ROWS_AT_ONCE):
+            yield start, self._store.read_table(OBS, columns, start, stop)
 
     # -- neighbours ------------------------------------------------------------------------
 

@@ -13,8 +13,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive import csr
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import OptionError, SplitError
+from scdl.training import orders
 from scdl.training.grouping import group_cells
 from scdl.training.split_drawing import Drawing
 from storage_backends.directory import publication
@@ -123,6 +125,7 @@ def split(
     stratify: str | Sequence[str] | None = None,
     held_out: Mapping[str, Any] | None = None,
     control: Any = None,
+    rows: csr.Rows | None = None,
     seed: int = 0,
 ) -> Splits:
     """Divide the cells of a dataset at random, by cell or by group.
@@ -147,6 +150,9 @@ def split(
     control
         The group of the controls, a value of `by`: its cells are in every part, in proportion to
         the other cells of the part.
+    rows
+        Cells to divide, as for ``read_rows``, such as those of ``dataset.where(…)``; the others are
+        in no part. Default: all.
     seed
         Seed of the random split.
 
@@ -162,6 +168,8 @@ def split(
         contradict each other.
     FeatureNotFoundError, ColumnTypeError
         There is no such column, or it holds no labels.
+    RowIndexError
+        `rows` are not cells of the dataset.
     """
     shares = _shares(fractions)
     parts = _lists(held_out, several=not isinstance(by, str) and len(by or ()) > 1)
@@ -175,9 +183,12 @@ def split(
     if by is None and (held_out is not None or control is not None):
         raise SplitError("held_out= and control= name groups of cells, and require by=")
     n = as_cells(dataset).n_obs
+    at = None if rows is None else np.unique(csr.positions(rows, n))
     try:
-        strata = group_cells(dataset, stratify, "stratify").values if stratify is not None else None
-        groups = None if by is None else group_cells(dataset, by)
+        strata = None
+        if stratify is not None:
+            strata = group_cells(dataset, stratify, "stratify", at).values
+        groups = None if by is None else group_cells(dataset, by, rows=at)
         control_code = None
         if groups is not None and control is not None:
             control_code = groups.code_of(control, "control")
@@ -190,11 +201,13 @@ def split(
         raise SplitError(str(error)) from error
     drawing = Drawing(np.array(list(shares.values())), strata, int(seed))
     if groups is None:
-        part_of = drawing.by_cell(n)
+        part_of = drawing.by_cell(n if at is None else len(at))
     else:
         part_of = drawing.by_group(groups, control_code, held_out_codes)
-    rows = {name: np.flatnonzero(part_of == i) for i, name in enumerate(names)}
-    empty = [name for name, part_rows in rows.items() if len(part_rows) == 0]
+    found = {name: np.flatnonzero(part_of == i) for i, name in enumerate(names)}
+    if at is not None:
+        found = {name: at[positions] for name, positions in found.items()}
+    empty = [name for name, part_rows in found.items() if len(part_rows) == 0]
     if empty:
         raise SplitError(
             f"the part {empty[0]!r} would be empty: there are too few "
@@ -202,8 +215,10 @@ def split(
         )
     how: dict[str, Any] = {"fractions": shares, "by": _to_json(by), "seed": int(seed)}
     more = {"stratify": _to_json(stratify), "held_out": _to_json(parts) or None, "control": control}
+    if at is not None:
+        more["rows"] = orders.digest(at)
     how.update({name: _to_json(value) for name, value in more.items() if value is not None})
-    return Splits(rows, n, how)
+    return Splits(found, n, how)
 
 
 def _shares(fractions: Mapping[str, float] | Sequence[float]) -> dict[str, float]:
