@@ -18,13 +18,11 @@ from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import OptionError, SplitError
 from scdl.training import orders
 from scdl.training.grouping import group_cells
-from scdl.training.split_drawing import Drawing
+from scdl.training.split_drawing import NO_PART, Drawing
 from storage_backends.directory import publication
 from storage_backends.paths import path_of
 
 _FORMAT = "scdl split 1"
-#: Code of cells that are in no part.
-_NO_PART = 255
 _DEFAULT_PARTS = ("train", "validation", "test")
 #: Errors that NumPy and zipfile raise for a file that is not a split.
 _READ_ERRORS = (
@@ -50,6 +48,17 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         self.n_obs, self.how = n_obs, dict(how)
         self._parts = {name: _read_only_copy(rows) for name, rows in parts.items()}
 
+    @classmethod
+    def _of(
+        cls, parts: Mapping[str, NDArray[np.int64]], n_obs: int, how: Mapping[str, Any]
+    ) -> Self:
+        """A split that takes over arrays, without copying them."""
+        splits = cls({}, n_obs, how)
+        splits._parts = dict(parts)
+        for rows in splits._parts.values():
+            rows.flags.writeable = False
+        return splits
+
     def __getitem__(self, name: str) -> NDArray[np.int64]:
         return self._parts[name]
 
@@ -68,12 +77,13 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         """Hash of the cells of each part; equal splits have equal hashes."""
         digest = hashlib.sha256(str(self.n_obs).encode())
         for name, rows in self.items():
-            digest.update(f"{name}{len(rows)}".encode() + rows.astype("<i8").tobytes())
+            digest.update(f"{name}{len(rows)}".encode())
+            digest.update(np.ascontiguousarray(rows, "<i8").data)
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split to a NumPy npz file; replaces an existing file atomically."""
-        part_of = np.full(self.n_obs, _NO_PART, np.uint8)
+        part_of = np.full(self.n_obs, NO_PART, np.uint8)
         for i, rows in enumerate(self.values()):
             part_of[rows] = i
         metadata = {"format": _FORMAT, "hash": self.hash, "parts": list(self), "how": self.how}
@@ -96,7 +106,7 @@ class Splits(Mapping[str, NDArray[np.int64]]):
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 part_of, metadata = stored["part_of"], json.loads(stored["about"].tobytes())
             parts = {str(n): np.flatnonzero(part_of == i) for i, n in enumerate(metadata["parts"])}
-            splits = cls(parts, len(part_of), metadata["how"])
+            splits = cls._of(parts, len(part_of), metadata["how"])
             sound = metadata["format"] == _FORMAT and metadata["hash"] == splits.hash
         except FileNotFoundError as error:
             raise SplitError(f"{path}: there is no split here") from error
@@ -174,7 +184,7 @@ def split(
     shares = _shares(fractions)
     parts = _lists(held_out, several=not isinstance(by, str) and len(by or ()) > 1)
     names = [*shares, *parts]
-    if not 0 < len(names) < _NO_PART:
+    if not 0 < len(names) < NO_PART:
         raise SplitError(f"fractions must be positive and sum to 1, not {fractions!r}")
     if len(set(names)) < len(names):
         raise SplitError(
@@ -218,7 +228,7 @@ def split(
     if at is not None:
         more["rows"] = orders.digest(at)
     how.update({name: _to_json(value) for name, value in more.items() if value is not None})
-    return Splits(found, n, how)
+    return Splits._of(found, n, how)
 
 
 def _shares(fractions: Mapping[str, float] | Sequence[float]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive import csr
 from scdl.archive.frames import are_floats
 from scdl.errors import ColumnTypeError, FeatureNotFoundError
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from scdl.archive.tables import Encoded
     from scdl.dataset.reader import CellReader
+
+
+#: Cells that are handled together, where each takes many bytes meanwhile.
+CELLS_AT_ONCE = 1 << 18
 
 
 class ObsColumn(NamedTuple):
@@ -67,13 +72,29 @@ def label_codes(cells: CellReader, name: str) -> ObsColumn:
     """
     column = _read_column(cells, name)
     if column.names is not None:
-        return column._replace(values=column.values.astype(np.int32, copy=False))
-    missing = np.isnan(column.values) if column.values.dtype.kind == "f" else None
-    names, codes = np.unique(column.values, return_inverse=True)
-    if missing is not None:
-        codes = np.where(missing, -1, codes)
+        return column
+    # Few values repeat; blocks bound the memory that sorting takes.
+    values = column.values
+    parts = [slice(*span) for span in csr.spans(len(values), CELLS_AT_ONCE)]
+    found = [np.unique(values[part]) for part in parts]
+    names = np.unique(np.concatenate([values[:0], *found]))
+    if names.dtype.kind == "f":
         names = names[~np.isnan(names)]
-    return ObsColumn(codes.astype(np.int32), tuple(names.tolist()))
+    codes = np.full(len(values), -1, narrow_type(len(names)))
+    for part in parts:
+        known = np.ones(len(values[part]), bool)
+        if names.dtype.kind == "f":
+            known = ~np.isnan(values[part])
+        codes[part][known] = np.searchsorted(names, values[part][known])
+    return ObsColumn(codes, tuple(names.tolist()))
+
+
+def narrow_type(n_labels: int) -> np.dtype[Any]:
+    """The smallest signed type for the codes of labels."""
+    from scdl.archive.tables import code_type
+
+    dtype: np.dtype[Any] = np.dtype(code_type(n_labels).to_pandas_dtype())
+    return dtype
 
 
 def _read_column(cells: CellReader, name: str) -> ObsColumn:
