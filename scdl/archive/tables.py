@@ -166,6 +166,8 @@ def encode(column: pa.ChunkedArray) -> Encoded | pa.Array:
         codes = codes.cast(narrow)
     if codes.null_count:
         codes = codes.fill_null(-1)
+    if pa.types.is_dictionary(type_):
+        type_ = pa.dictionary(narrow, array.type.value_type, type_.ordered)
     return Encoded(to_numpy(codes), array.dictionary, type_)
 
 
@@ -185,7 +187,7 @@ class Encoded(NamedTuple):
     labels
         The labels, unique and not null. Those of text are in order of first occurrence.
     type
-        Type of the column: text, or a dictionary.
+        Type of the column: text, or a dictionary with codes of that type.
     """
 
     codes: NDArray[np.signedinteger[Any]]

@@ -17,7 +17,8 @@ from scdl.archive.joining import will_need
 from scdl.archive.requests import Request
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
-from scdl.collection.members import Members, MemberTables
+from scdl.collection.member_tables import MemberTables
+from scdl.collection.members import Members
 from scdl.dataset.cells import Origin
 from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.dataset.reader import CellReader

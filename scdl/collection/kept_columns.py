@@ -22,7 +22,6 @@ from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends import registry
 from storage_backends.compute.threads import for_each
 from storage_backends.directory import publication
-from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import one_line, refused_write
 
 _SUFFIX = ".codes"
@@ -53,9 +52,10 @@ def read_kept(directory: str, members: Sequence[Member], column: str) -> Encoded
     file = _file(directory, members, column)
     if file is None or not os.path.isfile(file) or not _are_unchanged(members):
         return None
-    data = MappedFile(file).data.data
-    content, digest = data[:-_DIGEST_BYTES], bytes(data[-_DIGEST_BYTES:])
     try:
+        with pa.memory_map(file) as stored:
+            data = memoryview(stored.read_buffer())
+        content, digest = data[:-_DIGEST_BYTES], bytes(data[-_DIGEST_BYTES:])
         if hashlib.sha256(content).digest() != digest:
             raise ValueError("its checksum differs")
         with pa.ipc.open_stream(pa.py_buffer(content)) as stream:
@@ -131,9 +131,9 @@ def kept_names(directory: str, members: Sequence[Member]) -> list[str]:
     found = []
     for file in _files(directory):
         try:
-            with pa.ipc.open_stream(pa.py_buffer(MappedFile(file).data)) as stream:
+            with pa.memory_map(file) as stored, pa.ipc.open_stream(stored) as stream:
                 (name,) = stream.schema.names
-        except (pa.ArrowException, ValueError, OSError, ArchiveFormatError):
+        except (pa.ArrowException, ValueError, OSError):
             continue
         if _file(directory, members, name) == file:
             found.append(name)

@@ -224,14 +224,14 @@ class OpenedCollection(JoinedCells):
         if obs is None:
             known = {} if (found := self.obs_features()) is None else {*found.columns.names}
             obs = [name for name in self._kept if name in known]
-        # The files are named by the content of the members: until the manifest is replaced, no
-        # collection looks for those that are new.
+        # The files are named by the content of the members, so that none is taken for that of
+        # others before the manifest is replaced, or if it cannot be.
         files = []
         for name in obs:
             values = self._required_obs().columns.encoded(name)
             files.append(write_kept(directory, records, name, values))
         write_manifest(directory, records)
-        remove_kept(directory, files)
+        remove_kept(directory, but=files)
         self._manifest, self._kept = manifest_identity(directory), list(obs)
         members.manifest_in = directory
 

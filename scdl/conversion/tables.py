@@ -214,12 +214,14 @@ class _Column:
             for key, values in found.items()
         }
         stops = np.cumsum([0, *(source.num_rows for source in sources)])
-        dtype = np.dtype(code_type(len(labels)).to_pandas_dtype())
-        codes = np.full(stops[-1], -1, dtype)
+        narrow, type_ = code_type(len(labels)), self.field.type
+        if pa.types.is_dictionary(type_):
+            type_ = pa.dictionary(narrow, type_.value_type, type_.ordered)
+        codes = np.full(stops[-1], -1, narrow.to_pandas_dtype())
         for i, piece in enumerate(pieces):
             if isinstance(piece, Encoded):
                 piece.recoded(positions[id(piece.labels)], codes[stops[i] : stops[i + 1]])
-        return Encoded(codes, labels, self.field.type)
+        return Encoded(codes, labels, type_)
 
     def _encoded(self, source: TableSource) -> Encoded | None:
         """The column of one table as codes; None if the table lacks it."""
