@@ -48,6 +48,9 @@ class MemberTables:
         return self._members[member].store.read_table(var_table(block), columns)
 
     def _columns(self, names: Sequence[str]) -> pa.Table:
+        if not names:
+            n_obs = int(self._members.starts[-1])
+            return pa.table({"": pa.nulls(n_obs)}).select([])
         united = self._united(names)
         columns = [as_array(united.encoded(name)) for name in names]
         fields = [
