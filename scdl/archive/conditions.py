@@ -39,6 +39,10 @@ _SYNTAX = (
 )
 
 
+#: Maximum number of conditions within each other.
+_MAX_DEPTH = 100
+
+
 class Condition:
     """A parsed condition.
 
@@ -64,7 +68,10 @@ class Condition:
             self._refuse(f"{getattr(error, 'msg', error)}")
         self._quoted = {f"__column_{i}__": name for i, name in enumerate(quoted)}
         self.names: set[str] = set()
-        self._check(self._tree)
+        try:
+            self._check(self._tree)
+        except RecursionError:
+            self._refuse("it is nested too deeply")
 
     def _refuse(self, problem: str) -> NoReturn:
         raise FilterError(f"the filter {self._text!r:.200} is not valid: {problem}; {_SYNTAX}")
@@ -73,13 +80,15 @@ class Condition:
         """The column that a node names, or None."""
         return self._quoted.get(node.id, node.id) if isinstance(node, ast.Name) else None
 
-    def _check(self, node: ast.expr) -> None:
+    def _check(self, node: ast.expr, depth: int = 0) -> None:
         """Check the syntax, and collect the names of the columns."""
+        if depth > _MAX_DEPTH:
+            self._refuse(f"it is nested more than {_MAX_DEPTH} times")
         if isinstance(node, ast.BoolOp):
             for part in node.values:
-                self._check(part)
+                self._check(part, depth + 1)
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            self._check(node.operand)
+            self._check(node.operand, depth + 1)
         elif isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             for left, op, right in zip(sides, node.ops, sides[1:], strict=False):

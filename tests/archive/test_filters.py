@@ -168,6 +168,8 @@ def test_expressions_of_arrow(expression: pc.Expression, text: str) -> None:
         ("kind in 'T'", "'in' compares a column with a list"),
         ("n in [n]", "'n' is neither a column, nor a number"),
         ("(" * 300 + "n > 1" + ")" * 300, "is not valid"),
+        ("not " * 200 + "flag", "nested more than 100 times"),
+        ("n" + " + 1" * 2000 + " > 1", "is not valid"),
         (3, "must be text or a pyarrow.compute.Expression"),
         ("kind == 3", "'kind' holds categories of text and is compared with 3"),
         ("n == 'T'", "'n' holds int64 and is compared with 'T'"),

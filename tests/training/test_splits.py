@@ -401,8 +401,8 @@ def test_bad_input(ds: Any, case: str) -> None:
 
 def test_of_some_cells(ds: scdl.SingleCellDataset) -> None:
     chosen = np.arange(1, N_OBS, 3)
-    for given in (chosen, chosen[::-1], np.isin(np.arange(N_OBS), chosen)):
-        splits = scdl.split(ds, (0.5, 0.5), rows=given, seed=3)
+    for rows in (chosen, chosen[::-1], np.isin(np.arange(N_OBS), chosen)):
+        splits = scdl.split(ds, (0.5, 0.5), rows=rows, seed=3)
         parts = list(splits.values())
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), chosen)
         assert splits.hash == scdl.split(ds, (0.5, 0.5), rows=chosen, seed=3).hash
