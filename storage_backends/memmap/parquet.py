@@ -178,16 +178,20 @@ def _group_rows(footer: pq.FileMetaData) -> list[int]:
     return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
-@contextlib.contextmanager
-def readable(where: str) -> Iterator[None]:
-    """Raise errors of pyarrow as ArchiveFormatError with their location."""
-    try:
-        yield
-    except ScdlError:
-        raise
-    except FileNotFoundError:
-        raise ArchiveFormatError(f"{where}: the file is missing") from None
-    except _UNREADABLE as error:
+class readable(contextlib.AbstractContextManager[None]):
+    """Raise errors of pyarrow as ArchiveFormatError with their location.
+
+    A class, since generators take longer than what a column of a small table takes to read.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if error is None or isinstance(error, ScdlError) or not isinstance(error, _UNREADABLE):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise ArchiveFormatError(f"{self._where}: the file is missing") from None
         raise ArchiveFormatError(
-            f"{where}: not a readable parquet file ({one_line(error):.300})"
+            f"{self._where}: not a readable parquet file ({one_line(error):.300})"
         ) from error

@@ -88,7 +88,7 @@ class MemmapStore(DirectoryStore):
     ) -> TableStore | None:
         """The tables, without mapping the arrays."""
         identity = archive_files.identity_of(path, cls.markers)
-        if identity is None or not cls.has_content(path, fingerprint):
+        if identity is None or integrity.fingerprint(path, cls.checksums) != fingerprint:
             return None
         remarks: list[str] = []
         manifest = layout.read_archive_manifest(path, n_obs, n_values, remarks)
