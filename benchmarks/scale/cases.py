@@ -131,7 +131,7 @@ def _watched(
 #: What is read of a large table, and the most seconds and megabytes of that for 20 M cells.
 _READS = {
     "column": ("one column of obs, without names", 0.3, 300),
-    "obs": ("obs", 6, 2_000),
+    "obs": ("obs", 6, 3_000),
     "arrow": ("obs, with text in Arrow's memory", 6, 1_500),
     "where": ("where, of two columns", 1, 300),
     "balanced": ("loader in balanced order", 1.5, 500),

@@ -27,6 +27,8 @@ from storage_backends.memmap.table_writer import plain_type, to_categorical
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
+#: Maximum number of values that are read together.
+_MOST_AT_ONCE = 1 << 22
 #: Minimum bytes of a row of text in memory.
 _ROW_BYTES = 64
 
@@ -198,13 +200,20 @@ class ParquetTable:
         self, names: Sequence[str], start: int, stop: int
     ) -> dict[str, pa.ChunkedArray]:
         """Columns that are not names, with their categories."""
+        distinct = list(dict.fromkeys(names))
+        if (stop - start) * len(distinct) > _MOST_AT_ONCE and len(distinct) > 1:
+            # One after the other, as the codes of categories are several times wider meanwhile.
+            found: dict[str, pa.ChunkedArray] = {}
+            for name in distinct:
+                found |= self._read_columns([name], start, stop)
+            return found
         categories = self._category_lists
-        columns = self._read_plain(list(dict.fromkeys(names)), start, stop)
+        columns = self._read_plain(distinct, start, stop)
         return {
             name: to_categorical(columns[name], categories[name])
             if name in categories
             else columns[name]
-            for name in names
+            for name in distinct
         }
 
     def _read_plain(self, columns: list[str], start: int, stop: int) -> Table:
