@@ -57,6 +57,10 @@ class FeatureNotFoundError(ScdlError, ValueError):
     """A column does not exist in obs or var."""
 
 
+class FilterError(ScdlError, ValueError):
+    """A filter of cells is not valid, or does not fit the columns that it names."""
+
+
 class NeighborError(ScdlError, ValueError):
     """A neighbour graph was requested but does not exist or is invalid."""
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from storage_backends.base import ArrayStore, ArrayWriter
+
+
+#: Imports the class at a location; found once, as collections open thousands of archives.
+_class = cache(resolve_name)
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,14 @@ class Backend:
     def store(self) -> type[ArrayStore]:
         """Class that opens archives."""
         found: Any = self.store_class
-        store_class: type[ArrayStore] = resolve_name(found) if isinstance(found, str) else found
+        store_class: type[ArrayStore] = _class(found) if isinstance(found, str) else found
         return store_class
 
     @property
     def writer(self) -> type[ArrayWriter]:
         """Class that writes archives."""
         found: Any = self.writer_class
-        writer_class: type[ArrayWriter] = resolve_name(found) if isinstance(found, str) else found
+        writer_class: type[ArrayWriter] = _class(found) if isinstance(found, str) else found
         return writer_class
 
     def detect(self, path: str) -> bool:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,12 @@ from storage_backends.errors import (
     ArchiveWriteError,
     ArrayNotFoundError,
     OutputError,
+    ScdlError,
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from storage_backends.base import ArraySpec, ArrayStore
 
 
@@ -292,8 +295,49 @@ class Checked(_Store):
         raise OutputError(f"{path}: this backend does not store checksums")
 
 
+class TableReader(Protocol):
+    """An object with tables to read: an archive, a part of one, or several."""
+
+    path: str
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        """Names and types of the columns of a table."""
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read some or all columns of a table."""
+
+
+class TableStore(TableReader, Protocol):
+    """The tables of one archive."""
+
+    def table_fingerprint(self, name: str, /) -> str | None:
+        """Hash that only equal tables share; None if it takes as long as reading the table."""
+
+
 class Placed(_Store):
     """Identity of the archive at a path, and its removal."""
+
+    @classmethod
+    def open_tables(
+        cls, path: str, fingerprint: str, n_obs: int, n_values: int
+    ) -> TableStore | None:
+        """Open only the tables of an archive that was described before, which is faster.
+
+        Parameters
+        ----------
+        path
+            Absolute path without symbolic links.
+        fingerprint, n_obs, n_values
+            :attr:`fingerprint`, number of cells and number of stored values, when the archive was
+            described.
+
+        Returns
+        -------
+        TableStore or None
+            Reading raises ArchiveChangedError if the archive is replaced meanwhile. None if the
+            archive has another fingerprint now, or has to be opened whole.
+        """
+        return None
 
     @property
     def identity(self) -> Any:
@@ -313,9 +357,23 @@ class Placed(_Store):
                 "the archive at this path was left unchanged; open it again"
             )
 
+    @classmethod
+    def has_content(cls, path: str, fingerprint: str) -> bool:
+        """Whether the archive at a path has a :attr:`fingerprint`; raises no errors."""
+        try:
+            store: ArrayStore = cls.open(path, hold=False)  # type: ignore[attr-defined]
+        except (ScdlError, OSError):
+            return False
+        with store:
+            return store.fingerprint == fingerprint
+
     @property
     def fingerprint(self) -> str | None:
         """Hash of the content; None if computing it would require reading the archive."""
+        return None
+
+    def table_fingerprint(self, name: str, /) -> str | None:
+        """Hash that only equal tables share; None if it takes as long as reading the table."""
         return None
 
     def check_removable(self) -> None:

@@ -1,1 +1,1 @@
-"""Measure collections of thousands of archives beside one of twenty."""
+"""Measure collections of thousands of archives beside one of twenty, and large tables."""

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import scdl
 from benchmarks.common.bench import Bench
 from benchmarks.common.child import Child, ChildRun
 from benchmarks.common.measure import Spread, epoch_rate, spreads, take_turns
 from benchmarks.common.report import Outcome, at_least, at_most
+from benchmarks.scale.tables import write_archive
 from scdl.collection.paths import MANIFEST
 
 CHILD = "benchmarks.scale.child"
@@ -34,6 +36,8 @@ class ScaleBench(Bench):
         Cells to read before a rate is measured, by which most members have been opened.
     is_toy
         Whether the data is tiny.
+    rows
+        Cells of the archive with a large table.
     """
 
     child: Child
@@ -42,6 +46,7 @@ class ScaleBench(Bench):
     most: int = 4_000
     cells: int = 500_000
     is_toy: bool = False
+    rows: int = 20_000_000
 
     @property
     def place(self) -> Path:
@@ -64,6 +69,14 @@ class ScaleBench(Bench):
             if suffix:
                 options["compression"] = "balanced"
             scdl.open(self.collection(members, suffix)).flatten(path, **options)
+        return path
+
+    def table(self) -> Path:
+        """An archive of many cells with few values, made if it is missing."""
+        path = self.workspace.directory.absolute() / "scale" / f"table-{self.rows}"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_archive(path, self.rows)
         return path
 
     def collection(self, members: int, suffix: str = "") -> Path:
@@ -118,15 +131,47 @@ def _over(
 
 
 def obs(bench: ScaleBench) -> list[Outcome]:
-    path, runs = bench.collection(bench.most), []
+    path = bench.collection(bench.most)
+    what = f"loader of {bench.most:,} members with one column of obs"
+    bench.child.ask("forgotten", path=path)
+    outcomes = _watched(bench, what, 3, 300, "with_obs", path=path)
+    bench.child.ask("kept", path=path)
+    outcomes += _watched(bench, f"{what} that the manifest keeps", 0.5, 300, "with_obs", path=path)
+    bench.child.ask("forgotten", path=path)
+    return outcomes
+
+
+def _watched(
+    bench: ScaleBench, what: str, seconds: float, megabytes: float, do: str, **arguments: Any
+) -> list[Outcome]:
+    """Time and memory of a command, each time in a new process."""
+    runs = []
     for _ in range(bench.repeats):
         with Child(CHILD) as child:
-            runs.append(child.watched("with_obs", path=path))
-    seconds = Spread.of([run.report["seconds"] for run in runs])
-    what = f"loader of {bench.most:,} members with one column of obs"
-    outcomes = [Outcome(f"{what}: time", at_most(3, "s"), seconds)]
+            runs.append(child.watched(do, **arguments))
+    times = Spread.of([run.report["seconds"] for run in runs])
+    outcomes = [Outcome(f"{what}: time", at_most(seconds, "s"), times)]
     if memory := Spread.of_known(run.peak_megabytes for run in runs):
-        outcomes.append(Outcome(f"{what}: memory", at_most(300, "MB"), memory))
+        outcomes.append(Outcome(f"{what}: memory", at_most(megabytes, "MB"), memory))
+    return outcomes
+
+
+#: What is read of a large table, and the most seconds and megabytes of that for 20 M cells.
+_READS = {
+    "column": ("one column of obs, without names", 0.3, 300),
+    "obs": ("obs", 6, 3_000),
+    "arrow": ("obs, with text in Arrow's memory", 6, 1_500),
+    "where": ("where, of two columns", 1, 300),
+    "balanced": ("loader in balanced order", 1.5, 500),
+    "split": ("split by donor", 1.5, 500),
+}
+
+
+def tables(bench: ScaleBench) -> list[Outcome]:
+    path, outcomes = bench.table(), []
+    for read, (what, seconds, megabytes) in _READS.items():
+        described = f"{bench.rows:,} cells: {what}"
+        outcomes += _watched(bench, described, seconds, megabytes, "table", path=path, read=read)
     return outcomes
 
 
@@ -175,4 +220,5 @@ CASES: dict[str, Callable[[ScaleBench], list[Outcome]]] = {
     "obs": obs,
     "manifest": manifest,
     "shuffle": shuffle,
+    "tables": tables,
 }

@@ -6,10 +6,12 @@ import functools
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import scdl
+import scdl.collection.collection  # with what it imports, which is not measured
 from benchmarks.common.child import THREADS, serve
 from scdl import SingleCellLoader
 from scdl.collection.paths import MANIFEST
@@ -56,6 +58,39 @@ def flattened(path: str, target: str, shuffle: int | None) -> dict[str, Any]:
     return {"cells": cells.n_obs, "seconds": seconds}
 
 
+def kept(path: str) -> dict[str, Any]:
+    """Have the manifest keep the column of obs."""
+    start = time.perf_counter()
+    scdl.SingleCellCollection(path).save_manifest(obs=["cell_type"])
+    return {"seconds": time.perf_counter() - start}
+
+
+def forgotten(path: str) -> dict[str, Any]:
+    """Have the manifest keep no columns."""
+    scdl.SingleCellCollection(path).save_manifest(obs=())
+    return {}
+
+
+def table(path: str, read: str) -> dict[str, Any]:
+    """Read something of the table of an archive of many cells."""
+    cells = scdl.open(path)
+    reads: dict[str, Callable[[], Any]] = {
+        "column": lambda: cells.read_obs("donor", index=False),
+        "obs": lambda: cells.obs,
+        "arrow": lambda: cells.read_obs(arrow_strings=True),
+        "where": lambda: cells.where("cell_type == 'type 03' and n_genes > 500"),
+        "balanced": lambda: SingleCellLoader(cells, order="balanced", by="cell_type"),
+        "split": lambda: scdl.split(cells, (0.8, 0.2), by="donor"),
+    }
+    # What the first read of a process imports does not count.
+    cells.read_rows([0], obs="donor")
+    cells.store.read_table("obs", stop=1).to_pandas()
+    start = time.perf_counter()
+    found = reads[read]()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "found": len(found)}
+
+
 def epoch(path: str, order: str, cells: int) -> dict[str, Any]:
     """Read some cells of an epoch, each time the next; the first call opens the members."""
     batches, start, n = _batches(path, order), time.perf_counter(), 0
@@ -74,4 +109,4 @@ def _batches(path: str, order: str) -> Any:
 
 
 if __name__ == "__main__":
-    serve(link, manifest, opened, with_obs, flattened, epoch)
+    serve(link, manifest, opened, with_obs, kept, forgotten, table, flattened, epoch)

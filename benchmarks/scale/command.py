@@ -23,7 +23,8 @@ _METHOD = IN_TURN + (
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Run the cases, print the report and write it."""
     options = parse(arguments, __package__, CASES)
-    sizes = {"few": 2, "many": 5, "most": 7, "cells": 400, "is_toy": True} if options.quick else {}
+    sizes = {"few": 2, "many": 5, "most": 7, "cells": 400, "rows": 3_000, "is_toy": True}
+    sizes = sizes if options.quick else {}
     with Child(CHILD) as child:
         bench = ScaleBench.of(options, child=child, **sizes)
         return bench.report(options, CASES, None, _METHOD)

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive.csr import position
-from scdl.archive.frames import dtype_with_nulls, frame_of, with_values
+from scdl.archive.frames import dtype_with_nulls, frame_of
 from scdl.archive.gene_names import number_keys, space_key
 from scdl.archive.schema import INDEX, OBS, Info, names_of, var_table
 from scdl.errors import FeatureNotFoundError
 from storage_backends import __version__
+from storage_backends.capabilities import TableReader
 from storage_backends.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from scdl.archive.tables import Encoded
 
-class TableReader(Protocol):
-    """An object with tables to read: one archive or several."""
-
-    path: str
-
-    def table_schema(self, name: str, /) -> pa.Schema:
-        """Names and types of the columns of a table."""
-
-    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read some or all columns of a table."""
+_T = TypeVar("_T")
 
 
 class Columns:
@@ -43,13 +36,23 @@ class Columns:
     index_names
         Column names that refer to the index (names of cells or genes). The index is listed as a
         column only if the table has no other.
+    read_encoded
+        Reads a column of labels as codes; default: reads it and encodes it.
     """
 
-    def __init__(self, store: TableReader, table: str, index_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: TableReader,
+        table: str,
+        index_names: Sequence[str],
+        read_encoded: Callable[[str], Encoded | pa.Array] | None = None,
+    ) -> None:
         self._store = store
         self._table = table
         self._index_names = index_names
+        self._read_encoded = read_encoded or self._encode
         self._arrays: dict[str, pa.Array] = {}
+        self._encoded: dict[str, Encoded | pa.Array] = {}
         self._values: dict[str, NDArray[Any]] = {}
         self._dtypes: dict[str, Any] = {}
         self._names: list[str] | None = None
@@ -72,20 +75,43 @@ class Columns:
         FeatureNotFoundError
             There is no such column.
         """
+        import pyarrow as pa
+
+        from scdl.archive.tables import as_array, encode
+
         if name not in self._arrays:
-            key = name
-            if (
-                name in self._index_names
-                and name not in self._store.table_schema(self._table).names
-            ):
-                key = INDEX
-            try:
-                column = self._store.read_table(self._table, [key]).column(0)
-            except ArrayNotFoundError:
-                raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}") from None
-            # All chunks have the same categories, so combining them only copies codes.
-            self._arrays[name] = with_values(column.combine_chunks())
+            if name not in self._encoded:
+                column = self._found(name, self._read)
+                if not pa.types.is_dictionary(column.type):
+                    self._arrays[name] = column.combine_chunks()
+                    return self._arrays[name]
+                self._encoded[name] = encode(column)
+            self._arrays[name] = as_array(self._encoded[name])
         return self._arrays[name]
+
+    def encoded(self, name: str) -> Encoded | pa.Array:
+        """A column as codes if it holds labels, else its values; errors as for :meth:`array`."""
+        if name not in self._encoded:
+            self._encoded[name] = self._found(name, self._read_encoded)
+        return self._encoded[name]
+
+    def _found(self, name: str, read: Callable[[str], _T]) -> _T:
+        """Read a column; raise FeatureNotFoundError if it does not exist."""
+        key, index_names = name, self._index_names
+        if name in index_names and name not in self._store.table_schema(self._table).names:
+            key = INDEX
+        try:
+            return read(key)
+        except ArrayNotFoundError:
+            raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}") from None
+
+    def _encode(self, key: str) -> Encoded | pa.Array:
+        from scdl.archive.tables import encode
+
+        return encode(self._read(key))
+
+    def _read(self, key: str) -> pa.ChunkedArray:
+        return self._store.read_table(self._table, [key]).column(0)
 
     def _absent(self, name: str) -> str:
         columns = ", ".join(self.names) or "none"
@@ -133,9 +159,23 @@ class Columns:
         values: NDArray[Any] = part.to_numpy(zero_copy_only=False)
         return values.astype(self._dtypes[name] or values.dtype, copy=False)
 
-    def table(self) -> pa.Table:
-        """Read the whole table; it is not cached."""
-        return self._store.read_table(self._table)
+    def table(self, columns: Sequence[str] | None = None, *, index: bool = True) -> pa.Table:
+        """Read the whole table, or some columns with or without the index; it is not cached.
+
+        Raises
+        ------
+        FeatureNotFoundError
+            There is no such column.
+        """
+        if columns is None and index:
+            return self._store.read_table(self._table)
+        wanted = self.names if columns is None else list(dict.fromkeys(columns))
+        has_index = index and INDEX in self._store.table_schema(self._table).names
+        try:
+            return self._store.read_table(self._table, [INDEX, *wanted] if has_index else wanted)
+        except ArrayNotFoundError:
+            missing = next(name for name in wanted if name not in self.names)
+            raise FeatureNotFoundError(f"{self._store.path}: {self._absent(missing)}") from None
 
     def frame(self) -> pd.DataFrame:
         """The whole table as a data frame with its index; columns with nulls keep their types."""
@@ -238,11 +278,27 @@ class VarFeatures:
 
 
 class ObsFeatures:
-    """Columns of obs by cell, as ``obs_features()`` of the documented API gives them."""
+    """Columns of obs by cell, as ``obs_features()`` of the documented API gives them.
 
-    def __init__(self, store: TableReader, info: Info, index_names: Sequence[str]) -> None:
+    Parameters
+    ----------
+    store, info
+        The archive.
+    index_names
+        Column names that refer to the names of the cells.
+    read_encoded
+        As for :class:`Columns`.
+    """
+
+    def __init__(
+        self,
+        store: TableReader,
+        info: Info,
+        index_names: Sequence[str],
+        read_encoded: Callable[[str], Encoded | pa.Array] | None = None,
+    ) -> None:
         self._info = info
-        self.columns = Columns(store, OBS, index_names)
+        self.columns = Columns(store, OBS, index_names, read_encoded)
 
     def lookup(
         self, row: int, select_features: Sequence[str] | str | None = None

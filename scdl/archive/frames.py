@@ -14,40 +14,75 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def frame_of(table: pa.Table) -> pd.DataFrame:
-    """Convert a table to a data frame with its index; columns with nulls keep their types."""
+def frame_of(table: pa.Table, *, arrow_strings: bool = False) -> pd.DataFrame:
+    """Convert a table to a data frame with its index; columns with nulls keep their types.
+
+    Parameters
+    ----------
+    arrow_strings
+        Whether text is kept in the memory of Arrow, as the dtype ``str`` of pandas 3 is.
+    """
+    import pandas as pd
+
+    metadata, names = table.schema.metadata or {}, table.schema.names
+    n_rows = table.num_rows
+    columns: dict[str, Any] = {}
+    # Each column is freed when it is converted. Names become the most memory, and come last.
+    for name in sorted(names, key=lambda name: name == INDEX):
+        field, column = table.schema.field(name), table[name]
+        table = table.drop_columns([name])
+        columns[name] = _pandas_column(field, column, arrow_strings)
+        del column
+    index = columns.pop(INDEX, None)
+    index = pd.RangeIndex(n_rows) if index is None else pd.Index(index, dtype=index.dtype)
+    frame = pd.DataFrame(
+        {name: columns[name] for name in names if name != INDEX}, index=index, copy=False
+    )
+    if INDEX in names:
+        frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
+    return frame
+
+
+def _pandas_column(field: pa.Field, column: pa.ChunkedArray, arrow_strings: bool) -> Any:
+    """A column as an array of pandas or NumPy."""
     import pandas as pd
     import pyarrow as pa
 
-    metadata = table.schema.metadata or {}
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            values = with_values(table.column(i).combine_chunks())
-            table = table.set_column(i, field.with_type(values.type), values)
-    # Arrow's threads may release our memory only at interpreter exit, which crashes the process.
-    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(use_threads=False)
-    for field in table.schema:
-        column = table[field.name]
-        if field.name == INDEX or not (is_nullable(field) or column.null_count):
-            continue
+    marked = is_nullable(field) and field.name != INDEX
+    if pa.types.is_dictionary(field.type):
+        return with_values(column.combine_chunks()).to_pandas(use_threads=False).array
+    if str(field.type) in _TEXT:
+        return _pandas_text(field, column, marked, arrow_strings)
+    if (marked or column.null_count) and field.name != INDEX:
         # pandas would convert integers with nulls to floats.
         absent = column.is_null().to_numpy()
         if pa.types.is_integer(field.type):
-            integers = pd.arrays.IntegerArray(column.fill_null(0).to_numpy(), absent)
-            frame[field.name] = integers
-        elif pa.types.is_boolean(field.type):
-            booleans = pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
-            frame[field.name] = booleans
-        elif str(field.type) in _TEXT and (is_nullable(field) or frame[field.name].dtype == object):
-            # The default string dtype of pandas 3 represents nulls already.
-            frame[field.name] = frame[field.name].astype("string")
-    if INDEX in frame:
-        if frame[INDEX].isna().any() and str(table.schema.field(INDEX).type) in _TEXT:
-            # anndata can write this dtype, but not objects with None among them.
-            frame[INDEX] = frame[INDEX].astype("string")
-        frame = frame.set_index(INDEX)
-        frame.index.name = metadata[INDEX_NAME].decode() if INDEX_NAME in metadata else None
-    return frame
+            return pd.arrays.IntegerArray(column.fill_null(0).to_numpy(), absent)
+        if pa.types.is_boolean(field.type):
+            return pd.arrays.BooleanArray(column.fill_null(False).to_numpy(), absent)
+    values = column.to_pandas(use_threads=False).array
+    if isinstance(values, pd.arrays.NumpyExtensionArray):
+        numbers = values.to_numpy()
+        return numbers if numbers.flags.writeable else numbers.copy()
+    return values
+
+
+def _pandas_text(
+    field: pa.Field, column: pa.ChunkedArray, marked: bool, arrow_strings: bool
+) -> Any:
+    import pandas as pd
+
+    if arrow_strings:
+        # The stubs of pandas lack this method.
+        dtype: Any = pd.StringDtype("pyarrow", na_value=np.nan)
+        return dtype.__from_arrow__(column)
+    # Names are distinct: looking for equal ones takes longer than making their objects.
+    values = column.to_pandas(use_threads=False, deduplicate_objects=field.name != INDEX)
+    if marked or (column.null_count and values.dtype == object):
+        # The default string dtype of pandas 3 represents nulls already. anndata can write this
+        # dtype, but not objects with None among them.
+        values = values.astype("string")
+    return values.array if values.dtype != object else values.to_numpy()
 
 
 def with_values(column: pa.Array) -> pa.Array:

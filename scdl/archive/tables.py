@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from scdl.archive.frames import with_values
 from storage_backends.base import ArrayStore
+from storage_backends.compute.arrow import is_text, numbers, to_numpy
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -36,6 +42,10 @@ class TableSource(ABC):
     def column(self, name: str, start: int, stop: int) -> pa.Array:
         """Read rows ``[start, stop)`` of one column."""
         return self.read(start, stop).column(name)
+
+    def encoded(self, name: str) -> Encoded | pa.Array:
+        """Read all rows of one column, labels as codes; see :func:`encode`."""
+        return encode(pa.chunked_array([self.column(name, 0, self.num_rows)]))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Read all rows in batches of :data:`ROWS_AT_ONCE` rows."""
@@ -84,23 +94,42 @@ class StoredTable(TableSource):
         return _one_batch(self._open().read_table(self._name, columns, first, last))
 
 
-class LoadedTable(TableSource):
-    """A table in memory; codes of categories are stored in the smallest type that holds them."""
+class EncodedTable(TableSource):
+    """Columns in memory, of which those of labels are codes of 1 to 4 bytes a row.
 
-    def __init__(self, table: pa.Table) -> None:
-        batch = _one_batch(table)
-        columns = [narrow_codes(column) for column in batch.columns]
-        fields = [f.with_type(c.type) for f, c in zip(batch.schema, columns, strict=True)]
-        self.num_rows, self.schema = batch.num_rows, pa.schema(fields, batch.schema.metadata)
+    Parameters
+    ----------
+    table
+        The columns.
+    known
+        Lists of labels by content; equal lists of several tables become one.
+    """
+
+    def __init__(self, table: pa.Table, known: dict[bytes, pa.Array]) -> None:
+        self.num_rows, self.schema = table.num_rows, table.schema
+        self._columns = {name: encode(table[name]) for name in table.schema.names}
+        for name, column in self._columns.items():
+            if isinstance(column, Encoded):
+                labels = known.setdefault(_content(column.labels), column.labels)
+                self._columns[name] = column._replace(labels=labels)
         self.categories = {
-            field.name: column.dictionary
-            for field, column in zip(fields, columns, strict=True)
-            if pa.types.is_dictionary(column.type)
+            name: column.labels
+            for name, column in self._columns.items()
+            if isinstance(column, Encoded) and pa.types.is_dictionary(column.type)
         }
-        self._batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
-        return self._batch.slice(start, stop - start)
+        columns = [self.column(name, start, stop) for name in self.schema.names]
+        return pa.RecordBatch.from_arrays(columns, self.schema.names)
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        column = self._columns[name]
+        if isinstance(column, Encoded):
+            return column._replace(codes=column.codes[start:stop]).array()
+        return column.slice(start, stop - start)
+
+    def encoded(self, name: str) -> Encoded | pa.Array:
+        return self._columns[name]
 
 
 class Extended(TableSource):
@@ -157,12 +186,73 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*chunks], schema=table.schema)
 
 
-def narrow_codes(column: pa.Array) -> pa.Array:
-    """A column with the smallest signed type for its codes, if it is categorical."""
-    if not pa.types.is_dictionary(column.type):
-        return column
-    codes = column.indices.cast(code_type(len(column.dictionary)))
-    return pa.DictionaryArray.from_arrays(codes, column.dictionary, ordered=column.type.ordered)
+def encode(column: pa.ChunkedArray) -> Encoded | pa.Array:
+    """A column of text or categories as codes; the values of any other column."""
+    type_ = column.type
+    if pa.types.is_dictionary(type_):
+        # All chunks have the same categories, so combining them only copies codes.
+        array = with_values(column.combine_chunks())
+    elif is_text(type_):
+        array = column.dictionary_encode().combine_chunks()
+        array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    else:
+        return column.combine_chunks()
+    codes, narrow = array.indices, code_type(len(array.dictionary))
+    if codes.type != narrow:
+        codes = codes.cast(narrow)
+    if codes.null_count:
+        codes = codes.fill_null(-1)
+    if pa.types.is_dictionary(type_):
+        type_ = pa.dictionary(narrow, array.type.value_type, type_.ordered)
+    return Encoded(to_numpy(codes), array.dictionary, type_)
+
+
+def as_array(column: Encoded | pa.Array) -> pa.Array:
+    """A column that may be encoded, as an array."""
+    return column.array() if isinstance(column, Encoded) else column
+
+
+class Encoded(NamedTuple):
+    """A column of labels as codes.
+
+    Attributes
+    ----------
+    codes
+        Position of the label of each row, of the smallest signed type that holds all; -1 if it is
+        missing.
+    labels
+        The labels, unique and not null. Those of text are in order of first occurrence.
+    type
+        Type of the column: text, or a dictionary with codes of that type.
+    """
+
+    codes: NDArray[np.signedinteger[Any]]
+    labels: pa.Array
+    type: pa.DataType
+
+    def array(self) -> pa.Array:
+        """The column; categories share the memory of the codes."""
+        absent = self.codes < 0
+        codes = numbers(self.codes, absent if absent.any() else None)
+        if not pa.types.is_dictionary(self.type):
+            return self.labels.take(codes)
+        return pa.DictionaryArray.from_arrays(codes, self.labels, ordered=self.type.ordered)
+
+    def recoded(
+        self, positions: NDArray[np.integer[Any]], out: NDArray[np.signedinteger[Any]]
+    ) -> None:
+        """Write codes of other labels to `out`, given the position of each label there, or -1."""
+        # A missing label takes the last position.
+        table = np.append(positions, -1).astype(out.dtype)
+        np.take(table, self.codes, out=out, mode="wrap")
+
+
+def _content(labels: pa.Array) -> bytes:
+    """A key that only equal arrays share."""
+    digest = hashlib.sha256(f"{labels.type} {len(labels)} {labels.offset}".encode())
+    for buffer in labels.buffers():
+        digest.update(b"-" if buffer is None else buffer)
+    return digest.digest()
 
 
 def code_type(n: int) -> pa.DataType:

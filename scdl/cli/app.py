@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scdl.cli import conversion, flattening, inspection
+from scdl.cli import conversion, flattening, inspection, manifests
 from storage_backends import __version__
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ for _command in (
     flattening.flatten,
     inspection.export,
     inspection.info,
+    manifests.manifest,
     inspection.verify,
 ):
     app.command()(_command)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,16 @@ from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Request
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
-from scdl.collection.members import Members, MemberTables
+from scdl.collection.member_tables import MemberTables
+from scdl.collection.members import Members
 from scdl.dataset.cells import Origin, Storage
 from scdl.dataset.opened import OBS_INDEX_NAMES, VAR_INDEX_NAMES
 from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError, NeighborError
 from storage_backends import __version__
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _T = TypeVar("_T")
 _NO_CELLS = Info((Block(0, 0),), is_sorted=True)
@@ -217,7 +221,8 @@ class JoinedCells(CellReader):
         has_obs = any(record.has_obs for record in self._members.records)
         if not has_obs and self._members.origins is None:
             return None
-        return ObsFeatures(self._tables, self.info, OBS_INDEX_NAMES)
+        tables = self._tables
+        return ObsFeatures(tables, self.info, OBS_INDEX_NAMES, tables.encoded)
 
     def var_features(self) -> VarFeatures:
         """Columns of var by cell."""
@@ -226,6 +231,13 @@ class JoinedCells(CellReader):
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell, null if a member lacks them; None if no member has obs."""
         return self._obs
+
+    def _obs_batches(
+        self, chosen: Callable[[Sequence[str]], list[str]]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        members = self._members
+        for number, start in enumerate(members.starts[:-1].tolist()):
+            yield start, members.table(number, chosen)
 
     # -- neighbours ------------------------------------------------------------------------
 

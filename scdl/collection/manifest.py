@@ -7,15 +7,16 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from scdl.archive.elements import graph_keys
 from scdl.archive.gene_names import space_key, table_hash
 from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, var_table
-from scdl.collection.paths import MANIFEST
+from scdl.collection.paths import KEPT_PREFIX, MANIFEST
 from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends.base import DTYPES, ArrayStore
+from storage_backends.capabilities import TableStore
 from storage_backends.compute.caching import LRUCache
 from storage_backends.directory import locks, publication
 from storage_backends.errors import refused_write
@@ -29,6 +30,8 @@ _MAX_COUNT = 1 << 62
 
 #: Keys of gene spaces by the hashes of their var tables.
 _spaces = LRUCache[str, str](1 << 12)
+#: What :func:`_genes` returns, by the fingerprints of var tables.
+_genes_of = LRUCache[str, tuple[str, str]](1 << 12)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Member:
             store.fingerprint,
         )
 
-    def with_genes(self, store: ArrayStore) -> Self:
+    def with_genes(self, store: TableStore) -> Self:
         """Add the hashes of the genes, which take longest to compute."""
         found = [_genes(store, i) for i in range(len(self.n_vars))]
         return replace(
@@ -133,9 +136,7 @@ class Member:
         # Spaces follow from the genes, and manifests of version 0.1 do not have them.
         now = replace(now, spaces=self.spaces)
         if now != self:
-            name = next(
-                f.name for f in fields(self) if getattr(now, f.name) != getattr(self, f.name)
-            )
+            name = next(name for name in _FIELDS if getattr(now, name) != getattr(self, name))
             was, found = getattr(self, name), getattr(now, name)
             raise CollectionError(
                 f"{self.path}: the archive changed since it became a member of the collection: "
@@ -187,7 +188,11 @@ class Member:
             )
         relative = os.path.relpath(self.path, os.path.realpath(directory)).replace(os.sep, "/")
         # Prevent a name with a colon from being parsed as a URL.
-        return asdict(self) | {"path": f"./{relative}" if ":" in relative else relative}
+        entry = {name: getattr(self, name) for name in _FIELDS}
+        return entry | {"path": f"./{relative}" if ":" in relative else relative}
+
+
+_FIELDS = tuple(field.name for field in fields(Member))
 
 
 def _count(n: Any) -> int:
@@ -204,13 +209,20 @@ def _dtype(name: Any) -> str:
     return str(name)
 
 
-def _genes(store: ArrayStore, block: int) -> tuple[str, str]:
+def _genes(store: TableStore, block: int) -> tuple[str, str]:
     """Hash of a var table, and key of its gene space, which many members often share."""
-    table = store.read_table(var_table(block))
+    name = var_table(block)
+    fingerprint = store.table_fingerprint(name)
+    known = None if fingerprint is None else _genes_of.get(fingerprint)
+    if known is not None:
+        return known
+    table = store.read_table(name)
     genes = table_hash(table)
     space = _spaces.get(genes)
     if space is None:
         space = _spaces.setdefault(genes, space_key(table))
+    if fingerprint is not None:
+        _genes_of.setdefault(fingerprint, (genes, space))
     return genes, space
 
 
@@ -272,8 +284,9 @@ def locked(directory: str) -> Iterator[None]:
     """
     with locks.write_locked(directory):
         # With the lock held, unfinished manifests are leftovers of killed processes.
-        for leftover in glob.glob(os.path.join(glob.escape(directory), f".{MANIFEST}.*")):
-            publication.remove(leftover)
+        for pattern in (f".{MANIFEST}.*", f".{KEPT_PREFIX}*"):
+            for leftover in glob.glob(os.path.join(glob.escape(directory), pattern)):
+                publication.remove(leftover)
         publication.finish_removals(directory)
         yield
 
@@ -281,9 +294,9 @@ def locked(directory: str) -> Iterator[None]:
 def write_manifest(directory: str, members: Iterable[Member]) -> None:
     """Write the manifest of a directory; replaces an existing one atomically."""
     file = os.path.join(directory, MANIFEST)
-    text = json.dumps(
-        {"format": _FORMAT, "members": [member.to_json(directory) for member in members]}, indent=1
-    )
+    # One line a member; json has no faster way to write lines.
+    lines = (json.dumps(member.to_json(directory)) for member in members)
+    text = f'{{"format": {_FORMAT}, "members": [\n' + ",\n".join(lines) + "\n]}"
     with (
         refused_write(file),
         publication.new_file(file) as part,

@@ -14,18 +14,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scdl.archive.requests import MAX_MATRICES, Matrices, Request, StoredMatrix
-from scdl.archive.schema import OBS, var_table
-from scdl.archive.tables import LoadedTable, NoTable, StoredTable, TableSource, narrow_codes
-from scdl.collection.manifest import Member
+from scdl.archive.schema import OBS
+from scdl.archive.tables import (
+    EncodedTable,
+    NoTable,
+    StoredTable,
+    TableSource,
+)
+from scdl.collection.manifest import Member, is_url
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import archive_names
 from scdl.conversion.origins import Origins
-from scdl.conversion.tables import United
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.dataset.opened import cache_options
 from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
+from storage_backends.capabilities import TableStore
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.threads import for_each
 from storage_backends.errors import ArrayNotFoundError, one_line
@@ -65,6 +70,8 @@ class Members(Sequence[SingleCellDataset]):
         self._open = LRUCache[int, SingleCellDataset](max_open)
         #: Matrices that must be read.
         self._read = LRUCache[int, StoredMatrix](MAX_MATRICES)
+        #: Directory of a manifest of these members, which may keep columns of obs.
+        self.manifest_in: str | None = None
         #: Members whose genes were compared with their descriptions.
         self._checked: set[int] = set()
 
@@ -121,6 +128,21 @@ class Members(Sequence[SingleCellDataset]):
         self._check(number, store)
         yield store
 
+    @contextmanager
+    def _tables_of(self, number: int) -> Iterator[TableStore]:
+        """The tables of a member, without opening its arrays if it did not change."""
+        record = self.records[number]
+        if number not in self._open and record.content is not None and not is_url(record.path):
+            with self._opening(record):
+                tables = registry.detect(record.path).store.open_tables(
+                    record.path, record.content, record.n_obs, record.values
+                )
+            if tables is not None:
+                yield tables
+                return
+        with self._briefly_open(number) as store:
+            yield store
+
     def _check(self, number: int, store: ArrayStore) -> None:
         """Compare a member with its description when it is opened; its genes only once."""
         self.records[number].check(store, genes=number not in self._checked)
@@ -156,8 +178,8 @@ class Members(Sequence[SingleCellDataset]):
         return self.records[number].spaces
 
     def _describe_genes(self, number: int) -> None:
-        with self._briefly_open(number) as store:
-            self.records[number] = self.records[number].with_genes(store)
+        with self._tables_of(number) as tables:
+            self.records[number] = self.records[number].with_genes(tables)
 
     def complete(self) -> Sequence[Member]:
         """Complete descriptions of all members, including their genes."""
@@ -196,15 +218,30 @@ class Members(Sequence[SingleCellDataset]):
             A member has a column named like the label, which is among `names`.
         """
         tables: list[TableSource] = [NoTable(record.n_obs) for record in self.records]
+        labels: dict[bytes, pa.Array] = {}
 
         def load(number: int) -> None:
-            with self._briefly_open(number) as store:
-                stored = store.table_schema(OBS).names
-                if present := [name for name in names if name in stored]:
-                    tables[number] = LoadedTable(store.read_table(OBS, present))
+            with self._tables_of(number) as reader:
+                if (table := _present(reader, names)) is not None:
+                    tables[number] = EncodedTable(table, labels)
 
         for_each(load, [i for i, record in enumerate(self.records) if record.has_obs])
         return self._labelled(tables, names)
+
+    def table(self, number: int, chosen: Callable[[Sequence[str]], list[str]]) -> pa.Table:
+        """Columns of the table of cells of a member that are chosen among those that exist."""
+        record, origins = self.records[number], self.origins
+        table = pa.table({"": pa.nulls(record.n_obs)})
+        if record.has_obs:
+            with self._tables_of(number) as reader:
+                if columns := chosen(reader.table_schema(OBS).names):
+                    table = reader.read_table(OBS, columns)
+        if origins is not None and chosen([origins.column]):
+            source = origins.labelled(NoTable(record.n_obs), number, record.path)
+            table = table.append_column(
+                source.schema.field(0), source.column(origins.column, 0, record.n_obs)
+            )
+        return table
 
     def _labelled(
         self, tables: list[TableSource], columns: Sequence[str] | None
@@ -277,6 +314,16 @@ class _Each(Sequence[_T]):
         return self._compute(range(self._n)[index])
 
 
+def _present(reader: TableStore, names: Sequence[str]) -> pa.Table | None:
+    """Those columns of obs that exist; None if none does."""
+    try:
+        return reader.read_table(OBS, names)
+    except ArrayNotFoundError:
+        stored = reader.table_schema(OBS).names
+        present = [name for name in names if name in stored]
+        return reader.read_table(OBS, present) if present else None
+
+
 class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
     """The members by path."""
 
@@ -292,53 +339,3 @@ class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):
 
     def __len__(self) -> int:
         return len(self._numbers)
-
-
-class MemberTables:
-    """The tables of members as those of one archive: concatenated obs, one var per block.
-
-    Parameters
-    ----------
-    path
-        Start of error messages.
-    blocks
-        For each feature block a member that has it, and the index of the block there.
-    """
-
-    def __init__(self, path: str, members: Members, blocks: Sequence[tuple[int, int]]) -> None:
-        self.path = path
-        self._members = members
-        self._blocks = {var_table(i): place for i, place in enumerate(blocks)}
-
-    def table_schema(self, name: str, /) -> pa.Schema:
-        """Names and types of a table's columns."""
-        if name == OBS:
-            return self._obs.schema
-        member, block = self._blocks[name]
-        return self._members[member].store.table_schema(var_table(block))
-
-    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
-        """Some columns of a table, or all of them."""
-        if name == OBS and columns is not None:
-            return self._columns(columns)
-        if name == OBS:
-            return self._obs.reader().read_all()
-        member, block = self._blocks[name]
-        return self._members[member].store.read_table(var_table(block), columns)
-
-    def _columns(self, names: Sequence[str]) -> pa.Table:
-        united = United(self._members.columns(names))
-        found = united.schema.names
-        if missing := [name for name in names if name not in found]:
-            raise ArrayNotFoundError(f"{self.path}: no member has the obs column {missing[0]!r}")
-        # Narrow codes take a quarter of the memory, which matters for 10^8 cells.
-        batches = [[narrow_codes(column) for column in batch.columns] for batch in united.reader()]
-        chunks = zip(*batches, strict=True)
-        table = pa.table([pa.chunked_array(column) for column in chunks], found)
-        return table.select(list(names))
-
-    @cached_property
-    def _obs(self) -> United:
-        united = United(self._members.obs())
-        united.warn(self.path)
-        return united

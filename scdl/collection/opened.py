@@ -9,9 +9,10 @@ from typing import Any
 
 from scdl.archive.casting import common_dtype
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
-from scdl.archive.schema import NEIGHBOR_KEY
+from scdl.archive.schema import NEIGHBOR_KEY, names_of
 from scdl.collection.discovery import describe_all, find_members
 from scdl.collection.joined_cells import JoinedCells
+from scdl.collection.kept_columns import kept_names, remove_kept, write_kept
 from scdl.collection.manifest import (
     Member,
     is_archive,
@@ -68,12 +69,14 @@ class OpenedCollection(JoinedCells):
         self._max_open, self._label = max_open, label
         #: The directory of the collection; None if it was opened from a list of paths.
         self.data_path: str | None = None
-        #: Identity of the manifest that was read.
+        #: Identity of the manifest that was read, and the columns of obs that it keeps.
         self._manifest: tuple[int, int] | None = None
+        self._kept: list[str] = []
         if isinstance(data_path, str | os.PathLike):
             self.data_path = resolved(data_path)
             self._manifest = manifest_identity(self.data_path)
             self._set_members(find_members(self.data_path))
+            self._kept = kept_names(self.data_path, self._members.records)
         else:
             wanted = "a directory of archives, or a list of their paths"
             self._set_members(describe_all([], paths_of(data_path, wanted)))
@@ -90,18 +93,20 @@ class OpenedCollection(JoinedCells):
                 "open a list of paths without it"
             )
         members = Members(records, self._max_open, self._neighbors, self._label)
+        members.manifest_in = self.data_path
         if self._label is not None:
             members.columns([self._label])
         self._members = members
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_neighbors", "_max_open", "_label", "data_path", "_manifest")
+        kept = ("_neighbors", "_max_open", "_label", "data_path", "_manifest", "_kept")
         return {name: self.__dict__[name] for name in kept} | {"records": self._members.records}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         records = state.pop("records")
         self.__dict__.update(state)
         self._members = Members(records, self._max_open, self._neighbors, self._label)
+        self._members.manifest_in = self.data_path
 
     def __repr__(self) -> str:
         where = repr(self.data_path) if self.data_path else f"{len(self._members)} paths"
@@ -167,7 +172,9 @@ class OpenedCollection(JoinedCells):
         for record, store in zip(self._members.records, self._members.stores(), strict=True):
             record.check(store, genes=True)
 
-    def save_manifest(self, directory: Path | None = None) -> None:
+    def save_manifest(
+        self, directory: Path | None = None, *, obs: str | Sequence[str] | None = None
+    ) -> None:
         """Write the manifest with the descriptions of all members, for faster opening.
 
         Paths are stored relative to the directory, so it can be moved together with its members.
@@ -177,14 +184,29 @@ class OpenedCollection(JoinedCells):
         directory
             Directory of the manifest; default that of the collection. It becomes the directory of
             the collection, and is created if it does not exist.
+        obs
+            Columns of obs to keep beside the manifest, compressed: loaders, orders and splits then
+            take them from there instead of reading every member. They are used only while the
+            content of every member is the same. Default: the columns that are kept already, as far
+            as they still exist; ``()``: none.
 
         Raises
         ------
         CollectionError
-            There is no directory, or it is an archive.
+            There is no directory, or it is an archive; or columns are to be kept, but a member has
+            no checksums, by which changes are noticed.
+        FeatureNotFoundError
+            No member has a column of `obs`.
         ArchiveWriteError
             The directory is not writable.
+
+        Examples
+        --------
+        >>> atlas = scdl.open("atlas")
+        >>> atlas.save_manifest(obs=["cell_type", "donor"])
+        >>> loader = scdl.SingleCellLoader(scdl.open("atlas"), obs=["cell_type"])
         """
+        wanted = None if obs is None else names_of(obs, "obs")
         target = self.data_path if directory is None else resolved(directory)
         if target is None or is_url(target) or is_archive(target):
             raise CollectionError(
@@ -195,15 +217,28 @@ class OpenedCollection(JoinedCells):
             os.makedirs(target, exist_ok=True)
         if target == self.data_path:
             with self._locked(saves=True):
-                self._save(target)
+                self._save(target, wanted)
         else:
             with locked(target):
-                self._save(target)
+                self._save(target, wanted)
             self.data_path = target
 
-    def _save(self, directory: str) -> None:
-        write_manifest(directory, self._members.complete())
-        self._manifest = manifest_identity(directory)
+    def _save(self, directory: str, obs: Sequence[str] | None = None) -> None:
+        members = self._members
+        records = members.complete()
+        if obs is None:
+            known = {} if (found := self.obs_features()) is None else {*found.columns.names}
+            obs = [name for name in self._kept if name in known]
+        # The files are named by the content of the members, so that none is taken for that of
+        # others before the manifest is replaced, or if it cannot be.
+        files = []
+        for name in obs:
+            values = self._required_obs().columns.encoded(name)
+            files.append(write_kept(directory, records, name, values))
+        write_manifest(directory, records)
+        remove_kept(directory, but=files)
+        self._manifest, self._kept = manifest_identity(directory), list(obs)
+        members.manifest_in = directory
 
     @property
     def _has_manifest(self) -> bool:

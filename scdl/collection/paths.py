@@ -11,6 +11,8 @@ from storage_backends.registry import is_archive as is_archive
 
 #: Name of the manifest in the directory of a collection.
 MANIFEST = "collection.json"
+#: Start of the names of files of obs columns beside the manifest.
+KEPT_PREFIX = "collection.obs-"
 
 
 def resolved(path: str | os.PathLike[str]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scdl.archive.gene_names import space_key
 from scdl.archive.schema import INDEX, NULLABLE, Block, var_table
-from scdl.archive.tables import ROWS_AT_ONCE, TableSource
+from scdl.archive.tables import ROWS_AT_ONCE, Encoded, TableSource, code_type, encode
 from scdl.errors import CastError, GeneError, ScdlWarning
 from storage_backends.anndata_format.names import is_nullable
 from storage_backends.base import ArrayWriter
@@ -57,6 +59,22 @@ class United:
     def reader(self) -> pa.RecordBatchReader:
         """Read all rows in batches."""
         return pa.RecordBatchReader.from_batches(self.schema, self._batches())
+
+    def encoded(self, name: str) -> Encoded | pa.Array:
+        """All rows of one column, labels as codes; the tables are read one after the other.
+
+        Memory is that of the codes twice, and of the distinct labels.
+        """
+        column = next(column for column in self._columns if column.name == name)
+        if column.holds_labels:
+            return column.encoded(self._sources)
+        chunks = [
+            column.convert_values(source.column(name, 0, source.num_rows))
+            if name in source.schema.names
+            else column.nulls(source.num_rows)
+            for source in self._sources
+        ]
+        return pa.chunked_array(chunks, column.field.type).combine_chunks()
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for source in self._sources:
@@ -210,9 +228,9 @@ class _Column:
 
     def __init__(self, name: str, sources: Sequence[TableSource]) -> None:
         self.name = name
-        having = [source for source in sources if name in source.schema.names]
+        having = [source for source in sources if source.schema.get_field_index(name) >= 0]
         nullable = any(is_nullable(source.schema.field(name)) for source in having)
-        self._united = UnitedColumn([_part(name, source) for source in having])
+        self._united = UnitedColumn(_distinct(_part(name, source) for source in having))
         self.change = self._united.change
         self.nulls = self._united.nulls
         self.field = pa.field(name, self._united.type, metadata=NULLABLE if nullable else None)
@@ -221,7 +239,10 @@ class _Column:
         """Convert the column of a batch of any of the tables to the common type."""
         if self.name not in batch.schema.names:
             return self.nulls(batch.num_rows)
-        column = batch.column(self.name)
+        return self.convert_values(batch.column(self.name))
+
+    def convert_values(self, column: pa.Array) -> pa.Array:
+        """Convert values of any of the tables to the common type."""
         try:
             return self._united.convert(column)
         except pa.ArrowException as error:
@@ -230,6 +251,64 @@ class _Column:
                 f"{self.field.type} cannot hold all of its values ({one_line(error)}); use "
                 "one type in all sources"
             ) from error
+
+    @property
+    def holds_labels(self) -> bool:
+        """Whether the common type is text or categorical."""
+        return pa.types.is_dictionary(self.field.type) or arrow.is_text(self.field.type)
+
+    def encoded(self, sources: Sequence[TableSource]) -> Encoded:
+        """All rows of all tables as codes of labels."""
+        pieces = [self._encoded(source) for source in sources]
+        # Tables often share lists of labels.
+        lists = {id(piece.labels): piece for piece in pieces if isinstance(piece, Encoded)}
+        found = {key: self._common_labels(piece) for key, piece in lists.items()}
+        if pa.types.is_dictionary(self.field.type):
+            labels = self.nulls(0).dictionary
+        else:
+            labels = pc.unique(pa.concat_arrays([pa.nulls(0, self.field.type), *found.values()]))
+            labels = labels.drop_null()
+        positions = {
+            key: arrow.positions_in(values, labels).fill_null(-1).to_numpy()
+            for key, values in found.items()
+        }
+        stops = np.cumsum([0, *(source.num_rows for source in sources)])
+        narrow, type_ = code_type(len(labels)), self.field.type
+        if pa.types.is_dictionary(type_):
+            type_ = pa.dictionary(narrow, type_.value_type, type_.ordered)
+        codes = np.full(stops[-1], -1, narrow.to_pandas_dtype())
+        for i, piece in enumerate(pieces):
+            if isinstance(piece, Encoded):
+                piece.recoded(positions[id(piece.labels)], codes[stops[i] : stops[i + 1]])
+        return Encoded(codes, labels, type_)
+
+    def _encoded(self, source: TableSource) -> Encoded | None:
+        """The column of one table as codes; None if the table lacks it."""
+        if source.schema.get_field_index(self.name) < 0:
+            return None
+        column = source.encoded(self.name)
+        if isinstance(column, Encoded):
+            return column
+        # Numbers that become text.
+        converted = encode(pa.chunked_array([self.convert_values(column)]))
+        assert isinstance(converted, Encoded)
+        return converted
+
+    def _common_labels(self, piece: Encoded) -> pa.Array:
+        """The labels of one table in the common type; null if they have no place there."""
+        every = piece._replace(codes=np.arange(len(piece.labels), dtype=np.int32))
+        converted = self.convert_values(every.array())
+        is_coded = pa.types.is_dictionary(converted.type)
+        return converted.dictionary_decode() if is_coded else converted
+
+
+def _distinct(parts: Iterable[ColumnPart]) -> list[ColumnPart]:
+    """The parts without those that have the same list of categories as another."""
+    found: dict[Any, ColumnPart] = {}
+    for i, part in enumerate(parts):
+        key = i if part.categories is None else (str(part.type), id(part.categories))
+        found.setdefault(key, part)
+    return list(found.values())
 
 
 def _part(name: str, source: TableSource) -> ColumnPart:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -206,6 +206,11 @@ class GeneView(CellReader):
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell; None if there is no obs."""
         return self._cells.obs_features()
+
+    def _obs_batches(
+        self, chosen: Callable[[Sequence[str]], list[str]]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        return self._cells._obs_batches(chosen)
 
     @property
     def graph(self) -> NeighborGraph | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +27,17 @@ from storage_backends.base import ArrayStore, CacheOptions
 from storage_backends.compute.caching import cached_property
 from storage_backends.paths import Path, absolute, path_of
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 #: Column names for gene and cell names: on disk, and in the documentation.
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
 #: Assumed ratio of the bytes of cells in memory to those in a storage that does not tell.
 _COMPRESSED = 5
+#: Rows of obs that are read together.
+_ROWS_AT_ONCE = 1 << 20
 
 #: Attributes set when opening, and those computed lazily; pickles do not contain them.
 _OPENED = ("_store", "info", "_matrices")
@@ -197,6 +203,13 @@ class OpenedArchive(CellReader):
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell; None if the archive has no obs."""
         return self._obs
+
+    def _obs_batches(
+        self, chosen: Callable[[Sequence[str]], list[str]]
+    ) -> Iterator[tuple[int, pa.Table]]:
+        columns = chosen(self._store.table_schema(OBS).names)
+        for start, stop in csr.spans(self.n_obs, _ROWS_AT_ONCE):
+            yield start, self._store.read_table(OBS, columns, start, stop)
 
     # -- neighbours ------------------------------------------------------------------------
 

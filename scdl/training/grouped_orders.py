@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scdl.errors import OrderError
 from scdl.kernels import hashing
 from scdl.kernels.hashing import Numbers
+from scdl.training.grouping import cells_by_code, count_codes
 from scdl.training.orders import (
     MAX_GROUPS_SHOWN,
     Lazy,
@@ -21,6 +22,7 @@ from scdl.training.orders import (
     digest,
     draw_below,
 )
+from scdl.training.vocabulary import narrow_type
 
 
 class Balanced(Weighted):
@@ -38,12 +40,15 @@ class Balanced(Weighted):
 
     def __init__(self, codes: NDArray[Any], length: int | None = None) -> None:
         codes = as_integers(codes, "codes")
-        if not (codes >= 0).any():
+        counts = count_codes(codes)
+        if not counts.any():
             raise OrderError("no cell has a label, so no cell can be drawn")
-        counts = np.bincount(codes[codes >= 0])
         shares = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
-        weights = np.where(codes >= 0, np.append(shares, 0.0)[codes], 0.0)
-        super().__init__(weights, len(codes) if length is None else length)
+        # All negative codes take the last share.
+        shares = np.append(shares, 0.0)
+        self._draw_by(
+            len(codes), lambda part: shares[np.maximum(codes[part].astype(np.int64), -1)], length
+        )
 
 
 class Grouped:
@@ -91,9 +96,7 @@ class Grouped:
             raise OrderError(f"batch_size must be even for batches with controls, not {batch_size}")
         self._n, self.batch_size, self._remainder = len(codes), batch_size, remainder
         self._treated_size = batch_size if control is None else batch_size // 2
-        treated = np.flatnonzero((codes >= 0) & (codes != (-1 if control is None else control)))
-        self._cells = treated[np.argsort(codes[treated], kind="stable")]
-        self._counts = np.bincount(codes[treated]) if len(treated) else np.zeros(0, np.int64)
+        self._cells, self._counts = cells_by_code(codes, control)
         self._group_starts = np.cumsum(self._counts) - self._counts
         whole = self._counts // self._treated_size
         self._batches_of = whole
@@ -133,15 +136,16 @@ class Grouped:
         return f"grouped {digest(self.batch_size, self._remainder, *parts)}"
 
     def _set_controls(self, is_control: NDArray[np.bool_], match: NDArray[Any] | None) -> None:
-        match = np.zeros(len(is_control), np.int64) if match is None else match
+        match = np.zeros(len(is_control), np.int8) if match is None else match
         top = int(match.max(initial=-1)) + 2
         # Cells without a match code share the last bin.
-        self._match = np.where(match < 0, top - 1, match)
+        self._match = match.astype(narrow_type(top))
+        self._match[match < 0] = top - 1
         controls = np.flatnonzero(is_control)
         counts = np.bincount(self._match[controls], minlength=top)
         self._controls = controls[np.argsort(self._match[controls], kind="stable")]
         self._control_starts, self._control_counts = np.cumsum(counts) - counts, counts
-        unmatched = counts[self._match[self._cells]] == 0
+        unmatched = (counts == 0)[self._match[self._cells]]
         if unmatched.any():
             cell = int(self._cells[unmatched.argmax()])
             raise OrderError(

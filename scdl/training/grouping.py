@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive import csr
 from scdl.archive.schema import names_of
 from scdl.dataset.reader import CellReader
 from scdl.errors import OptionError
-from scdl.training.vocabulary import ObsColumn, label_codes
+from scdl.training.vocabulary import CELLS_AT_ONCE, ObsColumn, label_codes, narrow_type
 
 
 class Groups(ObsColumn):
@@ -70,13 +71,82 @@ def group_cells(
         first, *others = (c._replace(values=c.values[rows]) for c in (first, *others))
     if not others:
         return Groups(*first)
-    stacked = np.stack([first.values, *(column.values for column in others)])
-    known = (stacked >= 0).all(axis=0)
-    combinations, inverse = np.unique(stacked[:, known], axis=1, return_inverse=True)
-    values = np.full(stacked.shape[1], -1, np.int64)
-    values[known] = inverse.ravel()
+    assert first.names is not None
+    joined = first._replace(names=tuple((name,) for name in first.names))
+    for column in others:
+        joined = _combined(joined, column)
+    return Groups(*joined)
+
+
+def _combined(first: ObsColumn, second: ObsColumn) -> ObsColumn:
+    """The combinations that occur of two columns of codes, in order; labels are tuples."""
+    assert first.names is not None
+    assert second.names is not None
+    n, width = len(first.values), max(len(second.names), 1)
+
+    def blocks() -> Iterator[tuple[slice, NDArray[np.bool_], NDArray[np.int64]]]:
+        for start, stop in csr.spans(n, CELLS_AT_ONCE):
+            part = slice(start, stop)
+            high, low = first.values[part], second.values[part]
+            known = (high >= 0) & (low >= 0)
+            yield part, known, high[known].astype(np.int64) * width + low[known]
+
+    found = [np.unique(pairs) for _, _, pairs in blocks()]
+    occurring = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+    codes = np.full(n, -1, narrow_type(len(occurring)))
+    for part, known, pairs in blocks():
+        codes[part][known] = np.searchsorted(occurring, pairs)
     labels = (
-        [column.names[code] for code in row]  # type: ignore[index]
-        for column, row in zip((first, *others), combinations.tolist(), strict=True)
+        (*first.names[pair // width], second.names[pair % width]) for pair in occurring.tolist()
     )
-    return Groups(values, tuple(zip(*labels, strict=True)))
+    return ObsColumn(codes, tuple(labels))
+
+
+def count_codes(codes: NDArray[Any], without: int | None = None) -> NDArray[np.int64]:
+    """Number of cells of each code up to the largest that occurs; negative ones do not count.
+
+    Parameters
+    ----------
+    without
+        A code that does not count either.
+    """
+    counts = np.zeros(int(codes.max(initial=-1)) + 1, np.int64)
+    for start, stop in csr.spans(len(codes), CELLS_AT_ONCE):
+        part = codes[start:stop]
+        counts += np.bincount(part[part >= 0], minlength=len(counts))
+    if without is not None and without < len(counts):
+        counts[without] = 0
+    return np.trim_zeros(counts, "b")
+
+
+def cells_by_code(
+    codes: NDArray[Any], without: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cells of each code in ascending order, those of code 0 first; 8 bytes a cell.
+
+    Parameters
+    ----------
+    codes
+        Code of each cell, from 0; cells with a negative code are left out.
+    without
+        A code whose cells are left out, too.
+
+    Returns
+    -------
+    cells, counts : numpy.ndarray
+        Positions of the cells, int64, and number of cells of each code, int64.
+    """
+    counts = count_codes(codes, without)
+    cells = np.empty(int(counts.sum()), np.int64)
+    free = np.cumsum(counts) - counts
+    for start, stop in csr.spans(len(codes), CELLS_AT_ONCE):
+        part = codes[start:stop]
+        is_left_out = part < 0 if without is None else (part < 0) | (part == without)
+        at = np.flatnonzero(~is_left_out)
+        at = at[np.argsort(part[at], kind="stable")]
+        ordered = part[at].astype(np.int64)
+        here = np.bincount(ordered, minlength=len(counts))
+        rank = np.arange(len(at)) - (np.cumsum(here) - here)[ordered]
+        cells[free[ordered] + rank] = start + at
+        free += here
+    return cells, counts

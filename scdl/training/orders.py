@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,6 +28,8 @@ Remainder = Literal["smaller", "fill", "drop"]
 
 #: Groups that an error message lists.
 MAX_GROUPS_SHOWN = 5
+#: Weights that are checked together.
+_WEIGHTS_AT_ONCE = 1 << 18
 #: Positions that are computed together: few enough for the cache of a core.
 _AT_ONCE = 1 << 12
 
@@ -64,9 +65,11 @@ class Lazy:
 
     def __getitem__(self, part: slice, /) -> Numbers:
         start, stop, _ = part.indices(self._length)
-        edges = [*range(start, stop, _AT_ONCE), max(start, stop)]
-        pieces = [self._compute(np.arange(a, b)) for a, b in pairwise(edges)]
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        found = np.empty(max(stop - start, 0), np.int64)
+        for a in range(start, stop, _AT_ONCE):
+            b = min(a + _AT_ONCE, stop)
+            found[a - start : b - start] = self._compute(np.arange(a, b))
+        return found
 
 
 class Sequential:
@@ -205,19 +208,32 @@ class Weighted:
     _kind = "weighted"
 
     def __init__(self, weights: NDArray[Any], length: int | None = None) -> None:
-        weights = _floats(weights)
-        if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any():
-            bad = weights[~(weights >= 0) | ~np.isfinite(weights)]
-            found = f"{bad[0]}" if len(bad) else f"an array of {weights.ndim} dimensions"
-            raise OrderError(f"weights must be one finite number >= 0 per cell, found {found}")
-        largest = weights.max(initial=0.0)
+        weights = np.asarray(weights)
+        if weights.ndim != 1:
+            raise _bad_weights(f"an array of {weights.ndim} dimensions")
+        self._draw_by(len(weights), lambda part: _floats(weights[part]), length)
+
+    def _draw_by(
+        self, n: int, weights_of: Callable[[slice], NDArray[np.float64]], length: int | None
+    ) -> None:
+        """Set the weights, given a function of parts of the cells; 8 bytes a cell."""
+        self._ends, largest = np.empty(n), 0.0
+        parts = [slice(start, start + _WEIGHTS_AT_ONCE) for start in range(0, n, _WEIGHTS_AT_ONCE)]
+        for part in parts:
+            weights = weights_of(part)
+            is_bad = ~(weights >= 0) | ~np.isfinite(weights)
+            if is_bad.any():
+                raise _bad_weights(f"{weights[is_bad][0]}")
+            self._ends[part] = weights
+            largest = max(largest, float(weights.max()))
         if largest == 0:
             raise OrderError("weights must not all be zero, as no cell could be drawn")
         if length is not None and length < 1:
             raise OrderError(f"length must be at least 1 cell, not {length}")
         # Scale by a power of two, which is exact, as the sum of large weights could overflow.
-        self._ends = np.cumsum(np.ldexp(weights, -int(np.frexp(largest)[1])))
-        self._length = len(weights) if length is None else length
+        np.ldexp(self._ends, -int(np.frexp(largest)[1]), out=self._ends)
+        np.cumsum(self._ends, out=self._ends)
+        self._length = n if length is None else length
 
     def fingerprint(self) -> str:
         """Name, and hash of the weights and the length."""
@@ -245,14 +261,17 @@ def draw_below(counts: Numbers, at: Numbers, key: int) -> Numbers:
     return drawn
 
 
-def _floats(weights: Any) -> NDArray[np.float64]:
-    array = np.asarray(weights)
+def _floats(weights: NDArray[Any]) -> NDArray[np.float64]:
     try:
-        if array.dtype.kind in "biufO":
-            return array.astype(np.float64)
+        if weights.dtype.kind in "biufO":
+            return weights.astype(np.float64)
     except (TypeError, ValueError):
         pass
-    raise OrderError(f"weights must be one finite number >= 0 per cell, found {array.dtype}")
+    raise _bad_weights(str(weights.dtype))
+
+
+def _bad_weights(found: str) -> OrderError:
+    return OrderError(f"weights must be one finite number >= 0 per cell, found {found}")
 
 
 def as_integers(codes: Any, name: str) -> NDArray[Any]:
@@ -270,7 +289,8 @@ def digest(*parts: Any) -> str:
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype.str}{part.shape}".encode() + part.tobytes())
+            sha.update(f"{part.dtype.str}{part.shape}".encode())
+            sha.update(np.ascontiguousarray(part).data)
         else:
             sha.update(repr(part).encode())
     return sha.hexdigest()[:16]

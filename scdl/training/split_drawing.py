@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive import csr
 from scdl.errors import SplitError
 from scdl.kernels import hashing
 from scdl.training import orders
-from scdl.training.grouping import Groups
+from scdl.training.grouping import Groups, cells_by_code
+from scdl.training.vocabulary import CELLS_AT_ONCE, narrow_type
+
+#: Code of cells that are in no part.
+NO_PART = 255
 
 
 @dataclass(frozen=True)
@@ -33,19 +38,19 @@ class Drawing:
     strata: NDArray[Any] | None
     seed: int
 
-    def by_cell(self, n: int) -> NDArray[np.int64]:
+    def by_cell(self, n: int) -> NDArray[np.uint8]:
         """Part of each cell, drawn cell by cell."""
         if self.strata is None:
             edges = np.rint(np.cumsum(self.shares)[:-1] * n)
             return _assign(n, edges, self.seed)
-        part_of = np.empty(n, np.int64)
+        part_of = np.empty(n, np.uint8)
         for number, cells in enumerate(_positions_by_code(_fill_missing(self.strata))):
             part_of[cells] = _assign_by_shares(len(cells), self.shares, self.seed, 1, number)
         return part_of
 
     def by_group(
         self, groups: Groups, control: int | None, held_out: Mapping[str, list[int]]
-    ) -> NDArray[np.int64]:
+    ) -> NDArray[np.uint8]:
         """Part of each cell; every group is in one part only, except for the controls."""
         # Cells without a group form a group.
         group_of = _fill_missing(groups.values)
@@ -69,7 +74,9 @@ class Drawing:
             )
         for seed, stratum_groups in self._strata_of(rest, group_of):
             self._draw_groups(stratum_groups, counts, part_of_group, seed)
-        part_of = part_of_group[group_of]
+        # Cells of the control have no part yet.
+        of_group = np.where(part_of_group < 0, NO_PART, part_of_group).astype(np.uint8)
+        part_of: NDArray[np.uint8] = of_group[group_of]
         if control is not None:
             n_parts = len(self.shares) + len(held_out)
             self._assign_controls(np.flatnonzero(group_of == control), part_of, n_parts)
@@ -114,10 +121,10 @@ class Drawing:
             wanted[part] -= counts[group]
 
     def _assign_controls(
-        self, cells: NDArray[np.int64], part_of: NDArray[np.int64], n_parts: int
+        self, cells: NDArray[np.int64], part_of: NDArray[np.uint8], n_parts: int
     ) -> None:
         """Assign controls to every part, in proportion to its other cells."""
-        others = np.bincount(part_of[part_of >= 0], minlength=n_parts)
+        others = np.bincount(part_of, minlength=NO_PART + 1)[:n_parts]
         if len(cells) < n_parts:
             raise SplitError(
                 f"there are {len(cells)} controls for {n_parts} parts; use fewer parts"
@@ -137,27 +144,32 @@ class Drawing:
                 part_of[cells[part_of[cells] == counts.argmax()][0]] = part
 
 
-def _assign(n: int, edges: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+def _assign(n: int, edges: NDArray[np.float64], seed: int) -> NDArray[np.uint8]:
     """Shuffle `n` cells and cut them at `edges`; the part of each cell."""
-    part_of = np.empty(n, np.int64)
-    order = orders.Random().positions(n, seed, 0)[:]
-    part_of[order] = np.searchsorted(edges, np.arange(n), side="right")
+    part_of = np.empty(n, np.uint8)
+    positions = orders.Random().positions(n, seed, 0)
+    for start, stop in csr.spans(n, CELLS_AT_ONCE):
+        parts = np.searchsorted(edges, np.arange(start, stop), side="right")
+        part_of[positions[start:stop]] = parts
     return part_of
 
 
-def _assign_by_shares(n: int, shares: NDArray[np.float64], *key: int) -> NDArray[np.int64]:
+def _assign_by_shares(n: int, shares: NDArray[np.float64], *key: int) -> NDArray[np.uint8]:
     """Shuffle `n` cells and cut them by shares; rounding is random, and less than one cell."""
     seed = hashing.mixed(*key)
     offset = hashing.mixed(seed, 0) * 2.0**-64
     return _assign(n, np.floor(np.cumsum(shares)[:-1] * n + offset), seed)
 
 
-def _fill_missing(codes: NDArray[Any]) -> NDArray[np.int64]:
+def _fill_missing(codes: NDArray[Any]) -> NDArray[Any]:
     """Codes with missing ones (-1) replaced by a new code."""
-    return np.where(codes < 0, codes.max(initial=-1) + 1, codes).astype(np.int64)
+    new = int(codes.max(initial=-1)) + 1
+    filled = codes.astype(narrow_type(new + 1))
+    filled[filled < 0] = new
+    return filled
 
 
-def _positions_by_code(codes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _positions_by_code(codes: NDArray[Any]) -> list[NDArray[np.int64]]:
     """The positions of each code that occurs."""
-    order = np.argsort(codes, kind="stable")
-    return [part for part in np.split(order, np.cumsum(np.bincount(codes))[:-1]) if len(part)]
+    cells, counts = cells_by_code(codes)
+    return [part for part in np.split(cells, np.cumsum(counts)[:-1]) if len(part)]

@@ -13,16 +13,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive import csr
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import OptionError, SplitError
+from scdl.training import orders
 from scdl.training.grouping import group_cells
-from scdl.training.split_drawing import Drawing
+from scdl.training.split_drawing import NO_PART, Drawing
 from storage_backends.directory import publication
 from storage_backends.paths import path_of
 
 _FORMAT = "scdl split 1"
-#: Code of cells that are in no part.
-_NO_PART = 255
 _DEFAULT_PARTS = ("train", "validation", "test")
 #: Errors that NumPy and zipfile raise for a file that is not a split.
 _READ_ERRORS = (
@@ -48,6 +48,17 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         self.n_obs, self.how = n_obs, dict(how)
         self._parts = {name: _read_only_copy(rows) for name, rows in parts.items()}
 
+    @classmethod
+    def _of(
+        cls, parts: Mapping[str, NDArray[np.int64]], n_obs: int, how: Mapping[str, Any]
+    ) -> Self:
+        """A split that takes over arrays, without copying them."""
+        splits = cls({}, n_obs, how)
+        splits._parts = dict(parts)
+        for rows in splits._parts.values():
+            rows.flags.writeable = False
+        return splits
+
     def __getitem__(self, name: str) -> NDArray[np.int64]:
         return self._parts[name]
 
@@ -66,12 +77,13 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         """Hash of the cells of each part; equal splits have equal hashes."""
         digest = hashlib.sha256(str(self.n_obs).encode())
         for name, rows in self.items():
-            digest.update(f"{name}{len(rows)}".encode() + rows.astype("<i8").tobytes())
+            digest.update(f"{name}{len(rows)}".encode())
+            digest.update(np.ascontiguousarray(rows, "<i8").data)
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split to a NumPy npz file; replaces an existing file atomically."""
-        part_of = np.full(self.n_obs, _NO_PART, np.uint8)
+        part_of = np.full(self.n_obs, NO_PART, np.uint8)
         for i, rows in enumerate(self.values()):
             part_of[rows] = i
         metadata = {"format": _FORMAT, "hash": self.hash, "parts": list(self), "how": self.how}
@@ -94,7 +106,7 @@ class Splits(Mapping[str, NDArray[np.int64]]):
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 part_of, metadata = stored["part_of"], json.loads(stored["about"].tobytes())
             parts = {str(n): np.flatnonzero(part_of == i) for i, n in enumerate(metadata["parts"])}
-            splits = cls(parts, len(part_of), metadata["how"])
+            splits = cls._of(parts, len(part_of), metadata["how"])
             sound = metadata["format"] == _FORMAT and metadata["hash"] == splits.hash
         except FileNotFoundError as error:
             raise SplitError(f"{path}: there is no split here") from error
@@ -123,6 +135,7 @@ def split(
     stratify: str | Sequence[str] | None = None,
     held_out: Mapping[str, Any] | None = None,
     control: Any = None,
+    rows: csr.Rows | None = None,
     seed: int = 0,
 ) -> Splits:
     """Divide the cells of a dataset at random, by cell or by group.
@@ -147,6 +160,9 @@ def split(
     control
         The group of the controls, a value of `by`: its cells are in every part, in proportion to
         the other cells of the part.
+    rows
+        Cells to divide, as for ``read_rows``, such as those of ``dataset.where(…)``; the others are
+        in no part. Default: all.
     seed
         Seed of the random split.
 
@@ -162,11 +178,13 @@ def split(
         contradict each other.
     FeatureNotFoundError, ColumnTypeError
         There is no such column, or it holds no labels.
+    RowIndexError
+        `rows` are not cells of the dataset.
     """
     shares = _shares(fractions)
     parts = _lists(held_out, several=not isinstance(by, str) and len(by or ()) > 1)
     names = [*shares, *parts]
-    if not 0 < len(names) < _NO_PART:
+    if not 0 < len(names) < NO_PART:
         raise SplitError(f"fractions must be positive and sum to 1, not {fractions!r}")
     if len(set(names)) < len(names):
         raise SplitError(
@@ -175,9 +193,12 @@ def split(
     if by is None and (held_out is not None or control is not None):
         raise SplitError("held_out= and control= name groups of cells, and require by=")
     n = as_cells(dataset).n_obs
+    at = None if rows is None else np.unique(csr.positions(rows, n))
     try:
-        strata = group_cells(dataset, stratify, "stratify").values if stratify is not None else None
-        groups = None if by is None else group_cells(dataset, by)
+        strata = None
+        if stratify is not None:
+            strata = group_cells(dataset, stratify, "stratify", at).values
+        groups = None if by is None else group_cells(dataset, by, rows=at)
         control_code = None
         if groups is not None and control is not None:
             control_code = groups.code_of(control, "control")
@@ -190,11 +211,13 @@ def split(
         raise SplitError(str(error)) from error
     drawing = Drawing(np.array(list(shares.values())), strata, int(seed))
     if groups is None:
-        part_of = drawing.by_cell(n)
+        part_of = drawing.by_cell(n if at is None else len(at))
     else:
         part_of = drawing.by_group(groups, control_code, held_out_codes)
-    rows = {name: np.flatnonzero(part_of == i) for i, name in enumerate(names)}
-    empty = [name for name, part_rows in rows.items() if len(part_rows) == 0]
+    found = {name: np.flatnonzero(part_of == i) for i, name in enumerate(names)}
+    if at is not None:
+        found = {name: at[positions] for name, positions in found.items()}
+    empty = [name for name, part_rows in found.items() if len(part_rows) == 0]
     if empty:
         raise SplitError(
             f"the part {empty[0]!r} would be empty: there are too few "
@@ -202,8 +225,10 @@ def split(
         )
     how: dict[str, Any] = {"fractions": shares, "by": _to_json(by), "seed": int(seed)}
     more = {"stratify": _to_json(stratify), "held_out": _to_json(parts) or None, "control": control}
+    if at is not None:
+        more["rows"] = orders.digest(at)
     how.update({name: _to_json(value) for name, value in more.items() if value is not None})
-    return Splits(rows, n, how)
+    return Splits._of(found, n, how)
 
 
 def _shares(fractions: Mapping[str, float] | Sequence[float]) -> dict[str, float]:

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive import csr
 from scdl.archive.frames import are_floats
 from scdl.errors import ColumnTypeError, FeatureNotFoundError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from scdl.archive.tables import Encoded
     from scdl.dataset.reader import CellReader
+
+
+#: Cells that are handled together, where each takes many bytes meanwhile.
+CELLS_AT_ONCE = 1 << 18
 
 
 class ObsColumn(NamedTuple):
@@ -66,37 +72,50 @@ def label_codes(cells: CellReader, name: str) -> ObsColumn:
     """
     column = _read_column(cells, name)
     if column.names is not None:
-        return column._replace(values=column.values.astype(np.int32, copy=False))
-    missing = np.isnan(column.values) if column.values.dtype.kind == "f" else None
-    names, codes = np.unique(column.values, return_inverse=True)
-    if missing is not None:
-        codes = np.where(missing, -1, codes)
+        return column
+    # Few values repeat; blocks bound the memory that sorting takes.
+    values = column.values
+    parts = [slice(*span) for span in csr.spans(len(values), CELLS_AT_ONCE)]
+    found = [np.unique(values[part]) for part in parts]
+    names = np.unique(np.concatenate([values[:0], *found]))
+    if names.dtype.kind == "f":
         names = names[~np.isnan(names)]
-    return ObsColumn(codes.astype(np.int32), tuple(names.tolist()))
+    codes = np.full(len(values), -1, narrow_type(len(names)))
+    for part in parts:
+        known = np.ones(len(values[part]), bool)
+        if names.dtype.kind == "f":
+            known = ~np.isnan(values[part])
+        codes[part][known] = np.searchsorted(names, values[part][known])
+    return ObsColumn(codes, tuple(names.tolist()))
+
+
+def narrow_type(n_labels: int) -> np.dtype[Any]:
+    """The smallest signed type for the codes of labels."""
+    from scdl.archive.tables import code_type
+
+    dtype: np.dtype[Any] = np.dtype(code_type(n_labels).to_pandas_dtype())
+    return dtype
 
 
 def _read_column(cells: CellReader, name: str) -> ObsColumn:
     features = cells.obs_features()
     if features is None:
         raise FeatureNotFoundError(f"there is no obs to take {name!r} from")
-    return _as_obs_column(features.columns.array(name), name)
+    return _as_obs_column(features.columns.encoded(name), name)
 
 
-def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
+def _as_obs_column(column: Encoded | pa.Array, name: str) -> ObsColumn:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    type_ = array.type
-    if pa.types.is_dictionary(type_):
-        return ObsColumn(
-            _codes(array.indices, len(array.dictionary)), tuple(array.dictionary.to_pylist())
-        )
-    if str(type_) in ("string", "large_string", "string_view"):
-        names = pc.drop_null(pc.unique(array)).sort()
-        return ObsColumn(_codes(pc.index_in(array, names), len(names)), tuple(names.to_pylist()))
+    from scdl.archive.tables import Encoded
+
+    if isinstance(column, Encoded):
+        return _labels(column)
+    array, type_ = column, column.type
     if pa.types.is_boolean(type_):
         if array.null_count:
-            return ObsColumn(_codes(array.cast(pa.int8()), 2), (False, True))
+            codes = array.cast(pa.int8()).fill_null(-1).to_numpy()
+            return ObsColumn(codes, (False, True))
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         # Integers with nulls become floats with NaN, as in pandas.
@@ -112,8 +131,17 @@ def _as_obs_column(array: pa.Array, name: str) -> ObsColumn:
     )
 
 
-def _codes(indices: pa.Array, n_labels: int) -> NDArray[np.signedinteger[Any]]:
-    from scdl.archive.tables import code_type
+def _labels(column: Encoded) -> ObsColumn:
+    """Codes of categories as they are, and those of text by the order of its values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    codes: NDArray[Any] = indices.cast(code_type(n_labels)).fill_null(-1).to_numpy()
-    return codes
+    labels = column.labels
+    if pa.types.is_dictionary(column.type):
+        return ObsColumn(column.codes, tuple(labels.to_pylist()))
+    order = pc.sort_indices(labels)
+    ranks = np.empty(len(labels), np.int64)
+    ranks[order.to_numpy()] = np.arange(len(labels))
+    codes = np.empty_like(column.codes)
+    column.recoded(ranks, codes)
+    return ObsColumn(codes, tuple(labels.take(order).to_pylist()))

@@ -113,7 +113,10 @@ def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.Dic
         categories = _widened(categories)
         zeros = np.zeros(len(categories), categories.type.to_pandas_dtype())
         categories = pc.add(categories, numbers(zeros))
-    values = pc.unique(without_missing(categories))
+    present = categories
+    if categories.null_count or pa.types.is_floating(categories.type):
+        present = without_missing(categories)
+    values = pc.unique(present)
     if len(values) == len(categories):
         return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
     positions = positions_in(categories, values)
@@ -133,6 +136,14 @@ def category_type(type_: pa.DataType) -> pa.DataType:
 def positions_in(values: pa.Array, among: pa.Array) -> pa.Array:
     """Position of each value in `among`; null for values that are not in it."""
     return pc.index_in(_widened(values), _widened(among))
+
+
+def taken(values: pa.Array, at: pa.Array) -> pa.Array:
+    """Numbers at positions; null where the position or the number is null."""
+    if values.null_count or at.null_count or not len(values):
+        return values.take(at)
+    # NumPy takes a fourth of the time.
+    return numbers(np.take(to_numpy(values), to_numpy(at)))
 
 
 def _widened(values: pa.Array) -> pa.Array:

@@ -99,6 +99,9 @@ class LRUCache(Generic[_K, _V]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __contains__(self, key: _K) -> bool:
+        return key in self._items
+
     def get(self, key: _K) -> _V | None:
         """The cached value, or None."""
         items = self._items

@@ -33,16 +33,14 @@ def file_path(root: str, key: str) -> str:
     """
     path, links = root.rstrip("/"), False
     for name in key.split("/"):
-        try:
-            is_name = "\0" not in name and len(os.fsencode(name)) <= _MAX_NAME_BYTES
-        except UnicodeEncodeError:
-            is_name = False
-        if not is_name or name in ("", ".", ".."):
+        if name in ("", ".", "..") or not _is_name(name):
             raise ArchiveFormatError(
                 f"{root}: the archive refers to a file {key!r:.200}, which is no path in it"
             )
         path = f"{path}/{name}"
-        links = links or os.path.islink(path)
+        if not links:
+            with contextlib.suppress(OSError):
+                links = stat.S_ISLNK(os.lstat(path).st_mode)
     if links:
         target = os.path.realpath(path)
         if os.path.commonpath([root, target]) != root:
@@ -51,6 +49,15 @@ def file_path(root: str, key: str) -> str:
                 "the archive with `cp -rL`, which replaces links by files"
             )
     return path
+
+
+def _is_name(name: str) -> bool:
+    """Whether file systems can have a file of that name."""
+    try:
+        length = len(name) if name.isascii() else len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name and length <= _MAX_NAME_BYTES
 
 
 def file_sizes(root: str) -> dict[str, int]:

@@ -81,6 +81,15 @@ class DirectoryStore(ArrayStore):
         """Whether the open archive is still the one at its path."""
         return self._identity is None or identity_of(self.path, self.markers) == self._identity
 
+    @classmethod
+    def has_content(cls, path: str, fingerprint: str) -> bool:
+        """Whether the archive at a path has a fingerprint, without opening it."""
+        try:
+            is_there = identity_of(path, cls.markers) is not None
+            return is_there and integrity.fingerprint(path, cls.checksums) == fingerprint
+        except (ScdlError, OSError):
+            return False
+
     @property
     def fingerprint(self) -> str | None:
         """Hash of the checksums."""

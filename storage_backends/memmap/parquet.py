@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,10 +46,19 @@ class ParquetFile:
         Path of the file.
     mapped
         Mapped files by path, which are read instead of those on disk.
+    coded
+        Returns the columns that are read as dictionary arrays.
     """
 
-    def __init__(self, path: str, mapped: Mapping[str, MappedFile]) -> None:
-        self.path, self._mapped = path, mapped
+    def __init__(
+        self,
+        path: str,
+        mapped: Mapping[str, MappedFile],
+        coded: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self.path, self._mapped, self._coded = path, mapped, coded
+        #: The reader that read the footer, until a thread takes it.
+        self._first: pq.ParquetFile
 
     def __str__(self) -> str:
         return self.path
@@ -58,6 +68,12 @@ class ParquetFile:
         """Bytes on disk."""
         with readable(self.path):
             return len(self._data)
+
+    @property
+    def content(self) -> bytes:
+        """Hash of the bytes."""
+        with readable(self.path):
+            return hashlib.sha256(self._data.data).digest()
 
     @cached_property
     def num_rows(self) -> int:
@@ -74,7 +90,7 @@ class ParquetFile:
     def schema(self) -> Schema:
         """Names and types of the columns."""
         with readable(self.path):
-            return self._open().schema_arrow
+            return self._footer.schema.to_arrow_schema()
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
         """A column, some rows at a time."""
@@ -82,11 +98,9 @@ class ParquetFile:
         for start in range(0, n_rows, ROW_GROUP):
             yield from self.read([name], start, min(start + ROW_GROUP, n_rows)).column(0).chunks
 
-    def read(
-        self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
-    ) -> Table:
-        """Rows ``[start, stop)`` of some columns; those in `as_dictionary` as dictionary arrays."""
-        file = self._open(as_dictionary)
+    def read(self, columns: list[str], start: int, stop: int) -> Table:
+        """Rows ``[start, stop)`` of some columns."""
+        file = self._open()
         groups: list[int] = []
         first_row, position = 0, 0
         lengths = _group_rows(self._footer)
@@ -100,7 +114,7 @@ class ParquetFile:
             if n_values <= _MOST_ALONE or len(groups) < 2:
                 table = _read(file, groups, columns)
             else:
-                table = self._read_groups(as_dictionary, groups, columns)
+                table = self._read_groups(groups, columns)
             if set(table.column_names) != set(columns):
                 raise KeyError(*columns)
             return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
@@ -110,34 +124,31 @@ class ParquetFile:
         file = self._open()
         return _read(file, range(file.num_row_groups), None)
 
-    def _read_groups(
-        self, as_dictionary: Sequence[str], groups: list[int], columns: list[str]
-    ) -> Table:
+    def _read_groups(self, groups: list[int], columns: list[str]) -> Table:
         """Read row groups in several threads."""
         n = min(threads.n_threads(), len(groups))
         bounds = [len(groups) * i // n for i in range(n + 1)]
         found: list[Table] = [None] * n
 
         def read(i: int) -> None:
-            file = self._open(as_dictionary)
+            file = self._open()
             found[i] = _read(file, groups[bounds[i] : bounds[i + 1]], columns)
 
         threads.for_each(read, range(n))
         return pa.concat_tables(found)
 
-    def _open(self, as_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    def _open(self) -> pq.ParquetFile:
         with readable(self.path):
-            return self._reader(as_dictionary, self._footer)
+            footer = self._footer
+            return self.__dict__.pop("_first", None) or self._reader(footer)
 
-    def _reader(
-        self, as_dictionary: Sequence[str] = (), footer: pq.FileMetaData | None = None
-    ) -> pq.ParquetFile:
+    def _reader(self, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
         # The metadata of a file cannot be longer than the file.
         longest = max(len(self._data), 1)
         return pq.ParquetFile(
             pa.BufferReader(pa.py_buffer(self._data)),
             metadata=footer,
-            read_dictionary=list(as_dictionary),
+            read_dictionary=list(self._coded()),
             page_checksum_verification=True,
             # The file is in memory already.
             pre_buffer=False,
@@ -147,7 +158,8 @@ class ParquetFile:
 
     @cached_property
     def _footer(self) -> pq.FileMetaData:
-        return self._reader().metadata
+        self._first = self._reader()
+        return self._first.metadata
 
     @cached_property
     def _data(self) -> NDArray[np.uint8]:
@@ -166,16 +178,20 @@ def _group_rows(footer: pq.FileMetaData) -> list[int]:
     return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
-@contextlib.contextmanager
-def readable(where: str) -> Iterator[None]:
-    """Raise errors of pyarrow as ArchiveFormatError with their location."""
-    try:
-        yield
-    except ScdlError:
-        raise
-    except FileNotFoundError:
-        raise ArchiveFormatError(f"{where}: the file is missing") from None
-    except _UNREADABLE as error:
+class readable(contextlib.AbstractContextManager[None]):
+    """Raise errors of pyarrow as ArchiveFormatError with their location.
+
+    A class, since generators take longer than what a column of a small table takes to read.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if error is None or isinstance(error, ScdlError) or not isinstance(error, _UNREADABLE):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise ArchiveFormatError(f"{self._where}: the file is missing") from None
         raise ArchiveFormatError(
-            f"{where}: not a readable parquet file ({one_line(error):.300})"
+            f"{self._where}: not a readable parquet file ({one_line(error):.300})"
         ) from error

@@ -22,7 +22,6 @@ programs may change these.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -40,21 +39,18 @@ from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import (
-    COPY_AGAIN,
     ArchiveChangedError,
     ArchiveClosedError,
-    ArchiveFormatError,
 )
 from storage_backends.memmap import BACKEND, features, layout
 from storage_backends.memmap.header import Header, HeaderIndex
+from storage_backends.memmap.table_files import OBS, OnlyTables, TableFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from storage_backends.capabilities import TableStore
     from storage_backends.memmap.tables import ParquetTable
-
-#: Directory of the table of cells.
-_OBS = "obs_features"
 
 
 class MemmapStore(DirectoryStore):
@@ -78,12 +74,28 @@ class MemmapStore(DirectoryStore):
         self._map(matrix)
         self._manifest = layout.read_archive_manifest(path, self._n_obs, nnz, self.remarks)
         self._map(layout.other_files(path, self._manifest))
-        self._read_features()
+        self._files = TableFiles(path, self._n_obs, self._manifest)
+        self._contents = self._describe_tables()
         self.stale = header is not None and self._is_stale(header)
 
     @classmethod
     def _open(cls, path: str) -> Self:
         return cls(path)
+
+    @classmethod
+    def open_tables(
+        cls, path: str, fingerprint: str, n_obs: int, n_values: int
+    ) -> TableStore | None:
+        """The tables, without mapping the arrays."""
+        identity = archive_files.identity_of(path, cls.markers)
+        if identity is None or integrity.fingerprint(path, cls.checksums) != fingerprint:
+            return None
+        remarks: list[str] = []
+        manifest = layout.read_archive_manifest(path, n_obs, n_values, remarks)
+        if remarks:
+            return None
+        files = TableFiles(path, n_obs, manifest)
+        return OnlyTables(files, lambda: archive_files.identity_of(path, cls.markers) == identity)
 
     def _map(self, files: layout.Files) -> None:
         """Map arrays, and check those of sparse matrices."""
@@ -94,48 +106,20 @@ class MemmapStore(DirectoryStore):
             if name == "indptr" or (name.startswith("graphs/") and name.endswith("/indptr")):
                 layout.check_offsets(self.path, files, name, mapped[name], self._n_obs)
 
-    def _read_features(self) -> None:
+    def _describe_tables(self) -> Contents:
         """Find the tables, and check that their blocks have the right number of rows."""
-        self._var_directory = "var_features"
-        if not os.path.isdir(os.path.join(self.path, self._var_directory)):
-            self._var_directory = "features"
-            if not os.path.isdir(os.path.join(self.path, self._var_directory)):
-                raise ArchiveFormatError(f"{self.path}: the directory var_features is missing")
-        self._var_stops = self._read_stops(self._var_directory)
-        tables = []
-        self._obs_stops: list[int] | None = None
-        if os.path.isdir(os.path.join(self.path, _OBS)):
-            self._obs_stops = self._read_stops(_OBS)
-            tables.append("obs")
-        tables.extend(map("var/{}".format, range(len(self._var_stops))))
+        files = self._files
+        tables = files.names
         attrs: Mapping[str, Any]
         if self._manifest:
-            attrs, stops = self._manifest["attrs"], []
+            attrs = self._manifest["attrs"]
             for block in attrs["blocks"]:
                 check_claim(f"{self.path}: genes", (block["n_vars"],), 8, lambda: self.nbytes)
-                stops.append(block["stop"])
-            if self._var_stops != stops:
-                raise ArchiveFormatError(
-                    f"{self.path}: the blocks of {self._var_directory} end at {self._var_stops}, "
-                    f"but the manifest lists others; {COPY_AGAIN}"
-                )
+            files.check_blocks([block["stop"] for block in attrs["blocks"]])
         else:
             attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
         schemas = LazyMapping(self, tables, lambda store, name: store._table(name).schema)
-        self._contents = Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
-
-    def _read_stops(self, directory: str) -> list[int]:
-        """The row at which each block of the tables in a directory ends."""
-        key = f"{directory}/{features.BOUNDARIES}"
-        data = archive_files.read_file(self.path, key)
-        stops = features.parse_stops(data, os.path.join(self.path, key))
-        n_rows = stops[-1] if stops else 0
-        if n_rows != self._n_obs:
-            raise ArchiveFormatError(
-                f"{self.path}: {directory} describes {n_rows} rows, but the archive has "
-                f"{self._n_obs}"
-            )
-        return stops
+        return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
 
     def _is_stale(self, header: Header) -> bool:
         lengths = {}
@@ -165,7 +149,7 @@ class MemmapStore(DirectoryStore):
         """Map the files of tables, and read the labels, which are otherwise read later."""
         files: list[str] = []
         for name in self._contents.tables:
-            columns, own = self._table_files(name)
+            columns, own = self._files.of(name)
             files += [*columns, *own.values()]
         self._mapped_tables = map_files(files, MappedFile)
         if not self._manifest:
@@ -173,13 +157,15 @@ class MemmapStore(DirectoryStore):
 
     @cached_property
     def _labels(self) -> list[str | None]:
-        return features.read_labels(self.path, self._var_directory, len(self._var_stops))
+        return features.read_labels(
+            self.path, self._files.var_directory, len(self._files.var_stops)
+        )
 
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
-            for i, (stop, label) in enumerate(zip(self._var_stops, self._labels, strict=True))
+            for i, (stop, label) in enumerate(zip(self._files.var_stops, self._labels, strict=True))
         ]
 
     @property
@@ -218,6 +204,9 @@ class MemmapStore(DirectoryStore):
     ) -> pa.Table:
         return self._table(name).read(columns, start, stop)
 
+    def table_fingerprint(self, name: str, /) -> str:
+        return self._table(name).fingerprint
+
     def close(self) -> None:
         self._mapped = None
         # Replace the dictionaries instead of clearing them, as other threads may be reading.
@@ -231,9 +220,9 @@ class MemmapStore(DirectoryStore):
         remove_leftovers(store.path)
         if not store.stale:
             return ()
-        tables, n_obs = [store._var_directory], store._n_obs
-        if store._obs_stops is not None:
-            tables.append(_OBS)
+        tables, n_obs = [store._files.var_directory], store._n_obs
+        if store._files.obs_stops is not None:
+            tables.append(OBS)
         indexes = [HeaderIndex(t, n_obs, features.index_files(store.path, t)) for t in tables]
         header = layout.header_of(store._specs, indexes)
         where, data = (store.path, layout.CHECKSUMS), header.to_bytes()
@@ -249,7 +238,7 @@ class MemmapStore(DirectoryStore):
         tables, mapped = self._parquet, self._mapped_tables
         if name not in self.tables:
             raise self.no_table(name)
-        columns, own = self._table_files(name)
+        columns, own = self._files.of(name)
         # Files that are not mapped must not be read from a replacement of the archive.
         if not self.is_current and not mapped.keys() >= {*columns, *own.values()}:
             raise ArchiveChangedError(
@@ -257,48 +246,5 @@ class MemmapStore(DirectoryStore):
                 f"{name} were not kept open; open it again"
             )
         if name not in tables:
-            tables[name] = self._make_table(name, mapped)
+            tables[name] = self._files.open(name, mapped)
         return tables[name]
-
-    def _make_table(self, name: str, mapped: Mapping[str, MappedFile]) -> ParquetTable:
-        from storage_backends.memmap.tables import ParquetTable
-
-        n_rows: int | None = self._n_obs
-        if name != "obs":
-            block = int(name.removeprefix("var/"))
-            n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
-        columns, own = self._table_files(name)
-        entry = self._manifest.get("tables", {}).get(name, {})
-        return ParquetTable(
-            f"{self.path}: the table {name}",
-            columns,
-            n_rows,
-            names=own.get("names"),
-            categories=own.get("categories"),
-            only_names=entry.get("only_names"),
-            index_name=entry.get("index_name"),
-            nullable=entry.get("nullable", ()),
-            mapped=mapped,
-            # The number of cells is known from the offsets, which are not compressed.
-            bounded=name != "obs",
-        )
-
-    def _table_files(self, name: str) -> tuple[list[str], dict[str, str]]:
-        """Files of a table: those of its blocks, and those in ``scdl/`` by their part."""
-        if name == "obs" and self._obs_stops is not None:
-            directory, n_blocks = _OBS, len(self._obs_stops)
-            first, last = 0, n_blocks
-        else:
-            directory, n_blocks = self._var_directory, len(self._var_stops)
-            first = int(name.removeprefix("var/"))
-            last = first + 1
-        columns, own = [], {}
-        for block in range(first, last):
-            file = f"{directory}/{layout.dataframe(block, n_blocks)}"
-            columns.append(archive_files.file_path(self.path, file))
-        entry = self._manifest.get("tables", {}).get(name, {})
-        for part in ("names", "categories"):
-            if entry.get(part):
-                file = layout.side_file("", name, part)
-                own[part] = archive_files.file_path(self.path, file)
-        return columns, own

@@ -170,11 +170,13 @@ def to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.Chu
     chunks = []
     for chunk in column.chunks:
         if pa.types.is_dictionary(chunk.type):
-            codes = pc.index_in(chunk.dictionary, empty.dictionary).take(chunk.indices)
+            # Few positions are narrowed rather than many codes.
+            codes = pc.index_in(chunk.dictionary, empty.dictionary)
+            codes = arrow.taken(codes.cast(empty.type.index_type), chunk.indices)
         else:
             codes = pc.index_in(chunk, empty.dictionary)
             codes = pc.if_else(pc.is_null(chunk), pa.scalar(None, codes.type), codes)
-        codes = codes.cast(empty.type.index_type)
+            codes = codes.cast(empty.type.index_type)
         chunks.append(
             pa.DictionaryArray.from_arrays(codes, empty.dictionary, ordered=empty.type.ordered)
         )

@@ -6,6 +6,7 @@ so that the main file stays what readers of the documented format expect: plain 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.checks import check_rows
-from storage_backends.compute.caching import cached_property
+from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.compute.uniting import ColumnPart, UnitedColumn
 from storage_backends.directory.mapped_file import MappedFile
@@ -26,6 +27,8 @@ from storage_backends.memmap.table_writer import plain_type, to_categorical
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
+#: Maximum number of values that are read together.
+_MOST_AT_ONCE = 1 << 22
 #: Minimum bytes of a row of text in memory.
 _ROW_BYTES = 64
 
@@ -73,7 +76,9 @@ class ParquetTable:
         bounded: bool = True,
     ) -> None:
         self._where = where
-        self._columns = [ParquetFile(path, mapped) for path in columns]
+        # Columns of several files are united by their values.
+        coded = (lambda: self._category_lists) if len(columns) == 1 else tuple
+        self._columns = [ParquetFile(path, mapped, coded) for path in columns]
         self._expected_rows = expected_rows
         self._names = None if names is None else ParquetFile(names, mapped)
         self._categories = None if categories is None else ParquetFile(categories, mapped)
@@ -88,6 +93,15 @@ class ParquetTable:
         files = (*self._columns, self._names, self._categories)
         return sum(file.nbytes for file in files if file is not None)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the bytes of the files, and of how they are read."""
+        how = (self._only_names, self._metadata, sorted(self._nullable), self._expected_rows)
+        digest = hashlib.sha256(repr(how).encode())
+        for file in (*self._columns, self._names, self._categories):
+            digest.update(b"none" if file is None else file.content)
+        return digest.hexdigest()
+
     @cached_property
     def num_rows(self) -> int:
         """Rows, from the files' footers."""
@@ -98,35 +112,45 @@ class ParquetTable:
             )
         if self._bounded:
             check_claim(self._where, (n_rows,), _ROW_BYTES, lambda: self.nbytes)
-        if self._names and self._names.num_rows != n_rows:
-            raise ArchiveFormatError(
-                f"{self._names}: expected {n_rows} names, one for each row, found "
-                f"{self._names.num_rows}"
-            )
         return n_rows
 
     @cached_property
     def schema(self) -> Schema:
         """Names and types of the columns, ``_index`` first."""
+        fields = self._fields
+        if self._names:
+            fields = {INDEX: self._names_field, **fields}
+        return pa.schema(list(fields.values()), self._metadata)
+
+    @cached_property
+    def _fields(self) -> Mapping[str, pa.Field]:
+        """Fields of all columns that are not in the file of names."""
         if len(self._columns) == 1:
             plain = self._columns[0].schema.remove_metadata()
         else:
             plain = pa.schema([pa.field(k, column.type) for k, column in self._united.items()])
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
-            names_of_rows = pa.field(INDEX, plain.field(self._only_names).type)
-            return pa.schema([names_of_rows], self._metadata)
+            return {INDEX: pa.field(INDEX, plain.field(self._only_names).type)}
         types = {field.name: plain_type(field.type) for field in plain}
         types |= {name: category.type for name, category in self._category_lists.items()}
-        fields = [
-            pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
+        return {
+            name: pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
             for name, type_ in types.items()
-        ]
-        if self._names:
-            names = self._names.schema
-            self._require(names, INDEX, self._names)
-            fields.insert(0, names.field(INDEX).remove_metadata())
-        return pa.schema(fields, self._metadata)
+        }
+
+    @cached_property
+    def _names_field(self) -> pa.Field:
+        """Field of the file of names, which is opened only if names are needed."""
+        assert self._names is not None
+        self._require(self._names.schema, INDEX, self._names)
+        if self._names.num_rows != self.num_rows:
+            raise ArchiveFormatError(
+                f"{self._names}: expected {self.num_rows} names, one for each row, found "
+                f"{self._names.num_rows}"
+            )
+        field: pa.Field = self._names.schema.field(INDEX).remove_metadata()
+        return field
 
     @staticmethod
     def _require(schema: Schema, name: str, file: ParquetFile) -> None:
@@ -152,32 +176,49 @@ class ParquetTable:
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
         with readable(self._where):
-            known = self.schema.names
+            known = [INDEX, *self._fields] if self._names else [*self._fields]
             wanted = known if columns is None else list(columns)
             stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
-            # The first column counts the rows of a table without columns.
-            rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
+            fields = dict(self._fields)
+            found: dict[str, pa.ChunkedArray] = {}
             if self._only_names:
-                names = self._read_plain([self._only_names], start, stop)
-                return rows.append_column(self.schema.field(INDEX), names.column(0)).select(wanted)
-            plain = [name for name in wanted if name != INDEX or self._names is None]
-            categories = {k: v for k, v in self._category_lists.items() if k in plain}
-            columns_read = self._read_plain(plain, start, stop, list(categories)) if plain else rows
-            for name in plain:
-                column = columns_read[name]
-                if name in categories:
-                    column = to_categorical(column, categories[name])
-                rows = rows.append_column(self.schema.field(name), column)
-            if INDEX in wanted and self._names:
-                names = self._names.read([INDEX], start, stop)
-                rows = rows.append_column(self.schema.field(INDEX), names[INDEX])
-            return rows.select(wanted)
+                found[INDEX] = self._read_plain([self._only_names], start, stop).column(0)
+            elif self._names and INDEX in wanted:
+                fields[INDEX] = self._names_field
+                found[INDEX] = self._names.read([INDEX], start, stop).column(0)
+            plain = [name for name in wanted if name not in found]
+            if plain:
+                found |= self._read_columns(plain, start, stop)
+            if not wanted:
+                # A table without columns has its rows nevertheless.
+                rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
+                return rows.select([])
+            schema = pa.schema([fields[name] for name in wanted], self._metadata)
+            return pa.Table.from_arrays([found[name] for name in wanted], schema=schema)
 
-    def _read_plain(
-        self, columns: list[str], start: int, stop: int, as_dictionary: Sequence[str] = ()
-    ) -> Table:
+    def _read_columns(
+        self, names: Sequence[str], start: int, stop: int
+    ) -> dict[str, pa.ChunkedArray]:
+        """Columns that are not names, with their categories."""
+        distinct = list(dict.fromkeys(names))
+        if (stop - start) * len(distinct) > _MOST_AT_ONCE and len(distinct) > 1:
+            # One after the other, as the codes of categories are several times wider meanwhile.
+            found: dict[str, pa.ChunkedArray] = {}
+            for name in distinct:
+                found |= self._read_columns([name], start, stop)
+            return found
+        categories = self._category_lists
+        columns = self._read_plain(distinct, start, stop)
+        return {
+            name: to_categorical(columns[name], categories[name])
+            if name in categories
+            else columns[name]
+            for name in distinct
+        }
+
+    def _read_plain(self, columns: list[str], start: int, stop: int) -> Table:
         if len(self._columns) == 1:
-            return self._columns[0].read(columns, start, stop, as_dictionary)
+            return self._columns[0].read(columns, start, stop)
         united = {name: self._united[name] for name in columns}
         pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
         position = 0
@@ -203,17 +244,31 @@ class ParquetTable:
         """An empty dictionary array per categorical column, with its type and categories."""
         if self._categories is None:
             return {}
-        found = {}
-        with readable(f"{self._categories}: the table of categories"):
-            if self._categories.num_rows != 1:
-                raise ArchiveFormatError(f"{self._categories}: expected one row of categories")
-            table = self._categories.read_all()
-            for field in table.schema:
-                # See `_category_table`.
-                values = table[field.name].chunk(0).flatten()
-                meta = field.metadata or {}
-                index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
-                found[field.name] = pa.DictionaryArray.from_arrays(
-                    pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
-                )
+        content = self._categories.content
+        found = _parsed.get(content)
+        if found is None:
+            with readable(f"{self._categories}: the table of categories"):
+                found = _parsed.setdefault(content, self._parse_categories(self._categories))
         return found
+
+    @staticmethod
+    def _parse_categories(file: ParquetFile) -> Mapping[str, pa.DictionaryArray]:
+        if file.num_rows != 1:
+            raise ArchiveFormatError(f"{file}: expected one row of categories")
+        found = {}
+        table = file.read_all()
+        for field in table.schema:
+            # See `_category_table`.
+            values = table[field.name].chunk(0).flatten()
+            meta = field.metadata or {}
+            index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
+            found[field.name] = pa.DictionaryArray.from_arrays(
+                pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
+            )
+        return found
+
+
+#: Categories by the content of their file, as many archives of one collection often share them.
+_parsed = LRUCache[bytes, Mapping[str, pa.DictionaryArray]](
+    1 << 22, lambda found: sum(array.dictionary.nbytes for array in found.values()) + 1
+)

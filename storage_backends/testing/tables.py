@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pyarrow as pa
 import pytest
 
@@ -81,6 +83,31 @@ class TableTests(BackendHarness):
         for columns in ([name], ["_index", name]):
             with pytest.raises(errors.ArrayNotFoundError, match=name):
                 store.read_table("obs", columns)
+
+    def test_tables_without_the_rest(self, path: str) -> None:
+        """A backend may open the tables of a known archive alone, and never those of another."""
+        contents = small_archive()
+        fingerprint = self.write(path, contents).fingerprint
+        if fingerprint is None:
+            pytest.skip("the backend has no fingerprints")
+        store_class, lengths = self.backend.store, (N_OBS, len(contents.arrays["data"]))
+        real = os.path.realpath(path)
+        assert store_class.has_content(real, fingerprint)
+        tables = store_class.open_tables(real, fingerprint, *lengths)
+        if tables is not None:
+            for name, table in contents.tables.items():
+                assert tables.table_schema(name).equals(table.schema)
+                assert_same_table(tables.read_table(name), table)
+                assert_same_table(tables.read_table(name, ["_index"]), table.select(["_index"]))
+                with pytest.raises(errors.ArrayNotFoundError):
+                    tables.read_table(name, ["nothing"])
+        changed = small_archive(parts={"var/0": contents.tables["var/0"].select(["_index"])})
+        self.write(path, changed, replace=True)
+        assert not store_class.has_content(real, fingerprint)
+        assert store_class.open_tables(real, fingerprint, *lengths) is None
+        if tables is not None:
+            with pytest.raises(errors.ArchiveChangedError):
+                tables.read_table("obs")
 
     @pytest.mark.parametrize("batch", [0, 1, 17, 1000])
     def test_stream(self, path: str, batch: int) -> None:

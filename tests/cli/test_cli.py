@@ -241,7 +241,12 @@ class TestInfo:
         told = ["2 archives (memmap, zarr)", "17", "6 to 8, in 2 feature blocks", str(nnz), "knn"]
         for text in (*told, "type, age", "12 cells x 8 genes", "5 cells x 6 genes", "none; save"):
             assert text in done.stdout
-        scdl.open("atlas").save_manifest()
+        done = scdl_command("manifest", "atlas", "--obs", "type", "--obs", "age")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert len(list(Path("atlas").glob("collection.obs-*"))) == 2
+        done = scdl_command("manifest", "atlas/one")
+        assert done.returncode == 1
+        assert "not a directory of archives" in done.stderr
         monkeypatch.setattr(facts, "_MAX_LISTED", 1)
         found = facts.facts("atlas")
         assert ("manifest", "yes") in found

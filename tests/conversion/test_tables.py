@@ -22,6 +22,7 @@ from reading import assert_same
 from sources import Cells, names, random_cells, write_h5ad, write_matrix, writing_strings
 
 import scdl
+from scdl.errors import FeatureNotFoundError
 from storage_backends.memmap import parquet, table_writer
 
 
@@ -55,6 +56,33 @@ def test_column_of_obs(tmp_path: Path, name: str) -> None:
     assert ds.obs.index.tolist() == ds.obs_names.tolist() == obs.index.tolist()
     assert_column(ds.obs[name], obs[name])
     assert_column(ds.obs[name], anndata.read_h5ad(tmp_path / "a.h5ad").obs[name])
+    alone = ds.read_obs(name, index=False)
+    assert alone.index.tolist() == [*range(N)]
+    assert_column(alone[name], ds.obs[name].reset_index(drop=True))
+    arrow = ds.read_obs([name], arrow_strings=True)
+    assert arrow.index.tolist() == obs.index.tolist()
+    assert_column(arrow[name].reset_index(drop=True), alone[name])
+
+
+def test_some_columns_of_obs(tmp_path: Path) -> None:
+    obs = pd.DataFrame(
+        {"a": [1, 2], "b": ["x", "y"], "c": pd.Categorical(["u", "v"])}, index=["one", "two"]
+    )
+    obs.index.name = "barcode"
+    ds = convert(tmp_path, obs)
+    both = scdl.SingleCellCollection([tmp_path / "archive"])
+    for cells in ds, both, both.select_genes("union"):
+        found = cells.read_obs(["c", "a"])
+        pd.testing.assert_frame_equal(found, obs[["c", "a"]])
+        found["a"] = 0
+        found.loc["one", "a"] = 7  # what is returned can be changed
+        assert cells.read_obs("a", index=False)["a"].tolist() == [1, 2]
+        assert cells.read_obs([], index=True).index.tolist() == ["one", "two"]
+        assert len(cells.read_obs([], index=False)) == 2
+        with pytest.raises(FeatureNotFoundError, match="has no column 'd'; it has: a, b, c"):
+            cells.read_obs(["a", "d"])
+    arrow = ds.read_obs(arrow_strings=True)
+    assert str(arrow["b"].dtype) == str(arrow.index.dtype) == "str"
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -20,6 +20,8 @@ from training import N_OBS, OBS
 
 import scdl
 from scdl.errors import FeatureNotFoundError, ScdlError, SplitError
+from scdl.training import grouping
+from scdl.training.vocabulary import ObsColumn
 
 
 @pytest.fixture(scope="module")
@@ -395,3 +397,50 @@ def test_bad_input(ds: Any, case: str) -> None:
         scdl.split(ds, fractions, **options)
     assert isinstance(caught.value, ScdlError)
     assert "\n" not in str(caught.value)
+
+
+def test_of_some_cells(ds: scdl.SingleCellDataset) -> None:
+    chosen = np.arange(1, N_OBS, 3)
+    for rows in (chosen, chosen[::-1], np.isin(np.arange(N_OBS), chosen)):
+        splits = scdl.split(ds, (0.5, 0.5), rows=rows, seed=3)
+        parts = list(splits.values())
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), chosen)
+        assert splits.hash == scdl.split(ds, (0.5, 0.5), rows=chosen, seed=3).hash
+    by_donor = scdl.split(ds, (0.5, 0.5), by="donor", rows=chosen)
+    donors = [set(OBS["donor"].iloc[rows]) for rows in by_donor.values()]
+    assert not donors[0] & donors[1]
+    assert by_donor.how["rows"] != scdl.split(ds, (0.5, 0.5), rows=chosen[1:]).how["rows"]
+    with pytest.raises(scdl.errors.RowIndexError):
+        scdl.split(ds, (0.5, 0.5), rows=[N_OBS])
+
+
+@given(
+    codes=st.lists(st.integers(-1, 4), max_size=40).map(lambda found: np.array(found, np.int8)),
+    without=st.none() | st.integers(0, 5),
+)
+def test_cells_by_code(codes: np.ndarray, without: int | None) -> None:
+    known = (codes >= 0) & (codes != (-1 if without is None else without))
+    at = np.flatnonzero(known)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "CELLS_AT_ONCE", 7)
+        cells, counts = grouping.cells_by_code(codes, without)
+    assert cells.tolist() == at[np.argsort(codes[at], kind="stable")].tolist()
+    assert counts.tolist() == (np.bincount(codes[at]).tolist() if len(at) else [])
+
+
+@given(st.lists(st.tuples(*[st.integers(-1, 2)] * 3), min_size=1, max_size=30))
+def test_combinations_of_columns(rows: list[tuple[int, int, int]]) -> None:
+    columns = [
+        ObsColumn(np.array(codes, np.int8), tuple(f"{name}{code}" for code in range(3)))
+        for name, codes in zip("abc", zip(*rows, strict=True), strict=True)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "CELLS_AT_ONCE", 4)
+        patch.setattr(grouping, "label_codes", lambda _, name: columns["abc".index(name)])
+        groups = grouping.group_cells(object(), ["a", "b", "c"])  # type: ignore[arg-type]
+    expected = [
+        None if min(row) < 0 else tuple(f"{n}{c}" for n, c in zip("abc", row, strict=True))
+        for row in rows
+    ]
+    assert [None if c < 0 else groups.names[c] for c in groups.values] == expected
+    assert list(groups.names or ()) == sorted({label for label in expected if label is not None})
