@@ -17,6 +17,7 @@ from scdl.archive.schema import DATA, INDICES, INDPTR
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
 from storage_backends.compute.threads import for_each
+from storage_backends.compute.traffic import TRAFFIC
 
 #: Number of rows to sample for whether the others are in memory.
 _SAMPLE = 16
@@ -279,6 +280,7 @@ def will_need(request: Request) -> Any:
     Returns an object that may hold what was fetched, to be kept until the rows were read.
     """
     addresses, kept = request.matrices.addresses(), []
+    TRAFFIC.announce(len(request.rows))
     for part in _unmapped(request, addresses):
         kept.append(part.rows.will_need(INDPTR, part.rows.rows, part.rows.rows + 2))
         starts, stops = csr.plan(part.rows)
@@ -306,16 +308,20 @@ def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np
         bad = kernels.locate_rows(which[chosen], rows[chosen], table, *sizes, located, indptr)
         return located[: n if bad < 0 else bad, :3]
 
-    sample = slice(None, None, max(1, len(rows) // _SAMPLE))
-    if not read_ahead.are_cold(offsets[sample]):
+    def are_cold(sample: slice) -> bool:
+        if read_ahead.are_cold(offsets[sample]):
+            return True
         found = locate(sample)
-        if not read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel()):
-            return
-    # The offsets first, as the addresses of rows follow from them.
-    read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
+        return read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel())
+
+    if is_cold := are_cold(slice(None, None, max(1, len(rows) // _SAMPLE))):
+        # The offsets first, as the addresses of rows follow from them.
+        read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
     values, ids, lengths = locate(slice(None)).T
-    begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])
-    read_ahead.will_need(begin, begin + n_bytes)
+    TRAFFIC.ask(int(lengths.sum()) * sum(sizes) + int(offset_sizes.sum()) * 2)
+    if is_cold:
+        begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])
+        read_ahead.will_need(begin, begin + n_bytes)
 
 
 def _bits(values: NDArray[Any]) -> str:
