@@ -41,7 +41,14 @@ class Counts(NamedTuple):
 
     def since(self, before: Counts) -> Counts:
         """What was counted since `before`."""
-        return Counts(*(now - then for now, then in zip(self, before, strict=True)))
+        return Counts(
+            self.rows - before.rows,
+            self.asked - before.asked,
+            self.requests - before.requests,
+            self.received - before.received,
+            self.request_seconds - before.request_seconds,
+            self.busy_seconds - before.busy_seconds,
+        )
 
 
 class Traffic:
