@@ -14,8 +14,8 @@ BUSY = 0.7
 QUEUED = 0.2
 #: Share of the time with requests under way above which a network is the bound.
 NETWORK_BUSY = 0.5
-#: Share of the asked bytes above which reading from the disk counts.
-FROM_DISK = 0.2
+#: Share of the asked bytes that comes from the disk above which the page cache is of little help.
+FROM_DISK = 0.5
 #: Share of the rate of plain reading above which the disk gives what it can.
 DISK_FULL = 0.6
 #: How many times longer than a small request others take if the bandwidth is the bound.
@@ -117,13 +117,6 @@ class Measurement:
         return self.read_bytes / self.asked_bytes
 
     @property
-    def waste(self) -> float:
-        """Bytes asked for over bytes needed; 1 if unknown."""
-        if not self.asked_bytes or not self.needed_bytes:
-            return 1.0
-        return self.asked_bytes / self.needed_bytes
-
-    @property
     def busy_cores(self) -> float:
         """Cores that were busy with it on average."""
         return self.cpu_seconds / self.seconds
@@ -161,20 +154,18 @@ def bound_of(measured: Measurement, machine: Machine) -> Bound:
 
     If the usable cores are busy, they are the bound: chunks are decoded, or batches assembled.
     Otherwise the loader waits: for a network, if requests were under way most of the time, or for a
-    disk, if a part of the bytes came from one. If many more bytes are asked for or read than the
-    cells need, the order is the cause: in block order, blocks that are too small for the storage,
-    which follow from the memory budget.
+    disk, if that gave most of the bytes, or gave them as fast as it can. If many more bytes are
+    decoded or read than the cells need, the order is the cause: in block order, blocks that are too
+    small for the storage, which follow from the memory budget.
     """
     found = _by_processor(measured, machine)
     if measured.busy_cores + measured.queued_threads < BUSY * measured.usable_cores:
         if measured.requests and measured.busy_seconds >= NETWORK_BUSY * measured.seconds:
             found = _by_network(measured, machine)
-        elif not measured.requests and (measured.read_amplification or 0.0) >= FROM_DISK:
+        elif not measured.requests and _waits_for_disk(measured, machine):
             found = _by_disk(measured, machine)
-    times = measured.waste
-    if found.kind == "disk":
-        times *= max(measured.read_amplification or 1.0, 1.0)
-    if found.kind == "assembling" or times < WASTE or measured.order == "sequential":
+    times = _times_needed(measured, found.kind)
+    if times < WASTE or measured.order == "sequential":
         return found
     reason = f"{found.reason}, for {times:.1f} times the bytes of the cells"
     if measured.order == "block":
@@ -182,10 +173,27 @@ def bound_of(measured: Measurement, machine: Machine) -> Bound:
     return Bound(found.kind, reason, 'order="block"')
 
 
+def _times_needed(measured: Measurement, kind: Kind) -> float:
+    """What is decoded or read over what the cells need; 1 if unknown, or if it does not matter."""
+    if not measured.needed_bytes or kind == "assembling":
+        return 1.0
+    asked, read = measured.asked_bytes or 0.0, measured.read_bytes or 0.0
+    # Chunks that several buffers ask for may be decoded often, and received once.
+    moved = {"decoding": asked, "disk": max(asked, read)}.get(kind, read)
+    return moved / measured.needed_bytes
+
+
+def _waits_for_disk(measured: Measurement, machine: Machine) -> bool:
+    if (measured.read_amplification or 0.0) >= FROM_DISK:
+        return True
+    plain = machine.plain_rate
+    return plain is not None and measured.read_rate >= DISK_FULL * plain
+
+
 def _by_processor(measured: Measurement, machine: Machine) -> Bound:
     cores = f"{measured.busy_cores:.1f} of {measured.usable_cores} cores were busy"
     if measured.queued_threads >= QUEUED:
-        cores += f" and {measured.queued_threads:.1f} threads waited for one"
+        cores += f" and {measured.queued_threads:.1f} threads waited for a core"
     decoding = measured.decoding_seconds / max(measured.cpu_seconds, 1e-9)
     if decoding >= 0.5:
         reason = f"{cores}, {min(decoding, 1.0):.0%} of that with reading chunks"
@@ -200,12 +208,10 @@ def _by_processor(measured: Measurement, machine: Machine) -> Bound:
 def _by_network(measured: Measurement, machine: Machine) -> Bound:
     mean = measured.request_seconds / measured.requests
     at_once = measured.request_seconds / max(measured.busy_seconds, 1e-9)
-    reason = (
-        f"a request took {mean * 1e3:,.0f} ms, and {at_once:,.1f} were under way at once "
-        f"({_rate(measured.read_rate)})"
-    )
+    reason = f"{at_once:,.1f} requests at once gave {_rate(measured.read_rate)}, after "
+    reason += f"{mean * 1e3:,.0f} ms each"
     if machine.latency is not None:
-        reason += f"; a small one takes {machine.latency * 1e3:,.0f} ms"
+        reason += f" where a small one takes {machine.latency * 1e3:,.0f} ms"
         if mean < SLOWED * machine.latency:
             return Bound("latency", reason, "a larger memory_mb=, to request more at once,")
     return Bound("bandwidth", reason, "a copy that is nearer or compressed more")

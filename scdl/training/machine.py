@@ -20,7 +20,7 @@ from storage_backends.compute.threads import pool_of
 #: Bytes that are copied or read at once, and threads that read.
 _COPY_BYTES, _READ_BYTES, _READ_THREADS = 1 << 26, 1 << 22, 4
 #: Seconds of each measurement.
-_SECONDS = 0.3
+_SECONDS = 0.2
 #: Seconds between two looks at the memory.
 _PAUSE = 0.02
 
