@@ -150,7 +150,7 @@ def test_cells_without_values(tmp_path: Path, bench: Bench) -> None:
 def test_a_web_server(archives: dict[str, Path], bench: Bench) -> None:
     pytest.importorskip("obstore")
     with serving(archives["balanced"].parent) as server:
-        server.latency = 0.02
+        server.latency = 0.08
         url = f"{server.url}/balanced"
         found = as_json(bench(url, "--order", "block", "--json"))
         (one,) = found["measurements"]
