@@ -80,6 +80,11 @@ def _found(n_bytes: int) -> NDArray[np.uint8] | None:
     return None
 
 
+def release() -> None:
+    """Return idle memory to the allocator."""
+    del _idle[:]
+
+
 def recyclable(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """An uninitialised array whose memory the allocator can reuse for arrays of similar size.
 

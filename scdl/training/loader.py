@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -34,6 +35,7 @@ from scdl.training.options import (
 )
 from scdl.training.pipeline import Pipeline
 from scdl.training.progress import Progress
+from scdl.training.reading import EpochReading
 from scdl.training.vocabulary import ObsColumn, obs_column
 from storage_backends.compute.caching import cached_property
 
@@ -175,6 +177,7 @@ class SingleCellLoader:
         )
         self._progress = Progress()
         self._stats = LoaderStats()
+        self._reading: EpochReading | None = None
         self._check()
 
     def _check(self) -> None:
@@ -330,14 +333,20 @@ class SingleCellLoader:
         began = requested = time.perf_counter()
         waited, cells = 0.0, 0
         self._stats = LoaderStats()
-        for number, batch in enumerate(batches, 1):
-            now = time.perf_counter()
-            waited += now - requested
-            # A transform may have replaced the batch by any object.
-            cells += len(batch) if isinstance(batch, TrainingBatch) else self.batch_size
-            self._stats = LoaderStats(cells, number, int(cells * per_cell), now - began, waited)
-            yield batch
-            requested = time.perf_counter()
+        # Workers read in their own processes.
+        reading = self._reading = None if self._options["workers"] else EpochReading()
+        try:
+            for number, batch in enumerate(batches, 1):
+                now = time.perf_counter()
+                waited += now - requested
+                # A transform may have replaced the batch by any object.
+                cells += len(batch) if isinstance(batch, TrainingBatch) else self.batch_size
+                self._stats = LoaderStats(cells, number, int(cells * per_cell), now - began, waited)
+                yield batch
+                requested = time.perf_counter()
+        finally:
+            if reading is not None:
+                reading.finish()
 
     def _from_workers(self, epoch: int, first: int) -> Generator[Any]:
         """Yield the same batches from the worker processes of a DataLoader."""
@@ -404,7 +413,10 @@ class SingleCellLoader:
 
     def stats(self) -> LoaderStats:
         """Statistics of the last epoch, finished or not."""
-        return self._stats
+        reading = self._reading
+        if reading is None:
+            return self._stats
+        return dataclasses.replace(self._stats, **reading.measured()._asdict())
 
     def state_dict(self) -> dict[str, Any]:
         """State of this rank for :meth:`load_state_dict`: plain numbers and text.

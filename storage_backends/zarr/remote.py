@@ -14,12 +14,13 @@ from functools import cache
 from typing import TypeVar
 
 import zarr
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
 from storage_backends.backend import CacheOptions
+from storage_backends.compute.traffic import TRAFFIC
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -161,6 +162,16 @@ def _reason(error: BaseException) -> str:
     return first.strip(" :") or type(error).__name__
 
 
+def _length(byte_range: ByteRequest | None) -> int:
+    """Bytes that a request asks for, as far as they are known."""
+    match byte_range:
+        case RangeByteRequest(start, end):
+            return end - start
+        case SuffixByteRequest(suffix):
+            return suffix
+    return 0
+
+
 class PatientStore(WrapperStore[Store]):
     """A store whose requests are repeated, with growing pauses, before they fail."""
 
@@ -171,8 +182,10 @@ class PatientStore(WrapperStore[Store]):
     def _with_store(self, store: Store) -> PatientStore:
         return type(self)(store, self.url)
 
-    async def patiently(self, key: str, request: Callable[[], Awaitable[_T]]) -> _T:
-        """Await a request and retry it on failure.
+    async def patiently(
+        self, key: str, request: Callable[[], Awaitable[_T]], n_bytes: int = 0
+    ) -> _T:
+        """Await a request, for `n_bytes` as far as they are known, and retry it on failure.
 
         Raises
         ------
@@ -187,7 +200,8 @@ class PatientStore(WrapperStore[Store]):
                 # Jitter, so that processes that failed together do not retry in step.
                 await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
             try:
-                return await asyncio.wait_for(request(), TIMEOUT_SECONDS * _WHOLE_REQUEST)
+                with TRAFFIC.request(n_bytes):
+                    return await asyncio.wait_for(request(), TIMEOUT_SECONDS * _WHOLE_REQUEST)
             except _ABSENT:
                 raise
             except Exception as error:
@@ -213,7 +227,10 @@ class PatientStore(WrapperStore[Store]):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         prototype = prototype or default_buffer_prototype()
-        found = await self.patiently(key, lambda: self._store.get(key, prototype, byte_range))
+        found = await self.patiently(
+            key, lambda: self._store.get(key, prototype, byte_range), _length(byte_range)
+        )
+        TRAFFIC.receive(0 if found is None else len(found))
         return bounded(f"{self.url}: {key}", found)
 
     async def exists(self, key: str) -> bool:

@@ -23,7 +23,7 @@ from sources import Cells, cells, encodings, names, random_cells, write_h5ad
 
 import scdl
 from scdl.archive.csr import SparseRows
-from scdl.archive.tables import LoadedTable
+from scdl.archive.tables import EncodedTable
 from scdl.conversion import row_order
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United
@@ -115,7 +115,7 @@ def test_rows_of_every_kind(pieces: tuple[int, list[slice]], seed: int, data: An
 
         frame = columns(n, rng, "cell").drop(columns="numbered")
         table = pa.Table.from_pandas(frame.reset_index(), preserve_index=False)
-        united = United([LoadedTable(table)])
+        united = United([EncodedTable(table, {})])
         assert order.table(united).read_all().equals(united.reader().read_all().take(rows))
 
 

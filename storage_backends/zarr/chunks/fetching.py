@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends.compute.traffic import TRAFFIC
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
 from storage_backends.zarr.chunks.files import Pieces
@@ -87,6 +88,7 @@ class DirectReader(ChunkReader):
         readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
     ) -> Any:
         pieces, _ = locate(readers, which, chunks)
+        TRAFFIC.ask(int(pieces.length.sum()))
         return readers[0].grid.files.will_need(pieces)
 
 

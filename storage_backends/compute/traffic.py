@@ -1,0 +1,146 @@
+"""What this process asks of storages and what it gets: counters that every backend may add to."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+#: What the kernel counts for this process (Linux).
+_IO = "/proc/self/io"
+
+
+class Counts(NamedTuple):
+    """What was counted until some moment; the difference of two says what happened between them.
+
+    Attributes
+    ----------
+    rows
+        Rows of matrices that were announced.
+    asked
+        Bytes of the storage that hold what was announced, compressed if they are.
+    requests
+        Requests to remote storages, also those that failed.
+    received
+        Bytes that these returned.
+    request_seconds
+        Sum of their durations.
+    busy_seconds
+        Time in which at least one of them was under way.
+    """
+
+    rows: int = 0
+    asked: int = 0
+    requests: int = 0
+    received: int = 0
+    request_seconds: float = 0.0
+    busy_seconds: float = 0.0
+
+    def since(self, before: Counts) -> Counts:
+        """What was counted since `before`."""
+        return Counts(
+            self.rows - before.rows,
+            self.asked - before.asked,
+            self.requests - before.requests,
+            self.received - before.received,
+            self.request_seconds - before.request_seconds,
+            self.busy_seconds - before.busy_seconds,
+        )
+
+
+class Traffic:
+    """Counts what the threads of a process ask of storages, and what these return.
+
+    A backend adds to :data:`TRAFFIC`: once for each announcement, and once for each request.
+    """
+
+    def __init__(self) -> None:
+        self.renew_lock()
+        self._counts = Counts()
+        self._n_under_way = self._in_flight = self._most_in_flight = 0
+        self._busy_since = 0.0
+
+    def renew_lock(self) -> None:
+        """Use a new lock: a forked process may inherit a locked one."""
+        self._lock = threading.Lock()
+
+    def _add(self, **more: float) -> None:
+        added = {name: getattr(self._counts, name) + n for name, n in more.items()}
+        self._counts = self._counts._replace(**added)
+
+    def announce(self, rows: int) -> None:
+        """Count rows that are announced to a storage, whose bytes are counted by `ask`."""
+        with self._lock:
+            self._add(rows=rows)
+
+    def ask(self, n_bytes: int) -> None:
+        """Count bytes of a storage that hold what was announced, without what lies between."""
+        with self._lock:
+            self._add(asked=n_bytes)
+
+    def receive(self, n_bytes: int) -> None:
+        """Count bytes that a request returned."""
+        with self._lock:
+            self._add(received=n_bytes)
+
+    @contextmanager
+    def request(self, n_bytes: int = 0) -> Iterator[None]:
+        """Count a request to a remote storage, which is under way in the ``with`` block.
+
+        Parameters
+        ----------
+        n_bytes
+            Bytes that it asks for, as far as they are known.
+        """
+        began = time.perf_counter()
+        with self._lock:
+            if not self._n_under_way:
+                self._busy_since = began
+            self._n_under_way += 1
+            self._in_flight += n_bytes
+            self._most_in_flight = max(self._most_in_flight, self._in_flight)
+        try:
+            yield
+        finally:
+            ended = time.perf_counter()
+            with self._lock:
+                self._n_under_way -= 1
+                self._in_flight -= n_bytes
+                self._add(requests=1, request_seconds=ended - began)
+                if not self._n_under_way:
+                    self._add(busy_seconds=ended - self._busy_since)
+
+    def counts(self) -> Counts:
+        """What was counted until now."""
+        with self._lock:
+            busy = time.perf_counter() - self._busy_since if self._n_under_way else 0.0
+            return self._counts._replace(busy_seconds=self._counts.busy_seconds + busy)
+
+    def most_in_flight(self, *, restart: bool = False) -> int:
+        """Most bytes that were asked of remote storages at once, since the last restart."""
+        with self._lock:
+            most = self._most_in_flight
+            if restart:
+                self._most_in_flight = self._in_flight
+            return most
+
+
+#: The traffic of this process.
+TRAFFIC = Traffic()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=TRAFFIC.renew_lock)
+
+
+def disk_bytes_read() -> int | None:
+    """Bytes that this process had read from disks, not from the page cache; None if unknown.
+
+    Linux counts them, in ``/proc/self/io``.
+    """
+    try:
+        with open(_IO, encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("read_bytes:"))
+    except (OSError, StopIteration):
+        return None
