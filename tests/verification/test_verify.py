@@ -517,9 +517,9 @@ def test_checksums_of_remote_archives_are_not_read(tmp_path: Path) -> None:
     fsspec.filesystem("memory").put(str(tmp_path / "a.zarr"), place, recursive=True)
     report = scdl.verify(f"memory:/{place}", deep=True)
     assert report.verdict is Verdict.UNKNOWN
-    assert_finding(list(report.findings), "elsewhere", "copy the archive here")
+    assert_finding(list(report.findings), "remote archives", "local path")
     for change in ("repair", "add_checksums"):
-        with pytest.raises(BackendOptionError, match="elsewhere"):
+        with pytest.raises(BackendOptionError, match="remote archive"):
             scdl.verify(f"memory:/{place}", **{change: True})
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 #: A codec as stored in metadata.
 Codec = Mapping[str, Any]
 
-#: Type of whole values that are stored narrow.
+#: Type in which integral values are stored if all of them fit.
 NARROW = np.dtype(np.uint16)
 
 
@@ -29,11 +29,11 @@ class Profile:
     Parameters
     ----------
     chunk_items
-        Numbers in a chunk.
+        Numbers per chunk.
     compressor
-        Of numbers: ``"pcodec"``, or what Blosc calls ``"lz4hc"`` or ``"zstd"``.
+        Compressor of numbers: ``"pcodec"``, or the Blosc compressor ``"lz4hc"`` or ``"zstd"``.
     by_detection
-        Whether genes are stored in order of falling detection rate.
+        Whether genes are stored in order of decreasing detection rate.
     portable
         Whether to use only core codecs, which every reader of Zarr v3 has.
     """
