@@ -249,7 +249,7 @@ def zarr_store(path: str, attrs: Mapping[str, Any], names: Collection[str]) -> s
     if inside:
         return f"{path}: this is MuData; give the path of a modality: {', '.join(inside)}"
     if "multiscales" in attrs or "ome" in attrs or "images" in names:
-        return f"{path}: this is a Zarr store of images, without a table of cells"
+        return f"{path}: this is a Zarr store of images, with no table of cells"
     return None
 
 

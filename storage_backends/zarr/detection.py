@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 #: The root directory of every store has one of these.
 METADATA_FILES = ("zarr.json", ".zgroup")
-#: File of the checksums of all others, beside the metadata of the root.
+#: File of the checksums of all others, next to the metadata of the root.
 CHECKSUMS = "scdl.checksums"
 
 #: Schemes of obstore; the others are fsspec's.

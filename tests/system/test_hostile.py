@@ -327,7 +327,7 @@ def test_streams_that_end_late(compress: Callable[[bytes], bytes]) -> None:
     """Compressed streams that do not state their decompressed size."""
     name = getattr(compress, "func", compress).__module__
     guards.check(name, compress(bytes(1 << 20)))
-    with pytest.raises(ValueError, match=f"of {name}, more than"):
+    with pytest.raises(ValueError, match=f"of {name} decode to .*, more than"):
         guards.check(name, compress(bytes(192 << 20)))
 
 
