@@ -19,14 +19,14 @@ _class = cache(resolve_name)
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """A local directory to keep what is fetched from remote archives.
+    """A local cache of data from remote archives.
 
     Parameters
     ----------
     directory
-        Its path.
+        Path of the cache.
     megabytes
-        Maximum size of what it keeps.
+        Maximum size of the cache in megabytes.
     """
 
     directory: str
@@ -50,8 +50,8 @@ class Backend:
     markers
         Names of files; the directory of every archive contains at least one.
     elsewhere
-        Whether there is an archive at a path that is not a directory, such as a URL. It is cheap
-        and never raises.
+        Returns whether a path that is not a directory, such as a URL, is an archive. It must be
+        cheap and never raise.
     """
 
     name: str

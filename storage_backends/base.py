@@ -115,8 +115,8 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
     ) -> pa.Table:
         """Read rows ``[start, stop)`` of columns, in the given order (default: all columns).
 
-        Every chunk of a categorical column has all categories; a column without rows has a chunk,
-        too.
+        Every chunk of a categorical column has all categories; a column without rows also has
+        one chunk.
 
         Raises
         ------
@@ -188,7 +188,7 @@ class ArrayWriter(ElementsWriter, ABC):
             The dtype or item shape differs from the first call, or the dtype is not in
             :data:`DTYPES`.
         ArchiveWriteError
-            The operating system refuses, for example because the disk is full.
+            The operating system refuses the write, for example because the disk is full.
         """
 
     @abstractmethod

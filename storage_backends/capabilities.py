@@ -1,4 +1,4 @@
-"""Optional capabilities of storage backends, a small class for each, with defaults."""
+"""Optional capabilities of storage backends: one small class each, with defaults."""
 
 from __future__ import annotations
 
@@ -138,15 +138,14 @@ class Chunked(_Store):
 
     @property
     def request_bytes(self) -> int:
-        """Bytes that a request to the storage should ask for; 0 if small ones cost little."""
+        """Preferred size of a storage request in bytes; 0 if small requests cost little."""
         return 0
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
         """Announce ranges that will be read soon, so that a backend can prefetch them.
 
-        Returns without waiting, and raises only errors that reading the ranges would raise. What
-        it returns is kept until the ranges were read, and then dropped: it may hold what was
-        fetched.
+        Returns without waiting, and raises only errors that reading the ranges would raise. The
+        caller keeps the result, which may contain fetched data, until it has read the ranges.
         """
         self.spec(name)
 
@@ -162,8 +161,8 @@ class Chunked(_Store):
     ) -> None:
         """Read half-open ranges of one array of several archives of this backend into `out`.
 
-        A backend that reads chunks implements it, so that those of thousands of archives are
-        planned and decoded together.
+        Backends with chunks implement it to plan and decode the chunks of thousands of archives
+        together.
 
         Parameters
         ----------
@@ -197,12 +196,12 @@ class Chunked(_Store):
         return kept
 
     def describe(self, name: str) -> str:
-        """Description of an array's storage for people: codecs, chunks and shards."""
+        """Description of an array's storage for display: codecs, chunks and shards."""
         return ""
 
     @property
     def requires(self) -> Sequence[str]:
-        """Packages besides those of the format that other programs need to read the archive."""
+        """Packages that other programs need to read the archive, besides those of the format."""
         return ()
 
     @property
@@ -212,7 +211,7 @@ class Chunked(_Store):
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:
-        """Bytes on disk of arrays and tables by name, as far as they are known."""
+        """Bytes on disk of arrays and tables by name, as far as known."""
         return {}
 
     @property
@@ -243,7 +242,7 @@ class Elements(_Store):
             There is no such element.
         """
         known = ", ".join(self.elements) or "none"
-        raise ArrayNotFoundError(f"{self.path}: there is no element {name!r}; it holds: {known}")
+        raise ArrayNotFoundError(f"{self.path}: there is no element {name!r}; it has: {known}")
 
     @property
     def unread(self) -> Sequence[str]:
@@ -377,7 +376,7 @@ class Placed(_Store):
         return None
 
     def check_removable(self) -> None:
-        """Raise the error that :meth:`remove` would raise, as far as it is foreseeable."""
+        """Raise the error that :meth:`remove` would raise, as far as can be foreseen."""
         raise ArchiveWriteError(
             errno.ENOENT, "only archives in the local file system can be removed", self.path
         )

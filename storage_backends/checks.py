@@ -66,10 +66,10 @@ def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_columns(where: str, schema: pa.Schema) -> None:
-    """OutputError for columns that tables do not have; `where` opens the message."""
+    """Raise OutputError for unsupported columns; error messages begin with `where`."""
     repeated = [name for name, n in Counter(schema.names).items() if n > 1]
     if repeated:
-        raise OutputError(f"{where}: names of columns repeat: {', '.join(map(repr, repeated))}")
+        raise OutputError(f"{where}: duplicate column names: {', '.join(map(repr, repeated))}")
     for field in schema:
         if not is_column_type(field.type):
             raise OutputError(
@@ -79,13 +79,13 @@ def check_columns(where: str, schema: pa.Schema) -> None:
 
 
 def alike_batches(where: str, table: pa.Table | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    """The batches of a table, at least one, which agree on the categories of each column.
+    """The batches of a table, at least one, with the same categories in each column.
 
     Raises
     ------
     OutputError
-        Batches of a stream have different categories, or those of a table's chunks cannot become
-        one; `where` opens the message.
+        Batches of a stream have different categories, or the chunks of a table cannot be joined;
+        the message begins with `where`.
     """
     import pyarrow as pa
 
@@ -94,11 +94,11 @@ def alike_batches(where: str, table: pa.Table | pa.RecordBatchReader) -> Iterato
             table = table.unify_dictionaries()
         except pa.ArrowException as error:
             raise OutputError(
-                f"{where}: categories of its chunks cannot be joined ({one_line(error)}); give "
-                "each categorical column one chunk, or codes of a wider type"
+                f"{where}: categories of its chunks cannot be joined ({one_line(error)}); pass "
+                "each categorical column as one chunk, or with codes of a wider type"
             ) from error
         batches = iter(table.to_batches(_BATCH_ROWS))
-        # There is none without rows, but the columns have categories.
+        # A table without rows has no batch, but its columns may have categories.
         columns = [c.chunk(0) if c.num_chunks else pa.nulls(0, c.type) for c in table.columns]
     else:
         batches, columns = iter(table), [pa.nulls(0, field.type) for field in table.schema]
@@ -110,8 +110,8 @@ def alike_batches(where: str, table: pa.Table | pa.RecordBatchReader) -> Iterato
         for name in categorical:
             if not batch.column(name).dictionary.equals(first.column(name).dictionary):
                 raise OutputError(
-                    f"{where}: batches of column {name!r} differ in their categories; give every "
-                    "batch all of them"
+                    f"{where}: batches of column {name!r} differ in their categories; give "
+                    "every batch all categories"
                 )
         yield batch
 
@@ -130,7 +130,7 @@ def check_rows(
     Parameters
     ----------
     where
-        Beginning of error messages.
+        Start of error messages.
     n_rows, names
         Number of rows, and columns of the table.
     start, stop, columns

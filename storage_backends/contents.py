@@ -14,12 +14,12 @@ from storage_backends.errors import ArrayNotFoundError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Column of a table with the names of its rows; readers may treat it separately.
+#: Column of a table with its row names; readers may treat it separately.
 INDEX = "_index"
-#: Key in the metadata of a table's schema: original name of that column. Backends may drop it.
+#: Key in the metadata of a table's schema: original name of that column. Backends may omit it.
 INDEX_NAME = b"index_name"
 #: Metadata of a field: the column has a nullable type in pandas, even if no value is null.
-#: Backends may drop it.
+#: Backends may omit it.
 NULLABLE = {b"nullable": b"1"}
 
 #: Dtypes that every backend stores.
@@ -27,7 +27,7 @@ DTYPES = tuple(map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f
 
 
 def is_column_type(type_: pa.DataType) -> bool:
-    """Whether every backend stores columns of a type, which are those that an AnnData has.
+    """Whether every backend stores columns of a type, which are the types of an AnnData.
 
     They are booleans, integers, floats, text, and categories of these; all may have nulls.
     """
@@ -35,7 +35,7 @@ def is_column_type(type_: pa.DataType) -> bool:
 
     types = pa.types
     if str(type_) == "string_view":
-        # Arrow makes no categories of these.
+        # Arrow does not support categories of these types.
         return True
     type_ = type_.value_type if types.is_dictionary(type_) else type_
     is_text = types.is_string(type_) or types.is_large_string(type_)
@@ -126,7 +126,7 @@ class Inventory:
         except KeyError:
             known = ", ".join(sorted(self.arrays)) or "none"
             raise ArrayNotFoundError(
-                f"{self.path}: there is no array {name!r}; it holds: {known}"
+                f"{self.path}: there is no array {name!r}; it has: {known}"
             ) from None
 
     def table_schema(self, name: str) -> pa.Schema:
@@ -139,4 +139,4 @@ class Inventory:
     def no_table(self, name: str) -> ArrayNotFoundError:
         """The error for a table that does not exist."""
         known = ", ".join(self.tables)
-        return ArrayNotFoundError(f"{self.path}: there is no table {name!r}; it holds: {known}")
+        return ArrayNotFoundError(f"{self.path}: there is no table {name!r}; it has: {known}")

@@ -65,7 +65,7 @@ class ArchiveFormatError(ScdlError, ValueError):
 
 
 class ArchiveLinkError(ArchiveFormatError):
-    """A link leads out of an archive, and is not followed."""
+    """A link points outside an archive, and is not followed."""
 
 
 class ArchiveWriteError(ScdlError, OSError):
@@ -116,7 +116,7 @@ class MissingCodecError(ScdlError, ImportError):
 
 
 class PathError(ScdlError, ValueError):
-    """A path is invalid, or has the suffix of another format than the one written."""
+    """A path is invalid, or its suffix is that of a different format."""
 
 
 class PathTypeError(PathError, TypeError):
@@ -124,7 +124,7 @@ class PathTypeError(PathError, TypeError):
 
 
 class RemoteError(ScdlError, OSError):
-    """A remote store failed or did not respond, in spite of retries."""
+    """A remote store failed or did not respond, despite retries."""
 
 
 class RefusedError(RemoteError):

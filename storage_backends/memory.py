@@ -53,7 +53,7 @@ class MemoryStore(ArrayStore):
     @classmethod
     def open(cls, path: str, *, hold: bool = True) -> Self:
         if path not in _committed:
-            raise ArchiveNotFoundError(f"{path}: no such archive in the memory of this process")
+            raise ArchiveNotFoundError(f"{path}: there is no archive here in this process")
         return cls(path, _committed[path])
 
     @property

@@ -1,4 +1,4 @@
-"""Recognize files and directories of other formats, and advise how to convert them."""
+"""Recognition of files and directories of other formats, with advice how to convert them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Format(NamedTuple):
-    """Description of a format, and advice how to make it convertible."""
+    """Description of a format, and advice how to convert it."""
 
     name: str
     advice: str
@@ -36,10 +36,12 @@ _LOOM = Format("a Loom file", "read it with scanpy.read_loom and write it with w
 _SEURAT = Format(
     "a file of Seurat or R", "convert it in R, with anndataR or SeuratDisk::Convert, to h5ad"
 )
-_TEXT = Format("a text table", "make an AnnData of it (scanpy.read_text) and write_h5ad")
-_TABLE = Format("a table of columns", "make an AnnData of it and write_h5ad")
-_ARRAYS = Format("a file of arrays", "make an AnnData of them and write_h5ad")
-_PICKLE = Format("a pickle, which can run any code when it is read", "write_h5ad where it was made")
+_TEXT = Format("a text table", "read it with scanpy.read_text and write it with write_h5ad")
+_TABLE = Format("a columnar table", "create an AnnData from it and write it with write_h5ad")
+_ARRAYS = Format("a file of arrays", "create an AnnData from them and write it with write_h5ad")
+_PICKLE = Format(
+    "a pickle, which can run any code when it is read", "use write_h5ad where it was created"
+)
 _MARKET = Format(
     "a matrix in Matrix Market form",
     "read its directory with scanpy.read_10x_mtx and write it with write_h5ad",
@@ -50,10 +52,13 @@ _10X = Format(
 )
 _MOLECULES = Format(
     "10x Genomics' list of molecules",
-    "take filtered_feature_bc_matrix.h5 beside it (scanpy.read_10x_h5)",
+    "use filtered_feature_bc_matrix.h5 in the same directory (scanpy.read_10x_h5)",
 )
 _SOMA = Format("a TileDB-SOMA store", "write it with tiledbsoma.io.to_h5ad")
-_DATASET = Format("a data set of Hugging Face or Arrow", "make an AnnData of it and write_h5ad")
+_DATASET = Format(
+    "a data set of Hugging Face or Arrow",
+    "create an AnnData from it and write it with write_h5ad",
+)
 _PACKED = Format("a compressed file", "unpack it first")
 _ZIP = Format("a zip file", "unpack it first")
 _ZIPPED = Format("a Zarr store in one zip file", "unpack it first")
@@ -62,10 +67,10 @@ _PAGE = Format("a web page", "download the file itself, which the page may link 
 _EMPTY = Format("an empty file", "copy or download it again")
 _FILES = Format(
     "a directory of h5ad files",
-    "convert each with scdl.convert_directory or `scdl convert DIRECTORY DEST`, or give a list of "
-    "files to make one archive of them",
+    "convert each with scdl.convert_directory or `scdl convert DIRECTORY DEST`, or pass a list of "
+    "files to convert them to one archive",
 )
-_OTHER = Format("a file of another kind", "")
+_OTHER = Format("a file of an unknown format", "")
 
 _BY_SUFFIX = {
     ".h5ad": _H5AD,
@@ -148,8 +153,8 @@ def described(path: str) -> str | None:
         found = _by_name(path)
         if found is None:
             return None
-        elsewhere = "of URLs only Zarr stores are read: download it"
-        return f"{path}: this is {found.name}; {elsewhere}, and give the path of the file"
+        advice = "only Zarr stores can be read from a URL: download it"
+        return f"{path}: this is {found.name}; {advice}, and give the path of the file"
     found = _directory(path) if os.path.isdir(path) else _file(path)
     return None if found is None else sentence(path, found)
 
@@ -172,7 +177,7 @@ def _file(path: str) -> Format | None:
     by_name = _by_name(path)
     by_content = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
     if by_content in (_PACKED, _ZIP) and by_name not in (None, _H5AD, _HDF5):
-        # R and others compress their files.
+        # R and other programs compress their files.
         return by_name
     if by_content is not None or by_name not in (_H5AD, _HDF5, _OTHER, _MUDATA, _LOOM):
         return by_content or by_name
@@ -198,14 +203,14 @@ def _directory(path: str) -> Format | None:
     if cell_ranger:
         return _10X._replace(
             name="a directory of 10x Genomics' Cell Ranger",
-            advice=f"read {min(cell_ranger)} in it with scanpy.read_10x_h5 and write_h5ad",
+            advice=f"read {min(cell_ranger)} with scanpy.read_10x_h5 and write it with write_h5ad",
         )
     if names & {"__tiledb_group.tdb", "__tiledb_array_schema.tdb", "__group", "__schema"}:
         return _SOMA
     if names & {"dataset_info.json", "dataset_dict.json"}:
         return _DATASET
     if names and all(name.endswith((".parquet", ".arrow", ".feather")) for name in names):
-        return _TABLE._replace(name="a directory of tables of columns")
+        return _TABLE._replace(name="a directory of columnar tables")
     return None
 
 
@@ -244,14 +249,14 @@ def zarr_store(path: str, attrs: Mapping[str, Any], names: Collection[str]) -> s
     if inside:
         return f"{path}: this is MuData; give the path of a modality: {', '.join(inside)}"
     if "multiscales" in attrs or "ome" in attrs or "images" in names:
-        return f"{path}: this is a Zarr store of images, and has no table of cells"
+        return f"{path}: this is a Zarr store of images, with no table of cells"
     return None
 
 
 def missing(path: str) -> str:
     """Message for a path that does not exist, or is a broken link."""
     if os.path.islink(path):
-        return f"{path}: this is a link to {os.path.realpath(path)}, where there is nothing"
+        return f"{path}: this is a broken link to {os.path.realpath(path)}"
     return f"{path}: there is no such file"
 
 
@@ -271,12 +276,11 @@ def check_target(path: str, own: str | None = None) -> None:
     if suffix in (".h5ad", ".h5", ".hdf5"):
         advice = "`scdl export ARCHIVE FILE.h5ad` writes an archive as an h5ad file"
     elif suffix.endswith(".zip") and os.path.isfile(path):
-        raise PathError(f"{path}: a zip file is not changed; unpack it first")
+        raise PathError(f"{path}: a zip file cannot be changed; unpack it first")
     elif suffix == ".zarr.zip":
         advice = "write an archive that ends in .zarr, and zip it"
     else:
-        advice = "take a name that ends in .scdl, or .zarr"
+        advice = "choose a name that ends in .scdl or .zarr"
     raise PathError(
-        f"{path}: an archive is a directory, and a name that ends in {suffix} says something else; "
-        f"{advice}"
+        f"{path}: an archive is a directory, but {suffix} is the suffix of another format; {advice}"
     )

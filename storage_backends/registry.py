@@ -61,14 +61,14 @@ def names() -> list[str]:
 
 
 def backend(name: str) -> Backend:
-    """The backend called `name`; BackendNotFoundError lists the installed ones."""
+    """The backend named `name`; BackendNotFoundError lists the installed backends."""
     if name in _BUILTIN:
         builtin: Backend = import_module(_BUILTIN[name]).BACKEND
         return builtin
     point = _entry_points().get(name)
     if point is None:
         raise BackendNotFoundError(
-            f"there is no storage backend {name!r}; installed are: {', '.join(names())}"
+            f"there is no storage backend {name!r}; installed backends: {', '.join(names())}"
         )
     try:
         loaded: Backend = point.load()
@@ -222,10 +222,10 @@ def open_archive(
     Parameters
     ----------
     cache
-        Where to keep what is fetched from a URL; backends that read URLs take this keyword.
+        Local cache for data from a URL; backends that read URLs take this keyword.
     """
     path = path_of(path, "the path of an archive")
-    # Local archives need none.
+    # Local archives need no cache.
     options = {"cache": cache} if cache is not None and is_url(path) else {}
     store = detect(path).store.open(path, hold=hold, **options)
     for remark in store.remarks:

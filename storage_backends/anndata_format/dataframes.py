@@ -1,4 +1,4 @@
-"""Columns of AnnData's data frames, in groups of HDF5 or Zarr, read by ranges of rows.
+"""Reading columns of AnnData's data frames, in HDF5 or Zarr groups, by ranges of rows.
 
 This module implements all encodings; subclasses for each file format read groups and arrays.
 Source: anndata's on-disk format specification, and files of old releases, R and SeuratDisk.
@@ -34,13 +34,13 @@ class Column(NamedTuple):
     Attributes
     ----------
     type
-        Of its values.
+        Type of its values.
     length
         Number of rows.
     read
         Returns rows ``[start, stop)``.
     nullable
-        Whether pandas holds it in a nullable type.
+        Whether it has a nullable type in pandas.
     """
 
     type: pa.DataType
@@ -62,7 +62,7 @@ class FrameReader(ABC):
         The group of the data frame.
     """
 
-    #: As for :func:`coded`.
+    #: Parameter of :func:`coded`.
     are_distinct = False
     #: Raised for a data frame that cannot be read.
     error: type[ScdlError]
@@ -74,7 +74,7 @@ class FrameReader(ABC):
 
     @abstractmethod
     def member(self, path: str) -> Any:
-        """The array or group at a path in the group; None: there is none."""
+        """The array or group at a path in the group; None if it does not exist."""
 
     @abstractmethod
     def text(self, array: Any) -> Column | None:
@@ -118,7 +118,7 @@ class FrameReader(ABC):
         if column is None:
             raise self.error(
                 f"{self.where}: its index {name!r} is missing, or not a column of text or "
-                f"numbers; expected that the attribute {names.INDEX_NAMED} names the index column"
+                f"numbers; expected the attribute {names.INDEX_NAMED} to name the index column"
             )
         return as_text(column)
 
@@ -184,7 +184,7 @@ def numbers(array: Any, dtype: np.dtype[Any], length: int) -> Column | None:
 def coded(
     codes: Column | None, categories: Column | None, *, ordered: bool, are_distinct: bool = False
 ) -> Column | None:
-    """A categorical column, whose categories are read with its first rows; -1 codes a null.
+    """A categorical column, whose categories are read with its first rows; code -1 is a null.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def masked(values: Column | None, mask: Column | None, *, nullable: bool = True)
 
 
 def as_text(column: Column) -> Column:
-    """A column as text, written as Python writes it."""
+    """A column as text, in the format of Python's ``str``."""
 
     def read(start: int, stop: int) -> pa.Array:
         part = column.read(start, stop)

@@ -47,25 +47,25 @@ def encoding_of(element: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """The text of an attribute, which HDF5 may give as bytes."""
+    """The text of an attribute, which HDF5 may return as bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def is_nullable(field: pa.Field) -> bool:
-    """Whether pandas holds a column in a nullable type."""
+    """Whether a column has a nullable type in pandas."""
     return (field.metadata or {}).items() >= NULLABLE.items()
 
 
 def is_for_nulls(na_value: object) -> bool:
     """Whether anndata reads a nullable encoding as a nullable type of pandas.
 
-    Plain text of pandas 3 has that encoding too, with NaN for a missing value; pandas 2 lacks this
-    text type and uses the nullable type.
+    Text of pandas 3 has this encoding, too, with NaN for a missing value. pandas 2 lacks this text
+    type and uses the nullable one.
 
     Parameters
     ----------
     na_value
-        Attribute :data:`NA_VALUE` of the column; None: there is none.
+        Attribute :data:`NA_VALUE` of the column; None if it is absent.
     """
     plain = na_value in ("NaN", b"NaN")
     return not plain or int(version("pandas").partition(".")[0]) < 3

@@ -54,7 +54,7 @@ def text(values: Sequence[str | bytes]) -> pa.Array:
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Whether a type is one of those that Arrow has for text."""
+    """Whether a type is one of Arrow's string types."""
     return str(type_) in ("string", "large_string", "string_view")
 
 
@@ -109,7 +109,7 @@ def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.Dic
     of a repeated category become those of its first occurrence.
     """
     if pa.types.is_floating(categories.type):
-        # Arrow tells zeros by their signs.
+        # Arrow distinguishes 0.0 and -0.0; adding zero makes them equal.
         categories = _widened(categories)
         zeros = np.zeros(len(categories), categories.type.to_pandas_dtype())
         categories = pc.add(categories, numbers(zeros))
@@ -129,7 +129,7 @@ def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.Dic
 
 
 def category_type(type_: pa.DataType) -> pa.DataType:
-    """The type of categories that :func:`coder` makes of values of a type."""
+    """The type of the categories that :func:`coder` returns for values of a type."""
     return pa.float32() if pa.types.is_float16(type_) else type_
 
 

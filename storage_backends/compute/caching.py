@@ -21,7 +21,7 @@ if sys.version_info >= (3, 12):
 else:
 
     class cached_property(functools.cached_property[_T]):
-        """``cached_property`` as of Python 3.12, without the lock of Python 3.11.
+        """``cached_property`` of Python 3.12, without the lock of Python 3.11.
 
         That lock is shared by all instances, so properties of different objects wait for each
         other, and a fork could inherit it locked. Without it two threads may both compute a missing
@@ -93,7 +93,7 @@ class LRUCache(Generic[_K, _V]):
     def __init__(self, max_size: int, size: Callable[[_V], int] | None = None) -> None:
         self._max_size, self._size = max_size, size
         self._items: OrderedDict[_K, _V] = OrderedDict()
-        #: About the size of all values, as threads may overwrite each other's sums.
+        #: Approximate size of all values, as threads may overwrite each other's sums.
         self._total = 0
 
     def __len__(self) -> int:

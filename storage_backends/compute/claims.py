@@ -22,19 +22,22 @@ _MOST_ITEMS = 1 << 62
 
 
 def check_claim(
-    where: str, shape: Sequence[int], dtype: np.dtype[np.generic] | int, held: Callable[[], int]
+    where: str,
+    shape: Sequence[int],
+    dtype: np.dtype[np.generic] | int,
+    stored_bytes: Callable[[], int],
 ) -> None:
     """Raise ArchiveFormatError if an array declares more bytes than its files can contain.
 
     Parameters
     ----------
     where
-        Start of the message.
+        Start of error messages.
     shape
         Declared shape.
     dtype
         Dtype of the items, or the size of one item in bytes.
-    held
+    stored_bytes
         Returns the size of the files in bytes; called only for large arrays.
     """
     itemsize = dtype if isinstance(dtype, int) else dtype.itemsize
@@ -42,12 +45,12 @@ def check_claim(
     # A zero-length dimension would make the product zero and hide the other sizes.
     largest = math.prod(filter(None, shape))
     if min(shape, default=0) < 0 or largest >= _MOST_ITEMS:
-        raise ArchiveFormatError(f"{where} cannot be of shape {_short(shape)}; it is damaged")
-    if claimed > FREE_BYTES and claimed > FREE_BYTES + BYTES_PER_BYTE * held():
+        raise ArchiveFormatError(f"{where} cannot have the shape {_short(shape)}; it is damaged")
+    if claimed > FREE_BYTES and claimed > FREE_BYTES + BYTES_PER_BYTE * stored_bytes():
         raise ArchiveFormatError(
-            f"{where} is said to be of shape {_short(shape)}, which takes {claimed:,} bytes, "
-            f"out of proportion to the {held():,} bytes of its files; it is damaged, or almost all "
-            "of it is one value"
+            f"{where} has the declared shape {_short(shape)}, which takes {claimed:,} bytes, "
+            f"out of proportion to the {stored_bytes():,} bytes of its files; it is damaged, or "
+            "almost all of its values are equal"
         )
 
 

@@ -9,12 +9,12 @@ import numba
 from llvmlite import binding, ir
 from numba import extending, types
 
-#: ``numba.extending.intrinsic`` with a type; callers leave out the first argument.
+#: ``numba.extending.intrinsic`` with type annotations; callers omit the first argument.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
 
 #: Size of a cache line in bytes.
 LINE = 64
-#: Bytes to prefetch; after them the hardware prefetcher recognises the sequence.
+#: Maximum bytes to prefetch; the hardware prefetcher recognises longer sequences.
 _MAX_PREFETCH = 2_048
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -18,19 +18,19 @@ from storage_backends.compute.threads import for_each
 
 #: Ranges with a gap of at most this many bytes are read as one.
 _MAX_GAP = 1 << 16
-#: Ranges that one thread requests together.
+#: Number of ranges that one thread requests.
 _RANGES_AT_ONCE = 256
 #: Number of ranges to sample for whether they are in the page cache.
 _SAMPLE = 16
-#: Maximum time to touch a page that is in memory; one from the fastest disk takes twice as long.
+#: Maximum time to read a page that is in memory; the fastest disks take twice as long.
 _WARM_NANOSECONDS = 10_000
 
 
 def are_cold(addresses: NDArray[np.int64]) -> bool:
-    """Whether sampled bytes at addresses are not in memory; advising cached ranges wastes time."""
+    """Whether sampled addresses are not in the page cache; advice for cached ranges wastes time."""
     n_slow = 0
     for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
-        # Only this page is read: touching it first would read as much as the device reads ahead.
+        # This reads only one page; an access without it also reads the device's read-ahead.
         _start(np.array([address]), np.array([address + 1]))
         before = time.perf_counter_ns()
         ctypes.string_at(address, 1)
@@ -67,8 +67,8 @@ def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     def start(part: slice) -> None:
         _advise(advise, begin[part], end[part], mmap.MADV_WILLNEED)
 
-    # The system allocates the pages of a range before it returns, which takes longer than waking
-    # a thread if there are many.
+    # The system call allocates the pages of a range before it returns. For many ranges this takes
+    # longer than waking a thread.
     for_each(start, [slice(i, i + _RANGES_AT_ONCE) for i in range(0, len(begin), _RANGES_AT_ONCE)])
 
 

@@ -1,6 +1,6 @@
-"""Compiled sorting of the column ids within rows, used above and below the storage interface.
+"""Compiled sorting of the column ids within rows, used by `scdl` and the storage backends.
 
-It never writes outside its output arrays, even for invalid ids.
+Invalid ids never cause writes outside the output arrays.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def sort_rows(
     Returns
     -------
     int
-        Number of rows that were not sorted; :data:`OUT_OF_RANGE`, or :data:`REPEATED` if a row has
-        an id twice, and then the outputs are invalid.
+        Number of rows that were not sorted; or :data:`OUT_OF_RANGE` or :data:`REPEATED`, in which
+        case the outputs are invalid.
     """
     if data.dtype == np.float16:
         # numba does not support float16, and values are only moved.

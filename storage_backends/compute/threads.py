@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 _max_threads: int | None = None
 
 
-#: Has the attribute `serial` in threads that must not use further threads.
+#: Thread-local; has the attribute `serial` in threads that must not use further threads.
 _thread_local = threading.local()
 
 
@@ -33,7 +33,7 @@ def limit(n: int | None) -> None:
 
 
 def work_alone() -> None:
-    """Use no further threads in this thread, since there is one such thread for every core."""
+    """Do not use the pool from this thread, as there is one such thread per core."""
     _thread_local.serial = True
 
 
@@ -99,12 +99,12 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
 
 @contextmanager
 def pool_of(n: int, name: str, **options: Any) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose names begin with `name`; leaving cancels what has not begun, and waits."""
+    """Context manager: a pool of `n` threads; at the end it cancels pending tasks and waits."""
     pool = ThreadPoolExecutor(n, name, **options)
     try:
         yield pool
     finally:
-        # The garbage collector may leave this on one of these threads, which cannot join itself.
+        # The garbage collector may close this on a thread of the pool, which cannot join itself.
         is_own = threading.current_thread().name.startswith(name)
         pool.shutdown(wait=not is_own, cancel_futures=True)
 
@@ -114,8 +114,7 @@ def ahead(
 ) -> Iterator[_T]:
     """Yield the results of tasks in order, with at most `n_ahead` further tasks submitted.
 
-    Tasks are drawn when there is room for them. An exception in a task is raised where its result
-    would have been returned.
+    Tasks are drawn as others complete. The exception of a task is raised in place of its result.
     """
     futures: deque[Future[_T]] = deque()
     for task in tasks:
@@ -129,7 +128,7 @@ def ahead(
 def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
     """Draw items in a thread, `depth` ahead of the consumer.
 
-    An exception of the iterator is raised here; leaving the loop early ends the thread.
+    An exception of the iterator is raised in the consumer; leaving the loop ends the thread.
     """
     iterator, end = iter(items), object()
     with pool_of(1, "scdl-prefetch") as pool:
@@ -142,9 +141,9 @@ def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
 def in_parallel(
     function: Callable[[_T], Any], items: Iterable[_T], n: int
 ) -> Iterator[tuple[_T, Any]]:
-    """Call a function with every item, `n` at once; each item with its result, in their order.
+    """Call a function with every item in `n` threads; yield each item with its result, in order.
 
-    The threads take no others to help them. Items are drawn when there is room for them.
+    These threads do not use the pool. Items are drawn as others complete.
     """
 
     def call(item: _T) -> tuple[_T, Any]:

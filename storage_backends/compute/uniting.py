@@ -1,9 +1,9 @@
-"""Concatenation of columns of several tables: a common type for the values of all.
+"""Concatenation of columns of several tables, with a common type for all values.
 
 Types are combined as in pandas and anndata, but never to objects: booleans and numbers become
 numbers, categories become those of all tables, categories and text become text. A column without
-values (only NaN or nulls, as pandas has for columns that were never filled) takes the type of the
-others. Types without a common type become text. Missing values stay missing.
+values (only NaN or nulls, such as an unfilled column of pandas) takes the type of the others. Types
+without a common type become text. Missing values stay missing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class UnitedColumn:
         self._categories: pa.Array | None = None
         if len({_group(part) for part in parts}) > 1:
             filled = [part for part in parts if not _has_no_values(part)]
-            # If no column has values, take any, but prefer one that has a type.
+            # If no column has values, use any of them, but prefer one with a type.
             parts = filled or [max(parts, key=lambda part: not pa.types.is_null(part.type))]
         if not all(pa.types.is_dictionary(part.type) for part in parts):
             self.type = self._common(parts)

@@ -1,4 +1,4 @@
-"""Safe access to the files of an untrusted archive; paths cannot lead out of its directory."""
+"""Safe access to the files of an untrusted archive, all within its directory."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def file_path(root: str, key: str) -> str:
     Raises
     ------
     ArchiveFormatError
-        `key` leads out of the archive, by its name or by a symbolic link.
+        `key` is outside the archive, by its name or through a symbolic link.
     """
     path, links = root.rstrip("/"), False
     for name in key.split("/"):
         if name in ("", ".", "..") or not _is_name(name):
             raise ArchiveFormatError(
-                f"{root}: the archive refers to a file {key!r:.200}, which is no path in it"
+                f"{root}: the archive refers to a file {key!r:.200}, which is outside of it"
             )
         path = f"{path}/{name}"
         if not links:
@@ -83,7 +83,7 @@ def read_file(root: str, key: str) -> bytes:
     Raises
     ------
     ArchiveFormatError
-        The path does not exist, is not a file, or leads out of the archive.
+        The path does not exist, is not a file, or is outside the archive.
     """
     path = file_path(root, key)
     try:
@@ -108,7 +108,7 @@ def open_file(path: str) -> int:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise ArchiveFormatError(f"{path}: expected a file, found something else")
+    raise ArchiveFormatError(f"{path}: expected a regular file")
 
 
 def identity_of(path: str, markers: Sequence[str]) -> Identity | None:

@@ -119,7 +119,7 @@ def _file_sizes(root: str) -> Iterator[tuple[str, int]]:
 
 
 def _missing(paths: ArchivePaths, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
-    """Findings for files that are missing or have another size than listed."""
+    """Findings for files that are missing, or whose size differs from the listed one."""
     for key, sums in table.files.items():
         if sizes.get(key) != sums.size:
             found = f"{sizes[key]:,}" if key in sizes else "no file"

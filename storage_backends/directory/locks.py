@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from storage_backends.errors import ArchiveLockedError, refused_write
 
-#: Error codes of file systems that cannot lock directories, as some network file systems. Writers
-#: do not exclude each other there, and no directory counts as left by a dead process.
+#: Error codes of file systems that cannot lock directories, such as some network file systems.
+#: There, writers do not exclude each other, and no directory counts as left by a dead process.
 _UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 

@@ -76,7 +76,7 @@ class MappedFile:
 
 
 class _Region:
-    """A mapping, which ends when nothing refers to it."""
+    """A memory mapping, unmapped when nothing refers to it."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._size = size

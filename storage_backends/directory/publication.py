@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from storage_backends.errors import ArchiveWriteError
 
-#: Suffix of hidden files and directories that are not published yet, or no longer.
+#: Suffix of hidden files and directories that are not published yet, or were replaced.
 PART = ".scdl-part"
 #: Glob pattern of the random part of a hidden name, between the target's name and the suffix.
 RANDOM = "[0-9a-f]" * 8
@@ -41,7 +41,7 @@ def require_parent(target: str) -> None:
 
 
 def move(path: str, target: str) -> None:
-    """Rename to an unused path, durably; an error leaves the target unused."""
+    """Rename to an unused path, durably; an error leaves no file at the target."""
     os.rename(path, target)
     try:
         flush(os.path.dirname(target))

@@ -82,7 +82,7 @@ class Staging:
                 except OSError as error:
                     if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                         raise ArchiveExistsError(
-                            f"{self.target}: something was put here meanwhile; choose another path"
+                            f"{self.target}: the path was created meanwhile; choose another path"
                         ) from error
                     raise
         self._finalize()

@@ -11,5 +11,5 @@ BACKEND = Backend(
     suffix=".zarr",
     # A directory with checksums but no metadata is still treated as an archive.
     markers=(*detection.METADATA_FILES, detection.CHECKSUMS),
-    elsewhere=detection.is_elsewhere,
+    elsewhere=detection.is_url_or_zip,
 )

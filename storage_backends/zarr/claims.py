@@ -17,16 +17,16 @@ from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import guards
 from storage_backends.zarr.nodes import ArrayMetadata
 
-#: Files of metadata, by the end of their keys.
+#: Suffixes of the keys of metadata files.
 _METADATA = ("zarr.json", ".zarray", ".zmetadata")
 #: Codecs of zarr and numcodecs that are safe without a size check. Others could be imported from
-#: any installed package, and ``pickle`` of numcodecs executes what it reads.
+#: any installed package, and the codec ``pickle`` of numcodecs executes code in the data.
 _SAFE = {
     *("adler32", "astype", "bitround", "bytes", "crc32", "crc32c", "delta", "fixedscaleoffset"),
     *("fletcher32", "jenkins_lookup3", "packbits", "pcodec", "quantize", "sharding_indexed"),
     *("shuffle", "transpose"),
 }
-#: Bytes of an entry of the index of a shard.
+#: Size of an entry of a shard index in bytes.
 _ENTRY_BYTES = 16
 
 
@@ -61,7 +61,7 @@ def bounded(where: str, data: Buffer | None) -> Buffer | None:
     Parameters
     ----------
     where
-        Opens the message of an ArchiveFormatError, and ends with the key.
+        Start of error messages; ends with the key.
     """
     if data is None or not where.endswith(_METADATA):
         return data
@@ -71,26 +71,26 @@ def bounded(where: str, data: Buffer | None) -> Buffer | None:
 def with_bounded_codecs(where: str, data: bytes) -> bytes:
     """Metadata with size-checking codecs; ArchiveFormatError if a codec is not supported."""
     is_new = where.endswith("zarr.json")
-    looking = guards.register()[3 if is_new else 2]
+    checked = guards.register()[3 if is_new else 2]
     safe = _SAFE if is_new else _SAFE | guards.TEXT
     try:
         document = json.loads(data)
         for codec in _codecs(document):
             key = "name" if "name" in codec else "id"
             name = codec.get(key)
-            if name in looking:
+            if name in checked:
                 codec[key] = guards.PREFIX + name
             elif str(name).removeprefix("numcodecs.") not in safe:
                 raise ArchiveFormatError(
-                    f"{where}: cannot read the compression {name!r:.100}; expected one that comes "
-                    "with zarr and runs nothing that it reads: write the store anew with another"
+                    f"{where}: cannot read the compression {name!r:.100}; expected a codec of zarr "
+                    "that does not execute data: rewrite the store with another codec"
                 )
         return json.dumps(document).encode()
     except ArchiveFormatError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise ArchiveFormatError(
-            f"{where}: this is no metadata of zarr ({error!r:.200})"
+            f"{where}: this is not valid Zarr metadata ({error!r:.200})"
         ) from error
 
 
@@ -107,7 +107,7 @@ def _codecs(document: Any) -> Iterator[dict[str, Any]]:
                 yield from _codec(codec)
             if any(isinstance(c, dict) and c.get("id") in guards.TEXT for c in listed):
                 # The last filter decodes first.
-                listed.append(guards.LOOKS_AT_TEXT)
+                listed.append(guards.CHECK_TEXT)
     yield from _codec(document.get("compressor"))
     for key in ("consolidated_metadata", "metadata"):
         nested = document.get(key)
@@ -125,25 +125,25 @@ def _codec(codec: Any) -> Iterator[dict[str, Any]]:
         raise TypeError(f"expected a codec, found {codec!r:.100}")
 
 
-def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> None:
+def check_array(where: str, array: ArrayMetadata, stored_bytes: Callable[[], int]) -> None:
     """Raise ArchiveFormatError if metadata declares an implausibly large array, chunk or shard.
 
     Parameters
     ----------
     where
-        Opens the message.
+        Start of error messages.
     array
         Metadata of the array.
-    held
-        Bytes of all files of the store.
+    stored_bytes
+        Returns the size of all files of the store in bytes.
     """
     itemsize, shape, chunks, shards = array.itemsize, array.shape, array.chunks, array.shards
-    claims.check_claim(where, shape, itemsize, held)
+    claims.check_claim(where, shape, itemsize, stored_bytes)
     chunk_bytes = math.prod(chunks) * itemsize
     if chunk_bytes > max(claims.FREE_BYTES, math.prod(shape) * itemsize):
         raise ArchiveFormatError(
-            f"{where} is said to have chunks of {chunk_bytes:,} bytes, more than the array; it is "
-            "damaged"
+            f"{where} has declared chunks of {chunk_bytes:,} bytes, more than the whole array; "
+            "it is damaged"
         )
     per_shard = math.prod(shards) // max(math.prod(chunks), 1) if shards else 0
     if per_shard <= claims.FREE_BYTES // _ENTRY_BYTES:
@@ -151,6 +151,6 @@ def check_array(where: str, array: ArrayMetadata, held: Callable[[], int]) -> No
     n_chunks = math.prod(-(-n // max(c, 1)) for n, c in zip(shape, chunks, strict=True))
     if per_shard > n_chunks:
         raise ArchiveFormatError(
-            f"{where} is said to have {per_shard:,} chunks a shard, and {n_chunks:,} altogether; "
+            f"{where} has declared {per_shard:,} chunks per shard, but {n_chunks:,} in total; "
             "it is damaged"
         )

@@ -1,4 +1,4 @@
-"""The contents of a Zarr group, an archive or another AnnData, under the names of the seam."""
+"""The contents of a Zarr group, by their names in the storage interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
 from storage_backends.zarr.detection import CHECKSUMS
 from storage_backends.zarr.nodes import Node, array_at, array_of
-from storage_backends.zarr.opening import Nodes, own_attribute, unreadable
+from storage_backends.zarr.opening import Nodes, scdl_attribute, unreadable
 from storage_backends.zarr.plan import Bound
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class GroupContents:
     Parameters
     ----------
     path
-        Path of the store, with which error messages begin.
+        Path of the store; start of error messages.
     found
         All nodes of the group.
     files
@@ -42,8 +42,8 @@ class GroupContents:
 
     Attributes
     ----------
-    ours
-        The attribute of an archive that scdl wrote; empty for other AnnData.
+    scdl_attrs
+        The scdl attribute of an archive; empty for other AnnData.
     nodes
         Every node by path.
     sparse
@@ -53,7 +53,7 @@ class GroupContents:
     is_archive
         Whether the matrix is, or should be, stored by rows.
     specs, paths
-        Arrays of the seam, and their paths, by name.
+        Specifications and paths of the arrays, by name in the storage interface.
 
     Raises
     ------
@@ -70,20 +70,20 @@ class GroupContents:
         self.paths: dict[str, str] = {}
         self._arrays: dict[str, ZarrArray] = {}
         with unreadable(path):
-            self.ours: Mapping[str, Any] = own_attribute(path, found, may_be_old=may_be_old)
-            self.nodes = found.by_path if self.ours else layout.moved(found.by_path)
-            # Where an AnnData has both, a conversion makes the same choice.
+            self.scdl_attrs: Mapping[str, Any] = scdl_attribute(path, found, may_be_old=may_be_old)
+            self.nodes = found.by_path if self.scdl_attrs else layout.moved(found.by_path)
+            # If an AnnData has both, conversions choose raw/X, too.
             self.matrix = "raw/X" if "raw/X" in self.nodes else "X"
-            if self.ours:
-                self.matrix = str(self.ours["attrs"].get("element", "X"))
-                for block in self.ours["attrs"]["blocks"]:
+            if self.scdl_attrs:
+                self.matrix = str(self.scdl_attrs["attrs"].get("element", "X"))
+                for block in self.scdl_attrs["attrs"]["blocks"]:
                     check_claim(f"{path}: genes", (block["n_vars"],), 8, self._stored)
             self.var_path = "raw/var" if self.matrix == "raw/X" else "var"
             exposed = self._find_sparse()
             matrix = self.sparse.get(self.matrix)
             by_rows = matrix is not None and matrix.format == "csr"
             self.specs = self._find_arrays(exposed, by_rows=by_rows)
-            self.is_archive = by_rows or bool(self.ours)
+            self.is_archive = by_rows or bool(self.scdl_attrs)
             if self.is_archive:
                 if not by_rows or not self.specs.keys() >= set(layout.MATRIX_PARTS):
                     self._refuse_matrix()
@@ -101,23 +101,23 @@ class GroupContents:
             if path not in ("X", "raw/X") and path.rpartition("/")[0] not in layout.ARRAY_HOLDERS:
                 continue
             exposed.add(path)
-            if self.ours and "encoding-type" not in node.attrs:
-                raise ArchiveFormatError(f"{self.path}: {path} does not say what it is")
+            if self.scdl_attrs and "encoding-type" not in node.attrs:
+                raise ArchiveFormatError(f"{self.path}: {path} has no encoding-type")
             kind = node.attrs.get("encoding-type")
             if kind not in ("csr_matrix", "csc_matrix"):
                 continue
             is_numeric = True
             for part in layout.MATRIX_PARTS:
                 there = self.nodes.get(f"{path}/{part}")
-                if there is None and self.ours:
+                if there is None and self.scdl_attrs:
                     raise ArchiveFormatError(f"{self.path}: a part of {path} is missing")
                 is_numeric &= there is not None and there.spec is not None
             # Other matrices, such as boolean ones, are read as a whole.
-            if is_numeric or (self.ours and path == self.matrix):
+            if is_numeric or (self.scdl_attrs and path == self.matrix):
                 try:
                     self.sparse[path] = Sparse(kind[:3], self._shape(path, node))
                 except ArchiveFormatError:
-                    if self.ours or path == self.matrix:
+                    if self.scdl_attrs or path == self.matrix:
                         raise
                     # Reading the element raises the error.
         return exposed
@@ -125,7 +125,7 @@ class GroupContents:
     def _shape(self, path: str, node: Node) -> tuple[int, int]:
         shape = node.attrs.get("shape")
         if not isinstance(shape, Sequence) or list(map(type, shape)) != [int, int]:
-            raise ArchiveFormatError(f"{self.path}: {path} does not say its shape")
+            raise ArchiveFormatError(f"{self.path}: {path} has no valid shape")
         for extent in shape:
             check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
         return shape[0], shape[1]
@@ -138,7 +138,7 @@ class GroupContents:
             if node.spec is None or not (path in exposed or holder in self.sparse):
                 continue
             is_part = by_rows and holder == self.matrix
-            name = part if is_part else layout.seam_name(path, self.sparse)
+            name = part if is_part else layout.interface_name(path, self.sparse)
             self.paths[name], specs[name] = path, node.spec
         return specs
 
@@ -154,8 +154,8 @@ class GroupContents:
             )
         missing = sorted(set(layout.MATRIX_PARTS).difference(self.specs))
         raise ArchiveFormatError(
-            f"{self.path}: {', '.join(missing)} of {self.matrix} is missing or holds no numbers "
-            "that an archive can have"
+            f"{self.path}: {', '.join(missing)} of {self.matrix} is missing, or has a "
+            "dtype that archives do not support"
         )
 
     def _check_lengths(self, exposed: set[str]) -> None:
@@ -181,7 +181,7 @@ class GroupContents:
 
     def _bound_ids(self) -> None:
         """Complete the specifications: ids that are checked when read, and unsigned numbers."""
-        ids, reordered = ["indices"], bool(self.ours.get("reordered"))
+        ids, reordered = ["indices"], bool(self.scdl_attrs.get("reordered"))
         for path, other in self.sparse.items():
             if self.matrix == "X" and path.startswith("layers/") and other.format == "csr":
                 ids.append(f"{path}/indices")
@@ -195,14 +195,14 @@ class GroupContents:
             if reordered or spec.dtype.kind == "u":
                 below = self.sparse[self.matrix].shape[1] or None
                 self.specs[name] = replace(spec, below=below)
-        for name in self.ours.get("unsigned", ()):
+        for name in self.scdl_attrs.get("unsigned", ()):
             if name in self.specs and self.specs[name].dtype == np.int64:
                 self.specs[name] = replace(self.specs[name], dtype=np.dtype(np.uint64))
 
     def _find_tables(self) -> None:
-        """Set attributes and the paths of tables; those of other AnnData follow from the matrix."""
-        self.attrs: Mapping[str, Any] = self.ours.get("attrs", {})
-        if not self.ours:
+        """Set attributes and the paths of tables; derive those of other AnnData from the matrix."""
+        self.attrs: Mapping[str, Any] = self.scdl_attrs.get("attrs", {})
+        if not self.scdl_attrs:
             if self.matrix in self.sparse:
                 n_obs, n_vars = self.sparse[self.matrix].shape
             else:
@@ -213,14 +213,14 @@ class GroupContents:
                 self.attrs["element"] = self.matrix
         self.table_paths = {"var/0": self.var_path}
         if len(self.attrs["blocks"]) > 1:
-            shared = bool(self.ours.get("shared_var"))
+            shared = bool(self.scdl_attrs.get("shared_var"))
             names = map("var/{}".format, range(len(self.attrs["blocks"])))
             self.table_paths = {name: layout.block_path(name, shared) for name in names}
-        if self.ours.get("obs", "obs" in self.nodes):
+        if self.scdl_attrs.get("obs", "obs" in self.nodes):
             self.table_paths["obs"] = "obs"
 
     def array(self, name: str) -> ZarrArray:
-        """The reader of an array, which is created and checked at its first use."""
+        """The reader of an array, which is created and checked on first use."""
         return self._arrays.get(name) or self._arrays.setdefault(name, self._open_array(name))
 
     def forget_chunks(self) -> None:
@@ -232,7 +232,7 @@ class GroupContents:
     def _open_array(self, name: str) -> ZarrArray:
         where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
         with unreadable(where):
-            complete = bool(self.ours)
+            complete = bool(self.scdl_attrs)
             array = array_of(where, node, self._files, complete=complete)
             if (below := self.specs[name].below) is not None:
                 mapping = None if self.order is None else self.order.astype(array.spec.dtype)
@@ -256,16 +256,17 @@ class GroupContents:
     def order(self) -> NDArray[np.int64] | None:
         """Original position of each stored gene; None if genes are in their original order."""
         path = f"{self.var_path}/{layout.ORDER}"
-        if not self.ours.get("reordered"):
+        if not self.scdl_attrs.get("reordered"):
             return None
         if path not in self.nodes:
             raise ArchiveFormatError(f"{self.path}: {path} is missing; convert the source again")
-        with unreadable(f"{self.path}: {path}"), layout.quiet():
+        with unreadable(f"{self.path}: {path}"), layout.ignore_zarr_warnings():
             order: NDArray[np.int64] = np.asarray(array_at(self.nodes[path])[:])
         n_vars = self.sparse[self.matrix].shape[1]
         if order.shape != (n_vars,) or not np.array_equal(np.sort(order), np.arange(n_vars)):
             raise ArchiveFormatError(
-                f"{self.path}: {path} is no order of {n_vars} genes; convert the source again"
+                f"{self.path}: {path} is not a permutation of {n_vars} genes; convert the source "
+                "again"
             )
         return order
 
@@ -274,7 +275,7 @@ class GroupContents:
 
         node = self.nodes.get(path)
         # Some writers omit the encoding type.
-        default = "dataframe" if node and not self.ours and "_index" in node.attrs else None
+        default = "dataframe" if node and not self.scdl_attrs and "_index" in node.attrs else None
         kind = node.attrs.get("encoding-type", default) if node else None
         group = node.opened() if node and kind == "dataframe" else None
         if not isinstance(group, zarr.Group):
@@ -293,5 +294,5 @@ class GroupContents:
             if path in ("X", "raw/X", "var", "raw/var") or path.rpartition("/")[0] in holders
         ]
         if any(path.startswith("uns/") for path in self.nodes):
-            found += ["uns"] if self.ours else layout.leaves(self.nodes, "uns")
+            found += ["uns"] if self.scdl_attrs else layout.leaves(self.nodes, "uns")
         return [path for path in found if path not in taken]

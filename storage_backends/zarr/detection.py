@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 #: The root directory of every store has one of these.
 METADATA_FILES = ("zarr.json", ".zgroup")
-#: File of the checksums of all others, beside the metadata of the root.
+#: File of the checksums of all others, next to the metadata of the root.
 CHECKSUMS = "scdl.checksums"
 
 #: Schemes of obstore; the others are fsspec's.
@@ -16,13 +16,13 @@ FSSPEC = ("gcs", "adl", "hf", "memory", "ftp", "sftp", "webdav")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL of a store that may be read."""
+    """Whether a path is a URL whose scheme obstore or fsspec supports."""
     scheme, separator, rest = path.partition("://")
     return bool(separator and rest) and scheme in (*OBSTORE, *FSSPEC)
 
 
 def is_zip(path: str) -> bool:
-    """Whether a path is a file that holds a store, by its name or its content."""
+    """Whether a path is a zip file with a store, judged by its name or its content."""
     name = path.lower()
     if not name.endswith(".zip") or not os.path.isfile(path):
         return False
@@ -47,7 +47,7 @@ def zipped_root(names: Iterable[str]) -> str | None:
     return f"{roots[0]}/" if len(roots) == 1 else None
 
 
-def is_elsewhere(path: str) -> bool:
-    """Whether a path is a URL, or a file that holds a store."""
+def is_url_or_zip(path: str) -> bool:
+    """Whether a path is a URL, or a zip file with a store."""
     # A URL is not requested here, as the network may be slow; opening it shows whether it exists.
     return is_url(path) or is_zip(path)

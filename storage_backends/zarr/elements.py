@@ -38,7 +38,7 @@ def write(root: zarr.Group, path: str, value: Any) -> None:
     parent, _, key = path.rpartition("/")
     with (
         anndata.settings.override(allow_write_nullable_strings=True),
-        # A missing chunk can then be told from a chunk of zeros.
+        # A missing chunk can then be distinguished from a chunk of zeros.
         zarr.config.set({"array.write_empty_chunks": True}),
         ignore_warnings(""),
     ):
@@ -56,7 +56,7 @@ def check(where: str, value: Any) -> None:
     Parameters
     ----------
     where
-        Opens the message.
+        Start of error messages.
     """
     if _is_plain(value):
         return
@@ -65,10 +65,10 @@ def check(where: str, value: Any) -> None:
     # Any error of anndata, zarr or HDF5 means that the value cannot be stored.
     try:
         with anndata.settings.override(allow_write_nullable_strings=True), ignore_warnings(""):
-            held: dict[str, Any] = {}
-            root = zarr.create_group(MemoryStore(held), zarr_format=3)
+            stored: dict[str, Any] = {}
+            root = zarr.create_group(MemoryStore(stored), zarr_format=3)
             write(root, "value", value)
-            for key in held:
+            for key in stored:
                 # This includes keys that zarr would take for metadata.
                 path, _, last = key.rpartition("/")
                 layout.element_path(path if path and last == "zarr.json" else "value")
@@ -83,7 +83,7 @@ def check(where: str, value: Any) -> None:
     except Exception as error:
         raise OutputError(f"{where}: anndata cannot write it: {one_line(error):.300}") from error
     if not alike:
-        raise OutputError(f"{where}: it does not come back from a Zarr store as it was")
+        raise OutputError(f"{where}: it changes in a round trip through a Zarr store")
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,8 +1,8 @@
-"""Genes in order of falling detection rate, which makes column ids compress better.
+"""Genes in order of decreasing detection rate, so that column ids compress better.
 
-Genes that many cells express then come first, so that differences between the ids of a cell are
-small where most of them are. Among genes of about one rate, those that the same cells express lie
-side by side. Readers of AnnData see just another order of var.
+Genes that many cells express come first, so that most differences between consecutive ids of a cell
+are small. Among genes of similar rates, those that the same cells express are adjacent. Readers of
+AnnData see only a different order of var.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     # It takes long to import, and only the writer orders genes.
     import scipy.sparse as sp
 
-#: Elements that are aligned with the genes, by the place of the matrix.
+#: Elements that are aligned with the genes, by the element that contains the matrix.
 ALIGNED = {"X": ("varm/", "varp/"), "raw/X": ("raw/varm/",)}
 
 _VALUES_AT_ONCE = 1 << 20
@@ -32,7 +32,7 @@ _SAMPLE_CELLS, _ROUNDS = 2_048, 10
 
 
 class Rows(NamedTuple):
-    """The arrays of a sparse matrix, still drafts."""
+    """The draft arrays of a sparse matrix."""
 
     data: ArrayBuilder
     indices: ArrayBuilder
@@ -40,9 +40,9 @@ class Rows(NamedTuple):
 
 
 def by_detection(rows: Rows, n_vars: int) -> NDArray[np.int64]:
-    """Genes by falling number of cells that have them, up to a factor of the root of two.
+    """Genes by decreasing number of cells that express them, in bands of a factor of √2.
 
-    Within such a band they follow the main axis of correspondence analysis, up and down in turn.
+    Within a band, genes follow the main axis of correspondence analysis, in alternating directions.
     Source: Greenacre, Theory and Applications of Correspondence Analysis, 1984.
     """
     counts = np.zeros(n_vars, np.int64)
@@ -72,7 +72,7 @@ def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:
 
 
 def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
-    """Place of each gene on the first axis of correspondence analysis; 0 where no cell has it."""
+    """Position of each gene on the first axis of correspondence analysis; 0 if no cell has it."""
     import scipy.sparse as sp
 
     if 0 in cells.shape:

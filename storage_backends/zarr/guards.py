@@ -35,12 +35,12 @@ _UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
 
 
 def check(name: str, data: bytes, most: int = 0) -> None:
-    """Raise ValueError if a chunk decodes to more bytes than its size allows, and than `most`.
+    """Raise ValueError if a chunk decodes to more bytes than its size allows and than `most`.
 
     Parameters
     ----------
     name
-        The codec, as zarr or numcodecs calls it.
+        Name of the codec in zarr or numcodecs.
     """
     most = max(most, FREE_BYTES + BYTES_PER_BYTE * len(data))
     if name.startswith("vlen-"):
@@ -56,10 +56,10 @@ def check(name: str, data: bytes, most: int = 0) -> None:
         try:
             claimed = _measured(name, data, most)
         except _UNREADABLE as error:
-            raise ValueError(f"no {name}: {error}") from error
+            raise ValueError(f"not valid {name} data: {error}") from error
     if claimed > most:
         raise ValueError(
-            f"its {len(data)} bytes would be {claimed:,} of {name}, more than {most:,}"
+            f"its {len(data)} bytes of {name} decode to {claimed:,}, more than {most:,}"
         )
 
 
@@ -110,14 +110,14 @@ class _Bounded:
         return made
 
     async def _decode_single(self, chunk: Buffer, spec: ArraySpec) -> Any:
-        self._look(chunk, spec)
+        self._check_size(chunk, spec)
         return await super()._decode_single(chunk, spec)  # type: ignore[misc]
 
     def _decode_sync(self, chunk: Buffer, spec: ArraySpec) -> Any:
-        self._look(chunk, spec)
+        self._check_size(chunk, spec)
         return super()._decode_sync(chunk, spec)  # type: ignore[misc]
 
-    def _look(self, chunk: Buffer, spec: ArraySpec) -> None:
+    def _check_size(self, chunk: Buffer, spec: ArraySpec) -> None:
         check(
             self._name,
             chunk.to_bytes(),
@@ -126,7 +126,7 @@ class _Bounded:
 
 
 class _Checking:
-    """Checks chunks before a codec of numcodecs decodes them, as those of format 2 are."""
+    """Checks chunks of format 2 before a codec of numcodecs decodes them."""
 
     codec_id: str
 
@@ -161,7 +161,7 @@ with contextlib.suppress(ImportError):
 
 
 class _Text(numcodecs.abc.Codec):  # type: ignore[misc]
-    """Checks text before the codec by which zarr recognizes text in format 2, which must stay."""
+    """Checks text of format 2 as an additional filter; zarr recognizes text by the original one."""
 
     codec_id = PREFIX + "text"
 
@@ -175,7 +175,7 @@ class _Text(numcodecs.abc.Codec):  # type: ignore[misc]
 
 #: Variable-length codecs of format 2, and the checking filter appended after them.
 TEXT = frozenset({"vlen-array", "vlen-bytes", "vlen-utf8"})
-LOOKS_AT_TEXT = {"id": _Text.codec_id}
+CHECK_TEXT = {"id": _Text.codec_id}
 
 
 class _Silent:

@@ -22,11 +22,11 @@ ATTRIBUTE = "scdl"
 FORMAT = 1
 #: Group of the matrix until the commit determines its element.
 MATRIX = "matrix.part"
-#: Array beside the columns of var that AnnData does not read: original position of each gene.
+#: Array among the columns of var, which AnnData ignores: original position of each gene.
 ORDER = "original_position"
 
-#: Compression of tables and elements. The checksum of zstd covers
-#: the decoded data but not an unused bit of the header; CRC32C covers every bit of the chunk.
+#: Compression of tables and elements. The checksum of zstd covers the decoded data but not an
+#: unused bit of the header; CRC32C covers every bit of the chunk.
 CHECKED = (ZstdCodec(level=3, checksum=True), Crc32cCodec())
 
 #: Group within var of the tables of several feature blocks that share their genes: var itself then
@@ -36,7 +36,7 @@ BLOCKS = "_blocks"
 MATRIX_PARTS = ("data", "indices", "indptr")
 #: Groups of an AnnData, each of which may be empty.
 MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp", "uns")
-#: Elements below which numbers are arrays on the seam; others are read as a whole.
+#: Elements whose numeric members are arrays of the storage interface; others are read as a whole.
 ARRAY_HOLDERS = ("layers", "obsm", "obsp")
 
 #: Maximum bytes of a file name, with room for suffixes that stores append.
@@ -49,7 +49,7 @@ def block_path(table: str, shares_var: bool) -> str:
     Parameters
     ----------
     table
-        Its name on the seam, such as ``var/0``.
+        Its name in the storage interface, such as ``var/0``.
     shares_var
         Whether the blocks share their genes, so that var itself is a table.
     """
@@ -64,7 +64,7 @@ def array_path(name: str) -> str:
 
 
 def element_path(name: str) -> str:
-    """Path of an element of an AnnData, by its name on the seam."""
+    """Path of an element of an AnnData, by its name in the storage interface."""
     kind, _, key = name.partition("/")
     path = f"obsp/{key}" if kind == "graphs" else name
     parts = path.split("/")
@@ -72,13 +72,13 @@ def element_path(name: str) -> str:
         odd = not part.strip(".") or part == "zarr.json" or part.startswith("__") or "\\" in part
         if odd or len(os.fsencode(part)) > _LONGEST_PART:
             raise OutputError(
-                f"a Zarr store cannot hold {name!r:.300}: {part!r:.300} is no name of a node"
+                f"a Zarr store cannot hold {name!r:.300}: {part!r:.300} is not a valid node name"
             )
     return path
 
 
-def seam_name(path: str, sparse: dict[str, Any]) -> str:
-    """Name on the seam of an array of a store; graphs are the sparse matrices of obsp by rows."""
+def interface_name(path: str, sparse: dict[str, Any]) -> str:
+    """Name of an array of a store in the storage interface; CSR matrices of obsp are graphs."""
     holder, _, part = path.rpartition("/")
     if holder.startswith("obsp/") and holder in sparse and sparse[holder].format == "csr":
         return f"graphs/{holder.removeprefix('obsp/')}/{part}"
@@ -96,7 +96,7 @@ def leaves(nodes: Mapping[str, Node], path: str) -> list[str]:
 
 
 def moved(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    """Nodes of an AnnData, with graphs moved to their place since anndata 0.7."""
+    """Nodes of an AnnData, with graphs moved to their path since anndata 0.7."""
     found = dict(nodes)
     for key in ("connectivities", "distances"):
         old, new = f"uns/neighbors/{key}", f"obsp/{key}"
@@ -109,7 +109,7 @@ def moved(nodes: Mapping[str, Node]) -> dict[str, Node]:
     return found
 
 
-def quiet() -> AbstractContextManager[None]:
+def ignore_zarr_warnings() -> AbstractContextManager[None]:
     """Ignore warnings of zarr about codecs and metadata not yet in its specification."""
     return warning_filters.ignore_warnings(
         "Numcodecs codecs are not in the Zarr",

@@ -20,7 +20,7 @@ from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Codec
 
 _SHARDING = "sharding_indexed"
-#: How an index of a shard is written that is read here without zarr-python.
+#: Codecs of shard indexes that can be read without zarr-python.
 _INDEX_CODECS = ["bytes", "crc32c"]
 _NUMBERS = {dtype.name: dtype for dtype in DTYPES}
 _NAME = operator.itemgetter("name")
@@ -32,9 +32,9 @@ class Grid(NamedTuple):
     Attributes
     ----------
     chunk_rows, per_shard
-        Items of a chunk, and chunks of a shard; 0 without shards.
+        Items per chunk, and chunks per shard; 0 without shards.
     codecs
-        Of a chunk.
+        Codecs of a chunk.
     files, suffix
         Text before and after the number of a file in its key.
     """
@@ -52,10 +52,9 @@ class ArrayMetadata(NamedTuple):
     Attributes
     ----------
     itemsize
-        Bytes of an item; 1 if only zarr knows the type.
+        Size of an item in bytes; 1 if only zarr knows the type.
     shape, chunks, shards
-        Of the array, of what is decoded at once, and of what is stored together; None without
-        shards.
+        Shapes of the array, of a chunk, and of a shard; the last is None without shards.
     fill
         Fill value of chunks that are not stored.
     grid
@@ -138,7 +137,7 @@ class Node(NamedTuple):
             chunks = tuple(map(operator.index, inner))
         steps = chunks + (shards or ())
         if regular["name"] != "regular" or not len(shape) == len(chunks) == len(shards or shape):
-            raise ValueError("of another kind than archives have")
+            raise ValueError("not in the form that archives use")
         if min(shape, default=0) < 0 or min(steps, default=1) < 1:
             raise ValueError(f"shape {shape}, chunks {chunks}, shards {shards}")
         if any(map(operator.mod, shards or (), chunks)):
@@ -165,9 +164,9 @@ def array_of(
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Start of error messages.
     node
-        One of numbers.
+        Node of a numeric array.
     complete
         Whether every chunk must exist.
     """
@@ -178,7 +177,7 @@ def array_of(
     if complete and spec.nbytes and (grid is None or chain is None):
         # Zarr raises a more specific error if it cannot open the array either.
         node.opened()
-        raise ArchiveFormatError(f"{where}: it is not stored as archives are; convert it again")
+        raise ArchiveFormatError(f"{where}: its layout is not that of an archive; convert it again")
     if grid is None or chain is None:
         rows = node.array.chunks[0]
         return ZarrArray(where, spec, rows, ZarrReader(where, array_at(node), rows))
@@ -234,7 +233,7 @@ def shard_keys(node: Node) -> Iterator[str]:
 
 
 def describe(array: zarr.Array[Any]) -> str:
-    """Codecs, chunks and shards, for people."""
+    """Codecs, chunks and shards, for display."""
     metadata: Mapping[str, Any] = array.metadata.to_dict()
     if metadata["zarr_format"] != 3:
         return f"Zarr v2, {array.compressors}, chunks of {array.chunks[0]:,}"

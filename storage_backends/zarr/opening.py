@@ -18,7 +18,7 @@ from storage_backends.zarr import layout
 from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.claims import BoundedStore, check_array
 from storage_backends.zarr.detection import METADATA_FILES
-from storage_backends.zarr.held_store import HeldStore
+from storage_backends.zarr.local_stores import MappedStore
 from storage_backends.zarr.nodes import Node
 
 _ROOT, _ROOT_V2 = METADATA_FILES
@@ -36,7 +36,7 @@ class Nodes(NamedTuple):
     by_path
         Every array and group.
     stored
-        Returns the bytes of all files; effectively no limit where they cannot be listed.
+        Returns the size of all files in bytes; effectively unlimited if they cannot be listed.
     in_root
         Whether the metadata of all nodes is in the file of the root.
     """
@@ -71,8 +71,8 @@ def local_nodes(path: str, files: LocalFiles) -> Nodes:
 
     @cache
     def opened() -> Nodes:
-        with unreadable(path), layout.quiet():
-            store = HeldStore(BoundedStore(path, read_only=True), files)
+        with unreadable(path), layout.ignore_zarr_warnings():
+            store = MappedStore(BoundedStore(path, read_only=True), files)
             # Without an explicit format, zarr also looks for files of the other format.
             root = zarr.open_group(store, mode="r", zarr_format=3 if is_new else 2)
             return nodes(path, root, files)
@@ -118,7 +118,7 @@ def unreadable(where: str) -> Iterator[None]:
         raise ArchiveFormatError(f"{where}: zarr cannot read it: {one_line(error)}") from error
 
 
-def own_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, Any]:
+def scdl_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, Any]:
     """The scdl attribute of an archive; empty for an AnnData written by other software.
 
     Parameters
@@ -127,28 +127,28 @@ def own_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, 
         Whether a store without an encoding type may be from an early release of anndata.
     """
     attrs = store.attrs
-    ours = attrs.get(layout.ATTRIBUTE)
-    if ours is None:
+    attribute = attrs.get(layout.ATTRIBUTE)
+    if attribute is None:
         # anndata before 0.8 wrote no encoding type.
         is_old = may_be_old and {"obs", "var"} <= set(store.by_path)
         if attrs.get("encoding-type") != "anndata" and not is_old:
             kind = attrs.get("encoding-type", "none")
             raise ArchiveFormatError(
                 other_formats.zarr_store(path, attrs, store.by_path)
-                or f"{path}: a Zarr store, but no AnnData: expected the encoding-type anndata, "
+                or f"{path}: a Zarr store, but not an AnnData: expected the encoding-type anndata, "
                 f"found {kind}"
             )
         return {}
     damaged = ArchiveFormatError(f"{path}: the attribute {layout.ATTRIBUTE} is damaged")
-    if not isinstance(ours, Mapping) or not isinstance(ours.get("format"), int):
+    if not isinstance(attribute, Mapping) or not isinstance(attribute.get("format"), int):
         raise damaged
-    if ours["format"] > layout.FORMAT:
+    if attribute["format"] > layout.FORMAT:
         raise ArchiveFormatError(
-            f"{path}: its format {ours['format']} is newer than {layout.FORMAT}, which this "
+            f"{path}: its format {attribute['format']} is newer than {layout.FORMAT}, which this "
             "release of scdl reads; install a newer one"
         )
     try:
-        blocks, unsigned = ours["attrs"]["blocks"], ours.get("unsigned", [])
+        blocks, unsigned = attribute["attrs"]["blocks"], attribute.get("unsigned", [])
         if not isinstance(blocks, list) or not blocks or not isinstance(unsigned, list):
             raise damaged
         if not {str}.issuperset(map(type, unsigned)):
@@ -158,4 +158,4 @@ def own_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str, 
                 raise damaged
     except (LookupError, TypeError) as error:
         raise damaged from error
-    return ours
+    return attribute

@@ -1,4 +1,4 @@
-"""Planning which chunks ranges of an array touch, and copying pieces of them: pure functions."""
+"""Planning which chunks to read for ranges of an array, and copying from them: pure functions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class ChunkPlan(NamedTuple):
     Attributes
     ----------
     chunks
-        Number of each chunk that is touched, rising.
+        Number of each chunk to read, in ascending order.
     bounds
         Offsets into the pieces: those of ``chunks[i]`` are ``bounds[i]`` to ``bounds[i + 1]``.
     sources, targets, lengths
-        Position within the chunk and in the output, and numbers, of each piece.
+        Position in the chunk, position in the output, and length of each piece.
     needed
-        Numbers of each chunk up to the end of its last piece.
+        Length of each chunk up to the end of its last piece.
     """
 
     chunks: NDArray[np.int64]
@@ -44,9 +44,9 @@ def plan(
     Parameters
     ----------
     starts, stops, targets
-        Half-open ranges of numbers, and where each begins in the output.
+        Half-open ranges of numbers, and the position of each in the output.
     chunk_length
-        Numbers in a chunk.
+        Numbers per chunk.
     """
     n_pieces = _count_pieces(starts, stops, chunk_length)
     pieces = np.empty((4, n_pieces), np.int64)
@@ -173,7 +173,7 @@ def place(
     Returns
     -------
     int
-        Position of the first chunk of which a number is out of bounds, or -1.
+        Position of the first chunk with a number out of bounds, or -1.
     """
     for row in range(len(chunks)):
         for i in range(bounds[row], bounds[row + 1]):

@@ -64,7 +64,7 @@ def open_group(url: str, cache: CacheOptions | None = None) -> tuple[zarr.Group,
     Parameters
     ----------
     cache
-        Local directory to keep what is fetched, if there is one.
+        Local directory in which to cache downloaded data; None: do not cache.
 
     Raises
     ------
@@ -95,8 +95,8 @@ def _page_cache(store: PatientStore, options: CacheOptions) -> PageCache:
     found = sync(store.get(CHECKSUMS))
     if found is None:
         raise BackendOptionError(
-            f"{store.url}: cache_dir= needs an archive with checksums, which tell whether it "
-            "changed; add them to a local copy with `scdl verify --add-checksums`, or leave it out"
+            f"{store.url}: cache_dir= needs an archive with checksums, which detect changes; "
+            "add them to a local copy with `scdl verify --add-checksums`, or omit cache_dir="
         )
     identity = store.url.encode() + found.to_bytes()
     return PageCache(options.directory, identity, options.megabytes, CACHED_PAGE_BYTES)
@@ -104,7 +104,7 @@ def _page_cache(store: PatientStore, options: CacheOptions) -> PageCache:
 
 @cache
 def _process() -> int:
-    """The process that opened a store first."""
+    """Identifier of the process that first opened a remote store."""
     return os.getpid()
 
 
@@ -112,8 +112,8 @@ def _require_same_process(url: str) -> None:
     # A forked process lacks the threads of obstore and would hang.
     if _process() != os.getpid():
         raise RemoteError(
-            f"{url}: a process that was forked after a store elsewhere was opened cannot read any; "
-            "start processes by spawn or forkserver (of a DataLoader: "
+            f"{url}: a process that was forked after a remote store was opened cannot read remote "
+            "stores; start processes by spawn or forkserver (for a DataLoader: "
             'multiprocessing_context="forkserver")'
         )
 
@@ -128,8 +128,8 @@ def _store(url: str) -> Store:
         return FsspecStore.from_url(url, read_only=True)
     except ImportError as error:
         raise MissingCodecError(
-            f"{url}: {one_line(error)}; install what reaches such stores: pip install obstore, or "
-            "the filesystem of fsspec for this scheme"
+            f"{url}: {one_line(error)}; install the package for this scheme: pip install obstore, "
+            "or its fsspec filesystem"
         ) from error
     except (ValueError, OSError) as error:
         raise RemoteError(f"{url}: {_reason(error)}") from error
@@ -211,8 +211,8 @@ class PatientStore(WrapperStore[Store]):
                     ) from error
                 failure = error
         raise RemoteError(
-            f"{self.url}: {key} could not be read in {ATTEMPTS} attempts, the last of which ended "
-            f"with: {_reason(failure)}"
+            f"{self.url}: {key} could not be read in {ATTEMPTS} attempts; the last error "
+            f"was: {_reason(failure)}"
         ) from failure
 
     @property

@@ -1,6 +1,6 @@
 """Backend ``zarr``: compressed archives, each of which is a Zarr v3 store and an AnnData.
 
-The matrix is ``X`` (or ``raw/X``, where an AnnData has both), in sharded arrays::
+The matrix is ``X`` (or ``raw/X``, if an AnnData has both), in sharded arrays::
 
     zarr.json                        all metadata, consolidated; the attribute ``scdl``
     scdl.checksums                   checksums of all other files
@@ -74,16 +74,16 @@ class ZarrStore(DirectoryStore):
     @classmethod
     def open(cls, path: str, *, hold: bool = True, **options: Any) -> Self:
         if not os.path.isdir(path) and detection.is_url(path):
-            with unreadable(path), layout.quiet():
+            with unreadable(path), layout.ignore_zarr_warnings():
                 root, remote = remote_files.open_group(path, options.get("cache"))
                 store = cls(path, remote, nodes(path, root, remote))
                 if hold and store._group.is_archive:
-                    # Servers that cannot be read from, such as those without ranges, fail here.
+                    # Fail here if the server cannot be read from, such as without range requests.
                     store._group.array("indptr")
                 return store
         if os.path.isfile(path):
             path = os.path.realpath(path)
-            with unreadable(path), layout.quiet():
+            with unreadable(path), layout.ignore_zarr_warnings():
                 files = ZippedFiles(path)
                 return cls(path, files, nodes(path, files.group(), files))
         return super().open(path, hold=hold, **options)
@@ -100,7 +100,7 @@ class ZarrStore(DirectoryStore):
         assert isinstance(self._files, LocalFiles)
         first, rest = list(METADATA_FILES), list[str]()
         for key in file_sizes(self.path):
-            # Metadata that the root has, too, is not read.
+            # If the root has all metadata, other metadata files are not read.
             if not (self._in_root and key.endswith(METADATA_FILES)):
                 (first if key.startswith(f"{self._group.matrix}/") else rest).append(key)
         self._files.hold(first + rest)
@@ -207,7 +207,7 @@ class ZarrStore(DirectoryStore):
 
     def _check_chunks(self, path: str) -> None:
         """Check once that the files of an element exist, as zarr reads missing ones as zeros."""
-        if not self._group.ours or detection.is_url(self.path) or path in self._complete:
+        if not self._group.scdl_attrs or detection.is_url(self.path) or path in self._complete:
             return
         below = [n for key, n in self._group.nodes.items() if f"{key}/".startswith(f"{path}/")]
         for file in itertools.chain(*map(shard_keys, below)):
@@ -235,7 +235,7 @@ class ZarrStore(DirectoryStore):
     def sparse(self) -> Mapping[str, Sparse]:
         self._opened()
         named = {
-            layout.seam_name(f"{path}/data", self._group.sparse).removesuffix("/data"): matrix
+            layout.interface_name(f"{path}/data", self._group.sparse).removesuffix("/data"): matrix
             for path, matrix in self._group.sparse.items()
             if path != self._group.matrix or matrix.format == "csc"
         }
@@ -261,7 +261,7 @@ class ZarrStore(DirectoryStore):
         from storage_backends.zarr import elements as stored_elements
 
         self._check_chunks(name)
-        with unreadable(f"{self.path}: {name}"), layout.quiet():
+        with unreadable(f"{self.path}: {name}"), layout.ignore_zarr_warnings():
             value = stored_elements.read(self._group.nodes[name].opened())
         aligned = gene_order.ALIGNED.get(self._group.matrix, ())
         if self._group.order is not None and name.startswith(aligned):
@@ -282,7 +282,7 @@ class ZarrStore(DirectoryStore):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        compression = self._group.ours.get("compression")
+        compression = self._group.scdl_attrs.get("compression")
         return {"compression": compression} if compression in PROFILES else {}
 
     @property
@@ -296,7 +296,7 @@ class ZarrStore(DirectoryStore):
         self.spec(name)
         return describe(array_at(self._group.nodes[self._group.paths[name]]))
 
-    # -- whether it is sound -------------------------------------------------------------------
+    # -- verification -------------------------------------------------------------------
 
     @classmethod
     def examine(cls, path: str) -> Examination:

@@ -19,11 +19,11 @@ from storage_backends.directory.staging import remove_leftovers
 from storage_backends.errors import BackendOptionError
 from storage_backends.zarr import BACKEND, detection, layout, zipped
 from storage_backends.zarr.claims import ContainedStore
-from storage_backends.zarr.held_store import CapturingStore
+from storage_backends.zarr.local_stores import CapturingStore
 from storage_backends.zarr.opening import unreadable
 
 _ROOT = "zarr.json"
-#: Of a store of format 2: its consolidated metadata, and what tells that it is one.
+#: Files of a store of format 2: the marker of its root, and its consolidated metadata.
 _ROOT_V2, _CONSOLIDATED_V2 = ".zgroup", ".zmetadata"
 _KEY = "consolidated_metadata"
 #: Names of the files that zarr reads.
@@ -33,8 +33,8 @@ _READ = re.compile(r"zarr\.json|\.z(array|group|attrs|metadata)|c|[0-9]+(\.[0-9]
 def examine(path: str, open_: OpenChecked) -> Examination:
     """Compare the files with their checksums, and look for consolidated metadata."""
     if detection.is_url(path):
-        elsewhere = f"{path}: checksums of files elsewhere are not read; copy the archive here"
-        return Examination([Finding(elsewhere, Verdict.UNKNOWN)])
+        message = f"{path}: checksums of remote archives are not read; copy it to a local path"
+        return Examination([Finding(message, Verdict.UNKNOWN)])
     if os.path.isfile(path):
         return zipped.examine(path)
     root = os.path.realpath(path)
@@ -50,12 +50,12 @@ def examine(path: str, open_: OpenChecked) -> Examination:
 
 
 def _reads(key: str) -> bool:
-    """Whether zarr reads a file of that path: metadata, or a chunk."""
+    """Whether zarr reads a file with this key: metadata, or a chunk."""
     return _READ.fullmatch(key.rpartition("/")[2]) is not None
 
 
 def _by_need(key: str) -> tuple[bool, int, str]:
-    """Shards in the order of their numbers; last those of values, which nothing depends on."""
+    """Sort key of files: shards by number; values last, as no other check reads them."""
     return "/data/c/" in key, len(key), key
 
 
@@ -68,8 +68,8 @@ def _lacks_consolidated(root: str) -> Verdict | None:
     if not isinstance(metadata, dict) or metadata.get(_KEY) is not None:
         return None
     attributes = metadata.get("attributes")
-    ours = isinstance(attributes, dict) and layout.ATTRIBUTE in attributes
-    return Verdict.DAMAGED if ours else Verdict.SOUND
+    is_scdl = isinstance(attributes, dict) and layout.ATTRIBUTE in attributes
+    return Verdict.DAMAGED if is_scdl else Verdict.SOUND
 
 
 def _metadata(root: str) -> Any:
@@ -81,15 +81,15 @@ def _metadata(root: str) -> Any:
 
 
 def check_changeable(path: str) -> None:
-    """BackendOptionError for a store elsewhere, or in a zip file."""
+    """Raise BackendOptionError for a remote store, or one in a zip file."""
     if detection.is_url(path):
-        raise BackendOptionError(f"{path}: archives elsewhere are not changed; copy it here")
+        raise BackendOptionError(f"{path}: a remote archive cannot be changed; copy it here first")
     if os.path.isfile(path):
-        raise BackendOptionError(f"{path}: a zip file is not changed; unpack it first")
+        raise BackendOptionError(f"{path}: a zip file cannot be changed; unpack it first")
 
 
 def repair(path: str) -> Sequence[str]:
-    """Consolidate metadata where that is missing; says what was done."""
+    """Consolidate metadata that is not consolidated; returns a description of each change."""
     check_changeable(path)
     root = os.path.realpath(path)
     remove_leftovers(root)
@@ -113,6 +113,6 @@ def repair(path: str) -> Sequence[str]:
 def _consolidated(root: str) -> dict[str, bytes]:
     """New content of the files that consolidating the metadata changes."""
     capturing = CapturingStore(ContainedStore(root))
-    with unreadable(root), layout.quiet():
+    with unreadable(root), layout.ignore_zarr_warnings():
         zarr.consolidate_metadata(capturing)
     return capturing.files

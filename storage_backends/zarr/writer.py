@@ -22,8 +22,8 @@ from storage_backends.errors import BackendOptionError, refused_write
 from storage_backends.zarr import detection, elements, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
-from storage_backends.zarr.held_store import RecordingStore
 from storage_backends.zarr.layout import MATRIX_PARTS
+from storage_backends.zarr.local_stores import RecordingStore
 from storage_backends.zarr.tables import writing
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ZarrWriter(DirectoryWriter):
             )
         if "://" in path:
             raise BackendOptionError(
-                f"{path}: archives are written to local paths; write it there, and copy it"
+                f"{path}: archives are written to local paths only; write it locally, then copy it"
             )
         super().__init__(path, replace=replace)
         self._compression = compression
@@ -62,7 +62,7 @@ class ZarrWriter(DirectoryWriter):
         self._unsigned: set[str] = set()
 
     def _begin(self) -> None:
-        with layout.quiet():
+        with layout.ignore_zarr_warnings():
             recording = RecordingStore(LocalStore(self.directory), self.recorder)
             self._root = zarr.create_group(recording, zarr_format=3)
 
@@ -102,7 +102,7 @@ class ZarrWriter(DirectoryWriter):
             self._var[name] = table.read_all() if hasattr(table, "read_all") else table
             self.table_rows[name] = self._var[name].num_rows
             return
-        with refused_write(self.path), layout.quiet():
+        with refused_write(self.path), layout.ignore_zarr_warnings():
             self.table_rows[name] = writing.write(self._root, name, table)
 
     def write_sparse(self, name: str, sparse: Sparse) -> None:
@@ -119,7 +119,7 @@ class ZarrWriter(DirectoryWriter):
 
     def _complete(self, attrs: Mapping[str, Any]) -> None:
         n_obs = self.specs["indptr"].length - 1
-        with refused_write(self.path), layout.quiet():
+        with refused_write(self.path), layout.ignore_zarr_warnings():
             for builder in self._arrays.values():
                 builder.close()
             order = self._order_genes(attrs)
@@ -131,7 +131,7 @@ class ZarrWriter(DirectoryWriter):
             zarr.consolidate_metadata(self._root.store)
 
     def _order_genes(self, attrs: Mapping[str, Any]) -> NDArray[np.int64] | None:
-        """Replace drafts by final arrays, with genes by falling detection rate if possible.
+        """Replace drafts by final arrays, with genes by decreasing detection rate if possible.
 
         Returns
         -------
@@ -196,7 +196,7 @@ class ZarrWriter(DirectoryWriter):
             group.attrs.update(encoding(f"{matrix.format}_matrix", shape=list(matrix.shape)))
 
     def _write_genes(self, attrs: Mapping[str, Any], order: NDArray[np.int64] | None) -> None:
-        """Write var beside the matrix, and one table for each of several blocks."""
+        """Write var next to the matrix, and one table for each of several blocks."""
         raw = "raw/" if _element(attrs) == "raw/X" else ""
         alone = len(attrs["blocks"]) == 1
         if not alone and self._is_anndata(attrs):
@@ -235,7 +235,7 @@ class ZarrWriter(DirectoryWriter):
         has_obs = "obs" in self.table_rows
         if not has_obs:
             writing.write(self._root, "obs", _numbered(n_obs))
-        ours: dict[str, Any] = {
+        attribute: dict[str, Any] = {
             "format": layout.FORMAT,
             "compression": self._compression,
             "obs": has_obs,
@@ -244,7 +244,7 @@ class ZarrWriter(DirectoryWriter):
             **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
             "attrs": {**attrs, **({"sorted": False} if reordered else {})},
         }
-        self._root.attrs.update({layout.ATTRIBUTE: ours})
+        self._root.attrs.update({layout.ATTRIBUTE: attribute})
         if not self._is_anndata(attrs):
             return
         for name in layout.MAPPINGS:

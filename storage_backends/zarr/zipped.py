@@ -1,7 +1,7 @@
 """Read-only access to a Zarr store in one zip file.
 
-Files that are stored without compression, as zarr's ``ZipStore`` and ``zip -0`` write them, are
-read where they lie. Those that are compressed are unpacked into memory, each as a whole.
+Members stored without compression, as zarr's ``ZipStore`` and ``zip -0`` write them, are read in
+place. Compressed members are decompressed into memory as a whole.
 
 Source: APPNOTE.TXT of PKWARE, 4.3 and 4.4.
 """
@@ -30,9 +30,9 @@ from storage_backends.zarr.chunks.files import Pieces
 from storage_backends.zarr.claims import bounded
 from storage_backends.zarr.detection import METADATA_FILES, zipped_root
 
-#: Bytes of unpacked files that are kept.
+#: Maximum size of the cache of decompressed members, in bytes.
 _UNPACKED_BYTES = 128 << 20
-#: Bytes of the header before a file, where its name begins, and where their lengths stand in it.
+#: Size of a local file header without its variable fields, and the position of their lengths.
 _HEADER_BYTES = 30
 _LENGTHS = slice(26, 30)
 #: Maximum bytes that one byte of DEFLATE expands to.
@@ -81,7 +81,7 @@ class ZippedFiles:
         if root is None:
             raise ArchiveFormatError(
                 f"{path}: expected a Zarr store in the zip file, found no {METADATA_FILES[0]} or "
-                f"{METADATA_FILES[1]}; unpack it, and convert what is in it"
+                f"{METADATA_FILES[1]}; unpack it, and convert its content"
             )
         self._members: dict[str, _Member] = {}
         for info in found:
@@ -106,12 +106,12 @@ class ZippedFiles:
         return len(self._members)
 
     def read(self, key: str) -> NDArray[np.uint8] | None:
-        """The bytes of a file; None where there is none.
+        """The bytes of a file; None if it does not exist.
 
         Raises
         ------
         ArchiveFormatError
-            The zip file is damaged there, or compressed as nobody can read.
+            The file is damaged, or its compression method is not supported.
         """
         member = self._members.get(key)
         if member is None:
@@ -153,12 +153,12 @@ class ZippedFiles:
         return ArchiveFormatError(f"{self.path}: {key} is damaged in the zip file; {COPY_AGAIN}")
 
     def size(self, key: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Size of a file in bytes; None if it does not exist."""
         member = self._members.get(key)
         return None if member is None else member.size
 
     def tail(self, key: str, length: int) -> bytes | None:
-        """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
+        """The last `length` bytes of a file, fewer if it is shorter; None if it does not exist."""
         data = self.read(key)
         return None if data is None else data[-length:].tobytes()
 
@@ -169,7 +169,7 @@ class ZippedFiles:
 
     @staticmethod
     def fetch(pieces: Pieces) -> Content:
-        """The bytes of pieces; ArchiveFormatError where a file ends before a piece does."""
+        """The bytes of pieces; ArchiveFormatError if a file ends before a piece does."""
         files = [owner.read(key) for owner, key in pieces.files]
         sizes = np.array([0 if file is None else len(file) for file in files])[pieces.file]
         beyond = (pieces.offset > sizes) | (pieces.length > sizes - pieces.offset)
@@ -184,7 +184,7 @@ class ZippedFiles:
         """Do nothing: the system reads ahead, or unpacking needs the whole file."""
 
     def total(self, prefix: str) -> int:
-        """Bytes in the zip file of all files whose key begins with the path `prefix`."""
+        """Size in the zip file of all files below the path `prefix`, in bytes."""
         below = f"{prefix}/" if prefix else ""
         return sum(m.length for key, m in self._members.items() if key.startswith(below))
 
@@ -193,7 +193,7 @@ class ZippedFiles:
         self._unpacked.clear()
 
     def pieces(self) -> Iterator[Piece]:
-        """Every file, with the comparison to its CRC-32 in the zip file."""
+        """Every file, with a comparison with its CRC-32 in the zip file."""
         for key, member in self._members.items():
             yield Piece(member.size, partial(self._compare, key, member.crc))
 
@@ -204,7 +204,7 @@ class ZippedFiles:
             return Finding(str(error))
         if data is not None and zlib.crc32(data.data) == crc:
             return None
-        return Finding(f"{self.path}: {key} is not what was zipped, by its CRC-32; {COPY_AGAIN}")
+        return Finding(f"{self.path}: {key} does not match its CRC-32; {COPY_AGAIN}")
 
 
 class _Buffers(Mapping[str, Buffer]):

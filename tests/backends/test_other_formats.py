@@ -126,8 +126,8 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("counts.csv", text("gene,a\nx,1\n"), ("text table", "write_h5ad")),
     ("counts.tsv.gz", packed, ("text table", "write_h5ad")),
     ("counts.txt", text("gene\ta\n"), ("text table", "write_h5ad")),
-    ("x.parquet", text("PAR1abc"), ("table of columns", "write_h5ad")),
-    ("x.feather", text("ARROW1abc"), ("table of columns", "write_h5ad")),
+    ("x.parquet", text("PAR1abc"), ("columnar table", "write_h5ad")),
+    ("x.feather", text("ARROW1abc"), ("columnar table", "write_h5ad")),
     ("matrix.mtx", text("%%MatrixMarket matrix"), ("Matrix Market", "read_10x_mtx")),
     ("matrix.mtx.gz", packed, ("Matrix Market", "read_10x_mtx")),
     ("x.npz", zipped, ("arrays", "write_h5ad")),
@@ -147,7 +147,7 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("cellranger", directory("filtered_feature_bc_matrix.h5"), ("10x", "read_10x_h5")),
     ("x.soma", directory("__tiledb_group.tdb"), ("SOMA", "to_h5ad")),
     ("dataset", directory("dataset_info.json", "data.arrow"), ("data set", "write_h5ad")),
-    ("tables", directory("a.parquet", "b.parquet"), ("tables of columns", "write_h5ad")),
+    ("tables", directory("a.parquet", "b.parquet"), ("columnar tables", "write_h5ad")),
 ]
 
 
@@ -272,7 +272,7 @@ class TestTargets:
             scdl.convert("x.h5ad", "out.h5ad")
         with pytest.raises(PathError, match="zip it"):
             scdl.convert("x.h5ad", "out.zarr.zip")
-        with pytest.raises(PathError, match=r"\.scdl, or \.zarr"):
+        with pytest.raises(PathError, match=r"\.scdl or \.zarr"):
             scdl.convert("x.h5ad", "out.txt")
 
     def test_other_writers(self, place: Path) -> None:
@@ -406,7 +406,7 @@ class TestZipFiles:
 
     def test_is_not_changed(self, zip_file: str) -> None:
         before = Path(zip_file).read_bytes()
-        with pytest.raises(PathError, match="a zip file is not changed"):
+        with pytest.raises(PathError, match="a zip file cannot be changed"):
             scdl.open(zip_file).cast_data_to_dtype("float64")
         with pytest.raises(ScdlError):
             scdl.convert("x.h5ad", zip_file, replace=True)

@@ -291,7 +291,7 @@ def test_items_of_a_gigabyte(seeds: dict[str, Path], tmp_path: Path) -> None:
         codecs=[{"name": "bytes", "configuration": {"endian": "little"}}],
     )
     error = refusal(lambda: read_all(attacked(seeds, tmp_path, "zarr", attack)))
-    assert "obs/_index is said to be of shape" in str(error)
+    assert "obs/_index has the declared shape" in str(error)
 
 
 def test_a_chunk_that_claims_a_terabyte(seeds: dict[str, Path], tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_streams_that_end_late(compress: Callable[[bytes], bytes]) -> None:
     """Compressed streams that do not state their decompressed size."""
     name = getattr(compress, "func", compress).__module__
     guards.check(name, compress(bytes(1 << 20)))
-    with pytest.raises(ValueError, match=f"of {name}, more than"):
+    with pytest.raises(ValueError, match=f"of {name} decode to .*, more than"):
         guards.check(name, compress(bytes(192 << 20)))
 
 

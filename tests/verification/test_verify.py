@@ -270,7 +270,7 @@ def test_warnings_are_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Another thread may restore its warning filters while zarr opens an archive."""
     write_h5ad(tmp_path / "a.h5ad", random_cells(20, 30))
     scdl.convert(tmp_path / "a.h5ad", tmp_path / "a", backend="zarr")
-    monkeypatch.setattr(layout, "quiet", nullcontext)
+    monkeypatch.setattr(layout, "ignore_zarr_warnings", nullcontext)
     assert scdl.open(tmp_path / "a").verify(deep=True).findings == ()
 
 
@@ -363,7 +363,7 @@ def test_links_give_the_same_errors_as_opening(archive: tuple[str, Path], tmp_pa
     nowhere = tmp_path / "nowhere"
     nowhere.symlink_to(tmp_path / "absent")
     for call in (scdl.open, scdl.verify):
-        with pytest.raises(ArchiveNotFoundError, match=r"a link to .*absent, where there is"):
+        with pytest.raises(ArchiveNotFoundError, match=r"a broken link to .*absent"):
             call(nowhere)
     file = next(
         p for p in path.rglob("*") if (p.is_file() and "c" in p.parts) or p.suffix == ".npy"
@@ -517,9 +517,9 @@ def test_checksums_of_remote_archives_are_not_read(tmp_path: Path) -> None:
     fsspec.filesystem("memory").put(str(tmp_path / "a.zarr"), place, recursive=True)
     report = scdl.verify(f"memory:/{place}", deep=True)
     assert report.verdict is Verdict.UNKNOWN
-    assert_finding(list(report.findings), "elsewhere", "copy the archive here")
+    assert_finding(list(report.findings), "remote archives", "local path")
     for change in ("repair", "add_checksums"):
-        with pytest.raises(BackendOptionError, match="elsewhere"):
+        with pytest.raises(BackendOptionError, match="remote archive"):
             scdl.verify(f"memory:/{place}", **{change: True})
 
 

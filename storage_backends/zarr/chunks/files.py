@@ -15,7 +15,7 @@ from storage_backends.directory.content import Content
 from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
 
-#: Maximum of cached shard indexes, and of open files beside the held ones, per archive.
+#: Maximum number of open files per archive, besides those that stay mapped.
 _MOST_OPEN = 128
 
 
@@ -25,9 +25,9 @@ class Pieces(NamedTuple):
     Attributes
     ----------
     files
-        The files: where each is read from, of one type, and its key there.
+        The files, each as a reader and a key; all readers have the same type.
     file, offset, length
-        Of each part its file, as a position in `files`, and its bytes there; int64.
+        Position in `files`, first byte and number of bytes of each part; int64.
     """
 
     files: Sequence[tuple[Any, str]]
@@ -37,43 +37,43 @@ class Pieces(NamedTuple):
 
 
 class Files(Protocol):
-    """Where the files of an archive are read from.
+    """Reader of the files of an archive.
 
     Attributes
     ----------
     request_bytes
-        Bytes that a request should ask for; 0 if small ones cost little.
+        Preferred size of a request in bytes; 0 if small requests cost little.
     """
 
     request_bytes: int
 
     def size(self, key: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Size of a file in bytes; None if it does not exist."""
 
     def tail(self, key: str, length: int) -> bytes | None:
-        """The last `length` bytes of a file, fewer if it is shorter; None where there is none."""
+        """The last `length` bytes of a file, fewer if it is shorter; None if it does not exist."""
 
     @staticmethod
     def tails(wanted: Sequence[tuple[Any, str, int]]) -> list[bytes | None]:
-        """The last bytes of several files: where each is read from, its key, and the length."""
+        """The last bytes of several files, each given by its reader, key and length."""
 
     @staticmethod
     def fetch(pieces: Pieces) -> Content:
-        """The bytes of pieces; ArchiveFormatError where a file ends before a piece does."""
+        """The bytes of pieces; ArchiveFormatError if a file ends before a piece does."""
 
     @staticmethod
     def will_need(pieces: Pieces) -> Any:
-        """Begin to fetch pieces, without waiting; drop the result when they are not needed."""
+        """Start to fetch pieces without waiting; keep the result as long as they are needed."""
 
     def total(self, prefix: str) -> int:
-        """Bytes of all files whose key begins with the path `prefix`."""
+        """Size of all files below the path `prefix`, in bytes."""
 
     def close(self) -> None:
         """Release files and memory."""
 
 
 class LocalFiles:
-    """Files of a directory, some held for the life of the archive, others cached while open.
+    """Files of a directory: some stay mapped while the archive is open, others are cached.
 
     Attributes
     ----------
@@ -93,15 +93,15 @@ class LocalFiles:
         self.is_current: Callable[[], bool] = lambda: True
         self._before_reading = before_reading or (lambda key: None)
         self._open = LRUCache[str, MappedFile](_MOST_OPEN)
-        self._held: dict[str, MappedFile] = {}
+        self._mapped: dict[str, MappedFile] = {}
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Map files so that they outlive their removal; only the first of very many."""
-        self._held = map_files(keys, self._open_file)
+        """Map files, up to a limit, so that they stay readable after their removal."""
+        self._mapped = map_files(keys, self._open_file)
 
-    def held(self, key: str) -> NDArray[np.uint8] | None:
-        """The bytes of a file, where it is held."""
-        file = self._held.get(key)
+    def mapped(self, key: str) -> NDArray[np.uint8] | None:
+        """The bytes of a file that stays mapped; None for others."""
+        file = self._mapped.get(key)
         if file is None:
             return None
         self._before_reading(key)
@@ -112,7 +112,7 @@ class LocalFiles:
         if not self.is_current():
             raise ArchiveChangedError(
                 f"{self.root}: the archive was replaced since it was opened, and not all of its "
-                "files are held; open it again"
+                "files are mapped; open it again"
             )
 
     def _open_file(self, key: str) -> MappedFile:
@@ -120,7 +120,7 @@ class LocalFiles:
 
     def _file(self, key: str) -> MappedFile | None:
         self._before_reading(key)
-        file = self._held.get(key) or self._open.get(key)
+        file = self._mapped.get(key) or self._open.get(key)
         if file is not None:
             return file
         try:
@@ -171,4 +171,4 @@ class LocalFiles:
 
     def close(self) -> None:
         self._open.clear()
-        self._held = {}
+        self._mapped = {}

@@ -1,7 +1,7 @@
 """Zarr's sharding, read and written without zarr-python.
 
-A shard is a file of chunks, in any order, and an index behind them: offset and length of each as
-little-endian uint64, all ones where a chunk is absent, then the CRC32C of the index.
+A shard is a file of chunks in any order, followed by an index: the offset and length of each chunk
+as little-endian uint64, with all bits set if the chunk is absent, then the CRC32C of the index.
 
 Source: Zarr v3 specification, codec ``sharding_indexed``.
 """
@@ -20,9 +20,9 @@ from storage_backends.directory.content import CHECKSUM_BYTES, checksum
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
 
-#: Bytes of the indexes of shards that a process keeps.
+#: Maximum size of the cache of shard indexes, in bytes per process.
 _INDEX_BYTES = 128 << 20
-#: Indexes that were used last, by array and shard. All archives share them, since a collection may
+#: Recently used indexes, by array and shard. All archives share the cache, since a collection may
 #: have thousands.
 _indexes = LRUCache[tuple[object, int], NDArray[np.uint64]](_INDEX_BYTES, lambda i: i.nbytes)
 
@@ -31,18 +31,18 @@ ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class ShardedChunks:
-    """The chunks of a one-dimensional grid, in shards or each in a file of its own.
+    """The chunks of a one-dimensional grid, in shards or in one file each.
 
     Parameters
     ----------
     where
-        Opens the message of an error.
+        Start of error messages.
     prefix
-        Key of the files before the number of the shard, such as ``X/data/c/``.
+        Start of the keys, up to the number of the file, such as ``X/data/c/``.
     suffix
-        What follows it: ``/0`` for each further dimension.
+        End of the keys: ``/0`` for each further dimension.
     per_shard
-        Chunks in a shard; 0 where each chunk is a file of its own.
+        Chunks per shard; 0 if each chunk is a separate file.
     complete
         Whether every chunk must exist. Other writers omit chunks of fill values.
     """
@@ -65,7 +65,7 @@ class ShardedChunks:
 
     @property
     def per_file(self) -> int:
-        """Chunks in a file."""
+        """Chunks per file."""
         return max(self._per_shard, 1)
 
     def key(self, number: int) -> str:
@@ -99,7 +99,7 @@ def indexes(wanted: Sequence[tuple[ShardedChunks, int]]) -> list[NDArray[np.uint
     Parameters
     ----------
     wanted
-        Grids whose files are read from places of one type, and the number of a file of each.
+        Grids, and the number of a file of each; their readers have the same type.
     """
     found = [_indexes.get((grid.identity, file)) for grid, file in wanted]
     missing = [i for i, index in enumerate(found) if index is None and wanted[i][0].is_sharded]
@@ -125,9 +125,9 @@ class ShardWriter:
     Parameters
     ----------
     directory
-        Gets the files ``0``, ``1`` and so on, or ``0/0`` with a `suffix`.
+        Directory of the files ``0``, ``1`` and so on, or ``0/0`` with a `suffix`.
     create
-        Begins a file at a path.
+        Creates a file at a path.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ShardWriter:
             self._end_shard(self._file, self._per_shard)
 
     def finish(self) -> int:
-        """End the last shard; returns the number of chunks that a shard of this array has."""
+        """End the last shard; returns the number of chunks per shard."""
         # The index of a single shard needs no entries beyond its chunks.
         per_shard = min(self._per_shard, max(1, self.n_chunks))
         if self._file is not None:

@@ -1,4 +1,4 @@
-"""Chunks read through zarr-python: any codec, either format, any grid."""
+"""Reading chunks of any codec, Zarr format and grid through zarr-python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage_backends.zarr.chunks.fetching import ChunkReader, Chunks
 
 
 class ZarrReader(ChunkReader):
-    """Reads chunks through zarr-python: any codec, either format, any grid."""
+    """Reads chunks of any codec, Zarr format and grid through zarr-python."""
 
     def __init__(self, where: str, array: zarr.Array[Any], chunk_rows: int) -> None:
         self.where, self._array, self._rows = where, array, chunk_rows
@@ -35,7 +35,7 @@ class ZarrReader(ChunkReader):
         """Do nothing, as zarr-python cannot read ahead."""
 
     def read(self, chunk: int) -> NDArray[Any]:
-        """The numbers of a chunk, fewer at the end of the array."""
+        """The numbers of a chunk; the last chunk of the array may be shorter."""
         start = chunk * self._rows
         try:
             return np.asarray(self._array[start : start + self._rows])

@@ -22,23 +22,23 @@ from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Profile, fits_narrow
 
-#: Chunks in a shard: files of tens of megabytes, whose index is 16 kB.
+#: Chunks per shard: files have tens of megabytes, and an index of 16 kB.
 _CHUNKS_PER_SHARD = 1024
 
 
 class ArrayBuilder:
-    """An array that grows, and is complete when it is finished.
+    """An array to which items are appended until it is closed.
 
     Parameters
     ----------
     recorder
         Writes the files of the store.
     path
-        Of the array within it.
+        Path of the array in the store.
     name
-        Name in the backend interface, which determines the kind of numbers.
+        Name in the storage interface, which determines the codecs.
     first
-        Its first values, which fix the type of the items; they are not appended.
+        First values, which set the dtype and item shape; they are not appended.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class ArrayBuilder:
 
     @property
     def spec(self) -> ArraySpec:
-        """What was written so far."""
+        """Specification of the items appended so far."""
         return ArraySpec(self._dtype, self.length, self._item_shape)
 
     def append(self, values: NDArray[Any]) -> None:
-        """Write more items, of the kind of the first."""
+        """Append items of the same dtype and item shape as the first."""
         self.length += len(values)
         if not values.size:
             return
@@ -80,10 +80,10 @@ class ArrayBuilder:
                 self._chunk, self._filled = self._new_chunk(), 0
 
     def close(self) -> None:
-        """Write what remains; nothing can be appended any more."""
+        """Write the remaining chunks; nothing can be appended afterwards."""
         if self._filled:
             if not self._shards.n_chunks and not self._pending:
-                # Shorter than a chunk: the only one is as long as the array.
+                # The only chunk is as long as the array.
                 self._chunk_rows = self._filled
             self._chunk[self._filled :] = self._chunk[self._filled - 1]
             self._submit(self._chunk[: self._chunk_rows])
@@ -143,7 +143,7 @@ class ArrayBuilder:
     def _use_chain(self) -> None:
         self._codecs = self.profile.codecs(self.name, self._dtype, narrow=self._narrow)
         chain = Chain.of(self._codecs, self._dtype)
-        assert chain is not None, "a profile has codecs that are not known"
+        assert chain is not None, "a profile has unknown codecs"
         self._chain = chain
 
     def _new_shards(self, directory: str) -> ShardWriter:
@@ -166,7 +166,7 @@ class ArrayBuilder:
         self._drain(2 * threads.n_threads())
 
     def _encode(self, values: NDArray[Any]) -> bytes | None:
-        """A compressed chunk; None where its values do not fit the narrow type."""
+        """A compressed chunk; None if its values do not fit the narrow type."""
         if self._chain.stored == values.dtype:
             return self._chain.encode(values)
         narrow = fits_narrow(values)

@@ -1,1 +1,1 @@
-"""Codecs of chunks, and the compressions that consist of them."""
+"""Codecs of chunks, and the compression profiles that combine them."""

@@ -35,14 +35,14 @@ def add_offsets(typingctx: Any, bins: Any, address: Any, skip: Any, out: Any) ->
         Address of uint32: bits of the offset, up to 16, in bits 8 to 15, and the lower bound in
         bits 16 to 31.
     address, skip
-        Where offsets begin, and how many bits before, up to 7.
+        Address of the offsets, and number of leading bits to skip, up to 7.
     out
-        Address of uint16, where numbers go.
+        Address of the uint16 output.
 
     Returns
     -------
     uint64
-        Bits of the offsets.
+        Total bits of the offsets.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -55,17 +55,17 @@ def add_offsets(typingctx: Any, bins: Any, address: Any, skip: Any, out: Any) ->
 
 @intrinsic
 def sum_up(typingctx: Any, bins: Any, address: Any, skip: Any, before: Any, out: Any) -> Any:
-    """Store prefix sums of the numbers of :func:`add_offsets`, each less 2¹⁵.
+    """Store prefix sums of the numbers of :func:`add_offsets`, each minus 2¹⁵.
 
     Parameters
     ----------
     before
-        Added to all sums.
+        Number to add to all sums.
 
     Returns
     -------
     uint64
-        Bits of the offsets in the lower half, sum of all numbers in the upper, modulo 2¹⁶.
+        Total bits of the offsets in the lower half; sum of all numbers, modulo 2¹⁶, in the upper.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

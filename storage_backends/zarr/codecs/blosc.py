@@ -122,7 +122,7 @@ def problem_at(found: int) -> tuple[int, str] | None:
     """
     if found >= UNKNOWN:
         return None
-    problem = "its checksum is wrong" if found < UNFIT else "it does not hold what it should"
+    problem = "its checksum is wrong" if found < UNFIT else "its content is invalid"
     return found % UNFIT, problem
 
 
@@ -165,9 +165,9 @@ def decode_blosc(
     crc32c, decompress
         :data:`CRC32C` and :data:`BLOSC_DECOMPRESS`.
     delta
-        Whether the numbers are differences to those before.
+        Whether the stored numbers are differences between consecutive numbers.
     addresses, lengths
-        Of the frames.
+        Addresses and lengths of the frames.
 
     Returns
     -------

@@ -38,8 +38,7 @@ class Chain:
     dtype
         Type of the array's numbers.
     stored
-        Type of the decoded numbers, which have the values of the array: narrower if a filter
-        narrowed them.
+        Type of the decoded numbers; narrower than `dtype` if a filter narrows the values.
     """
 
     def __init__(self, dtype: np.dtype[Any], stored: np.dtype[Any], codecs: Sequence[Codec]):
@@ -95,7 +94,7 @@ class Chain:
     def decode(self, content: Content, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk.
 
-        Numbers of a chunk from its item of `needed` on may be left undefined.
+        Only the first ``needed[i]`` numbers of chunk ``i`` are defined afterwards.
         """
         if self._is_blosc:
             unsigned = out.view(f"u{out.itemsize}")
@@ -155,7 +154,7 @@ def _settings(codec: Codec) -> dict[str, Any]:
 
 
 def _kind(name: str) -> str | None:
-    """Place of a codec in a chain; the places sort by name."""
+    """Sort key of a codec by its position in chains; None if it is unknown."""
     if name in ("numcodecs.astype", "numcodecs.delta"):
         # Narrowing always precedes differences; no other order is written or supported.
         return f"a {name}"

@@ -24,7 +24,7 @@ from storage_backends.zarr.codecs.profiles import Codec
 from storage_backends.zarr.guards import zstd_size
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
-_OTHER_SIZE = "it has another size than a chunk"
+_OTHER_SIZE = "its size is not that of a chunk"
 
 
 class DamagedChunkError(ArchiveFormatError):
@@ -35,7 +35,7 @@ class DamagedChunkError(ArchiveFormatError):
     position
         Position of the chunk among those to be decoded.
     problem
-        What is wrong with it.
+        Description of the damage.
     """
 
     def __init__(self, position: int, problem: str) -> None:
@@ -93,7 +93,7 @@ class PcodecPackage:
         head = _pcodec_head(first) if len(out) > 1 and len(first) == 8 else None
         joined = None if head is None else native.splice(content, head)
         if joined is not None:
-            # If this fails, decoding the chunks one by one tells which is damaged.
+            # If this fails, decoding the chunks one by one shows which is damaged.
             with suppress(RuntimeError, ValueError):
                 cls.decode(joined, out.reshape(-1))
                 return
@@ -107,9 +107,9 @@ class PcodecPackage:
 def _pcodec_head(start: bytes) -> int | None:
     """Bytes before the first chunk of a pcodec file; None for unknown formats.
 
-    Source: pcodec, standalone format 2: ``pco!``, its version, a count of 7 to 70 bits of which the
-    first 6 say how many, the version of what follows; then chunks, then a zero byte. Format 3 has
-    a byte for a type that all chunks share, and longer versions.
+    Source: pcodec, standalone format 2: ``pco!``, the version, a count of 7 to 70 bits whose first
+    6 bits give its length, and the version of the chunks; then chunks, then a zero byte. Format 3
+    adds a byte for a type shared by all chunks, and has longer versions.
     """
     if start.startswith(b"pco!\x02"):
         return 5 + ((start[5] & 63) + 14) // 8 + 1
@@ -124,7 +124,7 @@ def _pcodec_installed() -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingCodecError(
-            "pcodec is not installed, which this compression needs: pip install pcodec"
+            "this compression needs the package pcodec: pip install pcodec"
         ) from error
 
 

@@ -1,8 +1,7 @@
 """Decoding of pcodec chunks in compiled code.
 
-This module decodes chunks of 16-bit unsigned numbers in classic mode, the form of ids and counts:
-many in one call. The package decodes all others, and
-serves as the reference in tests.
+One call decodes many chunks of 16-bit unsigned numbers in classic mode, which conversions use for
+column ids and counts. The package decodes all others, and is the reference in tests.
 
 Sources: Pco format specification (wrapped format 3 within standalone format 2, and 4 within 3);
 J. Duda, Asymmetric numeral systems, 2013, for the tables.
@@ -43,7 +42,7 @@ _MOST_STATES = 1 << 14
 #: Whether the processor supports lanes; a constant, so that others do not compile that code.
 _IN_LANES = bit_lanes.IS_KNOWN
 
-#: An int64, which is an int to callers and not to NumPy.
+#: int64 in compiled code; the static type differs between callers, so it is Any.
 _Int = Any
 
 _ONE = np.uint64(1)
@@ -59,13 +58,13 @@ class _Scratch(NamedTuple):
     states
         Table of the states.
     weights, contents
-        Of the bins.
+        Weight and packed content of each bin.
     current
         The four interleaved states.
     batch
         Bins of the numbers of a batch.
     tail
-        The last bytes of a file, and zeros, so that loads may exceed its end.
+        The last bytes of a file followed by zeros, so that loads may exceed its end.
     """
 
     states: NDArray[np.uint64]
@@ -94,7 +93,7 @@ def decode(content: Content, needed: NDArray[np.int64], out: NDArray[np.uint16])
     content
         Files with their checksums.
     needed
-        How many numbers of each chunk to decode; a few more may be.
+        Numbers to decode of each chunk; a few more may be decoded.
 
     Returns
     -------
@@ -152,10 +151,10 @@ def _bits(position: _Int, end: _Int) -> Any:
 def _read_head(
     address: _Int, end: _Int, scratch: _Scratch, length: _Int
 ) -> tuple[_Int, _Int, _Int]:
-    """Read what precedes the numbers of a file of one chunk of `length` numbers.
+    """Read the header of a file with one chunk of `length` numbers.
 
-    Returns their position, the logarithm of the number of states, and the order of differences.
-    A negative position is that of a chunk to report as UNFIT or UNKNOWN.
+    Returns the position of the numbers, the logarithm of the number of states, and the order of
+    differences. A position of -UNFIT or -UNKNOWN reports the chunk as such.
     """
     where = _first_chunk(address, end)
     if where == 0:
@@ -196,10 +195,11 @@ def _first_chunk(address: _Int, end: _Int) -> _Int:
 
 @kernel
 def _read_bins(position: _Int, end: _Int, scratch: _Scratch) -> tuple[_Int, _Int]:
-    """Fill the table of states; returns the position behind the bins, or -1, and its logarithm.
+    """Fill the table of states.
 
-    A state is how many bits to read (8), how many the offset has (8), the lower bound of the bin
-    (16), which together tell the bin, and the next state without its new bits.
+    Returns the position after the bins, or -1 if they are invalid, and the logarithm of the number
+    of states. A state packs the number of bits to read (8 bits), the number of bits of the offset
+    (8), the lower bound of the bin (16), and the next state without its new bits (32).
     """
     start = _bits(position, end)
     size_log = np.int64(start & np.uint64(15))
@@ -248,7 +248,7 @@ def _decode_page(
     out: NDArray[np.uint16],
     needed: _Int,
 ) -> _Int:
-    """Decode batches up to `needed`; returns how many bytes follow, negative if too few do."""
+    """Decode batches up to `needed`; returns the number of unread bytes, negative if some lack."""
     moment = _bits(position, end) & np.uint64(0xFFFF)
     position += 16 * n_moments
     word, mask = _bits(position, end), np.uint64((1 << size_log) - 1)
@@ -332,9 +332,9 @@ def add_offsets(
     out: NDArray[np.uint16],
     start: _Int,
 ) -> _Int:
-    """Numbers from their bins and offsets: those from `first` to `n` of a batch, `start` in `out`.
+    """Compute numbers `first` to `n` of a batch from bins and offsets; `out` gets it from `start`.
 
-    Returns the position behind the offsets.
+    Returns the position after the offsets.
     """
     place = np.uint64(position)
     for i in range(first, n):

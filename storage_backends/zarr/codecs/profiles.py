@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 #: A codec as stored in metadata.
 Codec = Mapping[str, Any]
 
-#: Type of whole values that are stored narrow.
+#: Type in which integral values are stored if all of them fit.
 NARROW = np.dtype(np.uint16)
 
 
@@ -29,11 +29,11 @@ class Profile:
     Parameters
     ----------
     chunk_items
-        Numbers in a chunk.
+        Numbers per chunk.
     compressor
-        Of numbers: ``"pcodec"``, or what Blosc calls ``"lz4hc"`` or ``"zstd"``.
+        Compressor of numbers: ``"pcodec"``, or the Blosc compressor ``"lz4hc"`` or ``"zstd"``.
     by_detection
-        Whether genes are stored in order of falling detection rate.
+        Whether genes are stored in order of decreasing detection rate.
     portable
         Whether to use only core codecs, which every reader of Zarr v3 has.
     """
@@ -53,15 +53,15 @@ class Profile:
         filters = [_astype(dtype)] if narrow else []
         stored = NARROW if narrow else dtype
         # A dense array may have such a name too.
-        rising = part in ("indices", "indptr") and stored.kind in "ui" and not self.portable
+        ascending = part in ("indices", "indptr") and stored.kind in "ui" and not self.portable
         # Slow compressors of Blosc gain nothing on the noisy low bits of floats.
         hard = stored.kind in "ui" and part != "indptr"
         compressor = self.compressor
         if compressor == "pcodec" and stored.itemsize > 1 and part != "indptr":
-            return [*filters, _pcodec(rising), _codec("crc32c")]
+            return [*filters, _pcodec(ascending), _codec("crc32c")]
         if compressor == "lz4hc" and not hard:
             compressor = "lz4"
-        if rising:
+        if ascending:
             filters.append(_codec("numcodecs.delta", dtype=stored.str))
         return [
             *filters,
@@ -102,14 +102,14 @@ def _blosc(itemsize: int, compressor: str) -> Codec:
     )
 
 
-def _pcodec(rising: bool) -> Codec:
+def _pcodec(ascending: bool) -> Codec:
     return _codec(
         "numcodecs.pcodec",
         level=8,
         mode_spec="auto",
         # Order 0 means no differences; newer releases of numcodecs name this differently.
         delta_spec="try_consecutive",
-        delta_encoding_order=int(rising),
+        delta_encoding_order=int(ascending),
         paging_spec="equal_pages_up_to",
         equal_pages_up_to=1 << 18,
     )

@@ -23,7 +23,7 @@ from storage_backends.zarr.tables import text
 
 #: Attribute of groups written by scdl.
 ATTRIBUTE = "scdl_table"
-#: Rows of one chunk of a table that is read, which bounds the text in it.
+#: Maximum rows per chunk of a table that is read, which bounds the size of its text.
 _PIECE = 1 << 20
 
 
@@ -33,7 +33,7 @@ class ZarrTable:
     Parameters
     ----------
     where
-        Opens the message of an error: ``PATH: the table obs``.
+        Start of error messages, such as ``PATH: the table obs``.
     group
         The group of the dataframe.
 
@@ -62,21 +62,21 @@ class ZarrTable:
         self.unread = []
         attrs = group.attrs.asdict()
         if ATTRIBUTE in attrs:
-            self._open_ours(attrs[ATTRIBUTE])
+            self._open_scdl(attrs[ATTRIBUTE])
         else:
             self._opened, self.unread = self._reader.columns(attrs)
             columns = list(self._opened.items())
             self.num_rows = columns[0][1].length
             self.schema = dataframes.schema_of(columns, self._reader.index_name(attrs))
 
-    def _open_ours(self, ours: Any) -> None:
+    def _open_scdl(self, attribute: Any) -> None:
         try:
-            serialized = base64.b64decode(ours["schema"], validate=True)
+            serialized = base64.b64decode(attribute["schema"], validate=True)
             self.schema = pa.ipc.read_schema(pa.py_buffer(serialized))
             # Accessing the names forces their decoding, which may fail.
             assert self.schema.names is not None
-            self.num_rows = int(ours["num_rows"])
-            self._paths, self._nulls = dict(ours["paths"]), dict(ours["nulls"])
+            self.num_rows = int(attribute["num_rows"])
+            self._paths, self._nulls = dict(attribute["paths"]), dict(attribute["nulls"])
             self._reader.are_distinct = True
         except Exception as error:
             raise ArchiveFormatError(
@@ -84,7 +84,7 @@ class ZarrTable:
             ) from error
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> pa.Table:
-        """Rows ``[start, stop)`` of some columns, as ``ArrayStore.read_table`` gives them."""
+        """Rows ``[start, stop)`` of some columns, as ``ArrayStore.read_table`` returns them."""
         known = self.schema.names
         wanted = known if columns is None else list(columns)
         stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)

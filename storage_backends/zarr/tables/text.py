@@ -1,7 +1,7 @@
 """Text of Zarr arrays as Arrow arrays, without creating a Python object per string.
 
-Sources: codec ``vlen-utf8`` of the Zarr extensions: the number of strings, then of each its length
-and its bytes, numbers as little-endian uint32; Arrow columnar format, large strings.
+Sources: codec ``vlen-utf8`` of the Zarr extensions: the number of strings, then the length and
+the bytes of each, numbers as little-endian uint32; Arrow columnar format, large strings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WINDOW_CHUNKS = 64
 def reader(array: zarr.Array[Any]) -> Callable[[int, int], pa.Array]:
     """Function that reads rows ``[start, stop)`` of an array of text, as large strings.
 
-    For damaged chunks it raises the errors of zarr and Arrow.
+    Damaged chunks raise errors of zarr or Arrow, or ValueError.
     """
     node = Node.of(array).array
     assert node is not None
@@ -99,7 +99,7 @@ def _decoded(data: bytes, compressors: Sequence[Codec], rows: int) -> pa.Array:
     offsets = np.zeros(rows + 1, np.int64)
     text = np.empty(len(data) - LENGTH_BYTES * (rows + 1), np.uint8)
     if not _split(np.frombuffer(data, np.uint8), offsets, text):
-        raise ValueError("a string is longer than what is there")
+        raise ValueError("a string extends beyond the end of the chunk")
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
     # The cast validates UTF-8.
     return pa.Array.from_buffers(pa.large_binary(), rows, buffers).cast(pa.large_string())

@@ -1,8 +1,10 @@
 """Arrow tables written as dataframes of AnnData in Zarr groups, block by block.
 
-AnnData finds every column under its name and in its encoding. What it has no place for (names that
-are no keys, nulls of floats, names of rows that are no text) is stored where it does not look, and
-an attribute of the group tells ``reading`` where. Source: anndata's on-disk format specification.
+AnnData finds every column under its name and in its encoding. Data that AnnData cannot represent
+(names that are not valid keys, nulls of floats, row names that are not text) is in a group that
+AnnData ignores, and an attribute records its paths for ``reading``.
+
+Source: anndata's on-disk format specification.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from storage_backends.zarr import layout
 from storage_backends.zarr.tables.reading import ATTRIBUTE
 from storage_backends.zarr.tables.text import LENGTH_BYTES
 
-#: The column of names of rows.
+#: The column of row names.
 _NAMES = pa.field(INDEX, pa.large_string())
-#: Rows of one chunk; a table with fewer has one chunk of its length.
+#: Rows per chunk; a table with fewer rows has one chunk of its length.
 _ROWS = 1 << 16
-#: Bytes of text that a chunk holds as long as no string is longer than those of the first rows.
+#: Maximum bytes of text per chunk, unless a string is longer than those of the first rows.
 _TEXT_BYTES = FREE_BYTES >> 2
 #: Maximum bytes of a key that is a file name, with room for suffixes that stores append.
 _LONGEST_KEY = 200
@@ -45,17 +47,17 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
     Parameters
     ----------
     group
-        Of Zarr format 3.
+        Group of Zarr format 3.
     name
         Key of the dataframe in the group.
     table
-        A stream is written in blocks; every batch has the same categories. A table without names of
-        rows gets their numbers, which only AnnData sees.
+        A stream is written in blocks; every batch has the same categories. A table without row
+        names gets row numbers, which only AnnData sees.
 
     Returns
     -------
     int
-        The rows written.
+        Number of rows written.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
         Names of columns repeat, a type cannot be stored, categories of batches differ, or text is
         too long.
     ArchiveWriteError
-        The operating system refuses.
+        The operating system refuses the write.
     """
     # The path of a recording store has the prefix of a wrapped store.
     where = f"{group.store_path}/{name}".removeprefix("wrapping-").removeprefix("file://")
@@ -81,15 +83,15 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
 
 def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Re-slice batches so that every chunk is written once; the last may be empty."""
-    held: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     missing = _ROWS
     for batch in batches:
         while batch.num_rows >= missing:
-            yield _joined([*held, batch.slice(0, missing)])
-            batch, held, missing = batch.slice(missing), [], _ROWS
-        held.append(batch)
+            yield _joined([*pending, batch.slice(0, missing)])
+            batch, pending, missing = batch.slice(missing), [], _ROWS
+        pending.append(batch)
         missing -= batch.num_rows
-    yield _joined(held)
+    yield _joined(pending)
 
 
 def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -142,7 +144,7 @@ class _Frame:
             column.write(part)
 
     def array(self, path: str, type_: pa.DataType, chunk: int) -> zarr.Array[Any]:
-        """Create an empty array for values of a type; `chunk` is their number in one chunk."""
+        """Create an empty array for values of a type, in chunks of `chunk` values."""
         dtype: Any = VariableLengthUTF8() if arrow.is_text(type_) else type_.to_pandas_dtype()
         return self.group.create_array(
             path,
@@ -164,14 +166,14 @@ class _Frame:
         metadata = {INDEX_NAME: self._index_name} if self._index_name is not None else None
         schema = pa.schema(fields, metadata=metadata).serialize().to_pybytes()
         columns = self._columns[: len(fields)]
-        ours = {
+        attribute = {
             "schema": base64.b64encode(schema).decode(),
             "num_rows": self.num_rows,
             "paths": {c.name: c.path for c in columns if c.path != c.name},
             "nulls": {c.name: c.nulls for c in columns if c.has_unseen_nulls},
         }
         order = [c.path for c in columns if "/" not in c.path and c.path != self._index]
-        more = {names.INDEX_NAMED: self._index, names.COLUMN_ORDER: order, ATTRIBUTE: ours}
+        more = {names.INDEX_NAMED: self._index, names.COLUMN_ORDER: order, ATTRIBUTE: attribute}
         self.group.attrs.update(encoding("dataframe", **more))
 
 
@@ -185,9 +187,9 @@ class _Column:
     field
         Name and type.
     path
-        Of the column in the group of the dataframe.
+        Path of the column in the group of the dataframe.
     nulls
-        Path for nulls that AnnData has no place for.
+        Path of nulls that AnnData cannot represent.
     """
 
     def __init__(self, frame: _Frame, field: pa.Field, path: str, nulls: str) -> None:
@@ -244,7 +246,7 @@ class _Column:
             if sizes.max() > FREE_BYTES:
                 raise OutputError(
                     f"{self._frame.where}: column {self.name!r} has {sizes.max():,} bytes of text "
-                    f"in {chunk:,} rows, more than the {FREE_BYTES:,} that an archive takes; "
+                    f"in {chunk:,} rows, more than the maximum of {FREE_BYTES:,}; "
                     "shorten it, or leave the column out"
                 )
 

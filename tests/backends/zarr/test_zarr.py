@@ -277,11 +277,11 @@ class TestDamage:
             ("X/indices", {"shape": [7]}, "7"),
             ("X/indptr", {"shape": [7]}, "rows"),
             ("X/indices", {"data_type": "float32"}, ""),
-            ("X", {"attributes": {}}, "X does not say what it is"),
+            ("X", {"attributes": {}}, "X has no encoding-type"),
             ("obs", {"attributes": {}}, "the dataframe obs is missing"),
             ("obsm/X_pca", {"shape": [7, 3]}, "7"),
             ("", {"attributes": {"encoding-type": "anndata", "scdl": 1}}, "damaged"),
-            ("", {"attributes": {"encoding-type": "dict"}}, "no AnnData"),
+            ("", {"attributes": {"encoding-type": "dict"}}, "not an AnnData"),
         ],
     )
     def test_contradictory_metadata(
@@ -336,8 +336,8 @@ class TestDamage:
         for zarr_format in (2, 3):
             path = tmp_path / f"{zarr_format}.zarr"
             zarr.create_group(path, zarr_format=zarr_format).create_array("a", data=np.arange(3))
-            assert "no AnnData" in refused(path)
-            with pytest.raises(ScdlError, match="no AnnData"):
+            assert "not an AnnData" in refused(path)
+            with pytest.raises(ScdlError, match="not an AnnData"):
                 scdl.open(path)
 
 

@@ -89,8 +89,8 @@ def encoded(*texts: bytes) -> bytes:
         (b"", "expected 2 strings, found 0 in 0 bytes"),
         (encoded(b"a"), "expected 2 strings, found 1"),
         (struct.pack("<II", 2, 0), "expected 2 strings, found 2 in 8 bytes"),
-        (struct.pack("<III", 2, 1 << 31, 0), "a string is longer than what is there"),
-        (encoded(b"a", b"b")[:-1], "a string is longer than what is there"),
+        (struct.pack("<III", 2, 1 << 31, 0), "a string extends beyond the end of the chunk"),
+        (encoded(b"a", b"b")[:-1], "a string extends beyond the end of the chunk"),
         (encoded(b"a", b"\xff"), "invalid UTF8"),
     ],
 )
@@ -106,5 +106,5 @@ def test_out_of_proportion(tmp_path: Path) -> None:
     bomb = numcodecs.Zstd().encode(bytes(1 << 28))
     (tmp_path / "c" / "0").write_bytes(bomb)
     # Decompressed it would be found to hold no strings.
-    with pytest.raises(ValueError, match="chunk 0: it has another size than a chunk"):
+    with pytest.raises(ValueError, match="chunk 0: its size is not that of a chunk"):
         read(array)

@@ -15,8 +15,8 @@ from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.claims import BoundedStore, bounded
 
 
-class HeldStore(WrapperStore[BoundedStore]):
-    """A read-only directory with some files mapped in memory, which keep their content."""
+class MappedStore(WrapperStore[BoundedStore]):
+    """A read-only directory; its mapped files stay readable after they were replaced or removed."""
 
     def __init__(self, store: BoundedStore, files: LocalFiles) -> None:
         super().__init__(store)
@@ -26,14 +26,14 @@ class HeldStore(WrapperStore[BoundedStore]):
         return type(self)(store, self._files)
 
     async def _ensure_open(self) -> None:
-        """Skip the check of the directory: held files outlive a directory that was removed."""
+        """Skip the check of the directory, as mapped files outlive its removal."""
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        held = self._files.held(key)
-        if held is not None:
-            part = held[_slice(byte_range, len(held))]
+        mapped = self._files.mapped(key)
+        if mapped is not None:
+            part = mapped[_slice(byte_range, len(mapped))]
             return bounded(f"{self._files.root}/{key}", prototype.buffer.from_array_like(part))
         found = None
         with contextlib.suppress(FileNotFoundError):
@@ -43,7 +43,7 @@ class HeldStore(WrapperStore[BoundedStore]):
         return found
 
     async def exists(self, key: str) -> bool:
-        return self._files.held(key) is not None or await self._store.exists(key)
+        return self._files.mapped(key) is not None or await self._store.exists(key)
 
 
 def _slice(wanted: ByteRequest | None, size: int) -> slice:
