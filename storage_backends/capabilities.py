@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,10 @@ from storage_backends.errors import (
     OutputError,
     ScdlError,
 )
+from storage_backends.findings import Examination as Examination
+from storage_backends.findings import Finding as Finding
+from storage_backends.findings import Piece as Piece
+from storage_backends.findings import Verdict as Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,76 +42,6 @@ class Sparse:
 
     format: str
     shape: tuple[int, int]
-
-
-class Verdict(IntEnum):
-    """Result of a verification; the numbers are exit codes."""
-
-    SOUND = 0
-    DAMAGED = 1
-    #: It is unknown whether the archive is sound or damaged.
-    UNKNOWN = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One result of verifying an archive.
-
-    Parameters
-    ----------
-    message
-        One or two sentences: where, what was expected, what was found, what to do.
-    verdict
-        What the finding means for the archive; SOUND for a remark.
-    mendable
-        Whether ``ArrayStore.repair`` repairs it.
-    """
-
-    message: str
-    verdict: Verdict = Verdict.DAMAGED
-    mendable: bool = False
-
-
-class Piece(NamedTuple):
-    """A piece of the bytes of an archive, which any thread may check.
-
-    Attributes
-    ----------
-    nbytes
-        Number of bytes.
-    check
-        Reads the bytes and compares them with their checksums; returns None if they match.
-    """
-
-    nbytes: int
-    check: Callable[[], Finding | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """State of the files of an archive, as far as it is known without reading all of them.
-
-    Parameters
-    ----------
-    findings
-        Missing, truncated or unknown files; missing checksums.
-    pieces
-        All bytes that have checksums; may be a lazy iterable.
-    nbytes
-        Number of these bytes.
-    has_checksums
-        Whether there are checksums.
-    open
-        Opens the archive for reading before all pieces are checked. Reading first checks the bytes
-        that it needs, and raises ArchiveFormatError if they are damaged. None if the archive can
-        only be opened after the check.
-    """
-
-    findings: Sequence[Finding] = ()
-    pieces: Iterable[Piece] = ()
-    nbytes: int = 0
-    has_checksums: bool = False
-    open: Callable[[], ArrayStore] | None = None
 
 
 class _Store:
