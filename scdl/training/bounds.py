@@ -152,17 +152,21 @@ class Bound(NamedTuple):
 def bound_of(measured: Measurement, machine: Machine) -> Bound:
     """Tell what bounds a loader, and what would help.
 
-    If the usable cores are busy, they are the bound: chunks are decoded, or batches assembled.
-    Otherwise the loader waits: for a network, if requests were under way most of the time, or for a
-    disk, if that gave most of the bytes, or gave them as fast as it can. If many more bytes are
+    A disk is the bound if it gives bytes about as fast as it can, and is closer to its limit than
+    the cores to theirs. If the usable cores are busy, they are the bound: chunks are decoded, or
+    batches assembled. Otherwise the loader waits: for a network, if requests were under way most of
+    the time, or for a disk, if that gave most of the bytes. If many more bytes are
     decoded or read than the cells need, the order is the cause: in block order, blocks that are too
     small for the storage, which follow from the memory budget.
     """
     found = _by_processor(measured, machine)
-    if measured.busy_cores + measured.queued_threads < BUSY * measured.usable_cores:
+    busy = (measured.busy_cores + measured.queued_threads) / measured.usable_cores
+    if not measured.requests and _disk_share(measured, machine) / DISK_FULL >= max(1, busy / BUSY):
+        found = _by_disk(measured, machine)
+    elif busy < BUSY:
         if measured.requests and measured.busy_seconds >= NETWORK_BUSY * measured.seconds:
             found = _by_network(measured, machine)
-        elif not measured.requests and _waits_for_disk(measured, machine):
+        elif not measured.requests and (measured.read_amplification or 0.0) >= FROM_DISK:
             found = _by_disk(measured, machine)
     times = _times_needed(measured, found.kind)
     if times < WASTE or measured.order == "sequential":
@@ -183,11 +187,9 @@ def _times_needed(measured: Measurement, kind: Kind) -> float:
     return moved / measured.needed_bytes
 
 
-def _waits_for_disk(measured: Measurement, machine: Machine) -> bool:
-    if (measured.read_amplification or 0.0) >= FROM_DISK:
-        return True
-    plain = machine.plain_rate
-    return plain is not None and measured.read_rate >= DISK_FULL * plain
+def _disk_share(measured: Measurement, machine: Machine) -> float:
+    """Share of what plain reading gives; 0 if unknown."""
+    return measured.read_rate / machine.plain_rate if machine.plain_rate else 0.0
 
 
 def _by_processor(measured: Measurement, machine: Machine) -> Bound:
@@ -221,7 +223,7 @@ def _by_disk(measured: Measurement, machine: Machine) -> Bound:
     reason = f"{_rate(measured.read_rate)} came from it"
     if machine.plain_rate is None:
         return Bound("disk", reason, "a compressed archive or memory for the page cache")
-    share = measured.read_rate / machine.plain_rate
+    share = _disk_share(measured, machine)
     reason += f", {share:.0%} of what plain reading of large parts gives"
     if share >= DISK_FULL or measured.order == "sequential":
         return Bound("disk", reason, "an archive compressed more or memory for the page cache")

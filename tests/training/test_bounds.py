@@ -53,6 +53,8 @@ CASES: list[tuple[str, dict[str, Any], Machine, Kind, str]] = [
     ("chunks", CHUNKS, MACHINE, "decoding", "decodes faster"),
     ("chunks, cores that others use", CHUNKS | {"cpu_seconds": 9.0, "decoding_seconds": 8.0,
      "queued_seconds": 60.0}, MACHINE, "decoding", "decodes faster"),
+    ("a full disk and busy cores", {"read_bytes": 8_500.0, "cpu_seconds": 57.0}, MACHINE, "disk",
+     "compressed more"),
     ("chunks from disk in time", CHUNKS | FROM_DISK, MACHINE, "decoding", "decodes faster"),
     ("chunks for few cells", CHUNKS | {"asked_bytes": 20_000.0}, MACHINE, "memory", "memory_mb="),
     (
