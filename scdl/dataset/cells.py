@@ -50,7 +50,8 @@ class Storage(NamedTuple):
     cells_per_chunk
         Average number of cells that are always read together; less than 1 without chunks.
     bytes_per_cell
-        Average bytes of a cell in the storage, compressed if they are.
+        Average bytes of a cell that a request fetches, compressed if they are; those in memory if
+        `request_bytes` is 0.
     request_bytes
         Bytes that a request should ask for; 0 if small ones cost little.
     """

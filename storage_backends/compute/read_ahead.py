@@ -27,15 +27,14 @@ _WARM_NANOSECONDS = 10_000
 
 
 def are_cold(addresses: NDArray[np.int64]) -> bool:
-    """Whether sampled addresses are not in the page cache; advice for cached ranges wastes time."""
-    n_slow = 0
-    for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
-        # This reads only one page; an access without it also reads the device's read-ahead.
-        _start(np.array([address]), np.array([address + 1]))
+    """Whether sampled bytes at addresses are not in memory; advising cached ranges wastes time."""
+    sample = addresses[:: max(1, len(addresses) // _SAMPLE)]
+    # Only these pages are read: touching them first would read as much as the device reads ahead.
+    _start(sample, sample + 1)
+    for address in sample.tolist():
         before = time.perf_counter_ns()
         ctypes.string_at(address, 1)
-        n_slow += time.perf_counter_ns() - before > _WARM_NANOSECONDS
-        if n_slow > 1:
+        if time.perf_counter_ns() - before > _WARM_NANOSECONDS:
             return True
     return False
 
@@ -67,8 +66,11 @@ def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     def start(part: slice) -> None:
         _advise(advise, begin[part], end[part], mmap.MADV_WILLNEED)
 
-    # The system call allocates the pages of a range before it returns. For many ranges this takes
-    # longer than waking a thread.
+    if len(begin) <= _RANGES_AT_ONCE:
+        start(slice(None))
+        return
+    # The system allocates the pages of a range before it returns, which takes longer than waking
+    # a thread if there are many.
     for_each(start, [slice(i, i + _RANGES_AT_ONCE) for i in range(0, len(begin), _RANGES_AT_ONCE)])
 
 
