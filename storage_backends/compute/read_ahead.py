@@ -22,19 +22,25 @@ _MAX_GAP = 1 << 16
 _RANGES_AT_ONCE = 256
 #: Number of ranges to sample for whether they are in the page cache.
 _SAMPLE = 16
+#: The advice to read pages that are not in memory; None on systems without it.
+_WILLNEED: Any = getattr(mmap, "MADV_WILLNEED", None)
 #: Maximum time to read a page that is in memory; the fastest disks take twice as long.
 _WARM_NANOSECONDS = 10_000
 
 
 def are_cold(addresses: NDArray[np.int64]) -> bool:
     """Whether sampled bytes at addresses are not in memory; advising cached ranges wastes time."""
-    sample = addresses[:: max(1, len(addresses) // _SAMPLE)]
-    # Only these pages are read: touching them first would read as much as the device reads ahead.
-    _start(sample, sample + 1)
-    for address in sample.tolist():
+    if not _madvise():
+        return False
+    library, n_slow = _library(), 0
+    for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
+        # Only this page is read: touching it first would read as much as the device reads ahead.
+        library.madvise(address - address % mmap.PAGESIZE, mmap.PAGESIZE, _WILLNEED)
         before = time.perf_counter_ns()
         ctypes.string_at(address, 1)
-        if time.perf_counter_ns() - before > _WARM_NANOSECONDS:
+        # One may be slow because this thread had to wait.
+        n_slow += time.perf_counter_ns() - before > _WARM_NANOSECONDS
+        if n_slow > 1:
             return True
     return False
 
@@ -64,7 +70,7 @@ def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     begin = begin - begin % mmap.PAGESIZE
 
     def start(part: slice) -> None:
-        _advise(advise, begin[part], end[part], mmap.MADV_WILLNEED)
+        _advise(advise, begin[part], end[part], _WILLNEED)
 
     if len(begin) <= _RANGES_AT_ONCE:
         start(slice(None))
@@ -81,8 +87,15 @@ def _madvise() -> int:
         function = ctypes.CDLL(None).madvise
     except (OSError, AttributeError, TypeError):
         return 0
-    has_advice = hasattr(mmap, "MADV_WILLNEED")
-    return (ctypes.cast(function, ctypes.c_void_p).value or 0) if has_advice else 0
+    return (ctypes.cast(function, ctypes.c_void_p).value or 0) if _WILLNEED is not None else 0
+
+
+@cache
+def _library() -> Any:
+    """The C library, called without releasing the GIL, which another thread could keep for long."""
+    library = ctypes.PyDLL(None)
+    library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return library
 
 
 @intrinsic
