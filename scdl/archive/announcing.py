@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from scdl.archive.joining import unmapped
 from scdl.archive.requests import OFFSET_SIZE, Addresses, Request
-from scdl.archive.schema import DATA, INDICES, INDPTR
 from storage_backends.compute.traffic import TRAFFIC
 
 #: Number of rows to sample for whether the others are in memory.
@@ -21,12 +20,9 @@ def will_need(request: Request) -> Any:
 
     Returns an object that may hold what was fetched, to be kept until the rows were read.
     """
-    addresses, kept = request.matrices.addresses(), []
+    addresses = request.matrices.addresses()
     TRAFFIC.announce(len(request.rows))
-    for part in unmapped(request, addresses):
-        kept.append(part.rows.will_need(INDPTR, part.rows.rows, part.rows.rows + 2))
-        starts, stops = part.rows.plan()
-        kept += [part.rows.will_need(name, starts, stops) for name in (DATA, INDICES)]
+    kept = [part.rows.announce() for part in unmapped(request, addresses)]
     is_mapped = addresses.table[request.which, OFFSET_SIZE] > 0
     if is_mapped.any():
         _read_ahead(addresses, request.which[is_mapped], request.rows[is_mapped])

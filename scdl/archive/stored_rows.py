@@ -12,11 +12,13 @@ from scdl.archive.csr import SparseRows
 from scdl.archive.schema import DATA, INDICES, INDPTR
 from scdl.errors import ArchiveFormatError
 from scdl.kernels import memory as recycled
-from storage_backends.base import ArrayStore
+from storage_backends.base import ArraySpec, ArrayStore
 from storage_backends.compute.threads import for_each
 
 #: Number of values above which reading values and column ids in two threads saves time.
 MANY_VALUES = 1 << 17
+#: Bits of the number of a row, above which that of its archive is added.
+_ROW_BITS = 40
 
 
 class StoredRows(NamedTuple):
@@ -53,18 +55,43 @@ class StoredRows(NamedTuple):
             read = type(self.stores[0]).read_across
             read(self.stores, self.prefix + name, self.which, starts, stops, out)
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
+    def _will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
         """Announce a range of an array for each row."""
         announce = type(self.stores[0]).will_need_across
         return announce(self.stores, self.prefix + name, self.which, starts, stops)
 
+    def announce(self) -> Any:
+        """Announce the rows to the storage; returns an object to keep until they were read."""
+        key = np.sort((self.which << _ROW_BITS) | self.rows)
+        # Consecutive rows are one range.
+        is_first = np.concatenate([[True], key[1:] - key[:-1] > 1])
+        first, last = key[is_first], key[np.append(np.flatnonzero(is_first)[1:] - 1, len(key) - 1)]
+        which, rows = first >> _ROW_BITS, np.stack([first, last + 1], axis=1) & (1 << _ROW_BITS) - 1
+        runs = StoredRows(self.stores, self.prefix, np.repeat(which, 2), rows.ravel())
+        kept = [runs._will_need(INDPTR, runs.rows, runs.rows + 1)]
+        ends = np.empty(len(runs.rows), self._spec(0, INDPTR).dtype)
+        runs._read(INDPTR, runs.rows, runs.rows + 1, ends)
+        starts, stops = ends.reshape(-1, 2).T.astype(np.int64, order="C")
+        if (starts < 0).any() or (stops < starts).any() or (stops > self._nnz(which)).any():
+            # Reading raises the error of the row that is damaged.
+            return kept
+        ranges = runs._replace(which=which, rows=first)
+        return kept + [ranges._will_need(name, starts, stops) for name in (DATA, INDICES)]
+
+    def _spec(self, number: int, name: str) -> ArraySpec:
+        return self.stores[number].contents.arrays[self.prefix + name]
+
+    def _nnz(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of stored values of the archives at positions in `stores`."""
+        return np.array([self._spec(i, DATA).length for i in range(len(self.stores))])[which]
+
     def plan(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Read the half-open ranges of the values of rows, int64, from ``indptr``."""
         stores, prefix, which, rows = self
-        bounds = np.empty(2 * len(rows), stores[0].contents.arrays[prefix + INDPTR].dtype)
+        bounds = np.empty(2 * len(rows), self._spec(0, INDPTR).dtype)
         self._read(INDPTR, rows, rows + 2, bounds)
         starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
-        nnz = np.array([store.contents.arrays[prefix + DATA].length for store in stores])[which]
+        nnz = self._nnz(which)
         # uint64 offsets of 2^63 and more have become negative.
         outside = (starts < 0) | (stops < starts) | (stops > nnz)
         if outside.any():

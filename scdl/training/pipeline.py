@@ -24,6 +24,8 @@ from storage_backends.compute.threads import ahead, pool_of
 
 #: Minimum number of cells per task; smaller batches are combined.
 _TASK_CELLS = 512
+#: Cells that are planned first in an epoch.
+_FIRST_CELLS = 1 << 12
 #: Name prefix of the threads that read ahead.
 THREADS = "scdl-loader"
 
@@ -111,10 +113,19 @@ class Pipeline:
             pool_of(self.threads, THREADS) as pool,
             pool_of(1, THREADS) if chunks else nullcontext(pool) as reader,
         ):
-            buffers = self.run.windows(self.buffer)
+            buffers = self._buffers()
             # The storage fetches the cells of the next buffer while those of this one are used.
             planned = ahead(pool, (partial(self._plan, batches) for batches in buffers), 1)
             yield from self._produce(itertools.chain.from_iterable(planned), reader, pool)
+
+    def _buffers(self) -> Iterator[range]:
+        """Batches that are planned together, at first few, so that an epoch begins at once."""
+        for batches in self.run.windows(self.buffer):
+            n = max(1, _FIRST_CELLS // self.batch_size)
+            if batches.start == self.run.first and not self._reads_chunks and n < len(batches):
+                yield batches[:n]
+                batches = batches[n:]
+            yield batches
 
     def _produce(
         self, plans: Iterable[ReadPlan], reader: ThreadPoolExecutor, pool: ThreadPoolExecutor
