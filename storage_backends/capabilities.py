@@ -78,7 +78,8 @@ class Chunked(_Store):
         """Announce ranges that will be read soon, so that a backend can prefetch them.
 
         Returns without waiting, and raises only errors that reading the ranges would raise. The
-        caller keeps the result, which may contain fetched data, until it has read the ranges.
+        caller keeps the result, which may contain fetched data, until it has read the ranges. The
+        result is false if all ranges are in memory already.
         """
         self.spec(name)
 
@@ -126,7 +127,7 @@ class Chunked(_Store):
         for i, store in enumerate(stores):
             chosen = which == i
             kept.append(store.will_need(name, starts[chosen], stops[chosen]))
-        return kept
+        return [one for one in kept if one]
 
     def describe(self, name: str) -> str:
         """Description of an array's storage for display: codecs, chunks and shards."""

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from scdl.archive.joining import unmapped
 from scdl.archive.requests import OFFSET_SIZE, Addresses, Request
-from storage_backends.compute.traffic import TRAFFIC
 
 #: Number of rows to sample for whether the others are in memory.
 _SAMPLE = 16
@@ -21,7 +20,6 @@ def will_need(request: Request) -> Any:
     Returns an object that may hold what was fetched, to be kept until the rows were read.
     """
     addresses = request.matrices.addresses()
-    TRAFFIC.announce(len(request.rows))
     kept = [part.rows.announce() for part in unmapped(request, addresses)]
     is_mapped = addresses.table[request.which, OFFSET_SIZE] > 0
     if is_mapped.any():
@@ -50,12 +48,9 @@ def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np
     if not read_ahead.are_cold(offsets[sample]):
         found = locate(sample)
         if not read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel()):
-            # Locating all rows would take as long as copying some of them.
-            TRAFFIC.ask(int(found[:, 2].mean() * sum(sizes) * len(rows)) if len(found) else 0)
             return
     # The offsets first, as the addresses of rows follow from them.
     read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
     values, ids, lengths = locate(slice(None)).T
-    TRAFFIC.ask(int(lengths.sum()) * sum(sizes) + 2 * int(offset_sizes.sum()))
     begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])
     read_ahead.will_need(begin, begin + n_bytes)

@@ -13,11 +13,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.requests import OFFSET_SIZE, Addresses, Request
-from scdl.archive.schema import MATRIX
 from scdl.archive.stored_rows import MANY_VALUES, StoredRows
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
+from storage_backends.base import ArrayStore
 from storage_backends.compute.threads import for_each
+from storage_backends.compute.traffic import TRAFFIC
 
 
 class Lookup(NamedTuple):
@@ -83,6 +84,7 @@ def read_rows(
     sorts = ordered and not matrices.is_sorted
     # Sorting also casts the column ids to the wider dtype.
     read_as = stored if sorts else wide
+    TRAFFIC.read(len(request.rows))
     addresses = matrices.addresses()
     parts = unmapped(request, addresses)
     if len(parts) == 1 and parts[0].is_all and parts[0].dtypes == addresses.dtypes:
@@ -118,18 +120,16 @@ class _Part(NamedTuple):
 def unmapped(request: Request, addresses: Addresses) -> list[_Part]:
     """The rows of a request that must be read, by backend and dtypes of their archives."""
     matrices, which, rows = request
-    groups: dict[Any, list[int]] = {}
-    missing = addresses.find(which).tolist()
-    for number in missing:
-        one = matrices.archives[number]
-        arrays = one.store.contents.arrays
-        dtypes = tuple(arrays[one.prefix + name].dtype for name in MATRIX)
-        groups.setdefault((type(one.store), one.prefix, dtypes), []).append(number)
+    groups: dict[Any, tuple[list[int], list[ArrayStore]]] = {}
+    for number in addresses.find(which).tolist():
+        matrix = matrices.archives[number]
+        numbers, stores = groups.setdefault(matrix.kind, ([], []))
+        numbers.append(number)
+        stores.append(matrix.store)
     is_all = len(groups) == 1 and not addresses.table[which, OFFSET_SIZE].any()
     parts = []
-    for (_, prefix, dtypes), numbers in groups.items():
+    for (_, prefix, dtypes), (numbers, stores) in groups.items():
         at = slice(None) if is_all else np.flatnonzero(np.isin(which, numbers))
-        stores = [matrices.archives[number].store for number in numbers]
         local = np.searchsorted(numbers, which[at])
         parts.append(_Part(StoredRows(stores, prefix, local, rows[at]), at, is_all, dtypes[:2]))
     return parts
@@ -204,6 +204,7 @@ def read_mapped_rows(
     data_dtype = matrices.data_dtype
     if totals is not None and data_dtype == np.float16:
         data_dtype = np.dtype(np.float32)
+    TRAFFIC.read(len(request.rows))
     addresses = matrices.addresses(data_dtype)
     rows, indptr, _owners = _locate(request, addresses, unmapped(request, addresses))
     if totals is not None:
@@ -268,6 +269,9 @@ def _locate(
             f"{damaged.store.path}: row {rows[bad]} lies outside the stored values; the archive is "
             "damaged, convert the source again"
         )
+    # The bytes of the other rows were counted when they were read.
+    n_mapped = int(indptr[-1]) - sum(len(data) for data, _ in owners[1:])
+    TRAFFIC.ask(n_mapped * sum(sizes))
     return located, indptr, owners
 
 

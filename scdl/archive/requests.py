@@ -34,12 +34,15 @@ class StoredMatrix(NamedTuple):
         Values, column ids and offsets if all three are memory-mapped; otherwise empty.
     prefix
         Prefix of the names of its arrays: empty for the expression matrix.
+    kind
+        Backend, prefix and dtypes: rows of matrices of one kind are read together.
     """
 
     store: ArrayStore
     is_sorted: bool
     views: Sequence[NDArray[Any]] = ()
     prefix: str = ""
+    kind: tuple[Any, str, tuple[np.dtype[Any], ...]] = (None, "", ())
 
     @classmethod
     def of(cls, store: ArrayStore, prefix: str = "", *, is_sorted: bool) -> StoredMatrix:
@@ -53,7 +56,9 @@ class StoredMatrix(NamedTuple):
         usable = len(mapped) == len(MATRIX) and mapped[1].dtype.kind == "u"
         # Otherwise reading through the store raises an error that explains the damage.
         usable = usable and len(mapped[0]) == len(mapped[1])
-        return cls(store, is_sorted, mapped if usable else (), prefix)
+        dtypes = tuple(store.spec(prefix + name).dtype for name in MATRIX)
+        kind = type(store), prefix, dtypes
+        return cls(store, is_sorted, mapped if usable else (), prefix, kind)
 
 
 class Addresses:

@@ -17,6 +17,8 @@ from storage_backends.compute.threads import for_each
 
 #: Number of values above which reading values and column ids in two threads saves time.
 MANY_VALUES = 1 << 17
+#: Number of rows to sample for whether the others are in memory.
+_SAMPLE = 32
 #: Bits of the number of a row, above which that of its archive is added.
 _ROW_BITS = 40
 
@@ -62,6 +64,16 @@ class StoredRows(NamedTuple):
 
     def announce(self) -> Any:
         """Announce the rows to the storage; returns an object to keep until they were read."""
+        step = len(self.rows) // _SAMPLE
+        if step > 1 and not self.stores[0].request_bytes:
+            numbers, which = np.unique(self.which[::step], return_inverse=True)
+            stores = [self.stores[number] for number in numbers.tolist()]
+            if not StoredRows(stores, self.prefix, which, self.rows[::step])._announce():
+                return None
+        return self._announce()
+
+    def _announce(self) -> list[Any]:
+        """Announce the rows; the result is empty if all of them are in memory."""
         key = np.sort((self.which << _ROW_BITS) | self.rows)
         # Consecutive rows are one range.
         is_first = np.concatenate([[True], key[1:] - key[:-1] > 1])
@@ -74,9 +86,10 @@ class StoredRows(NamedTuple):
         starts, stops = ends.reshape(-1, 2).T.astype(np.int64, order="C")
         if (starts < 0).any() or (stops < starts).any() or (stops > self._nnz(which)).any():
             # Reading raises the error of the row that is damaged.
-            return kept
+            return []
         ranges = runs._replace(which=which, rows=first)
-        return kept + [ranges._will_need(name, starts, stops) for name in (DATA, INDICES)]
+        kept += [ranges._will_need(name, starts, stops) for name in (DATA, INDICES)]
+        return [one for one in kept if one]
 
     def _spec(self, number: int, name: str) -> ArraySpec:
         return self.stores[number].contents.arrays[self.prefix + name]

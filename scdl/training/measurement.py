@@ -159,9 +159,9 @@ class _Sample(NamedTuple):
         rows = np.arange(n)
         # Keeps what a remote storage sends, so that only decoding is timed.
         fetched = data.will_need(rows)
-        asked = TRAFFIC.counts().since(before).asked
         # The first time, code is compiled and files are read.
         n_values = len(data.read_rows(rows, genes=_genes(data)).data)
+        asked = TRAFFIC.counts().since(before).asked
         began = time.process_time()
         data.read_rows(rows, genes=_genes(data))
         seconds = time.process_time() - began

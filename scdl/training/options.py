@@ -99,10 +99,10 @@ class LoaderStats:
         Seconds since the epoch began.
     waited
         Seconds in which the consumer waited for a batch.
-    announced, asked_bytes
-        Number of cells that were announced to the storage, which is ahead of `cells` until the end
-        of an epoch; bytes of the storage that hold them: ranges of mapped files, or whole chunks,
-        compressed if they are. None if the backend does not tell.
+    cells_read, asked_bytes
+        Number of cells that were read from the storage, which is ahead of `cells` until the end of
+        an epoch; bytes of the storage that hold them: ranges of mapped files, or whole chunks,
+        compressed if they are. None if the backend does not count them.
     read_bytes
         Bytes that were read for them. From remote storage: the bytes received. Otherwise, on Linux:
         the bytes read from disks, and not from the page cache, which file systems in user space
@@ -123,7 +123,7 @@ class LoaderStats:
     nbytes: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    announced: int | None = None
+    cells_read: int | None = None
     asked_bytes: int | None = None
     read_bytes: int | None = None
     requests: int | None = None

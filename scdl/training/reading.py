@@ -10,7 +10,7 @@ from storage_backends.compute.traffic import TRAFFIC, disk_bytes_read
 class Reading(NamedTuple):
     """What an epoch read, as :class:`~scdl.training.options.LoaderStats` tells it."""
 
-    announced: int | None
+    cells_read: int | None
     asked_bytes: int | None
     read_bytes: int | None
     requests: int | None
@@ -39,7 +39,7 @@ class EpochReading:
         elif self._from_disk is not None and (now := disk_bytes_read()) is not None:
             read = now - self._from_disk
         return Reading(
-            announced=counts.rows if counts.asked else None,
+            cells_read=counts.rows if counts.asked else None,
             asked_bytes=counts.asked or None,
             read_bytes=read,
             requests=counts.requests or None,

@@ -19,9 +19,9 @@ class Counts(NamedTuple):
     Attributes
     ----------
     rows
-        Rows of matrices that were announced.
+        Rows of matrices that were read.
     asked
-        Bytes of the storage that hold what was announced, compressed if they are.
+        Bytes of the storage that hold what was read, compressed if they are.
     requests
         Requests to remote storages, also those that failed.
     received
@@ -54,7 +54,7 @@ class Counts(NamedTuple):
 class Traffic:
     """Counts what the threads of a process ask of storages, and what these return.
 
-    A backend adds to :data:`TRAFFIC`: once for each announcement, and once for each request.
+    A backend adds to :data:`TRAFFIC`: once for each read of many rows, and once for each request.
     """
 
     def __init__(self) -> None:
@@ -71,13 +71,13 @@ class Traffic:
         added = {name: getattr(self._counts, name) + n for name, n in more.items()}
         self._counts = self._counts._replace(**added)
 
-    def announce(self, rows: int) -> None:
-        """Count rows that are announced to a storage, whose bytes are counted by `ask`."""
+    def read(self, rows: int) -> None:
+        """Count rows that are read, whose bytes are counted by `ask`."""
         with self._lock:
             self._add(rows=rows)
 
     def ask(self, n_bytes: int) -> None:
-        """Count bytes of a storage that hold what was announced, without what lies between."""
+        """Count bytes of a storage that hold what is read, without the bytes between them."""
         with self._lock:
             self._add(asked=n_bytes)
 

@@ -54,7 +54,7 @@ class TestInstalled:
         loader = scdl.SingleCellLoader(scdl.open(archive), 64, layout="dense")
         rows = np.concatenate([batch.rows for batch in loader])
         assert sorted(rows.tolist()) == list(range(300))
-        assert loader.stats().announced is loader.stats().asked_bytes is None
+        assert loader.stats().cells_read is loader.stats().asked_bytes is None
 
     def test_it_is_verified(self, archive: Path) -> None:
         assert scdl.verify(archive, deep=True).verdict == Verdict.SOUND

@@ -81,6 +81,7 @@ class DirectReader(ChunkReader):
         readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
     ) -> Chunks:
         pieces, written = locate(readers, which, chunks)
+        TRAFFIC.ask(int(pieces.length.sum()))
         return _Fetched(readers, which, chunks, written, readers[0].grid.files.fetch(pieces))
 
     @staticmethod
@@ -88,7 +89,6 @@ class DirectReader(ChunkReader):
         readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
     ) -> Any:
         pieces, _ = locate(readers, which, chunks)
-        TRAFFIC.ask(int(pieces.length.sum()))
         return readers[0].grid.files.will_need(pieces)
 
 

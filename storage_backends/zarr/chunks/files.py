@@ -159,12 +159,14 @@ class LocalFiles:
         return Content(start + pieces.offset, pieces.length, files)
 
     @staticmethod
-    def will_need(pieces: Pieces) -> None:
+    def will_need(pieces: Pieces) -> bool:
         from storage_backends.compute import read_ahead
 
         begin, length, _ = LocalFiles.fetch(pieces)
-        if read_ahead.are_cold(begin):
+        are_cold = read_ahead.are_cold(begin)
+        if are_cold:
             read_ahead.will_need(begin, begin + length)
+        return are_cold
 
     def total(self, prefix: str) -> int:
         return sum(archive_files.file_sizes(os.path.join(self.root, prefix)).values())

@@ -21,7 +21,7 @@ def test_threads_add_up() -> None:
 
     def work() -> None:
         for i in range(n):
-            counted.announce(2)
+            counted.read(2)
             counted.ask(i)
             with counted.request(3):
                 counted.receive(i)
