@@ -102,7 +102,8 @@ class LoaderStats:
     cells_read, asked_bytes
         Number of cells that were read from the storage, which is ahead of `cells` until the end of
         an epoch; bytes of the storage that hold them: ranges of mapped files, or whole chunks,
-        compressed if they are. None if the backend does not count them.
+        compressed if they are. None if the backend does not count them, or if all of them were in
+        memory, decoded.
     read_bytes
         Bytes that were read for them. From remote storage: the bytes received. Otherwise, on Linux:
         the bytes read from disks, and not from the page cache, which file systems in user space
