@@ -118,49 +118,32 @@ class RemoteFiles:
     @staticmethod
     def will_need(pieces: Pieces) -> list[Span]:
         """Begin to fetch pieces; they stay in memory as long as the returned object."""
-        found = _spans(pieces)
-        new = [span for span, is_new in found.items() if is_new]
-        if new:
-            _start(new)
-        return list(found)
+        return list(dict.fromkeys(_begin(pieces)[1]))
 
     @staticmethod
     def fetch(pieces: Pieces) -> Content:
         """The bytes of pieces; those that were not announced are fetched now."""
-        spans = RemoteFiles.will_need(pieces)
-        addresses, owners = np.empty(len(pieces.file), np.int64), list[Any](spans)
-        places = zip(*(part.tolist() for part in pieces[1:]), strict=True)
-        for i, (file, offset, length) in enumerate(places):
-            owner, key = pieces.files[file]
-            data, start = owner._bytes(key, offset, length)
-            addresses[i] = data.ctypes.data + start
+        pages, span_of = _begin(pieces)
+        spans = {span: i for i, span in enumerate(dict.fromkeys(span_of))}
+        owners: list[Any] = [span.future.result() for span in spans]
+        places = [
+            (d.ctypes.data, s.start, s.start + len(d)) for d, s in zip(owners, spans, strict=True)
+        ]
+        number = np.array([spans[span] for span in span_of], np.int64)
+        first, last = (np.searchsorted(pages, keys) for keys in _page_keys(pieces))
+        address, start, stop = np.array(places, np.int64).reshape(-1, 3)[number[first]].T
+        addresses = address + pieces.offset - start
+        for i in np.flatnonzero(pieces.offset + pieces.length > stop).tolist():
+            # The piece continues in other spans, or the file ends before it does.
+            data = _joined(span_of[first[i] : last[i] + 1], pieces, i)
+            addresses[i] = data.ctypes.data
             owners.append(data)
-        return Content(addresses, pieces.length, owners)
+        return Content(addresses, pieces.length, (owners, list(spans)))
 
     def span(self, key: str, page: int) -> Span | None:
         """The span of a page, if there is one."""
         reference = self._pages.get((key, page))
         return None if reference is None else reference()
-
-    def _bytes(self, key: str, offset: int, length: int) -> tuple[NDArray[np.uint8], int]:
-        """Memory with a range of a file, and where the range begins in it; the spans exist."""
-        span = self.span(key, offset // self.page_bytes)
-        assert span is not None
-        data, start = span.future.result(), offset - span.start
-        if offset + length > span.stop:
-            # The range continues in other spans.
-            parts, at = [data[start:]], span.stop
-            while at < offset + length:
-                span = self.span(key, at // self.page_bytes)
-                assert span is not None
-                parts.append(span.future.result()[at - span.start :])
-                at = span.stop
-            data, start = np.concatenate(parts), 0
-        if start + length > len(data):
-            raise ArchiveFormatError(
-                f"{self.url}: the file {key} is truncated or missing; copy it again"
-            )
-        return data, start
 
     def total(self, prefix: str) -> int:
         """Bytes of all files below a path; 0 where the store does not list them."""
@@ -175,34 +158,62 @@ class RemoteFiles:
         """Do nothing: no resources are held."""
 
 
-def _spans(pieces: Pieces) -> dict[Span, bool]:
-    """The spans of pieces, and whether each was not known before."""
+def _joined(spans: Sequence[Span], pieces: Pieces, i: int) -> NDArray[np.uint8]:
+    """The bytes of a piece that several spans hold together."""
+    parts, at, stop = [], int(pieces.offset[i]), int(pieces.offset[i] + pieces.length[i])
+    for span in dict.fromkeys(spans):
+        parts.append(span.future.result()[at - span.start : stop - span.start])
+        at = max(at, min(span.stop, stop))
+    data = np.concatenate(parts)
+    if len(data) < pieces.length[i]:
+        owner, key = pieces.files[pieces.file[i]]
+        raise ArchiveFormatError(
+            f"{owner.url}: the file {key} is truncated or missing; copy it again"
+        )
+    return data
+
+
+def _page_keys(pieces: Pieces) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last page of pieces, as numbers that contain that of the file."""
     _, file, offset, length = pieces
     page_bytes = np.array([owner.page_bytes for owner, _ in pieces.files])[file]
-    first, last = offset // page_bytes, (offset + np.maximum(length, 1) - 1) // page_bytes
+    ends = offset + np.maximum(length, 1) - 1
+    return (file << _PAGE_BITS) + offset // page_bytes, (file << _PAGE_BITS) + ends // page_bytes
+
+
+def _begin(pieces: Pieces) -> tuple[NDArray[np.int64], list[Span]]:
+    """Begin to fetch pieces that are not known; their pages in order, and the span of each."""
+    first, last = _page_keys(pieces)
     n_pages = last - first + 1
     pages = np.repeat(first - np.cumsum(n_pages) + n_pages, n_pages) + np.arange(n_pages.sum())
-    # Sorted by file, then by page.
-    wanted = np.unique((np.repeat(file, n_pages) << _PAGE_BITS) + pages)
-    found: dict[Span, bool] = {}
+    pages = np.unique(pages)
+    found: dict[int, Span] = {}
     missing: dict[int, list[int]] = {}
-    for number, page in zip(
-        (wanted >> _PAGE_BITS).tolist(), (wanted & (1 << _PAGE_BITS) - 1).tolist(), strict=True
-    ):
+    for page in pages.tolist():
+        number, at = page >> _PAGE_BITS, page & (1 << _PAGE_BITS) - 1
         owner, key = pieces.files[number]
-        span = owner.span(key, page)
+        span = owner.span(key, at)
         if span is None:
-            missing.setdefault(number, []).append(page)
+            missing.setdefault(number, []).append(at)
         else:
-            found.setdefault(span, False)
+            found[page] = span
+    new: list[Span] = []
     for number, left in missing.items():
         owner, key = pieces.files[number]
-        for span in _cached(owner, key, left):
-            found[span] = False
-            left = [page for page in left if page not in span.pages]
-        for first_page, last_page in _requests(left, owner.page_bytes):
-            found[Span(owner, key, first_page, last_page)] = True
-    return found
+        ready = list(_cached(owner, key, left))
+        there = {page for span in ready for page in span.pages}
+        fetched = [
+            Span(owner, key, *ends)
+            for ends in _requests([page for page in left if page not in there], owner.page_bytes)
+        ]
+        for span in (*ready, *fetched):
+            found.update(
+                dict.fromkeys(((number << _PAGE_BITS) + page for page in span.pages), span)
+            )
+        new += fetched
+    if new:
+        _start(new)
+    return pages, [found[page] for page in pages.tolist()]
 
 
 def _cached(owner: RemoteFiles, key: str, pages: Sequence[int]) -> Iterator[Span]:
