@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ _PAGES, _SUMS, _TAIL = ".pages", ".sums", ".tail"
 _OWN = "scdl-pages"
 #: Bytes of an entry.
 _ENTRY = 8
+#: Temporary files of this age were left behind by a killed process.
+_PART_SECONDS = 3_600
 #: The size of the directory is checked after this share of the limit was written.
 _CHECKS = 32
 
@@ -177,11 +180,15 @@ class PageCache:
 
     def _shrink(self) -> None:
         """Remove the files used longest ago while all have more than the limit."""
-        found = []
+        found, now = [], time.time()
         for directory, _, names in os.walk(self._root):
             for name in names:
                 with contextlib.suppress(OSError):
                     stat = os.stat(path := os.path.join(directory, name))
+                    is_part = not name.endswith((_PAGES, _SUMS, _TAIL))
+                    if is_part and stat.st_mtime > now - _PART_SECONDS:
+                        # Another process is about to rename it.
+                        continue
                     # Files have holes where no page is.
                     found.append((stat.st_mtime, stat.st_blocks * 512, path))
         total = sum(size for _, size, _ in found)
