@@ -270,6 +270,7 @@ class TestReading:
         for rows in (np.arange(len(expected)), rng.integers(0, len(expected), 300), [3], [3, 25]):
             found.will_need(np.asarray(rows))
             np.testing.assert_array_equal(found.read_rows(rows).to_dense(), expected[rows])
+        pytest.importorskip("torch")
         loader = scdl.SingleCellLoader(found, 16, block=4, buffer=64)
         for batch in loader:
             np.testing.assert_array_equal(batch.x.to_dense().numpy(), expected[batch.rows.tolist()])
