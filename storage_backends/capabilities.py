@@ -79,7 +79,7 @@ class Chunked(_Store):
 
         Returns without waiting, and raises only errors that reading the ranges would raise. The
         caller keeps the result, which may contain fetched data, until it has read the ranges. The
-        result is false if all ranges are in memory already.
+        result is False if all ranges are in memory already.
         """
         self.spec(name)
 
@@ -127,7 +127,7 @@ class Chunked(_Store):
         for i, store in enumerate(stores):
             chosen = which == i
             kept.append(store.will_need(name, starts[chosen], stops[chosen]))
-        return [one for one in kept if one]
+        return any(one is not False for one in kept) and kept
 
     def describe(self, name: str) -> str:
         """Description of an array's storage for display: codecs, chunks and shards."""

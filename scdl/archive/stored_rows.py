@@ -68,12 +68,12 @@ class StoredRows(NamedTuple):
         if step > 1 and not self.stores[0].request_bytes:
             numbers, which = np.unique(self.which[::step], return_inverse=True)
             stores = [self.stores[number] for number in numbers.tolist()]
-            if not StoredRows(stores, self.prefix, which, self.rows[::step])._announce():
+            if StoredRows(stores, self.prefix, which, self.rows[::step])._announce() is False:
                 return None
         return self._announce()
 
-    def _announce(self) -> list[Any]:
-        """Announce the rows; the result is empty if all of them are in memory."""
+    def _announce(self) -> Any:
+        """Announce the rows; the result is False if all of them are in memory."""
         key = np.sort((self.which << _ROW_BITS) | self.rows)
         # Consecutive rows are one range.
         is_first = np.concatenate([[True], key[1:] - key[:-1] > 1])
@@ -86,10 +86,10 @@ class StoredRows(NamedTuple):
         starts, stops = ends.reshape(-1, 2).T.astype(np.int64, order="C")
         if (starts < 0).any() or (stops < starts).any() or (stops > self._nnz(which)).any():
             # Reading raises the error of the row that is damaged.
-            return []
+            return False
         ranges = runs._replace(which=which, rows=first)
         kept += [ranges._will_need(name, starts, stops) for name in (DATA, INDICES)]
-        return [one for one in kept if one]
+        return any(one is not False for one in kept) and kept
 
     def _spec(self, number: int, name: str) -> ArraySpec:
         return self.stores[number].contents.arrays[self.prefix + name]

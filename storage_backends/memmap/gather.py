@@ -62,8 +62,8 @@ def gather_ranges_numpy(
     out[:] = source[np.arange(len(out)) + np.repeat(starts - (ends - lengths), lengths)]
 
 
-def read_ahead(array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
-    """Start reading ranges of a mapped array from the disk, without waiting.
+def read_ahead(array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
+    """Start reading ranges of a mapped array from the disk, without waiting; False if in memory.
 
     Parameters
     ----------
@@ -73,7 +73,9 @@ def read_ahead(array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np
         Half-open ranges of its items.
     """
     if len(starts) == 0 or array.nbytes == 0:
-        return
+        return False
     begin = array.ctypes.data + starts * array.strides[0]
-    if are_cold(begin[starts < len(array)]):
+    is_cold = are_cold(begin[starts < len(array)])
+    if is_cold:
         will_need(begin, array.ctypes.data + stops * array.strides[0])
+    return is_cold

@@ -189,11 +189,11 @@ class MemmapStore(DirectoryStore):
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
         gather_ranges(np.asarray(self._open_arrays()[name]), starts, stops, out)
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
         from storage_backends.memmap.gather import read_ahead
 
         self.spec(name)
-        read_ahead(np.asarray(self._open_arrays()[name]), starts, stops)
+        return read_ahead(np.asarray(self._open_arrays()[name]), starts, stops)
 
     def read_table(
         self,

@@ -135,10 +135,11 @@ class ZarrStore(DirectoryStore):
         stops: NDArray[np.int64],
         out: NDArray[Any],
     ) -> None:
-        longest = max((store.spec(name) for store in stores), key=lambda spec: spec.length)
+        specs = [store.spec(name) for store in stores]
+        longest = max(specs, key=lambda spec: spec.length)
         check_ranges(f"{stores[0].path}: {name}", longest, starts, stops, out)
         arrays = cls._checked_arrays(stores, name, which, starts, stops)
-        if len({store.spec(name).dtype for store in stores}) > 1:
+        if len({spec.dtype for spec in specs}) > 1:
             raise OutputError(f"{stores[0].path}: {name} has another dtype than in other archives")
         # uint64 may be stored as int64, which has the same bits.
         same, stored = out.dtype == longest.dtype, arrays[0].spec.dtype

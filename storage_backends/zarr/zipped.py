@@ -180,8 +180,9 @@ class ZippedFiles:
         return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
 
     @staticmethod
-    def will_need(pieces: Pieces) -> None:
+    def will_need(pieces: Pieces) -> bool:
         """Do nothing: the system reads ahead, or unpacking needs the whole file."""
+        return False
 
     def total(self, prefix: str) -> int:
         """Size in the zip file of all files below the path `prefix`, in bytes."""

@@ -275,6 +275,29 @@ class TestReading:
         for batch in loader:
             np.testing.assert_array_equal(batch.x.to_dense().numpy(), expected[batch.rows.tolist()])
 
+    @pytest.mark.parametrize(("answer", "n_rows"), [(None, 4_000), (True, 4_000), (False, 33)])
+    def test_rows_are_announced_unless_a_sample_is_in_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool | None, n_rows: int
+    ) -> None:
+        """A backend that does not say what is in memory is told of all rows."""
+        path = str(tmp_path / "a.zarr")
+        cells = small_archive(4_000, 8)
+        with registry.backend("zarr").writer.open(path) as writer:
+            cells.write(writer)
+            writer.commit(cells.attrs)
+        announced: list[int] = []
+
+        def will_need(cls: Any, stores: Any, name: str, *ranges: Any) -> bool | None:
+            announced.append(int((ranges[2] - ranges[1]).sum()) if name == "data" else 0)
+            return answer
+
+        monkeypatch.setattr(ZarrStore, "will_need_across", classmethod(will_need))
+        found = scdl.open(path)
+        found.will_need(np.arange(4_000))
+        total, per_row = len(cells.arrays["data"]), len(cells.arrays["data"]) / 4_000
+        assert max(announced) == pytest.approx(n_rows * per_row, rel=0.5)
+        assert (max(announced) == total) == (answer is not False)
+
     def test_without_obs(self, ragged: Ragged) -> None:
         """Archives of BioNeMo-SCDL 0.1.1 have none."""
         golden = GOLDEN

@@ -109,7 +109,7 @@ def will_need(
         reading, readers = _Reading.of(kind, ranges, nowhere), [array.reader for array in kind]
         if n := len(reading.todo.chunks):
             kept.append(readers[0].will_need(readers, *reading.located(0, n)))
-    return [one for one in kept if one]
+    return any(one is not False for one in kept) and kept
 
 
 def _by_kind(

@@ -243,7 +243,6 @@ def _requests(pages: Sequence[int], page_bytes: int) -> Iterator[tuple[int, int]
 def _start(spans: Sequence[Span]) -> None:
     """Begin to fetch spans, without waiting."""
     waiting = [span.reference for span in spans]
-
     shared = iter(waiting)
 
     async def work() -> None:
@@ -254,7 +253,9 @@ def _start(spans: Sequence[Span]) -> None:
                     try:
                         await span.fetch()
                     except Exception as error:  # noqa: BLE001 - raised where the bytes are needed
-                        span.future.set_exception(error)
+                        # Keeping bytes that were received may fail, too.
+                        if not span.future.done():
+                            span.future.set_exception(error)
 
     async def fetch_all() -> None:
         await asyncio.gather(*(work() for _ in waiting[:CONCURRENCY]))

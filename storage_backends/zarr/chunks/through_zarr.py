@@ -31,8 +31,9 @@ class ZarrReader(ChunkReader):
     @staticmethod
     def will_need(
         readers: Sequence[ZarrReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> None:
+    ) -> bool:
         """Do nothing, as zarr-python cannot read ahead."""
+        return False
 
     def read(self, chunk: int) -> NDArray[Any]:
         """The numbers of a chunk; the last chunk of the array may be shorter."""
