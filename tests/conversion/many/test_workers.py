@@ -212,9 +212,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestConversion:
-    """Of files that take a while, since few values are handled at once."""
+    """Of files that take ten seconds each, since one cell is handled at once.
 
-    OPTIONS = "workers=2, block_values=60, progress=True"
+    So the second worker may begin late, and two files are being written all the same.
+    """
+
+    OPTIONS = "workers=2, block_values=10, progress=True"
 
     @pytest.fixture
     def begin(
@@ -240,9 +243,14 @@ class TestConversion:
                     start_new_session=True,
                 )
             )
-            drafts = (tmp_path / "out").glob
-            until(lambda: len(list(drafts(".scdl-drafts-*/.*/data.npy"))) == 2)
-            return children[0]
+            child = children[0]
+
+            def writes_two() -> bool:
+                assert child.poll() is None, child.communicate()
+                return len(list((tmp_path / "out").glob(".scdl-drafts-*/.*/data.npy"))) == 2
+
+            until(writes_two)
+            return child
 
         yield begin
         for child in children:
