@@ -212,12 +212,28 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestConversion:
-    """Of files that take ten seconds each, since one cell is handled at once.
+    """Of files that take many seconds each, since every write is followed by a pause.
 
-    So the second worker may begin late, and two files are being written all the same.
+    So the second worker may begin late, and two files are being written all the same. Small writes
+    without a pause would take as long, but then this process waits seconds to list the directory.
     """
 
-    OPTIONS = "workers=2, block_values=10, progress=True"
+    SCRIPT = """
+import time
+import scdl
+from storage_backends.memmap.writer import MemmapWriter
+
+append = MemmapWriter.append
+
+def append_slowly(self, name, values):
+    append(self, name, values)
+    time.sleep(0.05)
+
+MemmapWriter.append = append_slowly
+
+if __name__ == "__main__":
+    scdl.convert_directory({files!r}, "out", workers=2, block_values=2000, progress=True)
+"""
 
     @pytest.fixture
     def begin(
@@ -225,11 +241,7 @@ class TestConversion:
     ) -> Iterator[Callable[[], subprocess.Popen[str]]]:
         """Start a conversion in a process, and return when two files are being written."""
         script = tmp_path / "script.py"
-        script.write_text(
-            "import scdl\n"
-            'if __name__ == "__main__":\n'
-            f"    scdl.convert_directory({str(files)!r}, 'out', {self.OPTIONS})\n"
-        )
+        script.write_text(self.SCRIPT.format(files=str(files)))
         children = []
 
         def begin() -> subprocess.Popen[str]:
@@ -246,7 +258,7 @@ class TestConversion:
             child = children[0]
 
             def writes_two() -> bool:
-                assert child.poll() is None, child.communicate()
+                assert child.poll() is None, "it ended first"
                 return len(list((tmp_path / "out").glob(".scdl-drafts-*/.*/data.npy"))) == 2
 
             until(writes_two)
