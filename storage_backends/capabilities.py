@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends.contents import Positions
+from storage_backends.contents import Sparse as Sparse
 from storage_backends.errors import (
     ArchiveChangedError,
     ArchiveWriteError,
@@ -17,6 +18,7 @@ from storage_backends.errors import (
     OutputError,
     ScdlError,
 )
+from storage_backends.findings import Checked as Checked
 from storage_backends.findings import Examination as Examination
 from storage_backends.findings import Finding as Finding
 from storage_backends.findings import Piece as Piece
@@ -26,22 +28,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage_backends.base import ArraySpec, ArrayStore
-
-
-@dataclass(frozen=True, slots=True)
-class Sparse:
-    """A sparse matrix other than the expression matrix, in three arrays of an archive.
-
-    Parameters
-    ----------
-    format
-        ``"csr"`` or ``"csc"``: whether ``<name>/indptr`` delimits rows or columns.
-    shape
-        Number of rows and columns.
-    """
-
-    format: str
-    shape: tuple[int, int]
 
 
 class _Store:
@@ -74,7 +60,7 @@ class Chunked(_Store):
         """Preferred size of a storage request in bytes; 0 if small requests cost little."""
         return 0
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
+    def will_need(self, name: str, starts: Positions, stops: Positions) -> Any:
         """Announce ranges that will be read soon, so that a backend can prefetch them.
 
         Returns without waiting, and raises only errors that reading the ranges would raise. The
@@ -88,9 +74,9 @@ class Chunked(_Store):
         cls,
         stores: Sequence[Any],
         name: str,
-        which: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
+        which: Positions,
+        starts: Positions,
+        stops: Positions,
         out: NDArray[Any],
     ) -> None:
         """Read half-open ranges of one array of several archives of this backend into `out`.
@@ -115,12 +101,7 @@ class Chunked(_Store):
 
     @classmethod
     def will_need_across(
-        cls,
-        stores: Sequence[Any],
-        name: str,
-        which: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
+        cls, stores: Sequence[Any], name: str, which: Positions, starts: Positions, stops: Positions
     ) -> Any:
         """Announce ranges of one array of several archives of this backend."""
         kept = []
@@ -182,50 +163,6 @@ class Elements(_Store):
     def unread(self) -> Sequence[str]:
         """Elements of a foreign archive that the backend cannot read."""
         return ()
-
-
-class Checked(_Store):
-    """Verification of an archive, by path, since a damaged one may not open."""
-
-    #: Irregularities of the archive that were accepted, as sentences; opening warns of each.
-    remarks: Sequence[str] = ()
-
-    #: Whether metadata of the archive disagrees with its arrays, so that the metadata was ignored;
-    #: `repair` writes new metadata.
-    stale: bool = False
-
-    @classmethod
-    def examine(cls, path: str) -> Examination:
-        """Examine the files at `path` before reading them; damage does not raise errors."""
-        return Examination(
-            [Finding(f"{path}: this backend does not store checksums", Verdict.UNKNOWN)]
-        )
-
-    @classmethod
-    def repair(cls, path: str) -> Sequence[str]:
-        """Repair what is unambiguous, atomically; returns a sentence for each repair.
-
-        Raises
-        ------
-        ArchiveFormatError
-            The archive cannot be opened.
-        ArchiveWriteError
-            The archive is not writable.
-        """
-        return ()
-
-    @classmethod
-    def add_checksums(cls, path: str) -> int:
-        """Add checksums to an archive without any, atomically; returns the bytes covered.
-
-        Raises
-        ------
-        OutputError
-            The archive has checksums already, or the backend does not support them.
-        ArchiveWriteError
-            The archive is not writable.
-        """
-        raise OutputError(f"{path}: this backend does not store checksums")
 
 
 class TableReader(Protocol):

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage_backends.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+#: Positions of items, rows or archives.
+Positions = NDArray[np.int64]
 
 #: Column of a table with its row names; readers may treat it separately.
 INDEX = "_index"
@@ -90,6 +94,22 @@ class Contents:
     arrays: Mapping[str, ArraySpec]
     tables: Mapping[str, pa.Schema]
     attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """A sparse matrix other than the expression matrix, in three arrays of an archive.
+
+    Parameters
+    ----------
+    format
+        ``"csr"`` or ``"csc"``: whether ``<name>/indptr`` delimits rows or columns.
+    shape
+        Number of rows and columns.
+    """
+
+    format: str
+    shape: tuple[int, int]
 
 
 class Inventory:

@@ -1,4 +1,4 @@
-"""Results of verifying an archive."""
+"""Verification of archives: the capability of a backend, and its results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
+
+from storage_backends.errors import OutputError
 
 if TYPE_CHECKING:
     from storage_backends.base import ArrayStore
@@ -79,3 +81,47 @@ class Examination:
     nbytes: int = 0
     has_checksums: bool = False
     open: Callable[[], ArrayStore] | None = None
+
+
+class Checked:
+    """Verification of an archive, by path, since a damaged one may not open."""
+
+    #: Irregularities of the archive that were accepted, as sentences; opening warns of each.
+    remarks: Sequence[str] = ()
+
+    #: Whether metadata of the archive disagrees with its arrays, so that the metadata was ignored;
+    #: `repair` writes new metadata.
+    stale: bool = False
+
+    @classmethod
+    def examine(cls, path: str) -> Examination:
+        """Examine the files at `path` before reading them; damage does not raise errors."""
+        return Examination(
+            [Finding(f"{path}: this backend does not store checksums", Verdict.UNKNOWN)]
+        )
+
+    @classmethod
+    def repair(cls, path: str) -> Sequence[str]:
+        """Repair what is unambiguous, atomically; returns a sentence for each repair.
+
+        Raises
+        ------
+        ArchiveFormatError
+            The archive cannot be opened.
+        ArchiveWriteError
+            The archive is not writable.
+        """
+        return ()
+
+    @classmethod
+    def add_checksums(cls, path: str) -> int:
+        """Add checksums to an archive without any, atomically; returns the bytes covered.
+
+        Raises
+        ------
+        OutputError
+            The archive has checksums already, or the backend does not support them.
+        ArchiveWriteError
+            The archive is not writable.
+        """
+        raise OutputError(f"{path}: this backend does not store checksums")

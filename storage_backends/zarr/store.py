@@ -29,6 +29,7 @@ from storage_backends.base import Contents
 from storage_backends.capabilities import Examination, Sparse
 from storage_backends.checks import check_ranges, check_rows
 from storage_backends.compute.caching import LazyMapping, cached_property
+from storage_backends.contents import Positions
 from storage_backends.directory.files import file_sizes, identity_of
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import (
@@ -121,7 +122,7 @@ class ZarrStore(DirectoryStore):
         return Contents(specs, schemas, attrs)
 
     def read_ranges(
-        self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
+        self, name: str, starts: Positions, stops: Positions, out: NDArray[Any]
     ) -> None:
         self.read_across((self,), name, np.zeros(len(starts), np.int64), starts, stops, out)
 
@@ -130,9 +131,9 @@ class ZarrStore(DirectoryStore):
         cls,
         stores: Sequence[Any],
         name: str,
-        which: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
+        which: Positions,
+        starts: Positions,
+        stops: Positions,
         out: NDArray[Any],
     ) -> None:
         specs = [store.spec(name) for store in stores]
@@ -149,29 +150,20 @@ class ZarrStore(DirectoryStore):
     def request_bytes(self) -> int:
         return self._files.request_bytes
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
+    def will_need(self, name: str, starts: Positions, stops: Positions) -> Any:
         which = np.zeros(len(starts), np.int64)
         return self.will_need_across((self,), name, which, starts, stops)
 
     @classmethod
     def will_need_across(
-        cls,
-        stores: Sequence[Any],
-        name: str,
-        which: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
+        cls, stores: Sequence[Any], name: str, which: Positions, starts: Positions, stops: Positions
     ) -> Any:
         arrays = cls._checked_arrays(stores, name, which, starts, stops)
         return reading.will_need(arrays, which, starts, stops)
 
     @staticmethod
     def _checked_arrays(
-        stores: Sequence[ZarrStore],
-        name: str,
-        which: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
+        stores: Sequence[Any], name: str, which: Positions, starts: Positions, stops: Positions
     ) -> list[ZarrArray]:
         """An array of each archive; RangeError if a range ends after its array."""
         lengths = np.array([store.spec(name).length for store in stores])
