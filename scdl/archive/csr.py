@@ -1,19 +1,19 @@
-"""Reading rows of the sparse matrices of an archive."""
+"""Rows of the sparse matrices of an archive."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive.casting import cast_values
-from scdl.archive.schema import INDPTR
+from scdl.archive.schema import INDPTR, MATRIX
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.kernels import memory as recycled
-from storage_backends.base import ArrayStore
+from storage_backends.base import ArrayStore, ArrayWriter
 
 #: A selection of cells: a position, a slice, several positions, or a boolean mask.
 Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
@@ -204,3 +204,20 @@ def clean(
         ),
         indices=summed.indices.astype(index_dtype, copy=False),
     )
+
+
+def write_rows(
+    writer: ArrayWriter, prefix: str, blocks: Iterable[SparseRows], dtypes: Sequence[np.dtype[Any]]
+) -> None:
+    """Write all rows of a matrix; `dtypes` are those of values, column ids and offsets."""
+    data, indices, indptr = (prefix + part for part in MATRIX)
+    for name, dtype in zip((data, indices), dtypes, strict=False):
+        # The arrays exist even if there are no rows.
+        writer.append(name, np.empty(0, dtype))
+    writer.append(indptr, np.zeros(1, dtypes[2]))
+    n_values = 0
+    for rows in blocks:
+        writer.append(data, rows.data)
+        writer.append(indices, rows.indices)
+        writer.append(indptr, (rows.indptr[1:] + n_values).astype(dtypes[2]))
+        n_values += int(rows.indptr[-1])

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
+from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
-from scdl.archive.csr import SparseRows
 from scdl.archive.elements import dense_vectors, graph_keys
 from scdl.archive.schema import (
     DATA,
-    GRAPH_DTYPES,
     INDEX,
-    INDICES,
-    INDPTR,
     OBS,
     Info,
     graph_array,
     obsm_array,
-    smallest_unsigned,
     var_table,
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
@@ -135,11 +130,11 @@ def concatenate(
         if graphs and sum(info.n_obs for info in infos) > 1 << 32:
             raise NeighborError(f"{writer.path}: a graph may have at most 2^32 cells")
         for key in (key for key in graphs if f"obsp/{key}" not in refused):
-            weights = graph_dtypes(key, stores, writer)[DATA]
-            rows = joined.graph(key, weights)
-            append_rows(rows, graph_array(key, ""), GRAPH_DTYPES[INDPTR], writer)
-    dtypes = caster.dtype, smallest_unsigned(max(block.n_vars for block in blocks) - 1)
-    write_matrix(joined.matrix(dtypes[1]), dtypes, joined.n_values, writer)
+            types = [*graph_dtypes(key, stores, writer).values()]
+            rows = joined.graph(key, types[0])
+            csr.write_rows(writer, graph_array(key, ""), rows, types)
+    dtypes = joined.dtypes(max(block.n_vars for block in blocks))
+    csr.write_rows(writer, "", joined.matrix(dtypes[1]), dtypes)
     matrices = tuple(name for info in infos for name in info.matrices)
     # Warn before the commit, since warning filters may turn the warning into an error.
     caster.warn(writer.path)
@@ -195,35 +190,3 @@ def obs_tables(
         StoredTable(store, OBS, n, columns=columns) if OBS in store.tables else NoTable(n)
         for store, n in zip(stores, lengths, strict=True)
     ]
-
-
-def write_matrix(
-    rows: Iterator[SparseRows],
-    dtypes: tuple[np.dtype[Any], np.dtype[Any]],
-    n_values: int,
-    writer: ArrayWriter,
-) -> None:
-    """Write an expression matrix of at most `n_values` values.
-
-    Parameters
-    ----------
-    dtypes
-        Dtypes of the values and column ids.
-    """
-    indptr_dtype = smallest_unsigned(n_values)
-    writer.append(INDPTR, np.zeros(1, indptr_dtype))
-    append_rows(rows, "", indptr_dtype, writer)
-    for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
-        writer.append(name, np.empty(0, dtype))
-
-
-def append_rows(
-    blocks: Iterator[SparseRows], prefix: str, indptr_dtype: np.dtype[Any], writer: ArrayWriter
-) -> None:
-    """Append rows to the three arrays of a matrix, of which ``indptr`` has its first offset."""
-    first_value = 0
-    for rows in blocks:
-        writer.append(prefix + DATA, rows.data)
-        writer.append(prefix + INDICES, rows.indices)
-        writer.append(prefix + INDPTR, (rows.indptr[1:] + first_value).astype(indptr_dtype))
-        first_value += int(rows.indptr[-1])

@@ -14,20 +14,12 @@ import numpy as np
 
 from scdl.archive import csr
 from scdl.archive.csr import SparseRows
-from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR
+from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR, MATRIX
 from scdl.conversion.row_order import RowOrder
 from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, SourceError
 from scdl.sources.anndata_elements import is_accepted
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, in_memory
-from scdl.sources.matrices import (
-    Bounds,
-    Matrix,
-    Offsets,
-    Reader,
-    check_ids,
-    check_offsets,
-    pieces,
-)
+from scdl.sources.matrices import Bounds, Matrix, Reader, check_ids, check_offsets, pieces
 from storage_backends.base import ArrayWriter
 from storage_backends.capabilities import Sparse
 
@@ -253,8 +245,8 @@ class _ElementWriter:
         source, including repeated entries.
         """
         stored, dtypes = _stored_name(name), _dtypes(matrix, element)
-        order, writer = self._order_of(name), self._writer
-        writer.write_sparse(stored, Sparse("csr", matrix.shape))
+        order = self._order_of(name)
+        self._writer.write_sparse(stored, Sparse("csr", matrix.shape))
         is_clean = isinstance(element, SparseParts) and element.is_sorted
 
         def rows() -> Iterator[SparseRows]:
@@ -266,15 +258,8 @@ class _ElementWriter:
                     ids = order.places(ids.astype(np.int64))
                 yield block._replace(indices=ids.astype(dtypes[INDICES], copy=False))
 
-        with Offsets(self._bounds) as offsets:
-            for block in order.rows(rows(), (dtypes[DATA], dtypes[INDICES]), matrix.size):
-                writer.append(f"{stored}/{DATA}", block.data)
-                writer.append(f"{stored}/{INDICES}", block.indices)
-                offsets.add(block.indptr)
-            for part in (DATA, INDICES):
-                writer.append(f"{stored}/{part}", np.empty(0, dtypes[part]))
-            for values in offsets.read(dtypes[INDPTR]):
-                writer.append(f"{stored}/{INDPTR}", values)
+        blocks = order.rows(rows(), (dtypes[DATA], dtypes[INDICES]), matrix.size)
+        csr.write_rows(self._writer, f"{stored}/", blocks, [dtypes[part] for part in MATRIX])
 
     def _where(self, name: str) -> str:
         return f"{self._source.path}: {name}"

@@ -13,7 +13,14 @@ from scdl.archive import csr
 from scdl.archive.casting import Caster
 from scdl.archive.csr import SparseRows
 from scdl.archive.graph import NeighborGraph
-from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, Info, graph_array
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDICES,
+    Info,
+    graph_array,
+    smallest_unsigned,
+)
 from scdl.archive.stored_rows import StoredRows
 from scdl.conversion.row_order import RowOrder
 from scdl.sources.archive import StoredArray
@@ -53,6 +60,10 @@ class JoinedRows:
     def n_values(self) -> int:
         """Number of stored values of the expression matrix, or an upper bound."""
         return sum(store.spec(DATA).length for store in self.stores)
+
+    def dtypes(self, n_vars: int) -> tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]:
+        """Dtypes of the values, column ids and offsets of the expression matrix."""
+        return self.caster.dtype, smallest_unsigned(n_vars - 1), smallest_unsigned(self.n_values)
 
     def vectors(self, name: str) -> Iterator[NDArray[Any]]:
         """Dense vectors; archives without cells may lack them."""

@@ -11,13 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.elements import Kind, elements_of, graph_keys
-from scdl.archive.schema import (
-    DATA,
-    GRAPH_DTYPES,
-    INDPTR,
-    graph_array,
-    obsm_array,
-)
+from scdl.archive.schema import DATA, GRAPH_DTYPES, graph_array, obsm_array
 from scdl.errors import CollectionError, OutputError, ScdlWarning
 from storage_backends.base import ArrayStore, ArrayWriter
 
@@ -48,8 +42,7 @@ def begin_elements(
     for key in graphs:
         try:
             for part, dtype in graph_dtypes(key, stores, writer).items():
-                first = np.zeros(1 if part == INDPTR else 0, dtype)
-                writer.append(graph_array(key, part), first)
+                writer.append(graph_array(key, part), np.empty(0, dtype))
         except OutputError:
             refused.add(f"obsp/{key}")
     return refused

@@ -211,15 +211,12 @@ class Conversion:
                 self._writer.append(INDICES, rows.indices)
                 offsets.add(rows.indptr)
                 meter.update(len(rows.data) * self._order.moves)
-            self._append(DATA, np.empty(0, self.caster.dtype), self.caster.dtype)
-            self._append(INDICES, np.empty(0, self._index_dtype), self._index_dtype)
+            for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
+                self._writer.append(name, np.empty(0, dtype))
             kept, total = self._indptr_dtype, offsets.total
             fits = kept is not None and total <= np.iinfo(kept).max
             for values in offsets.read(kept if kept and fits else smallest_unsigned(total)):
                 self._writer.append(INDPTR, values)
-
-    def _append(self, name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> None:
-        self._writer.append(name, values.astype(dtype, copy=False))
 
     def _clean(
         self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
@@ -298,20 +295,13 @@ class Conversion:
         graphs = [file.graph(key) for file in self._files]
         if sum(file.n_obs for file in self._files) > 1 << 32:
             raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
-        names = {part: graph_array(key, part) for part in GRAPH_DTYPES}
-        if not self._begins(names[DATA], np.empty(0, GRAPH_DTYPES[DATA]), f"obsp/{key}"):
+        empty = np.empty(0, GRAPH_DTYPES[DATA])
+        if not self._begins(graph_array(key, DATA), empty, f"obsp/{key}"):
             return
-        dtypes = GRAPH_DTYPES[DATA], GRAPH_DTYPES[INDICES]
+        data, indices, indptr = GRAPH_DTYPES.values()
         n_values = sum(graph.size for graph in graphs if graph)
-        with Offsets(self._bounds) as offsets:
-            for rows in self._order.rows(self._graph_rows(graphs), dtypes, n_values):
-                self._writer.append(names[DATA], rows.data)
-                self._writer.append(names[INDICES], rows.indices)
-                offsets.add(rows.indptr)
-            for part in (DATA, INDICES):
-                self._writer.append(names[part], np.empty(0, GRAPH_DTYPES[part]))
-            for values in offsets.read(GRAPH_DTYPES[INDPTR]):
-                self._writer.append(names[INDPTR], values)
+        rows = self._order.rows(self._graph_rows(graphs), (data, indices), n_values)
+        csr.write_rows(self._writer, graph_array(key, ""), rows, [data, indices, indptr])
 
     def _graph_rows(self, graphs: Sequence[Matrix | None]) -> Iterator[SparseRows]:
         caster = Caster(GRAPH_DTYPES[DATA], np.inf)

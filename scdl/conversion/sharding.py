@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from scdl.archive import csr
 from scdl.archive.csr import SparseRows
 from scdl.archive.elements import graph_keys
-from scdl.archive.schema import OBS, Info, smallest_unsigned
+from scdl.archive.schema import OBS, Info
 from scdl.archive.tables import TableSource
-from scdl.conversion.concatenation import keeping, shared_vectors, var_parts, write_matrix
+from scdl.conversion.concatenation import keeping, shared_vectors, var_parts
 from scdl.conversion.joined_rows import JoinedRows
 from scdl.conversion.losses import begin_elements, report_left_out, report_losses
 from scdl.conversion.row_order import Shuffle
@@ -66,7 +67,7 @@ def concatenate_in_shards(
         report_left_out(first, left_out)
         united = United(order.obs(obs))
         united.warn(first.path)
-        dtypes = caster.dtype, smallest_unsigned(var.num_rows - 1)
+        dtypes = joined.dtypes(var.num_rows)
         table = _Stream(stack, iter(order.table(united)), len, lambda b, i, j: b.slice(i, j - i))
         rows = _Stream(stack, joined.matrix(dtypes[1]), _n_rows, _row_range)
         vectors = {
@@ -84,7 +85,7 @@ def concatenate_in_shards(
                 for name, stream in vectors.items():
                     for values in stream.take(n):
                         writer.append(name, values)
-                write_matrix(rows.take(n), dtypes, joined.n_values, writer)
+                csr.write_rows(writer, "", rows.take(n), dtypes)
                 matrices = tuple(dict.fromkeys(m for info in infos for m in info.matrices))
                 writer.commit(Info(blocks, is_sorted=True, matrices=matrices).to_attrs())
 
