@@ -3,183 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive.columns import Columns
 from scdl.archive.csr import position
-from scdl.archive.frames import dtype_with_nulls, frame_of
 from scdl.archive.gene_names import number_keys, space_key
-from scdl.archive.schema import INDEX, OBS, Info, names_of, var_table
-from scdl.errors import FeatureNotFoundError
+from scdl.archive.schema import INDEX, OBS, Info, var_table
 from storage_backends import __version__
 from storage_backends.capabilities import TableReader
-from storage_backends.errors import ArrayNotFoundError
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
     from scdl.archive.tables import Encoded
-
-_T = TypeVar("_T")
-
-
-class Columns:
-    """The columns of one table, each read on first use.
-
-    Parameters
-    ----------
-    store, table
-        The archive and the name of the table.
-    index_names
-        Column names that refer to the index (names of cells or genes). The index is listed as a
-        column only if the table has no other.
-    read_encoded
-        Reads a column of labels as codes; default: reads it and encodes it.
-    """
-
-    def __init__(
-        self,
-        store: TableReader,
-        table: str,
-        index_names: Sequence[str],
-        read_encoded: Callable[[str], Encoded | pa.Array] | None = None,
-    ) -> None:
-        self._store = store
-        self._table = table
-        self._index_names = index_names
-        self._read_encoded = read_encoded or self._encode
-        self._arrays: dict[str, pa.Array] = {}
-        self._encoded: dict[str, Encoded | pa.Array] = {}
-        self._values: dict[str, NDArray[Any]] = {}
-        self._dtypes: dict[str, Any] = {}
-        self._names: list[str] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Column names, as listed by the documented API."""
-        if self._names is None:
-            stored = self._store.table_schema(self._table).names
-            self._names = [n for n in stored if n != INDEX] or list(
-                self._index_names[: len(stored)]
-            )
-        return self._names
-
-    def array(self, name: str) -> pa.Array:
-        """A column as an Arrow array; categorical columns are dictionary arrays.
-
-        Raises
-        ------
-        FeatureNotFoundError
-            There is no such column.
-        """
-        import pyarrow as pa
-
-        from scdl.archive.tables import as_array, encode
-
-        if name not in self._arrays:
-            if name not in self._encoded:
-                column = self._found(name, self._read)
-                if not pa.types.is_dictionary(column.type):
-                    self._arrays[name] = column.combine_chunks()
-                    return self._arrays[name]
-                self._encoded[name] = encode(column)
-            self._arrays[name] = as_array(self._encoded[name])
-        return self._arrays[name]
-
-    def encoded(self, name: str) -> Encoded | pa.Array:
-        """A column as codes if it holds labels, else its values; errors as for :meth:`array`."""
-        if name not in self._encoded:
-            self._encoded[name] = self._found(name, self._read_encoded)
-        return self._encoded[name]
-
-    def _found(self, name: str, read: Callable[[str], _T]) -> _T:
-        """Read a column; raise FeatureNotFoundError if it does not exist."""
-        key, index_names = name, self._index_names
-        if name in index_names and name not in self._store.table_schema(self._table).names:
-            key = INDEX
-        try:
-            return read(key)
-        except ArrayNotFoundError:
-            raise FeatureNotFoundError(f"{self._store.path}: {self._absent(name)}") from None
-
-    def _encode(self, key: str) -> Encoded | pa.Array:
-        from scdl.archive.tables import encode
-
-        return encode(self._read(key))
-
-    def _read(self, key: str) -> pa.ChunkedArray:
-        return self._store.read_table(self._table, [key]).column(0)
-
-    def _absent(self, name: str) -> str:
-        columns = ", ".join(self.names) or "none"
-        if name != INDEX:
-            return f"{self._table} has no column {name!r}; it has: {columns}"
-        kind = "cells" if self._table == OBS else "genes"
-        problem = f"the names of the {kind} are not stored, since BioNeMo-SCDL omits them; "
-        if kind == "cells":
-            return f"{problem}columns of obs: {columns}"
-        return (
-            f"{problem}pass the column of var that identifies genes, as in "
-            f"select_genes(…, gene_column=…); columns of var: {columns}"
-        )
-
-    def values(self, name: str, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Some values of a column; strings and categories have dtype object.
-
-        Integers of a column with nulls are converted to float64 with NaN. If float64 cannot
-        represent one of them, or the column is boolean, values are objects with None for nulls.
-        """
-        import pyarrow as pa
-
-        array = self.array(name)
-        part = array[rows] if isinstance(rows, slice) else array.take(pa.array(rows))
-        return self._numpy(name, part)
-
-    def column(self, name: str) -> NDArray[Any]:
-        """All values of a column as a cached, read-only array; see :meth:`values`."""
-        if name not in self._values:
-            values = self._numpy(name, self.array(name)).view()
-            values.flags.writeable = False
-            self._values[name] = values
-        return self._values[name]
-
-    def _numpy(self, name: str, part: pa.Array) -> NDArray[Any]:
-        """Convert part of a column to NumPy; the dtype is that of the whole column."""
-        import pyarrow as pa
-
-        if name not in self._dtypes:
-            self._dtypes[name] = dtype_with_nulls(self.array(name))
-        if pa.types.is_dictionary(part.type):
-            part = part.dictionary_decode()
-        if self._dtypes[name] is object:
-            return np.array(part.to_pylist(), object)
-        values: NDArray[Any] = part.to_numpy(zero_copy_only=False)
-        return values.astype(self._dtypes[name] or values.dtype, copy=False)
-
-    def table(self, columns: Sequence[str] | None = None, *, index: bool = True) -> pa.Table:
-        """Read the whole table, or some columns with or without the index; it is not cached.
-
-        Raises
-        ------
-        FeatureNotFoundError
-            There is no such column.
-        """
-        if columns is None and index:
-            return self._store.read_table(self._table)
-        wanted = self.names if columns is None else list(dict.fromkeys(columns))
-        has_index = index and INDEX in self._store.table_schema(self._table).names
-        try:
-            return self._store.read_table(self._table, [INDEX, *wanted] if has_index else wanted)
-        except ArrayNotFoundError:
-            missing = next(name for name in wanted if name not in self.names)
-            raise FeatureNotFoundError(f"{self._store.path}: {self._absent(missing)}") from None
-
-    def frame(self) -> pd.DataFrame:
-        """The whole table as a data frame with its index; columns with nulls keep their types."""
-        return frame_of(self.table())
 
 
 def spaces_of(store: TableReader, info: Info) -> NDArray[np.int64]:
@@ -210,14 +49,22 @@ def block_space_key(store: TableReader, block: int) -> str:
     return space_key(store.read_table(name, [INDEX] if named else None))
 
 
-def _chosen(columns: Columns, names: Sequence[str] | str | None) -> Sequence[str]:
-    """The requested column names; None: all columns."""
-    if names is None:
-        return columns.names
-    return names_of(names, "features")
+class _Features:
+    """What both feature indexes have."""
+
+    def __init__(self, info: Info) -> None:
+        self._info = info
+
+    def number_of_rows(self) -> int:
+        """Number of cells."""
+        return self._info.n_obs
+
+    def version(self) -> str:
+        """Version of this package."""
+        return __version__
 
 
-class VarFeatures:
+class VarFeatures(_Features):
     """Columns of var by cell, as ``features()`` of the documented API gives them.
 
     Parameters
@@ -229,7 +76,7 @@ class VarFeatures:
     """
 
     def __init__(self, store: TableReader, info: Info, index_names: Sequence[str]) -> None:
-        self._info = info
+        super().__init__(info)
         self.blocks = [Columns(store, var_table(i), index_names) for i in range(len(info.blocks))]
 
     def lookup(
@@ -246,7 +93,7 @@ class VarFeatures:
         """
         block = self._info.block_of(position(row, self._info.n_obs))
         columns = self.blocks[block]
-        names = _chosen(columns, select_features)
+        names = columns.chosen(select_features)
         return [columns.column(name) for name in names], self._info.blocks[block].label
 
     def __len__(self) -> int:
@@ -268,16 +115,8 @@ class VarFeatures:
             (b.stop - start) * b.n_vars for start, b in zip(starts, self._info.blocks, strict=False)
         ]
 
-    def number_of_rows(self) -> int:
-        """Number of cells."""
-        return self._info.n_obs
 
-    def version(self) -> str:
-        """Version of this package."""
-        return __version__
-
-
-class ObsFeatures:
+class ObsFeatures(_Features):
     """Columns of obs by cell, as ``obs_features()`` of the documented API gives them.
 
     Parameters
@@ -297,7 +136,7 @@ class ObsFeatures:
         index_names: Sequence[str],
         read_encoded: Callable[[str], Encoded | pa.Array] | None = None,
     ) -> None:
-        self._info = info
+        super().__init__(info)
         self.columns = Columns(store, OBS, index_names, read_encoded)
 
     def lookup(
@@ -305,7 +144,7 @@ class ObsFeatures:
     ) -> tuple[list[Any], str | None]:
         """Values of one cell, and the label of its feature block."""
         at = position(row, self._info.n_obs)
-        names = _chosen(self.columns, select_features)
+        names = self.columns.chosen(select_features)
         values = [self.columns.values(name, slice(at, at + 1))[0] for name in names]
         return values, self._info.blocks[self._info.block_of(at)].label
 
@@ -340,11 +179,3 @@ class ObsFeatures:
     def number_of_values(self) -> list[int]:
         """Number of cells times number of columns."""
         return [self._info.n_obs * len(self.columns.names)]
-
-    def number_of_rows(self) -> int:
-        """Number of cells."""
-        return self._info.n_obs
-
-    def version(self) -> str:
-        """Version of this package."""
-        return __version__

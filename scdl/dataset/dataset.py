@@ -1,36 +1,26 @@
-"""A dataset of one archive: reading, changing and copying it."""
+"""A dataset of one archive: creating, opening and reading it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack
-
-from numpy.typing import DTypeLike
 
 from scdl.archive import csr
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy
 from scdl.archive.schema import NEIGHBOR_KEY
-from scdl.dataset.opened import (
-    CACHE_MB,
-    OBS_INDEX_NAMES,
-    VAR_INDEX_NAMES,
-    OpenedArchive,
-    cache_options,
-)
-from scdl.errors import OptionError
+from scdl.dataset.opened import CACHE_MB, OBS_INDEX_NAMES, VAR_INDEX_NAMES, cache_options
+from scdl.dataset.rewritable import RewritableArchive
 from storage_backends import registry
-from storage_backends.base import ArrayStore
 from storage_backends.paths import Path, absolute, path_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scdl.conversion.cell_names import CellNames
     from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
 
 
-class SingleCellDataset(OpenedArchive):
+class SingleCellDataset(RewritableArchive):
     """An archive of any backend, as a dataset that is read by row and by batch.
 
     It is a map-style dataset for the ``DataLoader`` of PyTorch.
@@ -183,174 +173,3 @@ class SingleCellDataset(OpenedArchive):
         options: Mapping[str, Any] = {**self._store.options, **self._options}
         reconvert(anndata_path, self._store, key, options)
         self._reopen(self._store.path)
-
-    def save(self, output_path: Path | None = None, *, replace: bool = False) -> bool:
-        """Repair the header of the archive if it is stale, or copy the archive.
-
-        Archives on disk are always valid. This method rewrites an archive whose header another
-        program left stale. With `output_path` it writes a full copy there.
-
-        Parameters
-        ----------
-        output_path
-            Path of the copy; not inside an archive.
-        replace
-            Whether to replace an archive that is at `output_path`, atomically.
-
-        Returns
-        -------
-        bool
-            True.
-
-        Raises
-        ------
-        ArchiveExistsError
-            Something is at `output_path`.
-        ArchivePlaceError
-            `output_path` is inside an archive, possibly this one.
-        ArchiveLockedError, ArchiveChangedError
-            As for :meth:`cast_data_to_dtype`, in place.
-        """
-        if output_path is not None or self._store.stale:
-            self._write([self._store], output_path, replace=replace)
-        return True
-
-    def cast_data_to_dtype(self, dtype: DTypeLike) -> None:
-        """Store the values with another dtype, in place and atomically.
-
-        Raises
-        ------
-        CastError
-            The dtype cannot represent a value. The archive is not changed.
-        ArchiveLockedError
-            Another process or thread is changing the archive.
-        ArchiveChangedError
-            The archive was changed, moved or replaced since it was opened. Another archive that is
-            now at its path is not changed.
-        """
-        self._write([self._store], None, dtype=dtype)
-
-    def concat(
-        self,
-        other_dataset: SingleCellDataset | Iterable[SingleCellDataset],
-        extend_copy_size: int = 10_485_760,
-        output_path: Path | None = None,
-        destroy_on_copy: bool = False,
-        *,
-        backend: str | None = None,
-        cell_names: CellNames = "keep",
-        replace: bool = False,
-        **options: Any,
-    ) -> None:
-        """Append the cells of other datasets: rows, feature blocks, obs, names and graphs.
-
-        Parameters
-        ----------
-        other_dataset
-            One dataset or several.
-        extend_copy_size
-            Bytes copied at once.
-        output_path
-            Path of the result; default: in place, atomically.
-        destroy_on_copy
-            Whether to remove the archives of `other_dataset` after the result was compared with
-            each of them. If the result cannot store a part of them, an error is raised before
-            anything is copied.
-        backend
-            Storage backend of the result; default that of this archive.
-        cell_names
-            As for :meth:`scdl.SingleCellCollection.flatten`, of this archive and the others.
-        replace
-            Whether to replace an archive that is at `output_path`, atomically.
-        **options
-            Options of the backend, such as ``compression``; default those of this archive.
-
-        Raises
-        ------
-        CastError
-            Integer data and float data cannot be combined; use ``cast_data_to_dtype`` first.
-        ArchiveLockedError, ArchiveChangedError
-            As for :meth:`cast_data_to_dtype`, in place; or of an archive that is to be removed.
-        ArchiveExistsError, ArchivePlaceError
-            As for :meth:`save`.
-        CollectionError
-            Names of cells must be unique but are not; or the result cannot store a part of the
-            archives to be removed, or differs from them. No archive is removed then.
-        """
-        from scdl.conversion.convert import check_storage
-        from scdl.dataset.rewriting import archives, concatenated
-
-        own_backend = registry.of(self._store).name
-        check_storage(backend or own_backend, options, SingleCellDataset.concat)
-        own = self._store.options if backend in (None, own_backend) else {}
-        storage = {"backend": backend or own_backend, **own, **options}
-        others = [other.store for other in archives(other_dataset)]
-        target = self._store.path if output_path is None else absolute(output_path)
-        is_new = output_path is not None and not replace
-        with concatenated(
-            self._store,
-            others,
-            target,
-            cell_names,
-            destroy_on_copy=destroy_on_copy,
-            is_new=is_new,
-        ) as obs:
-            self._write(
-                [self._store, *others],
-                output_path,
-                storage,
-                replace=replace,
-                chunk_bytes=extend_copy_size,
-                obs=obs,
-                lossless=destroy_on_copy,
-            )
-
-    def _check_whole(self) -> None:
-        """Raise OptionError if another matrix was selected, which is only for reading."""
-        if self._matrix is not None:
-            raise OptionError(
-                f"{self.data_path}: opened with matrix={self._matrix!r}, which is read-only; "
-                "open the archive without matrix= to change or copy it"
-            )
-
-    def _write(
-        self,
-        stores: Sequence[ArrayStore],
-        output_path: Path | None,
-        storage: Mapping[str, Any] | None = None,
-        *,
-        replace: bool = False,
-        **how: Any,
-    ) -> None:
-        """Write the concatenation of archives, in place of this one or to a new path.
-
-        Parameters
-        ----------
-        stores
-            The archives.
-        output_path
-            Path of the result; None: in place.
-        storage
-            The ``backend`` and its options; None: those of this archive.
-        replace
-            Whether an archive at `output_path` is replaced.
-        **how
-            For :func:`scdl.conversion.concatenation.concatenate`.
-        """
-        from scdl.conversion.concatenation import concatenate
-        from scdl.dataset.rewriting import is_at
-
-        self._check_whole()
-        own = self._store
-        options = dict(storage or {"backend": registry.of(own).name, **own.options})
-        target = registry.backend(options.pop("backend"))
-        # The path may lead to this archive by another name.
-        in_place = output_path is None or (replace and is_at(own, output_path))
-        if in_place or output_path is None:
-            begun = registry.rewrite(own, target, **options)
-        else:
-            begun = registry.create(output_path, target, replace=replace, **options)
-        with begun as writer:
-            concatenate(stores, writer, **how)
-        if in_place:
-            self._reopen(own.path)

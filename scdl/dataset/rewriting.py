@@ -41,22 +41,21 @@ def archives(datasets: OpenedArchive | Iterable[OpenedArchive]) -> list[OpenedAr
 
 @contextmanager
 def concatenated(
-    first: ArrayStore,
-    others: Sequence[ArrayStore],
+    stores: Sequence[ArrayStore],
     target: str,
     cell_names: CellNames,
     *,
-    destroy_on_copy: bool,
+    removes: bool,
     is_new: bool,
 ) -> Iterator[Sequence[TableSource]]:
     """The obs of each archive, while they are written one after the other to `target`.
-
-    Afterwards, with `destroy_on_copy`, the others are compared with the result and removed.
 
     Parameters
     ----------
     cell_names
         See :func:`~scdl.conversion.cell_names.rename_cells`.
+    removes
+        Whether all archives but the first are afterwards compared with the result and removed.
     is_new
         Whether nothing was at `target`, so that a result that is not right is removed.
 
@@ -66,10 +65,10 @@ def concatenated(
         Names of cells are not unique; or the result lacks something of an archive that is to be
         removed. They stay.
     """
-    removed = {store.path: store for store in others} if destroy_on_copy else {}
+    first, *others = stores
+    removed = {store.path: store for store in others} if removes else {}
     if removed:
         check_removable(list(removed.values()), [first.path, target])
-    stores = [first, *others]
     obs = rename_cells(partial(obs_tables, stores), [store.path for store in stores], cell_names)
     starts = [obs[0].num_rows]
     for table in obs[1:]:

@@ -1,0 +1,178 @@
+"""Changing and copying an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import DTypeLike
+
+from scdl.dataset.opened import OpenedArchive
+from scdl.errors import OptionError
+from storage_backends import registry
+from storage_backends.base import ArrayStore
+from storage_backends.paths import Path, absolute
+
+if TYPE_CHECKING:
+    from scdl.conversion.cell_names import CellNames
+
+
+class RewritableArchive(OpenedArchive):
+    """An open archive that is rewritten in place, or copied."""
+
+    def save(self, output_path: Path | None = None, *, replace: bool = False) -> bool:
+        """Repair the header of the archive if it is stale, or copy the archive.
+
+        Archives on disk are always valid. This method rewrites an archive whose header another
+        program left stale. With `output_path` it writes a full copy there.
+
+        Parameters
+        ----------
+        output_path
+            Path of the copy; not inside an archive.
+        replace
+            Whether to replace an archive that is at `output_path`, atomically.
+
+        Returns
+        -------
+        bool
+            True.
+
+        Raises
+        ------
+        ArchiveExistsError
+            Something is at `output_path`.
+        ArchivePlaceError
+            `output_path` is inside an archive, possibly this one.
+        ArchiveLockedError, ArchiveChangedError
+            As for :meth:`cast_data_to_dtype`, in place.
+        """
+        if output_path is not None or self._store.stale:
+            self._write([self._store], output_path, replace=replace)
+        return True
+
+    def cast_data_to_dtype(self, dtype: DTypeLike) -> None:
+        """Store the values with another dtype, in place and atomically.
+
+        Raises
+        ------
+        CastError
+            The dtype cannot represent a value. The archive is not changed.
+        ArchiveLockedError
+            Another process or thread is changing the archive.
+        ArchiveChangedError
+            The archive was changed, moved or replaced since it was opened. Another archive that is
+            now at its path is not changed.
+        """
+        self._write([self._store], None, dtype=dtype)
+
+    def concat(
+        self,
+        other_dataset: OpenedArchive | Iterable[OpenedArchive],
+        extend_copy_size: int = 10_485_760,
+        output_path: Path | None = None,
+        destroy_on_copy: bool = False,
+        *,
+        backend: str | None = None,
+        cell_names: CellNames = "keep",
+        replace: bool = False,
+        **options: Any,
+    ) -> None:
+        """Append the cells of other datasets: rows, feature blocks, obs, names and graphs.
+
+        Parameters
+        ----------
+        other_dataset
+            One dataset or several.
+        extend_copy_size
+            Bytes copied at once.
+        output_path
+            Path of the result; default: in place, atomically.
+        destroy_on_copy
+            Whether to remove the archives of `other_dataset` after the result was compared with
+            each of them. If the result cannot store a part of them, an error is raised before
+            anything is copied.
+        backend
+            Storage backend of the result; default that of this archive.
+        cell_names
+            As for :meth:`scdl.SingleCellCollection.flatten`, of this archive and the others.
+        replace
+            Whether to replace an archive that is at `output_path`, atomically.
+        **options
+            Options of the backend, such as ``compression``; default those of this archive.
+
+        Raises
+        ------
+        CastError
+            Integer data and float data cannot be combined; use ``cast_data_to_dtype`` first.
+        ArchiveLockedError, ArchiveChangedError
+            As for :meth:`cast_data_to_dtype`, in place; or of an archive that is to be removed.
+        ArchiveExistsError, ArchivePlaceError
+            As for :meth:`save`.
+        CollectionError
+            Names of cells must be unique but are not; or the result cannot store a part of the
+            archives to be removed, or differs from them. No archive is removed then.
+        """
+        from scdl.conversion.convert import check_storage
+        from scdl.dataset.rewriting import archives, concatenated
+
+        own_backend = registry.of(self._store).name
+        check_storage(backend or own_backend, options, RewritableArchive.concat)
+        own = self._store.options if backend in (None, own_backend) else {}
+        storage = {"backend": backend or own_backend, **own, **options}
+        stores = [self._store, *(other.store for other in archives(other_dataset))]
+        target = self._store.path if output_path is None else absolute(output_path)
+        is_new, removes = output_path is not None and not replace, destroy_on_copy
+        how: dict[str, Any] = {"chunk_bytes": extend_copy_size, "lossless": removes}
+        with concatenated(stores, target, cell_names, removes=removes, is_new=is_new) as obs:
+            self._write(stores, output_path, storage, replace=replace, obs=obs, **how)
+
+    def _check_whole(self) -> None:
+        """Raise OptionError if another matrix was selected, which is only for reading."""
+        if self._matrix is not None:
+            raise OptionError(
+                f"{self.data_path}: opened with matrix={self._matrix!r}, which is read-only; "
+                "open the archive without matrix= to change or copy it"
+            )
+
+    def _write(
+        self,
+        stores: Sequence[ArrayStore],
+        output_path: Path | None,
+        storage: Mapping[str, Any] | None = None,
+        *,
+        replace: bool = False,
+        **how: Any,
+    ) -> None:
+        """Write the concatenation of archives, in place of this one or to a new path.
+
+        Parameters
+        ----------
+        stores
+            The archives.
+        output_path
+            Path of the result; None: in place.
+        storage
+            The ``backend`` and its options; None: those of this archive.
+        replace
+            Whether an archive at `output_path` is replaced.
+        **how
+            For :func:`scdl.conversion.concatenation.concatenate`.
+        """
+        from scdl.conversion.concatenation import concatenate
+        from scdl.dataset.rewriting import is_at
+
+        self._check_whole()
+        own = self._store
+        options = dict(storage or {"backend": registry.of(own).name, **own.options})
+        target = registry.backend(options.pop("backend"))
+        # The path may lead to this archive by another name.
+        in_place = output_path is None or (replace and is_at(own, output_path))
+        if in_place or output_path is None:
+            begun = registry.rewrite(own, target, **options)
+        else:
+            begun = registry.create(output_path, target, replace=replace, **options)
+        with begun as writer:
+            concatenate(stores, writer, **how)
+        if in_place:
+            self._reopen(own.path)
