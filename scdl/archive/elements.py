@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scdl.archive.schema import MATRIX, graph_array
 from storage_backends.base import ArrayStore
@@ -55,6 +58,14 @@ def elements_of(store: ArrayStore) -> dict[str, Element]:
     for name in store.elements:
         elements.setdefault(name, Element(Kind.OTHER))
     return elements
+
+
+def read_items(store: ArrayStore, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Read single items of an array, in the given order."""
+    spec = store.spec(name)
+    out = np.empty((len(rows), *spec.item_shape), spec.dtype)
+    store.read_ranges(name, rows, rows + 1, out)
+    return out
 
 
 def graph_keys(store: ArrayStore) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive import csr
-from scdl.archive.elements import graph_keys
+from scdl.archive.elements import graph_keys, read_items
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy, choose
 from scdl.archive.schema import DATA, INDICES, INDPTR, NEIGHBOR_KEY, graph_array
 from scdl.archive.stored_rows import StoredRows
@@ -166,8 +166,7 @@ class NeighborGraph:
                 "the cell itself"
             )
         at = (starts[:, None] + chosen)[has_one].ravel()
-        found = np.empty(len(at), self._store.spec(self._prefix + INDICES).dtype)
-        self._store.read_ranges(self._prefix + INDICES, at, at + 1, found)
+        found = read_items(self._store, self._prefix + INDICES, at)
         neighbors = found.reshape(-1, draws.shape[1])
         self.check_inside(neighbors, rows[has_one])
         out = np.repeat(rows[:, None], draws.shape[1], axis=1)

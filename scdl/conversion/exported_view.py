@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scdl.archive import csr
+from scdl.archive.elements import read_items
 from scdl.archive.features import shared_var, spaces_of
 from scdl.archive.frames import frame_of
 from scdl.archive.schema import MATRIX, OBS, Info, var_table
@@ -56,7 +57,7 @@ class ArchiveView(Elements):
             value = scipy_matrix(sp.csc_matrix, parts, sparse[1].shape)
             value = value if rows is None else value[rows]
         elif name in self.store.arrays:
-            value = self._dense(name, rows)
+            value = self.store.read(name) if rows is None else read_items(self.store, name, rows)
         else:
             value = self[name]
             if rows is not None:
@@ -87,14 +88,6 @@ class ArchiveView(Elements):
         if self.is_sorted(name):
             return values
         return csr.clean(values, sparse[1].shape[1], self.store.path)
-
-    def _dense(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any]:
-        if rows is None:
-            return self.store.read(name)
-        spec = self.store.spec(name)
-        out = np.empty((len(rows), *spec.item_shape), spec.dtype)
-        self.store.read_ranges(name, rows, rows + 1, out)
-        return out
 
 
 def blocks_of_one_space(

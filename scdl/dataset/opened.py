@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.announcing import will_need
-from scdl.archive.elements import dense_vectors, graph_keys
+from scdl.archive.elements import dense_vectors, graph_keys, read_items
 from scdl.archive.features import ObsFeatures, VarFeatures, spaces_of
 from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Matrices, Request, StoredMatrix
-from scdl.archive.schema import DATA, INDICES, INDPTR, OBS, Info, graph_array, obsm_array
+from scdl.archive.schema import OBS, Info, graph_array, obsm_array
 from scdl.dataset import summary
-from scdl.dataset.cells import Storage
 from scdl.dataset.documented import Row
-from scdl.dataset.reader import CellReader
+from scdl.dataset.stored_cells import StoredCells
 from scdl.errors import ArchiveFormatError, FeatureNotFoundError, OptionError
 from storage_backends import __version__, registry
 from storage_backends.base import ArrayStore, CacheOptions
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 VAR_INDEX_NAMES = ("var_feature_id", "feature_id")
 OBS_INDEX_NAMES = ("obs_feature_id",)
 
-#: Assumed ratio of the bytes of cells in memory to those in a storage that does not tell.
-_COMPRESSED = 5
 #: Rows of obs that are read together.
 _ROWS_AT_ONCE = 1 << 20
 
@@ -57,7 +54,7 @@ def cache_options(cache_dir: Path | None, cache_mb: float) -> CacheOptions | Non
     return CacheOptions(absolute(path_of(cache_dir, "the path of a directory")), float(cache_mb))
 
 
-class OpenedArchive(CellReader):
+class OpenedArchive(StoredCells):
     """An open archive, read by row and by batch.
 
     A subclass sets the path and the options, and calls :meth:`_open`.
@@ -154,10 +151,7 @@ class OpenedArchive(CellReader):
             raise FeatureNotFoundError(
                 f"{self._store.path}: there is no obsm {key!r}; it holds: {known}"
             )
-        spec = self._store.spec(name)
-        out = np.empty((len(rows), *spec.item_shape), spec.dtype)
-        self._store.read_ranges(name, rows, rows + 1, out)
-        return out
+        return read_items(self._store, name, rows)
 
     def _vector_keys(self) -> list[str]:
         return dense_vectors(self._store)
@@ -251,82 +245,6 @@ class OpenedArchive(CellReader):
         return self._graph_matrices[key]
 
     # -- the archive -----------------------------------------------------------------------
-
-    @property
-    def store(self) -> ArrayStore:
-        """The open archive of the storage backend."""
-        return self._store
-
-    @property
-    def data(self) -> NDArray[Any]:
-        """All stored values, read-only; memory-mapped if the backend supports it."""
-        return self._whole(DATA)
-
-    @property
-    def col_index(self) -> NDArray[Any]:
-        """Gene of every stored value, read-only."""
-        return self._whole(INDICES)
-
-    @property
-    def row_index(self) -> NDArray[Any]:
-        """n_obs + 1 offsets, read-only."""
-        return self._whole(INDPTR)
-
-    def _whole(self, name: str) -> NDArray[Any]:
-        view = self._store.view(name)
-        if view is None:
-            view = self._store.read(name)
-            view.flags.writeable = False
-        return view
-
-    @property
-    def dtypes(self) -> dict[str, str]:
-        """Dtypes of the arrays by documented file name."""
-        files = {"data.npy": DATA, "col_ptr.npy": INDICES, "row_ptr.npy": INDPTR}
-        found = {file: self._store.spec(name).dtype.name for file, name in files.items()}
-        if self.graph is not None:
-            parts = {DATA: "values", INDICES: "indices", INDPTR: "indptr"}
-            for part, name in parts.items():
-                spec = self._store.spec(graph_array(self.graph.key, part))
-                found[f"neighbor_{name}.npy"] = spec.dtype.name
-        return found
-
-    @property
-    def metadata(self) -> dict[str, int]:
-        """The documented ``{"num_rows": n_obs}``."""
-        return {"num_rows": self.n_obs}
-
-    def number_nonzero_values(self) -> int:
-        """Number of stored values."""
-        return self._store.spec(DATA).length
-
-    @property
-    def data_dtype(self) -> np.dtype[Any]:
-        """Dtype of the stored values."""
-        return self._store.spec(DATA).dtype
-
-    @property
-    def index_dtype(self) -> np.dtype[Any]:
-        """Dtype of the stored column ids, unsigned."""
-        return self._store.spec(INDICES).dtype
-
-    @property
-    def bytes_per_cell(self) -> float:
-        """Average bytes in memory of the stored values and column ids of a cell."""
-        value_bytes = sum(self._store.spec(name).dtype.itemsize for name in (DATA, INDICES))
-        return self.number_nonzero_values() * value_bytes / max(self.n_obs, 1)
-
-    @cached_property
-    def storage(self) -> Storage:
-        """How the cells are stored."""
-        per_chunk = self._store.chunk_length(DATA) * self.n_obs
-        stored, request_bytes = self.bytes_per_cell, self._store.request_bytes
-        if request_bytes:
-            sizes = self._store.stored_bytes
-            # Servers that list no files do not tell; compressed cells have about this size.
-            stored = sum(sizes[name] for name in (DATA, INDICES)) / max(self.n_obs, 1)
-            stored = stored or self.bytes_per_cell / _COMPRESSED
-        return Storage(per_chunk / max(self.number_nonzero_values(), 1), stored, request_bytes)
 
     def will_need(self, rows: NDArray[np.int64]) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
