@@ -31,7 +31,8 @@ from scdl.conversion.losses import (
     report_losses,
 )
 from scdl.conversion.row_order import Shuffle
-from scdl.conversion.tables import United, VarPart, write_var
+from scdl.conversion.tables import United
+from scdl.conversion.var_tables import VarPart, write_var
 from scdl.errors import NeighborError, SourceError
 from scdl.sources.archive import ArchiveSource
 from scdl.sources.matrices import Bounds

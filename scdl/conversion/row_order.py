@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows
 from scdl.archive.tables import Extended, TableSource
-from scdl.conversion.tables import United, VarPart, bytes_of, shared_var
+from scdl.conversion.tables import United, bytes_of
+from scdl.conversion.var_tables import VarPart, shared_var
 from scdl.errors import OptionError
 from scdl.kernels import hashing
 from scdl.sources.matrices import Bounds, scratch_file

@@ -29,7 +29,8 @@ from scdl.archive.schema import (
 from scdl.conversion.elements import write_rest
 from scdl.conversion.options import ConvertOptions, Meter, Settings
 from scdl.conversion.row_order import Shuffle
-from scdl.conversion.tables import United, write_var
+from scdl.conversion.tables import United
+from scdl.conversion.var_tables import write_var
 from scdl.errors import OptionError, OutputError, ScdlWarning, SourceError
 from scdl.kernels.memory import recyclable
 from scdl.sources.base import Source, Tally, sum_tallies

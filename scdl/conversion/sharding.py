@@ -18,7 +18,8 @@ from scdl.conversion.concatenation import keeping, shared_vectors, var_parts
 from scdl.conversion.joined_rows import JoinedRows
 from scdl.conversion.losses import begin_elements, report_left_out, report_losses
 from scdl.conversion.row_order import Shuffle
-from scdl.conversion.tables import United, write_var
+from scdl.conversion.tables import United
+from scdl.conversion.var_tables import write_var
 from scdl.errors import ScdlWarning
 from storage_backends.base import ArrayStore, ArrayWriter
 
