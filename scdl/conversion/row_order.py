@@ -1,9 +1,7 @@
 """Orders of the cells of a new archive: that of its sources, or a random one.
 
 The random order is an external sort by pseudorandom positions. Rows of any kind (of matrices,
-dense vectors and tables) pass as Arrow batches. As many as fit into a buffer are sorted by their
-new positions and written to a temporary file, divided into buckets of consecutive positions. Then
-the buckets are read one after the other, each from all parts of the file, and sorted in memory.
+dense vectors and tables) pass as Arrow batches.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,24 +19,17 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows
 from scdl.archive.tables import Extended, TableSource
-from scdl.conversion.tables import United, bytes_of
+from scdl.conversion.external_sort import in_order
+from scdl.conversion.tables import United
 from scdl.conversion.var_tables import VarPart, shared_var
 from scdl.errors import OptionError
 from scdl.kernels import hashing
-from scdl.sources.matrices import Bounds, scratch_file
+from scdl.sources.matrices import Bounds
 from storage_backends.compute import arrow
 from storage_backends.compute.caching import cached_property
-from storage_backends.compute.threads import prefetch
 
 #: Name of the column of obs with the original rows.
 SOURCE_ROW = "source_row"
-#: Bytes of rows that are sorted at once.
-_BUFFER = 1 << 25
-#: Mean bytes of a bucket in one part of the temporary file, at least: the size of its reads. A
-#: buffer grows with the square root of the data to keep it.
-_READ = 1 << 16
-_PLACE = pa.field("", pa.int64())
-
 Dtype: TypeAlias = "np.dtype[Any]"
 
 
@@ -230,83 +221,8 @@ class _Shuffled(RowOrder):
     def _batches(
         self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, nbytes: int
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of batches in this order.
-
-        Parameters
-        ----------
-        nbytes
-            Size of all batches, or an upper bound.
-        """
-        if self._n_obs < 2:
-            yield from batches
-            return
-        buffer, n_buckets = sizes(nbytes, self._n_obs)
-        edges = np.linspace(0, self._n_obs, n_buckets + 1).astype(np.int64)
-        runs = prefetch(self._sorted_runs(batches, schema, buffer))
-        with scratch_file(self._bounds) as file:
-            n_runs = _write_runs(runs, schema, edges, file)
-            yield from prefetch(_buckets(file, n_runs, n_buckets))
-
-    def _sorted_runs(
-        self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, buffer: int
-    ) -> Iterator[pa.RecordBatch]:
-        """Rows of about `buffer` bytes, with their new positions as last column, in this order."""
-        first = 0
-        for run in _runs(batches, schema, buffer):
-            places = self.places(np.arange(first, first + run.num_rows))
-            first += run.num_rows
-            order = np.argsort(places)
-            rows = run.append_column(_PLACE, pa.chunked_array([arrow.numbers(places)]))
-            yield from rows.take(arrow.numbers(order)).combine_chunks().to_batches()
-
-
-def sizes(nbytes: int, n_obs: int) -> tuple[int, int]:
-    """Size of the buffer for a run or a bucket, in bytes, and the number of buckets."""
-    buffer = max(_BUFFER, math.isqrt(nbytes * _READ))
-    return buffer, max(1, min(-(-nbytes // buffer), n_obs))
-
-
-def _write_runs(
-    runs: Iterable[pa.RecordBatch], schema: pa.Schema, edges: NDArray[np.int64], file: BinaryIO
-) -> int:
-    """Write sorted runs, each as one batch for each bucket; return their number."""
-    n_runs = 0
-    with pa.ipc.new_file(file, schema.append(_PLACE)) as sink:
-        for run in runs:
-            n_runs += 1
-            stops = np.searchsorted(arrow.to_numpy(run.column(-1)), edges).tolist()
-            for start, stop in itertools.pairwise(stops):
-                sink.write_batch(run.slice(start, stop - start))
-    return n_runs
-
-
-def _runs(batches: Iterable[pa.RecordBatch], schema: pa.Schema, buffer: int) -> Iterator[pa.Table]:
-    """Unite batches to tables of about `buffer` bytes, with at least one row."""
-    run: list[pa.RecordBatch] = []
-    nbytes = 0
-    for batch in batches:
-        if batch.num_rows:
-            run.append(batch)
-            nbytes += bytes_of(batch)
-        if nbytes >= buffer:
-            yield pa.Table.from_batches(run, schema)
-            run, nbytes = [], 0
-    if run:
-        yield pa.Table.from_batches(run, schema)
-
-
-def _buckets(file: BinaryIO, n_runs: int, n_buckets: int) -> Iterator[pa.RecordBatch]:
-    """Read each bucket from all runs, sorted by position."""
-    if not n_runs:
-        return
-    source = pa.ipc.open_file(file)
-    for bucket in range(n_buckets):
-        parts = [source.get_batch(run * n_buckets + bucket) for run in range(n_runs)]
-        table = pa.Table.from_batches(parts)
-        del parts
-        places = arrow.to_numpy(table.column(-1).combine_chunks())
-        table = table.select(range(table.num_columns - 1)).take(arrow.numbers(np.argsort(places)))
-        yield from table.combine_chunks().to_batches()
+        """The rows of batches of at most `nbytes` altogether, in this order."""
+        return in_order(batches, schema, nbytes, self._n_obs, self.places, self._bounds)
 
 
 def _packed(values: NDArray[Any], indptr: NDArray[np.int64]) -> pa.Array:

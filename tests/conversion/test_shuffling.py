@@ -24,7 +24,7 @@ from sources import Cells, cells, encodings, names, random_cells, write_h5ad
 import scdl
 from scdl.archive.csr import SparseRows
 from scdl.archive.tables import EncodedTable
-from scdl.conversion import row_order
+from scdl.conversion import external_sort
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United
 from scdl.errors import ArchiveExistsError, CollectionError, GeneError, OptionError, ScdlWarning
@@ -42,8 +42,8 @@ BACKENDS: list[dict[str, Any]] = [{"backend": "memmap"}, {"backend": "zarr", "co
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sort a few rows at a time, in many buckets."""
-    monkeypatch.setattr(row_order, "_BUFFER", 300)
-    monkeypatch.setattr(row_order, "_READ", 1)
+    monkeypatch.setattr(external_sort, "_BUFFER", 300)
+    monkeypatch.setattr(external_sort, "_READ", 1)
 
 
 def source_rows(cells: Any, column: str = "source_row") -> np.ndarray:
@@ -133,10 +133,10 @@ def test_buffers_grow_with_the_square_root(monkeypatch: pytest.MonkeyPatch) -> N
     """However large the data, a bucket takes at least `_READ` bytes of each sorted run."""
     monkeypatch.undo()
     for nbytes in (10**8, 10**11, 10**13):
-        buffer, n_buckets = row_order.sizes(nbytes, 10**9)
-        assert buffer / n_buckets >= row_order._READ * 0.99
+        buffer, n_buckets = external_sort.sizes(nbytes, 10**9)
+        assert buffer / n_buckets >= external_sort._READ * 0.99
         assert buffer * n_buckets >= nbytes
-        assert buffer <= max(1 << 25, 1.01 * np.sqrt(nbytes * row_order._READ))
+        assert buffer <= max(1 << 25, 1.01 * np.sqrt(nbytes * external_sort._READ))
 
 
 # -- archives ----------------------------------------------------------------------------------
