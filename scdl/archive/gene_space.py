@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive.schema import INDEX
 from scdl.errors import GeneError, GeneListNotFoundError
 from storage_backends.paths import path_of
 
@@ -106,6 +107,24 @@ class GeneSpace:
             places[table < 0] = -1
             tables.append(places)
         return GeneSpace.of(selection.names, tables, self.table_of.tolist())
+
+
+class Vocabulary:
+    """The table of genes of a vocabulary, with only their names."""
+
+    def __init__(self, names: pa.Array) -> None:
+        self.path = "the vocabulary"
+        self._names = names
+
+    def table_schema(self, name: str, /) -> pa.Schema:
+        """Names and types of the columns."""
+        return self.read_table(name).schema
+
+    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table."""
+        import pyarrow as pa
+
+        return pa.table({INDEX: self._names})
 
 
 def is_own(genes: Any) -> bool:

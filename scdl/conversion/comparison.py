@@ -172,8 +172,7 @@ def _matrix_difference(
 def _sums(parts: Iterator[csr.SparseRows], dtype: np.dtype[Any]) -> _Sums:
     """Compute counts and sums that do not depend on how rows are split into parts."""
     values, data, indices, lengths = 0, 0, 0, 0
-    unit = np.dtype(f"u{dtype.itemsize}")
-    row = 0
+    unit, row = np.dtype(f"u{dtype.itemsize}"), 0
     for part in parts:
         n = len(part.indptr) - 1
         # Sum the bits as integers: sums of floats would depend on their order.
@@ -183,8 +182,7 @@ def _sums(parts: Iterator[csr.SparseRows], dtype: np.dtype[Any]) -> _Sums:
         counts = np.diff(part.indptr).astype(np.uint64)
         lengths += int((counts * np.arange(row, row + n, dtype=np.uint64)).sum())
         row += n
-    modulus = 1 << 64
-    return _Sums(row, values, data % modulus, indices % modulus, lengths % modulus)
+    return _Sums(row, *(n % (1 << 64) for n in (values, data, indices, lengths)))
 
 
 def _genes_difference(

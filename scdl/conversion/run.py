@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,30 +12,26 @@ from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.casting import DATA_DTYPES, Caster
-from scdl.archive.csr import SparseRows
 from scdl.archive.gene_names import gene_orders
 from scdl.archive.schema import (
     DATA,
     GRAPH_DTYPES,
-    INDICES,
-    INDPTR,
     OBS,
     Info,
     graph_array,
     names_of,
     obsm_array,
-    smallest_unsigned,
 )
 from scdl.conversion.elements import write_rest
 from scdl.conversion.options import ConvertOptions, Meter, Settings
 from scdl.conversion.row_order import Shuffle
+from scdl.conversion.source_rows import SourceRows
 from scdl.conversion.tables import United
 from scdl.conversion.var_tables import write_var
 from scdl.errors import OptionError, OutputError, ScdlWarning, SourceError
-from scdl.kernels.memory import recyclable
-from scdl.sources.base import Source, Tally, sum_tallies
+from scdl.sources.base import Source, Tally
 from scdl.sources.gene_selection import select_source_genes
-from scdl.sources.matrices import BLOCK_VALUES, Bounds, Matrix, Offsets, Reader, pieces
+from scdl.sources.matrices import BLOCK_VALUES, Bounds, Reader, pieces
 from storage_backends.base import ArrayWriter
 from storage_backends.compute.threads import prefetch
 
@@ -101,18 +97,7 @@ class Conversion:
             min(_positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows),
             target,
         )
-        # Keep the dtypes of archives if they are the same for all sources.
-        first, *others = (file.kept_dtypes for file in files)
-        kept = first if all(other == first for other in others) else {}
-        largest = max(file.n_vars for file in files) - 1
-        self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
-        self._indptr_dtype = _unsigned(kept.get(INDPTR))
-        (
-            self._rows_sorted,
-            self._duplicates_summed,
-            self.caster.max_rounding,
-            self.caster.is_counts,
-        ) = sum_tallies([file.tally for file in files])
+        self._rows = SourceRows(files, self._gene_orders, self._order, self.caster, self._bounds)
         carried = {obsm_array(key) for key in self._obsm}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
         if self._whole:
@@ -136,11 +121,7 @@ class Conversion:
     @property
     def work(self) -> int:
         """Number of stored values to process, as the progress counts them."""
-        return (1 + self._order.moves) * self._n_values
-
-    @property
-    def _n_values(self) -> int:
-        return sum(file.matrix.size for file in self._files)
+        return (1 + self._order.moves) * self._rows.n_values
 
     @property
     def reordered(self) -> tuple[str, ...]:
@@ -151,8 +132,7 @@ class Conversion:
     @property
     def tally(self) -> Tally:
         """Statistics of the values processed so far."""
-        rounding, is_counts = self.caster.max_rounding, self.caster.is_counts
-        return Tally(self._rows_sorted, self._duplicates_summed, rounding, is_counts)
+        return self._rows.tally
 
     def run(self, writer: ArrayWriter, meter: Meter) -> Info:
         """Write everything and commit. May be called only once."""
@@ -184,7 +164,7 @@ class Conversion:
             for key in self._graphs:
                 if self._warn_of_absence(key):
                     self._write_graph(key)
-        self._write_matrix(meter)
+        self._rows.write_matrix(writer, meter)
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
         info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
@@ -192,60 +172,6 @@ class Conversion:
         self.caster.warn(self._writer.path)
         self._writer.commit(info.to_attrs())
         return info
-
-    def _rows(self, meter: Meter) -> Iterator[SparseRows]:
-        """Read the rows of all files in their final form."""
-        for file, order in zip(self._files, self._gene_orders, strict=True):
-            where = file.matrix.where
-            places = None if order is None else np.argsort(order)
-            for block in prefetch(file.matrix.blocks(self._bounds)):
-                rows = self._clean(block, file.n_vars, where, places)
-                indices = rows.indices.astype(self._index_dtype, copy=False)
-                yield SparseRows(self.caster(rows.data, where), indices, rows.indptr)
-                meter.update(len(block.data))
-
-    def _write_matrix(self, meter: Meter) -> None:
-        dtypes = self.caster.dtype, self._index_dtype
-        with Offsets(self._bounds) as offsets:
-            for rows in self._order.rows(self._rows(meter), dtypes, self._n_values):
-                self._writer.append(DATA, rows.data)
-                self._writer.append(INDICES, rows.indices)
-                offsets.add(rows.indptr)
-                meter.update(len(rows.data) * self._order.moves)
-            for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
-                self._writer.append(name, np.empty(0, dtype))
-            kept, total = self._indptr_dtype, offsets.total
-            fits = kept is not None and total <= np.iinfo(kept).max
-            for values in offsets.read(kept if kept and fits else smallest_unsigned(total)):
-                self._writer.append(INDPTR, values)
-
-    def _clean(
-        self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
-    ) -> SparseRows:
-        """Sort the genes of each cell and sum the values of repeated genes.
-
-        Parameters
-        ----------
-        places
-            New position of each gene; None: genes keep their positions.
-        """
-        if places is not None:
-            block = csr.ordered(block, n_vars, where)[0]
-            block = block._replace(indices=places[block.indices])
-        indices = recyclable(block.indices.shape, self._index_dtype)
-        np.copyto(indices, block.indices, casting="unsafe")
-        falls = recyclable((max(len(indices) - 1, 0),), np.dtype(bool))
-        np.less_equal(indices[1:], indices[:-1], out=falls)
-        inner = block.indptr[(block.indptr > 0) & (block.indptr < len(indices))]
-        falls[inner - 1] = False
-        block = SparseRows(block.data, indices, block.indptr)
-        if not falls.any():
-            return block
-        ordered, n_unsorted = csr.ordered(block, n_vars, where)
-        summed = csr.without_duplicates(ordered)
-        self._rows_sorted += n_unsorted if places is None else 0
-        self._duplicates_summed += len(block.data) - len(summed.data)
-        return summed
 
     def _write_vectors(self, key: str, readers: Sequence[Reader]) -> None:
         items = {
@@ -293,44 +219,19 @@ class Conversion:
 
     def _write_graph(self, key: str) -> None:
         """Write the graphs of all files, with neighbours renumbered for the archive."""
-        graphs = [file.graph(key) for file in self._files]
         if sum(file.n_obs for file in self._files) > 1 << 32:
             raise SourceError(f"obsp/{key}: a graph may have at most 2^32 cells")
         empty = np.empty(0, GRAPH_DTYPES[DATA])
         if not self._begins(graph_array(key, DATA), empty, f"obsp/{key}"):
             return
-        data, indices, indptr = GRAPH_DTYPES.values()
-        n_values = sum(graph.size for graph in graphs if graph)
-        rows = self._order.rows(self._graph_rows(graphs), (data, indices), n_values)
-        csr.write_rows(self._writer, graph_array(key, ""), rows, [data, indices, indptr])
-
-    def _graph_rows(self, graphs: Sequence[Matrix | None]) -> Iterator[SparseRows]:
-        caster = Caster(GRAPH_DTYPES[DATA], np.inf)
-        first_row = 0
-        for file, graph in zip(self._files, graphs, strict=True):
-            for block in _graph_blocks(graph, file.n_obs, self._bounds):
-                weights = caster(block.data, graph.where if graph else file.path)
-                neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
-                ids = self._order.places(neighbors).astype(GRAPH_DTYPES[INDICES])
-                yield SparseRows(weights, ids, block.indptr)
-            first_row += file.n_obs
+        rows, dtypes = self._rows.graph(key), [*GRAPH_DTYPES.values()]
+        csr.write_rows(self._writer, graph_array(key, ""), rows, dtypes)
 
 
 def _common_keys(keys: Iterable[Sequence[str]]) -> list[str]:
     """Keys that all lists contain, in the order of the first."""
     first, *others = keys
     return [key for key in first if all(key in other for other in others)]
-
-
-def _unsigned(dtype: np.dtype[Any] | None) -> np.dtype[Any] | None:
-    return dtype if dtype is not None and dtype.kind == "u" else None
-
-
-def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[SparseRows]:
-    if graph is None:
-        empty = np.empty(0, GRAPH_DTYPES[DATA])
-        return [SparseRows(empty, empty.astype(np.int64), np.zeros(n_obs + 1, np.int64))]
-    return prefetch(graph.blocks(bounds))
 
 
 def _positive(name: str, value: int) -> int:

@@ -13,7 +13,14 @@ from numpy.typing import DTypeLike, NDArray
 from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures
 from scdl.archive.gene_names import names_hash, number_keys, strings
-from scdl.archive.gene_space import BlockGenes, Duplicates, GeneSpace, Missing, gene_space
+from scdl.archive.gene_space import (
+    BlockGenes,
+    Duplicates,
+    GeneSpace,
+    Missing,
+    Vocabulary,
+    gene_space,
+)
 from scdl.archive.gene_space import Genes as Genes
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.joining import Lookup, read_mapped_rows
@@ -147,9 +154,8 @@ class GeneView(CellReader):
 
     @cached_property
     def _var(self) -> VarFeatures:
-        return VarFeatures(
-            _Vocabulary(self._space.names), self.info, ("feature_id", "var_feature_id")
-        )
+        names = Vocabulary(self._space.names)
+        return VarFeatures(names, self.info, ("feature_id", "var_feature_id"))
 
     def var_features(self) -> VarFeatures:
         """The vocabulary, as the only column of var."""
@@ -266,22 +272,6 @@ class GeneView(CellReader):
 
 #: Number of cells to read at once when counting values.
 _COUNTED_CELLS = 4_096
-
-
-class _Vocabulary:
-    """A var table with only an index."""
-
-    def __init__(self, names: pa.Array) -> None:
-        self.path = "the vocabulary"
-        self._names = names
-
-    def table_schema(self, name: str, /) -> pa.Schema:
-        return self.read_table(name).schema
-
-    def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
-        import pyarrow as pa
-
-        return pa.table({INDEX: self._names})
 
 
 def _genes_of(cells: RowReader, column: str | None) -> tuple[list[BlockGenes], list[int]]:

@@ -1,0 +1,151 @@
+"""The rows of sources, in the form in which an archive has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdl.archive import csr
+from scdl.archive.casting import Caster
+from scdl.archive.csr import SparseRows
+from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, INDPTR, smallest_unsigned
+from scdl.conversion.options import Meter
+from scdl.conversion.row_order import RowOrder
+from scdl.kernels.memory import recyclable
+from scdl.sources.base import Source, Tally, sum_tallies
+from scdl.sources.matrices import Bounds, Matrix, Offsets
+from storage_backends.base import ArrayWriter
+from storage_backends.compute.threads import prefetch
+
+
+class SourceRows:
+    """The rows of the matrices and graphs of sources, sorted by gene and cast.
+
+    Parameters
+    ----------
+    files
+        The sources.
+    gene_orders
+        For each source, the order of its genes in the archive; None: its own.
+    order
+        Order of the cells.
+    caster
+        Casts the values.
+    bounds
+        Sizes of the pieces that are read.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Source],
+        gene_orders: Sequence[NDArray[np.int64] | None],
+        order: RowOrder,
+        caster: Caster,
+        bounds: Bounds,
+    ) -> None:
+        self._files, self._gene_orders, self._order = files, gene_orders, order
+        self._caster, self._bounds = caster, bounds
+        #: Number of stored values, or an upper bound.
+        self.n_values = sum(file.matrix.size for file in files)
+        # Keep the dtypes of archives if they are the same for all sources.
+        first, *others = (file.kept_dtypes for file in files)
+        kept = first if all(other == first for other in others) else {}
+        largest = max(file.n_vars for file in files) - 1
+        self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
+        self._indptr_dtype = _unsigned(kept.get(INDPTR))
+        before = sum_tallies([file.tally for file in files])
+        self._rows_sorted, self._duplicates_summed = before[:2]
+        caster.max_rounding, caster.is_counts = before[2:]
+
+    @property
+    def tally(self) -> Tally:
+        """Statistics of the values processed so far."""
+        rounding, is_counts = self._caster.max_rounding, self._caster.is_counts
+        return Tally(self._rows_sorted, self._duplicates_summed, rounding, is_counts)
+
+    def _rows(self, meter: Meter) -> Iterator[SparseRows]:
+        """Read the rows of all files in their final form."""
+        for file, order in zip(self._files, self._gene_orders, strict=True):
+            where = file.matrix.where
+            places = None if order is None else np.argsort(order)
+            for block in prefetch(file.matrix.blocks(self._bounds)):
+                rows = self._clean(block, file.n_vars, where, places)
+                indices = rows.indices.astype(self._index_dtype, copy=False)
+                yield SparseRows(self._caster(rows.data, where), indices, rows.indptr)
+                meter.update(len(block.data))
+
+    def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
+        """Write the expression matrix."""
+        dtypes = self._caster.dtype, self._index_dtype
+        with Offsets(self._bounds) as offsets:
+            for rows in self._order.rows(self._rows(meter), dtypes, self.n_values):
+                writer.append(DATA, rows.data)
+                writer.append(INDICES, rows.indices)
+                offsets.add(rows.indptr)
+                meter.update(len(rows.data) * self._order.moves)
+            for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
+                writer.append(name, np.empty(0, dtype))
+            kept, total = self._indptr_dtype, offsets.total
+            fits = kept is not None and total <= np.iinfo(kept).max
+            for values in offsets.read(kept if kept and fits else smallest_unsigned(total)):
+                writer.append(INDPTR, values)
+
+    def _clean(
+        self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
+    ) -> SparseRows:
+        """Sort the genes of each cell and sum the values of repeated genes.
+
+        Parameters
+        ----------
+        places
+            New position of each gene; None: genes keep their positions.
+        """
+        if places is not None:
+            block = csr.ordered(block, n_vars, where)[0]
+            block = block._replace(indices=places[block.indices])
+        indices = recyclable(block.indices.shape, self._index_dtype)
+        np.copyto(indices, block.indices, casting="unsafe")
+        falls = recyclable((max(len(indices) - 1, 0),), np.dtype(bool))
+        np.less_equal(indices[1:], indices[:-1], out=falls)
+        inner = block.indptr[(block.indptr > 0) & (block.indptr < len(indices))]
+        falls[inner - 1] = False
+        block = SparseRows(block.data, indices, block.indptr)
+        if not falls.any():
+            return block
+        ordered, n_unsorted = csr.ordered(block, n_vars, where)
+        summed = csr.without_duplicates(ordered)
+        self._rows_sorted += n_unsorted if places is None else 0
+        self._duplicates_summed += len(block.data) - len(summed.data)
+        return summed
+
+    def graph(self, key: str) -> Iterator[SparseRows]:
+        """A graph, with neighbours renumbered for the archive."""
+        graphs = [file.graph(key) for file in self._files]
+        n_values = sum(graph.size for graph in graphs if graph)
+        dtypes = GRAPH_DTYPES[DATA], GRAPH_DTYPES[INDICES]
+        return self._order.rows(self._graph_rows(graphs), dtypes, n_values)
+
+    def _graph_rows(self, graphs: Sequence[Matrix | None]) -> Iterator[SparseRows]:
+        caster = Caster(GRAPH_DTYPES[DATA], np.inf)
+        first_row = 0
+        for file, graph in zip(self._files, graphs, strict=True):
+            for block in _graph_blocks(graph, file.n_obs, self._bounds):
+                weights = caster(block.data, graph.where if graph else file.path)
+                neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
+                ids = self._order.places(neighbors).astype(GRAPH_DTYPES[INDICES])
+                yield SparseRows(weights, ids, block.indptr)
+            first_row += file.n_obs
+
+
+def _unsigned(dtype: np.dtype[Any] | None) -> np.dtype[Any] | None:
+    return dtype if dtype is not None and dtype.kind == "u" else None
+
+
+def _graph_blocks(graph: Matrix | None, n_obs: int, bounds: Bounds) -> Iterable[SparseRows]:
+    if graph is None:
+        empty = np.empty(0, GRAPH_DTYPES[DATA])
+        return [SparseRows(empty, empty.astype(np.int64), np.zeros(n_obs + 1, np.int64))]
+    return prefetch(graph.blocks(bounds))
