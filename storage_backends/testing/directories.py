@@ -17,9 +17,6 @@ from storage_backends.base import ArrayStore, ArrayWriter
 from storage_backends.capabilities import Finding, Verdict
 from storage_backends.testing.archives import (
     Contents,
-    assert_holds,
-    assert_same_bits,
-    assert_same_table,
     broken,
     files_of,
     large_archive,
@@ -27,6 +24,7 @@ from storage_backends.testing.archives import (
     small_archive,
     stream,
 )
+from storage_backends.testing.assertions import assert_holds, assert_same_bits, assert_same_table
 from storage_backends.testing.harness import BackendHarness
 
 

@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 
 from storage_backends import errors
 from storage_backends.base import ArrayStore
-from storage_backends.testing.archives import (
-    DTYPES,
-    N_OBS,
-    assert_reads,
-    assert_same_bits,
-    large_archive,
-    random_ranges,
-)
+from storage_backends.testing.archives import DTYPES, N_OBS, large_archive, random_ranges
+from storage_backends.testing.assertions import assert_reads, assert_same_bits
 from storage_backends.testing.harness import INTEGERS, PROPERTY, BackendHarness
 
 

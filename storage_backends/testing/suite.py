@@ -49,15 +49,17 @@ from storage_backends.testing.archives import (
     N_OBS,
     ODD_KEYS,
     ROUND_TRIPS,
-    assert_holds,
-    assert_reads,
-    assert_same_bits,
-    assert_same_table,
     every_array,
     large_archive,
     random_numbers,
     random_ranges,
     small_archive,
+)
+from storage_backends.testing.assertions import (
+    assert_holds,
+    assert_reads,
+    assert_same_bits,
+    assert_same_table,
 )
 from storage_backends.testing.directories import PublicationTests
 from storage_backends.testing.harness import PROPERTY

@@ -12,14 +12,13 @@ from storage_backends.base import ArrayStore
 from storage_backends.testing.archives import (
     N_OBS,
     Contents,
-    assert_holds,
-    assert_same_table,
     every_type,
     index_column,
     large_archive,
     small_archive,
     stream,
 )
+from storage_backends.testing.assertions import assert_holds, assert_same_table
 from storage_backends.testing.harness import BackendHarness
 
 #: Types that are none of an AnnData's columns.

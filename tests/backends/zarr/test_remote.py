@@ -51,12 +51,11 @@ from storage_backends.errors import (
 from storage_backends.testing.archives import (
     ODD_KEYS,
     Contents,
-    assert_holds,
-    assert_same_bits,
     every_type,
     random_numbers,
     small_archive,
 )
+from storage_backends.testing.assertions import assert_holds, assert_same_bits
 from storage_backends.zarr import remote
 from storage_backends.zarr.chunks import remote_files
 from storage_backends.zarr.codecs.profiles import PROFILES

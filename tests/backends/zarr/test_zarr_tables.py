@@ -29,7 +29,9 @@ from storage_backends.errors import (
     OutputError,
     RangeError,
 )
-from storage_backends.testing.archives import assert_same_table, every_type, index_column, stream
+from storage_backends.testing.archives import every_type, index_column, stream
+from storage_backends.testing.assertions import assert_same_table
+from storage_backends.zarr.tables import columns as column_writing
 from storage_backends.zarr.tables import writing
 from storage_backends.zarr.tables.reading import ZarrTable
 from storage_backends.zarr.tables.writing import write
@@ -689,7 +691,7 @@ def test_refused_write(group: zarr.Group, monkeypatch: pytest.MonkeyPatch) -> No
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "_append", full)
+    monkeypatch.setattr(column_writing, "_append", full)
     with pytest.raises(ArchiveWriteError, match=r"obs: cannot write: No space") as caught:
         write(group, "obs", every_type(3))
     assert caught.value.errno == 28
