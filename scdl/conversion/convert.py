@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Unpack, cast
 
 from tqdm import tqdm
@@ -152,13 +153,8 @@ def convert(
     order = Shuffle.of(shuffle, row_column)
     settings = Settings(backend, neighbor_key, options, None, origins, choice, order)
     with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
-        return write_archive(
-            lambda stack: open_sources(paths, settings, stack),
-            path,
-            settings,
-            bar,
-            replace=replace,
-        )
+        opening = partial(open_sources, paths, settings)
+        return write_archive(opening, path, settings, bar, replace=replace)
 
 
 def reconvert(
@@ -173,21 +169,15 @@ def reconvert(
     """
     backend, given = registry.of(store).name, cast(ConvertOptions, options)
     settings = Settings(backend, neighbor_key, given)
-    with tqdm(disable=True) as bar:
-        write_archive(
-            lambda stack: open_sources([source], settings, stack),
-            store.path,
-            settings,
-            bar,
-            instead_of=store,
-        )
+    opening = partial(open_sources, [source], settings)
+    write_archive(opening, store.path, settings, instead_of=store)
 
 
 def write_archive(
     opening: Callable[[ExitStack], Sequence[Source]],
     path: Path,
     settings: Settings,
-    meter: Meter,
+    meter: Meter | None = None,
     *,
     replace: bool = False,
     instead_of: ArrayStore | None = None,
@@ -206,6 +196,7 @@ def write_archive(
         An open archive at the path; it is replaced unless it was changed in the meantime.
     """
     started = time.perf_counter()
+    meter = tqdm(disable=True) if meter is None else meter
     options = settings.options
     target = registry.for_target(path, settings.backend)
     storage = storage_options(options, target)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from anndata.io import write_elem
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from scdl.archive import csr
 from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info
@@ -76,7 +75,7 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
         blocks = blocks_of_one_space(store, info, None)
         sources = [ArchiveSource(store, info, block, None) for block in blocks]
         settings = Settings("zarr", None, {"compression": "portable"})
-        write_archive(lambda stack: sources, target, settings, tqdm(disable=True), replace=replace)
+        write_archive(lambda stack: sources, target, settings, replace=replace)
         return
     if os.path.lexists(target) and not replace:
         raise ArchiveExistsError(

@@ -13,12 +13,11 @@ from scdl.archive.features import VarFeatures
 from scdl.archive.schema import check_columns
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.map_dataset import MapDataset
+from scdl.dataset.rows import RowReader
 from scdl.errors import RowIndexError
 
 if TYPE_CHECKING:
     import torch
-
-from scdl.dataset.rows import RowReader
 
 #: Values and column ids of one cell.
 Row = tuple[NDArray[Any], NDArray[Any]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 from scdl.archive import csr
 from scdl.archive.graph import NeighborGraph, Rng
 from scdl.dataset.batch import NeighborPair
+from scdl.dataset.documented import DocumentedReader
 from scdl.dataset.map_dataset import MapDataset
 from scdl.errors import NeighborError
 
-if TYPE_CHECKING:
-    pass
-from scdl.dataset.documented import DocumentedReader
 
-
-class NeighborReader(DocumentedReader):
-    """Methods for neighbours of cells."""
+class CellReader(DocumentedReader):
+    """Cells to read: of one archive or many, with all or selected genes; and their neighbours."""
 
     def neighbor_graph(self, key: str | None = None) -> NeighborGraph:
         """A neighbour graph by key; None: the one that the dataset was opened with.
@@ -129,16 +126,9 @@ class NeighborReader(DocumentedReader):
             of the argument names of BioNeMo-SCDL 0.1.3 is used.
         """
         neighbor = self._neighbor_of(index, rng, key)
-        current, *features = self.get_row(
-            index,
-            return_features,
-            feature_vars,
-            return_obs_features,
-            obs_feature_names,
-            return_var_features=return_var_features,
-            var_feature_names=var_feature_names,
-        )
-        return self._pair(index, current, neighbor, self.get_row(neighbor)[0], features)
+        positional = return_features, feature_vars, return_obs_features, obs_feature_names
+        named = {"return_var_features": return_var_features, "var_feature_names": var_feature_names}
+        return self._pair(self.get_row, index, neighbor, positional, named)
 
     def _neighbor_of(self, index: SupportsIndex, rng: Rng, key: str | None) -> int:
         """Sample a neighbour; overridden documented methods may not take our keywords."""
@@ -162,32 +152,27 @@ class NeighborReader(DocumentedReader):
     ) -> dict[str, Any]:
         """One cell and one sampled neighbour, both dense; otherwise as the sparse form."""
         neighbor = self._neighbor_of(index, rng, key)
-        current, *features = self.get_row_padded(
-            index,
-            return_features,
-            feature_vars,
-            return_obs_features,
-            obs_feature_names,
-            return_var_features=return_var_features,
-            var_feature_names=var_feature_names,
-        )
-        return self._pair(index, current, neighbor, self.get_row_padded(neighbor)[0], features)
+        positional = return_features, feature_vars, return_obs_features, obs_feature_names
+        named = {"return_var_features": return_var_features, "var_feature_names": var_feature_names}
+        return self._pair(self.get_row_padded, index, neighbor, positional, named)
 
     def _pair(
         self,
+        read: Callable[..., Any],
         index: SupportsIndex,
-        current: Any,
         neighbor: int,
-        following: Any,
-        features: Sequence[Any],
+        requested: Sequence[Any],
+        named: Mapping[str, Any],
     ) -> dict[str, Any]:
+        """A cell and its neighbour, read by a documented method, with the requested features."""
+        current, *features = read(index, *requested, **named)
         names = ("features",) if len(features) == 1 else ("var_features", "obs_features")
         at = csr.position(index, self.n_obs)
         spaces = self.spaces_of([at, neighbor])
         return NeighborPair(
             {
                 "current_cell": current,
-                "next_cell": following,
+                "next_cell": read(neighbor)[0],
                 "current_cell_index": at,
                 "next_cell_index": neighbor,
                 **dict(zip(names, features, strict=True)),
@@ -227,7 +212,7 @@ class NeighborPairs(MapDataset):
         A dataset with a neighbour graph.
     """
 
-    def __init__(self, cells: NeighborReader) -> None:
+    def __init__(self, cells: CellReader) -> None:
         self._cells = cells
         cells.neighbor_graph()
 
@@ -242,7 +227,7 @@ class NeighborPairs(MapDataset):
         # Call overridden documented methods cell by cell.
         for name in ("sample_neighbor_index", "get_row_with_neighbor", "get_row"):
             method = getattr(self._cells, name)
-            if getattr(method, "__func__", None) is not getattr(NeighborReader, name):
+            if getattr(method, "__func__", None) is not getattr(CellReader, name):
                 return [self[i] for i in indices]
         from scdl.dataset.collate import RowPairs
 

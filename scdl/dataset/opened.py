@@ -37,8 +37,8 @@ OBS_INDEX_NAMES = ("obs_feature_id",)
 _ROWS_AT_ONCE = 1 << 20
 
 #: Attributes set when opening, and those computed lazily; pickles do not contain them.
-_OPENED = ("_store", "info", "_matrices")
-_READ = ("graph", "_graphs", "_graph_matrices", "_var", "_obs", "gene_spaces", "storage")
+_OPENED = ("_store", "info", "_matrices", "_graphs", "_graph_matrices")
+_READ = ("graph", "_var", "_obs", "gene_spaces", "storage")
 
 
 #: Default of `cache_mb`.
@@ -80,6 +80,8 @@ class OpenedArchive(StoredCells):
         self._store: ArrayStore = store
         self.info = info
         self._matrices = Matrices.of(matrix, info.max_n_vars)
+        self._graphs: dict[str, NeighborGraph] = {}
+        self._graph_matrices: dict[str, StoredMatrix] = {}
 
     def select_matrix(self, matrix: str) -> Self:
         """The same cells with another matrix of an AnnData that the archive keeps completely.
@@ -221,20 +223,12 @@ class OpenedArchive(StoredCells):
             key = self._neighbor_key  # raises an error that lists the existing keys
         return None if key is None else NeighborGraph(self._store, key, **self._sampling)
 
-    @cached_property
-    def _graphs(self) -> dict[str, NeighborGraph]:
-        return {}
-
     def _graph_of(self, key: str) -> NeighborGraph | None:
         if key not in self._graphs:
             if key not in self.neighbor_keys:
                 return None
             self._graphs[key] = NeighborGraph(self._store, key, **self._sampling)
         return self._graphs[key]
-
-    @cached_property
-    def _graph_matrices(self) -> dict[str, StoredMatrix]:
-        return {}
 
     def _graph_matrix(self, key: str) -> StoredMatrix:
         """The matrix of a graph; raises the errors of :meth:`neighbor_graph`."""
@@ -257,5 +251,5 @@ class OpenedArchive(StoredCells):
     def close(self) -> None:
         """Release files and memory."""
         self._matrices = replace(self._matrices, archives=(StoredMatrix(self._store, True),))
-        self.__dict__.pop("_graph_matrices", None)
+        self._graph_matrices = {}
         self._store.close()

@@ -1,15 +1,11 @@
-"""Base class of datasets, collections and views of them."""
+"""Checking that an argument is a dataset, a collection, or a view of one."""
 
 from __future__ import annotations
 
 import os
 
-from scdl.dataset.neighbor_methods import NeighborReader
+from scdl.dataset.neighbor_methods import CellReader as CellReader
 from scdl.errors import DatasetTypeError
-
-
-class CellReader(NeighborReader):
-    """Cells to read: of one archive or many, with all or selected genes."""
 
 
 def as_cells(given: object) -> CellReader:

@@ -225,13 +225,6 @@ class ArchiveSource(Source):
             return {DATA: self.matrix.dtype}
         return {part: self._store.spec(part).dtype for part in MATRIX}
 
-    def not_carried(self, carried: set[str]) -> list[str]:
-        # Report the parts of uns as one element.
-        names = dict.fromkeys(
-            "uns" if name.startswith("uns/") else name for name in self.names_of_rest()
-        )
-        return [name for name in names if name not in carried] + [*self.unread]
-
     @property
     def unread(self) -> Sequence[str]:
         """Unreadable elements, and columns of types that only old archives contain."""

@@ -135,8 +135,10 @@ class Source(ABC):
         return {}
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        """Names of elements that are not in `carried`."""
-        return [name for name in self.names_of_rest() if name not in carried] + [*self.unread]
+        """Names of elements that are not in `carried`; the parts of uns count as one."""
+        rest = self.names_of_rest()
+        names = dict.fromkeys("uns" if name.startswith("uns/") else name for name in rest)
+        return [name for name in names if name not in carried] + [*self.unread]
 
     @property
     def unread(self) -> Sequence[str]:

@@ -18,9 +18,6 @@ from scdl.errors import GeneError, OptionError
 from scdl.sources.base import Source
 from scdl.sources.matrices import Bounds, Matrix, Reader, check_ids
 
-#: Default values of the policies.
-_DEFAULTS = {"gene_column": None, "missing": "error", "duplicates": "error"}
-
 
 @dataclass(frozen=True)
 class GeneChoice:
@@ -47,7 +44,7 @@ def gene_choice(genes: Genes | None, policies: Mapping[str, Any]) -> GeneChoice 
     """
     if genes is None:
         for name, value in policies.items():
-            if value != _DEFAULTS[name]:
+            if value != getattr(GeneChoice, name):
                 raise OptionError(f"{name}={value!r} has no effect without genes=; pass genes= too")
         return None
     if policies["missing"] == "mask":

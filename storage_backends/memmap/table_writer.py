@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,20 +25,6 @@ if TYPE_CHECKING:
 ROW_GROUP = 1 << 16
 
 
-class Written(NamedTuple):
-    """Summary of the files written by :func:`write`."""
-
-    num_rows: int
-    #: Whether there is a file of names, and one of categories.
-    names: bool
-    categories: bool
-    #: Whether the table holds nothing but names.
-    only_names: bool
-    #: Name of the index, and columns that pandas holds in a nullable type.
-    index_name: str | None
-    nullable: list[str]
-
-
 def write(
     table: Table | pa.RecordBatchReader,
     columns: str,
@@ -47,7 +33,7 @@ def write(
     categories: str,
     only_names: str,
     create: Callable[[str], CheckedFile],
-) -> Written:
+) -> tuple[int, dict[str, Any]]:
     """Write a table to its files; a table with only names is written to `columns`.
 
     Parameters
@@ -60,6 +46,11 @@ def write(
         Name of the column of names in `columns` if there are no other columns.
     create
         Creates a file at a path.
+
+    Returns
+    -------
+    tuple
+        Number of rows, and the entry of the table in the manifest.
     """
     schema, batches = table.schema, alike_batches(columns, table)
     first = next(batches)
@@ -87,14 +78,14 @@ def write(
             writer.write_table(lists)
     has_names = INDEX in schema.names
     index_name = (schema.metadata or {}).get(INDEX_NAME)
-    return Written(
-        num_rows,
-        names=has_names and bool(main),
-        categories=bool(categorical),
-        only_names=has_names and not main,
-        index_name=index_name.decode() if index_name is not None else None,
-        nullable=[field.name for field in main if is_nullable(field)],
-    )
+    return num_rows, {
+        "names": has_names and bool(main),
+        "categories": bool(categorical),
+        "only_names": only_names if has_names and not main else None,
+        "index_name": index_name.decode() if index_name is not None else None,
+        # Columns that pandas holds in a nullable type.
+        "nullable": [field.name for field in main if is_nullable(field)],
+    }
 
 
 class _Target:

@@ -57,7 +57,7 @@ class MemmapWriter(DirectoryWriter):
         kind, _, block = name.partition("/")
         with refused_write(self.path), contextlib.suppress(FileExistsError):
             os.mkdir(os.path.join(directory, f"{kind}_features"))
-        written = table_writer.write(
+        self.table_rows[name], self._side_files[name] = table_writer.write(
             table,
             os.path.join(directory, f"{kind}_features", f"{block or 0}.parquet"),
             names=layout.side_file(directory, name, "names"),
@@ -65,14 +65,6 @@ class MemmapWriter(DirectoryWriter):
             only_names=f"{kind}_feature_id",
             create=self.recorder.create,
         )
-        self.table_rows[name] = written.num_rows
-        self._side_files[name] = {
-            "names": written.names,
-            "categories": written.categories,
-            "only_names": f"{kind}_feature_id" if written.only_names else None,
-            "index_name": written.index_name,
-            "nullable": written.nullable,
-        }
 
     def _complete(self, attrs: Mapping[str, Any]) -> None:
         directory = self.directory
