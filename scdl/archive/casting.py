@@ -77,6 +77,11 @@ def cast_values(
     return cast
 
 
+def computable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which SciPy and numba compute, which do not support float16."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
 class Caster:
     """Cast blocks of values to one dtype and record properties of the values.
 

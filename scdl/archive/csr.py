@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.archive.casting import cast_values
+from scdl.archive.casting import cast_values, computable
 from scdl.archive.schema import INDPTR, MATRIX
 from scdl.errors import ArchiveFormatError, RowIndexError
 from scdl.kernels import memory as recycled
@@ -221,3 +221,15 @@ def write_rows(
         writer.append(indices, rows.indices)
         writer.append(indptr, (rows.indptr[1:] + n_values).astype(dtypes[2]))
         n_values += int(rows.indptr[-1])
+
+
+def index_dtype(nnz: int, shape: tuple[int, int]) -> np.dtype[Any]:
+    """Signed index dtype for SciPy, which does not support unsigned indices."""
+    return np.dtype(np.int64 if max(nnz, *shape) > np.iinfo(np.int32).max else np.int32)
+
+
+def scipy_matrix(kind: Any, rows: SparseRows, shape: tuple[int, int]) -> Any:
+    """Create a SciPy sparse matrix of class `kind`, with dtypes that SciPy supports."""
+    signed = index_dtype(len(rows.data), shape)
+    data = rows.data.astype(computable(rows.data.dtype), copy=False)
+    return kind((data, rows.indices.astype(signed), rows.indptr.astype(signed)), shape=shape)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive.casting import computable
 from scdl.errors import NeighborError
 
 
@@ -69,8 +70,7 @@ def choose(
         from scdl.kernels import choice as choice_kernels
 
         values = weights()
-        # numba cannot compute with float16.
-        values = values.astype(np.float32) if values.dtype == np.float16 else values
+        values = values.astype(computable(values.dtype), copy=False)
         chosen = np.empty(draws.shape, np.int64)
         return Choice(chosen, choice_kernels.choose_by_weight(values, indptr, draws, chosen))
     counts = np.diff(indptr)

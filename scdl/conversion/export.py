@@ -13,13 +13,14 @@ from anndata.io import write_elem
 from numpy.typing import NDArray
 
 from scdl.archive import csr
+from scdl.archive.casting import computable
 from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info
 from scdl.conversion.convert import write_archive
-from scdl.conversion.exported_view import ArchiveView, blocks_of_one_space, index_dtype, readable
+from scdl.conversion.exported_view import ArchiveView, blocks_of_one_space
 from scdl.conversion.options import Settings
 from scdl.errors import ArchiveExistsError, PathError
 from scdl.sources.anndata_elements import writing_strings
-from scdl.sources.archive import ArchiveSource, StoredArray
+from scdl.sources.archive import ArchiveSource, stored_array
 from scdl.sources.matrices import pieces
 from storage_backends import other_formats
 from storage_backends.anndata_format.names import encoding
@@ -161,8 +162,8 @@ def _write_sparse(
     group.attrs["shape"] = np.array(sparse.shape, np.int64)
     lengths = {part: store.spec(prefix + part).length for part in MATRIX}
     dtypes = {
-        DATA: readable(store.spec(prefix + DATA).dtype),
-        INDICES: index_dtype(lengths[DATA], sparse.shape),
+        DATA: computable(store.spec(prefix + DATA).dtype),
+        INDICES: csr.index_dtype(lengths[DATA], sparse.shape),
         INDPTR: np.dtype(np.int64),
     }
     sets = {part: _dataset(group, part, (lengths[part],), dtypes[part], options) for part in MATRIX}
@@ -195,6 +196,6 @@ def _dataset(
 
 def _copy(store: ArrayStore, name: str, dataset: h5py.Dataset) -> None:
     start = 0
-    for values in pieces(StoredArray(store, name), _AT_ONCE):
+    for values in pieces(stored_array(store, name), _AT_ONCE):
         dataset[start : start + len(values)] = values
         start += len(values)

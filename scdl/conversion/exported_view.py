@@ -50,11 +50,11 @@ class ArchiveView(Elements):
         if sparse is not None and sparse[1].format == "csr":
             at = np.arange(sparse[1].shape[0]) if rows is None else rows
             n_columns = sparse[1].shape[1]
-            value: Any = scipy_matrix(sp.csr_matrix, self.csr(name, at), (len(at), n_columns))
+            value: Any = csr.scipy_matrix(sp.csr_matrix, self.csr(name, at), (len(at), n_columns))
         elif sparse is not None:
             data, indices, indptr = (self.store.read(sparse[0] + part) for part in MATRIX)
             parts = csr.SparseRows(data, indices, indptr)
-            value = scipy_matrix(sp.csc_matrix, parts, sparse[1].shape)
+            value = csr.scipy_matrix(sp.csc_matrix, parts, sparse[1].shape)
             value = value if rows is None else value[rows]
         elif name in self.store.arrays:
             value = self.store.read(name) if rows is None else read_items(self.store, name, rows)
@@ -121,22 +121,5 @@ def blocks_of_one_space(
     return taken
 
 
-def index_dtype(nnz: int, shape: tuple[int, int]) -> np.dtype[Any]:
-    """Signed index dtype for SciPy, which does not support unsigned indices."""
-    return np.dtype(np.int64 if max(nnz, *shape) > np.iinfo(np.int32).max else np.int32)
-
-
-def readable(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Dtype for SciPy, which does not support float16 in sparse matrices."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
-
-
 #: Tables whose index the data frames of a mapping must have.
 _NAMED = {"obsm": OBS, "varm": "var", "raw/varm": "raw/var"}
-
-
-def scipy_matrix(kind: Any, parts: csr.SparseRows, shape: tuple[int, int]) -> Any:
-    """Create a SciPy sparse matrix of class `kind`, with dtypes that SciPy supports."""
-    signed = index_dtype(len(parts.data), shape)
-    data = parts.data.astype(readable(parts.data.dtype), copy=False)
-    return kind((data, parts.indices.astype(signed), parts.indptr.astype(signed)), shape=shape)

@@ -23,7 +23,7 @@ from scdl.archive.schema import (
 )
 from scdl.archive.stored_rows import StoredRows
 from scdl.conversion.row_order import RowOrder
-from scdl.sources.archive import StoredArray
+from scdl.sources.archive import stored_array
 from scdl.sources.matrices import pieces
 from storage_backends.base import ArrayStore
 
@@ -67,7 +67,7 @@ class JoinedRows:
 
     def vectors(self, name: str) -> Iterator[NDArray[Any]]:
         """Dense vectors; archives without cells may lack them."""
-        arrays = [StoredArray(store, name) for store in self.stores if name in store.arrays]
+        arrays = [stored_array(store, name) for store in self.stores if name in store.arrays]
         values = (piece for array in arrays for piece in pieces(array, self.at_once))
         return self.order.items(values, arrays[0].read(0, 0))
 

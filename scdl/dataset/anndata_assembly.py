@@ -28,12 +28,8 @@ def assemble(cells: RowReader, rows: NDArray[np.int64] | None) -> anndata.AnnDat
     """
     at = np.arange(cells.n_obs) if rows is None else rows
     batch = cells.read_rows(at, obsm=cells._vector_keys())
-    matrix = batch.to_scipy()
     made = anndata.AnnData(
-        matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix,
-        _obs(cells, at),
-        _var(cells, at),
-        obsm=dict(batch.obsm),
+        batch.to_scipy(), _obs(cells, at), _var(cells, at), obsm=dict(batch.obsm)
     )
     if cells.neighbor_keys:
         warnings.warn(

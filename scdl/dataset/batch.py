@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl.archive.casting import cast_values
+from scdl.archive import csr
+from scdl.archive.casting import cast_values, computable
 from scdl.archive.gene_names import check_one_space
 from scdl.archive.schema import check_columns
 from scdl.dataset import summary
@@ -118,7 +119,7 @@ class CellBatch:
         """Sum of the values of each cell in this batch."""
         from scdl.kernels import dense as dense_kernels
 
-        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        data = self.data.astype(computable(self.data.dtype), copy=False)
         out = np.empty(len(self), np.float64)
         dense_kernels.sum_rows(data, self.indptr, out)
         return out
@@ -145,14 +146,11 @@ class CellBatch:
 
         self.check_genes()
         self.check_columns()
-        # scipy supports only signed indices.
-        wide = max(len(self.data), self.n_vars) > np.iinfo(np.int32).max
-        index_type = np.int64 if wide else np.int32
-        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
-        return scipy.sparse.csr_matrix(
-            (data, self.indices.astype(index_type), self.indptr.astype(index_type)),
-            shape=self.shape,
+        rows = csr.SparseRows(self.data, self.indices, self.indptr)
+        matrix: scipy.sparse.csr_matrix = csr.scipy_matrix(
+            scipy.sparse.csr_matrix, rows, self.shape
         )
+        return matrix
 
     def to_dense(self, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """Convert to a dense array, n x n_vars, with the stored dtype or another.
@@ -169,9 +167,8 @@ class CellBatch:
 
         self.check_genes()
         wanted = self.data.dtype if dtype is None else np.dtype(dtype)
-        # numba cannot compute with float16.
-        filled = np.dtype(np.float32) if wanted == np.float16 else wanted
-        data = self.data.astype(np.float32) if self.data.dtype == np.float16 else self.data
+        filled = computable(wanted)
+        data = self.data.astype(computable(self.data.dtype), copy=False)
         if data.dtype != filled and (
             data.dtype == np.float64 or not np.can_cast(data.dtype, filled, "same_kind")
         ):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
 from scdl.archive.frames import frame_of, table_of
@@ -16,7 +16,8 @@ from scdl.archive.schema import DATA, MATRIX, OBS, Info, graph_array, obsm_array
 from scdl.archive.tables import NoTable, StoredTable
 from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
-from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, ReaderPart, Values, check_shape
+from scdl.sources.hdf5 import RangeReader
+from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, Values, check_shape, reader_part
 from storage_backends import registry
 from storage_backends.base import ArrayStore, is_column_type
 from storage_backends.capabilities import Sparse
@@ -24,20 +25,10 @@ from storage_backends.compute.caching import cached_property
 from storage_backends.errors import one_line
 
 
-class StoredArray:
+def stored_array(store: ArrayStore, name: str) -> RangeReader:
     """An array of an archive as a reader."""
-
-    def __init__(self, store: ArrayStore, name: str) -> None:
-        spec = store.spec(name)
-        self._store, self._name, self._length = store, name, spec.length
-        self.dtype, self.item_shape = spec.dtype, spec.item_shape
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read rows ``[start, stop)``."""
-        return self._store.read(self._name, start, stop)
+    spec = store.spec(name)
+    return RangeReader(partial(store.read, name), spec.length, spec.dtype, spec.item_shape)
 
 
 class StoredRows(CsrPart):
@@ -46,7 +37,7 @@ class StoredRows(CsrPart):
     def __init__(
         self, store: ArrayStore, prefix: str, rows: tuple[int, int], n_columns: int
     ) -> None:
-        parts = {part: StoredArray(store, prefix + part) for part in MATRIX}
+        parts = {part: stored_array(store, prefix + part) for part in MATRIX}
         super().__init__(f"{store.path}: {prefix or DATA}", parts, rows, n_columns)
 
 
@@ -97,10 +88,10 @@ class Elements:
         """A sparse matrix, a reader of a dense array, or any other element as an object."""
         sparse = self.sparse(name)
         if sparse is not None:
-            parts = {part: StoredArray(self.store, sparse[0] + part) for part in MATRIX}
+            parts = {part: stored_array(self.store, sparse[0] + part) for part in MATRIX}
             return SparseParts(sparse[1], parts, self.is_sorted(name))
         if name in self.store.arrays:
-            return StoredArray(self.store, name)
+            return stored_array(self.store, name)
         if name == self.genes:
             return frame_of(self.store.read_table(var_table(self.block)))
         return self.store.read_element(name)
@@ -209,7 +200,7 @@ class ArchiveSource(Source):
                     return Values(values[slice(*self._rows)].astype(np.uint8))
             known = ", ".join(self.kept_vectors) or "nothing"
             raise SourceError(f"{self.path}: obsm/{key} is missing; obsm has: {known}")
-        return ReaderPart(StoredArray(self._store, name), *self._rows)
+        return reader_part(stored_array(self._store, name), *self._rows)
 
     @property
     def kept_graphs(self) -> Sequence[str]:

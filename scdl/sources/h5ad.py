@@ -20,7 +20,7 @@ from scdl.sources import hdf5_guard
 from scdl.sources.anndata_elements import read_element
 from scdl.sources.base import Source, SparseParts
 from scdl.sources.dataframes import H5Table
-from scdl.sources.hdf5 import FieldReader, RowReader, open_file, readable
+from scdl.sources.hdf5 import RowReader, field_reader, open_file, readable
 from scdl.sources.hdf5_matrices import as_stored, open_matrix, shape_of
 from scdl.sources.matrices import Matrix, Reader
 from storage_backends import other_formats
@@ -102,7 +102,7 @@ class H5adFile(Source):
                 raise SourceError(f"{where} is not a dense array of numbers; leave it out")
             if element.ndim < 1 or element.shape[0] != self.n_obs:
                 raise SourceError(f"{where} has shape {element.shape}, expected {self.n_obs} rows")
-            return FieldReader(obsm, key) if old else RowReader(element)
+            return field_reader(obsm, key) if old else RowReader(element)
 
     def not_carried(self, carried: set[str]) -> list[str]:
         with readable(self.path):
@@ -155,7 +155,7 @@ class H5adFile(Source):
             holder = self._group(mapping) if mapping else None
             if isinstance(holder, h5py.Dataset):
                 hdf5_guard.check(holder)
-                field = FieldReader(holder, key)
+                field = field_reader(holder, key)
                 return field.read(0, len(field))
             element = self._element(name)
             assert element is not None

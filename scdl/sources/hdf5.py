@@ -12,8 +12,9 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import h5py
@@ -184,28 +185,26 @@ class RowReader:
         out[(slice(first - start, last - start), *columns)] = piece
 
 
-class FieldReader:
-    """Reads rows of one field of a compound dataset, as written by old releases.
+@dataclass(frozen=True)
+class RangeReader:
+    """Reads rows of numbers with a function of the first row and the end."""
 
-    Parameters
-    ----------
-    dataset
-        One-dimensional compound dataset.
-    name
-        Name of the field; its items may be arrays.
-    """
-
-    def __init__(self, dataset: h5py.Dataset, name: str) -> None:
-        self._dataset, self._name = dataset, name
-        field: np.dtype[Any] = dataset.dtype[name]
-        self.dtype: np.dtype[Any] = field.base
-        self.item_shape: tuple[int, ...] = field.shape
+    read: Callable[[int, int], NDArray[Any]]
+    length: int
+    dtype: np.dtype[Any]
+    item_shape: tuple[int, ...]
 
     def __len__(self) -> int:
-        return int(self._dataset.shape[0])
+        return self.length
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read rows ``[start, stop)`` in the stored dtype."""
-        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
-            rows: NDArray[Any] = self._dataset.fields(self._name)[start:stop]
+
+def field_reader(dataset: h5py.Dataset, name: str) -> RangeReader:
+    """Reads one field of a compound dataset, as written by old releases; items may be arrays."""
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        with readable(f"{dataset.file.filename}: {dataset.name}"):
+            rows: NDArray[Any] = dataset.fields(name)[start:stop]
         return rows
+
+    field: np.dtype[Any] = dataset.dtype[name]
+    return RangeReader(read, int(dataset.shape[0]), field.base, field.shape)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, groups, spans
 from scdl.errors import SourceError
-from scdl.sources.hdf5 import RowReader
+from scdl.sources.hdf5 import RangeReader, RowReader
 from storage_backends.errors import refused_write
 
 #: Default number of stored values processed at a time: 8 MB of int32 and float32.
@@ -125,19 +125,14 @@ def pieces(reader: Reader, n_values: int) -> Iterator[NDArray[Any]]:
         yield reader.read(start, min(start + rows, len(reader)))
 
 
-class ReaderPart:
+def reader_part(reader: Reader, start: int, stop: int) -> RangeReader:
     """Rows ``[start, stop)`` of another reader."""
-
-    def __init__(self, reader: Reader, start: int, stop: int) -> None:
-        self._reader, self._start, self._length = reader, start, stop - start
-        self.dtype, self.item_shape = reader.dtype, reader.item_shape
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read rows ``[start, stop)`` of this range."""
-        return self._reader.read(self._start + start, self._start + stop)
+    return RangeReader(
+        lambda a, b: reader.read(start + a, start + b),
+        stop - start,
+        reader.dtype,
+        reader.item_shape,
+    )
 
 
 class Csr(Matrix):
@@ -171,7 +166,7 @@ class CsrPart(Csr):
     ) -> None:
         start, stop = rows
         self.where, self.shape = where, (stop - start, n_columns)
-        self.parts = {**parts, "indptr": ReaderPart(parts["indptr"], start, stop + 1)}
+        self.parts = {**parts, "indptr": reader_part(parts["indptr"], start, stop + 1)}
         self.dtype = parts["data"].dtype
         self.size = len(parts["data"])
 
@@ -201,7 +196,7 @@ class Dense(Matrix):
             yield SparseRows(values[row, column], column, indptr)
 
     def part(self, start: int, stop: int) -> Matrix | None:
-        rows = ReaderPart(self._reader, start, stop)
+        rows = reader_part(self._reader, start, stop)
         return Dense(self.where, rows, (stop - start, self.shape[1]), self._chunk_rows)
 
 
