@@ -35,8 +35,7 @@ Shuffle = Annotated[
     ),
 ]
 RowColumn = Annotated[
-    str | None,
-    typer.Option(help="Name of that column, with --shuffle. [default: source_row]"),
+    str | None, typer.Option(help="Name of that column, with --shuffle. [default: source_row]")
 ]
 
 
@@ -72,8 +71,7 @@ def convert(
         typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
     ] = None,
     neighbor_key: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of obsp whose graph to convert; may be repeated."),
+        list[str] | None, typer.Option(help="Key of obsp whose graph to convert; may be repeated.")
     ] = None,
     data_dtype: Annotated[
         str | None,

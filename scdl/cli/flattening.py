@@ -45,8 +45,7 @@ def flatten(
         str, typer.Option(metavar="error|zero", help="Treatment of genes that an archive lacks.")
     ] = "error",
     duplicates: Annotated[
-        str,
-        typer.Option(metavar="error|sum|first", help="Treatment of several genes with one id."),
+        str, typer.Option(metavar="error|sum|first", help="Treatment of several genes with one id.")
     ] = "error",
     shuffle: Shuffle = None,
     row_column: RowColumn = None,
@@ -61,8 +60,7 @@ def flatten(
     destroy_on_copy: Annotated[
         bool,
         typer.Option(
-            "--destroy-on-copy",
-            help="Remove the archives after comparing the new one with them.",
+            "--destroy-on-copy", help="Remove the archives after comparing the new one with them."
         ),
     ] = False,
 ) -> None:

@@ -14,8 +14,7 @@ from storage_backends.paths import path_of
 def export(
     path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
     dest: Annotated[
-        str,
-        typer.Argument(metavar="OUT", help="Path of the output: FILE.h5ad or DIRECTORY.zarr."),
+        str, typer.Argument(metavar="OUT", help="Path of the output: FILE.h5ad or DIRECTORY.zarr.")
     ],
     gzip: Annotated[
         int,
@@ -73,8 +72,7 @@ def verify(
         bool, typer.Option("--repair", help="First repair what can be repaired unambiguously.")
     ] = False,
     add_checksums: Annotated[
-        bool,
-        typer.Option("--add-checksums", help="Add checksums to archives that have none."),
+        bool, typer.Option("--add-checksums", help="Add checksums to archives that have none.")
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress bar and no report.")

@@ -11,15 +11,7 @@ from numpy.typing import DTypeLike
 from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
 from scdl.archive.elements import dense_vectors, graph_keys
-from scdl.archive.schema import (
-    DATA,
-    INDEX,
-    OBS,
-    Info,
-    graph_array,
-    obsm_array,
-    var_table,
-)
+from scdl.archive.schema import DATA, INDEX, OBS, Info, graph_array, obsm_array, var_table
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
 from scdl.conversion.joined_rows import JoinedRows

@@ -13,14 +13,7 @@ from scdl.archive import csr
 from scdl.archive.casting import Caster
 from scdl.archive.csr import SparseRows
 from scdl.archive.graph import NeighborGraph
-from scdl.archive.schema import (
-    DATA,
-    GRAPH_DTYPES,
-    INDICES,
-    Info,
-    graph_array,
-    smallest_unsigned,
-)
+from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, Info, graph_array, smallest_unsigned
 from scdl.archive.stored_rows import StoredRows
 from scdl.conversion.row_order import RowOrder
 from scdl.sources.archive import stored_array

@@ -20,10 +20,7 @@ CHUNK_BYTES = 10_485_760
 
 
 def begin_elements(
-    stores: Sequence[ArrayStore],
-    writer: ArrayWriter,
-    vectors: Sequence[str],
-    graphs: Sequence[str],
+    stores: Sequence[ArrayStore], writer: ArrayWriter, vectors: Sequence[str], graphs: Sequence[str]
 ) -> set[str]:
     """Create the arrays of vectors and graphs, even if there are no cells.
 

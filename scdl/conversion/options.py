@@ -158,10 +158,7 @@ class Meter(Protocol):
 
 
 def check_options(
-    options: Mapping[str, Any],
-    call: Callable[..., Any],
-    backend: Backend,
-    also: Sequence[str] = (),
+    options: Mapping[str, Any], call: Callable[..., Any], backend: Backend, also: Sequence[str] = ()
 ) -> None:
     """Raise UnknownOptionError for keys that are in neither ConvertOptions nor the backend.
 

@@ -13,15 +13,7 @@ from numpy.typing import NDArray
 from scdl.archive import csr
 from scdl.archive.casting import DATA_DTYPES, Caster
 from scdl.archive.gene_names import gene_orders
-from scdl.archive.schema import (
-    DATA,
-    GRAPH_DTYPES,
-    OBS,
-    Info,
-    graph_array,
-    names_of,
-    obsm_array,
-)
+from scdl.archive.schema import DATA, GRAPH_DTYPES, OBS, Info, graph_array, names_of, obsm_array
 from scdl.conversion.elements import write_rest
 from scdl.conversion.options import ConvertOptions, Meter, Settings
 from scdl.conversion.row_order import Shuffle
@@ -57,12 +49,7 @@ class Conversion:
     """
 
     def __init__(
-        self,
-        files: Sequence[Source],
-        target: str,
-        settings: Settings,
-        *,
-        keeps_elements: bool,
+        self, files: Sequence[Source], target: str, settings: Settings, *, keeps_elements: bool
     ) -> None:
         neighbor_key, options = settings.neighbor_key, settings.options
         taken = {file.matrix_name: file.path for file in reversed(files)}

@@ -49,11 +49,7 @@ class CellReader(DocumentedReader):
         return self.neighbor_graph(key).neighbors(cell_index).data
 
     def sample_neighbor_index(
-        self,
-        cell_index: SupportsIndex,
-        *,
-        rng: Rng = None,
-        key: str | None = None,
+        self, cell_index: SupportsIndex, *, rng: Rng = None, key: str | None = None
     ) -> int:
         """Sample one neighbour of a cell by the chosen strategy; the cell itself if it has none.
 
@@ -62,12 +58,7 @@ class CellReader(DocumentedReader):
         return self.neighbor_graph(key).sample(cell_index, rng)
 
     def sample_neighbors(
-        self,
-        rows: csr.Rows,
-        k: int = 1,
-        *,
-        rng: Rng = None,
-        key: str | None = None,
+        self, rows: csr.Rows, k: int = 1, *, rng: Rng = None, key: str | None = None
     ) -> NDArray[np.int64]:
         """Sample neighbours of many cells by the chosen strategy, with replacement.
 

@@ -41,12 +41,7 @@ def archives(datasets: OpenedArchive | Iterable[OpenedArchive]) -> list[OpenedAr
 
 @contextmanager
 def concatenated(
-    stores: Sequence[ArrayStore],
-    target: str,
-    cell_names: CellNames,
-    *,
-    removes: bool,
-    is_new: bool,
+    stores: Sequence[ArrayStore], target: str, cell_names: CellNames, *, removes: bool, is_new: bool
 ) -> Iterator[Sequence[TableSource]]:
     """The obs of each archive, while they are written one after the other to `target`.
 

@@ -187,9 +187,7 @@ def _text(array: Any, dtype: np.dtype[Any], length: int) -> Column | None:
     if not h5py.check_string_dtype(dtype):
         return None
     return Column(
-        pa.large_string(),
-        length,
-        lambda start, stop: arrow.text(array[start:stop].tolist()),
+        pa.large_string(), length, lambda start, stop: arrow.text(array[start:stop].tolist())
     )
 
 

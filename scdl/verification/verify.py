@@ -101,11 +101,7 @@ class VerificationReport:
         return "\n".join(lines)
 
 
-_LABELS = {
-    Verdict.DAMAGED: "damaged",
-    Verdict.UNKNOWN: "cannot tell",
-    Verdict.SOUND: "note",
-}
+_LABELS = {Verdict.DAMAGED: "damaged", Verdict.UNKNOWN: "cannot tell", Verdict.SOUND: "note"}
 
 
 def verify_archive(

@@ -14,12 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Names of path classes, in any module, and the separator of their parts.
-_PATHS = {
-    "PosixPath": "/",
-    "PurePosixPath": "/",
-    "WindowsPath": "\\",
-    "PureWindowsPath": "\\",
-}
+_PATHS = {"PosixPath": "/", "PurePosixPath": "/", "WindowsPath": "\\", "PureWindowsPath": "\\"}
 #: Maximum characters of all paths per byte of the pickle, as paths may share their parts.
 _MAX_EXPANSION = 64
 

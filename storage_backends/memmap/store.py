@@ -38,10 +38,7 @@ from storage_backends.directory import integrity
 from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
-from storage_backends.errors import (
-    ArchiveChangedError,
-    ArchiveClosedError,
-)
+from storage_backends.errors import ArchiveChangedError, ArchiveClosedError
 from storage_backends.memmap import BACKEND, features, layout
 from storage_backends.memmap.header import Header, HeaderIndex
 from storage_backends.memmap.table_files import OBS, OnlyTables, TableFiles

@@ -12,12 +12,7 @@ from typing import Unpack
 from scdl.archive.schema import Info, unique_names
 from scdl.conversion.many.drafts import drafts_beside
 from scdl.conversion.many.jobs import Job, run
-from scdl.conversion.many.options import (
-    DirectoryOptions,
-    WorkersLike,
-    n_workers,
-    settings_of,
-)
+from scdl.conversion.many.options import DirectoryOptions, WorkersLike, n_workers, settings_of
 from scdl.conversion.many.report import DirectoryReport, failure
 from scdl.conversion.many.worker_process import Outcome
 from scdl.conversion.options import Settings

@@ -10,12 +10,7 @@ from typing import Unpack
 
 from scdl.conversion.many.drafts import drafts_beside, sweep
 from scdl.conversion.many.jobs import Job, run
-from scdl.conversion.many.options import (
-    DirectoryOptions,
-    WorkersLike,
-    n_workers,
-    settings_of,
-)
+from scdl.conversion.many.options import DirectoryOptions, WorkersLike, n_workers, settings_of
 from scdl.conversion.many.report import one_line
 from scdl.conversion.options import TARGET, ConversionReport
 from scdl.conversion.origins import origins_of

@@ -93,12 +93,7 @@ def _astype(dtype: np.dtype[Any]) -> Codec:
 
 def _blosc(itemsize: int, compressor: str) -> Codec:
     return _codec(
-        "blosc",
-        typesize=itemsize,
-        cname=compressor,
-        clevel=5,
-        shuffle="bitshuffle",
-        blocksize=0,
+        "blosc", typesize=itemsize, cname=compressor, clevel=5, shuffle="bitshuffle", blocksize=0
     )
 
 
