@@ -12,7 +12,7 @@ The interface is synchronous; threads are internal to a backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -26,6 +26,7 @@ from storage_backends.contents import (
     INDEX_NAME,
     NULLABLE,
     ArraySpec,
+    ColumnNames,
     Contents,
     Inventory,
     is_column_type,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "DTYPES", "INDEX", "INDEX_NAME", "NULLABLE",
-    "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "CacheOptions", "Contents",
+    "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "CacheOptions", "ColumnNames", "Contents",
     "is_column_type",
 ]
 # fmt: on
@@ -107,11 +108,7 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
 
     @abstractmethod
     def read_table(
-        self,
-        name: str,
-        columns: Sequence[str] | None = None,
-        start: int = 0,
-        stop: int | None = None,
+        self, name: str, columns: ColumnNames = None, start: int = 0, stop: int | None = None
     ) -> pa.Table:
         """Read rows ``[start, stop)`` of columns, in the given order (default: all columns).
 

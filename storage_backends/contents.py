@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Positions of items, rows or archives.
 Positions = NDArray[np.int64]
+#: Names of columns; None: all.
+ColumnNames: TypeAlias = "Sequence[str] | None"
 
 #: Column of a table with its row names; readers may treat it separately.
 INDEX = "_index"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,7 @@ from scdl.archive.schema import MATRIX, Info, var_table
 from scdl.errors import OptionError
 from scdl.sources.archive import Elements
 from scdl.sources.base import genes_of
-from storage_backends.base import ArrayStore, Contents
+from storage_backends.base import ArrayStore, ColumnNames, Contents
 from storage_backends.compute.caching import LazyMapping, cached_property
 
 if TYPE_CHECKING:
@@ -137,11 +137,7 @@ class MatrixView(ArrayStore):
         return self._store.will_need(self._names.get(name, name), starts, stops)
 
     def read_table(
-        self,
-        name: str,
-        columns: Sequence[str] | None = None,
-        start: int = 0,
-        stop: int | None = None,
+        self, name: str, columns: ColumnNames = None, start: int = 0, stop: int | None = None
     ) -> pa.Table:
         """As of the archive, with the genes of the matrix."""
         if name == var_table(0) and not self._own_var:

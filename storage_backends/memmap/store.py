@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import ArraySpec, Contents
+from storage_backends.base import ArraySpec, ColumnNames, Contents
 from storage_backends.checks import check_ranges
 from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
@@ -193,11 +193,7 @@ class MemmapStore(DirectoryStore):
         return read_ahead(np.asarray(self._open_arrays()[name]), starts, stops)
 
     def read_table(
-        self,
-        name: str,
-        columns: Sequence[str] | None = None,
-        start: int = 0,
-        stop: int | None = None,
+        self, name: str, columns: ColumnNames = None, start: int = 0, stop: int | None = None
     ) -> pa.Table:
         return self._table(name).read(columns, start, stop)
 

@@ -1,4 +1,14 @@
-"""Names in a Zarr archive: backend array names, AnnData elements and attributes."""
+"""Names in a Zarr archive: backend array names, AnnData elements and attributes.
+
+The matrix is ``X`` (or ``raw/X``, if an AnnData has both), in sharded arrays::
+
+    zarr.json                        all metadata, consolidated; the attribute ``scdl``
+    scdl.checksums                   checksums of all other files
+    X/data  X/indices  X/indptr      shards ``c/0``, ``c/1`` and so on
+    obs/  var/                       dataframes; ``var/0``, ``var/1`` … of several feature blocks
+    obsp/<key>/  obsm/<key>          graphs and dense vectors
+    layers/  varm/  varp/  uns/  raw/    the other elements of an AnnData
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,7 @@
 """Backend ``zarr``: compressed archives, each of which is a Zarr v3 store and an AnnData.
 
-The matrix is ``X`` (or ``raw/X``, if an AnnData has both), in sharded arrays::
-
-    zarr.json                        all metadata, consolidated; the attribute ``scdl``
-    scdl.checksums                   checksums of all other files
-    X/data  X/indices  X/indptr      shards ``c/0``, ``c/1`` and so on
-    obs/  var/                       dataframes; ``var/0``, ``var/1`` … of several feature blocks
-    obsp/<key>/  obsm/<key>          graphs and dense vectors
-    layers/  varm/  varp/  uns/  raw/    the other elements of an AnnData
-
-Any other AnnData in a Zarr store, of format 2 or 3, opens too if its matrix is in CSR form.
+Any other AnnData in a Zarr store, of format 2 or 3, opens too if its matrix is in CSR form. See
+``layout`` for the names.
 
 Sources: Zarr v3 specification; anndata's on-disk format specification.
 """
@@ -25,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import Contents
+from storage_backends.base import ColumnNames, Contents
 from storage_backends.capabilities import Examination, Sparse
 from storage_backends.checks import check_ranges, check_rows
 from storage_backends.compute.caching import LazyMapping, cached_property
@@ -209,11 +201,7 @@ class ZarrStore(DirectoryStore):
         self._complete.add(path)
 
     def read_table(
-        self,
-        name: str,
-        columns: Sequence[str] | None = None,
-        start: int = 0,
-        stop: int | None = None,
+        self, name: str, columns: ColumnNames = None, start: int = 0, stop: int | None = None
     ) -> pa.Table:
         table = self._table(name)
         if self._group.order is None or name == "obs":
