@@ -97,18 +97,9 @@ def read_rows(
 
 
 class _Part(NamedTuple):
-    """Rows of a request that are not in memory, and are read together.
+    """Rows of a request that are not in memory, and are read together; `at` are their positions.
 
-    Attributes
-    ----------
-    rows
-        The rows.
-    at
-        Their positions in the request.
-    is_all
-        Whether these are all rows of the request, in its order.
-    dtypes
-        Dtypes of the values and column ids.
+    `is_all` tells whether these are all rows of the request, in its order.
     """
 
     rows: StoredRows
@@ -239,11 +230,8 @@ def _locate(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Any]]:
     """Find the addresses of rows in memory, where `parts` are read first.
 
-    Returns
-    -------
-    rows, indptr, owners
-        An n x 4 array, see ``map_rows``; offsets of the concatenated rows; objects that keep the
-        memory alive.
+    Returns an n x 4 array, see ``map_rows``; offsets of the concatenated rows; and objects that
+    keep the memory alive.
     """
     from scdl.kernels import rows as kernels
 

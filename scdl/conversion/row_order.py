@@ -128,15 +128,8 @@ class RowOrder:
 class _Shuffled(RowOrder):
     """A random order.
 
-    Parameters
-    ----------
-    shuffle
-        The seed, and the column of obs to add.
-    n_obs
-        Number of cells.
-    target
-        Path next to which temporary files are created. They are as large as the largest element
-        (matrix, table or array) in memory, have no name, and disappear with the process.
+    Temporary files, next to the path `target`, are as large as the largest element (matrix, table
+    or array) in memory, have no name, and disappear with the process.
     """
 
     moves = True
@@ -147,13 +140,7 @@ class _Shuffled(RowOrder):
         self._bounds = Bounds(target=target)
 
     def obs(self, tables: Sequence[TableSource]) -> Sequence[TableSource]:
-        """The tables with a column of original rows, counted over all sources.
-
-        Raises
-        ------
-        OptionError
-            A table has a column of that name.
-        """
+        """The tables with a column of original rows, counted over all sources."""
         if any(self._column in table.schema.names for table in tables):
             raise OptionError(
                 f"obs has a column {self._column!r} already, for example of an earlier shuffle; "

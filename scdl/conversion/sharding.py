@@ -92,19 +92,7 @@ def concatenate_in_shards(
 
 
 class _Stream(Generic[_T]):
-    """Pieces of rows, taken from the front in numbers of rows.
-
-    Parameters
-    ----------
-    stack
-        Closes the pieces.
-    pieces
-        The pieces in order.
-    length
-        Number of rows of a piece.
-    part
-        Rows ``[start, stop)`` of a piece.
-    """
+    """Pieces of rows, taken from the front in numbers of rows; `part` slices a piece."""
 
     def __init__(
         self,

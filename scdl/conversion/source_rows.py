@@ -96,13 +96,7 @@ class SourceRows:
     def _clean(
         self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
     ) -> SparseRows:
-        """Sort the genes of each cell and sum the values of repeated genes.
-
-        Parameters
-        ----------
-        places
-            New position of each gene; None: genes keep their positions.
-        """
+        """Sort and sum the genes of each cell; `places` are their new positions, if they move."""
         if places is not None:
             block = csr.ordered(block, n_vars, where)[0]
             block = block._replace(indices=places[block.indices])

@@ -131,10 +131,7 @@ class CellTable(ABC):
     ) -> Iterator[tuple[int, pa.Table]]:
         """Yield columns of obs in batches, and the first cell of each.
 
-        Parameters
-        ----------
-        chosen
-            Returns the columns to read, given those that exist, which may differ between batches.
+        `chosen` returns the columns to read, given those that exist, which may differ by batch.
         """
 
     @property

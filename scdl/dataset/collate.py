@@ -42,12 +42,8 @@ def row_tensor(
 class _Lazy(list[Any]):
     """A list whose items are all created when the first of them is accessed.
 
-    It is a list because ``torch.cat`` requires one, and because users sort and change it.
-
-    Attributes
-    ----------
-    untouched
-        Whether no item was accessed, so none can have been changed.
+    It is a list because ``torch.cat`` requires one, and because users sort and change it. While it
+    is `untouched`, no item can have been changed.
     """
 
     def __init__(self, n: int, placeholder: Any = None) -> None:

@@ -275,13 +275,7 @@ _COUNTED_CELLS = 4_096
 
 
 def _genes_of(cells: RowReader, column: str | None) -> tuple[list[BlockGenes], list[int]]:
-    """The distinct lists of genes, and the index of the list of each feature block.
-
-    Parameters
-    ----------
-    column
-        Column of var with the ids; None: the names of the genes.
-    """
+    """The distinct lists of genes, and the index of the list of each feature block."""
     # Blocks with the same names may have different columns.
     keys = cells.gene_spaces.tolist() if column is None else cells._block_keys()
     table_of = number_keys(keys).tolist()

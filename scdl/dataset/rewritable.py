@@ -146,18 +146,8 @@ class RewritableArchive(OpenedArchive):
     ) -> None:
         """Write the concatenation of archives, in place of this one or to a new path.
 
-        Parameters
-        ----------
-        stores
-            The archives.
-        output_path
-            Path of the result; None: in place.
-        storage
-            The ``backend`` and its options; None: those of this archive.
-        replace
-            Whether an archive at `output_path` is replaced.
-        **how
-            For :func:`scdl.conversion.concatenation.concatenate`.
+        `storage` has the ``backend`` and its options, by default those of this archive; `how` is
+        for :func:`scdl.conversion.concatenation.concatenate`.
         """
         from scdl.conversion.concatenation import concatenate
         from scdl.dataset.rewriting import is_at

@@ -221,14 +221,8 @@ class RowReader(Cells):
     ) -> CellBatch:
         """Add the gene space of each cell to a batch if cells of the dataset have different ones.
 
-        If all cells of the batch share a gene space, the batch gets its number of genes.
-
-        Parameters
-        ----------
-        own
-            Whether column ids refer to the gene space of each cell (``genes="own"``).
-        compared
-            Whether the batch will be combined with others, so that gene spaces must be comparable.
+        If all cells of the batch share a gene space, the batch gets its number of genes. `compared`
+        batches are combined with others, so that gene spaces must be comparable.
         """
         blocks = self.info.blocks
         if len(blocks) > 1 and len(batch) and not (own or compared):

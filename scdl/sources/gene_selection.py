@@ -128,15 +128,7 @@ class _Selected(Source):
 
 
 class _Mapped(Matrix):
-    """A matrix whose column ids are mapped to a gene space.
-
-    Parameters
-    ----------
-    table
-        New id of each column; -1 leaves the column out.
-    n
-        Number of columns of the result.
-    """
+    """A matrix with a new id from a table for each of its columns; -1 leaves a column out."""
 
     def __init__(self, matrix: Matrix, table: NDArray[np.int32], n: int) -> None:
         self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size

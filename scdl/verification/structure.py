@@ -42,22 +42,12 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A sparse matrix in three arrays.
-
-    Parameters
-    ----------
-    prefix
-        Prefix of the array names ``data``, ``indices`` and ``indptr``.
-    n_rows
-        Number of rows, or of columns if the matrix is stored by columns.
-    limits
-        Pairs ``(stop, below)``: up to row `stop`, ids are less than `below`.
-    is_sorted
-        Whether the ids of each row are sorted.
-    """
+    """A sparse matrix in three arrays."""
 
     prefix: str
+    #: Number of rows, or of columns if the matrix is stored by columns.
     n_rows: int
+    #: Pairs ``(stop, below)``: up to row `stop`, ids are less than `below`.
     limits: Sequence[tuple[int, int]]
     is_sorted: bool = False
 

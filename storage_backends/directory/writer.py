@@ -124,13 +124,7 @@ def _check_complete(
     table_rows: Mapping[str, int],
     attrs: Mapping[str, Any],
 ) -> None:
-    """Raise OutputError if arrays, tables and attributes disagree.
-
-    Parameters
-    ----------
-    last_offset
-        Last value of ``indptr``.
-    """
+    """Raise OutputError if arrays, tables and attributes disagree."""
     missing = [name for name in _MATRIX if name not in specs]
     if missing:
         raise OutputError(f"{path}: cannot commit: {', '.join(missing)} not written")
