@@ -6,7 +6,8 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 
 from storage_backends.errors import ArchiveLockedError, refused_write
 
@@ -90,6 +91,23 @@ def _flock(descriptor: int, *, wait: bool = False, unsupported: bool = True) -> 
             raise
         return unsupported
     return True
+
+
+def create_locked(new_path: Callable[[], str], mode: int | None = None) -> tuple[str, int]:
+    """Create a directory at an unused path and lock it; returns the path and the descriptor."""
+    while True:
+        path = new_path()
+        try:
+            os.mkdir(path)
+            # Another process may remove it as a leftover before it is locked; then try again.
+            with contextlib.suppress(FileNotFoundError):
+                if mode is not None:
+                    os.chmod(path, mode)
+                if (descriptor := lock(path, wait=True)) is not None:
+                    return path, descriptor
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def unlock(descriptor: int) -> None:

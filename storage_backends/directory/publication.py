@@ -9,7 +9,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from storage_backends.errors import ArchiveWriteError
 
@@ -43,20 +43,21 @@ def require_parent(target: str) -> None:
 def move(path: str, target: str) -> None:
     """Rename to an unused path, durably; an error leaves no file at the target."""
     os.rename(path, target)
-    try:
-        flush(os.path.dirname(target))
-    except BaseException:
-        os.rename(target, path)
-        raise
+    _confirm(target, lambda: os.rename(target, path))
 
 
 def exchange(path: str, target: str) -> None:
     """Swap two paths, durably; an error leaves both unchanged."""
     _swap_or_rename(path, target)
+    _confirm(target, lambda: _swap_or_rename(path, target))
+
+
+def _confirm(target: str, undo: Callable[[], object]) -> None:
+    """Make a change of a path durable; undo it if that fails."""
     try:
         flush(os.path.dirname(target))
     except BaseException:
-        _swap_or_rename(path, target)
+        undo()
         raise
 
 
@@ -71,11 +72,7 @@ def replace_file(path: str, target: str) -> None:
     if not os.path.lexists(target):
         move(path, target)
     elif swap(path, target):
-        try:
-            flush(os.path.dirname(target))
-        except BaseException:
-            swap(path, target)
-            raise
+        _confirm(target, lambda: swap(path, target))
         remove(path)
     else:
         os.replace(path, target)

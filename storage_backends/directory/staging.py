@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from storage_backends.directory import publication
-from storage_backends.directory.locks import lock, unlock, writer_lock
+from storage_backends.directory.locks import create_locked, lock, unlock, writer_lock
 from storage_backends.errors import ArchiveExistsError, refused_write
 
 
@@ -60,7 +60,7 @@ class Staging:
             remove_leftovers(target)
             locks = [writer_lock(target)] if replace and os.path.lexists(target) else []
             try:
-                path, staging_lock = _create_locked(target)
+                path, staging_lock = create_locked(lambda: publication.hidden_beside(target))
             except BaseException:
                 _unlock_all(locks)
                 raise
@@ -105,21 +105,6 @@ def _clean_up(path: str, locks: list[int], owner: int) -> None:
 def _unlock_all(locks: list[int]) -> None:
     for descriptor in locks:
         unlock(descriptor)
-
-
-def _create_locked(target: str) -> tuple[str, int]:
-    """Create a staging directory and lock it."""
-    while True:
-        path = publication.hidden_beside(target)
-        try:
-            os.mkdir(path)
-            with contextlib.suppress(FileNotFoundError):
-                if (descriptor := lock(path, wait=True)) is not None:
-                    return path, descriptor
-            # Another writer removed the directory as a leftover before it was locked; try again.
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
 
 
 def remove_leftovers(target: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 
 from storage_backends.directory import locks, publication
@@ -23,29 +23,16 @@ def drafts_beside(dest: str) -> Iterator[str]:
     """
     with refused_write(dest):
         sweep(dest)
-        path, lock = _new_drafts(dest)
+        # Cluster workers may run as other users of the same group.
+        path, lock = locks.create_locked(
+            lambda: os.path.join(dest, _PREFIX + secrets.token_hex(4)), 0o770
+        )
     try:
         yield path
     finally:
         _remove(path)
         locks.unlock(lock)
         sweep(dest)
-
-
-def _new_drafts(dest: str) -> tuple[str, int]:
-    """Create a directory for drafts; return its path and lock."""
-    while True:
-        path = tempfile.mkdtemp(prefix=_PREFIX, dir=dest)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                # Cluster workers may run as other users of the same group.
-                os.chmod(path, 0o770)
-                if (lock := locks.lock(path, wait=True)) is not None:
-                    return path, lock
-            # Another process removed the directory before it was locked; try again.
-        except BaseException:
-            publication.remove(path)
-            raise
 
 
 def sweep(dest: str) -> None:
