@@ -110,10 +110,8 @@ class VarFeatures(_Features):
 
     def number_of_values(self) -> list[int]:
         """Number of cells times number of genes, for each feature block."""
-        starts = [0, *(block.stop for block in self._info.blocks)]
-        return [
-            (b.stop - start) * b.n_vars for start, b in zip(starts, self._info.blocks, strict=False)
-        ]
+        lengths = self._info.block_lengths
+        return [n * b.n_vars for n, b in zip(lengths, self._info.blocks, strict=True)]
 
 
 class ObsFeatures(_Features):
@@ -155,7 +153,7 @@ class ObsFeatures(_Features):
         if not isinstance(rows, slice):
             return self.lookup(rows)
         selected = np.arange(*rows.indices(self._info.n_obs))
-        block_of = np.searchsorted([b.stop for b in self._info.blocks], selected, side="right")
+        block_of = self._info.blocks_of(selected)
         parts, labels = [], []
         for block in np.unique(block_of):
             part = selected[block_of == block]

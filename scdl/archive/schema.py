@@ -16,7 +16,6 @@ column ``_index``. :class:`Info` describes the attributes.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +137,21 @@ class Info:
         """Index of the block that contains a row."""
         if len(self.blocks) == 1:
             return 0
-        return bisect.bisect_right([block.stop for block in self.blocks], row)
+        return int(np.searchsorted(self._stops, row, side="right"))
+
+    def blocks_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index of the block of each row."""
+        return np.searchsorted(self._stops, rows, side="right")
+
+    @cached_property
+    def _stops(self) -> NDArray[np.int64]:
+        return np.array([block.stop for block in self.blocks], np.int64)
+
+    @property
+    def block_lengths(self) -> list[int]:
+        """Number of cells of each block."""
+        lengths: list[int] = np.diff(self._stops, prepend=0).tolist()
+        return lengths
 
     def to_attrs(self) -> dict[str, Any]:
         """Convert to the JSON object that a backend stores."""

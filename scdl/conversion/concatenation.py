@@ -168,10 +168,8 @@ def var_parts(
         yield pa.table({INDEX: columns.array(INDEX)}), view.n_obs, None
         return
     for store, info in zip(stores, infos, strict=True):
-        start = 0
-        for i, block in enumerate(info.blocks):
-            yield store.read_table(var_table(i)), block.stop - start, block.label
-            start = block.stop
+        for i, (block, n) in enumerate(zip(info.blocks, info.block_lengths, strict=True)):
+            yield store.read_table(var_table(i)), n, block.label
 
 
 def obs_tables(

@@ -102,7 +102,7 @@ def blocks_of_one_space(
     if len(stops) == 1:
         return taken
     if rows is not None:
-        taken = np.unique(np.searchsorted(stops, rows, side="right")).tolist() or [0]
+        taken = np.unique(info.blocks_of(rows)).tolist() or [0]
     if len(set(spaces_of(store, info)[np.array(taken)].tolist())) > 1:
         raise SourceError(
             f"{store.path}: the cells have different genes, in {len(stops)} feature blocks, but an "

@@ -49,8 +49,7 @@ def _obs(cells: RowReader, at: NDArray[np.int64]) -> pd.DataFrame:
 
 
 def _var(cells: RowReader, at: NDArray[np.int64]) -> pd.DataFrame:
-    stops = [block.stop for block in cells.info.blocks]
-    taken = np.unique(np.searchsorted(stops, at, side="right")).tolist() or [0]
+    taken = np.unique(cells.info.blocks_of(at)).tolist() or [0]
     tables = [cells.var_features().blocks[i].table() for i in taken]
     shared = shared_columns(tables)
     lost = {name for table in tables for name in table.schema.names} - {*shared.schema.names}

@@ -119,11 +119,8 @@ class Cells(CellTable):
 
     def origins(self) -> list[Origin]:
         """Origins of the cells, in order."""
-        starts = [0, *(block.stop for block in self.info.blocks)]
-        return [
-            Origin(block.label or f"block {i}", i, block.stop - starts[i])
-            for i, block in enumerate(self.info.blocks)
-        ]
+        pairs = zip(self.info.blocks, self.info.block_lengths, strict=True)
+        return [Origin(block.label or f"block {i}", i, n) for i, (block, n) in enumerate(pairs)]
 
     @property
     @abstractmethod
@@ -138,8 +135,7 @@ class Cells(CellTable):
         if len(self.info.blocks) == 1 or not self.gene_spaces.any():
             return None
         at = csr.positions(rows, self.n_obs)
-        stops = np.array([block.stop for block in self.info.blocks])
-        spaces: NDArray[np.int64] = self.gene_spaces[np.searchsorted(stops, at, side="right")]
+        spaces: NDArray[np.int64] = self.gene_spaces[self.info.blocks_of(at)]
         return spaces
 
     @property

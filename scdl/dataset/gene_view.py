@@ -74,7 +74,7 @@ class GeneView(CellReader):
             self._cells, space = cells._cells, cells._space.then(space)
             self._missing = "mask" if cells._missing == "mask" else missing
         self._space: GeneSpace = space
-        self._block_stops = np.array([block.stop for block in self._cells.info.blocks])
+        self._blocks = self._cells.info
 
     def __repr__(self) -> str:
         return f"GeneView({self._cells!r}): {len(self._space.names)} genes"
@@ -170,7 +170,7 @@ class GeneView(CellReader):
     def _tables(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         if len(self._space.present) == 1:
             return np.zeros(len(at), np.int64)
-        return self._space.table_of[np.searchsorted(self._block_stops, at, side="right")]
+        return self._space.table_of[self._blocks.blocks_of(at)]
 
     def _request(self, at: NDArray[np.int64]) -> Request:
         return self._cells._request(at)
