@@ -16,9 +16,12 @@ from scdl.conversion.options import Meter
 from scdl.conversion.row_order import RowOrder
 from scdl.kernels.memory import recyclable
 from scdl.sources.base import Source, Tally, sum_tallies
-from scdl.sources.matrices import Bounds, Matrix, Offsets
+from scdl.sources.matrices import Bounds, Matrix, scratch_file
 from storage_backends.base import ArrayWriter
 from storage_backends.compute.threads import prefetch
+
+#: Bytes of offsets that are read at once from a temporary file.
+_OFFSET_BYTES = 8 << 20
 
 
 class SourceRows:
@@ -26,16 +29,10 @@ class SourceRows:
 
     Parameters
     ----------
-    files
-        The sources.
-    gene_orders
-        For each source, the order of its genes in the archive; None: its own.
-    order
-        Order of the cells.
-    caster
-        Casts the values.
-    bounds
-        Sizes of the pieces that are read.
+    files, gene_orders
+        The sources, and for each the order of its genes in the archive, or None: its own.
+    order, caster, bounds
+        Order of the cells, dtype of the values, and sizes of the pieces that are read.
     """
 
     def __init__(
@@ -79,19 +76,24 @@ class SourceRows:
 
     def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
         """Write the expression matrix."""
-        dtypes = self._caster.dtype, self._index_dtype
-        with Offsets(self._bounds) as offsets:
+        dtypes, total = (self._caster.dtype, self._index_dtype), 0
+        # The dtype of the offsets depends on the number of values, which is known at the end.
+        with scratch_file(self._bounds) as file:
             for rows in self._order.rows(self._rows(meter), dtypes, self.n_values):
                 writer.append(DATA, rows.data)
                 writer.append(INDICES, rows.indices)
-                offsets.add(rows.indptr)
+                file.write((rows.indptr[1:] + total).tobytes())
+                total += int(rows.indptr[-1])
                 meter.update(len(rows.data) * self._order.moves)
             for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
                 writer.append(name, np.empty(0, dtype))
-            kept, total = self._indptr_dtype, offsets.total
+            kept = self._indptr_dtype
             fits = kept is not None and total <= np.iinfo(kept).max
-            for values in offsets.read(kept if kept and fits else smallest_unsigned(total)):
-                writer.append(INDPTR, values)
+            offset_dtype = kept if kept and fits else smallest_unsigned(total)
+            writer.append(INDPTR, np.zeros(1, offset_dtype))
+            file.seek(0)
+            while piece := file.read(_OFFSET_BYTES):
+                writer.append(INDPTR, np.frombuffer(piece, np.int64).astype(offset_dtype))
 
     def _clean(
         self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None

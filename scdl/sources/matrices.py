@@ -72,33 +72,6 @@ def scratch_file(bounds: Bounds) -> Iterator[BinaryIO]:
                 file.close()
 
 
-class Offsets:
-    """Row offsets, kept in a temporary file until the total number of values is known."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        self._open = scratch_file(bounds)
-        self.total = 0
-
-    def __enter__(self) -> Offsets:
-        self._file = self._open.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._open.__exit__(*exc_info)
-
-    def add(self, indptr: NDArray[np.int64]) -> None:
-        """Append the offsets of the next rows, which start at 0."""
-        self._file.write((indptr[1:] + self.total).tobytes())
-        self.total += int(indptr[-1])
-
-    def read(self, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-        """Read all offsets in pieces."""
-        yield np.zeros(1, dtype)
-        self._file.seek(0)
-        while piece := self._file.read(8 << 20):
-            yield np.frombuffer(piece, np.int64).astype(dtype)
-
-
 class Matrix(ABC):
     """A matrix that is read in blocks of consecutive rows."""
 
