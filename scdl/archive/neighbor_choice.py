@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,27 +34,12 @@ class NeighborSamplingStrategy(StrEnum):
         )
 
 
-class Choice(NamedTuple):
-    """Chosen neighbours.
-
-    Attributes
-    ----------
-    chosen
-        Array of cells x draws: index among the neighbours of the cell, or -1 if there is none.
-    bad
-        If weights are used, the first entry whose weight is negative or not finite; otherwise -1.
-    """
-
-    chosen: NDArray[np.int64]
-    bad: int
-
-
 def choose(
     strategy: NeighborSamplingStrategy,
     indptr: NDArray[np.int64],
     draws: NDArray[np.float64],
     weights: Callable[[], NDArray[Any]],
-) -> Choice:
+) -> tuple[NDArray[np.int64], int]:
     """Choose among the neighbours of cells.
 
     Parameters
@@ -65,6 +50,12 @@ def choose(
         n x k random numbers in [0, 1), one per chosen neighbour.
     weights
         Returns the weight of every neighbour; called only if weights are used.
+
+    Returns
+    -------
+    chosen, bad
+        n x k indices among the neighbours of each cell, or -1 if it has none; and the first entry
+        whose weight is used and negative or not finite, or -1.
     """
     if strategy is NeighborSamplingStrategy.WEIGHTED:
         from scdl.kernels import choice as choice_kernels
@@ -72,10 +63,10 @@ def choose(
         values = weights()
         values = values.astype(computable(values.dtype), copy=False)
         chosen = np.empty(draws.shape, np.int64)
-        return Choice(chosen, choice_kernels.choose_by_weight(values, indptr, draws, chosen))
+        return chosen, int(choice_kernels.choose_by_weight(values, indptr, draws, chosen))
     counts = np.diff(indptr)
     if strategy is NeighborSamplingStrategy.FIRST:
         draws = np.zeros_like(draws)
     chosen = (draws * counts[:, None]).astype(np.int64)
     chosen[counts == 0] = -1
-    return Choice(chosen, -1)
+    return chosen, -1

@@ -101,7 +101,7 @@ def concatenate(
     joined = JoinedRows(stores, infos, order, caster, values_at_once, view)
     var, left_out = order.var(var_parts(stores, infos, view), writer.path)
     report_left_out(writer, left_out)
-    blocks = write_var(writer, var).blocks
+    blocks, _ = write_var(writer, var)
     cells = order.obs(obs or obs_tables(stores))
     # A table without columns cannot have rows.
     if any(table.schema.names for table in cells):

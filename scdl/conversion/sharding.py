@@ -80,7 +80,7 @@ def concatenate_in_shards(
             n = min(shard_cells, n_obs - start)
             with begin(number) if number else first as writer:
                 begin_elements(stores, writer, [*vectors] if number else (), ())
-                blocks = write_var(writer, [(var, n, label)]).blocks
+                blocks, _ = write_var(writer, [(var, n, label)])
                 batches = pa.RecordBatchReader.from_batches(united.schema, table.take(n))
                 writer.write_table(OBS, batches)
                 for name, stream in vectors.items():

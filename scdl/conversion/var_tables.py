@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -18,28 +18,16 @@ from storage_backends.compute import arrow
 VarPart: TypeAlias = tuple[pa.Table, int, str | None]
 
 
-class VarBlocks(NamedTuple):
-    """The feature blocks that were written.
-
-    Attributes
-    ----------
-    blocks
-        One block for each run of parts with the same table.
-    differing
-        Columns of var that blocks of one gene space do not share, in order of first occurrence.
-    """
-
-    blocks: tuple[Block, ...]
-    differing: tuple[str, ...]
-
-
-def write_var(writer: ArrayWriter, parts: Iterable[VarPart]) -> VarBlocks:
+def write_var(
+    writer: ArrayWriter, parts: Iterable[VarPart]
+) -> tuple[tuple[Block, ...], tuple[str, ...]]:
     """Write var tables, one for every run of parts with the same table.
 
-    Parameters
-    ----------
-    parts
-        The parts of the cells, in order.
+    Returns
+    -------
+    blocks, differing
+        A block for each table; and the columns of var that blocks of one gene space do not share,
+        in order of first occurrence.
     """
     blocks: list[Block] = []
     spaces = _Spaces()
@@ -53,7 +41,7 @@ def write_var(writer: ArrayWriter, parts: Iterable[VarPart]) -> VarBlocks:
         writer.write_table(var_table(len(blocks)), table)
         blocks.append(Block(stop, table.num_rows, label, spaces.add(table)))
         previous = table
-    return VarBlocks(tuple(blocks), tuple(spaces.differing))
+    return tuple(blocks), tuple(spaces.differing)
 
 
 def shared_var(parts: Iterable[VarPart], where: str) -> tuple[list[VarPart], list[str]]:
