@@ -114,7 +114,7 @@ class RewritableArchive(OpenedArchive):
             archives to be removed, or differs from them. No archive is removed then.
         """
         from scdl.conversion.convert import check_storage
-        from scdl.dataset.rewriting import archives, concatenated
+        from scdl.dataset.appending import archives, concatenated
 
         own_backend = registry.of(self._store).name
         check_storage(backend or own_backend, options, RewritableArchive.concat)
@@ -150,7 +150,7 @@ class RewritableArchive(OpenedArchive):
         for :func:`scdl.conversion.concatenation.concatenate`.
         """
         from scdl.conversion.concatenation import concatenate
-        from scdl.dataset.rewriting import is_at
+        from scdl.dataset.appending import is_at
 
         self._check_whole()
         own = self._store

@@ -1,4 +1,4 @@
-"""Archives written one after the other, in place of the first or elsewhere."""
+"""Appending archives to another: their obs meanwhile, and their removal afterwards."""
 
 from __future__ import annotations
 
