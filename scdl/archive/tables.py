@@ -132,6 +132,31 @@ class EncodedTable(TableSource):
         return self._columns[name]
 
 
+class TableInMemory(TableSource):
+    """A table in memory.
+
+    Attributes
+    ----------
+    table
+        The table.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+        self.num_rows, self.schema = table.num_rows, table.schema
+        self.categories = {
+            field.name: self.column(field.name, 0, 0).dictionary
+            for field in table.schema
+            if pa.types.is_dictionary(field.type)
+        }
+
+    def read(self, start: int, stop: int) -> pa.RecordBatch:
+        return _one_batch(self.table.slice(start, stop - start))
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array:
+        return _one_batch(self.table.select([name]).slice(start, stop - start)).column(0)
+
+
 class Extended(TableSource):
     """A table with an additional column.
 

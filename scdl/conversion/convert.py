@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 from tqdm import tqdm
 
@@ -27,15 +27,22 @@ from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.run import Conversion
 from scdl.errors import BackendOptionError, SourceError
 from scdl.sources.base import Source
-from scdl.sources.formats import open_source
+from scdl.sources.formats import open_source, sources_of
 from scdl.sources.gene_selection import gene_choice
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.paths import Path, path_of
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+#: A source of a conversion.
+Convertible: TypeAlias = "Path | AnnData"
+
 
 def convert(
-    sources: Path | Sequence[Path] | Mapping[str, Path],
+    sources: Convertible | Sequence[Convertible] | Mapping[str, Convertible],
     path: Path,
     *,
     label: str | None = None,
@@ -143,18 +150,18 @@ def convert(
     >>> report = scdl.convert("cells.h5ad", "shuffled.scdl", shuffle=42)  # doctest: +SKIP
     >>> scdl.open("shuffled.scdl").obs["source_row"]  # doctest: +SKIP
     """
-    paths, origins = origins_of(sources, label, keys)
+    opening, origins = origins_of(sources, label, keys, sources_of)
     path = path_of(path, TARGET)
     check_options(options, convert, registry.for_target(path, backend))
-    if not paths:
+    if not opening:
         raise SourceError("there is nothing to convert: the list of files is empty")
     policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
     choice = gene_choice(genes, policies)
     order = Shuffle.of(shuffle, row_column)
     settings = Settings(backend, neighbor_key, options, None, origins, choice, order)
     with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
-        opening = partial(open_sources, paths, settings)
-        return write_archive(opening, path, settings, bar, replace=replace)
+        opened = partial(open_sources, opening, settings)
+        return write_archive(opened, path, settings, bar, replace=replace)
 
 
 def reconvert(
@@ -246,11 +253,11 @@ def check_storage(backend: str, options: Mapping[str, Any], call: Callable[..., 
             )
 
 
-def open_sources(paths: Sequence[Path], settings: Settings, stack: ExitStack) -> list[Source]:
-    """Open the sources at all paths until the stack closes, with the label column, if any."""
-    sources = []
-    for number, path in enumerate(paths):
-        for source in open_source(path, settings.options.get("matrix"), stack):
+def open_sources(opening: Sequence[Any], settings: Settings, stack: ExitStack) -> list[Source]:
+    """Open paths and objects until the stack closes, with the label column, if any."""
+    sources, options = [], settings.options
+    for number, one in enumerate(opening):
+        for source in open_source(one, options.get("matrix"), stack, options):
             if settings.origins is not None:
                 source.labelled = settings.origins.labelled(source.obs, number, source.path)
             sources.append(source)

@@ -13,6 +13,7 @@ from scdl.archive.casting import Caster
 from scdl.conversion.origins import Origins
 from scdl.conversion.row_order import Shuffle
 from scdl.errors import UnknownOptionError
+from scdl.sources import formats
 from scdl.sources.gene_selection import GeneChoice
 from storage_backends.base import Backend
 
@@ -26,6 +27,8 @@ class ConvertOptions(TypedDict, total=False):
     compression: str | None
     only_matrix: bool
     matrix: str | None
+    genome: str | None
+    feature_types: str | Sequence[str] | None
     obsm: str | Sequence[str]
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float
@@ -171,7 +174,9 @@ def check_options(
     also
         Further options of `call` to list.
     """
-    own = [*ConvertOptions.__annotations__, *backend.options]
+    own = list(
+        dict.fromkeys([*ConvertOptions.__annotations__, *formats.options(), *backend.options])
+    )
     unknown = set(options) - set(own)
     if unknown:
         known = [*keywords(call), *also, *own]

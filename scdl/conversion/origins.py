@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,6 @@ import pyarrow as pa
 from scdl.archive.tables import Extended, TableSource
 from scdl.errors import OptionError
 from storage_backends.compute import arrow
-from storage_backends.paths import Path, paths_of
 
 
 @dataclass(frozen=True)
@@ -60,28 +60,26 @@ class Origins:
 
 
 def origins_of(
-    sources: Path | Sequence[Path] | Mapping[str, Path],
+    sources: Any,
     label: str | None,
     keys: Sequence[str] | None,
-    wanted: str = "the path of an h5ad file, a Zarr store or an archive, or several",
-) -> tuple[list[str], Origins | None]:
-    """Paths of sources, and the labels of their cells if `label` is given.
+    listed: Callable[[Any], list[Any]],
+) -> tuple[list[Any], Origins | None]:
+    """The sources as a list, and the labels of their cells if `label` is given.
 
     Parameters
     ----------
     sources
-        One path, several, or a dict of paths by name.
+        One source, several, or a dict of sources by name.
     label
         Name of the column.
     keys
         Names of the sources; default: the keys of a dict, else ``"0"``, ``"1"`` and so on.
-    wanted
-        Description of the expected sources, for messages.
+    listed
+        Returns one source, or several, as a list.
 
     Raises
     ------
-    PathTypeError, PathError
-        A source is not a path.
     OptionError
         Names are given without a label, in two ways, repeatedly, or not one per source.
     """
@@ -89,22 +87,22 @@ def origins_of(
     if isinstance(sources, dict):
         if keys is not None:
             raise OptionError("the keys of a dict of sources are their names; leave out keys=")
-        keys, paths = list(sources), paths_of(list(sources.values()), wanted)
+        keys, given = list(sources), listed(list(sources.values()))
     else:
-        paths = paths_of(sources, wanted)
+        given = listed(sources)
     if label is None:
         if keys is not None:
             raise OptionError(
                 "keys= has no effect without label=; pass label=, the name of the column of obs "
                 "that stores them"
             )
-        return paths, None
+        return given, None
     if isinstance(keys, str):
         raise OptionError(f"keys must be a list with one name per source, not {keys!r}")
-    names = tuple(map(str, range(len(paths)) if keys is None else keys))
-    if len(names) != len(paths):
-        raise OptionError(f"keys has {len(names)} names, expected {len(paths)}, one per source")
+    names = tuple(map(str, range(len(given)) if keys is None else keys))
+    if len(names) != len(given):
+        raise OptionError(f"keys has {len(names)} names, expected {len(given)}, one per source")
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise OptionError(f"keys has {repeated!r} more than once; give each source another name")
-    return paths, Origins(label, names)
+    return given, Origins(label, names)

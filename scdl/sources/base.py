@@ -180,6 +180,31 @@ def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
     return Values(element) if isinstance(element, np.ndarray) else element
 
 
+def choose_matrix(path: str, kind: str, name: str | None, available: Sequence[str]) -> str:
+    """The matrix to convert: the chosen one, or ``raw/X`` if there is one, else ``X``.
+
+    Parameters
+    ----------
+    path, kind
+        Path and kind of the source, for messages.
+    name
+        The chosen matrix; None: the default.
+    available
+        Names of the matrices that exist.
+
+    Raises
+    ------
+    SourceError
+        The matrix does not exist.
+    """
+    chosen = name or ("raw/X" if "raw/X" in available else "X")
+    if chosen not in available:
+        raise SourceError(
+            f"{path}: there is no matrix {chosen}; the {kind} has: {', '.join(available) or 'none'}"
+        )
+    return chosen
+
+
 def genes_of(matrix: str) -> str:
     """Name of the table of genes of a matrix."""
     return "raw/var" if matrix == "raw/X" else "var"

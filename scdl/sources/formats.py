@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from scdl.errors import SourceError
-from scdl.sources import archive, h5ad
+from scdl.errors import OptionError, SourceError
+from scdl.sources import anndata_object, archive, h5ad, tenx, tenx_h5, tenx_mtx
 from scdl.sources.base import Source
 from storage_backends import other_formats, registry
-from storage_backends.paths import Path, is_url, path_of
+from storage_backends.paths import is_url, path_of, paths_of
 
 ENTRY_POINTS = "scdl.source_formats"
 
@@ -34,16 +35,27 @@ class SourceFormat:
     detect
         Whether a path has this format; must be cheap and never raise.
     open
-        Called with a path, the name of the matrix to read (None: the default of the format) and a
-        stack that closes open resources. Returns a source for each set of cells with the same
-        genes.
+        Called with a path, the name of the matrix to read (None: the default of the format), a
+        stack that closes open resources, and those of `options` that the user gave, by keyword.
+        Returns a source for each set of cells with the same genes.
+    options
+        Names of options of :func:`scdl.convert` that only some formats have.
+    of_objects
+        Whether `detect` and `open` take objects in memory, such as an AnnData, instead of paths.
     """
 
     name: str
-    detect: Callable[[str], bool]
-    open: Callable[[str, str | None, ExitStack], Sequence[Source]]
+    detect: Callable[[Any], bool]
+    open: Callable[..., Sequence[Source]]
+    options: Sequence[str] = ()
+    of_objects: bool = False
 
 
+ANNDATA = SourceFormat(
+    "AnnData in memory", anndata_object.is_anndata, anndata_object.open_sources, of_objects=True
+)
+TENX_H5 = SourceFormat("10x HDF5", tenx_h5.is_tenx, tenx_h5.open_sources, tenx.OPTIONS)
+TENX_MTX = SourceFormat("10x Matrix Market", tenx_mtx.is_tenx, tenx_mtx.open_sources, tenx.OPTIONS)
 H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources)
 ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
 
@@ -56,32 +68,85 @@ def _announced(search_path: tuple[str, ...]) -> list[EntryPoint]:
 
 def formats() -> Iterator[SourceFormat]:
     """All formats, built-in ones first; third-party formats that fail to import are skipped."""
-    yield from (H5AD, ARCHIVE)
+    yield from (ANNDATA, TENX_H5, TENX_MTX, H5AD, ARCHIVE)
     for point in _announced(tuple(sys.path)):
         with suppress(ImportError, AttributeError):
             yield point.load()
 
 
-def open_source(path: Path, matrix: str | None, stack: ExitStack) -> Sequence[Source]:
-    """Open the sources at a path; they stay open until the stack closes.
+def options() -> list[str]:
+    """Names of the options that only some formats have."""
+    return list(dict.fromkeys(name for known in formats() for name in known.options))
+
+
+def is_object(source: Any) -> bool:
+    """Whether a source is an object in memory that can be converted."""
+    return any(known.of_objects and known.detect(source) for known in formats())
+
+
+def sources_of(sources: Any) -> list[Any]:
+    """One or several sources as a list of normalised paths and objects.
+
+    Raises
+    ------
+    PathTypeError, PathError
+        A source is neither a path nor an object that can be converted.
+    """
+    wanted = "an AnnData, the path of an h5ad file, a Zarr store or an archive, or several"
+    several = sources if isinstance(sources, list | tuple) else [sources]
+    if any(map(is_object, several)):
+        return [one if is_object(one) else path_of(one, wanted) for one in several]
+    return [*paths_of(sources, wanted)]
+
+
+def open_source(
+    source: Any,
+    matrix: str | None,
+    stack: ExitStack,
+    given: Mapping[str, Any],
+) -> Sequence[Source]:
+    """Open the sources at a path, or in an object; they stay open until the stack closes.
+
+    Parameters
+    ----------
+    given
+        Options of the conversion; those that are not among :func:`options` are ignored.
 
     Raises
     ------
     SourceError
         The format is unknown, or the file is damaged.
+    OptionError
+        The format lacks an option.
     """
-    path = path_of(path)
+    if not is_object(source):
+        source = path_of(source)
+    known = _format_of(source)
+    chosen = {name: given[name] for name in options() if given.get(name) is not None}
+    for name in chosen:
+        if name not in known.options:
+            having = ", ".join(other.name for other in formats() if name in other.options)
+            raise OptionError(
+                f"{source}: the option {name} is for {having}, but this is {known.name}; leave it "
+                "out"
+            )
+    return known.open(source, matrix, stack, **chosen)
+
+
+def _format_of(source: Any) -> SourceFormat:
+    """The format of an object or a path."""
+    of_objects = is_object(source)
     for known in formats():
-        if known.detect(path):
-            return known.open(path, matrix, stack)
-    if os.path.isdir(path) and _has_archives(path):
+        if known.of_objects == of_objects and known.detect(source):
+            return known
+    if os.path.isdir(source) and _has_archives(source):
         raise SourceError(
-            f"{path}: this is a directory of archives; pass them as a list, or flatten the "
-            f"collection with `scdl flatten {path} DEST`"
+            f"{source}: this is a directory of archives; pass them as a list, or flatten the "
+            f"collection with `scdl flatten {source} DEST`"
         )
     # Opening the path as either format raises an error that explains what is wrong.
-    is_file = not os.path.isdir(path) and not is_url(path)
-    return (H5AD if is_file else ARCHIVE).open(path, matrix, stack)
+    is_file = not os.path.isdir(source) and not is_url(source)
+    return H5AD if is_file else ARCHIVE
 
 
 def _has_archives(directory: str) -> bool:

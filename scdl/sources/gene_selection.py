@@ -90,7 +90,7 @@ class _Selected(Source):
         self.matrix_name, self.element = source.matrix_name, source.element
         self.obs, self.labelled = source.obs, source.labelled
         self.first_row, self.tally = source.first_row, source.tally
-        self.matrix = _Mapped(source.matrix, table, len(names))
+        self.matrix = Mapped(source.matrix, table, len(names))
 
     @property
     def n_vars(self) -> int:
@@ -127,7 +127,7 @@ class _Selected(Source):
         return self._source.unread
 
 
-class _Mapped(Matrix):
+class Mapped(Matrix):
     """A matrix with a new id from a table for each of its columns; -1 leaves a column out."""
 
     def __init__(self, matrix: Matrix, table: NDArray[np.int32], n: int) -> None:

@@ -18,7 +18,7 @@ from scdl.archive.frames import frame_of
 from scdl.errors import SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.anndata_elements import read_element
-from scdl.sources.base import Source, SparseParts
+from scdl.sources.base import Source, SparseParts, choose_matrix
 from scdl.sources.dataframes import H5Table
 from scdl.sources.hdf5 import RowReader, field_reader, open_file, readable
 from scdl.sources.hdf5_matrices import as_stored, open_matrix, shape_of
@@ -221,17 +221,9 @@ class H5adFile(Source):
             raise SourceError(
                 f"{self.path}: not an AnnData file: expected obs and var, found {names}"
             )
-        default = "raw/X" if self._element("raw/X") is not None else "X"
-        chosen = default if name is None else name
-        known = chosen in ("X", "raw/X") or chosen.startswith("layers/")
-        if not known or self._element(chosen) is None:
-            available = [n for n in ("X", "raw/X") if self._element(n) is not None]
-            available += [f"layers/{key}" for key in self._names_in("layers")]
-            raise SourceError(
-                f"{self.path}: there is no matrix {chosen}; the file has: "
-                f"{', '.join(available) or 'none'}"
-            )
-        return chosen
+        available = [n for n in ("raw/X", "X") if self._element(n) is not None]
+        available += [f"layers/{key}" for key in self._names_in("layers")]
+        return choose_matrix(self.path, "file", name, available)
 
     def _paths(self, name: str) -> list[str]:
         """Possible paths of an element, that of newer releases first."""

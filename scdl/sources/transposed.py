@@ -32,7 +32,7 @@ from scdl.sources.matrices import (
 )
 
 
-class _Entries(NamedTuple):
+class Entries(NamedTuple):
     """Entries of a matrix, in the order of the file."""
 
     rows: NDArray[Any]
@@ -40,10 +40,10 @@ class _Entries(NamedTuple):
     values: NDArray[Any] | None
 
 
-class _ByEntry(Matrix):
+class ByEntry(Matrix):
     """A matrix whose entries are not stored by rows."""
 
-    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         raise NotImplementedError
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
@@ -88,7 +88,7 @@ class _ByEntry(Matrix):
         file.flush()
 
 
-class Csc(_ByEntry):
+class Csc(ByEntry):
     """A matrix in CSC form: ``data``, ``indices`` and ``indptr``."""
 
     def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
@@ -97,7 +97,7 @@ class Csc(_ByEntry):
         self.dtype = self._parts["data"].dtype
         self.size = check_offsets(where, self._parts, shape[1], "columns")
 
-    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         indptr = self._parts["indptr"]
         for start, _, offsets in compressed_ranges(
             self.where, indptr, self.shape[1], self.size, bounds
@@ -109,10 +109,10 @@ class Csc(_ByEntry):
                 position = np.arange(begin, end)
                 columns = start + np.searchsorted(offsets, position, side="right") - 1
                 values = self._parts["data"].read(begin, end) if with_values else None
-                yield _Entries(self._parts["indices"].read(begin, end), columns, values)
+                yield Entries(self._parts["indices"].read(begin, end), columns, values)
 
 
-class Coo(_ByEntry):
+class Coo(ByEntry):
     """A matrix in COO form: a group with ``row``, ``col`` and ``data``."""
 
     def __init__(self, where: str, group: h5py.Group, shape: tuple[int, int]) -> None:
@@ -124,15 +124,15 @@ class Coo(_ByEntry):
         if len(set(lengths.values())) > 1:
             raise SourceError(f"{where}: data, row and col differ in length: {lengths}")
 
-    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         for start in range(0, self.size, bounds.values):
             stop = min(start + bounds.values, self.size)
             values = self._parts["data"].read(start, stop) if with_values else None
             rows, columns = (self._parts[part].read(start, stop) for part in ("row", "col"))
-            yield _Entries(rows, columns, values)
+            yield Entries(rows, columns, values)
 
 
-class DenseTiles(_ByEntry):
+class DenseTiles(ByEntry):
     """A dense dataset whose chunks of the same rows do not fit into memory together.
 
     It is read chunk by chunk, each chunk once per pass; zeros are dropped.
@@ -144,14 +144,14 @@ class DenseTiles(_ByEntry):
         self.dtype = dataset.dtype
         self.size = shape[0] * shape[1]
 
-    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[_Entries]:
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         height, width = self._dataset.chunks
         for top in range(0, self.shape[0], height):
             for left in range(0, self.shape[1], width):
                 with readable(self.where):
                     tile = self._dataset[top : top + height, left : left + width]
                 row, column = np.nonzero(tile)
-                yield _Entries(row + top, column + left, tile[row, column] if with_values else None)
+                yield Entries(row + top, column + left, tile[row, column] if with_values else None)
 
 
 def _index_type(n: int) -> type[np.unsignedinteger[Any]]:

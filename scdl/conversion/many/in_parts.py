@@ -17,7 +17,7 @@ from scdl.conversion.origins import origins_of
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.errors import ArchiveExistsError, ScdlWarning, SourceError, SourceNotFoundError
 from storage_backends import other_formats, registry
-from storage_backends.paths import Path, absolute, is_url
+from storage_backends.paths import Path, absolute, is_url, paths_of
 
 
 def convert_in_parts(
@@ -69,7 +69,9 @@ def convert_in_parts(
             "another path"
         )
     other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
-    labels, origins = origins_of(sources, label, keys, "the paths of h5ad files")
+    labels, origins = origins_of(
+        sources, label, keys, lambda given: paths_of(given, "the paths of h5ad files")
+    )
     order = Shuffle.of(shuffle, row_column)
     settings = dataclasses.replace(settings, origins=origins, shuffle=order)
     files = [*map(_h5ad_file, labels)]

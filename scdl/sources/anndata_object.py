@@ -1,0 +1,306 @@
+"""AnnData objects as sources: in memory, backed by a file, views, and lazily read ones.
+
+Matrices in memory are read where they are. Those in files, of views and of Dask are read in ranges
+of rows, so that the object is never in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scdl.archive.csr import SparseRows
+from scdl.archive.frames import table_of
+from scdl.archive.schema import INDEX, MATRIX
+from scdl.archive.tables import TableInMemory
+from scdl.errors import SourceError
+from scdl.sources.base import BY_FORMAT, Source, choose_matrix
+from scdl.sources.hdf5_matrices import open_matrix
+from scdl.sources.matrices import Bounds, Csr, Dense, Matrix, Reader, Values, check_shape
+from storage_backends.base import is_column_type
+from storage_backends.compute.caching import cached_property
+
+if TYPE_CHECKING:
+    import anndata
+    import pandas as pd
+
+_MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+#: Most rows of a sparse matrix to read at once if they are not in memory.
+_SPARSE_ROWS = 1 << 12
+
+
+def is_anndata(source: object) -> bool:
+    """Whether an object is an AnnData; does not import anndata."""
+    module = sys.modules.get("anndata")
+    return module is not None and isinstance(source, module.AnnData)
+
+
+class AnnDataObject(Source):
+    """An AnnData object.
+
+    Parameters
+    ----------
+    adata
+        The object; it must not change while it is read.
+    matrix
+        ``X``, ``raw/X`` or ``layers/<key>``; None: ``raw/X`` if the object has it, else ``X``.
+
+    Raises
+    ------
+    SourceError
+        The object lacks the matrix, or its matrix does not hold numbers.
+    """
+
+    obs: TableInMemory
+
+    def __init__(self, adata: anndata.AnnData, matrix: str | None = None) -> None:
+        self._adata = adata
+        self.path = f"AnnData object of {adata.n_obs} cells and {adata.n_vars} genes"
+        self.label = str(adata.filename) if adata.isbacked else None
+        names = self._matrices()
+        self.matrix_name = self.element = choose_matrix(self.path, "object", matrix, names)
+        self.obs, self._unread = self._table("obs", adata.obs)
+        self._var, unread = self._table(self.genes, self._frame(self.genes))
+        self._unread += unread
+        self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
+
+    @property
+    def n_vars(self) -> int:
+        return self._var.num_rows
+
+    def var(self) -> pa.Table:
+        return self._var.table
+
+    def graph(self, key: str) -> Matrix | None:
+        if key not in self._adata.obsp:
+            return None
+        return self._wrapped(f"obsp/{key}", self._adata.obsp[key], (self.n_obs, self.n_obs))
+
+    def vectors(self, key: str) -> Reader:
+        where, obsm = f"{self.path}: obsm/{key}", self._adata.obsm
+        if key not in obsm:
+            raise SourceError(f"{where} is missing; obsm has: {', '.join(obsm) or 'nothing'}")
+        values = obsm[key]
+        if getattr(getattr(values, "dtype", None), "kind", "O") not in "biuf" or _is_sparse(values):
+            raise SourceError(f"{where} is not a dense array of numbers; leave it out")
+        return Values(values) if isinstance(values, np.ndarray) else _Lazy(values)
+
+    @property
+    def unread(self) -> Sequence[str]:
+        return self._unread
+
+    def not_carried(self, carried: set[str]) -> list[str]:
+        # Without all elements, those of these mappings are not worth a name each.
+        names = super().not_carried(carried)
+        for whole in ("uns", "raw/varm"):
+            names = [whole if name.startswith(f"{whole}/") else name for name in names]
+        return list(dict.fromkeys(names))
+
+    def names_of_rest(self) -> Sequence[str]:
+        return [name for name in self._rest if name != self.matrix_name]
+
+    def element_of_rest(self, name: str) -> Any:
+        element = self._rest[name]()
+        if not _is_lazy(element):
+            return element
+        if len(element.shape) == 2 and _is_sparse(element):
+            return self._wrapped(name, element, element.shape)
+        return _Lazy(element)
+
+    @cached_property
+    def _rest(self) -> Mapping[str, Callable[[], Any]]:
+        """Functions that return the elements other than obs and the genes of the matrix, by name.
+
+        The mappings of a view copy an element when it is accessed.
+        """
+        adata, raw = self._adata, self._adata.raw
+        found: dict[str, Callable[[], Any]] = {}
+        for name in self._matrices():
+            found[name] = lambda name=name: self._whole(name)
+        other = "var" if self.genes == "raw/var" else "raw/var"
+        if other == "var" or raw is not None:
+            found[other] = lambda: self._frame(other)
+        for mapping in _MAPPINGS:
+            for key in getattr(adata, mapping):
+                found[f"{mapping}/{key}"] = lambda m=mapping, k=key: getattr(adata, m)[k]
+        if raw is not None:
+            for key in raw.varm:
+                found[f"raw/varm/{key}"] = lambda k=key: raw.varm[k]
+        found.update((name, lambda value=value: value) for name, value in _leaves("uns", adata.uns))
+        return found
+
+    def _matrices(self) -> list[str]:
+        names = [] if self._rows(0, 0).X is None else ["X"]
+        names += [] if self._adata.raw is None else ["raw/X"]
+        return names + [f"layers/{key}" for key in self._adata.layers]
+
+    def _frame(self, name: str) -> Any:
+        return self._adata.var if name == "var" else self._adata.raw.var
+
+    def _table(self, name: str, frame: Any) -> tuple[TableInMemory, list[str]]:
+        """A table, and the names of columns of other kinds than those of archives."""
+        if hasattr(frame, "to_memory"):
+            # Of anndata.experimental.read_lazy.
+            frame = frame.to_memory()
+        kept, known = [], {INDEX}
+        for column in frame.columns:
+            if column not in known and _is_storable(frame[column]):
+                kept.append(column)
+                known.add(column)
+        unread = [f"{name}/{column}" for column in frame.columns if column not in kept]
+        return TableInMemory(table_of(frame[kept])), unread
+
+    def _whole(self, name: str) -> Any:
+        return _matrix_of(self._adata, name)
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> Matrix:
+        if not self._adata.is_view:
+            return self._wrapped(name, self._whole(name), shape)
+        # A view would copy the whole matrix; a view of it copies only some rows.
+        where, sample = f"{self.path}: {name}", _matrix_of(self._rows(0, 1), name)
+        return _Sliced(where, lambda a, b: _matrix_of(self._rows(a, b), name), shape, sample)
+
+    def _rows(self, start: int, stop: int) -> anndata.AnnData:
+        """A view of some cells."""
+        adata = self._adata
+        if not (adata.is_view and adata.isbacked):
+            return adata[start:stop]
+        # anndata makes no views of views of a file, and does not say which rows a view has.
+        parent = adata._adata_ref
+        return parent[np.arange(parent.n_obs)[adata._oidx][start:stop], adata._vidx]
+
+    def _wrapped(self, name: str, element: Any, shape: tuple[int, int]) -> Matrix:
+        """A matrix of the object, whatever its class is."""
+        where = f"{self.path}: {name}"
+        check_shape(where, tuple(element.shape), shape)
+        if element.dtype.kind not in "biuf":
+            raise SourceError(f"{where}: expected numbers, found {element.dtype} values")
+        if isinstance(element, np.ndarray):
+            return Dense(where, Values(np.asarray(element)), shape)
+        if getattr(element, "format", None) in BY_FORMAT and not _is_lazy(element):
+            parts = {part: Values(getattr(element, part)) for part in MATRIX}
+            return BY_FORMAT[element.format](where, parts, shape)
+        stored = getattr(element, "group", element)
+        if isinstance(stored, h5py.Group | h5py.Dataset):
+            return open_matrix(where, stored, shape)
+        if not _is_lazy(element):
+            element = element.tocsr()
+        return _Sliced(where, lambda a, b: element[a:b], shape, element)
+
+
+class _Lazy:
+    """A dense array that is read in ranges, such as one of Dask, as a reader."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+        self.dtype, self.item_shape = values.dtype, tuple(values.shape[1:])
+
+    def __len__(self) -> int:
+        return int(self._values.shape[0])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``[start, stop)``."""
+        return np.asarray(self._values[start:stop])
+
+
+class _Sliced(Matrix):
+    """A matrix that is read by slices of rows.
+
+    Parameters
+    ----------
+    read
+        Returns rows ``[start, stop)``, sparse or dense, in memory or of Dask.
+    like
+        A matrix of the same kind; its rows are read chunk by chunk if it is of Dask.
+    """
+
+    def __init__(
+        self, where: str, read: Callable[[int, int], Any], shape: tuple[int, int], like: Any
+    ) -> None:
+        self.where, self.shape, self.dtype = where, shape, like.dtype
+        self.size = shape[0] * shape[1]
+        self._read = read
+        self._is_sparse = _is_sparse(getattr(like, "_meta", like))
+        self._chunks = getattr(like, "chunks", None) if hasattr(like, "dask") else None
+
+    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
+        for start, stop in self._ranges(bounds):
+            rows = self._read(start, stop)
+            if hasattr(rows, "compute"):
+                rows = rows.compute()
+            yield from _rows_in_memory(self.where, rows, stop - start, self.shape[1]).blocks(bounds)
+
+    def part(self, start: int, stop: int) -> Matrix | None:
+        return None
+
+    def _ranges(self, bounds: Bounds) -> Iterator[tuple[int, int]]:
+        """Rows to read together: chunks of Dask, each computed once, or some within bounds."""
+        n_rows, n_columns = self.shape
+        most = _SPARSE_ROWS if self._is_sparse else max(1, bounds.values // max(n_columns, 1))
+        most = min(most, bounds.rows)
+        steps = self._chunks[0] if self._chunks else [most] * -(-n_rows // most)
+        start = stop = 0
+        for step in steps:
+            if stop > start and stop + step - start > most:
+                yield start, stop
+                start = stop
+            stop = min(stop + step, n_rows)
+        if stop > start:
+            yield start, stop
+
+
+def _rows_in_memory(where: str, rows: Any, n_rows: int, n_columns: int) -> Matrix:
+    check_shape(where, tuple(rows.shape), (n_rows, n_columns))
+    if not _is_sparse(rows):
+        return Dense(where, Values(np.asarray(rows)), (n_rows, n_columns))
+    rows = rows.tocsr()
+    return Csr(where, {part: Values(getattr(rows, part)) for part in MATRIX}, rows.shape)
+
+
+def _matrix_of(adata: anndata.AnnData, name: str) -> Any:
+    """A matrix by its name."""
+    if name == "X":
+        return adata.X
+    return adata.raw.X if name == "raw/X" else adata.layers[name.removeprefix("layers/")]
+
+
+def _is_sparse(values: Any) -> bool:
+    import scipy.sparse as sp
+
+    return sp.issparse(values) or type(values).__name__ in ("CSRDataset", "CSCDataset")
+
+
+def _is_lazy(values: Any) -> bool:
+    """Whether values are in a file, or computed when they are read."""
+    package = type(values).__module__.partition(".")[0]
+    return package in ("dask", "h5py", "zarr") or hasattr(values, "to_memory")
+
+
+def _is_storable(column: pd.Series[Any]) -> bool:
+    """Whether archives store columns of this kind."""
+    try:
+        type_ = table_of(column.to_frame("column")).schema.field("column").type
+    except (pa.ArrowException, TypeError, ValueError):
+        return False
+    return is_column_type(type_)
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """All entries of nested mappings with their paths."""
+    if isinstance(value, Mapping) and (value or name == "uns"):
+        for key, below in value.items():
+            yield from _leaves(f"{name}/{key}", below)
+    else:
+        yield name, value
+
+
+def open_sources(adata: anndata.AnnData, matrix: str | None, stack: ExitStack) -> list[Source]:
+    """Open an object as a source."""
+    return [AnnDataObject(adata, matrix)]

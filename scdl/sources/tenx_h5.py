@@ -1,0 +1,131 @@
+"""HDF5 files of 10x Genomics' Cell Ranger, versions 2 and 3 and newer.
+
+Source: "HDF5 Feature-Barcode Matrix Format" of the documentation of Cell Ranger, and for version 2
+the files that it wrote, with one group for each genome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import h5py
+import pyarrow as pa
+
+from scdl.archive.schema import MATRIX
+from scdl.errors import OptionError, SourceError
+from scdl.sources import hdf5_guard
+from scdl.sources.base import Source
+from scdl.sources.hdf5 import open_file, readable
+from scdl.sources.matrices import Csr, readers
+from scdl.sources.tenx import Features, TenxSource
+from storage_backends import other_formats
+from storage_backends.compute import arrow
+
+#: Group of the matrix since version 3, and of its features.
+_MATRIX, _FEATURES = "matrix", "features"
+#: Datasets of features that scanpy names differently.
+_RENAMED = {"id": "gene_ids", "feature_type": "feature_types"}
+
+
+def is_tenx(path: str) -> bool:
+    """Whether a path is an HDF5 file of Cell Ranger."""
+    # No search in h5ad files, which are far more frequent.
+    if path.endswith(".h5ad") or not other_formats.is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path) as file:
+            return bool(_matrices(file))
+    except OSError:
+        return False
+
+
+def _matrices(file: h5py.File) -> list[str]:
+    """Names of the groups that are matrices: ``matrix``, or genomes in version 2."""
+    groups = {name: hdf5_guard.group(file, name) for name in file}
+    names = [n for n, group in groups.items() if isinstance(group, h5py.Group)
+             and {"barcodes", "indptr"} <= group.keys()]  # fmt: skip
+    return [_MATRIX] if _MATRIX in names else names
+
+
+def open_sources(
+    path: str,
+    matrix: str | None,
+    stack: ExitStack,
+    *,
+    genome: str | None = None,
+    feature_types: str | Sequence[str] | None = None,
+) -> list[Source]:
+    """Open a file as a source; see :func:`scdl.convert` for the options.
+
+    Raises
+    ------
+    SourceError
+        The file is damaged, or has the matrices of several genomes.
+    OptionError
+        There is no such genome or feature type.
+    """
+    file = stack.enter_context(open_file(path))
+    with readable(path):
+        names = _matrices(file)
+        name = names[0]
+        if name != _MATRIX:
+            name = _genome_of(path, names, genome)
+        where, group = f"{path}: {name}", hdf5_guard.group(file, name)
+        barcodes = _texts(where, group, "barcodes")
+        label, columns = _columns(where, group, name)
+        features = Features(path, label, columns, genome, feature_types)
+        shape = len(barcodes), features.n_all
+        found = tuple(int(n) for n in _dataset(where, group, "shape")[()])
+        if found != shape[::-1]:
+            raise SourceError(
+                f"{where}: its shape is {found}, expected {shape[::-1]} for {shape[1]} genes and "
+                f"{shape[0]} barcodes; the file is damaged"
+            )
+        # Columns of the file are cells.
+        values = Csr(where, readers(where, group, *MATRIX), shape)
+    return [TenxSource(path, matrix, features, barcodes, values)]
+
+
+def _genome_of(path: str, names: Sequence[str], genome: str | None) -> str:
+    """The group of a genome in a file of version 2."""
+    if genome is None and len(names) > 1:
+        raise SourceError(
+            f"{path}: the file has the matrices of several genomes; choose one with genome=: "
+            f"{', '.join(names)}"
+        )
+    if genome is not None and genome not in names:
+        raise OptionError(
+            f"{path}: there is no genome {genome!r}; the file has: {', '.join(names)}"
+        )
+    return genome or names[0]
+
+
+def _columns(where: str, group: h5py.Group, name: str) -> tuple[pa.Array, Mapping[str, pa.Array]]:
+    """Names of the features, and the other columns of var."""
+    if name != _MATRIX:
+        ids = _texts(where, group, "genes")
+        return _texts(where, group, "gene_names"), {
+            "gene_ids": ids,
+            "genome": pa.array([name] * len(ids), pa.large_string()),
+        }
+    features = hdf5_guard.group(group, _FEATURES)
+    where = f"{where}/{_FEATURES}"
+    if not isinstance(features, h5py.Group):
+        raise SourceError(f"{where} is missing; the file is damaged")
+    # Datasets that begin with "_" list the tags, which are datasets too.
+    others = [n for n in features if n not in ("name", *_RENAMED) and not n.startswith("_")]
+    columns = {_RENAMED.get(n, n): _texts(where, features, n) for n in (*_RENAMED, *others)}
+    return _texts(where, features, "name"), columns
+
+
+def _texts(where: str, group: h5py.Group, name: str) -> pa.Array:
+    values = _dataset(where, group, name)[()]
+    return arrow.text(values.tolist())
+
+
+def _dataset(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
+    dataset = hdf5_guard.element(group.file, f"{group.name}/{name}")
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+        raise SourceError(f"{where}: expected a list {name}, found {dataset}; the file is damaged")
+    return dataset
