@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,9 +25,9 @@ def _after_blanks(text: NDArray[np.uint8], at: int) -> int:
 
 
 @kernel
-def _integer(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
+def _integer(text: NDArray[np.uint8], at: int) -> tuple[Any, int]:
     """An unsigned integer and the position after it; -1 if there is none."""
-    start, number = at, 0
+    start, number = at, np.int64(0)
     while _ZERO <= text[at] <= _NINE:
         number = number * 10 + (np.int64(text[at]) - _ZERO)
         at += 1
@@ -33,12 +35,12 @@ def _integer(text: NDArray[np.uint8], at: int) -> tuple[int, int]:
 
 
 @kernel
-def _decimal(text: NDArray[np.uint8], at: int) -> tuple[int, int, int]:
+def _decimal(text: NDArray[np.uint8], at: int) -> tuple[Any, int, int]:
     """Mantissa and exponent of a number, and the position after it."""
     is_negative = text[at] == _MINUS
     if is_negative or text[at] == _PLUS:
         at += 1
-    mantissa, exponent, digits, is_fraction = 0, 0, 0, False
+    mantissa, exponent, digits, is_fraction = np.int64(0), 0, 0, False
     while _ZERO <= text[at] <= _NINE or (text[at] == _DOT and not is_fraction):
         if text[at] == _DOT:
             is_fraction = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -121,20 +122,16 @@ class AnnDataObject(Source):
         The mappings of a view copy an element when it is accessed.
         """
         adata, raw = self._adata, self._adata.raw
-        found: dict[str, Callable[[], Any]] = {}
-        for name in self._matrices():
-            found[name] = lambda name=name: self._whole(name)
+        found: dict[str, Callable[[], Any]] = {n: partial(self._whole, n) for n in self._matrices()}
         other = "var" if self.genes == "raw/var" else "raw/var"
         if other == "var" or raw is not None:
-            found[other] = lambda: self._frame(other)
-        for mapping in _MAPPINGS:
-            for key in getattr(adata, mapping):
-                found[f"{mapping}/{key}"] = lambda m=mapping, k=key: getattr(adata, m)[k]
+            found[other] = partial(self._frame, other)
+        holders = {f"{name}/": getattr(adata, name) for name in _MAPPINGS}
         if raw is not None:
-            for key in raw.varm:
-                found[f"raw/varm/{key}"] = lambda k=key: raw.varm[k]
-        found.update((name, lambda value=value: value) for name, value in _leaves("uns", adata.uns))
-        return found
+            holders["raw/varm/"] = raw.varm
+        for prefix, holder in holders.items():
+            found |= {f"{prefix}{key}": partial(holder.__getitem__, key) for key in holder}
+        return found | {name: partial(_same, value) for name, value in _leaves("uns", adata.uns)}
 
     def _matrices(self) -> list[str]:
         names = [] if self._rows(0, 0).X is None else ["X"]
@@ -299,6 +296,10 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _leaves(f"{name}/{key}", below)
     else:
         yield name, value
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def open_sources(adata: anndata.AnnData, matrix: str | None, stack: ExitStack) -> list[Source]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, spans
 from scdl.errors import SourceError, SourceNotFoundError
-from scdl.kernels import market
 from scdl.sources.base import Source
 from scdl.sources.matrices import Bounds, check_ids
 from scdl.sources.tenx import Features, TenxSource
@@ -176,20 +175,21 @@ class MarketMatrix(ByEntry):
         if not self._is_by_cell:
             yield from super().blocks(bounds)
             return
-        ids = np.empty(0, np.int64)
-        left, begin = Entries(ids, ids, ids.astype(self.dtype)), 0
+        empty, begin = np.empty(0, np.int64), 0
+        left: list[NDArray[Any]] = [empty, empty, empty.astype(self.dtype)]
         for entries in self._entries(bounds, with_values=True):
-            left = Entries(*map(np.concatenate, zip(left, entries, strict=True)))
-            if left.rows[0] < begin or (left.rows[1:] < left.rows[:-1]).any():
+            left = [np.concatenate(pair) for pair in zip(left, entries, strict=True)]
+            rows = left[0]
+            if rows[0] < begin or (rows[1:] < rows[:-1]).any():
                 raise SourceError(
                     f"{self.where}: its first entries are in the order of cells, but later ones "
                     "are not; sort the lines by cell, then convert again"
                 )
             # The last cell may continue.
-            last = int(left.rows[-1])
+            last = int(rows[-1])
             yield from _rows(left, begin, last, bounds)
-            rest = np.searchsorted(left.rows, last)
-            left, begin = Entries(*(part[rest:] for part in left)), last
+            rest = np.searchsorted(rows, last)
+            left, begin = [part[rest:] for part in left], last
         yield from _rows(left, begin, self.shape[0], bounds)
 
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
@@ -210,6 +210,8 @@ class MarketMatrix(ByEntry):
 
     def _parsed(self, piece: bytes) -> Entries:
         """Parse complete lines."""
+        from scdl.kernels import market
+
         text = np.frombuffer(piece, np.uint8)
         n_lines = piece.count(b"\n")
         genes, cells, mantissas, at = np.empty((4, n_lines), np.int64)
@@ -252,13 +254,15 @@ class MarketMatrix(ByEntry):
         return values
 
 
-def _rows(entries: Entries, begin: int, end: int, bounds: Bounds) -> Iterator[SparseRows]:
+def _rows(
+    entries: Sequence[NDArray[Any]], begin: int, end: int, bounds: Bounds
+) -> Iterator[SparseRows]:
     """Rows ``[begin, end)`` of entries that are sorted by row."""
+    rows, columns, values = entries
     for start, stop in spans(end, bounds.rows, begin):
-        ends = np.searchsorted(entries.rows, np.arange(start, stop + 1))
-        assert entries.values is not None
+        ends = np.searchsorted(rows, np.arange(start, stop + 1))
         part = slice(ends[0], ends[-1])
-        yield SparseRows(entries.values[part], entries.columns[part], ends - ends[0])
+        yield SparseRows(values[part], columns[part], ends - ends[0])
 
 
 @contextmanager

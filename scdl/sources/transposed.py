@@ -33,11 +33,11 @@ from scdl.sources.matrices import (
 
 
 class Entries(NamedTuple):
-    """Entries of a matrix, in the order of the file."""
+    """Entries of a matrix, in the order of the file; `values` may be None if not needed."""
 
     rows: NDArray[Any]
     columns: NDArray[Any]
-    values: NDArray[Any] | None
+    values: Any
 
 
 class ByEntry(Matrix):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sources import random_cells, write_h5ad
 
 import scdl
-from scdl.errors import FeatureNotFoundError, OptionError, PathTypeError, SourceError
+from scdl.errors import OptionError, PathTypeError, SourceError
 
 KINDS = {
     "csr": sp.csr_matrix,
@@ -109,7 +109,9 @@ def test_arrays_of_dask_are_computed_once(tmp_path: Path, sparse: bool) -> None:
     scdl.convert(adata, tmp_path / "a", obsm="X_pca", block_values=30)
     assert sorted(computed) == list(range(8))
     assert (values(tmp_path / "a") == x.toarray()).all()
-    np.testing.assert_array_equal(scdl.open(tmp_path / "a").read_rows(slice(None), obsm="X_pca").obsm["X_pca"], pca)
+    np.testing.assert_array_equal(
+        scdl.open(tmp_path / "a").read_rows(slice(None), obsm="X_pca").obsm["X_pca"], pca
+    )
 
 
 def test_several(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
         scdl.convert(adata, tmp_path / "a")
     with pytest.raises(SourceError, match="obsm/absent is missing; obsm has: "):
         scdl.convert(annotated(), tmp_path / "a", obsm="absent")
-    with pytest.raises(OptionError, match="genome is for 10x .*, but this is AnnData in memory"):
+    with pytest.raises(OptionError, match=r"genome is for 10x .*, but this is AnnData in memory"):
         scdl.convert(annotated(), tmp_path / "a", genome="GRCh38")
     with pytest.raises(PathTypeError, match="DataFrame"):
         scdl.convert(annotated().obs, tmp_path / "a")
