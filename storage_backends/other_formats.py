@@ -44,15 +44,15 @@ _PICKLE = Format(
 )
 _MARKET = Format(
     "a matrix in Matrix Market form",
-    "read its directory with scanpy.read_10x_mtx and write it with write_h5ad",
+    "if genes and barcodes lie beside it, convert its directory first, with scdl.convert",
 )
 _10X = Format(
     "a matrix of 10x Genomics' Cell Ranger",
-    "read it with scanpy.read_10x_h5 and write it with write_h5ad",
+    "convert it first, with scdl.convert or `scdl convert`",
 )
 _MOLECULES = Format(
     "10x Genomics' list of molecules",
-    "use filtered_feature_bc_matrix.h5 in the same directory (scanpy.read_10x_h5)",
+    "convert filtered_feature_bc_matrix.h5 in the same directory, with scdl.convert",
 )
 _SOMA = Format("a TileDB-SOMA store", "write it with tiledbsoma.io.to_h5ad")
 _DATASET = Format(
@@ -203,7 +203,7 @@ def _directory(path: str) -> Format | None:
     if cell_ranger:
         return _10X._replace(
             name="a directory of 10x Genomics' Cell Ranger",
-            advice=f"read {min(cell_ranger)} with scanpy.read_10x_h5 and write it with write_h5ad",
+            advice=f"convert {min(cell_ranger)} in it, with scdl.convert",
         )
     if names & {"__tiledb_group.tdb", "__tiledb_array_schema.tdb", "__group", "__schema"}:
         return _SOMA

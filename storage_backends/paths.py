@@ -30,7 +30,7 @@ _TABLE = "convert it to an anndata.AnnData and " + _WRITE.format("adata.write_h5
 _FILE = "give its path, not the open file"
 #: Advice for objects of other types, by package, or by package and class.
 _ADVICE = {
-    "anndata": _WRITE.format("adata.write_h5ad(file)"),
+    "anndata": "convert it first, with scdl.convert(adata, path), and give the path",
     "mudata": _WRITE.format("mdata['NAME of one modality'].write_h5ad(file)"),
     "spatialdata": _WRITE.format("sdata.tables['NAME of one table'].write_h5ad(file)"),
     "h5py": _HDF5,

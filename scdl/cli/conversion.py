@@ -44,7 +44,8 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="SRC...",
-            help="AnnData files (h5ad, zarr) or archives, or a single directory of h5ad files.",
+            help="AnnData files (h5ad, zarr), outputs of 10x Cell Ranger (h5, matrix.mtx) or "
+            "archives, or a single directory of such files.",
         ),
     ] = None,
     dest: Annotated[
@@ -64,6 +65,16 @@ def convert(
         str | None,
         typer.Option(
             help="Matrix to convert: X, raw/X or layers/<key>. [default: raw/X if present, else X]"
+        ),
+    ] = None,
+    genome: Annotated[
+        str | None, typer.Option(help="Of an output of Cell Ranger: genome whose genes to convert.")
+    ] = None,
+    feature_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of an output of Cell Ranger: type of features to convert, or all; may be "
+            "repeated. [default: Gene Expression]"
         ),
     ] = None,
     obsm: Annotated[
@@ -151,16 +162,18 @@ def convert(
         "compression": compression,
         "only_matrix": only_matrix,
         "matrix": matrix,
+        "genome": genome,
+        "feature_types": _types(feature_type),
         "obsm": obsm or (),
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,
         "data_dtype_tolerance": data_dtype_tolerance,
     }
     with _workers(() if resume else sources, workers, dask) as started:
-        from scdl.collection.manifest import is_archive
+        from scdl.sources.formats import is_source
 
         is_directory = len(sources) == 1 and os.path.isdir(sources[0])
-        if is_directory and not is_archive(sources[0]):
+        if is_directory and not is_source(sources[0]):
             if label or key or replace:
                 raise typer.BadParameter(
                     "--label, --key and --replace apply only to sources that become one archive; "
@@ -187,6 +200,11 @@ def convert(
         report = _convert_files(sources, dest, options, started)
     if not quiet:
         typer.echo(str(report))
+
+
+def _types(given: list[str] | None) -> str | list[str] | None:
+    """The value of feature_types= for repeated options."""
+    return "all" if given == ["all"] else given or None
 
 
 @contextlib.contextmanager
@@ -277,11 +295,12 @@ def _convert_h5ad_to_scdl(
     ] = False,
 ) -> None:
     """Convert all AnnData files below a directory to one archive."""
-    from scdl.conversion.many.directory import h5ad_files
+    from scdl.conversion.many.directory import source_files
+    from scdl.sources.formats import H5AD
     from storage_backends.compute import threads
 
     data_path = path_of(data_path)
-    files = [data_path] if os.path.isfile(data_path) else h5ad_files(data_path)
+    files = [data_path] if os.path.isfile(data_path) else source_files(data_path, [H5AD])
     options = {
         "progress": sys.stderr.isatty(),
         "matrix": "X" if use_x_not_raw else None,

@@ -156,13 +156,14 @@ class SingleCellCollection(OpenedCollection):
         ConversionFailedError
             A file cannot be converted. The others are members nevertheless; see ``report``.
         """
-        from scdl.conversion.many.directory import convert_files, h5ad_files
+        from scdl.conversion.many.directory import convert_files, source_files
         from scdl.conversion.many.report import failure
         from scdl.conversion.options import Settings
+        from scdl.sources.formats import H5AD
 
         given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
         options = _convert_options(load_block_row_size, use_X_not_raw, given)
-        files = h5ad_files(directory_path)
+        files = source_files(directory_path, [H5AD])
         self._make_directory()
         with self._locked(saves=True):
             targets = self._targets(files)

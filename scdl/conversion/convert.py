@@ -59,7 +59,7 @@ def convert(
     replace: bool = False,
     **options: Unpack[ConvertOptions],
 ) -> ConversionReport:
-    """Convert AnnData files (h5ad, Zarr) and archives to an archive.
+    """Convert AnnData, outputs of 10x Genomics' Cell Ranger, and archives to an archive.
 
     Sources are read in blocks of rows, so memory use does not depend on their size. The archive
     appears only when it is complete; a failed conversion leaves nothing behind.
@@ -67,9 +67,11 @@ def convert(
     Parameters
     ----------
     sources
-        One source or several: h5ad files, AnnData in Zarr stores, or archives of any backend. Their
-        cells are concatenated; consecutive sources with the same var share a feature block. The
-        keys of a dict are the names of the sources, used by `label`.
+        One source or several. Paths of h5ad files, of AnnData in Zarr stores, of outputs of Cell
+        Ranger (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), or of
+        archives of any backend; or AnnData objects, in memory, backed by a file or with Dask
+        arrays. Their cells are concatenated; consecutive sources with the same var share a feature
+        block. The keys of a dict are the names of the sources, used by `label`.
     path
         Path of the archive; nothing may exist there.
     label
@@ -109,6 +111,11 @@ def convert(
     matrix : str, optional
         ``X``, ``raw/X`` (with ``raw/var``) or ``layers/<key>``. Default: ``raw/X`` if a file has
         it, else ``X``.
+    genome : str, optional
+        Of an output of Cell Ranger: the genome whose genes to convert. Default: all genomes.
+    feature_types : str or sequence of str, optional
+        Of an output of Cell Ranger: the types of features to convert, or ``"all"``. Default:
+        ``"Gene Expression"`` if there are such features.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     data_dtype : dtype, optional

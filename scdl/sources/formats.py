@@ -6,9 +6,10 @@ is a :class:`SourceFormat`.
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,8 @@ class SourceFormat:
         Returns a source for each set of cells with the same genes.
     options
         Names of options of :func:`scdl.convert` that only some formats have.
+    files
+        Patterns of the names of files with this format, which conversions of directories find.
     of_objects
         Whether `detect` and `open` take objects in memory, such as an AnnData, instead of paths.
     """
@@ -48,15 +51,20 @@ class SourceFormat:
     detect: Callable[[Any], bool]
     open: Callable[..., Sequence[Source]]
     options: Sequence[str] = ()
+    files: Sequence[str] = ()
     of_objects: bool = False
 
 
 ANNDATA = SourceFormat(
     "AnnData in memory", anndata_object.is_anndata, anndata_object.open_sources, of_objects=True
 )
-TENX_H5 = SourceFormat("10x HDF5", tenx_h5.is_tenx, tenx_h5.open_sources, tenx.OPTIONS)
-TENX_MTX = SourceFormat("10x Matrix Market", tenx_mtx.is_tenx, tenx_mtx.open_sources, tenx.OPTIONS)
-H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources)
+TENX_H5 = SourceFormat(
+    "10x HDF5", tenx_h5.is_tenx, tenx_h5.open_sources, tenx.OPTIONS, tenx_h5.FILES
+)
+TENX_MTX = SourceFormat(
+    "10x Matrix Market", tenx_mtx.is_tenx, tenx_mtx.open_sources, tenx.OPTIONS, tenx_mtx.FILES
+)
+H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources, files=("*.h5ad",))
 ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
 
 
@@ -77,6 +85,29 @@ def formats() -> Iterator[SourceFormat]:
 def options() -> list[str]:
     """Names of the options that only some formats have."""
     return list(dict.fromkeys(name for known in formats() for name in known.options))
+
+
+def files_below(directory: str, kinds: Iterable[SourceFormat] | None = None) -> list[str]:
+    """Sorted paths of all files in a directory and its subdirectories that can be converted.
+
+    Parameters
+    ----------
+    kinds
+        The formats to find; None: all.
+    """
+    found: set[str] = set()
+    for known in kinds or formats():
+        for pattern in known.files:
+            below = os.path.join(glob.escape(directory), "**", pattern)
+            paths = (path for path in glob.iglob(below, recursive=True) if os.path.isfile(path))
+            # A damaged h5ad file is a failure; a file of another kind is none of ours.
+            found.update(path for path in paths if known is H5AD or known.detect(path))
+    return sorted(found)
+
+
+def is_source(path: str) -> bool:
+    """Whether what is at a path can be converted as a whole."""
+    return any(not known.of_objects and known.detect(path) for known in formats())
 
 
 def is_object(source: Any) -> bool:

@@ -22,6 +22,7 @@ from scdl.sources.tenx import Features, TenxSource
 from storage_backends import other_formats
 from storage_backends.compute import arrow
 
+FILES = ("*.h5",)
 #: Group of the matrix since version 3, and of its features.
 _MATRIX, _FEATURES = "matrix", "features"
 #: Datasets of features that scanpy names differently.

@@ -29,6 +29,7 @@ from storage_backends.errors import one_line
 #: Suffixes of compressed files.
 _PACKED = ("", ".gz", ".bz2", ".zst", ".lz4")
 _MATRIX = "matrix.mtx"
+FILES = tuple(f"*{_MATRIX}{packed}" for packed in _PACKED)
 #: Files with the genes: of version 3 and newer, with types; of version 2.
 _GENES = ("features.tsv", "genes.tsv")
 _BARCODES = "barcodes.tsv"

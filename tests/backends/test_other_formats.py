@@ -117,8 +117,8 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("x.h5mu", hdf5("mod/rna", "mod/atac"), ("MuData", "write_h5ad")),
     ("renamed.h5ad", hdf5("mod/rna"), ("MuData",)),
     ("x.loom", hdf5("row_attrs", "col_attrs", "layers"), ("Loom", "read_loom")),
-    ("filtered.h5", hdf5("matrix/features"), ("10x", "read_10x_h5")),
-    ("old_10x.h5", hdf5("GRCh38/barcodes", "GRCh38/genes"), ("10x", "read_10x_h5")),
+    ("filtered.h5", hdf5("matrix/features"), ("10x", "scdl.convert")),
+    ("old_10x.h5", hdf5("GRCh38/barcodes", "GRCh38/genes"), ("10x", "scdl.convert")),
     ("molecule_info.h5", hdf5("barcode_idx", "barcodes"), ("molecules", "feature_bc_matrix")),
     ("x.h5seurat", hdf5("assays", "cell.names"), ("Seurat", "h5ad")),
     ("x.rds", packed, ("R", "h5ad")),
@@ -128,8 +128,8 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("counts.txt", text("gene\ta\n"), ("text table", "write_h5ad")),
     ("x.parquet", text("PAR1abc"), ("columnar table", "write_h5ad")),
     ("x.feather", text("ARROW1abc"), ("columnar table", "write_h5ad")),
-    ("matrix.mtx", text("%%MatrixMarket matrix"), ("Matrix Market", "read_10x_mtx")),
-    ("matrix.mtx.gz", packed, ("Matrix Market", "read_10x_mtx")),
+    ("matrix.mtx", text("%%MatrixMarket matrix"), ("Matrix Market", "scdl.convert")),
+    ("matrix.mtx.gz", packed, ("Matrix Market", "scdl.convert")),
     ("x.npz", zipped, ("arrays", "write_h5ad")),
     ("x.pkl", text("\x80\x04"), ("pickle", "write_h5ad")),
     ("x.h5ad.gz", packed, ("compressed", "unpack")),
@@ -143,15 +143,23 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("spatial.zarr", spatial, ("SpatialData", "tables/cells")),
     ("mudata.zarr", mudata_zarr, ("MuData", "mod/rna")),
     ("images.zarr", images, ("images", "no table")),
-    ("outs", matrix_market, ("Matrix Market", "read_10x_mtx")),
-    ("cellranger", directory("filtered_feature_bc_matrix.h5"), ("10x", "read_10x_h5")),
+    ("outs", matrix_market, ("Matrix Market", "scdl.convert")),
+    ("cellranger", directory("filtered_feature_bc_matrix.h5"), ("10x", "scdl.convert")),
     ("x.soma", directory("__tiledb_group.tdb"), ("SOMA", "to_h5ad")),
     ("dataset", directory("dataset_info.json", "data.arrow"), ("data set", "write_h5ad")),
     ("tables", directory("a.parquet", "b.parquet"), ("columnar tables", "write_h5ad")),
 ]
 
 
-@pytest.mark.parametrize(("name", "make", "told"), OTHERS, ids=[name for name, _, _ in OTHERS])
+#: Those that can be converted, if they are complete.
+CONVERTIBLE = {"filtered.h5", "old_10x.h5", "matrix.mtx", "matrix.mtx.gz", "outs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "told"),
+    [one for one in OTHERS if one[0] not in CONVERTIBLE],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_as_sources(
     place: Path, name: str, make: Callable[[Path], None], told: tuple[str, ...]
 ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import tenx
 from places import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,6 +58,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cells(directory / "more.h5ad", 1)
     (directory / "folder").mkdir()
     shutil.copy(directory / "cells.h5ad", directory / "folder")
+    tenx.h5_of_version_3(directory / "filtered_feature_bc_matrix.h5")
+    tenx.market(directory / "filtered_feature_bc_matrix")
+    tenx.market(directory, prefix="GSM123_")
     return directory
 
 

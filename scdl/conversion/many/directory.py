@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Unpack
 
 from scdl.archive.schema import Info, unique_names
@@ -23,6 +23,7 @@ from scdl.errors import (
     ScdlError,
     SourceNotFoundError,
 )
+from scdl.sources.formats import SourceFormat, files_below
 from storage_backends import other_formats, registry
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, is_url, path_of
@@ -31,10 +32,17 @@ from storage_backends.paths import Path, is_url, path_of
 _SUFFIX = ".scdl"
 #: Smaller files are not divided by default: converting them takes as long as starting a process.
 _LEAST_DIVIDED = 1 << 30
+#: What the name of an archive leaves out of the name of its file.
+_ENDING = re.compile(r"[/_.-]?matrix\.mtx(\.\w+)?$|(?<=[^/])\.[^./]*$")
 
 
-def h5ad_files(directory: Path) -> list[str]:
-    """Sorted absolute paths of all ``*.h5ad`` files in a directory and its subdirectories.
+def source_files(directory: Path, kinds: Iterable[SourceFormat] | None = None) -> list[str]:
+    """Sorted absolute paths of all files to convert in a directory and its subdirectories.
+
+    Parameters
+    ----------
+    kinds
+        The formats to find; None: all.
 
     Raises
     ------
@@ -42,9 +50,7 @@ def h5ad_files(directory: Path) -> list[str]:
         There are no such files, or the directory does not exist.
     """
     directory = path_of(directory, "the path of a directory with h5ad files")
-    root = os.path.abspath(directory)
-    files = sorted(glob.glob(os.path.join(glob.escape(root), "**", "*.h5ad"), recursive=True))
-    files = [path for path in files if os.path.isfile(path)]
+    files = files_below(os.path.abspath(directory), kinds)
     if not files:
         raise SourceNotFoundError(_no_files(directory))
     return files
@@ -60,19 +66,19 @@ def _no_files(directory: str) -> str:
     if described is None and registry.known(directory) is not None:
         described = f"{directory}: this is an archive already; convert it with scdl.convert"
     return described or (
-        f"{directory}: there is no *.h5ad file in this directory or its subdirectories; pass a "
-        "directory with h5ad files"
+        f"{directory}: there is no *.h5ad file, nor a matrix of Cell Ranger, in this directory or "
+        "its subdirectories; pass a directory with such files"
     )
 
 
 def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
     """Names for the archives of files.
 
-    A name is the path relative to the directory, without the suffix and with ``_`` as separator.
-    Repeated names, except the first, get a number.
+    A name is the path relative to the directory, without the suffix and with ``_`` as separator;
+    that of ``sample/matrix.mtx.gz`` is ``sample``. Repeated names, except the first, get a number.
     """
     root = os.path.abspath(directory)
-    below = (os.path.splitext(os.path.relpath(path, root))[0] for path in files)
+    below = (_ENDING.sub("", os.path.relpath(path, root)) or "matrix" for path in files)
     names = unique_names(path.replace(os.sep, "_") for path in below)
     return dict(zip(files, names, strict=True))
 
@@ -88,7 +94,10 @@ def convert_directory(
     progress: bool = False,
     **options: Unpack[DirectoryOptions],
 ) -> DirectoryReport:
-    """Convert every h5ad file in a directory and its subdirectories to a separate archive.
+    """Convert every file in a directory and its subdirectories to a separate archive.
+
+    These are ``*.h5ad`` files, outputs of 10x Genomics' Cell Ranger (``*.h5`` and ``matrix.mtx``,
+    compressed or not), and files of formats of third parties.
 
     The largest files are converted first. If a file cannot be converted, the others still are, and
     their archives are kept.
@@ -144,7 +153,7 @@ def convert_directory(
     dest = path_of(dest, "the path of a directory for the archives")
     settings, split_bytes = settings_of(options, convert_directory)
     backend = registry.for_target(dest, settings.backend)
-    files = h5ad_files(directory)
+    files = source_files(directory)
     other_formats.check_target(dest, backend.suffix)
     if is_url(dest):
         raise BackendOptionError(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tenx
 from budget import sample
 from hypothesis import given
 from hypothesis import strategies as st
@@ -441,3 +442,24 @@ def test_nothing_is_imported_that_is_not_needed() -> None:
     code = "import sys, scdl.conversion.many.directory; print('distributed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_files_of_several_formats(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "deep").mkdir(parents=True)
+    write_h5ad(source / "deep" / "a.h5ad", random_cells(3, 2))
+    tenx.h5_of_version_3(source / "b.h5")
+    tenx.market(source / "one")
+    tenx.market(source / "two", prefix="GSM1_", packed="")
+    tenx.market(source / "two", prefix="GSM2_", version=2)
+    (source / "other.h5").write_bytes((source / "deep" / "a.h5ad").read_bytes())
+    report = scdl.convert_directory(source, tmp_path / "out", workers=1)
+    expected = ["b", "deep_a", "one", "two_GSM1", "two_GSM2"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{n}.scdl" for n in expected
+    ]
+    assert len(report.archives) == 5
+    ds = scdl.open(tmp_path / "out" / "one.scdl")
+    assert ds.obs_names.tolist() == tenx.BARCODES
+    with pytest.raises(ConversionFailedError, match=r"a\.h5ad: the option genome is for 10x"):
+        scdl.convert_directory(source, tmp_path / "again", workers=1, genome="mm10")
