@@ -13,53 +13,59 @@ from storage_backends.compute.jit import kernel
 _MOST_DIGITS = 18
 #: Exponent of numbers that the kernel cannot parse.
 UNPARSED = 1 << 14
-_SPACE, _TAB, _NEWLINE, _RETURN = 32, 9, 10, 13
-_ZERO, _NINE, _DOT, _PLUS, _MINUS, _E, _LOWER_E = 48, 57, 46, 43, 45, 69, 101
+# Positions and characters are unsigned: signed ones could be negative, which indexing would test.
+_ONE, _TEN, _ZERO = np.uint64(1), np.uint64(10), np.uint64(ord("0"))
+_SPACE, _TAB, _RETURN, _NEWLINE = (np.uint8(ord(c)) for c in " \t\r\n")
+_DOT, _PLUS, _MINUS, _E, _LOWER_E = (np.uint8(ord(c)) for c in ".+-Ee")
 
 
 @kernel
-def _after_blanks(text: NDArray[np.uint8], at: int) -> int:
+def _after_blanks(text: NDArray[np.uint8], at: Any) -> Any:
     while text[at] == _SPACE or text[at] == _TAB or text[at] == _RETURN:
-        at += 1
+        at += _ONE
     return at
 
 
 @kernel
-def _integer(text: NDArray[np.uint8], at: int) -> tuple[Any, int]:
-    """An unsigned integer and the position after it; -1 if there is none."""
-    start, number = at, np.int64(0)
-    while _ZERO <= text[at] <= _NINE:
-        number = number * 10 + (np.int64(text[at]) - _ZERO)
-        at += 1
-    return (number if 0 < at - start <= _MOST_DIGITS else -1), at
+def _digits(text: NDArray[np.uint8], at: Any, number: Any) -> tuple[Any, Any]:
+    """Append the digits from a position to a number; returns it and the position after them."""
+    while True:
+        # Other characters than digits wrap around.
+        digit = np.uint64(text[at]) - _ZERO
+        if digit >= _TEN:
+            return number, at
+        number = number * _TEN + digit
+        at += _ONE
 
 
 @kernel
-def _decimal(text: NDArray[np.uint8], at: int) -> tuple[Any, int, int]:
+def _decimal(text: NDArray[np.uint8], at: Any) -> tuple[Any, Any, Any]:
     """Mantissa and exponent of a number, and the position after it."""
     is_negative = text[at] == _MINUS
     if is_negative or text[at] == _PLUS:
-        at += 1
-    mantissa, exponent, digits, is_fraction = np.int64(0), 0, 0, False
-    while _ZERO <= text[at] <= _NINE or (text[at] == _DOT and not is_fraction):
-        if text[at] == _DOT:
-            is_fraction = True
-        else:
-            mantissa = mantissa * 10 + (np.int64(text[at]) - _ZERO)
-            digits += 1
-            exponent -= is_fraction
-        at += 1
+        at += _ONE
+    first = at
+    number, at = _digits(text, at, np.uint64(0))
+    n_digits, exponent = np.int64(at - first), np.int64(0)
+    if text[at] == _DOT:
+        first = at + _ONE
+        number, at = _digits(text, first, number)
+        exponent = -np.int64(at - first)
+        n_digits -= exponent
     if text[at] == _E or text[at] == _LOWER_E:
-        at += 1
+        at += _ONE
         sinks = text[at] == _MINUS
         if sinks or text[at] == _PLUS:
-            at += 1
-        power, at = _integer(text, at)
+            at += _ONE
+        first = at
+        power, at = _digits(text, first, np.uint64(0))
         # Four digits suffice for any float.
-        digits = 0 if power < 0 or power > 9999 else digits
-        exponent += -power if sinks else power
-    if digits == 0 or digits > _MOST_DIGITS:
-        exponent = UNPARSED
+        if not 0 < at - first <= 4:
+            n_digits = 0
+        exponent += -np.int64(power) if sinks else np.int64(power)
+    if not 0 < n_digits <= _MOST_DIGITS:
+        exponent = np.int64(UNPARSED)
+    mantissa = np.int64(number)
     return (-mantissa if is_negative else mantissa), exponent, at
 
 
@@ -72,7 +78,7 @@ def parse_entries(
     mantissas: NDArray[np.int64],
     exponents: NDArray[np.int16],
     values_at: NDArray[np.int64],
-) -> tuple[int, int]:
+) -> tuple[Any, Any]:
     """Parse lines of a row, a column and a value, which count rows and columns from 1.
 
     Parameters
@@ -94,32 +100,31 @@ def parse_entries(
     n, bad
         Number of entries; position of the first line that is not an entry, or -1.
     """
-    n, at = 0, 0
+    n, at = np.uint64(0), np.uint64(0)
     while at < len(text):
-        start = at
-        at = _after_blanks(text, at)
+        start = at = _after_blanks(text, at)
         if text[at] == _NEWLINE:
-            at += 1
+            at += _ONE
             continue
-        rows[n], at = _integer(text, at)
+        row, at = _digits(text, start, np.uint64(0))
+        is_entry = 0 < at - start <= _MOST_DIGITS
         between = _after_blanks(text, at)
-        columns[n], at = _integer(text, between)
-        if rows[n] < 0 or columns[n] < 0:
-            return n, start
-        mantissas[n], exponents[n] = 1, 0
+        column, at = _digits(text, between, np.uint64(0))
+        is_entry &= 0 < at - between <= _MOST_DIGITS
+        rows[n], columns[n], mantissas[n], exponents[n] = row, column, 1, 0
         at = _after_blanks(text, at)
-        if has_values:
-            values_at[n] = at
-            mantissas[n], exponents[n], at = _decimal(text, at)
+        if has_values and is_entry:
+            value = at
+            values_at[n] = value
+            mantissas[n], exponents[n], at = _decimal(text, value)
             at = _after_blanks(text, at)
-            if exponents[n] == UNPARSED or text[at] != _NEWLINE:
+            if text[at] != _NEWLINE:
                 exponents[n] = UNPARSED
                 while text[at] != _NEWLINE:
-                    at += 1
-                if at == values_at[n]:
-                    return n, start
-        if text[at] != _NEWLINE:
-            return n, start
-        at += 1
-        n += 1
-    return n, -1
+                    at += _ONE
+            is_entry = at > value
+        if not is_entry or text[at] != _NEWLINE:
+            return np.int64(n), np.int64(start)
+        at += _ONE
+        n += _ONE
+    return np.int64(n), np.int64(-1)
