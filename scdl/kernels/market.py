@@ -61,7 +61,7 @@ def _decimal(text: NDArray[np.uint8], at: Any) -> tuple[Any, Any, Any]:
         power, at = _digits(text, first, np.uint64(0))
         # Four digits suffice for any float.
         if not 0 < at - first <= 4:
-            n_digits = 0
+            n_digits = np.int64(0)
         exponent += -np.int64(power) if sinks else np.int64(power)
     if not 0 < n_digits <= _MOST_DIGITS:
         exponent = np.int64(UNPARSED)

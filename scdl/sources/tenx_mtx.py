@@ -274,16 +274,18 @@ def _pieces(path: str) -> Iterator[Iterator[bytes]]:
 
 
 def _lines(path: str, stream: pa.NativeFile) -> Iterator[bytes]:
-    left = b""
+    whole = left = b""
     with _readable(path):
         while piece := stream.read(_PIECE):
             head, newline, tail = piece.rpartition(b"\n")
             if newline:
-                yield left + head + newline
-                left = b""
+                if whole:
+                    yield whole
+                whole, left = left + head + newline, b""
             left += tail
-    if left:
-        yield left + b"\n"
+    # The last line, which may lack its end, belongs to the last piece.
+    if whole or left:
+        yield whole + left + (b"\n" if left else b"")
 
 
 def _header(path: str, pieces: Iterator[bytes]) -> tuple[_Header, Iterator[bytes]]:
