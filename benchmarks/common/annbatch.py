@@ -30,6 +30,7 @@ PACKAGES = (
 CELLS_PER_CHUNK = 16
 SHARD = "1GB"
 PRELOAD = 64
+DISK_BLOCK, DISK_PRELOAD = 256, 64
 PRELOAD_CELLS = 4_096
 """Single random cells that the loader takes at a time."""
 

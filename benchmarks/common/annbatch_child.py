@@ -7,6 +7,7 @@ zarr decodes by the codec pipeline of zarrs, which annbatch calls necessary for 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -22,6 +23,9 @@ from annbatch import DatasetCollection, Loader
 
 from benchmarks.common.child import THREADS, anonymous_bytes, serve
 
+#: Size of the parts in which annbatch writes by default, each in memory at once.
+DATASET = "20GB"
+
 _imported = anonymous_bytes()
 _loaders: dict[tuple[Any, ...], Loader] = {}
 
@@ -31,19 +35,35 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("annbatch", "anndata", "zarr", "zarrs")}
 
 
-def convert(source: str, target: str, cells_per_chunk: int, shard: str) -> dict[str, Any]:
-    """Write a collection of the raw counts, and sync it.
+def convert(
+    source: str,
+    target: str,
+    cells_per_chunk: int,
+    shard: str,
+    times: int = 1,
+    shuffle: bool = False,
+    dataset: str = DATASET,
+) -> dict[str, Any]:
+    """Write a collection of the raw counts, `times` one after the other, and sync it.
 
-    Cells keep their order, as in scdl's archives. Compression is annbatch's default.
+    Without `shuffle` cells keep their order, as in scdl's archives. So much of the `dataset` size
+    is in memory at once, and shuffled. Compression is annbatch's default.
     """
-    start = time.perf_counter()
-    DatasetCollection(target).add_adatas(
-        [source],
-        load_adata=_raw_counts,
-        n_obs_per_chunk=cells_per_chunk,
-        shard_size=shard,
-        shuffle=False,
-    )
+    with tempfile.TemporaryDirectory() as links:
+        # annbatch needs a name for each.
+        names = [Path(links) / f"{i:05}.h5ad" for i in range(times)]
+        for name in names:
+            name.symlink_to(source)
+        start = time.perf_counter()
+        DatasetCollection(target).add_adatas(
+            names,
+            load_adata=_raw_counts,
+            n_obs_per_chunk=cells_per_chunk,
+            shard_size=shard,
+            dataset_size=dataset,
+            shuffle=shuffle,
+            rng=np.random.default_rng(0),
+        )
     for path in Path(target).rglob("*"):
         _sync(path)
     return {"seconds": time.perf_counter() - start, "imported": _imported}
@@ -126,22 +146,41 @@ def epoch(
     return {"seconds": time.perf_counter() - start, "cells": cells}
 
 
+def new_epoch(path: str, block: int, batch: int, preload: int, seconds: float) -> dict[str, Any]:
+    """Read with a new loader for some seconds, and to the end of what it loads at a time.
+
+    Opening does not count. The loader shuffles as in `epoch`.
+    """
+    loader = _loader(path, block, preload, batch, shuffle=True)
+    cells, at_once = 0, max(block * preload // batch, 1)
+    start = time.perf_counter()
+    for count, loaded in enumerate(loader, 1):
+        cells += loaded["X"].shape[0]
+        if count % at_once == 0 and time.perf_counter() - start > seconds:
+            break
+    return {"seconds": time.perf_counter() - start, "cells": cells}
+
+
 def _batches(
     path: str, block: int, preload: int, batch: int, shuffle: bool = True
 ) -> Iterator[Any]:
     """One pass of a loader; loaders are kept, as each goes on with its own random numbers."""
     key = (path, block, preload, batch, shuffle)
     if key not in _loaders:
-        loader = Loader(
-            chunk_size=block,
-            preload_nchunks=preload,
-            batch_size=batch,
-            shuffle=shuffle,
-            rng=np.random.default_rng(0) if shuffle else None,
-        )
-        collection = DatasetCollection(path, mode="r")
-        _loaders[key] = loader.use_collection(collection, load_adata=_matrix_alone)
+        _loaders[key] = _loader(*key)
     return (loaded["X"] for loaded in _loaders[key])
+
+
+def _loader(path: str, block: int, preload: int, batch: int, shuffle: bool) -> Loader:
+    loader = Loader(
+        chunk_size=block,
+        preload_nchunks=preload,
+        batch_size=batch,
+        shuffle=shuffle,
+        rng=np.random.default_rng(0) if shuffle else None,
+    )
+    collection = DatasetCollection(path, mode="r")
+    return loader.use_collection(collection, load_adata=_matrix_alone)
 
 
 def _matrix_alone(group: zarr.Group) -> ad.AnnData:
@@ -153,4 +192,4 @@ if __name__ == "__main__":
         {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": THREADS}
     )
     dask.config.set(num_workers=THREADS)
-    serve(versions, convert, size, sums, train_from_ours, epoch)
+    serve(versions, convert, size, sums, train_from_ours, epoch, new_epoch)

@@ -101,6 +101,11 @@ class Child:
             self._process.kill()
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._process.pid
+
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Run a command in the child, and return its answer.
 

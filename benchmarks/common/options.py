@@ -31,6 +31,7 @@ def parse(
     seconds: float = 1.0,
     annbatch: bool = False,
     tunable: bool = False,
+    disk: bool = False,
 ) -> argparse.Namespace:
     """Parse the options of a subject that measures cases on generated data.
 
@@ -46,6 +47,8 @@ def parse(
         Least duration of a measured rate.
     annbatch, tunable
         Whether the subject compares with annbatch, and can try settings of it.
+    disk
+        Whether the subject reads archives from disk whose size can be chosen.
 
     Returns
     -------
@@ -76,6 +79,13 @@ def parse(
             type=Path,
             default=_HERE.parent / ".venv-annbatch",
             help="environment of annbatch; created if missing, but not with --quick",
+        )
+    if disk:
+        add(
+            "--disk-cells",
+            type=int,
+            metavar="N",
+            help="cells of archives that are read from disk; default: larger than memory",
         )
     if tunable:
         add("--tune", action="store_true", help="only try settings of annbatch")

@@ -14,12 +14,12 @@ import scdl
 from benchmarks.common.bench import Bench
 from benchmarks.common.child import Child, ChildRun
 from benchmarks.common.measure import Spread, epoch_rate, spreads, take_turns
-from benchmarks.common.report import Outcome, at_least, at_most
+from benchmarks.common.report import Outcome, at_most, ratio
 from benchmarks.scale.tables import write_archive
 from scdl.collection.paths import MANIFEST
 
 CHILD = "benchmarks.scale.child"
-_RATE = "k cells/s"
+RATE = "k cells/s"
 
 
 @dataclass(kw_only=True)
@@ -38,6 +38,10 @@ class ScaleBench(Bench):
         Whether the data is tiny.
     rows
         Cells of the archive with a large table.
+    disk_cells
+        Cells of the archives that are read from disk; None: as many as are larger than memory.
+    python
+        The interpreter of annbatch; None if it is not available.
     """
 
     child: Child
@@ -47,6 +51,8 @@ class ScaleBench(Bench):
     cells: int = 500_000
     is_toy: bool = False
     rows: int = 20_000_000
+    disk_cells: int | None = None
+    python: Path | None = None
 
     @property
     def place(self) -> Path:
@@ -84,8 +90,7 @@ class ScaleBench(Bench):
         source, links = self.one(suffix), self.place / f"{members}{suffix}"
         if not (links / MANIFEST).exists():
             shutil.rmtree(links, ignore_errors=True)
-            with Child(CHILD) as child:
-                child.ask("link", source=source, directory=links, members=members)
+            self.child.ask("link", source=source, directory=links, members=members)
         return links
 
     def rates(self, *places: Path, order: str = "block", cells: int | None = None) -> list[Spread]:
@@ -105,29 +110,25 @@ def memmap(bench: ScaleBench) -> list[Outcome]:
     few, many, most = map(bench.collection, (bench.few, bench.many, bench.most))
     rates = bench.rates(few, many, most)
     outcomes = [
-        _over(f"{n:,} memmap members over {bench.few}, block order", bound, rate, rates[0])
+        ratio(
+            f"{n:,} memmap members over {bench.few}, block order",
+            rate,
+            rates[0],
+            RATE,
+            required=bound,
+        )
         for n, bound, rate in ((bench.many, 0.85, rates[1]), (bench.most, 0.7, rates[2]))
     ]
     rates = bench.rates(few, most, order="random")
     what = f"{bench.most:,} memmap members over {bench.few}, random order"
-    return [*outcomes, _over(what, 0.5, rates[1], rates[0])]
+    return [*outcomes, ratio(what, rates[1], rates[0], RATE, required=0.5)]
 
 
 def zarr(bench: ScaleBench) -> list[Outcome]:
     places = [bench.collection(n, ".zarr") for n in (bench.few, bench.many)]
     few, many = bench.rates(*places, cells=bench.cells // 5)
-    return [_over(f"{bench.many:,} Zarr members over {bench.few}, block order", 0.85, many, few)]
-
-
-def _over(
-    what: str,
-    bound: float,
-    many: Spread,
-    few: Spread,
-    reference: str = f"{_RATE} of the few members; CSR, batches of 1,024",
-) -> Outcome:
-    note = f"{few.median:.0f} {reference}"
-    return Outcome(what, at_least(bound, "x"), many.over(few), many, None, _RATE, note)
+    what = f"{bench.many:,} Zarr members over {bench.few}, block order"
+    return [ratio(what, many, few, RATE, required=0.85)]
 
 
 def obs(bench: ScaleBench) -> list[Outcome]:
@@ -208,7 +209,7 @@ def shuffle(bench: ScaleBench) -> list[Outcome]:
         for name in seeds
     )
     what = f"shuffled flatten of {bench.few} memmap members"
-    outcomes = [_over(f"{what} over plain", 0.35, shuffled, plain, f"{_RATE} plain")]
+    outcomes = [ratio(f"{what} over plain", shuffled, plain, RATE, required=0.35)]
     if memory := Spread.of_known(run.peak_megabytes for run in runs["shuffled"]):
         outcomes.append(Outcome(f"{what}: memory", at_most(500, "MB"), memory))
     return outcomes
