@@ -169,7 +169,13 @@ def test_a_control_group_limits_a_process_and_is_removed() -> None:
 @whole_only
 @linux_only
 def test_processes_are_measured_in_a_control_group(tmp_path: Path) -> None:
-    with contextlib.suppress(OSError), control_group.memory_limit(1 << 30):
-        outcomes = quick(tmp_path, "--only", "memory", "disk")
-        assert any(" over all" in what for what in outcomes)
-        assert any(what.endswith("anonymous memory") for what in outcomes)
+    try:
+        with control_group.memory_limit(1 << 30):
+            pass
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    outcomes = quick(tmp_path, "--only", "memory")
+    assert any(" over all" in what for what in outcomes)
+    peaks = [outcomes[what].measured for what in outcomes if what.endswith("anonymous memory")]
+    assert peaks
+    assert all(0 < peak.median < 1_000 for peak in peaks)
