@@ -49,15 +49,20 @@ def n_threads() -> int:
 
 
 @cache
-def _pool(process: int, n: int) -> ThreadPoolExecutor:
-    """The thread pool of a process, by process id, as a fork does not inherit threads."""
-    return ThreadPoolExecutor(n, thread_name_prefix="scdl")
+def _pool(process: int, name: str, n: int) -> ThreadPoolExecutor:
+    """A thread pool of a process, by process id, as a fork does not inherit threads."""
+    return ThreadPoolExecutor(n, thread_name_prefix=name)
+
+
+def pool(name: str, n: int) -> ThreadPoolExecutor:
+    """The thread pool of this process for a purpose other than computing; it has `n` threads."""
+    return _pool(os.getpid(), name, n)
 
 
 def submit(function: Callable[..., _T], *arguments: Any) -> Future[_T]:
     """Call a function in a thread of the pool."""
     try:
-        return _pool(os.getpid(), n_threads()).submit(function, *arguments)
+        return _pool(os.getpid(), "scdl", n_threads()).submit(function, *arguments)
     except RuntimeError:
         if threading.main_thread().is_alive():
             raise

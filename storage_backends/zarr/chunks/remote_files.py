@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import weakref
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,52 +12,17 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from storage_backends.directory.content import Content
-from storage_backends.errors import ArchiveFormatError, RefusedError
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, RefusedError
+from storage_backends.zarr.chunks import spans
 from storage_backends.zarr.chunks.files import Pieces
 from storage_backends.zarr.chunks.page_cache import PageCache
+from storage_backends.zarr.chunks.spans import FILE_NUMBERS, PAGE_BITS, RemoteFile, Span
 
 #: Files are read in pages, which begin at multiples of this many bytes; of the second number if
 #: pages are kept in a local directory, as each is then fetched only once.
-PAGE_BYTES, CACHED_PAGE_BYTES = 1 << 14, 1 << 16
-#: Maximum bytes between pages of one request, maximum bytes of a request, and requests at once.
-GAP_BYTES = 1 << 16
-REQUEST_BYTES = 1 << 20
-CONCURRENCY = 128
+PAGE_BYTES, CACHED_PAGE_BYTES = 1 << 12, 1 << 16
 
-#: Bits of the number of a page.
-_PAGE_BITS = 40
-
-_free = asyncio.Semaphore(CONCURRENCY)
-
-
-class Span:
-    """Consecutive pages of a file, in memory or on their way.
-
-    Nothing else refers to a span for long, so its memory is released, and a request that has not
-    begun is left out, when those who asked for it drop it.
-    """
-
-    def __init__(self, owner: RemoteFiles, key: str, first: int, last: int) -> None:
-        self.owner, self.key, self.pages = owner, key, range(first, last + 1)
-        self.start, self.stop = first * owner.page_bytes, (last + 1) * owner.page_bytes
-        self.future: Future[NDArray[np.uint8]] = Future()
-        self.reference = weakref.ref(self)
-        for page in self.pages:
-            owner._pages[key, page] = self.reference
-
-    def __del__(self) -> None:
-        for page in self.pages:
-            if self.owner._pages.get((self.key, page)) is self.reference:
-                self.owner._pages.pop((self.key, page), None)
-
-    async def fetch(self) -> None:
-        """Fetch the bytes, fewer at the end of the file."""
-        request = RangeByteRequest(self.start, self.stop)
-        found = await self.owner.store.get(self.key, default_buffer_prototype(), request)
-        data = np.frombuffer(b"" if found is None else found.to_bytes(), np.uint8)
-        self.future.set_result(data)
-        if self.owner.cache is not None:
-            await asyncio.to_thread(self.owner.cache.write, self.key, self.pages.start, data)
+_free = asyncio.Semaphore(spans.CONCURRENCY)
 
 
 class RemoteFiles:
@@ -73,15 +34,41 @@ class RemoteFiles:
         Bytes of a page.
     cache
         Keeps pages in a local directory, if there is one.
+
+    Parameters
+    ----------
+    read
+        Reads a range of a file, called by many threads at once; by default, `store` reads it.
     """
 
     request_bytes = 1 << 18
 
-    def __init__(self, store: Store, url: str, cache: PageCache | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        url: str,
+        cache: PageCache | None = None,
+        read: Callable[[str, int, int], NDArray[np.uint8]] | None = None,
+    ) -> None:
         self.store, self.url, self.cache = store, url, cache
         self.page_bytes = PAGE_BYTES if cache is None else cache.page_bytes
-        #: The span of each page that is in memory or on its way.
-        self._pages: dict[tuple[str, int], weakref.ref[Span]] = {}
+        self._read = read
+        self._first_pages: dict[str, int] = {}
+
+    def file(self, key: str) -> RemoteFile:
+        """A file, with the number of its first page."""
+        first = self._first_pages.get(key)
+        if first is None:
+            first = self._first_pages.setdefault(key, next(FILE_NUMBERS) << PAGE_BITS)
+        return RemoteFile(self, key, first)
+
+    def read(self, key: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes ``[start, stop)`` of a file, fewer at its end; waits for them."""
+        if self._read is not None:
+            return self._read(key, start, stop)
+        request = RangeByteRequest(start, stop)
+        found = sync(self.store.get(key, default_buffer_prototype(), request))
+        return np.frombuffer(b"" if found is None else found.to_bytes(), np.uint8)
 
     def size(self, key: str) -> int | None:
         """Bytes of a file; None where there is none."""
@@ -118,32 +105,22 @@ class RemoteFiles:
     @staticmethod
     def will_need(pieces: Pieces) -> list[Span]:
         """Begin to fetch pieces; they stay in memory as long as the returned object."""
-        return list(dict.fromkeys(_begin(pieces)[1]))
+        return spans.begin(*_pages(pieces)).spans
 
     @staticmethod
     def fetch(pieces: Pieces) -> Content:
         """The bytes of pieces; those that were not announced are fetched now."""
-        pages, span_of = _begin(pieces)
-        spans = {span: i for i, span in enumerate(dict.fromkeys(span_of))}
-        owners: list[Any] = [span.future.result() for span in spans]
-        places = [
-            (d.ctypes.data, s.start, s.start + len(d)) for d, s in zip(owners, spans, strict=True)
-        ]
-        number = np.array([spans[span] for span in span_of], np.int64)
-        first, last = (np.searchsorted(pages, keys) for keys in _page_keys(pieces))
-        address, start, stop = np.array(places, np.int64).reshape(-1, 3)[number[first]].T
-        addresses = address + pieces.offset - start
+        files, first, last = _pages(pieces)
+        found = spans.begin(files, first, last)
+        places = [span.place or span.wait() for span in found.spans]
+        at, _ = found.find(first)
+        address, start, stop = np.array(places, np.int64).reshape(-1, 3)[at].T
+        addresses, joined = address + pieces.offset - start, []
         for i in np.flatnonzero(pieces.offset + pieces.length > stop).tolist():
             # The piece continues in other spans, or the file ends before it does.
-            data = _joined(span_of[first[i] : last[i] + 1], pieces, i)
-            addresses[i] = data.ctypes.data
-            owners.append(data)
-        return Content(addresses, pieces.length, (owners, list(spans)))
-
-    def span(self, key: str, page: int) -> Span | None:
-        """The span of a page, if there is one."""
-        reference = self._pages.get((key, page))
-        return None if reference is None else reference()
+            joined.append(_joined(found.spans[at[i] :], pieces, i))
+            addresses[i] = joined[-1].ctypes.data
+        return Content(addresses, pieces.length, (found.spans, joined))
 
     def total(self, prefix: str) -> int:
         """Bytes of all files below a path; 0 where the store does not list them."""
@@ -158,114 +135,29 @@ class RemoteFiles:
         """Do nothing: no resources are held."""
 
 
-def _joined(spans: Sequence[Span], pieces: Pieces, i: int) -> NDArray[np.uint8]:
-    """The bytes of a piece that several spans hold together."""
+def _joined(following: Sequence[Span], pieces: Pieces, i: int) -> NDArray[np.uint8]:
+    """The bytes of a piece that several spans hold together, of which the first begins it."""
+    owner, key = pieces.files[pieces.file[i]]
     parts, at, stop = [], int(pieces.offset[i]), int(pieces.offset[i] + pieces.length[i])
-    for span in dict.fromkeys(spans):
-        parts.append(span.future.result()[at - span.start : stop - span.start])
-        at = max(at, min(span.stop, stop))
-    data = np.concatenate(parts)
-    if len(data) < pieces.length[i]:
-        owner, key = pieces.files[pieces.file[i]]
+    for span in following:
+        if at == stop or span.key != key or span.source is not owner or span.start > at:
+            break
+        parts.append(span.part(at, stop))
+        at += len(parts[-1])
+    if at < stop:
         raise ArchiveFormatError(
-            f"{owner.url}: the file {key} is truncated or missing; copy it again"
+            f"{owner.url}: the file {key} is truncated or missing; {COPY_AGAIN}"
         )
-    return data
+    return np.concatenate(parts)
 
 
-def _page_keys(pieces: Pieces) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last page of pieces, as numbers that contain that of the file."""
-    _, file, offset, length = pieces
-    page_bytes = np.array([owner.page_bytes for owner, _ in pieces.files])[file]
-    ends = offset + np.maximum(length, 1) - 1
-    return (file << _PAGE_BITS) + offset // page_bytes, (file << _PAGE_BITS) + ends // page_bytes
-
-
-def _begin(pieces: Pieces) -> tuple[NDArray[np.int64], list[Span]]:
-    """Begin to fetch pieces that are not known; their pages in order, and the span of each."""
-    first, last = _page_keys(pieces)
-    n_pages = last - first + 1
-    pages = np.repeat(first - np.cumsum(n_pages) + n_pages, n_pages) + np.arange(n_pages.sum())
-    pages = np.unique(pages)
-    found: dict[int, Span] = {}
-    missing: dict[int, list[int]] = {}
-    for page in pages.tolist():
-        number, at = page >> _PAGE_BITS, page & (1 << _PAGE_BITS) - 1
-        owner, key = pieces.files[number]
-        span = owner.span(key, at)
-        if span is None:
-            missing.setdefault(number, []).append(at)
-        else:
-            found[page] = span
-    new: list[Span] = []
-    for number, left in missing.items():
-        owner, key = pieces.files[number]
-        ready = list(_cached(owner, key, left))
-        there = {page for span in ready for page in span.pages}
-        fetched = [
-            Span(owner, key, *ends)
-            for ends in _requests([page for page in left if page not in there], owner.page_bytes)
-        ]
-        for span in (*ready, *fetched):
-            found.update(
-                dict.fromkeys(((number << _PAGE_BITS) + page for page in span.pages), span)
-            )
-        new += fetched
-    if new:
-        _start(new)
-    return pages, [found[page] for page in pages.tolist()]
-
-
-def _cached(owner: RemoteFiles, key: str, pages: Sequence[int]) -> Iterator[Span]:
-    """Spans of those pages that are in the local cache."""
-    if owner.cache is None:
-        return
-    for first, data in owner.cache.read(key, pages):
-        span = Span(owner, key, first, first + (len(data) - 1) // owner.page_bytes)
-        span.future.set_result(data)
-        yield span
-
-
-def _requests(pages: Sequence[int], page_bytes: int) -> Iterator[tuple[int, int]]:
-    """Join sorted pages of a file to requests, each by its first page and its last."""
-    gap, most = GAP_BYTES // page_bytes + 1, max(1, REQUEST_BYTES // page_bytes)
-    first = last = -1
-    for page in pages:
-        if first >= 0 and (page - last > gap or page - first >= most):
-            yield first, last
-            first = page
-        first = page if first < 0 else first
-        last = page
-    if first >= 0:
-        yield first, last
-
-
-def _start(spans: Sequence[Span]) -> None:
-    """Begin to fetch spans, without waiting."""
-    waiting = [span.reference for span in spans]
-    shared = iter(waiting)
-
-    async def work() -> None:
-        for reference in shared:
-            async with _free:
-                span = reference()
-                if span is not None:
-                    try:
-                        await span.fetch()
-                    except Exception as error:  # noqa: BLE001 - raised where the bytes are needed
-                        # Keeping bytes that were received may fail, too.
-                        if not span.future.done():
-                            span.future.set_exception(error)
-
-    async def fetch_all() -> None:
-        await asyncio.gather(*(work() for _ in waiting[:CONCURRENCY]))
-
-    def run() -> None:
-        try:
-            sync(fetch_all())
-        except BaseException as error:  # noqa: BLE001 - raised where the bytes are needed
-            for span in filter(None, (reference() for reference in waiting)):
-                if not span.future.done():
-                    span.future.set_exception(error)
-
-    threading.Thread(target=run, name="scdl-fetch", daemon=True).start()
+def _pages(
+    pieces: Pieces,
+) -> tuple[dict[int, RemoteFile], NDArray[np.int64], NDArray[np.int64]]:
+    """The files of pieces by their numbers, and first and last page of each piece."""
+    files = [owner.file(key) for owner, key in pieces.files]
+    pairs = [(file.source.page_bytes, file.first_page) for file in files]
+    page_bytes, base = np.array(pairs, np.int64).reshape(-1, 2)[pieces.file].T
+    ends = pieces.offset + np.maximum(pieces.length, 1) - 1
+    by_number = {file.first_page >> PAGE_BITS: file for file in files}
+    return by_number, base + pieces.offset // page_bytes, base + ends // page_bytes
