@@ -59,7 +59,8 @@ class Traffic:
 
     def __init__(self) -> None:
         self.renew_lock()
-        self._counts = Counts()
+        self._rows = self._asked = self._requests = self._received = 0
+        self._request_seconds = self._busy_seconds = 0.0
         self._n_under_way = self._in_flight = self._most_in_flight = 0
         self._busy_since = 0.0
 
@@ -67,24 +68,20 @@ class Traffic:
         """Use a new lock: a forked process may inherit a locked one."""
         self._lock = threading.Lock()
 
-    def _add(self, **more: float) -> None:
-        added = {name: getattr(self._counts, name) + n for name, n in more.items()}
-        self._counts = self._counts._replace(**added)
-
     def read(self, rows: int) -> None:
         """Count rows that are read, whose bytes are counted by `ask`."""
         with self._lock:
-            self._add(rows=rows)
+            self._rows += rows
 
     def ask(self, n_bytes: int) -> None:
         """Count bytes of a storage that hold what is read, without the bytes between them."""
         with self._lock:
-            self._add(asked=n_bytes)
+            self._asked += n_bytes
 
     def receive(self, n_bytes: int) -> None:
         """Count bytes that a request returned."""
         with self._lock:
-            self._add(received=n_bytes)
+            self._received += n_bytes
 
     @contextmanager
     def request(self, n_bytes: int = 0) -> Iterator[None]:
@@ -109,15 +106,23 @@ class Traffic:
             with self._lock:
                 self._n_under_way -= 1
                 self._in_flight -= n_bytes
-                self._add(requests=1, request_seconds=ended - began)
+                self._requests += 1
+                self._request_seconds += ended - began
                 if not self._n_under_way:
-                    self._add(busy_seconds=ended - self._busy_since)
+                    self._busy_seconds += ended - self._busy_since
 
     def counts(self) -> Counts:
         """What was counted until now."""
         with self._lock:
             busy = time.perf_counter() - self._busy_since if self._n_under_way else 0.0
-            return self._counts._replace(busy_seconds=self._counts.busy_seconds + busy)
+            return Counts(
+                self._rows,
+                self._asked,
+                self._requests,
+                self._received,
+                self._request_seconds,
+                self._busy_seconds + busy,
+            )
 
     def most_in_flight(self, *, restart: bool = False) -> int:
         """Most bytes that were asked of remote storages at once, since the last restart."""

@@ -27,6 +27,7 @@ PAGE_BITS = 40
 FILE_NUMBERS = itertools.count()
 
 _T = TypeVar("_T")
+_NONE = np.empty(0, np.uint8)
 
 
 class Source(Protocol):
@@ -73,7 +74,8 @@ class Span:
         #: Address of the first byte, and the range of the file, which may end before `stop`; None
         #: until the bytes are here.
         self.place: tuple[int, int, int] | None = None
-        self._data, self._error = np.empty(0, np.uint8), None
+        self._data = _NONE
+        self._error: BaseException | None = None
         # Locked until the bytes are here; a Future would take several times as long.
         self._done = threading.Lock()
         self._done.acquire()
@@ -157,8 +159,8 @@ class Spans(NamedTuple, Generic[_T]):
         return self.last[at] >= pages if len(self.last) else np.zeros(len(at), np.bool_)
 
 
-#: All spans, of which some may have been dropped. Threads replace it without a lock: if two do so at
-#: once, others do not find the spans of one, and fetch them again.
+#: All spans, of which some may have been dropped. Threads replace it without a lock: if two do so
+#: at once, others do not find the spans of one, and fetch them again.
 _known = Spans(np.empty(0, np.int64), np.empty(0, np.int64), list[weakref.ref[Span]]())
 
 
@@ -180,8 +182,9 @@ def begin(
     if is_whole.all():
         return kept
     # Of ranges within a span the first page tells which one it is.
-    pages = [first[is_whole], _expanded(first[~is_whole], last[~is_whole])]
-    at, kept, is_kept = _held(known, pages := _distinct(np.concatenate(pages)))
+    others = _expanded(first[~is_whole], last[~is_whole])
+    pages = _distinct(np.concatenate([first[is_whole], others]))
+    at, kept, is_kept = _held(known, pages)
     if is_kept.all():
         return kept
     missing, at = pages[~is_kept], at[~is_kept]
@@ -207,7 +210,8 @@ def _held(
 def _expanded(first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
     """All pages of ranges."""
     n = last - first + 1
-    return np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
+    pages: NDArray[np.int64] = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
+    return pages
 
 
 def _distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:

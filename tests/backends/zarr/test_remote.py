@@ -57,7 +57,7 @@ from storage_backends.testing.archives import (
 )
 from storage_backends.testing.assertions import assert_holds, assert_same_bits
 from storage_backends.zarr import remote
-from storage_backends.zarr.chunks import remote_files
+from storage_backends.zarr.chunks import remote_files, spans
 from storage_backends.zarr.codecs.profiles import PROFILES
 
 pytestmark = pytest.mark.filterwarnings(
@@ -264,8 +264,8 @@ def url_of(name: str = "balanced") -> str:
 
 
 def request_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "GAP_BYTES", 0)
-    monkeypatch.setattr(remote_files, "REQUEST_BYTES", remote_files.PAGE_BYTES)
+    monkeypatch.setattr(spans, "GAP_BYTES", 0)
+    monkeypatch.setattr(spans, "REQUEST_BYTES", remote_files.PAGE_BYTES)
 
 
 def assert_same_batch(actual: Any, expected: Any) -> None:
