@@ -15,12 +15,14 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.directory.content import CHECKSUM_BYTES, checksum, crc32c
+from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ScdlWarning, refused_write
+from storage_backends.zarr.codecs.blosc import checksums
 
 _PAGES, _SUMS, _TAIL = ".pages", ".sums", ".tail"
 #: Directory within the one that users name, as everything in it may be removed.
@@ -94,43 +96,49 @@ class PageCache:
             Numbers of the wanted pages, rising.
         """
         path = self._path(key)
-        with contextlib.suppress(OSError), open(path + _SUMS, "rb") as sums:
-            data = sums.read()
+        with contextlib.suppress(OSError):
+            with open(path + _SUMS, "rb") as sums:
+                data = sums.read()
             entries = np.frombuffer(data, "<u4", len(data) // _ENTRY * 2).reshape(-1, 2)
             numbers = np.array(pages)
             numbers = numbers[numbers < len(entries)]
-            numbers = numbers[entries[numbers, 1] > 0]
-            if not len(numbers):
-                return
-            self._touch(path)
-            with open(path + _PAGES, "rb", buffering=0) as file:
-                for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
-                    yield from self._sound(file.fileno(), int(run[0]), entries[run])
+            length = entries[numbers, 1]
+            numbers = numbers[(length > 0) & (length <= self.page_bytes)]
+            if len(numbers):
+                self._touch(path)
+                yield from self._sound(path, numbers, entries[numbers])
 
     def _sound(
-        self, file: int, first: int, entries: NDArray[np.uint32]
+        self, path: str, numbers: NDArray[np.int64], entries: NDArray[np.uint32]
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Runs of the pages that match their entries, of consecutive ones from `first` on."""
-        size = self.page_bytes
-        data = np.frombuffer(os.pread(file, size * len(entries), first * size), np.uint8)
-        begin = end = 0
-        for i, (expected, length) in enumerate(entries.tolist()):
-            page = data[i * size : i * size + length]
-            is_sound = length <= size and len(page) == length and crc32c(page) == expected
-            if end > begin and (not is_sound or end < i * size):
-                yield first + begin // size, data[begin:end]
-                begin = end = 0
-            if is_sound:
-                begin, end = begin if end > begin else i * size, i * size + length
-        if end > begin:
-            yield first + begin // size, data[begin:end]
+        """Runs of those pages that match their entries."""
+        size, expected, lengths = self.page_bytes, entries[:, 0], entries[:, 1].astype(np.int64)
+        data = np.empty((len(numbers), size), np.uint8)
+        # How many bytes of each page are there.
+        available = np.empty(len(numbers), np.int64)
+        with open(path + _PAGES, "rb", buffering=0) as file:
+            for first, stop in _runs(np.diff(numbers) != 1):
+                n = os.preadv(file.fileno(), [data[first:stop].data], int(numbers[first]) * size)
+                available[first:stop] = n - np.arange(stop - first) * size
+        addresses = data.ctypes.data + np.arange(len(numbers)) * size
+        is_sound = available >= lengths
+        chosen = Content(addresses[is_sound], lengths[is_sound], data)
+        is_sound[is_sound] = checksums(chosen) == expected[is_sound]
+        # A page may only be followed by others if it is whole.
+        ends = (np.diff(numbers) != 1) | ~is_sound[1:] | ~is_sound[:-1] | (lengths[:-1] < size)
+        for first, stop in _runs(ends):
+            if is_sound[first]:
+                n_bytes = (stop - 1 - first) * size + int(lengths[stop - 1])
+                yield int(numbers[first]), data[first:stop].reshape(-1)[:n_bytes]
 
     def write(self, key: str, first: int, data: NDArray[np.uint8]) -> None:
         """Keep consecutive pages of a file, of which the last may end with it."""
         if not len(data):
             return
-        pages = [data[i : i + self.page_bytes] for i in range(0, len(data), self.page_bytes)]
-        entries = np.array([[crc32c(page), len(page)] for page in pages], "<u4")
+        starts = np.arange(0, len(data), self.page_bytes)
+        lengths = np.minimum(self.page_bytes, len(data) - starts)
+        sums = checksums(Content(data.ctypes.data + starts, lengths, data))
+        entries = np.stack([sums, lengths], axis=1).astype("<u4")
         path = self._path(key)
 
         def write() -> None:
@@ -202,3 +210,9 @@ class PageCache:
             total -= size
             if total <= self._limit - self._limit // 8:
                 break
+
+
+def _runs(is_end: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Bounds of runs of items, given for each item but the last whether a run ends with it."""
+    bounds = np.concatenate([[0], np.flatnonzero(is_end) + 1, [len(is_end) + 1]])
+    return pairwise(bounds.tolist())

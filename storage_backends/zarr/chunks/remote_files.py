@@ -20,7 +20,7 @@ from storage_backends.zarr.chunks.spans import FILE_NUMBERS, PAGE_BITS, RemoteFi
 
 #: Files are read in pages, which begin at multiples of this many bytes; of the second number if
 #: pages are kept in a local directory, as each is then fetched only once.
-PAGE_BYTES, CACHED_PAGE_BYTES = 1 << 12, 1 << 16
+PAGE_BYTES, CACHED_PAGE_BYTES = 1 << 12, 1 << 14
 
 _free = asyncio.Semaphore(spans.CONCURRENCY)
 

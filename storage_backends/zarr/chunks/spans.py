@@ -217,8 +217,8 @@ def _expanded(first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.i
 def _distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Numbers in ascending order, each once; they are not negative."""
     # np.unique, which hashes, is several times slower for sorted ones.
-    numbers = np.sort(numbers)
-    return numbers[np.diff(numbers, prepend=-1) != 0]
+    ordered: NDArray[np.int64] = np.sort(numbers)
+    return ordered[np.diff(ordered, prepend=-1) != 0]
 
 
 def _kept(spans: Spans[weakref.ref[Span]]) -> tuple[Spans[Span], NDArray[np.bool_]]:

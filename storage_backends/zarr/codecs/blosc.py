@@ -16,7 +16,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import intrinsic, kernel
-from storage_backends.directory.content import CHECKSUM_BYTES, Content, c_function
+from storage_backends.directory.content import CHECKSUM_BYTES, Content, c_function, crc32c
 
 #: Returned if every chunk is sound; otherwise kernels return the position of the first damaged one.
 SOUND = -1
@@ -113,6 +113,27 @@ def _check(function: int, addresses: NDArray[np.int64], lengths: NDArray[np.int6
         if not is_intact(function, addresses[i], lengths[i] - CHECKSUM_BYTES):
             return i
     return SOUND
+
+
+def checksums(content: Content) -> NDArray[np.uint32]:
+    """CRC32C of each chunk, which here is anything in memory."""
+    out = np.empty(len(content.lengths), np.uint32)
+    if CRC32C:
+        _checksums(CRC32C, content.addresses, content.lengths, out)
+    else:
+        out[:] = [crc32c(chunk) for chunk in content.copies()]
+    return out
+
+
+@kernel
+def _checksums(
+    function: int,
+    addresses: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[np.uint32],
+) -> None:
+    for i in range(len(addresses)):
+        out[i] = _crc32c(function, addresses[i], lengths[i])
 
 
 def problem_at(found: int) -> tuple[int, str] | None:
