@@ -237,6 +237,7 @@ class GroupContents:
             if (below := self.specs[name].below) is not None:
                 mapping = None if self.order is None else self.order.astype(array.spec.dtype)
                 array.bound = Bound.of(below, mapping)
+            array.is_offsets = name.endswith("indptr")
             if name == "indptr" and self.is_archive:
                 self._check_ends(array)
         return array

@@ -29,6 +29,8 @@ _scratch = threading.local()
 
 #: Bytes of decoded chunks that a process keeps.
 _CACHE_BYTES = 64 << 20
+#: Bytes of a kept number of most arrays.
+_KEPT_BYTES = 4
 #: Decoded chunks that were used last, by array and number. All archives share them, since a
 #: collection may have thousands.
 _chunks = LRUCache[tuple[object, int], NDArray[Any]](_CACHE_BYTES, lambda chunk: chunk.nbytes)
@@ -48,11 +50,15 @@ class ZarrArray:
     ----------
     bound
         Upper bound of gene ids, and their mapping if genes are stored in another order.
+    is_offsets
+        Whether these are offsets of rows: each chunk has those of many rows, and reading any rows
+        decodes it.
     width
         Numbers in an item.
     """
 
     bound = Bound.of()
+    is_offsets = False
 
     def __init__(self, where: str, spec: ArraySpec, chunk_rows: int, reader: ChunkReader) -> None:
         self.where, self.spec, self.chunk_rows, self.reader = where, spec, chunk_rows, reader
@@ -107,8 +113,12 @@ def will_need(
     nowhere, kept = np.empty(0, np.uint8), []
     for kind, ranges in _by_kind(arrays, which, starts, stops, starts):
         reading, readers = _Reading.of(kind, ranges, nowhere), [array.reader for array in kind]
-        if n := len(reading.todo.chunks):
-            kept.append(readers[0].will_need(readers, *reading.located(0, n)))
+        which, chunks = reading.located(0, len(reading.todo.chunks))
+        if reading.is_cached:
+            missing = [i for i, key in enumerate(reading.keys(which, chunks)) if key not in _chunks]
+            which, chunks = which[missing], chunks[missing]
+        if len(chunks):
+            kept.append(readers[0].will_need(readers, which, chunks))
     return any(one is not False for one in kept) and kept
 
 
@@ -173,11 +183,28 @@ class _Reading(NamedTuple):
         which = np.searchsorted(self.first, chunks, side="right") - 1
         return which, chunks - self.first[which]
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether the chunks are read through the cache.
+
+        A few are, as small reads often revisit them; and offsets, if all of them fit into it.
+        """
+        last = self.arrays[-1]
+        n_chunks = int(self.first[-1]) - (-last.spec.length // last.chunk_rows)
+        kept_bytes = n_chunks * self._chunk_length * min(last.reader.dtype.itemsize, _KEPT_BYTES)
+        are_kept = self.arrays[0].is_offsets and kept_bytes <= _CACHE_BYTES
+        return are_kept or len(self.todo.chunks) <= _FEW_CHUNKS
+
+    def keys(self, which: NDArray[np.int64], chunks: NDArray[np.int64]) -> list[tuple[object, int]]:
+        """Keys of chunks in the cache."""
+        arrays = [array.key for array in self.arrays]
+        return [(arrays[w], c) for w, c in zip(which.tolist(), chunks.tolist(), strict=True)]
+
     def run(self) -> None:
-        n = len(self.todo.chunks)
-        if n <= _FEW_CHUNKS:
-            self._read_few()
+        if self.is_cached:
+            self._read_cached()
             return
+        n = len(self.todo.chunks)
         for start in range(0, n, _WINDOW_CHUNKS):
             self._read_many(start, min(start + _WINDOW_CHUNKS, n))
 
@@ -189,12 +216,10 @@ class _Reading(NamedTuple):
         readers = [array.reader for array in self.arrays]
         return readers[0].fetch(readers, which, chunks)
 
-    def _read_few(self) -> None:
-        """Read chunks through the cache, as small reads often revisit the same chunks."""
+    def _read_cached(self) -> None:
+        """Read chunks through the cache."""
         which, chunks = self.located(0, len(self.todo.chunks))
-        keys = [
-            (self.arrays[w].key, c) for w, c in zip(which.tolist(), chunks.tolist(), strict=True)
-        ]
+        keys = self.keys(which, chunks)
         missing = []
         for i, key in enumerate(keys):
             chunk = _chunks.get(key)
@@ -211,6 +236,7 @@ class _Reading(NamedTuple):
             i = missing[position]
             chunk = np.empty((1, self._chunk_length), self.arrays[0].reader.dtype)
             fetched.decode(position, position + 1, whole, chunk)
+            chunk = _narrowed(chunk)
             _chunks.setdefault(keys[i], chunk)
             self._place(chunk, i)
 
@@ -248,6 +274,14 @@ class _Reading(NamedTuple):
                 f"{self.arrays[which].where}: chunk {number} holds a gene that is not below "
                 f"{bound.below}; convert the source again"
             )
+
+
+def _narrowed(chunk: NDArray[Any]) -> NDArray[Any]:
+    """A chunk as it is kept: 64-bit numbers take half the memory if they fit 32 bits."""
+    if chunk.dtype.kind not in "iu" or chunk.itemsize <= _KEPT_BYTES:
+        return chunk
+    fits = chunk.size and chunk.min() >= 0 and chunk.max() <= np.iinfo(np.uint32).max
+    return chunk.astype(np.uint32) if fits else chunk
 
 
 def _memory(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
