@@ -217,8 +217,9 @@ def _expanded(first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.i
 def _distinct(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Numbers in ascending order, each once; they are not negative."""
     # np.unique, which hashes, is several times slower for sorted ones.
-    ordered: NDArray[np.int64] = np.sort(numbers)
-    return ordered[np.diff(ordered, prepend=-1) != 0]
+    ordered = np.sort(numbers)
+    distinct: NDArray[np.int64] = ordered[np.diff(ordered, prepend=-1) != 0]
+    return distinct
 
 
 def _kept(spans: Spans[weakref.ref[Span]]) -> tuple[Spans[Span], NDArray[np.bool_]]:

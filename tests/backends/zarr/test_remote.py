@@ -353,6 +353,18 @@ def test_requests_are_few(
     assert sequential <= 40
 
 
+def test_cells_that_are_decoded_in_memory_are_not_announced(
+    uploaded: Uploaded, proxy: Proxy
+) -> None:
+    with opened(url_of()) as ds:
+        ds.read_rows(slice(0, 50))
+        before = len(proxy.requests)
+        fetched = ds.will_need(np.arange(50))
+        ds.read_rows(slice(0, 50))
+        assert len(proxy.requests) == before
+        del fetched
+
+
 def test_a_second_epoch_makes_no_requests_for_cells(
     uploaded: Uploaded, proxy: Proxy, tmp_path: Path
 ) -> None:
