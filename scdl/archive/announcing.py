@@ -23,12 +23,16 @@ def will_need(request: Request) -> Any:
     kept = [part.rows.announce() for part in unmapped(request, addresses)]
     is_mapped = addresses.table[request.which, OFFSET_SIZE] > 0
     if is_mapped.any():
-        _read_ahead(addresses, request.which[is_mapped], request.rows[is_mapped])
+        which, rows = request.which[is_mapped], request.rows[is_mapped]
+        kept.append(_read_ahead(addresses, which, rows))
     return kept
 
 
-def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-    """Start to read mapped rows from disk, unless a sample of them is in memory."""
+def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np.int64]) -> Any:
+    """Start to read mapped rows from disk, unless a sample of them is in memory.
+
+    Returns an object to be kept until the rows were read.
+    """
     from scdl.kernels import rows as kernels
     from storage_backends.compute import read_ahead
 
@@ -48,9 +52,12 @@ def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np
     if not read_ahead.are_cold(offsets[sample]):
         found = locate(sample)
         if not read_ahead.are_cold(found[:, :2][found[:, 2] > 0].ravel()):
-            return
+            return None
+    arrays = (array for number in np.unique(which).tolist() for array in addresses.views[number])
+    pages = read_ahead.SinglePages(arrays)
     # The offsets first, as the addresses of rows follow from them.
     read_ahead.will_need(offsets, offsets + 2 * offset_sizes)
     values, ids, lengths = locate(slice(None)).T
     begin, n_bytes = np.concatenate([values, ids]), np.concatenate([lengths * n for n in sizes])
     read_ahead.will_need(begin, begin + n_bytes)
+    return pages

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 import time
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from llvmlite import ir
@@ -61,6 +63,47 @@ def will_need(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     first = begin[np.append(0, splits)]
     last = np.maximum.reduceat(end, np.append(0, splits))
     _start(first, last)
+
+
+class SinglePages:
+    """While this exists, a page of mapped arrays that is read by accessing it is read alone.
+
+    Otherwise the system reads what surrounds it as well, up to megabytes. If memory is scarce, that
+    displaces pages that were requested and not used yet, and accessing these reads even more.
+
+    Parameters
+    ----------
+    arrays
+        Arrays in mapped memory, which stays mapped meanwhile.
+    """
+
+    #: One item by address of an array for each object that has it.
+    _users: ClassVar[dict[int, list[None]]] = {}
+
+    def __init__(self, arrays: Iterable[NDArray[Any]]) -> None:
+        self._arrays = [array for array in arrays if array.nbytes]
+        for array in self._arrays:
+            self._users.setdefault(array.ctypes.data, []).append(None)
+            _advise_whole(array, "MADV_RANDOM")
+
+    def __del__(self) -> None:
+        if sys.is_finalizing():
+            return
+        # Without a lock, which a finalizer must not wait for. At worst the advice is withdrawn too
+        # early, and the next announcement gives it again.
+        for array in self._arrays:
+            users = self._users.get(array.ctypes.data) or [None]
+            users.pop()
+            if not users:
+                self._users.pop(array.ctypes.data, None)
+                _advise_whole(array, "MADV_NORMAL")
+
+
+def _advise_whole(array: NDArray[Any], advice: str) -> None:
+    """Advise on all pages of an array."""
+    if _madvise():
+        start = array.ctypes.data - array.ctypes.data % mmap.PAGESIZE
+        _library().madvise(start, array.ctypes.data + array.nbytes - start, getattr(mmap, advice))
 
 
 def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:

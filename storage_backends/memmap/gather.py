@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
-from storage_backends.compute.read_ahead import are_cold, will_need
+from storage_backends.compute.read_ahead import SinglePages, are_cold, will_need
 
 
 def gather_ranges(
@@ -62,8 +62,12 @@ def gather_ranges_numpy(
     out[:] = source[np.arange(len(out)) + np.repeat(starts - (ends - lengths), lengths)]
 
 
-def read_ahead(array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
+def read_ahead(
+    array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]
+) -> SinglePages | Literal[False]:
     """Start reading ranges of a mapped array from the disk, without waiting; False if in memory.
+
+    The result is to be kept until the ranges were read.
 
     Parameters
     ----------
@@ -75,7 +79,8 @@ def read_ahead(array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np
     if len(starts) == 0 or array.nbytes == 0:
         return False
     begin = array.ctypes.data + starts * array.strides[0]
-    is_cold = are_cold(begin[starts < len(array)])
-    if is_cold:
-        will_need(begin, array.ctypes.data + stops * array.strides[0])
-    return is_cold
+    if not are_cold(begin[starts < len(array)]):
+        return False
+    pages = SinglePages([array])
+    will_need(begin, array.ctypes.data + stops * array.strides[0])
+    return pages

@@ -186,7 +186,7 @@ class MemmapStore(DirectoryStore):
         check_ranges(f"{self.path}: {name}", self.spec(name), starts, stops, out)
         gather_ranges(np.asarray(self._open_arrays()[name]), starts, stops, out)
 
-    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
+    def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
         from storage_backends.memmap.gather import read_ahead
 
         self.spec(name)

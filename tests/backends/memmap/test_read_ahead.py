@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import page_cache
+from storage_backends.compute.read_ahead import SinglePages
 from storage_backends.memmap import gather
 
 N = 1 << 21
@@ -52,3 +53,30 @@ def test_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, n: int) ->
 def test_an_empty_array_is_left_alone() -> None:
     empty = np.empty(0, np.int64)
     gather.read_ahead(np.empty(0, np.float32), empty, empty)
+
+
+def flags(array: np.ndarray) -> str:
+    """Flags of the memory mapping of an array."""
+    found, address = "", array.ctypes.data
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split(" ")[0]
+        if "-" in first and ":" not in first:
+            start, stop = (int(part, 16) for part in first.split("-"))
+            inside = start <= address < stop
+        elif line.startswith("VmFlags:") and inside:
+            found = line
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="flags of mappings are those of Linux")
+def test_pages_come_alone_while_ranges_are_announced(file: Path) -> None:
+    """Else what surrounds a page displaces announced ones where memory is scarce."""
+    array = np.asarray(np.memmap(file, np.int32, "r"))
+    other = np.asarray(np.memmap(file, np.int32, "r"))
+    one, two = SinglePages([array, other[:0]]), SinglePages([array[5:9], array])
+    assert " rr" in flags(array)
+    assert " rr" not in flags(other)
+    del one
+    assert " rr" in flags(array)
+    del two
+    assert " rr" not in flags(array)
