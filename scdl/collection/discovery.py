@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from scdl.archive.schema import var_table
 from scdl.collection.manifest import Member, read_manifest
 from scdl.collection.paths import MANIFEST, archives_below, has_manifest, is_archive, resolved
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
+from storage_backends.compute.threads import for_each
 from storage_backends.paths import Path
 from storage_backends.registry import is_within
+
+#: Different tables of genes to read when members are described. Most collections have fewer; those
+#: of others are read when genes are needed, as that takes longer than opening a member.
+_MOST_TABLES = 16
 
 
 def find_members(directory: str) -> Sequence[Member]:
@@ -47,31 +54,47 @@ def find_members(directory: str) -> Sequence[Member]:
 def describe_all(
     records: Sequence[Member], paths: Sequence[Path], directory: str | None = None
 ) -> list[Member]:
-    """The records, and descriptions of further archives, each of which is opened once.
+    """The records, and descriptions of further archives, each of which is opened once, in threads.
 
     Parameters
     ----------
     directory
         Directory of the collection, which cannot be its own member; None: there is none.
     """
-    described = list(records)
+    wanted = [resolved(path) for path in paths]
     known = {record.path for record in records}
-    for path in map(resolved, paths):
+    for path in wanted:
         if path in known:
             raise CollectionError(f"{path}: this archive is listed twice; list it once")
         known.add(path)
-        try:
-            with registry.open_archive(path, hold=False) as store:
-                described.append(Member.of(path, store))
-        except ArchiveFormatError:
-            if not is_archive(path):
-                _refuse_collection(path, directory)
-            raise
-        except ScdlError:
-            raise
-        except OSError as error:
-            raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
-    return described
+    described: dict[str, Member] = {}
+    reads = iter(range(_MOST_TABLES))
+
+    def describe(path: str) -> None:
+        described[path] = _describe(path, directory, lambda: next(reads, None) is not None)
+
+    for_each(describe, wanted)
+    return [*records, *(described[path] for path in wanted)]
+
+
+def _describe(path: str, directory: str | None, may_read: Callable[[], bool]) -> Member:
+    """The description of an archive, with its genes if tables are known by a fingerprint."""
+    try:
+        with registry.open_archive(path, hold=False) as store:
+            member = Member.of(path, store)
+            # A table that cannot be read raises an error when it is needed.
+            with suppress(ScdlError):
+                if store.table_fingerprint(var_table(0)) is not None:
+                    return member.with_genes(store, may_read)
+            return member
+    except ArchiveFormatError:
+        if not is_archive(path):
+            _refuse_collection(path, directory)
+        raise
+    except ScdlError:
+        raise
+    except OSError as error:
+        raise CollectionError(f"{path}: the archive cannot be read: {error}") from error
 
 
 def _refuse_collection(path: str, directory: str | None) -> None:

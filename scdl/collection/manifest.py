@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -108,14 +108,25 @@ class Member:
             store.fingerprint,
         )
 
-    def with_genes(self, store: TableStore) -> Self:
-        """Add the hashes of the genes, which take longest to compute."""
-        found = [_genes(store, i) for i in range(len(self.n_vars))]
-        return replace(
-            self,
-            genes=tuple(genes for genes, _ in found),
-            spaces=tuple(space for _, space in found),
-        )
+    def with_genes(
+        self, store: TableStore, may_read: Callable[[], bool] = lambda: True
+    ) -> Self:
+        """Add the hashes of the genes, which take longest to compute.
+
+        Parameters
+        ----------
+        may_read
+            Whether a var table may be read that is not known by its fingerprint; otherwise the
+            genes stay unknown.
+        """
+        genes, spaces = [], []
+        for i in range(len(self.n_vars)):
+            found = _genes(store, i, may_read)
+            if found is None:
+                return self
+            genes.append(found[0])
+            spaces.append(found[1])
+        return replace(self, genes=tuple(genes), spaces=tuple(spaces))
 
     def check(self, store: ArrayStore, *, genes: bool) -> None:
         """Raise CollectionError if an open archive differs from this description.
@@ -209,12 +220,14 @@ def _dtype(name: Any) -> str:
     return str(name)
 
 
-def _genes(store: TableStore, block: int) -> tuple[str, str]:
-    """Hash of a var table, and key of its gene space, which many members often share."""
+def _genes(
+    store: TableStore, block: int, may_read: Callable[[], bool]
+) -> tuple[str, str] | None:
+    """Hash of a var table, and key of its gene space; many members often share a table."""
     name = var_table(block)
     fingerprint = store.table_fingerprint(name)
     known = None if fingerprint is None else _genes_of.get(fingerprint)
-    if known is not None:
+    if known is not None or not may_read():
         return known
     table = store.read_table(name)
     genes = table_hash(table)

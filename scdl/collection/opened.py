@@ -226,9 +226,11 @@ class OpenedCollection(JoinedCells):
     def _save(self, directory: str, obs: Sequence[str] | None = None) -> None:
         members = self._members
         records = members.complete()
-        if obs is None:
-            known = {} if (found := self.obs_features()) is None else {*found.columns.names}
+        if obs is None and self._kept:
+            found = self.obs_features()
+            known = {} if found is None else {*found.columns.names}
             obs = [name for name in self._kept if name in known]
+        obs = obs or ()
         # The files are named by the content of the members, so that none is taken for that of
         # others before the manifest is replaced, or if it cannot be.
         files = []

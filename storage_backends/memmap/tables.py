@@ -93,7 +93,7 @@ class ParquetTable:
         files = (*self._columns, self._names, self._categories)
         return sum(file.nbytes for file in files if file is not None)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the bytes of the files, and of how they are read."""
         how = (self._only_names, self._metadata, sorted(self._nullable), self._expected_rows)
