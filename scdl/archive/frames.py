@@ -93,7 +93,7 @@ def with_values(column: pa.Array) -> pa.Array:
         return column
     from storage_backends.compute import arrow
 
-    return arrow.coder(column.dictionary, ordered=column.type.ordered)(column.indices)
+    return arrow.Coder(column.dictionary).array(column.indices, ordered=column.type.ordered)
 
 
 def table_of(frame: pd.DataFrame) -> pa.Table:

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scdl.archive.frames import with_values
 from storage_backends.base import ArrayStore
-from storage_backends.compute.arrow import is_text, numbers, to_numpy
+from storage_backends.compute.arrow import Coder, is_text, numbers, to_numpy
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -105,13 +104,9 @@ class EncodedTable(TableSource):
         Lists of labels by content; equal lists of several tables become one.
     """
 
-    def __init__(self, table: pa.Table, known: dict[bytes, pa.Array]) -> None:
+    def __init__(self, table: pa.Table, known: dict[bytes, Coder]) -> None:
         self.num_rows, self.schema = table.num_rows, table.schema
-        self._columns = {name: encode(table[name]) for name in table.schema.names}
-        for name, column in self._columns.items():
-            if isinstance(column, Encoded):
-                labels = known.setdefault(_content(column.labels), column.labels)
-                self._columns[name] = column._replace(labels=labels)
+        self._columns = {name: encode(table[name], known) for name in table.schema.names}
         self.categories = {
             name: column.labels
             for name, column in self._columns.items()
@@ -211,25 +206,39 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*chunks], schema=table.schema)
 
 
-def encode(column: pa.ChunkedArray) -> Encoded | pa.Array:
-    """A column of text or categories as codes; the values of any other column."""
+def encode(
+    column: pa.ChunkedArray, known: dict[bytes, Coder] | None = None
+) -> Encoded | pa.Array:
+    """A column of text or categories as codes; the values of any other column.
+
+    Parameters
+    ----------
+    known
+        Lists of labels that were encoded before, by content; columns with equal lists share one.
+    """
     type_ = column.type
-    if pa.types.is_dictionary(type_):
-        # All chunks have the same categories, so combining them only copies codes.
-        array = with_values(column.combine_chunks())
-    elif is_text(type_):
-        array = column.dictionary_encode().combine_chunks()
-        array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
-    else:
+    if is_text(type_):
+        column = column.dictionary_encode()
+    elif not pa.types.is_dictionary(type_):
         return column.combine_chunks()
-    codes, narrow = array.indices, code_type(len(array.dictionary))
-    if codes.type != narrow:
-        codes = codes.cast(narrow)
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    coder = _coder_of(array.dictionary, known)
+    codes, narrow = coder.codes(array.indices), code_type(len(coder.values))
     if codes.null_count:
-        codes = codes.fill_null(-1)
+        codes = codes.cast(narrow).fill_null(-1)
     if pa.types.is_dictionary(type_):
-        type_ = pa.dictionary(narrow, array.type.value_type, type_.ordered)
-    return Encoded(to_numpy(codes), array.dictionary, type_)
+        type_ = pa.dictionary(narrow, coder.values.type, type_.ordered)
+    # Codes are known to be in range, which a cast by Arrow would check again.
+    narrowed = to_numpy(codes).astype(narrow.to_pandas_dtype(), copy=False)
+    return Encoded(narrowed, coder.values, type_)
+
+
+def _coder_of(labels: pa.Array, known: dict[bytes, Coder] | None) -> Coder:
+    if known is None:
+        return Coder(labels)
+    key = _content(labels)
+    return known.get(key) or known.setdefault(key, Coder(labels))
 
 
 def as_array(column: Encoded | pa.Array) -> pa.Array:
@@ -267,6 +276,9 @@ class Encoded(NamedTuple):
         self, positions: NDArray[np.integer[Any]], out: NDArray[np.signedinteger[Any]]
     ) -> None:
         """Write codes of other labels to `out`, given the position of each label there, or -1."""
+        if np.array_equal(positions, np.arange(len(positions))):
+            out[:] = self.codes
+            return
         # A missing label takes the last position.
         table = np.append(positions, -1).astype(out.dtype)
         np.take(table, self.codes, out=out, mode="wrap")

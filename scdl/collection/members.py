@@ -31,6 +31,7 @@ from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import TableStore
+from storage_backends.compute.arrow import Coder
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.threads import for_each
 from storage_backends.errors import ArrayNotFoundError, one_line
@@ -218,7 +219,7 @@ class Members(Sequence[SingleCellDataset]):
             A member has a column named like the label, which is among `names`.
         """
         tables: list[TableSource] = [NoTable(record.n_obs) for record in self.records]
-        labels: dict[bytes, pa.Array] = {}
+        labels: dict[bytes, Coder] = {}
 
         def load(number: int) -> None:
             with self._tables_of(number) as reader:

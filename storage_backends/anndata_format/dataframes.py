@@ -200,7 +200,7 @@ def coded(
         values = categories.read(0, n_categories)
         if are_distinct and not pa.types.is_floating(values.type):
             return lambda codes: pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
-        return arrow.coder(values, ordered=ordered)
+        return functools.partial(arrow.Coder(values).array, ordered=ordered)
 
     def read(start: int, stop: int) -> pa.Array:
         part = arrow.to_numpy(codes.read(start, stop)).astype(np.int64)

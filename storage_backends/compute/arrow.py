@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,34 +102,45 @@ def without_missing(values: pa.Array) -> pa.Array:
     return pc.filter(values, pc.invert(is_missing(values)))
 
 
-def coder(categories: pa.Array, *, ordered: bool) -> Callable[[pa.Array], pa.DictionaryArray]:
-    """Return a function that converts codes to a categorical column valid in pandas.
+class Coder:
+    """Converts codes of categories to those of a categorical column that is valid in pandas.
 
     Categories become unique and non-null: codes of a null or NaN category become null, and codes
     of a repeated category become those of its first occurrence.
+
+    Attributes
+    ----------
+    values
+        The valid categories.
     """
-    if pa.types.is_floating(categories.type):
-        # Arrow distinguishes 0.0 and -0.0; adding zero makes them equal.
-        categories = _widened(categories)
-        zeros = np.zeros(len(categories), categories.type.to_pandas_dtype())
-        categories = pc.add(categories, numbers(zeros))
-    present = categories
-    if categories.null_count or pa.types.is_floating(categories.type):
-        present = without_missing(categories)
-    values = pc.unique(present)
-    if len(values) == len(categories):
-        return lambda codes: pa.DictionaryArray.from_arrays(codes, categories, ordered=ordered)
-    positions = positions_in(categories, values)
 
-    def to_categorical(codes: pa.Array) -> pa.DictionaryArray:
-        codes = positions.take(codes).cast(codes.type)
-        return pa.DictionaryArray.from_arrays(codes, values, ordered=ordered)
+    def __init__(self, categories: pa.Array) -> None:
+        if pa.types.is_floating(categories.type):
+            # Arrow distinguishes 0.0 and -0.0; adding zero makes them equal.
+            categories = _widened(categories)
+            zeros = np.zeros(len(categories), categories.type.to_pandas_dtype())
+            categories = pc.add(categories, numbers(zeros))
+        present = categories
+        if categories.null_count or pa.types.is_floating(categories.type):
+            present = without_missing(categories)
+        unique = pc.unique(present)
+        is_valid = len(unique) == len(categories)
+        self.values: pa.Array = categories if is_valid else unique
+        self._positions = None if is_valid else positions_in(categories, unique)
 
-    return to_categorical
+    def codes(self, codes: pa.Array) -> pa.Array:
+        """Codes of the valid categories."""
+        if self._positions is None:
+            return codes
+        return self._positions.take(codes).cast(codes.type)
+
+    def array(self, codes: pa.Array, *, ordered: bool) -> pa.DictionaryArray:
+        """The categorical column."""
+        return pa.DictionaryArray.from_arrays(self.codes(codes), self.values, ordered=ordered)
 
 
 def category_type(type_: pa.DataType) -> pa.DataType:
-    """The type of the categories that :func:`coder` returns for values of a type."""
+    """The type of the categories of a :class:`Coder` for values of a type."""
     return pa.float32() if pa.types.is_float16(type_) else type_
 
 

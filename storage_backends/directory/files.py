@@ -39,8 +39,11 @@ def file_path(root: str, key: str) -> str:
             )
         path = f"{path}/{name}"
         if not links:
-            with contextlib.suppress(OSError):
+            try:
                 links = stat.S_ISLNK(os.lstat(path).st_mode)
+            except OSError:
+                # What does not exist is no link.
+                continue
     if links:
         target = os.path.realpath(path)
         if os.path.commonpath([root, target]) != root:

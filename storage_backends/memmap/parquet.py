@@ -69,7 +69,7 @@ class ParquetFile:
         with readable(self.path):
             return len(self._data)
 
-    @property
+    @cached_property
     def content(self) -> bytes:
         """Hash of the bytes."""
         with readable(self.path):
@@ -79,7 +79,7 @@ class ParquetFile:
     def num_rows(self) -> int:
         """Number of rows; raise ArchiveFormatError unless the row groups have that total."""
         with readable(self.path):
-            rows, n_rows = _group_rows(self._footer), int(self._footer.num_rows)
+            rows, n_rows = self._group_rows, int(self._footer.num_rows)
         if min(rows, default=0) < 0 or sum(rows) != n_rows:
             raise ArchiveFormatError(
                 f"{self.path}: expected groups of {n_rows} rows altogether, found {sum(rows)}"
@@ -103,7 +103,7 @@ class ParquetFile:
         file = self._open()
         groups: list[int] = []
         first_row, position = 0, 0
-        lengths = _group_rows(self._footer)
+        lengths = self._group_rows
         for i, n_rows in enumerate(lengths):
             if position < stop and position + n_rows > start:
                 first_row = first_row if groups else position
@@ -162,6 +162,11 @@ class ParquetFile:
         return self._first.metadata
 
     @cached_property
+    def _group_rows(self) -> list[int]:
+        footer = self._footer
+        return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+
+    @cached_property
     def _data(self) -> NDArray[np.uint8]:
         return (self._mapped.get(self.path) or MappedFile(self.path)).data
 
@@ -172,10 +177,6 @@ def _read(file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None
     A thread of Arrow may release our memory only at interpreter exit, which makes the process fail.
     """
     return file.read_row_groups(groups, columns, use_threads=False)
-
-
-def _group_rows(footer: pq.FileMetaData) -> list[int]:
-    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
 class readable(contextlib.AbstractContextManager[None]):

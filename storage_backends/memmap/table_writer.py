@@ -168,7 +168,10 @@ def to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.Chu
             codes = pc.index_in(chunk, empty.dictionary)
             codes = pc.if_else(pc.is_null(chunk), pa.scalar(None, codes.type), codes)
             codes = codes.cast(empty.type.index_type)
+        # These codes are in range, which need not be checked.
         chunks.append(
-            pa.DictionaryArray.from_arrays(codes, empty.dictionary, ordered=empty.type.ordered)
+            pa.DictionaryArray.from_arrays(
+                codes, empty.dictionary, ordered=empty.type.ordered, safe=False
+            )
         )
     return pa.chunked_array(chunks or [empty])

@@ -76,12 +76,13 @@ class ParquetTable:
         bounded: bool = True,
     ) -> None:
         self._where = where
-        # Columns of several files are united by their values.
-        coded = (lambda: self._category_lists) if len(columns) == 1 else tuple
+        self._categories = None if categories is None else ParquetFile(categories, mapped)
+        # Columns of several files are united by their values. No reference to this object, as a
+        # cycle would keep mapped files of thousands of tables until garbage is collected.
+        coded = partial(_lists_in, self._categories) if len(columns) == 1 else tuple
         self._columns = [ParquetFile(path, mapped, coded) for path in columns]
         self._expected_rows = expected_rows
         self._names = None if names is None else ParquetFile(names, mapped)
-        self._categories = None if categories is None else ParquetFile(categories, mapped)
         self._only_names = only_names
         self._bounded = bounded
         self._metadata = None if index_name is None else {INDEX_NAME: index_name}
@@ -242,30 +243,34 @@ class ParquetTable:
     @cached_property
     def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
         """An empty dictionary array per categorical column, with its type and categories."""
-        if self._categories is None:
-            return {}
-        content = self._categories.content
-        found = _parsed.get(content)
-        if found is None:
-            with readable(f"{self._categories}: the table of categories"):
-                found = _parsed.setdefault(content, self._parse_categories(self._categories))
-        return found
+        return _lists_in(self._categories)
 
-    @staticmethod
-    def _parse_categories(file: ParquetFile) -> Mapping[str, pa.DictionaryArray]:
-        if file.num_rows != 1:
-            raise ArchiveFormatError(f"{file}: expected one row of categories")
-        found = {}
-        table = file.read_all()
-        for field in table.schema:
-            # See `_category_table`.
-            values = table[field.name].chunk(0).flatten()
-            meta = field.metadata or {}
-            index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
-            found[field.name] = pa.DictionaryArray.from_arrays(
-                pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
-            )
-        return found
+
+def _lists_in(file: ParquetFile | None) -> Mapping[str, pa.DictionaryArray]:
+    """The lists of categories in a file, parsed once for all files of the same content."""
+    if file is None:
+        return {}
+    found = _parsed.get(file.content)
+    if found is None:
+        with readable(f"{file}: the table of categories"):
+            found = _parsed.setdefault(file.content, _parse_categories(file))
+    return found
+
+
+def _parse_categories(file: ParquetFile) -> Mapping[str, pa.DictionaryArray]:
+    if file.num_rows != 1:
+        raise ArchiveFormatError(f"{file}: expected one row of categories")
+    found = {}
+    table = file.read_all()
+    for field in table.schema:
+        # See `_category_table`.
+        values = table[field.name].chunk(0).flatten()
+        meta = field.metadata or {}
+        index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
+        found[field.name] = pa.DictionaryArray.from_arrays(
+            pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
+        )
+    return found
 
 
 #: Categories by the content of their file, as many archives of one collection often share them.

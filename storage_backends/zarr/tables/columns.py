@@ -58,7 +58,7 @@ class ColumnWriter:
         if self._is_categorical:
             self._stored = _code_type(field.type.index_type)
         #: Maps categories of the table to those of the column, once they are known.
-        self._coder: Callable[[pa.Array], pa.DictionaryArray] | None = None
+        self._coder: arrow.Coder | None = None
         self._values: zarr.Array[Any] | None = None
         self._mask: zarr.Array[Any] | None = None
 
@@ -72,8 +72,8 @@ class ColumnWriter:
         if not self._is_categorical:
             return array.cast(self._stored)
         if self._coder is None:
-            self._coder = arrow.coder(array.dictionary, ordered=self._type.ordered)
-        return self._coder(array.indices).indices.cast(self._stored).fill_null(-1)
+            self._coder = arrow.Coder(array.dictionary)
+        return self._coder.codes(array.indices).cast(self._stored).fill_null(-1)
 
     def write(self, part: pa.Array) -> None:
         """Append the result of :meth:`encode`; the first part has the length of a chunk."""
@@ -109,7 +109,7 @@ class ColumnWriter:
         if not self._is_categorical:
             return self._frame.array(self.path, self._stored, chunk)
         assert self._coder is not None
-        values = self._coder(pa.nulls(0, self._type.index_type)).dictionary
+        values = self._coder.values
         values = values.cast(pa.large_string()) if arrow.is_text(values.type) else values
         attributes = encoding("categorical", ordered=self._type.ordered)
         self._frame.group.create_group(self.path, attributes=attributes)
