@@ -206,9 +206,7 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*chunks], schema=table.schema)
 
 
-def encode(
-    column: pa.ChunkedArray, known: dict[bytes, Coder] | None = None
-) -> Encoded | pa.Array:
+def encode(column: pa.ChunkedArray, known: dict[bytes, Coder] | None = None) -> Encoded | pa.Array:
     """A column of text or categories as codes; the values of any other column.
 
     Parameters

@@ -1,23 +1,22 @@
-"""Collections: conversion to members, verification and flattening."""
+"""Collections: verification and flattening."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Unpack
-
-from numpy.typing import DTypeLike
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
-from scdl.archive.schema import unique_names
+from scdl.collection.converted import ConvertedCollection
 from scdl.collection.flattening import (
     check_shards,
     check_target,
     new_collection,
     shard_writers,
 )
+from scdl.collection.member_obs import obs_tables
 from scdl.collection.opened import OpenedCollection
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import CellNames, rename_cells
@@ -32,16 +31,14 @@ from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.sharding import concatenate_in_shards
 from scdl.errors import CollectionError
 from storage_backends import registry
-from storage_backends.errors import refused_write
-from storage_backends.paths import Path, paths_of
+from storage_backends.paths import Path
 
 if TYPE_CHECKING:
     from scdl.archive.tables import TableSource
-    from scdl.conversion.options import ConvertOptions
     from scdl.verification.verify import VerificationReport
 
 
-class SingleCellCollection(OpenedCollection):
+class SingleCellCollection(ConvertedCollection):
     """Archives of any backends as one dataset of concatenated cells; nothing is copied.
 
     Members are opened when their cells are read, and only the most recently used stay open.
@@ -96,114 +93,6 @@ class SingleCellCollection(OpenedCollection):
         members = {record.path: record for record in self._members.records}
         where = self.data_path or "the collection"
         return verify_members(where, members, deep=deep, progress=progress)
-
-    def load_h5ad(
-        self,
-        h5ad_path: Path,
-        paginated_load_cutoff: int = 10_000,
-        load_block_row_size: int = 1_000_000,
-        use_X_not_raw: bool = False,
-        **options: Unpack[ConvertOptions],
-    ) -> None:
-        """Convert an AnnData file into the directory of the collection, and append its cells.
-
-        Parameters
-        ----------
-        h5ad_path
-            The file; its stem is the name of the member, with a number if the name is taken.
-        paginated_load_cutoff, load_block_row_size, use_X_not_raw
-            As for :class:`scdl.SingleCellMemMapDataset`.
-        **options
-            As for :func:`scdl.convert`; the default of ``data_dtype`` is float32.
-        """
-        from scdl.conversion.convert import convert
-
-        given = _convert_options(load_block_row_size, use_X_not_raw, options)
-        self._make_directory()
-        with self._locked(saves=True):
-            ((source, target),) = self._targets([h5ad_path]).items()
-            convert(source, target, neighbor_key=self._converted_key, **given)
-            self._append([target], save=True)
-
-    def load_h5ad_multi(
-        self,
-        directory_path: Path,
-        max_workers: int = 5,
-        use_processes: bool = False,
-        data_dtype: DTypeLike | None = None,
-        paginated_load_cutoff: int = 10_000,
-        load_block_row_size: int = 1_000_000,
-        use_X_not_raw: bool = False,
-    ) -> None:
-        """Convert all ``*.h5ad`` files in a directory tree, and append their cells.
-
-        Parameters
-        ----------
-        directory_path
-            Directory of the files.
-        max_workers, use_processes
-            Number of files to convert concurrently, in threads or in processes; see
-            :func:`scdl.convert_directory`.
-        data_dtype
-            Dtype of the stored values; default float32.
-        paginated_load_cutoff, load_block_row_size, use_X_not_raw
-            As for :class:`scdl.SingleCellMemMapDataset`; :meth:`load_h5ad` takes further options.
-
-        Raises
-        ------
-        SourceNotFoundError
-            There is no such file.
-        ConversionFailedError
-            A file cannot be converted. The others are members nevertheless; see ``report``.
-        """
-        from scdl.conversion.many.directory import convert_files, source_files
-        from scdl.conversion.many.report import failure
-        from scdl.conversion.options import Settings
-        from scdl.sources.formats import H5AD
-
-        given: ConvertOptions = {} if data_dtype is None else {"data_dtype": data_dtype}
-        options = _convert_options(load_block_row_size, use_X_not_raw, given)
-        files = source_files(directory_path, [H5AD])
-        self._make_directory()
-        with self._locked(saves=True):
-            targets = self._targets(files)
-            report = convert_files(
-                directory_path,
-                targets,
-                os.path.dirname(next(iter(targets.values()))),
-                Settings(None, self._converted_key, options),
-                workers=max_workers,
-                use_processes=use_processes,
-            )
-            if report.archives:
-                self._append(list(report.archives.values()), save=True)
-        if report.failed:
-            raise failure(report, "the others were converted and are members now")
-
-    def _make_directory(self) -> None:
-        """Create the directory of the collection, if it does not exist."""
-        if self.data_path is None:
-            raise CollectionError(
-                "this collection was opened from a list of paths and has no directory for new "
-                "archives; open it with a directory instead"
-            )
-        with refused_write(self.data_path):
-            os.makedirs(self.data_path, exist_ok=True)
-
-    def _targets(self, sources: Sequence[Path]) -> dict[str, str]:
-        """Path of the archive of each file, in the directory of the collection."""
-        assert self.data_path is not None
-        paths = paths_of(sources)
-        stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-        names = unique_names([*os.listdir(self.data_path), *stems])[-len(stems) :]
-        targets = (os.path.join(self.data_path, name) for name in names)
-        return dict(zip(paths, targets, strict=True))
-
-    @property
-    def _converted_key(self) -> str | None:
-        """Key of the graph that conversions include."""
-        key: str = self._neighbors["neighbor_key"]
-        return key if self._neighbors["load_neighbors"] else None
 
     def flatten(
         self,
@@ -316,7 +205,9 @@ class SingleCellCollection(OpenedCollection):
             check_shards(path, order, shard_cells, replace=replace)
         check_target(members, self.data_path, path)
         identities = check_removable(members.stores(), [path]) if destroy_on_copy else []
-        obs = rename_cells(members.obs, [record.path for record in members.records], cell_names)
+        obs = rename_cells(
+            partial(obs_tables, members), [record.path for record in members.records], cell_names
+        )
         view = None if choice is None else self.select_genes(**asdict(choice))
         stores, size = members.stores(), extend_copy_size
         if shard_cells is not None and order is not None:
@@ -350,11 +241,3 @@ class SingleCellCollection(OpenedCollection):
             for store, identity in zip(members.stores(), identities, strict=True):
                 check_unchanged(store, identity)
                 store.remove()
-
-
-def _convert_options(
-    block_rows: int, use_X_not_raw: bool, options: ConvertOptions
-) -> ConvertOptions:
-    """Options of a conversion, including the documented ones of BioNeMo-SCDL."""
-    matrix: ConvertOptions = {"matrix": "X"} if use_X_not_raw else {}
-    return {"data_dtype": "float32", "block_rows": block_rows, **matrix, **options}

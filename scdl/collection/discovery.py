@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from scdl.archive.schema import var_table
-from scdl.collection.manifest import Member, read_manifest
+from scdl.collection.manifest import read_manifest
+from scdl.collection.member import Member
 from scdl.collection.paths import MANIFEST, archives_below, has_manifest, is_archive, resolved
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from scdl.collection.manifest import is_url
 from scdl.collection.members import Members
 from scdl.collection.paths import has_manifest
 from scdl.conversion.many.drafts import drafts_beside
@@ -17,6 +16,7 @@ from storage_backends import registry
 from storage_backends.base import ArrayWriter, Backend
 from storage_backends.directory import publication
 from storage_backends.errors import refused_write
+from storage_backends.paths import is_url
 from storage_backends.registry import is_within
 
 

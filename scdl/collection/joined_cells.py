@@ -17,6 +17,7 @@ from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Request
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
+from scdl.collection.member_obs import obs_table
 from scdl.collection.member_tables import MemberTables
 from scdl.collection.members import Members
 from scdl.dataset.cells import Origin, Storage
@@ -237,7 +238,7 @@ class JoinedCells(CellReader):
     ) -> Iterator[tuple[int, pa.Table]]:
         members = self._members
         for number, start in enumerate(members.starts[:-1].tolist()):
-            yield start, members.table(number, chosen)
+            yield start, obs_table(members, number, chosen)
 
     # -- neighbours ------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from scdl.archive.tables import Encoded, as_array, encode
-from scdl.collection.manifest import Member
+from scdl.collection.member import Member
 from scdl.collection.paths import KEPT_PREFIX
 from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends import registry

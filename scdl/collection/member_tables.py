@@ -9,6 +9,7 @@ import pyarrow as pa
 from scdl.archive.schema import OBS, var_table
 from scdl.archive.tables import Encoded, as_array
 from scdl.collection.kept_columns import read_kept
+from scdl.collection.member_obs import obs_columns, obs_tables
 from scdl.collection.members import Members
 from scdl.conversion.tables import United
 from storage_backends.compute.caching import cached_property
@@ -70,7 +71,7 @@ class MemberTables:
         return self._united([name]).encoded(name)
 
     def _united(self, names: Sequence[str]) -> United:
-        united = United(self._members.columns(names))
+        united = United(obs_columns(self._members, names))
         found = united.schema.names
         if missing := [name for name in names if name not in found]:
             raise ArrayNotFoundError(f"{self.path}: no member has the obs column {missing[0]!r}")
@@ -78,6 +79,6 @@ class MemberTables:
 
     @cached_property
     def _obs(self) -> United:
-        united = United(self._members.obs())
+        united = United(obs_tables(self._members))
         united.warn(self.path)
         return united

@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from scdl.archive.requests import MAX_MATRICES, Matrices, Request, StoredMatrix
-from scdl.archive.schema import OBS
-from scdl.archive.tables import (
-    EncodedTable,
-    NoTable,
-    StoredTable,
-    TableSource,
-)
-from scdl.collection.manifest import Member, is_url
+from scdl.collection.member import Member
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import archive_names
 from scdl.conversion.origins import Origins
@@ -31,10 +22,10 @@ from scdl.errors import ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import TableStore
-from storage_backends.compute.arrow import Coder
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.threads import for_each
-from storage_backends.errors import ArrayNotFoundError, one_line
+from storage_backends.errors import one_line
+from storage_backends.paths import is_url
 
 _T = TypeVar("_T")
 
@@ -130,7 +121,7 @@ class Members(Sequence[SingleCellDataset]):
         yield store
 
     @contextmanager
-    def _tables_of(self, number: int) -> Iterator[TableStore]:
+    def tables_of(self, number: int) -> Iterator[TableStore]:
         """The tables of a member, without opening its arrays if it did not change."""
         record = self.records[number]
         if number not in self._open and record.content is not None and not is_url(record.path):
@@ -179,7 +170,7 @@ class Members(Sequence[SingleCellDataset]):
         return self.records[number].spaces
 
     def _describe_genes(self, number: int) -> None:
-        with self._tables_of(number) as tables:
+        with self.tables_of(number) as tables:
             self.records[number] = self.records[number].with_genes(tables)
 
     def complete(self) -> Sequence[Member]:
@@ -191,67 +182,6 @@ class Members(Sequence[SingleCellDataset]):
     def stores(self) -> Sequence[ArrayStore]:
         """The archives of the members, opened lazily."""
         return _Each(len(self), lambda number: self[number].store)
-
-    def obs(self, columns: Sequence[str] | None = None) -> list[TableSource]:
-        """The table of cells of each member, or some columns of it, read from disk.
-
-        Raises
-        ------
-        OptionError
-            A member has a column named like the label.
-        """
-        stores = self.stores()
-        # Members are looked up for each read, so that they need not stay open.
-        tables: list[TableSource] = [
-            StoredTable(partial(stores.__getitem__, i), OBS, record.n_obs, columns=columns)
-            if record.has_obs
-            else NoTable(record.n_obs)
-            for i, record in enumerate(self.records)
-        ]
-        return self._labelled(tables, columns)
-
-    def columns(self, names: Sequence[str]) -> list[TableSource]:
-        """Columns of the table of cells of each member, in memory; each member is opened once.
-
-        Raises
-        ------
-        OptionError
-            A member has a column named like the label, which is among `names`.
-        """
-        tables: list[TableSource] = [NoTable(record.n_obs) for record in self.records]
-        labels: dict[bytes, Coder] = {}
-
-        def load(number: int) -> None:
-            with self._tables_of(number) as reader:
-                if (table := _present(reader, names)) is not None:
-                    tables[number] = EncodedTable(table, labels)
-
-        for_each(load, [i for i, record in enumerate(self.records) if record.has_obs])
-        return self._labelled(tables, names)
-
-    def table(self, number: int, chosen: Callable[[Sequence[str]], list[str]]) -> pa.Table:
-        """Columns of the table of cells of a member that are chosen among those that exist."""
-        record, origins = self.records[number], self.origins
-        table = pa.table({"": pa.nulls(record.n_obs)})
-        if record.has_obs:
-            with self._tables_of(number) as reader:
-                if columns := chosen(reader.table_schema(OBS).names):
-                    table = reader.read_table(OBS, columns)
-        if origins is not None and chosen([origins.column]):
-            source = origins.labelled(NoTable(record.n_obs), number, record.path)
-            table = table.append_column(
-                source.schema.field(0), source.column(origins.column, 0, record.n_obs)
-            )
-        return table
-
-    def _labelled(
-        self, tables: list[TableSource], columns: Sequence[str] | None
-    ) -> list[TableSource]:
-        origins = self.origins
-        if origins is None or (columns is not None and origins.column not in columns):
-            return tables
-        numbered = zip(range(len(self)), tables, self.records, strict=True)
-        return [origins.labelled(table, i, record.path) for i, table, record in numbered]
 
     def request(self, at: NDArray[np.int64]) -> Request:
         """The request to read some cells from their members."""
@@ -313,16 +243,6 @@ class _Each(Sequence[_T]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._n))]
         return self._compute(range(self._n)[index])
-
-
-def _present(reader: TableStore, names: Sequence[str]) -> pa.Table | None:
-    """Those columns of obs that exist; None if none does."""
-    try:
-        return reader.read_table(OBS, names)
-    except ArrayNotFoundError:
-        stored = reader.table_schema(OBS).names
-        present = [name for name in names if name in stored]
-        return reader.read_table(OBS, present) if present else None
 
 
 class Datasets(Mapping[str | os.PathLike[str], SingleCellDataset]):

@@ -13,14 +13,9 @@ from scdl.archive.schema import NEIGHBOR_KEY, names_of
 from scdl.collection.discovery import describe_all, find_members
 from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.kept_columns import kept_names, remove_kept, write_kept
-from scdl.collection.manifest import (
-    Member,
-    is_archive,
-    is_url,
-    locked,
-    manifest_identity,
-    write_manifest,
-)
+from scdl.collection.manifest import locked, manifest_identity, write_manifest
+from scdl.collection.member import Member
+from scdl.collection.member_obs import obs_columns
 from scdl.collection.members import Datasets, Members
 from scdl.collection.paths import MANIFEST, archives_below, has_manifest, resolved
 from scdl.dataset import summary
@@ -33,7 +28,8 @@ from scdl.errors import (
     OptionError,
 )
 from storage_backends.errors import refused_write
-from storage_backends.paths import Path, paths_of
+from storage_backends.paths import Path, is_url, paths_of
+from storage_backends.registry import is_archive
 
 
 class OpenedCollection(JoinedCells):
@@ -95,7 +91,7 @@ class OpenedCollection(JoinedCells):
         members = Members(records, self._max_open, self._neighbors, self._label)
         members.manifest_in = self.data_path
         if self._label is not None:
-            members.columns([self._label])
+            obs_columns(members, [self._label])
         self._members = members
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from scdl.collection.manifest import Member, read_manifest
+from scdl.collection.manifest import read_manifest
+from scdl.collection.member import Member
 from scdl.collection.paths import archives_below, has_manifest, is_collection
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, ArchiveWriteError, ScdlError
 from scdl.verification import verify as verification

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from scdl.training.vocabulary import CELLS_AT_ONCE, narrow_type
 
 #: Code of cells that are in no part.
 NO_PART = 255
+#: Cells of a stratum up to which it is drawn together with others.
+_FEW_CELLS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,7 @@ class Drawing:
         if self.strata is None:
             edges = np.rint(np.cumsum(self.shares)[:-1] * n)
             return _assign(n, edges, self.seed)
-        part_of = np.empty(n, np.uint8)
-        for number, cells in enumerate(_positions_by_code(_fill_missing(self.strata))):
-            part_of[cells] = _assign_by_shares(len(cells), self.shares, self.seed, 1, number)
-        return part_of
+        return _assign_each(_fill_missing(self.strata), self.shares, self.seed, 1)
 
     def by_group(
         self, groups: Groups, control: int | None, held_out: Mapping[str, list[int]]
@@ -72,8 +71,8 @@ class Drawing:
                 f"{counts[rest].sum()} cells of {len(rest)} groups are in no part; give fractions "
                 "for other parts, or name all groups in held_out"
             )
-        for seed, stratum_groups in self._strata_of(rest, group_of):
-            self._draw_groups(stratum_groups, counts, part_of_group, seed)
+        for groups_of_stratum in self._in_random_order(rest, group_of):
+            self._draw_groups(groups_of_stratum, counts, part_of_group)
         # Cells of the control have no part yet.
         of_group = np.where(part_of_group < 0, NO_PART, part_of_group).astype(np.uint8)
         part_of: NDArray[np.uint8] = of_group[group_of]
@@ -82,13 +81,12 @@ class Drawing:
             self._assign_controls(np.flatnonzero(group_of == control), part_of, n_parts)
         return part_of
 
-    def _strata_of(
+    def _in_random_order(
         self, groups: NDArray[np.int64], group_of: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield a seed and the groups of each stratum."""
+    ) -> list[NDArray[np.int64]]:
+        """The groups of each stratum, in random order."""
         if self.strata is None:
-            yield self.seed, groups
-            return
+            return [groups[orders.Random().positions(len(groups), self.seed, 0)[:]]]
         strata = _fill_missing(self.strata)
         least = np.full(group_of.max(initial=-1) + 1, np.iinfo(np.int64).max)
         most = np.full(len(least), -1)
@@ -101,21 +99,22 @@ class Drawing:
                 f"the group of cell {cell} and {int(mixed.sum()) - 1} others have cells of several "
                 "strata, and cannot be both in one part and stratified; leave out by= or stratify="
             )
-        for stratum in np.unique(least[groups]).tolist():
-            yield hashing.mixed(self.seed, 2, stratum), groups[least[groups] == stratum]
+        shuffled = groups[
+            np.lexsort((hashing.hashed(groups, hashing.mixed(self.seed, 2)), least[groups]))
+        ]
+        return np.split(shuffled, np.flatnonzero(np.diff(least[shuffled])) + 1)
 
     def _draw_groups(
         self,
         groups: NDArray[np.int64],
         counts: NDArray[np.int64],
         part_of_group: NDArray[np.int64],
-        seed: int,
     ) -> None:
-        """Assign groups in random order to the part that lacks most cells; no part stays empty."""
+        """Assign groups, one after the other, to the part that lacks most; no part stays empty."""
         wanted = self.shares * counts[groups].sum()
         empty = np.ones(len(self.shares), bool)
-        for done, at in enumerate(orders.Random().positions(len(groups), seed, 0)[:]):
-            group, n_left = groups[at], len(groups) - done
+        for done, group in enumerate(groups):
+            n_left = len(groups) - done
             part = int(np.where(empty if n_left <= empty.sum() else True, wanted, -np.inf).argmax())
             part_of_group[group], empty[part] = part, False
             wanted[part] -= counts[group]
@@ -135,9 +134,7 @@ class Drawing:
         strata = np.zeros(len(cells), np.int64)
         if self.strata is not None:
             strata = _fill_missing(self.strata)[cells]
-        for number, positions in enumerate(_positions_by_code(strata)):
-            chosen = cells[positions]
-            part_of[chosen] = _assign_by_shares(len(chosen), shares, self.seed, 3, number)
+        part_of[cells] = _assign_each(strata, shares, self.seed, 3)
         for part in range(n_parts):
             counts = np.bincount(part_of[cells], minlength=n_parts)
             if not counts[part]:
@@ -154,11 +151,36 @@ def _assign(n: int, edges: NDArray[np.float64], seed: int) -> NDArray[np.uint8]:
     return part_of
 
 
-def _assign_by_shares(n: int, shares: NDArray[np.float64], *key: int) -> NDArray[np.uint8]:
-    """Shuffle `n` cells and cut them by shares; rounding is random, and less than one cell."""
-    seed = hashing.mixed(*key)
-    offset = hashing.mixed(seed, 0) * 2.0**-64
-    return _assign(n, np.floor(np.cumsum(shares)[:-1] * n + offset), seed)
+def _assign_each(
+    codes: NDArray[Any], shares: NDArray[np.float64], seed: int, purpose: int
+) -> NDArray[np.uint8]:
+    """Part of each cell, drawn among the cells of its code: those are shuffled and cut by shares.
+
+    Rounding is random, and less than one cell.
+    """
+    cells, counts = cells_by_code(codes)
+    counts = counts[counts > 0]
+    stops = np.cumsum(counts)
+    key = hashing.mixed(seed, purpose)
+    seeds = hashing.hashed(np.arange(len(counts)), key)
+    offsets = hashing.uniform(hashing.hashed(seeds.view(np.int64), 0))
+    edges = np.floor(np.outer(counts, np.cumsum(shares)[:-1]) + offsets[:, None])
+    part_of = np.empty(len(codes), np.uint8)
+    is_large = counts > _FEW_CELLS
+    for i in np.flatnonzero(is_large).tolist():
+        chosen = cells[stops[i] - counts[i] : stops[i]]
+        part_of[chosen] = _assign(len(chosen), edges[i], int(seeds[i]))
+    small = np.flatnonzero(~is_large)
+    # Thousands of codes are drawn together.
+    ends = np.flatnonzero(np.diff(np.cumsum(counts[small]) // CELLS_AT_ONCE)) + 1
+    for some in np.split(small, ends):
+        sizes = counts[some]
+        number = np.repeat(some, sizes)
+        rank = np.arange(len(number)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        chosen = cells[(stops - counts)[number] + rank]
+        shuffled = chosen[np.lexsort((hashing.hashed(chosen, key), number))]
+        part_of[shuffled] = (rank[:, None] >= edges[number]).sum(axis=1)
+    return part_of
 
 
 def _fill_missing(codes: NDArray[Any]) -> NDArray[Any]:
@@ -167,9 +189,3 @@ def _fill_missing(codes: NDArray[Any]) -> NDArray[Any]:
     filled = codes.astype(narrow_type(new + 1))
     filled[filled < 0] = new
     return filled
-
-
-def _positions_by_code(codes: NDArray[Any]) -> list[NDArray[np.int64]]:
-    """The positions of each code that occurs."""
-    cells, counts = cells_by_code(codes)
-    return [part for part in np.split(cells, np.cumsum(counts)[:-1]) if len(part)]

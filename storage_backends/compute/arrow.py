@@ -136,7 +136,10 @@ class Coder:
 
     def array(self, codes: pa.Array, *, ordered: bool) -> pa.DictionaryArray:
         """The categorical column."""
-        return pa.DictionaryArray.from_arrays(self.codes(codes), self.values, ordered=ordered)
+        # The codes are those of a valid column, or were checked.
+        return pa.DictionaryArray.from_arrays(
+            self.codes(codes), self.values, ordered=ordered, safe=False
+        )
 
 
 def category_type(type_: pa.DataType) -> pa.DataType:

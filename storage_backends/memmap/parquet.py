@@ -88,9 +88,10 @@ class ParquetFile:
 
     @cached_property
     def schema(self) -> Schema:
-        """Names and types of the columns."""
+        """Names and types of the columns; those that are read as dictionaries have such types."""
         with readable(self.path):
-            return self._footer.schema.to_arrow_schema()
+            _ = self._footer
+            return self._arrow_schema
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
         """A column, some rows at a time."""
@@ -117,7 +118,9 @@ class ParquetFile:
                 table = self._read_groups(groups, columns)
             if set(table.column_names) != set(columns):
                 raise KeyError(*columns)
-            return table.slice(start - first_row, stop - start).replace_schema_metadata(None)
+            if table.num_rows > stop - start:
+                table = table.slice(start - first_row, stop - start)
+            return table.replace_schema_metadata(None)
 
     def read_all(self) -> Table:
         """All rows and columns."""
@@ -159,6 +162,8 @@ class ParquetFile:
     @cached_property
     def _footer(self) -> pq.FileMetaData:
         self._first = self._reader()
+        # Unlike the schema of the footer, this one does not refer to what refers to it.
+        self._arrow_schema = self._first.schema_arrow
         return self._first.metadata
 
     @cached_property

@@ -118,27 +118,26 @@ class ParquetTable:
     @cached_property
     def schema(self) -> Schema:
         """Names and types of the columns, ``_index`` first."""
-        fields = self._fields
+        fields = [self._field(name) for name in self._types]
         if self._names:
-            fields = {INDEX: self._names_field, **fields}
-        return pa.schema(list(fields.values()), self._metadata)
+            fields = [self._names_field, *fields]
+        return pa.schema(fields, self._metadata)
 
     @cached_property
-    def _fields(self) -> Mapping[str, pa.Field]:
-        """Fields of all columns that are not in the file of names."""
-        if len(self._columns) == 1:
-            plain = self._columns[0].schema.remove_metadata()
-        else:
+    def _types(self) -> Mapping[str, pa.DataType]:
+        """Types of all columns that are not in the file of names."""
+        plain = self._columns[0].schema
+        if len(self._columns) > 1:
             plain = pa.schema([pa.field(k, column.type) for k, column in self._united.items()])
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
-            return {INDEX: pa.field(INDEX, plain.field(self._only_names).type)}
+            return {INDEX: plain.field(self._only_names).type}
         types = {field.name: plain_type(field.type) for field in plain}
-        types |= {name: category.type for name, category in self._category_lists.items()}
-        return {
-            name: pa.field(name, type_, metadata=NULLABLE if name in self._nullable else None)
-            for name, type_ in types.items()
-        }
+        return types | {name: column.type for name, column in self._category_lists.items()}
+
+    def _field(self, name: str) -> pa.Field:
+        metadata = NULLABLE if name in self._nullable else None
+        return pa.field(name, self._types[name], metadata=metadata)
 
     @cached_property
     def _names_field(self) -> pa.Field:
@@ -177,15 +176,13 @@ class ParquetTable:
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
         with readable(self._where):
-            known = [INDEX, *self._fields] if self._names else [*self._fields]
+            known = [INDEX, *self._types] if self._names else [*self._types]
             wanted = known if columns is None else list(columns)
             stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
-            fields = dict(self._fields)
             found: dict[str, pa.ChunkedArray] = {}
             if self._only_names:
                 found[INDEX] = self._read_plain([self._only_names], start, stop).column(0)
             elif self._names and INDEX in wanted:
-                fields[INDEX] = self._names_field
                 found[INDEX] = self._names.read([INDEX], start, stop).column(0)
             plain = [name for name in wanted if name not in found]
             if plain:
@@ -194,7 +191,11 @@ class ParquetTable:
                 # A table without columns has its rows nevertheless.
                 rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
                 return rows.select([])
-            schema = pa.schema([fields[name] for name in wanted], self._metadata)
+            fields = [
+                self._names_field if self._names and name == INDEX else self._field(name)
+                for name in wanted
+            ]
+            schema = pa.schema(fields, self._metadata)
             return pa.Table.from_arrays([found[name] for name in wanted], schema=schema)
 
     def _read_columns(

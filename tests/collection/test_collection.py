@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from scipy import sparse
 from sources import names, random_cells, write_h5ad
 
 import scdl
-from scdl.collection import manifest
+from scdl.collection import discovery, member
 from scdl.errors import (
     ArchiveChangedError,
     ArchiveExistsError,
@@ -45,6 +46,7 @@ from scdl.errors import (
 )
 from storage_backends import registry
 from storage_backends.compute import read_ahead
+from storage_backends.compute.caching import LRUCache
 from storage_backends.memmap.store import MemmapStore
 from storage_backends.testing.archives import small_archive
 from storage_backends.zarr.codecs.profiles import PROFILES
@@ -531,14 +533,18 @@ class TestManifest:
     def test_genes_are_read_when_they_are_needed(
         self, copied: Ragged, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They take longer than all the rest of opening many archives."""
-        original, read = manifest._genes, []
+        """They take longer than all the rest of opening many archives with different genes."""
+        original, read = member._genes, []
 
-        def counted(store: Any, block: int) -> tuple[str, str]:
-            read.append(os.path.basename(store.path))
-            return original(store, block)
+        def counted(store: Any, block: int, may_read: Callable[[], bool]) -> Any:
+            found = original(store, block, may_read)
+            if found is not None:
+                read.append(os.path.basename(store.path))
+            return found
 
-        monkeypatch.setattr(manifest, "_genes", counted)
+        monkeypatch.setattr(member, "_genes", counted)
+        monkeypatch.setattr(member, "_genes_of", LRUCache[str, Any](10))
+        monkeypatch.setattr(discovery, "_MOST_TABLES", 0)
         made = scdl.open(copied.paths[0].parent)
         assert len(made) == copied.starts[-1]
         for rows in ([0, 5], [41, 42]):
@@ -551,6 +557,29 @@ class TestManifest:
         assert read == []
         made.save_manifest()
         assert sorted(read) == made.member_names
+
+    def test_members_are_opened_once_for_it(
+        self, copied: Ragged, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        originals, opened = (registry.open_archive, MemmapStore.open_tables.__func__), []
+
+        def opening(path: str, **options: Any) -> Any:
+            opened.append(path)
+            return originals[0](path, **options)
+
+        def reading(cls: Any, path: str, *more: Any) -> Any:
+            opened.append(path)
+            return originals[1](cls, path, *more)
+
+        monkeypatch.setattr(registry, "open_archive", opening)
+        monkeypatch.setattr(MemmapStore, "open_tables", classmethod(reading))
+        made = scdl.SingleCellCollection(copied.paths[0].parent)
+        made.save_manifest()
+        counts = [opened.count(str(path)) for path in copied.paths if path.is_dir()
+                  and registry.detect(path).name == "memmap"]  # fmt: skip
+        assert counts == [1] * len(counts) != []
+        saved = scdl.open(copied.paths[0].parent)._members.records
+        assert all(record.genes and record.spaces for record in saved)
 
     def test_a_thousand_members(self, tmp_path: Path) -> None:
         path, part = write_member(tmp_path, "one", [*range(6)], 3, 1)

@@ -522,7 +522,7 @@ class TestCollections:
         assert refusal(read) is not None
 
     def test_members_elsewhere_have_no_place_in_a_manifest(self) -> None:
-        from scdl.collection.manifest import Member
+        from scdl.collection.member import Member
 
         parsed = Member.from_json(self.entry(), "/archives")
         member = Member(**{**vars(parsed), "path": "s3://bucket/a.zarr"})
