@@ -12,6 +12,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from budget import sample
 from columns import COLUMNS, N, with_times
@@ -22,6 +23,7 @@ from reading import assert_same
 from sources import Cells, names, random_cells, write_h5ad, write_matrix, writing_strings
 
 import scdl
+from scdl.archive.tables import Encoded, as_array, encode
 from scdl.errors import FeatureNotFoundError
 from storage_backends.memmap import parquet, table_writer
 
@@ -401,3 +403,43 @@ assert native() == before, (before, native())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+_LABELS = st.sampled_from(["a", "b", "c", None])
+
+
+@given(
+    categories=st.lists(st.lists(_LABELS, min_size=1, max_size=5), min_size=1, max_size=3),
+    code_type=st.sampled_from(["int8", "uint8", "int32", "uint16"]),
+    data=st.data(),
+)
+def test_encoded_columns_have_the_values_of_the_columns(
+    categories: list[list[str | None]], code_type: str, data: st.DataObject
+) -> None:
+    """Also with repeated and missing categories, missing codes, and lists known from others."""
+    known: dict[bytes, Any] = {}
+    lists: dict[tuple[str | None, ...], Any] = {}
+    for labels in categories * 2:
+        codes = data.draw(st.lists(st.none() | st.integers(0, len(labels) - 1), max_size=9))
+        column = pa.DictionaryArray.from_arrays(
+            pa.array(codes, code_type), pa.array(labels, pa.string())
+        )
+        text = column.dictionary_decode()
+        for chunks in ([column], [text], [text[:2], text[2:]]):
+            alone, shared = (encode(pa.chunked_array(chunks), k) for k in (None, known))
+            for found in (alone, shared):
+                assert isinstance(found, Encoded)
+                assert as_array(found).to_pylist() == text.to_pylist()
+                assert found.labels.null_count == 0
+                assert len(found.labels.unique()) == len(found.labels)
+        shared = encode(pa.chunked_array([column]), known)
+        assert isinstance(shared, Encoded)
+        assert lists.setdefault(tuple(labels), shared.labels) is shared.labels
+
+
+@given(st.lists(st.integers(-1, 3), max_size=9), st.permutations(range(4)))
+def test_recoded_labels(codes: list[int], positions: list[int]) -> None:
+    column = Encoded(np.array(codes, "i1"), pa.array(list("abcd")), pa.string())
+    out = np.empty(len(codes), "i2")
+    column.recoded(np.array(positions), out)
+    assert out.tolist() == [positions[code] if code >= 0 else -1 for code in codes]

@@ -20,7 +20,8 @@ from training import N_OBS, OBS
 
 import scdl
 from scdl.errors import FeatureNotFoundError, ScdlError, SplitError
-from scdl.training import grouping
+from scdl.training import grouping, split_drawing
+from scdl.training.split_drawing import Drawing
 from scdl.training.vocabulary import ObsColumn
 
 
@@ -172,6 +173,40 @@ class TestStratified:
         for rows, share in zip(splits.values(), shares, strict=True):
             found = OBS.iloc[rows].groupby(["type", "line"], observed=True).size()
             assert (abs(found.reindex(counts.index, fill_value=0) - share * counts) <= 1).all()
+
+    @given(
+        sizes=st.lists(st.integers(0, 9), min_size=1, max_size=50),
+        large=st.integers(0, 3),
+        shares=SHARES,
+        seed=st.integers(0, 99),
+    )
+    def test_many_small_strata_beside_large_ones(
+        self, sizes: list[int], large: int, shares: list[float], seed: int
+    ) -> None:
+        """Those of few cells are drawn together, in blocks; each is divided by the shares."""
+        n_cells = [*sizes, *[split_drawing._FEW_CELLS + 1] * large]
+        strata = np.random.default_rng(seed).permutation(
+            np.repeat(np.arange(len(n_cells)), n_cells)
+        )
+        fractions = np.array(shares) / sum(shares)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(split_drawing, "CELLS_AT_ONCE", 20)
+            blocks = Drawing(fractions, strata, seed).by_cell(len(strata))
+        part_of = Drawing(fractions, strata, seed).by_cell(len(strata))
+        np.testing.assert_array_equal(part_of, blocks)
+        found = np.zeros((len(n_cells), len(fractions)))
+        np.add.at(found, (strata, part_of), 1)
+        assert (abs(found - np.outer(n_cells, fractions)) <= 1).all()
+
+    def test_cells_of_small_strata_are_drawn_at_random(self) -> None:
+        """Each place in a stratum is as often in each part, and strata are independent."""
+        strata = np.repeat(np.arange(10_000), 4)
+        part_of = Drawing(np.array([0.5, 0.5]), strata, 0).by_cell(len(strata)).reshape(-1, 4)
+        assert (part_of.sum(axis=1) == 2).all()
+        assert abs(part_of.mean(axis=0) - 0.5).max() < 0.02
+        _, counts = np.unique(part_of, axis=0, return_counts=True)
+        assert len(counts) == 6
+        assert abs(counts / len(part_of) - 1 / 6).max() < 0.02
 
     def test_cells_without_a_label_are_a_stratum(self, ds: Any) -> None:
         splits = scdl.split(ds, (0.5, 0.5), stratify="guide")
