@@ -1,4 +1,4 @@
-"""``scdl convert`` and ``convert_h5ad_to_scdl``."""
+"""``scdl convert``."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def convert(
         "only_matrix": only_matrix,
         "matrix": matrix,
         "genome": genome,
-        "feature_types": _types(feature_type),
+        "feature_types": feature_type or None,
         "obsm": obsm or (),
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,
@@ -197,14 +197,9 @@ def convert(
         options |= {"label": label, "keys": key or None, "replace": replace, "shuffle": shuffle}
         if row_column is not None:
             options["row_column"] = row_column
-        report = _convert_files(sources, dest, options, started)
+        report = convert_files(sources, dest, options, started)
     if not quiet:
         typer.echo(str(report))
-
-
-def _types(given: list[str] | None) -> str | list[str] | None:
-    """The value of feature_types= for repeated options."""
-    return "all" if given == ["all"] else given or None
 
 
 @contextlib.contextmanager
@@ -242,7 +237,8 @@ def _has_files(sources: Sequence[str], n: int) -> bool:
     return len(list(itertools.islice(files, n))) == n
 
 
-def _convert_files(sources: list[str], dest: str, options: dict[str, Any], workers: Any) -> Any:
+def convert_files(sources: list[str], dest: str, options: dict[str, Any], workers: Any) -> Any:
+    """Convert sources to one archive, in this process or by workers; returns the report."""
     if workers is None:
         from scdl.conversion.convert import convert as run
 
@@ -266,48 +262,3 @@ def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet
         typer.echo(str(report))
     if report.failed:
         raise typer.Exit(_SOME_FAILED)
-
-
-documented = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
-
-
-@documented.command()
-def _convert_h5ad_to_scdl(
-    data_path: Annotated[str, typer.Option(help="An h5ad file, or a directory of h5ad files.")],
-    save_path: Annotated[str, typer.Option(help="Path of the new archive; must not exist.")],
-    num_workers: Annotated[
-        int, typer.Option(min=1, help="Number of threads, or of processes with --use-mp.")
-    ] = 4,
-    use_mp: Annotated[
-        bool, typer.Option("--use-mp", help="Use processes, which need twice the disk space.")
-    ] = False,
-    data_dtype: Annotated[str, typer.Option(help="Dtype of the stored values.")] = "float32",
-    paginated_load_cutoff: Annotated[
-        int, typer.Option(help="Accepted, but has no effect: every file is read in blocks.")
-    ] = 10_000,
-    load_block_row_size: Annotated[
-        int, typer.Option(help="Largest number of rows read at a time.")
-    ] = 1_000_000,
-    use_x_not_raw: Annotated[
-        bool, typer.Option("--use-X-not-raw", help="Convert X even if a file has raw/X.")
-    ] = False,
-) -> None:
-    """Convert all AnnData files below a directory to one archive."""
-    from scdl.conversion.many.directory import source_files
-    from scdl.sources.formats import H5AD
-    from storage_backends.compute import threads
-
-    data_path = path_of(data_path)
-    files = [data_path] if os.path.isfile(data_path) else source_files(data_path, [H5AD])
-    options = {
-        "progress": sys.stderr.isatty(),
-        "matrix": "X" if use_x_not_raw else None,
-        "data_dtype": data_dtype,
-        "block_rows": load_block_row_size,
-    }
-    if not use_mp:
-        threads.limit(num_workers)
-    report = _convert_files(files, save_path, options, num_workers if use_mp else None)
-    typer.echo(str(report))

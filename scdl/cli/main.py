@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from scdl.cli import conversion
+from scdl.cli import documented
 from scdl.cli.app import app
 from scdl.errors import ScdlError, ScdlWarning
 
@@ -40,4 +40,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def convert_h5ad_to_scdl(arguments: Sequence[str] | None = None) -> None:
     """Run ``convert_h5ad_to_scdl``, as BioNeMo-SCDL documents it."""
     name = "convert_h5ad_to_scdl"
-    _run(lambda: conversion.documented(args=arguments, prog_name=name), name)
+    _run(lambda: documented.command(args=arguments, prog_name=name), name)

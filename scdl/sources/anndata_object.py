@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from scdl.archive.csr import SparseRows
 from scdl.archive.frames import table_of
 from scdl.archive.schema import INDEX, MATRIX
 from scdl.archive.tables import TableInMemory
 from scdl.errors import SourceError
 from scdl.sources.base import BY_FORMAT, Source, choose_matrix
 from scdl.sources.hdf5_matrices import open_matrix
-from scdl.sources.matrices import Bounds, Csr, Dense, Matrix, Reader, Values, check_shape
+from scdl.sources.lazy_matrices import LazyArray, SlicedMatrix, is_lazy, is_sparse
+from scdl.sources.matrices import Dense, Matrix, Reader, Values, check_shape
 from storage_backends.base import is_column_type
 from storage_backends.compute.caching import cached_property
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
-#: Most rows of a sparse matrix to read at once if they are not in memory.
-_SPARSE_ROWS = 1 << 12
 
 
 def is_anndata(source: object) -> bool:
@@ -89,9 +86,9 @@ class AnnDataObject(Source):
         if key not in obsm:
             raise SourceError(f"{where} is missing; obsm has: {', '.join(obsm) or 'nothing'}")
         values = obsm[key]
-        if getattr(getattr(values, "dtype", None), "kind", "O") not in "biuf" or _is_sparse(values):
+        if getattr(getattr(values, "dtype", None), "kind", "O") not in "biuf" or is_sparse(values):
             raise SourceError(f"{where} is not a dense array of numbers; leave it out")
-        return Values(values) if isinstance(values, np.ndarray) else _Lazy(values)
+        return Values(values) if isinstance(values, np.ndarray) else LazyArray(values)
 
     @property
     def unread(self) -> Sequence[str]:
@@ -109,11 +106,11 @@ class AnnDataObject(Source):
 
     def element_of_rest(self, name: str) -> Any:
         element = self._rest[name]()
-        if not _is_lazy(element):
+        if not is_lazy(element):
             return element
-        if len(element.shape) == 2 and _is_sparse(element):
+        if len(element.shape) == 2 and is_sparse(element):
             return self._wrapped(name, element, element.shape)
-        return _Lazy(element)
+        return LazyArray(element)
 
     @cached_property
     def _rest(self) -> Mapping[str, Callable[[], Any]]:
@@ -162,7 +159,7 @@ class AnnDataObject(Source):
             return self._wrapped(name, self._whole(name), shape)
         # A view would copy the whole matrix; a view of it copies only some rows.
         where, sample = f"{self.path}: {name}", _matrix_of(self._rows(0, 1), name)
-        return _Sliced(where, lambda a, b: _matrix_of(self._rows(a, b), name), shape, sample)
+        return SlicedMatrix(where, lambda a, b: _matrix_of(self._rows(a, b), name), shape, sample)
 
     def _rows(self, start: int, stop: int) -> anndata.AnnData:
         """A view of some cells."""
@@ -181,84 +178,15 @@ class AnnDataObject(Source):
             raise SourceError(f"{where}: expected numbers, found {element.dtype} values")
         if isinstance(element, np.ndarray):
             return Dense(where, Values(np.asarray(element)), shape)
-        if getattr(element, "format", None) in BY_FORMAT and not _is_lazy(element):
+        if getattr(element, "format", None) in BY_FORMAT and not is_lazy(element):
             parts = {part: Values(getattr(element, part)) for part in MATRIX}
             return BY_FORMAT[element.format](where, parts, shape)
         stored = getattr(element, "group", element)
         if isinstance(stored, h5py.Group | h5py.Dataset):
             return open_matrix(where, stored, shape)
-        if not _is_lazy(element):
+        if not is_lazy(element):
             element = element.tocsr()
-        return _Sliced(where, lambda a, b: element[a:b], shape, element)
-
-
-class _Lazy:
-    """A dense array that is read in ranges, such as one of Dask, as a reader."""
-
-    def __init__(self, values: Any) -> None:
-        self._values = values
-        self.dtype, self.item_shape = values.dtype, tuple(values.shape[1:])
-
-    def __len__(self) -> int:
-        return int(self._values.shape[0])
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``[start, stop)``."""
-        return np.asarray(self._values[start:stop])
-
-
-class _Sliced(Matrix):
-    """A matrix that is read by slices of rows.
-
-    Parameters
-    ----------
-    read
-        Returns rows ``[start, stop)``, sparse or dense, in memory or of Dask.
-    like
-        A matrix of the same kind; its rows are read chunk by chunk if it is of Dask.
-    """
-
-    def __init__(
-        self, where: str, read: Callable[[int, int], Any], shape: tuple[int, int], like: Any
-    ) -> None:
-        self.where, self.shape, self.dtype = where, shape, like.dtype
-        self.size = shape[0] * shape[1]
-        self._read = read
-        self._is_sparse = _is_sparse(getattr(like, "_meta", like))
-        self._chunks = getattr(like, "chunks", None) if hasattr(like, "dask") else None
-
-    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
-        for start, stop in self._ranges(bounds):
-            rows = self._read(start, stop)
-            if hasattr(rows, "compute"):
-                rows = rows.compute()
-            yield from _rows_in_memory(self.where, rows, stop - start, self.shape[1]).blocks(bounds)
-
-    def part(self, start: int, stop: int) -> Matrix | None:
-        return None
-
-    def _ranges(self, bounds: Bounds) -> Iterator[tuple[int, int]]:
-        """Rows to read together: chunks of Dask, each computed once, or some within bounds."""
-        n_rows, n_columns = self.shape
-        most = _SPARSE_ROWS if self._is_sparse else max(1, bounds.values // max(n_columns, 1))
-        most = min(most, bounds.rows)
-        steps = self._chunks[0] if self._chunks else [most] * -(-n_rows // most)
-        start = stop = 0
-        for step in steps:
-            if stop > start and stop + step - start > most:
-                yield start, stop
-                start = stop
-            stop = min(stop + step, n_rows)
-        if stop > start:
-            yield start, stop
-
-
-def _rows_in_memory(where: str, rows: Any, n_rows: int, n_columns: int) -> Matrix:
-    check_shape(where, tuple(rows.shape), (n_rows, n_columns))
-    if not _is_sparse(rows):
-        return Dense(where, Values(np.asarray(rows)), (n_rows, n_columns))
-    rows = rows.tocsr()
-    return Csr(where, {part: Values(getattr(rows, part)) for part in MATRIX}, rows.shape)
+        return SlicedMatrix(where, lambda a, b: element[a:b], shape, element)
 
 
 def _matrix_of(adata: anndata.AnnData, name: str) -> Any:
@@ -266,18 +194,6 @@ def _matrix_of(adata: anndata.AnnData, name: str) -> Any:
     if name == "X":
         return adata.X
     return adata.raw.X if name == "raw/X" else adata.layers[name.removeprefix("layers/")]
-
-
-def _is_sparse(values: Any) -> bool:
-    import scipy.sparse as sp
-
-    return sp.issparse(values) or type(values).__name__ in ("CSRDataset", "CSCDataset")
-
-
-def _is_lazy(values: Any) -> bool:
-    """Whether values are in a file, or computed when they are read."""
-    package = type(values).__module__.partition(".")[0]
-    return package in ("dask", "h5py", "zarr") or hasattr(values, "to_memory")
 
 
 def _is_storable(column: pd.Series[Any]) -> bool:

@@ -63,8 +63,8 @@ class Features:
         if feature_types is None and types is not None:
             # As scanpy's readers do.
             feature_types = GENES if GENES in set(types.to_pylist()) else ALL
-        if feature_types not in (None, ALL):
-            wanted = [feature_types] if isinstance(feature_types, str) else list(feature_types)
+        wanted = [feature_types] if isinstance(feature_types, str) else list(feature_types or ())
+        if wanted and ALL not in wanted:
             chosen &= _among(where, "feature type", types, wanted)
         if genome is not None:
             chosen &= _among(where, "genome", columns.get("genome"), [genome])

@@ -28,7 +28,7 @@ from tenx import (
 
 import scdl
 from scdl.errors import OptionError, SourceError, SourceNotFoundError
-from scdl.sources import tenx_mtx
+from scdl.sources import market as market_text
 
 GENES = [i for i, kind in enumerate(TYPES) if kind == "Gene Expression"]
 
@@ -132,7 +132,7 @@ def test_the_same_as_scipy_reads(tmp_path: Path) -> None:
     (tmp_path / "in" / "barcodes.tsv").write_text("".join(f"c{i}\n" for i in range(2_000)))
     expected = scipy.io.mmread(path).T.toarray()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tenx_mtx, "_PIECE", 1_000)
+        patch.setattr(market_text, "PIECE", 1_000)
         scdl.convert(tmp_path / "in", tmp_path / "a", data_dtype="f8", feature_types="all")
     found = scdl.open(tmp_path / "a").read_rows(slice(None)).to_dense()
     np.testing.assert_array_equal(found, expected)
@@ -193,7 +193,7 @@ def test_entries_that_lose_their_order_late(tmp_path: Path) -> None:
     lines = [f"1 {i // 6000 % 9 + 1} 1" for i in range(60_000)]
     source = market(tmp_path / "in", text=f"{HEADER}6 9 60000\n" + "\n".join(lines), packed="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tenx_mtx, "_PIECE", 10_000)
+        patch.setattr(market_text, "PIECE", 10_000)
         with pytest.raises(SourceError, match="later ones are"):
             scdl.convert(source, tmp_path / "a")
 
