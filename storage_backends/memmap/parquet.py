@@ -161,10 +161,12 @@ class ParquetFile:
 
     @cached_property
     def _footer(self) -> pq.FileMetaData:
-        self._first = self._reader()
+        reader = self._reader()
         # Unlike the schema of the footer, this one does not refer to what refers to it.
-        self._arrow_schema = self._first.schema_arrow
-        return self._first.metadata
+        self._arrow_schema = reader.schema_arrow
+        # From now on another thread may take it.
+        self._first = reader
+        return reader.metadata
 
     @cached_property
     def _group_rows(self) -> list[int]:
