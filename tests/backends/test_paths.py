@@ -140,7 +140,7 @@ class TestOtherObjects:
         [
             *(("convert", kind) for kind in OTHERS if kind not in SOURCES),
             *(("open", kind) for kind in OTHERS),
-            *((call, "AnnData") for call in CALLS if call != "convert"),
+            *((call, "AnnData") for call in CALLS if call not in ("convert", "dataset from")),
             *((call, kind) for call in CALLS for kind in ("dataset", "nothing")),
         ],
     )
