@@ -53,9 +53,16 @@ def below(key: int, n: int) -> int:
 
 def permuted(at: Numbers, n: int, key: int) -> Numbers:
     """Apply a pseudorandom permutation of ``range(n)`` to positions."""
-    # A position has two digits; rounds alternately shift one by a function of the other.
-    high, low = (np.uint64(digits) for digits in _factors(n))
-    keys = [np.uint64(mixed(key, i)) for i in range(_ROUNDS[n > _FEW])]
+    from scdl.kernels.permutation import permute
+
+    out = np.empty(at.shape, np.int64)
+    permute(at.ravel(), n, *_network(n, key), out.ravel())
+    return out
+
+
+def permuted_numpy(at: Numbers, n: int, key: int) -> Numbers:
+    """The same as :func:`permuted` in NumPy; the reference for tests of the kernel."""
+    high, low, keys = _network(n, key)
 
     def walk(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left = x // low
@@ -71,6 +78,13 @@ def permuted(at: Numbers, n: int, key: int) -> Numbers:
         out[outside] = walk(out[outside])
         outside = outside[out[outside] >= np.uint64(n)]
     return out.view(np.int64)
+
+
+def _network(n: int, key: int) -> tuple[np.uint64, np.uint64, NDArray[np.uint64]]:
+    """Bounds of the two digits of positions, and the keys of the rounds."""
+    high, low = (np.uint64(digits) for digits in _factors(n))
+    keys = [mixed(key, i) for i in range(_ROUNDS[n > _FEW])]
+    return high, low, np.array(keys, np.uint64)
 
 
 def _factors(n: int) -> tuple[int, int]:
