@@ -56,7 +56,7 @@ def permuted(at: Numbers, n: int, key: int) -> Numbers:
     from scdl.kernels.permutation import permute
 
     out = np.empty(at.shape, np.int64)
-    permute(at.ravel(), n, *_network(n, key), out.ravel())
+    permute(at.ravel(), n, *_network(n, key), (np.uint64(FIRST), np.uint64(SECOND)), out.ravel())
     return out
 
 

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scdl.kernels.hashing import FIRST, SECOND
 from storage_backends.compute.jit import kernel
 
-_FIRST, _SECOND, _HALF = np.uint64(FIRST), np.uint64(SECOND), np.uint64(32)
+_HALF = np.uint64(32)
 
 
 @kernel
-def _moved(digit: Any, by: Any, key: Any, n: Any) -> Any:
+def _moved(digit: Any, by: Any, key: Any, factors: Any, n: Any) -> Any:
     """Shift a digit below `n` by a function of the other one."""
-    x = (by ^ key) * _FIRST
-    x = ((x ^ (x >> _HALF)) * _SECOND) >> _HALF
+    x = (by ^ key) * factors[0]
+    x = ((x ^ (x >> _HALF)) * factors[1]) >> _HALF
     moved = digit + ((x * n) >> _HALF)
     return moved - n if moved >= n else moved
 
@@ -29,6 +28,7 @@ def permute(
     high: Any,
     low: Any,
     keys: NDArray[np.uint64],
+    factors: tuple[Any, Any],
     out: NDArray[np.int64],
 ) -> None:
     """Permute positions below `n`.
@@ -40,6 +40,8 @@ def permute(
     keys
         One key for each round; an even number of rounds, which alternately shift one digit by a
         function of the other.
+    factors
+        The two factors of this function, a hash.
     out
         Output, of the length of `at`.
     """
@@ -50,8 +52,8 @@ def permute(
             left = x // low
             right = x - left * low
             for k in range(0, len(keys), 2):
-                left = _moved(left, right, keys[k], high)
-                right = _moved(right, left, keys[k + 1], low)
+                left = _moved(left, right, keys[k], factors, high)
+                right = _moved(right, left, keys[k + 1], factors, low)
             x = left * low + right
             if x < end:
                 break
