@@ -20,6 +20,8 @@ from storage_backends.compute.threads import for_each
 
 #: Ranges with a gap of at most this many bytes are read as one.
 _MAX_GAP = 1 << 16
+#: Largest request; Linux reads no more at once than the device reads ahead or transfers at once.
+_MAX_REQUEST = 1 << 17
 #: Number of ranges that one thread requests.
 _RANGES_AT_ONCE = 256
 #: Number of ranges to sample for whether they are in the page cache.
@@ -61,8 +63,20 @@ def will_need(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     begin, end = begin[order], end[order]
     splits = np.flatnonzero(begin[1:] - end[:-1] > _MAX_GAP) + 1
     first = begin[np.append(0, splits)]
+    first -= first % mmap.PAGESIZE
     last = np.maximum.reduceat(end, np.append(0, splits))
-    _start(first, last)
+    _start(*_divided(first, last))
+
+
+def _divided(
+    begin: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide ranges into ranges of at most one request."""
+    n = np.maximum(-(-(end - begin) // _MAX_REQUEST), 1)
+    # Number of each request within its range.
+    number = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    first = np.repeat(begin, n) + number * _MAX_REQUEST
+    return first, np.minimum(first + _MAX_REQUEST, np.repeat(end, n))
 
 
 class SinglePages:
@@ -110,7 +124,6 @@ def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     advise = _madvise()
     if not advise:
         return
-    begin = begin - begin % mmap.PAGESIZE
 
     def start(part: slice) -> None:
         _advise(advise, begin[part], end[part], _WILLNEED)

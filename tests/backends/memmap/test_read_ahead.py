@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.common import page_cache
+from storage_backends.compute import read_ahead
 from storage_backends.compute.read_ahead import SinglePages
 from storage_backends.memmap import gather
 
@@ -80,3 +83,22 @@ def test_pages_come_alone_while_ranges_are_announced(file: Path) -> None:
     assert " rr" in flags(array)
     del two
     assert " rr" not in flags(array)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 24), st.integers(1, 1 << 20)), min_size=1))
+def test_requests_are_small_and_cover_all(ranges: list[tuple[int, int]]) -> None:
+    """Linux reads only the beginning of a larger one."""
+    begin, length = np.array(ranges, np.int64).T
+    requested: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            read_ahead, "_start", lambda *pair: requested.extend(zip(*map(list, pair), strict=True))
+        )
+        read_ahead.will_need(begin, begin + length)
+    assert all(0 < stop - start <= 1 << 17 and start % 4096 == 0 for start, stop in requested)
+    needed = np.zeros((1 << 24) + (1 << 20), bool)
+    for start, size in ranges:
+        needed[start : start + size] = True
+    for start, stop in requested:
+        needed[start:stop] = False
+    assert not needed.any()
