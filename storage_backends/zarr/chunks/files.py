@@ -159,14 +159,15 @@ class LocalFiles:
         return Content(start + pieces.offset, pieces.length, files)
 
     @staticmethod
-    def will_need(pieces: Pieces) -> bool:
+    def will_need(pieces: Pieces) -> Any:
         from storage_backends.compute import read_ahead
 
-        begin, length, _ = LocalFiles.fetch(pieces)
-        are_cold = read_ahead.are_cold(begin)
-        if are_cold:
-            read_ahead.will_need(begin, begin + length)
-        return are_cold
+        begin, length, files = LocalFiles.fetch(pieces)
+        if not read_ahead.are_cold(begin):
+            return False
+        pages = read_ahead.SinglePages(file.data for file in files if file is not None)
+        read_ahead.will_need(begin, begin + length)
+        return pages
 
     def total(self, prefix: str) -> int:
         return sum(archive_files.file_sizes(os.path.join(self.root, prefix)).values())
