@@ -131,7 +131,9 @@ class AnnDataObject(Source):
         return found | {name: partial(_same, value) for name, value in _leaves("uns", adata.uns)}
 
     def _matrices(self) -> list[str]:
-        names = [] if self._rows(0, 0).X is None else ["X"]
+        # A view would copy its matrix.
+        adata = self._rows(0, 0) if self._adata.is_view else self._adata
+        names = [] if adata.X is None else ["X"]
         names += [] if self._adata.raw is None else ["raw/X"]
         return names + [f"layers/{key}" for key in self._adata.layers]
 
@@ -143,13 +145,15 @@ class AnnDataObject(Source):
         if hasattr(frame, "to_memory"):
             # Of anndata.experimental.read_lazy.
             frame = frame.to_memory()
-        kept, known = [], {INDEX}
-        for column in frame.columns:
-            if column not in known and _is_storable(frame[column]):
-                kept.append(column)
-                known.add(column)
-        unread = [f"{name}/{column}" for column in frame.columns if column not in kept]
-        return TableInMemory(table_of(frame[kept])), unread
+        columns = [str(column) for column in frame.columns]
+        frame = frame.set_axis(columns, axis=1)
+        kept = [
+            i
+            for i, column in enumerate(columns)
+            if column not in (INDEX, *columns[:i]) and _is_storable(frame.iloc[:, i])
+        ]
+        unread = [f"{name}/{column}" for i, column in enumerate(columns) if i not in kept]
+        return TableInMemory(table_of(frame.iloc[:, kept])), unread
 
     def _whole(self, name: str) -> Any:
         return _matrix_of(self._adata, name)
