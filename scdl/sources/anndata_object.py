@@ -127,7 +127,7 @@ class AnnDataObject(Source):
         if raw is not None:
             holders["raw/varm/"] = raw.varm
         for prefix, holder in holders.items():
-            found |= {f"{prefix}{key}": partial(holder.__getitem__, key) for key in holder}
+            found |= {f"{prefix}{key}": partial(holder.__getitem__, key) for key in _keys(holder)}
         return found | {name: partial(_same, value) for name, value in _leaves("uns", adata.uns)}
 
     def _matrices(self) -> list[str]:
@@ -135,7 +135,7 @@ class AnnDataObject(Source):
         adata = self._rows(0, 0) if self._adata.is_view else self._adata
         names = [] if adata.X is None else ["X"]
         names += [] if self._adata.raw is None else ["raw/X"]
-        return names + [f"layers/{key}" for key in self._adata.layers]
+        return names + [f"layers/{key}" for key in _keys(self._adata.layers)]
 
     def _frame(self, name: str) -> Any:
         return self._adata.var if name == "var" else self._adata.raw.var
@@ -191,6 +191,11 @@ class AnnDataObject(Source):
         if not is_lazy(element):
             element = element.tocsr()
         return SlicedMatrix(where, lambda a, b: element[a:b], shape, element)
+
+
+def _keys(mapping: Mapping[Any, Any]) -> list[str]:
+    """Keys of a mapping of an AnnData, without the layer of no name, which is X (anndata 0.13)."""
+    return [key for key in mapping if key is not None]
 
 
 def _matrix_of(adata: anndata.AnnData, name: str) -> Any:

@@ -123,6 +123,7 @@ def test_any_numbers_in_any_order(
     assert len(rows.data) == len(texts)
 
 
+@pytest.mark.filterwarnings("ignore:The default value for `spmatrix`:DeprecationWarning")
 def test_the_same_as_scipy_reads(tmp_path: Path) -> None:
     """Of many lines, so that pieces of text begin and end anywhere."""
     cells = sp.random(2_000, 6, 0.7, "csr", random_state=0)
