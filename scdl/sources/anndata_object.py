@@ -95,11 +95,9 @@ class AnnDataObject(Source):
         return self._unread
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        # Without all elements, those of these mappings are not worth a name each.
+        # As for a file, which lists raw/varm as one.
         names = super().not_carried(carried)
-        for whole in ("uns", "raw/varm"):
-            names = [whole if name.startswith(f"{whole}/") else name for name in names]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys("raw/varm" if n.startswith("raw/varm/") else n for n in names))
 
     def names_of_rest(self) -> Sequence[str]:
         return [name for name in self._rest if name != self.matrix_name]

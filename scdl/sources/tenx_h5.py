@@ -37,7 +37,7 @@ def is_tenx(path: str) -> bool:
     try:
         with h5py.File(path) as file:
             return bool(_matrices(file))
-    except OSError:
+    except Exception:  # noqa: BLE001 - opening it as an h5ad file says what is wrong
         return False
 
 

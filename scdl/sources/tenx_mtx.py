@@ -91,10 +91,11 @@ def _table(path: str, prefix: str, names: Sequence[str]) -> pa.Table:
         )
     options = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
     with readable(found), pa.input_stream(found, compression="detect") as stream:
-        if os.path.getsize(found) == 0:
-            return pa.table({"0": pa.array([], pa.large_string())})
-        head = stream.read(1 << 16).split(b"\n")[0]
-    kinds = {f"f{i}": pa.large_string() for i in range(head.count(b"\t") + 1)}
+        text = stream.read(1 << 16)
+    kinds = {f"f{i}": pa.large_string() for i in range(text.split(b"\n")[0].count(b"\t") + 1)}
+    if not text:
+        # A matrix of no cells, for which Arrow would raise an error.
+        return pa.schema(kinds).empty_table()
     with readable(found), pa.input_stream(found, compression="detect") as stream:
         return pyarrow.csv.read_csv(
             stream,

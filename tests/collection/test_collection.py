@@ -281,7 +281,7 @@ class TestReading:
     def test_rows_are_announced_unless_a_sample_is_in_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool | None, n_rows: int
     ) -> None:
-        """A backend that does not say what is in memory is told of all rows."""
+        """All rows are announced if a backend does not say what is in memory."""
         path = str(tmp_path / "a.zarr")
         cells = small_archive(4_000, 8)
         with registry.backend("zarr").writer.open(path) as writer:

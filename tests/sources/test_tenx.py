@@ -215,6 +215,24 @@ def test_parts_of_an_h5_that_do_not_fit(tmp_path: Path) -> None:
             scdl.convert(path, tmp_path / "out")
 
 
+def test_a_group_in_another_file(tmp_path: Path) -> None:
+    """Looking for a matrix never fails, so that other files of a directory are converted."""
+    h5_of_version_3(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["matrix"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "/matrix")
+    with pytest.raises(SourceError, match=r"b\.h5"):
+        scdl.convert(tmp_path / "b.h5", tmp_path / "out")
+    report = scdl.convert_directory(tmp_path, tmp_path / "all", workers=1)
+    assert len(report.archives) == 1
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_no_cells(tmp_path: Path, packed: str) -> None:
+    source = market(tmp_path / "in", text=HEADER + "6 0 0\n", packed=packed)
+    (source / f"barcodes.tsv{packed}").write_bytes(PACK[packed](b""))
+    assert scdl.convert(source, tmp_path / "a").n_obs == 0
+
+
 def test_options_of_other_formats(tmp_path: Path) -> None:
     source = h5_of_version_3(tmp_path / "a.h5")
     with pytest.raises(OptionError, match="no feature type 'RNA'; the file has: Gene Expression, "):
