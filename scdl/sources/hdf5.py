@@ -1,8 +1,8 @@
 """Reading ranges of rows of HDF5 datasets with parallel decompression.
 
 HDF5 decompresses one chunk at a time under a global lock. Chunks compressed with gzip, alone or
-after the shuffle filter, are therefore read raw and decompressed in threads; all others are read by
-h5py.
+after the shuffle filter, are therefore read raw and decompressed in threads, by ISA-L in less than
+half of the time of zlib; all others are read by h5py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import itertools
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from scdl.errors import ScdlError, SourceError, SourceNotFoundError
@@ -164,10 +164,10 @@ class RowReader:
         size, itemsize = self._dataset.chunks, self.dtype.itemsize
         expected = math.prod(size) * itemsize
         # Limit the output to the size of a chunk, whatever the compressed bytes expand to.
-        decompressor = zlib.decompressobj()
+        decompressor = isal_zlib.decompressobj()
         plain = decompressor.decompress(raw, expected)
         if len(plain) != expected or decompressor.decompress(decompressor.unconsumed_tail, 1):
-            raise zlib.error(f"the decompressed size of a chunk is not {expected} bytes")
+            raise isal_zlib.error(f"the decompressed size of a chunk is not {expected} bytes")
         values = np.frombuffer(plain, np.uint8)
         if FILTER_SHUFFLE in self._filters and itemsize > 1:
             values = np.ascontiguousarray(values.reshape(itemsize, -1).T).reshape(-1)

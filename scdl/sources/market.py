@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, spans
@@ -114,7 +115,7 @@ class MarketMatrix(ByEntry):
         from scdl.kernels import market
 
         text = np.frombuffer(piece, np.uint8)
-        n_lines = piece.count(b"\n")
+        n_lines = np.count_nonzero(text == ord("\n"))
         genes, cells, mantissas, at = np.empty((4, n_lines), np.int64)
         exponents = np.empty(n_lines, np.int16)
         has_values = self._header.has_values
@@ -169,11 +170,17 @@ def _rows(
 @contextmanager
 def _pieces(path: str) -> Iterator[Iterator[bytes]]:
     """The text of a file, which may be compressed, in pieces that end with a line."""
-    with readable(path), pa.input_stream(path, compression="detect") as stream:
+    with readable(path), opened(path) as stream:
         yield _lines(path, stream)
 
 
-def _lines(path: str, stream: pa.NativeFile) -> Iterator[bytes]:
+def opened(path: str) -> AbstractContextManager[Any]:
+    """A file, which may be compressed, for reading."""
+    # Three times as fast as with zlib, which Arrow uses.
+    return igzip.open(path) if path.endswith(".gz") else pa.input_stream(path, compression="detect")
+
+
+def _lines(path: str, stream: Any) -> Iterator[bytes]:
     whole = left = b""
     with readable(path):
         while piece := stream.read(PIECE):
@@ -223,7 +230,7 @@ def readable(path: str) -> Iterator[None]:
     """Convert errors of reading and decompressing to a SourceError."""
     try:
         yield
-    except (OSError, pa.ArrowException, EOFError) as error:
+    except (OSError, pa.ArrowException, EOFError, isal_zlib.error) as error:
         raise SourceError(
             f"{path}: the file cannot be read, or is cut short: {one_line(error):.300}"
         ) from error

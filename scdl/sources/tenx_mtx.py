@@ -15,7 +15,7 @@ import pyarrow.csv
 
 from scdl.errors import SourceError, SourceNotFoundError
 from scdl.sources.base import Source
-from scdl.sources.market import MarketMatrix, readable
+from scdl.sources.market import MarketMatrix, opened, readable
 from scdl.sources.tenx import Features, TenxSource
 
 #: Suffixes of compressed files.
@@ -90,13 +90,13 @@ def _table(path: str, prefix: str, names: Sequence[str]) -> pa.Table:
             "matrix"
         )
     options = pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False)
-    with readable(found), pa.input_stream(found, compression="detect") as stream:
+    with readable(found), opened(found) as stream:
         text = stream.read(1 << 16)
     kinds = {f"f{i}": pa.large_string() for i in range(text.split(b"\n")[0].count(b"\t") + 1)}
     if not text:
         # A matrix of no cells, for which Arrow would raise an error.
         return pa.schema(kinds).empty_table()
-    with readable(found), pa.input_stream(found, compression="detect") as stream:
+    with readable(found), opened(found) as stream:
         return pyarrow.csv.read_csv(
             stream,
             pyarrow.csv.ReadOptions(autogenerate_column_names=True),
