@@ -77,6 +77,17 @@ def convert(
             "repeated. [default: Gene Expression]"
         ),
     ] = None,
+    obs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Table (csv, tsv, txt, parquet) whose columns to add to obs; its first column has "
+            "the names of cells.",
+        ),
+    ] = None,
+    var: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The same for genes and var.")
+    ] = None,
     obsm: Annotated[
         list[str] | None,
         typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
@@ -164,6 +175,8 @@ def convert(
         "matrix": matrix,
         "genome": genome,
         "feature_types": feature_type or None,
+        "obs": obs,
+        "var": var,
         "obsm": obsm or (),
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,

@@ -27,6 +27,7 @@ from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.run import Conversion
 from scdl.errors import BackendOptionError, SourceError
 from scdl.sources.base import Source
+from scdl.sources.beside import Beside
 from scdl.sources.formats import open_source, sources_of
 from scdl.sources.gene_selection import gene_choice
 from storage_backends import registry
@@ -116,6 +117,11 @@ def convert(
     feature_types : str or sequence of str, optional
         Of an output of Cell Ranger: the types of features to convert, or ``"all"``. Default:
         ``"Gene Expression"`` if there are such features.
+    obs, var : path, pandas.DataFrame or pyarrow.Table, optional
+        Tables whose columns to add to obs and var of every source, by the names of cells and genes.
+        Names are the index of a data frame, or the first column of a file (``.csv``, ``.tsv``,
+        ``.txt``, which may be compressed, or ``.parquet``). Cells and genes without a row get
+        nulls; the report counts them.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     data_dtype : dtype, optional
@@ -241,6 +247,7 @@ def write_archive(
         differing_var=conversion.differing_var,
         not_carried=conversion.not_carried,
         changed_columns=conversion.changed_columns,
+        unmatched=tuple(line for source in opened for line in source.unmatched),
         max_rounding=tally.max_rounding,
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
@@ -263,8 +270,9 @@ def check_storage(backend: str, options: Mapping[str, Any], call: Callable[..., 
 def open_sources(opening: Sequence[Any], settings: Settings, stack: ExitStack) -> list[Source]:
     """Open paths and objects until the stack closes, with the label column, if any."""
     sources, options = [], settings.options
+    tables = Beside(options.get("obs"), options.get("var"))
     for number, one in enumerate(opening):
-        for source in open_source(one, options.get("matrix"), stack, options):
+        for source in map(tables.joined, open_source(one, options.get("matrix"), stack, options)):
             if settings.origins is not None:
                 source.labelled = settings.origins.labelled(source.obs, number, source.path)
             sources.append(source)

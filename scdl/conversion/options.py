@@ -14,6 +14,7 @@ from scdl.conversion.origins import Origins
 from scdl.conversion.row_order import Shuffle
 from scdl.errors import UnknownOptionError
 from scdl.sources import formats
+from scdl.sources.beside import Table
 from scdl.sources.gene_selection import GeneChoice
 from storage_backends.base import Backend
 
@@ -29,6 +30,8 @@ class ConvertOptions(TypedDict, total=False):
     matrix: str | None
     genome: str | None
     feature_types: str | Sequence[str] | None
+    obs: Table | None
+    var: Table | None
     obsm: str | Sequence[str]
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float
@@ -72,6 +75,8 @@ class ConversionReport:
     changed_columns
         Columns of obs whose types differ among the sources and whose values were converted to a
         common type, with a description: ``obs/flag (bool and int64 become int64)``.
+    unmatched
+        Sentences about names that did not match when tables were joined, for each source.
     """
 
     path: str
@@ -92,6 +97,7 @@ class ConversionReport:
     requires: tuple[str, ...] = ()
     is_counts: bool = True
     changed_columns: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -120,6 +126,7 @@ class ConversionReport:
             lines.append(needed(self.requires))
         if self.changed_columns:
             lines.append(f"changed: {'; '.join(self.changed_columns)}")
+        lines += [f"joined: {sentence}" for sentence in self.unmatched]
         return "\n".join(lines)
 
 

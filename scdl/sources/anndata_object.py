@@ -64,8 +64,8 @@ class AnnDataObject(Source):
         self.label = str(adata.filename) if adata.isbacked else None
         names = self._matrices()
         self.matrix_name = self.element = choose_matrix(self.path, "object", matrix, names)
-        self.obs, self._unread = self._table("obs", adata.obs)
-        self._var, unread = self._table(self.genes, self._frame(self.genes))
+        self.obs, self._unread = storable("obs", adata.obs)
+        self._var, unread = storable(self.genes, self._frame(self.genes))
         self._unread += unread
         self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
 
@@ -138,21 +138,6 @@ class AnnDataObject(Source):
     def _frame(self, name: str) -> Any:
         return self._adata.var if name == "var" else self._adata.raw.var
 
-    def _table(self, name: str, frame: Any) -> tuple[TableInMemory, list[str]]:
-        """A table, and the names of columns of other kinds than those of archives."""
-        if hasattr(frame, "to_memory"):
-            # Of anndata.experimental.read_lazy.
-            frame = frame.to_memory()
-        columns = [str(column) for column in frame.columns]
-        frame = frame.set_axis(columns, axis=1)
-        kept = [
-            i
-            for i, column in enumerate(columns)
-            if column not in (INDEX, *columns[:i]) and _is_storable(frame.iloc[:, i])
-        ]
-        unread = [f"{name}/{column}" for i, column in enumerate(columns) if i not in kept]
-        return TableInMemory(table_of(frame.iloc[:, kept])), unread
-
     def _whole(self, name: str) -> Any:
         return _matrix_of(self._adata, name)
 
@@ -201,6 +186,22 @@ def _matrix_of(adata: anndata.AnnData, name: str) -> Any:
     if name == "X":
         return adata.X
     return adata.raw.X if name == "raw/X" else adata.layers[name.removeprefix("layers/")]
+
+
+def storable(name: str, frame: Any) -> tuple[TableInMemory, list[str]]:
+    """A data frame as a table, and the names of columns of other kinds than those of archives."""
+    if hasattr(frame, "to_memory"):
+        # Of anndata.experimental.read_lazy.
+        frame = frame.to_memory()
+    columns = [str(column) for column in frame.columns]
+    frame = frame.set_axis(columns, axis=1)
+    kept = [
+        i
+        for i, column in enumerate(columns)
+        if column not in (INDEX, *columns[:i]) and _is_storable(frame.iloc[:, i])
+    ]
+    unread = [f"{name}/{column}" for i, column in enumerate(columns) if i not in kept]
+    return TableInMemory(table_of(frame.iloc[:, kept])), unread
 
 
 def _is_storable(column: pd.Series[Any]) -> bool:

@@ -145,6 +145,11 @@ class Source(ABC):
         """Names of contents that are lost even if all elements are converted."""
         return ()
 
+    @property
+    def unmatched(self) -> Sequence[str]:
+        """What did not match in joins with other tables, for the report."""
+        return ()
+
     def names_of_rest(self) -> Sequence[str]:
         """Names of all elements of an AnnData except the matrix, its genes and obs.
 
@@ -166,6 +171,58 @@ class Source(ABC):
     def genes(self) -> str:
         """Name of the table of genes of the matrix."""
         return genes_of(self.element)
+
+
+class Wrapped(Source):
+    """A source that differs from another in what a subclass changes.
+
+    Parameters
+    ----------
+    source
+        The other source.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.path, self.label = source.path, source.label
+        self.matrix_name, self.element = source.matrix_name, source.element
+        self.matrix, self.obs, self.labelled = source.matrix, source.obs, source.labelled
+        self.first_row, self.tally = source.first_row, source.tally
+
+    def var(self) -> pa.Table:
+        return self._source.var()
+
+    def graph(self, key: str) -> Matrix | None:
+        return self._source.graph(key)
+
+    def vectors(self, key: str) -> Reader:
+        return self._source.vectors(key)
+
+    @property
+    def kept_graphs(self) -> Sequence[str]:
+        return self._source.kept_graphs
+
+    @property
+    def kept_vectors(self) -> Sequence[str]:
+        return self._source.kept_vectors
+
+    @property
+    def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
+        return self._source.kept_dtypes
+
+    @property
+    def unread(self) -> Sequence[str]:
+        return self._source.unread
+
+    @property
+    def unmatched(self) -> Sequence[str]:
+        return self._source.unmatched
+
+    def names_of_rest(self) -> Sequence[str]:
+        return self._source.names_of_rest()
+
+    def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
+        return self._source.element_of_rest(name)
 
 
 def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:

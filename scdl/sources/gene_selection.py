@@ -15,8 +15,8 @@ from scdl.archive.gene_names import strings
 from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space
 from scdl.archive.schema import DATA, INDEX
 from scdl.errors import GeneError, OptionError
-from scdl.sources.base import Source
-from scdl.sources.matrices import Bounds, Matrix, Reader, check_ids
+from scdl.sources.base import Source, Wrapped
+from scdl.sources.matrices import Bounds, Matrix, check_ids
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,12 @@ def _ids(source: Source, column: str | None) -> pa.Array:
     return strings(pa.concat_arrays(table.column(column or INDEX).chunks))
 
 
-class _Selected(Source):
+class _Selected(Wrapped):
     """A source with selected genes, without other elements that are aligned to genes."""
 
     def __init__(self, source: Source, names: pa.Array, table: NDArray[np.int32]) -> None:
-        self._source, self._names = source, names
-        self.path, self.label = source.path, source.label
-        self.matrix_name, self.element = source.matrix_name, source.element
-        self.obs, self.labelled = source.obs, source.labelled
-        self.first_row, self.tally = source.first_row, source.tally
+        super().__init__(source)
+        self._names = names
         self.matrix = Mapped(source.matrix, table, len(names))
 
     @property
@@ -98,20 +95,6 @@ class _Selected(Source):
 
     def var(self) -> pa.Table:
         return pa.table({INDEX: self._names})
-
-    def graph(self, key: str) -> Matrix | None:
-        return self._source.graph(key)
-
-    def vectors(self, key: str) -> Reader:
-        return self._source.vectors(key)
-
-    @property
-    def kept_graphs(self) -> Sequence[str]:
-        return self._source.kept_graphs
-
-    @property
-    def kept_vectors(self) -> Sequence[str]:
-        return self._source.kept_vectors
 
     @property
     def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
@@ -122,9 +105,8 @@ class _Selected(Source):
         columns = [name for name in self._source.var().schema.names if name != INDEX]
         return [*self._source.not_carried(carried), *(f"var/{name}" for name in columns)]
 
-    @property
-    def unread(self) -> Sequence[str]:
-        return self._source.unread
+    def names_of_rest(self) -> Sequence[str]:
+        return ()
 
 
 class Mapped(Matrix):

@@ -167,7 +167,7 @@ class RowReader:
         decompressor = isal_zlib.decompressobj()
         plain = decompressor.decompress(raw, expected)
         if len(plain) != expected or decompressor.decompress(decompressor.unconsumed_tail, 1):
-            raise isal_zlib.error(f"the decompressed size of a chunk is not {expected} bytes")
+            raise ValueError(f"the decompressed size of a chunk is not {expected} bytes")
         values = np.frombuffer(plain, np.uint8)
         if FILTER_SHUFFLE in self._filters and itemsize > 1:
             values = np.ascontiguousarray(values.reshape(itemsize, -1).T).reshape(-1)

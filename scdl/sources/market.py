@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ from storage_backends.errors import one_line
 
 #: Bytes of text to parse at once.
 PIECE = 4 << 20
+#: Errors of reading and decompressing; the stubs of isal have no types of errors.
+_DAMAGED: Any = (OSError, EOFError, pa.ArrowException, isal_zlib.error)
 #: Powers of ten that float64 represents exactly, and its largest exact integer.
 _POWERS, _EXACT = 10.0 ** np.arange(23), 1 << 53
 
@@ -174,10 +176,12 @@ def _pieces(path: str) -> Iterator[Iterator[bytes]]:
         yield _lines(path, stream)
 
 
-def opened(path: str) -> AbstractContextManager[Any]:
+def opened(path: str) -> Any:
     """A file, which may be compressed, for reading."""
-    # Three times as fast as with zlib, which Arrow uses.
-    return igzip.open(path) if path.endswith(".gz") else pa.input_stream(path, compression="detect")
+    if path.endswith(".gz"):
+        # Three times as fast as zlib, which Arrow uses.
+        return igzip.IGzipFile(path)  # type: ignore[no-untyped-call]
+    return pa.input_stream(path, compression="detect")
 
 
 def _lines(path: str, stream: Any) -> Iterator[bytes]:
@@ -230,7 +234,7 @@ def readable(path: str) -> Iterator[None]:
     """Convert errors of reading and decompressing to a SourceError."""
     try:
         yield
-    except (OSError, pa.ArrowException, EOFError, isal_zlib.error) as error:
+    except _DAMAGED as error:
         raise SourceError(
             f"{path}: the file cannot be read, or is cut short: {one_line(error):.300}"
         ) from error
