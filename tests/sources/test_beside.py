@@ -121,7 +121,8 @@ def test_several_sources_and_a_directory(tmp_path: Path) -> None:
         adata.write_h5ad(tmp_path / "in" / f"{name}.h5ad")
     path = written(table, tmp_path / "t.csv")
     report = scdl.convert_directory(tmp_path / "in", tmp_path / "out", obs=path, workers=1)
-    assert [scdl.open(one.path).obs["x"].tolist() for one in report.reports.values()] == [[3, 2], [1]]
+    archives = [scdl.open(one.path) for one in report.reports.values()]
+    assert [ds.obs["x"].tolist() for ds in archives] == [[3, 2], [1]]
 
 
 def test_command(tmp_path: Path, run_command: Callable[..., Any]) -> None:
