@@ -57,6 +57,14 @@ class FeatureNotFoundError(ScdlError, ValueError):
     """A column does not exist in obs or var."""
 
 
+class CellNotFoundError(ScdlError, ValueError):
+    """Cells of a list do not exist."""
+
+
+class CellListNotFoundError(ScdlError, FileNotFoundError):
+    """A file with a list of cells does not exist."""
+
+
 class FilterError(ScdlError, ValueError):
     """A filter of cells is not valid, or does not fit the columns that it names."""
 

@@ -46,14 +46,21 @@ _MAX_DEPTH = 100
 class Condition:
     """A parsed condition.
 
+    Parameters
+    ----------
+    text
+        The condition.
+    table
+        Name of the table with the columns, for messages.
+
     Attributes
     ----------
     names
         Names of the columns.
     """
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, table: str = "obs") -> None:
+        self._text, self._table = text, table
         quoted: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
@@ -133,7 +140,7 @@ class Condition:
     # -- evaluation ------------------------------------------------------------------------
 
     def _misfit(self, problem: str) -> NoReturn:
-        raise FilterError(f"the filter {self._text!r:.200} does not fit obs: {problem}")
+        raise FilterError(f"the filter {self._text!r:.200} does not fit {self._table}: {problem}")
 
     def evaluate(self, table: pa.Table) -> pa.Array:
         """Whether the condition is true for each row; null if that is unknown."""

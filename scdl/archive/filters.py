@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.acero as acero
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -25,6 +24,8 @@ class Filter:
     ----------
     condition
         Text, or an expression of ``pyarrow.compute``.
+    table
+        Name of the table, for messages.
 
     Raises
     ------
@@ -32,17 +33,22 @@ class Filter:
         The condition is not valid.
     """
 
-    def __init__(self, condition: str | pc.Expression) -> None:
+    def __init__(self, condition: str | pc.Expression, table: str = "obs") -> None:
         self._expression: pc.Expression | None = None
         self._parsed: Condition | None = None
         if isinstance(condition, pc.Expression):
             self._expression = condition
         elif isinstance(condition, str):
-            self._parsed = Condition(condition)
+            self._parsed = Condition(condition, table)
         else:
             raise FilterError(
                 f"a filter must be text or a pyarrow.compute.Expression, not {condition!r:.200}"
             )
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the columns; unknown, and empty, for an expression of Arrow."""
+        return set() if self._parsed is None else self._parsed.names
 
     def columns(self, known: Sequence[str]) -> list[str]:
         """Those of the known columns that :meth:`positions` may need."""
@@ -81,6 +87,9 @@ class Filter:
 
     def _chosen(self, table: pa.Table, absent: set[str]) -> pa.Array:
         """Whether the expression is true for each row."""
+        # Imports pandas.
+        import pyarrow.acero as acero
+
         names = [f"condition{i}" for i in range(len(table.schema.names))]
         (name, *_) = [name for name in ("condition", *names) if name not in table.schema.names]
         while True:

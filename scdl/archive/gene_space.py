@@ -196,7 +196,7 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
             raise GeneError(f"the {genes} of the genes of {listed}{more} is empty")
         return names
     if isinstance(genes, str | os.PathLike):
-        genes = _read_list(path_of(genes))
+        genes = _read_genes(path_of(genes))
     names = pa.array([str(gene) for gene in genes], pa.large_string())
     if len(names) == 0:
         raise GeneError("the list of genes is empty")
@@ -208,10 +208,15 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
     return names
 
 
-def _read_list(path: str) -> list[str]:
+def read_list(path: str) -> list[str]:
+    """The lines of a UTF-8 text file that are not empty, without surrounding spaces."""
+    with open(path, encoding="utf-8") as file:
+        return [line.strip() for line in file if line.strip()]
+
+
+def _read_genes(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
+        return read_list(path)
     except (FileNotFoundError, IsADirectoryError):
         raise GeneListNotFoundError(
             f"{path}: this file of gene ids does not exist; pass 'union', 'intersection', a list, "

@@ -145,6 +145,54 @@ def convert(
             help="Name of a source in that column; repeat it for each source. [default: 0, 1, …]"
         ),
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Convert only cells for which a condition on columns of obs is true, such as "
+            "\"tissue == 'lung' and n_genes > 200\".",
+        ),
+    ] = None,
+    cells: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Convert only the cells that a text file names, one per line."
+        ),
+    ] = None,
+    genes_where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Convert only genes for which a condition on columns of var is true.",
+        ),
+    ] = None,
+    obs_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=NEW]", help="Column of obs to keep, or to rename; may be repeated."
+        ),
+    ] = None,
+    var_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=NEW]", help="Column of var to keep, or to rename; may be repeated."
+        ),
+    ] = None,
+    unique_names: Annotated[
+        bool, typer.Option("--unique-names", help="Append numbers to repeated names of cells.")
+    ] = False,
+    quality: Annotated[
+        bool,
+        typer.Option("--quality", help="Add n_genes and n_counts of each cell to obs."),
+    ] = False,
+    quality_group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=REGEX",
+            help="Add pct_NAME, too: the percent of the counts in genes whose names match, such as "
+            "mt=^MT-; may be repeated.",
+        ),
+    ] = None,
     shuffle: Shuffle = None,
     row_column: RowColumn = None,
     replace: Annotated[
@@ -181,6 +229,13 @@ def convert(
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,
         "data_dtype_tolerance": data_dtype_tolerance,
+        "where": where,
+        "cells": cells,
+        "genes_where": genes_where,
+        "obs_columns": _renamed(obs_column),
+        "var_columns": _renamed(var_column),
+        "unique_names": unique_names,
+        "quality": _groups(quality_group) or quality,
     }
     with _workers(() if resume else sources, workers, dask) as started:
         from scdl.sources.formats import is_source
@@ -213,6 +268,28 @@ def convert(
         report = convert_files(sources, dest, options, started)
     if not quiet:
         typer.echo(str(report))
+
+
+def _renamed(columns: list[str] | None) -> dict[str, str] | None:
+    """New names of columns by their names; None if all are kept."""
+    if not columns:
+        return None
+    parts = [column.partition("=") for column in columns]
+    return {name: new if equals else name for name, equals, new in parts}
+
+
+def _groups(groups: list[str] | None) -> dict[str, str]:
+    """Regular expressions of groups of genes by their names."""
+    found = {}
+    for group in groups or ():
+        name, equals, pattern = group.partition("=")
+        if not equals:
+            raise typer.BadParameter(
+                f"expected NAME=REGEX, such as mt=^MT-, found {group!r}",
+                param_hint="--quality-group",
+            )
+        found[name] = pattern
+    return found
 
 
 @contextlib.contextmanager

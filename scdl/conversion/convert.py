@@ -12,12 +12,14 @@ from tqdm import tqdm
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.archive.schema import DATA
+from scdl.conversion.choice import Choice
 from scdl.conversion.options import (
     TARGET,
     ConversionReport,
     ConvertOptions,
     Meter,
     Settings,
+    bounds_of,
     check_options,
     keywords,
     storage_options,
@@ -129,6 +131,32 @@ def convert(
         the source if all its elements are kept or it is an archive, else float32.
     data_dtype_tolerance : float, default 1e-8
         Largest absolute rounding error that is accepted without a warning.
+    where : str, optional
+        Condition on columns of obs, such as ``"tissue == 'lung' and n_genes > 200"``, in the
+        language of :meth:`scdl.SingleCellDataset.where`; only cells for which it is true are
+        converted. It sees the columns of the sources, under their names there, and the figures of
+        `quality`, which take precedence; if it uses such a figure, the values are read twice. A
+        column that only some sources have is missing in the others.
+    cells : array-like, slice or path, optional
+        A boolean mask, row numbers, or names of cells; or the path of a text file with one name per
+        line. Masks and row numbers count the cells of all sources. Together with `where`, both must
+        hold. Cells keep the order of the sources.
+    genes_where : str, optional
+        Condition on columns of the var of the matrix, such as ``"highly_variable"``. It is applied
+        before `genes`; columns of var are kept.
+    obs_columns, var_columns : sequence of str, or mapping, optional
+        Columns to keep, in this order; a mapping gives them new names. Names of cells and genes are
+        always kept.
+    unique_names : bool, default False
+        Whether to append numbers to names of cells that an earlier cell of the archive has, like
+        ``obs_names_make_unique`` of anndata. Takes up to 80 bytes of memory per cell.
+    quality : bool or mapping, optional
+        Whether to add the columns ``n_genes`` (int32, number of genes with a value other than 0)
+        and ``n_counts`` (float64, sum of the values) to obs, over all genes that the matrix has
+        before genes are chosen. They replace columns of these names. The items of a mapping add
+        ``pct_<key>`` (float64), the percent of `n_counts` in a group of genes: a regular expression
+        that is searched in names of genes, a boolean column of var, or a list of names, as in
+        ``{"mt": "^MT-"}``.
     block_values, block_rows : int, optional
         Largest number of stored values and of rows processed at a time; the result does not depend
         on them.
@@ -145,6 +173,10 @@ def convert(
         A file is not a valid AnnData file, or lacks a requested element.
     CastError
         `data_dtype` cannot represent a value.
+    FilterError, FeatureNotFoundError
+        A condition is not valid, or does not fit the columns; a column does not exist.
+    CellNotFoundError, CellListNotFoundError, RowIndexError
+        Chosen cells do not exist, row numbers repeat, or a mask has the wrong length.
     OptionError
         `keys` does not have one name per source; obs already has the column `label` or
         `row_column`; `shuffle` is not an integer; or a gene policy is given without `genes`.
@@ -162,6 +194,16 @@ def convert(
     --------
     >>> report = scdl.convert("cells.h5ad", "shuffled.scdl", shuffle=42)  # doctest: +SKIP
     >>> scdl.open("shuffled.scdl").obs["source_row"]  # doctest: +SKIP
+
+    The cells of a tissue with enough genes, in variable genes:
+
+    >>> scdl.convert(
+    ...     "cells.h5ad",
+    ...     "lung.scdl",
+    ...     where="tissue == 'lung' and n_genes >= 200",
+    ...     quality={"mt": "^MT-"},
+    ...     genes_where="highly_variable",
+    ... )  # doctest: +SKIP
     """
     opening, origins = origins_of(sources, label, keys, sources_of)
     path = path_of(path, TARGET)
@@ -173,7 +215,7 @@ def convert(
     order = Shuffle.of(shuffle, row_column)
     settings = Settings(backend, neighbor_key, options, None, origins, choice, order)
     with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
-        opened = partial(open_sources, opening, settings)
+        opened = partial(open_sources, opening, settings, path)
         return write_archive(opened, path, settings, bar, replace=replace)
 
 
@@ -189,7 +231,7 @@ def reconvert(
     """
     backend, given = registry.of(store).name, cast(ConvertOptions, options)
     settings = Settings(backend, neighbor_key, given)
-    opening = partial(open_sources, [source], settings)
+    opening = partial(open_sources, [source], settings, store.path)
     write_archive(opening, store.path, settings, instead_of=store)
 
 
@@ -248,6 +290,8 @@ def write_archive(
         not_carried=conversion.not_carried,
         changed_columns=conversion.changed_columns,
         unmatched=tuple(line for source in opened for line in source.unmatched),
+        cells_left_out=sum(conversion.left_out[0]),
+        genes_left_out=conversion.left_out[1],
         max_rounding=tally.max_rounding,
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
@@ -267,13 +311,23 @@ def check_storage(backend: str, options: Mapping[str, Any], call: Callable[..., 
             )
 
 
-def open_sources(opening: Sequence[Any], settings: Settings, stack: ExitStack) -> list[Source]:
-    """Open paths and objects until the stack closes, with the label column, if any."""
-    sources, options = [], settings.options
+def open_sources(
+    opening: Sequence[Any], settings: Settings, target: str, stack: ExitStack
+) -> list[Source]:
+    """Open what is chosen of paths and objects until the stack closes, labelled if asked for.
+
+    Temporary files are created next to the path `target`.
+    """
+    options = settings.options
+    numbers, sources = list[int](), list[Source]()
     tables = Beside(options.get("obs"), options.get("var"))
     for number, one in enumerate(opening):
-        for source in map(tables.joined, open_source(one, options.get("matrix"), stack, options)):
-            if settings.origins is not None:
-                source.labelled = settings.origins.labelled(source.obs, number, source.path)
-            sources.append(source)
+        found = open_source(one, options.get("matrix"), stack, options)
+        sources += map(tables.joined, found)
+        numbers += [number] * len(found)
+    if (choice := Choice.of(options)) is not None:
+        sources = choice.applied(sources, bounds_of(options, target))
+    if settings.origins is not None:
+        for number, source in zip(numbers, sources, strict=True):
+            source.labelled = settings.origins.labelled(source.cells, number, source.path)
     return sources

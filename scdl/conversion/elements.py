@@ -18,24 +18,11 @@ from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR, MATRIX
 from scdl.conversion.row_order import RowOrder
 from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, SourceError
 from scdl.sources.anndata_elements import is_accepted
-from scdl.sources.base import BY_FORMAT, Source, SparseParts, in_memory
+from scdl.sources.base import BY_FORMAT, Source, SparseParts, axes_of, in_memory
 from scdl.sources.matrices import Bounds, Matrix, Reader, check_ids, check_offsets, pieces
 from storage_backends.base import ArrayWriter
 from storage_backends.capabilities import Sparse
 
-#: Axes of the leading dimensions of elements, by their mapping or name.
-_AXES = {
-    "X": ("obs", "var"),
-    "raw/X": ("obs", "raw/var"),
-    "layers": ("obs", "var"),
-    "obsm": ("obs",),
-    "varm": ("var",),
-    "raw/varm": ("raw/var",),
-    "obsp": ("obs", "obs"),
-    "varp": ("var", "var"),
-    "var": ("var",),
-    "raw/var": ("raw/var",),
-}
 _GENES = ("var", "raw/var")
 
 
@@ -116,7 +103,7 @@ class _ElementWriter:
     def _read(self, name: str) -> Any:
         """Read and check an element; None if it needs no further writing."""
         in_uns = name.partition("/")[0] == "uns"
-        axes = () if in_uns else _axes(name)
+        axes = () if in_uns else axes_of(name)
         if axes is None or not all(axis in self._lengths or axis == name for axis in axes):
             raise _LeftOutError
         try:
@@ -190,13 +177,13 @@ class _ElementWriter:
 
     def _order_of(self, name: str) -> RowOrder:
         """Order of the leading axis of an element."""
-        return self._order if (_axes(name) or ("",))[0] == "obs" else RowOrder()
+        return self._order if (axes_of(name) or ("",))[0] == "obs" else RowOrder()
 
     def _write(self, name: str, element: Any) -> None:
         order = self._order_of(name)
 
         def columns(values: Any) -> Any:
-            is_moved = order.moves and _axes(name) == ("obs", "obs")
+            is_moved = order.moves and axes_of(name) == ("obs", "obs")
             return values[:, order.sources] if is_moved else values
 
         has_rows = isinstance(element, SparseParts) and element.sparse.format == "csr"
@@ -254,7 +241,7 @@ class _ElementWriter:
                 if not (is_clean or name.startswith("obsp/")):
                     block = csr.clean(block, matrix.shape[1], self._where(name))
                 ids = block.indices
-                if order.moves and _axes(name) == ("obs", "obs"):
+                if order.moves and axes_of(name) == ("obs", "obs"):
                     ids = order.places(ids.astype(np.int64))
                 yield block._replace(indices=ids.astype(dtypes[INDICES], copy=False))
 
@@ -263,11 +250,6 @@ class _ElementWriter:
 
     def _where(self, name: str) -> str:
         return f"{self._source.path}: {name}"
-
-
-def _axes(name: str) -> tuple[str, ...] | None:
-    """Axes of the leading dimensions of an element; None if AnnData has no such element."""
-    return _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
 
 
 def _stored_name(name: str) -> str:

@@ -10,12 +10,16 @@ from typing import Any, Protocol, TypedDict
 from numpy.typing import DTypeLike
 
 from scdl.archive.casting import Caster
+from scdl.conversion.choice import Choice, Quality
+from scdl.conversion.chosen_cells import Cells
 from scdl.conversion.origins import Origins
 from scdl.conversion.row_order import Shuffle
-from scdl.errors import UnknownOptionError
+from scdl.errors import OptionError, UnknownOptionError
 from scdl.sources import formats
 from scdl.sources.beside import Table
+from scdl.sources.chosen_tables import Columns
 from scdl.sources.gene_selection import GeneChoice
+from scdl.sources.matrices import BLOCK_VALUES, Bounds
 from storage_backends.base import Backend
 
 #: Description of the expected target path, for messages.
@@ -37,6 +41,13 @@ class ConvertOptions(TypedDict, total=False):
     data_dtype_tolerance: float
     block_values: int
     block_rows: int
+    where: str | None
+    cells: Cells | None
+    genes_where: str | None
+    obs_columns: Columns | None
+    var_columns: Columns | None
+    unique_names: bool
+    quality: Quality | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,10 @@ class ConversionReport:
         common type, with a description: ``obs/flag (bool and int64 become int64)``.
     unmatched
         Sentences about names that did not match when tables were joined, for each source.
+    cells_left_out
+        Number of cells of all sources that were not chosen.
+    genes_left_out
+        Number of genes of each source that were not chosen.
     """
 
     path: str
@@ -98,6 +113,8 @@ class ConversionReport:
     is_counts: bool = True
     changed_columns: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+    cells_left_out: int = 0
+    genes_left_out: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -107,6 +124,9 @@ class ConversionReport:
             f"{self.nnz:,} values as {self.dtype} from {source}",
             f"{self.nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s",
         ]
+        if self.cells_left_out or any(self.genes_left_out):
+            genes = " or ".join(f"{n:,}" for n in dict.fromkeys(self.genes_left_out))
+            lines.append(f"left out: {self.cells_left_out:,} cells, {genes} genes")
         if not self.is_counts:
             lines.append(f"not counts: values of {source} are negative or not whole numbers")
         if self.rows_sorted:
@@ -191,6 +211,27 @@ def check_options(
             f"there is no option {', '.join(map(repr, sorted(unknown)))}; there are: "
             f"{', '.join(dict.fromkeys(known))}"
         )
+    # Errors in conditions are found before anything is opened.
+    Choice.of(options)
+
+
+def bounds_of(options: ConvertOptions, target: str) -> Bounds:
+    """How much of a matrix is processed at a time; temporary files are created next to `target`.
+
+    Raises
+    ------
+    OptionError
+        A number is not positive.
+    """
+    values = _positive("block_values", options.get("block_values", BLOCK_VALUES))
+    rows = _positive("block_rows", options.get("block_rows", Bounds().rows))
+    return Bounds(values, min(rows, Bounds().rows), target)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise OptionError(f"{name} must be at least 1, not {value}")
+    return value
 
 
 def storage_options(options: Mapping[str, Any], backend: Backend) -> dict[str, Any]:

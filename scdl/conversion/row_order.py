@@ -83,8 +83,17 @@ class RowOrder:
 
     moves = False
 
-    def obs(self, tables: Sequence[TableSource]) -> Sequence[TableSource]:
-        """The tables of cells of the sources, with the columns that the order adds."""
+    def obs(
+        self, tables: Sequence[TableSource], rows: Sequence[NDArray[np.int64]] | None = None
+    ) -> Sequence[TableSource]:
+        """The tables of cells of the sources, with the columns that the order adds.
+
+        Parameters
+        ----------
+        rows
+            Row of each cell in the sources, counted over all of them, for each table; None: the
+            tables have all cells.
+        """
         return tables
 
     def var(self, parts: Iterable[VarPart], where: str) -> tuple[Iterable[VarPart], Sequence[str]]:
@@ -139,7 +148,9 @@ class _Shuffled(RowOrder):
         self._key = hashing.mixed(shuffle.seed)
         self._bounds = Bounds(target=target)
 
-    def obs(self, tables: Sequence[TableSource]) -> Sequence[TableSource]:
+    def obs(
+        self, tables: Sequence[TableSource], rows: Sequence[NDArray[np.int64]] | None = None
+    ) -> Sequence[TableSource]:
         """The tables with a column of original rows, counted over all sources."""
         if any(self._column in table.schema.names for table in tables):
             raise OptionError(
@@ -149,12 +160,15 @@ class _Shuffled(RowOrder):
         field = pa.field(self._column, pa.int64())
         firsts = itertools.accumulate((table.num_rows for table in tables), initial=0)
 
-        def numbered(table: TableSource, first: int) -> TableSource:
-            return Extended(
-                table, field, lambda a, b: arrow.numbers(np.arange(first + a, first + b))
-            )
+        def numbered(table: TableSource, first: int, own: NDArray[np.int64] | None) -> TableSource:
+            def values(start: int, stop: int) -> pa.Array:
+                numbers = np.arange(first + start, first + stop) if own is None else own[start:stop]
+                return arrow.numbers(numbers)
 
-        return [*map(numbered, tables, firsts)]
+            return Extended(table, field, values)
+
+        chosen = rows or itertools.repeat(None)
+        return [*map(numbered, tables, firsts, chosen)]
 
     def var(self, parts: Iterable[VarPart], where: str) -> tuple[Iterable[VarPart], Sequence[str]]:
         return shared_var(parts, where)

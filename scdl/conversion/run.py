@@ -15,15 +15,15 @@ from scdl.archive.casting import DATA_DTYPES, Caster
 from scdl.archive.gene_names import gene_orders
 from scdl.archive.schema import DATA, GRAPH_DTYPES, OBS, Info, graph_array, names_of, obsm_array
 from scdl.conversion.elements import write_rest
-from scdl.conversion.options import ConvertOptions, Meter, Settings
+from scdl.conversion.options import ConvertOptions, Meter, Settings, bounds_of
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.source_rows import SourceRows
 from scdl.conversion.tables import United
 from scdl.conversion.var_tables import write_var
-from scdl.errors import OptionError, OutputError, ScdlWarning, SourceError
+from scdl.errors import OutputError, ScdlWarning, SourceError
 from scdl.sources.base import Source, Tally
 from scdl.sources.gene_selection import select_source_genes
-from scdl.sources.matrices import BLOCK_VALUES, Bounds, Reader, pieces
+from scdl.sources.matrices import Reader, pieces
 from storage_backends.base import ArrayWriter
 from storage_backends.compute.threads import prefetch
 
@@ -67,7 +67,10 @@ class Conversion:
         only_matrix = options.get("only_matrix", False) or settings.genes is not None
         n_obs = sum(file.n_obs for file in files)
         self._order = Shuffle.order(settings.shuffle, n_obs, target)
-        self._cells = self._order.obs([file.cells for file in files])
+        self._cells = self._order.obs([file.cells for file in files], _source_rows(files))
+        #: Figures of quality are known when the matrix was read, and are columns of obs.
+        self._obs_is_last = any(file.obs_is_last for file in files)
+        self.left_out = tuple(zip(*(file.left_out for file in files), strict=True))
         #: Whether all elements of a single source are kept.
         self._whole = len(files) == 1 and keeps_elements and not only_matrix
         # Opened here to detect missing keys before anything is written.
@@ -79,11 +82,7 @@ class Conversion:
         self._obsm = {key: [file.vectors(key) for file in files] for key in keys}
         self._graphs = list(dict.fromkeys(graphs or _common_keys(f.kept_graphs for f in files)))
         self.caster = settings.caster or self._make_caster(options)
-        self._bounds = Bounds(
-            _positive("block_values", options.get("block_values", BLOCK_VALUES)),
-            min(_positive("block_rows", options.get("block_rows", Bounds().rows)), Bounds().rows),
-            target,
-        )
+        self._bounds = bounds_of(options, target)
         self._rows = SourceRows(files, self._gene_orders, self._order, self.caster, self._bounds)
         carried = {obsm_array(key) for key in self._obsm}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
@@ -131,14 +130,8 @@ class Conversion:
         var, left_out = self._order.var(parts, writer.path)
         blocks, self.differing_var = write_var(self._writer, var)
         self.not_carried = (*self.not_carried, *(f"var/{name}" for name in left_out))
-        # A table without columns cannot have rows.
-        if any(table.schema.names for table in self._cells):
-            united = United(self._cells)
-            united.warn(writer.path)
-            self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
-            self._writer.write_table(OBS, self._order.table(united))
-        # Otherwise Arrow's allocator keeps the memory of the tables during the whole conversion.
-        pa.default_memory_pool().release_unused()
+        if not self._obs_is_last:
+            self._write_obs()
         if self._whole:
             for key in self._graphs:
                 self._warn_of_absence(key)
@@ -152,6 +145,8 @@ class Conversion:
                 if self._warn_of_absence(key):
                     self._write_graph(key)
         self._rows.write_matrix(writer, meter)
+        if self._obs_is_last:
+            self._write_obs()
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
         info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
@@ -159,6 +154,16 @@ class Conversion:
         self.caster.warn(self._writer.path)
         self._writer.commit(info.to_attrs())
         return info
+
+    def _write_obs(self) -> None:
+        # A table without columns cannot have rows.
+        if any(table.schema.names for table in self._cells):
+            united = United(self._cells)
+            united.warn(self._writer.path)
+            self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
+            self._writer.write_table(OBS, self._order.table(united))
+        # Otherwise Arrow's allocator keeps the memory of the tables during the whole conversion.
+        pa.default_memory_pool().release_unused()
 
     def _write_vectors(self, key: str, readers: Sequence[Reader]) -> None:
         items = {
@@ -215,13 +220,18 @@ class Conversion:
         csr.write_rows(self._writer, graph_array(key, ""), rows, dtypes)
 
 
+def _source_rows(files: Sequence[Source]) -> list[NDArray[np.int64]] | None:
+    """The row of each cell, counted over what all sources have; None if all cells are chosen."""
+    found, first = [], 0
+    for file in files:
+        if (rows := file.cut.rows) is None:
+            return None
+        found.append(rows + first)
+        first += len(rows) + file.left_out[0]
+    return found
+
+
 def _common_keys(keys: Iterable[Sequence[str]]) -> list[str]:
     """Keys that all lists contain, in the order of the first."""
     first, *others = keys
     return [key for key in first if all(key in other for other in others)]
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise OptionError(f"{name} must be at least 1, not {value}")
-    return value

@@ -28,7 +28,13 @@ from storage_backends.errors import one_line
 def stored_array(store: ArrayStore, name: str) -> RangeReader:
     """An array of an archive as a reader."""
     spec = store.spec(name)
-    return RangeReader(partial(store.read, name), spec.length, spec.dtype, spec.item_shape)
+    return RangeReader(
+        partial(store.read, name),
+        spec.length,
+        spec.dtype,
+        spec.item_shape,
+        partial(store.read_ranges, name),
+    )
 
 
 class StoredRows(CsrPart):

@@ -12,6 +12,7 @@ import pyarrow as pa
 from scdl.archive.schema import MATRIX
 from scdl.archive.tables import TableSource
 from scdl.errors import SourceError
+from scdl.sources.cuts import Cut
 from scdl.sources.matrices import Csr, Matrix, Reader, Values
 from scdl.sources.transposed import Csc
 from storage_backends.base import DTYPES
@@ -78,6 +79,12 @@ class Source(ABC):
         archive.
     tally
         Statistics of earlier processing of the values, if known.
+    cut
+        The cells and genes that were chosen of what is at `path`.
+    left_out
+        Number of cells, and of genes, that were not chosen.
+    obs_is_last
+        Whether `cells` can be read only when the matrix was read.
     """
 
     path: str
@@ -89,6 +96,9 @@ class Source(ABC):
     labelled: TableSource | None = None
     first_row: int = 0
     tally: Tally = Tally()
+    cut: Cut = Cut()
+    left_out: tuple[int, int] = (0, 0)
+    obs_is_last: bool = False
 
     @property
     def n_obs(self) -> int:
@@ -188,6 +198,8 @@ class Wrapped(Source):
         self.matrix_name, self.element = source.matrix_name, source.element
         self.matrix, self.obs, self.labelled = source.matrix, source.obs, source.labelled
         self.first_row, self.tally = source.first_row, source.tally
+        self.cut, self.left_out = source.cut, source.left_out
+        self.obs_is_last = source.obs_is_last
 
     def var(self) -> pa.Table:
         return self._source.var()
@@ -265,6 +277,26 @@ def choose_matrix(path: str, kind: str, name: str | None, available: Sequence[st
 def genes_of(matrix: str) -> str:
     """Name of the table of genes of a matrix."""
     return "raw/var" if matrix == "raw/X" else "var"
+
+
+#: Axes of the leading dimensions of elements of an AnnData, by their mapping or name.
+_AXES = {
+    "X": ("obs", "var"),
+    "raw/X": ("obs", "raw/var"),
+    "layers": ("obs", "var"),
+    "obsm": ("obs",),
+    "varm": ("var",),
+    "raw/varm": ("raw/var",),
+    "obsp": ("obs", "obs"),
+    "varp": ("var", "var"),
+    "var": ("var",),
+    "raw/var": ("raw/var",),
+}
+
+
+def axes_of(name: str) -> tuple[str, ...] | None:
+    """Axes of the leading dimensions of an element; None if AnnData has no such element."""
+    return _AXES.get(name) or _AXES.get(name.rpartition("/")[0])
 
 
 def is_matrix(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scdl.archive.csr import SparseRows
 from scdl.archive.gene_names import strings
 from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space
 from scdl.archive.schema import DATA, INDEX
 from scdl.errors import GeneError, OptionError
 from scdl.sources.base import Source, Wrapped
-from scdl.sources.matrices import Bounds, Matrix, check_ids
+from scdl.sources.cuts import Mapped
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,8 @@ class _Selected(Wrapped):
         super().__init__(source)
         self._names = names
         self.matrix = Mapped(source.matrix, table, len(names))
+        cells, genes = source.left_out
+        self.left_out = cells, genes + int(np.count_nonzero(table < 0))
 
     @property
     def n_vars(self) -> int:
@@ -107,20 +108,3 @@ class _Selected(Wrapped):
 
     def names_of_rest(self) -> Sequence[str]:
         return ()
-
-
-class Mapped(Matrix):
-    """A matrix with a new id from a table for each of its columns; -1 leaves a column out."""
-
-    def __init__(self, matrix: Matrix, table: NDArray[np.int32], n: int) -> None:
-        self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size
-        self.shape = (matrix.shape[0], n)
-        self._matrix, self._table = matrix, table
-
-    def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
-        for block in self._matrix.blocks(bounds):
-            check_ids(self.where, block.indices, len(self._table), "column ids")
-            places = self._table[block.indices]
-            included = places >= 0
-            ends = np.concatenate([[0], np.cumsum(included)])
-            yield SparseRows(block.data[included], places[included], ends[block.indptr])

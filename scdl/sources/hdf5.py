@@ -11,9 +11,8 @@ import errno
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import h5py
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from scdl.errors import ScdlError, SourceError, SourceNotFoundError
 from scdl.kernels.memory import recyclable
 from scdl.sources import hdf5_guard
+from scdl.sources.ranges import RangeReader as RangeReader
 from storage_backends import other_formats
 from storage_backends.compute import threads
 from storage_backends.errors import one_line
@@ -115,6 +115,11 @@ class RowReader:
         """Shape of one row."""
         return tuple(int(n) for n in self._dataset.shape[1:])
 
+    @property
+    def chunk_rows(self) -> int:
+        """Number of rows of a chunk, which are read together."""
+        return int(self._dataset.chunks[0]) if self._dataset.chunks else 1
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read rows ``[start, stop)`` in the stored dtype."""
         shape = (stop - start, *self._dataset.shape[1:])
@@ -183,19 +188,6 @@ class RowReader:
         inside = tuple(slice(0, c.stop - c.start) for c in columns)
         piece = chunk[(slice(first - offset[0], last - offset[0]), *inside)]
         out[(slice(first - start, last - start), *columns)] = piece
-
-
-@dataclass(frozen=True)
-class RangeReader:
-    """Reads rows of numbers with a function of the first row and the end."""
-
-    read: Callable[[int, int], NDArray[Any]]
-    length: int
-    dtype: np.dtype[Any]
-    item_shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.length
 
 
 def field_reader(dataset: h5py.Dataset, name: str) -> RangeReader:

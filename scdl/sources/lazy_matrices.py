@@ -66,10 +66,19 @@ class SlicedMatrix(Matrix):
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         for start, stop in self._ranges(bounds):
-            rows = self._read(start, stop)
-            if hasattr(rows, "compute"):
-                rows = rows.compute()
-            yield from _rows_in_memory(self.where, rows, stop - start, self.shape[1]).blocks(bounds)
+            yield from self._matrix(start, stop).blocks(bounds)
+
+    def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
+        for start, stop in self._ranges(bounds):
+            inside = rows[slice(*np.searchsorted(rows, (start, stop)))] - start
+            if len(inside):
+                yield from self._matrix(start, stop).chosen(inside, bounds)
+
+    def _matrix(self, start: int, stop: int) -> Matrix:
+        rows = self._read(start, stop)
+        if hasattr(rows, "compute"):
+            rows = rows.compute()
+        return _rows_in_memory(self.where, rows, stop - start, self.shape[1])
 
     def part(self, start: int, stop: int) -> Matrix | None:
         return None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, spans
 from scdl.errors import SourceError
-from scdl.sources.matrices import Bounds, check_ids
+from scdl.sources.matrices import Bounds, Matrix, check_ids
 from scdl.sources.transposed import ByEntry, Entries
 from storage_backends.compute.threads import prefetch
 from storage_backends.errors import one_line
@@ -95,6 +95,11 @@ class MarketMatrix(ByEntry):
             rest = np.searchsorted(rows, last)
             left, begin = [part[rest:] for part in left], last
         yield from _rows(left, begin, self.shape[0], bounds)
+
+    def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
+        if self._is_by_cell:
+            return Matrix.chosen(self, rows, bounds)
+        return super().chosen(rows, bounds)
 
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         n = 0

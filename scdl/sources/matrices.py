@@ -8,37 +8,23 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, groups, spans
+from scdl.archive.schema import MATRIX
 from scdl.errors import SourceError
-from scdl.sources.hdf5 import RangeReader, RowReader
+from scdl.sources.hdf5 import RowReader
+from scdl.sources.ranges import RangeReader as RangeReader
+from scdl.sources.ranges import Reader as Reader
+from scdl.sources.ranges import read_ranges, within
 from storage_backends.errors import refused_write
 
 #: Default number of stored values processed at a time: 8 MB of int32 and float32.
 BLOCK_VALUES = 1 << 20
-
-
-@runtime_checkable
-class Reader(Protocol):
-    """Reads rows of a numeric array."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Stored dtype of the numbers."""
-
-    @property
-    def item_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``[start, stop)``."""
 
 
 class Bounds(NamedTuple):
@@ -86,6 +72,18 @@ class Matrix(ABC):
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         """Yield consecutive rows as stored; column ids are checked to be in range."""
 
+    def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
+        """Yield some rows, given in ascending order; others are read only where they must be."""
+        first = 0
+        for block in self.blocks(bounds):
+            stop = first + len(block.indptr) - 1
+            inside = rows[slice(*np.searchsorted(rows, (first, stop)))] - first
+            if len(inside):
+                yield _rows_of(block, inside)
+            first = stop
+            if not len(rows) or first > rows[-1]:
+                return
+
     def part(self, start: int, stop: int) -> Matrix | None:
         """Rows ``[start, stop)`` as a matrix; None if they cannot be read separately."""
         return self if (start, stop) == (0, self.shape[0]) else None
@@ -100,11 +98,13 @@ def pieces(reader: Reader, n_values: int) -> Iterator[NDArray[Any]]:
 
 def reader_part(reader: Reader, start: int, stop: int) -> RangeReader:
     """Rows ``[start, stop)`` of another reader."""
+    many = getattr(reader, "read_ranges", None)
     return RangeReader(
         lambda a, b: reader.read(start + a, start + b),
         stop - start,
         reader.dtype,
         reader.item_shape,
+        many and (lambda a, b, out: many(start + a, start + b, out)),
     )
 
 
@@ -126,6 +126,21 @@ class Csr(Matrix):
             indices = self.parts["indices"].read(first, last)
             check_ids(self.where, indices, self.shape[1], f"rows {start} to {stop}")
             yield SparseRows(self.parts["data"].read(first, last), indices, offsets - first)
+
+    def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
+        indptr = self.parts["indptr"]
+        for start, stop in spans(self.shape[0], bounds.rows):
+            inside = rows[slice(*np.searchsorted(rows, (start, stop)))] - start
+            if not len(inside):
+                continue
+            offsets = read_offsets(self.where, indptr, start, stop, self.size)
+            starts, stops = offsets[inside], offsets[inside + 1]
+            ends = np.concatenate([[0], np.cumsum(stops - starts)])
+            for first, last in groups(ends, bounds.values):
+                ranges = starts[first:last], stops[first:last], bounds.values
+                data, indices = (read_ranges(self.parts[p], *ranges) for p in MATRIX[:2])
+                check_ids(self.where, indices, self.shape[1], f"rows {start} to {stop}")
+                yield SparseRows(data, indices, ends[first : last + 1] - ends[first])
 
     def part(self, start: int, stop: int) -> Matrix | None:
         return CsrPart(self.where, self.parts, (start, stop), self.shape[1])
@@ -157,16 +172,18 @@ class Dense(Matrix):
         self._chunk_rows = chunk_rows
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
-        n_obs, n_vars = self.shape
-        rows = max(1, min(bounds.rows, bounds.values // max(n_vars, 1)))
-        if rows > self._chunk_rows:
-            rows -= rows % self._chunk_rows
-        for start in range(0, n_obs, rows):
-            values = self._reader.read(start, min(start + rows, n_obs))
-            row, column = np.nonzero(values)
-            indptr = np.zeros(len(values) + 1, np.int64)
-            np.cumsum(np.bincount(row, minlength=len(values)), out=indptr[1:])
-            yield SparseRows(values[row, column], column, indptr)
+        for start, stop in spans(self.shape[0], self._rows_at_once(bounds)):
+            yield _without_zeros(self._reader.read(start, stop))
+
+    def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
+        most = self._rows_at_once(bounds)
+        for first, last in spans(len(rows), most):
+            some = rows[first:last]
+            yield _without_zeros(read_ranges(self._reader, some, some + 1, most, self._chunk_rows))
+
+    def _rows_at_once(self, bounds: Bounds) -> int:
+        rows = max(1, min(bounds.rows, bounds.values // max(self.shape[1], 1)))
+        return rows - rows % self._chunk_rows if rows > self._chunk_rows else rows
 
     def part(self, start: int, stop: int) -> Matrix | None:
         rows = reader_part(self._reader, start, stop)
@@ -184,13 +201,43 @@ def compressed_ranges(
         A half-open range and its ``stop - start + 1`` offsets as int64.
     """
     for start, stop in spans(n, bounds.rows):
-        offsets = indptr.read(start, stop + 1).astype(np.int64)
-        if (np.diff(offsets) < 0).any() or int(offsets[-1]) > size or int(offsets[0]) < 0:
-            raise SourceError(
-                f"{where}: indptr is not monotone between {start} and {stop}; the file is damaged"
-            )
+        offsets = read_offsets(where, indptr, start, stop, size)
         for first, last in groups(offsets, bounds.values):
             yield start + first, start + last, offsets[first : last + 1]
+
+
+def read_offsets(where: str, indptr: Reader, start: int, stop: int, size: int) -> NDArray[np.int64]:
+    """The ``stop - start + 1`` offsets of a range of rows or columns.
+
+    Raises
+    ------
+    SourceError
+        They decrease, or are not in ``[0, size]``.
+    """
+    offsets = indptr.read(start, stop + 1).astype(np.int64)
+    if (np.diff(offsets) < 0).any() or int(offsets[-1]) > size or int(offsets[0]) < 0:
+        raise SourceError(
+            f"{where}: indptr is not monotone between {start} and {stop}; the file is damaged"
+        )
+    return offsets
+
+
+def _without_zeros(values: NDArray[Any]) -> SparseRows:
+    """Dense rows as sparse ones."""
+    row, column = np.nonzero(values)
+    indptr = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(np.bincount(row, minlength=len(values)), out=indptr[1:])
+    return SparseRows(values[row, column], column, indptr)
+
+
+def _rows_of(block: SparseRows, rows: NDArray[np.int64]) -> SparseRows:
+    """Some rows of a block."""
+    if len(rows) == len(block.indptr) - 1:
+        return block
+    lengths = np.diff(block.indptr)[rows]
+    places = within(block.indptr[rows], lengths)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return SparseRows(block.data[places], block.indices[places], indptr)
 
 
 def check_ids(where: str, ids: NDArray[Any], n: int, among: str) -> None:

@@ -15,7 +15,7 @@ from scdl.archive.schema import INDEX
 from scdl.archive.tables import TableInMemory, TableSource
 from scdl.errors import OptionError, SourceError
 from scdl.sources.base import Source
-from scdl.sources.gene_selection import Mapped
+from scdl.sources.cuts import Mapped
 from scdl.sources.matrices import Matrix
 
 #: Options of a conversion for these formats.

@@ -46,6 +46,10 @@ class ByEntry(Matrix):
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         raise NotImplementedError
 
+    def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
+        # Entries of other rows are dropped before they are sorted.
+        return _ChosenEntries(self, rows).blocks(bounds)
+
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
         counts = np.zeros(self.shape[0], np.int64)
         for entries in self._entries(bounds, with_values=False):
@@ -86,6 +90,24 @@ class ByEntry(Matrix):
                 file.write(records[f : f + n].tobytes())
                 cursors[b] += n
         file.flush()
+
+
+class _ChosenEntries(ByEntry):
+    """Some rows of a matrix, in ascending order."""
+
+    def __init__(self, matrix: ByEntry, rows: NDArray[np.int64]) -> None:
+        self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size
+        self.shape = len(rows), matrix.shape[1]
+        self._matrix = matrix
+        self._places = np.full(matrix.shape[0], -1, np.int64)
+        self._places[rows] = np.arange(len(rows))
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
+        for rows, columns, values in self._matrix._entries(bounds, with_values=with_values):
+            check_ids(self.where, rows, len(self._places), "rows")
+            places = self._places[rows]
+            kept = places >= 0
+            yield Entries(places[kept], columns[kept], None if values is None else values[kept])
 
 
 class Csc(ByEntry):

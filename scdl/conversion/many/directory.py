@@ -20,6 +20,7 @@ from scdl.errors import (
     ArchiveExistsError,
     ArchiveFormatError,
     BackendOptionError,
+    OptionError,
     ScdlError,
     SourceNotFoundError,
 )
@@ -124,7 +125,8 @@ def convert_directory(
     progress
         Whether to show a progress bar over the bytes of all files.
     backend, neighbor_key : optional
-        As for :func:`scdl.convert`, like all other options.
+        As for :func:`scdl.convert`, like all other options except `cells`. Files are not divided
+        if `quality` is given.
     split_bytes : int, optional
         Larger files are divided by rows among the workers. Default: the share of one worker of all
         bytes, but at least 1 GiB. Matrices in CSC or COO form are never divided.
@@ -144,7 +146,7 @@ def convert_directory(
     ConversionFailedError
         A file could not be converted; the attribute ``report`` lists all files.
     OptionError
-        `workers` is not a positive integer or a Dask client.
+        `workers` is not a positive integer or a Dask client, or `cells` is given.
     ClusterError
         The workers of the cluster write to another file system.
     """
@@ -152,6 +154,10 @@ def convert_directory(
     directory = path_of(directory, "the path of a directory with h5ad files")
     dest = path_of(dest, "the path of a directory for the archives")
     settings, split_bytes = settings_of(options, convert_directory)
+    if settings.options.get("cells") is not None:
+        raise OptionError(
+            "cells= is about sources that become one archive; choose cells of each file with where="
+        )
     backend = registry.for_target(dest, settings.backend)
     files = source_files(directory)
     other_formats.check_target(dest, backend.suffix)

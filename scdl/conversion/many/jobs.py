@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from scdl.conversion.choice import Choice
 from scdl.conversion.convert import open_sources
 from scdl.conversion.many.options import WorkersLike, workers_of
 from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of
@@ -93,9 +94,13 @@ class Job:
             The sources cannot be opened, or lack an element that the settings request.
         """
         settings, draft = self.whole.settings, self.whole.path
+        choice = Choice.of(settings.options)
+        if choice is not None and choice.quality is not None:
+            # Figures of quality belong to obs, which the parts do not have.
+            return
         writer = registry.for_target(self.target, settings.backend).writer
         with ExitStack() as stack:
-            opened = open_sources(self.whole.sources, settings, stack)
+            opened = open_sources(self.whole.sources, settings, self.target, stack)
             # Checks the sources now; otherwise errors would appear after all parts are written.
             caster = Conversion(
                 opened, self.target, settings, keeps_elements=writer.keeps_elements

@@ -26,6 +26,7 @@ from scdl.conversion.convert import open_sources, write_archive
 from scdl.conversion.options import ConversionReport, ConvertOptions, Meter, Settings
 from scdl.sources.archive import StoredRows
 from scdl.sources.base import Source, Tally
+from scdl.sources.cuts import Cut
 from scdl.sources.h5ad import H5adFile
 from scdl.sources.matrices import Bounds, Matrix
 from storage_backends import registry
@@ -42,8 +43,10 @@ class Part:
     ----------
     source, matrix
         Path of the file and name of the matrix.
+    cut
+        The chosen cells and genes.
     rows
-        Half-open range of rows.
+        Half-open range of chosen rows.
     path
         Path of the part.
     caster
@@ -56,6 +59,7 @@ class Part:
 
     source: str
     matrix: str
+    cut: Cut
     rows: tuple[int, int]
     path: str
     caster: Caster
@@ -70,7 +74,9 @@ class Part:
         """Write the part; replace one that was left by a worker that died."""
 
         def open_rows(stack: ExitStack) -> list[Source]:
-            return [_Rows(stack.enter_context(H5adFile(self.source, self.matrix)), self.rows)]
+            source = stack.enter_context(H5adFile(self.source, self.matrix))
+            source.matrix = self.cut.matrix(source.matrix)
+            return [_Rows(source, self.rows)]
 
         options, backend = self.options, None
         if self.caster.dtype.name not in DATA_DTYPES:
@@ -117,7 +123,7 @@ class Whole:
         return write_archive(self._open, self.path, self.settings, meter, replace=True)
 
     def _open(self, stack: ExitStack) -> list[Source]:
-        opened = open_sources(self.sources, self.settings, stack)
+        opened = open_sources(self.sources, self.settings, self.path, stack)
         for source, label in zip(opened, self.labels, strict=True):
             source.label = label
         if self.parts:
@@ -158,6 +164,7 @@ def parts_of(
         Part(
             source.path,
             source.matrix_name,
+            source.cut,
             rows,
             f"{path}-{i}",
             caster,
