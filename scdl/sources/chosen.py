@@ -160,7 +160,7 @@ class Chosen(Wrapped):
 
     def _check(self, name: str, element: Any, axes: Sequence[str]) -> None:
         """Raise SourceError for an element that does not fit the cells and genes of the source."""
-        lengths = {OBS: self._source.n_obs, self.genes: self._source.n_vars}
+        lengths = self._lengths
         if isinstance(element, SparseParts):
             shape: tuple[int, ...] = element.sparse.shape
         elif isinstance(element, Reader):
@@ -172,6 +172,11 @@ class Chosen(Wrapped):
                 raise SourceError(
                     f"{self.path}: {name} has shape {shape}, expected {lengths[axis]} by {axis}"
                 )
+
+    @cached_property
+    def _lengths(self) -> Mapping[str, int]:
+        """Number of cells, and of genes of the matrix, of the source."""
+        return {OBS: self._source.n_obs, self.genes: self._source.n_vars}
 
     def _frame(self, name: str, frame: Any, axes: Sequence[str]) -> Any:
         """A table, which in obsm gets the names that cells have in the archive."""
