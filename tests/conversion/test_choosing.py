@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
+from anndata.io import write_elem
 from anndata.tests.helpers import assert_equal
 from anndata.utils import make_index_unique
 from annotated import annotated, write
@@ -134,7 +136,7 @@ def test_genes_of_raw(tmp_path: Path) -> None:
 
 
 @given(cells=cells(), encoding=encodings(("csr", "csc", "dense", "coo")), data=st.data())
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(60))
 def test_any_rows_of_any_encoding(cells: Cells, encoding: Any, data: Any) -> None:
     n_obs, n_vars = cells.shape
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -189,6 +191,10 @@ def three(place: Path) -> tuple[list[Path], anndata.AnnData]:
         part.obs = part.obs[["category", "int"]].assign(only=i) if i else part.obs[["int"]]
         part.var = part.var[["category"]].assign(wanted=np.arange(12) % 2 == 0)
         part.obs_names = names(f"s{i}-", n)
+        part = anndata.AnnData(
+            part.X, part.obs, part.var, obsm={"X_pca": part.obsm["X_pca"]},
+            obsp={"graph": part.obsp["graph"]},
+        )  # fmt: skip
         parts.append(part)
         write(part, place / f"{i}.h5ad")
     with ignore_warnings(""):
@@ -264,7 +270,10 @@ def test_graphs_of_archives_with_several_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", BACKENDS, ids=["memmap", "zarr"])
 def test_nothing_chosen(tmp_path: Path, options: dict[str, Any]) -> None:
-    write(marked(annotated(20, 12)), tmp_path / "a.h5ad")
+    adata = marked(annotated(20, 12))
+    adata = anndata.AnnData(adata.X, adata.obs, adata.var, obsm={"frame": adata.obsm["frame"]},
+                            layers=dict(adata.layers), obsp=dict(adata.obsp))  # fmt: skip
+    write(adata, tmp_path / "a.h5ad")
     with ignore_warnings(""):
         empty = scdl.convert(tmp_path / "a.h5ad", tmp_path / "a", where="int > 99", **options)
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "b", genes_where="float > 99", **options)
@@ -279,6 +288,7 @@ def test_nothing_chosen(tmp_path: Path, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", BACKENDS, ids=["memmap", "zarr"])
 def test_columns(tmp_path: Path, options: dict[str, Any]) -> None:
     adata = write(annotated(20, 12), tmp_path / "a.h5ad")
+    options = options | {"only_matrix": True}
     report = scdl.convert(
         tmp_path / "a.h5ad", tmp_path / "a",
         where="int > 0", obs_columns={"float": "score", "category": "type"},
@@ -300,7 +310,7 @@ POOL = st.sampled_from(["a", "b", "a-1", "a-2", "a-1-1", "b-01", "b-10", "", "-1
 
 
 @given(rows=st.lists(POOL, max_size=30), cut=st.integers(0, 30))
-@settings(max_examples=examples(300))
+@settings(max_examples=examples(100))
 def test_unique_names_are_those_of_anndata(rows: list[str | None], cut: int) -> None:
     tables = [
         TableInMemory(pa.table({"_index": pa.array(part, pa.large_string())}))
@@ -459,12 +469,9 @@ def test_bad_input(tmp_path: Path) -> None:
 
 def test_elements_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     """What has another length than the cells cannot be cut, even if it then seems to fit."""
-    import h5py
-    from anndata.io import write_elem
-
-    write(annotated(20, 12), tmp_path / "a.h5ad")
+    write_h5ad(tmp_path / "a.h5ad", random_cells(20, 12))
     with h5py.File(tmp_path / "a.h5ad", "r+") as file:
-        write_elem(file["obsm"], "short", np.zeros((9, 2)))
+        write_elem(file.require_group("obsm"), "short", np.zeros((9, 2)))
     report = scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr", cells=[*range(9)])
     assert "obsm/short" in report.not_carried
     assert scdl.open(report.path).to_anndata().n_obs == 9
@@ -487,5 +494,3 @@ def test_commands(tmp_path: Path, run_command: Any) -> None:
     found, expected = (scdl.open(tmp_path / name).to_anndata() for name in ("made", "expected"))
     assert_equal(found, expected)
     assert [*found.obs] == ["int", "score", "n_genes", "n_counts", "pct_some"]
-    done = run_command("scdl", "convert", "a.h5ad", "other", "--quality")
-    assert [*scdl.open(tmp_path / "other").obs][-2:] == ["n_genes", "n_counts"], done.stderr
