@@ -20,6 +20,7 @@ from scdl.conversion.options import (
     Settings,
     check_options,
     keywords,
+    layers_of,
     storage_options,
 )
 from scdl.conversion.origins import origins_of
@@ -124,9 +125,14 @@ def convert(
         nulls; the report counts them.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
+    layers : str, sequence of str or mapping, optional
+        Further matrices to store as fields, which are read beside the matrix: names of layers, or
+        a dict of the name of each field to a matrix of the sources, such as ``{"spliced":
+        "layers/spliced"}``. They need the genes of the matrix, and keep their dtypes. Default: the
+        fields of archives.
     data_dtype : dtype, optional
-        Dtype of the stored values: uint8 to uint64, or float16 to float64. Default: the dtype of
-        the source if all its elements are kept or it is an archive, else float32.
+        Dtype of the stored values of the matrix: uint8 to uint64, or float16 to float64. Default:
+        the dtype of the source if all its elements are kept or it is an archive, else float32.
     data_dtype_tolerance : float, default 1e-8
         Largest absolute rounding error that is accepted without a warning.
     block_values, block_rows : int, optional
@@ -248,6 +254,7 @@ def write_archive(
         not_carried=conversion.not_carried,
         changed_columns=conversion.changed_columns,
         unmatched=tuple(line for source in opened for line in source.unmatched),
+        fields=info.fields,
         max_rounding=tally.max_rounding,
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
@@ -271,8 +278,16 @@ def open_sources(opening: Sequence[Any], settings: Settings, stack: ExitStack) -
     """Open paths and objects until the stack closes, with the label column, if any."""
     sources, options = [], settings.options
     tables = Beside(options.get("obs"), options.get("var"))
+    layers = layers_of(options.get("layers"))
     for number, one in enumerate(opening):
-        for source in map(tables.joined, open_source(one, options.get("matrix"), stack, options)):
+        opened = open_source(one, options.get("matrix"), stack, options)
+        if layers is not None:
+            others = {
+                name: open_source(one, matrix, stack, options) for name, matrix in layers.items()
+            }
+            for i, source in enumerate(opened):
+                source.take_fields({name: several[i] for name, several in others.items()})
+        for source in map(tables.joined, opened):
             if settings.origins is not None:
                 source.labelled = settings.origins.labelled(source.obs, number, source.path)
             sources.append(source)

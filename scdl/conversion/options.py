@@ -10,9 +10,10 @@ from typing import Any, Protocol, TypedDict
 from numpy.typing import DTypeLike
 
 from scdl.archive.casting import Caster
+from scdl.archive.schema import field_element, names_of
 from scdl.conversion.origins import Origins
 from scdl.conversion.row_order import Shuffle
-from scdl.errors import UnknownOptionError
+from scdl.errors import OptionError, UnknownOptionError
 from scdl.sources import formats
 from scdl.sources.beside import Table
 from scdl.sources.gene_selection import GeneChoice
@@ -33,6 +34,7 @@ class ConvertOptions(TypedDict, total=False):
     obs: Table | None
     var: Table | None
     obsm: str | Sequence[str]
+    layers: str | Sequence[str] | Mapping[str, str] | None
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float
     block_values: int
@@ -55,7 +57,7 @@ class ConversionReport:
         The matrix that was converted from each source.
     rows_sorted, duplicates_summed
         Number of rows whose genes were out of order, and of stored values that were added to
-        another value of the same cell and gene.
+        another value of the same cell and gene; of the matrix and the fields.
     reordered
         Sources with the genes of an earlier source in another order; they were reordered to match.
     differing_var
@@ -77,6 +79,8 @@ class ConversionReport:
         common type, with a description: ``obs/flag (bool and int64 become int64)``.
     unmatched
         Sentences about names that did not match when tables were joined, for each source.
+    fields
+        Names of the fields of the archive.
     """
 
     path: str
@@ -98,6 +102,7 @@ class ConversionReport:
     is_counts: bool = True
     changed_columns: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -107,6 +112,8 @@ class ConversionReport:
             f"{self.nnz:,} values as {self.dtype} from {source}",
             f"{self.nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s",
         ]
+        if self.fields:
+            lines.append(f"fields: {', '.join(self.fields)}")
         if not self.is_counts:
             lines.append(f"not counts: values of {source} are negative or not whole numbers")
         if self.rows_sorted:
@@ -191,6 +198,30 @@ def check_options(
             f"there is no option {', '.join(map(repr, sorted(unknown)))}; there are: "
             f"{', '.join(dict.fromkeys(known))}"
         )
+
+
+def layers_of(given: Any) -> dict[str, str] | None:
+    """The option `layers` as matrices of the sources by name of the field; None: not given.
+
+    Raises
+    ------
+    OptionError
+        It holds something other than names, or a field cannot have such a name.
+    """
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        names_of(given.values(), "the matrices of layers")
+        layers = {name: given[name] for name in names_of(given, "layers")}
+    else:
+        layers = {name: field_element(name) for name in names_of(given, "layers")}
+    for name in layers:
+        if not name or "/" in name:
+            raise OptionError(
+                f"layers: a field cannot be called {name!r}; choose a name without a slash, as in "
+                "layers={'spliced': 'layers/spliced'}"
+            )
+    return layers
 
 
 def storage_options(options: Mapping[str, Any], backend: Backend) -> dict[str, Any]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from scdl.archive.schema import MATRIX
+from scdl.archive.schema import INDEX, MATRIX
 from scdl.archive.tables import TableSource
 from scdl.errors import SourceError
-from scdl.sources.matrices import Csr, Matrix, Reader, Values
+from scdl.sources.matrices import Csr, Matrix, Reader, Values, check_shape
 from scdl.sources.transposed import Csc
 from storage_backends.base import DTYPES
 from storage_backends.capabilities import Sparse
@@ -78,6 +79,8 @@ class Source(ABC):
         archive.
     tally
         Statistics of earlier processing of the values, if known.
+    fields
+        Further matrices with the same genes to convert, by the names of their fields.
     """
 
     path: str
@@ -89,6 +92,7 @@ class Source(ABC):
     labelled: TableSource | None = None
     first_row: int = 0
     tally: Tally = Tally()
+    fields: Mapping[str, Matrix] = MappingProxyType({})
 
     @property
     def n_obs(self) -> int:
@@ -103,6 +107,24 @@ class Source(ABC):
     @abstractmethod
     def var(self) -> pa.Table:
         """The table of genes."""
+
+    def take_fields(self, others: Mapping[str, Source]) -> None:
+        """Use the matrices of other sources of the same cells as the fields.
+
+        Raises
+        ------
+        SourceError
+            A matrix has other cells or genes.
+        """
+        for name, other in others.items():
+            where = f"{other.path}: {other.matrix_name}, for the field {name!r},"
+            if other.genes != self.genes and _names(other) != _names(self):
+                raise SourceError(
+                    f"{where} has the genes of {other.genes}, but {self.matrix_name} those of "
+                    f"{self.genes}, which differ; choose a matrix with the same genes with matrix="
+                )
+            check_shape(where, other.matrix.shape, self.matrix.shape)
+        self.fields = {name: other.matrix for name, other in others.items()}
 
     # -- optional for a format ---------------------------------------------------------------
 
@@ -188,6 +210,7 @@ class Wrapped(Source):
         self.matrix_name, self.element = source.matrix_name, source.element
         self.matrix, self.obs, self.labelled = source.matrix, source.obs, source.labelled
         self.first_row, self.tally = source.first_row, source.tally
+        self.fields = source.fields
 
     def var(self) -> pa.Table:
         return self._source.var()
@@ -223,6 +246,12 @@ class Wrapped(Source):
 
     def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
         return self._source.element_of_rest(name)
+
+
+def _names(source: Source) -> list[str | None]:
+    """Names of the genes of a source."""
+    names: list[str | None] = source.var().column(INDEX).to_pylist()
+    return names
 
 
 def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:

@@ -88,6 +88,9 @@ class _Selected(Wrapped):
         super().__init__(source)
         self._names = names
         self.matrix = Mapped(source.matrix, table, len(names))
+        self.fields = {
+            name: Mapped(matrix, table, len(names)) for name, matrix in source.fields.items()
+        }
 
     @property
     def n_vars(self) -> int:
