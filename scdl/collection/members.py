@@ -68,6 +68,7 @@ class Members(Sequence[SingleCellDataset]):
         self._read = LRUCache[tuple[int, str], StoredMatrix](MAX_MATRICES)
         #: Of each field that was read, and of the expression matrix, under an empty name.
         self._matrices: dict[str, Matrices] = {}
+        self._joint_fields: dict[str, Field] = {}
         #: Directory of a manifest of these members, which may keep columns of obs.
         self.manifest_in: str | None = None
         #: Members whose genes were compared with their descriptions.
@@ -197,13 +198,15 @@ class Members(Sequence[SingleCellDataset]):
 
     def field(self, name: str) -> Field:
         """A field of all members that have cells, which must have it; errors of `joint_field`."""
-        return joint_field(
-            {
+        known = self._joint_fields.get(name)
+        if known is None:
+            parts = {
                 record.path: self.fields(number)[name]
                 for number, record in enumerate(self.records)
                 if record.n_obs
             }
-        )
+            known = self._joint_fields.setdefault(name, joint_field(parts))
+        return known
 
     def stores(self) -> Sequence[ArrayStore]:
         """The archives of the members, opened lazily."""

@@ -261,17 +261,13 @@ class GeneView(CellReader):
 
     def _sum_dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
         """The stored dtype, or a wider one if sums of genes could overflow."""
-        repeats = self._most_repeats
+        repeats = self._space.most_repeats
         if repeats < 2:
             return stored
         if stored.kind == "f":
             return np.result_type(stored, np.float32)
         most = min(int(np.iinfo(stored).max) * repeats, np.iinfo(np.uint64).max)
         return smallest_unsigned(most) if stored.kind == "u" else np.dtype(np.int64)
-
-    @cached_property
-    def _most_repeats(self) -> int:
-        return self._space.most_repeats
 
     @property
     def index_dtype(self) -> np.dtype[Any]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from reading import rewritten
 
 import scdl
+from scdl.conversion.export import export
 from scdl.errors import (
     ArchiveFormatError,
     CastError,
@@ -325,6 +326,22 @@ def test_sources_of_archives_keep_fields(
     expected = plain(made[1].layers["counts"])[[10]][:, [3, 1]]
     np.testing.assert_array_equal(plain(read.to_scipy()), expected)
     assert scdl.convert(both[1], tmp_path / "without", layers=()).fields == ()
+
+
+@pytest.mark.parametrize("kind", list(BACKENDS))
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.sampled
+def test_exported_as_layers(
+    two: tuple[Path, list[ad.AnnData]], tmp_path: Path, kind: str, suffix: str
+) -> None:
+    place, made = two
+    with scdl.open(place / f"{kind}-0").store as store:
+        export(store, tmp_path / f"a{suffix}")
+    read = ad.read_h5ad if suffix == ".h5ad" else ad.read_zarr
+    found = read(tmp_path / f"a{suffix}")
+    assert set(found.layers) == set(KINDS)
+    for name in KINDS:
+        np.testing.assert_array_equal(plain(found.layers[name]), plain(made[0].layers[name]))
 
 
 def test_in_parts(two: tuple[Path, list[ad.AnnData]], tmp_path: Path) -> None:
