@@ -176,9 +176,7 @@ class JoinedCells(CellReader):
     def fields(self) -> list[str]:
         """Names of the fields that all members with cells have."""
         members = self._members
-        return shared_names(
-            [members.fields(number) for number, r in enumerate(members.records) if r.n_obs]
-        )
+        return shared_names([members.fields(number) for number in members.with_cells])
 
     def _field(self, name: str) -> Field:
         check_field(repr(self), name, self.fields)

@@ -196,15 +196,17 @@ class Members(Sequence[SingleCellDataset]):
             self.records[number] = replace(self.records[number], fields=known)
         return known
 
+    @property
+    def with_cells(self) -> Sequence[int]:
+        """Numbers of the members that have cells; of all if none has."""
+        numbers = range(len(self))
+        return [i for i in numbers if self.records[i].n_obs] or numbers
+
     def field(self, name: str) -> Field:
-        """A field of all members that have cells, which must have it; errors of `joint_field`."""
+        """A field of the members that have cells, which must have it; errors of `joint_field`."""
         known = self._joint_fields.get(name)
         if known is None:
-            parts = {
-                record.path: self.fields(number)[name]
-                for number, record in enumerate(self.records)
-                if record.n_obs
-            }
+            parts = {self.records[i].path: self.fields(i)[name] for i in self.with_cells}
             known = self._joint_fields.setdefault(name, joint_field(parts))
         return known
 

@@ -185,12 +185,10 @@ def shared_vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[
 
 def shared_fields(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> dict[str, np.dtype[Any]]:
     """The dtype of each field that all archives with cells have, if one holds the values of all."""
+    pairs = list(zip(stores, infos, strict=True))
     # Archives without cells may lack the fields.
-    parts = {
-        store.path: fields_of(store, info)
-        for store, info in zip(stores, infos, strict=True)
-        if info.n_obs
-    }
+    pairs = [pair for pair in pairs if pair[1].n_obs] or pairs
+    parts = {store.path: fields_of(store, info) for store, info in pairs}
     found = {}
     for name in shared_names([*parts.values()]):
         with suppress(CastError):
