@@ -11,6 +11,7 @@ from scdl.archive.casting import common_dtype
 from scdl.archive.schema import DATA, INDICES, Info, field_element, field_prefix
 from scdl.errors import FeatureNotFoundError
 from storage_backends.base import ArrayStore
+from storage_backends.capabilities import Sparse
 
 
 class Field(NamedTuple):
@@ -39,10 +40,10 @@ class Field(NamedTuple):
 
 def fields_of(store: ArrayStore, info: Info) -> dict[str, Field]:
     """The fields of an archive by name: layers that are stored by rows and have its genes."""
-    found = {}
+    found, like = {}, Sparse("csr", (info.n_obs, info.max_n_vars))
     for element, sparse in store.sparse.items():
         name = element.removeprefix(field_element(""))
-        if name == element or element == info.element or sparse.format != "csr":
+        if name == element or element == info.element or sparse != like:
             continue
         # The genes of other layers may be those of var while the matrix has those of raw/var.
         if name in info.fields or not info.element.startswith("raw/"):
