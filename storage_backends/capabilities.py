@@ -278,6 +278,9 @@ class ElementsWriter:
     def write_sparse(self, name: str, sparse: Sparse) -> None:
         """Declare the arrays ``<name>/data``, ``…/indices`` and ``…/indptr`` a sparse matrix.
 
+        It comes before they are appended. Archives have fields if their backend accepts
+        ``layers/<name>`` by rows, whether or not it keeps all elements.
+
         Raises
         ------
         OutputError

@@ -20,13 +20,18 @@ _PIECE = 1 << 16
 _CHOICE = f"choose one of {', '.join(DATA_DTYPES)}"
 
 
-def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
+def common_dtype(
+    archives: Iterable[tuple[str, DTypeLike]],
+    advice: str = "convert them to one dtype with cast_data_to_dtype",
+) -> np.dtype[Any]:
     """The dtype that represents the values of all archives exactly.
 
     Parameters
     ----------
     archives
         Path and value dtype of each archive; at least one archive.
+    advice
+        What to do about an error, for its message.
 
     Raises
     ------
@@ -38,8 +43,7 @@ def common_dtype(archives: Iterable[tuple[str, DTypeLike]]) -> np.dtype[Any]:
     if len({dtype.kind == "f" for dtype in (*by_dtype, common)}) > 1:
         listed = ", ".join(f"{path} has {dtype}" for dtype, path in by_dtype.items())
         raise CastError(
-            f"no dtype represents the values of all archives exactly: {listed}; convert them to "
-            "one dtype with cast_data_to_dtype"
+            f"no dtype represents the values of all archives exactly: {listed}; {advice}"
         )
     return common
 

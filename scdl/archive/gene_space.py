@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.schema import INDEX
 from scdl.errors import GeneError, GeneListNotFoundError
+from storage_backends.compute.caching import cached_property
 from storage_backends.paths import path_of
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class GeneSpace:
         """The lookup tables as separate arrays."""
         return np.split(self.genes, self.bounds[1:-1])
 
-    @property
+    @cached_property
     def most_repeats(self) -> int:
         """Largest number of genes of one block that map to the same gene of the vocabulary."""
         counts = [np.bincount(table[table >= 0]).max(initial=0) for table in self.tables]

@@ -84,7 +84,6 @@ def read_rows(
     sorts = ordered and not matrices.is_sorted
     # Sorting also casts the column ids to the wider dtype.
     read_as = stored if sorts else wide
-    TRAFFIC.read(len(request.rows))
     addresses = matrices.addresses()
     parts = unmapped(request, addresses)
     if len(parts) == 1 and parts[0].is_all and parts[0].dtypes == addresses.dtypes:
@@ -195,7 +194,6 @@ def read_mapped_rows(
     data_dtype = matrices.data_dtype
     if totals is not None and data_dtype == np.float16:
         data_dtype = np.dtype(np.float32)
-    TRAFFIC.read(len(request.rows))
     addresses = matrices.addresses(data_dtype)
     rows, indptr, _owners = _locate(request, addresses, unmapped(request, addresses))
     if totals is not None:

@@ -7,6 +7,7 @@ array                      content
 ``indices``                column id (gene) of each stored value, unsigned
 ``indptr``                 n_obs + 1 offsets into these two, unsigned
 ``graphs/<key>/data`` …    a cells x cells graph in the same form: weights, neighbours, offsets
+``layers/<name>/data`` …   a field: a further matrix of cells and genes in the same form
 ``obsm/<key>``             one dense vector per cell
 ========================== =====================================================================
 
@@ -57,6 +58,16 @@ def var_table(block: int) -> str:
 def graph_array(key: str, part: str) -> str:
     """Name of one of the three arrays of a graph."""
     return f"graphs/{key}/{part}"
+
+
+def field_element(name: str) -> str:
+    """AnnData name of a field."""
+    return f"layers/{name}"
+
+
+def field_prefix(name: str) -> str:
+    """Prefix of the names of the arrays of a field, or of the expression matrix, if empty."""
+    return f"{field_element(name)}/" if name else ""
 
 
 def obsm_array(key: str) -> str:
@@ -116,12 +127,20 @@ class Info:
         The matrix that was converted from each source file, such as ``raw/X``.
     element
         AnnData name of the matrix, in an archive that keeps the other elements too.
+    fields
+        Names of layers that were converted as fields: they have the genes of the matrix, and their
+        rows are sorted if those of the matrix are.
     """
 
     blocks: tuple[Block, ...]
     is_sorted: bool = False
     matrices: tuple[str, ...] = ()
     element: str = "X"
+    fields: tuple[str, ...] = ()
+
+    def sorts(self, field: str) -> bool:
+        """Whether the column ids of each row of a field are stored in strictly increasing order."""
+        return self.is_sorted and field in self.fields
 
     @property
     def n_obs(self) -> int:
@@ -166,6 +185,7 @@ class Info:
             "sorted": self.is_sorted,
             "matrices": list(self.matrices),
             **({} if self.element == "X" else {"element": self.element}),
+            **({"fields": list(self.fields)} if self.fields else {}),
         }
 
     @classmethod
@@ -214,10 +234,10 @@ class Info:
             raise ArchiveFormatError(
                 f"{where}: its feature blocks are empty or out of order; {COPY_AGAIN}"
             )
-        matrices = attrs.get("matrices")
-        names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
+        lists = (attrs.get(key) for key in ("matrices", "fields"))
+        names, fields = (tuple(map(str, x)) if isinstance(x, list) else () for x in lists)
         element = str(attrs.get("element", "X"))
-        return cls(tuple(blocks), attrs.get("sorted") is True, names, element)
+        return cls(tuple(blocks), attrs.get("sorted") is True, names, element, fields)
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

@@ -92,6 +92,14 @@ def convert(
         list[str] | None,
         typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
     ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MATRIX]",
+            help="Further matrix to store beside the first, under NAME: the layer of that name, or "
+            "MATRIX (X, raw/X or layers/<key>); may be repeated.",
+        ),
+    ] = None,
     neighbor_key: Annotated[
         list[str] | None, typer.Option(help="Key of obsp whose graph to convert; may be repeated.")
     ] = None,
@@ -226,6 +234,7 @@ def convert(
         "obs": obs,
         "var": var,
         "obsm": obsm or (),
+        "layers": _layers(layer),
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,
         "data_dtype_tolerance": data_dtype_tolerance,
@@ -290,6 +299,12 @@ def _groups(groups: list[str] | None) -> dict[str, str]:
             )
         found[name] = pattern
     return found
+
+
+def _layers(given: list[str] | None) -> dict[str, str] | None:
+    """The values of --layer as the option `layers`."""
+    pairs = (one.partition("=") for one in given or ())
+    return {name: matrix or f"layers/{name}" for name, _, matrix in pairs} or None
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
-from scdl.archive.schema import DATA, INDEX, MATRIX
+from scdl.archive.fields import Field
+from scdl.archive.schema import DATA, INDEX, MATRIX, field_element
 from scdl.collection.collection import SingleCellCollection
 from scdl.collection.paths import has_manifest, is_collection
 from scdl.dataset.dataset import SingleCellDataset
@@ -48,6 +49,7 @@ def _collection_facts(path: str) -> Facts:
         ("on disk", f"{nbytes:,} bytes"),
         ("obs", ", ".join(obs.columns.names) if obs else "none"),
         *(("graphs", key) for key in collection.neighbor_keys),
+        *(("field", name) for name in collection.fields),
     ]
     facts += members[:_MAX_LISTED]
     if len(members) > _MAX_LISTED:
@@ -80,14 +82,20 @@ def _archive_facts(path: str) -> Facts:
         facts.append((f"table {name}", f"{listed} ({sizes[name]:,} bytes)"))
     facts += [("graphs", key) for key in graph_keys(store)]
     facts += [("obsm", key) for key in dense_vectors(store)]
+    facts += [("field", _field(name, dataset._field(name))) for name in dataset.fields]
     listed_names = {*(f"obsp/{key}" for key in graph_keys(store))}
     listed_names |= {f"obsm/{key}" for key in dense_vectors(store)}
+    listed_names |= set(map(field_element, dataset.fields))
     facts += [("element", name) for name in elements_of(store) if name not in listed_names]
     for name, spec in store.arrays.items():
         how = store.describe(name)
         share = f", {sizes[name] / spec.nbytes:.1%} of memmap" if how and spec.nbytes else ""
         facts.append((f"array {name}", f"{sizes[name]:,} bytes{share}{': ' if how else ''}{how}"))
     return facts
+
+
+def _field(name: str, field: Field) -> str:
+    return f"{name} ({field.n_values:,} stored values, {field.dtype})"
 
 
 def _matrix_size(store: ArrayStore) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scdl.archive.announcing import will_need
 from scdl.archive.elements import dense_vectors
 from scdl.archive.features import ObsFeatures, VarFeatures
+from scdl.archive.fields import Field, check_field, shared_names
 from scdl.archive.gene_names import number_keys
 from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Request
@@ -168,8 +169,18 @@ class JoinedCells(CellReader):
 
     # -- reading ---------------------------------------------------------------------------
 
-    def _request(self, at: NDArray[np.int64]) -> Request:
-        return self._members.request(at)
+    def _request(self, at: NDArray[np.int64], field: str = "") -> Request:
+        return self._members.request(at, field)
+
+    @_member_property
+    def fields(self) -> list[str]:
+        """Names of the fields that all members with cells have."""
+        members = self._members
+        return shared_names([members.fields(number) for number in members.with_cells])
+
+    def _field(self, name: str) -> Field:
+        check_field(repr(self), name, self.fields)
+        return self._members.field(name)
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         members = self._members
@@ -202,9 +213,9 @@ class JoinedCells(CellReader):
         first = found[0] if found else {}
         return [key for key, shape in first.items() if all(o.get(key) == shape for o in found)]
 
-    def will_need(self, rows: NDArray[np.int64]) -> Any:
+    def will_need(self, rows: NDArray[np.int64], fields: Sequence[str] = ()) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        return will_need(self._request(rows)) if len(rows) else None
+        return [will_need(self._request(rows, name)) for name in ("", *fields) if len(rows)]
 
     # -- tables ----------------------------------------------------------------------------
 

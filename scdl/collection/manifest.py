@@ -48,7 +48,9 @@ def parse_manifest(data: bytes, directory: str) -> list[Member]:
         return members
     except ArchiveFormatError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise ArchiveFormatError(
             f"{file}: this is not a valid manifest ({error!r:.300}); open a list of the paths of "
             "the archives, and write it again with save_manifest"

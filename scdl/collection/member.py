@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from scdl.archive.elements import graph_keys
+from scdl.archive.fields import Field, fields_of
 from scdl.archive.gene_names import space_key, table_hash
 from scdl.archive.schema import DATA, INDICES, OBS, Block, Info, var_table
 from scdl.errors import CollectionError
@@ -54,6 +55,8 @@ class Member:
         Hash of the content; None if the archive has no checksums.
     spaces
         Key of the gene space of each feature block; empty until it is needed.
+    fields
+        How each field is stored, by name; None if unknown, as in manifests of earlier versions.
     """
 
     path: str
@@ -69,6 +72,7 @@ class Member:
     graphs: tuple[str, ...]
     content: str | None
     spaces: tuple[str, ...] = ()
+    fields: Mapping[str, Field] | None = None
 
     @property
     def n_obs(self) -> int:
@@ -98,6 +102,7 @@ class Member:
             OBS in store.tables,
             tuple(graph_keys(store)),
             store.fingerprint,
+            fields=fields_of(store, info),
         )
 
     def with_genes(self, store: TableStore, may_read: Callable[[], bool] = lambda: True) -> Self:
@@ -136,6 +141,8 @@ class Member:
         now = current.with_genes(store) if compares else replace(current, genes=self.genes)
         # Spaces follow from the genes, and manifests of version 0.1 do not have them.
         now = replace(now, spaces=self.spaces)
+        if self.fields is None:
+            now = replace(now, fields=None)
         if now != self:
             name = next(name for name in _FIELDS if getattr(now, name) != getattr(self, name))
             was, found = getattr(self, name), getattr(now, name)
@@ -170,6 +177,7 @@ class Member:
             tuple(map(str, entry["graphs"])),
             None if entry.get("content") is None else str(entry["content"]),
             tuple(map(str, entry.get("spaces", ()))),
+            _fields(entry.get("fields")),
         )
         lengths = {len(made.n_vars), len(made.stops), len(made.labels), len(made.genes)}
         if len(lengths) != 1 or not made.stops or list(made.stops) != sorted(made.stops):
@@ -201,6 +209,16 @@ def count_in(n: Any) -> int:
     if type(n) is not int or not 0 <= n <= MAX_COUNT:
         raise ValueError(f"bad count {n!r:.100}")
     return n
+
+
+def _fields(entries: Any) -> dict[str, Field] | None:
+    """Fields in a manifest, if it tells them; an error of :meth:`Member.from_json` if invalid."""
+    if entries is None:
+        return None
+    return {
+        str(name): Field(_dtype(dtype), _dtype(index_dtype), count_in(n_values), bool(is_sorted))
+        for name, (dtype, index_dtype, n_values, is_sorted) in entries.items()
+    }
 
 
 def _dtype(name: Any) -> str:

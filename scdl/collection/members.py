@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scdl.archive.fields import Field, joint_field
 from scdl.archive.requests import MAX_MATRICES, Matrices, Request, StoredMatrix
+from scdl.archive.schema import field_prefix
 from scdl.collection.member import Member
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import archive_names
@@ -60,8 +64,11 @@ class Members(Sequence[SingleCellDataset]):
         self._options = options
         self.origins = None if label is None else Origins(label, tuple(self.names))
         self._open = LRUCache[int, SingleCellDataset](max_open)
-        #: Matrices that must be read.
-        self._read = LRUCache[int, StoredMatrix](MAX_MATRICES)
+        #: Matrices that must be read, by number of the member and name of the field.
+        self._read = LRUCache[tuple[int, str], StoredMatrix](MAX_MATRICES)
+        #: Of each field that was read, and of the expression matrix, under an empty name.
+        self._matrices: dict[str, Matrices] = {}
+        self._joint_fields: dict[str, Field] = {}
         #: Directory of a manifest of these members, which may keep columns of obs.
         self.manifest_in: str | None = None
         #: Members whose genes were compared with their descriptions.
@@ -177,15 +184,42 @@ class Members(Sequence[SingleCellDataset]):
         """Complete descriptions of all members, including their genes."""
         incomplete = [i for i, record in enumerate(self.records) if not record.spaces]
         for_each(self._describe_genes, incomplete)
+        for number in range(len(self)):
+            self.fields(number)
         return self.records
+
+    def fields(self, number: int) -> Mapping[str, Field]:
+        """The fields of a member."""
+        known = self.records[number].fields
+        if known is None:
+            known = self[number]._fields
+            self.records[number] = replace(self.records[number], fields=known)
+        return known
+
+    @property
+    def with_cells(self) -> Sequence[int]:
+        """Numbers of the members that have cells; of all if none has."""
+        numbers = range(len(self))
+        return [i for i in numbers if self.records[i].n_obs] or numbers
+
+    def field(self, name: str) -> Field:
+        """A field of the members that have cells, which must have it; errors of `joint_field`."""
+        known = self._joint_fields.get(name)
+        if known is None:
+            parts = {self.records[i].path: self.fields(i)[name] for i in self.with_cells}
+            known = self._joint_fields.setdefault(name, joint_field(parts))
+        return known
 
     def stores(self) -> Sequence[ArrayStore]:
         """The archives of the members, opened lazily."""
         return _Each(len(self), lambda number: self[number].store)
 
-    def request(self, at: NDArray[np.int64]) -> Request:
-        """The request to read some cells from their members."""
-        return Request(self._matrices, *self.find(at))
+    def request(self, at: NDArray[np.int64], field: str = "") -> Request:
+        """The request to read the matrix or a field of some cells from their members."""
+        known = self._matrices.get(field)
+        if known is None:
+            known = self._matrices.setdefault(field, self._joined(field))
+        return Request(known, *self.find(at))
 
     def find(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The member of each cell, and its row there."""
@@ -195,28 +229,30 @@ class Members(Sequence[SingleCellDataset]):
         kernels.find_archives(at, self.starts, which, rows)
         return which, rows
 
-    @cached_property
-    def _matrices(self) -> Matrices:
-        return Matrices(
-            _Each(len(self), self.matrix),
-            [record.path for record in self.records],
-            self.data_dtype,
-            self.index_dtype,
-            self.max_n_vars,
-            all(record.is_sorted for record in self.records),
-        )
+    def _joined(self, field: str) -> Matrices:
+        dtypes = self.data_dtype, self.index_dtype
+        is_sorted = all(record.is_sorted for record in self.records)
+        if field:
+            stored = self.field(field)
+            dtypes = np.dtype(stored.dtype), np.dtype(stored.index_dtype)
+            is_sorted = stored.is_sorted
+        paths = [record.path for record in self.records]
+        matrices = _Each(len(self), partial(self.matrix, field=field))
+        return Matrices(matrices, paths, *dtypes, self.max_n_vars, is_sorted)
 
-    def matrix(self, number: int) -> StoredMatrix:
-        """The matrix of a member, which need not be among the open ones."""
+    def matrix(self, number: int, field: str = "") -> StoredMatrix:
+        """The matrix or a field of a member, which need not be among the open ones."""
         if (member := self._open.get(number)) is not None:
-            return member.matrix
-        if (matrix := self._read.get(number)) is not None:
+            return member.matrix_of(field)
+        if (matrix := self._read.get((number, field))) is not None:
             return matrix
         is_sorted = self.records[number].is_sorted
+        if field:
+            is_sorted = self.fields(number)[field].is_sorted
         with self._briefly_open(number, hold=False) as store:
-            matrix = StoredMatrix.of(store, is_sorted=is_sorted)
+            matrix = StoredMatrix.of(store, field_prefix(field), is_sorted=is_sorted)
         # Mapped matrices are kept by their addresses.
-        return matrix if matrix.views else self._read.setdefault(number, matrix)
+        return matrix if matrix.views else self._read.setdefault((number, field), matrix)
 
     def split(self, at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], Any]]:
         """Yield each member, the rows of its cells, and their positions in `at`."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from scdl.archive import csr
 from scdl.archive.elements import Kind, elements_of, graph_keys
+from scdl.archive.fields import fields_of
 from scdl.archive.schema import (
     DATA,
     INDEX,
@@ -20,6 +21,8 @@ from scdl.archive.schema import (
     MATRIX,
     OBS,
     Info,
+    field_element,
+    field_prefix,
     graph_array,
     var_table,
 )
@@ -127,10 +130,11 @@ def check_copied(
         difference = (
             _missing_elements(store, copy)
             or _matrix_difference(store, info, copy, copied, start)
+            or _field_difference(store, info, copy, copied, start)
             or _genes_difference(store, info, copy, copied, start)
             or _obs_difference(obs or _obs_table(store, info), copy, start)
             or _dense_difference(store, copy, start)
-            or _sparse_difference(store, copy)
+            or _sparse_difference(store, info, copy)
             or _graph_difference(store, copy, start)
         )
     if difference:
@@ -147,6 +151,19 @@ def _missing_elements(store: ArrayStore, copy: ArrayStore) -> str:
     return f"left out: {', '.join(missing)}" if missing else ""
 
 
+def _field_difference(
+    store: ArrayStore, info: Info, copy: ArrayStore, copied: Info, start: int
+) -> str:
+    there = fields_of(copy, copied)
+    for name in fields_of(store, info):
+        element = field_element(name)
+        if name not in there:
+            return f"{element} is not a field"
+        if difference := _matrix_difference(store, info, copy, copied, start, name):
+            return f"{element}: {difference}"
+    return ""
+
+
 class _Sums(NamedTuple):
     """Counts and checksums of rows, independent of how they are stored; sums modulo 2**64."""
 
@@ -158,11 +175,11 @@ class _Sums(NamedTuple):
 
 
 def _matrix_difference(
-    store: ArrayStore, info: Info, copy: ArrayStore, copied: Info, start: int
+    store: ArrayStore, info: Info, copy: ArrayStore, copied: Info, start: int, field: str = ""
 ) -> str:
-    dtype = copy.spec(DATA).dtype
-    expected = _sums(clean_rows(store, info, _AT_ONCE), dtype)
-    found = _sums(clean_rows(copy, copied, _AT_ONCE, start, start + info.n_obs), dtype)
+    dtype, stop = copy.spec(field_prefix(field) + DATA).dtype, start + info.n_obs
+    expected = _sums(clean_rows(store, info, _AT_ONCE, field=field), dtype)
+    found = _sums(clean_rows(copy, copied, _AT_ONCE, start, stop, field=field), dtype)
     for name in _Sums._fields:
         if getattr(found, name) != getattr(expected, name):
             return f"{name}: {getattr(expected, name)} became {getattr(found, name)}"
@@ -256,10 +273,11 @@ def _dense_difference(store: ArrayStore, copy: ArrayStore, start: int) -> str:
     return ""
 
 
-def _sparse_difference(store: ArrayStore, copy: ArrayStore) -> str:
+def _sparse_difference(store: ArrayStore, info: Info, copy: ArrayStore) -> str:
     """Compare other sparse matrices, which only the copy of a single archive has."""
+    fields = set(map(field_element, fields_of(store, info)))
     for name, element in elements_of(store).items():
-        if element.kind is Kind.SPARSE:
+        if element.kind is Kind.SPARSE and name not in fields:
             dtype = copy.spec(f"{name}/{DATA}").dtype
             sums = [_sums(_read_by_axis(side, name), dtype) for side in (store, copy)]
             if store.sparse[name] != copy.sparse[name] or sums[0] != sums[1]:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
 from scdl.archive import csr
 from scdl.archive.casting import Caster, common_dtype
 from scdl.archive.elements import dense_vectors, graph_keys
-from scdl.archive.schema import DATA, INDEX, OBS, Info, graph_array, obsm_array, var_table
+from scdl.archive.fields import fields_of, joint_field, shared_names
+from scdl.archive.schema import (
+    DATA,
+    INDEX,
+    OBS,
+    Info,
+    field_element,
+    field_prefix,
+    graph_array,
+    obsm_array,
+    var_table,
+)
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.elements import write_rest
 from scdl.conversion.joined_rows import JoinedRows
 from scdl.conversion.losses import (
     CHUNK_BYTES,
     begin_elements,
+    begin_fields,
     graph_dtypes,
     report_left_out,
     report_losses,
@@ -25,7 +39,7 @@ from scdl.conversion.losses import (
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United
 from scdl.conversion.var_tables import VarPart, write_var
-from scdl.errors import NeighborError, SourceError
+from scdl.errors import CastError, NeighborError, SourceError
 from scdl.sources.archive import ArchiveSource
 from scdl.sources.matrices import Bounds
 from storage_backends.base import ArrayStore, ArrayWriter
@@ -48,10 +62,10 @@ def concatenate(
     """Write the cells of archives of any backends to one archive, and commit.
 
     Adjacent feature blocks with the same genes are merged. obs gets the columns of all archives,
-    with nulls where an archive lacks one; the neighbours in graphs are renumbered; obsm is kept if
-    all archives with cells have it. Genes that are stored out of order are sorted. All other
-    elements are kept for a single archive if the writer supports them, and left out with a warning
-    for several.
+    with nulls where an archive lacks one; the neighbours in graphs are renumbered; obsm and fields
+    are kept if all archives with cells have them. Genes that are stored out of order are sorted.
+    All other elements are kept for a single archive if the writer supports them, and left out with
+    a warning for several.
 
     Parameters
     ----------
@@ -92,12 +106,17 @@ def concatenate(
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
     whole = len(stores) == 1 and writer.keeps_elements and view is None
     vectors = [] if whole else shared_vectors(stores, infos)
+    fields = {} if whole else shared_fields(stores, infos)
     graphs = [] if whole else list(dict.fromkeys(key for s in stores for key in graph_keys(s)))
+    n_obs, n_vars = sum(info.n_obs for info in infos), max(info.max_n_vars for info in infos)
+    shape = n_obs, n_vars if view is None else view.max_n_vars
     refused = begin_elements(stores, writer, vectors, graphs)
-    report_losses(stores, writer, None if whole else vectors, refused, lossless=lossless)
+    refused |= begin_fields(writer, fields, shape)
+    kept = None if whole else [*vectors, *map(field_element, fields)]
+    report_losses(stores, writer, kept, refused, lossless=lossless)
     caster = keeping(stores, writer) if dtype is None else Caster(dtype)
     values_at_once = max(1, chunk_bytes // caster.dtype.itemsize)
-    order = Shuffle.order(shuffle, sum(info.n_obs for info in infos), writer.path)
+    order = Shuffle.order(shuffle, n_obs, writer.path)
     joined = JoinedRows(stores, infos, order, caster, values_at_once, view)
     var, left_out = order.var(var_parts(stores, infos, view), writer.path)
     report_left_out(writer, left_out)
@@ -120,19 +139,24 @@ def concatenate(
         for name in (name for name in vectors if name not in refused):
             for values in joined.vectors(name):
                 writer.append(name, values)
-        if graphs and sum(info.n_obs for info in infos) > 1 << 32:
+        if graphs and n_obs > 1 << 32:
             raise NeighborError(f"{writer.path}: a graph may have at most 2^32 cells")
         for key in (key for key in graphs if f"obsp/{key}" not in refused):
             types = [*graph_dtypes(key, stores, writer).values()]
             rows = joined.graph(key, types[0])
             csr.write_rows(writer, graph_array(key, ""), rows, types)
-    dtypes = joined.dtypes(max(block.n_vars for block in blocks))
+    written = [name for name in fields if field_element(name) not in refused]
+    for name in written:
+        of_field = joined.of_field(name, fields[name])
+        dtypes = of_field.dtypes(shape[1])
+        csr.write_rows(writer, field_prefix(name), of_field.matrix(dtypes[1]), dtypes)
+    dtypes = joined.dtypes(shape[1])
     csr.write_rows(writer, "", joined.matrix(dtypes[1]), dtypes)
     matrices = tuple(name for info in infos for name in info.matrices)
     # Warn before the commit, since warning filters may turn the warning into an error.
     caster.warn(writer.path)
-    element = infos[0].element if whole else "X"
-    writer.commit(Info(blocks, is_sorted=True, matrices=matrices, element=element).to_attrs())
+    element, names = (infos[0].element, infos[0].fields) if whole else ("X", tuple(written))
+    writer.commit(Info(blocks, True, matrices, element, names).to_attrs())
 
 
 def keeping(stores: Sequence[ArrayStore], writer: ArrayWriter) -> Caster:
@@ -157,6 +181,20 @@ def shared_vectors(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> list[
         for name in map(obsm_array, found)
     }
     return [name for name, kinds in shapes.items() if len(kinds) == 1]
+
+
+def shared_fields(stores: Sequence[ArrayStore], infos: Sequence[Info]) -> dict[str, np.dtype[Any]]:
+    """The dtype of each field that all archives with cells have, if one holds the values of all."""
+    pairs = list(zip(stores, infos, strict=True))
+    # Archives without cells may lack the fields.
+    pairs = [pair for pair in pairs if pair[1].n_obs] or pairs
+    parts = {store.path: fields_of(store, info) for store, info in pairs}
+    found = {}
+    for name in shared_names([*parts.values()]):
+        with suppress(CastError):
+            joint = joint_field({path: fields[name] for path, fields in parts.items()})
+            found[name] = np.dtype(joint.dtype)
+    return found
 
 
 def var_parts(

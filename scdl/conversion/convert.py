@@ -22,6 +22,7 @@ from scdl.conversion.options import (
     bounds_of,
     check_options,
     keywords,
+    layers_of,
     storage_options,
 )
 from scdl.conversion.origins import origins_of
@@ -126,9 +127,14 @@ def convert(
         nulls; the report counts them.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
+    layers : str, sequence of str or mapping, optional
+        Further matrices to store as fields, which are read beside the matrix: names of layers, or
+        a dict of the name of each field to a matrix of the sources, such as ``{"spliced":
+        "layers/spliced"}``. They need the genes of the matrix, and keep their dtypes. Default: the
+        fields of archives.
     data_dtype : dtype, optional
-        Dtype of the stored values: uint8 to uint64, or float16 to float64. Default: the dtype of
-        the source if all its elements are kept or it is an archive, else float32.
+        Dtype of the stored values of the matrix: uint8 to uint64, or float16 to float64. Default:
+        the dtype of the source if all its elements are kept or it is an archive, else float32.
     data_dtype_tolerance : float, default 1e-8
         Largest absolute rounding error that is accepted without a warning.
     where : str, optional
@@ -292,6 +298,7 @@ def write_archive(
         unmatched=tuple(line for source in opened for line in source.unmatched),
         cells_left_out=sum(conversion.left_out[0]),
         genes_left_out=conversion.left_out[1],
+        fields=info.fields,
         max_rounding=tally.max_rounding,
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
@@ -321,8 +328,15 @@ def open_sources(
     options = settings.options
     numbers, sources = list[int](), list[Source]()
     tables = Beside(options.get("obs"), options.get("var"))
+    layers = layers_of(options.get("layers"))
     for number, one in enumerate(opening):
         found = open_source(one, options.get("matrix"), stack, options)
+        if layers is not None:
+            others = {
+                name: open_source(one, matrix, stack, options) for name, matrix in layers.items()
+            }
+            for i, source in enumerate(found):
+                source.take_fields({name: several[i] for name, several in others.items()})
         sources += map(tables.joined, found)
         numbers += [number] * len(found)
     if (choice := Choice.of(options)) is not None:

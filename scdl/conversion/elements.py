@@ -7,7 +7,7 @@ the cells and genes are an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def write_rest(
     bounds: Bounds,
     graphs: Sequence[str] = (),
     order: RowOrder | None = None,
+    without: Collection[str] = (),
 ) -> list[str]:
     """Copy every element except the matrix, its genes and obs; large ones in bounded memory.
 
@@ -43,6 +44,8 @@ def write_rest(
     order
         Order in which cells are written. Matrices of cells are written as CSR if it is not that of
         the source.
+    without
+        Names of elements that are written otherwise.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def write_rest(
     MissingFilterError
         An element is compressed with a filter that is not installed.
     """
-    return _ElementWriter(source, writer, bounds, graphs, order or RowOrder()).write()
+    return _ElementWriter(source, writer, bounds, graphs, order or RowOrder()).write(without)
 
 
 class _LeftOutError(Exception):
@@ -82,10 +85,11 @@ class _ElementWriter:
         self._lengths = {"obs": source.n_obs, source.genes: source.n_vars}
         self._names: dict[str, list[str]] = {}
 
-    def write(self) -> list[str]:
+    def write(self, without: Collection[str]) -> list[str]:
         """Write all elements that can be written; return the names of the others."""
+        rest = [name for name in self._source.names_of_rest() if name not in without]
         # Tables of genes come first: they are needed to check elements along genes.
-        names = sorted(self._source.names_of_rest(), key=lambda name: name not in _GENES)
+        names = sorted(rest, key=lambda name: name not in _GENES)
         return [name for name in names if not self._is_written(name)]
 
     def _is_written(self, name: str) -> bool:

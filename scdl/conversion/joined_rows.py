@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,15 @@ from scdl.archive import csr
 from scdl.archive.casting import Caster
 from scdl.archive.csr import SparseRows
 from scdl.archive.graph import NeighborGraph
-from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, Info, graph_array, smallest_unsigned
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDICES,
+    Info,
+    field_prefix,
+    graph_array,
+    smallest_unsigned,
+)
 from scdl.archive.stored_rows import StoredRows
 from scdl.conversion.row_order import RowOrder
 from scdl.sources.archive import stored_array
@@ -40,6 +48,9 @@ class JoinedRows:
         Number of values to read at a time.
     view
         The same cells in one gene space; None: each archive has its own genes.
+    field
+        Name of a field to read in place of the expression matrix, which all archives with cells
+        have; empty: the matrix.
     """
 
     stores: Sequence[ArrayStore]
@@ -48,14 +59,20 @@ class JoinedRows:
     caster: Caster
     at_once: int
     view: CellReader | None = None
+    field: str = ""
+
+    def of_field(self, name: str, dtype: np.dtype[Any]) -> JoinedRows:
+        """The rows of a field of these cells, whose values have a dtype that holds all of them."""
+        return replace(self, caster=Caster.keeping(dtype), field=name)
 
     @property
     def n_values(self) -> int:
-        """Number of stored values of the expression matrix, or an upper bound."""
-        return sum(store.spec(DATA).length for store in self.stores)
+        """Number of stored values of the matrix, or an upper bound."""
+        name = field_prefix(self.field) + DATA
+        return sum(s.spec(name).length for s in self.stores if name in s.arrays)
 
     def dtypes(self, n_vars: int) -> tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]:
-        """Dtypes of the values, column ids and offsets of the expression matrix."""
+        """Dtypes of the values, column ids and offsets of the matrix."""
         return self.caster.dtype, smallest_unsigned(n_vars - 1), smallest_unsigned(self.n_values)
 
     def vectors(self, name: str) -> Iterator[NDArray[Any]]:
@@ -65,7 +82,7 @@ class JoinedRows:
         return self.order.items(values, arrays[0].read(0, 0))
 
     def matrix(self, index_dtype: np.dtype[Any]) -> Iterator[SparseRows]:
-        """The expression matrix, sorted by gene and cast."""
+        """The rows of the matrix, sorted by gene and cast."""
         rows = (
             SparseRows(
                 self.caster(r.data, path), r.indices.astype(index_dtype, copy=False), r.indptr
@@ -76,14 +93,16 @@ class JoinedRows:
 
     def _read(self) -> Iterator[tuple[str, SparseRows]]:
         """Rows with the path of their archive."""
-        first = 0
+        first, field = 0, self.field
         for store, info in zip(self.stores, self.infos, strict=True):
             if self.view is None:
-                for rows in clean_rows(store, info, self.at_once):
+                for rows in clean_rows(store, info, self.at_once, field=field):
                     yield store.path, rows
             else:
-                for start, stop in csr.row_spans(store, "", info.n_obs, self.at_once):
-                    batch = self.view._read(np.arange(first + start, first + stop), True, None)
+                spans = csr.row_spans(store, field_prefix(field), info.n_obs, self.at_once)
+                for start, stop in spans:
+                    at = np.arange(first + start, first + stop)
+                    batch = self.view._read(at, True, None, field=field)
                     yield store.path, SparseRows(batch.data, batch.indices, batch.indptr)
             first += info.n_obs
 
@@ -122,10 +141,17 @@ def _graph_rows(store: ArrayStore, info: Info, key: str, at_once: int) -> Iterat
 
 
 def clean_rows(
-    store: ArrayStore, info: Info, at_once: int, start: int = 0, stop: int | None = None
+    store: ArrayStore,
+    info: Info,
+    at_once: int,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    field: str = "",
 ) -> Iterator[SparseRows]:
-    """Read rows ``[start, stop)``, at most `at_once` values at a time, sorted by gene."""
-    stop = info.n_obs if stop is None else stop
-    for first, last in csr.row_spans(store, "", stop, at_once, start):
-        rows = StoredRows.of(store, "", np.arange(first, last)).read()
-        yield rows if info.is_sorted else csr.clean(rows, info.max_n_vars, store.path)
+    """Read rows ``[start, stop)`` of the matrix or a field, `at_once` values, sorted by gene."""
+    stop, prefix = info.n_obs if stop is None else stop, field_prefix(field)
+    is_sorted = info.sorts(field) if field else info.is_sorted
+    for first, last in csr.row_spans(store, prefix, stop, at_once, start):
+        rows = StoredRows.of(store, prefix, np.arange(first, last)).read()
+        yield rows if is_sorted else csr.clean(rows, info.max_n_vars, store.path)

@@ -11,9 +11,18 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.elements import Kind, elements_of, graph_keys
-from scdl.archive.schema import DATA, GRAPH_DTYPES, graph_array, obsm_array
+from scdl.archive.fields import fields_of
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    Info,
+    field_element,
+    graph_array,
+    obsm_array,
+)
 from scdl.errors import CollectionError, OutputError, ScdlWarning
 from storage_backends.base import ArrayStore, ArrayWriter
+from storage_backends.capabilities import Sparse
 
 #: Bytes of stored values copied at a time.
 CHUNK_BYTES = 10_485_760
@@ -45,10 +54,21 @@ def begin_elements(
     return refused
 
 
+def begin_fields(writer: ArrayWriter, fields: Iterable[str], shape: tuple[int, int]) -> set[str]:
+    """Declare the matrices of fields; returns the elements that the writer does not support."""
+    refused = set()
+    for element in map(field_element, fields):
+        try:
+            writer.write_sparse(element, Sparse("csr", shape))
+        except OutputError:
+            refused.add(element)
+    return refused
+
+
 def report_losses(
     stores: Sequence[ArrayStore],
     writer: ArrayWriter,
-    vectors: Sequence[str] | None,
+    kept: Sequence[str] | None,
     refused: Iterable[str],
     *,
     lossless: bool,
@@ -57,9 +77,9 @@ def report_losses(
 
     Parameters
     ----------
-    vectors
-        Dense vectors that all archives have with the same dtype and width; None: everything is
-        kept.
+    kept
+        Dense vectors that all archives have with the same dtype and width, and fields that all
+        have; None: everything is kept.
     refused
         Elements whose names the writer does not support.
     """
@@ -68,14 +88,25 @@ def report_losses(
     ]
     unread = dict.fromkeys(name for store in stores for name in store.unread)
     elements = {name: element for store in stores for name, element in elements_of(store).items()}
-    if vectors is None:
-        elements, vectors = {}, ()
+    fields = {
+        field_element(name)
+        for store in stores
+        for name in fields_of(store, Info.from_attrs(store.attrs, store.path))
+    }
+    if kept is None:
+        elements, kept = {}, ()
     for name, element in elements.items():
+        if name in kept:
+            continue
         if element.kind is Kind.DENSE and name.startswith(obsm_array("")):
-            if name not in vectors:
-                losses.append(
-                    f"{name} is left out: not all archives have it with the same dtype and width"
-                )
+            losses.append(
+                f"{name} is left out: not all archives have it with the same dtype and width"
+            )
+        elif name in fields:
+            losses.append(
+                f"{name} is left out: not all archives have it as a field, or no dtype represents "
+                "the values of all exactly"
+            )
         elif element.kind is not Kind.GRAPH:
             unread[name] = None
     if unread:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypedDict
 from numpy.typing import DTypeLike
 
 from scdl.archive.casting import Caster
+from scdl.archive.schema import field_element, names_of
 from scdl.conversion.choice import Choice, Quality
 from scdl.conversion.chosen_cells import Cells
 from scdl.conversion.origins import Origins
@@ -37,6 +38,7 @@ class ConvertOptions(TypedDict, total=False):
     obs: Table | None
     var: Table | None
     obsm: str | Sequence[str]
+    layers: str | Sequence[str] | Mapping[str, str] | None
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float
     block_values: int
@@ -66,7 +68,7 @@ class ConversionReport:
         The matrix that was converted from each source.
     rows_sorted, duplicates_summed
         Number of rows whose genes were out of order, and of stored values that were added to
-        another value of the same cell and gene.
+        another value of the same cell and gene; of the matrix and the fields.
     reordered
         Sources with the genes of an earlier source in another order; they were reordered to match.
     differing_var
@@ -92,6 +94,8 @@ class ConversionReport:
         Number of cells of all sources that were not chosen.
     genes_left_out
         Number of genes of each source that were not chosen.
+    fields
+        Names of the fields of the archive.
     """
 
     path: str
@@ -115,6 +119,7 @@ class ConversionReport:
     unmatched: tuple[str, ...] = ()
     cells_left_out: int = 0
     genes_left_out: tuple[int, ...] = ()
+    fields: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -127,6 +132,8 @@ class ConversionReport:
         if self.cells_left_out or any(self.genes_left_out):
             genes = " or ".join(f"{n:,}" for n in dict.fromkeys(self.genes_left_out))
             lines.append(f"left out: {self.cells_left_out:,} cells, {genes} genes")
+        if self.fields:
+            lines.append(f"fields: {', '.join(self.fields)}")
         if not self.is_counts:
             lines.append(f"not counts: values of {source} are negative or not whole numbers")
         if self.rows_sorted:
@@ -232,6 +239,30 @@ def _positive(name: str, value: int) -> int:
     if value < 1:
         raise OptionError(f"{name} must be at least 1, not {value}")
     return value
+
+
+def layers_of(given: Any) -> dict[str, str] | None:
+    """The option `layers` as matrices of the sources by name of the field; None: not given.
+
+    Raises
+    ------
+    OptionError
+        It holds something other than names, or a field cannot have such a name.
+    """
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        names_of(given.values(), "the matrices of layers")
+        layers = {name: given[name] for name in names_of(given, "layers")}
+    else:
+        layers = {name: field_element(name) for name in names_of(given, "layers")}
+    for name in layers:
+        if not name or "/" in name:
+            raise OptionError(
+                f"layers: a field cannot be called {name!r}; choose a name without a slash, as in "
+                "layers={'spliced': 'layers/spliced'}"
+            )
+    return layers
 
 
 def storage_options(options: Mapping[str, Any], backend: Backend) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,30 @@ from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.casting import DATA_DTYPES, Caster
+from scdl.archive.fields import shared_names
 from scdl.archive.gene_names import gene_orders
-from scdl.archive.schema import DATA, GRAPH_DTYPES, OBS, Info, graph_array, names_of, obsm_array
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    OBS,
+    Info,
+    field_element,
+    graph_array,
+    names_of,
+    obsm_array,
+)
 from scdl.conversion.elements import write_rest
-from scdl.conversion.options import ConvertOptions, Meter, Settings, bounds_of
+from scdl.conversion.options import ConvertOptions, Meter, Settings, bounds_of, layers_of
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.source_rows import SourceRows
 from scdl.conversion.tables import United
 from scdl.conversion.var_tables import write_var
-from scdl.errors import OutputError, ScdlWarning, SourceError
+from scdl.errors import OptionError, OutputError, ScdlWarning, SourceError
 from scdl.sources.base import Source, Tally
 from scdl.sources.gene_selection import select_source_genes
 from scdl.sources.matrices import Reader, pieces
-from storage_backends.base import ArrayWriter
+from storage_backends.base import DTYPES, ArrayWriter
+from storage_backends.capabilities import Sparse
 from storage_backends.compute.threads import prefetch
 
 
@@ -84,7 +96,13 @@ class Conversion:
         self.caster = settings.caster or self._make_caster(options)
         self._bounds = bounds_of(options, target)
         self._rows = SourceRows(files, self._gene_orders, self._order, self.caster, self._bounds)
+        layers = layers_of(options.get("layers")) or {}
+        self._fields = {n: self._field_rows(n) for n in shared_names([f.fields for f in files])}
+        if self._whole:
+            self._check_fields(layers)
         carried = {obsm_array(key) for key in self._obsm}
+        carried |= {layers.get(name, field_element(name)) for name in self._fields}
+        self._asked |= {field_element(name) for name in layers}
         carried |= {f"{kind}/{key}" for key in self._graphs for kind in ("obsp", "graphs")}
         if self._whole:
             names: Iterable[str] = files[0].unread
@@ -104,10 +122,35 @@ class Conversion:
             dtype = source if archives and source.name in DATA_DTYPES else np.float32
         return Caster(dtype, options.get("data_dtype_tolerance", 1e-8))
 
+    def _field_rows(self, name: str) -> SourceRows:
+        """The rows of a field, in the dtype of the sources."""
+        dtype = np.result_type(*(file.fields[name].dtype for file in self._files))
+        # Archives do not store booleans and extended floats.
+        dtype = {"b": np.dtype(np.uint8)}.get(dtype.kind, dtype).newbyteorder("=")
+        caster = Caster.keeping(dtype) if dtype in DTYPES else Caster(np.float64)
+        how = self._files, self._gene_orders, self._order, caster, self._bounds
+        return SourceRows(*how, field=name)
+
+    def _check_fields(self, layers: Mapping[str, str]) -> None:
+        """Raise OptionError if a field would take the place of another element of the source."""
+        source = self._files[0]
+        for name, matrix in layers.items():
+            element = field_element(name)
+            is_other = element != matrix and element in source.names_of_rest()
+            if is_other or element == source.element:
+                raise OptionError(
+                    f"{source.path}: the archive keeps {element} as it is, so {matrix} cannot be "
+                    f"the field {name!r}; choose another name, or pass only_matrix=True"
+                )
+
     @property
     def work(self) -> int:
         """Number of stored values to process, as the progress counts them."""
-        return (1 + self._order.moves) * self._rows.n_values
+        return (1 + self._order.moves) * sum(rows.n_values for rows in self._all_rows)
+
+    @property
+    def _all_rows(self) -> list[SourceRows]:
+        return [self._rows, *self._fields.values()]
 
     @property
     def reordered(self) -> tuple[str, ...]:
@@ -117,8 +160,9 @@ class Conversion:
 
     @property
     def tally(self) -> Tally:
-        """Statistics of the values processed so far."""
-        return self._rows.tally
+        """Statistics of the values processed so far; rounding and counts of the matrix alone."""
+        n_sorted, n_summed, *_ = zip(*(rows.tally for rows in self._all_rows), strict=True)
+        return self._rows.tally._replace(rows_sorted=sum(n_sorted), duplicates_summed=sum(n_summed))
 
     def run(self, writer: ArrayWriter, meter: Meter) -> Info:
         """Write everything and commit. May be called only once."""
@@ -136,7 +180,8 @@ class Conversion:
             for key in self._graphs:
                 self._warn_of_absence(key)
             file, order = self._files[0], self._order
-            lost = write_rest(file, self._writer, self._bounds, self._graphs, order)
+            without = {field_element(name) for name in self._fields}
+            lost = write_rest(file, self._writer, self._bounds, self._graphs, order, without)
             self.not_carried = (*lost, *self.not_carried)
         else:
             for key, readers in self._obsm.items():
@@ -144,14 +189,20 @@ class Conversion:
             for key in self._graphs:
                 if self._warn_of_absence(key):
                     self._write_graph(key)
+        n_vars = max(block.n_vars for block in blocks)
+        shape = sum(file.n_obs for file in self._files), n_vars
+        fields = [name for name in self._fields if self._begins_field(name, shape)]
+        for name in fields:
+            self._fields[name].write_matrix(writer, meter)
         self._rows.write_matrix(writer, meter)
         if self._obs_is_last:
             self._write_obs()
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
-        info = Info(blocks, is_sorted=True, matrices=matrices, element=element)
+        info = Info(blocks, True, matrices, element, tuple(fields))
         # Warn before the commit, since warning filters may turn the warning into an error.
-        self.caster.warn(self._writer.path)
+        for rows in self._all_rows:
+            rows.caster.warn(self._writer.path)
         self._writer.commit(info.to_attrs())
         return info
 
@@ -192,8 +243,17 @@ class Conversion:
 
     def _begins(self, array: str, empty: NDArray[Any], element: str) -> bool:
         """Create an array; False if its name is refused, unless the user asked for the element."""
+        return self._accepts(partial(self._writer.append, array, empty), element)
+
+    def _begins_field(self, name: str, shape: tuple[int, int]) -> bool:
+        """Begin a field; False if the archive stores none, unless the user asked for it."""
+        element = field_element(name)
+        begin = partial(self._writer.write_sparse, element, Sparse("csr", shape))
+        return self._accepts(begin, element)
+
+    def _accepts(self, begin: Callable[[], None], element: str) -> bool:
         try:
-            self._writer.append(array, empty)
+            begin()
         except OutputError:
             if element in self._asked:
                 raise

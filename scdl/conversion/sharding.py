@@ -12,11 +12,11 @@ import pyarrow as pa
 from scdl.archive import csr
 from scdl.archive.csr import SparseRows
 from scdl.archive.elements import graph_keys
-from scdl.archive.schema import OBS, Info
+from scdl.archive.schema import OBS, Info, field_element, field_prefix
 from scdl.archive.tables import TableSource
-from scdl.conversion.concatenation import keeping, shared_vectors, var_parts
+from scdl.conversion.concatenation import keeping, shared_fields, shared_vectors, var_parts
 from scdl.conversion.joined_rows import JoinedRows
-from scdl.conversion.losses import begin_elements, report_left_out, report_losses
+from scdl.conversion.losses import begin_elements, begin_fields, report_left_out, report_losses
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United
 from scdl.conversion.var_tables import write_var
@@ -40,9 +40,9 @@ def concatenate_in_shards(
 ) -> None:
     """Write the shuffled cells of archives to archives of `shard_cells` cells each.
 
-    All rows are sorted once, and the shards are written from the front. The matrix, obs and dense
-    vectors are read at the same time, so that their temporary files exist together. Graphs, whose
-    cells would be in other shards, and other elements are left out with a warning.
+    All rows are sorted once, and the shards are written from the front. The matrix, fields, obs and
+    dense vectors are read at the same time, so that their temporary files exist together. Graphs,
+    whose cells would be in other shards, and other elements are left out with a warning.
 
     Parameters
     ----------
@@ -54,11 +54,14 @@ def concatenate_in_shards(
         As for :func:`scdl.conversion.concatenation.concatenate`.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
-    names = shared_vectors(stores, infos)
+    names, fields = shared_vectors(stores, infos), shared_fields(stores, infos)
     n_obs = sum(info.n_obs for info in infos)
     with begin(0) as first, ExitStack() as stack:
+        n_vars = max(info.max_n_vars for info in infos) if view is None else view.max_n_vars
         refused = begin_elements(stores, first, names, ())
-        report_losses(stores, first, names, refused, lossless=False)
+        refused |= begin_fields(first, fields, (min(shard_cells, n_obs), n_vars))
+        kept = [*names, *map(field_element, fields)]
+        report_losses(stores, first, kept, refused, lossless=False)
         _report_graphs(stores, first.path)
         order = Shuffle.order(shuffle, n_obs, first.path)
         caster = keeping(stores, first)
@@ -68,9 +71,16 @@ def concatenate_in_shards(
         report_left_out(first, left_out)
         united = United(order.obs(obs))
         united.warn(first.path)
-        dtypes = joined.dtypes(var.num_rows)
+        matrices = {"": joined}
+        for name, dtype in fields.items():
+            if field_element(name) not in refused:
+                matrices[name] = joined.of_field(name, dtype)
+        dtypes = {name: one.dtypes(n_vars) for name, one in matrices.items()}
         table = _Stream(stack, iter(order.table(united)), len, lambda b, i, j: b.slice(i, j - i))
-        rows = _Stream(stack, joined.matrix(dtypes[1]), _n_rows, _row_range)
+        rows = {
+            name: _Stream(stack, one.matrix(dtypes[name][1]), _n_rows, _row_range)
+            for name, one in matrices.items()
+        }
         vectors = {
             name: _Stream(stack, joined.vectors(name), len, lambda v, i, j: v[i:j])
             for name in names
@@ -80,15 +90,19 @@ def concatenate_in_shards(
             n = min(shard_cells, n_obs - start)
             with begin(number) if number else first as writer:
                 begin_elements(stores, writer, [*vectors] if number else (), ())
+                further = [name for name in matrices if name]
+                begin_fields(writer, further, (n, n_vars))
                 blocks, _ = write_var(writer, [(var, n, label)])
                 batches = pa.RecordBatchReader.from_batches(united.schema, table.take(n))
                 writer.write_table(OBS, batches)
                 for name, stream in vectors.items():
                     for values in stream.take(n):
                         writer.append(name, values)
-                csr.write_rows(writer, "", rows.take(n), dtypes)
-                matrices = tuple(dict.fromkeys(m for info in infos for m in info.matrices))
-                writer.commit(Info(blocks, is_sorted=True, matrices=matrices).to_attrs())
+                for name, matrix in rows.items():
+                    csr.write_rows(writer, field_prefix(name), matrix.take(n), dtypes[name])
+                origins = tuple(dict.fromkeys(m for info in infos for m in info.matrices))
+                made = Info(blocks, is_sorted=True, matrices=origins, fields=tuple(further))
+                writer.commit(made.to_attrs())
 
 
 class _Stream(Generic[_T]):

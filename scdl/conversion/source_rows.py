@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from scdl.archive import csr
 from scdl.archive.casting import Caster
 from scdl.archive.csr import SparseRows
-from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, INDPTR, smallest_unsigned
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDICES,
+    INDPTR,
+    MATRIX,
+    field_prefix,
+    smallest_unsigned,
+)
 from scdl.conversion.options import Meter
 from scdl.conversion.row_order import RowOrder
 from scdl.kernels.memory import recyclable
@@ -25,7 +33,7 @@ _OFFSET_BYTES = 8 << 20
 
 
 class SourceRows:
-    """The rows of the matrices and graphs of sources, sorted by gene and cast.
+    """The rows of the matrices, or of a field, and of the graphs of sources, sorted and cast.
 
     Parameters
     ----------
@@ -33,6 +41,8 @@ class SourceRows:
         The sources, and for each the order of its genes in the archive, or None: its own.
     order, caster, bounds
         Order of the cells, dtype of the values, and sizes of the pieces that are read.
+    field
+        Name of a field of all sources; empty: their matrices.
     """
 
     def __init__(
@@ -42,58 +52,62 @@ class SourceRows:
         order: RowOrder,
         caster: Caster,
         bounds: Bounds,
+        field: str = "",
     ) -> None:
+        self._prefix = field_prefix(field)
+        self._matrices = [file.fields[field] if field else file.matrix for file in files]
         self._files, self._gene_orders, self._order = files, gene_orders, order
-        self._caster, self._bounds = caster, bounds
+        self.caster, self._bounds = caster, bounds
         #: Number of stored values, or an upper bound.
-        self.n_values = sum(file.matrix.size for file in files)
+        self.n_values = sum(matrix.size for matrix in self._matrices)
         # Keep the dtypes of archives if they are the same for all sources.
-        first, *others = (file.kept_dtypes for file in files)
+        first, *others = ({} if field else file.kept_dtypes for file in files)
         kept = first if all(other == first for other in others) else {}
         largest = max(file.n_vars for file in files) - 1
         self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
         self._indptr_dtype = _unsigned(kept.get(INDPTR))
-        before = sum_tallies([file.tally for file in files])
+        before = sum_tallies([Tally() if field else file.tally for file in files])
         self._rows_sorted, self._duplicates_summed = before[:2]
         caster.max_rounding, caster.is_counts = before[2:]
 
     @property
     def tally(self) -> Tally:
         """Statistics of the values processed so far."""
-        rounding, is_counts = self._caster.max_rounding, self._caster.is_counts
+        rounding, is_counts = self.caster.max_rounding, self.caster.is_counts
         return Tally(self._rows_sorted, self._duplicates_summed, rounding, is_counts)
 
     def _rows(self, meter: Meter) -> Iterator[SparseRows]:
         """Read the rows of all files in their final form."""
-        for file, order in zip(self._files, self._gene_orders, strict=True):
-            where = file.matrix.where
+        for matrix, order in zip(self._matrices, self._gene_orders, strict=True):
+            where = matrix.where
             places = None if order is None else np.argsort(order)
-            for block in prefetch(file.matrix.blocks(self._bounds)):
-                rows = self._clean(block, file.n_vars, where, places)
+            for block in prefetch(matrix.blocks(self._bounds)):
+                rows = self._clean(block, matrix.shape[1], where, places)
                 indices = rows.indices.astype(self._index_dtype, copy=False)
-                yield SparseRows(self._caster(rows.data, where), indices, rows.indptr)
+                yield SparseRows(self.caster(rows.data, where), indices, rows.indptr)
                 meter.update(len(block.data))
 
     def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
-        """Write the expression matrix."""
-        dtypes, total = (self._caster.dtype, self._index_dtype), 0
+        """Write the matrix or field."""
+        dtypes, total = (self.caster.dtype, self._index_dtype), 0
+        data, indices, indptr = (self._prefix + part for part in MATRIX)
         # The dtype of the offsets depends on the number of values, which is known at the end.
         with scratch_file(self._bounds) as file:
             for rows in self._order.rows(self._rows(meter), dtypes, self.n_values):
-                writer.append(DATA, rows.data)
-                writer.append(INDICES, rows.indices)
+                writer.append(data, rows.data)
+                writer.append(indices, rows.indices)
                 file.write((rows.indptr[1:] + total).tobytes())
                 total += int(rows.indptr[-1])
                 meter.update(len(rows.data) * self._order.moves)
-            for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
+            for name, dtype in zip((data, indices), dtypes, strict=True):
                 writer.append(name, np.empty(0, dtype))
             kept = self._indptr_dtype
             fits = kept is not None and total <= np.iinfo(kept).max
             offset_dtype = kept if kept and fits else smallest_unsigned(total)
-            writer.append(INDPTR, np.zeros(1, offset_dtype))
+            writer.append(indptr, np.zeros(1, offset_dtype))
             file.seek(0)
             while piece := file.read(_OFFSET_BYTES):
-                writer.append(INDPTR, np.frombuffer(piece, np.int64).astype(offset_dtype))
+                writer.append(indptr, np.frombuffer(piece, np.int64).astype(offset_dtype))
 
     def _clean(
         self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def assemble(cells: RowReader, rows: NDArray[np.int64] | None) -> anndata.AnnData:
-    """X, obs, var and obsm of cells at some positions; None: all.
+    """X, obs, var, obsm and fields of cells at some positions; None: all.
 
     Raises
     ------
@@ -27,9 +27,13 @@ def assemble(cells: RowReader, rows: NDArray[np.int64] | None) -> anndata.AnnDat
         The cells have different genes.
     """
     at = np.arange(cells.n_obs) if rows is None else rows
-    batch = cells.read_rows(at, obsm=cells._vector_keys())
+    batch = cells.read_rows(at, obsm=cells._vector_keys(), fields=cells.fields)
     made = anndata.AnnData(
-        batch.to_scipy(), _obs(cells, at), _var(cells, at), obsm=dict(batch.obsm)
+        batch.to_scipy(),
+        _obs(cells, at),
+        _var(cells, at),
+        obsm=dict(batch.obsm),
+        layers={name: read.to_scipy() for name, read in batch.fields.items()},
     )
     if cells.neighbor_keys:
         warnings.warn(

@@ -59,6 +59,10 @@ class CellBatch:
     totals
         Sum of the stored values of each cell over all genes, including those left out by a
         selection, on request.
+    fields
+        Requested fields, further matrices of the same cells and genes, by name. Values and column
+        ids have their own dtypes; `rows`, the number of genes and the gene spaces are those of
+        this batch.
     """
 
     data: NDArray[Any]
@@ -73,6 +77,7 @@ class CellBatch:
     spaces: NDArray[np.int64] | None = None
     own_genes: bool = False
     totals: NDArray[np.float64] | None = None
+    fields: Mapping[str, CellBatch] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,6 +103,7 @@ class CellBatch:
             None if self.spaces is None else self.spaces[start:stop],
             self.own_genes,
             None if self.totals is None else self.totals[start:stop],
+            {name: read[start:stop] for name, read in self.fields.items()},
         )
 
     def __repr__(self) -> str:
@@ -107,6 +113,7 @@ class CellBatch:
             "rows": summary.names(self.rows),
             "obs": summary.names(list(self.obs)),
             "obsm": summary.names([f"{key} ({v.shape[1]})" for key, v in self.obsm.items()]),
+            "fields": summary.names(list(self.fields)),
         }
         return summary.text(f"CellBatch: {summary.size(len(self), [self.n_vars])}", facts)
 

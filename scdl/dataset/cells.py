@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.features import VarFeatures
+from scdl.archive.fields import Field
 from scdl.archive.frames import frame_of
 from scdl.archive.gene_names import check_one_space
 from scdl.archive.graph import NeighborGraph
@@ -81,6 +82,15 @@ class Cells(CellTable):
     @abstractmethod
     def _graph_of(self, key: str) -> NeighborGraph | None:
         """A graph by key; None if it is not among :attr:`neighbor_keys`."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> list[str]:
+        """Names of the fields: further matrices of all cells, with the same genes."""
+
+    @abstractmethod
+    def _field(self, name: str) -> Field:
+        """How a field is stored; raise FeatureNotFoundError if there is none of that name."""
 
     def _n_vars_of(self, index: SupportsIndex) -> int:
         blocks = self.info.blocks

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures
+from scdl.archive.fields import Field
 from scdl.archive.gene_names import names_hash, number_keys, strings
 from scdl.archive.gene_space import (
     BlockGenes,
@@ -33,6 +34,7 @@ from scdl.dataset.reader import CellReader
 from scdl.dataset.rows import RowReader
 from scdl.errors import OutputError
 from storage_backends.compute.caching import cached_property
+from storage_backends.compute.traffic import TRAFFIC
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,8 +174,16 @@ class GeneView(CellReader):
             return np.zeros(len(at), np.int64)
         return self._space.table_of[self._blocks.blocks_of(at)]
 
-    def _request(self, at: NDArray[np.int64]) -> Request:
-        return self._cells._request(at)
+    def _request(self, at: NDArray[np.int64], field: str = "") -> Request:
+        return self._cells._request(at, field)
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields of the cells."""
+        return self._cells.fields
+
+    def _field(self, name: str) -> Field:
+        return self._cells._field(name)._replace(index_dtype=self.index_dtype.name)
 
     def _read(
         self,
@@ -184,19 +194,24 @@ class GeneView(CellReader):
         concurrently: bool = False,
         sum_dtype: np.dtype[Any] | None = None,
         totals: bool = False,
+        field: str = "",
     ) -> CellBatch:
         space, n_vars = self._space, self.info.max_n_vars
         given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
         if not np.can_cast(self.index_dtype, given, "safe"):
             raise OutputError(f"index_dtype {given} cannot represent the ids of {n_vars} genes")
-        request, tables = self._cells._request(at), self._tables(at)
+        if not field:
+            TRAFFIC.read(len(at))
+        request, tables = self._cells._request(at, field), self._tables(at)
+        # Dtype in which the values of genes that map to one can be added.
+        wide = self._sum_dtype(request.matrices.data_dtype) if field else self.data_dtype
         lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
         sums = np.empty(len(at), np.float64) if totals else None
-        how: dict[str, Any] = {"ordered": ordered, "sum_dtype": sum_dtype or self.data_dtype}
+        how: dict[str, Any] = {"ordered": ordered, "sum_dtype": sum_dtype or wide}
         rows = read_mapped_rows(request, lookup, n_vars, given, totals=sums, **how)
         data = rows.data
-        if sum_dtype is None and data.dtype != self.data_dtype and not totals:
-            data = data.astype(self.data_dtype)
+        if sum_dtype is None and data.dtype != wide and not totals:
+            data = data.astype(wide)
         # The kernel returns only ids of the vocabulary.
         batch = CellBatch(data, *rows[1:3], n_vars=n_vars, rows=at, largest=n_vars - 1, totals=sums)
         if self._missing != "mask":
@@ -242,7 +257,11 @@ class GeneView(CellReader):
     @cached_property
     def data_dtype(self) -> np.dtype[Any]:
         """Dtype of the values; wider than the stored one if sums of genes could overflow."""
-        stored, repeats = self._cells.data_dtype, self._space.most_repeats
+        return self._sum_dtype(self._cells.data_dtype)
+
+    def _sum_dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
+        """The stored dtype, or a wider one if sums of genes could overflow."""
+        repeats = self._space.most_repeats
         if repeats < 2:
             return stored
         if stored.kind == "f":
@@ -265,9 +284,9 @@ class GeneView(CellReader):
         """How the cells are stored."""
         return self._cells.storage
 
-    def will_need(self, rows: NDArray[np.int64]) -> Any:
+    def will_need(self, rows: NDArray[np.int64], fields: Sequence[str] = ()) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        return self._cells.will_need(rows)
+        return self._cells.will_need(rows, fields)
 
 
 #: Number of cells to read at once when counting values.

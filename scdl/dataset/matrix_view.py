@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive.frames import table_of
-from scdl.archive.schema import MATRIX, Info, var_table
+from scdl.archive.schema import MATRIX, Info, field_element, var_table
 from scdl.errors import OptionError
 from scdl.sources.archive import Elements
 from scdl.sources.base import genes_of
 from storage_backends.base import ArrayStore, ColumnNames, Contents
+from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import LazyMapping, cached_property
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class MatrixView(ArrayStore):
     """The arrays of a matrix under the names of the expression matrix, without a copy.
 
-    obs, obsm and graphs are those of the archive; other matrices are left out.
+    obs, obsm, graphs and layers with the same genes are those of the archive; other matrices are
+    left out.
 
     Parameters
     ----------
@@ -50,8 +52,14 @@ class MatrixView(ArrayStore):
         self._names = {part: f"{matrix}/{part}" for part in MATRIX}
         n_vars = info.blocks[0].n_vars if self._own_var else self._var.num_rows
         block = {"stop": info.n_obs, "n_vars": n_vars, "label": info.blocks[0].label}
-        # Conversions keep the order of columns in the rows of these matrices.
-        self._attrs = {"blocks": [block], "sorted": False, "matrices": [matrix]}
+        # Conversions keep the order of columns in the rows of other matrices.
+        is_sorted = info.sorts(matrix.removeprefix(field_element("")))
+        self._attrs = {
+            "blocks": [block],
+            "sorted": is_sorted,
+            "matrices": [matrix],
+            "fields": list(info.fields),
+        }
 
     def _refuse(self, info: Info, matrix: str) -> None:
         elements = Elements(self._store, info, 0)
@@ -98,9 +106,16 @@ class MatrixView(ArrayStore):
         """Arrays of the matrix and of cells; one feature block, whose rows may be out of order."""
         there = self._store.contents
         own = {part: there.arrays[name] for part, name in self._names.items()}
-        others = {n: s for n, s in there.arrays.items() if n.startswith(("graphs/", "obsm/"))}
+        prefixes = ["graphs/", "obsm/", *(f"{name}/" for name in self.sparse)]
+        others = {n: s for n, s in there.arrays.items() if n.startswith(tuple(prefixes))}
         tables = LazyMapping(self, there.tables, MatrixView._schema)
         return Contents(MappingProxyType(own | others), tables, MappingProxyType(self._attrs))
+
+    @cached_property
+    def sparse(self) -> Mapping[str, Sparse]:
+        """Layers with the genes of the matrix."""
+        own = field_element("") if self._genes == "var" else None
+        return {n: s for n, s in self._store.sparse.items() if own and n.startswith(own)}
 
     def _schema(self, name: str) -> pa.Schema:
         own = name == var_table(0) and not self._own_var

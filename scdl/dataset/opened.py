@@ -14,9 +14,10 @@ from scdl.archive import csr
 from scdl.archive.announcing import will_need
 from scdl.archive.elements import dense_vectors, graph_keys, read_items
 from scdl.archive.features import ObsFeatures, VarFeatures, spaces_of
+from scdl.archive.fields import Field, check_field, fields_of
 from scdl.archive.graph import NeighborGraph, key_of
 from scdl.archive.requests import Matrices, Request, StoredMatrix
-from scdl.archive.schema import OBS, Info, graph_array, obsm_array
+from scdl.archive.schema import OBS, Info, field_prefix, graph_array, obsm_array
 from scdl.dataset import summary
 from scdl.dataset.documented import Row
 from scdl.dataset.stored_cells import StoredCells
@@ -38,7 +39,7 @@ _ROWS_AT_ONCE = 1 << 20
 
 #: Attributes set when opening, and those computed lazily; pickles do not contain them.
 _OPENED = ("_store", "info", "_matrices", "_graphs", "_graph_matrices")
-_READ = ("graph", "_var", "_obs", "gene_spaces", "storage")
+_READ = ("graph", "_var", "_obs", "_fields", "gene_spaces", "storage")
 
 
 #: Default of `cache_mb`.
@@ -79,7 +80,8 @@ class OpenedArchive(StoredCells):
         matrix = StoredMatrix.of(store, is_sorted=info.is_sorted)
         self._store: ArrayStore = store
         self.info = info
-        self._matrices = Matrices.of(matrix, info.max_n_vars)
+        #: The matrix, under an empty name, and fields that were read.
+        self._matrices = {"": Matrices.of(matrix, info.max_n_vars)}
         self._graphs: dict[str, NeighborGraph] = {}
         self._graph_matrices: dict[str, StoredMatrix] = {}
 
@@ -133,18 +135,41 @@ class OpenedArchive(StoredCells):
             "values": summary.values(stored, self.number_of_values(), *dtypes),
             "var": summary.names(self._var.blocks[0].names),
             "obsm": summary.names(dense_vectors(self._store)),
+            "fields": summary.names(self.fields),
             **super()._facts(),
         }
 
     # -- reading ---------------------------------------------------------------------------
 
-    def _request(self, at: NDArray[np.int64]) -> Request:
-        return Request(self._matrices, np.zeros(len(at), np.int64), at)
+    def _request(self, at: NDArray[np.int64], field: str = "") -> Request:
+        return Request(self._matrices_of(field), np.zeros(len(at), np.int64), at)
+
+    def matrix_of(self, field: str = "") -> StoredMatrix:
+        """The arrays of the matrix that is read, or of a field; errors as for :meth:`_field`."""
+        return self._matrices_of(field).archives[0]
+
+    def _matrices_of(self, field: str) -> Matrices:
+        known = self._matrices.get(field)
+        if known is None:
+            is_sorted = self._field(field).is_sorted
+            matrix = StoredMatrix.of(self._store, field_prefix(field), is_sorted=is_sorted)
+            known = Matrices.of(matrix, self.info.max_n_vars)
+            # Threads share the addresses of the first.
+            known = self._matrices.setdefault(field, known)
+        return known
 
     @property
-    def matrix(self) -> StoredMatrix:
-        """The arrays of the matrix that is read."""
-        return self._matrices.archives[0]
+    def fields(self) -> list[str]:
+        """Names of the fields: further matrices of all cells, with the same genes."""
+        return list(self._fields)
+
+    @cached_property
+    def _fields(self) -> dict[str, Field]:
+        return fields_of(self._store, self.info)
+
+    def _field(self, name: str) -> Field:
+        check_field(self._store.path, name, self._fields)
+        return self._fields[name]
 
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         name = obsm_array(key)
@@ -159,7 +184,7 @@ class OpenedArchive(StoredCells):
         return dense_vectors(self._store)
 
     def _row(self, index: SupportsIndex) -> Row:
-        views = self.matrix.views
+        views = self.matrix_of().views
         if not views:
             return super()._row(index)
         data, indices, indptr = views
@@ -240,9 +265,9 @@ class OpenedArchive(StoredCells):
 
     # -- the archive -----------------------------------------------------------------------
 
-    def will_need(self, rows: NDArray[np.int64]) -> Any:
+    def will_need(self, rows: NDArray[np.int64], fields: Sequence[str] = ()) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them."""
-        return will_need(self._request(rows)) if len(rows) else None
+        return [will_need(self._request(rows, name)) for name in ("", *fields) if len(rows)]
 
     def version(self) -> str:
         """Version of this package."""
@@ -250,6 +275,7 @@ class OpenedArchive(StoredCells):
 
     def close(self) -> None:
         """Release files and memory."""
-        self._matrices = replace(self._matrices, archives=(StoredMatrix(self._store, True),))
+        matrix = replace(self._matrices[""], archives=(StoredMatrix(self._store, True),))
+        self._matrices = {"": matrix}
         self._graph_matrices = {}
         self._store.close()

@@ -18,6 +18,7 @@ from scdl.archive.schema import names_of
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.cells import Cells
 from scdl.errors import OptionError
+from storage_backends.compute.traffic import TRAFFIC
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,6 +39,7 @@ class RowReader(Cells):
         *,
         obs: str | Sequence[str] = (),
         obsm: str | Sequence[str] = (),
+        fields: str | Sequence[str] = (),
         genes: Genes | None = None,
         ordered: bool = True,
         index_dtype: DTypeLike | None = None,
@@ -55,6 +57,9 @@ class RowReader(Cells):
             One or several columns of obs to include; categorical columns are returned as values.
         obsm
             One or several keys of dense vectors to include.
+        fields
+            One or several names of further matrices of the cells to include (see :attr:`fields`),
+            with the same genes. Each is a batch in ``fields`` of the batch.
         genes
             The genes to read, which every cell must have; :meth:`select_genes` has other policies,
             and is faster for many reads. ``"own"``: all genes of each cell, even if they differ
@@ -84,13 +89,19 @@ class RowReader(Cells):
         RowIndexError
             A row is out of range, or a mask has the wrong length.
         FeatureNotFoundError
-            A column of obs or key of obsm does not exist.
+            A column of obs, key of obsm or field does not exist.
         GeneError
             Some cells lack some of the `genes`.
         OutputError
-            `index_dtype` cannot represent the column ids.
+            `index_dtype` cannot represent the column ids. Fields whose ids it cannot represent keep
+            their dtype.
         CastError
             The dtype of the values, or `sum_dtype`, cannot represent a sum.
+
+        Examples
+        --------
+        >>> batch = data.read_rows([5, 3], fields=["spliced"])  # doctest: +SKIP
+        >>> batch.to_scipy(), batch.fields["spliced"].to_scipy()  # doctest: +SKIP
         """
         cells, own = self, is_own(genes)
         if genes is not None and not own:
@@ -101,7 +112,7 @@ class RowReader(Cells):
         batch = cells._with_spaces(batch, own=own)
         if totals and batch.totals is None:
             batch = replace(batch, totals=batch.row_totals())
-        if not (obs or obsm):
+        if not (obs or obsm or fields):
             return batch
         return replace(
             batch,
@@ -110,6 +121,31 @@ class RowReader(Cells):
                 for name in names_of(obs, "obs")
             },
             obsm={key: self._vectors(key, batch.rows) for key in names_of(obsm, "obsm")},
+            fields={
+                name: cells._read_field(name, batch, ordered, index_dtype, summed)
+                for name in names_of(fields, "fields")
+            },
+        )
+
+    def _read_field(
+        self,
+        name: str,
+        batch: CellBatch,
+        ordered: bool,
+        index_dtype: DTypeLike | None,
+        sum_dtype: np.dtype[Any] | None,
+    ) -> CellBatch:
+        """Read a field of the cells of a batch, in the genes of the batch."""
+        stored = self._field(name).index_dtype
+        if index_dtype is not None and not np.can_cast(stored, index_dtype, "safe"):
+            index_dtype = None
+        read = self._read(batch.rows, ordered, index_dtype, sum_dtype=sum_dtype, field=name)
+        return replace(
+            read,
+            n_vars=batch.n_vars,
+            present=batch.present,
+            spaces=batch.spaces,
+            own_genes=batch.own_genes,
         )
 
     def _read(
@@ -121,12 +157,15 @@ class RowReader(Cells):
         concurrently: bool = False,
         sum_dtype: np.dtype[Any] | None = None,
         totals: bool = False,
+        field: str = "",
     ) -> CellBatch:
-        """Read the cells at positions, without obs, obsm and gene spaces.
+        """Read the matrix or a field of cells at positions, without obs, obsm and gene spaces.
 
         The caller computes totals if the batch has all genes.
         """
-        request = self._request(at)
+        if not field:
+            TRAFFIC.read(len(at))
+        request = self._request(at, field)
         data, indices, indptr, largest = read_rows(
             request, index_dtype, ordered=ordered, sum_dtype=sum_dtype, concurrently=concurrently
         )
@@ -134,8 +173,8 @@ class RowReader(Cells):
         return CellBatch(data, indices, indptr, n_vars=n_vars, rows=at, largest=largest)
 
     @abstractmethod
-    def _request(self, at: NDArray[np.int64]) -> Request:
-        """The archives, and the rows in them, of the cells at positions."""
+    def _request(self, at: NDArray[np.int64], field: str = "") -> Request:
+        """The archives, and the rows in their matrix or a field, of the cells at positions."""
 
     @abstractmethod
     def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -146,7 +185,7 @@ class RowReader(Cells):
         return []
 
     def to_anndata(self, rows: csr.Rows | None = None) -> AnnData:
-        """Read cells into an in-memory AnnData with X, obs, var and obsm.
+        """Read cells into an in-memory AnnData with X, obs, var, obsm and fields as layers.
 
         Parameters
         ----------
@@ -170,9 +209,10 @@ class RowReader(Cells):
         return assemble(self, None if rows is None else csr.positions(rows, self.n_obs))
 
     @abstractmethod
-    def will_need(self, rows: NDArray[np.int64]) -> Any:
+    def will_need(self, rows: NDArray[np.int64], fields: Sequence[str] = ()) -> Any:
         """Announce cells that will be read soon, so that the storage can prefetch them.
 
+        `fields` names the fields that will be read with the matrix.
         Does not wait. What it returns may hold what was fetched, and is kept until they were read.
         """
 

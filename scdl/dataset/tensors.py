@@ -175,6 +175,7 @@ def pinned(batch: CellBatch) -> CellBatch:
         indptr=pin(batch.indptr),
         obs={name: pin(column) for name, column in batch.obs.items()},
         obsm={key: pin(vectors) for key, vectors in batch.obsm.items()},
+        fields={name: pinned(read) for name, read in batch.fields.items()},
     )
 
 

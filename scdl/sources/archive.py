@@ -11,8 +11,19 @@ import numpy as np
 import pyarrow as pa
 
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
+from scdl.archive.fields import fields_of
 from scdl.archive.frames import frame_of, table_of
-from scdl.archive.schema import DATA, MATRIX, OBS, Info, graph_array, obsm_array, var_table
+from scdl.archive.schema import (
+    DATA,
+    MATRIX,
+    OBS,
+    Info,
+    field_element,
+    field_prefix,
+    graph_array,
+    obsm_array,
+    var_table,
+)
 from scdl.archive.tables import NoTable, StoredTable
 from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
@@ -134,6 +145,9 @@ class ArchiveSource(Source):
             self.obs = StoredTable(store, OBS, self._rows[1], self._rows[0], columns)
         self.element, self.matrix_name = self._choose(matrix)
         self.matrix = self._matrix()
+        if self.genes == self._elements.genes:
+            kept = [name for name in fields_of(store, info) if name in info.fields]
+            self.fields = {name: self._rows_of(field_prefix(name)) for name in kept}
 
     def _choose(self, matrix: str | None) -> tuple[str, str]:
         """The element to read, and the name of the matrix it was converted from."""
@@ -143,7 +157,9 @@ class ArchiveSource(Source):
         if matrix in (None, origin):
             return info.element, origin
         known = [name for name in self._elements.names() if is_matrix(name)]
-        if matrix == info.element or matrix not in known or len(info.blocks) > 1:
+        fields = [field_element(name) for name in fields_of(self._elements.store, info)]
+        several = len(info.blocks) > 1 and matrix not in fields
+        if matrix == info.element or matrix not in known or several:
             available = [origin, *(name for name in known if name != info.element)]
             raise SourceError(
                 f"{self.path}: there is no matrix {matrix}; the archive has: {', '.join(available)}"
@@ -153,9 +169,12 @@ class ArchiveSource(Source):
     def _matrix(self) -> Matrix:
         name = self.element
         sparse = self._elements.sparse(name)
-        if sparse is not None and not sparse[0]:
-            return StoredRows(self._store, "", self._rows, self.n_vars)
+        if sparse is not None and (not sparse[0] or len(self._elements.info.blocks) > 1):
+            return self._rows_of(sparse[0])
         return self._element(name, (self._rows[1] - self._rows[0], self.n_vars))
+
+    def _rows_of(self, prefix: str) -> StoredRows:
+        return StoredRows(self._store, prefix, self._rows, self.n_vars)
 
     def _element(self, name: str, shape: tuple[int, int]) -> Matrix:
         where = f"{self.path}: {name}"

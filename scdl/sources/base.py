@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from scdl.archive.schema import MATRIX
+from scdl.archive.schema import INDEX, MATRIX
 from scdl.archive.tables import TableSource
 from scdl.errors import SourceError
 from scdl.sources.cuts import Cut
-from scdl.sources.matrices import Csr, Matrix, Reader, Values
+from scdl.sources.matrices import Csr, Matrix, Reader, Values, check_shape
 from scdl.sources.transposed import Csc
 from storage_backends.base import DTYPES
 from storage_backends.capabilities import Sparse
@@ -85,6 +86,8 @@ class Source(ABC):
         Number of cells, and of genes, that were not chosen.
     obs_is_last
         Whether `cells` can be read only when the matrix was read.
+    fields
+        Further matrices with the same genes to convert, by the names of their fields.
     """
 
     path: str
@@ -99,6 +102,7 @@ class Source(ABC):
     cut: Cut = Cut()
     left_out: tuple[int, int] = (0, 0)
     obs_is_last: bool = False
+    fields: Mapping[str, Matrix] = MappingProxyType({})
 
     @property
     def n_obs(self) -> int:
@@ -113,6 +117,24 @@ class Source(ABC):
     @abstractmethod
     def var(self) -> pa.Table:
         """The table of genes."""
+
+    def take_fields(self, others: Mapping[str, Source]) -> None:
+        """Use the matrices of other sources of the same cells as the fields.
+
+        Raises
+        ------
+        SourceError
+            A matrix has other cells or genes.
+        """
+        for name, other in others.items():
+            where = f"{other.path}: {other.matrix_name}, for the field {name!r},"
+            if other.genes != self.genes and _names(other) != _names(self):
+                raise SourceError(
+                    f"{where} has the genes of {other.genes}, but {self.matrix_name} those of "
+                    f"{self.genes}, which differ; choose a matrix with the same genes with matrix="
+                )
+            check_shape(where, other.matrix.shape, self.matrix.shape)
+        self.fields = {name: other.matrix for name, other in others.items()}
 
     # -- optional for a format ---------------------------------------------------------------
 
@@ -200,6 +222,7 @@ class Wrapped(Source):
         self.first_row, self.tally = source.first_row, source.tally
         self.cut, self.left_out = source.cut, source.left_out
         self.obs_is_last = source.obs_is_last
+        self.fields = source.fields
 
     def var(self) -> pa.Table:
         return self._source.var()
@@ -235,6 +258,12 @@ class Wrapped(Source):
 
     def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
         return self._source.element_of_rest(name)
+
+
+def _names(source: Source) -> list[str | None]:
+    """Names of the genes of a source."""
+    names: list[str | None] = source.var().column(INDEX).to_pylist()
+    return names
 
 
 def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:

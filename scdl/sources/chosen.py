@@ -59,6 +59,7 @@ class Chosen(Wrapped):
         matrix = cut_matrix(source.matrix, cut.rows, None)
         matrix = matrix if figures is None else Counted(matrix, figures)
         self.matrix = cut_matrix(matrix, None, cut.genes)
+        self.fields = {name: cut_matrix(field, *cut) for name, field in source.fields.items()}
         #: Rows of the archive among which neighbours are, and those that are kept.
         self.neighbors = cut.rows
         self._is_view = cut.rows is not None or cut.genes is not None

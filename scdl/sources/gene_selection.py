@@ -89,6 +89,9 @@ class _Selected(Wrapped):
         self.matrix = Mapped(source.matrix, table, len(names))
         cells, genes = source.left_out
         self.left_out = cells, genes + int(np.count_nonzero(table < 0))
+        self.fields = {
+            name: Mapped(matrix, table, len(names)) for name, matrix in source.fields.items()
+        }
 
     @property
     def n_vars(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -44,6 +44,8 @@ class Assembly:
     tokenizer
         Takes the transformed cells and the names of the genes, and `rng` if it has such a
         parameter; its result becomes the batch's ``tokens``, and ``x`` is left out.
+    fields
+        Layout of each field to include, by its name: one that takes no length.
     """
 
     layout: str = "csr"
@@ -52,8 +54,16 @@ class Assembly:
     choose: Choice | None = None
     transforms: Sequence[Any] = ()
     tokenizer: Tokenizer | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        full = [name for name, layout in LAYOUTS.items() if not layout.takes_length]
+        for name, layout in self.fields.items():
+            if layout not in full:
+                raise LoaderError(
+                    f"the layout of the field {name!r} must be one of {', '.join(full)}, not "
+                    f"{layout!r}; choose one, as in fields={{{name!r}: 'dense'}}"
+                )
         if self.layout not in LAYOUTS:
             raise LoaderError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
         with_length = [name for name, layout in LAYOUTS.items() if layout.takes_length]
@@ -103,14 +113,15 @@ class Assembly:
     @property
     def is_large(self) -> bool:
         """Whether batches are many times larger than the cells they are assembled from."""
-        return LAYOUTS[self.layout].is_large
+        return any(LAYOUTS[layout].is_large for layout in (self.layout, *self.fields.values()))
 
     @cached_property
     def needs_order(self) -> bool:
         """Whether the column ids of each cell must be sorted and unique."""
         # Duplicates may be added late only if the values are floats and not logarithms.
         adds = self.dtype is not None and self.dtype.is_floating_point and not self._logs
-        return not (LAYOUTS[self.layout].adds and adds) or self.tokenizer is not None
+        all_add = all(LAYOUTS[layout].adds for layout in (self.layout, *self.fields.values()))
+        return not (all_add and adds) or self.tokenizer is not None
 
     @cached_property
     def needs_totals(self) -> bool:
@@ -202,6 +213,12 @@ class Assembly:
             "present": None if cells.present is None else torch.from_numpy(cells.present),
             "spaces": None if cells.spaces is None else torch.from_numpy(cells.spaces),
         }
+        if self.fields:
+            options = LayoutOptions(self.dtype, None, None, key)
+            parts["fields"] = {
+                name: LAYOUTS[layout].make(cells.fields[name], options)["x"]
+                for name, layout in self.fields.items()
+            }
         if self.tokenizer is not None:
             assert gene_names is not None
             arguments = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}

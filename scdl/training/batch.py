@@ -46,6 +46,8 @@ class TrainingBatch:
         as in ``gene_spaces`` of the dataset.
     extra
         Named values that transforms add with :meth:`with_`, such as masks and targets.
+    fields
+        Values of further matrices of the cells, n x n_vars, as stored, each in its layout.
     """
 
     x: torch.Tensor | None
@@ -59,6 +61,7 @@ class TrainingBatch:
     present: torch.Tensor | None = None
     spaces: torch.Tensor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,7 +100,8 @@ class TrainingBatch:
     def to(self, *args: Any, **kwargs: Any) -> TrainingBatch:
         """Move or cast all tensors of the batch, as ``torch.Tensor.to`` does.
 
-        A dtype applies to the values: to `x`, and to the floats in `obsm`, `extra` and `tokens`.
+        A dtype applies to the values: to `x` and `fields`, and to the floats in `obsm`, `extra` and
+        `tokens`.
         Rows, genes, labels and other columns of obs keep their dtypes.
         """
         copy = kwargs.pop("copy", False)
@@ -107,7 +111,7 @@ class TrainingBatch:
             moved["memory_format"] = memory_format
 
         def change(part: torch.Tensor, field_name: str) -> torch.Tensor:
-            casts = field_name == "x" or (
+            casts = field_name in _VALUES or (
                 field_name in _FLOATS and part.is_floating_point() and _is_floating(dtype)
             )
             return part.to(device, dtype if casts else None, **moved)
@@ -140,7 +144,8 @@ class TrainingBatch:
         )
 
 
-#: Fields whose floats `to` casts; it always casts `x`.
+#: Parts that `to` casts, and those of which it casts the floats.
+_VALUES = ("x", "fields")
 _FLOATS = ("obsm", "extra", "tokens")
 
 

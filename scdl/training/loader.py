@@ -90,6 +90,9 @@ class SingleCellLoader:
         stored one. A value that it cannot represent is an error.
         ``obs``, ``obsm``: one or several columns and dense vectors to include;
         :attr:`vocabulary` holds the labels of their codes.
+        ``fields``: one or several further matrices of the cells to include in ``fields`` of the
+        batch, as stored: names of ``dataset.fields``, in the layout of the loader, or a dict of
+        name to layout, which may be any but ``"padded"``.
         ``matrix``: another matrix of an AnnData that the archive keeps completely, such as
         ``layers/counts``.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
@@ -120,7 +123,7 @@ class SingleCellLoader:
     OrderError
         The weights, groups or controls do not fit the order.
     FeatureNotFoundError, ColumnTypeError
-        There is no such column of obs or key of obsm, or it cannot become a tensor.
+        There is no such column of obs, key of obsm or field, or it cannot become a tensor.
     GeneError
         The cells have different genes, and no `genes` were given.
     RowIndexError
@@ -174,6 +177,7 @@ class SingleCellLoader:
             choose=self._options["choose"],
             transforms=self._options["transforms"],
             tokenizer=self._options["tokenizer"],
+            fields=self._options["fields"],  # type: ignore[arg-type]
         )
         self._progress = Progress()
         self._stats = LoaderStats()
@@ -202,6 +206,7 @@ class SingleCellLoader:
         self._columns  # noqa: B018 - report unknown columns now, not in the first batch
         if self._options["obsm"]:
             self.cells.read_rows([], obsm=self._options["obsm"])
+        self._bytes_per_cell  # noqa: B018 - the same for unknown fields
         positions = self._positions(0)
         n_cells = len(positions)
         if n_cells:
@@ -242,6 +247,12 @@ class SingleCellLoader:
         first = 0 if self._rows is None else int(self._rows[0])
         return self.cells.var_features().blocks[self.cells.info.block_of(first)].column(INDEX)
 
+    @cached_property
+    def _bytes_per_cell(self) -> float:
+        """Average bytes of a cell in memory, with the fields that are read."""
+        further = sum(self.cells._field(name).nbytes for name in self._assembly.fields)
+        return self.cells.bytes_per_cell + further / max(self.cells.n_obs, 1)
+
     # -- order -----------------------------------------------------------------------------
 
     @cached_property
@@ -257,6 +268,7 @@ class SingleCellLoader:
             cells=self.cells,
             rows=self._rows,
             batch_size=self.batch_size,
+            bytes_per_cell=self._bytes_per_cell,
             memory=self._options["memory_mb"] * 1e6,
             drop_last=self.drop_last,
             options=self._options,
@@ -287,6 +299,7 @@ class SingleCellLoader:
             names = self._columns[column].names
             gives.append(f"obs {column!r}" + ("" if names is None else f" ({len(names)} labels)"))
         gives += [f"obsm {key!r}" for key in options["obsm"]]
+        gives += [f"field {name!r} ({layout})" for name, layout in self._assembly.fields.items()]
         if options["tokenizer"] is not None:
             gives[0] = "tokens"
         if options["neighbors"]:
@@ -329,7 +342,7 @@ class SingleCellLoader:
 
     def _measured(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches and update :meth:`stats`."""
-        per_cell = self.cells.bytes_per_cell
+        per_cell = self._bytes_per_cell
         began = requested = time.perf_counter()
         waited, cells = 0.0, 0
         self._stats = LoaderStats()

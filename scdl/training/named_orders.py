@@ -77,8 +77,8 @@ class OrderMaker:
         Cells of the dataset to use; None: all.
     batch_size
         Cells per batch.
-    memory
-        Bytes for cells.
+    bytes_per_cell, memory
+        Average bytes of a cell in memory; bytes for cells.
     drop_last
         Whether only full batches are wanted.
     options
@@ -89,6 +89,7 @@ class OrderMaker:
     cells: CellReader
     rows: NDArray[np.int64] | None
     batch_size: int
+    bytes_per_cell: float
     memory: float
     drop_last: bool
     options: Mapping[str, Any]
@@ -120,7 +121,7 @@ class OrderMaker:
     @property
     def budget(self) -> int:
         """Half the cells that fit into memory: a second buffer of them is read ahead."""
-        return max(1, int(self.memory / 2 / max(self.cells.bytes_per_cell, 1)))
+        return max(1, int(self.memory / 2 / max(self.bytes_per_cell, 1)))
 
     def _block(self) -> order_kinds.Order:
         block, buffer, storage = *(self.options[k] for k in ("block", "buffer")), self.cells.storage
@@ -136,7 +137,9 @@ class OrderMaker:
         Half of the memory holds two buffers, compressed, the other half two windows of one of them.
         """
         window = max(self.budget // 2 // self.batch_size, 1) * self.batch_size
-        per_cell = max(storage.bytes_per_cell, 1)
+        # Fields take in the storage what they take of a cell in memory.
+        share = self.bytes_per_cell / max(self.cells.bytes_per_cell, 1)
+        per_cell = max(storage.bytes_per_cell * max(share, 1), 1)
         n_windows = max(1, int(self.memory / 4 / per_cell) // window)
         block = min(int(storage.request_bytes / per_cell), n_windows * window // _COMPRESSED_BLOCKS)
         piece = max(1, min(window // _PIECES, _MAX_BLOCK))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -30,6 +30,7 @@ class LoaderOptions(TypedDict, total=False):
     by_value: bool
     obs: str | Sequence[str]
     obsm: str | Sequence[str]
+    fields: str | Sequence[str] | Mapping[str, str]
     matrix: str | None
     genes: Genes | None
     gene_column: str | None
@@ -61,6 +62,7 @@ DEFAULTS: LoaderOptions = {
     "by_value": False,
     "obs": (),
     "obsm": (),
+    "fields": (),
     "matrix": None,
     "genes": None,
     "gene_column": None,
@@ -180,6 +182,10 @@ def complete(options: LoaderOptions) -> LoaderOptions:
     try:
         for name in ("obs", "obsm"):
             completed[name] = names_of(completed[name], name)
+        fields = completed["fields"]
+        names = names_of(fields, "fields")
+        own = isinstance(fields, Mapping)
+        completed["fields"] = {n: fields[n] if own else completed["layout"] for n in names}
         for name in ("by", "match"):
             completed[name] = None if completed[name] is None else names_of(completed[name], name)
     except OptionError as error:

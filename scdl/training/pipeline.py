@@ -163,6 +163,7 @@ class Pipeline:
         return partial(
             self.cells.read_rows,
             obsm=self.obsm,
+            fields=tuple(self.assembly.fields),
             genes=OWN if self.own_genes else None,
             ordered=self.assembly.needs_order,
             index_dtype=np.int32 if fits and self.assembly.layout == "csr" else None,
@@ -180,7 +181,8 @@ class Pipeline:
             plans = [plan._replace(cells=self.rows[plan.cells]) for plan in plans]
         if not plans:
             return plans
-        fetched = self.cells.will_need(np.concatenate([plan.cells for plan in plans]))
+        rows = np.concatenate([plan.cells for plan in plans])
+        fetched = self.cells.will_need(rows, tuple(self.assembly.fields))
         return [plan._replace(fetched=fetched) for plan in plans]
 
     def _read(self, plan: ReadPlan) -> CellsRead:

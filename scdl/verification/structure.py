@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from scdl.archive import csr
 from scdl.archive.elements import Kind, dense_vectors, elements_of
 from scdl.archive.features import spaces_of
-from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR, OBS, Info, obsm_array, var_table
+from scdl.archive.fields import fields_of
+from scdl.archive.schema import (
+    DATA,
+    INDEX,
+    INDICES,
+    INDPTR,
+    OBS,
+    Info,
+    field_element,
+    obsm_array,
+    var_table,
+)
 from scdl.errors import ScdlError
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Finding
@@ -87,8 +98,11 @@ def _matrices(store: ArrayStore, info: Info) -> Iterator[_Matrix]:
     n_obs = info.n_obs
     genes = [(block.stop, block.n_vars) for block in info.blocks]
     yield _Matrix("", n_obs, genes, info.is_sorted)
+    fields = {field_element(name): field for name, field in fields_of(store, info).items()}
     for name, element in elements_of(store).items():
-        if element.kind is Kind.GRAPH:
+        if name in fields:
+            yield _Matrix(element.array, n_obs, genes, fields[name].is_sorted)
+        elif element.kind is Kind.GRAPH:
             yield _Matrix(element.array, n_obs, [(n_obs, n_obs)])
         elif element.kind is Kind.SPARSE:
             sparse = store.sparse[name]

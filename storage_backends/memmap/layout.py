@@ -191,6 +191,11 @@ def other_files(path: str, manifest: Mapping[str, Any]) -> Files:
     return files
 
 
+def keeps_sparse(name: str, kind: str) -> bool:
+    """Whether an archive can hold a sparse matrix besides its own and graphs: layers by rows."""
+    return name.startswith("layers/") and kind == "csr"
+
+
 def own_file(i: int) -> str:
     """Relative path of the i-th array without a file in the documented format."""
     return os.path.join("scdl", "arrays", f"{i}.bin")
@@ -224,7 +229,7 @@ def read_archive_manifest(path: str, n_obs: int, nnz: int, remarks: list[str]) -
     if stated != (n_obs, nnz):
         remarks.append(
             f"{path}: another program changed the archive from {stated[0]} to {n_obs} cells; "
-            "names, categories, obsm and further graphs no longer match and are ignored"
+            "names, categories, obsm, fields and further graphs no longer match and are ignored"
         )
         return {}
     return manifest
@@ -243,11 +248,15 @@ def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
         for key in ("format", "n_obs", "nnz"):
             if type(manifest[key]) is not int:
                 raise ValueError(f"bad {key} {manifest[key]!r:.100}")
-        names = list(map(_check_entry, manifest["arrays"]))
-        if len(set(names)) < len(names) or not set(names).isdisjoint(MATRIX):
+        array_names = list(map(_check_entry, manifest["arrays"]))
+        if len({*array_names}) < len(array_names) or not {*array_names}.isdisjoint(MATRIX):
             raise ValueError("the names of arrays are not unique")
         if not isinstance(manifest.get("documented_graph"), str | None):
             raise ValueError(f"bad documented_graph {manifest['documented_graph']!r:.100}")
+        for name, width in manifest.get("sparse", {}).items():
+            is_known = keeps_sparse(name, "csr") and f"{name}/indptr" in array_names
+            if not is_known or type(width) is not int or width < 0:
+                raise ValueError(f"bad sparse matrix {name!r:.100} of {width!r:.100} columns")
         if not isinstance(manifest["attrs"], dict):
             raise ValueError("attrs must be an object")
         for table in manifest["tables"].values():

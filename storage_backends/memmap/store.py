@@ -8,7 +8,7 @@ and the feature tables. Everything else is in the directory ``scdl/``, which oth
     var_features/  obs_features/                            tables, see `features`
     metadata.json  version.json
     scdl/manifest.json                                      contents of scdl/, and the attributes
-    scdl/arrays/<i>.bin                                     other arrays
+    scdl/arrays/<i>.bin                                     other arrays: obsm, graphs, layers
     scdl/<table>.names.parquet  scdl/<table>.categories.parquet
     scdl/checksums.bin                                      checksums of all other files
 
@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, ColumnNames, Contents
+from storage_backends.capabilities import Sparse
 from storage_backends.checks import check_ranges
 from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
@@ -61,6 +62,7 @@ class MemmapStore(DirectoryStore):
         self.path = path
         self.remarks: list[str] = []
         self._specs: dict[str, ArraySpec] = {}
+        self._sparse: dict[str, Sparse] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
         self._parquet: dict[str, ParquetTable] = {}
         #: Mapped files of tables, which stay readable when the archive is replaced.
@@ -70,6 +72,10 @@ class MemmapStore(DirectoryStore):
         self._n_obs, nnz = matrix["indptr"].spec.length - 1, matrix["data"].spec.length
         self._map(matrix)
         self._manifest = layout.read_archive_manifest(path, self._n_obs, nnz, self.remarks)
+        self._sparse = {
+            name: Sparse("csr", (self._n_obs, width))
+            for name, width in self._manifest.get("sparse", {}).items()
+        }
         self._map(layout.other_files(path, self._manifest))
         self._files = TableFiles(path, self._n_obs, self._manifest)
         self._contents = self._describe_tables()
@@ -100,7 +106,8 @@ class MemmapStore(DirectoryStore):
         for name, file in files.items():
             self._specs[name], mapped[name] = file.spec, layout.map_file(*file)
         for name in files:
-            if name == "indptr" or (name.startswith("graphs/") and name.endswith("/indptr")):
+            is_graph = name.startswith("graphs/") and name.endswith("/indptr")
+            if name == "indptr" or is_graph or name.removesuffix("/indptr") in self._sparse:
                 layout.check_offsets(self.path, files, name, mapped[name], self._n_obs)
 
     def _describe_tables(self) -> Contents:
@@ -110,8 +117,9 @@ class MemmapStore(DirectoryStore):
         attrs: Mapping[str, Any]
         if self._manifest:
             attrs = self._manifest["attrs"]
-            for block in attrs["blocks"]:
-                check_claim(f"{self.path}: genes", (block["n_vars"],), 8, lambda: self.nbytes)
+            widths = [sparse.shape[1] for sparse in self._sparse.values()]
+            for width in [*(block["n_vars"] for block in attrs["blocks"]), *widths]:
+                check_claim(f"{self.path}: genes", (width,), 8, lambda: self.nbytes)
             files.check_blocks([block["stop"] for block in attrs["blocks"]])
         else:
             attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
@@ -164,6 +172,10 @@ class MemmapStore(DirectoryStore):
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
             for i, (stop, label) in enumerate(zip(self._files.var_stops, self._labels, strict=True))
         ]
+
+    @property
+    def sparse(self) -> Mapping[str, Sparse]:
+        return MappingProxyType(self._sparse)
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends import __version__
+from storage_backends.capabilities import Sparse
 from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import refused_write
@@ -32,6 +33,7 @@ class MemmapWriter(DirectoryWriter):
         self._arrays: dict[str, CheckedFile] = {}
         self._files: dict[str, str] = {}
         self._side_files: dict[str, dict[str, Any]] = {}
+        self._sparse: dict[str, Sparse] = {}
 
     def _begin(self) -> None:
         os.mkdir(os.path.join(self.directory, "scdl"))
@@ -66,6 +68,11 @@ class MemmapWriter(DirectoryWriter):
             create=self.recorder.create,
         )
 
+    def write_sparse(self, name: str, sparse: Sparse) -> None:
+        if not layout.keeps_sparse(name, sparse.format):
+            super().write_sparse(name, sparse)
+        self._sparse[name] = sparse
+
     def _complete(self, attrs: Mapping[str, Any]) -> None:
         directory = self.directory
         self._close()
@@ -88,6 +95,7 @@ class MemmapWriter(DirectoryWriter):
                     for name, spec in self.specs.items()
                     if name not in layout.MATRIX
                 ],
+                "sparse": {name: sparse.shape[1] for name, sparse in self._sparse.items()},
                 "tables": self._side_files,
                 "attrs": dict(attrs),
             }

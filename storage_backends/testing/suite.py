@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 
 from storage_backends import errors
 from storage_backends.base import ArrayStore
+from storage_backends.capabilities import Sparse
 from storage_backends.testing.archives import (
     DTYPES,
     ITEM_SHAPES,
@@ -159,6 +160,22 @@ class BackendTests(ReadingTests, TableTests, PublicationTests):
         with self.writing(path, contents) as writer, error:
             writer.append("obsm/x", values)
         assert_holds(self.open(path), contents)
+
+    def test_layers_are_kept_or_refused(self, path: str) -> None:
+        contents, name, sparse = small_archive(), "layers/a b.ü", Sparse("csr", (60, 40))
+        layer = small_archive(density=0.5, dtypes=("int32", "uint8", "uint16")).arrays
+        parts = {f"{name}/{part}": values for part, values in layer.items()}
+        with self.writing(path, contents) as writer:
+            try:
+                writer.write_sparse(name, sparse)
+            except errors.OutputError:
+                pytest.skip("the backend keeps no layers")
+            for part, values in parts.items():
+                writer.append(part, values)
+        with self.open(path) as store:
+            assert dict(store.sparse) == {name: sparse}
+            for part, values in parts.items():
+                assert_same_bits(store.read(part), values, part)
 
     def test_close(self, large_path: str) -> None:
         contents = large_archive()

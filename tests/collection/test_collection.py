@@ -342,7 +342,7 @@ class TestReading:
         assert ranges == []
         monkeypatch.setattr(read_ahead, "_WARM_NANOSECONDS", -1)
         found.will_need(np.arange(40))
-        data, indices, indptr = found.fname_to_mmap[paths[0]].matrix.views
+        data, indices, indptr = found.fname_to_mmap[paths[0]].matrix_of().views
         assert len(ranges) == 40 + 2 * 40
         n_bytes = sum(end - begin for begin, end in ranges[:40])
         assert n_bytes == 40 * 2 * indptr.itemsize

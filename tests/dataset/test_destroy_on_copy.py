@@ -71,6 +71,7 @@ def write(place: Path, name: str, adata: anndata.AnnData, **options: Any) -> Pat
         options["neighbor_key"] = graphs or None
         dense = [key for key, value in adata.obsm.items() if isinstance(value, np.ndarray)]
         options["obsm"] = dense or None
+        options["layers"] = [*adata.layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScdlWarning)
         scdl.convert(place / f"{name}.h5ad", path, **{k: v for k, v in options.items() if v})
@@ -166,7 +167,11 @@ def test_all_or_nothing(sources: Any, how: str, suffix: str, alike: bool) -> Non
 @pytest.mark.parametrize("suffix", ["", ".zarr"])
 def test_that_it_succeeds(tmp_path: Path, suffix: str) -> None:
     """With a graph, vectors and columns with nothing in places, from Zarr as from memmap."""
-    elements = (("obsp", "data", "csr", "f4"), ("obsm", "indices", "dense", "f8"))
+    elements = (
+        ("obsp", "data", "csr", "f4"),
+        ("obsm", "indices", "dense", "f8"),
+        ("layers", "data", "csr", "i4"),
+    )
     paths = [
         write(tmp_path, f"m{i}{end}", annotated(i, elements), only_matrix=end == ".zarr")
         for i, end in enumerate([".zarr", "", ".zarr"])
@@ -188,7 +193,8 @@ def test_what_is_lost_is_told(tmp_path: Path, form: str, how: str) -> None:
     named = [(mapping, key) for mapping in ("layers", "obsp", "varm") for key in KEYS]
     adata = annotated(0, tuple((mapping, key, form, "f4") for mapping, key in named))
     paths = [write(tmp_path, f"m{i}.zarr", adata) for i in range(2)]
-    lost = [f"{mapping}/{key}" for mapping, key in named if (mapping, form) != ("obsp", "csr")]
+    kept = [(mapping, "csr") for mapping in ("layers", "obsp")]
+    lost = [f"{mapping}/{key}" for mapping, key in named if (mapping, form) not in kept]
 
     def run(**options: Any) -> None:
         target = tmp_path / "made.zarr"
@@ -205,7 +211,8 @@ def test_what_is_lost_is_told(tmp_path: Path, form: str, how: str) -> None:
         run()
     for told in (str(refused.value), str(given[0].message)):
         assert [name for _, name in sorted((told.index(n), n) for n in lost)]
-        assert ("obsp/q" in told) == ("obsp/q" in lost)
+        for name in ("obsp/q", "layers/q"):
+            assert (name in told) == (name in lost)
 
 
 def test_weights_that_would_be_rounded(tmp_path: Path) -> None:

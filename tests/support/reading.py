@@ -75,6 +75,8 @@ def rewritten(path: Path, target: Path | str, change: Mapping[str, Any]) -> Path
     to = registry.backend("memory" if str(target).startswith("ram:") else "memmap")
     store = registry.detect(path).store.open(str(path))
     with store, registry.create(target, to) as writer:
+        for name, sparse in store.sparse.items():
+            writer.write_sparse(name, sparse)
         for name in store.arrays:
             values = change.get(name, store.read(name))
             if values is not None:
