@@ -31,7 +31,10 @@ class Format(NamedTuple):
 
 _H5AD = Format("an h5ad file", "convert it first, with scdl.convert or `scdl convert`")
 _HDF5 = Format("an HDF5 file", "if it is an AnnData file, convert it first, with scdl.convert")
-_MUDATA = Format("MuData, several AnnData in one", "write one modality with mod[NAME].write_h5ad")
+_MUDATA = Format(
+    "MuData, several AnnData in one",
+    "name it .h5mu, and convert one modality with scdl.convert(path, target, modality=NAME)",
+)
 _LOOM = Format("a Loom file", "read it with scanpy.read_loom and write it with write_h5ad")
 _SEURAT = Format(
     "a file of Seurat or R", "convert it in R, with anndataR or SeuratDisk::Convert, to h5ad"

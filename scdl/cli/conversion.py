@@ -88,6 +88,10 @@ def convert(
     var: Annotated[
         str | None, typer.Option(metavar="FILE", help="The same for genes and var.")
     ] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(help="Of MuData: modality to convert. [default: the only one]"),
+    ] = None,
     obsm: Annotated[
         list[str] | None,
         typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
@@ -177,6 +181,7 @@ def convert(
         "feature_types": feature_type or None,
         "obs": obs,
         "var": var,
+        "modality": modality,
         "obsm": obsm or (),
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,

@@ -36,10 +36,11 @@ from storage_backends.paths import Path, path_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 #: A source of a conversion.
-Convertible: TypeAlias = "Path | AnnData"
+Convertible: TypeAlias = "Path | AnnData | MuData"
 
 
 def convert(
@@ -68,11 +69,12 @@ def convert(
     Parameters
     ----------
     sources
-        One source or several. Paths of h5ad files, of AnnData in Zarr stores, of outputs of Cell
-        Ranger (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), or of
-        archives of any backend; or AnnData objects, in memory, backed by a file or with Dask
-        arrays. Their cells are concatenated; consecutive sources with the same var share a feature
-        block. The keys of a dict are the names of the sources, used by `label`.
+        One source or several. Paths of h5ad files, of AnnData in Zarr stores, of MuData (``.h5mu``
+        or Zarr), of outputs of Cell Ranger (``.h5``, or a directory with ``matrix.mtx``, which may
+        be compressed), or of archives of any backend; or AnnData or MuData objects, in memory,
+        backed by a file or with Dask arrays. Their cells are concatenated; consecutive sources with
+        the same var share a feature block. The keys of a dict are the names of the sources, used by
+        `label`.
     path
         Path of the archive; nothing may exist there.
     label
@@ -122,6 +124,8 @@ def convert(
         Names are the index of a data frame, or the first column of a file (``.csv``, ``.tsv``,
         ``.txt``, which may be compressed, or ``.parquet``). Cells and genes without a row get
         nulls; the report counts them.
+    modality : str, optional
+        Of MuData: the modality to convert. Default: the only one.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     data_dtype : dtype, optional

@@ -32,6 +32,7 @@ class ConvertOptions(TypedDict, total=False):
     feature_types: str | Sequence[str] | None
     obs: Table | None
     var: Table | None
+    modality: str | None
     obsm: str | Sequence[str]
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float

@@ -78,6 +78,8 @@ class Source(ABC):
         archive.
     tally
         Statistics of earlier processing of the values, if known.
+    beside
+        Names of contents of the file that do not belong to this AnnData and are never converted.
     """
 
     path: str
@@ -89,6 +91,7 @@ class Source(ABC):
     labelled: TableSource | None = None
     first_row: int = 0
     tally: Tally = Tally()
+    beside: Sequence[str] = ()
 
     @property
     def n_obs(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,6 +52,20 @@ def write_cells(path: Path, seed: int) -> None:
     adata.write_h5ad(path)
 
 
+def write_mudata(path: Path) -> None:
+    cells = [f"cell{i}" for i in range(20)]
+    parts = {
+        name: ad.AnnData(
+            np.ones((20, n), np.float32),
+            pd.DataFrame(index=cells),
+            pd.DataFrame(index=[f"{name}{i}" for i in range(n)]),
+        )
+        for name, n in (("rna", 5), ("prot", 3))
+    }
+    with mudata.set_options(pull_on_update=False):
+        mudata.MuData(parts).write(path)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("docs")
@@ -58,6 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cells(directory / "more.h5ad", 1)
     (directory / "folder").mkdir()
     shutil.copy(directory / "cells.h5ad", directory / "folder")
+    write_mudata(directory / "cells.h5mu")
     tenx.h5_of_version_3(directory / "filtered_feature_bc_matrix.h5")
     tenx.market(directory / "filtered_feature_bc_matrix")
     tenx.market(directory, prefix="GSM123_")
