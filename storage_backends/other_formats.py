@@ -35,7 +35,7 @@ _MUDATA = Format(
     "MuData, several AnnData in one",
     "name it .h5mu, and convert one modality with scdl.convert(path, target, modality=NAME)",
 )
-_LOOM = Format("a Loom file", "read it with scanpy.read_loom and write it with write_h5ad")
+_LOOM = Format("a Loom file", "name it .loom, and convert it with scdl.convert")
 _SEURAT = Format(
     "a file of Seurat or R", "convert it in R, with anndataR or SeuratDisk::Convert, to h5ad"
 )

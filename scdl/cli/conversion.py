@@ -92,6 +92,14 @@ def convert(
         str | None,
         typer.Option(help="Of MuData: modality to convert. [default: the only one]"),
     ] = None,
+    obs_names: Annotated[
+        str | None,
+        typer.Option(help="Of a Loom file: attribute with the names of cells. [default: CellID]"),
+    ] = None,
+    var_names: Annotated[
+        str | None,
+        typer.Option(help="Of a Loom file: attribute with the names of genes. [default: Gene]"),
+    ] = None,
     obsm: Annotated[
         list[str] | None,
         typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
@@ -182,6 +190,8 @@ def convert(
         "obs": obs,
         "var": var,
         "modality": modality,
+        "obs_names": obs_names,
+        "var_names": var_names,
         "obsm": obsm or (),
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,

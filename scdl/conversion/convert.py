@@ -70,11 +70,11 @@ def convert(
     ----------
     sources
         One source or several. Paths of h5ad files, of AnnData in Zarr stores, of MuData (``.h5mu``
-        or Zarr), of outputs of Cell Ranger (``.h5``, or a directory with ``matrix.mtx``, which may
-        be compressed), or of archives of any backend; or AnnData or MuData objects, in memory,
-        backed by a file or with Dask arrays. Their cells are concatenated; consecutive sources with
-        the same var share a feature block. The keys of a dict are the names of the sources, used by
-        `label`.
+        or Zarr), of Loom files, of outputs of Cell Ranger (``.h5``, or a directory with
+        ``matrix.mtx``, which may be compressed), or of archives of any backend; or AnnData or
+        MuData objects, in memory, backed by a file or with Dask arrays. Their cells are
+        concatenated; consecutive sources with the same var share a feature block. The keys of a
+        dict are the names of the sources, used by `label`.
     path
         Path of the archive; nothing may exist there.
     label
@@ -126,6 +126,9 @@ def convert(
         nulls; the report counts them.
     modality : str, optional
         Of MuData: the modality to convert. Default: the only one.
+    obs_names, var_names : str, optional
+        Of a Loom file: the attributes with the names of cells and of genes. Default: ``CellID`` and
+        ``Gene``, or ``obs_names`` and ``var_names``, else the positions.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     data_dtype : dtype, optional

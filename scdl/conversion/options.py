@@ -33,6 +33,8 @@ class ConvertOptions(TypedDict, total=False):
     obs: Table | None
     var: Table | None
     modality: str | None
+    obs_names: str | None
+    var_names: str | None
     obsm: str | Sequence[str]
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float

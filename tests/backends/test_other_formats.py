@@ -117,7 +117,7 @@ def directory(*files: str) -> Callable[[Path], None]:
 OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("x.h5mu", hdf5("mod/rna", "mod/atac"), ("MuData", "modality=: atac, rna")),
     ("renamed.h5ad", hdf5("mod/rna"), ("MuData", "name it .h5mu")),
-    ("x.loom", hdf5("row_attrs", "col_attrs", "layers"), ("Loom", "read_loom")),
+    ("x.loom", hdf5("row_attrs", "col_attrs", "layers"), ("Loom", "expected a matrix")),
     ("filtered.h5", hdf5("matrix/features"), ("10x", "scdl.convert")),
     ("old_10x.h5", hdf5("GRCh38/barcodes", "GRCh38/genes"), ("10x", "scdl.convert")),
     ("molecule_info.h5", hdf5("barcode_idx", "barcodes"), ("molecules", "feature_bc_matrix")),

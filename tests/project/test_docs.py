@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import loompy
 import mudata
 import numpy as np
 import pandas as pd
@@ -66,6 +67,14 @@ def write_mudata(path: Path) -> None:
         mudata.MuData(parts).write(path)
 
 
+def write_loom(path: Path) -> None:
+    names = {"Gene": np.array(["a", "b", "c"]), "Accession": np.array(["E1", "E2", "E3"])}
+    counts = np.arange(12).reshape(3, 4)
+    loompy.create(
+        str(path), {"": counts, "spliced": counts}, names, {"CellID": np.array(list("wxyz"))}
+    )
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("docs")
@@ -74,6 +83,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "folder").mkdir()
     shutil.copy(directory / "cells.h5ad", directory / "folder")
     write_mudata(directory / "cells.h5mu")
+    write_loom(directory / "velocity.loom")
     tenx.h5_of_version_3(directory / "filtered_feature_bc_matrix.h5")
     tenx.market(directory / "filtered_feature_bc_matrix")
     tenx.market(directory, prefix="GSM123_")
