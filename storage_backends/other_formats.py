@@ -57,7 +57,7 @@ _MOLECULES = Format(
     "10x Genomics' list of molecules",
     "convert filtered_feature_bc_matrix.h5 in the same directory, with scdl.convert",
 )
-_SOMA = Format("a TileDB-SOMA store", "write it with tiledbsoma.io.to_h5ad")
+_SOMA = Format("a TileDB-SOMA store", "convert it first, with scdl.convert or `scdl convert`")
 _DATASET = Format(
     "a data set of Hugging Face or Arrow",
     "create an AnnData from it and write it with write_h5ad",

@@ -100,6 +100,17 @@ def convert(
         str | None,
         typer.Option(help="Of a Loom file: attribute with the names of genes. [default: Gene]"),
     ] = None,
+    measurement: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a TileDB-SOMA experiment: measurement to convert. [default: the only one, or "
+            "RNA]"
+        ),
+    ] = None,
+    obs_query: Annotated[
+        str | None,
+        typer.Option(help="Of a TileDB-SOMA experiment: filter of cells, as tiledbsoma takes it."),
+    ] = None,
     obsm: Annotated[
         list[str] | None,
         typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
@@ -190,6 +201,8 @@ def convert(
         "obs": obs,
         "var": var,
         "modality": modality,
+        "measurement": measurement,
+        "obs_query": obs_query,
         "obs_names": obs_names,
         "var_names": var_names,
         "obsm": obsm or (),

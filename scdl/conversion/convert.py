@@ -70,11 +70,11 @@ def convert(
     ----------
     sources
         One source or several. Paths of h5ad files, of AnnData in Zarr stores, of MuData (``.h5mu``
-        or Zarr), of Loom files, of outputs of Cell Ranger (``.h5``, or a directory with
-        ``matrix.mtx``, which may be compressed), or of archives of any backend; or AnnData or
-        MuData objects, in memory, backed by a file or with Dask arrays. Their cells are
-        concatenated; consecutive sources with the same var share a feature block. The keys of a
-        dict are the names of the sources, used by `label`.
+        or Zarr), of Loom files, of TileDB-SOMA experiments, of outputs of Cell Ranger
+        (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), or of archives of
+        any backend; or AnnData or MuData objects, in memory, backed by a file or with Dask arrays.
+        Their cells are concatenated; consecutive sources with the same var share a feature block.
+        The keys of a dict are the names of the sources, used by `label`.
     path
         Path of the archive; nothing may exist there.
     label
@@ -129,6 +129,11 @@ def convert(
     obs_names, var_names : str, optional
         Of a Loom file: the attributes with the names of cells and of genes. Default: ``CellID`` and
         ``Gene``, or ``obs_names`` and ``var_names``, else the positions.
+    measurement : str, optional
+        Of a TileDB-SOMA experiment: the measurement to convert. Default: the only one, or ``RNA``.
+    obs_query : str, optional
+        Of a TileDB-SOMA experiment: a filter of cells that tiledbsoma applies, such as
+        ``"cell_type == 'B cell' and is_primary_data == True"``. Default: all cells.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     data_dtype : dtype, optional

@@ -35,6 +35,8 @@ class ConvertOptions(TypedDict, total=False):
     modality: str | None
     obs_names: str | None
     var_names: str | None
+    measurement: str | None
+    obs_query: str | None
     obsm: str | Sequence[str]
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float
