@@ -37,7 +37,8 @@ _MUDATA = Format(
 )
 _LOOM = Format("a Loom file", "name it .loom, and convert it with scdl.convert")
 _SEURAT = Format(
-    "a file of Seurat or R", "convert it in R, with anndataR or SeuratDisk::Convert, to h5ad"
+    "a file of Seurat or R",
+    "write it in R as an h5ad file, with anndataR or zellkonverter; docs/from-r.md shows how",
 )
 _TEXT = Format("a text table", "read it with scanpy.read_text and write it with write_h5ad")
 _TABLE = Format("a columnar table", "create an AnnData from it and write it with write_h5ad")
@@ -62,7 +63,10 @@ _DATASET = Format(
     "a data set of Hugging Face or Arrow",
     "create an AnnData from it and write it with write_h5ad",
 )
-_PACKED = Format("a compressed file", "unpack it first")
+_PACKED = Format(
+    "a compressed file",
+    "unpack it first, with gunzip if it ends in .gz, and convert what was in it",
+)
 _ZIP = Format("a zip file", "unpack it first")
 _ZIPPED = Format("a Zarr store in one zip file", "unpack it first")
 _LFS = Format("a pointer of Git LFS, not the file itself", "fetch it with `git lfs pull`")

@@ -67,7 +67,9 @@ def open_sources(
             "installed; install it with: pip install 'scdl-store[soma]'"
         ) from error
     with readable(path):
-        experiment = stack.enter_context(tiledbsoma.open(path))
+        # TileDB does not know when the working directory changes.
+        uri = path if is_url(path) else os.path.abspath(path)
+        experiment = stack.enter_context(tiledbsoma.open(uri))
         if not isinstance(experiment, tiledbsoma.Experiment):
             members = list(experiment) if isinstance(experiment, tiledbsoma.Collection) else []
             inside = f"; give the path of one in it: {', '.join(members)}" if members else ""

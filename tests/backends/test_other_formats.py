@@ -146,7 +146,7 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("images.zarr", images, ("images", "no table")),
     ("outs", matrix_market, ("Matrix Market", "scdl.convert")),
     ("cellranger", directory("filtered_feature_bc_matrix.h5"), ("10x", "scdl.convert")),
-    ("x.soma", directory("__tiledb_group.tdb"), ("SOMA", "to_h5ad")),
+    ("x.soma", directory("__tiledb_group.tdb"), ("soma",)),
     ("dataset", directory("dataset_info.json", "data.arrow"), ("data set", "write_h5ad")),
     ("tables", directory("a.parquet", "b.parquet"), ("columnar tables", "write_h5ad")),
 ]

@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What CI itself runs, or a person would in another place.
 ELSEWHERE = {"make", "pip"}
 # Shown, not run.
-SHOWN = {"toml", ""}
+SHOWN = {"toml", "r", ""}
 
 
 def write_cells(path: Path, seed: int) -> None:
@@ -75,6 +75,15 @@ def write_loom(path: Path) -> None:
     )
 
 
+def write_soma(path: Path) -> None:
+    soma = pytest.importorskip("tiledbsoma.io")
+    obs = pd.DataFrame({"cell_type": ["B", "T"] * 5, "n_genes": np.arange(10) + 6})
+    obs.index = [f"cell{i}" for i in range(10)]
+    adata = ad.AnnData(np.ones((10, 3), np.float32), obs, pd.DataFrame(index=["a", "b", "c"]))
+    adata.layers["raw"] = adata.X
+    soma.from_anndata(str(path), adata, measurement_name="RNA")
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("docs")
@@ -84,6 +93,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(directory / "cells.h5ad", directory / "folder")
     write_mudata(directory / "cells.h5mu")
     write_loom(directory / "velocity.loom")
+    write_soma(directory / "experiment.soma")
     tenx.h5_of_version_3(directory / "filtered_feature_bc_matrix.h5")
     tenx.market(directory / "filtered_feature_bc_matrix")
     tenx.market(directory, prefix="GSM123_")
