@@ -44,7 +44,8 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="SRC...",
-            help="AnnData files (h5ad, zarr), outputs of 10x Cell Ranger (h5, matrix.mtx) or "
+            help="AnnData (h5ad, zarr), MuData (h5mu, zarr), Loom, TileDB-SOMA, outputs of 10x "
+            "Cell Ranger (h5, matrix.mtx) or "
             "archives, or a single directory of such files.",
         ),
     ] = None,

@@ -61,7 +61,7 @@ def convert(
     replace: bool = False,
     **options: Unpack[ConvertOptions],
 ) -> ConversionReport:
-    """Convert AnnData, outputs of 10x Genomics' Cell Ranger, and archives to an archive.
+    """Convert AnnData, other single-cell formats, and archives to an archive.
 
     Sources are read in blocks of rows, so memory use does not depend on their size. The archive
     appears only when it is complete; a failed conversion leaves nothing behind.

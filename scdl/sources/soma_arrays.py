@@ -28,7 +28,7 @@ _SPARSE = "SOMASparseNDArray"
 _INDEX_NAMED = "soma_dataframe_original_index_name"
 #: Values of a sparse array that are read together, as a multiple of those that are processed
 #: together: arrays are stored in tiles, each of which is read for every range that it is part of.
-_READ_AHEAD = 4
+_READ_AHEAD = 2
 #: Rows that are read first, to learn how many values rows have.
 _FIRST_ROWS = 256
 
@@ -195,18 +195,30 @@ class SomaMatrix(Matrix):
             tile = _dense(self._array, ids)
             row, column = np.nonzero(tile)
             values, row = tile[row, column], ids[row]
-        places = np.searchsorted(self._columns, column)
-        places[places == len(self._columns)] = 0
-        known = self._columns[places] == column if len(self._columns) else np.zeros(len(row), bool)
+        places, known = _positions(self._columns, column)
         if not known.all():
             row, places, values = row[known], places[known], values[known]
-        row = np.searchsorted(ids, row)
-        if (np.diff(row) < 0).any() or (np.diff(row * self.shape[1] + places) < 0).any():
-            order = np.lexsort((places, row))
+        row, _ = _positions(ids, row)
+        if (np.diff(row) < 0).any():
+            # Tiles follow each other, each sorted. NumPy sorts 16-bit integers in linear time.
+            order = np.argsort(row.astype(np.uint16) if len(ids) <= 1 << 16 else row, kind="stable")
             row, places, values = row[order], places[order], values[order]
         indptr = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=len(ids)), out=indptr[1:])
         return SparseRows(values, places, indptr)
+
+
+def _positions(
+    ids: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Positions in sorted ids, and whether each one is there."""
+    n = len(ids)
+    if n and int(ids[-1]) - int(ids[0]) == n - 1:
+        places = wanted - ids[0]
+        return places, (places >= 0) & (places < n)
+    places = np.searchsorted(ids, wanted)
+    places[places == n] = 0
+    return places, ids[places] == wanted if n else np.zeros(len(wanted), bool)
 
 
 def _dense(array: Any, ids: NDArray[np.int64]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -307,6 +308,23 @@ def test_what_is_no_mudata(tmp_path: Path) -> None:
         scdl.modalities(tmp_path / "none.h5mu")
     with pytest.raises(PathTypeError, match="modality=NAME"):
         scdl.open(multimodal())
+
+
+def test_memory_does_not_grow_with_cells(tmp_path: Path) -> None:
+    peaks = []
+    for n in (2_000, 20_000):
+        rna = anndata.AnnData(sp.csr_matrix(np.ones((n, 30), np.float32)))
+        rna.obs_names = [str(i) for i in range(n)]
+        mdata = mudata.MuData({"rna": rna})
+        mdata.obs["number"] = np.arange(n)
+        source = write(mdata, tmp_path / f"{n}.h5mu")
+        scdl.convert(source, tmp_path / f"warm-{n}")
+        tracemalloc.start()
+        scdl.convert(source, tmp_path / f"{n}", block_values=1 << 13)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Positions of cells take some bytes for each.
+    assert peaks[1] < peaks[0] + 18_000 * 100
 
 
 def test_without_positions_of_cells(tmp_path: Path) -> None:
