@@ -58,7 +58,7 @@ class Conversion:
             raise SourceError(
                 f"the files have different default matrices: {named}; choose one with matrix="
             )
-        beside = dict.fromkeys(name for file in files for name in file.beside)
+        outside = dict.fromkeys(name for file in files for name in file.outside)
         if settings.genes is not None:
             files = select_source_genes(files, settings.genes)
         self._files = files
@@ -92,7 +92,7 @@ class Conversion:
             names: Iterable[str] = files[0].unread
         else:
             names = dict.fromkeys(name for file in files for name in file.not_carried(carried))
-        self.not_carried = (*names, *beside)
+        self.not_carried = (*names, *outside)
         self.changed_columns: tuple[str, ...] = ()
 
     def _make_caster(self, options: ConvertOptions) -> Caster:

@@ -78,7 +78,7 @@ class Source(ABC):
         archive.
     tally
         Statistics of earlier processing of the values, if known.
-    beside
+    outside
         Names of contents of the file that do not belong to this AnnData and are never converted.
     """
 
@@ -91,7 +91,7 @@ class Source(ABC):
     labelled: TableSource | None = None
     first_row: int = 0
     tally: Tally = Tally()
-    beside: Sequence[str] = ()
+    outside: Sequence[str] = ()
 
     @property
     def n_obs(self) -> int:
@@ -191,6 +191,7 @@ class Wrapped(Source):
         self.matrix_name, self.element = source.matrix_name, source.element
         self.matrix, self.obs, self.labelled = source.matrix, source.obs, source.labelled
         self.first_row, self.tally = source.first_row, source.tally
+        self.outside = source.outside
 
     def var(self) -> pa.Table:
         return self._source.var()

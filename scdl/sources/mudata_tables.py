@@ -101,8 +101,8 @@ class Whole:
         ours = [c for c in self.obs.schema.names if _is_shared(c, self.modalities)]
         lost = [f"obs/{column}" for column in ours if column not in lacking]
         lost += [f"var/{column}" for column in genes]
-        source.beside = [f"{MODALITIES}/{other}" for other in others]
-        source.beside += [f"MuData/{element}" for element in [*lost, *self.elements]]
+        source.outside = [f"{MODALITIES}/{other}" for other in others]
+        source.outside += [f"MuData/{element}" for element in [*lost, *self.elements]]
         return source
 
     def _rows(self, name: str, places: NDArray[Any], n_obs: int) -> NDArray[np.int64]:

@@ -104,8 +104,8 @@ class SomaSource(Source):
         name = _measurement(path, list(experiment.ms), measurement)
         self.path = f"{path}/ms/{name}"
         self._measurement = experiment.ms[name]
-        self.beside = [f"ms/{other}" for other in experiment.ms if other != name]
-        self.beside += [key for key in experiment if key not in ("obs", "ms")]
+        self.outside = [f"ms/{other}" for other in experiment.ms if other != name]
+        self.outside += [key for key in experiment if key not in ("obs", "ms")]
         self._cells = _selected(path, experiment.obs, obs_query)
         self._genes = joinids(self._measurement.var)
         self.obs = self._obs = SomaTable(f"{path}: obs", experiment.obs, self._cells, ("obs_id",))

@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 from annotated import annotated, counts, same
+from budget import sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import writing_strings
@@ -87,7 +88,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return scdl.convert(complete(), tmp_path_factory.mktemp("alone") / "a.zarr")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sample([*KINDS], 2))
 def test_a_modality_is_kept_whole(tmp_path: Path, kind: str, alone: Any) -> None:
     source = KINDS[kind](multimodal(complete()), tmp_path / kind)
     report = scdl.convert(source, tmp_path / "a.zarr", modality="rna")
@@ -100,6 +101,7 @@ def test_a_modality_is_kept_whole(tmp_path: Path, kind: str, alone: Any) -> None
     same(back, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense", "raw"])
 def test_matrices(tmp_path: Path, kind: str, layout: str) -> None:
@@ -283,6 +285,14 @@ def test_what_is_wrong(tmp_path: Path, harm: Callable[[Path], object], message: 
     # A directory reports it, and does not leave it out.
     with pytest.raises(scdl.errors.ConversionFailedError, match="m"):
         scdl.convert_directory(tmp_path, tmp_path / "out", workers=1, modality="rna")
+
+
+def test_what_is_left_out_is_told_of_joined_sources(tmp_path: Path) -> None:
+    """Whatever else is chosen: genes, or a table of cells."""
+    cells = pd.DataFrame({"sex": ["f"]}, index=["cell3"])
+    options: dict[str, Any] = {"modality": "prot", "obs": cells, "genes": ["tag1"]}
+    report = scdl.convert(multimodal(), tmp_path / "a", **options)
+    assert {"mod/rna", "MuData/obsm/X_joint"} <= set(report.not_carried)
 
 
 def test_damaged_stores(tmp_path: Path) -> None:
