@@ -253,6 +253,8 @@ def zarr_store(path: str, attrs: Mapping[str, Any], names: Collection[str]) -> s
             f"table: {', '.join(tables)}"
         )
     inside = sorted(f"{path}/{n}" for n in names if n.startswith("mod/") and n.count("/") == 1)
+    if inside and path.lower().endswith(".zip"):
+        return f"{path}: this is MuData in a zip file; unpack it first"
     if inside:
         return f"{path}: this is MuData; give the path of a modality: {', '.join(inside)}"
     if "multiscales" in attrs or "ome" in attrs or "images" in names:
