@@ -18,7 +18,6 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from scdl.errors import OptionError, SourceError
 from scdl.sources import hdf5_guard
@@ -26,7 +25,7 @@ from scdl.sources.base import Source, choose_matrix
 from scdl.sources.dataframes import H5Frame, H5Table
 from scdl.sources.hdf5 import RowReader, open_file, readable
 from scdl.sources.matrices import Dense, Matrix, Reader, check_shape, numbers
-from scdl.sources.transposed import Coo, DenseTiles
+from scdl.sources.transposed import Columns, Coo, DenseTiles
 from storage_backends import other_formats
 from storage_backends.anndata_format.dataframes import Column, as_text
 from storage_backends.anndata_format.names import INDEX_NAMED
@@ -227,42 +226,6 @@ def _is_vectors(attribute: Any) -> bool:
         and attribute.shape[1] != 1
         and attribute.dtype.kind in "biuf"
     )
-
-
-class Columns:
-    """Columns of a dataset as rows, as a reader; consecutive ranges read each chunk once.
-
-    Parameters
-    ----------
-    dataset
-        Dataset of numbers with two dimensions.
-    """
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self._dataset = dataset
-        self.dtype: np.dtype[Any] = dataset.dtype
-        self.item_shape = (int(dataset.shape[0]),)
-        self._width = dataset.chunks[1] if dataset.chunks else 1
-        #: First column and rows of the last chunks, which the next range usually begins with.
-        self._last: tuple[int, NDArray[Any]] = 0, np.empty((0, *self.item_shape), self.dtype)
-
-    def __len__(self) -> int:
-        return int(self._dataset.shape[1])
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Columns ``[start, stop)`` as rows, in the stored dtype."""
-        first, last = self._last
-        kept = last[start - first :] if first <= start < first + len(last) else last[:0]
-        if len(kept) >= stop - start:
-            return kept[: stop - start]
-        begin = start + len(kept)
-        begin -= begin % self._width
-        end = min(-(-stop // self._width) * self._width, len(self))
-        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
-            rows = np.ascontiguousarray(self._dataset[:, begin:end].T)
-        self._last = begin, rows
-        rows = rows[start + len(kept) - begin : stop - begin]
-        return np.concatenate([kept, rows]) if len(kept) else rows
 
 
 class _Attributes(H5Frame):

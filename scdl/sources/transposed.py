@@ -181,6 +181,42 @@ class DenseTiles(ByEntry):
                 yield Entries(*(places[::-1] if self._is_transposed else places), values)
 
 
+class Columns:
+    """Columns of a dataset as rows, as a reader; consecutive ranges read each chunk once.
+
+    Parameters
+    ----------
+    dataset
+        Dataset of numbers with two dimensions.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        self.dtype: np.dtype[Any] = dataset.dtype
+        self.item_shape = (int(dataset.shape[0]),)
+        self._width = dataset.chunks[1] if dataset.chunks else 1
+        #: First column and rows of the last chunks, which the next range usually begins with.
+        self._last: tuple[int, NDArray[Any]] = 0, np.empty((0, *self.item_shape), self.dtype)
+
+    def __len__(self) -> int:
+        return int(self._dataset.shape[1])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Columns ``[start, stop)`` as rows, in the stored dtype."""
+        first, last = self._last
+        kept = last[start - first :] if first <= start < first + len(last) else last[:0]
+        if len(kept) >= stop - start:
+            return kept[: stop - start]
+        begin = start + len(kept)
+        begin -= begin % self._width
+        end = min(-(-stop // self._width) * self._width, len(self))
+        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
+            rows = np.ascontiguousarray(self._dataset[:, begin:end].T)
+        self._last = begin, rows
+        rows = rows[start + len(kept) - begin : stop - begin]
+        return np.concatenate([kept, rows]) if len(kept) else rows
+
+
 def _index_type(n: int) -> type[np.unsignedinteger[Any]]:
     return np.uint32 if n <= 1 << 32 else np.uint64
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import scdl
 from scdl.errors import ConversionFailedError, OptionError, SourceError
-from scdl.sources.loom import Columns
+from scdl.sources.transposed import Columns
 
 loompy = pytest.importorskip("loompy")
 
