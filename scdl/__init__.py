@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from scdl.dataset.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
     from scdl.dataset.dataset import SingleCellDataset as SingleCellDataset
     from scdl.opening import open as open
+    from scdl.sources.mudata import modalities as modalities
     from scdl.training.loader import SingleCellLoader as SingleCellLoader
     from scdl.training.splits import Splits as Splits
     from scdl.training.splits import split as split
@@ -54,6 +55,7 @@ _HOMES = {
     "convert": "scdl.conversion.convert",
     "convert_directory": "scdl.conversion.many.directory",
     "convert_in_parts": "scdl.conversion.many.in_parts",
+    "modalities": "scdl.sources.mudata",
     "open": "scdl.opening",
     "split": "scdl.training.splits",
     "verify": "scdl.collection.verification",

@@ -31,10 +31,14 @@ class Format(NamedTuple):
 
 _H5AD = Format("an h5ad file", "convert it first, with scdl.convert or `scdl convert`")
 _HDF5 = Format("an HDF5 file", "if it is an AnnData file, convert it first, with scdl.convert")
-_MUDATA = Format("MuData, several AnnData in one", "write one modality with mod[NAME].write_h5ad")
-_LOOM = Format("a Loom file", "read it with scanpy.read_loom and write it with write_h5ad")
+_MUDATA = Format(
+    "MuData, several AnnData in one",
+    "name it .h5mu, and convert one modality with scdl.convert(path, target, modality=NAME)",
+)
+_LOOM = Format("a Loom file", "name it .loom, and convert it with scdl.convert")
 _SEURAT = Format(
-    "a file of Seurat or R", "convert it in R, with anndataR or SeuratDisk::Convert, to h5ad"
+    "a file of Seurat or R",
+    "write it in R as an h5ad file, with anndataR or zellkonverter; docs/from-r.md shows how",
 )
 _TEXT = Format("a text table", "read it with scanpy.read_text and write it with write_h5ad")
 _TABLE = Format("a columnar table", "create an AnnData from it and write it with write_h5ad")
@@ -54,12 +58,15 @@ _MOLECULES = Format(
     "10x Genomics' list of molecules",
     "convert filtered_feature_bc_matrix.h5 in the same directory, with scdl.convert",
 )
-_SOMA = Format("a TileDB-SOMA store", "write it with tiledbsoma.io.to_h5ad")
+_SOMA = Format("a TileDB-SOMA store", "convert it first, with scdl.convert or `scdl convert`")
 _DATASET = Format(
     "a data set of Hugging Face or Arrow",
     "create an AnnData from it and write it with write_h5ad",
 )
-_PACKED = Format("a compressed file", "unpack it first")
+_PACKED = Format(
+    "a compressed file",
+    "unpack it first, with gunzip if it ends in .gz, and convert what was in it",
+)
 _ZIP = Format("a zip file", "unpack it first")
 _ZIPPED = Format("a Zarr store in one zip file", "unpack it first")
 _LFS = Format("a pointer of Git LFS, not the file itself", "fetch it with `git lfs pull`")
@@ -246,6 +253,8 @@ def zarr_store(path: str, attrs: Mapping[str, Any], names: Collection[str]) -> s
             f"table: {', '.join(tables)}"
         )
     inside = sorted(f"{path}/{n}" for n in names if n.startswith("mod/") and n.count("/") == 1)
+    if inside and path.lower().endswith(".zip"):
+        return f"{path}: this is MuData in a zip file; unpack it first"
     if inside:
         return f"{path}: this is MuData; give the path of a modality: {', '.join(inside)}"
     if "multiscales" in attrs or "ome" in attrs or "images" in names:

@@ -31,7 +31,7 @@ _FILE = "give its path, not the open file"
 #: Advice for objects of other types, by package, or by package and class.
 _ADVICE = {
     "anndata": "convert it first, with scdl.convert(adata, path), and give the path",
-    "mudata": _WRITE.format("mdata['NAME of one modality'].write_h5ad(file)"),
+    "mudata": "convert it first, with scdl.convert(mdata, path, modality=NAME), and give the path",
     "spatialdata": _WRITE.format("sdata.tables['NAME of one table'].write_h5ad(file)"),
     "h5py": _HDF5,
     "tables": _HDF5,

@@ -44,7 +44,8 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="SRC...",
-            help="AnnData files (h5ad, zarr), outputs of 10x Cell Ranger (h5, matrix.mtx) or "
+            help="AnnData (h5ad, zarr), MuData (h5mu, zarr), Loom, TileDB-SOMA, outputs of 10x "
+            "Cell Ranger (h5, matrix.mtx) or "
             "archives, or a single directory of such files.",
         ),
     ] = None,
@@ -87,6 +88,29 @@ def convert(
     ] = None,
     var: Annotated[
         str | None, typer.Option(metavar="FILE", help="The same for genes and var.")
+    ] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(help="Of MuData: modality to convert. [default: the only one]"),
+    ] = None,
+    obs_names: Annotated[
+        str | None,
+        typer.Option(help="Of a Loom file: attribute with the names of cells. [default: CellID]"),
+    ] = None,
+    var_names: Annotated[
+        str | None,
+        typer.Option(help="Of a Loom file: attribute with the names of genes. [default: Gene]"),
+    ] = None,
+    measurement: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a TileDB-SOMA experiment: measurement to convert. [default: the only one, or "
+            "RNA]"
+        ),
+    ] = None,
+    obs_query: Annotated[
+        str | None,
+        typer.Option(help="Of a TileDB-SOMA experiment: filter of cells, as tiledbsoma takes it."),
     ] = None,
     obsm: Annotated[
         list[str] | None,
@@ -233,6 +257,11 @@ def convert(
         "feature_types": feature_type or None,
         "obs": obs,
         "var": var,
+        "modality": modality,
+        "measurement": measurement,
+        "obs_query": obs_query,
+        "obs_names": obs_names,
+        "var_names": var_names,
         "obsm": obsm or (),
         "layers": _layers(layer),
         "neighbor_key": neighbor_key,

@@ -39,10 +39,11 @@ from storage_backends.paths import Path, path_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 #: A source of a conversion.
-Convertible: TypeAlias = "Path | AnnData"
+Convertible: TypeAlias = "Path | AnnData | MuData"
 
 
 def convert(
@@ -63,7 +64,7 @@ def convert(
     replace: bool = False,
     **options: Unpack[ConvertOptions],
 ) -> ConversionReport:
-    """Convert AnnData, outputs of 10x Genomics' Cell Ranger, and archives to an archive.
+    """Convert AnnData, other single-cell formats, and archives to an archive.
 
     Sources are read in blocks of rows, so memory use does not depend on their size. The archive
     appears only when it is complete; a failed conversion leaves nothing behind.
@@ -71,11 +72,12 @@ def convert(
     Parameters
     ----------
     sources
-        One source or several. Paths of h5ad files, of AnnData in Zarr stores, of outputs of Cell
-        Ranger (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), or of
-        archives of any backend; or AnnData objects, in memory, backed by a file or with Dask
-        arrays. Their cells are concatenated; consecutive sources with the same var share a feature
-        block. The keys of a dict are the names of the sources, used by `label`.
+        One source or several. Paths of h5ad files, of AnnData in Zarr stores, of MuData (``.h5mu``
+        or Zarr), of Loom files, of TileDB-SOMA experiments, of outputs of Cell Ranger
+        (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), or of archives of
+        any backend; or AnnData or MuData objects, in memory, backed by a file or with Dask arrays.
+        Their cells are concatenated; consecutive sources with the same var share a feature block.
+        The keys of a dict are the names of the sources, used by `label`.
     path
         Path of the archive; nothing may exist there.
     label
@@ -125,6 +127,16 @@ def convert(
         Names are the index of a data frame, or the first column of a file (``.csv``, ``.tsv``,
         ``.txt``, which may be compressed, or ``.parquet``). Cells and genes without a row get
         nulls; the report counts them.
+    modality : str, optional
+        Of MuData: the modality to convert. Default: the only one.
+    obs_names, var_names : str, optional
+        Of a Loom file: the attributes with the names of cells and of genes. Default: ``CellID`` and
+        ``Gene``, or ``obs_names`` and ``var_names``, else the positions.
+    measurement : str, optional
+        Of a TileDB-SOMA experiment: the measurement to convert. Default: the only one, or ``RNA``.
+    obs_query : str, optional
+        Of a TileDB-SOMA experiment: a filter of cells that tiledbsoma applies, such as
+        ``"cell_type == 'B cell' and is_primary_data == True"``. Default: all cells.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     layers : str, sequence of str or mapping, optional

@@ -37,6 +37,11 @@ class ConvertOptions(TypedDict, total=False):
     feature_types: str | Sequence[str] | None
     obs: Table | None
     var: Table | None
+    modality: str | None
+    obs_names: str | None
+    var_names: str | None
+    measurement: str | None
+    obs_query: str | None
     obsm: str | Sequence[str]
     layers: str | Sequence[str] | Mapping[str, str] | None
     data_dtype: DTypeLike | None

@@ -70,6 +70,7 @@ class Conversion:
             raise SourceError(
                 f"the files have different default matrices: {named}; choose one with matrix="
             )
+        outside = dict.fromkeys(name for file in files for name in file.outside)
         if settings.genes is not None:
             files = select_source_genes(files, settings.genes)
         self._files = files
@@ -108,7 +109,7 @@ class Conversion:
             names: Iterable[str] = files[0].unread
         else:
             names = dict.fromkeys(name for file in files for name in file.not_carried(carried))
-        self.not_carried = tuple(names)
+        self.not_carried = (*names, *outside)
         self.changed_columns: tuple[str, ...] = ()
 
     def _make_caster(self, options: ConvertOptions) -> Caster:

@@ -88,6 +88,8 @@ class Source(ABC):
         Whether `cells` can be read only when the matrix was read.
     fields
         Further matrices with the same genes to convert, by the names of their fields.
+    outside
+        Names of contents of the file that do not belong to this AnnData and are never converted.
     """
 
     path: str
@@ -103,6 +105,7 @@ class Source(ABC):
     left_out: tuple[int, int] = (0, 0)
     obs_is_last: bool = False
     fields: Mapping[str, Matrix] = MappingProxyType({})
+    outside: Sequence[str] = ()
 
     @property
     def n_obs(self) -> int:
@@ -223,6 +226,7 @@ class Wrapped(Source):
         self.cut, self.left_out = source.cut, source.left_out
         self.obs_is_last = source.obs_is_last
         self.fields = source.fields
+        self.outside = source.outside
 
     def var(self) -> pa.Table:
         return self._source.var()

@@ -8,7 +8,7 @@ old releases and SeuratDisk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -37,6 +37,8 @@ class H5Table(TableSource):
         Path of the file and name of the dataframe, for messages.
     element
         The group, or the compound dataset of old files. It has not been checked yet.
+    frame
+        Creates the reader of a group; default: that of AnnData's encoding.
 
     Attributes
     ----------
@@ -45,8 +47,14 @@ class H5Table(TableSource):
         numbers nor UTF-8 text, or their data is in another file or missing.
     """
 
-    def __init__(self, where: str, element: h5py.Group | h5py.Dataset) -> None:
+    def __init__(
+        self,
+        where: str,
+        element: h5py.Group | h5py.Dataset,
+        frame: Callable[[str, h5py.Group], H5Frame] | None = None,
+    ) -> None:
         self._where = where
+        self._frame = frame or H5Frame
         self._index_name = ""
         self._found: dict[str, Column] = {}
         self._left_out: list[str] = []
@@ -104,11 +112,12 @@ class H5Table(TableSource):
 
     def _open_columns(self, group: h5py.Group) -> None:
         hdf5_guard.check_attributes(group)
-        reader = _H5Frame(self._where, group)
-        self._index_name = reader.index_name(group.attrs)
-        columns, self._left_out = reader.columns(group.attrs)
+        reader = self._frame(self._where, group)
+        attributes = reader.attributes
+        self._index_name = reader.index_name(attributes)
+        columns, self._left_out = reader.columns(attributes)
         self._found = {name: self._with_labels(reader, name, columns[name]) for name in columns}
-        named = reader.listed(group.attrs, self._index_name)
+        named = reader.listed(attributes, self._index_name)
         known = {self._index_name, OLD_CATEGORIES, INDEX, *(name.split("/")[0] for name in named)}
         self._left_out += [name for name in group if name not in known]
 
@@ -139,7 +148,7 @@ class H5Table(TableSource):
             )
         self._found[INDEX] = dataframes.as_text(names_of_rows)
         # Old releases stored the codes in the table and the categories in uns.
-        uns = _H5Frame(self._where, dataset.file)
+        uns = H5Frame(self._where, dataset.file)
         for name in names:
             if name == index:
                 continue
@@ -154,11 +163,16 @@ class H5Table(TableSource):
                 self._found[name] = column
 
 
-class _H5Frame(FrameReader):
+class H5Frame(FrameReader):
     """Reads dataframes from HDF5; every element is validated before it is used."""
 
     error = SourceError
     unreadable = hdf5_guard.ElsewhereError
+
+    @property
+    def attributes(self) -> Any:
+        """Attributes that name the index and the columns."""
+        return self.group.attrs
 
     def member(self, path: str) -> h5py.Group | h5py.Dataset | None:
         return hdf5_guard.element(self.group.file, f"{self.group.name}/{path}")

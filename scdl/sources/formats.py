@@ -17,7 +17,17 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from scdl.errors import OptionError, SourceError
-from scdl.sources import anndata_object, archive, h5ad, tenx, tenx_h5, tenx_mtx
+from scdl.sources import (
+    anndata_object,
+    archive,
+    h5ad,
+    loom,
+    mudata,
+    soma,
+    tenx,
+    tenx_h5,
+    tenx_mtx,
+)
 from scdl.sources.base import Source
 from storage_backends import other_formats, registry
 from storage_backends.paths import is_url, path_of, paths_of
@@ -64,6 +74,12 @@ TENX_H5 = SourceFormat(
 TENX_MTX = SourceFormat(
     "10x Matrix Market", tenx_mtx.is_tenx, tenx_mtx.open_sources, tenx.OPTIONS, tenx_mtx.FILES
 )
+MUDATA_OBJECT = SourceFormat(
+    "MuData in memory", mudata.is_object, mudata.open_object, mudata.OPTIONS, of_objects=True
+)
+MUDATA = SourceFormat("MuData", mudata.is_mudata, mudata.open_sources, mudata.OPTIONS, mudata.FILES)
+LOOM = SourceFormat("Loom", loom.is_loom, loom.open_sources, loom.OPTIONS, loom.FILES)
+SOMA = SourceFormat("TileDB-SOMA", soma.is_soma, soma.open_sources, soma.OPTIONS)
 H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources, files=("*.h5ad",))
 ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
 
@@ -76,7 +92,8 @@ def _announced(search_path: tuple[str, ...]) -> list[EntryPoint]:
 
 def formats() -> Iterator[SourceFormat]:
     """All formats, built-in ones first; third-party formats that fail to import are skipped."""
-    yield from (ANNDATA, TENX_H5, TENX_MTX, H5AD, ARCHIVE)
+    yield from (ANNDATA, MUDATA_OBJECT)
+    yield from (MUDATA, LOOM, SOMA, TENX_H5, TENX_MTX, H5AD, ARCHIVE)
     for point in _announced(tuple(sys.path)):
         with suppress(ImportError, AttributeError):
             yield point.load()

@@ -45,6 +45,8 @@ class H5adFile(Source):
         Path of the file.
     matrix
         ``X``, ``raw/X`` or ``layers/<key>``; None: ``raw/X`` if the file has it, else ``X``.
+    within
+        Group of the AnnData in the file, which is open already; default: the file as a whole.
 
     Raises
     ------
@@ -54,26 +56,31 @@ class H5adFile(Source):
         The file is not HDF5, is truncated, is not an AnnData, or lacks the matrix.
     """
 
-    obs: H5Table
-
-    def __init__(self, path: str | os.PathLike[str], matrix: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        matrix: str | None = None,
+        within: h5py.Group | None = None,
+    ) -> None:
         self.path = self.label = path_of(path, "the path of an h5ad file")
-        self._file = open_file(self.path)
+        self._file = open_file(self.path) if within is None else within
+        if within is not None:
+            self.path += within.name
         try:
             with readable(self.path):
                 self.matrix_name = self.element = self._choose_matrix(matrix)
-                self.obs = self._table("obs")
+                self.obs = self._obs = self._table("obs")
                 self._var = self._table(self.genes)
                 self.matrix = self._matrix(self.matrix_name, (self.n_obs, self.n_vars))
         except BaseException:
-            self._file.close()
+            self._file.file.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
+        self._file.file.close()
 
     @property
     def n_vars(self) -> int:
@@ -110,7 +117,7 @@ class H5adFile(Source):
             for mapping in _MAPPINGS:
                 names += [f"{mapping}/{key}" for key in self._names_in(mapping)]
             names += [name for name in ("raw/X", "raw/var", "raw/varm") if self._is_present(name)]
-            names += self._unread({"obs": self.obs, self.genes: self._var})
+            names += self._unread({"obs": self._obs, self.genes: self._var})
             if self.genes == "raw/var" and self._is_present("var"):
                 # With raw/X selected, var is left out together with X.
                 names.append("var")
@@ -119,7 +126,7 @@ class H5adFile(Source):
     @property
     def unread(self) -> list[str]:
         """Objects that are not part of an AnnData, and unreadable columns of obs and var."""
-        tables = {"obs": self.obs, self.genes: self._var}
+        tables = {"obs": self._obs, self.genes: self._var}
         if self._is_present(self._other_genes):
             # An unreadable table is reported as a whole elsewhere, so skip its columns.
             with suppress(SourceError), readable(self.path):
@@ -178,7 +185,7 @@ class H5adFile(Source):
         names = [f"uns/{name}" for key in keys for name in self._pieces("uns", key, seen)]
         if isinstance(self._group("obs"), h5py.Dataset):
             # Old releases stored the categories of columns in uns.
-            columns = {*self.obs.categories, *self._table("var").categories}
+            columns = {*self._obs.categories, *self._table("var").categories}
             names = [n for n in names if n.removesuffix("_categories")[4:] not in columns]
         return names
 

@@ -53,8 +53,8 @@ class ElsewhereError(SourceError):
     """The data of an element is in another file or missing."""
 
 
-def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
-    """Get an element of a file after checking its whole contents; None if it is missing.
+def element(holder: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    """Get an element of a file or a group, its whole contents checked; None if it is missing.
 
     Raises
     ------
@@ -62,15 +62,15 @@ def element(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
         The element or a part of it is in another file, contains itself, or declares a size out of
         proportion to the file.
     """
-    found = _resolve(file, file, name, _MOST_LINKS)
+    found = group(holder, name)
     if found is not None:
         check(found)
     return found
 
 
-def group(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
+def group(holder: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     """Like :func:`element`, for a mapping whose elements are checked when they are read."""
-    return _resolve(file, file, name, _MOST_LINKS)
+    return _resolve(holder.file, holder, name, _MOST_LINKS)
 
 
 def check_attributes(found: h5py.Group | h5py.Dataset) -> None:

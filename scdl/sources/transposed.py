@@ -135,22 +135,34 @@ class Csc(ByEntry):
 
 
 class Coo(ByEntry):
-    """A matrix in COO form: a group with ``row``, ``col`` and ``data``."""
+    """A matrix in COO form: a group with three datasets.
 
-    def __init__(self, where: str, group: h5py.Group, shape: tuple[int, int]) -> None:
+    Parameters
+    ----------
+    parts
+        Names of the datasets with the values, the rows and the columns.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        group: h5py.Group,
+        shape: tuple[int, int],
+        parts: tuple[str, str, str] = ("data", "row", "col"),
+    ) -> None:
         self.where, self.shape = where, shape
-        self._parts = readers(where, group, "data", "row", "col")
-        self.dtype = self._parts["data"].dtype
-        lengths = {part: len(reader) for part, reader in self._parts.items()}
-        self.size = lengths["data"]
+        found = readers(where, group, *parts)
+        self._values, self._rows, self._columns = (found[part] for part in parts)
+        self.dtype, self.size = self._values.dtype, len(self._values)
+        lengths = {part: len(reader) for part, reader in found.items()}
         if len(set(lengths.values())) > 1:
-            raise SourceError(f"{where}: data, row and col differ in length: {lengths}")
+            raise SourceError(f"{where}: {', '.join(parts)} differ in length: {lengths}")
 
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         for start in range(0, self.size, bounds.values):
             stop = min(start + bounds.values, self.size)
-            values = self._parts["data"].read(start, stop) if with_values else None
-            rows, columns = (self._parts[part].read(start, stop) for part in ("row", "col"))
+            values = self._values.read(start, stop) if with_values else None
+            rows, columns = (part.read(start, stop) for part in (self._rows, self._columns))
             yield Entries(rows, columns, values)
 
 
@@ -158,22 +170,73 @@ class DenseTiles(ByEntry):
     """A dense dataset whose chunks of the same rows do not fit into memory together.
 
     It is read chunk by chunk, each chunk once per pass; zeros are dropped.
+
+    Parameters
+    ----------
+    shape
+        Shape of the matrix, which is that of the dataset, or its reverse if `is_transposed`.
     """
 
-    def __init__(self, where: str, dataset: h5py.Dataset, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        where: str,
+        dataset: h5py.Dataset,
+        shape: tuple[int, int],
+        *,
+        is_transposed: bool = False,
+    ) -> None:
         self.where, self.shape = where, shape
         self._dataset = numbers(where, dataset)
+        self._is_transposed = is_transposed
         self.dtype = dataset.dtype
         self.size = shape[0] * shape[1]
 
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         height, width = self._dataset.chunks
-        for top in range(0, self.shape[0], height):
-            for left in range(0, self.shape[1], width):
+        for top in range(0, self._dataset.shape[0], height):
+            for left in range(0, self._dataset.shape[1], width):
                 with readable(self.where):
                     tile = self._dataset[top : top + height, left : left + width]
                 row, column = np.nonzero(tile)
-                yield Entries(row + top, column + left, tile[row, column] if with_values else None)
+                values = tile[row, column] if with_values else None
+                places = row + top, column + left
+                yield Entries(*(places[::-1] if self._is_transposed else places), values)
+
+
+class Columns:
+    """Columns of a dataset as rows, as a reader; consecutive ranges read each chunk once.
+
+    Parameters
+    ----------
+    dataset
+        Dataset of numbers with two dimensions.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        self.dtype: np.dtype[Any] = dataset.dtype
+        self.item_shape = (int(dataset.shape[0]),)
+        self._width = dataset.chunks[1] if dataset.chunks else 1
+        #: First column and rows of the last chunks, which the next range usually begins with.
+        self._last: tuple[int, NDArray[Any]] = 0, np.empty((0, *self.item_shape), self.dtype)
+
+    def __len__(self) -> int:
+        return int(self._dataset.shape[1])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Columns ``[start, stop)`` as rows, in the stored dtype."""
+        first, last = self._last
+        kept = last[start - first :] if first <= start < first + len(last) else last[:0]
+        if len(kept) >= stop - start:
+            return kept[: stop - start]
+        begin = start + len(kept)
+        begin -= begin % self._width
+        end = min(-(-stop // self._width) * self._width, len(self))
+        with readable(f"{self._dataset.file.filename}: {self._dataset.name}"):
+            rows = np.ascontiguousarray(self._dataset[:, begin:end].T)
+        self._last = begin, rows
+        rows = rows[start + len(kept) - begin : stop - begin]
+        return np.concatenate([kept, rows]) if len(kept) else rows
 
 
 def _index_type(n: int) -> type[np.unsignedinteger[Any]]:

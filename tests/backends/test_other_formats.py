@@ -90,7 +90,8 @@ def spatial(path: Path) -> None:
 def mudata_zarr(path: Path) -> None:
     root = zarr.open_group(path, mode="w", zarr_format=2)
     with warnings.catch_warnings(action="ignore"):
-        ad.io.write_elem(root.create_group("mod"), "rna", ad.read_h5ad("x.h5ad"))
+        for name in ("rna", "atac"):
+            ad.io.write_elem(root.require_group("mod"), name, ad.read_h5ad("x.h5ad"))
 
 
 def images(path: Path) -> None:
@@ -114,9 +115,9 @@ def directory(*files: str) -> Callable[[Path], None]:
 
 #: Name, what makes it, and what is said of it.
 OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
-    ("x.h5mu", hdf5("mod/rna", "mod/atac"), ("MuData", "write_h5ad")),
-    ("renamed.h5ad", hdf5("mod/rna"), ("MuData",)),
-    ("x.loom", hdf5("row_attrs", "col_attrs", "layers"), ("Loom", "read_loom")),
+    ("x.h5mu", hdf5("mod/rna", "mod/atac"), ("MuData", "modality=: atac, rna")),
+    ("renamed.h5ad", hdf5("mod/rna"), ("MuData", "name it .h5mu")),
+    ("x.loom", hdf5("row_attrs", "col_attrs", "layers"), ("Loom", "expected a matrix")),
     ("filtered.h5", hdf5("matrix/features"), ("10x", "scdl.convert")),
     ("old_10x.h5", hdf5("GRCh38/barcodes", "GRCh38/genes"), ("10x", "scdl.convert")),
     ("molecule_info.h5", hdf5("barcode_idx", "barcodes"), ("molecules", "feature_bc_matrix")),
@@ -141,11 +142,11 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("error.h5ad", text("<?xml version='1.0'?><Error/>"), ("web page", "download")),
     ("empty.h5ad", text(""), ("empty", "copy or download")),
     ("spatial.zarr", spatial, ("SpatialData", "tables/cells")),
-    ("mudata.zarr", mudata_zarr, ("MuData", "mod/rna")),
+    ("mudata.zarr", mudata_zarr, ("MuData", "rna")),
     ("images.zarr", images, ("images", "no table")),
     ("outs", matrix_market, ("Matrix Market", "scdl.convert")),
     ("cellranger", directory("filtered_feature_bc_matrix.h5"), ("10x", "scdl.convert")),
-    ("x.soma", directory("__tiledb_group.tdb"), ("SOMA", "to_h5ad")),
+    ("x.soma", directory("__tiledb_group.tdb"), ("soma",)),
     ("dataset", directory("dataset_info.json", "data.arrow"), ("data set", "write_h5ad")),
     ("tables", directory("a.parquet", "b.parquet"), ("columnar tables", "write_h5ad")),
 ]

@@ -72,6 +72,7 @@ CONFINED = {
         "scdl.training.batch",
     },
     "distributed": {"scdl.conversion.many.dask"},
+    "tiledbsoma": {"scdl.sources.soma"},
     "anndata": {
         "scdl.sources.anndata_elements",
         "scdl.dataset.anndata_assembly",
@@ -81,7 +82,10 @@ CONFINED = {
     },
 }
 # Packages that `import scdl` leaves alone.
-HEAVY = {"anndata", "distributed", "h5py", "numba", "pandas", "pyarrow", "scipy", "torch", "zarr"}
+HEAVY = {
+    "anndata", "distributed", "h5py", "numba", "pandas", "pyarrow", "scipy", "tiledbsoma", "torch",
+    "zarr",
+}  # fmt: skip
 
 TYPE_CHECKING = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 

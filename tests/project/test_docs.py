@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import loompy
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What CI itself runs, or a person would in another place.
 ELSEWHERE = {"make", "pip"}
 # Shown, not run.
-SHOWN = {"toml", ""}
+SHOWN = {"toml", "r", ""}
 
 
 def write_cells(path: Path, seed: int) -> None:
@@ -51,6 +53,37 @@ def write_cells(path: Path, seed: int) -> None:
     adata.write_h5ad(path)
 
 
+def write_mudata(path: Path) -> None:
+    cells = [f"cell{i}" for i in range(20)]
+    parts = {
+        name: ad.AnnData(
+            np.ones((20, n), np.float32),
+            pd.DataFrame(index=cells),
+            pd.DataFrame(index=[f"{name}{i}" for i in range(n)]),
+        )
+        for name, n in (("rna", 5), ("prot", 3))
+    }
+    with mudata.set_options(pull_on_update=False):
+        mudata.MuData(parts).write(path)
+
+
+def write_loom(path: Path) -> None:
+    names = {"Gene": np.array(["a", "b", "c"]), "Accession": np.array(["E1", "E2", "E3"])}
+    counts = np.arange(12).reshape(3, 4)
+    loompy.create(
+        str(path), {"": counts, "spliced": counts}, names, {"CellID": np.array(list("wxyz"))}
+    )
+
+
+def write_soma(path: Path) -> None:
+    soma = pytest.importorskip("tiledbsoma.io")
+    obs = pd.DataFrame({"cell_type": ["B", "T"] * 5, "n_genes": np.arange(10) + 6})
+    obs.index = [f"cell{i}" for i in range(10)]
+    adata = ad.AnnData(np.ones((10, 3), np.float32), obs, pd.DataFrame(index=["a", "b", "c"]))
+    adata.layers["raw"] = adata.X
+    soma.from_anndata(str(path), adata, measurement_name="RNA")
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("docs")
@@ -58,6 +91,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cells(directory / "more.h5ad", 1)
     (directory / "folder").mkdir()
     shutil.copy(directory / "cells.h5ad", directory / "folder")
+    write_mudata(directory / "cells.h5mu")
+    write_loom(directory / "velocity.loom")
+    write_soma(directory / "experiment.soma")
     tenx.h5_of_version_3(directory / "filtered_feature_bc_matrix.h5")
     tenx.market(directory / "filtered_feature_bc_matrix")
     tenx.market(directory, prefix="GSM123_")

@@ -71,6 +71,14 @@ def test_h5_of_version_2(tmp_path: Path) -> None:
         scdl.convert(two, tmp_path / "c", genome="rn6")
 
 
+def test_parts(tmp_path: Path) -> None:
+    """Large files are divided among workers, with the options of their format."""
+    source = h5_of_version_3(tmp_path / "a.h5")
+    options: Any = {"workers": 2, "use_processes": False, "split_bytes": 1}
+    check(scdl.convert_in_parts(source, tmp_path / "a", feature_types="all", **options))
+    check(scdl.convert_in_parts(source, tmp_path / "b", **options), GENES)
+
+
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("version", [2, 3])
 def test_directories(tmp_path: Path, version: int, packed: str) -> None:

@@ -67,7 +67,7 @@ def _no_files(directory: str) -> str:
     if described is None and registry.known(directory) is not None:
         described = f"{directory}: this is an archive already; convert it with scdl.convert"
     return described or (
-        f"{directory}: there is no *.h5ad file, nor a matrix of Cell Ranger, in this directory or "
+        f"{directory}: there is no *.h5ad file, nor another known one, in this directory or "
         "its subdirectories; pass a directory with such files"
     )
 
@@ -97,8 +97,8 @@ def convert_directory(
 ) -> DirectoryReport:
     """Convert every file in a directory and its subdirectories to a separate archive.
 
-    These are ``*.h5ad`` files, outputs of 10x Genomics' Cell Ranger (``*.h5`` and ``matrix.mtx``,
-    compressed or not), and files of formats of third parties.
+    These are ``*.h5ad``, ``*.h5mu`` and ``*.loom`` files, outputs of 10x Genomics' Cell Ranger
+    (``*.h5`` and ``matrix.mtx``, compressed or not), and files of formats of third parties.
 
     The largest files are converted first. If a file cannot be converted, the others still are, and
     their archives are kept.

@@ -106,8 +106,8 @@ class Job:
                 opened, self.target, settings, keeps_elements=writer.keeps_elements
             ).caster
             self.parts = [
-                parts_of(source, f"{draft}.rows-{i}", most_bytes, caster, settings)
-                for i, source in enumerate(opened)
+                parts_of(source, path, f"{draft}.rows-{i}", most_bytes, caster, settings)
+                for i, (source, path) in enumerate(zip(opened, self.whole.sources, strict=True))
             ]
         self.whole = dataclasses.replace(self.whole, nbytes=JOINING * self.whole.nbytes)
 

@@ -24,10 +24,11 @@ from scdl.archive.csr import SparseRows
 from scdl.archive.tables import NoTable
 from scdl.conversion.convert import open_sources, write_archive
 from scdl.conversion.options import ConversionReport, ConvertOptions, Meter, Settings
+from scdl.sources import formats
 from scdl.sources.archive import StoredRows
 from scdl.sources.base import Source, Tally
 from scdl.sources.cuts import Cut
-from scdl.sources.h5ad import H5adFile
+from scdl.sources.formats import open_source
 from scdl.sources.matrices import Bounds, Matrix
 from storage_backends import registry
 
@@ -52,7 +53,7 @@ class Part:
     caster
         Casts values to the stored dtype.
     options
-        ``block_values`` and ``block_rows``, if given.
+        Options of the format of the source, ``block_values`` and ``block_rows``, if given.
     nbytes
         Share of the file size, for progress.
     """
@@ -74,7 +75,7 @@ class Part:
         """Write the part; replace one that was left by a worker that died."""
 
         def open_rows(stack: ExitStack) -> list[Source]:
-            source = stack.enter_context(H5adFile(self.source, self.matrix))
+            (source,) = open_source(self.source, self.matrix, stack, self.options)
             source.matrix = self.cut.matrix(source.matrix)
             return [_Rows(source, self.rows)]
 
@@ -134,14 +135,14 @@ class Whole:
 
 
 def parts_of(
-    source: Source, path: str, most_bytes: float, caster: Caster, settings: Settings
+    source: Source, file: str, path: str, most_bytes: float, caster: Caster, settings: Settings
 ) -> list[Part]:
     """Divide a source into parts of about `most_bytes` each, if rows can be read separately.
 
     Parameters
     ----------
-    source
-        An h5ad file.
+    source, file
+        A source, and the path of its file.
     path
         Common prefix of the paths of the parts.
     most_bytes
@@ -151,24 +152,24 @@ def parts_of(
     settings
         Settings of the conversion.
     """
-    size = os.path.getsize(source.path)
+    size = os.path.getsize(file)
     n = max(1, min(math.ceil(size / max(most_bytes, 1)), source.n_obs))
     if source.n_obs and source.matrix.part(0, source.n_obs - 1) is None:
         # Rows can only be read by sorting the whole matrix, which every part would repeat.
         n = 1
     edges = np.linspace(0, source.n_obs, n + 1).astype(np.int64).tolist()
-    bounds = cast(
-        ConvertOptions, {k: v for k, v in settings.options.items() if k.startswith("block_")}
-    )
+    names = {*formats.options(), "block_values", "block_rows"}
+    given = {name: value for name, value in settings.options.items() if name in names}
+    options = cast(ConvertOptions, given)
     return [
         Part(
-            source.path,
+            file,
             source.matrix_name,
             source.cut,
             rows,
             f"{path}-{i}",
             caster,
-            bounds,
+            options,
             (1 - JOINING) * size / n,
         )
         for i, rows in enumerate(pairwise(edges))
