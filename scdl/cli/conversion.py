@@ -44,8 +44,8 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="SRC...",
-            help="AnnData files (h5ad, zarr), outputs of 10x Cell Ranger (h5, matrix.mtx) or "
-            "archives, or a single directory of such files.",
+            help="AnnData files (h5ad, zarr), outputs of 10x Cell Ranger (h5, matrix.mtx), "
+            "Parquet, data sets of Hugging Face or archives, or a single directory of such files.",
         ),
     ] = None,
     dest: Annotated[
@@ -87,6 +87,46 @@ def convert(
     ] = None,
     var: Annotated[
         str | None, typer.Option(metavar="FILE", help="The same for genes and var.")
+    ] = None,
+    gene_ids: Annotated[
+        str | None,
+        typer.Option(
+            help="Of Parquet or a data set of Hugging Face: column with the lists of genes. "
+            "[default: the only possible one]"
+        ),
+    ] = None,
+    gene_values: Annotated[
+        str | None, typer.Option(help="The same: column with the lists of their values.")
+    ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The same: the gene of each id; a gene in each line, a table (CSV, TSV, Parquet, "
+            "JSON), or a JSON object of ids by gene.",
+        ),
+    ] = None,
+    vocabulary_ids: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of that table with the ids. [default: the only one of integers, else "
+            "positions from 0]"
+        ),
+    ] = None,
+    var_names: Annotated[
+        str | None,
+        typer.Option(help="Column of that table with the names of genes. [default: first of text]"),
+    ] = None,
+    unknown_genes: Annotated[
+        str | None,
+        typer.Option(help="Ids that are not in that table: error, or drop. [default: error]"),
+    ] = None,
+    obs_names: Annotated[
+        str | None,
+        typer.Option(
+            help="The same: column with the names of cells. [default: the index of pandas, else "
+            "numbers]"
+        ),
     ] = None,
     obsm: Annotated[
         list[str] | None,
@@ -177,6 +217,13 @@ def convert(
         "feature_types": feature_type or None,
         "obs": obs,
         "var": var,
+        "gene_ids": gene_ids,
+        "gene_values": gene_values,
+        "vocabulary": vocabulary,
+        "vocabulary_ids": vocabulary_ids,
+        "var_names": var_names,
+        "unknown_genes": unknown_genes,
+        "obs_names": obs_names,
         "obsm": obsm or (),
         "neighbor_key": neighbor_key,
         "data_dtype": data_dtype,

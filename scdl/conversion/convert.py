@@ -60,7 +60,7 @@ def convert(
     replace: bool = False,
     **options: Unpack[ConvertOptions],
 ) -> ConversionReport:
-    """Convert AnnData, outputs of 10x Genomics' Cell Ranger, and archives to an archive.
+    """Convert AnnData, outputs of Cell Ranger, Parquet and archives to an archive.
 
     Sources are read in blocks of rows, so memory use does not depend on their size. The archive
     appears only when it is complete; a failed conversion leaves nothing behind.
@@ -69,8 +69,9 @@ def convert(
     ----------
     sources
         One source or several. Paths of h5ad files, of AnnData in Zarr stores, of outputs of Cell
-        Ranger (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), or of
-        archives of any backend; or AnnData objects, in memory, backed by a file or with Dask
+        Ranger (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), of Parquet
+        files with lists of genes, directories of them or data sets of Hugging Face, or of archives
+        of any backend; or AnnData objects, in memory, backed by a file or with Dask
         arrays. Their cells are concatenated; consecutive sources with the same var share a feature
         block. The keys of a dict are the names of the sources, used by `label`.
     path
@@ -122,6 +123,22 @@ def convert(
         Names are the index of a data frame, or the first column of a file (``.csv``, ``.tsv``,
         ``.txt``, which may be compressed, or ``.parquet``). Cells and genes without a row get
         nulls; the report counts them.
+    gene_ids, gene_values : str, optional
+        Of a Parquet file or a data set of Hugging Face: the columns with the lists of genes
+        (integers or names) and of their values. Default: the only ones that are possible.
+    vocabulary : path, sequence of str or mapping of str to int, optional
+        Which gene each integer stands for: a text file with a gene in each line or a list, whose
+        first gene has the id 0; a table (CSV, TSV, Parquet, JSON), which becomes var; or ids by
+        gene, in a JSON file or a dict. Names in angle brackets, such as ``<cls>``, are not genes.
+        Genes are in the order of their ids. Default, if the lists hold names: all names, sorted.
+    vocabulary_ids, var_names : str, optional
+        Columns of that table with the ids and the names of genes. Default: its only column of
+        integers, or positions from 0; the index that pandas stored, or its first column of text.
+    unknown_genes : {"error", "drop"}, default "error"
+        What to do with ids that the vocabulary does not have, such as special tokens: raise an
+        error, or leave out their values, which the report counts.
+    obs_names : str, optional
+        Column with the names of cells. Default: the index that pandas stored, else their numbers.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     data_dtype : dtype, optional

@@ -15,7 +15,9 @@ from scdl.conversion.row_order import Shuffle
 from scdl.errors import UnknownOptionError
 from scdl.sources import formats
 from scdl.sources.beside import Table
+from scdl.sources.columnar_lists import UnknownGenes
 from scdl.sources.gene_selection import GeneChoice
+from scdl.sources.gene_tables import Genes
 from storage_backends.base import Backend
 
 #: Description of the expected target path, for messages.
@@ -32,6 +34,13 @@ class ConvertOptions(TypedDict, total=False):
     feature_types: str | Sequence[str] | None
     obs: Table | None
     var: Table | None
+    gene_ids: str | None
+    gene_values: str | None
+    vocabulary: Genes | None
+    vocabulary_ids: str | None
+    var_names: str | None
+    unknown_genes: UnknownGenes
+    obs_names: str | None
     obsm: str | Sequence[str]
     data_dtype: DTypeLike | None
     data_dtype_tolerance: float
@@ -61,7 +70,7 @@ class ConversionReport:
     differing_var
         Columns of var that sources with the same genes do not share; each source keeps its own.
     not_carried
-        Elements of the sources that are not in the archive.
+        Elements of the sources that are not in the archive, and values that were left out.
     max_rounding
         Largest absolute rounding error of casting to `dtype`.
     is_counts

@@ -152,6 +152,8 @@ class Conversion:
                 if self._warn_of_absence(key):
                     self._write_graph(key)
         self._rows.write_matrix(writer, meter)
+        dropped = dict.fromkeys(text for file in self._files for text in file.dropped)
+        self.not_carried = (*self.not_carried, *dropped)
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
         info = Info(blocks, is_sorted=True, matrices=matrices, element=element)

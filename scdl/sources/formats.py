@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from scdl.errors import OptionError, SourceError
-from scdl.sources import anndata_object, archive, h5ad, tenx, tenx_h5, tenx_mtx
+from scdl.sources import anndata_object, archive, columnar, h5ad, tenx, tenx_h5, tenx_mtx
 from scdl.sources.base import Source
 from storage_backends import other_formats, registry
 from storage_backends.paths import is_url, path_of, paths_of
@@ -45,6 +45,9 @@ class SourceFormat:
         Patterns of the names of files with this format, which conversions of directories find.
     of_objects
         Whether `detect` and `open` take objects in memory, such as an AnnData, instead of paths.
+    below
+        Yields the paths of sources in a directory and its subdirectories, if they are not just the
+        files with such names; must never raise.
     """
 
     name: str
@@ -53,6 +56,7 @@ class SourceFormat:
     options: Sequence[str] = ()
     files: Sequence[str] = ()
     of_objects: bool = False
+    below: Callable[[str], Iterable[str]] | None = None
 
 
 ANNDATA = SourceFormat(
@@ -66,6 +70,13 @@ TENX_MTX = SourceFormat(
 )
 H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources, files=("*.h5ad",))
 ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
+COLUMNAR = SourceFormat(
+    "Parquet or Arrow",
+    columnar.is_columnar,
+    columnar.open_sources,
+    columnar.OPTIONS,
+    below=columnar.sources_below,
+)
 
 
 @cache
@@ -76,7 +87,7 @@ def _announced(search_path: tuple[str, ...]) -> list[EntryPoint]:
 
 def formats() -> Iterator[SourceFormat]:
     """All formats, built-in ones first; third-party formats that fail to import are skipped."""
-    yield from (ANNDATA, TENX_H5, TENX_MTX, H5AD, ARCHIVE)
+    yield from (ANNDATA, TENX_H5, TENX_MTX, H5AD, ARCHIVE, COLUMNAR)
     for point in _announced(tuple(sys.path)):
         with suppress(ImportError, AttributeError):
             yield point.load()
@@ -88,7 +99,7 @@ def options() -> list[str]:
 
 
 def files_below(directory: str, kinds: Iterable[SourceFormat] | None = None) -> list[str]:
-    """Sorted paths of all files in a directory and its subdirectories that can be converted.
+    """Sorted paths of all sources in a directory and its subdirectories, most of them files.
 
     Parameters
     ----------
@@ -102,6 +113,8 @@ def files_below(directory: str, kinds: Iterable[SourceFormat] | None = None) -> 
             paths = (path for path in glob.iglob(below, recursive=True) if os.path.isfile(path))
             # A damaged h5ad file is a failure; a file of another kind is none of ours.
             found.update(path for path in paths if known is H5AD or known.detect(path))
+        if known.below is not None:
+            found.update(known.below(directory))
     return sorted(found)
 
 
