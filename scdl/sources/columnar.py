@@ -10,11 +10,11 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 
-from scdl.errors import OptionError, ScdlError, SourceError
+from scdl.errors import OptionError, SourceError
 from scdl.sources.base import Source
 from scdl.sources.columnar_files import ColumnarFiles, is_columnar_file, schema_of
 from scdl.sources.columnar_lists import (
@@ -110,8 +110,8 @@ def _is_visible(path: str) -> bool:
 def _has_lists(path: str) -> bool:
     try:
         return is_columnar_file(path) and has_lists(schema_of(path))
-    except (pa.ArrowException, OSError):
-        # Opening it says what is wrong.
+    except SourceError:
+        # Converting it says what is wrong.
         return True
 
 
@@ -170,7 +170,9 @@ class ColumnarSource(Source):
         if matrix not in (None, "X"):
             raise SourceError(f"{path}: there is no matrix {matrix}; the file has: X")
         if unknown_genes not in get_args(UnknownGenes):
-            raise OptionError(f"unknown_genes must be 'error' or 'drop', not {unknown_genes!r:.100}")
+            raise OptionError(
+                f"unknown_genes must be 'error' or 'drop', not {unknown_genes!r:.100}"
+            )
         self.path = self.label = path
         self.matrix_name = self.element = "X"
         files = ColumnarFiles([file for file in _files_of(path) if not _is_same(file, vocabulary)])
@@ -211,9 +213,7 @@ def _is_same(path: str, vocabulary: Genes | None) -> bool:
     return os.path.realpath(path) == os.path.realpath(os.path.expanduser(vocabulary))
 
 
-def open_sources(
-    path: str, matrix: str | None, stack: ExitStack, **options: object
-) -> list[Source]:
+def open_sources(path: str, matrix: str | None, stack: ExitStack, **options: Any) -> list[Source]:
     """Open a file or directory as a source; see :func:`scdl.convert` for the options.
 
     Raises

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scdl.archive.csr import spans
-from scdl.errors import SourceError
-from scdl.sources.market import readable
+from scdl.errors import ScdlError, SourceError
 from storage_backends.compute.threads import n_threads
+from storage_backends.errors import one_line
 
 #: First bytes of files.
 PARQUET, FEATHER, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
@@ -61,22 +62,16 @@ class _File(ABC):
         """Of columns of lists: about how many values there are, and most in a row on average."""
 
     @abstractmethod
-    def batches(
-        self, columns: Sequence[str], at_once: int, start: int
-    ) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], at_once: int, start: int) -> Iterator[pa.RecordBatch]:
         """Rows from `start` on, at most `at_once` at a time."""
 
 
 class _Parquet(_File):
-    def __init__(self, path: str, labels: Sequence[str] = ()) -> None:
-        self._path, options = path, {"pre_buffer": False, "page_checksum_verification": True}
-        file = pq.ParquetFile(path, buffer_size=_BUFFER, **options)
-        # Lists of text are read as codes and their labels.
-        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-        coded = [leaf for leaf in leaves if leaf.partition(".")[0] in labels]
-        if coded:
-            file = pq.ParquetFile(path, buffer_size=_BUFFER, read_dictionary=coded, **options)
-        self._file, self.num_rows, self.schema = file, file.metadata.num_rows, file.schema_arrow
+    def __init__(self, path: str) -> None:
+        self._file = pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+        )
+        self.num_rows, self.schema = self._file.metadata.num_rows, self._file.schema_arrow
 
     def sizes(self) -> Mapping[str, tuple[int, float]]:
         footer, schema = self._file.metadata, self._file.schema
@@ -91,25 +86,27 @@ class _Parquet(_File):
             found[schema.column(i).path.partition(".")[0]] = total, most
         return found
 
-    def batches(
-        self, columns: Sequence[str], at_once: int, start: int
-    ) -> Iterator[pa.RecordBatch]:
-        footer, groups = self._file.metadata, []
+    def batches(self, columns: Sequence[str], at_once: int, start: int) -> Iterator[pa.RecordBatch]:
+        footer, groups = self._file.metadata, list[int]()
         for i in range(footer.num_row_groups):
             n_rows = footer.row_group(i).num_rows
             if groups or start < n_rows:
                 groups.append(i)
             else:
                 start -= n_rows
-        if not groups:
-            return
-        batches = self._file.iter_batches(
-            at_once, groups, [*columns], use_threads=n_threads() > 1
-        )
-        for batch in batches:
-            if start < len(batch):
-                yield batch.slice(start)
-            start = max(0, start - len(batch))
+        types = [self.schema.field(name).type for name in columns]
+        if any(is_list(t) and pa.types.is_dictionary(t.value_type) for t in types):
+            # Arrow does not read lists of categories of several row groups together.
+            parts = [[i] for i in groups]
+        else:
+            parts = [groups] if groups else []
+        for part in parts:
+            for batch in self._file.iter_batches(
+                at_once, part, [*columns], use_threads=n_threads() > 1
+            ):
+                if start < len(batch):
+                    yield batch.slice(start)
+                start = max(0, start - len(batch))
 
 
 class _Arrow(_File):
@@ -148,9 +145,7 @@ class _Arrow(_File):
                 found[name] += _n_values(batch.column(name))
         return {name: (n, n / max(self.num_rows, 1)) for name, n in found.items()}
 
-    def batches(
-        self, columns: Sequence[str], at_once: int, start: int
-    ) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str], at_once: int, start: int) -> Iterator[pa.RecordBatch]:
         for batch in self._stored():
             for first, last in spans(len(batch), at_once, min(start, len(batch))):
                 yield batch.select([*columns]).slice(first, last - first)
@@ -196,23 +191,21 @@ class ColumnarFiles:
             with readable(path):
                 file = _open(path)
                 sizes = file.sizes()
+                # Fails where they are no text.
+                _ = file.schema.names
             self.num_rows.append(file.num_rows)
             self.schemas.setdefault(file.schema, path)
             for name, (n_values, most) in sizes.items():
                 self.sizes[name] = self.sizes.get(name, 0) + n_values
                 self.per_row[name] = max(self.per_row.get(name, 0), most)
 
-    def pieces(
-        self, columns: Sequence[str], at_once: int, start: int = 0, labels: Sequence[str] = ()
-    ) -> Iterator[Piece]:
+    def pieces(self, columns: Sequence[str], at_once: int, start: int = 0) -> Iterator[Piece]:
         """Rows from `start` on, at most `at_once` at a time.
 
         Parameters
         ----------
         columns
             Names of columns; files need not have all of them.
-        labels
-            Those that are lists of text, which may be returned as lists of dictionaries.
 
         Raises
         ------
@@ -224,7 +217,7 @@ class ColumnarFiles:
                 start -= n_rows
                 continue
             with readable(path):
-                file = _open(path, labels)
+                file = _open(path)
                 names = [name for name in columns if name in file.schema.names]
                 # Arrow's batches without columns would have no rows.
                 batches = (
@@ -260,8 +253,21 @@ def _next(path: str, row: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBa
     return rows
 
 
-def _open(path: str, labels: Sequence[str] = ()) -> _File:
-    return _Parquet(path, labels) if _begins(path).startswith(PARQUET) else _Arrow(path)
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Convert whatever Arrow raises for a damaged file to a SourceError."""
+    try:
+        yield
+    except ScdlError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{where}: the file cannot be read, or is cut short: {one_line(error):.300}"
+        ) from error
+
+
+def _open(path: str) -> _File:
+    return _Parquet(path) if _begins(path).startswith(PARQUET) else _Arrow(path)
 
 
 def _begins(path: str) -> bytes:
@@ -280,8 +286,9 @@ def is_columnar_file(path: str) -> bool:
 
 
 def schema_of(path: str) -> pa.Schema:
-    """Names and types of the columns of a file."""
-    return _open(path).schema
+    """Names and types of the columns of a file; raise SourceError if it cannot be read."""
+    with readable(path):
+        return _open(path).schema
 
 
 def is_list(type_: pa.DataType) -> bool:

@@ -16,7 +16,6 @@ from scdl.errors import OptionError, SourceError
 from scdl.sources.columnar_files import ColumnarFiles, Piece, is_list
 from scdl.sources.gene_vocabulary import GeneVocabulary, is_text_or_labels
 from scdl.sources.matrices import Bounds, Matrix
-from storage_backends.compute import arrow
 
 #: What to do with ids that a vocabulary does not have.
 UnknownGenes = Literal["error", "drop"]
@@ -52,7 +51,8 @@ def choose_lists(
     pairs = [
         (one, other)
         for one, other in product(
-            ids if gene_ids is None else [gene_ids], values if gene_values is None else [gene_values]
+            ids if gene_ids is None else [gene_ids],
+            values if gene_values is None else [gene_values],
         )
         if one != other
         and one in ids
@@ -90,11 +90,12 @@ def _width(type_: pa.DataType) -> int | None:
 
 
 def _are_ids(type_: pa.DataType) -> bool:
-    return pa.types.is_integer(type_) or is_text_or_labels(type_)
+    return bool(pa.types.is_integer(type_)) or is_text_or_labels(type_)
 
 
 def _are_numbers(type_: pa.DataType) -> bool:
-    return pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_)
+    kinds = pa.types
+    return bool(kinds.is_integer(type_) or kinds.is_floating(type_) or kinds.is_boolean(type_))
 
 
 class ListMatrix(Matrix):
@@ -133,7 +134,6 @@ class ListMatrix(Matrix):
         self.size = files.sizes[values]
         self.dtype = np.result_type(*(_dtype(files, values)))
         self._files, self._columns = files, (ids, values)
-        self._of_text = is_text(files, ids)
         self._vocabulary, self._drops = vocabulary, unknown == "drop"
         #: Number of values that were left out, and some of their ids.
         self._n_dropped, self._dropped = 0, dict[object, None]()
@@ -150,8 +150,7 @@ class ListMatrix(Matrix):
         self._n_dropped = 0
         per_row = max(self._files.per_row[name] for name in self._columns)
         at_once = int(max(1, min(bounds.rows, bounds.values // max(per_row, 1))))
-        labels = self._columns[:1] if self._of_text else ()
-        for piece in self._files.pieces(self._columns, at_once, labels=labels):
+        for piece in self._files.pieces(self._columns, at_once):
             rows = self._rows(piece)
             for start, stop in groups(rows.indptr, bounds.values):
                 first, last = rows.indptr[start], rows.indptr[stop]
@@ -247,7 +246,7 @@ def _types(files: ColumnarFiles, name: str) -> Iterator[tuple[pa.DataType, str]]
 def names_in(files: ColumnarFiles, ids: str) -> pa.Array:
     """The different names in lists of genes, sorted; reads these lists."""
     names = pa.array([], pa.large_string())
-    for piece in files.pieces([ids], 1 << 12, labels=[ids]):
+    for piece in files.pieces([ids], 1 << 12):
         found = piece.rows.column(ids).flatten()
         found = found.dictionary if pa.types.is_dictionary(found.type) else pc.unique(found)
         names = pc.unique(pa.concat_arrays([names, found.cast(pa.large_string()).drop_null()]))

@@ -13,9 +13,8 @@ from scdl.archive.gene_names import strings
 from scdl.archive.schema import INDEX, INDEX_NAME
 from scdl.archive.tables import ROWS_AT_ONCE, TableSource, code_type
 from scdl.errors import OptionError, SourceError
-from scdl.sources.columnar_files import ColumnarFiles, Piece, parts_of
+from scdl.sources.columnar_files import ColumnarFiles, Piece, parts_of, readable
 from scdl.sources.gene_vocabulary import index_of_pandas
-from scdl.sources.market import readable
 from storage_backends.base import is_column_type
 from storage_backends.compute import arrow
 from storage_backends.compute.caching import cached_property
@@ -87,7 +86,7 @@ class ColumnarObs(TableSource):
         is_named = self._index is not None and not self._index.startswith("__index_level_")
         return pa.schema(fields, {INDEX_NAME: self._index} if is_named else None)
 
-    @property
+    @cached_property
     def categories(self) -> Mapping[str, pa.Array]:
         """Categories of each categorical column, over all files."""
         return {name: labels.values for name, labels in self._labels.items()}

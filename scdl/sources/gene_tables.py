@@ -26,7 +26,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 def table_of_genes(given: Genes) -> tuple[str, pa.Table]:
     """A vocabulary as a table, and its origin for messages.
 
-    Names are in the column ``_index`` if the vocabulary has no columns; ids, of a mapping, in ``id``.
+    Without columns, names are in a column ``_index``, and the ids of a mapping in ``id``.
 
     Raises
     ------
@@ -101,12 +101,14 @@ def _of_json(path: str, value: Any) -> pa.Table:
 
 
 def _of_names(where: str, names: Any) -> pa.Table:
-    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise GeneError(
-            f"{where}: expected a name for each gene, in the order of the ids, found "
-            f"{next((n for n in names if not isinstance(n, str) or not n), names)!r:.100}"
-        )
-    return pa.table({INDEX: arrow.text(names)})
+    several = names if isinstance(names, list) else [names]
+    for name in several:
+        if not isinstance(name, str) or not name:
+            raise GeneError(
+                f"{where}: expected a name for each gene, in the order of the ids, found "
+                f"{name!r:.100}"
+            )
+    return pa.table({INDEX: arrow.text(several)})
 
 
 def _of_ids(where: str, ids: Mapping[str, int]) -> pa.Table:

@@ -83,14 +83,18 @@ class GeneVocabulary:
             Integers, text, or dictionaries of text, as those of the vocabulary; no nulls.
         """
         if pa.types.is_dictionary(ids.type):
-            places = self.places(ids.dictionary)
-            return places[arrow.to_numpy(ids.indices)]
+            of_labels = self.places(ids.dictionary)
+            of_values: NDArray[np.int32] = of_labels[arrow.to_numpy(ids.indices)]
+            return of_values
         if not pa.types.is_integer(ids.type):
             found = pc.index_in(ids.cast(self._keys.type), self._keys)
-            return arrow.to_numpy(found.fill_null(-1))
-        numbers = arrow.to_numpy(ids)
+            of_names: NDArray[np.int32] = arrow.to_numpy(found.fill_null(-1))
+            return of_names
+        numbers: NDArray[Any] = arrow.to_numpy(ids)
         table = self._places
         if table is None:
+            # NumPy would compare unsigned and signed integers as floats.
+            numbers = numbers.astype(np.int64, copy=False)
             at = np.searchsorted(self._ids, numbers)
             at[at == len(self._ids)] = 0
             known = self._ids[at] == numbers if len(self._ids) else np.zeros(len(numbers), bool)
@@ -98,7 +102,7 @@ class GeneVocabulary:
         if not len(numbers):
             return np.empty(0, np.int32)
         if numbers.min() >= 0 and numbers.max() < len(table):
-            return np.take(table, numbers, mode="clip")
+            return table.take(numbers, mode="clip")
         known = (numbers >= 0) & (numbers < len(table))
         return np.where(known, np.take(table, np.where(known, numbers, 0)), np.int32(-1))
 
@@ -184,9 +188,9 @@ def _names_column(where: str, table: pa.Table, chosen: str | None) -> str:
     """Column with the names of genes: the chosen one, the index of pandas, or the first text."""
     if chosen is not None:
         return chosen
-    texts = [f.name for f in table.schema if is_text_or_labels(f.type)]
+    texts: list[str] = [f.name for f in table.schema if is_text_or_labels(f.type)]
     stored = index_of_pandas(table.schema)
-    if stored in texts:
+    if stored is not None and stored in texts:
         return stored
     if not texts:
         raise OptionError(
@@ -197,6 +201,7 @@ def _names_column(where: str, table: pa.Table, chosen: str | None) -> str:
 
 
 def is_text_or_labels(type_: pa.DataType) -> bool:
+    """Whether values of a type are text, or categories of text."""
     return arrow.is_text(type_.value_type if pa.types.is_dictionary(type_) else type_)
 
 
@@ -213,8 +218,7 @@ def index_of_pandas(schema: pa.Schema) -> str | None:
 def _column(where: str, table: pa.Table, name: str, option: str) -> pa.Array:
     if table.schema.names.count(name) != 1:
         raise OptionError(
-            f"{where}: {option}={name!r} is not one of its columns: "
-            f"{', '.join(table.schema.names)}"
+            f"{where}: {option}={name!r} is not one of its columns: {', '.join(table.schema.names)}"
         )
     return table[name].combine_chunks()
 

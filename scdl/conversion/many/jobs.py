@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from scdl.conversion.convert import open_sources
 from scdl.conversion.many.options import WorkersLike, workers_of
-from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of
+from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of, size_of
 from scdl.conversion.many.worker_process import Outcome, Task
 from scdl.conversion.options import ConversionReport, Settings
 from scdl.conversion.run import Conversion
@@ -70,7 +70,7 @@ class Job:
         replace: bool = False,
     ) -> Job:
         """Create a job with a single task that writes the archive into the directory `drafts`."""
-        nbytes = sum(os.path.getsize(path) for path in sources if os.path.exists(path))
+        nbytes = sum(map(size_of, sources))
         draft = os.path.join(drafts, os.path.basename(target))
         whole = Whole(tuple(sources), tuple(labels), draft, settings, nbytes)
         return cls(whole, target, replace)
@@ -104,6 +104,10 @@ class Job:
                 parts_of(source, f"{draft}.rows-{i}", most_bytes, caster, settings)
                 for i, source in enumerate(opened)
             ]
+        if all(len(parts) == 1 for parts in self.parts):
+            # Joining would only copy them.
+            self.parts = []
+            return
         self.whole = dataclasses.replace(self.whole, nbytes=JOINING * self.whole.nbytes)
 
     def end(self, task: Task, outcome: Outcome) -> Whole | None:

@@ -24,9 +24,10 @@ from scdl.archive.csr import SparseRows
 from scdl.archive.tables import NoTable
 from scdl.conversion.convert import open_sources, write_archive
 from scdl.conversion.options import ConversionReport, ConvertOptions, Meter, Settings
+from scdl.sources import formats
 from scdl.sources.archive import StoredRows
 from scdl.sources.base import Source, Tally
-from scdl.sources.h5ad import H5adFile
+from scdl.sources.formats import open_source
 from scdl.sources.matrices import Bounds, Matrix
 from storage_backends import registry
 
@@ -49,7 +50,7 @@ class Part:
     caster
         Casts values to the stored dtype.
     options
-        ``block_values`` and ``block_rows``, if given.
+        ``block_values`` and ``block_rows``, and options of the format, if given.
     nbytes
         Share of the file size, for progress.
     """
@@ -70,7 +71,8 @@ class Part:
         """Write the part; replace one that was left by a worker that died."""
 
         def open_rows(stack: ExitStack) -> list[Source]:
-            return [_Rows(stack.enter_context(H5adFile(self.source, self.matrix)), self.rows)]
+            (source,) = open_source(self.source, self.matrix, stack, self.options)
+            return [_Rows(source, self.rows)]
 
         options, backend = self.options, None
         if self.caster.dtype.name not in DATA_DTYPES:
@@ -135,7 +137,7 @@ def parts_of(
     Parameters
     ----------
     source
-        An h5ad file.
+        The source, the only one at its path.
     path
         Common prefix of the paths of the parts.
     most_bytes
@@ -145,15 +147,14 @@ def parts_of(
     settings
         Settings of the conversion.
     """
-    size = os.path.getsize(source.path)
+    size = size_of(source.path)
     n = max(1, min(math.ceil(size / max(most_bytes, 1)), source.n_obs))
     if source.n_obs and source.matrix.part(0, source.n_obs - 1) is None:
         # Rows can only be read by sorting the whole matrix, which every part would repeat.
         n = 1
     edges = np.linspace(0, source.n_obs, n + 1).astype(np.int64).tolist()
-    bounds = cast(
-        ConvertOptions, {k: v for k, v in settings.options.items() if k.startswith("block_")}
-    )
+    named = {"block_values", "block_rows", *formats.options()}
+    bounds = cast(ConvertOptions, {k: v for k, v in settings.options.items() if k in named})
     return [
         Part(
             source.path,
@@ -166,6 +167,14 @@ def parts_of(
         )
         for i, rows in enumerate(pairwise(edges))
     ]
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, or of all files in a directory; 0 if there is none."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path) if os.path.exists(path) else 0
+    files = (os.path.join(at, name) for at, _, names in os.walk(path) for name in names)
+    return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
 class _Rows(Source):
