@@ -28,18 +28,12 @@ def some_cells(n: int, seed: int = 0, *, marker: bool = False) -> pa.Table:
     """Cells like those of Tahoe-100M, in which a first entry of each list may be a marker."""
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(len(IDS))[: rng.integers(0, len(IDS) + 1)] for _ in range(n)]
-    first = [1] if marker else []
+    genes = [[*[1] * marker, *(IDS[i] for i in row)] for row in chosen]
+    values = [[*[-2] * marker, *rng.integers(1, 9, len(row)).tolist()] for row in chosen]
     return pa.table(
         {
-            "genes": pa.array(
-                [first + [IDS[i] for i in row] for row in chosen], pa.list_(pa.int64())
-            ),
-            "expressions": pa.array(
-                [first and [-2.0] + rng.integers(1, 9, len(row)).tolist() for row in chosen]
-                if marker
-                else [rng.integers(1, 9, len(row)).tolist() for row in chosen],
-                pa.list_(pa.float32()),
-            ),
+            "genes": pa.array(genes, pa.list_(pa.int64())),
+            "expressions": pa.array(values, pa.list_(pa.float32())),
             "drug": pa.array(rng.choice(["DMSO", "Bortezomib"], n).tolist(), pa.string()),
             "BARCODE_SUB_LIB_ID": pa.array([f"{seed}_{i:03}" for i in range(n)], pa.string()),
             "plate": pa.array(rng.integers(0, 9, n).tolist(), pa.int16()),
