@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, groups
 from scdl.errors import OptionError, SourceError
+from scdl.kernels.memory import recyclable
 from scdl.sources.columnar_files import ColumnarFiles, Piece, is_list
 from scdl.sources.gene_vocabulary import GeneVocabulary, is_text_or_labels
 from scdl.sources.matrices import Bounds, Matrix
@@ -183,23 +184,44 @@ class ListMatrix(Matrix):
                 raise SourceError(
                     f"{piece.path}: row {row} has a missing value in {name}, expected none in lists"
                 )
-        places, data = self._vocabulary.places(ids), values.to_numpy(zero_copy_only=False)
-        unknown = np.flatnonzero(places < 0)
-        if not len(unknown):
-            return SparseRows(data, places, indptr)
+        return self._translated(piece, ids, values.to_numpy(zero_copy_only=False), indptr)
+
+    def _translated(
+        self, piece: Piece, ids: pa.Array, values: NDArray[Any], indptr: NDArray[np.int64]
+    ) -> SparseRows:
+        """Rows with columns in the place of ids."""
+        from scdl.kernels.vocabulary import translate
+
+        numbers, places = self._vocabulary.numbers(ids), self._vocabulary.places
+        columns = recyclable(numbers.shape, np.dtype(np.uint32))
+        data = recyclable(values.shape, values.dtype)
+        # The kernel is compiled for each size of values, rather than for each type.
+        bits = np.dtype(f"u{values.itemsize}")
+        arrays = _read_only(numbers), _read_only(values).view(bits)
+        before = indptr.copy()
+        n = translate(*arrays, indptr, places, columns, data.view(bits))
+        if n < len(numbers):
+            self._n_dropped += len(numbers) - n
+            if not (self._drops and self._dropped):
+                self._tell_unknown(piece, ids, numbers, before)
+        return SparseRows(data[:n], columns[:n], indptr)
+
+    def _tell_unknown(
+        self, piece: Piece, ids: pa.Array, numbers: NDArray[np.int64], indptr: NDArray[np.int64]
+    ) -> None:
+        """Note some of the unknown ids; raise SourceError if there may be none."""
+        places = self._vocabulary.places
+        is_known = (numbers >= 0) & (numbers < len(places))
+        is_known[is_known] = places[numbers[is_known]] >= 0
+        unknown = np.flatnonzero(~is_known)
         if not self._drops:
-            at = int(unknown[0])
+            row = piece.first + _row_of(indptr, int(unknown[0]))
             raise SourceError(
-                f"{piece.path}: row {piece.first + _row_of(indptr, at)} has the id {ids[at]!s} in "
+                f"{piece.path}: row {row} has the id {ids[int(unknown[0])]!s} in "
                 f"{self._columns[0]}, which is not in the vocabulary; pass the vocabulary of these "
                 "files, or unknown_genes='drop' to leave out such ids"
             )
-        self._n_dropped += len(unknown)
-        if len(self._dropped) < 3:
-            self._dropped |= dict.fromkeys(ids[int(i)].as_py() for i in unknown[:100])
-        known = places >= 0
-        indptr -= np.searchsorted(unknown, indptr)
-        return SparseRows(data[known], places[known], indptr)
+        self._dropped = dict.fromkeys(ids[int(i)].as_py() for i in unknown[:100])
 
 
 def is_text(files: ColumnarFiles, ids: str) -> bool:
@@ -251,6 +273,13 @@ def names_in(files: ColumnarFiles, ids: str) -> pa.Array:
         found = found.dictionary if pa.types.is_dictionary(found.type) else pc.unique(found)
         names = pc.unique(pa.concat_arrays([names, found.cast(pa.large_string()).drop_null()]))
     return names.take(pc.sort_indices(names))
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    """A view that cannot be written; kernels are compiled separately for such arrays."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def _row_of(indptr: NDArray[np.int64], at: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +46,8 @@ class GeneVocabulary:
     ----------
     table
         The table of genes, without special tokens such as ``<cls>``.
+    places
+        Row in that table of each number from 0, or -1; see :meth:`numbers`.
     """
 
     def __init__(
@@ -64,18 +65,21 @@ class GeneVocabulary:
             chosen = chosen.take(pc.sort_indices(ids.take(chosen)))
         self.table = pa.table({INDEX: names, **columns}).take(chosen)
         self._keys = ids.take(chosen)
+        self._is_tabulated = False
+        self.places = np.arange(len(self._keys), dtype=np.int32)
         if not pa.types.is_integer(ids.type):
             return
-        self._ids: NDArray[Any] = arrow.to_numpy(self._keys.cast(pa.int64()))
-        if len(self._ids) and self._ids[0] < 0:
-            raise GeneError(f"{where}: found the id {self._ids[0]}, expected ids from 0")
-        self._places: NDArray[np.int32] | None = None
-        if len(self._ids) and self._ids[-1] < _MOST_TABULATED:
-            self._places = np.full(int(self._ids[-1]) + 1, -1, np.int32)
-            self._places[self._ids] = np.arange(len(self._ids), dtype=np.int32)
+        numbers = arrow.to_numpy(self._keys.cast(pa.int64()))
+        if len(numbers) and numbers[0] < 0:
+            raise GeneError(f"{where}: found the id {numbers[0]}, expected ids from 0")
+        self._numbers = numbers
+        if len(numbers) and numbers[-1] < _MOST_TABULATED:
+            self._is_tabulated = True
+            self.places = np.full(int(numbers[-1]) + 1, -1, np.int32)
+            self.places[numbers] = np.arange(len(numbers), dtype=np.int32)
 
-    def places(self, ids: pa.Array) -> NDArray[np.int32]:
-        """Row of each id in the table of genes, -1 for ids that the vocabulary does not have.
+    def numbers(self, ids: pa.Array) -> NDArray[np.int64]:
+        """A number of each id, of which `places` tells the gene.
 
         Parameters
         ----------
@@ -83,28 +87,19 @@ class GeneVocabulary:
             Integers, text, or dictionaries of text, as those of the vocabulary; no nulls.
         """
         if pa.types.is_dictionary(ids.type):
-            of_labels = self.places(ids.dictionary)
-            of_values: NDArray[np.int32] = of_labels[arrow.to_numpy(ids.indices)]
-            return of_values
+            of_labels = self.numbers(ids.dictionary)
+            return of_labels[arrow.to_numpy(ids.indices)]
         if not pa.types.is_integer(ids.type):
-            found = pc.index_in(ids.cast(self._keys.type), self._keys)
-            of_names: NDArray[np.int32] = arrow.to_numpy(found.fill_null(-1))
-            return of_names
-        numbers: NDArray[Any] = arrow.to_numpy(ids)
-        table = self._places
-        if table is None:
-            # NumPy would compare unsigned and signed integers as floats.
-            numbers = numbers.astype(np.int64, copy=False)
-            at = np.searchsorted(self._ids, numbers)
-            at[at == len(self._ids)] = 0
-            known = self._ids[at] == numbers if len(self._ids) else np.zeros(len(numbers), bool)
-            return np.where(known, at, -1).astype(np.int32)
-        if not len(numbers):
-            return np.empty(0, np.int32)
-        if numbers.min() >= 0 and numbers.max() < len(table):
-            return table.take(numbers, mode="clip")
-        known = (numbers >= 0) & (numbers < len(table))
-        return np.where(known, np.take(table, np.where(known, numbers, 0)), np.int32(-1))
+            found = pc.index_in(ids.cast(self._keys.type), self._keys).fill_null(-1)
+            places: NDArray[np.int64] = arrow.to_numpy(found).astype(np.int64)
+            return places
+        # Numbers that are too large for the type become negative, which no id is.
+        given: NDArray[np.int64] = arrow.to_numpy(ids).astype(np.int64, copy=False)
+        if self._is_tabulated or not len(self._numbers):
+            return given
+        at = np.searchsorted(self._numbers, given)
+        at[at == len(self._numbers)] = 0
+        return np.where(self._numbers[at] == given, at, -1)
 
 
 def named_genes(names: pa.Array) -> GeneVocabulary:
