@@ -16,7 +16,7 @@ def translate(
     values: NDArray[Any],
     indptr: NDArray[np.int64],
     places: NDArray[np.int32],
-    out_ids: NDArray[np.uint32],
+    out_ids: NDArray[np.unsignedinteger[Any]],
     out: NDArray[Any],
 ) -> int:
     """Copy rows of values, with the columns of their ids; drop values of unknown ids.
@@ -58,7 +58,7 @@ def translate_numpy(
     values: NDArray[Any],
     indptr: NDArray[np.int64],
     places: NDArray[np.int32],
-    out_ids: NDArray[np.uint32],
+    out_ids: NDArray[np.unsignedinteger[Any]],
     out: NDArray[Any],
 ) -> int:
     """The same as :func:`translate` in NumPy."""

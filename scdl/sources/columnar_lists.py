@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, groups
+from scdl.archive.schema import smallest_unsigned
 from scdl.errors import OptionError, SourceError
-from scdl.kernels.memory import recyclable
+from scdl.kernels import memory as recycled
 from scdl.sources.columnar_files import ColumnarFiles, Piece, is_list
 from scdl.sources.gene_vocabulary import GeneVocabulary, is_text_or_labels
 from scdl.sources.matrices import Bounds, Matrix
@@ -193,8 +194,8 @@ class ListMatrix(Matrix):
         from scdl.kernels.vocabulary import translate
 
         numbers, places = self._vocabulary.numbers(ids), self._vocabulary.places
-        columns = recyclable(numbers.shape, np.dtype(np.uint32))
-        data = recyclable(values.shape, values.dtype)
+        columns = recycled.empty(len(numbers), smallest_unsigned(self.shape[1] - 1))
+        data = recycled.empty(len(values), values.dtype)
         # The kernel is compiled for each size of values, rather than for each type.
         bits = np.dtype(f"u{values.itemsize}")
         arrays = _read_only(numbers), _read_only(values).view(bits)

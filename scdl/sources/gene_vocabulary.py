@@ -88,7 +88,7 @@ class GeneVocabulary:
         """
         if pa.types.is_dictionary(ids.type):
             of_labels = self.numbers(ids.dictionary)
-            return of_labels[arrow.to_numpy(ids.indices)]
+            return of_labels.take(arrow.to_numpy(ids.indices))
         if not pa.types.is_integer(ids.type):
             found = pc.index_in(ids.cast(self._keys.type), self._keys).fill_null(-1)
             places: NDArray[np.int64] = arrow.to_numpy(found).astype(np.int64)
