@@ -45,7 +45,7 @@ _PARQUET, _ARROW = ".parquet", ".arrow"
 #: Files with which ``save_to_disk`` describes a data set.
 _STATE, _DESCRIPTION = "state.json", "dataset_info.json"
 #: Endings of files that are sources on their own.
-_OTHERS = (".h5ad", ".h5", "matrix.mtx", "matrix.mtx.gz")
+_OTHERS = (".h5ad", ".h5", ".h5mu", ".loom", "matrix.mtx", "matrix.mtx.gz")
 
 
 def is_columnar(path: str) -> bool:

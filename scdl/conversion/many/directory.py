@@ -66,8 +66,9 @@ def _no_files(directory: str) -> str:
     if described is None and registry.known(directory) is not None:
         described = f"{directory}: this is an archive already; convert it with scdl.convert"
     return described or (
-        f"{directory}: there is no *.h5ad file, nor a matrix of Cell Ranger, in this directory or "
-        "its subdirectories; pass a directory with such files"
+        f"{directory}: there is no *.h5ad file, nor a matrix of Cell Ranger, nor a Parquet file "
+        "with lists of genes, in this directory or its subdirectories; pass a directory with such "
+        "files"
     )
 
 
@@ -100,7 +101,8 @@ def convert_directory(
     """Convert every file in a directory and its subdirectories to a separate archive.
 
     These are ``*.h5ad`` files, outputs of 10x Genomics' Cell Ranger (``*.h5`` and ``matrix.mtx``,
-    compressed or not), and files of formats of third parties.
+    compressed or not), Parquet files with lists of genes, of which those of a directory become one
+    archive, data sets of Hugging Face, and files of formats of third parties.
 
     The largest files are converted first. If a file cannot be converted, the others still are, and
     their archives are kept.
