@@ -5,6 +5,7 @@ Arrow files are streams, as Hugging Face's datasets writes them, or files with a
 
 from __future__ import annotations
 
+import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +113,9 @@ class _Parquet(_File):
 class _Arrow(_File):
     def __init__(self, path: str) -> None:
         # A batch of any size is mapped, not read.
-        self._path, self._mapped = path, pa.memory_map(path)
+        with open(path, "rb") as file:
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._mapped = pa.BufferReader(pa.py_buffer(self._pages))
         self._is_stream = not _begins(path).startswith(FEATHER)
         with self._reader() as reader:
             self.schema = reader.schema
@@ -132,11 +135,18 @@ class _Arrow(_File):
                 return
             at = self._mapped.tell()
             for batch in reader:
-                at = self._mapped.tell()
+                start, at = at, self._mapped.tell()
                 yield batch
+                self._release(start, at)
             if self._mapped.tell() == at:
                 # Arrow takes a stream that ends between batches as complete.
                 raise EOFError("the mark of its end is missing")
+
+    def _release(self, start: int, stop: int) -> None:
+        """Let the system take back the memory of bytes that were read; they can be read again."""
+        start -= start % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def sizes(self) -> Mapping[str, tuple[int, float]]:
         found = {field.name: 0 for field in self.schema if is_list(field.type)}
@@ -300,10 +310,3 @@ def is_list(type_: pa.DataType) -> bool:
 def _n_values(lists: pa.Array) -> int:
     """Number of values of lists, or an upper bound, without reading them."""
     return len(lists.values)
-
-
-def parts_of(path: str, root: str) -> dict[str, str]:
-    """Columns and values that the directories of a file name, as in ``drug=x/0.parquet``."""
-    below = os.path.dirname(os.path.relpath(path, root)).split(os.sep)
-    pairs = (name.partition("=") for name in below)
-    return {key: value for key, mark, value in pairs if mark and key}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
@@ -13,7 +14,7 @@ from scdl.archive.gene_names import strings
 from scdl.archive.schema import INDEX, INDEX_NAME
 from scdl.archive.tables import ROWS_AT_ONCE, TableSource, code_type
 from scdl.errors import OptionError, SourceError
-from scdl.sources.columnar_files import ColumnarFiles, Piece, parts_of, readable
+from scdl.sources.columnar_files import ColumnarFiles, Piece, readable
 from scdl.sources.gene_vocabulary import index_of_pandas
 from storage_backends.base import is_column_type
 from storage_backends.compute import arrow
@@ -58,7 +59,7 @@ class ColumnarObs(TableSource):
         firsts = np.cumsum([0, *files.num_rows[:-1]]).tolist()
         self._first_rows = dict(zip(files.paths, firsts, strict=True))
         self._types, self.unread = _common_types(files, lists, obs_names)
-        self._parts = {file: parts_of(file, path) for file in files.paths}
+        self._parts = {file: _parts_of(file, path) for file in files.paths}
         keys = dict.fromkeys(key for parts in self._parts.values() for key in parts)
         self._types |= {key: pa.dictionary(pa.int32(), pa.large_string()) for key in keys
                         if key not in self._types}  # fmt: skip
@@ -243,3 +244,10 @@ def _common_type(name: str, kinds: Mapping[pa.DataType, str]) -> pa.DataType:
 
 def _is_coded(type_: pa.DataType) -> bool:
     return bool(pa.types.is_dictionary(type_))
+
+
+def _parts_of(path: str, root: str) -> dict[str, str]:
+    """Columns and values that the directories of a file name, as in ``drug=x/0.parquet``."""
+    below = os.path.dirname(os.path.relpath(path, root)).split(os.sep)
+    pairs = (name.partition("=") for name in below)
+    return {key: value for key, mark, value in pairs if mark and key}
