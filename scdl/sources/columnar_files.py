@@ -6,7 +6,6 @@ Arrow files are streams, as Hugging Face's datasets writes them, or files with a
 from __future__ import annotations
 
 import mmap
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
