@@ -41,7 +41,10 @@ _SEURAT = Format(
     "write it in R as an h5ad file, with anndataR or zellkonverter; docs/from-r.md shows how",
 )
 _TEXT = Format("a text table", "read it with scanpy.read_text and write it with write_h5ad")
-_TABLE = Format("a columnar table", "create an AnnData from it and write it with write_h5ad")
+_TABLE = Format(
+    "a columnar table",
+    "scdl.convert takes those whose rows are cells, with a list of genes and one of their values",
+)
 _ARRAYS = Format("a file of arrays", "create an AnnData from them and write it with write_h5ad")
 _PICKLE = Format(
     "a pickle, which can run any code when it is read", "use write_h5ad where it was created"
@@ -61,7 +64,8 @@ _MOLECULES = Format(
 _SOMA = Format("a TileDB-SOMA store", "convert it first, with scdl.convert or `scdl convert`")
 _DATASET = Format(
     "a data set of Hugging Face or Arrow",
-    "create an AnnData from it and write it with write_h5ad",
+    "scdl.convert takes the directory of one split, as save_to_disk wrote it, if its rows are "
+    "cells, with a list of genes and one of their values",
 )
 _PACKED = Format(
     "a compressed file",

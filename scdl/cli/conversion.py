@@ -45,8 +45,8 @@ def convert(
         typer.Argument(
             metavar="SRC...",
             help="AnnData (h5ad, zarr), MuData (h5mu, zarr), Loom, TileDB-SOMA, outputs of 10x "
-            "Cell Ranger (h5, matrix.mtx) or "
-            "archives, or a single directory of such files.",
+            "Cell Ranger (h5, matrix.mtx), Parquet, data sets of Hugging Face or archives, or a "
+            "single directory of such files.",
         ),
     ] = None,
     dest: Annotated[
@@ -95,11 +95,17 @@ def convert(
     ] = None,
     obs_names: Annotated[
         str | None,
-        typer.Option(help="Of a Loom file: attribute with the names of cells. [default: CellID]"),
+        typer.Option(
+            help="Of Loom, Parquet or a data set of Hugging Face: attribute or column with the "
+            "names of cells. [default: CellID, or the index of pandas, else numbers]"
+        ),
     ] = None,
     var_names: Annotated[
         str | None,
-        typer.Option(help="Of a Loom file: attribute with the names of genes. [default: Gene]"),
+        typer.Option(
+            help="Of Loom: attribute with the names of genes; of a vocabulary: its column with "
+            "them. [default: Gene; the first column of text]"
+        ),
     ] = None,
     measurement: Annotated[
         str | None,
@@ -111,6 +117,35 @@ def convert(
     obs_query: Annotated[
         str | None,
         typer.Option(help="Of a TileDB-SOMA experiment: filter of cells, as tiledbsoma takes it."),
+    ] = None,
+    gene_ids: Annotated[
+        str | None,
+        typer.Option(
+            help="Of Parquet or a data set of Hugging Face: column with the lists of genes. "
+            "[default: the only possible one]"
+        ),
+    ] = None,
+    gene_values: Annotated[
+        str | None, typer.Option(help="The same: column with the lists of their values.")
+    ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The same: the gene of each id; a gene in each line, a table (CSV, TSV, Parquet, "
+            "JSON), or a JSON object of ids by gene.",
+        ),
+    ] = None,
+    vocabulary_ids: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of that table with the ids. [default: the only one of integers, else "
+            "positions from 0]"
+        ),
+    ] = None,
+    unknown_genes: Annotated[
+        str | None,
+        typer.Option(help="Ids that are not in that table: error, or drop. [default: error]"),
     ] = None,
     obsm: Annotated[
         list[str] | None,
@@ -262,6 +297,11 @@ def convert(
         "obs_query": obs_query,
         "obs_names": obs_names,
         "var_names": var_names,
+        "gene_ids": gene_ids,
+        "gene_values": gene_values,
+        "vocabulary": vocabulary,
+        "vocabulary_ids": vocabulary_ids,
+        "unknown_genes": unknown_genes,
         "obsm": obsm or (),
         "layers": _layers(layer),
         "neighbor_key": neighbor_key,

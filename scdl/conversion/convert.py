@@ -74,7 +74,8 @@ def convert(
     sources
         One source or several. Paths of h5ad files, of AnnData in Zarr stores, of MuData (``.h5mu``
         or Zarr), of Loom files, of TileDB-SOMA experiments, of outputs of Cell Ranger
-        (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), or of archives of
+        (``.h5``, or a directory with ``matrix.mtx``, which may be compressed), of Parquet files
+        with lists of genes, directories of them or data sets of Hugging Face, or of archives of
         any backend; or AnnData or MuData objects, in memory, backed by a file or with Dask arrays.
         Their cells are concatenated; consecutive sources with the same var share a feature block.
         The keys of a dict are the names of the sources, used by `label`.
@@ -130,13 +131,29 @@ def convert(
     modality : str, optional
         Of MuData: the modality to convert. Default: the only one.
     obs_names, var_names : str, optional
-        Of a Loom file: the attributes with the names of cells and of genes. Default: ``CellID`` and
-        ``Gene``, or ``obs_names`` and ``var_names``, else the positions.
+        The attributes or columns with the names of cells and of genes. Of a Loom file, default:
+        ``CellID`` and ``Gene``, or ``obs_names`` and ``var_names``, else the positions. Of a
+        Parquet file or a data set of Hugging Face, and of its vocabulary, default: the index that
+        pandas stored, else positions, and the first column of text.
     measurement : str, optional
         Of a TileDB-SOMA experiment: the measurement to convert. Default: the only one, or ``RNA``.
     obs_query : str, optional
         Of a TileDB-SOMA experiment: a filter of cells that tiledbsoma applies, such as
         ``"cell_type == 'B cell' and is_primary_data == True"``. Default: all cells.
+    gene_ids, gene_values : str, optional
+        Of a Parquet file or a data set of Hugging Face: the columns with the lists of genes
+        (integers or names) and of their values. Default: the only ones that are possible.
+    vocabulary : path, sequence of str or mapping of str to int, optional
+        Which gene each integer stands for: a text file with a gene in each line or a list, whose
+        first gene has the id 0; a table (CSV, TSV, Parquet, JSON), which becomes var; or ids by
+        gene, in a JSON file or a dict. Names in angle brackets, such as ``<cls>``, are not genes.
+        Genes are in the order of their ids. Default, if the lists hold names: all names, sorted.
+    vocabulary_ids : str, optional
+        Column of that table with the ids. Default: its only column of integers, or positions from
+        0.
+    unknown_genes : {"error", "drop"}, default "error"
+        What to do with ids that the vocabulary does not have, such as special tokens: raise an
+        error, or leave out their values, which the report counts.
     obsm : str or sequence of str, optional
         Keys of dense vectors to convert.
     layers : str, sequence of str or mapping, optional

@@ -19,7 +19,9 @@ from scdl.errors import OptionError, UnknownOptionError
 from scdl.sources import formats
 from scdl.sources.beside import Table
 from scdl.sources.chosen_tables import Columns
+from scdl.sources.columnar_lists import UnknownGenes
 from scdl.sources.gene_selection import GeneChoice
+from scdl.sources.gene_tables import Genes
 from scdl.sources.matrices import BLOCK_VALUES, Bounds
 from storage_backends.base import Backend
 
@@ -42,6 +44,11 @@ class ConvertOptions(TypedDict, total=False):
     var_names: str | None
     measurement: str | None
     obs_query: str | None
+    gene_ids: str | None
+    gene_values: str | None
+    vocabulary: Genes | None
+    vocabulary_ids: str | None
+    unknown_genes: UnknownGenes
     obsm: str | Sequence[str]
     layers: str | Sequence[str] | Mapping[str, str] | None
     data_dtype: DTypeLike | None
@@ -79,7 +86,7 @@ class ConversionReport:
     differing_var
         Columns of var that sources with the same genes do not share; each source keeps its own.
     not_carried
-        Elements of the sources that are not in the archive.
+        Elements of the sources that are not in the archive, and values that were left out.
     max_rounding
         Largest absolute rounding error of casting to `dtype`.
     is_counts

@@ -198,6 +198,8 @@ class Conversion:
         self._rows.write_matrix(writer, meter)
         if self._obs_is_last:
             self._write_obs()
+        dropped = dict.fromkeys(text for file in self._files for text in file.dropped)
+        self.not_carried = (*self.not_carried, *dropped)
         matrices = tuple(file.matrix_name for file in self._files)
         element = self._files[0].element if self._whole else "X"
         info = Info(blocks, True, matrices, element, tuple(fields))

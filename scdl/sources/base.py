@@ -185,6 +185,11 @@ class Source(ABC):
         """What did not match in joins with other tables, for the report."""
         return ()
 
+    @property
+    def dropped(self) -> Sequence[str]:
+        """What was left out of the matrix, in words; known when it has been read."""
+        return ()
+
     def names_of_rest(self) -> Sequence[str]:
         """Names of all elements of an AnnData except the matrix, its genes and obs.
 
@@ -256,6 +261,10 @@ class Wrapped(Source):
     @property
     def unmatched(self) -> Sequence[str]:
         return self._source.unmatched
+
+    @property
+    def dropped(self) -> Sequence[str]:
+        return self._source.dropped
 
     def names_of_rest(self) -> Sequence[str]:
         return self._source.names_of_rest()

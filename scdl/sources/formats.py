@@ -20,6 +20,7 @@ from scdl.errors import OptionError, SourceError
 from scdl.sources import (
     anndata_object,
     archive,
+    columnar,
     h5ad,
     loom,
     mudata,
@@ -55,6 +56,9 @@ class SourceFormat:
         Patterns of the names of files with this format, which conversions of directories find.
     of_objects
         Whether `detect` and `open` take objects in memory, such as an AnnData, instead of paths.
+    below
+        Yields the paths of sources in a directory and its subdirectories, if they are not just the
+        files with such names; must never raise.
     """
 
     name: str
@@ -63,6 +67,7 @@ class SourceFormat:
     options: Sequence[str] = ()
     files: Sequence[str] = ()
     of_objects: bool = False
+    below: Callable[[str], Iterable[str]] | None = None
 
 
 ANNDATA = SourceFormat(
@@ -82,6 +87,13 @@ LOOM = SourceFormat("Loom", loom.is_loom, loom.open_sources, loom.OPTIONS, loom.
 SOMA = SourceFormat("TileDB-SOMA", soma.is_soma, soma.open_sources, soma.OPTIONS)
 H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources, files=("*.h5ad",))
 ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
+COLUMNAR = SourceFormat(
+    "Parquet or Arrow",
+    columnar.is_columnar,
+    columnar.open_sources,
+    columnar.OPTIONS,
+    below=columnar.sources_below,
+)
 
 
 @cache
@@ -93,7 +105,7 @@ def _announced(search_path: tuple[str, ...]) -> list[EntryPoint]:
 def formats() -> Iterator[SourceFormat]:
     """All formats, built-in ones first; third-party formats that fail to import are skipped."""
     yield from (ANNDATA, MUDATA_OBJECT)
-    yield from (MUDATA, LOOM, SOMA, TENX_H5, TENX_MTX, H5AD, ARCHIVE)
+    yield from (MUDATA, LOOM, SOMA, TENX_H5, TENX_MTX, H5AD, ARCHIVE, COLUMNAR)
     for point in _announced(tuple(sys.path)):
         with suppress(ImportError, AttributeError):
             yield point.load()
@@ -105,7 +117,7 @@ def options() -> list[str]:
 
 
 def files_below(directory: str, kinds: Iterable[SourceFormat] | None = None) -> list[str]:
-    """Sorted paths of all files in a directory and its subdirectories that can be converted.
+    """Sorted paths of all sources in a directory and its subdirectories, most of them files.
 
     Parameters
     ----------
@@ -119,6 +131,8 @@ def files_below(directory: str, kinds: Iterable[SourceFormat] | None = None) -> 
             paths = (path for path in glob.iglob(below, recursive=True) if os.path.isfile(path))
             # A damaged h5ad file is a failure; a file of another kind is none of ours.
             found.update(path for path in paths if known is H5AD or known.detect(path))
+        if known.below is not None:
+            found.update(known.below(directory))
     return sorted(found)
 
 

@@ -127,8 +127,8 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("counts.csv", text("gene,a\nx,1\n"), ("text table", "write_h5ad")),
     ("counts.tsv.gz", packed, ("text table", "write_h5ad")),
     ("counts.txt", text("gene\ta\n"), ("text table", "write_h5ad")),
-    ("x.parquet", text("PAR1abc"), ("columnar table", "write_h5ad")),
-    ("x.feather", text("ARROW1abc"), ("columnar table", "write_h5ad")),
+    ("x.parquet", text("PAR1abc"), ("columnar table", "scdl.convert")),
+    ("x.feather", text("ARROW1abc"), ("columnar table", "scdl.convert")),
     ("matrix.mtx", text("%%MatrixMarket matrix"), ("Matrix Market", "scdl.convert")),
     ("matrix.mtx.gz", packed, ("Matrix Market", "scdl.convert")),
     ("x.npz", zipped, ("arrays", "write_h5ad")),
@@ -147,13 +147,14 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("outs", matrix_market, ("Matrix Market", "scdl.convert")),
     ("cellranger", directory("filtered_feature_bc_matrix.h5"), ("10x", "scdl.convert")),
     ("x.soma", directory("__tiledb_group.tdb"), ("soma",)),
-    ("dataset", directory("dataset_info.json", "data.arrow"), ("data set", "write_h5ad")),
-    ("tables", directory("a.parquet", "b.parquet"), ("columnar tables", "write_h5ad")),
+    ("dataset", directory("dataset_info.json", "data.arrow"), ("data set", "scdl.convert")),
+    ("tables", directory("a.parquet", "b.parquet"), ("columnar tables", "scdl.convert")),
 ]
 
 
 #: Those that can be converted, if they are complete.
 CONVERTIBLE = {"filtered.h5", "old_10x.h5", "matrix.mtx", "matrix.mtx.gz", "outs"}
+CONVERTIBLE |= {"x.parquet", "x.feather"}
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import lists
 import loompy
 import mudata
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import tenx
@@ -97,6 +99,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tenx.h5_of_version_3(directory / "filtered_feature_bc_matrix.h5")
     tenx.market(directory / "filtered_feature_bc_matrix")
     tenx.market(directory, prefix="GSM123_")
+    (directory / "tahoe" / "data").mkdir(parents=True)
+    lists.write_vocabulary(directory / "tahoe" / "gene_metadata.parquet")
+    for i in range(2):
+        name = f"train-{i:05}-of-00002.parquet"
+        pq.write_table(lists.some_cells(9, i, marker=True), directory / "tahoe" / "data" / name)
     return directory
 
 

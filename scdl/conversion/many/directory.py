@@ -79,6 +79,9 @@ def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
     that of ``sample/matrix.mtx.gz`` is ``sample``. Repeated names, except the first, get a number.
     """
     root = os.path.abspath(directory)
+    if [*files] == [root]:
+        # The directory is one source.
+        return {root: os.path.basename(root) or "cells"}
     below = (_ENDING.sub("", os.path.relpath(path, root)) or "matrix" for path in files)
     names = unique_names(path.replace(os.sep, "_") for path in below)
     return dict(zip(files, names, strict=True))
@@ -98,7 +101,9 @@ def convert_directory(
     """Convert every file in a directory and its subdirectories to a separate archive.
 
     These are ``*.h5ad``, ``*.h5mu`` and ``*.loom`` files, outputs of 10x Genomics' Cell Ranger
-    (``*.h5`` and ``matrix.mtx``, compressed or not), and files of formats of third parties.
+    (``*.h5`` and ``matrix.mtx``, compressed or not), Parquet files with lists of genes, of which
+    those of a directory become one archive, data sets of Hugging Face, and files of formats of
+    third parties.
 
     The largest files are converted first. If a file cannot be converted, the others still are, and
     their archives are kept.
@@ -228,7 +233,7 @@ def convert_files(
             # The label begins with `directory` as given.
             Job.of(
                 [path],
-                [os.path.join(os.fspath(directory), os.path.relpath(path, directory))],
+                [_label(directory, path)],
                 target,
                 drafts,
                 settings,
@@ -247,6 +252,12 @@ def convert_files(
     return DirectoryReport.of(dest, jobs, time.perf_counter() - started)
 
 
+def _label(directory: Path, path: str) -> str:
+    """The path of a source below the directory as given."""
+    below = os.path.relpath(path, directory)
+    return os.fspath(directory) if below == os.curdir else os.path.join(directory, below)
+
+
 def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
     """Raise ArchiveExistsError unless `resume` is set and `target` is the archive of `path`."""
     if not resume:
@@ -263,7 +274,7 @@ def _check_present(path: str, below: str, target: str, *, resume: bool) -> None:
             "remove it first"
         ) from error
     # The directory may have been moved; compare the path relative to it.
-    if label is not None and not f"/{label}".endswith(f"/{below}"):
+    if label is not None and below != os.curdir and not f"/{label}".endswith(f"/{below}"):
         raise ArchiveExistsError(
             f"{target}: this is the archive of {label}, not of {path}; choose another directory"
         )

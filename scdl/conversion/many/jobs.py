@@ -20,7 +20,7 @@ from tqdm import tqdm
 from scdl.conversion.choice import Choice
 from scdl.conversion.convert import open_sources
 from scdl.conversion.many.options import WorkersLike, workers_of
-from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of
+from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of, size_of
 from scdl.conversion.many.worker_process import Outcome, Task
 from scdl.conversion.options import ConversionReport, Settings
 from scdl.conversion.run import Conversion
@@ -71,7 +71,7 @@ class Job:
         replace: bool = False,
     ) -> Job:
         """Create a job with a single task that writes the archive into the directory `drafts`."""
-        nbytes = sum(os.path.getsize(path) for path in sources if os.path.exists(path))
+        nbytes = sum(map(size_of, sources))
         draft = os.path.join(drafts, os.path.basename(target))
         whole = Whole(tuple(sources), tuple(labels), draft, settings, nbytes)
         return cls(whole, target, replace)
@@ -109,6 +109,10 @@ class Job:
                 parts_of(source, path, f"{draft}.rows-{i}", most_bytes, caster, settings)
                 for i, (source, path) in enumerate(zip(opened, self.whole.sources, strict=True))
             ]
+        if all(len(parts) == 1 for parts in self.parts):
+            # Joining would only copy them.
+            self.parts = []
+            return
         self.whole = dataclasses.replace(self.whole, nbytes=JOINING * self.whole.nbytes)
 
     def end(self, task: Task, outcome: Outcome) -> Whole | None:

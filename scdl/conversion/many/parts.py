@@ -152,7 +152,7 @@ def parts_of(
     settings
         Settings of the conversion.
     """
-    size = os.path.getsize(file)
+    size = size_of(file)
     n = max(1, min(math.ceil(size / max(most_bytes, 1)), source.n_obs))
     if source.n_obs and source.matrix.part(0, source.n_obs - 1) is None:
         # Rows can only be read by sorting the whole matrix, which every part would repeat.
@@ -174,6 +174,14 @@ def parts_of(
         )
         for i, rows in enumerate(pairwise(edges))
     ]
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, or of all files in a directory; 0 if there is none."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path) if os.path.exists(path) else 0
+    files = (os.path.join(at, name) for at, _, names in os.walk(path) for name in names)
+    return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
 class _Rows(Source):

@@ -461,5 +461,14 @@ def test_files_of_several_formats(tmp_path: Path) -> None:
     assert len(report.archives) == 5
     ds = scdl.open(tmp_path / "out" / "one.scdl")
     assert ds.obs_names.tolist() == tenx.BARCODES
+    # All can be divided, or are converted whole.
+    scdl.convert_directory(
+        source, tmp_path / "parts", workers=2, use_processes=False, split_bytes=500
+    )
+    for name in expected:
+        one, other = (scdl.open(tmp_path / at / f"{name}.scdl") for at in ("out", "parts"))
+        assert one.obs_names.tolist() == other.obs_names.tolist()
+        rows, others = (ds.read_rows(slice(None)).to_dense() for ds in (one, other))
+        np.testing.assert_array_equal(rows, others)
     with pytest.raises(ConversionFailedError, match=r"a\.h5ad: the option genome is for 10x"):
         scdl.convert_directory(source, tmp_path / "again", workers=1, genome="mm10")
