@@ -290,6 +290,35 @@ def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
 
 
+@whole_only
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_all_cases_of_sources_run_on_toy_data(tmp_path: Path) -> None:
+    pytest.importorskip("tiledbsoma")
+    from benchmarks.sources import command as sources
+
+    directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    report = sources.main(["--quick", *directories])
+    measured = {outcome.what for outcome in report.outcomes}
+    assert {f"convert {name}" for name in FORMATS} <= measured
+    assert {"convert AnnData in memory", "append to 2 times the cells, over a conversion"} < measured
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_the_generator_writes_each_format(tmp_path: Path, name: str) -> None:
+    if name == "soma":
+        pytest.importorskip("tiledbsoma")
+    generate(tmp_path / "a.h5ad", DataSpec(cells=70, genes=50, nnz_per_cell=9), synthetic_cells())
+    out = tmp_path / f"a{FORMATS[name][1]}"
+    write_as(name, tmp_path / "a.h5ad", out)
+    options: dict[str, Any] = {}
+    if name == "parquet":
+        options = {"gene_ids": "genes", "values": "expressions", "vocabulary": gene_file(out, 50)}
+    scdl.convert(tmp_path / "a.h5ad", tmp_path / "one")
+    scdl.convert(out, tmp_path / "other", **options)
+    one, other = (scdl.open(tmp_path / n).read_rows(slice(None)) for n in ("one", "other"))
+    np.testing.assert_array_equal(one.to_dense(), other.to_dense())
+
+
 class TestCommand:
     def test_lists_the_subjects(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert entry.main([]) == 0
