@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 SUBJECTS = (
-    *("readers", "zarr", "loaders", "collections", "scale", "many_files"),
+    *("readers", "zarr", "loaders", "collections", "scale", "many_files", "sources"),
     *("torture", "soak", "fuzz", "compositions", "roundtrip", "demo", "generate"),
 )
 

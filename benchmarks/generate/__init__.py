@@ -1,1 +1,1 @@
-"""Write an h5ad file of realistic counts, of any size."""
+"""Write a file of realistic counts, of any size and format."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.common.options import subject_parser
 from benchmarks.generate.files import generate
+from benchmarks.generate.formats import FORMATS, write_as
 from benchmarks.generate.real_cells import celltypist_cells, synthetic_cells
 from benchmarks.generate.spec import DataSpec
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--no-raw", "--x-only", action="store_true", help="counts in X; default: in raw.X")
     add("--neighbors", type=int, default=0, metavar="K", help="neighbours of each cell in obsp")
     add("--seed", type=int, default=default.seed)
+    add("--format", choices=FORMATS, help="write the counts in this format; default: h5ad")
     add("--source", choices=("celltypist", "synthetic"), default="celltypist")
     options = parser.parse_args(arguments)
     spec = DataSpec(
@@ -35,6 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=options.seed,
     )
     templates = celltypist_cells() if options.source == "celltypist" else synthetic_cells()
-    nnz = generate(options.out, spec, templates, progress=True)
+    out = options.out
+    h5ad = out if options.format is None else out.with_name(f"{out.name}.h5ad")
+    nnz = generate(h5ad, spec, templates, progress=True)
+    if options.format is not None:
+        write_as(options.format, h5ad, out)
+        h5ad.unlink()
     print(f"{options.out}: {spec.cells:,} cells x {spec.genes:,} genes, {nnz:,} stored values")
     return 0

@@ -106,7 +106,9 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     absent = np.asarray(index.isna())
     names = pa.array(index.astype(str).to_numpy(object), pa.large_string(), mask=absent)
     metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
-    table = pa.Table.from_pandas(frame, preserve_index=False)
+    # Table.from_pandas describes columns in JSON, which fails for some that are read lazily.
+    arrays = {name: pa.array(frame[name], from_pandas=True) for name in frame.columns}
+    table = pa.table(arrays)
     nullable = (pd.arrays.IntegerArray, pd.arrays.BooleanArray, pd.arrays.StringArray)
     # The default string dtype of pandas 3 uses NaN and is not a nullable extension type.
     is_marked = {

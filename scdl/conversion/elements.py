@@ -20,7 +20,7 @@ from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, Sou
 from scdl.sources.anndata_elements import is_accepted
 from scdl.sources.base import BY_FORMAT, Source, SparseParts, axes_of, in_memory
 from scdl.sources.matrices import Bounds, Matrix, Reader, check_ids, check_offsets, pieces
-from storage_backends.base import ArrayWriter
+from storage_backends.base import DTYPES, ArrayWriter
 from storage_backends.capabilities import Sparse
 
 _GENES = ("var", "raw/var")
@@ -169,8 +169,11 @@ class _ElementWriter:
                 f"{where} is a table whose row names differ from those of {axes[0]}; correct the "
                 "source, or pass only_matrix=True to leave out such elements"
             )
+        if isinstance(element, SparseParts | Matrix):
+            # Once begun, a sparse element cannot be left out.
+            return _dtypes(element, element)[DATA].newbyteorder("=") in DTYPES
         plain = isinstance(element, Reader) and len(shape) == 2
-        return plain or isinstance(element, SparseParts | Matrix) or is_accepted(name, element)
+        return plain or is_accepted(name, element)
 
     def _names_of(self, axis: str) -> list[str]:
         """Names of the cells or genes along an axis."""
@@ -274,7 +277,7 @@ def _shape(element: Any) -> tuple[int, ...] | None:
     return (len(element),) if has_rows else None
 
 
-def _dtypes(matrix: Matrix, element: Any) -> Mapping[str, np.dtype[Any]]:
+def _dtypes(matrix: Any, element: Any) -> Mapping[str, np.dtype[Any]]:
     """Dtypes of the arrays of a matrix: its own if sparse, else those that AnnData uses."""
     if isinstance(element, SparseParts):
         return {part: reader.dtype for part, reader in element.parts.items()}

@@ -24,7 +24,7 @@ from scdl.sources.base import BY_FORMAT, Source, choose_matrix
 from scdl.sources.hdf5_matrices import open_matrix
 from scdl.sources.lazy_matrices import LazyArray, SlicedMatrix, is_lazy, is_sparse
 from scdl.sources.matrices import Dense, Matrix, Reader, Values, check_shape
-from storage_backends.base import is_column_type
+from storage_backends.base import DTYPES, is_column_type
 from storage_backends.compute.caching import cached_property
 
 if TYPE_CHECKING:
@@ -106,6 +106,10 @@ class AnnDataObject(Source):
         element = self._rest[name]()
         if not is_lazy(element):
             return element
+        dtype = getattr(element, "dtype", None)
+        if name.startswith("uns/") or not isinstance(dtype, np.dtype) or dtype not in DTYPES:
+            # Such as tables and truth values, which archives store as a whole.
+            return _loaded(element)
         if len(element.shape) == 2 and is_sparse(element):
             return self._wrapped(name, element, element.shape)
         return LazyArray(element)
@@ -215,11 +219,19 @@ def _is_storable(column: pd.Series[Any]) -> bool:
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """All entries of nested mappings with their paths."""
-    if isinstance(value, Mapping) and (value or name == "uns"):
+    if isinstance(value, Mapping) and not is_lazy(value) and (value or name == "uns"):
         for key, below in value.items():
             yield from _leaves(f"{name}/{key}", below)
     else:
         yield name, value
+
+
+def _loaded(element: Any) -> Any:
+    """Read all of a lazy element."""
+    for read in ("to_memory", "compute"):
+        if hasattr(element, read):
+            return getattr(element, read)()
+    return element[...]
 
 
 def _same(value: Any) -> Any:

@@ -20,6 +20,8 @@ def is_sparse(values: Any) -> bool:
     """Whether a matrix is sparse, in memory or in a file."""
     import scipy.sparse as sp
 
+    # Of the chunks of Dask.
+    values = getattr(values, "_meta", values)
     return sp.issparse(values) or type(values).__name__ in ("CSRDataset", "CSCDataset")
 
 
@@ -61,7 +63,7 @@ class SlicedMatrix(Matrix):
         self.where, self.shape, self.dtype = where, shape, like.dtype
         self.size = shape[0] * shape[1]
         self._read = read
-        self._is_sparse = is_sparse(getattr(like, "_meta", like))
+        self._is_sparse = is_sparse(like)
         self._chunks = getattr(like, "chunks", None) if hasattr(like, "dask") else None
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -16,6 +17,7 @@ import pytest
 from budget import whole_only
 from places import ROOT
 
+import scdl
 from benchmarks import __main__ as entry
 from benchmarks.collections import command as collections
 from benchmarks.common import measure
@@ -25,6 +27,7 @@ from benchmarks.common.report import Outcome, Report, at_least, at_most
 from benchmarks.generate import files as generator
 from benchmarks.generate import real_cells
 from benchmarks.generate.command import main as generate
+from benchmarks.generate.formats import FORMATS, gene_file, write_as
 from benchmarks.generate.spec import DataSpec
 from benchmarks.zarr import command as zarr
 from benchmarks.zarr.cases import PROFILES
@@ -288,6 +291,43 @@ def test_all_cases_of_many_files_run_on_toy_data(tmp_path: Path) -> None:
     # No figures of files where a process cannot be kept to some cores.
     assert len(measured) in (6, 8)
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
+
+
+@whole_only
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_all_cases_of_sources_run_on_toy_data(tmp_path: Path) -> None:
+    pytest.importorskip("tiledbsoma")
+    from benchmarks.sources import command as sources
+
+    directories = ["--data", str(tmp_path / "data"), "--results", str(tmp_path / "results")]
+    report = sources.main(["--quick", *directories])
+    measured = {outcome.what for outcome in report.outcomes}
+    assert {f"convert {name}" for name in FORMATS} <= measured
+    assert {
+        "convert AnnData in memory",
+        "append to 2 times the cells, over a conversion",
+    } < measured
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_the_generator_writes_each_format(tmp_path: Path, name: str) -> None:
+    if name == "soma":
+        pytest.importorskip("tiledbsoma")
+    spec = DataSpec(cells=70, genes=50, nnz_per_cell=9)
+    generator.generate(tmp_path / "a.h5ad", spec, TEMPLATES)
+    out = tmp_path / f"a{FORMATS[name][1]}"
+    write_as(name, tmp_path / "a.h5ad", out)
+    options: dict[str, Any] = {}
+    if name == "parquet":
+        options = {
+            "gene_ids": "genes",
+            "gene_values": "expressions",
+            "vocabulary": gene_file(out, 50),
+        }
+    scdl.convert(tmp_path / "a.h5ad", tmp_path / "one")
+    scdl.convert(out, tmp_path / "other", **options)
+    one, other = (scdl.open(tmp_path / n).read_rows(slice(None)) for n in ("one", "other"))
+    np.testing.assert_array_equal(one.to_dense(), other.to_dense())
 
 
 class TestCommand:

@@ -170,3 +170,30 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(PathTypeError, match="DataFrame"):
         scdl.convert(annotated().obs, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding", "ignore:Consolidated metadata")
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_lazily_read(tmp_path: Path, kind: str) -> None:
+    read_lazy = pytest.importorskip("anndata.experimental").read_lazy
+    pytest.importorskip("xarray")
+    path = tmp_path / f"a.{kind}"
+    adata = annotated()
+    # Zarr 3 has no records; anndata cannot read the others of a lazy object.
+    for name in ("records", "nulls", "categories"):
+        del adata.uns[name]
+    with anndata.settings.override(zarr_write_format=3):
+        adata = write(adata, path)
+    for suffix in ("scdl", "zarr"):
+        one, other = tmp_path / f"one.{suffix}", tmp_path / f"other.{suffix}"
+        report, expected = scdl.convert(read_lazy(path), one), scdl.convert(adata, other)
+        assert set(report.not_carried) == set(expected.not_carried)
+        assert (values(one) == values(other)).all()
+        for table in ("obs", "var"):
+            frames = [getattr(scdl.open(at).to_anndata(), table) for at in (one, other)]
+            # anndata leaves categories out that do not occur.
+            pd.testing.assert_frame_equal(*frames, check_categorical=False)
+    found, other = (scdl.open(tmp_path / f"{name}.zarr").to_anndata() for name in ("one", "other"))
+    assert sorted(found.layers) == sorted(other.layers)
+    for layer in found.layers:
+        assert (dense(found.layers[layer]) == dense(other.layers[layer])).all()

@@ -1,0 +1,1 @@
+"""Measure conversions of each source format beside the readers of these formats."""
