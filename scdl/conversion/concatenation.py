@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ from storage_backends.base import ArrayStore, ArrayWriter
 
 if TYPE_CHECKING:
     from scdl.dataset.reader import CellReader
+
+_log = logging.getLogger(__name__)
 
 
 def concatenate(
@@ -90,6 +93,8 @@ def concatenate(
         A graph is not cells x cells, or has a neighbour that is out of range.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
+    for store, info in zip(stores, infos, strict=True):
+        _log.info("%s: %d cells, copied to %s", store.path, info.n_obs, writer.path)
     whole = len(stores) == 1 and writer.keeps_elements and view is None
     vectors = [] if whole else shared_vectors(stores, infos)
     graphs = [] if whole else list(dict.fromkeys(key for s in stores for key in graph_keys(s)))

@@ -13,6 +13,7 @@ from scdl.archive.casting import Caster
 from scdl.conversion.origins import Origins
 from scdl.conversion.row_order import Shuffle
 from scdl.errors import UnknownOptionError
+from scdl.reports import Report
 from scdl.sources import formats
 from scdl.sources.beside import Table
 from scdl.sources.gene_selection import GeneChoice
@@ -40,7 +41,7 @@ class ConvertOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class ConversionReport:
+class ConversionReport(Report):
     """Report of a conversion.
 
     Parameters
@@ -77,6 +78,12 @@ class ConversionReport:
         common type, with a description: ``obs/flag (bool and int64 become int64)``.
     unmatched
         Sentences about names that did not match when tables were joined, for each source.
+    dry_run
+        Whether nothing was written, so that this is what is expected: `nbytes` and `seconds` are
+        estimates, as is `nnz` of a dense matrix, and what is said of values is that of a sample.
+    sampled_cells
+        Number of cells of that sample. 0 if rows cannot be read alone, since all matrices are
+        stored by columns: then `nbytes` is an upper bound, and `seconds` is NaN.
     """
 
     path: str
@@ -98,6 +105,8 @@ class ConversionReport:
     is_counts: bool = True
     changed_columns: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+    dry_run: bool = False
+    sampled_cells: int = 0
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -107,6 +116,8 @@ class ConversionReport:
             f"{self.nnz:,} values as {self.dtype} from {source}",
             f"{self.nbytes / 1e6:,.1f} MB in {self.seconds:.1f} s",
         ]
+        if self.dry_run:
+            lines[1] = self._expected()
         if not self.is_counts:
             lines.append(f"not counts: values of {source} are negative or not whole numbers")
         if self.rows_sorted:
@@ -128,6 +139,16 @@ class ConversionReport:
             lines.append(f"changed: {'; '.join(self.changed_columns)}")
         lines += [f"joined: {sentence}" for sentence in self.unmatched]
         return "\n".join(lines)
+
+    def _expected(self) -> str:
+        """What a dry run says of size and duration."""
+        size = f"{self.nbytes / 1e6:,.1f} MB"
+        if not self.sampled_cells:
+            return f"dry run: at most {size}; the time is unknown, as no cell can be read alone"
+        return (
+            f"dry run: about {size} in about {self.seconds:.1f} s in one process, estimated from "
+            f"{self.sampled_cells:,} cells; nothing was written"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from storage_backends.compute.threads import prefetch
 
 #: Bytes of offsets that are read at once from a temporary file.
 _OFFSET_BYTES = 8 << 20
+#: Ranges of rows of a file in a sample.
+_RANGES = 8
 
 
 class SourceRows:
@@ -66,13 +69,47 @@ class SourceRows:
     def _rows(self, meter: Meter) -> Iterator[SparseRows]:
         """Read the rows of all files in their final form."""
         for file, order in zip(self._files, self._gene_orders, strict=True):
-            where = file.matrix.where
-            places = None if order is None else np.argsort(order)
-            for block in prefetch(file.matrix.blocks(self._bounds)):
-                rows = self._clean(block, file.n_vars, where, places)
-                indices = rows.indices.astype(self._index_dtype, copy=False)
-                yield SparseRows(self._caster(rows.data, where), indices, rows.indptr)
-                meter.update(len(block.data))
+            blocks = prefetch(file.matrix.blocks(self._bounds))
+            for n_values, rows in self._final(file, order, blocks):
+                yield rows
+                meter.update(n_values)
+
+    def sample(
+        self, file: Source, order: NDArray[np.int64] | None, n_values: int
+    ) -> Iterator[tuple[int, SparseRows]]:
+        """Some rows of a file in their final form, of about `n_values` values.
+
+        They come from ranges that are spread over the file, or from its begin if it has to be read
+        from there. A matrix that is stored by columns has no sample.
+
+        Yields
+        ------
+        n_values, rows
+            Number of values as stored, and the rows.
+        """
+        matrix = file.matrix
+        if not (matrix.by_rows and matrix.size):
+            return
+        n_obs, bounds = file.n_obs, self._bounds._replace(values=max(1, n_values // _RANGES))
+        length = -(-n_obs * bounds.values // matrix.size)
+        for start in range(0, n_obs, max(length, -(-n_obs // _RANGES))):
+            part = matrix.part(start, min(start + length, n_obs))
+            blocks = itertools.islice((part or matrix).blocks(bounds), None if part else 1)
+            yield from self._final(file, order, blocks)
+            if part is None:
+                return
+
+    def _final(
+        self, file: Source, order: NDArray[np.int64] | None, blocks: Iterable[SparseRows]
+    ) -> Iterator[tuple[int, SparseRows]]:
+        """Rows as stored in their final form, with the number of their values as stored."""
+        where = file.matrix.where
+        places = None if order is None else np.argsort(order)
+        for block in blocks:
+            rows = self._clean(block, file.n_vars, where, places)
+            indices = rows.indices.astype(self._index_dtype, copy=False)
+            final = SparseRows(self._caster(rows.data, where), indices, rows.indptr)
+            yield len(block.data), final
 
     def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
         """Write the expression matrix."""

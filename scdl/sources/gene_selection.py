@@ -115,6 +115,7 @@ class Mapped(Matrix):
     def __init__(self, matrix: Matrix, table: NDArray[np.int32], n: int) -> None:
         self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size
         self.shape = (matrix.shape[0], n)
+        self.by_rows = matrix.by_rows
         self._matrix, self._table = matrix, table
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
