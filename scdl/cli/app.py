@@ -22,6 +22,8 @@ COMMANDS = {
     "head": "inspection",
     "info": "inspection",
     "manifest": "manifests",
+    "split": "copies",
+    "subset": "copies",
     "verify": "inspection",
 }
 

@@ -9,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,11 @@ from scdl.training import orders
 from scdl.training.grouping import group_cells
 from scdl.training.split_drawing import NO_PART, Drawing
 from storage_backends.directory import publication
-from storage_backends.paths import path_of
+from storage_backends.paths import Path, path_of
+
+if TYPE_CHECKING:
+    from scdl.conversion.options import ConversionReport
+    from scdl.dataset.dataset import SingleCellDataset
 
 _FORMAT = "scdl split 1"
 _DEFAULT_PARTS = ("train", "validation", "test")
@@ -92,6 +96,59 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         text = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
         with publication.new_file(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, part_of=part_of, about=text)
+
+    def write(
+        self,
+        dataset: SingleCellDataset,
+        directory: Path,
+        *,
+        backend: str | None = None,
+        replace: bool = False,
+        **options: Any,
+    ) -> dict[str, ConversionReport]:
+        """Write each part as an archive, such as ``directory/train.scdl``.
+
+        Together they form a collection.
+
+        Parameters
+        ----------
+        dataset
+            The dataset that was split, of one archive.
+        directory
+            Directory of the archives. A new one appears when all of them are complete.
+        backend
+            Storage backend; default that of the dataset.
+        replace
+            Whether to write into a directory that exists, and to replace archives of the same names
+            there, each of them atomically. Other archives there are an error, since their cells may
+            be in these parts, too.
+        **options
+            Those of :func:`scdl.convert`, such as ``compression``.
+
+        Returns
+        -------
+        dict
+            The report of each part.
+
+        Raises
+        ------
+        SplitError
+            The dataset has another number of cells.
+        ArchiveExistsError
+            Something exists at `directory`, and `replace` is False; or it is not a directory.
+        ScdlError
+            As :meth:`scdl.SingleCellDataset.subset`.
+
+        Examples
+        --------
+        >>> parts = scdl.split(data, {"train": 0.8, "test": 0.2}, by="donor")
+        >>> parts.write(data, "parts")  # doctest: +SKIP
+        """
+        from scdl.training.split_archives import write_parts
+
+        self._check_size(dataset, "this split")
+        how: dict[str, Any] = {"replace": replace, "options": options}
+        return write_parts(dataset, self, directory, backend, **how)
 
     def _check_size(self, dataset: CellReader, where: str) -> None:
         if dataset.n_obs != self.n_obs:

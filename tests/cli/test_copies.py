@@ -1,4 +1,4 @@
-"""`scdl head` and `cast`, and the same in Python."""
+"""`scdl head`, `cast`, `subset` and `split`, and the same in Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
 from reading import assert_same
 from sources import names, random_cells, write_h5ad
 
 import scdl
-from scdl.errors import ArchiveExistsError, CastError, OptionError
+from scdl.errors import (
+    ArchiveExistsError,
+    CastError,
+    DatasetTypeError,
+    OptionError,
+    SplitError,
+)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CELLS = random_cells(40, 9, dtype="<u2", seed=5)
@@ -42,6 +51,11 @@ def archive(request: pytest.FixtureRequest, whole: Path) -> str:
 @pytest.fixture
 def scdl_command(run_command: Run) -> Run:
     return partial(run_command, "scdl")
+
+
+def stored(archive: str | Path) -> sp.csr_matrix:
+    """The cells with the dtype in which the archive has them."""
+    return CELLS.csr(scdl.open(archive).data_dtype.str)
 
 
 def document(done: subprocess.CompletedProcess[str]) -> dict:
@@ -132,3 +146,110 @@ class TestCast:
     @pytest.mark.parametrize("arguments", [[], ["x", "--in-place"], ["--in-place", "--overwrite"]])
     def test_usage(self, archive: str, scdl_command: Run, arguments: list[str]) -> None:
         assert scdl_command("cast", archive, *arguments, "--dtype", "uint8").returncode == 2
+
+
+class TestSubset:
+    def test_cells_of_a_condition(self, archive: str, tmp_path: Path, scdl_command: Run) -> None:
+        condition = "type == 'B' and age > 10"
+        found = document(scdl_command("subset", archive, "s.scdl", "--where", condition, "--json"))
+        rows = scdl.open(archive).where(condition)
+        assert (found["n_obs"], found["path"]) == (len(rows), "s.scdl")
+        made = scdl.open(tmp_path / "s.scdl")
+        assert_same(made, stored(archive)[rows])
+        assert made.obs_names.tolist() == OBS.index[rows].tolist()
+        assert made.obs["age"].tolist() == rows.tolist()
+
+    def test_genes_of_a_file(self, archive: str, tmp_path: Path, scdl_command: Run) -> None:
+        (tmp_path / "genes.txt").write_text("gene7\ngene2\n")
+        done = scdl_command("subset", archive, "s.scdl", "--genes", "genes.txt")
+        assert done.returncode == 0, done.stderr
+        assert scdl.open(tmp_path / "s.scdl").var_names.tolist() == ["gene7", "gene2"]
+        expected = stored(archive)[:, [7, 2]]
+        expected.sort_indices()
+        assert_same(scdl.open(tmp_path / "s.scdl"), expected)
+
+    @given(st.data())
+    def test_rows(self, whole: Path, data: st.DataObject) -> None:
+        mask = data.draw(st.lists(st.booleans(), min_size=40, max_size=40))
+        source = data.draw(st.sampled_from(["a.scdl", "a.zarr"]))
+        dest = whole / f"rows{data.draw(st.sampled_from(['.scdl', '.zarr']))}"
+        chosen = np.array(mask)
+        report = scdl.open(whole / source).subset(dest, rows=chosen, replace=True)
+        assert report.n_obs == chosen.sum()
+        assert_same(scdl.open(dest), stored(whole / source)[np.flatnonzero(chosen)])
+
+    def test_errors(self, archive: str, tmp_path: Path, scdl_command: Run) -> None:
+        for arguments, told in (
+            (["--where", "typo == 1"], "typo"),
+            (["--where", "age >"], "age >"),
+            (["--genes", "absent.txt"], "absent.txt"),
+        ):
+            done = scdl_command("subset", archive, "s.scdl", *arguments)
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert told in line
+        assert scdl_command("subset", archive, "s.scdl").returncode == 2
+        assert not (tmp_path / "s.scdl").exists()
+
+
+class TestSplit:
+    def test_an_archive_for_each_value(self, archive: str, tmp_path: Path, scdl_command: Run):
+        done = scdl_command("split", archive, "parts", "--by", "type", "--json")
+        assert done.returncode == 0, done.stderr
+        assert "10 cells have no value of 'type'" in done.stderr
+        found = json.loads(done.stdout)["parts"]
+        assert {name: part["n_obs"] for name, part in found.items()} == {"B": 10, "T/NK": 20}
+        suffix = Path(archive).suffix
+        made = tmp_path / "parts"
+        assert {path.name for path in made.iterdir()} == {f"B{suffix}", f"T_NK{suffix}"}
+        assert {part["path"] for part in found.values()} == {
+            f"parts/{p.name}" for p in made.iterdir()
+        }
+        rows = np.flatnonzero(OBS["type"] == "T/NK")
+        assert_same(scdl.open(made / f"T_NK{suffix}"), stored(archive)[rows])
+        assert scdl.open(made).n_obs == 30
+
+    def test_fractions(self, archive: str, tmp_path: Path, scdl_command: Run) -> None:
+        shares = {"train": 0.5, "test": 0.5}
+        done = scdl_command(
+            "split", archive, "parts", "--fractions", "train=0.5,test=0.5", "--seed", "7", "-q"
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        parts = scdl.split(scdl.open(archive), shares, seed=7)
+        for name, rows in parts.items():
+            made = scdl.open(tmp_path / "parts" / f"{name}{Path(archive).suffix}")
+            assert made.obs["age"].tolist() == rows.tolist()
+
+    def test_overwriting(self, archive: str, tmp_path: Path) -> None:
+        data = scdl.open(archive)
+        halves, thirds = (scdl.split(data, shares) for shares in ((0.5, 0.5), (0.4, 0.3, 0.3)))
+        thirds.write(data, tmp_path / "parts")
+        with pytest.raises(ArchiveExistsError, match="overwrite"):
+            thirds.write(data, tmp_path / "parts")
+        thirds.write(data, tmp_path / "parts", replace=True)
+        # The test cells of the old split would be trained on.
+        with pytest.raises(ArchiveExistsError, match="other archives here, such as test"):
+            halves.write(data, tmp_path / "parts", replace=True)
+
+    def test_a_failure_leaves_nothing(self, archive: str, tmp_path: Path) -> None:
+        data = scdl.open(archive)
+        with pytest.raises(OptionError):
+            scdl.split(data, (0.5, 0.5)).write(data, tmp_path / "parts", shuffle="x")
+        assert [*tmp_path.iterdir()] == []
+
+    def test_other_data(self, archive: str, tmp_path: Path) -> None:
+        parts = scdl.split(scdl.open(archive), (0.5, 0.5))
+        scdl.open(archive).subset(tmp_path / "few", rows=[1, 2])
+        with pytest.raises(SplitError, match="of 40 cells"):
+            parts.write(scdl.open(tmp_path / "few"), tmp_path / "parts")
+        (tmp_path / "atlas").mkdir()
+        scdl.open(archive).save(tmp_path / "atlas" / "one")
+        with pytest.raises(DatasetTypeError, match="flatten"):
+            parts.write(scdl.open(tmp_path / "atlas"), tmp_path / "parts")
+
+    @pytest.mark.parametrize("shares", ["a", "a=x", "=1", "a=0.5,a=0.5", ""])
+    def test_usage(self, archive: str, scdl_command: Run, shares: str) -> None:
+        done = scdl_command("split", archive, "parts", "--fractions", shares)
+        assert done.returncode == 2
+        assert "train=0.8,val=0.1,test=0.1" in done.stderr
+        assert scdl_command("split", archive, "parts").returncode == 2

@@ -170,7 +170,7 @@ class TestOverwrite:
     def test_only_the_documented_name_is_in_the_help(self) -> None:
         told = {name: help_of(name) for name in COMMANDS}
         writing = {name for name, text in told.items() if "--overwrite" in text}
-        assert {"cast", "convert", "export", "flatten"} <= writing
+        assert {"cast", "convert", "export", "flatten", "split", "subset"} <= writing
         assert not any("--replace" in text for text in told.values())
 
     def test_archives_of_a_directory(self, source: Path, scdl_command: Run) -> None:
