@@ -4,26 +4,27 @@ Processes that share the work run this module too: it imports nothing before a c
 """
 
 import gc
-from collections.abc import Callable
+import sys
 
 
 def scdl() -> None:
     """Run ``scdl``."""
-    from scdl.cli.main import main
-
-    _run(main)
+    _run("main")
 
 
 def convert_h5ad_to_scdl() -> None:
     """Run ``convert_h5ad_to_scdl``."""
-    from scdl.cli.main import convert_h5ad_to_scdl as main
-
-    _run(main)
+    _run("convert_h5ad_to_scdl")
 
 
-def _run(command: Callable[[], None]) -> None:
+def _run(command: str) -> None:
     try:
-        command()
+        from scdl.cli import main
+
+        getattr(main, command)()
+    except KeyboardInterrupt:
+        # While modules are imported; commands end with the same code.
+        sys.exit(130)
     finally:
         # The process ends: to look once more through all that it has for garbage takes a tenth of
         # the time of a small command.

@@ -275,6 +275,26 @@ class ElementsWriter:
     #: Whether all elements of an AnnData can be kept, not only those in the schema.
     keeps_elements: bool = False
 
+    @classmethod
+    def encoded_bytes(
+        cls, rows: Mapping[str, NDArray[Any]], *, n_vars: int, **options: Any
+    ) -> Mapping[str, int]:
+        """Bytes that rows of a matrix take on disk, by array; nothing is written.
+
+        Backends that compress implement it, so that the size of an archive can be estimated from a
+        sample. The default is the size in memory.
+
+        Parameters
+        ----------
+        rows
+            ``data``, ``indices`` and ``indptr``, with the ids of each row ascending.
+        n_vars
+            Number of columns.
+        **options
+            Keywords of ``writer.open``.
+        """
+        return {name: values.nbytes for name, values in rows.items()}
+
     def write_sparse(self, name: str, sparse: Sparse) -> None:
         """Declare the arrays ``<name>/data``, ``…/indices`` and ``…/indptr`` a sparse matrix.
 

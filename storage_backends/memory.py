@@ -146,8 +146,8 @@ class MemoryWriter(ArrayWriter):
             raise ArchiveWriteError(f"{path}: the path of an archive in memory must be {RAM}NAME")
         if path in _committed and not replace:
             raise ArchiveExistsError(
-                f"{path}: an archive of this name exists already; give replace=True to replace it, "
-                "or choose another name"
+                f"{path}: an archive of this name exists already; give replace=True (--overwrite) "
+                "to replace it, or choose another name"
             )
         return cls(path, replace=replace)
 

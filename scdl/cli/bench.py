@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scdl.cli.output import Json, Quiet, Verbose, show
 from scdl.errors import MissingCodecError
 from storage_backends.paths import path_of
 
@@ -47,7 +47,9 @@ def bench(
         str | None,
         typer.Option(help="Column of obs: compare its entropy in batches with random order."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure how fast an archive or a collection is loaded on this machine.
 
@@ -78,8 +80,8 @@ def bench(
     found = list(measurement.measure(data, order or ORDERS, layouts, options))
     machine = measurement.machine_of(path, opening)
     if as_json:
-        typer.echo(json.dumps(_as_json(path, machine, found), indent=2))
-    else:
+        show(_as_json(path, machine, found), quiet=quiet, as_json=as_json)
+    elif not quiet:
         _print(machine, found)
 
 

@@ -6,12 +6,12 @@ import contextlib
 import glob
 import itertools
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
 from scdl.errors import ConversionFailedError
 from storage_backends.paths import path_of
 
@@ -262,12 +262,18 @@ def convert(
     ] = None,
     shuffle: Shuffle = None,
     row_column: RowColumn = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the archive that is at DEST.")
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing: tell what would be taken, how large it would be and how long it "
+            "would take, estimated from a sample of cells.",
+        ),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show no progress bar and no report.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert AnnData files and archives to one archive.
 
@@ -284,7 +290,7 @@ def convert(
     sources, dest = [path_of(source) for source in sources], path_of(dest)
     options: dict[str, Any] = {
         "backend": backend,
-        "progress": not quiet and sys.stderr.isatty(),
+        "progress": not quiet,
         "compression": compression,
         "only_matrix": only_matrix,
         "matrix": matrix,
@@ -315,16 +321,16 @@ def convert(
         "unique_names": unique_names,
         "quality": _groups(quality_group) or quality,
     }
-    with _workers(() if resume else sources, workers, dask) as started:
+    with _workers(() if resume or dry_run else sources, workers, dask) as started:
         from scdl.sources.formats import is_source
 
         is_directory = len(sources) == 1 and os.path.isdir(sources[0])
         if is_directory and not is_source(sources[0]):
-            if label or key or replace:
+            if label or key:
                 raise typer.BadParameter(
-                    "--label, --key and --replace apply only to sources that become one archive; "
-                    'after the conversion, scdl.open(path, label="sample") adds a column to obs '
-                    "with the archive of each cell"
+                    "--label and --key apply only to sources that become one archive; after the "
+                    'conversion, scdl.open(path, label="sample") adds a column to obs with the '
+                    "archive of each cell"
                 )
             if shuffle is not None or row_column is not None:
                 raise typer.BadParameter(
@@ -333,19 +339,22 @@ def convert(
                     "all archives"
                 )
             options |= {"workers": started, "resume": resume, "skip_failed": skip_failed}
-            options["split_bytes"] = split_bytes
-            _convert_directory(sources[0], dest, options, quiet=quiet)
+            options |= {"split_bytes": split_bytes, "replace": overwrite, "dry_run": dry_run}
+            _convert_directory(sources[0], dest, options, quiet=quiet, as_json=as_json)
             return
         if resume or skip_failed or split_bytes:
             raise typer.BadParameter(
                 "--resume, --skip-failed and --split-bytes apply only to a directory of h5ad files"
             )
-        options |= {"label": label, "keys": key or None, "replace": replace, "shuffle": shuffle}
+        options |= {"label": label, "keys": key or None, "shuffle": shuffle}
+        options["replace"] = overwrite
         if row_column is not None:
             options["row_column"] = row_column
+        if dry_run:
+            # A plan needs no workers, and tells what the processes together would do.
+            options["dry_run"], started = True, None
         report = convert_files(sources, dest, options, started)
-    if not quiet:
-        typer.echo(str(report))
+    show(report, quiet=quiet, as_json=as_json)
 
 
 def _renamed(columns: list[str] | None) -> dict[str, str] | None:
@@ -422,17 +431,17 @@ def convert_files(sources: list[str], dest: str, options: dict[str, Any], worker
     return convert_in_parts(sources, dest, workers=workers, **options)
 
 
-def _convert_directory(source: str, dest: str, options: dict[str, Any], *, quiet: bool) -> None:
+def _convert_directory(
+    source: str, dest: str, options: dict[str, Any], *, quiet: bool, as_json: bool
+) -> None:
     from scdl.conversion.many.directory import convert_directory
 
     try:
         report = convert_directory(source, dest, **options)
     except ConversionFailedError as error:
         # Archives of the other files are kept, so report them too.
-        if not quiet:
-            typer.echo(str(error.report))
+        show(error.report, quiet=quiet, as_json=as_json)
         raise
-    if not quiet:
-        typer.echo(str(report))
+    show(report, quiet=quiet, as_json=as_json)
     if report.failed:
         raise typer.Exit(_SOME_FAILED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -43,7 +42,7 @@ def _convert_h5ad_to_scdl(
     data_path = path_of(data_path)
     files = [data_path] if os.path.isfile(data_path) else source_files(data_path, [H5AD])
     options = {
-        "progress": sys.stderr.isatty(),
+        "progress": True,
         "matrix": "X" if use_x_not_raw else None,
         "data_dtype": data_dtype,
         "block_rows": load_block_row_size,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scdl.cli.conversion import Backend, Compression, RowColumn, Shuffle
+from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
 from storage_backends.paths import path_of
 
 
@@ -29,9 +30,7 @@ def flatten(
             "them with the names of their archives.",
         ),
     ] = "keep",
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the archive that is at DEST.")
-    ] = False,
+    overwrite: Overwrite = False,
     genes: Annotated[
         str | None,
         typer.Option(
@@ -63,8 +62,12 @@ def flatten(
             "--destroy-on-copy", help="Remove the archives after comparing the new one with them."
         ),
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write all archives of a collection as one archive."""
+    from scdl.cli.description import summary_of
     from scdl.collection.collection import SingleCellCollection
     from scdl.collection.paths import is_collection
     from scdl.errors import ArchiveNotFoundError, CollectionError
@@ -85,7 +88,7 @@ def flatten(
         "gene_column": gene_column,
         "missing": missing,
         "duplicates": duplicates,
-        "replace": replace,
+        "replace": overwrite,
         "shuffle": shuffle,
         "shard_cells": shard_cells,
     }
@@ -94,3 +97,4 @@ def flatten(
     if compression is not None:
         options["compression"] = compression
     SingleCellCollection(path).flatten(dest, destroy_on_copy, **options)
+    show(summary_of(dest), quiet=quiet, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``scdl export``, ``scdl info`` and ``scdl verify``."""
+"""``scdl export``, ``scdl head``, ``scdl info`` and ``scdl verify``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scdl.cli import diagnostics
+from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
 from scdl.errors import ScdlError
 from storage_backends.paths import path_of
 
@@ -22,7 +24,9 @@ def export(
             min=0, max=9, help="Compression level of matrices in an h5ad file; 0: uncompressed."
         ),
     ] = 4,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing output.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write an archive as an AnnData file.
 
@@ -40,16 +44,52 @@ def export(
             "which can be exported if all members have the same genes"
         )
     with registry.open_archive(path) as store:
-        run(store, dest, gzip=gzip or None, replace=replace)
+        run(store, dest, gzip=gzip or None, replace=overwrite)
+
+
+def head(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
+    n: Annotated[int, typer.Option("-n", min=0, help="Number of cells.")] = 5,
+    genes: Annotated[int, typer.Option(min=0, help="Number of genes of each cell.")] = 10,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the first cells: their values of obs, and their largest genes by name."""
+    import scdl
+
+    found = scdl.open(path_of(path)).head(n, genes)
+    if as_json or quiet or not sys.stdout.isatty():
+        show(found, quiet=quiet, as_json=as_json)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"the first {len(found.cells):,} of {found.n_obs:,} cells"
+    table = Table("cell", "obs", "stored", "sum", "largest genes", title=title, show_lines=True)
+    for row, cell in enumerate(found.cells):
+        name = str(row) if cell.name is None else cell.name
+        texts = (name, cell.obs_text, f"{cell.n_genes:,}", f"{cell.total:g}", cell.genes_text)
+        table.add_row(*map(Text, texts))
+    Console(highlight=False).print(table)
 
 
 def info(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Describe an archive or a collection.
 
     Shows the numbers of cells and genes, types, sizes, tables and graphs.
     """
+    if as_json:
+        from scdl.cli.description import describe
+
+        show(describe(path_of(path)), quiet=quiet, as_json=True)
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -60,7 +100,8 @@ def info(
     table.columns[1].overflow = "fold"
     for key, value in facts(path_of(path)):
         table.add_row(key, Text(value))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+    if not quiet:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def verify(
@@ -74,9 +115,9 @@ def verify(
     add_checksums: Annotated[
         bool, typer.Option("--add-checksums", help="Add checksums to archives that have none.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show no progress bar and no report.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Verify an archive or a collection.
 
@@ -91,11 +132,11 @@ def verify(
             deep=deep,
             repair=repair,
             add_checksums=add_checksums,
-            progress=not quiet and sys.stderr.isatty(),
+            progress=not quiet,
         )
     except (ScdlError, OSError) as error:
-        typer.echo(f"scdl: error: {' '.join(str(error).split())}", err=True)
+        diagnostics.tell("error", str(error))
+        diagnostics.tell_where()
         raise typer.Exit(2) from error
-    if not quiet:
-        typer.echo(str(report))
+    show(report, quiet=quiet, as_json=as_json)
     raise typer.Exit(int(report.verdict))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from scdl.cli.output import Quiet, Verbose
 from storage_backends.paths import path_of
 
 
@@ -19,6 +20,8 @@ def manifest(
             "from every archive; may be repeated. [default: the columns that are kept already]",
         ),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write the manifest of a collection, with which it opens at once."""
     from scdl.collection.collection import SingleCellCollection

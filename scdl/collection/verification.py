@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-
-from tqdm import tqdm
 
 from scdl.collection.manifest import read_manifest
 from scdl.collection.member import Member
 from scdl.collection.paths import archives_below, has_manifest, is_collection
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, ArchiveWriteError, ScdlError
+from scdl.progress import progress_bar
 from scdl.verification import verify as verification
 from scdl.verification.verify import VerificationReport
 from storage_backends import registry
 from storage_backends.capabilities import Finding, Verdict
 from storage_backends.paths import path_of
+
+_log = logging.getLogger(__name__)
 
 
 def verify(
@@ -113,8 +115,8 @@ def verify_members(
     all_findings = [*findings]
     done: list[str] = []
     nbytes = 0
-    progress_bar = tqdm(members.items(), "archives", unit="archive", disable=not progress)
-    for member_path, known in progress_bar:
+    bar = progress_bar(members.items(), desc="archives", unit="archive", show=progress)
+    for member_path, known in bar:
         try:
             store_class = registry.detect(member_path).store
             adds = add_checksums and not store_class.examine(member_path).has_checksums
@@ -128,6 +130,7 @@ def verify_members(
         except (ScdlError, OSError) as error:
             all_findings.append(verification.as_finding(error))
         else:
+            _log.info("%s: %s", member_path, report.verdict.name.lower())
             all_findings += report.findings
             done += report.done
             nbytes += report.nbytes

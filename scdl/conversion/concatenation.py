@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ from storage_backends.base import ArrayStore, ArrayWriter
 
 if TYPE_CHECKING:
     from scdl.dataset.reader import CellReader
+
+_log = logging.getLogger(__name__)
 
 
 def concatenate(
@@ -104,6 +107,8 @@ def concatenate(
         A graph is not cells x cells, or has a neighbour that is out of range.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
+    for store, info in zip(stores, infos, strict=True):
+        _log.info("%s: %d cells, copied to %s", store.path, info.n_obs, writer.path)
     whole = len(stores) == 1 and writer.keeps_elements and view is None
     vectors = [] if whole else shared_vectors(stores, infos)
     fields = {} if whole else shared_fields(stores, infos)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,21 +28,27 @@ from scdl.conversion.options import (
     storage_options,
 )
 from scdl.conversion.origins import origins_of
+from scdl.conversion.planning import plan
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.run import Conversion
-from scdl.errors import BackendOptionError, SourceError
+from scdl.errors import ArchiveExistsError, BackendOptionError, SourceError
+from scdl.progress import progress_bar
 from scdl.sources.base import Source
 from scdl.sources.beside import Beside
 from scdl.sources.formats import open_source, sources_of
 from scdl.sources.gene_selection import gene_choice
 from storage_backends import registry
 from storage_backends.base import ArrayStore
-from storage_backends.paths import Path, path_of
+from storage_backends.directory import publication
+from storage_backends.errors import refused_write
+from storage_backends.paths import Path, absolute, path_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+
+_log = logging.getLogger(__name__)
 
 #: A source of a conversion.
 Convertible: TypeAlias = "Path | AnnData | MuData"
@@ -62,6 +70,7 @@ def convert(
     neighbor_key: str | Sequence[str] | None = None,
     progress: bool = False,
     replace: bool = False,
+    dry_run: bool = False,
     **options: Unpack[ConvertOptions],
 ) -> ConversionReport:
     """Convert AnnData, other single-cell formats, and archives to an archive.
@@ -109,6 +118,10 @@ def convert(
         Whether to show a progress bar.
     replace
         Whether to replace an existing archive at `path`, atomically.
+    dry_run
+        Whether to write nothing: the sources are opened and checked, and a sample of their values
+        is read. The report says what would be taken, how large the archive would be, and how long
+        that would take.
     compression : str, optional
         Compression profile, for backends that compress (zarr).
     only_matrix : bool, default False
@@ -249,8 +262,11 @@ def convert(
     choice = gene_choice(genes, policies)
     order = Shuffle.of(shuffle, row_column)
     settings = Settings(backend, neighbor_key, options, None, origins, choice, order)
-    with tqdm(unit="value", unit_scale=True, disable=not progress) as bar:
-        opened = partial(open_sources, opening, settings, path)
+    opened = partial(open_sources, opening, settings, path)
+    if dry_run:
+        check_free(path, replace=replace)
+        return plan(opened, path, settings)
+    with progress_bar(unit="value", unit_scale=True, show=progress) as bar:
         return write_archive(opened, path, settings, bar, replace=replace)
 
 
@@ -305,10 +321,14 @@ def write_archive(
         stack.enter_context(writer)
         opened = opening(stack)
         conversion = Conversion(opened, writer.path, settings, keeps_elements=writer.keeps_elements)
+        for source in opened:
+            size = source.n_obs, source.n_vars
+            _log.info("%s: %s, %d cells x %d genes", source.path, source.matrix_name, *size)
         meter.reset(conversion.work)
         info = conversion.run(writer, meter)
     with target.store.open(writer.path, hold=False) as store:
         nnz, nbytes, requires = store.spec(DATA).length, store.nbytes, tuple(store.requires)
+    _log.info("%s: %d bytes in %.1f s", path, nbytes, time.perf_counter() - started)
     tally = conversion.tally
     return ConversionReport(
         path=path_of(path),
@@ -334,6 +354,24 @@ def write_archive(
         requires=requires,
         is_counts=tally.is_counts,
     )
+
+
+def check_free(path: str, *, replace: bool) -> None:
+    """Raise the errors with which an archive at a path would not be begun.
+
+    Raises
+    ------
+    ArchiveExistsError, ArchivePlaceError, ArchiveWriteError
+        As for :func:`convert`.
+    """
+    registry.check_target(path, replace=replace)
+    if os.path.lexists(path) and not replace:
+        raise ArchiveExistsError(
+            f"{path}: something exists here already; give replace=True (--overwrite) to replace "
+            "it, or choose another path"
+        )
+    with refused_write(path):
+        publication.require_parent(absolute(path))
 
 
 def check_storage(backend: str, options: Mapping[str, Any], call: Callable[..., Any]) -> None:

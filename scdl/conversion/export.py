@@ -80,8 +80,8 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
         return
     if os.path.lexists(target) and not replace:
         raise ArchiveExistsError(
-            f"{target}: something exists here already; give replace=True to replace it, or choose "
-            "another path"
+            f"{target}: something exists here already; give replace=True (--overwrite) to replace "
+            "it, or choose another path"
         )
     view = ArchiveView(store)
     with refused_write(target):

@@ -16,6 +16,7 @@ from scdl.conversion.chosen_cells import Cells
 from scdl.conversion.origins import Origins
 from scdl.conversion.row_order import Shuffle
 from scdl.errors import OptionError, UnknownOptionError
+from scdl.reports import Report
 from scdl.sources import formats
 from scdl.sources.beside import Table
 from scdl.sources.chosen_tables import Columns
@@ -65,7 +66,7 @@ class ConvertOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class ConversionReport:
+class ConversionReport(Report):
     """Report of a conversion.
 
     Parameters
@@ -108,6 +109,12 @@ class ConversionReport:
         Number of genes of each source that were not chosen.
     fields
         Names of the fields of the archive.
+    dry_run
+        Whether nothing was written, so that this is what is expected: `nbytes` and `seconds` are
+        estimates, as is `nnz` of a dense matrix, and what is said of values is that of a sample.
+    sampled_cells
+        Number of cells of that sample. 0 if rows cannot be read alone, since all matrices are
+        stored by columns: then `nbytes` is an upper bound, and `seconds` is NaN.
     """
 
     path: str
@@ -132,6 +139,8 @@ class ConversionReport:
     cells_left_out: int = 0
     genes_left_out: tuple[int, ...] = ()
     fields: tuple[str, ...] = ()
+    dry_run: bool = False
+    sampled_cells: int = 0
 
     def __str__(self) -> str:
         genes = " + ".join(f"{n:,}" for n in self.n_vars)
@@ -146,6 +155,8 @@ class ConversionReport:
             lines.append(f"left out: {self.cells_left_out:,} cells, {genes} genes")
         if self.fields:
             lines.append(f"fields: {', '.join(self.fields)}")
+        if self.dry_run:
+            lines[1] = self._expected()
         if not self.is_counts:
             lines.append(f"not counts: values of {source} are negative or not whole numbers")
         if self.rows_sorted:
@@ -167,6 +178,16 @@ class ConversionReport:
             lines.append(f"changed: {'; '.join(self.changed_columns)}")
         lines += [f"joined: {sentence}" for sentence in self.unmatched]
         return "\n".join(lines)
+
+    def _expected(self) -> str:
+        """What a dry run says of size and duration."""
+        size = f"{self.nbytes / 1e6:,.1f} MB"
+        if not self.sampled_cells:
+            return f"dry run: at most {size}; the time is unknown, as no cell can be read alone"
+        return (
+            f"dry run: about {size} in about {self.seconds:.1f} s in one process, estimated from "
+            f"{self.sampled_cells:,} cells; nothing was written"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from storage_backends.compute.threads import prefetch
 
 #: Bytes of offsets that are read at once from a temporary file.
 _OFFSET_BYTES = 8 << 20
+#: Ranges of rows of a file in a sample.
+_RANGES = 8
 
 
 class SourceRows:
@@ -79,13 +82,45 @@ class SourceRows:
     def _rows(self, meter: Meter) -> Iterator[SparseRows]:
         """Read the rows of all files in their final form."""
         for matrix, order in zip(self._matrices, self._gene_orders, strict=True):
-            where = matrix.where
-            places = None if order is None else np.argsort(order)
-            for block in prefetch(matrix.blocks(self._bounds)):
-                rows = self._clean(block, matrix.shape[1], where, places)
-                indices = rows.indices.astype(self._index_dtype, copy=False)
-                yield SparseRows(self.caster(rows.data, where), indices, rows.indptr)
-                meter.update(len(block.data))
+            for n_values, rows in self._final(matrix, order, prefetch(matrix.blocks(self._bounds))):
+                yield rows
+                meter.update(n_values)
+
+    def sample(
+        self, file: Source, order: NDArray[np.int64] | None, n_values: int
+    ) -> Iterator[tuple[int, SparseRows]]:
+        """Some rows of a file in their final form, of about `n_values` values.
+
+        They come from ranges that are spread over the file, or from its begin if it has to be read
+        from there. A matrix that is stored by columns has no sample.
+
+        Yields
+        ------
+        n_values, rows
+            Number of values as stored, and the rows.
+        """
+        matrix = file.matrix
+        if not (matrix.by_rows and matrix.size):
+            return
+        n_obs, bounds = file.n_obs, self._bounds._replace(values=max(1, n_values // _RANGES))
+        length = -(-n_obs * bounds.values // matrix.size)
+        for start in range(0, n_obs, max(length, -(-n_obs // _RANGES))):
+            part = matrix.part(start, min(start + length, n_obs))
+            blocks = itertools.islice((part or matrix).blocks(bounds), None if part else 1)
+            yield from self._final(matrix, order, blocks)
+            if part is None:
+                return
+
+    def _final(
+        self, matrix: Matrix, order: NDArray[np.int64] | None, blocks: Iterable[SparseRows]
+    ) -> Iterator[tuple[int, SparseRows]]:
+        """Rows as stored in their final form, with the number of their values as stored."""
+        where = matrix.where
+        places = None if order is None else np.argsort(order)
+        for block in blocks:
+            rows = self._clean(block, matrix.shape[1], where, places)
+            indices = rows.indices.astype(self._index_dtype, copy=False)
+            yield len(block.data), SparseRows(self.caster(rows.data, where), indices, rows.indptr)
 
     def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
         """Write the matrix or field."""

@@ -15,8 +15,9 @@ from storage_backends.paths import Path, absolute, path_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from pyarrow.compute import Expression
 
-    from scdl.conversion.options import ConvertOptions
+    from scdl.conversion.options import ConversionReport, ConvertOptions
     from scdl.verification.verify import VerificationReport
 
 
@@ -131,6 +132,58 @@ class SingleCellDataset(RewritableArchive):
 
         at = None if rows is None else csr.positions(rows, self.n_obs)
         return to_anndata(self._store, at)
+
+    def subset(
+        self,
+        output_path: Path,
+        *,
+        where: str | Expression | None = None,
+        rows: csr.Rows | None = None,
+        **options: Any,
+    ) -> ConversionReport:
+        """Write some cells, and some genes, as a new archive, in bounded memory.
+
+        Parameters
+        ----------
+        output_path
+            Path of the new archive; nothing may exist there.
+        where
+            Condition on columns of obs, as for :meth:`where`. Default: all cells.
+        rows
+            Cells to choose from, as for :meth:`read_rows`, in ascending order and without
+            repetition. Default: all.
+        **options
+            Those of :func:`scdl.convert`, such as ``genes``, ``backend``, ``compression``,
+            ``replace`` and ``progress``.
+
+        Returns
+        -------
+        ConversionReport
+
+        Raises
+        ------
+        FilterError, FeatureNotFoundError
+            `where` is not valid, or does not fit the columns.
+        RowIndexError
+            `rows` are not cells of the archive.
+        GeneError, GeneListNotFoundError
+            The archive lacks some of the ``genes``.
+        ArchiveChangedError
+            The archive was changed, moved or replaced since it was opened.
+        ScdlError
+            As :func:`scdl.convert`.
+
+        Examples
+        --------
+        >>> data.subset("t-cells.scdl", where="cell_type == 'T'")  # doctest: +SKIP
+        """
+        from scdl.conversion.convert import convert
+
+        self._check_whole()
+        self._store.check_current()
+        cells = None if rows is None else csr.positions(rows, self.n_obs)
+        chosen: dict[str, Any] = {"where": where, "cells": cells}
+        return convert(self._store.path, output_path, **chosen, **options)
 
     def verify(self, *, deep: bool = False, progress: bool = False) -> VerificationReport:
         """Verify the archive that is now at the path.

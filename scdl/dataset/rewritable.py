@@ -51,8 +51,19 @@ class RewritableArchive(OpenedArchive):
             self._write([self._store], output_path, replace=replace)
         return True
 
-    def cast_data_to_dtype(self, dtype: DTypeLike) -> None:
+    def cast_data_to_dtype(
+        self, dtype: DTypeLike, output_path: Path | None = None, *, replace: bool = False
+    ) -> None:
         """Store the values with another dtype, in place and atomically.
+
+        Parameters
+        ----------
+        dtype
+            uint8 to uint64, or float16 to float64.
+        output_path
+            Path of a copy with this dtype, stored like this archive; default: in place.
+        replace
+            Whether to replace an archive that is at `output_path`, atomically.
 
         Raises
         ------
@@ -63,8 +74,10 @@ class RewritableArchive(OpenedArchive):
         ArchiveChangedError
             The archive was changed, moved or replaced since it was opened. Another archive that is
             now at its path is not changed.
+        ArchiveExistsError, ArchivePlaceError
+            As for :meth:`save`.
         """
-        self._write([self._store], None, dtype=dtype)
+        self._write([self._store], output_path, replace=replace, dtype=dtype)
 
     def concat(
         self,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scdl.dataset.gene_view import GeneOptions, Genes, GeneView
+    from scdl.dataset.head import Head
 
 
 class RowReader(Cells):
@@ -207,6 +208,34 @@ class RowReader(Cells):
         from scdl.dataset.anndata_assembly import assemble
 
         return assemble(self, None if rows is None else csr.positions(rows, self.n_obs))
+
+    def head(self, n: int = 5, genes: int = 10) -> Head:
+        """The first cells, to look at: what obs says of them, and their largest genes.
+
+        Parameters
+        ----------
+        n
+            Number of cells.
+        genes
+            Number of genes of each cell, those of the largest values.
+
+        Returns
+        -------
+        Head
+            ``str()`` shows it, and ``cells`` has the cells one by one.
+
+        Raises
+        ------
+        OptionError
+            A number is negative.
+
+        Examples
+        --------
+        >>> print(data.head(2))  # doctest: +SKIP
+        """
+        from scdl.dataset.head import head_of
+
+        return head_of(self, n, genes)
 
     @abstractmethod
     def will_need(self, rows: NDArray[np.int64], fields: Sequence[str] = ()) -> Any:

@@ -63,6 +63,7 @@ class ChosenRows(Matrix):
     def __init__(self, matrix: Matrix, rows: NDArray[np.int64]) -> None:
         self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size
         self.shape = len(rows), matrix.shape[1]
+        self.by_rows, self.is_counted = matrix.by_rows, False
         self._matrix, self._rows = matrix, rows
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
@@ -80,6 +81,7 @@ class Mapped(Matrix):
     def __init__(self, matrix: Matrix, table: NDArray[np.integer[Any]], n: int) -> None:
         self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size
         self.shape = (matrix.shape[0], n)
+        self.by_rows = matrix.by_rows
         self._matrix, self._table = matrix, table
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:

@@ -67,6 +67,10 @@ class Matrix(ABC):
     dtype: np.dtype[Any]
     #: Number of stored values, or an upper bound.
     size: int
+    #: Whether `size` is the number of stored values.
+    is_counted = False
+    #: Whether some rows can be read without reading all.
+    by_rows = True
 
     @abstractmethod
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
@@ -110,6 +114,8 @@ def reader_part(reader: Reader, start: int, stop: int) -> RangeReader:
 
 class Csr(Matrix):
     """A matrix in CSR form: ``data``, ``indices`` and ``indptr``."""
+
+    is_counted = True
 
     def __init__(self, where: str, parts: Mapping[str, Reader], shape: tuple[int, int]) -> None:
         self.where, self.shape = where, shape

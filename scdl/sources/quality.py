@@ -194,7 +194,7 @@ class Counted(Matrix):
 
     def __init__(self, matrix: Matrix, figures: Figures) -> None:
         self.where, self.dtype, self.size = matrix.where, matrix.dtype, matrix.size
-        self.shape = matrix.shape
+        self.shape, self.by_rows, self.is_counted = matrix.shape, matrix.by_rows, matrix.is_counted
         self._matrix, self._figures = matrix, figures
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:

@@ -43,6 +43,9 @@ class Entries(NamedTuple):
 class ByEntry(Matrix):
     """A matrix whose entries are not stored by rows."""
 
+    is_counted = True
+    by_rows = False
+
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         raise NotImplementedError
 

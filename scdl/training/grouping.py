@@ -34,6 +34,14 @@ class Groups(ObsColumn):
             raise OptionError(f"{option}: there is no group {label!r}, only {known}{more}")
         return self.names.index(label)
 
+    def cells(self) -> dict[str, NDArray[np.int64]]:
+        """The cells of each label that has some, ascending; labels as text, in order of codes."""
+        assert self.names is not None
+        positions, counts = cells_by_code(self.values)
+        parts = np.split(positions, np.cumsum(counts)[:-1]) if len(counts) else []
+        texts = (", ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in self.names)
+        return {text: cells for text, cells in zip(texts, parts, strict=False) if len(cells)}
+
 
 #: Labels that an error message lists.
 _MAX_LABELS_SHOWN = 10

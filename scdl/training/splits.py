@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.dataset.reader import CellReader, as_cells
-from scdl.errors import OptionError, SplitError
+from scdl.errors import OptionError, ScdlWarning, SplitError
 from scdl.training import orders
 from scdl.training.grouping import group_cells
 from scdl.training.split_drawing import NO_PART, Drawing
 from storage_backends.directory import publication
-from storage_backends.paths import path_of
+from storage_backends.paths import Path, path_of
+
+if TYPE_CHECKING:
+    from scdl.conversion.options import ConversionReport
+    from scdl.dataset.dataset import SingleCellDataset
 
 _FORMAT = "scdl split 1"
 _DEFAULT_PARTS = ("train", "validation", "test")
@@ -92,6 +97,65 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         with publication.new_file(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, part_of=part_of, about=text)
 
+    def write(
+        self,
+        dataset: SingleCellDataset,
+        directory: Path,
+        *,
+        backend: str | None = None,
+        replace: bool = False,
+        **options: Any,
+    ) -> dict[str, ConversionReport]:
+        """Write each part as an archive, such as ``directory/train.scdl``.
+
+        Together they form a collection.
+
+        Parameters
+        ----------
+        dataset
+            The dataset that was split, of one archive.
+        directory
+            Directory of the archives. A new one appears when all of them are complete.
+        backend
+            Storage backend; default that of the dataset.
+        replace
+            Whether to write into a directory that exists, and to replace archives of the same names
+            there, each of them atomically. Other archives there are an error, since their cells may
+            be in these parts, too.
+        **options
+            Those of :func:`scdl.convert`, such as ``compression``.
+
+        Returns
+        -------
+        dict
+            The report of each part.
+
+        Raises
+        ------
+        SplitError
+            The dataset has another number of cells.
+        ArchiveExistsError
+            Something exists at `directory`, and `replace` is False; or it is not a directory.
+        ScdlError
+            As :meth:`scdl.SingleCellDataset.subset`.
+
+        Examples
+        --------
+        >>> parts = scdl.split(data, {"train": 0.8, "test": 0.2}, by="donor")
+        >>> parts.write(data, "parts")  # doctest: +SKIP
+        """
+        from scdl.training.split_archives import write_parts
+
+        self._check_size(dataset, "this split")
+        how: dict[str, Any] = {"replace": replace, "options": options}
+        return write_parts(dataset, self, directory, backend, **how)
+
+    def _check_size(self, dataset: CellReader, where: str) -> None:
+        if dataset.n_obs != self.n_obs:
+            raise SplitError(
+                f"{where}: the split is of {self.n_obs} cells, the dataset has {dataset.n_obs}"
+            )
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], dataset: CellReader | None = None) -> Self:
         """Read a split; if `dataset` is given, check that it has the same number of cells.
@@ -114,10 +178,8 @@ class Splits(Mapping[str, NDArray[np.int64]]):
             raise SplitError(f"{path}: this is not a split: {error!r}") from error
         if not sound:
             raise SplitError(f"{path}: the split was changed or is damaged; create it again")
-        if dataset is not None and dataset.n_obs != splits.n_obs:
-            raise SplitError(
-                f"{path}: the split is of {splits.n_obs} cells, the dataset has {dataset.n_obs}"
-            )
+        if dataset is not None:
+            splits._check_size(dataset, path)
         return splits
 
 
@@ -149,7 +211,8 @@ def split(
     by
         Column of obs, such as the donor, or several; each value (or combination of values) is in
         one part only. Groups are drawn in random order, and each is assigned to the part that
-        lacks most cells. Default: cells are drawn one by one.
+        lacks most cells. Without `fractions` and `held_out`, each value is a part, named by it;
+        cells without a value are in no part. Default: cells are drawn one by one.
     stratify
         Column of obs, or several; each part gets its share of the cells of every value (or
         combination of values). With `by`, all cells of a group must have the same value.
@@ -181,6 +244,8 @@ def split(
     RowIndexError
         `rows` are not cells of the dataset.
     """
+    if by is not None and not fractions and held_out is control is stratify is None:
+        return _split_by_value(dataset, by, rows)
     shares = _shares(fractions)
     parts = _lists(held_out, several=not isinstance(by, str) and len(by or ()) > 1)
     names = [*shares, *parts]
@@ -228,6 +293,26 @@ def split(
     if at is not None:
         more["rows"] = orders.digest(at)
     how.update({name: _to_json(value) for name, value in more.items() if value is not None})
+    return Splits._of(found, n, how)
+
+
+def _split_by_value(dataset: CellReader, by: str | Sequence[str], rows: csr.Rows | None) -> Splits:
+    """A part for each value of a column, or combination of values of several."""
+    n = as_cells(dataset).n_obs
+    at = np.arange(n) if rows is None else np.unique(csr.positions(rows, n))
+    found = {label: at[i] for label, i in group_cells(dataset, by, rows=at).cells().items()}
+    if not 0 < len(found) < NO_PART:
+        raise SplitError(
+            f"by={by!r}: there are {len(found)} values with cells, expected 1 to {NO_PART - 1} to "
+            "make a part of each; give fractions= to draw parts of many values"
+        )
+    if without := len(at) - sum(map(len, found.values())):
+        warnings.warn(
+            f"{dataset!r}: {without:,} cells have no value of {by!r}, and are in no part",
+            ScdlWarning,
+            stacklevel=3,
+        )
+    how = {"by": _to_json(by)} | ({} if rows is None else {"rows": orders.digest(at)})
     return Splits._of(found, n, how)
 
 

@@ -23,6 +23,8 @@ from scdl.errors import (
     RemoteError,
     ScdlError,
 )
+from scdl.progress import progress_bar
+from scdl.reports import Report
 from scdl.verification import structure
 from storage_backends import registry
 from storage_backends.base import ArrayStore, Backend
@@ -49,7 +51,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class VerificationReport:
+class VerificationReport(Report):
     """Result of :func:`scdl.verify`.
 
     Parameters
@@ -86,6 +88,10 @@ class VerificationReport:
     def is_sound(self) -> bool:
         """Whether there is neither damage nor an inconclusive result."""
         return self.verdict is Verdict.SOUND
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and the ``verdict``, as types that JSON has."""
+        return super().to_dict() | {"verdict": self.verdict.name.lower()}
 
     def __str__(self) -> str:
         lines = [f"{_LABELS[f.verdict]}: {f.message}" for f in self.findings]
@@ -234,7 +240,7 @@ class _VerificationRun:
         return findings
 
     def _progress_bar(self, name: str, total: int, unit: str) -> tqdm[Any]:
-        return tqdm(desc=name, total=total, unit=unit, unit_scale=True, disable=not self._progress)
+        return progress_bar(desc=name, total=total, unit=unit, unit_scale=True, show=self._progress)
 
 
 def _run_check(check: structure.Check) -> list[Finding]:

@@ -52,8 +52,8 @@ class Staging:
         target = os.path.realpath(target) if replace else os.path.abspath(target)
         if os.path.lexists(target) and not replace:
             raise ArchiveExistsError(
-                f"{target}: something exists here already; give replace=True to replace it, or "
-                "choose another path"
+                f"{target}: something exists here already; give replace=True (--overwrite) to "
+                "replace it, or choose another path"
             )
         with refused_write(target):
             publication.require_parent(target)

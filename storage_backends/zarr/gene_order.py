@@ -7,7 +7,7 @@ AnnData see only a different order of var.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,9 +48,30 @@ def by_detection(rows: Rows, n_vars: int) -> NDArray[np.int64]:
     counts = np.zeros(n_vars, np.int64)
     for values in _pieces(rows.indices.reader()):
         counts += np.bincount(values, minlength=n_vars)
+    return _in_bands(counts, _sample(rows, n_vars))
+
+
+def _in_bands(counts: NDArray[np.int64], cells: sp.csr_matrix) -> NDArray[np.int64]:
+    """Genes in bands of similar counts, ordered within them by the main axis of some cells."""
     band = np.floor(_BANDS_PER_OCTAVE * np.log2(np.maximum(counts, 0.5)))
-    axis = _main_axis(_sample(rows, n_vars))
+    axis = _main_axis(cells)
     return np.lexsort((np.where(band % 2, axis, -axis), -band))
+
+
+def reordered(rows: Mapping[str, NDArray[Any]], n_vars: int) -> dict[str, NDArray[Any]]:
+    """Rows in memory as :func:`rewrite` writes them, with genes by detection among these rows."""
+    import scipy.sparse as sp
+
+    data, indices, indptr = (rows[part] for part in ("data", "indices", "indptr"))
+    offsets, ids = indptr.astype(np.int64), indices.astype(np.int64)
+    ones = np.ones(len(ids), np.float32)
+    cells = sp.csr_matrix((ones, ids, offsets), (len(offsets) - 1, n_vars))
+    order = _in_bands(np.bincount(ids, minlength=n_vars), cells[:_SAMPLE_CELLS])
+    rank = np.empty(n_vars, indices.dtype)
+    rank[order] = np.arange(n_vars, dtype=indices.dtype)
+    sorted_data, sorted_ids = np.empty_like(data), np.empty_like(indices)
+    sort_rows(data, rank[ids], offsets, n_vars, sorted_data, sorted_ids)
+    return {"data": sorted_data, "indices": sorted_ids, "indptr": indptr}
 
 
 def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:

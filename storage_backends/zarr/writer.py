@@ -20,7 +20,7 @@ from storage_backends.compute.caching import cached_property
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import BackendOptionError, refused_write
 from storage_backends.zarr import detection, elements, gene_order, layout
-from storage_backends.zarr.chunks.writing import ArrayBuilder
+from storage_backends.zarr.chunks.writing import ArrayBuilder, encoded_bytes
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
 from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.local_stores import RecordingStore
@@ -43,23 +43,35 @@ class ZarrWriter(DirectoryWriter):
     def __init__(
         self, path: str, *, replace: bool = False, compression: str = DEFAULT_PROFILE
     ) -> None:
-        if compression not in PROFILES:
-            raise BackendOptionError(
-                f"there is no compression {compression!r}; choose one of: {', '.join(PROFILES)}"
-            )
+        profile = _profile(compression)
         if "://" in path:
             raise BackendOptionError(
                 f"{path}: archives are written to local paths only; write it locally, then copy it"
             )
         super().__init__(path, replace=replace)
         self._compression = compression
-        self._profile = PROFILES[compression]
+        self._profile = profile
         self._arrays: dict[str, ArrayBuilder] = {}
         self._sparse: dict[str, Sparse] = {}
         self._var: dict[str, pa.Table] = {}
         self._elements: dict[str, Any] = {}
         #: Arrays of uint64 that are stored as int64, which has the same bits.
         self._unsigned: set[str] = set()
+
+    @classmethod
+    def encoded_bytes(
+        cls,
+        rows: Mapping[str, NDArray[Any]],
+        *,
+        n_vars: int,
+        compression: str = DEFAULT_PROFILE,
+        **options: Any,
+    ) -> Mapping[str, int]:
+        """Bytes that rows of a matrix take with a profile, by array."""
+        profile = _profile(compression)
+        if profile.by_detection:
+            rows = gene_order.reordered(rows, n_vars)
+        return {name: encoded_bytes(name, values, profile) for name, values in rows.items()}
 
     def _begin(self) -> None:
         with layout.ignore_zarr_warnings():
@@ -265,6 +277,15 @@ async def _settled() -> None:
     """Wait for pending writes: if one fails, zarr leaves concurrent ones running."""
     if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(tasks, timeout=10)
+
+
+def _profile(compression: str) -> Profile:
+    """The profile of a name; raise BackendOptionError if there is none."""
+    if compression not in PROFILES:
+        raise BackendOptionError(
+            f"there is no compression {compression!r}; choose one of: {', '.join(PROFILES)}"
+        )
+    return PROFILES[compression]
 
 
 def _element(attrs: Mapping[str, Any]) -> str:

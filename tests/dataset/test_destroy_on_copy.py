@@ -325,7 +325,7 @@ class TestWhatStandsThere:
         ]
         found = []
         for attempt in attempts:
-            with pytest.raises(ArchiveExistsError, match="give replace=True to replace it"):
+            with pytest.raises(ArchiveExistsError, match="give replace=True"):
                 attempt()
             attempt(replace=True)
             found.append(scdl.open(paths[2]).obs_names[-1])

@@ -25,7 +25,7 @@ scdl.verification
 scdl.sources
 scdl.archive
 scdl.kernels
-scdl.errors
+scdl.errors    scdl.progress    scdl.reports
 
 storage_backends.testing
 storage_backends.registry    storage_backends.memory

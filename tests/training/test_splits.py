@@ -19,7 +19,7 @@ from sources import names, random_cells, write_h5ad
 from training import N_OBS, OBS
 
 import scdl
-from scdl.errors import FeatureNotFoundError, ScdlError, SplitError
+from scdl.errors import FeatureNotFoundError, ScdlError, ScdlWarning, SplitError
 from scdl.training import grouping, split_drawing
 from scdl.training.split_drawing import Drawing
 from scdl.training.vocabulary import ObsColumn
@@ -94,6 +94,27 @@ class TestByGroup:
         splits = scdl.split(scdl.open(tmp_path / "archive"), (0.5, 0.5), by="group")
         parts = sorted(rows.tolist() for rows in splits.values())
         assert parts == [list(range(0, 20, 2)), list(range(1, 20, 2))]
+
+    def test_without_fractions_each_value_is_a_part(self, ds: Any, tmp_path: Path) -> None:
+        splits = scdl.split(ds, by="donor")
+        assert_whole(splits)
+        for name, rows in splits.items():
+            assert set(OBS["donor"].iloc[rows].astype(str)) == {name}
+        splits.save(tmp_path / "split")
+        assert scdl.Splits.load(tmp_path / "split", ds).hash == splits.hash
+        chosen = np.arange(0, N_OBS, 7)
+        pairs = scdl.split(ds, by=["donor", "type"], rows=chosen)
+        assert np.sort(np.concatenate([*pairs.values()])).tolist() == chosen.tolist()
+        with pytest.raises(SplitError, match="0 values"):
+            scdl.split(ds, by="donor", rows=[])
+
+    def test_cells_without_a_value_are_in_no_part(self, tmp_path: Path) -> None:
+        obs = pd.DataFrame({"group": pd.Categorical(["A", None] * 10)}, index=names("cell", 20))
+        write_h5ad(tmp_path / "a.h5ad", random_cells(20, 3), obs=obs)
+        scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive")
+        with pytest.warns(ScdlWarning, match="10 cells have no value of 'group'"):
+            splits = scdl.split(scdl.open(tmp_path / "archive"), by="group")
+        assert {name: rows.tolist() for name, rows in splits.items()} == {"A": [*range(0, 20, 2)]}
 
     def test_seeds_draw_other_groups(self, ds: Any) -> None:
         hashes = {

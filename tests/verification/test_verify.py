@@ -29,7 +29,7 @@ from sources import random_cells, write_h5ad
 from typer.testing import CliRunner
 
 import scdl
-from scdl.cli import app
+from scdl.cli.app import app_for
 from scdl.collection import verification as member_verification
 from scdl.verification import structure
 from scdl.verification import verify as verification
@@ -833,7 +833,7 @@ def test_the_command(archive: tuple[str, Path]) -> None:
     backend, path = archive
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        done = CliRunner().invoke(app.app, ["verify", *map(str, arguments)])
+        done = CliRunner().invoke(app_for(["verify"]), ["verify", *map(str, arguments)])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done.exit_code, done.stdout, done.stderr
 
@@ -855,11 +855,11 @@ def test_the_command(archive: tuple[str, Path]) -> None:
 
 
 def test_the_command_on_a_collection(atlas: Path) -> None:
-    done = CliRunner().invoke(app.app, ["verify", str(atlas), "--deep"])
+    done = CliRunner().invoke(app_for(["verify"]), ["verify", str(atlas), "--deep"])
     assert (done.exit_code, done.stderr) == (0, "")
     assert "a collection of 2" in done.stdout
     shutil.rmtree(atlas / "a/var_features")
-    done = CliRunner().invoke(app.app, ["verify", str(atlas)])
+    done = CliRunner().invoke(app_for(["verify"]), ["verify", str(atlas)])
     assert done.exit_code == 1
     assert "atlas/a" in done.stdout
 

@@ -13,6 +13,7 @@ from scdl.archive.schema import Info, unique_names
 from scdl.conversion.many.drafts import drafts_beside
 from scdl.conversion.many.jobs import Job, run
 from scdl.conversion.many.options import DirectoryOptions, WorkersLike, n_workers, settings_of
+from scdl.conversion.many.plans import plan_files
 from scdl.conversion.many.report import DirectoryReport, failure
 from scdl.conversion.many.worker_process import Outcome
 from scdl.conversion.options import Settings
@@ -94,6 +95,8 @@ def convert_directory(
     workers: WorkersLike = None,
     use_processes: bool = True,
     resume: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
     skip_failed: bool = False,
     progress: bool = False,
     **options: Unpack[DirectoryOptions],
@@ -124,6 +127,11 @@ def convert_directory(
         processes must be guarded by ``if __name__ == "__main__":``.
     resume
         Whether to skip files whose archive already exists.
+    replace
+        Whether to replace archives that exist, each of them atomically.
+    dry_run
+        Whether to write nothing: the reports say what is expected, as those of
+        :func:`scdl.convert`. One process opens the files one by one.
     skip_failed
         Whether to return a report instead of raising an error if some files could not be converted
         and at least one could; the report lists the failed files.
@@ -145,19 +153,25 @@ def convert_directory(
     SourceNotFoundError
         There are no h5ad files.
     ArchiveExistsError
-        An archive already exists and `resume` is False, or it is the archive of another file.
+        An archive already exists and neither `resume` nor `replace` is True, or it is the archive
+        of another file; or what exists is not an archive.
     ArchiveWriteError
         The directory `dest` cannot be written.
     ConversionFailedError
         A file could not be converted; the attribute ``report`` lists all files.
     OptionError
-        `workers` is not a positive integer or a Dask client, or `cells` is given.
+        `workers` is not a positive integer or a Dask client, `cells` is given, or `resume` and
+        `replace` are both True.
     ClusterError
         The workers of the cluster write to another file system.
     """
     started = time.perf_counter()
     directory = path_of(directory, "the path of a directory with h5ad files")
     dest = path_of(dest, "the path of a directory for the archives")
+    if resume and replace:
+        raise OptionError(
+            "resume=True keeps archives that exist, and replace=True replaces them; pass only one"
+        )
     settings, split_bytes = settings_of(options, convert_directory)
     if settings.options.get("cells") is not None:
         raise OptionError(
@@ -173,26 +187,35 @@ def convert_directory(
         )
     dest = os.path.abspath(dest)
     registry.check_place(os.path.join(dest, "archive"))
-    with refused_write(dest):
-        os.makedirs(dest, exist_ok=True)
+    if not dry_run:
+        with refused_write(dest):
+            os.makedirs(dest, exist_ok=True)
     # Use one backend for all archives, even if the name of a file has the suffix of another one.
     settings = dataclasses.replace(settings, backend=backend.name)
     targets = {
         path: os.path.join(dest, name + (backend.suffix or _SUFFIX))
         for path, name in archive_names(files, directory).items()
     }
-    present = {path: target for path, target in targets.items() if os.path.lexists(target)}
-    for path, target in present.items():
-        _check_present(path, os.path.relpath(path, directory), target, resume=resume)
+    there = {path: target for path, target in targets.items() if os.path.lexists(target)}
+    for path, target in there.items():
+        if replace:
+            registry.check_target(target, replace=True)
+        else:
+            _check_present(path, os.path.relpath(path, directory), target, resume=resume)
+    present = {} if replace else there
+    absent = {path: target for path, target in targets.items() if path not in present}
+    if dry_run:
+        return plan_files(absent, dest, settings)
     report = convert_files(
         directory,
-        {path: target for path, target in targets.items() if path not in present},
+        absent,
         dest,
         settings,
         workers=workers,
         use_processes=use_processes,
         progress=progress,
         split_bytes=split_bytes,
+        replace=replace,
     )
     complete = {**present, **report.archives}
     report = dataclasses.replace(
@@ -215,16 +238,17 @@ def convert_files(
     use_processes: bool,
     progress: bool = False,
     split_bytes: int | None = None,
+    replace: bool = False,
 ) -> DirectoryReport:
     """Convert each file to an archive, the largest first; the report includes failed files.
 
     Parameters
     ----------
     targets
-        The path of the archive of each h5ad file, in `dest`; nothing may exist there yet.
+        The path of the archive of each h5ad file, in `dest`.
     settings
         Settings of each conversion.
-    directory, dest, workers, use_processes, progress, split_bytes
+    directory, dest, workers, use_processes, progress, split_bytes, replace
         As for :func:`convert_directory`.
     """
     started = time.perf_counter()
@@ -237,6 +261,7 @@ def convert_files(
                 target,
                 drafts,
                 settings,
+                replace=replace,
             )
             for path, target in targets.items()
         ]

@@ -65,8 +65,8 @@ def convert_in_parts(
         # A process that was killed after publishing the archive may have left drafts.
         sweep(directory)
         raise ArchiveExistsError(
-            f"{target}: something exists here already; give replace=True to replace it, or choose "
-            "another path"
+            f"{target}: something exists here already; give replace=True (--overwrite) to replace "
+            "it, or choose another path"
         )
     other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
     labels, origins = origins_of(

@@ -8,14 +8,13 @@ if a process dies, and tasks can be repeated.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-
-from tqdm import tqdm
 
 from scdl.conversion.choice import Choice
 from scdl.conversion.convert import open_sources
@@ -25,10 +24,13 @@ from scdl.conversion.many.worker_process import Outcome, Task
 from scdl.conversion.options import ConversionReport, Settings
 from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, ClusterError, ScdlError
+from scdl.progress import progress_bar
 from scdl.sources.base import Tally, sum_tallies
 from storage_backends import registry
 from storage_backends.directory import locks, publication
 from storage_backends.errors import refused_write
+
+_log = logging.getLogger(__name__)
 
 #: Seconds between two updates of the progress bar.
 _INTERVAL = 0.1
@@ -132,6 +134,7 @@ class Job:
             except ScdlError as error:
                 outcome = outcome._replace(error=error)
         self.outcome = outcome
+        _log.info("%s: %s", self.target, "failed" if outcome.error else "written")
         return None
 
     def _publish(self, report: ConversionReport) -> ConversionReport:
@@ -177,7 +180,7 @@ def run(jobs: Sequence[Job], workers: WorkersLike, *, use_processes: bool, progr
     done, nbytes = 0.0, int(sum(job.nbytes for job in jobs))
     with (
         workers_of(workers, len(ready), use_processes=use_processes) as started,
-        tqdm(total=nbytes, unit="B", unit_scale=True, disable=not progress) as bar,
+        progress_bar(total=nbytes, unit="B", unit_scale=True, show=progress) as bar,
     ):
         while ready or running:
             while ready and not started.is_full:

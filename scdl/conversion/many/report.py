@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from dataclasses import dataclass
 from scdl.conversion.many.jobs import Job
 from scdl.conversion.options import ConversionReport
 from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
+from scdl.reports import Report
 
 #: Number of failed files that an error lists.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
-class DirectoryReport:
+class DirectoryReport(Report):
     """Report of the conversion of many files.
 
     Parameters
@@ -29,7 +31,9 @@ class DirectoryReport:
     failed
         Error message of each file that could not be converted.
     seconds
-        Duration in seconds.
+        Duration in seconds, also of a dry run.
+    dry_run
+        Whether nothing was written, so that the reports are expectations.
     """
 
     path: str
@@ -37,8 +41,11 @@ class DirectoryReport:
     reports: Mapping[str, ConversionReport]
     failed: Mapping[str, str]
     seconds: float
+    dry_run: bool = False
 
     def __str__(self) -> str:
+        if self.dry_run:
+            return self._expected()
         cells = sum(report.n_obs for report in self.reports.values())
         nbytes = sum(report.nbytes for report in self.reports.values())
         lines = [
@@ -49,6 +56,20 @@ class DirectoryReport:
         if present:
             lines.append(f"there already: {present:,}")
         lines += [f"failed: {_with_path(path, why)}" for path, why in self.failed.items()]
+        return "\n".join(lines)
+
+    def _expected(self) -> str:
+        """What a dry run says: each file, and their sums."""
+        reports = self.reports.values()
+        cells, nbytes = sum(r.n_obs for r in reports), sum(r.nbytes for r in reports)
+        values, seconds = sum(r.nnz for r in reports), math.fsum(r.seconds for r in reports)
+        duration = "an unknown time" if math.isnan(seconds) else f"about {seconds:.1f} s"
+        lines = [f"{report}" for report in reports]
+        lines += [f"would fail: {_with_path(path, why)}" for path, why in self.failed.items()]
+        lines.append(
+            f"{self.path}: dry run: {len(reports):,} files, {cells:,} cells, {values:,} values, "
+            f"about {nbytes / 1e6:,.1f} MB in {duration} of one process; nothing was written"
+        )
         return "\n".join(lines)
 
     @classmethod

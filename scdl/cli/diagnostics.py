@@ -1,0 +1,61 @@
+"""Messages on the standard error: the logger ``scdl``, whose records are lines."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import typer
+
+from scdl.errors import ScdlWarning
+
+#: Name of the command that runs, with which each line begins.
+_command = "scdl"
+
+
+def begin(command: str) -> None:
+    """Begin a command: its errors, warnings and log go to the standard error."""
+    global _command
+    _command = command
+    warnings.showwarning = _show_warning
+
+
+def tell(level: str, message: str) -> None:
+    """Write a message as one line; `level` is ``error``, ``warning`` or ``info``."""
+    getattr(_logger(), level)("%s", " ".join(message.split()))
+
+
+def be_verbose(value: bool) -> None:
+    """Show what is logged with the levels ``INFO`` and ``DEBUG``, too."""
+    if value:
+        _logger().setLevel("DEBUG")
+
+
+def tell_where() -> None:
+    """Log the traceback of the error that is handled, which only a verbose command shows."""
+    _logger().debug("the error was raised here:", exc_info=True)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    kind = "" if issubclass(category, ScdlWarning) else f"{category.__name__}: "
+    tell("warning", f"{kind}{message}")
+
+
+def _logger() -> Any:
+    """The logger of the package, which writes to the standard error.
+
+    It is set up when it is needed: to import logging takes a while, and most commands say nothing.
+    """
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line = f"{_command}: {record.levelname.lower()}: {self.format(record)}"
+            typer.echo(line, err=True)
+
+    logger = logging.getLogger("scdl")
+    if not logger.handlers:
+        logger.setLevel("WARNING")
+        logger.propagate = False
+        logger.addHandler(Lines())
+    return logger
