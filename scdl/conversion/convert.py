@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 from tqdm import tqdm
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
-from scdl.archive.schema import DATA
 from scdl.conversion.options import (
     TARGET,
     ConversionReport,
@@ -23,6 +22,7 @@ from scdl.conversion.options import (
     storage_options,
 )
 from scdl.conversion.origins import origins_of
+from scdl.conversion.reporting import report_of
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.run import Conversion
 from scdl.errors import BackendOptionError, SourceError
@@ -230,29 +230,19 @@ def write_archive(
         conversion = Conversion(opened, writer.path, settings, keeps_elements=writer.keeps_elements)
         meter.reset(conversion.work)
         info = conversion.run(writer, meter)
-    with target.store.open(writer.path, hold=False) as store:
-        nnz, nbytes, requires = store.spec(DATA).length, store.nbytes, tuple(store.requires)
-    tally = conversion.tally
-    return ConversionReport(
-        path=path_of(path),
-        backend=target.name,
-        n_obs=info.n_obs,
-        n_vars=[block.n_vars for block in info.blocks],
-        nnz=nnz,
-        dtype=conversion.caster.dtype.name,
-        matrices=list(info.matrices),
-        rows_sorted=tally.rows_sorted,
-        duplicates_summed=tally.duplicates_summed,
+    return report_of(
+        path_of(path),
+        writer.path,
+        target,
+        info,
+        conversion.caster.dtype,
+        conversion.tally,
+        started,
         reordered=conversion.reordered,
         differing_var=conversion.differing_var,
         not_carried=conversion.not_carried,
         changed_columns=conversion.changed_columns,
         unmatched=tuple(line for source in opened for line in source.unmatched),
-        max_rounding=tally.max_rounding,
-        nbytes=nbytes,
-        seconds=time.perf_counter() - started,
-        requires=requires,
-        is_counts=tally.is_counts,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,38 +25,26 @@ from storage_backends.compute.threads import prefetch
 _OFFSET_BYTES = 8 << 20
 
 
-class SourceRows:
-    """The rows of the matrices and graphs of sources, sorted by gene and cast.
+class CleanRows:
+    """Rows of matrices, sorted by gene, with repeated genes summed, and cast.
 
     Parameters
     ----------
-    files, gene_orders
-        The sources, and for each the order of its genes in the archive, or None: its own.
-    order, caster, bounds
-        Order of the cells, dtype of the values, and sizes of the pieces that are read.
+    index_dtype, caster
+        Dtype of the column ids, and of the values.
+    before
+        Statistics of the values before.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Source],
-        gene_orders: Sequence[NDArray[np.int64] | None],
-        order: RowOrder,
-        caster: Caster,
-        bounds: Bounds,
-    ) -> None:
-        self._files, self._gene_orders, self._order = files, gene_orders, order
-        self._caster, self._bounds = caster, bounds
-        #: Number of stored values, or an upper bound.
-        self.n_values = sum(file.matrix.size for file in files)
-        # Keep the dtypes of archives if they are the same for all sources.
-        first, *others = (file.kept_dtypes for file in files)
-        kept = first if all(other == first for other in others) else {}
-        largest = max(file.n_vars for file in files) - 1
-        self._index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
-        self._indptr_dtype = _unsigned(kept.get(INDPTR))
-        before = sum_tallies([file.tally for file in files])
+    def __init__(self, index_dtype: np.dtype[Any], caster: Caster, before: Tally) -> None:
+        self._index_dtype, self._caster = index_dtype, caster
         self._rows_sorted, self._duplicates_summed = before[:2]
         caster.max_rounding, caster.is_counts = before[2:]
+
+    @property
+    def dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Dtypes of the values and of the column ids."""
+        return self._caster.dtype, self._index_dtype
 
     @property
     def tally(self) -> Tally:
@@ -63,37 +52,17 @@ class SourceRows:
         rounding, is_counts = self._caster.max_rounding, self._caster.is_counts
         return Tally(self._rows_sorted, self._duplicates_summed, rounding, is_counts)
 
-    def _rows(self, meter: Meter) -> Iterator[SparseRows]:
-        """Read the rows of all files in their final form."""
-        for file, order in zip(self._files, self._gene_orders, strict=True):
-            where = file.matrix.where
-            places = None if order is None else np.argsort(order)
-            for block in prefetch(file.matrix.blocks(self._bounds)):
-                rows = self._clean(block, file.n_vars, where, places)
-                indices = rows.indices.astype(self._index_dtype, copy=False)
-                yield SparseRows(self._caster(rows.data, where), indices, rows.indptr)
-                meter.update(len(block.data))
-
-    def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
-        """Write the expression matrix."""
-        dtypes, total = (self._caster.dtype, self._index_dtype), 0
-        # The dtype of the offsets depends on the number of values, which is known at the end.
-        with scratch_file(self._bounds) as file:
-            for rows in self._order.rows(self._rows(meter), dtypes, self.n_values):
-                writer.append(DATA, rows.data)
-                writer.append(INDICES, rows.indices)
-                file.write((rows.indptr[1:] + total).tobytes())
-                total += int(rows.indptr[-1])
-                meter.update(len(rows.data) * self._order.moves)
-            for name, dtype in zip((DATA, INDICES), dtypes, strict=True):
-                writer.append(name, np.empty(0, dtype))
-            kept = self._indptr_dtype
-            fits = kept is not None and total <= np.iinfo(kept).max
-            offset_dtype = kept if kept and fits else smallest_unsigned(total)
-            writer.append(INDPTR, np.zeros(1, offset_dtype))
-            file.seek(0)
-            while piece := file.read(_OFFSET_BYTES):
-                writer.append(INDPTR, np.frombuffer(piece, np.int64).astype(offset_dtype))
+    def of(
+        self, source: Source, order: NDArray[np.int64] | None, bounds: Bounds, meter: Meter
+    ) -> Iterator[SparseRows]:
+        """The rows of a source, with its genes in an order, or in its own."""
+        where = source.matrix.where
+        places = None if order is None else np.argsort(order)
+        for block in prefetch(source.matrix.blocks(bounds)):
+            rows = self._clean(block, source.n_vars, where, places)
+            indices = rows.indices.astype(self._index_dtype, copy=False)
+            yield SparseRows(self._caster(rows.data, where), indices, rows.indptr)
+            meter.update(len(block.data))
 
     def _clean(
         self, block: SparseRows, n_vars: int, where: str, places: NDArray[np.int64] | None
@@ -116,6 +85,106 @@ class SourceRows:
         self._rows_sorted += n_unsorted if places is None else 0
         self._duplicates_summed += len(block.data) - len(summed.data)
         return summed
+
+
+class MatrixWriter:
+    """Writes rows of the expression matrix; the offsets, whose dtype depends on all, at the end.
+
+    A context manager.
+
+    Parameters
+    ----------
+    writer, dtypes
+        Writer of the archive, and dtypes of the values and column ids.
+    n_values
+        Number of values that the archive has before; None: it is new.
+    """
+
+    def __init__(
+        self,
+        writer: ArrayWriter,
+        dtypes: tuple[np.dtype[Any], np.dtype[Any]],
+        bounds: Bounds,
+        n_values: int | None = None,
+    ) -> None:
+        self._writer, self._dtypes, self._is_new = writer, dtypes, n_values is None
+        self._bounds, self._total = bounds, n_values or 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._offsets = self._stack.enter_context(scratch_file(self._bounds))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def write(self, rows: SparseRows) -> None:
+        """Append rows."""
+        self._writer.append(DATA, rows.data)
+        self._writer.append(INDICES, rows.indices)
+        self._offsets.write((rows.indptr[1:] + self._total).tobytes())
+        self._total += int(rows.indptr[-1])
+
+    def finish(self, offset_dtype: np.dtype[Any] | None = None) -> None:
+        """Write the offsets, of the smallest dtype or of `offset_dtype` if all of them fit."""
+        # The arrays exist even if there are no rows.
+        for name, dtype in zip((DATA, INDICES), self._dtypes, strict=True):
+            self._writer.append(name, np.empty(0, dtype))
+        if offset_dtype is None or self._total > np.iinfo(offset_dtype).max:
+            offset_dtype = smallest_unsigned(self._total)
+        if self._is_new:
+            self._writer.append(INDPTR, np.zeros(1, offset_dtype))
+        self._offsets.seek(0)
+        while piece := self._offsets.read(_OFFSET_BYTES):
+            self._writer.append(INDPTR, np.frombuffer(piece, np.int64).astype(offset_dtype))
+
+
+class SourceRows:
+    """The rows of the matrices and graphs of sources, sorted by gene and cast.
+
+    Parameters
+    ----------
+    files, gene_orders
+        The sources, and for each the order of its genes in the archive, or None: its own.
+    order, caster, bounds
+        Order of the cells, dtype of the values, and sizes of the pieces that are read.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Source],
+        gene_orders: Sequence[NDArray[np.int64] | None],
+        order: RowOrder,
+        caster: Caster,
+        bounds: Bounds,
+    ) -> None:
+        self._files, self._gene_orders, self._order = files, gene_orders, order
+        self._bounds = bounds
+        #: Number of stored values, or an upper bound.
+        self.n_values = sum(file.matrix.size for file in files)
+        # Keep the dtypes of archives if they are the same for all sources.
+        first, *others = (file.kept_dtypes for file in files)
+        kept = first if all(other == first for other in others) else {}
+        largest = max(file.n_vars for file in files) - 1
+        index_dtype = _unsigned(kept.get(INDICES)) or smallest_unsigned(largest)
+        self._indptr_dtype = _unsigned(kept.get(INDPTR))
+        self._clean = CleanRows(index_dtype, caster, sum_tallies([file.tally for file in files]))
+
+    @property
+    def tally(self) -> Tally:
+        """Statistics of the values processed so far."""
+        return self._clean.tally
+
+    def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
+        """Write the expression matrix."""
+        pairs = zip(self._files, self._gene_orders, strict=True)
+        blocks = (rows for pair in pairs for rows in self._clean.of(*pair, self._bounds, meter))
+        dtypes = self._clean.dtypes
+        with MatrixWriter(writer, dtypes, self._bounds) as matrix:
+            for rows in self._order.rows(blocks, dtypes, self.n_values):
+                matrix.write(rows)
+                meter.update(len(rows.data) * self._order.moves)
+            matrix.finish(self._indptr_dtype)
 
     def graph(self, key: str) -> Iterator[SparseRows]:
         """A graph, with neighbours renumbered for the archive."""
