@@ -118,6 +118,11 @@ class MatrixWriter:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
+    @property
+    def n_values(self) -> int:
+        """Number of values of the archive so far."""
+        return self._total
+
     def write(self, rows: SparseRows) -> None:
         """Append rows."""
         self._writer.append(DATA, rows.data)
@@ -191,18 +196,38 @@ class SourceRows:
         graphs = [file.graph(key) for file in self._files]
         n_values = sum(graph.size for graph in graphs if graph)
         dtypes = GRAPH_DTYPES[DATA], GRAPH_DTYPES[INDICES]
-        return self._order.rows(self._graph_rows(graphs), dtypes, n_values)
+        caster = Caster(dtypes[0], np.inf)
+        rows = (
+            row._replace(indices=self._order.places(row.indices).astype(dtypes[1]))
+            for row in graph_rows(self._files, graphs, caster, self._bounds)
+        )
+        return self._order.rows(rows, dtypes, n_values)
 
-    def _graph_rows(self, graphs: Sequence[Matrix | None]) -> Iterator[SparseRows]:
-        caster = Caster(GRAPH_DTYPES[DATA], np.inf)
-        first_row = 0
-        for file, graph in zip(self._files, graphs, strict=True):
-            for block in _graph_blocks(graph, file.n_obs, self._bounds):
-                weights = caster(block.data, graph.where if graph else file.path)
-                neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
-                ids = self._order.places(neighbors).astype(GRAPH_DTYPES[INDICES])
-                yield SparseRows(weights, ids, block.indptr)
-            first_row += file.n_obs
+
+def graph_rows(
+    files: Sequence[Source],
+    graphs: Sequence[Matrix | None],
+    caster: Caster,
+    bounds: Bounds,
+    first_row: int = 0,
+) -> Iterator[SparseRows]:
+    """The rows of the graphs of sources, with neighbours counted from the first cell of all.
+
+    Parameters
+    ----------
+    files, graphs
+        The sources, and the graph of each; rows of a source without one are empty.
+    caster
+        Casts the weights.
+    first_row
+        Number of the first cell.
+    """
+    for file, graph in zip(files, graphs, strict=True):
+        for block in _graph_blocks(graph, file.n_obs, bounds):
+            weights = caster(block.data, graph.where if graph else file.path)
+            neighbors = block.indices.astype(np.int64) + (first_row - file.first_row)
+            yield SparseRows(weights, neighbors, block.indptr)
+        first_row += file.n_obs
 
 
 def _unsigned(dtype: np.dtype[Any] | None) -> np.dtype[Any] | None:

@@ -12,6 +12,7 @@ with ``/``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -54,6 +55,15 @@ class RunningChecksums:
         self._done: list[int] = []
         self._last = 0
 
+    @classmethod
+    def continued(cls, sums: FileChecksums, block: int = BLOCK) -> Self:
+        """Checksums of a file that was written before and grows."""
+        running = cls(block)
+        running._size = sums.size
+        running._done = sums.blocks[: sums.size // block].tolist()
+        running._last = int(sums.blocks[-1]) if sums.size % block else 0
+        return running
+
     def update(self, data: bytes | memoryview) -> None:
         """Add the next bytes of the file."""
         position = 0
@@ -66,6 +76,11 @@ class RunningChecksums:
             if self._size % self._block == 0:
                 self._done.append(self._last)
                 self._last = 0
+
+    @property
+    def size(self) -> int:
+        """Number of bytes added so far."""
+        return self._size
 
     def result(self) -> FileChecksums:
         """Checksums of all bytes added so far."""
@@ -160,18 +175,34 @@ class Recorder:
     ----------
     root
         Directory of the archive.
+    before
+        Checksums of files that the directory has already, as hard links to those of an archive. A
+        new file takes the place of a link, and never changes the content that links share.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, before: Table | None = None) -> None:
         self.root = root
-        self._running: dict[str, RunningChecksums] = {}
+        self._replaces = before is not None
+        files = {} if before is None else before.files
+        self._running = {key: RunningChecksums.continued(sums) for key, sums in files.items()}
 
     def create(self, path: str) -> CheckedFile:
-        """Create a file, which must not exist; `path` is absolute."""
+        """Create a file, which must not exist unless it is a link; `path` is absolute."""
+        if self._replaces:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         running = RunningChecksums()
         file = CheckedFile(path, running)
         self._running[self._key(path)] = running
         return file
+
+    def grow(self, path: str) -> CheckedFile:
+        """Open a file to append to it; bytes beyond its recorded size are dropped."""
+        return CheckedFile(path, self._running[self._key(path)], grows=True)
+
+    def size(self, path: str) -> int:
+        """Recorded size of a file in bytes; `path` is absolute."""
+        return self._running[self._key(path)].size
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file; `path` is absolute."""
@@ -214,13 +245,24 @@ class Recorder:
 
 
 class CheckedFile:
-    """A file that is written sequentially, with running checksums; pyarrow can write to it."""
+    """A file that is written sequentially, with running checksums; pyarrow can write to it.
 
-    def __init__(self, path: str, running: RunningChecksums) -> None:
+    It is new, or continues after the bytes of which there are checksums.
+    """
+
+    def __init__(self, path: str, running: RunningChecksums, *, grows: bool = False) -> None:
         self._running = running
         #: Bytes written, and bytes that the system was asked to write to the disk.
-        self._position, self._sent = 0, 0
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._position = self._sent = running.size
+        how = 0 if grows else os.O_CREAT | os.O_EXCL
+        self._descriptor = os.open(path, os.O_WRONLY | how, 0o666)
+        if grows:
+            try:
+                os.ftruncate(self._descriptor, running.size)
+                os.lseek(self._descriptor, running.size, os.SEEK_SET)
+            except BaseException:
+                self.close()
+                raise
 
     def write(self, data: Any) -> int:
         """Write all of the bytes."""

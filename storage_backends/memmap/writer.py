@@ -76,10 +76,10 @@ class MemmapWriter(DirectoryWriter):
             indexes = [self._write_index(directory, "var", blocks)]
             if "obs" in self.table_rows:
                 label = blocks[0]["label"] if len(blocks) == 1 else None
-                whole = [{"stop": n_obs, "label": label}]
-                indexes.append(self._write_index(directory, "obs", whole))
+                stops = [{"stop": stop, "label": label} for stop in self._obs_stops(n_obs)]
+                indexes.append(self._write_index(directory, "obs", stops))
             manifest = {
-                "format": layout.MANIFEST_FORMAT,
+                "format": layout.format_of(self._side_files),
                 "n_obs": n_obs,
                 "nnz": nnz,
                 "documented_graph": graph,
@@ -99,6 +99,10 @@ class MemmapWriter(DirectoryWriter):
             }
             for file_name, content in small.items():
                 self.recorder.write(os.path.join(directory, file_name), content)
+
+    def _obs_stops(self, n_obs: int) -> list[int]:
+        """The row at which each file of the table of cells ends."""
+        return [n_obs]
 
     def _move_documented_graph(self, directory: str) -> str | None:
         """Move the first graph with the documented dtypes to the documented files."""
@@ -125,13 +129,18 @@ class MemmapWriter(DirectoryWriter):
         path = os.path.join(directory, index)
         tables = [layout.dataframe(i, len(blocks)) for i in range(len(blocks))]
         for i, table in enumerate(tables):
-            written = os.path.join(path, f"{i}.parquet")
-            self.recorder.rename(written, os.path.join(path, table))
+            written = self._written_table(path, i)
+            if written != (placed := os.path.join(path, table)):
+                self.recorder.rename(written, placed)
         stops = [int(block["stop"]) for block in blocks]
         labels = [block.get("label") for block in blocks]
         small = features.write_index(self.recorder, path, stops, labels, __version__)
         files = tuple(f"{index}/{file}" for file in (*small, *tables))
         return HeaderIndex(index, stops[-1], files)
+
+    def _written_table(self, path: str, block: int) -> str:
+        """Path of the table of a block until the number of blocks is known."""
+        return os.path.join(path, f"{block}.parquet")
 
     def _close(self) -> None:
         for file in self._arrays.values():
