@@ -188,9 +188,7 @@ class Recorder:
 
     def create(self, path: str) -> CheckedFile:
         """Create a file, which must not exist unless it is a link; `path` is absolute."""
-        if self._replaces:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        self.unlink(self._key(path))
         running = RunningChecksums()
         file = CheckedFile(path, running)
         self._running[self._key(path)] = running
@@ -214,6 +212,13 @@ class Recorder:
         running = RunningChecksums()
         running.update(data)
         self._running[key] = running
+
+    def unlink(self, key: str) -> None:
+        """Remove a link that a new file replaces, if there is one."""
+        if self._replaces:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.root, key))
+            self._running.pop(key, None)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a file or a directory; the paths are absolute."""

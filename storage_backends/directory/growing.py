@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
 
 from storage_backends.base import ArrayStore
 from storage_backends.directory import integrity, locks, publication
@@ -20,6 +24,8 @@ from storage_backends.directory.checksums import BLOCK, CheckedFile, Recorder, T
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import ArchiveFormatError, OutputError, refused_write
 
+#: Rows of a table that are read at once.
+_ROWS_AT_ONCE = 1 << 16
 #: Start of the names of arrays with one item, or one row, per cell.
 _BY_CELL = ("graphs/", "obsp/", "obsm/", "layers/")
 
@@ -138,6 +144,26 @@ class GrowingWriter(DirectoryWriter):
         if "obs" in contents.tables:
             self.table_rows["obs"] = blocks[-1]["stop"]
 
+    def _widen_offsets(self, name: str, dtype: np.dtype[Any]) -> None:
+        """Take a wider type of offsets for an array that has not grown yet."""
+        spec = self.specs[name]
+        if name.rpartition("/")[2] == "indptr" and np.can_cast(spec.dtype, dtype):
+            self.specs[name] = replace(spec, dtype=dtype.newbyteorder("<"))
+
+    def _joined(self, name: str, start: int, table: pa.RecordBatchReader) -> pa.RecordBatchReader:
+        """The stored rows of a table from `start` on, with all categories, and new ones."""
+        first = next(batches := iter(table))
+        stop = self.table_rows[name]
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            for at in range(start, stop, _ROWS_AT_ONCE):
+                old = self._store.read_table(name, None, at, min(at + _ROWS_AT_ONCE, stop))
+                yield _recoded(old, first)
+            yield first
+            yield from batches
+
+        return pa.RecordBatchReader.from_batches(table.schema, rows())
+
     def grow_file(self, path: str) -> CheckedFile:
         """Open a file to append to it: in place, unless another archive shares its content."""
         size = self.recorder.size(path)
@@ -179,3 +205,15 @@ class GrowingWriter(DirectoryWriter):
                         os.truncate(path, size)
                     os.unlink(os.path.join(self.path, self.marker))
         super().abort()
+
+
+def _recoded(rows: pa.Table, like: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows with the categories of another batch, which begin with theirs."""
+    columns = []
+    for column, other in zip(rows.columns, like.columns, strict=True):
+        array = pa.concat_arrays(column.chunks)
+        if pa.types.is_dictionary(array.type):
+            ordered = array.type.ordered
+            array = pa.DictionaryArray.from_arrays(array.indices, other.dictionary, ordered=ordered)
+        columns.append(array)
+    return pa.RecordBatch.from_arrays(columns, schema=like.schema)

@@ -7,11 +7,8 @@ of cells from the size of their file. The table of cells gets a further file.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,12 +64,12 @@ class MemmapGrower(GrowingWriter, MemmapWriter):
         super().append(name, values)
 
     def _open_array(self, name: str, dtype: np.dtype[Any]) -> None:
-        path, spec = self._files[name], self.specs[name]
+        path = self._files[name]
         if name.rpartition("/")[2] != "indptr":
             self._arrays[name] = self.grow_file(path)
             return
-        if np.can_cast(spec.dtype, dtype):
-            self.specs[name] = spec = replace(spec, dtype=dtype.newbyteorder("<"))
+        self._widen_offsets(name, dtype)
+        spec = self.specs[name]
         file = self._arrays[name] = self.recorder.create(path)
         for start in range(0, spec.length, _AT_ONCE):
             piece = self._store.read(name, start, min(start + _AT_ONCE, spec.length))
@@ -101,17 +98,15 @@ class MemmapGrower(GrowingWriter, MemmapWriter):
             raise OutputError(f"{self.path}: the archive has no table {name} to extend")
         first = self._stops[-2] if len(self._stops) > 1 else 0
         part, n_before = len(self._stops), self.table_rows[name]
-        batches: Iterator[pa.RecordBatch] = iter(table)
         if n_before - first < table_writer.ROW_GROUP:
             # Join a short last file, so that many appends do not leave many files.
             part -= 1
-            old = self._store.read_table(name, None, first, n_before)
-            batches = _joined(old, batches)
+            table = self._joined(name, first, table)
             self._remove(self._written_table(os.path.join(self.directory, OBS), part))
         else:
             first = n_before
         n_rows, entry = table_writer.write(
-            pa.RecordBatchReader.from_batches(table.schema, batches),
+            table,
             os.path.join(self.directory, OBS, f"{part}.parquet"),
             names=self._names_file(part),
             categories=layout.side_file(self.directory, name, "categories"),
@@ -138,19 +133,3 @@ class MemmapGrower(GrowingWriter, MemmapWriter):
         if os.path.exists(written):
             return written
         return os.path.join(path, layout.dataframe(block, self._n_tables[os.path.basename(path)]))
-
-
-def _joined(old: pa.Table, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Old rows, with the categories of the new ones, which begin with theirs, and new rows."""
-    first = next(batches)
-    columns = []
-    for name, column in zip(old.schema.names, old.columns, strict=True):
-        column = pa.concat_arrays(column.chunks)
-        if pa.types.is_dictionary(column.type):
-            categories = first.column(name).dictionary
-            column = pa.DictionaryArray.from_arrays(
-                column.indices, categories, ordered=column.type.ordered
-            )
-        columns.append(column)
-    rows = pa.RecordBatch.from_arrays(columns, schema=first.schema)
-    return itertools.chain([rows, first], batches)

@@ -67,6 +67,8 @@ class RecordingStore(WrapperStore[LocalStore]):
         return type(self)(store, self._recorder)
 
     async def set(self, key: str, value: Buffer) -> None:
+        # A file that exists may be a hard link, whose content must not change.
+        self._recorder.unlink(key)
         await self._store.set(key, value)
         self._note(key, value)
 

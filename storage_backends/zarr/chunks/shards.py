@@ -145,6 +145,10 @@ class ShardWriter:
         self.n_chunks = 0
         self.nbytes = 0
 
+    def skip(self, n_shards: int) -> None:
+        """Go on after full shards that the directory has already."""
+        self.n_chunks = n_shards * self._per_shard
+
     def append(self, data: bytes) -> None:
         """Write the next chunk."""
         if self._file is None:
