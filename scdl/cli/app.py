@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scdl.cli import bench, conversion, flattening, inspection, manifests
+from scdl.cli import appending, bench, conversion, flattening, inspection, manifests
 from storage_backends import __version__
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ def _root(
 
 
 for _command in (
+    appending.append,
     bench.bench,
     conversion.convert,
     flattening.flatten,

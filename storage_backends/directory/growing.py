@@ -152,14 +152,16 @@ class GrowingWriter(DirectoryWriter):
 
     def _joined(self, name: str, start: int, table: pa.RecordBatchReader) -> pa.RecordBatchReader:
         """The stored rows of a table from `start` on, with all categories, and new ones."""
-        first = next(batches := iter(table))
-        stop = self.table_rows[name]
+        batches, stop = iter(table), self.table_rows[name]
+        # Without new rows there are no new categories.
+        first = next(batches, None)
 
         def rows() -> Iterator[pa.RecordBatch]:
             for at in range(start, stop, _ROWS_AT_ONCE):
                 old = self._store.read_table(name, None, at, min(at + _ROWS_AT_ONCE, stop))
                 yield _recoded(old, first)
-            yield first
+            if first is not None:
+                yield first
             yield from batches
 
         return pa.RecordBatchReader.from_batches(table.schema, rows())
@@ -207,13 +209,13 @@ class GrowingWriter(DirectoryWriter):
         super().abort()
 
 
-def _recoded(rows: pa.Table, like: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows with the categories of another batch, which begin with theirs."""
+def _recoded(rows: pa.Table, like: pa.RecordBatch | None) -> pa.RecordBatch:
+    """Rows with the categories of another batch, if any, which begin with theirs."""
     columns = []
-    for column, other in zip(rows.columns, like.columns, strict=True):
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
         array = pa.concat_arrays(column.chunks)
-        if pa.types.is_dictionary(array.type):
-            ordered = array.type.ordered
-            array = pa.DictionaryArray.from_arrays(array.indices, other.dictionary, ordered=ordered)
+        if like is not None and pa.types.is_dictionary(array.type):
+            categories, ordered = like.column(name).dictionary, array.type.ordered
+            array = pa.DictionaryArray.from_arrays(array.indices, categories, ordered=ordered)
         columns.append(array)
-    return pa.RecordBatch.from_arrays(columns, schema=like.schema)
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +29,15 @@ from storage_backends.testing.archives import (
 from storage_backends.testing.assertions import assert_holds
 from storage_backends.testing.harness import PROPERTY, BackendHarness
 
+_VECTORS = ("obsm/float32", "obsm/float16x3", "obsm/int64x2x2")
 #: Columns of a table that is longer than a chunk of it.
 _COLUMNS = ("_index", "string", "int8", "float32", "plain float", "bool", "categories")
 
 
 def cells(n_obs: int = 60) -> Contents:
     """Make an archive with columns of every type, vectors and graphs."""
-    parts = {"obs": every_type(n_obs), **every_array(n_obs)}
+    parts: dict[str, Any] = {"obs": every_type(n_obs)}
+    parts |= {name: every_array(n_obs)[name] for name in _VECTORS}
     documented, other = ("float32", "uint32", "uint64"), ("float64", "uint16", "uint32")
     for key, dtypes in {"next_cell_ids": documented, "k nn.ü": other}.items():
         graph = small_archive(n_obs, n_obs, density=0.1, dtypes=dtypes).arrays
@@ -96,8 +99,8 @@ class GrowingTests(BackendHarness):
         assert [f for f in (*examined.findings, *checked) if f is not None] == []
         assert examined.has_checksums
 
-    @settings(PROPERTY, max_examples=8)
-    @given(cuts=st.lists(st.integers(0, 60), min_size=1, max_size=4))
+    @settings(PROPERTY, max_examples=5)
+    @given(cuts=st.lists(st.integers(0, 60), min_size=1, max_size=3))
     def test_any_parts(self, tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
         contents, edges = cells(), [*sorted(cuts), 60]
         path = self.make_path(tmp_path_factory.mktemp("parts"))
