@@ -315,7 +315,7 @@ class Growth:
             own = open_sources([store.path], replace(self._settings, origins=None), stack)
             return [*own, *self._open(opening, stack)]
 
-        options: Any = {**self._settings.options, **store.options}
+        options: Any = {**self._settings.options, **store.options, "obsm": self._vectors}
         keys = self._graphs or None
         settings = replace(
             self._settings, backend=backend.name, neighbor_key=keys, caster=self._caster,

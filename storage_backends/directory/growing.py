@@ -75,14 +75,19 @@ def remove_unpublished(
             return done
         try:
             table = integrity.read_table(os.path.join(root, checksums))
-            may_grow = grows(root)
+            may_grow, is_shared = grows(root), table is None
             for key, sums in table.files.items() if table is not None else ():
                 status = os.stat(path := os.path.join(root, key))
-                # Other archives may use the rest of content that they share.
-                if may_grow(key) and status.st_size > sums.size and status.st_nlink == 1:
-                    os.truncate(path, sums.size)
-                    done.append(f"{path}: shortened to the {sums.size:,} bytes of the archive")
-            os.unlink(os.path.join(root, marker))
+                if not may_grow(key) or status.st_size <= sums.size:
+                    continue
+                if status.st_nlink > 1:
+                    # Another archive may use the rest of content that they share.
+                    is_shared = True
+                    continue
+                os.truncate(path, sums.size)
+                done.append(f"{path}: shortened to the {sums.size:,} bytes of the archive")
+            if not is_shared:
+                os.unlink(os.path.join(root, marker))
         finally:
             locks.unlock(descriptor)
     return done

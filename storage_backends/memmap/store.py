@@ -228,6 +228,11 @@ class MemmapStore(DirectoryStore):
         is_ours = bool(self.manifest) and not self.stale and files.var_directory == "var_features"
         if before is None or not is_ours or len(files.obs_stops or [0]) != parts:
             return None
+        # Checksums may have been added after an interrupted append.
+        for name, spec in self._specs.items():
+            sums = before.files.get(os.path.relpath(self.array_files[name], self.path))
+            if sums is None or sums.size != spec.nbytes:
+                return None
         return MemmapGrower.begin(self, before)
 
     # -- verification --------------------------------------------------------------------------

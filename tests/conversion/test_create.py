@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
+from budget import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scdl
@@ -76,7 +77,8 @@ def test_matrix_of_any_kind(tmp_path, kind):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(cuts=st.lists(st.integers(0, 30), max_size=5))
+@settings(max_examples=examples(30))
+@given(cuts=st.lists(st.integers(0, 30), max_size=3))
 def test_batches_equal_one_conversion(tmp_path_factory, backend, cuts):
     path = tmp_path_factory.mktemp("batches")
     rng = np.random.default_rng(len(cuts))
