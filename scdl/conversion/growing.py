@@ -260,6 +260,7 @@ class Growth:
             "nnz": matrix.n_values - n_before,
             "tally": clean.tally,
             "not_carried": tuple(lost),
+            "unmatched": tuple(line for source in sources for line in source.unmatched),
             "changed_columns": changes,
             "matrices": [source.matrix_name for source in sources],
         }

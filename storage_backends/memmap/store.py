@@ -36,7 +36,6 @@ from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.directory import files as archive_files
 from storage_backends.directory import integrity
-from storage_backends.directory.growing import checksums_of, remove_unpublished
 from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
@@ -219,6 +218,7 @@ class MemmapStore(DirectoryStore):
     # -- growing -------------------------------------------------------------------------------
 
     def grow(self) -> ArrayWriter | None:
+        from storage_backends.directory.growing import checksums_of
         from storage_backends.memmap.growing import MemmapGrower
 
         self._open_arrays()
@@ -246,6 +246,8 @@ class MemmapStore(DirectoryStore):
 
     @classmethod
     def repair(cls, path: str) -> Sequence[str]:
+        from storage_backends.directory.growing import remove_unpublished
+
         store = cls.open(path)
         remove_leftovers(store.path)
         done = remove_unpublished(store.path, layout.CHECKSUMS, layout.GROWING, layout.grows)

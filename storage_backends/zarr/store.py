@@ -23,7 +23,6 @@ from storage_backends.checks import check_ranges, check_rows
 from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.contents import Positions
 from storage_backends.directory.files import file_sizes, identity_of
-from storage_backends.directory.growing import checksums_of
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import (
     COPY_AGAIN,
@@ -282,6 +281,7 @@ class ZarrStore(DirectoryStore):
     # -- growing -------------------------------------------------------------------------
 
     def grow(self) -> ArrayWriter | None:
+        from storage_backends.directory.growing import checksums_of
         from storage_backends.zarr.growing import ZarrGrower
 
         self._opened()
