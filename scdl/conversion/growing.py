@@ -14,20 +14,18 @@ from tqdm import tqdm
 
 from scdl.archive.casting import Caster
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
-from scdl.archive.gene_names import order_onto, strings
 from scdl.archive.schema import (
     DATA,
-    INDEX,
     INDICES,
     INDPTR,
     OBS,
     Info,
     graph_array,
     obsm_array,
-    var_table,
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.convert import convert, open_sources, write_archive
+from scdl.conversion.fitting import fitted
 from scdl.conversion.options import (
     ConversionReport,
     ConvertOptions,
@@ -39,19 +37,15 @@ from scdl.conversion.origins import origins_of
 from scdl.conversion.reporting import report_of
 from scdl.conversion.source_rows import CleanRows, MatrixWriter, graph_rows
 from scdl.conversion.tables import United
-from scdl.errors import GeneError, NeighborError, OptionError, SourceError
+from scdl.errors import NeighborError, OptionError, SourceError
 from scdl.sources.base import Source, is_matrix, sum_tallies
 from scdl.sources.formats import sources_of
 from scdl.sources.gene_selection import (
-    GeneChoice,
-    SelectedGenes,
     gene_choice,
-    select_source_genes,
 )
 from scdl.sources.matrices import BLOCK_VALUES, Bounds, pieces
 from storage_backends import registry
 from storage_backends.base import ArrayStore, ArrayWriter
-from storage_backends.compute import arrow
 
 #: Options of conversions that an archive determines once it is written.
 _DETERMINED = ("compression", "data_dtype", "obsm", "only_matrix")
@@ -183,50 +177,9 @@ class Growth:
             )
 
     def _open(self, opening: Sequence[Any], stack: ExitStack) -> list[Source]:
-        """Open the sources, with the genes of the archive."""
+        """Open the sources, as far as they fit the archive."""
         sources = open_sources(opening, self._settings, stack)
-        names = {*self._info.matrices, *(source.matrix_name for source in sources)}
-        if len(names) > 1:
-            raise SourceError(
-                f"{self._store.path}: the archive and the sources have different matrices: "
-                f"{', '.join(sorted(names))}; choose one with matrix="
-            )
-        for source in sources:
-            self._check_vectors(source)
-        return self._fitted(sources)
-
-    def _fitted(self, sources: Sequence[Source]) -> list[Source]:
-        last = len(self._info.blocks) - 1
-        var = self._store.read_table(var_table(last))
-        if self._genes is None:
-            return [self._same_genes(source, var) for source in sources]
-        if INDEX not in var.schema.names:
-            raise GeneError(f"{self._store.path}: its genes have no names to map genes to")
-        names = strings(var[INDEX].combine_chunks()).to_pylist()
-        selected = select_source_genes(sources, GeneChoice(names, **self._genes))
-        # Such a source has only the names of genes; the archive has the columns of var.
-        return [SelectedGenes(source, var, None) for source in selected]
-
-    def _same_genes(self, source: Source, var: pa.Table) -> Source:
-        advice = (
-            "pass genes='archive' to map them by name, with missing='zero' if it lacks some, or "
-            "write another archive of both with scdl.convert([archive, source], path)"
-        )
-        own = source.var()
-        order = order_onto(own, var, source.path, advice)
-        places = None if order is None else np.argsort(order).astype(np.int32)
-        shared = arrow.shared_columns([var, own if order is None else own.take(order)])
-        return SelectedGenes(source, var, places, kept=shared.schema.names)
-
-    def _check_vectors(self, source: Source) -> None:
-        for key in self._vectors:
-            spec, reader = self._store.spec(obsm_array(key)), source.vectors(key)
-            fits = np.can_cast(reader.dtype, spec.dtype, "same_kind")
-            if tuple(reader.item_shape) != spec.item_shape or not fits:
-                raise SourceError(
-                    f"{source.path}: obsm/{key} is {reader.dtype} {tuple(reader.item_shape)}, but "
-                    f"{spec.dtype} {spec.item_shape} in {self._store.path}"
-                )
+        return fitted(sources, self._store, self._info, self._genes)
 
     # -- writing -----------------------------------------------------------------------------
 

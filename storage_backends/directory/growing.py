@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from storage_backends.base import ArrayStore
 from storage_backends.directory import integrity, locks, publication
-from storage_backends.directory.checksums import BLOCK, CheckedFile, Recorder, Table
+from storage_backends.directory.checksums import BLOCK, Table
+from storage_backends.directory.recorder import CheckedFile, Recorder
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import ArchiveFormatError, OutputError, refused_write
 

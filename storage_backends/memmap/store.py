@@ -40,7 +40,7 @@ from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import ArchiveChangedError, ArchiveClosedError
-from storage_backends.memmap import BACKEND, features, layout
+from storage_backends.memmap import BACKEND, features, layout, manifest
 from storage_backends.memmap.header import Header, HeaderIndex
 from storage_backends.memmap.table_files import OBS, OnlyTables, TableFiles
 
@@ -70,12 +70,12 @@ class MemmapStore(DirectoryStore):
         #: Mapped files of tables, which stay readable when the archive is replaced.
         self._mapped_tables: dict[str, MappedFile] = {}
         header = layout.read_header(path)
-        manifest = layout.read_archive_manifest(path)
-        matrix = layout.matrix_files(path, header, manifest)
+        stated = manifest.read(path)
+        matrix = layout.matrix_files(path, header, stated)
         self._n_obs, nnz = matrix["indptr"].spec.length - 1, matrix["data"].spec.length
         self._map(matrix)
         #: What the archive has besides the documented files; empty if that is unknown.
-        self.manifest = layout.current_manifest(path, manifest, self._n_obs, nnz, self.remarks)
+        self.manifest = manifest.current(path, stated, self._n_obs, nnz, self.remarks)
         self._map(layout.other_files(path, self.manifest))
         self.table_files = TableFiles(path, self._n_obs, self.manifest)
         self._contents = self._describe_tables()
@@ -94,11 +94,11 @@ class MemmapStore(DirectoryStore):
         if identity is None or integrity.fingerprint(path, cls.checksums) != fingerprint:
             return None
         remarks: list[str] = []
-        stated = layout.read_archive_manifest(path)
-        manifest = layout.current_manifest(path, stated, n_obs, n_values, remarks)
+        stated = manifest.read(path)
+        current = manifest.current(path, stated, n_obs, n_values, remarks)
         if remarks:
             return None
-        files = TableFiles(path, n_obs, manifest)
+        files = TableFiles(path, n_obs, current)
         return OnlyTables(files, lambda: archive_files.identity_of(path, cls.markers) == identity)
 
     def _map(self, files: layout.Files) -> None:

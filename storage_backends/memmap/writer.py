@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends import __version__
-from storage_backends.directory.checksums import CheckedFile
+from storage_backends.directory.recorder import CheckedFile
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import refused_write
-from storage_backends.memmap import features, layout
+from storage_backends.memmap import features, layout, manifest
 from storage_backends.memmap.header import HeaderIndex
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ class MemmapWriter(DirectoryWriter):
                 label = blocks[0]["label"] if len(blocks) == 1 else None
                 stops = [{"stop": stop, "label": label} for stop in self._obs_stops(n_obs)]
                 indexes.append(self._write_index(directory, "obs", stops))
-            manifest = {
-                "format": layout.format_of(self._side_files),
+            content = {
+                "format": manifest.format_of(self._side_files),
                 "n_obs": n_obs,
                 "nnz": nnz,
                 "documented_graph": graph,
                 "arrays": [
-                    layout.manifest_entry(name, spec)
+                    manifest.entry_of(name, spec)
                     for name, spec in self.specs.items()
                     if name not in layout.MATRIX
                 ],
@@ -92,13 +92,13 @@ class MemmapWriter(DirectoryWriter):
                 "attrs": dict(attrs),
             }
             small = {
-                layout.MANIFEST: json.dumps(manifest).encode(),
+                manifest.FILE: json.dumps(content).encode(),
                 "metadata.json": json.dumps({"num_rows": n_obs}).encode(),
                 "version.json": json.dumps(__version__).encode(),
                 layout.HEADER: layout.header_of(self.specs, indexes).to_bytes(),
             }
-            for file_name, content in small.items():
-                self.recorder.write(os.path.join(directory, file_name), content)
+            for file_name, data in small.items():
+                self.recorder.write(os.path.join(directory, file_name), data)
 
     def _obs_stops(self, n_obs: int) -> list[int]:
         """The row at which each file of the table of cells ends."""

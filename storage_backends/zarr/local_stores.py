@@ -10,7 +10,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.recorder import Recorder
 from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.claims import BoundedStore, bounded
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.caching import LRUCache
-from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum
+from storage_backends.directory.recorder import CheckedFile
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
 

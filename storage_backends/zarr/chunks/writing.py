@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec
 from storage_backends.compute import threads
-from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.recorder import Recorder
 from storage_backends.zarr.chunks.fetching import DirectReader, encoded
 from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage_backends.directory import checksums
-from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.recorder import Recorder
 
 
 def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
