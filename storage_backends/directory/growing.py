@@ -176,7 +176,7 @@ class GrowingWriter(DirectoryWriter):
         """Open a file to append to it: in place, unless another archive shares its content."""
         size = self.recorder.size(path)
         # One link is in this directory, and one in the archive that it replaces.
-        if os.stat(path).st_nlink > 2:
+        if os.stat(path).st_nlink > 2 or os.path.islink(path):
             copy = f"{path}.copy"
             shutil.copy2(path, copy)
             os.replace(copy, path)

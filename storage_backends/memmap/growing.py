@@ -42,11 +42,10 @@ class MemmapGrower(GrowingWriter, MemmapWriter):
         self.specs = {name: store.spec(name) for name in names}
         self._files = {n: self._staged(path) for n, path in store.array_files.items()}
         self._side_files = deepcopy(dict(manifest["tables"]))
-        #: The row at which each file of the table of cells ends, and how many were there before.
+        #: The row at which each file of the table of cells ends.
         self._stops = list(store.table_files.obs_stops or ())
-        self._n_tables = {OBS: len(self._stops), "var_features": len(self.table_rows) - 1}
-        if not self._stops:
-            self._n_tables["var_features"] = len(self.table_rows)
+        #: Number of files of the tables of cells and genes, after which they are named.
+        self._n_tables = {OBS: len(self._stops), "var_features": len(manifest["attrs"]["blocks"])}
 
     def _staged(self, path: str) -> str:
         """The path in the new archive of a file of the old one."""
