@@ -222,6 +222,7 @@ class MemmapStore(DirectoryStore):
         from storage_backends.memmap.growing import MemmapGrower
 
         self._open_arrays()
+        self.check_current()
         before = checksums_of(self, layout.CHECKSUMS)
         files = self.table_files
         parts = self.manifest.get("tables", {}).get("obs", {}).get("parts", 1)

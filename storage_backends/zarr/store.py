@@ -288,6 +288,7 @@ class ZarrStore(DirectoryStore):
         is_local = isinstance(self.files, LocalFiles) and os.path.isdir(self.path)
         if not is_local or not self.group.scdl_attrs or not self.options:
             return None
+        self.check_current()
         before = checksums_of(self, detection.CHECKSUMS)
         return None if before is None else ZarrGrower.begin(self, before, **self.options)
 
