@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scdl.collection.collection import SingleCellCollection as SingleCellCollection
     from scdl.collection.verification import verify as verify
     from scdl.conversion.convert import convert as convert
+    from scdl.conversion.creation import create as create
     from scdl.conversion.many.directory import convert_directory as convert_directory
     from scdl.conversion.many.in_parts import convert_in_parts as convert_in_parts
     from scdl.conversion.many.report import DirectoryReport as DirectoryReport
@@ -56,6 +57,7 @@ _HOMES = {
     "convert_directory": "scdl.conversion.many.directory",
     "convert_in_parts": "scdl.conversion.many.in_parts",
     "modalities": "scdl.sources.mudata",
+    "create": "scdl.conversion.creation",
     "open": "scdl.opening",
     "split": "scdl.training.splits",
     "verify": "scdl.collection.verification",

@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.backend import Backend, CacheOptions
-from storage_backends.capabilities import Checked, Chunked, Elements, ElementsWriter, Mapped, Placed
+from storage_backends.capabilities import (
+    Checked,
+    Chunked,
+    Elements,
+    ElementsWriter,
+    Growing,
+    Mapped,
+    Placed,
+    TableExtender,
+)
 from storage_backends.contents import (
     DTYPES,
     INDEX,
@@ -45,7 +54,7 @@ __all__ = [
 # fmt: on
 
 
-class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
+class ArrayStore(Inventory, Mapped, Chunked, Growing, Elements, Checked, Placed, ABC):
     """A committed archive, open for reading.
 
     Stores may be used from several threads at once and after a fork; a pickled store contains only
@@ -150,7 +159,7 @@ class ArrayStore(Inventory, Mapped, Chunked, Elements, Checked, Placed, ABC):
         self.close()
 
 
-class ArrayWriter(ElementsWriter, ABC):
+class ArrayWriter(ElementsWriter, TableExtender, ABC):
     """Writes one archive; a context manager.
 
     The complete archive appears at its path at ``commit``. Leaving the context without a commit

@@ -17,7 +17,8 @@ from scdl.sources.matrices import Bounds
 from storage_backends.directory import content as content_sums
 from storage_backends.directory.checksums import Table
 from storage_backends.directory.content import Content
-from storage_backends.memmap import features, layout
+from storage_backends.memmap import features
+from storage_backends.memmap import manifest as archive_manifest
 from storage_backends.memmap.header import Header
 from storage_backends.memmap.tables import ParquetTable
 from storage_backends.zarr.chunks.fetching import DirectReader, locate
@@ -87,7 +88,7 @@ def _manifest(place: Path) -> Parser:
     def parse(data: bytes) -> None:
         for member in _refused(lambda: manifest.parse_manifest(data, "/archives")) or ():
             assert member.n_obs >= 0
-        _refused(lambda: layout.parse_archive_manifest(data, "manifest.json"))
+        _refused(lambda: archive_manifest.parse(data, "manifest.json"))
 
     return parse
 

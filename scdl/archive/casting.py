@@ -121,9 +121,9 @@ class Caster:
         self._tolerance = tolerance
 
     @classmethod
-    def keeping(cls, dtype: np.dtype[Any]) -> Self:
-        """A caster that keeps values of a numeric dtype, also one outside :data:`DATA_DTYPES`."""
-        caster = cls(np.float64)
+    def keeping(cls, dtype: np.dtype[Any], tolerance: float = 1e-8) -> Self:
+        """A caster to a numeric dtype of values, also one outside :data:`DATA_DTYPES`."""
+        caster = cls(np.float64, tolerance)
         caster.dtype = dtype.newbyteorder("=")
         return caster
 

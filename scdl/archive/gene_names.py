@@ -102,6 +102,51 @@ def gene_orders(tables: Iterable[pa.Table]) -> list[NDArray[np.int64] | None]:
     return orders
 
 
+def order_onto(
+    table: pa.Table, known: pa.Table, where: str, advice: str
+) -> NDArray[np.int64] | None:
+    """Positions of the genes of a var table in the order of another one.
+
+    Returns
+    -------
+    ndarray of int64, or None
+        As for :func:`gene_orders`.
+
+    Raises
+    ------
+    GeneError
+        The genes differ; the message starts with `where` and ends with `advice`.
+    """
+    if space_key(table) == space_key(known):
+        return None
+    if INDEX not in known.schema.names and table.num_rows == known.num_rows:
+        # Without names the genes are the same if their columns are.
+        names = known.schema.names
+        shared = [name for name in names if name in table.schema.names]
+        if shared == names and table_hash(table.select(names)) == table_hash(known):
+            return None
+    order = gene_orders([known, table])[1]
+    if order is not None:
+        return order
+    if INDEX not in table.schema.names or INDEX not in known.schema.names:
+        found = f"{table.num_rows:,} genes, expected {known.num_rows:,} of the same names"
+    else:
+        own, others = (strings(t[INDEX].combine_chunks()).to_pylist() for t in (table, known))
+        lacks, more = _some(others, own), _some(own, others)
+        parts = [lacks and f"it lacks {lacks}", more and f"it has in addition {more}"]
+        found = "; ".join(filter(None, parts))
+        found = found or "names of genes are repeated, in another order"
+    raise GeneError(f"{where}: its genes are not those of the archive: {found}; {advice}")
+
+
+def _some(names: list[str], but: list[str]) -> str:
+    """How many names are not among others, and the first of them."""
+    known = set(but)
+    rest = [name for name in names if name not in known]
+    shown = ", ".join(map(str, rest[:3])) + (" and others" if len(rest) > 3 else "")
+    return f"{len(rest):,} ({shown})" if rest else ""
+
+
 def number_keys(keys: Iterable[Any]) -> NDArray[np.int64]:
     """Number distinct keys from 0 in order of first occurrence."""
     known: dict[Any, int] = {}

@@ -14,6 +14,7 @@ from storage_backends import __version__
 
 #: Module of each command.
 COMMANDS = {
+    "append": "appending",
     "bench": "bench",
     "cast": "copies",
     "convert": "conversion",

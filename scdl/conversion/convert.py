@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 from tqdm import tqdm
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing
-from scdl.archive.schema import DATA
 from scdl.conversion.choice import Choice
 from scdl.conversion.options import (
     TARGET,
@@ -29,6 +28,7 @@ from scdl.conversion.options import (
 )
 from scdl.conversion.origins import origins_of
 from scdl.conversion.planning import plan
+from scdl.conversion.reporting import report_of
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, BackendOptionError, SourceError
@@ -326,20 +326,14 @@ def write_archive(
             _log.info("%s: %s, %d cells x %d genes", source.path, source.matrix_name, *size)
         meter.reset(conversion.work)
         info = conversion.run(writer, meter)
-    with target.store.open(writer.path, hold=False) as store:
-        nnz, nbytes, requires = store.spec(DATA).length, store.nbytes, tuple(store.requires)
-    _log.info("%s: %d bytes in %.1f s", path, nbytes, time.perf_counter() - started)
-    tally = conversion.tally
-    return ConversionReport(
-        path=path_of(path),
-        backend=target.name,
-        n_obs=info.n_obs,
-        n_vars=[block.n_vars for block in info.blocks],
-        nnz=nnz,
-        dtype=conversion.caster.dtype.name,
-        matrices=list(info.matrices),
-        rows_sorted=tally.rows_sorted,
-        duplicates_summed=tally.duplicates_summed,
+    return report_of(
+        path_of(path),
+        writer.path,
+        target,
+        info,
+        conversion.caster.dtype,
+        conversion.tally,
+        started,
         reordered=conversion.reordered,
         differing_var=conversion.differing_var,
         not_carried=conversion.not_carried,
@@ -348,11 +342,6 @@ def write_archive(
         cells_left_out=sum(conversion.left_out[0]),
         genes_left_out=conversion.left_out[1],
         fields=info.fields,
-        max_rounding=tally.max_rounding,
-        nbytes=nbytes,
-        seconds=time.perf_counter() - started,
-        requires=requires,
-        is_counts=tally.is_counts,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,9 @@ class United:
             f"{column.name} ({column.change})" for column in self._columns if column.change
         )
 
-    def reader(self) -> pa.RecordBatchReader:
-        """Read all rows in batches."""
-        return pa.RecordBatchReader.from_batches(self.schema, self._batches())
+    def reader(self, first: int = 0) -> pa.RecordBatchReader:
+        """Read all rows in batches, or those of the tables from the `first` on."""
+        return pa.RecordBatchReader.from_batches(self.schema, self._batches(first))
 
     def encoded(self, name: str) -> Encoded | pa.Array:
         """All rows of one column, labels as codes; the tables are read one after the other.
@@ -71,8 +71,8 @@ class United:
         ]
         return pa.chunked_array(chunks, column.field.type).combine_chunks()
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for source in self._sources:
+    def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
+        for source in self._sources[first:]:
             yield from map(self._convert, source.batches())
         # An empty batch passes on the categories even if there are no rows.
         arrays = [column.nulls(0) for column in self._columns]
@@ -81,6 +81,27 @@ class United:
     def _convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         arrays = [column.convert(batch) for column in self._columns]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def extends(self, schema: pa.Schema, categories: Mapping[str, pa.Array]) -> bool:
+        """Whether the first table, of this schema, only needs further rows to become the whole.
+
+        Codes of categories may be of another type, if it holds all of them.
+        """
+        if schema.names != self.schema.names or schema.metadata != self.schema.metadata:
+            return False
+        for column in self._columns:
+            old, new = schema.field(column.name), column.field
+            if not pa.types.is_dictionary(new.type) or not pa.types.is_dictionary(old.type):
+                if not old.equals(new, check_metadata=True):
+                    return False
+                continue
+            known, every = categories[column.name], column.nulls(0).dictionary
+            same = old.type.value_type == new.type.value_type
+            same &= old.type.ordered == new.type.ordered
+            fits = len(every) <= np.iinfo(old.type.index_type.to_pandas_dtype()).max
+            if not (same and fits and every.slice(0, len(known)).equals(known)):
+                return False
+        return True
 
     def estimate_bytes(self) -> int:
         """Size of all rows in memory, estimated from the first rows of each table."""

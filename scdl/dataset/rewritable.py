@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from numpy.typing import DTypeLike
 
@@ -14,7 +14,10 @@ from storage_backends.base import ArrayStore
 from storage_backends.paths import Path, absolute
 
 if TYPE_CHECKING:
+    from scdl.archive.gene_space import Duplicates, Missing
     from scdl.conversion.cell_names import CellNames
+    from scdl.conversion.convert import Convertible
+    from scdl.conversion.options import ConversionReport, ConvertOptions
 
 
 class RewritableArchive(OpenedArchive):
@@ -139,6 +142,76 @@ class RewritableArchive(OpenedArchive):
         how: dict[str, Any] = {"chunk_bytes": extend_copy_size, "lossless": removes}
         with concatenated(stores, target, cell_names, removes=removes, is_new=is_new) as obs:
             self._write(stores, output_path, storage, replace=replace, obs=obs, **how)
+
+    def append(
+        self,
+        sources: Convertible | Sequence[Convertible] | Mapping[str, Convertible],
+        *,
+        label: str | None = None,
+        keys: Sequence[str] | None = None,
+        genes: Literal["archive"] | None = None,
+        gene_column: str | None = None,
+        missing: Missing = "error",
+        duplicates: Duplicates = "error",
+        progress: bool = False,
+        **options: Unpack[ConvertOptions],
+    ) -> ConversionReport:
+        """Add cells to the archive, without rewriting it where its backend can.
+
+        The archive changes atomically: a failed or killed call leaves it as it was. Whoever has it
+        open, in any process, keeps the cells that it had. Values are stored as the archive stores
+        them. Columns of obs are united: cells without a value get nulls. Columns of var are those
+        of the archive. In graphs, cells of a source without the graph have no neighbours.
+
+        Parameters
+        ----------
+        sources
+            What :func:`scdl.convert` takes: a path or an AnnData, several, or a dict of them.
+        label, keys
+            As for :func:`scdl.convert`; the column of obs may exist in the archive.
+        genes
+            ``"archive"``: map the genes of the sources by name to those of the archive, and leave
+            out others. Default: the sources have the genes of the archive, in any order.
+        gene_column, missing, duplicates
+            As for :func:`scdl.convert`, with `genes`: ``missing="zero"`` accepts sources that lack
+            genes.
+        progress
+            Whether to show a progress bar.
+        **options
+            Options of :func:`scdl.convert` for its sources, such as ``matrix``.
+
+        Returns
+        -------
+        ConversionReport
+            ``n_obs`` and ``nnz`` are those of the added cells, ``nbytes`` of the whole archive.
+
+        Raises
+        ------
+        SourceNotFoundError, SourceError
+            A source cannot be read; it lacks dense vectors of the archive; or the archive has
+            elements that cannot get further cells, such as layers.
+        GeneError
+            The genes differ, or cannot be mapped.
+        CastError
+            The dtype of the archive cannot represent a value.
+        OptionError
+            The archive determines an option.
+        ArchiveLockedError, ArchiveChangedError
+            As for :meth:`cast_data_to_dtype`.
+
+        Examples
+        --------
+        >>> data = scdl.open("cells.scdl")  # doctest: +SKIP
+        >>> data.append("more.h5ad")  # doctest: +SKIP
+        """
+        from scdl.conversion.growing import grow
+
+        self._check_whole()
+        policies = {"gene_column": gene_column, "missing": missing, "duplicates": duplicates}
+        how: dict[str, Any] = {"label": label, "keys": keys, "genes": genes, "policies": policies}
+        report = grow(self._store, sources, options, progress=progress, **how)
+        self._reopen(self._store.path)
+        return report
 
     def _check_whole(self) -> None:
         """Raise OptionError if another matrix was selected, which is only for reading."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,8 @@ def select_source_genes(sources: Sequence[Source], choice: GeneChoice) -> list[S
     numbers = range(len(blocks))
     space = gene_space(choice.genes, blocks, numbers, choice.missing, choice.duplicates)
     pairs = zip(sources, space.tables, strict=True)
-    return [_Selected(source, space.names, table) for source, table in pairs]
+    var = pa.table({INDEX: space.names})
+    return [SelectedGenes(source, var, table) for source, table in pairs]
 
 
 def _ids(source: Source, column: str | None) -> pa.Array:
@@ -80,25 +81,43 @@ def _ids(source: Source, column: str | None) -> pa.Array:
     return strings(pa.concat_arrays(table.column(column or INDEX).chunks))
 
 
-class _Selected(Wrapped):
-    """A source with selected genes, without other elements that are aligned to genes."""
+class SelectedGenes(Wrapped):
+    """A source with selected genes, without other elements that are aligned to genes.
 
-    def __init__(self, source: Source, names: pa.Array, table: NDArray[np.int32]) -> None:
+    Parameters
+    ----------
+    source
+        The source.
+    var
+        The table of the selected genes.
+    table
+        Position in it of each gene of the source, or -1; None: it has these genes in this order.
+    kept
+        Columns of the source's var that the table has with the same values.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        var: pa.Table,
+        table: NDArray[np.int32] | None,
+        kept: Collection[str] = (INDEX,),
+    ) -> None:
         super().__init__(source)
-        self._names = names
-        self.matrix = Mapped(source.matrix, table, len(names))
-        cells, genes = source.left_out
-        self.left_out = cells, genes + int(np.count_nonzero(table < 0))
-        self.fields = {
-            name: Mapped(matrix, table, len(names)) for name, matrix in source.fields.items()
-        }
+        self._var, self._kept = var, kept
+        if table is not None:
+            n = var.num_rows
+            self.matrix = Mapped(source.matrix, table, n)
+            self.fields = {name: Mapped(field, table, n) for name, field in source.fields.items()}
+            cells, genes = source.left_out
+            self.left_out = cells, genes + int(np.count_nonzero(table < 0))
 
     @property
     def n_vars(self) -> int:
-        return len(self._names)
+        return int(self._var.num_rows)
 
     def var(self) -> pa.Table:
-        return pa.table({INDEX: self._names})
+        return self._var
 
     @property
     def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
@@ -106,7 +125,7 @@ class _Selected(Wrapped):
         return {DATA: kept[DATA]} if DATA in kept else {}
 
     def not_carried(self, carried: set[str]) -> list[str]:
-        columns = [name for name in self._source.var().schema.names if name != INDEX]
+        columns = [name for name in self._source.var().schema.names if name not in self._kept]
         return [*self._source.not_carried(carried), *(f"var/{name}" for name in columns)]
 
     def names_of_rest(self) -> Sequence[str]:

@@ -12,13 +12,9 @@ with ``/``.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import shutil
 import struct
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -31,8 +27,6 @@ from storage_backends.errors import ArchiveFormatError
 BLOCK = 1 << 20
 #: Limit of the block size that a file may declare, which bounds the memory of a reader.
 _MAX_BLOCK = 1 << 26
-#: Bytes after which the operating system is asked to start writing them to the disk.
-_WRITE_BEHIND_BYTES = 1 << 24
 _MAGIC = b"SCDLCRC1"
 _LENGTH = struct.Struct("<8sQ")
 
@@ -54,6 +48,15 @@ class RunningChecksums:
         self._done: list[int] = []
         self._last = 0
 
+    @classmethod
+    def continued(cls, sums: FileChecksums, block: int = BLOCK) -> Self:
+        """Checksums of a file that was written before and grows."""
+        running = cls(block)
+        running._size = sums.size
+        running._done = sums.blocks[: sums.size // block].tolist()
+        running._last = int(sums.blocks[-1]) if sums.size % block else 0
+        return running
+
     def update(self, data: bytes | memoryview) -> None:
         """Add the next bytes of the file."""
         position = 0
@@ -66,6 +69,11 @@ class RunningChecksums:
             if self._size % self._block == 0:
                 self._done.append(self._last)
                 self._last = 0
+
+    @property
+    def size(self) -> int:
+        """Number of bytes added so far."""
+        return self._size
 
     def result(self) -> FileChecksums:
         """Checksums of all bytes added so far."""
@@ -151,139 +159,3 @@ _REMOVE = "remove the file, and add new checksums with `scdl verify --add-checks
 def _is_within(path: Any) -> bool:
     """Whether an untrusted relative path stays within the archive."""
     return isinstance(path, str) and "\0" not in path and not {"", ".", ".."} & {*path.split("/")}
-
-
-class Recorder:
-    """Writes the files of one archive and records their checksums.
-
-    Parameters
-    ----------
-    root
-        Directory of the archive.
-    """
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self._running: dict[str, RunningChecksums] = {}
-
-    def create(self, path: str) -> CheckedFile:
-        """Create a file, which must not exist; `path` is absolute."""
-        running = RunningChecksums()
-        file = CheckedFile(path, running)
-        self._running[self._key(path)] = running
-        return file
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write a whole file; `path` is absolute."""
-        with self.create(path) as file:
-            file.write(data)
-
-    def note(self, key: str, data: bytes | memoryview) -> None:
-        """Record the content of the file `key`, which other code wrote."""
-        running = RunningChecksums()
-        running.update(data)
-        self._running[key] = running
-
-    def rename(self, old: str, new: str) -> None:
-        """Rename a file or a directory; the paths are absolute."""
-        os.rename(old, new)
-        before, after = self._key(old), self._key(new)
-        for key in self._below(before):
-            self._running[after + key[len(before) :]] = self._running.pop(key)
-
-    def forget(self, prefix: str) -> None:
-        """Drop the checksums of a file, or of all files in a directory; `prefix` is relative."""
-        for key in self._below(prefix.rstrip("/")):
-            self._running.pop(key, None)
-
-    def remove(self, directory: str) -> None:
-        """Remove a directory, if it exists; the path is absolute."""
-        shutil.rmtree(directory, ignore_errors=True)
-        self.forget(self._key(directory))
-
-    def _below(self, prefix: str) -> list[str]:
-        inside = f"{prefix}/" if prefix else ""
-        return [key for key in list(self._running) if key == prefix or key.startswith(inside)]
-
-    def _key(self, path: str) -> str:
-        return os.path.relpath(path, self.root).replace(os.sep, "/")
-
-    def table(self) -> Table:
-        """Checksums of all recorded files."""
-        return Table({key: running.result() for key, running in self._running.items()})
-
-
-class CheckedFile:
-    """A file that is written sequentially, with running checksums; pyarrow can write to it."""
-
-    def __init__(self, path: str, running: RunningChecksums) -> None:
-        self._running = running
-        #: Bytes written, and bytes that the system was asked to write to the disk.
-        self._position, self._sent = 0, 0
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-
-    def write(self, data: Any) -> int:
-        """Write all of the bytes."""
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        # Write each block right after its checksum, while it is still in the cache.
-        for start in range(0, size, BLOCK):
-            part = rest[start : start + BLOCK]
-            self._running.update(part)
-            while part:
-                part = part[os.write(self._descriptor, part) :]
-        self._position += size
-        if self._position - self._sent >= _WRITE_BEHIND_BYTES:
-            write_behind(self._descriptor, self._sent, self._position - self._sent)
-            self._sent = self._position
-        return size
-
-    def tell(self) -> int:
-        """Bytes written so far."""
-        return self._position
-
-    def flush(self) -> None:
-        """Do nothing, as writes are not buffered."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file is closed."""
-        return self._descriptor < 0
-
-    def close(self) -> None:
-        """Close the file; closing it again does nothing."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-#: SYNC_FILE_RANGE_WRITE of ``sync_file_range``: start writing without waiting.
-_SYNC_FILE_RANGE_WRITE = 2
-
-
-def write_behind(descriptor: int, start: int, n_bytes: int) -> None:
-    """Ask the operating system to start writing a range of a file to the disk.
-
-    Otherwise it starts only when many bytes are waiting, or when the file is flushed, and flushing
-    then takes long. Errors are ignored: flushing the file reports them.
-    """
-    if sync_file_range := _sync_file_range():
-        sync_file_range(descriptor, start, n_bytes, _SYNC_FILE_RANGE_WRITE)
-
-
-@cache
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """The Linux function ``sync_file_range``, or None if it does not exist."""
-    try:
-        function = ctypes.CDLL(None).sync_file_range
-    except (OSError, AttributeError, TypeError):
-        return None
-    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    typed: Callable[[int, int, int, int], int] = function
-    return typed

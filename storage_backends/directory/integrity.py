@@ -47,6 +47,8 @@ def examine_files(
     reads: Callable[[str], bool],
     order: Callable[[str], Any] | None = None,
     open_: OpenChecked | None = None,
+    grows: Callable[[str], bool] = lambda key: False,
+    ignored: str | None = None,
 ) -> Examination:
     """Compare the files of an archive with its checksums.
 
@@ -62,6 +64,10 @@ def examine_files(
         Sort key for the order of comparison; default: the order of writing.
     open_
         Opens the archive for reading during the comparison.
+    grows
+        Whether a file may be longer than listed, since an append is under way or was interrupted.
+    ignored
+        Relative path of a file that marks such an archive.
     """
     paths = ArchivePaths(root, checksums)
     try:
@@ -77,8 +83,14 @@ def examine_files(
         )
         return Examination([Finding(missing, Verdict.UNKNOWN)])
     sizes = dict(_file_sizes(root))
-    sizes.pop(checksums.replace(os.sep, "/"), None)
-    findings = [*_missing(paths, table, sizes), *_unlisted(root, table, sizes, reads)]
+    for key in filter(None, (checksums, ignored)):
+        sizes.pop(key.replace(os.sep, "/"), None)
+    longer = list(_longer(paths, table, sizes, grows))
+    findings = [
+        *longer,
+        *_missing(paths, table, sizes),
+        *_unlisted(root, table, sizes, reads),
+    ]
     complete = [key for key, sums in table.files.items() if sizes.get(key) == sums.size]
     if order is not None:
         complete.sort(key=order)
@@ -116,6 +128,21 @@ def _file_sizes(root: str) -> Iterator[tuple[str, int]]:
             # Skip pipes: reading them could block.
             if stat.S_ISREG(status.st_mode):
                 yield key, status.st_size
+
+
+def _longer(
+    paths: ArchivePaths, table: Table, sizes: dict[str, int], grows: Callable[[str], bool]
+) -> Iterator[Finding]:
+    """Remarks on files with bytes that do not belong to the archive; corrects their sizes."""
+    for key, sums in table.files.items():
+        if grows(key) and (more := sizes.get(key, 0) - sums.size) > 0:
+            sizes[key] = sums.size
+            yield Finding(
+                f"{paths.file(key)}: its last {more:,} bytes are not read: an append is under way, "
+                "or was interrupted; the next append or `scdl verify --repair` removes them",
+                Verdict.SOUND,
+                mendable=True,
+            )
 
 
 def _missing(paths: ArchivePaths, table: Table, sizes: dict[str, int]) -> Iterator[Finding]:
@@ -235,21 +262,24 @@ def rewriting(root: str) -> Iterator[str]:
     root = os.path.realpath(root)
     staging = Staging.create(root, replace=True)
     try:
-        _link_tree(root, staging.path)
+        link_tree(root, staging.path)
         yield staging.path
         staging.publish()
     finally:
         staging.discard()
 
 
-def _link_tree(source: str, target: str) -> None:
-    """Hard-link a directory tree; unlike ``shutil.copytree`` this raises the original error."""
+def link_tree(source: str, target: str) -> None:
+    """Hard-link a directory tree, or copy files that cannot be linked.
+
+    Unlike ``shutil.copytree`` this raises the original error.
+    """
     with os.scandir(source) as entries:
         for entry in entries:
             path = os.path.join(target, entry.name)
             if entry.is_dir(follow_symlinks=False):
                 os.mkdir(path)
-                _link_tree(entry.path, path)
+                link_tree(entry.path, path)
             else:
                 _link(entry.path, path)
     shutil.copystat(source, target)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec, ArrayWriter
 from storage_backends.checks import check_columns, little_endian
-from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.recorder import Recorder
 from storage_backends.directory.staging import Staging
 from storage_backends.errors import ArchiveClosedError, OutputError, refused_write
 

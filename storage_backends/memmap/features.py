@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from storage_backends.directory import files as archive_files
-from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.recorder import Recorder
 from storage_backends.errors import ArchiveFormatError, one_line
 from storage_backends.memmap import label_pickles
 

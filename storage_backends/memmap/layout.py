@@ -6,25 +6,24 @@ never taken from a file.
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.base import DTYPES, ArraySpec
+from storage_backends.base import ArraySpec
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.mapped_file import MappedFile
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
+from storage_backends.errors import ArchiveFormatError
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
 
 HEADER = "header.sch"
-MANIFEST = os.path.join("scdl", "manifest.json")
-MANIFEST_FORMAT = 1
 CHECKSUMS = os.path.join("scdl", "checksums.bin")
+#: Marks an archive to which cells are being added, or were when the writer was killed: its files
+#: may be longer than its metadata says.
+GROWING = os.path.join("scdl", ".growing")
 
 
 class ArrayFile(NamedTuple):
@@ -119,27 +118,54 @@ def header_of(specs: Mapping[str, ArraySpec], indexes: Sequence[HeaderIndex]) ->
     return Header(tuple(arrays), tuple(indexes))
 
 
-def matrix_files(path: str, header: Header | None) -> Files:
-    """Files of the matrix, with dtypes from the header and lengths from file sizes."""
+def matrix_files(path: str, header: Header | None, manifest: Mapping[str, Any]) -> Files:
+    """Files of the matrix, with dtypes from the header and lengths from file sizes.
+
+    While an archive grows, the offsets still are those of its manifest, which then has the number
+    of values.
+    """
     dtypes: dict[str, np.dtype[Any]] = {}
     for array in header.arrays if header else ():
         dtypes[array.name] = array.dtype
-    files: Files = {}
-    for name, (file, header_name, default_dtype) in MATRIX.items():
-        files[name] = _measure_file(path, file, dtypes.get(header_name) or np.dtype(default_dtype))
-    return files
+
+    def measured(name: str, length: int | None) -> ArrayFile:
+        file, header_name, default_dtype = MATRIX[name]
+        return _measure_file(path, file, dtypes.get(header_name) or np.dtype(default_dtype), length)
+
+    indptr = measured("indptr", None)
+    is_same = bool(manifest) and indptr.spec.length == manifest["n_obs"] + 1
+    nnz = manifest["nnz"] if is_same else None
+    return {"data": measured("data", nnz), "indptr": indptr, "indices": measured("indices", nnz)}
 
 
-def _measure_file(path: str, name: str, dtype: np.dtype[Any]) -> ArrayFile:
+def _measure_file(path: str, name: str, dtype: np.dtype[Any], published: int | None) -> ArrayFile:
+    """A file of numbers; while it grows, its first `published` ones."""
     file = archive_files.file_path(path, name)
     if not os.path.isfile(file):
         raise ArchiveFormatError(f"{file}: the file is missing; convert the source again")
     size = os.path.getsize(file)
+    if published is not None and size > published * dtype.itemsize:
+        size = _published_size(path, file, size, published * dtype.itemsize)
     if size % dtype.itemsize:
         raise ArchiveFormatError(
             f"{file}: {size} bytes are not a multiple of the size of {dtype}; the file is truncated"
         )
     return ArrayFile(file, ArraySpec(dtype, size // dtype.itemsize))
+
+
+def _published_size(path: str, file: str, size: int, published: int) -> int:
+    """Size of a file that is longer than the archive says: as it says if the archive grows."""
+    if os.path.lexists(os.path.join(path, GROWING)):
+        return published
+    # An append that failed has removed what it added.
+    return os.path.getsize(file)
+
+
+def grows(path: str) -> Callable[[str], bool]:
+    """Whether a file of the archive may be longer than published, by its key."""
+    if not os.path.lexists(os.path.join(path, GROWING)):
+        return lambda key: False
+    return lambda key: key.endswith((".npy", ".bin")) and key != "scdl/checksums.bin"
 
 
 def check_offsets(path: str, files: Files, name: str, indptr: NDArray[Any], n_obs: int) -> None:
@@ -172,20 +198,24 @@ def other_files(path: str, manifest: Mapping[str, Any]) -> Files:
     """Files of the documented graph, and of the numbered arrays in ``scdl/arrays``."""
     files: Files = {}
     documented = manifest.get("documented_graph")
+    lengths = {entry["name"]: entry["length"] for entry in manifest.get("arrays", [])}
     for found, _ in GRAPH.values():
         if not files and os.path.lexists(os.path.join(path, found)):
             for part, (file, dtype) in GRAPH.items():
                 name = f"graphs/{documented or DEFAULT_GRAPH}/{part}"
-                files[name] = _measure_file(path, file, dtype)
+                files[name] = _measure_file(path, file, dtype, lengths.get(name))
     for i, entry in enumerate(manifest.get("arrays", [])):
         if documented is not None and entry["name"].startswith(f"graphs/{documented}/"):
             continue
         spec = ArraySpec(np.dtype(entry["dtype"]), entry["length"], tuple(entry["item_shape"]))
         file = archive_files.file_path(path, own_file(i))
-        if not os.path.isfile(file) or os.path.getsize(file) != spec.nbytes:
+        size = os.path.getsize(file) if os.path.isfile(file) else None
+        if size is not None and size > spec.nbytes:
+            size = _published_size(path, file, size, spec.nbytes)
+        if size != spec.nbytes:
             raise ArchiveFormatError(
                 f"{file}: expected {spec.nbytes} bytes for {entry['name']}, "
-                f"found {os.path.getsize(file) if os.path.isfile(file) else 'no file'}"
+                f"found {'no file' if size is None else size}"
             )
         files[entry["name"]] = ArrayFile(file, spec)
     return files
@@ -201,95 +231,14 @@ def own_file(i: int) -> str:
     return os.path.join("scdl", "arrays", f"{i}.bin")
 
 
-def manifest_entry(name: str, spec: ArraySpec) -> dict[str, Any]:
-    """Entry of an array in the manifest."""
-    return {
-        "name": name,
-        "dtype": spec.dtype.name,
-        "length": spec.length,
-        "item_shape": list(spec.item_shape),
-    }
-
-
-def read_archive_manifest(path: str, n_obs: int, nnz: int, remarks: list[str]) -> Mapping[str, Any]:
-    """Read the manifest.
-
-    It is empty if there is none, or if another program changed the archive, which adds a remark.
-    """
-    file = os.path.join(path, MANIFEST)
-    if not os.path.lexists(file):
-        return {}
-    manifest = parse_archive_manifest(archive_files.read_file(path, MANIFEST), file)
-    version, stated = manifest["format"], (manifest["n_obs"], manifest["nnz"])
-    if version > MANIFEST_FORMAT:
-        raise ArchiveFormatError(
-            f"{file}: its format is {version}, this release reads up to {MANIFEST_FORMAT}; "
-            "upgrade scdl-store"
-        )
-    if stated != (n_obs, nnz):
-        remarks.append(
-            f"{path}: another program changed the archive from {stated[0]} to {n_obs} cells; "
-            "names, categories, obsm, fields and further graphs no longer match and are ignored"
-        )
-        return {}
-    return manifest
-
-
-def parse_archive_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a manifest and check the types of all entries.
-
-    Raises
-    ------
-    ArchiveFormatError
-        The manifest is invalid; the message begins with `where`.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads(data)
-        for key in ("format", "n_obs", "nnz"):
-            if type(manifest[key]) is not int:
-                raise ValueError(f"bad {key} {manifest[key]!r:.100}")
-        array_names = list(map(_check_entry, manifest["arrays"]))
-        if len({*array_names}) < len(array_names) or not {*array_names}.isdisjoint(MATRIX):
-            raise ValueError("the names of arrays are not unique")
-        if not isinstance(manifest.get("documented_graph"), str | None):
-            raise ValueError(f"bad documented_graph {manifest['documented_graph']!r:.100}")
-        for name, width in manifest.get("sparse", {}).items():
-            is_known = keeps_sparse(name, "csr") and f"{name}/indptr" in array_names
-            if not is_known or type(width) is not int or width < 0:
-                raise ValueError(f"bad sparse matrix {name!r:.100} of {width!r:.100} columns")
-        if not isinstance(manifest["attrs"], dict):
-            raise ValueError("attrs must be an object")
-        for table in manifest["tables"].values():
-            columns = table.get("nullable", [])
-            names = [table.get("only_names"), table.get("index_name"), *columns]
-            if type(columns) is not list or not {str, type(None)}.issuperset(map(type, names)):
-                raise ValueError(f"bad table entry {table!r:.100}")
-        for block in manifest["attrs"]["blocks"]:
-            if not (type(block["stop"]) is type(block["n_vars"]) is int):
-                raise ValueError(f"bad block {block!r:.100}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArchiveFormatError(
-            f"{where}: this is not a valid manifest ({error!r:.200}); {COPY_AGAIN}"
-        ) from error
-    return manifest
-
-
-def _check_entry(entry: Any) -> str:
-    """Check the entry of an array in the manifest and return its name."""
-    name, dtype, shape = entry["name"], entry["dtype"], [entry["length"], *entry["item_shape"]]
-    is_known = isinstance(name, str) and isinstance(dtype, str) and np.dtype(dtype) in DTYPES
-    if not is_known or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"bad array entry {entry!r:.100}")
-    # A zero-length dimension would make the product zero and hide the other sizes.
-    if math.prod(n for n in shape if n) >= 2**62:
-        raise ValueError(f"array entry is too large: {entry!r:.100}")
-    assert isinstance(name, str)
-    return name
-
-
 def dataframe(block: int, n_blocks: int) -> str:
     """File name of a block's table."""
     return f"dataframe_{block:0{len(str(n_blocks))}d}.parquet"
+
+
+def names_part(part: int) -> str:
+    """Which file of names a table has for each of its parts; see :func:`side_file`."""
+    return f"names.{part}" if part else "names"
 
 
 def side_file(path: str, table: str, part: str) -> str:

@@ -22,6 +22,7 @@ programs may change these.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -40,14 +41,15 @@ from storage_backends.directory.mapped_file import MappedFile, map_files
 from storage_backends.directory.staging import remove_leftovers
 from storage_backends.directory.store import DirectoryStore
 from storage_backends.errors import ArchiveChangedError, ArchiveClosedError
-from storage_backends.memmap import BACKEND, features, layout
+from storage_backends.memmap import BACKEND, features, layout, manifest
 from storage_backends.memmap.header import Header, HeaderIndex
 from storage_backends.memmap.table_files import OBS, OnlyTables, TableFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from storage_backends.capabilities import TableStore
+    from storage_backends.base import ArrayWriter
+    from storage_backends.capabilities import Examination, TableStore
     from storage_backends.memmap.tables import ParquetTable
 
 
@@ -63,21 +65,25 @@ class MemmapStore(DirectoryStore):
         self.remarks: list[str] = []
         self._specs: dict[str, ArraySpec] = {}
         self._sparse: dict[str, Sparse] = {}
+        #: Path of each array.
+        self.array_files: dict[str, str] = {}
         self._mapped: dict[str, NDArray[Any]] | None = {}
         self._parquet: dict[str, ParquetTable] = {}
         #: Mapped files of tables, which stay readable when the archive is replaced.
         self._mapped_tables: dict[str, MappedFile] = {}
         header = layout.read_header(path)
-        matrix = layout.matrix_files(path, header)
+        stated = manifest.read(path)
+        matrix = layout.matrix_files(path, header, stated)
         self._n_obs, nnz = matrix["indptr"].spec.length - 1, matrix["data"].spec.length
         self._map(matrix)
-        self._manifest = layout.read_archive_manifest(path, self._n_obs, nnz, self.remarks)
+        #: What the archive has besides the documented files; empty if that is unknown.
+        self.manifest = manifest.current(path, stated, self._n_obs, nnz, self.remarks)
         self._sparse = {
             name: Sparse("csr", (self._n_obs, width))
-            for name, width in self._manifest.get("sparse", {}).items()
+            for name, width in self.manifest.get("sparse", {}).items()
         }
-        self._map(layout.other_files(path, self._manifest))
-        self._files = TableFiles(path, self._n_obs, self._manifest)
+        self._map(layout.other_files(path, self.manifest))
+        self.table_files = TableFiles(path, self._n_obs, self.manifest)
         self._contents = self._describe_tables()
         self.stale = header is not None and self._is_stale(header)
 
@@ -94,10 +100,11 @@ class MemmapStore(DirectoryStore):
         if identity is None or integrity.fingerprint(path, cls.checksums) != fingerprint:
             return None
         remarks: list[str] = []
-        manifest = layout.read_archive_manifest(path, n_obs, n_values, remarks)
+        stated = manifest.read(path)
+        current = manifest.current(path, stated, n_obs, n_values, remarks)
         if remarks:
             return None
-        files = TableFiles(path, n_obs, manifest)
+        files = TableFiles(path, n_obs, current)
         return OnlyTables(files, lambda: archive_files.identity_of(path, cls.markers) == identity)
 
     def _map(self, files: layout.Files) -> None:
@@ -105,6 +112,7 @@ class MemmapStore(DirectoryStore):
         mapped = self._open_arrays()
         for name, file in files.items():
             self._specs[name], mapped[name] = file.spec, layout.map_file(*file)
+            self.array_files[name] = file.path
         for name in files:
             is_graph = name.startswith("graphs/") and name.endswith("/indptr")
             if name == "indptr" or is_graph or name.removesuffix("/indptr") in self._sparse:
@@ -112,11 +120,11 @@ class MemmapStore(DirectoryStore):
 
     def _describe_tables(self) -> Contents:
         """Find the tables, and check that their blocks have the right number of rows."""
-        files = self._files
+        files = self.table_files
         tables = files.names
         attrs: Mapping[str, Any]
-        if self._manifest:
-            attrs = self._manifest["attrs"]
+        if self.manifest:
+            attrs = self.manifest["attrs"]
             widths = [sparse.shape[1] for sparse in self._sparse.values()]
             for width in [*(block["n_vars"] for block in attrs["blocks"]), *widths]:
                 check_claim(f"{self.path}: genes", (width,), 8, lambda: self.nbytes)
@@ -154,23 +162,25 @@ class MemmapStore(DirectoryStore):
         """Map the files of tables, and read the labels, which are otherwise read later."""
         files: list[str] = []
         for name in self._contents.tables:
-            columns, own = self._files.of(name)
+            columns, own = self.table_files.of(name)
             files += [*columns, *own.values()]
         self._mapped_tables = map_files(files, MappedFile)
-        if not self._manifest:
+        if not self.manifest:
             _ = self._labels
 
     @cached_property
     def _labels(self) -> list[str | None]:
         return features.read_labels(
-            self.path, self._files.var_directory, len(self._files.var_stops)
+            self.path, self.table_files.var_directory, len(self.table_files.var_stops)
         )
 
     @cached_property
     def _documented_blocks(self) -> list[dict[str, Any]]:
         return [
             {"stop": stop, "n_vars": self._table(f"var/{i}").num_rows, "label": label}
-            for i, (stop, label) in enumerate(zip(self._files.var_stops, self._labels, strict=True))
+            for i, (stop, label) in enumerate(
+                zip(self.table_files.var_stops, self._labels, strict=True)
+            )
         ]
 
     @property
@@ -217,16 +227,52 @@ class MemmapStore(DirectoryStore):
         # Replace the dictionaries instead of clearing them, as other threads may be reading.
         self._parquet, self._mapped_tables = {}, {}
 
+    # -- growing -------------------------------------------------------------------------------
+
+    def grow(self) -> ArrayWriter | None:
+        from storage_backends.directory.growing import checksums_of
+        from storage_backends.memmap.growing import MemmapGrower
+
+        self._open_arrays()
+        self.check_current()
+        before = checksums_of(self, layout.CHECKSUMS)
+        files = self.table_files
+        parts = self.manifest.get("tables", {}).get("obs", {}).get("parts", 1)
+        is_ours = bool(self.manifest) and not self.stale and files.var_directory == "var_features"
+        if before is None or not is_ours or len(files.obs_stops or [0]) != parts:
+            return None
+        # Checksums may have been added after an interrupted append.
+        for name, spec in self._specs.items():
+            sums = before.files.get(os.path.relpath(self.array_files[name], self.path))
+            if sums is None or sums.size != spec.nbytes:
+                return None
+        return MemmapGrower.begin(self, before)
+
     # -- verification --------------------------------------------------------------------------
 
     @classmethod
+    def examine(cls, path: str) -> Examination:
+        root = os.path.realpath(path)
+        return integrity.examine_files(
+            root, cls.checksums, cls.reads, grows=layout.grows(root), ignored=layout.GROWING
+        )
+
+    @classmethod
     def repair(cls, path: str) -> Sequence[str]:
+        from storage_backends.directory.growing import remove_unpublished
+
         store = cls.open(path)
         remove_leftovers(store.path)
+        done = remove_unpublished(store.path, layout.CHECKSUMS, layout.GROWING, layout.grows)
+        return [*done, *cls._repair_header(store)]
+
+    @classmethod
+    def _repair_header(cls, store: MemmapStore) -> Sequence[str]:
+        """Write the header of an archive anew if another program left it stale."""
         if not store.stale:
             return ()
-        tables, n_obs = [store._files.var_directory], store._n_obs
-        if store._files.obs_stops is not None:
+        tables, n_obs = [store.table_files.var_directory], store._n_obs
+        if store.table_files.obs_stops is not None:
             tables.append(OBS)
         indexes = [HeaderIndex(t, n_obs, features.index_files(store.path, t)) for t in tables]
         header = layout.header_of(store._specs, indexes)
@@ -243,7 +289,7 @@ class MemmapStore(DirectoryStore):
         tables, mapped = self._parquet, self._mapped_tables
         if name not in self.tables:
             raise self.no_table(name)
-        columns, own = self._files.of(name)
+        columns, own = self.table_files.of(name)
         # Files that are not mapped must not be read from a replacement of the archive.
         if not self.is_current and not mapped.keys() >= {*columns, *own.values()}:
             raise ArchiveChangedError(
@@ -251,5 +297,5 @@ class MemmapStore(DirectoryStore):
                 f"{name} were not kept open; open it again"
             )
         if name not in tables:
-            tables[name] = self._files.open(name, mapped)
+            tables[name] = self.table_files.open(name, mapped)
         return tables[name]

@@ -97,12 +97,24 @@ class TableFiles:
         for block in range(first, last):
             file = f"{directory}/{layout.dataframe(block, n_blocks)}"
             columns.append(archive_files.file_path(self.path, file))
-        entry = self._manifest.get("tables", {}).get(name, {})
-        for part in ("names", "categories"):
-            if entry.get(part):
+        entry = self._entry(name)
+        parts = [layout.names_part(i) for i in range(self._n_parts(entry, columns))]
+        for part in (*(parts if entry.get("names") else ()), "categories"):
+            if part != "categories" or entry.get(part):
                 file = layout.side_file("", name, part)
                 own[part] = archive_files.file_path(self.path, file)
         return columns, own
+
+    def _entry(self, name: str) -> Mapping[str, Any]:
+        """Entry of a table in the manifest; empty if there is none."""
+        entry: Mapping[str, Any] = self._manifest.get("tables", {}).get(name, {})
+        return entry
+
+    @staticmethod
+    def _n_parts(entry: Mapping[str, Any], columns: Sequence[str]) -> int:
+        """Number of files of names: one, or as many as files of columns if the archive grew."""
+        parts = entry.get("parts", 1)
+        return len(columns) if parts == len(columns) else 1
 
     def open(
         self, name: str, mapped: Mapping[str, MappedFile] = MappingProxyType({})
@@ -115,12 +127,13 @@ class TableFiles:
             block = int(name.removeprefix("var/"))
             n_rows = self._manifest["attrs"]["blocks"][block]["n_vars"] if self._manifest else None
         columns, own = self.of(name)
-        entry = self._manifest.get("tables", {}).get(name, {})
+        entry = self._entry(name)
         return ParquetTable(
             f"{self.path}: the table {name}",
             columns,
             n_rows,
-            names=own.get("names"),
+            names=[file for part, file in own.items() if part != "categories"],
+            are_alike=self._n_parts(entry, columns) > 1,
             categories=own.get("categories"),
             only_names=entry.get("only_names"),
             index_name=entry.get("index_name"),

@@ -16,7 +16,7 @@ from storage_backends.anndata_format.names import is_nullable
 from storage_backends.base import INDEX, INDEX_NAME
 from storage_backends.checks import alike_batches
 from storage_backends.compute import arrow
-from storage_backends.directory.checksums import CheckedFile
+from storage_backends.directory.recorder import CheckedFile
 from storage_backends.errors import refused_write
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ so that the main file stays what readers of the documented format expect: plain 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -46,7 +46,9 @@ class ParquetTable:
     expected_rows
         Required number of rows; None accepts any.
     names
-        File of the column ``_index``, or None.
+        Files of the column ``_index``, one after the other; none without the column.
+    are_alike
+        Whether all files of columns have the same columns and types.
     categories
         File of one row, whose columns are the lists of categories, or None.
     only_names
@@ -67,7 +69,8 @@ class ParquetTable:
         columns: Sequence[str],
         expected_rows: int | None,
         *,
-        names: str | None = None,
+        names: Sequence[str] = (),
+        are_alike: bool = False,
         categories: str | None = None,
         only_names: str | None = None,
         index_name: str | None = None,
@@ -79,10 +82,11 @@ class ParquetTable:
         self._categories = None if categories is None else ParquetFile(categories, mapped)
         # Columns of several files are united by their values. No reference to this object, as a
         # cycle would keep mapped files of thousands of tables until garbage is collected.
-        coded = partial(_lists_in, self._categories) if len(columns) == 1 else tuple
+        self._are_alike = are_alike or len(columns) == 1
+        coded = partial(_lists_in, self._categories) if self._are_alike else tuple
         self._columns = [ParquetFile(path, mapped, coded) for path in columns]
         self._expected_rows = expected_rows
-        self._names = None if names is None else ParquetFile(names, mapped)
+        self._names = [ParquetFile(path, mapped) for path in names]
         self._only_names = only_names
         self._bounded = bounded
         self._metadata = None if index_name is None else {INDEX_NAME: index_name}
@@ -91,7 +95,7 @@ class ParquetTable:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        files = (*self._columns, self._names, self._categories)
+        files = (*self._columns, *self._names, self._categories)
         return sum(file.nbytes for file in files if file is not None)
 
     @cached_property
@@ -99,8 +103,9 @@ class ParquetTable:
         """Hash of the bytes of the files, and of how they are read."""
         how = (self._only_names, self._metadata, sorted(self._nullable), self._expected_rows)
         digest = hashlib.sha256(repr(how).encode())
-        for file in (*self._columns, self._names, self._categories):
+        for file in (*self._columns, *self._names, *([] if self._names else [None])):
             digest.update(b"none" if file is None else file.content)
+        digest.update(b"none" if self._categories is None else self._categories.content)
         return digest.hexdigest()
 
     @cached_property
@@ -127,7 +132,7 @@ class ParquetTable:
     def _types(self) -> Mapping[str, pa.DataType]:
         """Types of all columns that are not in the file of names."""
         plain = self._columns[0].schema
-        if len(self._columns) > 1:
+        if not self._are_alike:
             plain = pa.schema([pa.field(k, column.type) for k, column in self._united.items()])
         if self._only_names:
             self._require(plain, self._only_names, self._columns[0])
@@ -142,14 +147,15 @@ class ParquetTable:
     @cached_property
     def _names_field(self) -> pa.Field:
         """Field of the file of names, which is opened only if names are needed."""
-        assert self._names is not None
-        self._require(self._names.schema, INDEX, self._names)
-        if self._names.num_rows != self.num_rows:
+        for file in self._names:
+            self._require(file.schema, INDEX, file)
+        n_names = sum(file.num_rows for file in self._names)
+        if n_names != self.num_rows:
             raise ArchiveFormatError(
-                f"{self._names}: expected {self.num_rows} names, one for each row, found "
-                f"{self._names.num_rows}"
+                f"{self._names[0]}: expected {self.num_rows} names, one for each row, found "
+                f"{n_names}"
             )
-        field: pa.Field = self._names.schema.field(INDEX).remove_metadata()
+        field: pa.Field = self._names[0].schema.field(INDEX).remove_metadata()
         return field
 
     @staticmethod
@@ -183,7 +189,7 @@ class ParquetTable:
             if self._only_names:
                 found[INDEX] = self._read_plain([self._only_names], start, stop).column(0)
             elif self._names and INDEX in wanted:
-                found[INDEX] = self._names.read([INDEX], start, stop).column(0)
+                found[INDEX] = _read_alike(self._names, [INDEX], start, stop).column(0)
             plain = [name for name in wanted if name not in found]
             if plain:
                 found |= self._read_columns(plain, start, stop)
@@ -219,17 +225,11 @@ class ParquetTable:
         }
 
     def _read_plain(self, columns: list[str], start: int, stop: int) -> Table:
-        if len(self._columns) == 1:
-            return self._columns[0].read(columns, start, stop)
+        if self._are_alike:
+            return _read_alike(self._columns, columns, start, stop)
         united = {name: self._united[name] for name in columns}
         pieces: dict[str, list[pa.Array]] = {name: [] for name in columns}
-        position = 0
-        for file in self._columns:
-            n_rows = file.num_rows
-            first, last = max(start - position, 0), min(stop - position, n_rows)
-            position += n_rows
-            if first >= last:
-                continue
+        for file, first, last in _ranges(self._columns, start, stop):
             present = file.schema.names
             for name, column in united.items():
                 if name in present:
@@ -245,6 +245,26 @@ class ParquetTable:
     def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
         """An empty dictionary array per categorical column, with its type and categories."""
         return _lists_in(self._categories)
+
+
+def _ranges(
+    files: Sequence[ParquetFile], start: int, stop: int
+) -> Iterator[tuple[ParquetFile, int, int]]:
+    """The files with rows ``[start, stop)`` of all, and which of their own rows these are."""
+    position = 0
+    for file in files:
+        first, last = max(start - position, 0), min(stop - position, file.num_rows)
+        position += file.num_rows
+        if first < last:
+            yield file, first, last
+
+
+def _read_alike(files: Sequence[ParquetFile], columns: list[str], start: int, stop: int) -> Table:
+    """Rows ``[start, stop)`` of files with the same columns."""
+    if len(files) == 1:
+        return files[0].read(columns, start, stop)
+    found = [file.read(columns, *rows) for file, *rows in _ranges(files, start, stop)]
+    return pa.concat_tables(found or [files[0].read(columns, 0, 0)])
 
 
 def _lists_in(file: ParquetFile | None) -> Mapping[str, pa.DictionaryArray]:

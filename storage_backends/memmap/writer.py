@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from storage_backends import __version__
 from storage_backends.capabilities import Sparse
-from storage_backends.directory.checksums import CheckedFile
+from storage_backends.directory.recorder import CheckedFile
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import refused_write
-from storage_backends.memmap import features, layout
+from storage_backends.memmap import features, layout, manifest
 from storage_backends.memmap.header import HeaderIndex
 
 if TYPE_CHECKING:
@@ -83,15 +83,15 @@ class MemmapWriter(DirectoryWriter):
             indexes = [self._write_index(directory, "var", blocks)]
             if "obs" in self.table_rows:
                 label = blocks[0]["label"] if len(blocks) == 1 else None
-                whole = [{"stop": n_obs, "label": label}]
-                indexes.append(self._write_index(directory, "obs", whole))
-            manifest = {
-                "format": layout.MANIFEST_FORMAT,
+                stops = [{"stop": stop, "label": label} for stop in self._obs_stops(n_obs)]
+                indexes.append(self._write_index(directory, "obs", stops))
+            content = {
+                "format": manifest.format_of(self._side_files),
                 "n_obs": n_obs,
                 "nnz": nnz,
                 "documented_graph": graph,
                 "arrays": [
-                    layout.manifest_entry(name, spec)
+                    manifest.entry_of(name, spec)
                     for name, spec in self.specs.items()
                     if name not in layout.MATRIX
                 ],
@@ -100,13 +100,17 @@ class MemmapWriter(DirectoryWriter):
                 "attrs": dict(attrs),
             }
             small = {
-                layout.MANIFEST: json.dumps(manifest).encode(),
+                manifest.FILE: json.dumps(content).encode(),
                 "metadata.json": json.dumps({"num_rows": n_obs}).encode(),
                 "version.json": json.dumps(__version__).encode(),
                 layout.HEADER: layout.header_of(self.specs, indexes).to_bytes(),
             }
-            for file_name, content in small.items():
-                self.recorder.write(os.path.join(directory, file_name), content)
+            for file_name, data in small.items():
+                self.recorder.write(os.path.join(directory, file_name), data)
+
+    def _obs_stops(self, n_obs: int) -> list[int]:
+        """The row at which each file of the table of cells ends."""
+        return [n_obs]
 
     def _move_documented_graph(self, directory: str) -> str | None:
         """Move the first graph with the documented dtypes to the documented files."""
@@ -133,13 +137,18 @@ class MemmapWriter(DirectoryWriter):
         path = os.path.join(directory, index)
         tables = [layout.dataframe(i, len(blocks)) for i in range(len(blocks))]
         for i, table in enumerate(tables):
-            written = os.path.join(path, f"{i}.parquet")
-            self.recorder.rename(written, os.path.join(path, table))
+            written = self._written_table(path, i)
+            if written != (placed := os.path.join(path, table)):
+                self.recorder.rename(written, placed)
         stops = [int(block["stop"]) for block in blocks]
         labels = [block.get("label") for block in blocks]
         small = features.write_index(self.recorder, path, stops, labels, __version__)
         files = tuple(f"{index}/{file}" for file in (*small, *tables))
         return HeaderIndex(index, stops[-1], files)
+
+    def _written_table(self, path: str, block: int) -> str:
+        """Path of the table of a block until the number of blocks is known."""
+        return os.path.join(path, f"{block}.parquet")
 
     def _close(self) -> None:
         for file in self._arrays.values():

@@ -63,12 +63,13 @@ from storage_backends.testing.assertions import (
     assert_same_table,
 )
 from storage_backends.testing.directories import PublicationTests
+from storage_backends.testing.growing import GrowingTests
 from storage_backends.testing.harness import PROPERTY
 from storage_backends.testing.reading import ReadingTests
 from storage_backends.testing.tables import TableTests
 
 
-class BackendTests(ReadingTests, TableTests, PublicationTests):
+class BackendTests(ReadingTests, TableTests, PublicationTests, GrowingTests):
     """Subclass this, and set ``backend``."""
 
     @pytest.mark.parametrize("case", ROUND_TRIPS)

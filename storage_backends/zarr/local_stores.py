@@ -10,7 +10,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from storage_backends.directory.checksums import Recorder
+from storage_backends.directory.recorder import Recorder
 from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.claims import BoundedStore, bounded
 
@@ -67,6 +67,8 @@ class RecordingStore(WrapperStore[LocalStore]):
         return type(self)(store, self._recorder)
 
     async def set(self, key: str, value: Buffer) -> None:
+        # A file that exists may be a hard link, whose content must not change.
+        self._recorder.unlink(key)
         await self._store.set(key, value)
         self._note(key, value)
 

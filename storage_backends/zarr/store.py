@@ -46,6 +46,7 @@ from storage_backends.zarr.zipped import ZippedFiles
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from storage_backends.base import ArrayWriter
     from storage_backends.zarr.tables.reading import ZarrTable
 
 
@@ -57,8 +58,8 @@ class ZarrStore(DirectoryStore):
 
     def __init__(self, path: str, files: Files, found: Nodes) -> None:
         self.path = path
-        self._files = files
-        self._group = GroupContents(path, found, files)
+        self.files = files
+        self.group = GroupContents(path, found, files)
         self._in_root = found.in_root
         self._closed = False
         #: Elements whose files are known to exist.
@@ -70,9 +71,9 @@ class ZarrStore(DirectoryStore):
             with unreadable(path), layout.ignore_zarr_warnings():
                 root, remote = remote_files.open_group(path, options.get("cache"))
                 store = cls(path, remote, nodes(path, root, remote))
-                if hold and store._group.is_archive:
+                if hold and store.group.is_archive:
                     # Fail here if the server cannot be read from, such as without range requests.
-                    store._group.array("indptr")
+                    store.group.array("indptr")
                 return store
         if os.path.isfile(path):
             path = os.path.realpath(path)
@@ -90,13 +91,13 @@ class ZarrStore(DirectoryStore):
 
     def _hold(self) -> None:
         """Map all files now, those of the matrix first."""
-        assert isinstance(self._files, LocalFiles)
+        assert isinstance(self.files, LocalFiles)
         first, rest = list(METADATA_FILES), list[str]()
         for key in file_sizes(self.path):
             # If the root has all metadata, other metadata files are not read.
             if not (self._in_root and key.endswith(METADATA_FILES)):
-                (first if key.startswith(f"{self._group.matrix}/") else rest).append(key)
-        self._files.hold(first + rest)
+                (first if key.startswith(f"{self.group.matrix}/") else rest).append(key)
+        self.files.hold(first + rest)
 
     # -- arrays ----------------------------------------------------------------------------
 
@@ -108,9 +109,9 @@ class ZarrStore(DirectoryStore):
     def contents(self) -> Contents:
         self._opened()
         schemas = LazyMapping(
-            self, self._group.table_paths, lambda store, name: store._table(name).schema
+            self, self.group.table_paths, lambda store, name: store._table(name).schema
         )
-        specs, attrs = MappingProxyType(self._group.specs), MappingProxyType(self._group.attrs)
+        specs, attrs = MappingProxyType(self.group.specs), MappingProxyType(self.group.attrs)
         return Contents(specs, schemas, attrs)
 
     def read_ranges(
@@ -140,7 +141,7 @@ class ZarrStore(DirectoryStore):
 
     @property
     def request_bytes(self) -> int:
-        return self._files.request_bytes
+        return self.files.request_bytes
 
     def will_need(self, name: str, starts: Positions, stops: Positions) -> Any:
         which = np.zeros(len(starts), np.int64)
@@ -166,11 +167,11 @@ class ZarrStore(DirectoryStore):
                 f"{stores[which[bad]].path}: {name}: range [{starts[bad]}, {stops[bad]}) is not "
                 f"within [0, {lengths[which[bad]]}]"
             )
-        return [store._group.array(name) for store in stores]
+        return [store.group.array(name) for store in stores]
 
     def chunk_length(self, name: str) -> int:
         self.spec(name)
-        node = self._group.nodes[self._group.paths[name]]
+        node = self.group.nodes[self.group.paths[name]]
         assert node.array is not None
         return node.array.chunks[0]
 
@@ -178,11 +179,11 @@ class ZarrStore(DirectoryStore):
 
     def _table(self, name: str) -> ZarrTable:
         self._opened()
-        if name not in self._group.table_paths:
+        if name not in self.group.table_paths:
             raise self.no_table(name)
-        self._check_chunks(self._group.table_paths[name])
-        table = self._group.frame(self._group.table_paths[name])
-        blocks = self._group.attrs["blocks"]
+        self._check_chunks(self.group.table_paths[name])
+        table = self.group.frame(self.group.table_paths[name])
+        blocks = self.group.attrs["blocks"]
         expected = blocks[-1]["stop"] if name == "obs" else blocks[int(name[4:])]["n_vars"]
         if table.num_rows != expected:
             raise ArchiveFormatError(
@@ -192,11 +193,11 @@ class ZarrStore(DirectoryStore):
 
     def _check_chunks(self, path: str) -> None:
         """Check once that the files of an element exist, as zarr reads missing ones as zeros."""
-        if not self._group.scdl_attrs or detection.is_url(self.path) or path in self._complete:
+        if not self.group.scdl_attrs or detection.is_url(self.path) or path in self._complete:
             return
-        below = [n for key, n in self._group.nodes.items() if f"{key}/".startswith(f"{path}/")]
+        below = [n for key, n in self.group.nodes.items() if f"{key}/".startswith(f"{path}/")]
         for file in itertools.chain(*map(shard_keys, below)):
-            if self._files.size(file) is None:
+            if self.files.size(file) is None:
                 raise ArchiveFormatError(f"{self.path}: {file} is missing; {COPY_AGAIN}")
         self._complete.add(path)
 
@@ -204,11 +205,11 @@ class ZarrStore(DirectoryStore):
         self, name: str, columns: ColumnNames = None, start: int = 0, stop: int | None = None
     ) -> pa.Table:
         table = self._table(name)
-        if self._group.order is None or name == "obs":
+        if self.group.order is None or name == "obs":
             return table.read(columns, start, stop)
         whole = table.read(columns, 0, None)
         stop = check_rows(f"{self.path}: {name}", whole.num_rows, start, stop)
-        return whole.take(np.argsort(self._group.order)).slice(start, stop - start)
+        return whole.take(np.argsort(self.group.order)).slice(start, stop - start)
 
     # -- the rest of an AnnData ------------------------------------------------------------
 
@@ -216,25 +217,25 @@ class ZarrStore(DirectoryStore):
     def sparse(self) -> Mapping[str, Sparse]:
         self._opened()
         named = {
-            layout.interface_name(f"{path}/data", self._group.sparse).removesuffix("/data"): matrix
-            for path, matrix in self._group.sparse.items()
-            if path != self._group.matrix or matrix.format == "csc"
+            layout.interface_name(f"{path}/data", self.group.sparse).removesuffix("/data"): matrix
+            for path, matrix in self.group.sparse.items()
+            if path != self.group.matrix or matrix.format == "csc"
         }
         return MappingProxyType(named)
 
     @property
     def unread(self) -> Sequence[str]:
         known = {"X", "obs", "var", "raw", *layout.MAPPINGS}
-        tables = [(path, self._group.frame(path)) for path in self._group.table_paths.values()]
+        tables = [(path, self.group.frame(path)) for path in self.group.table_paths.values()]
         columns = [f"{path}/{column}" for path, table in tables for column in table.unread]
         return [
-            path for path in self._group.nodes if "/" not in path and path not in known
+            path for path in self.group.nodes if "/" not in path and path not in known
         ] + columns
 
     @property
     def elements(self) -> Sequence[str]:
         self._opened()
-        return self._group.element_paths
+        return self.group.element_paths
 
     def read_element(self, name: str) -> Any:
         if name not in self.elements:
@@ -243,10 +244,10 @@ class ZarrStore(DirectoryStore):
 
         self._check_chunks(name)
         with unreadable(f"{self.path}: {name}"), layout.ignore_zarr_warnings():
-            value = stored_elements.read(self._group.nodes[name].opened())
-        aligned = gene_order.ALIGNED.get(self._group.matrix, ())
-        if self._group.order is not None and name.startswith(aligned):
-            value = gene_order.permute(name, value, np.argsort(self._group.order))
+            value = stored_elements.read(self.group.nodes[name].opened())
+        aligned = gene_order.ALIGNED.get(self.group.matrix, ())
+        if self.group.order is not None and name.startswith(aligned):
+            value = gene_order.permute(name, value, np.argsort(self.group.order))
         return value
 
     # -- sizes -----------------------------------------------------------------------------
@@ -254,28 +255,42 @@ class ZarrStore(DirectoryStore):
     @property
     def stored_bytes(self) -> Mapping[str, int]:
         self._opened()
-        paths = {**self._group.paths, **self._group.table_paths}
-        return {name: self._files.total(self._group.nodes[at].path) for name, at in paths.items()}
+        paths = {**self.group.paths, **self.group.table_paths}
+        return {name: self.files.total(self.group.nodes[at].path) for name, at in paths.items()}
 
     @property
     def nbytes(self) -> int:
-        return self._files.total("")
+        return self.files.total("")
 
     @property
     def options(self) -> Mapping[str, Any]:
-        compression = self._group.scdl_attrs.get("compression")
+        compression = self.group.scdl_attrs.get("compression")
         return {"compression": compression} if compression in PROFILES else {}
 
     @property
     def requires(self) -> Sequence[str]:
         self._opened()
-        grids = (node.array.grid for node in self._group.nodes.values() if node.array is not None)
+        grids = (node.array.grid for node in self.group.nodes.values() if node.array is not None)
         codecs = {str(codec["name"]) for grid in grids if grid for codec in grid.codecs}
         return ("pcodec",) if "numcodecs.pcodec" in codecs else ()
 
     def describe(self, name: str) -> str:
         self.spec(name)
-        return describe(array_at(self._group.nodes[self._group.paths[name]]))
+        return describe(array_at(self.group.nodes[self.group.paths[name]]))
+
+    # -- growing -------------------------------------------------------------------------
+
+    def grow(self) -> ArrayWriter | None:
+        from storage_backends.directory.growing import checksums_of
+        from storage_backends.zarr.growing import ZarrGrower
+
+        self._opened()
+        is_local = isinstance(self.files, LocalFiles) and os.path.isdir(self.path)
+        if not is_local or not self.group.scdl_attrs or not self.options:
+            return None
+        self.check_current()
+        before = checksums_of(self, detection.CHECKSUMS)
+        return None if before is None else ZarrGrower.begin(self, before, **self.options)
 
     # -- verification -------------------------------------------------------------------
 
@@ -296,5 +311,5 @@ class ZarrStore(DirectoryStore):
     def close(self) -> None:
         self._closed = True
         self.__dict__.pop("contents", None)
-        self._group.forget_chunks()
-        self._files.close()
+        self.group.forget_chunks()
+        self.files.close()

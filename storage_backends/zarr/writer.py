@@ -246,7 +246,7 @@ class ZarrWriter(DirectoryWriter):
     def _write_root(self, attrs: Mapping[str, Any], n_obs: int, *, reordered: bool) -> None:
         has_obs = "obs" in self.table_rows
         if not has_obs:
-            writing.write(self._root, "obs", _numbered(n_obs))
+            writing.write(self._root, "obs", numbered(n_obs))
         attribute: dict[str, Any] = {
             "format": layout.FORMAT,
             "compression": self._compression,
@@ -293,12 +293,12 @@ def _element(attrs: Mapping[str, Any]) -> str:
     return str(attrs.get("element", "X"))
 
 
-def _numbered(n: int) -> pa.RecordBatchReader:
-    """A table with only an index, which numbers the rows."""
+def numbered(n: int, first: int = 0) -> pa.RecordBatchReader:
+    """A table with only an index, which numbers the rows from `first` to `n`."""
     import pyarrow as pa
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, n, 1 << 16):
+        for start in range(first, n, 1 << 16):
             names = [str(i) for i in range(start, min(start + (1 << 16), n))]
             yield pa.record_batch({INDEX: pa.array(names, pa.large_string())})
 

@@ -102,6 +102,13 @@ def _copied(ground: Ground) -> None:
     shutil.copytree(ground.pristine, ground.target)
 
 
+def _copied_to_grow(ground: Ground) -> None:
+    """An archive without layers, which cannot grow."""
+    keeps_layers = KINDS[ground.kind]["backend"] != "memmap"
+    source = ground.sources / f"{ground.kind}, bare" if keeps_layers else ground.pristine
+    shutil.copytree(source, ground.target)
+
+
 def _copied_plainly(ground: Ground) -> None:
     """What no product may do; the harness must find it."""
     for path in sorted(ground.pristine.rglob("*")):
@@ -218,6 +225,9 @@ OPERATIONS = {
     "cast": Operation(lambda g: scdl.open(g.target).cast_data_to_dtype("float64"), _copied),
     "concat": Operation(
         lambda g: scdl.open(g.target).concat(scdl.open(g.pristine)), _copied, adds=True
+    ),
+    "append": Operation(
+        lambda g: scdl.open(g.target).append(g.sources / "files/0.h5ad"), _copied_to_grow, adds=True
     ),
     "load": Operation(lambda g: scdl.open(g.target).load_h5ad(g.sources / "files/1.h5ad"), _copied),
     "repair": Operation(lambda g: scdl.verify(g.target, repair=True), _stale),

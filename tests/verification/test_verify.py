@@ -38,8 +38,9 @@ from storage_backends.capabilities import Finding, Verdict
 from storage_backends.compute import threads
 from storage_backends.directory import content as content_sums
 from storage_backends.directory import locks
-from storage_backends.directory.checksums import Recorder, RunningChecksums, Table, file_checksums
+from storage_backends.directory.checksums import RunningChecksums, Table, file_checksums
 from storage_backends.directory.content import crc32c
+from storage_backends.directory.recorder import Recorder
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,

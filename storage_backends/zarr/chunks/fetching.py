@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -90,6 +90,17 @@ class DirectReader(ChunkReader):
     ) -> Any:
         pieces, _ = locate(readers, which, chunks)
         return readers[0].grid.files.will_need(pieces)
+
+
+def encoded(reader: DirectReader, start: int, stop: int) -> Iterator[bytes]:
+    """The encoded chunks ``[start, stop)`` of an array, read file by file."""
+    per_file, which = reader.grid.per_file, np.zeros(1, np.int64)
+    while start < stop:
+        last = min(stop, start - start % per_file + per_file)
+        chunks = np.arange(start, last)
+        pieces, _ = locate([reader], np.repeat(which, len(chunks)), chunks)
+        yield from reader.grid.files.fetch(pieces).copies()
+        start = last
 
 
 def locate(

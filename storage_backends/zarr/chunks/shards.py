@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.caching import LRUCache
-from storage_backends.directory.checksums import CheckedFile
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum
+from storage_backends.directory.recorder import CheckedFile
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
 
@@ -144,6 +144,10 @@ class ShardWriter:
         self._offset = 0
         self.n_chunks = 0
         self.nbytes = 0
+
+    def skip(self, n_shards: int) -> None:
+        """Go on after full shards that the directory has already."""
+        self.n_chunks = n_shards * self._per_shard
 
     def append(self, data: bytes) -> None:
         """Write the next chunk."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec
 from storage_backends.compute import threads
-from storage_backends.directory.checksums import Recorder
-from storage_backends.zarr.chunks.fetching import DirectReader
+from storage_backends.directory.recorder import Recorder
+from storage_backends.zarr.chunks.fetching import DirectReader, encoded
 from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
 from storage_backends.zarr.codecs.chain import Chain
-from storage_backends.zarr.codecs.profiles import Profile, fits_narrow
+from storage_backends.zarr.codecs.profiles import Codec, Profile, fits_narrow
 
 #: Chunks per shard: files have tens of megabytes, and an index of 16 kB.
 _CHUNKS_PER_SHARD = 1024
+#: Items of a stored array that are encoded again at once.
+_ITEMS_AT_ONCE = 1 << 18
 
 
 class ArrayBuilder:
@@ -46,7 +48,7 @@ class ArrayBuilder:
     ) -> None:
         self.path, self.name, self.length = path, name, 0
         self._recorder = recorder
-        self._per_shard = _CHUNKS_PER_SHARD
+        self._per_shard = self._most = _CHUNKS_PER_SHARD
         self._directory = os.path.join(recorder.root, path, "c")
         self._dtype, self._item_shape = first.dtype, first.shape[1:]
         self.profile = profile
@@ -59,6 +61,40 @@ class ArrayBuilder:
         self._narrow = profile.may_narrow(name, self._dtype)
         self._use_chain()
         self._shards = self._new_shards(self._directory)
+
+    def resume(self, stored: ZarrArray, codecs: Sequence[Codec]) -> None:
+        """Begin with the items of a stored array, of which this directory has hard links.
+
+        Full shards stay, and other full chunks are copied as they are encoded. Only an array whose
+        single shard has short chunks, or that has another type, is encoded again.
+        """
+        reader, rows = stored.reader, stored.chunk_rows
+        assert isinstance(reader, DirectReader)
+        length, per_shard = stored.spec.length, reader.grid.per_file
+        has_full_shards = length >= rows * per_shard and (
+            length > rows * per_shard or per_shard == self._most
+        )
+        start = 0
+        if self._dtype == stored.spec.dtype and (has_full_shards or rows == self._chunk_rows):
+            if has_full_shards:
+                self._chunk_rows, self._most = rows, per_shard
+            self._codecs, self._chain = list(codecs), reader.chain
+            self._narrow = reader.chain.stored != self._dtype
+            self._chunk = self._new_chunk()
+            self._shards = self._new_shards(self._directory)
+            n_full = length // rows
+            n_shards = n_full // self._most if has_full_shards else 0
+            self._shards.skip(n_shards)
+            for data in encoded(reader, n_shards * self._most, n_full):
+                self._shards.append(data)
+            self.length = start = n_full * rows
+        else:
+            self._recorder.remove(self._directory)
+        for first in range(start, length, _ITEMS_AT_ONCE):
+            stop = min(first + _ITEMS_AT_ONCE, length)
+            values = np.empty((stop - first, *self._item_shape), stored.spec.dtype)
+            stored.read(np.array([first]), np.array([stop]), values)
+            self.append(values.astype(self._dtype, copy=False))
 
     @property
     def spec(self) -> ArraySpec:
@@ -148,7 +184,7 @@ class ArrayBuilder:
 
     def _new_shards(self, directory: str) -> ShardWriter:
         suffix = "/0" * len(self._item_shape)
-        return ShardWriter(directory, suffix, _CHUNKS_PER_SHARD, self._recorder.create)
+        return ShardWriter(directory, suffix, self._most, self._recorder.create)
 
     def _grid(self, directory: str, per_shard: int) -> ShardedChunks:
         suffix = "/0" * len(self._item_shape)

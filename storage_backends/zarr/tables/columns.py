@@ -61,6 +61,26 @@ class ColumnWriter:
         self._values: zarr.Array[Any] | None = None
         self._mask: zarr.Array[Any] | None = None
 
+    def resume(self) -> None:
+        """Continue a column that was written before."""
+        group, path = self._frame.group, self.path
+        parts = {"codes": None, "values": "mask"}
+        node = group[path]
+        if isinstance(node, zarr.Group):
+            part = next(part for part in parts if part in node)
+            self._values = _array(group, f"{path}/{part}")
+            mask = parts[part] and f"{path}/{parts[part]}"
+        else:
+            self._values, mask = node, self.nulls if self.nulls in group else None
+        self._mask = _array(group, mask) if mask else None
+
+    def _add_categories(self, values: pa.Array) -> None:
+        """Write a longer list of categories, if the stored one is shorter."""
+        group, path = self._frame.group, f"{self.path}/categories"
+        if len(values) > _array(group, path).shape[0]:
+            del group[path]
+            self._write_categories(values)
+
     @property
     def has_unseen_nulls(self) -> bool:
         """Whether there are nulls among floats, which AnnData reads as NaN."""
@@ -72,6 +92,8 @@ class ColumnWriter:
             return array.cast(self._stored)
         if self._coder is None:
             self._coder = arrow.Coder(array.dictionary)
+            if self._values is not None:
+                self._add_categories(self._coder.values)
         return self._coder.codes(array.indices).cast(self._stored).fill_null(-1)
 
     def write(self, part: pa.Array) -> None:
@@ -108,13 +130,15 @@ class ColumnWriter:
         if not self._is_categorical:
             return self._frame.array(self.path, self._stored, chunk)
         assert self._coder is not None
-        values = self._coder.values
-        values = values.cast(pa.large_string()) if arrow.is_text(values.type) else values
         attributes = encoding("categorical", ordered=self._type.ordered)
         self._frame.group.create_group(self.path, attributes=attributes)
+        self._write_categories(self._coder.values)
+        return self._frame.array(f"{self.path}/codes", self._stored, chunk)
+
+    def _write_categories(self, values: pa.Array) -> None:
+        values = values.cast(pa.large_string()) if arrow.is_text(values.type) else values
         path = f"{self.path}/categories"
         _append(self._frame.array(path, values.type, len(values)), _to_numpy(values))
-        return self._frame.array(f"{self.path}/codes", self._stored, chunk)
 
     def _begin_mask(self, values: zarr.Array[Any]) -> tuple[zarr.Array[Any], zarr.Array[Any]]:
         frame, chunk, n = self._frame, values.chunks[0], values.shape[0]
@@ -141,6 +165,12 @@ class ColumnWriter:
             return encoding("nullable-string-array", **plain)
         kind = "boolean" if pa.types.is_boolean(self._stored) else "integer"
         return encoding(f"nullable-{kind}")
+
+
+def _array(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    found = group[path]
+    assert isinstance(found, zarr.Array)
+    return found
 
 
 def _code_type(type_: pa.DataType) -> pa.DataType:

@@ -62,8 +62,7 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
     ArchiveWriteError
         The operating system refuses the write.
     """
-    # The path of a recording store has the prefix of a wrapped store.
-    where = f"{group.store_path}/{name}".removeprefix("wrapping-").removeprefix("file://")
+    where = _where(group, name)
     check_columns(where, table.schema)
     with refused_write(where):
         frame = _Frame(where, group.create_group(name), table.schema)
@@ -76,10 +75,52 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
     return frame.num_rows
 
 
-def _blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Re-slice batches so that every chunk is written once; the last may be empty."""
+def can_extend(group: zarr.Group, name: str) -> bool:
+    """Whether a dataframe that :func:`write` wrote has chunks of the size of a long table."""
+    attribute = group[name].attrs.asdict().get(ATTRIBUTE)
+    return isinstance(attribute, dict) and int(attribute["num_rows"]) >= _ROWS
+
+
+def extend(group: zarr.Group, name: str, table: pa.RecordBatchReader) -> int:
+    """Add rows to a dataframe that :func:`write` wrote, if it can be extended.
+
+    Parameters
+    ----------
+    table
+        New rows with the schema of the dataframe. Categories are those of the dataframe, and may
+        have further ones at the end.
+
+    Returns
+    -------
+    int
+        Number of rows afterwards.
+    """
+    where = _where(group, name)
+    with refused_write(where):
+        dataframe = group[name]
+        assert isinstance(dataframe, zarr.Group)
+        frame = _Frame(where, dataframe, table.schema)
+        frame.resume()
+    first = _ROWS - frame.num_rows % _ROWS
+    for block in _blocks(map(frame.encode, alike_batches(where, table)), first):
+        with refused_write(where):
+            frame.write(block)
+    with refused_write(where):
+        frame.finish()
+    return frame.num_rows
+
+
+def _where(group: zarr.Group, name: str) -> str:
+    # The path of a recording store has the prefix of a wrapped store.
+    return f"{group.store_path}/{name}".removeprefix("wrapping-").removeprefix("file://")
+
+
+def _blocks(batches: Iterable[pa.RecordBatch], missing: int = _ROWS) -> Iterator[pa.RecordBatch]:
+    """Re-slice batches so that every chunk is written once; the last may be empty.
+
+    `missing` is the number of rows of the first block.
+    """
     pending: list[pa.RecordBatch] = []
-    missing = _ROWS
     for batch in batches:
         while batch.num_rows >= missing:
             yield _joined([*pending, batch.slice(0, missing)])
@@ -123,6 +164,13 @@ class _Frame:
         seen = arrow.is_text(field.type) if field.name == INDEX else _is_key(field.name)
         nulls = f"{self._unseen}/{i}-nulls"
         return ColumnWriter(self, field, path if seen else f"{self._unseen}/{i}", nulls)
+
+    def resume(self) -> None:
+        """Continue a dataframe that was written before."""
+        attribute: Any = self.group.attrs[ATTRIBUTE]
+        self.num_rows = int(attribute["num_rows"])
+        for column in self._columns:
+            column.resume()
 
     def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Convert a batch to the stored types."""

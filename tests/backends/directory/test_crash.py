@@ -48,6 +48,7 @@ HARMS = ["SIGKILL", "SIGINT", "ENOSPC", "EIO+"]
     [
         ("memmap", sample(["convert", "cast", "add"], 1), 2 if WHOLE else 1),
         ("memmap", sample(["repair", "flatten and remove", "directory"], 1), 1),
+        ("memmap", ["append"], 3),
         ("zarr", sample(["concat", "flatten", "shuffle"], 1), 1),
     ],
 )

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from storage_backends.directory import checksums
-from storage_backends.directory.checksums import Recorder
+from storage_backends.directory import recorder
+from storage_backends.directory.recorder import Recorder
 
 
 def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Except those at the end, which are written when the file is flushed."""
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(checksums, "_WRITE_BEHIND_BYTES", 100)
+    monkeypatch.setattr(recorder, "_WRITE_BEHIND_BYTES", 100)
     monkeypatch.setattr(
-        checksums, "write_behind", lambda _descriptor, start, n: sent.append((start, n))
+        recorder, "write_behind", lambda _descriptor, start, n: sent.append((start, n))
     )
     with Recorder(str(tmp_path)).create(str(tmp_path / "file")) as file:
         for size in (60, 30, 20, 250, 99):
@@ -28,19 +28,19 @@ def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no such function")
 def test_sync_file_range(tmp_path: Path) -> None:
-    function = checksums._sync_file_range()
+    function = recorder._sync_file_range()
     assert function is not None
     with (tmp_path / "file").open("wb", buffering=0) as file:
         file.write(b"1" * 100_000)
-        assert function(file.fileno(), 0, 100_000, checksums._SYNC_FILE_RANGE_WRITE) == 0
+        assert function(file.fileno(), 0, 100_000, recorder._SYNC_FILE_RANGE_WRITE) == 0
     assert (tmp_path / "file").read_bytes() == b"1" * 100_000
 
 
 def test_errors_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
-    checksums.write_behind(write, 0, 10)
+    recorder.write_behind(write, 0, 10)
     os.close(read)
     os.close(write)
-    checksums.write_behind(write, 0, 10)
-    monkeypatch.setattr(checksums, "_sync_file_range", lambda: None)
-    checksums.write_behind(write, 0, 10)
+    recorder.write_behind(write, 0, 10)
+    monkeypatch.setattr(recorder, "_sync_file_range", lambda: None)
+    recorder.write_behind(write, 0, 10)

@@ -17,8 +17,8 @@ from zarr.storage import MemoryStore
 
 from storage_backends.compute import rowsort
 from storage_backends.compute.caching import LRUCache
-from storage_backends.directory.checksums import Recorder
 from storage_backends.directory.content import Content, checksum
+from storage_backends.directory.recorder import Recorder
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import plan
 from storage_backends.zarr.chunks import reading, spans

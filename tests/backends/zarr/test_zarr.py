@@ -367,7 +367,7 @@ def test_an_array_is_opened_while_the_archive_is_closed(
     forget = ZarrArray.forget
 
     def open_another(array: ZarrArray) -> None:
-        store._group.array("indices")
+        store.group.array("indices")
         forget(array)
 
     store.read("indptr", 0, 1)

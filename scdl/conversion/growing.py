@@ -1,0 +1,304 @@
+"""Adding the cells of sources to an archive: in place where its backend can, else by rewriting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scdl.archive.casting import Caster
+from scdl.archive.elements import dense_vectors, elements_of, graph_keys
+from scdl.archive.schema import (
+    DATA,
+    INDICES,
+    INDPTR,
+    OBS,
+    Info,
+    graph_array,
+    obsm_array,
+)
+from scdl.archive.tables import NoTable, StoredTable, TableSource
+from scdl.conversion.convert import convert, open_sources, write_archive
+from scdl.conversion.fitting import fitted
+from scdl.conversion.options import (
+    ConversionReport,
+    ConvertOptions,
+    Meter,
+    Settings,
+    check_options,
+)
+from scdl.conversion.origins import origins_of
+from scdl.conversion.reporting import report_of
+from scdl.conversion.source_rows import CleanRows, MatrixWriter, graph_rows
+from scdl.conversion.tables import United
+from scdl.errors import NeighborError, OptionError, SourceError
+from scdl.progress import progress_bar
+from scdl.sources.base import Source, is_matrix, sum_tallies
+from scdl.sources.formats import sources_of
+from scdl.sources.gene_selection import (
+    gene_choice,
+)
+from scdl.sources.matrices import BLOCK_VALUES, Bounds, pieces
+from storage_backends import registry
+from storage_backends.base import ArrayStore, ArrayWriter
+
+#: Options of conversions that an archive determines once it is written.
+_DETERMINED = ("compression", "data_dtype", "layers", "obsm", "only_matrix")
+
+
+def grow(
+    store: ArrayStore,
+    sources: Any,
+    options: ConvertOptions,
+    *,
+    label: str | None,
+    keys: Sequence[str] | None,
+    genes: str | None,
+    policies: Mapping[str, Any],
+    progress: bool,
+) -> ConversionReport:
+    """Add cells to an open archive; see :meth:`SingleCellDataset.append`.
+
+    Parameters
+    ----------
+    store
+        The archive.
+    sources, label, keys
+        As for :func:`convert`.
+    options
+        Options of the sources.
+    genes, policies
+        ``"archive"``, and how to map genes by name; or None.
+    progress
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    OptionError
+        The archive determines an option; `genes` is another value; or policies of genes are given
+        without it.
+    """
+    opening, origins = origins_of(sources, label, keys, sources_of)
+    backend = registry.of(store)
+    check_options(options, convert, backend)
+    if given := [name for name in (*_DETERMINED, *backend.options) if name in options]:
+        raise OptionError(f"{given[0]}: the archive {store.path} determines this; leave it out")
+    if genes not in (None, "archive"):
+        raise OptionError(
+            "genes must be 'archive', to map genes by name to those of the archive, not "
+            f"{genes!r:.200}"
+        )
+    gene_choice(genes, policies)
+    if not opening:
+        raise SourceError("there is nothing to append: the list of sources is empty")
+    settings = Settings(backend.name, None, options, None, origins)
+    growth = Growth(store, settings, None if genes is None else policies)
+    with progress_bar(unit="value", unit_scale=True, show=progress) as bar:
+        return growth.run(opening, bar)
+
+
+class Growth:
+    """Cells to be added to an open archive; the sources are checked before anything is written.
+
+    Parameters
+    ----------
+    store
+        The archive.
+    settings
+        Settings of the conversion of the sources.
+    genes
+        How to map the genes of the sources by name to those of the archive; None: they are the
+        same, in any order.
+    """
+
+    def __init__(
+        self, store: ArrayStore, settings: Settings, genes: Mapping[str, Any] | None
+    ) -> None:
+        self._store, self._settings, self._genes = store, settings, genes
+        self._info = Info.of(store)
+        self._graphs, self._vectors = graph_keys(store), dense_vectors(store)
+        tolerance = settings.options.get("data_dtype_tolerance", 1e-8)
+        self._caster = Caster.keeping(store.spec(DATA).dtype, tolerance)
+        options = settings.options
+        self._bounds = Bounds(
+            options.get("block_values", BLOCK_VALUES),
+            options.get("block_rows", Bounds().rows),
+            store.path,
+        )
+
+    def run(self, opening: Sequence[Any], meter: Meter) -> ConversionReport:
+        """Add the cells of sources, given by path or as objects."""
+        started = time.perf_counter()
+        store, target = self._store, registry.of(self._store)
+        with ExitStack() as stack:
+            self._check_elements(by_rewriting=False)
+            writer = store.grow()
+            if writer is None:
+                return self._rewrite(opening, meter)
+            stack.enter_context(writer)
+            sources = self._open(opening, stack)
+            meter.reset(sum(source.matrix.size for source in sources))
+            info, more = self._write(writer, sources, meter)
+        n_obs, nnz = info.n_obs - self._info.n_obs, more.pop("nnz")
+        return report_of(
+            store.path,
+            writer.path,
+            target,
+            info,
+            self._caster.dtype,
+            more.pop("tally"),
+            started,
+            n_obs=n_obs,
+            nnz=nnz,
+            **more,
+        )
+
+    # -- checks ------------------------------------------------------------------------------
+
+    def _check_elements(self, *, by_rewriting: bool) -> None:
+        """Raise SourceError if the archive has elements that cannot get further cells."""
+        kept = {f"obsp/{key}" for key in self._graphs} | {*map(obsm_array, self._vectors)}
+        refused = [
+            name
+            for name in elements_of(self._store)
+            if name not in kept
+            and (by_rewriting or is_matrix(name) or name.startswith(("obsm/", "obsp/")))
+        ]
+        if refused:
+            raise SourceError(
+                f"{self._store.path}: cells cannot be added to its elements "
+                f"{', '.join(refused)}; convert it and the new cells to another archive without "
+                "them: scdl.convert([archive, source], path)"
+            )
+
+    def _open(self, opening: Sequence[Any], stack: ExitStack) -> list[Source]:
+        """Open the sources, as far as they fit the archive."""
+        sources = open_sources(opening, self._settings, self._store.path, stack)
+        return fitted(sources, self._store, self._info, self._genes)
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def _write(
+        self, writer: ArrayWriter, sources: Sequence[Source], meter: Meter
+    ) -> tuple[Info, dict[str, Any]]:
+        """Add all cells and commit; the new description, and fields of the report."""
+        for key in self._vectors:
+            spec = self._store.spec(obsm_array(key))
+            for source in sources:
+                for piece in pieces(source.vectors(key), self._bounds.values):
+                    writer.append(obsm_array(key), piece.astype(spec.dtype, copy=False))
+        for key in self._graphs:
+            self._write_graph(writer, key, sources)
+        tally = sum_tallies([source.tally for source in sources])
+        clean = CleanRows(self._store.spec(INDICES).dtype, self._caster, tally)
+        n_before = self._store.spec(DATA).length
+        with MatrixWriter(writer, clean.dtypes, self._bounds, n_values=n_before) as matrix:
+            for source in sources:
+                for rows in clean.of(source.matrix, None, self._bounds, meter):
+                    matrix.write(rows)
+            matrix.finish(self._store.spec(INDPTR).dtype)
+        # Figures of quality are known when the matrix was read.
+        changes = self._write_obs(writer, [source.cells for source in sources])
+        info = self._grown(sources)
+        # Warn before the commit, since warning filters may turn the warning into an error.
+        self._caster.warn(writer.path)
+        writer.commit(info.to_attrs())
+        carried = {f"obsp/{key}" for key in self._graphs} | {*map(obsm_array, self._vectors)}
+        lost = dict.fromkeys(name for source in sources for name in source.not_carried(carried))
+        return info, {
+            "nnz": matrix.n_values - n_before,
+            "tally": clean.tally,
+            "not_carried": tuple(lost),
+            "unmatched": tuple(line for source in sources for line in source.unmatched),
+            "changed_columns": changes,
+            "cells_left_out": sum(source.left_out[0] for source in sources),
+            "genes_left_out": tuple(source.left_out[1] for source in sources),
+            "matrices": [source.matrix_name for source in sources],
+        }
+
+    def _grown(self, sources: Sequence[Source]) -> Info:
+        """Description of the archive with the new cells, which join its last feature block."""
+        info = self._info
+        *blocks, last = info.blocks
+        last = replace(last, stop=last.stop + sum(source.n_obs for source in sources))
+        matrices = (*info.matrices, *(source.matrix_name for source in sources))
+        return replace(info, blocks=(*blocks, last), matrices=matrices)
+
+    def _write_obs(self, writer: ArrayWriter, cells: Sequence[TableSource]) -> tuple[str, ...]:
+        """Add the rows of tables to obs; returns descriptions of changed columns."""
+        n_before = self._info.n_obs
+        has_obs = OBS in self._store.tables
+        old: TableSource = StoredTable(self._store, OBS, n_before) if has_obs else NoTable(n_before)
+        united = United([old, *cells])
+        if not united.schema.names:
+            return ()
+        united.warn(writer.path)
+        if has_obs and united.extends(old.schema, old.categories):
+            writer.extend_table(OBS, _as_stored(united.reader(1), old.schema))
+        else:
+            writer.write_table(OBS, united.reader())
+        return tuple(f"obs/{change}" for change in united.changes)
+
+    def _write_graph(self, writer: ArrayWriter, key: str, sources: Sequence[Source]) -> None:
+        """Add the rows of a graph; those of sources without it are empty."""
+        specs = {part: self._store.spec(graph_array(key, part)) for part in (DATA, INDICES, INDPTR)}
+        n_obs = self._info.n_obs + sum(source.n_obs for source in sources)
+        if n_obs - 1 > np.iinfo(specs[INDICES].dtype).max:
+            raise NeighborError(
+                f"{writer.path}: obsp/{key} stores neighbours as {specs[INDICES].dtype}, which "
+                f"cannot count {n_obs:,} cells"
+            )
+        graphs = [source.graph(key) for source in sources]
+        caster = Caster.keeping(specs[DATA].dtype, np.inf)
+        total = specs[DATA].length
+        for rows in graph_rows(sources, graphs, caster, self._bounds, self._info.n_obs):
+            offsets = rows.indptr[1:] + total
+            total += len(rows.data)
+            writer.append(graph_array(key, DATA), rows.data)
+            writer.append(graph_array(key, INDICES), rows.indices.astype(specs[INDICES].dtype))
+            writer.append(graph_array(key, INDPTR), offsets.astype(specs[INDPTR].dtype))
+
+    def _rewrite(self, opening: Sequence[Any], meter: Meter) -> ConversionReport:
+        """Write the archive anew, with the new cells."""
+        self._check_elements(by_rewriting=True)
+        store, backend = self._store, registry.of(self._store)
+        # The other options are those of the new cells.
+        bounds: Any = {k: v for k, v in self._settings.options.items() if k.startswith("block_")}
+
+        def both(stack: ExitStack) -> list[Source]:
+            own = open_sources([store.path], Settings(options=bounds), store.path, stack)
+            return [*own, *self._open(opening, stack)]
+
+        options: Any = {**bounds, **store.options, "obsm": self._vectors}
+        keys = self._graphs or None
+        settings = replace(
+            self._settings, backend=backend.name, neighbor_key=keys, caster=self._caster,
+            options=options, origins=None,
+        )  # fmt: skip
+        report = write_archive(both, store.path, settings, meter, instead_of=store)
+        n_obs, nnz = self._info.n_obs, store.spec(DATA).length
+        return replace(report, n_obs=report.n_obs - n_obs, nnz=report.nnz - nnz)
+
+
+def _as_stored(reader: pa.RecordBatchReader, schema: pa.Schema) -> pa.RecordBatchReader:
+    """Batches with the stored types of codes of categories."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in reader:
+            columns = []
+            for field, column in zip(schema, batch.columns, strict=True):
+                if pa.types.is_dictionary(field.type):
+                    codes = column.indices.cast(field.type.index_type)
+                    ordered = field.type.ordered
+                    column = pa.DictionaryArray.from_arrays(
+                        codes, column.dictionary, ordered=ordered
+                    )
+                columns.append(column)
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())

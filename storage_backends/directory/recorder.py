@@ -1,0 +1,184 @@
+"""Writing the files of an archive, and recording their checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Self
+
+from storage_backends.directory.checksums import BLOCK, RunningChecksums, Table
+
+#: Bytes after which the operating system is asked to start writing them to the disk.
+_WRITE_BEHIND_BYTES = 1 << 24
+
+
+class Recorder:
+    """Writes the files of one archive and records their checksums.
+
+    Parameters
+    ----------
+    root
+        Directory of the archive.
+    before
+        Checksums of files that the directory has already, as hard links to those of an archive. A
+        new file takes the place of a link, and never changes the content that links share.
+    """
+
+    def __init__(self, root: str, before: Table | None = None) -> None:
+        self.root = root
+        self._replaces = before is not None
+        files = {} if before is None else before.files
+        self._running = {key: RunningChecksums.continued(sums) for key, sums in files.items()}
+
+    def create(self, path: str) -> CheckedFile:
+        """Create a file, which must not exist unless it is a link; `path` is absolute."""
+        self.unlink(self._key(path))
+        running = RunningChecksums()
+        file = CheckedFile(path, running)
+        self._running[self._key(path)] = running
+        return file
+
+    def grow(self, path: str) -> CheckedFile:
+        """Open a file to append to it; bytes beyond its recorded size are dropped."""
+        return CheckedFile(path, self._running[self._key(path)], grows=True)
+
+    def size(self, path: str) -> int:
+        """Recorded size of a file in bytes; `path` is absolute."""
+        return self._running[self._key(path)].size
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a whole file; `path` is absolute."""
+        with self.create(path) as file:
+            file.write(data)
+
+    def note(self, key: str, data: bytes | memoryview) -> None:
+        """Record the content of the file `key`, which other code wrote."""
+        running = RunningChecksums()
+        running.update(data)
+        self._running[key] = running
+
+    def unlink(self, key: str) -> None:
+        """Remove a link that a new file replaces, if there is one."""
+        if self._replaces:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.root, key))
+            self._running.pop(key, None)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file or a directory; the paths are absolute."""
+        os.rename(old, new)
+        before, after = self._key(old), self._key(new)
+        for key in self._below(before):
+            self._running[after + key[len(before) :]] = self._running.pop(key)
+
+    def forget(self, prefix: str) -> None:
+        """Drop the checksums of a file, or of all files in a directory; `prefix` is relative."""
+        for key in self._below(prefix.rstrip("/")):
+            self._running.pop(key, None)
+
+    def remove(self, directory: str) -> None:
+        """Remove a directory, if it exists; the path is absolute."""
+        shutil.rmtree(directory, ignore_errors=True)
+        self.forget(self._key(directory))
+
+    def _below(self, prefix: str) -> list[str]:
+        inside = f"{prefix}/" if prefix else ""
+        return [key for key in list(self._running) if key == prefix or key.startswith(inside)]
+
+    def _key(self, path: str) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    def table(self) -> Table:
+        """Checksums of all recorded files."""
+        return Table({key: running.result() for key, running in self._running.items()})
+
+
+class CheckedFile:
+    """A file that is written sequentially, with running checksums; pyarrow can write to it.
+
+    It is new, or continues after the bytes of which there are checksums.
+    """
+
+    def __init__(self, path: str, running: RunningChecksums, *, grows: bool = False) -> None:
+        self._running = running
+        #: Bytes written, and bytes that the system was asked to write to the disk.
+        self._position = self._sent = running.size
+        how = 0 if grows else os.O_CREAT | os.O_EXCL
+        self._descriptor = os.open(path, os.O_WRONLY | how, 0o666)
+        if grows:
+            try:
+                os.ftruncate(self._descriptor, running.size)
+                os.lseek(self._descriptor, running.size, os.SEEK_SET)
+            except BaseException:
+                self.close()
+                raise
+
+    def write(self, data: Any) -> int:
+        """Write all of the bytes."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        # Write each block right after its checksum, while it is still in the cache.
+        for start in range(0, size, BLOCK):
+            part = rest[start : start + BLOCK]
+            self._running.update(part)
+            while part:
+                part = part[os.write(self._descriptor, part) :]
+        self._position += size
+        if self._position - self._sent >= _WRITE_BEHIND_BYTES:
+            write_behind(self._descriptor, self._sent, self._position - self._sent)
+            self._sent = self._position
+        return size
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._position
+
+    def flush(self) -> None:
+        """Do nothing, as writes are not buffered."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._descriptor < 0
+
+    def close(self) -> None:
+        """Close the file; closing it again does nothing."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+#: SYNC_FILE_RANGE_WRITE of ``sync_file_range``: start writing without waiting.
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def write_behind(descriptor: int, start: int, n_bytes: int) -> None:
+    """Ask the operating system to start writing a range of a file to the disk.
+
+    Otherwise it starts only when many bytes are waiting, or when the file is flushed, and flushing
+    then takes long. Errors are ignored: flushing the file reports them.
+    """
+    if sync_file_range := _sync_file_range():
+        sync_file_range(descriptor, start, n_bytes, _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """The Linux function ``sync_file_range``, or None if it does not exist."""
+    try:
+        function = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    typed: Callable[[int, int, int, int], int] = function
+    return typed

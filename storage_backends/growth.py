@@ -1,0 +1,58 @@
+"""Adding cells to an archive: the capability of a backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage_backends.errors import OutputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from storage_backends.base import ArrayWriter
+
+
+class Growing:
+    """Adding cells to an archive without rewriting it."""
+
+    def grow(self) -> ArrayWriter | None:
+        """Begin to add cells; None if the archive has to be rewritten instead.
+
+        The writer adds to the arrays and tables that the archive has. ``append`` takes items of the
+        dtype of the array; offsets (``indptr``) continue those stored, and may be wider.
+        ``extend_table`` adds rows to a table; ``write_table`` replaces one. After ``commit``, whose
+        attributes replace those of the archive, the archive at the path has the new cells, while
+        open archives keep what they opened. Without a commit the archive is unchanged.
+
+        Raises
+        ------
+        ArchiveChangedError
+            The archive was replaced since it was opened.
+        ArchiveLockedError
+            Another process or thread is changing the archive.
+        ArchiveWriteError
+            The archive is not writable.
+        """
+        return None
+
+
+class TableExtender:
+    """Adds rows to the tables of an archive that grows."""
+
+    path: str
+
+    def extend_table(self, name: str, table: pa.RecordBatchReader) -> None:
+        """Add rows to a table of the archive.
+
+        Parameters
+        ----------
+        table
+            The new rows, with the columns and types of the table. Every batch has all categories:
+            those of the table, then new ones.
+
+        Raises
+        ------
+        OutputError
+            The archive is new.
+        """
+        raise OutputError(f"{self.path}: the archive is new; write the table {name} as a whole")

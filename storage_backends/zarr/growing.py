@@ -1,0 +1,168 @@
+"""Adding cells to a Zarr archive: full shards stay, others are written anew.
+
+Genes keep their stored order, and arrays their codecs. Archives with reordered genes get new cells
+as a draft first, as their rows are sorted once their offsets are known.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
+from storage_backends.directory.growing import GrowingWriter
+from storage_backends.errors import OutputError, refused_write
+from storage_backends.zarr import detection, gene_order, layout
+from storage_backends.zarr.chunks.writing import ArrayBuilder
+from storage_backends.zarr.codecs.profiles import DRAFT, Profile
+from storage_backends.zarr.layout import MATRIX_PARTS
+from storage_backends.zarr.local_stores import RecordingStore
+from storage_backends.zarr.nodes import array_of
+from storage_backends.zarr.tables import writing
+from storage_backends.zarr.writer import ZarrWriter, numbered
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from storage_backends.zarr.store import ZarrStore
+
+
+class ZarrGrower(GrowingWriter, ZarrWriter):
+    """Adds cells to an archive that is a Zarr store."""
+
+    checksums = detection.CHECKSUMS
+    _store: ZarrStore
+
+    def _resume(self) -> None:
+        super()._resume()
+        self._group = self._store.group
+        self._unsigned = {*self._group.scdl_attrs.get("unsigned", ())}
+        self._order = self._group.order
+        #: Offsets of the new cells alone, where genes are reordered.
+        self._local: ArrayBuilder | None = None
+        with layout.ignore_zarr_warnings():
+            recording = RecordingStore(LocalStore(self.directory), self.recorder)
+            self._root = zarr.open_group(
+                recording, mode="r+", zarr_format=3, use_consolidated=False
+            )
+
+    # -- arrays ------------------------------------------------------------------------------
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        _ = self.directory
+        if name not in self._group.paths:
+            raise OutputError(f"{self.path}: the archive has no {name} to append to")
+        if name not in self._arrays:
+            self._widen_offsets(name, values.dtype)
+        if name == "indptr" and self._order is not None:
+            self._append_local(values)
+        super().append(name, values)
+
+    def _append_local(self, offsets: NDArray[Any]) -> None:
+        if self._local is None:
+            like = np.zeros(1, np.int64)
+            self._local = super()._builder("indptr", like, DRAFT)
+            self._local.append(like)
+        n_before = self._store.spec("data").length
+        self._local.append(offsets.astype(np.int64) - n_before)
+
+    def _is_draft(self, name: str) -> bool:
+        return self._order is not None and name in ("data", "indices")
+
+    def _builder(self, name: str, like: NDArray[Any], profile: Profile) -> ArrayBuilder:
+        if profile is DRAFT:
+            return super()._builder(name, like, profile)
+        path = self._group.paths[name]
+        node = self._group.nodes[path]
+        where = f"{self.path}: {name}"
+        stored = array_of(where, node, self._store.files, complete=True)
+        builder = ArrayBuilder(self.recorder, path, name, like[:0], profile)
+        assert node.array is not None
+        assert node.array.grid is not None
+        builder.resume(stored, node.array.grid.codecs)
+        return builder
+
+    def _complete(self, attrs: Mapping[str, Any]) -> None:
+        n_obs = self.specs["indptr"].length - 1
+        with refused_write(self.path), layout.ignore_zarr_warnings():
+            if self._order is not None:
+                self._join_drafts(self._order)
+            for builder in self._arrays.values():
+                builder.close()
+                self.recorder.unlink(f"{builder.path}/zarr.json")
+                builder.write_metadata(self._root)
+            self._resize_matrices(n_obs)
+            if "obs" not in self.table_rows:
+                self._extend("obs", numbered(n_obs, self._store.spec("indptr").length - 1))
+            self._update_root(attrs)
+            zarr.consolidate_metadata(self._root.store)
+
+    def _join_drafts(self, order: NDArray[np.int64]) -> None:
+        """Append new rows to the matrix, with its order of genes."""
+        drafts = [self._arrays[name] for name in ("data", "indices")]
+        if self._local is None:
+            self._append_local(np.empty(0, np.int64))
+        assert self._local is not None
+        for builder in (*drafts, self._local):
+            builder.close()
+        finals = [self._builder(draft.name, draft.empty(), self._profile) for draft in drafts]
+        rows = gene_order.Rows(drafts[0], drafts[1], self._local)
+        gene_order.rewrite(rows, finals[0], finals[1], order)
+        for draft, final in zip(drafts, finals, strict=True):
+            self._arrays[final.name] = final
+            draft.remove()
+        self._local.remove()
+        self.recorder.remove(os.path.join(self.directory, layout.MATRIX))
+
+    def _resize_matrices(self, n_obs: int) -> None:
+        """Update the shapes of sparse matrices with a row per cell."""
+        grown = {
+            path.rpartition("/")[0]
+            for name, path in self._group.paths.items()
+            if name in MATRIX_PARTS or name.startswith("graphs/")
+        }
+        for path in grown:
+            n_columns = self._group.sparse[path].shape[1] if path == self._group.matrix else n_obs
+            self._root[path].attrs.update({"shape": [n_obs, n_columns]})
+
+    def _update_root(self, attrs: Mapping[str, Any]) -> None:
+        before = self._group.scdl_attrs
+        is_sorted = {} if self._order is None else {"sorted": False}
+        attribute = {
+            **before,
+            "obs": "obs" in self.table_rows,
+            **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
+            "attrs": {**attrs, **is_sorted},
+        }
+        self._root.attrs.update({layout.ATTRIBUTE: attribute})
+
+    # -- tables ------------------------------------------------------------------------------
+
+    def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
+        if name != "obs":
+            raise OutputError(f"{self.path}: the table {name} of the archive cannot be replaced")
+        self.table_rows.pop(name, None)
+        with refused_write(self.path), layout.ignore_zarr_warnings():
+            del self._root[name]
+        super().write_table(name, table)
+
+    def extend_table(self, name: str, table: pa.RecordBatchReader) -> None:
+        if name not in self.table_rows or name != "obs":
+            raise OutputError(f"{self.path}: the archive has no table {name} to extend")
+        if not writing.can_extend(self._root, name):
+            # A short table has short chunks.
+            self.write_table(name, self._joined(name, 0, table))
+            return
+        with refused_write(self.path), layout.ignore_zarr_warnings():
+            self.table_rows[name] = self._extend(name, table)
+
+    def _extend(self, name: str, table: pa.RecordBatchReader) -> int:
+        if writing.can_extend(self._root, name):
+            return writing.extend(self._root, name, table)
+        del self._root[name]
+        return writing.write(self._root, name, numbered(self.specs["indptr"].length - 1))

@@ -1,0 +1,420 @@
+"""Cells that are added to archives: ``data.append`` and ``scdl append``."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from budget import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import scdl
+from scdl.errors import (
+    ArchiveChangedError,
+    ArchiveLockedError,
+    CastError,
+    GeneError,
+    OptionError,
+    SourceError,
+)
+from storage_backends.zarr.chunks import writing
+from storage_backends.zarr.codecs.profiles import PROFILES, Profile
+
+GENES = [f"g{i}" for i in range(12)]
+KINDS = {
+    "memmap": {"backend": "memmap"},
+    "fast": {"backend": "zarr", "compression": "fast"},
+    "archive": {"backend": "zarr", "compression": "archive"},
+}
+pytestmark = pytest.mark.filterwarnings("ignore:Observation names are not unique")
+
+
+def cells(n, seed=0, types="BT", **more):
+    rng = np.random.default_rng(seed)
+    X = sp.random(n, 12, 0.4, "csr", np.float32, rng=rng, data_rvs=lambda k: rng.integers(1, 9, k))
+    obs = pd.DataFrame(
+        {"type": pd.Categorical(rng.choice(list(types), n)), "n": rng.integers(0, 9, n)},
+        index=[f"cell {seed} {i}" for i in range(n)],
+    )
+    return ad.AnnData(X, obs, pd.DataFrame({"length": range(12)}, index=GENES), **more)
+
+
+def with_elements(n, seed=0, types="BT"):
+    rng = np.random.default_rng(seed)
+    graph = sp.random(n, n, 0.2, "csr", np.float32, rng=rng)
+    vectors = rng.normal(size=(n, 3)).astype(np.float32)
+    return cells(n, seed, types, obsm={"X_pca": vectors}, obsp={"knn": graph})
+
+
+def convert(source, path, kind="memmap"):
+    scdl.convert(source, path, obsm="X_pca", neighbor_key="knn", **KINDS[kind])
+    return scdl.open(path)
+
+
+def assert_same(one, other):
+    """Two archives have the same content, and are sound."""
+    a, b = one.to_anndata(), other.to_anndata()
+    np.testing.assert_array_equal(a.X.toarray(), b.X.toarray())
+    pd.testing.assert_frame_equal(a.obs, b.obs)
+    pd.testing.assert_frame_equal(a.var, b.var)
+    assert set(a.obsm) == set(b.obsm)
+    assert set(a.obsp) == set(b.obsp)
+    for key in a.obsm:
+        np.testing.assert_array_equal(a.obsm[key], b.obsm[key])
+    for key in a.obsp:
+        np.testing.assert_array_equal(a.obsp[key].toarray(), b.obsp[key].toarray())
+    for data in (one, other):
+        report = data.verify(deep=True)
+        assert (report.verdict, list(report.findings)) == (0, []), str(report)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=examples(15))
+@given(sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3))
+def test_parts_equal_one_conversion(tmp_path_factory, kind, sizes):
+    place = tmp_path_factory.mktemp("parts")
+    parts = [with_elements(n, i, "BTXYZ"[: i + 2]) for i, n in enumerate(sizes)]
+    data = convert(parts[0], place / "grown", kind)
+    for part in parts[1:]:
+        assert data.append(part).n_obs == part.n_obs
+    assert_same(data, convert(parts, place / "whole", kind))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of few numbers, and shards of few chunks."""
+    monkeypatch.setattr(writing, "_CHUNKS_PER_SHARD", 3)
+    for name, profile in PROFILES.items():
+        small = Profile(32, profile.compressor, profile.by_detection, profile.portable)
+        monkeypatch.setitem(PROFILES, name, small)
+
+
+# anndata: of codecs in stores that it reads
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("compression", PROFILES)
+def test_full_shards_stay(tmp_path, compression):
+    options = {"backend": "zarr", "compression": compression}
+    first, *rest = (cells(n, i) for i, n in enumerate([61, 1, 30, 7]))
+    scdl.convert(first, tmp_path / "grown", **options)
+    data = scdl.open(tmp_path / "grown")
+    before = {path: path.stat().st_ino for path in (tmp_path / "grown/X").rglob("c/*")}
+    for part in rest:
+        data.append(part)
+    scdl.convert([first, *rest], tmp_path / "whole", **options)
+    assert_same(data, scdl.open(tmp_path / "whole"))
+    kept = [path for path, inode in before.items() if path.stat().st_ino == inode]
+    # All but the last shard of each of three arrays.
+    assert len(kept) == len(before) - 3 > 3
+    np.testing.assert_array_equal(
+        ad.read_zarr(tmp_path / "grown").to_df()[GENES], data.to_anndata().to_df()
+    )
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_values_that_need_a_wider_type(tmp_path):
+    """Counts are stored in 16 bits until one does not fit."""
+    scdl.convert(cells(60), tmp_path / "a", **KINDS["fast"])
+    large = cells(5, 1)
+    large.X.data[-1] = 1e6
+    data = scdl.open(tmp_path / "a")
+    data.append(large)
+    scdl.convert([cells(60), large], tmp_path / "b", **KINDS["fast"])
+    assert_same(data, scdl.open(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_open_readers_keep_their_cells(tmp_path, kind):
+    data = convert(with_elements(30), tmp_path / "a", kind)
+    reader, expected = scdl.open(tmp_path / "a"), with_elements(30)
+    data.append(with_elements(20, 1))
+    assert (len(reader), len(data), len(scdl.open(tmp_path / "a"))) == (30, 50, 50)
+    np.testing.assert_array_equal(reader.to_anndata().X.toarray(), expected.X.toarray())
+    pd.testing.assert_frame_equal(reader.read_obs(), expected.obs)
+    with pytest.raises(ArchiveChangedError):
+        reader.append(with_elements(3))
+
+
+def count(path, started):
+    """In another process: read an archive until it has grown."""
+    reader, first = scdl.open(path), scdl.open(path).to_anndata().X.toarray()
+    started.set()
+    end = time.monotonic() + 60
+    while len(scdl.open(path)) == len(reader) and time.monotonic() < end:
+        pass
+    return len(scdl.open(path)), bool((reader.to_anndata().X.toarray() == first).all())
+
+
+def test_reader_in_another_process(tmp_path):
+    data = convert(with_elements(30), tmp_path / "a")
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(1, mp_context=context) as pool:
+        started = manager.Event()
+        reading = pool.submit(count, str(tmp_path / "a"), started)
+        started.wait(60)
+        data.append(with_elements(20, 1))
+        assert reading.result(60) == (50, True)
+
+
+def test_hard_linked_copy_does_not_change(tmp_path):
+    convert(with_elements(30), tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=os.link)
+    for name, seed in itertools.product("ab", (1, 2)):
+        scdl.open(tmp_path / name).append(with_elements(10, seed + ord(name)))
+    for name in "ab":
+        parts = [with_elements(30), *(with_elements(10, s + ord(name)) for s in (1, 2))]
+        assert_same(scdl.open(tmp_path / name), convert(parts, tmp_path / f"{name} whole"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_are_united(tmp_path, kind):
+    first, second, third = cells(10), cells(5, 1), cells(5, 2)
+    second.obs["batch"] = "b"
+    second.obs["n"] = second.obs["n"] + 0.5
+    del third.obs["type"]
+    scdl.convert(first, tmp_path / "a", **KINDS[kind])
+    data = scdl.open(tmp_path / "a")
+    for part in (second, third):
+        data.append(part)
+    scdl.convert([first, second, third], tmp_path / "b", **KINDS[kind])
+    assert_same(data, scdl.open(tmp_path / "b"))
+
+
+def test_archive_without_obs(tmp_path):
+    for kind in KINDS:
+        path = tmp_path / kind
+        with scdl.create(path, var=GENES, **KINDS[kind]) as archive:
+            archive.append(cells(5).X)
+        data = scdl.open(path)
+        data.append(path)
+        assert (len(data), data.obs_features()) == (10, None)
+        data.append(cells(5, 1))
+        assert data.read_obs()["type"].isna().tolist() == [True] * 10 + [False] * 5
+        assert data.verify(deep=True).verdict == 0
+
+
+def test_labels(tmp_path):
+    scdl.convert({"a": cells(3)}, tmp_path / "a", label="batch")
+    data = scdl.open(tmp_path / "a")
+    data.append({"b": cells(2, 1), "c": cells(1, 2)}, label="batch")
+    data.append(cells(1, 3))
+    assert data.read_obs()["batch"].astype(object).fillna("-").tolist() == [*"aaabbc-"]
+
+
+def test_genes(tmp_path):
+    scdl.convert(cells(5), tmp_path / "a")
+    data = scdl.open(tmp_path / "a")
+    turned = cells(4, 1)[:, ::-1].copy()
+    turned.var["other"] = 1
+    report = data.append(turned)
+    assert report.not_carried == ("var/other",)
+    np.testing.assert_array_equal(data.to_anndata().X[5:].toarray(), turned.X.toarray()[:, ::-1])
+    other = cells(3, 2)[:, 2:].copy()
+    other.var_names = [*GENES[2:-1], "new"]
+    with pytest.raises(GeneError, match=r"lacks 3 \(g0, g1, g11\); it has in addition 1 \(new\)"):
+        data.append(other)
+    with pytest.raises(GeneError):
+        data.append(other, genes="archive")
+    data.append(other, genes="archive", missing="zero")
+    expected = np.zeros((3, 12), np.float32)
+    expected[:, 2:11] = other.X.toarray()[:, :-1]
+    np.testing.assert_array_equal(data.to_anndata().X[9:].toarray(), expected)
+    assert data.var_features().blocks[0].names == scdl.open(tmp_path / "a")._var.blocks[0].names
+
+
+def test_what_does_not_fit(tmp_path):
+    scdl.convert(with_elements(5), tmp_path / "a", obsm="X_pca", data_dtype="uint8")
+    data, before = scdl.open(tmp_path / "a"), sorted(os.listdir(tmp_path / "a/scdl"))
+    negative = with_elements(5, 1)
+    negative.X = -negative.X
+    wide = with_elements(5, 1)
+    wide.obsm["X_pca"] = np.ones((5, 4), np.float32)
+    for wrong, error in [(negative, CastError), (wide, SourceError), (cells(5), SourceError)]:
+        with pytest.raises(error):
+            data.append(wrong)
+    for options in ({"data_dtype": "float32"}, {"compression": "fast"}, {"genes": "union"}):
+        with pytest.raises(OptionError):
+            data.append(with_elements(5, 1), **options)
+    with pytest.raises(OptionError, match="missing"):
+        data.append(with_elements(5, 1), missing="zero")
+    with pytest.raises(SourceError, match="nothing to append"):
+        data.append([])
+    assert sorted(os.listdir(tmp_path / "a/scdl")) == before
+    assert_same(data, scdl.open(tmp_path / "a"))
+
+
+def test_layers_cannot_grow(tmp_path):
+    layered = cells(5)
+    layered.layers["counts"] = layered.X.copy()
+    scdl.convert(layered, tmp_path / "a.zarr")
+    with pytest.raises(SourceError, match="layers/counts"):
+        scdl.open(tmp_path / "a.zarr").append(layered)
+
+
+def test_other_elements_stay(tmp_path):
+    adata = with_elements(5)
+    adata.uns["title"], adata.varm["loadings"] = "cells", np.ones((12, 2))
+    scdl.convert(adata, tmp_path / "a.zarr")
+    data = scdl.open(tmp_path / "a.zarr")
+    report = data.append(adata)
+    assert set(report.not_carried) == {"uns", "varm/loadings"}
+    grown = data.to_anndata()
+    assert (grown.n_obs, grown.uns["title"]) == (10, "cells")
+    assert grown.varm["loadings"].shape == (12, 2)
+
+
+@pytest.mark.parametrize("lacks", ["scdl/checksums.bin", "scdl/manifest.json"])
+def test_archive_that_is_rewritten(tmp_path, lacks):
+    """Without checksums, or the files of scdl, an archive is written anew."""
+    data = convert(with_elements(10), tmp_path / "a")
+    os.remove(tmp_path / "a" / lacks)
+    if "manifest" in lacks:
+        shutil.rmtree(tmp_path / "a/scdl")
+    data = scdl.open(tmp_path / "a")
+    report = data.append(with_elements(5, 1))
+    assert (len(data), report.n_obs, report.nnz) == (15, 5, with_elements(5, 1).X.nnz)
+    if "checksums" in lacks:
+        assert_same(data, convert([with_elements(10), with_elements(5, 1)], tmp_path / "b"))
+    assert data.verify(deep=True).verdict == 0
+
+
+def test_interrupted_append(tmp_path, run_python):
+    """After a crash the archive has its old cells, is sound, and can be mended or grow."""
+    convert(with_elements(30), tmp_path / "a")
+    code = """
+import os, sys, scdl
+from storage_backends.memmap.growing import MemmapGrower
+MemmapGrower.commit = lambda *_: os.kill(os.getpid(), 9)
+scdl.open(sys.argv[1]).append(sys.argv[2])
+"""
+    convert(with_elements(20, 1), tmp_path / "b")
+    assert run_python("-c", code, tmp_path / "a", tmp_path / "b").returncode == -9
+    assert os.path.getsize(tmp_path / "a/data.npy") > 4 * with_elements(30).X.nnz
+    data = scdl.open(tmp_path / "a")
+    assert len(data) == 30
+    findings = data.verify(deep=True).findings
+    assert findings
+    assert all(finding.verdict == 0 and finding.mendable for finding in findings)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    done = scdl.verify(tmp_path / "copy", repair=True)
+    assert done.verdict == 0
+    assert_same(scdl.open(tmp_path / "copy"), convert(with_elements(30), tmp_path / "same"))
+    data.append(with_elements(20, 1))
+    assert_same(data, convert([with_elements(30), with_elements(20, 1)], tmp_path / "whole"))
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
+def test_checksums_of_an_interrupted_append(tmp_path):
+    """Bytes that were left do not become those of cells."""
+    convert(with_elements(30), tmp_path / "a")
+    with open(tmp_path / "a/data.npy", "ab") as file:
+        file.write(bytes(400))
+    (tmp_path / "a/scdl/.growing").touch()
+    shutil.copytree(tmp_path / "a", tmp_path / "shared", copy_function=os.link)
+    # Shared content is not shortened, and is still known to be longer.
+    assert scdl.verify(tmp_path / "shared", repair=True).verdict == 0
+    assert len(scdl.open(tmp_path / "shared")) == 30
+    os.remove(tmp_path / "a/scdl/checksums.bin")
+    scdl.verify(tmp_path / "a", add_checksums=True)
+    for name in ("a", "shared"):
+        data = scdl.open(tmp_path / name)
+        data.append(with_elements(5, 1))
+        whole = convert([with_elements(30), with_elements(5, 1)], tmp_path / f"{name} whole")
+        assert_same(data, whole)
+
+
+def test_other_program_that_changes_values_is_not_taken_for_an_append(tmp_path):
+    convert(with_elements(30), tmp_path / "a")
+    with open(tmp_path / "a/data.npy", "ab") as file:
+        file.write(bytes(400))
+    with pytest.raises(scdl.errors.ArchiveFormatError):
+        scdl.open(tmp_path / "a")
+
+
+def test_second_writer_is_refused(tmp_path):
+    data = convert(with_elements(5), tmp_path / "a")
+    other = scdl.open(tmp_path / "a")
+    writer = data._store.grow()
+    with writer, pytest.raises(ArchiveLockedError):
+        other.append(with_elements(5, 1))
+    other.append(with_elements(5, 1))
+    assert len(scdl.open(tmp_path / "a")) == 10
+
+
+def test_many_small_appends_leave_few_files(tmp_path):
+    data = convert(with_elements(5), tmp_path / "a")
+    before = sorted(p.relative_to(tmp_path) for p in (tmp_path / "a").rglob("*"))
+    for seed in range(1, 12):
+        data.append(with_elements(2, seed))
+    assert sorted(p.relative_to(tmp_path) for p in (tmp_path / "a").rglob("*")) == before
+
+
+def test_reference_reads_grown_archives(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    reference = pytest.importorskip("bionemo.scdl.io.single_cell_memmap_dataset")
+    from storage_backends.memmap import table_writer
+
+    # Files of obs from a few rows on.
+    monkeypatch.setattr(table_writer, "ROW_GROUP", 4)
+    parts = [cells(5 + i, i) for i in range(12)]
+    scdl.convert(parts[0], tmp_path / "a")
+    data = scdl.open(tmp_path / "a")
+    for part in parts[1:]:
+        data.append(part)
+    assert len(list((tmp_path / "a/obs_features").glob("*.parquet"))) == 12
+    theirs = reference.SingleCellMemMapDataset(str(tmp_path / "a"))
+    assert theirs.shape() == data.shape()
+    whole = ad.concat(parts)
+    for i in range(len(data)):
+        (values, columns), (genes,), cell = theirs.get_row(
+            i, return_var_features=True, return_obs_features=True
+        )
+        assert values.tolist() == whole.X[i].data.tolist()
+        assert columns.tolist() == whole.X[i].indices.tolist()
+        assert genes.tolist() == list(range(12))
+        assert [*map(str, cell)] == [str(whole.obs["type"].iloc[i]), str(whole.obs["n"].iloc[i])]
+    scdl.convert(parts, tmp_path / "whole")
+    assert_same(data, scdl.open(tmp_path / "whole"))
+
+
+def test_command(tmp_path, run_command):
+    for seed, name in enumerate(["a", "b", "c"]):
+        cells(5, seed).write_h5ad(tmp_path / f"{name}.h5ad")
+    scdl.convert(tmp_path / "a.h5ad", tmp_path / "archive")
+    done = run_command("scdl", "append", "archive", "b.h5ad", "c.h5ad")
+    assert done.returncode == 0, done.stderr
+    assert "10 cells" in done.stdout
+    assert len(scdl.open(tmp_path / "archive")) == 15
+    done = run_command("scdl", "append", "nothing", "b.h5ad")
+    assert done.returncode == 1
+    assert "there is no archive here" in done.stderr
+
+
+def test_two_commands_at_once(tmp_path, child_environment):
+    """Each waits, adds all of its cells, or is refused; none is lost in part."""
+    cells(200, 1).write_h5ad(tmp_path / "b.h5ad")
+    scdl.convert(cells(10), tmp_path / "archive")
+    command = [sys.executable, "-m", "scdl", "append", "archive", "b.h5ad", "--quiet"]
+    running = [
+        subprocess.Popen(command, cwd=tmp_path, env=child_environment, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    told = [child.communicate(timeout=120)[1].decode() for child in running]
+    done = [child.returncode == 0 for child in running]
+    refused = [text for text, ok in zip(told, done, strict=True) if not ok]
+    assert all("changing this" in text or "was changed" in text for text in refused), told
+    data = scdl.open(tmp_path / "archive")
+    assert len(data) == 10 + 200 * sum(done) > 10
+    assert data.verify(deep=True).verdict == 0
