@@ -137,7 +137,8 @@ def loom(cells: Cells, out: Path) -> None:
     n_genes, n_cells = len(cells.var), len(cells.obs)
     with h5py.File(out, "w") as file:
         file.attrs["LOOM_SPEC_VERSION"] = "3.0.0"
-        options = {"chunks": (64, min(64, n_cells)), "compression": "gzip", "compression_opts": 2}
+        chunks = min(64, n_genes), min(64, n_cells)
+        options = {"chunks": chunks, "compression": "gzip", "compression_opts": 2}
         matrix = file.create_dataset("matrix", (n_genes, n_cells), "i4", **options)
         for name in ("layers", "row_graphs", "col_graphs", "attrs"):
             file.create_group(name)
@@ -150,7 +151,7 @@ def loom(cells: Cells, out: Path) -> None:
 
 
 def soma(cells: Cells, out: Path) -> None:
-    """An experiment of TileDB-SOMA, as the package converts the file."""
+    """An experiment of TileDB-SOMA, as the package converts the file: counts are in ``raw``."""
     import tiledbsoma.io
 
     tiledbsoma.io.from_h5ad(str(out), cells.matrix.file.filename, measurement_name="RNA")

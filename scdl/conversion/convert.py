@@ -326,7 +326,7 @@ def write_archive(
             _log.info("%s: %s, %d cells x %d genes", source.path, source.matrix_name, *size)
         meter.reset(conversion.work)
         info = conversion.run(writer, meter)
-    return report_of(
+    report = report_of(
         path_of(path),
         writer.path,
         target,
@@ -343,6 +343,8 @@ def write_archive(
         genes_left_out=conversion.left_out[1],
         fields=info.fields,
     )
+    _log.info("%s: %d bytes in %.1f s", path, report.nbytes, report.seconds)
+    return report
 
 
 def check_free(path: str, *, replace: bool) -> None:

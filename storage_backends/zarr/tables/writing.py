@@ -67,7 +67,7 @@ def write(group: zarr.Group, name: str, table: pa.Table | pa.RecordBatchReader) 
     with refused_write(where):
         frame = _Frame(where, group.create_group(name), table.schema)
     # Errors raised by the stream itself are not write errors.
-    for block in _blocks(map(frame.encode, alike_batches(where, table))):
+    for block in _blocks(map(frame.encode, alike_batches(where, table)), _ROWS):
         with refused_write(where):
             frame.write(block)
     with refused_write(where):
@@ -115,7 +115,7 @@ def _where(group: zarr.Group, name: str) -> str:
     return f"{group.store_path}/{name}".removeprefix("wrapping-").removeprefix("file://")
 
 
-def _blocks(batches: Iterable[pa.RecordBatch], missing: int = _ROWS) -> Iterator[pa.RecordBatch]:
+def _blocks(batches: Iterable[pa.RecordBatch], missing: int) -> Iterator[pa.RecordBatch]:
     """Re-slice batches so that every chunk is written once; the last may be empty.
 
     `missing` is the number of rows of the first block.

@@ -42,7 +42,7 @@ def test_what_joining_leaves_out_is_told(tmp_path: Path) -> None:
     scdl.convert(tmp_path / "cells.h5ad", tmp_path / "a.zarr")
     ds, other = (scdl.open(tmp_path / "a.zarr") for _ in range(2))
     n_obs = len(ds)
-    with pytest.warns(ScdlWarning, match=r"layers/\S+.*uns.* is left out"):
+    with pytest.warns(ScdlWarning, match=r"obsm/\S+.*uns.* is left out"):
         ds.concat(other)
     assert len(ds) == 2 * n_obs
     np.testing.assert_array_equal(
