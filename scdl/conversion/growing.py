@@ -13,12 +13,16 @@ import pyarrow as pa
 
 from scdl.archive.casting import Caster
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
+from scdl.archive.fields import fields_of
 from scdl.archive.schema import (
     DATA,
     INDICES,
     INDPTR,
+    MATRIX,
     OBS,
     Info,
+    field_element,
+    field_prefix,
     graph_array,
     obsm_array,
 )
@@ -31,6 +35,7 @@ from scdl.conversion.options import (
     Meter,
     Settings,
     check_options,
+    layers_of,
 )
 from scdl.conversion.origins import origins_of
 from scdl.conversion.reporting import report_of
@@ -38,17 +43,15 @@ from scdl.conversion.source_rows import CleanRows, MatrixWriter, graph_rows
 from scdl.conversion.tables import United
 from scdl.errors import NeighborError, OptionError, SourceError
 from scdl.progress import progress_bar
-from scdl.sources.base import Source, is_matrix, sum_tallies
+from scdl.sources.base import Source, Tally, is_matrix, sum_tallies
 from scdl.sources.formats import sources_of
-from scdl.sources.gene_selection import (
-    gene_choice,
-)
-from scdl.sources.matrices import BLOCK_VALUES, Bounds, pieces
+from scdl.sources.gene_selection import gene_choice
+from scdl.sources.matrices import BLOCK_VALUES, Bounds, Matrix, pieces
 from storage_backends import registry
 from storage_backends.base import ArrayStore, ArrayWriter
 
 #: Options of conversions that an archive determines once it is written.
-_DETERMINED = ("compression", "data_dtype", "layers", "obsm", "only_matrix")
+_DETERMINED = ("compression", "data_dtype", "obsm", "only_matrix")
 
 
 def grow(
@@ -122,8 +125,19 @@ class Growth:
         self._store, self._settings, self._genes = store, settings, genes
         self._info = Info.of(store)
         self._graphs, self._vectors = graph_keys(store), dense_vectors(store)
-        tolerance = settings.options.get("data_dtype_tolerance", 1e-8)
-        self._caster = Caster.keeping(store.spec(DATA).dtype, tolerance)
+        self._fields = fields_of(store, self._info)
+        layers = layers_of(settings.options.get("layers"))
+        if layers is not None and {*layers} != {*self._fields}:
+            raise OptionError(
+                f"layers= has {', '.join(layers)}, but the fields of {store.path} are: "
+                f"{', '.join(self._fields) or 'none'}"
+            )
+        if self._fields and layers is None:
+            layers = {name: field_element(name) for name in self._fields}
+            given: ConvertOptions = {**settings.options, "layers": layers}
+            self._settings = replace(settings, options=given)
+        self._tolerance = settings.options.get("data_dtype_tolerance", 1e-8)
+        self._caster = Caster.keeping(store.spec(DATA).dtype, self._tolerance)
         options = settings.options
         self._bounds = Bounds(
             options.get("block_values", BLOCK_VALUES),
@@ -158,11 +172,17 @@ class Growth:
             **more,
         )
 
+    @property
+    def _carried(self) -> set[str]:
+        """Names of the elements that get further cells."""
+        graphs = {f"obsp/{key}" for key in self._graphs}
+        return graphs | {*map(obsm_array, self._vectors)} | {*map(field_element, self._fields)}
+
     # -- checks ------------------------------------------------------------------------------
 
     def _check_elements(self, *, by_rewriting: bool) -> None:
         """Raise SourceError if the archive has elements that cannot get further cells."""
-        kept = {f"obsp/{key}" for key in self._graphs} | {*map(obsm_array, self._vectors)}
+        kept = self._carried
         refused = [
             name
             for name in elements_of(self._store)
@@ -195,23 +215,25 @@ class Growth:
         for key in self._graphs:
             self._write_graph(writer, key, sources)
         tally = sum_tallies([source.tally for source in sources])
-        clean = CleanRows(self._store.spec(INDICES).dtype, self._caster, tally)
-        n_before = self._store.spec(DATA).length
-        with MatrixWriter(writer, clean.dtypes, self._bounds, n_values=n_before) as matrix:
-            for source in sources:
-                for rows in clean.of(source.matrix, None, self._bounds, meter):
-                    matrix.write(rows)
-            matrix.finish(self._store.spec(INDPTR).dtype)
+        matrices = [source.matrix for source in sources]
+        clean, nnz = self._write_matrix(writer, matrices, self._caster, tally, meter)
+        for name in self._fields:
+            matrices = [source.fields[name] for source in sources]
+            dtype = self._store.spec(field_prefix(name) + DATA).dtype
+            caster = Caster.keeping(dtype, self._tolerance)
+            self._write_matrix(writer, matrices, caster, Tally(), meter, field_prefix(name))
+            caster.warn(writer.path)
         # Figures of quality are known when the matrix was read.
         changes = self._write_obs(writer, [source.cells for source in sources])
         info = self._grown(sources)
         # Warn before the commit, since warning filters may turn the warning into an error.
         self._caster.warn(writer.path)
         writer.commit(info.to_attrs())
-        carried = {f"obsp/{key}" for key in self._graphs} | {*map(obsm_array, self._vectors)}
+        layers = layers_of(self._settings.options.get("layers")) or {}
+        carried = self._carried | {*layers.values()}
         lost = dict.fromkeys(name for source in sources for name in source.not_carried(carried))
         return info, {
-            "nnz": matrix.n_values - n_before,
+            "nnz": nnz,
             "tally": clean.tally,
             "not_carried": tuple(lost),
             "unmatched": tuple(line for source in sources for line in source.unmatched),
@@ -219,7 +241,28 @@ class Growth:
             "cells_left_out": sum(source.left_out[0] for source in sources),
             "genes_left_out": tuple(source.left_out[1] for source in sources),
             "matrices": [source.matrix_name for source in sources],
+            "fields": tuple(self._fields),
         }
+
+    def _write_matrix(
+        self,
+        writer: ArrayWriter,
+        matrices: Sequence[Matrix],
+        caster: Caster,
+        tally: Tally,
+        meter: Meter,
+        prefix: str = "",
+    ) -> tuple[CleanRows, int]:
+        """Add rows to the matrix or a field; returns what cleaned them, and their values."""
+        specs = [self._store.spec(prefix + part) for part in MATRIX]
+        clean = CleanRows(specs[1].dtype, caster, tally)
+        before = specs[0].length
+        with MatrixWriter(writer, clean.dtypes, self._bounds, prefix, before) as out:
+            for matrix in matrices:
+                for rows in clean.of(matrix, None, self._bounds, meter):
+                    out.write(rows)
+            out.finish(specs[2].dtype)
+        return clean, out.n_values - before
 
     def _grown(self, sources: Sequence[Source]) -> Info:
         """Description of the archive with the new cells, which join its last feature block."""

@@ -178,7 +178,9 @@ class RewritableArchive(OpenedArchive):
         progress
             Whether to show a progress bar.
         **options
-            Options of :func:`scdl.convert` for its sources, such as ``matrix``.
+            Options of :func:`scdl.convert` for its sources, such as ``matrix``, ``where`` and
+            ``obs``. Fields of the archive get the layers with their names, unless ``layers`` names
+            others.
 
         Returns
         -------
@@ -188,14 +190,14 @@ class RewritableArchive(OpenedArchive):
         Raises
         ------
         SourceNotFoundError, SourceError
-            A source cannot be read; it lacks dense vectors of the archive; or the archive has
-            elements that cannot get further cells, such as layers.
+            A source cannot be read; it lacks dense vectors or fields of the archive; or the archive
+            has elements that cannot get further cells, such as layers by columns.
         GeneError
             The genes differ, or cannot be mapped.
         CastError
             The dtype of the archive cannot represent a value.
         OptionError
-            The archive determines an option.
+            The archive determines an option, or has other fields.
         ArchiveLockedError, ArchiveChangedError
             As for :meth:`cast_data_to_dtype`.
 

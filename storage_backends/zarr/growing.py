@@ -124,10 +124,11 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
         grown = {
             path.rpartition("/")[0]
             for name, path in self._group.paths.items()
-            if name in MATRIX_PARTS or name.startswith("graphs/")
+            if name in MATRIX_PARTS or name.startswith(("graphs/", "layers/"))
         }
         for path in grown:
-            n_columns = self._group.sparse[path].shape[1] if path == self._group.matrix else n_obs
+            is_graph = path.startswith("obsp/")
+            n_columns = n_obs if is_graph else self._group.sparse[path].shape[1]
             self._root[path].attrs.update({"shape": [n_obs, n_columns]})
 
     def _update_root(self, attrs: Mapping[str, Any]) -> None:

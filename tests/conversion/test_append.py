@@ -255,11 +255,47 @@ def test_what_does_not_fit(tmp_path):
     assert_same(data, scdl.open(tmp_path / "a"))
 
 
-def test_layers_cannot_grow(tmp_path):
-    layered = cells(5)
-    layered.layers["counts"] = layered.X.copy()
+def with_layer(n, seed=0, form="csr"):
+    adata = with_elements(n, seed)
+    adata.layers["doubled"] = (2 * adata.X).asformat(form)
+    return adata
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_grow(tmp_path, kind):
+    options = {**KINDS[kind], "layers": ["doubled"], "obsm": "X_pca", "neighbor_key": "knn"}
+    parts = [with_layer(n, n) for n in (9, 0, 6)]
+    # Genes in another order, of the field as of the matrix.
+    parts[2] = parts[2][:, ::-1].copy()
+    scdl.convert(parts[0], tmp_path / "a", **options)
+    data = scdl.open(tmp_path / "a")
+    for part in parts[1:]:
+        assert data.append(part).fields == ("doubled",)
+    scdl.convert(parts, tmp_path / "b", **options)
+    whole = scdl.open(tmp_path / "b")
+    assert_same(data, whole)
+    assert data.fields == whole.fields == ["doubled"]
+    rows = data.read_rows(slice(None), fields=["doubled"])
+    np.testing.assert_array_equal(rows.fields["doubled"].to_dense(), 2 * rows.to_dense())
+
+
+def test_fields_of_other_layers_and_of_none(tmp_path):
+    scdl.convert(with_layer(5), tmp_path / "a", layers=["doubled"])
+    data = scdl.open(tmp_path / "a")
+    data.append(cells(4, 1), layers={"doubled": "X"})
+    rows = data.read_rows(slice(5, None), fields=["doubled"])
+    np.testing.assert_array_equal(rows.fields["doubled"].to_dense(), rows.to_dense())
+    with pytest.raises(SourceError, match="there is no matrix layers/doubled"):
+        data.append(cells(4, 1))
+    with pytest.raises(OptionError, match=r"but the fields of .* are: doubled"):
+        data.append(cells(4, 1), layers=["other"])
+    assert len(data) == 9
+
+
+def test_layers_by_columns_cannot_grow(tmp_path):
+    layered = with_layer(5, form="csc")
     scdl.convert(layered, tmp_path / "a.zarr")
-    with pytest.raises(SourceError, match="layers/counts"):
+    with pytest.raises(SourceError, match="layers/doubled"):
         scdl.open(tmp_path / "a.zarr").append(layered)
 
 
@@ -283,7 +319,7 @@ def test_archive_that_is_rewritten(tmp_path, lacks):
     if "manifest" in lacks:
         shutil.rmtree(tmp_path / "a/scdl")
     data = scdl.open(tmp_path / "a")
-    report = data.append(with_elements(5, 1))
+    report = data.append(with_elements(5, 1), where="n < 100")
     assert (len(data), report.n_obs, report.nnz) == (15, 5, with_elements(5, 1).X.nnz)
     if "checksums" in lacks:
         assert_same(data, convert([with_elements(10), with_elements(5, 1)], tmp_path / "b"))
