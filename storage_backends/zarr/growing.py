@@ -43,8 +43,9 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
         self._group = self._store.group
         self._unsigned = {*self._group.scdl_attrs.get("unsigned", ())}
         self._order = self._group.order
-        #: Offsets of the new cells alone, where genes are reordered.
-        self._local: ArrayBuilder | None = None
+        self._sparse = {n: m for n, m in self._group.sparse.items() if n.startswith("layers/")}
+        #: Offsets of the new cells alone, by prefix, of matrices whose genes are reordered.
+        self._local: dict[str, ArrayBuilder] = {}
         with layout.ignore_zarr_warnings():
             recording = RecordingStore(LocalStore(self.directory), self.recorder)
             self._root = zarr.open_group(
@@ -59,20 +60,27 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
             raise OutputError(f"{self.path}: the archive has no {name} to append to")
         if name not in self._arrays:
             self._widen_offsets(name, values.dtype)
-        if name == "indptr" and self._order is not None:
-            self._append_local(values)
+        prefix = name.removesuffix("indptr")
+        if prefix != name and self._is_reordered(prefix):
+            self._append_local(prefix, values)
         super().append(name, values)
 
-    def _append_local(self, offsets: NDArray[Any]) -> None:
-        if self._local is None:
+    def _is_reordered(self, prefix: str) -> bool:
+        """Whether the genes of a matrix are stored in another order, as those of the archive."""
+        follows = self._group.matrix == "X" and prefix.startswith("layers/")
+        return self._order is not None and (not prefix or follows)
+
+    def _append_local(self, prefix: str, offsets: NDArray[Any]) -> None:
+        if prefix not in self._local:
             like = np.zeros(1, np.int64)
-            self._local = super()._builder("indptr", like, DRAFT)
-            self._local.append(like)
-        n_before = self._store.spec("data").length
-        self._local.append(offsets.astype(np.int64) - n_before)
+            self._local[prefix] = super()._builder(f"{prefix}indptr", like, DRAFT)
+            self._local[prefix].append(like)
+        n_before = self._store.spec(f"{prefix}data").length
+        self._local[prefix].append(offsets.astype(np.int64) - n_before)
 
     def _is_draft(self, name: str) -> bool:
-        return self._order is not None and name in ("data", "indices")
+        holder, slash, part = name.rpartition("/")
+        return part in ("data", "indices") and self._is_reordered(holder + slash)
 
     def _builder(self, name: str, like: NDArray[Any], profile: Profile) -> ArrayBuilder:
         if profile is DRAFT:
@@ -103,20 +111,22 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
             zarr.consolidate_metadata(self._root.store)
 
     def _join_drafts(self, order: NDArray[np.int64]) -> None:
-        """Append new rows to the matrix, with its order of genes."""
-        drafts = [self._arrays[name] for name in ("data", "indices")]
-        if self._local is None:
-            self._append_local(np.empty(0, np.int64))
-        assert self._local is not None
-        for builder in (*drafts, self._local):
-            builder.close()
-        finals = [self._builder(draft.name, draft.empty(), self._profile) for draft in drafts]
-        rows = gene_order.Rows(drafts[0], drafts[1], self._local)
-        gene_order.rewrite(rows, finals[0], finals[1], order)
-        for draft, final in zip(drafts, finals, strict=True):
-            self._arrays[final.name] = final
-            draft.remove()
-        self._local.remove()
+        """Append new rows to the matrix and fields, with their order of genes."""
+        prefixes = [n.removesuffix("data") for n in self._arrays if n.endswith("data")]
+        for prefix in filter(self._is_reordered, prefixes):
+            drafts = [self._arrays[prefix + name] for name in ("data", "indices")]
+            if prefix not in self._local:
+                self._append_local(prefix, np.empty(0, np.int64))
+            local = self._local[prefix]
+            for builder in (*drafts, local):
+                builder.close()
+            finals = [self._builder(draft.name, draft.empty(), self._profile) for draft in drafts]
+            rows = gene_order.Rows(drafts[0], drafts[1], local)
+            gene_order.rewrite(rows, finals[0], finals[1], order)
+            for draft, final in zip(drafts, finals, strict=True):
+                self._arrays[final.name] = final
+                draft.remove()
+            local.remove()
         self.recorder.remove(os.path.join(self.directory, layout.MATRIX))
 
     def _resize_matrices(self, n_obs: int) -> None:
