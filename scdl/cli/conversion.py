@@ -7,10 +7,11 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from scdl.cli import conversion_options as opt
 from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
 from scdl.errors import ConversionFailedError
 from storage_backends.paths import path_of
@@ -18,266 +19,59 @@ from storage_backends.paths import path_of
 #: Exit code if some files could not be converted, with --skip-failed.
 _SOME_FAILED = 3
 
-Backend = Annotated[
-    str | None,
-    typer.Option(help="Storage backend. [default: zarr if DEST ends in .zarr, else memmap]"),
-]
-Compression = Annotated[
-    str | None,
-    typer.Option(help="Compression of the zarr backend: fast, balanced, archive or portable."),
-]
-Shuffle = Annotated[
-    int | None,
-    typer.Option(
-        metavar="SEED",
-        help="Write the cells in a random order, a function of this number. Their rows in the "
-        "sources become a column of obs.",
-    ),
-]
-RowColumn = Annotated[
-    str | None, typer.Option(help="Name of that column, with --shuffle. [default: source_row]")
-]
-
 
 def convert(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SRC...",
-            help="AnnData (h5ad, zarr), MuData (h5mu, zarr), Loom, TileDB-SOMA, outputs of 10x "
-            "Cell Ranger (h5, matrix.mtx), Parquet, data sets of Hugging Face or archives, or a "
-            "single directory of such files.",
-        ),
-    ] = None,
-    dest: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="DEST",
-            help="Path of the new archive; a name that ends in .zarr selects the zarr backend. "
-            "For a directory of h5ad files: the directory of the new archives.",
-        ),
-    ] = None,
-    backend: Backend = None,
-    compression: Compression = None,
-    only_matrix: Annotated[
-        bool, typer.Option("--only-matrix", help="Leave out elements that training does not need.")
-    ] = False,
-    matrix: Annotated[
-        str | None,
-        typer.Option(
-            help="Matrix to convert: X, raw/X or layers/<key>. [default: raw/X if present, else X]"
-        ),
-    ] = None,
-    genome: Annotated[
-        str | None, typer.Option(help="Of an output of Cell Ranger: genome whose genes to convert.")
-    ] = None,
-    feature_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of an output of Cell Ranger: type of features to convert, or all; may be "
-            "repeated. [default: Gene Expression]"
-        ),
-    ] = None,
-    obs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Table (csv, tsv, txt, parquet) whose columns to add to obs; its first column has "
-            "the names of cells.",
-        ),
-    ] = None,
-    var: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The same for genes and var.")
-    ] = None,
-    modality: Annotated[
-        str | None,
-        typer.Option(help="Of MuData: modality to convert. [default: the only one]"),
-    ] = None,
-    obs_names: Annotated[
-        str | None,
-        typer.Option(
-            help="Of Loom, Parquet or a data set of Hugging Face: attribute or column with the "
-            "names of cells. [default: CellID, or the index of pandas, else numbers]"
-        ),
-    ] = None,
-    var_names: Annotated[
-        str | None,
-        typer.Option(
-            help="Of Loom: attribute with the names of genes; of a vocabulary: its column with "
-            "them. [default: Gene; the first column of text]"
-        ),
-    ] = None,
-    measurement: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a TileDB-SOMA experiment: measurement to convert. [default: the only one, or "
-            "RNA]"
-        ),
-    ] = None,
-    obs_query: Annotated[
-        str | None,
-        typer.Option(help="Of a TileDB-SOMA experiment: filter of cells, as tiledbsoma takes it."),
-    ] = None,
-    gene_ids: Annotated[
-        str | None,
-        typer.Option(
-            help="Of Parquet or a data set of Hugging Face: column with the lists of genes. "
-            "[default: the only possible one]"
-        ),
-    ] = None,
-    gene_values: Annotated[
-        str | None, typer.Option(help="The same: column with the lists of their values.")
-    ] = None,
-    vocabulary: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="The same: the gene of each id; a gene in each line, a table (CSV, TSV, Parquet, "
-            "JSON), or a JSON object of ids by gene.",
-        ),
-    ] = None,
-    vocabulary_ids: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of that table with the ids. [default: the only one of integers, else "
-            "positions from 0]"
-        ),
-    ] = None,
-    unknown_genes: Annotated[
-        str | None,
-        typer.Option(help="Ids that are not in that table: error, or drop. [default: error]"),
-    ] = None,
-    obsm: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of obsm whose dense vectors to convert; may be repeated."),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=MATRIX]",
-            help="Further matrix to store beside the first, under NAME: the layer of that name, or "
-            "MATRIX (X, raw/X or layers/<key>); may be repeated.",
-        ),
-    ] = None,
-    neighbor_key: Annotated[
-        list[str] | None, typer.Option(help="Key of obsp whose graph to convert; may be repeated.")
-    ] = None,
-    data_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Dtype of the stored values: uint8 to uint64, or float16 to float64. "
-            "[default: that of the source if all elements are kept, else float32]"
-        ),
-    ] = None,
-    data_dtype_tolerance: Annotated[
-        float, typer.Option(help="Largest rounding error that is accepted without a warning.")
-    ] = 1e-8,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of worker processes. [default: one per core for a directory, else 1]",
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Address of the scheduler of a Dask cluster to use."),
-    ] = None,
-    split_bytes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Divide larger files of a directory among the workers. [default: the share of one "
-            "worker, at least 1 GiB]",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="For a directory: skip files that have an archive already."),
-    ] = False,
-    skip_failed: Annotated[
-        bool,
-        typer.Option(
-            "--skip-failed",
-            help="For a directory: if only some files fail, report them and exit with code 3.",
-        ),
-    ] = False,
-    label: Annotated[
-        str | None,
-        typer.Option(help="Name of a column of obs to add, with the source of each cell."),
-    ] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Name of a source in that column; repeat it for each source. [default: 0, 1, …]"
-        ),
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CONDITION",
-            help="Convert only cells for which a condition on columns of obs is true, such as "
-            "\"tissue == 'lung' and n_genes > 200\".",
-        ),
-    ] = None,
-    cells: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Convert only the cells that a text file names, one per line."
-        ),
-    ] = None,
-    genes_where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CONDITION",
-            help="Convert only genes for which a condition on columns of var is true.",
-        ),
-    ] = None,
-    obs_column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=NEW]", help="Column of obs to keep, or to rename; may be repeated."
-        ),
-    ] = None,
-    var_column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[=NEW]", help="Column of var to keep, or to rename; may be repeated."
-        ),
-    ] = None,
-    unique_names: Annotated[
-        bool, typer.Option("--unique-names", help="Append numbers to repeated names of cells.")
-    ] = False,
-    quality: Annotated[
-        bool,
-        typer.Option("--quality", help="Add n_genes and n_counts of each cell to obs."),
-    ] = False,
-    quality_group: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=REGEX",
-            help="Add pct_NAME, too: the percent of the counts in genes whose names match, such as "
-            "mt=^MT-; may be repeated.",
-        ),
-    ] = None,
-    shuffle: Shuffle = None,
-    row_column: RowColumn = None,
+    sources: opt.Sources = None,
+    dest: opt.Dest = None,
+    backend: opt.Backend = None,
+    compression: opt.Compression = None,
+    only_matrix: opt.OnlyMatrix = False,
+    matrix: opt.Matrix = None,
+    genome: opt.Genome = None,
+    feature_type: opt.FeatureType = None,
+    obs: opt.Obs = None,
+    var: opt.Var = None,
+    modality: opt.Modality = None,
+    obs_names: opt.ObsNames = None,
+    var_names: opt.VarNames = None,
+    measurement: opt.Measurement = None,
+    obs_query: opt.ObsQuery = None,
+    gene_ids: opt.GeneIds = None,
+    gene_values: opt.GeneValues = None,
+    vocabulary: opt.Vocabulary = None,
+    vocabulary_ids: opt.VocabularyIds = None,
+    unknown_genes: opt.UnknownGenes = None,
+    obsm: opt.Obsm = None,
+    layer: opt.Layer = None,
+    neighbor_key: opt.NeighborKey = None,
+    data_dtype: opt.DataDtype = None,
+    data_dtype_tolerance: opt.DataDtypeTolerance = 1e-8,
+    workers: opt.Workers = None,
+    dask: opt.Dask = None,
+    split_bytes: opt.SplitBytes = None,
+    resume: opt.Resume = False,
+    skip_failed: opt.SkipFailed = False,
+    label: opt.Label = None,
+    key: opt.Key = None,
+    where: opt.Where = None,
+    cells: opt.Cells = None,
+    genes_where: opt.GenesWhere = None,
+    obs_column: opt.ObsColumn = None,
+    var_column: opt.VarColumn = None,
+    unique_names: opt.UniqueNames = False,
+    quality: opt.Quality = False,
+    quality_group: opt.QualityGroup = None,
+    shuffle: opt.Shuffle = None,
+    row_column: opt.RowColumn = None,
     overwrite: Overwrite = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Write nothing: tell what would be taken, how large it would be and how long it "
-            "would take, estimated from a sample of cells.",
-        ),
-    ] = False,
+    dry_run: opt.DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert AnnData files and archives to one archive.
+    """Convert AnnData, other formats of cells, and archives to one archive.
 
-    The cells of several sources are concatenated. For a directory, every *.h5ad file in it and its
+    The cells of several sources are concatenated. For a directory, every known file in it and its
     subdirectories is converted to a separate archive. Sources are read in blocks of rows, so memory
     use does not depend on their size. A failed conversion leaves nothing behind.
     """

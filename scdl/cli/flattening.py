@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scdl.cli.conversion import Backend, Compression, RowColumn, Shuffle
+from scdl.cli.conversion_options import Backend, Compression, RowColumn, Shuffle
 from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
 from storage_backends.paths import path_of
 
