@@ -182,7 +182,7 @@ class SingleCellCollection(ConvertedCollection):
         >>> atlas.flatten("mixed", shuffle=42, shard_cells=1_000_000)  # doctest: +SKIP
         >>> scdl.open("mixed").obs["source_row"]  # doctest: +SKIP
         """
-        from scdl.conversion.convert import check_storage
+        from scdl.conversion.writing import check_storage
         from scdl.sources.gene_selection import gene_choice
 
         path, members = resolved(output_path), self._members

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from scdl.archive.casting import Caster
 from scdl.archive.gene_names import order_onto
 from scdl.archive.schema import INDEX, OBS, Info, names_of, obsm_array, smallest_unsigned
-from scdl.conversion.convert import check_storage
 from scdl.conversion.options import TARGET, ConversionReport
 from scdl.conversion.reporting import report_of
 from scdl.conversion.source_rows import CleanRows, MatrixWriter
 from scdl.conversion.staged_tables import StagedTables
 from scdl.conversion.tables import United
 from scdl.conversion.var_tables import write_var
+from scdl.conversion.writing import check_storage
 from scdl.errors import ArchiveClosedError, SourceError
 from scdl.sources.base import Source, Tally
 from scdl.sources.batches import batch_of, is_batch, table_in_memory

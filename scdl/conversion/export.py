@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scdl.archive import csr
 from scdl.archive.casting import computable
 from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info
-from scdl.conversion.convert import write_archive
 from scdl.conversion.exported_view import ArchiveView, blocks_of_one_space
 from scdl.conversion.options import Settings
+from scdl.conversion.writing import write_archive
 from scdl.errors import ArchiveExistsError, PathError
 from scdl.sources.anndata_elements import writing_strings
 from scdl.sources.archive import ArchiveSource, stored_array

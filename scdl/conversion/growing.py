@@ -27,8 +27,9 @@ from scdl.archive.schema import (
     obsm_array,
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
-from scdl.conversion.convert import convert, open_sources, write_archive
+from scdl.conversion.convert import convert
 from scdl.conversion.fitting import fitted
+from scdl.conversion.opening import open_sources
 from scdl.conversion.options import (
     ConversionReport,
     ConvertOptions,
@@ -41,6 +42,7 @@ from scdl.conversion.origins import origins_of
 from scdl.conversion.reporting import report_of
 from scdl.conversion.source_rows import CleanRows, MatrixWriter, graph_rows
 from scdl.conversion.tables import United
+from scdl.conversion.writing import write_archive
 from scdl.errors import NeighborError, OptionError, SourceError
 from scdl.progress import progress_bar
 from scdl.sources.base import Source, Tally, is_matrix, sum_tallies

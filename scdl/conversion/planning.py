@@ -42,7 +42,7 @@ def plan(
     Parameters
     ----------
     opening, path, settings
-        As for :func:`scdl.conversion.convert.write_archive`.
+        As for :func:`scdl.conversion.writing.write_archive`.
     n_values
         Number of stored values to read.
 

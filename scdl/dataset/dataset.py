@@ -219,7 +219,7 @@ class SingleCellDataset(RewritableArchive):
         ArchiveLockedError, ArchiveChangedError
             As for :meth:`cast_data_to_dtype`.
         """
-        from scdl.conversion.convert import reconvert
+        from scdl.conversion.writing import reconvert
 
         self._check_whole()
         key = self._neighbor_key if self._load_neighbors else None

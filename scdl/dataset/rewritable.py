@@ -129,7 +129,7 @@ class RewritableArchive(OpenedArchive):
             Names of cells must be unique but are not; or the result cannot store a part of the
             archives to be removed, or differs from them. No archive is removed then.
         """
-        from scdl.conversion.convert import check_storage
+        from scdl.conversion.writing import check_storage
         from scdl.dataset.appending import archives, concatenated
 
         own_backend = registry.of(self._store).name

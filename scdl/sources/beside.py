@@ -15,7 +15,8 @@ from scdl.archive.schema import INDEX
 from scdl.archive.tables import Extended, TableInMemory, TableSource
 from scdl.errors import OptionError, SourceError, SourceNotFoundError
 from scdl.sources.anndata_object import storable
-from scdl.sources.base import Source, Wrapped
+from scdl.sources.base import Source
+from scdl.sources.wrapped import Wrapped
 from storage_backends.base import is_column_type
 from storage_backends.errors import one_line
 from storage_backends.paths import Path, path_of

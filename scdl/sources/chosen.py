@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from scdl.archive.schema import DATA, INDEX, OBS
 from scdl.archive.tables import TableInMemory, TableSource
 from scdl.errors import SourceError
-from scdl.sources.base import BY_FORMAT, Source, SparseParts, Wrapped, axes_of, in_memory
+from scdl.sources.base import BY_FORMAT, Source, SparseParts, axes_of, in_memory
 from scdl.sources.chosen_tables import Renamed, Trimmed, kept_columns, taken
 from scdl.sources.cuts import ChosenItems, Cut, Mapped, cut_matrix, places
 from scdl.sources.matrices import Matrix, Reader
 from scdl.sources.quality import Counted, Figures
+from scdl.sources.wrapped import Wrapped
 from storage_backends.compute.caching import cached_property
 
 _Positions = NDArray[np.int64]

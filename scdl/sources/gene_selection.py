@@ -14,8 +14,9 @@ from scdl.archive.gene_names import strings
 from scdl.archive.gene_space import BlockGenes, Duplicates, Genes, Missing, gene_space
 from scdl.archive.schema import DATA, INDEX
 from scdl.errors import GeneError, OptionError
-from scdl.sources.base import Source, Wrapped
+from scdl.sources.base import Source
 from scdl.sources.cuts import Mapped
+from scdl.sources.wrapped import Wrapped
 
 
 @dataclass(frozen=True)

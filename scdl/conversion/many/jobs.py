@@ -17,10 +17,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from scdl.conversion.choice import Choice
-from scdl.conversion.convert import open_sources
 from scdl.conversion.many.options import WorkersLike, workers_of
 from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of, size_of
 from scdl.conversion.many.worker_process import Outcome, Task
+from scdl.conversion.opening import open_sources
 from scdl.conversion.options import ConversionReport, Settings
 from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, ClusterError, ScdlError

@@ -22,8 +22,9 @@ import pyarrow as pa
 from scdl.archive.casting import DATA_DTYPES, Caster
 from scdl.archive.csr import SparseRows
 from scdl.archive.tables import NoTable
-from scdl.conversion.convert import open_sources, write_archive
+from scdl.conversion.opening import open_sources
 from scdl.conversion.options import ConversionReport, ConvertOptions, Meter, Settings
+from scdl.conversion.writing import write_archive
 from scdl.sources import formats
 from scdl.sources.archive import StoredRows
 from scdl.sources.base import Source, Tally

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from scdl.conversion.convert import open_sources
 from scdl.conversion.many.report import DirectoryReport
+from scdl.conversion.opening import open_sources
 from scdl.conversion.options import Settings
 from scdl.conversion.planning import plan
 from scdl.errors import ScdlError
