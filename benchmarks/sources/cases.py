@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,15 @@ _IN_MEMORY, _APPEND, _FLAT = 1.2, 1.2, 1.25
 
 @dataclass(kw_only=True)
 class SourcesBench(Bench):
-    """The process that converts; it has converted each format before anything is measured."""
+    """The process that converts.
+
+    Attributes
+    ----------
+    child
+        The process; its first conversions do not count.
+    """
 
     child: Child
-    _warm: set[str] = field(default_factory=set)
 
     def source(self, name: str, *, times: int = 1) -> Path:
         """The data as another format, written once."""
@@ -114,22 +119,24 @@ def in_memory(bench: SourcesBench) -> list[Outcome]:
 
 
 def memory(bench: SourcesBench) -> list[Outcome]:
-    """Peak memory with more cells, over that with few."""
+    """Peak memory of a fresh process with more cells, over that with few."""
     if not bench.times:
         return []
     outcomes = []
     for name in FORMATS:
-        peaks = []
-        for times in (1, bench.times):
-            source = bench.source(name, times=times)
-            run = bench.run("convert", source, **_options(bench, name, source))
-            peaks.append(Spread.of_known([run.peak_megabytes]))
-        few, many = peaks
+        few, many = (_peak(bench, name, bench.source(name, times=n)) for n in (1, bench.times))
         if few is not None and many is not None:
             what = f"convert {name}: memory at {bench.times} times the cells"
             bound = at_most(_FLAT, "x")
             outcomes.append(Outcome(what, bound, many.over(few), many, few, "MB"))
     return outcomes
+
+
+def _peak(bench: SourcesBench, name: str, source: Path) -> Spread | None:
+    with Child("benchmarks.sources.child", threads=None) as child:
+        fresh = replace(bench, child=child)
+        run = fresh.run("convert", source, **_options(bench, name, source))
+    return Spread.of_known([run.peak_megabytes])
 
 
 def append(bench: SourcesBench) -> list[Outcome]:
