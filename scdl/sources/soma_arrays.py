@@ -158,7 +158,7 @@ class SomaMatrix(Matrix):
         with readable(where):
             self._is_sparse = array.soma_type == _SPARSE
             type_ = array.schema.field("soma_data").type
-            self.size = array.nnz if self._is_sparse else len(rows) * len(columns)
+            self.size = _most_values(array, self.shape)
         if not (pa.types.is_integer(type_) or pa.types.is_floating(type_)):
             raise SourceError(f"{where}: expected numbers, found {type_} values")
         self.dtype = np.dtype(type_.to_pandas_dtype())
@@ -206,6 +206,16 @@ class SomaMatrix(Matrix):
         indptr = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=len(ids)), out=indptr[1:])
         return SparseRows(values, places, indptr)
+
+
+def _most_values(array: Any, shape: tuple[int, int]) -> int:
+    """An upper bound of the number of stored values.
+
+    ``array.nnz`` reads all coordinates at once if fragments might overlap.
+    """
+    count = getattr(getattr(array, "_handle", None), "fragment_cell_count", None)
+    n_dense = shape[0] * shape[1]
+    return n_dense if count is None or array.soma_type != _SPARSE else min(int(count()), n_dense)
 
 
 def _positions(
