@@ -99,7 +99,7 @@ class GrowingTests(BackendHarness):
         assert [f for f in (*examined.findings, *checked) if f is not None] == []
         assert examined.has_checksums
 
-    @settings(PROPERTY, max_examples=5)
+    @settings(PROPERTY, max_examples=3)
     @given(cuts=st.lists(st.integers(0, 60), min_size=1, max_size=3))
     def test_any_parts(self, tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
         contents, edges = cells(), [*sorted(cuts), 60]
