@@ -190,9 +190,9 @@ def _read_text(path: str) -> pd.DataFrame:
         first = read(nrows=1)
         # R writes no header above the names of rows.
         names = [*([] if isinstance(first.index, pd.RangeIndex) else [""]), *first.columns]
-        # Names that are numbers would lose leading zeros.
-        frame = read(names=names, header=0, converters={0: str})
-        return frame.set_index(names[0])
+        # Names that are numbers would lose leading zeros, and the name NA would be a missing one.
+        frame = read(names=names, header=0, converters={0: "|{}".format})
+        return frame.set_index(frame.pop(names[0]).astype(str).str[1:])
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"{path}: the file does not exist") from error
     except (OSError, ValueError, EOFError) as error:

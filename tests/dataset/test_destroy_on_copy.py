@@ -71,7 +71,8 @@ def write(place: Path, name: str, adata: anndata.AnnData, **options: Any) -> Pat
         options["neighbor_key"] = graphs or None
         dense = [key for key, value in adata.obsm.items() if isinstance(value, np.ndarray)]
         options["obsm"] = dense or None
-        options["layers"] = [*adata.layers]
+        # anndata 0.13 lists X as the layer of no name.
+        options["layers"] = [key for key in adata.layers if key is not None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScdlWarning)
         scdl.convert(place / f"{name}.h5ad", path, **{k: v for k, v in options.items() if v})

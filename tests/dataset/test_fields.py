@@ -343,7 +343,8 @@ def test_exported_as_layers(
         export(store, tmp_path / f"a{suffix}")
     read = ad.read_h5ad if suffix == ".h5ad" else ad.read_zarr
     found = read(tmp_path / f"a{suffix}")
-    assert set(found.layers) == set(KINDS)
+    # anndata 0.13 lists X as the layer of no name.
+    assert {*found.layers} - {None} == set(KINDS)
     for name in KINDS:
         np.testing.assert_array_equal(plain(found.layers[name]), plain(made[0].layers[name]))
 
@@ -395,7 +396,7 @@ def test_layers_of_another_shape(tmp_path: Path) -> None:
 
     cells(0, 4, names(3)).write_h5ad(tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "a.h5ad", "a") as file:
-        write_elem(file, "layers/long", sp.csr_matrix((5, 3)))
+        write_elem(file["layers"], "long", sp.csr_matrix((5, 3)))
     with pytest.raises(SourceError, match=r"layers/long has shape \(5, 3\), expected \(4, 3\)"):
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "a", layers=["long"])
 
