@@ -22,7 +22,9 @@ def is_sparse(values: Any) -> bool:
 
     # Of the chunks of Dask.
     values = getattr(values, "_meta", values)
-    return sp.issparse(values) or type(values).__name__ in ("CSRDataset", "CSCDataset")
+    # Releases of anndata have these classes with and without an underscore.
+    stored = type(values).__name__.lstrip("_") in ("CSRDataset", "CSCDataset")
+    return sp.issparse(values) or stored
 
 
 def is_lazy(values: Any) -> bool:
