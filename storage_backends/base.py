@@ -19,16 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.backend import Backend, CacheOptions
-from storage_backends.capabilities import (
-    Checked,
-    Chunked,
-    Elements,
-    ElementsWriter,
-    Growing,
-    Mapped,
-    Placed,
-    TableExtender,
-)
+from storage_backends.capabilities import Checked, Chunked, Elements, ElementsWriter, Mapped, Placed
 from storage_backends.contents import (
     DTYPES,
     INDEX,
@@ -41,6 +32,7 @@ from storage_backends.contents import (
     is_column_type,
 )
 from storage_backends.errors import RangeError
+from storage_backends.growth import Growing, TableExtender
 
 if TYPE_CHECKING:
     import pyarrow as pa
