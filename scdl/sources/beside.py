@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +15,7 @@ from scdl.archive.tables import Extended, TableInMemory, TableSource
 from scdl.errors import OptionError, SourceError, SourceNotFoundError
 from scdl.sources.anndata_object import storable
 from scdl.sources.base import Source
+from scdl.sources.gene_vocabulary import index_of_pandas
 from scdl.sources.wrapped import Wrapped
 from storage_backends.base import is_column_type
 from storage_backends.errors import one_line
@@ -118,7 +118,8 @@ class _Named:
         table = _read_parquet(given) if isinstance(given, str) else given
         if not table.num_columns:
             raise SourceError(f"{self._where}: the table has no columns, expected one with names")
-        names = _index_of(table)
+        # The index that pandas stored, else the first column.
+        names = index_of_pandas(table.schema) or table.schema.names[0]
         columns = {INDEX: strings(pa.concat_arrays(table[names].chunks or [pa.nulls(0)]))}
         others = [field for field in table.schema if field.name not in (names, INDEX)]
         columns |= {f.name: table[f.name] for f in others if is_column_type(f.type)}
@@ -208,11 +209,3 @@ def _read_parquet(path: str) -> pa.Table:
         raise SourceNotFoundError(f"{path}: the file does not exist") from error
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: cannot be read as a table: {one_line(error):.300}") from error
-
-
-def _index_of(table: pa.Table) -> str:
-    """Name of the column with names: the index that pandas stored, else the first column."""
-    stored: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
-    index = stored.get("index_columns") or [None]
-    is_column = isinstance(index[0], str) and index[0] in table.schema.names
-    return str(index[0]) if is_column else str(table.schema.names[0])

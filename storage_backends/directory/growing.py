@@ -116,7 +116,7 @@ class GrowingWriter(DirectoryWriter):
 
     @classmethod
     def begin(cls, store: ArrayStore, before: Table, **options: Any) -> Self:
-        """Begin to add cells to an open archive, of which there are these checksums.
+        """Begin to add cells to an open archive whose files have the given checksums.
 
         Raises
         ------

@@ -100,7 +100,7 @@ class Recorder:
 class CheckedFile:
     """A file that is written sequentially, with running checksums; pyarrow can write to it.
 
-    It is new, or continues after the bytes of which there are checksums.
+    It is new, or continues after bytes whose checksums are known.
     """
 
     def __init__(self, path: str, running: RunningChecksums, *, grows: bool = False) -> None:

@@ -171,6 +171,12 @@ def test_bad_files(tmp_path: Path, name: str, content: str, message: str) -> Non
     assert not any(tmp_path.iterdir())
 
 
+def test_damaged_description_by_pandas(tmp_path: Path) -> None:
+    table = pa.table({"name": ["c1"], "x": [1]}).replace_schema_metadata({"pandas": "{"})
+    scdl.convert(cells(), tmp_path / "a", obs=table)
+    assert scdl.open(tmp_path / "a").obs["x"].fillna(0).tolist() == [1, 0, 0]
+
+
 def test_columns_that_archives_cannot_have_are_listed(tmp_path: Path) -> None:
     table = pd.DataFrame({"day": pd.to_datetime(["2020-01-01"]), "x": [1]}, index=["c1"])
     assert "obs/day" in scdl.convert(cells(), tmp_path / "a", obs=table).not_carried
