@@ -147,6 +147,53 @@ def scale_rows_numpy(
 
 
 @kernel
+def take_columns(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    n_vars: int,
+    columns: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """Write the values of given columns of each row; 0 where a row has none.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        Rows in compressed sparse row form, without repeated columns.
+    n_vars
+        Number of columns.
+    columns
+        Columns to take, (rows, length); `n_vars` stands for none.
+    out
+        Output of that shape.
+    """
+    dense = np.zeros(n_vars + 1, out.dtype)
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        for k in range(start, stop):
+            dense[indices[k]] = data[k]
+        for k in range(columns.shape[1]):
+            out[row, k] = dense[columns[row, k]]
+        for k in range(start, stop):
+            dense[indices[k]] = 0
+
+
+def take_columns_numpy(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[np.int64],
+    n_vars: int,
+    columns: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """The same as :func:`take_columns` in NumPy."""
+    dense = np.zeros((len(out), n_vars + 1), out.dtype)
+    dense[np.repeat(np.arange(len(out)), np.diff(indptr)), indices.astype(np.int64)] = data
+    out[:] = np.take_along_axis(dense, columns, axis=1)
+
+
+@kernel
 def fill_padded(
     data: NDArray[Any],
     indices: NDArray[Any],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from scdl.errors import LoaderError
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
 from scdl.training.batch import Tokenizer, TrainingBatch
-from scdl.training.layouts import LAYOUTS, Choice, LayoutOptions
+from scdl.training.layouts import Choice, Laid, LayoutOptions
 from scdl.training.transforms import Log1p, NormalizeTotal
 from storage_backends.compute.caching import cached_property
 
@@ -45,7 +45,7 @@ class Assembly:
         Takes the transformed cells and the names of the genes, and `rng` if it has such a
         parameter; its result becomes the batch's ``tokens``, and ``x`` is left out.
     fields
-        Layout of each field to include, by its name: one that takes no length.
+        How each field to include is laid out, by its name; see :meth:`Laid.field`.
     """
 
     layout: str = "csr"
@@ -54,34 +54,11 @@ class Assembly:
     choose: Choice | None = None
     transforms: Sequence[Any] = ()
     tokenizer: Tokenizer | None = None
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str | Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        full = [name for name, layout in LAYOUTS.items() if not layout.takes_length]
-        for name, layout in self.fields.items():
-            if layout not in full:
-                raise LoaderError(
-                    f"the layout of the field {name!r} must be one of {', '.join(full)}, not "
-                    f"{layout!r}; choose one, as in fields={{{name!r}: 'dense'}}"
-                )
-        if self.layout not in LAYOUTS:
-            raise LoaderError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
-        with_length = [name for name, layout in LAYOUTS.items() if layout.takes_length]
-        if (self.layout in with_length) != (self.length is not None):
-            named = " or ".join(map(repr, with_length))
-            raise LoaderError(
-                f"length is required for the layout {named}, in values per cell, and not allowed "
-                "for other layouts"
-            )
-        if self.length is not None and self.length < 1:
-            raise LoaderError(f"length must be at least 1, not {self.length}")
-        if self.choose is not None and self.layout not in with_length:
-            raise LoaderError(
-                f"choose={self.choose!r} and by_value=True are for the layout 'padded'"
-            )
-        if self.choose not in (None, *get_args(Choice)):
-            choices = ", ".join(get_args(Choice))
-            raise LoaderError(f"choose must be one of {choices}, not {self.choose!r}")
+        self.laid  # noqa: B018 - checks the options, as of the matrix so of each field
+        self.laid_fields  # noqa: B018
         if self.tokenizer is not None and self.layout != "csr":
             raise LoaderError(
                 f"a tokenizer replaces x, so layout={self.layout!r} has no effect; leave it out"
@@ -110,17 +87,27 @@ class Assembly:
         if known and self.dtype is not None and not self.dtype.is_floating_point:
             raise LoaderError(f"transformed values need a floating dtype, not {self.dtype}")
 
+    @cached_property
+    def laid(self) -> Laid:
+        """How the matrix is laid out."""
+        return Laid(self.layout, self.length, self.choose).checked()
+
+    @cached_property
+    def laid_fields(self) -> dict[str, Laid]:
+        """How each field is laid out."""
+        return {name: Laid.field(name, given, self.laid) for name, given in self.fields.items()}
+
     @property
     def is_large(self) -> bool:
         """Whether batches are many times larger than the cells they are assembled from."""
-        return any(LAYOUTS[layout].is_large for layout in (self.layout, *self.fields.values()))
+        return any(laid.kind.is_large for laid in (self.laid, *self.laid_fields.values()))
 
     @cached_property
     def needs_order(self) -> bool:
         """Whether the column ids of each cell must be sorted and unique."""
         # Duplicates may be added late only if the values are floats and not logarithms.
         adds = self.dtype is not None and self.dtype.is_floating_point and not self._logs
-        all_add = all(LAYOUTS[layout].adds for layout in (self.layout, *self.fields.values()))
+        all_add = all(laid.kind.adds for laid in (self.laid, *self.laid_fields.values()))
         return not (all_add and adds) or self.tokenizer is not None
 
     @cached_property
@@ -190,7 +177,8 @@ class Assembly:
     def is_random(self) -> bool:
         """Whether a batch depends on its key."""
         takes_rng = self._tokenizer_takes_rng or any(takes for _, takes in self._functions)
-        return takes_rng or self.choose == "random"
+        chooses = any(laid.choose == "random" for laid in (self.laid, *self.laid_fields.values()))
+        return takes_rng or chooses
 
     @cached_property
     def _tokenizer_takes_rng(self) -> bool:
@@ -213,20 +201,29 @@ class Assembly:
             "present": None if cells.present is None else torch.from_numpy(cells.present),
             "spaces": None if cells.spaces is None else torch.from_numpy(cells.spaces),
         }
-        if self.fields:
-            options = LayoutOptions(self.dtype, None, None, key)
-            parts["fields"] = {
-                name: LAYOUTS[layout].make(cells.fields[name], options)["x"]
-                for name, layout in self.fields.items()
-            }
         if self.tokenizer is not None:
             assert gene_names is not None
             arguments = {"rng": _rng(*key)} if self._tokenizer_takes_rng else {}
             parts["tokens"] = self.tokenizer(cells, gene_names, **arguments)
         else:
             options = LayoutOptions(self.dtype, self.length, self.choose, key)
-            parts |= LAYOUTS[self.layout].make(cells, options)
+            parts |= self.laid.kind.make(cells, options)
+        parts |= self._field_tensors(cells, key, parts.get("genes"))
         return TrainingBatch(**parts)
+
+    def _field_tensors(
+        self, cells: CellBatch, key: tuple[int, int], genes: torch.Tensor | None
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """The fields of a batch, and the genes and lengths of those that are padded."""
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for number, (name, laid) in enumerate(self.laid_fields.items()):
+            # Each field draws its own random genes.
+            options = LayoutOptions(self.dtype, laid.length, laid.choose, (*key, number), genes)
+            made = laid.kind.make(cells.fields[name], options)
+            for part, of_fields in _FIELD_PARTS.items():
+                if part in made:
+                    parts.setdefault(of_fields, {})[name] = made[part]
+        return parts
 
     def _transformed(self, cells: CellBatch) -> CellBatch:
         """The cells with normalised and log-transformed values, as configured."""
@@ -244,6 +241,10 @@ class Assembly:
         if self._logs:
             torch.from_numpy(values).log1p_()
         return replace(cells, data=values)
+
+
+#: Parts of a batch that hold what a layout makes of fields, by the part of the matrix.
+_FIELD_PARTS = {"x": "fields", "genes": "field_genes", "lengths": "field_lengths"}
 
 
 def _rng(*key: int) -> np.random.Generator:

@@ -47,7 +47,10 @@ class TrainingBatch:
     extra
         Named values that transforms add with :meth:`with_`, such as masks and targets.
     fields
-        Values of further matrices of the cells, n x n_vars, as stored, each in its layout.
+        Values of further matrices of the cells, n x n_vars, as stored, each in its layout: n x
+        length values if it is ``padded``, and those of `genes` if it is ``aligned``.
+    field_genes, field_lengths
+        For each padded field the gene of each value, and the number of values of each cell, int64.
     """
 
     x: torch.Tensor | None
@@ -62,6 +65,8 @@ class TrainingBatch:
     spaces: torch.Tensor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    field_genes: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    field_lengths: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

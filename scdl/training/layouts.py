@@ -5,10 +5,10 @@ To add a layout, register a :class:`Layout` under its name in :data:`LAYOUTS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scdl.dataset import tensors
 from scdl.dataset.batch import CellBatch
+from scdl.errors import LoaderError
 from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
@@ -37,12 +38,15 @@ class LayoutOptions(NamedTuple):
         Which values to keep of cells that have more.
     key
         Random key of the batch.
+    genes
+        The genes of the matrix, n x length, for layouts of fields that follow it.
     """
 
     dtype: torch.dtype | None
     length: int | None
     choose: Choice | None
-    key: tuple[int, int]
+    key: tuple[int, ...]
+    genes: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Layout:
         Converts cells to fields of a :class:`TrainingBatch`, such as ``x``.
     takes_length
         Whether the options `length` and `choose` apply.
+    follows
+        Whether it takes the genes that a layout with a length took of the matrix; for fields only.
     adds
         Whether the genes of a cell may be unsorted and duplicated: `make` adds their values.
     is_large
@@ -63,6 +69,7 @@ class Layout:
 
     make: Callable[[CellBatch, LayoutOptions], dict[str, Any]]
     takes_length: bool = False
+    follows: bool = False
     adds: bool = False
     is_large: bool = False
 
@@ -99,6 +106,17 @@ def _padded(cells: CellBatch, options: LayoutOptions) -> dict[str, torch.Tensor]
     }
 
 
+def _aligned(cells: CellBatch, options: LayoutOptions) -> dict[str, torch.Tensor]:
+    """The values of given genes of each cell, 0 where a cell has none."""
+    cells.check_columns()
+    assert options.genes is not None
+    data, genes = tensors.computable(cells.data), options.genes.numpy()
+    data = data.astype(np.float32) if data.dtype == np.float16 else data
+    values = np.empty(genes.shape, data.dtype)
+    dense_kernels.take_columns(data, cells.indices, cells.indptr, cells.n_vars, genes, values)
+    return {"x": tensors.as_dtype(torch.from_numpy(values), options.dtype, cells.rows.item)}
+
+
 def _descending_keys(data: NDArray[Any]) -> NDArray[Any]:
     """Keys of the same dtype that sort the values in descending order."""
     if data.dtype == bool:
@@ -113,4 +131,86 @@ LAYOUTS: dict[str, Layout] = {
     "coo": Layout(partial(_full_width, "coo")),
     "dense": Layout(partial(_full_width, "dense"), adds=True, is_large=True),
     "padded": Layout(_padded, takes_length=True),
+    "aligned": Layout(_aligned, follows=True),
 }
+
+
+class Laid(NamedTuple):
+    """How the matrix or a field of a batch is laid out.
+
+    Attributes
+    ----------
+    layout
+        One of :data:`LAYOUTS`.
+    length, choose
+        As in :class:`LayoutOptions`.
+    """
+
+    layout: str
+    length: int | None = None
+    choose: Choice | None = None
+
+    @property
+    def kind(self) -> Layout:
+        """The layout of this name."""
+        return LAYOUTS[self.layout]
+
+    @classmethod
+    def field(cls, name: str, given: str | Mapping[str, Any], matrix: Laid) -> Laid:
+        """How a field is laid out, given as a layout or as a dict of it and its options.
+
+        `length` and `choose` default to those of the matrix.
+
+        Raises
+        ------
+        LoaderError
+            The layout or an option does not exist, or has an invalid value.
+        """
+        what = f"the field {name!r}: "
+        if isinstance(given, Mapping) and (unknown := given.keys() - {*cls._fields}):
+            raise LoaderError(
+                f"{what}there is no option {min(map(str, unknown))!r}; a field takes: "
+                f"{', '.join(cls._fields)}"
+            )
+        options = dict(given) if isinstance(given, Mapping) else {"layout": given}
+        layout = options.setdefault("layout", matrix.layout)
+        if isinstance(layout, str) and layout in LAYOUTS and LAYOUTS[layout].takes_length:
+            options = {"length": matrix.length, "choose": matrix.choose, **options}
+        return cls(**options).checked(what, matrix)
+
+    def checked(self, what: str = "", matrix: Laid | None = None) -> Laid:
+        """Raise LoaderError, which begins with `what`, unless the options fit the layout.
+
+        Parameters
+        ----------
+        matrix
+            How the matrix is laid out, if this is for a field.
+        """
+        possible = [n for n, kind in LAYOUTS.items() if matrix is not None or not kind.follows]
+        if not isinstance(self.layout, str) or self.layout not in possible:
+            raise LoaderError(
+                f"{what}layout must be one of {', '.join(possible)}, not {self.layout!r}"
+            )
+        lengths = " or ".join(repr(n) for n, kind in LAYOUTS.items() if kind.takes_length)
+        if self.kind.follows and matrix is not None and not matrix.kind.takes_length:
+            raise LoaderError(
+                f"{what}the layout {self.layout!r} takes the genes of the matrix, so that the "
+                f"layout of the loader must be {lengths}, not {matrix.layout!r}"
+            )
+        if self.kind.takes_length != (self.length is not None):
+            raise LoaderError(
+                f"{what}length is required for the layout {lengths}, in values per cell, and not "
+                "allowed for other layouts"
+            )
+        if self.length is not None and not (isinstance(self.length, int) and self.length >= 1):
+            raise LoaderError(
+                f"{what}length must be a whole number of at least 1, not {self.length!r}"
+            )
+        if self.choose is not None and not self.kind.takes_length:
+            raise LoaderError(
+                f"{what}choose={self.choose!r} and by_value=True are for the layout 'padded'"
+            )
+        if self.choose not in (None, *get_args(Choice)):
+            choices = ", ".join(get_args(Choice))
+            raise LoaderError(f"{what}choose must be one of {choices}, not {self.choose!r}")
+        return self

@@ -92,7 +92,10 @@ class SingleCellLoader:
         :attr:`vocabulary` holds the labels of their codes.
         ``fields``: one or several further matrices of the cells to include in ``fields`` of the
         batch, as stored: names of ``dataset.fields``, in the layout of the loader, or a dict of
-        name to layout, which may be any but ``"padded"``.
+        name to layout. A padded field has the length and choice of the matrix, or its own, as in
+        ``{"spliced": {"layout": "padded", "length": 64, "choose": "largest"}}``, and its genes in
+        ``field_genes``. ``"aligned"``: the values of the genes that the batch has of a padded
+        matrix.
         ``matrix``: another matrix of an AnnData that the archive keeps completely, such as
         ``layers/counts``.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
@@ -299,7 +302,8 @@ class SingleCellLoader:
             names = self._columns[column].names
             gives.append(f"obs {column!r}" + ("" if names is None else f" ({len(names)} labels)"))
         gives += [f"obsm {key!r}" for key in options["obsm"]]
-        gives += [f"field {name!r} ({layout})" for name, layout in self._assembly.fields.items()]
+        fields = self._assembly.laid_fields
+        gives += [f"field {name!r} ({laid.layout})" for name, laid in fields.items()]
         if options["tokenizer"] is not None:
             gives[0] = "tokens"
         if options["neighbors"]:

@@ -20,6 +20,14 @@ from scdl.training.layouts import Choice
 from scdl.training.orders import Remainder
 
 
+class FieldOptions(TypedDict, total=False):
+    """How a field is laid out; what is left out is as for the matrix."""
+
+    layout: str
+    length: int
+    choose: Choice | None
+
+
 class LoaderOptions(TypedDict, total=False):
     """Options of :class:`~scdl.SingleCellLoader`; every key may be left out."""
 
@@ -30,7 +38,7 @@ class LoaderOptions(TypedDict, total=False):
     by_value: bool
     obs: str | Sequence[str]
     obsm: str | Sequence[str]
-    fields: str | Sequence[str] | Mapping[str, str]
+    fields: str | Sequence[str] | Mapping[str, str | FieldOptions]
     matrix: str | None
     genes: Genes | None
     gene_column: str | None

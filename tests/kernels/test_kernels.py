@@ -137,6 +137,24 @@ def test_fill_padded(
         assert list(zip(values[i].tolist(), genes[i].tolist(), strict=True)) == pairs[:length]
 
 
+@given(csr_rows(), st.integers(0, 50), st.data())
+def test_take_columns(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], length: int, draw: st.DataObject
+) -> None:
+    data, indices, indptr, n_vars = rows
+    shape = len(indptr) - 1, length
+    seed = draw.draw(st.integers(0, 2**32 - 1))
+    columns = np.random.default_rng(seed).integers(0, n_vars + 1, shape)
+    found = []
+    for take in (dense_kernels.take_columns, dense_kernels.take_columns_numpy):
+        found.append(np.full(shape, 7, data.dtype))
+        take(data, indices, indptr, n_vars, columns, found[-1])
+    np.testing.assert_array_equal(*found)
+    for i, (start, stop) in enumerate(pairwise(indptr)):
+        stored = dict(zip(indices[start:stop].tolist(), data[start:stop].tolist(), strict=True))
+        assert found[0][i].tolist() == [stored.get(column, 0) for column in columns[i].tolist()]
+
+
 @given(csr_rows(), st.integers(1, 50), st.integers(0, 2**64 - 1))
 def test_sample_rows(
     rows: tuple[np.ndarray, np.ndarray, np.ndarray, int], most: int, key: int

@@ -111,6 +111,76 @@ def test_genes_rows_workers_and_neighbors(cells: Any, adata: ad.AnnData) -> None
         assert batch.rows.tolist() == same.rows.tolist()
 
 
+def padded(matrix: Any, length: int, choose: str) -> tuple[np.ndarray, ...]:
+    """Values, genes and lengths of padded rows of a matrix."""
+    dense = matrix.toarray() if sp.issparse(matrix) else matrix
+    values = np.zeros((len(dense), length), "f4")
+    genes = np.full(values.shape, dense.shape[1])
+    for i, row in enumerate(dense):
+        at = np.flatnonzero(row)
+        at = at[np.argsort(-row[at].astype("f4"), kind="stable")] if choose == "largest" else at
+        at = at[:length]
+        values[i, : len(at)], genes[i, : len(at)] = row[at], at
+    return values, genes, np.minimum((dense != 0).sum(1), length)
+
+
+@pytest.mark.parametrize("genes", [None, [20, 3, 7, 11, 0, 23]])
+@pytest.mark.parametrize(("choose", "other"), [("largest", "first"), ("first", "largest")])
+def test_padded(
+    cells: Any, adata: ad.AnnData, choose: str, other: str, genes: list[int] | None
+) -> None:
+    """Each field has its own values and genes, or those of the matrix."""
+    how: dict[str, Any] = {
+        "layout": "padded", "length": 5, "choose": choose, "neighbors": 1,
+        "genes": genes and [f"g{i}" for i in genes],
+    }  # fmt: skip
+    own = {"spliced": {"layout": "padded", "length": 3, "choose": other}, "unspliced": "aligned"}
+    matrices, seen = (adata.X, adata.layers["spliced"], adata.layers["unspliced"]), []
+    for batch in scdl.SingleCellLoader(cells, 32, fields=own, **how):
+        seen += batch.rows.tolist()
+        for part in (batch, batch.neighbors):
+            rows = part.rows.numpy()
+            x, spliced, unspliced = (m[rows][:, genes or slice(None)] for m in matrices)
+            of_x, of_spliced = padded(x, 5, choose), padded(spliced, 3, other)
+            found = part.fields["spliced"], part.field_genes["spliced"]
+            found = (*found, part.field_lengths["spliced"])
+            for values, expected in zip(found, of_spliced, strict=True):
+                np.testing.assert_array_equal(values.numpy(), expected)
+            for values, expected in zip((part.x, part.genes, part.lengths), of_x, strict=True):
+                np.testing.assert_array_equal(values.numpy(), expected)
+            wide = np.pad(unspliced, ((0, 0), (0, 1)))
+            expected = np.take_along_axis(wide, of_x[1], axis=1)
+            np.testing.assert_array_equal(part.fields["unspliced"].numpy(), expected)
+            assert [*part.field_genes] == [*part.field_lengths] == ["spliced"]
+    assert sorted(seen) == list(range(N_OBS))
+    half = batch.to(torch.bfloat16)
+    assert half.fields["spliced"].dtype == half.fields["unspliced"].dtype == torch.bfloat16
+    assert half.field_genes["spliced"].dtype == torch.int64
+    # A list of names takes layout, length and choice of the loader.
+    batch = next(iter(scdl.SingleCellLoader(cells, 32, fields=["spliced"], **how)))
+    spliced = adata.layers["spliced"][batch.rows.numpy()][:, genes or slice(None)]
+    values, at, _ = padded(spliced, 5, choose)
+    np.testing.assert_array_equal(batch.fields["spliced"].numpy(), values)
+    np.testing.assert_array_equal(batch.field_genes["spliced"].numpy(), at)
+
+
+def test_padded_at_random(cells: Any, adata: ad.AnnData) -> None:
+    """A field draws its own genes, which depend on the batch alone; the matrix may be sparse."""
+    fields = {"spliced": {"layout": "padded", "length": 4, "choose": "random"}}
+    loaders = [scdl.SingleCellLoader(cells, 64, fields=fields, threads=n) for n in (1, 3)]
+    for batch, same in zip(*loaders, strict=True):
+        values, genes = batch.fields["spliced"].numpy(), batch.field_genes["spliced"].numpy()
+        np.testing.assert_array_equal(same.field_genes["spliced"].numpy(), genes)
+        spliced = adata.layers["spliced"][batch.rows.numpy()].toarray()
+        wide = np.pad(spliced, ((0, 0), (0, 1)))
+        np.testing.assert_array_equal(values, np.take_along_axis(wide, genes, axis=1))
+        assert (genes != padded(spliced, 4, "first")[1]).any()
+        assert batch.x.layout == torch.sparse_csr
+        assert (
+            batch.field_lengths["spliced"].tolist() == np.minimum((spliced > 0).sum(1), 4).tolist()
+        )
+
+
 def test_what_changes_fields(cells: Any, adata: ad.AnnData) -> None:
     """Normalisation does not; functions of the batch do, and a dtype casts them."""
 
@@ -167,9 +237,22 @@ def test_memory_is_shared(cells: Any) -> None:
     ("options", "error", "message"),
     [
         ({"fields": ["nope"]}, FeatureNotFoundError, r"no field 'nope'; it has: (un)?spliced, "),
-        ({"fields": {"spliced": "padded"}}, LoaderError, "csr, coo, dense, not 'padded'"),
-        ({"fields": {"spliced": 3}}, LoaderError, "csr, coo, dense, not 3"),
-        ({"fields": "spliced", "layout": "padded", "length": 3}, LoaderError, "'padded'; choose"),
+        ({"fields": {"spliced": "padded"}}, LoaderError, "'spliced': length is required"),
+        ({"fields": {"spliced": 3}}, LoaderError, "csr, coo, dense, padded, aligned, not 3"),
+        ({"fields": {"spliced": "aligned"}}, LoaderError, "must be 'padded', not 'csr'"),
+        ({"layout": "aligned"}, LoaderError, "csr, coo, dense, padded, not 'aligned'"),
+        ({"fields": {"spliced": {"length": 3}}}, LoaderError, "not allowed for other layouts"),
+        ({"fields": {"spliced": {"size": 3}}}, LoaderError, "no option 'size'; a field takes: la"),
+        (
+            {"fields": {"spliced": {"layout": "padded", "length": 0}}},
+            LoaderError,
+            "'spliced': length must be a whole number of at least 1, not 0",
+        ),
+        (
+            {"fields": {"spliced": {"layout": "padded", "length": 2, "choose": "last"}}},
+            LoaderError,
+            "'spliced': choose must be one of first, largest, random, not 'last'",
+        ),
         ({"fields": [3]}, LoaderError, "fields must be a name"),
     ],
 )  # fmt: skip
