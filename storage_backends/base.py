@@ -32,7 +32,7 @@ from storage_backends.contents import (
     is_column_type,
 )
 from storage_backends.errors import RangeError
-from storage_backends.growth import Growing, TableExtender
+from storage_backends.growth import Extender, Growing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,7 +151,7 @@ class ArrayStore(Inventory, Mapped, Chunked, Growing, Elements, Checked, Placed,
         self.close()
 
 
-class ArrayWriter(ElementsWriter, TableExtender, ABC):
+class ArrayWriter(ElementsWriter, Extender, ABC):
     """Writes one archive; a context manager.
 
     The complete archive appears at its path at ``commit``. Leaving the context without a commit

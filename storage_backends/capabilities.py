@@ -23,8 +23,8 @@ from storage_backends.findings import Examination as Examination
 from storage_backends.findings import Finding as Finding
 from storage_backends.findings import Piece as Piece
 from storage_backends.findings import Verdict as Verdict
+from storage_backends.growth import Extender as Extender
 from storage_backends.growth import Growing as Growing
-from storage_backends.growth import TableExtender as TableExtender
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storage_backends.errors import OutputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from storage_backends.base import ArrayWriter
@@ -36,10 +37,28 @@ class Growing:
         return None
 
 
-class TableExtender:
-    """Adds rows to the tables of an archive that grows."""
+class Extender:
+    """Changes tables and arrays of an archive that grows."""
 
     path: str
+
+    def restart(self, name: str, dtype: np.dtype[Any]) -> None:
+        """Write an array of the archive anew: items that are appended are its first.
+
+        It comes before items of the array are appended. A matrix that is stored by columns has to
+        be written anew with every cell; the matrix of the archive only grows.
+
+        Parameters
+        ----------
+        dtype
+            Dtype of the items, whose shape is that of the array.
+
+        Raises
+        ------
+        OutputError
+            The archive is new, or has no such array.
+        """
+        raise OutputError(f"{self.path}: there is no array {name} to write anew")
 
     def extend_table(self, name: str, table: pa.RecordBatchReader) -> None:
         """Add rows to a table of the archive.

@@ -18,17 +18,17 @@ from scdl.archive.schema import (
     DATA,
     INDICES,
     INDPTR,
-    MATRIX,
     OBS,
     Info,
     field_element,
-    field_prefix,
     graph_array,
     obsm_array,
+    unique_names,
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.convert import convert
 from scdl.conversion.fitting import fitted
+from scdl.conversion.grown_matrices import GrownMatrices, growing_matrices
 from scdl.conversion.opening import open_sources
 from scdl.conversion.options import (
     ConversionReport,
@@ -40,15 +40,15 @@ from scdl.conversion.options import (
 )
 from scdl.conversion.origins import origins_of
 from scdl.conversion.reporting import report_of
-from scdl.conversion.source_rows import CleanRows, MatrixWriter, graph_rows
+from scdl.conversion.source_rows import graph_rows
 from scdl.conversion.tables import United
 from scdl.conversion.writing import write_archive
 from scdl.errors import NeighborError, OptionError, SourceError
 from scdl.progress import progress_bar
-from scdl.sources.base import Source, Tally, is_matrix, sum_tallies
+from scdl.sources.base import Source, is_matrix, sum_tallies
 from scdl.sources.formats import sources_of
 from scdl.sources.gene_selection import gene_choice
-from scdl.sources.matrices import BLOCK_VALUES, Bounds, Matrix, pieces
+from scdl.sources.matrices import BLOCK_VALUES, Bounds, pieces
 from storage_backends import registry
 from storage_backends.base import ArrayStore, ArrayWriter
 
@@ -128,16 +128,23 @@ class Growth:
         self._info = Info.of(store)
         self._graphs, self._vectors = graph_keys(store), dense_vectors(store)
         self._fields = fields_of(store, self._info)
-        layers = layers_of(settings.options.get("layers"))
-        if layers is not None and {*layers} != {*self._fields}:
+        matrices = growing_matrices(store, self._info)
+        names = unique_names(name.removeprefix(field_element("")) for name in matrices)
+        #: Elements that are further matrices with the genes of the archive, by a name in sources.
+        self._matrices = dict(zip(names, matrices, strict=True))
+        layers = [name for name, element in self._matrices.items() if element != "X"]
+        given = layers_of(settings.options.get("layers"))
+        if given is not None and {*given} != {*layers}:
             raise OptionError(
-                f"layers= has {', '.join(layers)}, but the fields of {store.path} are: "
-                f"{', '.join(self._fields) or 'none'}"
+                f"layers= has {', '.join(given)}, but the layers of {store.path} are: "
+                f"{', '.join(layers) or 'none'}"
             )
-        if self._fields and layers is None:
-            layers = {name: field_element(name) for name in self._fields}
-            given: ConvertOptions = {**settings.options, "layers": layers}
-            self._settings = replace(settings, options=given)
+        if self._matrices:
+            options: ConvertOptions = {
+                **settings.options,
+                "layers": {**self._matrices, **(given or {})},
+            }
+            self._settings = replace(settings, options=options)
         self._tolerance = settings.options.get("data_dtype_tolerance", 1e-8)
         self._caster = Caster.keeping(store.spec(DATA).dtype, self._tolerance)
         options = settings.options
@@ -158,7 +165,8 @@ class Growth:
                 return self._rewrite(opening, meter)
             stack.enter_context(writer)
             sources = self._open(opening, stack)
-            meter.reset(sum(source.matrix.size for source in sources))
+            matrices = (m for source in sources for m in (source.matrix, *source.fields.values()))
+            meter.reset(sum(matrix.size for matrix in matrices))
             info, more = self._write(writer, sources, meter)
         n_obs, nnz = info.n_obs - self._info.n_obs, more.pop("nnz")
         return report_of(
@@ -178,13 +186,16 @@ class Growth:
     def _carried(self) -> set[str]:
         """Names of the elements that get further cells."""
         graphs = {f"obsp/{key}" for key in self._graphs}
-        return graphs | {*map(obsm_array, self._vectors)} | {*map(field_element, self._fields)}
+        return graphs | {*map(obsm_array, self._vectors)} | {*self._matrices.values()}
 
     # -- checks ------------------------------------------------------------------------------
 
     def _check_elements(self, *, by_rewriting: bool) -> None:
         """Raise SourceError if the archive has elements that cannot get further cells."""
         kept = self._carried
+        if by_rewriting:
+            # Other matrices would become fields, which are stored by rows.
+            kept -= {*self._matrices.values()} - {*map(field_element, self._fields)}
         refused = [
             name
             for name in elements_of(self._store)
@@ -218,13 +229,10 @@ class Growth:
             self._write_graph(writer, key, sources)
         tally = sum_tallies([source.tally for source in sources])
         matrices = [source.matrix for source in sources]
-        clean, nnz = self._write_matrix(writer, matrices, self._caster, tally, meter)
-        for name in self._fields:
-            matrices = [source.fields[name] for source in sources]
-            dtype = self._store.spec(field_prefix(name) + DATA).dtype
-            caster = Caster.keeping(dtype, self._tolerance)
-            self._write_matrix(writer, matrices, caster, Tally(), meter, field_prefix(name))
-            caster.warn(writer.path)
+        grown = GrownMatrices(self._store, writer, self._bounds, meter, self._tolerance)
+        clean, nnz = grown.add_rows("", matrices, self._caster, tally)
+        for name, element in self._matrices.items():
+            grown.add(element, [source.fields[name] for source in sources])
         # Figures of quality are known when the matrix was read.
         changes = self._write_obs(writer, [source.cells for source in sources])
         info = self._grown(sources)
@@ -245,26 +253,6 @@ class Growth:
             "matrices": [source.matrix_name for source in sources],
             "fields": tuple(self._fields),
         }
-
-    def _write_matrix(
-        self,
-        writer: ArrayWriter,
-        matrices: Sequence[Matrix],
-        caster: Caster,
-        tally: Tally,
-        meter: Meter,
-        prefix: str = "",
-    ) -> tuple[CleanRows, int]:
-        """Add rows to the matrix or a field; returns what cleaned them, and their values."""
-        specs = [self._store.spec(prefix + part) for part in MATRIX]
-        clean = CleanRows(specs[1].dtype, caster, tally)
-        before = specs[0].length
-        with MatrixWriter(writer, clean.dtypes, self._bounds, prefix, before) as out:
-            for matrix in matrices:
-                for rows in clean.of(matrix, None, self._bounds, meter):
-                    out.write(rows)
-            out.finish(specs[2].dtype)
-        return clean, out.n_values - before
 
     def _grown(self, sources: Sequence[Source]) -> Info:
         """Description of the archive with the new cells, which join its last feature block."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 
-from storage_backends.base import ArrayStore
+from storage_backends.base import ArraySpec, ArrayStore
 from storage_backends.directory import integrity, locks, publication
 from storage_backends.directory.checksums import BLOCK, Table
 from storage_backends.directory.recorder import CheckedFile, Recorder
@@ -27,8 +27,7 @@ from storage_backends.errors import ArchiveFormatError, OutputError, refused_wri
 
 #: Rows of a table that are read at once.
 _ROWS_AT_ONCE = 1 << 16
-#: Start of the names of arrays with one item, or one row, per cell.
-_BY_CELL = ("graphs/", "obsp/", "obsm/", "layers/")
+_MATRIX = ("data", "indices", "indptr")
 
 
 def checksums_of(store: ArrayStore, checksums: str) -> Table | None:
@@ -105,12 +104,16 @@ class GrowingWriter(DirectoryWriter):
     marker: ClassVar[str] = ""
 
     _store: ArrayStore
+    #: Arrays that got items.
+    _arrays: dict[str, Any]
     #: The directory at the path when the append began.
     _published: os.stat_result
 
     def __init__(self, path: str, **options: Any) -> None:
         #: Files that grow in place, with their published sizes.
         self._in_place: dict[str, int] = {}
+        #: Arrays that are written anew.
+        self._anew: set[str] = set()
         self._owner = os.getpid()
         super().__init__(path, **options)
 
@@ -149,6 +152,15 @@ class GrowingWriter(DirectoryWriter):
         self.table_rows = {f"var/{i}": block["n_vars"] for i, block in enumerate(blocks)}
         if "obs" in contents.tables:
             self.table_rows["obs"] = blocks[-1]["stop"]
+
+    def _restarted(self, name: str, dtype: np.dtype[Any]) -> None:
+        """Take an array as empty, with another dtype; OutputError if that is impossible."""
+        if name not in self._store.arrays or name in _MATRIX:
+            raise OutputError(f"{self.path}: there is no array {name} to write anew")
+        if name in self._arrays or name in self._anew:
+            raise OutputError(f"{self.path}: {name} has got items, so that it is not written anew")
+        self.specs[name] = ArraySpec(dtype.newbyteorder("<"), 0, self.specs[name].item_shape)
+        self._anew.add(name)
 
     def _widen_offsets(self, name: str, dtype: np.dtype[Any]) -> None:
         """Take a wider type of offsets for an array that has not grown yet."""
@@ -195,9 +207,16 @@ class GrowingWriter(DirectoryWriter):
     def commit(self, attrs: Mapping[str, Any]) -> None:
         n_obs = self.specs["indptr"].length - 1
         for name, spec in self.specs.items():
-            is_offsets = name.endswith("/indptr")
-            by_cell = is_offsets or name.startswith("obsm/")
-            if name.startswith(_BY_CELL) and by_cell and spec.length != n_obs + is_offsets:
+            holder, _, part = name.rpartition("/")
+            sparse = self._store.sparse.get(holder)
+            is_part = sparse is not None or not holder or holder.startswith("graphs/")
+            is_part &= part in _MATRIX
+            if sparse is not None and sparse.format == "csc":
+                is_whole = name in self._anew
+            else:
+                is_offsets = is_part and part == "indptr"
+                is_whole = (is_part and not is_offsets) or spec.length == n_obs + is_offsets
+            if not is_whole:
                 raise OutputError(
                     f"{self.path}: cannot commit: {name} has {spec.length} items for {n_obs} cells"
                 )

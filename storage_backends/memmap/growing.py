@@ -63,6 +63,11 @@ class MemmapGrower(GrowingWriter, MemmapWriter):
                 self._open_array(name, values.dtype)
         super().append(name, values)
 
+    def restart(self, name: str, dtype: np.dtype[Any]) -> None:
+        self._restarted(name, dtype)
+        with refused_write(self.path):
+            self._arrays[name] = self.recorder.create(self._files[name])
+
     def _open_array(self, name: str, dtype: np.dtype[Any]) -> None:
         path = self._files[name]
         if name.rpartition("/")[2] != "indptr":

@@ -161,6 +161,22 @@ class GrowingTests(BackendHarness):
         arrays = {**contents.arrays, "indptr": contents.arrays["indptr"].astype(np.uint64)}
         assert_holds(self.open(path), Contents(arrays, contents.tables, contents.attrs))
 
+    def test_array_that_is_written_anew(self, path: str) -> None:
+        contents, name = cells(), "obsm/float16x3"
+        self.write(path, part_of(contents, None, 40)).close()
+        rest, vectors = part_of(contents, 40, 60), random_numbers("float64", (60, 3))
+        with self.open(path) as store, self.begin(store) as writer:
+            writer.restart(name, vectors.dtype)
+            add(writer, Contents({**rest.arrays, name: vectors}, rest.tables, rest.attrs))
+            for wrong in (name, "obsm/float32", "data", "obsm/none"):
+                with pytest.raises(errors.OutputError, match=wrong):
+                    writer.restart(wrong, vectors.dtype)
+            assert_holds(store, part_of(contents, None, 40))
+            writer.commit(rest.attrs)
+        arrays = {**contents.arrays, name: vectors}
+        assert_holds(self.open(path), Contents(arrays, contents.tables, contents.attrs))
+        self.assert_sound(path)
+
     @pytest.mark.parametrize("commits", [True, False])
     def test_open_archive_and_copies_stay_as_they_are(
         self, local_path: str, tmp_path: Path, *, commits: bool

@@ -20,7 +20,6 @@ from storage_backends.errors import OutputError, refused_write
 from storage_backends.zarr import detection, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DRAFT, Profile
-from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.local_stores import RecordingStore
 from storage_backends.zarr.nodes import array_of
 from storage_backends.zarr.tables import writing
@@ -43,7 +42,7 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
         self._group = self._store.group
         self._unsigned = {*self._group.scdl_attrs.get("unsigned", ())}
         self._order = self._group.order
-        self._sparse = {n: m for n, m in self._group.sparse.items() if n.startswith("layers/")}
+        self._sparse = self._group.sparse
         #: Offsets of the new cells alone, by prefix, of matrices whose genes are reordered.
         self._local: dict[str, ArrayBuilder] = {}
         with layout.ignore_zarr_warnings():
@@ -65,6 +64,12 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
             self._append_local(prefix, values)
         super().append(name, values)
 
+    def restart(self, name: str, dtype: np.dtype[Any]) -> None:
+        self._restarted(name, dtype)
+        self._unsigned.discard(name)
+        self.recorder.remove(os.path.join(self.directory, self._group.paths[name], "c"))
+        self.append(name, np.empty((0, *self.specs[name].item_shape), dtype))
+
     def _is_reordered(self, prefix: str) -> bool:
         """Whether the genes of a matrix are stored in another order, as those of the archive."""
         follows = self._group.matrix == "X" and prefix.startswith("layers/")
@@ -83,7 +88,7 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
         return part in ("data", "indices") and self._is_reordered(holder + slash)
 
     def _builder(self, name: str, like: NDArray[Any], profile: Profile) -> ArrayBuilder:
-        if profile is DRAFT:
+        if profile is DRAFT or name in self._anew:
             return super()._builder(name, like, profile)
         path = self._group.paths[name]
         node = self._group.nodes[path]
@@ -130,15 +135,9 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
         self.recorder.remove(os.path.join(self.directory, layout.MATRIX))
 
     def _resize_matrices(self, n_obs: int) -> None:
-        """Update the shapes of sparse matrices with a row per cell."""
-        grown = {
-            path.rpartition("/")[0]
-            for name, path in self._group.paths.items()
-            if name in MATRIX_PARTS or name.startswith(("graphs/", "layers/"))
-        }
-        for path in grown:
-            is_graph = path.startswith("obsp/")
-            n_columns = n_obs if is_graph else self._group.sparse[path].shape[1]
+        """Update the shapes of sparse matrices, all of which have a row per cell."""
+        for path, sparse in self._group.sparse.items():
+            n_columns = n_obs if path.startswith("obsp/") else sparse.shape[1]
             self._root[path].attrs.update({"shape": [n_obs, n_columns]})
 
     def _update_root(self, attrs: Mapping[str, Any]) -> None:

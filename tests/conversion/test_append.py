@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from budget import examples
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import scdl
@@ -255,6 +255,120 @@ def test_what_does_not_fit(tmp_path):
     assert_same(data, scdl.open(tmp_path / "a"))
 
 
+def layered(n, seed=0):
+    """Layers in every form in which archives of a whole AnnData keep them."""
+    adata, rng = with_elements(n, seed), np.random.default_rng(seed + 1)
+    values = sp.random(n, 12, 0.3, "csr", rng=rng, data_rvs=lambda k: rng.integers(1, 99, k))
+    adata.layers["by columns"] = values.astype(np.uint16).tocsc()
+    adata.layers["data"] = rng.normal(size=(n, 12)) * (rng.random((n, 12)) < 0.7)
+    adata.layers["indptr"] = (3 * adata.X).tocsc()
+    adata.layers["by rows"] = 2 * adata.X
+    return adata
+
+
+def whole_matrix(adata, element):
+    return adata.X if element == "X" else adata.layers[element.removeprefix("layers/")]
+
+
+def assert_same_matrices(grown, whole):
+    """Two Zarr archives hold the same AnnData, in the same form."""
+    a, b = ad.read_zarr(grown), ad.read_zarr(whole)
+    assert [*a.layers] == [*b.layers]
+    for element in ("X", *(f"layers/{name}" for name in a.layers)):
+        found, expected = whole_matrix(a, element), whole_matrix(b, element)
+        assert (type(found), found.dtype, found.shape) == (
+            type(expected), expected.dtype, expected.shape,
+        )  # fmt: skip
+        if sp.issparse(found):
+            for part in ("data", "indices", "indptr"):
+                np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+        else:
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+@pytest.mark.parametrize("chunks", ["small", "default"])
+@pytest.mark.parametrize("kind", ["fast", "archive"])
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
+    block_values=st.sampled_from([1, 7, 50, 1 << 20]),
+)
+def test_layers_in_every_form(tmp_path_factory, request, kind, chunks, sizes, block_values):
+    """Growing equals converting the concatenation: dense layers, and those by columns."""
+    if chunks == "small":
+        request.getfixturevalue("small_chunks")
+    place, parts = tmp_path_factory.mktemp("forms"), [layered(n, i) for i, n in enumerate(sizes)]
+    whole = ad.concat(parts, merge="same", pairwise=True)
+    # The concatenation by anndata may have other forms.
+    for name in parts[0].layers:
+        is_dense = not sp.issparse(parts[0].layers[name])
+        form = "dense" if is_dense else parts[0].layers[name].format
+        dense = np.concatenate([_dense(part.layers[name]) for part in parts])
+        whole.layers[name] = dense if is_dense else getattr(sp, f"{form}_matrix")(dense)
+    scdl.convert(parts[0], place / "grown.zarr", **KINDS[kind])
+    data = scdl.open(place / "grown.zarr")
+    for part in parts[1:]:
+        # Genes in another order.
+        report = data.append(part[:, ::-1].copy(), block_values=block_values)
+        assert (report.n_obs, report.fields) == (part.n_obs, ("by rows",))
+    # The table of cells has tests of its own.
+    whole.obs = data.read_obs()
+    scdl.convert(whole, place / "whole.zarr", **KINDS[kind])
+    assert_same(data, scdl.open(place / "whole.zarr"))
+    assert_same_matrices(place / "grown.zarr", place / "whole.zarr")
+
+
+def _dense(values):
+    return values.toarray() if sp.issparse(values) else values
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+def test_x_beside_a_layer_that_is_the_matrix(tmp_path, form):
+    def part(n, seed):
+        adata = layered(n, seed)
+        adata.X = adata.X.toarray() if form == "dense" else adata.X.asformat(form)
+        return adata
+
+    parts = [part(9, 0), part(6, 1)]
+    scdl.convert(parts[0], tmp_path / "a.zarr", matrix="layers/by rows")
+    data = scdl.open(tmp_path / "a.zarr")
+    data.append(parts[1], matrix="layers/by rows")
+    grown = ad.read_zarr(tmp_path / "a.zarr")
+    for element in ("X", *(f"layers/{name}" for name in parts[0].layers)):
+        found = whole_matrix(grown, element)
+        assert type(found) is type(whole_matrix(parts[0], element))
+        expected = np.concatenate([_dense(whole_matrix(one, element)) for one in parts])
+        np.testing.assert_array_equal(_dense(found), expected)
+    assert data.verify(deep=True).verdict == 0
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_layers_stay_after_an_error(tmp_path):
+    """Nothing changes if a matrix that is written last does not fit."""
+    scdl.convert(layered(9), tmp_path / "a.zarr")
+    reader = scdl.open(tmp_path / "a.zarr")
+    files = {path: path.read_bytes() for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()}
+    wrong = layered(5, 1)
+    wrong.layers["by columns"] = -wrong.layers["by columns"].astype(np.int64)
+    with pytest.raises(CastError, match="by columns"):
+        scdl.open(tmp_path / "a.zarr").append(wrong)
+    with pytest.raises(SourceError, match="there is no matrix layers/by rows"):
+        scdl.open(tmp_path / "a.zarr").append(with_elements(5, 1))
+    assert files == {
+        path: path.read_bytes() for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()
+    }
+    # Layers may come from others, and readers keep what they opened.
+    other = with_elements(5, 1)
+    scdl.open(tmp_path / "a.zarr").append(other, layers=dict.fromkeys(layered(1).layers, "X"))
+    grown = ad.read_zarr(tmp_path / "a.zarr")
+    for name in grown.layers:
+        np.testing.assert_array_equal(_dense(grown.layers[name])[9:], other.X.toarray())
+    assert len(reader) == 9
+    assert reader.verify(deep=True).verdict == 0
+
+
 def with_layer(n, seed=0, form="csr"):
     adata = with_elements(n, seed)
     adata.layers["doubled"] = (2 * adata.X).asformat(form)
@@ -287,16 +401,31 @@ def test_fields_of_other_layers_and_of_none(tmp_path):
     np.testing.assert_array_equal(rows.fields["doubled"].to_dense(), rows.to_dense())
     with pytest.raises(SourceError, match="there is no matrix layers/doubled"):
         data.append(cells(4, 1))
-    with pytest.raises(OptionError, match=r"but the fields of .* are: doubled"):
+    with pytest.raises(OptionError, match=r"but the layers of .* are: doubled"):
         data.append(cells(4, 1), layers=["other"])
     assert len(data) == 9
 
 
-def test_layers_by_columns_cannot_grow(tmp_path):
-    layered = with_layer(5, form="csc")
-    scdl.convert(layered, tmp_path / "a.zarr")
-    with pytest.raises(SourceError, match="layers/doubled"):
-        scdl.open(tmp_path / "a.zarr").append(layered)
+def test_what_cannot_grow(tmp_path):
+    """Matrices of other genes, truth values, graphs by columns, and archives that are rewritten."""
+    adata = with_layer(5, form="csc")
+    adata.layers["true"] = adata.X.toarray() > 0
+    adata.obsp["by columns"] = adata.obsp["knn"].tocsc()
+    adata.obsm["sparse"] = adata.X
+    scdl.convert(adata, tmp_path / "a.zarr")
+    with pytest.raises(SourceError) as error:
+        scdl.open(tmp_path / "a.zarr").append(adata)
+    named = str(error.value).split("elements ")[1].split(";")[0].split(", ")
+    assert sorted(named) == ["layers/true", "obsm/sparse", "obsp/by columns"]
+    adata = with_layer(5, form="csc")
+    adata.raw = adata
+    scdl.convert(adata[:, :4].copy(), tmp_path / "b.zarr")
+    with pytest.raises(SourceError, match="elements X, layers/doubled; convert"):
+        scdl.open(tmp_path / "b.zarr").append(adata)
+    scdl.convert(with_layer(5, form="csc"), tmp_path / "c.zarr")
+    os.remove(tmp_path / "c.zarr/scdl.checksums")
+    with pytest.raises(SourceError, match="elements layers/doubled; convert"):
+        scdl.open(tmp_path / "c.zarr").append(with_layer(5, form="csc"))
 
 
 def test_other_elements_stay(tmp_path):

@@ -1,0 +1,164 @@
+"""Adding rows to the matrices of an archive, in the form in which it stores each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scdl.archive.casting import Caster
+from scdl.archive.csr import groups, spans
+from scdl.archive.elements import Kind, elements_of
+from scdl.archive.fields import fields_of
+from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info, field_element
+from scdl.conversion.options import Meter
+from scdl.conversion.source_rows import CleanRows, MatrixWriter
+from scdl.sources.base import Tally, is_matrix
+from scdl.sources.matrices import Bounds, Matrix
+from scdl.sources.transposed import ByEntry, Entries
+from storage_backends.base import ArrayStore, ArrayWriter
+from storage_backends.compute.threads import prefetch
+
+
+def growing_matrices(store: ArrayStore, info: Info) -> list[str]:
+    """Elements that are further matrices of the genes of an archive, to which rows can be added.
+
+    Besides fields, these are matrices of an AnnData that are dense, or stored by columns.
+    """
+    found = [field_element(name) for name in fields_of(store, info)]
+    if info.element.startswith("raw/"):
+        # Other matrices have the genes of var, and the cells to add those of raw/var.
+        return found
+    for name, element in elements_of(store).items():
+        if is_matrix(name) and name not in found and element.kind is not Kind.OTHER:
+            is_dense = element.kind is Kind.DENSE
+            shape = store.spec(name).item_shape if is_dense else store.sparse[name].shape[1:]
+            if shape == (info.max_n_vars,):
+                found.append(name)
+    return found
+
+
+class GrownMatrices(NamedTuple):
+    """Adds the rows of sources to matrices of an archive.
+
+    Attributes
+    ----------
+    store, writer
+        The archive, and the writer that adds cells to it.
+    bounds, meter
+        Sizes of the pieces that are read, and progress.
+    tolerance
+        Largest rounding of floats without a warning.
+    """
+
+    store: ArrayStore
+    writer: ArrayWriter
+    bounds: Bounds
+    meter: Meter
+    tolerance: float
+
+    def add(self, name: str, matrices: Sequence[Matrix]) -> None:
+        """Add the rows of some matrices to an element, and warn of rounded values."""
+        sparse = self.store.sparse.get(name)
+        dtype = self.store.spec(name if sparse is None else f"{name}/{DATA}").dtype
+        caster = Caster.keeping(dtype, self.tolerance)
+        if sparse is None:
+            self._add_dense(name, matrices, caster)
+        elif sparse.format == "csr":
+            self.add_rows(f"{name}/", matrices, caster, Tally())
+        else:
+            self._add_columns(f"{name}/", matrices, caster)
+        caster.warn(self.writer.path)
+
+    def add_rows(
+        self, prefix: str, matrices: Sequence[Matrix], caster: Caster, tally: Tally
+    ) -> tuple[CleanRows, int]:
+        """Add rows to a matrix that is stored by rows; returns what cleaned them, and their values.
+
+        Parameters
+        ----------
+        prefix
+            Prefix of the names of its arrays.
+        """
+        specs = [self.store.spec(prefix + part) for part in MATRIX]
+        clean = CleanRows(specs[1].dtype, caster, tally)
+        before = specs[0].length
+        with MatrixWriter(self.writer, clean.dtypes, self.bounds, prefix, before) as out:
+            for matrix in matrices:
+                for rows in clean.of(matrix, None, self.bounds, self.meter):
+                    out.write(rows)
+            out.finish(specs[2].dtype)
+        return clean, out.n_values - before
+
+    def _add_dense(self, name: str, matrices: Sequence[Matrix], caster: Caster) -> None:
+        spec = self.store.spec(name)
+        at_once = max(1, self.bounds.values // max(spec.item_shape[0], 1))
+        clean = CleanRows(np.dtype(np.int64), caster, Tally())
+        for matrix in matrices:
+            for rows in clean.of(matrix, None, self.bounds, self.meter):
+                for start, stop in spans(len(rows.indptr) - 1, at_once):
+                    part = slice(rows.indptr[start], rows.indptr[stop])
+                    lengths = np.diff(rows.indptr[start : stop + 1])
+                    dense = np.zeros((stop - start, *spec.item_shape), spec.dtype)
+                    at = np.repeat(np.arange(stop - start), lengths)
+                    dense[at, rows.indices[part]] = rows.data[part]
+                    self.writer.append(name, dense)
+
+    def _add_columns(self, prefix: str, matrices: Sequence[Matrix], caster: Caster) -> None:
+        """Write a matrix that is stored by columns anew: each gets its new values at the end."""
+        specs = {part: self.store.spec(prefix + part) for part in MATRIX}
+        before = self.store.read(prefix + INDPTR).astype(np.int64)
+        n_obs = self.store.spec(INDPTR).length - 1
+        new = _Columns(matrices, caster, n_obs, self.meter)
+        ids = _index_type(specs[INDICES].dtype, new.shape[1])
+        self.writer.restart(prefix + DATA, caster.dtype)
+        self.writer.restart(prefix + INDICES, ids)
+        n_new, first = np.zeros(len(before), np.int64), 0
+        for block in new.blocks(self.bounds):
+            n = len(block.indptr) - 1
+            n_new[first + 1 : first + n + 1] = np.diff(block.indptr)
+            stops = before[first : first + n + 1]
+            # One column has at most as many values as there are cells.
+            for start, stop in groups(stops + block.indptr, self.bounds.values):
+                part = slice(block.indptr[start], block.indptr[stop])
+                lengths = np.diff(block.indptr[start : stop + 1])
+                places = np.repeat(stops[start + 1 : stop + 1] - stops[start], lengths)
+                for name, added in ((DATA, block.data[part]), (INDICES, block.indices[part])):
+                    old = self.store.read(prefix + name, int(stops[start]), int(stops[stop]))
+                    old = old.astype(ids if name == INDICES else caster.dtype, copy=False)
+                    self.writer.append(prefix + name, np.insert(old, places, added))
+            first += n
+        offsets = before + np.cumsum(n_new)
+        dtype = _index_type(specs[INDPTR].dtype, int(offsets[-1]) + 1)
+        self.writer.restart(prefix + INDPTR, dtype)
+        self.writer.append(prefix + INDPTR, offsets.astype(dtype))
+
+
+class _Columns(ByEntry):
+    """The columns of matrices as rows, whose ids are those of cells that follow others."""
+
+    def __init__(
+        self, matrices: Sequence[Matrix], caster: Caster, n_before: int, meter: Meter
+    ) -> None:
+        self.where, self.dtype = matrices[0].where, caster.dtype
+        self.shape = matrices[0].shape[1], n_before + sum(matrix.shape[0] for matrix in matrices)
+        self.size = sum(matrix.size for matrix in matrices)
+        self._matrices, self._n_before, self._meter = matrices, n_before, meter
+        self._clean = CleanRows(np.dtype(np.int64), caster, Tally())
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
+        first = self._n_before
+        for matrix in self._matrices:
+            for n_values, rows in self._clean.blocks(matrix, None, prefetch(matrix.blocks(bounds))):
+                n = len(rows.indptr) - 1
+                cells = np.repeat(np.arange(first, first + n), np.diff(rows.indptr))
+                yield Entries(rows.indices, cells, rows.data)
+                first += n
+                # Matrices are read twice.
+                self._meter.update(n_values * with_values)
+
+
+def _index_type(stored: np.dtype[Any], n: int) -> np.dtype[Any]:
+    """The stored dtype of ids or offsets if it can hold those below `n`, else int64."""
+    return stored if n - 1 <= np.iinfo(stored).max else np.dtype(np.int64)
