@@ -25,6 +25,7 @@ from scdl.training.assembly import Assembly
 from scdl.training.batch import TrainingBatch
 from scdl.training.epochs import Epoch, Share, cells_at, share_of
 from scdl.training.iterable import LoaderDataset
+from scdl.training.modalities import modalities_of
 from scdl.training.named_orders import OrderMaker, check_unused, order_name
 from scdl.training.options import (
     LoaderOptions,
@@ -96,6 +97,9 @@ class SingleCellLoader:
         ``{"spliced": {"layout": "padded", "length": 64, "choose": "largest"}}``, and its genes in
         ``field_genes``. ``"aligned"``: the values of the genes that the batch has of a padded
         matrix.
+        ``modalities``: further datasets of the same cells by name, such as
+        ``{"protein": protein}``, matched by the names of cells, in any order. Each is in ``fields``
+        of the batch, with the genes of its dataset; `fields` may name its layout.
         ``matrix``: another matrix of an AnnData that the archive keeps completely, such as
         ``layers/counts``.
         ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
@@ -129,6 +133,8 @@ class SingleCellLoader:
         There is no such column of obs, key of obsm or field, or it cannot become a tensor.
     GeneError
         The cells have different genes, and no `genes` were given.
+    CellNotFoundError
+        A modality lacks some of the cells.
     RowIndexError
         `rows` are not cells of the dataset.
     DatasetTypeError
@@ -169,7 +175,10 @@ class SingleCellLoader:
             self._order_name = order_name(order, self._options)
         else:
             self._order_name = type(order).__name__
-        self._initial_identity = self.cells.identity
+        # Any cell may be a neighbour.
+        needed = None if self._options["neighbors"] else self._rows
+        self._modalities = modalities_of(self._options["modalities"], dataset, needed)
+        self._initial_identity = self._identity
         self.rank, self.world_size = rank_and_world_size(
             options.get("rank"), options.get("world_size")
         )
@@ -206,6 +215,12 @@ class SingleCellLoader:
             spaces = self.cells.gene_spaces if rows is None else self.cells.spaces_of(rows)
             if spaces is not None:
                 check_one_space(spaces, "the cells to load")
+        for name, laid in self._assembly.laid_fields.items():
+            if name in self._modalities and laid.kind.follows:
+                raise LoaderError(
+                    f"the modality {name!r} has other genes than the matrix, so that its layout "
+                    f"cannot be {laid.layout!r}"
+                )
         self._columns  # noqa: B018 - report unknown columns now, not in the first batch
         if self._options["obsm"]:
             self.cells.read_rows([], obsm=self._options["obsm"])
@@ -250,11 +265,19 @@ class SingleCellLoader:
         first = 0 if self._rows is None else int(self._rows[0])
         return self.cells.var_features().blocks[self.cells.info.block_of(first)].column(INDEX)
 
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        """A key that differs if archives at the same paths change."""
+        of_others = [modality.cells.identity for modality in self._modalities.values()]
+        return (*self.cells.identity, *of_others)
+
     @cached_property
     def _bytes_per_cell(self) -> float:
-        """Average bytes of a cell in memory, with the fields that are read."""
-        further = sum(self.cells._field(name).nbytes for name in self._assembly.fields)
-        return self.cells.bytes_per_cell + further / max(self.cells.n_obs, 1)
+        """Average bytes of a cell in memory, with the fields and modalities that are read."""
+        names = [name for name in self._assembly.fields if name not in self._modalities]
+        further = sum(self.cells._field(name).nbytes for name in names)
+        others = sum(modality.cells.bytes_per_cell for modality in self._modalities.values())
+        return self.cells.bytes_per_cell + others + further / max(self.cells.n_obs, 1)
 
     # -- order -----------------------------------------------------------------------------
 
@@ -303,7 +326,9 @@ class SingleCellLoader:
             gives.append(f"obs {column!r}" + ("" if names is None else f" ({len(names)} labels)"))
         gives += [f"obsm {key!r}" for key in options["obsm"]]
         fields = self._assembly.laid_fields
-        gives += [f"field {name!r} ({laid.layout})" for name, laid in fields.items()]
+        for name, laid in fields.items():
+            kind = "modality" if name in self._modalities else "field"
+            gives.append(f"{kind} {name!r} ({laid.layout})")
         if options["tokenizer"] is not None:
             gives[0] = "tokens"
         if options["neighbors"]:
@@ -351,7 +376,8 @@ class SingleCellLoader:
         waited, cells = 0.0, 0
         self._stats = LoaderStats()
         # Workers read in their own processes.
-        reading = self._reading = None if self._options["workers"] else EpochReading()
+        n_datasets = 1 + len(self._modalities)
+        reading = self._reading = None if self._options["workers"] else EpochReading(n_datasets)
         try:
             for number, batch in enumerate(batches, 1):
                 now = time.perf_counter()
@@ -379,7 +405,7 @@ class SingleCellLoader:
         self, epoch: int, first: int, worker: int = 0, n_workers: int = 1
     ) -> Generator[Any]:
         """Yield the batches of one worker: every `n_workers`-th one from `first` on."""
-        if self.cells.identity != self._initial_identity:
+        if self._identity != self._initial_identity:
             raise LoaderError(
                 "an archive was replaced since the loader was created; open the dataset again and "
                 "create a new loader"
@@ -388,6 +414,7 @@ class SingleCellLoader:
         buffer = int(getattr(self.order, "buffer", self._order_maker.budget))
         yield from Pipeline(
             cells=self.cells,
+            modalities=self._modalities,
             rows=self._rows,
             run=Epoch(positions, self._share(positions), first, worker, n_workers),
             epoch=epoch,

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive.gene_space import Duplicates, Genes, Missing, is_own
 from scdl.archive.schema import names_of
+from scdl.dataset.reader import CellReader
 from scdl.errors import LoaderError, OptionError
 from scdl.training.batch import Tokenizer
 from scdl.training.layouts import Choice
@@ -39,6 +40,7 @@ class LoaderOptions(TypedDict, total=False):
     obs: str | Sequence[str]
     obsm: str | Sequence[str]
     fields: str | Sequence[str] | Mapping[str, str | FieldOptions]
+    modalities: Mapping[str, CellReader]
     matrix: str | None
     genes: Genes | None
     gene_column: str | None
@@ -71,6 +73,7 @@ DEFAULTS: LoaderOptions = {
     "obs": (),
     "obsm": (),
     "fields": (),
+    "modalities": {},
     "matrix": None,
     "genes": None,
     "gene_column": None,
@@ -193,7 +196,17 @@ def complete(options: LoaderOptions) -> LoaderOptions:
         fields = completed["fields"]
         names = names_of(fields, "fields")
         own = isinstance(fields, Mapping)
-        completed["fields"] = {n: fields[n] if own else completed["layout"] for n in names}
+        modalities = completed["modalities"]
+        if not isinstance(modalities, Mapping):
+            raise OptionError(
+                "modalities must be a dict of name to dataset, as in {'protein': protein}, not "
+                f"{modalities!r:.200}"
+            )
+        completed["modalities"] = dict(modalities)
+        # Those that are not named have the layout of the loader.
+        names = tuple(dict.fromkeys((*names, *names_of(modalities, "modalities"))))
+        layouts = fields if own else {}
+        completed["fields"] = {n: layouts.get(n, completed["layout"]) for n in names}
         for name in ("by", "match"):
             completed[name] = None if completed[name] is None else names_of(completed[name], name)
     except OptionError as error:

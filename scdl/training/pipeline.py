@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from scdl.dataset.reader import CellReader
 from scdl.kernels import hashing
 from scdl.training.assembly import Assembly
 from scdl.training.epochs import Epoch, ReadPlan
+from scdl.training.modalities import Modality
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.threads import ahead, pool_of
 
@@ -68,6 +69,8 @@ class Pipeline:
     ----------
     cells, rows
         Dataset, and its rows to use, or None for all.
+    modalities
+        Other datasets of its cells, by the name of the field that they become.
     run
         Division of the epoch into batches.
     epoch, seed, rank
@@ -89,6 +92,7 @@ class Pipeline:
     """
 
     cells: CellReader
+    modalities: Mapping[str, Modality]
     rows: NDArray[np.int64] | None
     run: Epoch
     epoch: int
@@ -146,7 +150,8 @@ class Pipeline:
     @cached_property
     def _reads_chunks(self) -> bool:
         """Whether the archive is stored in chunks of several cells, best read together."""
-        return self.cells.storage.cells_per_chunk > 1
+        datasets = [self.cells, *(modality.cells for modality in self.modalities.values())]
+        return any(cells.storage.cells_per_chunk > 1 for cells in datasets)
 
     @cached_property
     def _task_batches(self) -> int:
@@ -157,13 +162,27 @@ class Pipeline:
         return self.cells.n_obs if self.rows is None else len(self.rows)
 
     @cached_property
-    def _read_rows(self) -> partial[CellBatch]:
+    def _fields(self) -> tuple[str, ...]:
+        """Names of the fields of the dataset itself."""
+        return tuple(name for name in self.assembly.fields if name not in self.modalities)
+
+    def _read_rows(self, rows: NDArray[np.int64]) -> CellBatch:
+        """Read cells, with their modalities as fields."""
+        read = self._read_own_rows(rows)
+        if not self.modalities:
+            return read
+        how = {"ordered": self.assembly.needs_order, "sum_dtype": self.assembly.sum_dtype}
+        others = {name: modality.read(read, **how) for name, modality in self.modalities.items()}
+        return replace(read, fields={**read.fields, **others})
+
+    @cached_property
+    def _read_own_rows(self) -> partial[CellBatch]:
         # Read column ids with the dtype of CSR tensors if it holds them all.
         fits = np.can_cast(self.cells.index_dtype, np.int32, "safe")
         return partial(
             self.cells.read_rows,
             obsm=self.obsm,
-            fields=tuple(self.assembly.fields),
+            fields=self._fields,
             genes=OWN if self.own_genes else None,
             ordered=self.assembly.needs_order,
             index_dtype=np.int32 if fits and self.assembly.layout == "csr" else None,
@@ -182,7 +201,8 @@ class Pipeline:
         if not plans:
             return plans
         rows = np.concatenate([plan.cells for plan in plans])
-        fetched = self.cells.will_need(rows, tuple(self.assembly.fields))
+        others = [one.cells.will_need(one.places(rows)) for one in self.modalities.values()]
+        fetched = [self.cells.will_need(rows, self._fields), *others]
         return [plan._replace(fetched=fetched) for plan in plans]
 
     def _read(self, plan: ReadPlan) -> CellsRead:

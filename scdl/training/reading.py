@@ -18,9 +18,16 @@ class Reading(NamedTuple):
 
 
 class EpochReading:
-    """Measures what this process reads, from now until :meth:`finish`."""
+    """Measures what this process reads, from now until :meth:`finish`.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    n_datasets
+        Number of datasets in which each cell is read.
+    """
+
+    def __init__(self, n_datasets: int = 1) -> None:
+        self._n_datasets = n_datasets
         TRAFFIC.most_in_flight(restart=True)
         self._counts, self._from_disk = TRAFFIC.counts(), disk_bytes_read()
         self._final: Reading | None = None
@@ -39,7 +46,7 @@ class EpochReading:
         elif self._from_disk is not None and (now := disk_bytes_read()) is not None:
             read = now - self._from_disk
         return Reading(
-            cells_read=counts.rows if counts.asked else None,
+            cells_read=counts.rows // self._n_datasets if counts.asked else None,
             asked_bytes=counts.asked or None,
             read_bytes=read,
             requests=counts.requests or None,
