@@ -202,7 +202,9 @@ class Laid(NamedTuple):
                 f"{what}length is required for the layout {lengths}, in values per cell, and not "
                 "allowed for other layouts"
             )
-        if self.length is not None and not (isinstance(self.length, int) and self.length >= 1):
+        if self.length is not None and not (
+            isinstance(self.length, int | np.integer) and self.length >= 1
+        ):
             raise LoaderError(
                 f"{what}length must be a whole number of at least 1, not {self.length!r}"
             )

@@ -40,19 +40,25 @@ def adata() -> ad.AnnData:
 
 
 @pytest.fixture(scope="module", params=["memmap", "archive", "collection"])
-def cells(
+def path(
     request: pytest.FixtureRequest, adata: ad.AnnData, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+) -> Path:
     place: Path = tmp_path_factory.mktemp("fields")
     how: dict[str, Any] = {"layers": ["spliced", "unspliced"], "neighbor_key": "next_cell_ids"}
     if request.param == "collection":
         scdl.convert(adata[:200].copy(), place / "0.zarr", only_matrix=True, **how)
         scdl.convert(adata[200:].copy(), place / "1.scdl", **how)
-        return scdl.open(place)
+        return place
     if request.param == "archive":
         how |= {"backend": "zarr", "compression": "archive"}
     scdl.convert(adata, place / "a", **how)
-    return scdl.open(place / "a")
+    return place / "a"
+
+
+@pytest.fixture
+def cells(path: Path) -> Any:
+    """Opened for each test, as decoded chunks are kept."""
+    return scdl.open(path)
 
 
 def plain(values: Any) -> np.ndarray:
