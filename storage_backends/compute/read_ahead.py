@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import resource
 import sys
-import time
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, ClassVar
@@ -28,25 +28,33 @@ _RANGES_AT_ONCE = 256
 _SAMPLE = 16
 #: The advice to read pages that are not in memory; None on systems without it.
 _WILLNEED: Any = getattr(mmap, "MADV_WILLNEED", None)
-#: Maximum time to map a page that is in memory, often 6 µs; the fastest disks take 30.
-_WARM_NANOSECONDS = 20_000
+#: Whose waits are counted: those of this thread, or of all where the system does not tell.
+_WAITING = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
 def are_cold(addresses: NDArray[np.int64]) -> bool:
     """Whether sampled bytes at addresses are not in memory; advising cached ranges wastes time."""
     if not _madvise():
         return False
-    library, n_slow = _library(), 0
+    library, n_waited = _library(), 0
     for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
         # Only this page is read: touching it first would read as much as the device reads ahead.
         library.madvise(address - address % mmap.PAGESIZE, mmap.PAGESIZE, _WILLNEED)
-        before = time.perf_counter_ns()
+        before = _waits()
         ctypes.string_at(address, 1)
-        # One may be slow because this thread had to wait.
-        n_slow += time.perf_counter_ns() - before > _WARM_NANOSECONDS
-        if n_slow > 1:
+        # This thread may have waited for a lock of the system once.
+        n_waited += _waits() > before
+        if n_waited > 1:
             return True
     return False
+
+
+def _waits() -> int:
+    """How often this thread gave up its core to wait, as for a disk.
+
+    Times would also tell that other work took its core.
+    """
+    return resource.getrusage(_WAITING).ru_nvcsw
 
 
 def will_need(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:

@@ -337,10 +337,9 @@ class TestReading:
         )
         announce = classmethod(lambda cls, stores, name, *_: of_zarr.append(name))
         monkeypatch.setattr(ZarrStore, "will_need_across", announce)
-        monkeypatch.setattr(read_ahead, "_WARM_NANOSECONDS", 1 << 60)
         found.will_need(np.arange(40))
         assert ranges == []
-        monkeypatch.setattr(read_ahead, "_WARM_NANOSECONDS", -1)
+        monkeypatch.setattr(read_ahead, "are_cold", lambda addresses: True)
         found.will_need(np.arange(40))
         data, indices, indptr = found.fname_to_mmap[paths[0]].matrix_of().views
         assert len(ranges) == 40 + 2 * 40

@@ -44,6 +44,35 @@ def test_what_is_on_disk_comes_into_memory(file: Path) -> None:
     assert page_cache.cached(file) > 0.9
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the page cache is dropped as Linux does")
+def test_pages_are_cold_if_they_must_be_waited_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine, too, where reading a page from memory may take long."""
+    addresses = np.arange(0, 4 * N, 4 * N // 16)
+
+    def are_cold() -> bool:
+        array = np.memmap(file, np.int32, "r")
+        return read_ahead.are_cold(array.ctypes.data + addresses)
+
+    touch = read_ahead.ctypes.string_at
+
+    def interrupted(address: int, size: int) -> bytes:
+        end = time.perf_counter() + 1e-4
+        while time.perf_counter() < end:
+            pass
+        return touch(address, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(read_ahead.ctypes, "string_at", interrupted)
+        assert not are_cold()
+    if page_cache.drop(file) > 0.01:
+        pytest.skip("files stay in the page cache here")
+    assert are_cold()
+    file.read_bytes()
+    assert not are_cold()
+
+
 @pytest.mark.parametrize("n", [0, 1, 5, 1_000])
 def test_changes_nothing(file: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     # A new file is in the page cache, so that read-ahead would do nothing.
