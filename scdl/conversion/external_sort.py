@@ -2,15 +2,17 @@
 
 As many rows as fit into a buffer are sorted by their new positions and written to a temporary file,
 divided into buckets of consecutive positions. Then the buckets are read one after the other, each
-from all parts of the file, and sorted in memory.
+from all parts of the file, and sorted in memory. What was read no longer takes space on the disk.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from functools import cache
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,8 @@ _BUFFER = 1 << 25
 #: buffer grows with the square root of the data to keep it.
 _READ = 1 << 16
 _PLACE = pa.field("", pa.int64())
+#: Flags of ``fallocate``: free the space of a range, and keep the size of the file.
+_PUNCH_HOLE = 3
 
 
 def in_order(
@@ -55,8 +59,8 @@ def in_order(
     edges = np.linspace(0, n_rows, n_buckets + 1).astype(np.int64)
     runs = prefetch(_sorted_runs(batches, schema, buffer, places))
     with scratch_file(bounds) as file:
-        n_runs = _write_runs(runs, schema, edges, file)
-        yield from prefetch(_buckets(file, n_runs, n_buckets))
+        places_in_file = _write_runs(runs, schema, edges, file)
+        yield from prefetch(_buckets(file, places_in_file))
 
 
 def _sorted_runs(
@@ -82,16 +86,21 @@ def sizes(nbytes: int, n_obs: int) -> tuple[int, int]:
 
 def _write_runs(
     runs: Iterable[pa.RecordBatch], schema: pa.Schema, edges: NDArray[np.int64], file: BinaryIO
-) -> int:
-    """Write sorted runs, each as one batch for each bucket; return their number."""
-    n_runs = 0
+) -> list[list[int]]:
+    """Write sorted runs, each as one batch for each bucket.
+
+    Returns, for each run, where its batches begin in the file and the last one ends.
+    """
+    written = []
     with pa.ipc.new_file(file, schema.append(_PLACE)) as sink:
         for run in runs:
-            n_runs += 1
+            at = [file.tell()]
             stops = np.searchsorted(arrow.to_numpy(run.column(-1)), edges).tolist()
             for start, stop in itertools.pairwise(stops):
                 sink.write_batch(run.slice(start, stop - start))
-    return n_runs
+                at.append(file.tell())
+            written.append(at)
+    return written
 
 
 def _runs(batches: Iterable[pa.RecordBatch], schema: pa.Schema, buffer: int) -> Iterator[pa.Table]:
@@ -109,15 +118,33 @@ def _runs(batches: Iterable[pa.RecordBatch], schema: pa.Schema, buffer: int) -> 
         yield pa.Table.from_batches(run, schema)
 
 
-def _buckets(file: BinaryIO, n_runs: int, n_buckets: int) -> Iterator[pa.RecordBatch]:
-    """Read each bucket from all runs, sorted by position."""
-    if not n_runs:
+def _buckets(file: BinaryIO, written: list[list[int]]) -> Iterator[pa.RecordBatch]:
+    """Read each bucket from all runs, sorted by position, and free its space."""
+    if not written:
         return
-    source = pa.ipc.open_file(file)
+    source, n_buckets = pa.ipc.open_file(file), len(written[0]) - 1
     for bucket in range(n_buckets):
-        parts = [source.get_batch(run * n_buckets + bucket) for run in range(n_runs)]
+        parts = [source.get_batch(run * n_buckets + bucket) for run in range(len(written))]
+        for at in written:
+            # From the first bucket, since only whole blocks of the file system are freed.
+            _free(file, at[0], at[bucket + 1])
         table = pa.Table.from_batches(parts)
         del parts
         places = arrow.to_numpy(table.column(-1).combine_chunks())
         table = table.select(range(table.num_columns - 1)).take(arrow.numbers(np.argsort(places)))
         yield from table.combine_chunks().to_batches()
+
+
+def _free(file: BinaryIO, start: int, stop: int) -> None:
+    """Free the space of a range of a file, where the system and the file system can."""
+    if fallocate := _fallocate():
+        fallocate(file.fileno(), _PUNCH_HOLE, start, stop - start)
+
+
+@cache
+def _fallocate() -> Any:
+    """The function of the C library, or None; it only exists on Linux."""
+    function = getattr(ctypes.CDLL(None), "fallocate", None)
+    if function is not None:
+        function.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
+    return function
