@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from scdl import errors as errors
     from scdl.archive.neighbor_choice import NeighborSamplingStrategy as NeighborSamplingStrategy
     from scdl.collection.collection import SingleCellCollection as SingleCellCollection
+    from scdl.collection.directory import convert_directory as convert_directory
     from scdl.collection.verification import verify as verify
     from scdl.conversion.convert import convert as convert
     from scdl.conversion.creation import create as create
-    from scdl.conversion.many.directory import convert_directory as convert_directory
     from scdl.conversion.many.in_parts import convert_in_parts as convert_in_parts
     from scdl.conversion.many.report import DirectoryReport as DirectoryReport
     from scdl.conversion.options import ConversionReport as ConversionReport
@@ -54,7 +54,7 @@ _HOMES = {
     "collate_neighbor_sparse_matrix_batch": "scdl.dataset.collate",
     "collate_sparse_matrix_batch": "scdl.dataset.collate",
     "convert": "scdl.conversion.convert",
-    "convert_directory": "scdl.conversion.many.directory",
+    "convert_directory": "scdl.collection.directory",
     "convert_in_parts": "scdl.conversion.many.in_parts",
     "modalities": "scdl.sources.mudata",
     "create": "scdl.conversion.creation",

@@ -63,6 +63,7 @@ def convert(
     quality_group: opt.QualityGroup = None,
     shuffle: opt.Shuffle = None,
     row_column: opt.RowColumn = None,
+    shard_cells: opt.ShardCells = None,
     overwrite: Overwrite = False,
     dry_run: opt.DryRun = False,
     as_json: Json = False,
@@ -72,7 +73,8 @@ def convert(
     """Convert AnnData, other formats of cells, and archives to one archive.
 
     The cells of several sources are concatenated. For a directory, every known file in it and its
-    subdirectories is converted to a separate archive. Sources are read in blocks of rows, so memory
+    subdirectories is converted to a separate archive; with --shuffle, their cells are shuffled
+    together. Sources are read in blocks of rows, so memory
     use does not depend on their size. A failed conversion leaves nothing behind.
     """
     if not sources or dest is None:
@@ -120,25 +122,23 @@ def convert(
 
         is_directory = len(sources) == 1 and os.path.isdir(sources[0])
         if is_directory and not is_source(sources[0]):
-            if label or key:
+            if key or (label and shuffle is None):
                 raise typer.BadParameter(
                     "--label and --key apply only to sources that become one archive; after the "
                     'conversion, scdl.open(path, label="sample") adds a column to obs with the '
                     "archive of each cell"
                 )
-            if shuffle is not None or row_column is not None:
-                raise typer.BadParameter(
-                    "--shuffle applies only to sources that become one archive; after the "
-                    f"conversion, `scdl flatten {dest} DEST --shuffle SEED` shuffles the cells of "
-                    "all archives"
-                )
+            options |= {"label": label, "shuffle": shuffle, "shard_cells": shard_cells}
+            if row_column is not None:
+                options["row_column"] = row_column
             options |= {"workers": started, "resume": resume, "skip_failed": skip_failed}
             options |= {"split_bytes": split_bytes, "replace": overwrite, "dry_run": dry_run}
             _convert_directory(sources[0], dest, options, quiet=quiet, as_json=as_json)
             return
-        if resume or skip_failed or split_bytes:
+        if resume or skip_failed or split_bytes or shard_cells:
             raise typer.BadParameter(
-                "--resume, --skip-failed and --split-bytes apply only to a directory of h5ad files"
+                "--resume, --skip-failed, --split-bytes and --shard-cells apply only to a "
+                "directory of h5ad files"
             )
         options |= {"label": label, "keys": key or None, "shuffle": shuffle}
         options["replace"] = overwrite
@@ -228,7 +228,7 @@ def convert_files(sources: list[str], dest: str, options: dict[str, Any], worker
 def _convert_directory(
     source: str, dest: str, options: dict[str, Any], *, quiet: bool, as_json: bool
 ) -> None:
-    from scdl.conversion.many.directory import convert_directory
+    from scdl.collection.directory import convert_directory
 
     try:
         report = convert_directory(source, dest, **options)

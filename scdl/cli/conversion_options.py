@@ -25,6 +25,14 @@ Shuffle = Annotated[
 RowColumn = Annotated[
     str | None, typer.Option(help="Name of that column, with --shuffle. [default: source_row]")
 ]
+ShardCells = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="With --shuffle: write a collection of archives of N cells each.",
+    ),
+]
 
 Sources = Annotated[
     list[str] | None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scdl.cli.conversion_options import Backend, Compression, RowColumn, Shuffle
+from scdl.cli.conversion_options import Backend, Compression, RowColumn, ShardCells, Shuffle
 from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
 from storage_backends.paths import path_of
 
@@ -48,14 +48,7 @@ def flatten(
     ] = "error",
     shuffle: Shuffle = None,
     row_column: RowColumn = None,
-    shard_cells: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="With --shuffle: write a collection of archives of N cells each.",
-        ),
-    ] = None,
+    shard_cells: ShardCells = None,
     destroy_on_copy: Annotated[
         bool,
         typer.Option(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anndata
 import numpy as np
@@ -27,7 +31,15 @@ from scdl.archive.tables import EncodedTable
 from scdl.conversion import external_sort
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United
-from scdl.errors import ArchiveExistsError, CollectionError, GeneError, OptionError, ScdlWarning
+from scdl.errors import (
+    ArchiveExistsError,
+    CollectionError,
+    ConversionFailedError,
+    GeneError,
+    OptionError,
+    ScdlWarning,
+)
+from scdl.sources.matrices import Bounds
 from storage_backends import registry
 from storage_backends.capabilities import Verdict
 from storage_backends.compute.warning_filters import ignore_warnings
@@ -117,6 +129,33 @@ def test_rows_of_every_kind(pieces: tuple[int, list[slice]], seed: int, data: An
         table = pa.Table.from_pandas(frame.reset_index(), preserve_index=False)
         united = United([EncodedTable(table, {})])
         assert order.table(united).read_all().equals(united.reader().read_all().take(rows))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="holes in files are those of Linux")
+def test_temporary_file_shrinks_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, width, files = 4_096, 1_000, []
+    monkeypatch.setattr(external_sort, "_BUFFER", 1 << 19)
+    scratch_file = external_sort.scratch_file
+
+    @contextlib.contextmanager
+    def kept(bounds: Bounds) -> Iterator[BinaryIO]:
+        with scratch_file(bounds) as file:
+            files.append(file)
+            yield file
+
+    monkeypatch.setattr(external_sort, "scratch_file", kept)
+    values = np.random.default_rng(0).integers(0, 256, (n, width), dtype=np.uint8)
+    order = Shuffle.order(Shuffle(0), n, str(tmp_path / "target"))
+    read, sizes = 0, []
+    for piece in order.items(np.split(values, 16), values[:0]):
+        read += len(piece)
+        sizes.append(os.fstat(files[0].fileno()).st_blocks * 512)
+        # What is read is in memory: this piece and the next.
+        assert sizes[-1] < (n - read) * (width + 8) + (1 << 19)
+    assert sizes[0] > n * width / 2
+    assert sizes[-1] < 1 << 16
 
 
 def test_order_is_uniform() -> None:
@@ -320,8 +359,94 @@ def test_commands(tmp_path: Path, run_command: Any) -> None:
     done = run_command("scdl", "flatten", "members", "flat.zarr", "--shuffle", "7")
     assert done.returncode == 0, done.stderr
     assert source_rows(scdl.open(tmp_path / "flat.zarr")).tolist() == expected
-    done = run_command("scdl", "convert", "members", "x", "--shuffle", "7")
-    assert "scdl flatten" in done.stderr
+
+
+# -- directories of files ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files of 15, 0 and 25 cells with the same genes, one of them in a subdirectory."""
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    for name, n in (("b", 15), ("sub/a", 0), ("sub/c", 25)):
+        write(annotated(n, 12, seed=n), tmp_path / "folder" / f"{name}.h5ad")
+    return tmp_path / "folder"
+
+
+@pytest.mark.filterwarnings("ignore:.*columns of var")
+@pytest.mark.parametrize("suffix", ["", ".zarr"])
+def test_files_become_shuffled_shards(folder: Path, suffix: str) -> None:
+    options: dict[str, Any] = {"obsm": ["X_pca"], "only_matrix": True, "workers": 1}
+    options["backend"] = "zarr" if suffix else "memmap"
+    place, kept = folder.parent, {"label": "file", "shuffle": 2}
+    scdl.convert_directory(folder, place / "each", **options)
+    expected = scdl.open(place / "each", label="file")
+    expected.flatten(place / "expected", shuffle=2)
+    report = scdl.convert_directory(folder, place / f"one{suffix}", **options, **kept)
+    assert {*report.archives.values()} == {str(place / f"one{suffix}")}
+    assert sum(each.n_obs for each in report.reports.values()) == 40
+    one = scdl.open(place / f"one{suffix}")
+    assert_equal(one.to_anndata(), scdl.open(place / "expected").to_anndata())
+    assert set(one.obs["file"]) == {f"b{suffix or '.scdl'}", f"sub_c{suffix or '.scdl'}"}
+    shards = place / "shards"
+    scdl.convert_directory(folder, shards, shard_cells=12, **options, **kept)
+    assert (shards / "collection.json").exists()
+    assert [path.suffix for path in scdl.open(shards).fname_to_mmap] == [suffix] * 4
+    assert_equal(scdl.open(shards).to_anndata(), one.to_anndata())
+    assert [*place.glob(".*")] == []
+
+
+@pytest.mark.filterwarnings("ignore:.*columns of var")
+def test_files_that_fail(folder: Path) -> None:
+    (folder / "d.h5ad").write_text("no HDF5")
+    target, how = folder.parent / "out", {"workers": 1, "shuffle": 1}
+    with pytest.raises(ConversionFailedError, match=r"d.h5ad.*nothing was written") as failed:
+        scdl.convert_directory(folder, target, **how)
+    assert failed.value.report.archives == {}
+    assert [*folder.parent.iterdir()] == [folder]
+    report = scdl.convert_directory(folder, target, skip_failed=True, **how)
+    assert [*report.failed] == [str(folder / "d.h5ad")]
+    assert source_rows(scdl.open(target)).shape == (40,)
+
+
+def test_refused_options_of_directories(folder: Path) -> None:
+    target = folder.parent / "out"
+    for options, told in (
+        ({"label": "file"}, "pass shuffle="),
+        ({"shard_cells": 3}, "pass shuffle="),
+        ({"genes": "union"}, "pass shuffle="),
+        ({"missing": "zero", "shuffle": 1}, "genes"),
+        ({"row_column": "row"}, "without shuffle="),
+        ({"shuffle": 1, "resume": True}, "resume=True"),
+        ({"shuffle": 1, "shard_cells": 3, "replace": True}, "replaces one archive"),
+    ):
+        with pytest.raises(OptionError, match=told):
+            scdl.convert_directory(folder, target, workers=1, **options)
+    target.mkdir()
+    for how in ({}, {"shard_cells": 3}):
+        with pytest.raises(ArchiveExistsError):
+            scdl.convert_directory(folder, target, workers=1, shuffle=1, **how)
+    target.rmdir()
+    planned = scdl.convert_directory(folder, target, workers=1, shuffle=1, dry_run=True)
+    assert planned.path == str(target)
+    assert sum(each.n_obs for each in planned.reports.values()) == 40
+    assert [*folder.parent.iterdir()] == [folder]
+
+
+def test_command_for_directories(folder: Path, run_command: Any) -> None:
+    done = run_command(
+        *("scdl", "convert", "folder", "made", "--shuffle", "7", "--shard-cells", "25"),
+        *("--label", "file", "--row-column", "row", "--workers", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    made = scdl.open(folder.parent / "made")
+    assert [len(made[member]) for member in ([0], range(25, 40))] == [1, 15]
+    assert source_rows(made, "row").shape == (40,)
+    assert set(made.obs["file"]) == {"b.scdl", "sub_c.scdl"}
+    done = run_command("scdl", "convert", "folder", "x", "--label", "file")
+    assert done.returncode == 2
+    done = run_command("scdl", "convert", "folder/b.h5ad", "x", "--shard-cells", "3")
+    assert "--shard-cells apply only to a" in done.stderr
 
 
 # -- shards ------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Unpack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from scdl.archive.schema import Info, unique_names
 from scdl.conversion.many.drafts import drafts_beside
@@ -88,9 +88,11 @@ def archive_names(files: Sequence[str], directory: Path) -> dict[str, str]:
     return dict(zip(files, names, strict=True))
 
 
-def convert_directory(
+def convert_each(
     directory: Path,
     dest: Path,
+    options: DirectoryOptions,
+    call: Callable[..., Any],
     *,
     workers: WorkersLike = None,
     use_processes: bool = True,
@@ -99,71 +101,11 @@ def convert_directory(
     dry_run: bool = False,
     skip_failed: bool = False,
     progress: bool = False,
-    **options: Unpack[DirectoryOptions],
 ) -> DirectoryReport:
     """Convert every file in a directory and its subdirectories to a separate archive.
 
-    These are ``*.h5ad``, ``*.h5mu`` and ``*.loom`` files, outputs of 10x Genomics' Cell Ranger
-    (``*.h5`` and ``matrix.mtx``, compressed or not), Parquet files with lists of genes, of which
-    those of a directory become one archive, data sets of Hugging Face, and files of formats of
-    third parties.
-
-    The largest files are converted first. If a file cannot be converted, the others still are, and
-    their archives are kept.
-
-    Parameters
-    ----------
-    directory
-        Directory with the files; they are only read.
-    dest
-        Directory of the archives: ``sub/cells.h5ad`` becomes ``sub_cells.scdl``, or
-        ``sub_cells.zarr`` with the backend ``zarr``. It is created if it does not exist.
-    workers
-        Number of files to convert at the same time; default: the number of cores. 1 converts in the
-        calling process. Alternatively the client of a Dask cluster whose workers see both
-        directories under the same paths.
-    use_processes
-        Whether workers are processes, which share the cores, or threads. A script that starts
-        processes must be guarded by ``if __name__ == "__main__":``.
-    resume
-        Whether to skip files whose archive already exists.
-    replace
-        Whether to replace archives that exist, each of them atomically.
-    dry_run
-        Whether to write nothing: the reports say what is expected, as those of
-        :func:`scdl.convert`. One process opens the files one by one.
-    skip_failed
-        Whether to return a report instead of raising an error if some files could not be converted
-        and at least one could; the report lists the failed files.
-    progress
-        Whether to show a progress bar over the bytes of all files.
-    backend, neighbor_key : optional
-        As for :func:`scdl.convert`, like all other options except `cells`. Files are not divided
-        if `quality` is given.
-    split_bytes : int, optional
-        Larger files are divided by rows among the workers. Default: the share of one worker of all
-        bytes, but at least 1 GiB. Matrices in CSC or COO form are never divided.
-
-    Returns
-    -------
-    DirectoryReport
-
-    Raises
-    ------
-    SourceNotFoundError
-        There are no h5ad files.
-    ArchiveExistsError
-        An archive already exists and neither `resume` nor `replace` is True, or it is the archive
-        of another file; or what exists is not an archive.
-    ArchiveWriteError
-        The directory `dest` cannot be written.
-    ConversionFailedError
-        A file could not be converted; the attribute ``report`` lists all files.
-    OptionError
-        `workers` is not a positive integer or a Dask client, `cells` is given, or `resume` and
-        `replace` are both True.
-    ClusterError
-        The workers of the cluster write to another file system.
+    Parameters and errors are those of :func:`scdl.convert_directory`, which has the other `options`
+    as keywords; `call` is the public function, whose keywords a message lists.
     """
     started = time.perf_counter()
     directory = path_of(directory, "the path of a directory with h5ad files")
@@ -172,7 +114,7 @@ def convert_directory(
         raise OptionError(
             "resume=True keeps archives that exist, and replace=True replaces them; pass only one"
         )
-    settings, split_bytes = settings_of(options, convert_directory)
+    settings, split_bytes = settings_of(options, call)
     if settings.options.get("cells") is not None:
         raise OptionError(
             "cells= is about sources that become one archive; choose cells of each file with where="
@@ -249,7 +191,7 @@ def convert_files(
     settings
         Settings of each conversion.
     directory, dest, workers, use_processes, progress, split_bytes, replace
-        As for :func:`convert_directory`.
+        As for :func:`scdl.convert_directory`.
     """
     started = time.perf_counter()
     with drafts_beside(dest) as drafts:
