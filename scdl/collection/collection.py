@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from scdl.collection.flattening import (
     check_target,
     new_collection,
     shard_writers,
+    shards_for_check,
 )
 from scdl.collection.member_obs import obs_tables
 from scdl.collection.opened import OpenedCollection
@@ -29,8 +30,10 @@ from scdl.conversion.comparison import (
 from scdl.conversion.concatenation import concatenate
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.sharding import concatenate_in_shards
+from scdl.conversion.shuffled_comparison import check_comparable, check_shuffled
 from scdl.errors import CollectionError
 from storage_backends import registry
+from storage_backends.base import ArrayStore
 from storage_backends.paths import Path
 
 if TYPE_CHECKING:
@@ -124,8 +127,9 @@ class SingleCellCollection(ConvertedCollection):
             Path of the archive, which must not exist.
         destroy_on_copy
             Whether to remove the members, and empty the manifest, after the archive was opened and
-            compared with each of them. If the archive cannot store a part of a member, an error is
-            raised before anything is copied; after any error the members are unchanged.
+            compared with each of them. If the archive cannot store a part of a member, or a part
+            cannot be compared after a shuffle, an error is raised before anything is copied; after
+            any error the members are unchanged.
         extend_copy_size
             Bytes of stored values copied at once.
         backend
@@ -161,8 +165,8 @@ class SingleCellCollection(ConvertedCollection):
             `output_path` exists.
         CollectionError
             There are no members; `output_path` is inside a member, or would become a member itself;
-            names are not unique; or members are to be removed, but the archive is shuffled, cannot
-            store a part of them, or differs from them.
+            names are not unique; or members are to be removed, but the archive cannot store a part
+            of them, or differs from them.
         OptionError
             Policies for `genes` are given without `genes`; `shuffle` is not an integer; obs has
             the column `row_column` already; or `shard_cells` is less than 1, or is given without
@@ -196,15 +200,12 @@ class SingleCellCollection(ConvertedCollection):
                 "removed; leave out destroy_on_copy"
             )
         order = Shuffle.of(shuffle, row_column)
-        if order is not None and destroy_on_copy:
-            raise CollectionError(
-                f"{path}: the members are compared with the archive cell by cell in order, so they "
-                "cannot be removed after a shuffle; leave out destroy_on_copy"
-            )
         if shard_cells is not None:
             check_shards(path, order, shard_cells, replace=replace)
         check_target(members, self.data_path, path)
         identities = check_removable(members.stores(), [path]) if destroy_on_copy else []
+        if order is not None and destroy_on_copy:
+            check_comparable(members.stores())
         obs = rename_cells(
             partial(obs_tables, members), [record.path for record in members.records], cell_names
         )
@@ -213,8 +214,12 @@ class SingleCellCollection(ConvertedCollection):
         if shard_cells is not None and order is not None:
             with new_collection(path) as directory:
                 begin = shard_writers(directory, chosen, options)
-                concatenate_in_shards(stores, begin, shard_cells, order, size, obs, view)
+                concatenate_in_shards(
+                    stores, begin, shard_cells, order, size, obs, view, lossless=destroy_on_copy
+                )
                 OpenedCollection(directory).save_manifest()
+            if destroy_on_copy:
+                self._remove_copied(shards_for_check(path), identities, obs, order)
             return
         with registry.create(path, chosen, replace=replace, **options) as writer:
             lossless = destroy_on_copy
@@ -222,20 +227,28 @@ class SingleCellCollection(ConvertedCollection):
                 stores, writer, None, size, obs, lossless=lossless, view=view, shuffle=order
             )
         if destroy_on_copy:
-            self._remove_copied(path, identities, obs, is_new=not replace)
+            self._remove_copied(open_for_check(path, is_new=not replace), identities, obs, order)
 
     def _remove_copied(
-        self, path: str, identities: Sequence[Any], obs: Sequence[TableSource], *, is_new: bool
+        self,
+        copy: AbstractContextManager[Sequence[ArrayStore]],
+        identities: Sequence[Any],
+        obs: Sequence[TableSource],
+        order: Shuffle | None,
     ) -> None:
         """Remove the members after comparing them with their copy, and empty the manifest."""
         members = self._members
         with ExitStack() as stack:
-            with open_for_check(path, is_new=is_new) as flat:
+            with copy as archives:
                 stack.enter_context(self._locked())
-                copies = zip(members.stores(), identities, members.starts, obs, strict=False)
-                for store, identity, start, table in copies:
+                for store, identity in zip(members.stores(), identities, strict=True):
                     check_unchanged(store, identity)
-                    check_copied(store, flat, int(start), table)
+                if order is not None:
+                    check_shuffled(members.stores(), archives, order, obs)
+                else:
+                    copies = zip(members.stores(), members.starts, obs, strict=False)
+                    for store, start, table in copies:
+                        check_copied(store, archives[0], int(start), table)
                 # Empty the manifest first, so that it never lists missing archives.
                 self._replace_members([], save=self._has_manifest)
             for store, identity in zip(members.stores(), identities, strict=True):

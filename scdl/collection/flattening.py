@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from scdl.collection.members import Members
+from scdl.collection.opened import OpenedCollection
 from scdl.collection.paths import has_manifest
 from scdl.conversion.many.drafts import drafts_beside
 from scdl.conversion.row_order import Shuffle
 from scdl.errors import ArchiveExistsError, CollectionError, OptionError
 from storage_backends import registry
-from storage_backends.base import ArrayWriter, Backend
+from storage_backends.base import ArrayStore, ArrayWriter, Backend
 from storage_backends.directory import publication
 from storage_backends.errors import refused_write
 from storage_backends.paths import is_url
@@ -88,3 +89,13 @@ def shard_writers(
         return registry.create(os.path.join(directory, name), backend, **options)
 
     return begin
+
+
+@contextmanager
+def shards_for_check(path: str) -> Iterator[Sequence[ArrayStore]]:
+    """The archives of a new collection, for comparison; it is removed if that fails."""
+    try:
+        yield OpenedCollection(path)._members.stores()
+    except BaseException:
+        publication.remove_atomically(path)
+        raise

@@ -83,11 +83,11 @@ def check_unchanged(store: ArrayStore, identity: Any) -> None:
 
 
 @contextmanager
-def open_for_check(path: str, *, is_new: bool) -> Iterator[ArrayStore]:
+def open_for_check(path: str, *, is_new: bool) -> Iterator[Sequence[ArrayStore]]:
     """Open an archive for comparison with its sources; remove a new one if that fails."""
     with registry.open_archive(path) as archive:
         try:
-            yield archive
+            yield [archive]
         except BaseException:
             if is_new:
                 archive.remove()
@@ -128,7 +128,7 @@ def check_copied(
         difference = f"cells: expected {stop} or more, found {copied.n_obs}"
     else:
         difference = (
-            _missing_elements(store, copy)
+            missing_elements(store, copy)
             or _matrix_difference(store, info, copy, copied, start)
             or _field_difference(store, info, copy, copied, start)
             or _genes_difference(store, info, copy, copied, start)
@@ -144,7 +144,7 @@ def check_copied(
         )
 
 
-def _missing_elements(store: ArrayStore, copy: ArrayStore) -> str:
+def missing_elements(store: ArrayStore, copy: ArrayStore) -> str:
     """Message about elements that are missing in the copy; empty if there are none."""
     # Compared by name only, since the copy may store an element in another form.
     missing = [*sorted(elements_of(store).keys() - elements_of(copy).keys()), *store.unread]
@@ -211,7 +211,7 @@ def _genes_difference(
             other = copied.block_of(start + first)
             ours = StoredTable(store, var_table(i), block.n_vars)
             theirs = StoredTable(copy, var_table(other), copied.blocks[other].n_vars)
-            if ours.num_rows != theirs.num_rows or _differing_column(ours, theirs) is not None:
+            if ours.num_rows != theirs.num_rows or differing_column(ours, theirs) is not None:
                 return f"genes of feature block {i}"
         first = block.stop
     return ""
@@ -227,7 +227,7 @@ def _obs_difference(obs: TableSource | None, copy: ArrayStore, start: int) -> st
     copied = _obs_table(copy, Info.from_attrs(copy.attrs, copy.path))
     if copied is None:
         return "obs is missing"
-    name = _differing_column(obs, copied, start)
+    name = differing_column(obs, copied, start)
     if name is None:
         return ""
     if name not in copied.schema.names:
@@ -235,7 +235,7 @@ def _obs_difference(obs: TableSource | None, copy: ArrayStore, start: int) -> st
     return "names of cells" if name == INDEX else f"obs column {name!r}"
 
 
-def _differing_column(ours: TableSource, theirs: TableSource, start: int = 0) -> str | None:
+def differing_column(ours: TableSource, theirs: TableSource, start: int = 0) -> str | None:
     """First column that is missing or different in `theirs`, from its row `start` on."""
     names: list[str] = ours.schema.names
     for name in names:
@@ -246,12 +246,12 @@ def _differing_column(ours: TableSource, theirs: TableSource, start: int = 0) ->
         rows = ours.read(first, last), theirs.read(start + first, start + last)
         one, other = map(columns, rows)
         for i, name in enumerate(names):
-            if not _bits(one[i]).equals(_bits(other[i])):
+            if not item_bits(one[i]).equals(item_bits(other[i])):
                 return name
     return None
 
 
-def _bits(values: pa.Array) -> pa.Array:
+def item_bits(values: pa.Array) -> pa.Array:
     """Values in a form in which NaN compare equal: floats as the integers of their bits."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()

@@ -124,7 +124,7 @@ def concatenate(
     order = Shuffle.order(shuffle, n_obs, writer.path)
     joined = JoinedRows(stores, infos, order, caster, values_at_once, view)
     var, left_out = order.var(var_parts(stores, infos, view), writer.path)
-    report_left_out(writer, left_out)
+    report_left_out(writer, left_out, lossless=lossless)
     blocks, _ = write_var(writer, var)
     cells = order.obs(obs or obs_tables(stores))
     # A table without columns cannot have rows.

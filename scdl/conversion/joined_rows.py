@@ -116,14 +116,14 @@ class JoinedRows:
     def _renumbered(self, key: str, weights: np.dtype[Any]) -> Iterator[SparseRows]:
         first_row = 0
         for store, info in zip(self.stores, self.infos, strict=True):
-            for rows in _graph_rows(store, info, key, self.at_once):
+            for rows in graph_rows(store, info, key, self.at_once):
                 ids = self.order.places(rows.indices.astype(np.int64) + first_row)
                 data = rows.data.astype(weights, copy=False)
                 yield SparseRows(data, ids.astype(GRAPH_DTYPES[INDICES]), rows.indptr)
             first_row += info.n_obs
 
 
-def _graph_rows(store: ArrayStore, info: Info, key: str, at_once: int) -> Iterator[SparseRows]:
+def graph_rows(store: ArrayStore, info: Info, key: str, at_once: int) -> Iterator[SparseRows]:
     """The rows of a graph; all are empty if the archive does not have it."""
     prefix = graph_array(key, "")
     if prefix + DATA not in store.arrays:

@@ -123,15 +123,16 @@ def report_losses(
         warnings.warn(f"{writer.path}: {loss}", ScdlWarning, stacklevel=5)
 
 
-def report_left_out(writer: ArrayWriter, columns: Sequence[str]) -> None:
-    """Warn about columns of var that a shuffled archive cannot keep."""
+def report_left_out(writer: ArrayWriter, columns: Sequence[str], *, lossless: bool) -> None:
+    """Warn about columns of var that a shuffled archive cannot keep, or raise CollectionError."""
     if columns:
-        warnings.warn(
+        text = (
             f"{writer.path}: columns of var that the archives do not share are left out, since "
-            f"their cells are shuffled: {', '.join(columns)}",
-            ScdlWarning,
-            stacklevel=5,
+            f"their cells are shuffled: {', '.join(columns)}"
         )
+        if lossless:
+            raise CollectionError(f"{text}; leave out destroy_on_copy")
+        warnings.warn(text, ScdlWarning, stacklevel=5)
 
 
 def _rounded_weights(stores: Sequence[ArrayStore]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from scdl.conversion.losses import begin_elements, begin_fields, report_left_out
 from scdl.conversion.row_order import Shuffle
 from scdl.conversion.tables import United
 from scdl.conversion.var_tables import write_var
-from scdl.errors import ScdlWarning
+from scdl.errors import CollectionError, ScdlWarning
 from storage_backends.base import ArrayStore, ArrayWriter
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def concatenate_in_shards(
     chunk_bytes: int,
     obs: Sequence[TableSource],
     view: CellReader | None,
+    *,
+    lossless: bool = False,
 ) -> None:
     """Write the shuffled cells of archives to archives of `shard_cells` cells each.
 
@@ -50,7 +52,7 @@ def concatenate_in_shards(
         Returns the writer of a shard by its number, from 0.
     shard_cells
         Number of cells of each shard; the last one has the remaining cells.
-    stores, shuffle, chunk_bytes, obs, view
+    stores, shuffle, chunk_bytes, obs, view, lossless
         As for :func:`scdl.conversion.concatenation.concatenate`.
     """
     infos = [Info.from_attrs(store.attrs, store.path) for store in stores]
@@ -61,14 +63,14 @@ def concatenate_in_shards(
         refused = begin_elements(stores, first, names, ())
         refused |= begin_fields(first, fields, (min(shard_cells, n_obs), n_vars))
         kept = [*names, *map(field_element, fields)]
-        report_losses(stores, first, kept, refused, lossless=False)
-        _report_graphs(stores, first.path)
+        report_losses(stores, first, kept, refused, lossless=lossless)
+        _report_graphs(stores, first.path, lossless=lossless)
         order = Shuffle.order(shuffle, n_obs, first.path)
         caster = keeping(stores, first)
         at_once = max(1, chunk_bytes // caster.dtype.itemsize)
         joined = JoinedRows(stores, infos, order, caster, at_once, view)
         ((var, _, label),), left_out = order.var(var_parts(stores, infos, view), first.path)
-        report_left_out(first, left_out)
+        report_left_out(first, left_out, lossless=lossless)
         united = United(order.obs(obs))
         united.warn(first.path)
         matrices = {"": joined}
@@ -145,9 +147,11 @@ def _row_range(rows: SparseRows, start: int, stop: int) -> SparseRows:
     return SparseRows(rows.data[stored], rows.indices[stored], offsets - offsets[0])
 
 
-def _report_graphs(stores: Sequence[ArrayStore], where: str) -> None:
-    """Warn about graphs, which are left out."""
+def _report_graphs(stores: Sequence[ArrayStore], where: str, *, lossless: bool) -> None:
+    """Warn about graphs, which are left out; with `lossless`, raise CollectionError."""
     if keys := dict.fromkeys(key for store in stores for key in graph_keys(store)):
         names = ", ".join(f"obsp/{key}" for key in keys)
         text = f"{where}: {names} is left out: neighbours of a cell would be in other shards"
+        if lossless:
+            raise CollectionError(f"{text}; leave out destroy_on_copy")
         warnings.warn(text, ScdlWarning, stacklevel=4)

@@ -70,7 +70,7 @@ def concatenated(
         starts.append(starts[-1] + table.num_rows)
     yield obs
     if removed:
-        with open_for_check(target, is_new=is_new) as result:
+        with open_for_check(target, is_new=is_new) as (result,):
             for start, store, table in zip(starts, others, obs[1:], strict=False):
                 check_copied(store, result, start, table)
         for store in removed.values():

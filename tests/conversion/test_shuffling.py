@@ -28,8 +28,10 @@ from sources import Cells, cells, encodings, names, random_cells, write_h5ad
 import scdl
 from scdl.archive.csr import SparseRows
 from scdl.archive.tables import EncodedTable
-from scdl.conversion import external_sort
+from scdl.conversion import external_sort, shuffled_comparison
+from scdl.conversion.concatenation import obs_tables
 from scdl.conversion.row_order import Shuffle
+from scdl.conversion.shuffled_comparison import check_shuffled
 from scdl.conversion.tables import United
 from scdl.errors import (
     ArchiveExistsError,
@@ -341,10 +343,6 @@ def test_refused_options(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="shuffle must be an integer"):
         scdl.convert(source, tmp_path / "b", shuffle=1.5)
     scdl.convert(source, tmp_path / "b")
-    collection = scdl.SingleCellCollection([tmp_path / "b"])
-    with pytest.raises(CollectionError, match="leave out destroy_on_copy"):
-        collection.flatten(tmp_path / "c", destroy_on_copy=True, shuffle=1)
-    assert len(scdl.open(tmp_path / "b")) == 20
 
 
 def test_commands(tmp_path: Path, run_command: Any) -> None:
@@ -515,3 +513,176 @@ def test_a_failure_between_shards_leaves_nothing(
     with pytest.raises(RuntimeError, match="in the middle"):
         scdl.open(tmp_path / "members").flatten(tmp_path / "out", shuffle=1, shard_cells=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5ad", "members"]
+
+
+# -- removing what was shuffled ----------------------------------------------------------------
+
+
+def made(place: Path, adata: anndata.AnnData, name: str, **options: Any) -> Path:
+    """An archive of an AnnData, with its graph, vectors and a field."""
+    write(adata, place / f"{name}.h5ad")
+    more = {"obsm": ["X_pca"], "neighbor_key": "graph", "layers": ["spliced"]}
+    scdl.convert(place / f"{name}.h5ad", place / name, **more, **options)
+    return place / name
+
+
+def alike(n: int, seed: int) -> anndata.AnnData:
+    """Cells whose var is that of any other number of cells."""
+    adata = annotated(n, 12, seed=seed)
+    adata.var = adata.var[[]]
+    adata.layers["spliced"] = random_cells(n, 12, seed=seed).csr().astype(np.float32)
+    return adata
+
+
+@pytest.mark.parametrize("shard_cells", [None, 12])
+@pytest.mark.parametrize("options", BACKENDS, ids=["memmap", "zarr"])
+def test_members_are_removed(
+    tmp_path: Path, options: dict[str, Any], shard_cells: int | None
+) -> None:
+    place = tmp_path / "members"
+    place.mkdir()
+    for i, n in enumerate((15, 1, 25)):
+        adata = alike(n, i)
+        if shard_cells:
+            del adata.obsp
+        source = tmp_path / f"{i}.h5ad"
+        write(adata, source)
+        more: dict[str, Any] = {"obsm": ["X_pca"], "layers": ["spliced"], "only_matrix": True}
+        more["neighbor_key"] = () if shard_cells else "graph"
+        scdl.convert(source, place / f"m{i}", **more, **BACKENDS[i % 2])
+    collection = scdl.open(place, label="member")
+    how: dict[str, Any] = {"cell_names": "prefix", "shuffle": 2, "shard_cells": shard_cells}
+    collection.flatten(tmp_path / "expected", **how, **options)
+    collection.save_manifest()
+    collection.flatten(tmp_path / "flat", destroy_on_copy=True, **how, **options)
+    assert [path.name for path in place.iterdir()] == ["collection.json"]
+    assert len(collection) == len(scdl.open(place)) == 0
+    flat, expected = (scdl.open(tmp_path / name) for name in ("flat", "expected"))
+    assert_equal(flat.to_anndata(), expected.to_anndata())
+    assert source_rows(flat).shape == (41,)
+
+
+@pytest.mark.parametrize("options", [{}, {"shard_cells": 12}])
+def test_members_stay_if_something_would_be_lost(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "members").mkdir()
+    paths = [made(tmp_path, alike(n, n), f"members/m{n}") for n in (15, 25)]
+    (tmp_path / "members" / "m15.h5ad").unlink()
+    (tmp_path / "members" / "m25.h5ad").unlink()
+    collection = scdl.open(tmp_path / "members")
+
+    def refused(match: str) -> None:
+        with pytest.raises(CollectionError, match=match):
+            collection.flatten(tmp_path / "flat", destroy_on_copy=True, shuffle=1, **options)
+        assert sorted((tmp_path / "members").iterdir()) == paths
+        assert [path.name for path in tmp_path.iterdir()] == ["members"]
+
+    if options:
+        refused("obsp/graph is left out.*destroy_on_copy")
+        return
+    sums = shuffled_comparison._sums
+
+    def other(side: Any, *arguments: Any) -> dict[str, int]:
+        found = sums(side, *arguments)
+        return found | {"values": found["values"] + (side[0].store.path == str(paths[0]))}
+
+    monkeypatch.setattr(shuffled_comparison, "_sums", other)
+    refused("differs \\(values\\)")
+
+
+def test_var_that_is_not_shared_is_kept_with_its_member(tmp_path: Path) -> None:
+    (tmp_path / "members").mkdir()
+    for i in range(2):
+        write(annotated(9, 12, seed=i), tmp_path / f"{i}.h5ad")
+        scdl.convert(tmp_path / f"{i}.h5ad", tmp_path / "members" / f"m{i}")
+    collection = scdl.open(tmp_path / "members")
+    with pytest.raises(CollectionError, match=r"columns of var .* left out.*destroy_on_copy"):
+        collection.flatten(tmp_path / "flat", destroy_on_copy=True, shuffle=1)
+    assert len(scdl.open(tmp_path / "members")) == 18
+    assert not (tmp_path / "flat").exists()
+
+
+def test_what_cannot_be_compared_is_not_removed(tmp_path: Path) -> None:
+    write(annotated(30, 12), tmp_path / "a.h5ad")
+    scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr")
+    collection = scdl.SingleCellCollection([tmp_path / "a.zarr"])
+    with pytest.raises(CollectionError, match="cannot be compared after a shuffle"):
+        collection.flatten(tmp_path / "b.zarr", destroy_on_copy=True, shuffle=1)
+    assert len(scdl.open(tmp_path / "a.zarr")) == 30
+    assert not (tmp_path / "b.zarr").exists()
+
+
+def _value(adata: anndata.AnnData) -> None:
+    adata.X.data[3] += 1
+
+
+def _gene(adata: anndata.AnnData) -> None:
+    adata.X = adata.X[:, [1, 0, *range(2, 12)]]
+
+
+def _two_cells(adata: anndata.AnnData) -> None:
+    adata.X = adata.X[[1, 0, *range(2, 25)]]
+
+
+def _spliced(adata: anndata.AnnData) -> None:
+    adata.layers["spliced"] = adata.layers["spliced"][::-1]
+
+
+def _vector(adata: anndata.AnnData) -> None:
+    adata.obsm["X_pca"] = adata.obsm["X_pca"][:, ::-1].copy()
+
+
+def _vectors_of_two(adata: anndata.AnnData) -> None:
+    adata.obsm["X_pca"] = adata.obsm["X_pca"][[1, 0, *range(2, 25)]]
+
+
+def _neighbors(adata: anndata.AnnData) -> None:
+    adata.obsp["graph"] = adata.obsp["graph"][:, ::-1]
+
+
+def _names(adata: anndata.AnnData) -> None:
+    adata.obs_names = [*adata.obs_names[[1, 0]], *adata.obs_names[2:]]
+
+
+def _column(adata: anndata.AnnData) -> None:
+    adata.obs["float"] = adata.obs["float"].to_numpy()[::-1]
+
+
+def _dropped(adata: anndata.AnnData) -> None:
+    del adata.obs["category"]
+
+
+def _gene_names(adata: anndata.AnnData) -> None:
+    adata.var_names = adata.var_names[::-1]
+
+
+ALTERED = {
+    "values": (_value, _gene, _two_cells),
+    "layers/spliced": (_spliced,),
+    "obsm/X_pca": (_vector, _vectors_of_two),
+    "graph 'graph'": (_neighbors,),
+    "obs column '_index'": (_names,),
+    "obs column 'float'": (_column,),
+    "obs column 'category'": (_dropped,),
+    "genes of feature block 0": (_gene_names,),
+}
+
+
+@pytest.mark.parametrize("options", BACKENDS, ids=["memmap", "zarr"])
+def test_every_difference_is_found(tmp_path: Path, options: dict[str, Any]) -> None:
+    options = {**options, "only_matrix": True}
+    shuffle = Shuffle(3)
+    original = scdl.open(made(tmp_path, alike(25, 0), "original")).store
+
+    def check(name: str, alter: Any) -> None:
+        adata = alike(25, 0)
+        alter(adata)
+        copy = scdl.open(made(tmp_path, adata, name, shuffle=3, **options)).store
+        check_shuffled([original], [copy], shuffle, obs_tables([original]))
+
+    check("same", lambda adata: None)
+    for part, alterations in ALTERED.items():
+        for alter in alterations:
+            with pytest.raises(CollectionError, match=f"differs .{part}"):
+                check(alter.__name__, alter)
