@@ -179,7 +179,9 @@ def _shuffled(
     started = time.perf_counter()
     backend = registry.for_target(dest, options.get("backend"))
     options = {**options, "backend": backend.name}
-    storage = {name: value for name, value in options.items() if name in backend.options}
+    storage: dict[str, Any] = {
+        name: value for name, value in options.items() if name in backend.options
+    }
     with ExitStack() as stack:
         if work["dry_run"]:
             place = f"{dest}-members"
