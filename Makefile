@@ -10,6 +10,9 @@ PYENV_ROOT ?= $(HOME)/.pyenv
 
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+# What pip would do after an installation, but on all cores, and without the tests of packages.
+# Some of the files are templates, which no Python compiles.
+COMPILE := -W ignore -m compileall -qq -j 0 -x 'site-packages/.*/tests/'
 
 # Pinned by hand: a newer one may come with gigabytes of CUDA.
 TORCH := torch==2.13.0
@@ -28,14 +31,19 @@ help: ## Print this list
 demo: $(VENV)/.installed ## Convert real cells and train from them [H5AD=file] [DEST=archive]
 	@$(BIN)/python -m benchmarks demo $(if $(H5AD),"$(H5AD)") $(if $(DEST),--dest "$(DEST)")
 
-# Two files at a time; the tests of one share what is made for them. Some wait for others that have
-# to be in time, so that it is not as many as there are cores.
-test: lint types ## Run lint, types and tests
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+# Two tests at a time: some wait for others that have to be in time, so that it is not as many as
+# there are cores. Neighbours share what is made for them, so that a process takes many of them, and
+# half of what the other has left when it is done.
+PYTEST := pytest --numprocesses 2 --dist worksteal
+
+# What takes one core each goes side by side.
+test: $(VENV)/.installed-test ## Run lint, types and tests
+	@$(MAKE) --no-print-directory --jobs 2 types lint $(VENV)/.compiled
+	$(BIN)/$(PYTEST)
 
 # CONTRIBUTING.md says what `make test` leaves out.
-test-whole: $(VENV)/.installed-test ## Run the tests, whole where `make test` takes a sample
-	SCDL_TESTS=whole $(BIN)/pytest --numprocesses 2 --dist loadfile
+test-whole: $(VENV)/.compiled ## Run the tests, whole where `make test` takes a sample
+	SCDL_TESTS=whole $(BIN)/$(PYTEST)
 
 lint: $(VENV)/.installed-test ## Check style and format
 	$(BIN)/ruff check
@@ -78,11 +86,12 @@ NEXT_TESTS += --ignore=tests/backends/directory --ignore=tests/conversion/many
 endif
 
 # A candidate must run: pyenv's shims answer to versions that are not active.
+NEXT_GOAL := .test-next
 test-next: ## Run the tests on the newest Python here, with the newest dependencies
 	@for version in 3.14 3.13 3.12; do \
 		for python in python$$version "$(PYENV_ROOT)"/versions/$$version.*/bin/python; do \
 			if "$$python" -c 'import ensurepip' 2>/dev/null; then \
-				exec $(MAKE) --no-print-directory NEXT_PYTHON="$$python" .test-next; \
+				exec $(MAKE) --no-print-directory NEXT_PYTHON="$$python" $(NEXT_GOAL); \
 			fi; \
 		done; \
 	done; \
@@ -90,7 +99,11 @@ test-next: ## Run the tests on the newest Python here, with the newest dependenc
 
 .PHONY: .test-next
 .test-next: $(NEXT)/.installed
-	SCDL_TESTS=$(NEXT_SIZE) $(NEXT)/bin/pytest --numprocesses 2 --dist loadfile $(NEXT_TESTS)
+	SCDL_TESTS=$(NEXT_SIZE) $(NEXT)/bin/$(PYTEST) $(NEXT_TESTS)
+
+.PHONY: environments
+environments: ## Set up what tests need, now
+	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.installed-test test-next NEXT_GOAL=$(NEXT)/.installed
 
 wheel: $(VENV)/.installed-test ## Build wheel and sdist into dist/
 	$(BIN)/python -m build --no-isolation
@@ -117,9 +130,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 # With what $(VENV)/.installed stands for, as another run of pip takes a while.
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing scdl and what tests need in $(VENV), which takes a minute or two ..."
-	@$(INSTALL) --editable '.[test]'
-	@$(INSTALL) --no-deps $(DEMO_DATA)
+	@$(INSTALL) --no-compile --editable '.[test]' $(DEMO_DATA)
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.compiled: $(VENV)/.installed-test
+	@$(BIN)/python $(COMPILE) $(VENV)/lib >/dev/null || true
+	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "Installing what benchmarks need ..."
@@ -138,5 +154,7 @@ $(BIN)/python:
 $(NEXT)/.installed: pyproject.toml
 	@echo "Installing scdl in $(NEXT) with $(NEXT_PYTHON) ..."
 	@"$(NEXT_PYTHON)" -m venv --clear $(NEXT)
-	@$(NEXT)/bin/python $(PIP_INSTALL) --editable . anndata "dask[array]" hypothesis pytest pytest-xdist
+	@$(NEXT)/bin/python $(PIP_INSTALL) --no-compile \
+		--editable . anndata "dask[array]" hypothesis pytest pytest-xdist
+	@$(NEXT)/bin/python $(COMPILE) $(NEXT)/lib >/dev/null || true
 	@touch $@

@@ -51,6 +51,9 @@ if (
     os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="scdl-tests-", dir=MEMORY)
     atexit.register(remove, tempfile.tempdir, os.getpid())
 
+# Children would compile again what they import of ours, which takes each half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[object]:

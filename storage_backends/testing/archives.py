@@ -189,11 +189,6 @@ def tables_of(*columns: str) -> Contents:
 #: Functions that make the archives of the round-trip tests, by name.
 ROUND_TRIPS: dict[str, Callable[[], Contents]] = {
     **{
-        f"{data}, {ids}": functools.partial(small_archive, dtypes=(data, ids, ids), density=0.08)
-        for data in (*UNSIGNED, *FLOATS)
-        for ids in UNSIGNED
-    },
-    **{
         f"{n_obs} x {n_vars}": functools.partial(without_values, n_obs, n_vars)
         for n_obs, n_vars in [(0, 0), (0, 5), (5, 0), (5, 5), (1, 1)]
     },

@@ -46,10 +46,12 @@ from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Sparse
 from storage_backends.testing.archives import (
     DTYPES,
+    FLOATS,
     ITEM_SHAPES,
     N_OBS,
     ODD_KEYS,
     ROUND_TRIPS,
+    UNSIGNED,
     every_array,
     large_archive,
     random_numbers,
@@ -71,6 +73,13 @@ from storage_backends.testing.tables import TableTests
 
 class BackendTests(ReadingTests, TableTests, PublicationTests, GrowingTests):
     """Subclass this, and set ``backend``."""
+
+    @pytest.mark.parametrize("data", [*UNSIGNED, *FLOATS])
+    @pytest.mark.parametrize("ids", UNSIGNED)
+    def test_round_trip_of_types(self, path: str, data: str, ids: str) -> None:
+        contents = small_archive(dtypes=(data, ids, ids), density=0.08)
+        with self.write(path, contents) as store:
+            assert_holds(store, contents)
 
     @pytest.mark.parametrize("case", ROUND_TRIPS)
     def test_round_trip(self, path: str, case: str) -> None:

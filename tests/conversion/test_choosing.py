@@ -342,6 +342,7 @@ def test_unique_names_of_chosen_cells(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["counts", "floats", "repeated", "dense", "csc"])
 @pytest.mark.parametrize("options", [*BACKENDS, {"shuffle": 1}], ids=["memmap", "zarr", "shuffled"])
+@pytest.mark.sampled
 def test_quality_is_that_of_scanpy(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     scanpy = pytest.importorskip("scanpy")
     cells = random_cells(40, 30, dtype="<f4" if kind == "floats" else "<u2", density=0.2,

@@ -87,23 +87,27 @@ def test_some_columns_of_obs(tmp_path: Path) -> None:
     assert str(arrow["b"].dtype) == str(arrow.index.dtype) == "str"
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_column_of_var(tmp_path: Path, name: str) -> None:
-    var = pd.DataFrame({name: COLUMNS[name]}, index=names("gene", N))
-    ds = convert(tmp_path, pd.DataFrame(index=names("cell", 3)), var)
-    assert ds.var.index.tolist() == ds.var_names.tolist() == var.index.tolist()
-    assert_column(ds.var[name], var[name])
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All columns, of obs and of var."""
+    obs, var = (pd.DataFrame(COLUMNS, index=names(prefix, N)) for prefix in ("cell", "gene"))
+    return convert(tmp_path_factory.mktemp("together"), obs, var)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_column_in_a_batch(tmp_path: Path, name: str) -> None:
+def test_column_of_var(together: Any, name: str) -> None:
+    assert together.var.index.tolist() == together.var_names.tolist() == names("gene", N).tolist()
+    assert_column(together.var[name], pd.Series(COLUMNS[name], names("gene", N), name=name))
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_column_in_a_batch(together: Any, name: str) -> None:
     """One value a cell, in the order of the batch; categories come as what they stand for."""
-    obs = pd.DataFrame({name: COLUMNS[name]}, index=names("cell", N))
     rows = [4, 1, 1, -1]
-    found = convert(tmp_path, obs).read_rows(rows, obs=[name]).obs[name]
+    found = together.read_rows(rows, obs=[name]).obs[name]
     assert isinstance(found, np.ndarray)
     assert found.shape == (4,)
-    expected = obs[name].iloc[rows]
+    expected = pd.Series(COLUMNS[name]).iloc[rows]
     assert pd.isna(found).tolist() == expected.isna().tolist()
     assert found[~pd.isna(found)].tolist() == expected.dropna().tolist()
 

@@ -143,6 +143,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.sampled
 def test_several_cells_are_a_list(reader: Any, rows: Any) -> None:
     expected = np.arange(N_OBS)[rows.numpy() if isinstance(rows, torch.Tensor) else rows]
     found = reader[rows]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from annotated import annotated, counts, same, write
-from budget import sample
+from budget import examples, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import random_cells, write_h5ad
@@ -62,7 +62,7 @@ def test_the_object_is_not_changed(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 def test_a_view(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     place = tmp_path_factory.mktemp("view")
     adata = annotated(raw=data.draw(st.booleans()))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from annotated import counts
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,7 +162,7 @@ def test_names(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_any_layout(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Of any chunks, contiguous or not, in blocks of any size, and with several workers."""
     place = tmp_path_factory.mktemp("layout")

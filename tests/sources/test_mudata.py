@@ -15,7 +15,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 from annotated import annotated, counts, same
-from budget import sample
+from budget import examples, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import writing_strings
@@ -151,7 +151,7 @@ def test_columns_that_were_pulled(tmp_path: Path, kind: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 def test_cells_in_any_order(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     place = tmp_path_factory.mktemp("order")
     names = [f"cell{i}" for i in range(9)]

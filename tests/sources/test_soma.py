@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 from annotated import counts
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,7 +188,7 @@ def test_measurements(source: Path, tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 def test_ids_with_gaps(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     place = tmp_path_factory.mktemp("gaps")
     rows = sorted(data.draw(st.sets(st.integers(0, 30), min_size=1)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse as sp
+from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import random_cells, write_h5ad
@@ -103,7 +104,7 @@ numbers = st.one_of(
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 def test_any_numbers_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -255,6 +255,7 @@ TRANSFORMS: dict[str, tuple[list[Any], Callable[[np.ndarray], np.ndarray]]] = {
 class TestTransforms:
     @pytest.mark.parametrize("layout", FORMATS)
     @pytest.mark.parametrize("name", TRANSFORMS)
+    @pytest.mark.sampled
     def test_as_scanpy_defines_them(self, ds: Any, layout: str, name: str) -> None:
         transforms, define = TRANSFORMS[name]
         length = N_VARS if layout == "padded" else None

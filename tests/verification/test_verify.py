@@ -48,7 +48,9 @@ from storage_backends.errors import (
     OutputError,
 )
 from storage_backends.testing.archives import (
+    FLOATS,
     ROUND_TRIPS,
+    UNSIGNED,
     Contents,
     flip_bit,
     index_column,
@@ -114,6 +116,13 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
 def test_well_formed_archives_are_not_damaged(case: str) -> None:
     contents = large_archive() if case == "large" else ROUND_TRIPS[case]()
     assert damage(contents) == []
+
+
+@pytest.mark.parametrize("data", [*UNSIGNED, *FLOATS])
+@pytest.mark.parametrize("ids", UNSIGNED)
+@pytest.mark.sampled
+def test_well_formed_types_are_not_damaged(data: str, ids: str) -> None:
+    assert damage(small_archive(dtypes=(data, ids, ids), density=0.08)) == []
 
 
 def sparse(**parts: Any) -> Contents:
