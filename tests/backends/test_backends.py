@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from budget import whole_only
 
 from storage_backends import registry
-from storage_backends.base import Backend
+from storage_backends.base import ArrayStore, Backend
 from storage_backends.errors import (
     ArchiveFormatError,
     ArchiveNotFoundError,
@@ -22,6 +23,10 @@ from storage_backends.testing import BackendTests, small_archive
 @pytest.mark.sampled
 class TestMemmap(BackendTests):
     backend = registry.backend("memmap")
+
+    @whole_only
+    def test_spawned_process(self, store: ArrayStore) -> None:
+        super().test_spawned_process(store)
 
 
 @pytest.mark.sampled
@@ -43,7 +48,7 @@ class TestMemory(BackendTests):
 
 
 THIRD_PARTY = """
-from storage_backends.base import Backend
+from storage_backends.base import ArrayStore, Backend
 from storage_backends.memory import MemoryStore, MemoryWriter
 
 class OtherStore(MemoryStore):

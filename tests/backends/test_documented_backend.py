@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from arrow_backend import BACKEND
+from budget import whole_only
 from places import ROOT, SUPPORT
 from sources import random_cells, write_h5ad
 
 import scdl
 from scdl.errors import UnknownOptionError
 from storage_backends import registry
+from storage_backends.base import ArrayStore
 from storage_backends.capabilities import Verdict
 from storage_backends.testing import BackendTests
 
@@ -23,6 +25,10 @@ CELLS = random_cells(300, 20)
 @pytest.mark.sampled
 class TestArrow(BackendTests):
     backend = BACKEND
+
+    @whole_only
+    def test_spawned_process(self, store: ArrayStore) -> None:
+        super().test_spawned_process(store)
 
 
 def test_the_page_shows_it() -> None:
