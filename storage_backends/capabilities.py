@@ -310,6 +310,19 @@ class ElementsWriter:
         """
         raise OutputError(f"{self.path}: this backend keeps no {name}")
 
+    def end_rows(self, prefix: str, ends: NDArray[np.int64]) -> None:
+        """Say where rows of a sparse matrix end that were appended, before its offsets are.
+
+        Backends that encode single rows implement it; without it they cut rows.
+
+        Parameters
+        ----------
+        prefix
+            Prefix of the names of its arrays.
+        ends
+            Offset after the last value of each row, in ascending order.
+        """
+
     def write_element(self, name: str, value: Any) -> None:
         """Write an element that is neither arrays nor a table, as anndata writes it.
 

@@ -219,7 +219,9 @@ def write_rows(
     for rows in blocks:
         writer.append(data, rows.data)
         writer.append(indices, rows.indices)
-        writer.append(indptr, (rows.indptr[1:] + n_values).astype(dtypes[2]))
+        ends = rows.indptr[1:] + n_values
+        writer.end_rows(prefix, ends)
+        writer.append(indptr, ends.astype(dtypes[2]))
         n_values += int(rows.indptr[-1])
 
 

@@ -128,7 +128,7 @@ class MatrixWriter:
         prefix: str = "",
         n_values: int | None = None,
     ) -> None:
-        self._names = [prefix + part for part in MATRIX]
+        self._names, self._prefix = [prefix + part for part in MATRIX], prefix
         self._writer, self._dtypes, self._is_new = writer, dtypes, n_values is None
         self._bounds, self._total = bounds, n_values or 0
         self._stack = ExitStack()
@@ -150,7 +150,9 @@ class MatrixWriter:
         data, indices, _ = self._names
         self._writer.append(data, rows.data)
         self._writer.append(indices, rows.indices)
-        self._offsets.write((rows.indptr[1:] + self._total).tobytes())
+        ends = rows.indptr[1:] + self._total
+        self._writer.end_rows(self._prefix, ends)
+        self._offsets.write(ends.tobytes())
         self._total += int(rows.indptr[-1])
 
     def finish(self, offset_dtype: np.dtype[Any] | None = None) -> None:

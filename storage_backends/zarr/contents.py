@@ -235,7 +235,8 @@ class GroupContents:
             complete = bool(self.scdl_attrs)
             array = array_of(where, node, self._files, complete=complete)
             if (below := self.specs[name].below) is not None:
-                mapping = None if self.order is None else self.order.astype(array.spec.dtype)
+                dtype = np.uint32 if array.reader.in_frames else array.spec.dtype
+                mapping = None if self.order is None else self.order.astype(dtype)
                 array.bound = Bound.of(below, mapping)
             array.is_offsets = name.endswith("indptr")
             if name == "indptr" and self.is_archive:

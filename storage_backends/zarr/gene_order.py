@@ -130,8 +130,10 @@ def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any 
         values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
         sorted_values, sorted_ids = np.empty_like(values), np.empty_like(ids)
         sort_rows(values, rank[ids], indptr - indptr[0], len(order), sorted_values, sorted_ids)
-        data.append(sorted_values)
-        indices.append(sorted_ids)
+        ends = indptr[1:] - indptr[0] + data.length
+        for final, items in ((data, sorted_values), (indices, sorted_ids)):
+            final.append(items)
+            final.end_rows(ends)
 
 
 def permute(name: str, value: Any, order: NDArray[np.int64]) -> Any:

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from storage_backends.compute.jit import kernel
 
 
+#: Bounds, sources, targets and lengths of pieces of consecutive chunks, see :class:`ChunkPlan`.
+ChunkPieces = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
 class ChunkPlan(NamedTuple):
     """Pieces of chunks to copy, ordered by chunk.
 

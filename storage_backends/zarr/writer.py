@@ -91,6 +91,11 @@ class ZarrWriter(DirectoryWriter):
                 self._arrays[name] = self._builder(name, values, profile)
             self._arrays[name].append(values)
 
+    def end_rows(self, prefix: str, ends: NDArray[np.int64]) -> None:
+        for part in ("data", "indices"):
+            with refused_write(self.path):
+                self._arrays[prefix + part].end_rows(ends)
+
     def _is_part(self, name: str, *parts: str) -> bool:
         """Whether an array is one of the given parts of a sparse matrix, not a dense array."""
         holder, _, part = name.rpartition("/")

@@ -17,6 +17,7 @@ from storage_backends.zarr.chunks.files import Pieces
 from storage_backends.zarr.chunks.shards import ABSENT, ShardedChunks, indexes
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.encodings import DamagedChunkError
+from storage_backends.zarr.plan import Bound, ChunkPieces
 
 
 class Chunks(ABC):
@@ -28,6 +29,15 @@ class Chunks(ABC):
 
         Of each chunk its item of `needed` says how many numbers the caller will use.
         """
+
+    def place(
+        self, start: int, stop: int, pieces: ChunkPieces, bound: Bound, out: NDArray[Any]
+    ) -> int:
+        """Decode pieces of chunks ``[start, stop)`` to `out`, if the reader has frames.
+
+        Returns the position of the first chunk with a number out of bounds, or -1.
+        """
+        raise NotImplementedError
 
 
 class ChunkReader(ABC):
@@ -41,11 +51,14 @@ class ChunkReader(ABC):
         Type of the decoded numbers, which may be narrower than the array's.
     kind
         Readers of one kind can read together.
+    in_frames
+        Whether its chunks can decode pieces; the others have to be decoded up to the last one.
     """
 
     where: str
     dtype: np.dtype[Any]
     kind: Hashable
+    in_frames = False
 
     @staticmethod
     @abstractmethod
@@ -74,6 +87,7 @@ class DirectReader(ChunkReader):
     def __init__(self, where: str, grid: ShardedChunks, chain: Chain, fill: Any) -> None:
         self.where, self.grid, self.chain, self.fill = where, grid, chain, fill
         self.dtype = chain.stored
+        self.in_frames = chain.in_frames and grid.complete
         self.kind = type(grid.files), chain, np.asarray(fill).tobytes()
 
     @staticmethod
@@ -169,6 +183,15 @@ class _Fetched(Chunks):
             raise MissingCodecError(f"{where}: {error}") from error
         except DamagedChunkError as error:
             raise self._damage(error, first) from error
+
+    def place(
+        self, start: int, stop: int, pieces: ChunkPieces, bound: Bound, out: NDArray[Any]
+    ) -> int:
+        try:
+            content = self._content.part(start, stop)
+            return self._readers[0].chain.place(content, pieces, bound, out)
+        except DamagedChunkError as error:
+            raise self._damage(error, start) from error
 
     def _damage(self, error: DamagedChunkError, first: int) -> ArchiveFormatError:
         """The error, with the number of the chunk in its array."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ _FEW_CHUNKS = 16
 #: Bytes of chunks that a thread decodes at once: few enough for the CPU's cache, and enough that
 #: threads seldom contend for the GIL.
 _GROUP_BYTES = 1 << 20
+#: Groups of chunks in frames for each thread, so that threads end at about the same time.
+_GROUPS_PER_THREAD = 4
 
 #: Has the attribute `memory` in threads that decode groups of chunks.
 _scratch = threading.local()
@@ -201,12 +203,13 @@ class _Reading(NamedTuple):
         return [(arrays[w], c) for w, c in zip(which.tolist(), chunks.tolist(), strict=True)]
 
     def run(self) -> None:
-        if self.is_cached:
+        in_frames = self.arrays[0].reader.in_frames
+        if not in_frames and self.is_cached:
             self._read_cached()
             return
-        n = len(self.todo.chunks)
+        n, read = len(self.todo.chunks), self._read_frames if in_frames else self._read_many
         for start in range(0, n, _WINDOW_CHUNKS):
-            self._read_many(start, min(start + _WINDOW_CHUNKS, n))
+            read(start, min(start + _WINDOW_CHUNKS, n))
 
     @property
     def _chunk_length(self) -> int:
@@ -260,6 +263,21 @@ class _Reading(NamedTuple):
 
         for_each(decode, range(first, last, group))
 
+    def _read_frames(self, first: int, last: int) -> None:
+        """Read pieces of chunks that can be decoded on their own."""
+        chunks = self._fetch(*self.located(first, last))
+        todo, bound = self.todo, self.arrays[0].bound
+        group = max(1, -(-(last - first) // (_GROUPS_PER_THREAD * n_threads())))
+
+        def place(start: int) -> None:
+            stop = min(start + group, last)
+            pieces = todo.bounds[start : stop + 1], todo.sources, todo.targets, todo.lengths
+            row = chunks.place(start - first, stop - first, pieces, bound, self.out)
+            if row >= 0:
+                self._refuse(start + row)
+
+        for_each(place, range(first, last, group))
+
     def _place(self, chunks: NDArray[Any], first: int) -> None:
         """Copy the pieces of decoded chunks, which are those of the plan from `first` on."""
         todo, out, bound = self.todo, self.out, self.arrays[0].bound
@@ -269,11 +287,15 @@ class _Reading(NamedTuple):
         bounds = todo.bounds[first : first + len(chunks) + 1]
         row = place(chunks, bounds, todo.sources, todo.targets, todo.lengths, bound, out)
         if row >= 0:
-            (which,), (number,) = self.located(first + row, first + row + 1)
-            raise ArchiveFormatError(
-                f"{self.arrays[which].where}: chunk {number} holds a gene that is not below "
-                f"{bound.below}; convert the source again"
-            )
+            self._refuse(first + row)
+
+    def _refuse(self, at: int) -> NoReturn:
+        """Raise the error of a chunk of the plan with a gene that is out of bounds."""
+        (which,), (number,) = self.located(at, at + 1)
+        raise ArchiveFormatError(
+            f"{self.arrays[which].where}: chunk {number} holds a gene that is not below "
+            f"{self.arrays[which].bound.below}; convert the source again"
+        )
 
 
 def _narrowed(chunk: NDArray[Any]) -> NDArray[Any]:

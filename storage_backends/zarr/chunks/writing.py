@@ -18,6 +18,7 @@ from storage_backends.directory.recorder import Recorder
 from storage_backends.zarr.chunks.fetching import DirectReader, encoded
 from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
+from storage_backends.zarr.chunks.row_ends import RowEnds
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Codec, Profile, fits_narrow
@@ -26,6 +27,8 @@ from storage_backends.zarr.codecs.profiles import Codec, Profile, fits_narrow
 _CHUNKS_PER_SHARD = 1024
 #: Items of a stored array that are encoded again at once.
 _ITEMS_AT_ONCE = 1 << 18
+#: Full chunks that wait for the ends of their rows: writers append these after some values.
+_MOST_WAITING = 256
 
 
 class ArrayBuilder:
@@ -56,6 +59,10 @@ class ArrayBuilder:
         self._chunk_rows = max(1, profile.chunk_items // max(width, 1))
         self._chunk = self._new_chunk()
         self._filled = 0
+        #: Where rows end, for codecs that decode single rows.
+        self.ends = RowEnds()
+        # Full chunks that wait for the ends of their rows, with their first item.
+        self._full: deque[tuple[int, NDArray[Any]]] = deque()
         # Chunks being compressed, in order, with their numbers in case they do not fit.
         self._pending: deque[tuple[NDArray[Any], Future[bytes | None]]] = deque()
         self._narrow = profile.may_narrow(name, self._dtype)
@@ -112,17 +119,20 @@ class ArrayBuilder:
             self._filled += taken
             values = values[taken:]
             if self._filled == self._chunk_rows:
-                self._submit(self._chunk)
+                self._full.append((self.length - len(values) - self._filled, self._chunk))
                 self._chunk, self._filled = self._new_chunk(), 0
+        self._release(_MOST_WAITING)
 
     def close(self) -> None:
         """Write the remaining chunks; nothing can be appended afterwards."""
         if self._filled:
-            if not self._shards.n_chunks and not self._pending:
+            if not self._shards.n_chunks and not self._pending and not self._full:
                 # The only chunk is as long as the array.
                 self._chunk_rows = self._filled
             self._chunk[self._filled :] = self._chunk[self._filled - 1]
-            self._submit(self._chunk[: self._chunk_rows])
+            first = self.length - self._filled
+            self._full.append((first, self._chunk[: self._chunk_rows]))
+        self._release(0)
         self._drain(0)
         self._per_shard = self._shards.finish()
 
@@ -197,14 +207,32 @@ class ArrayBuilder:
             complete=True,
         )
 
-    def _submit(self, chunk: NDArray[Any]) -> None:
-        self._pending.append((chunk, threads.submit(self._encode, chunk.reshape(-1))))
+    def end_rows(self, ends: NDArray[Any]) -> None:
+        """Say where further rows end, in items of the whole array and in ascending order."""
+        if self._chain.in_frames:
+            self.ends.extend(ends)
+            self._release(_MOST_WAITING)
+
+    def _release(self, most: int) -> None:
+        """Compress full chunks until at most `most` wait for the ends of their rows."""
+        while self._full:
+            first, chunk = self._full[0]
+            ends = None
+            if self._chain.in_frames:
+                ends = self.ends.within(first, min(first + len(chunk), self.length))
+                if ends is None and len(self._full) <= most:
+                    return
+            self._full.popleft()
+            self._submit(chunk, ends)
+
+    def _submit(self, chunk: NDArray[Any], ends: NDArray[np.int64] | None = None) -> None:
+        self._pending.append((chunk, threads.submit(self._encode, chunk.reshape(-1), ends)))
         self._drain(2 * threads.n_threads())
 
-    def _encode(self, values: NDArray[Any]) -> bytes | None:
+    def _encode(self, values: NDArray[Any], ends: NDArray[np.int64] | None) -> bytes | None:
         """A compressed chunk; None if its values do not fit the narrow type."""
         if self._chain.stored == values.dtype:
-            return self._chain.encode(values)
+            return self._chain.encode(values, ends)
         narrow = fits_narrow(values)
         return None if narrow is None else self._chain.encode(narrow)
 

@@ -35,6 +35,16 @@ CRC32C = c_function("google_crc32c._crc32c", "crc32c_value")
 
 AVAILABLE = bool(BLOSC_DECOMPRESS and CRC32C)
 
+def _crc_table() -> NDArray[np.uint32]:
+    """CRC32C of every byte, without the inversions."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0)) ^ (table >> np.uint32(1))
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
 _BYTE = ir.IntType(8).as_pointer()
 
 
@@ -75,7 +85,7 @@ def byte_at(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _number_at(typingctx: Any, address: Any) -> Any:
+def number_at(typingctx: Any, address: Any) -> Any:
     """The uint32 at an address."""
     return types.uint32(types.int64), _loaded
 
@@ -99,7 +109,18 @@ def leading_zeros(typingctx: Any, word: Any) -> Any:
 @kernel
 def is_intact(crc32c: int, address: int, size: int) -> bool:
     """Whether `size` bytes are followed by their CRC32C."""
-    return size >= 0 and _crc32c(crc32c, address, size) == _number_at(address + size)
+    return size >= 0 and crc32c_at(crc32c, address, size) == number_at(address + size)
+
+
+@kernel
+def crc32c_at(function: int, address: int, size: int) -> int:
+    """CRC32C of memory, by a C function if there is one."""
+    if function:
+        return _crc32c(function, address, size)
+    crc = np.uint32(0xFFFFFFFF)
+    for k in range(size):
+        crc = _CRC_TABLE[(crc ^ byte_at(address + k)) & np.uint32(0xFF)] ^ (crc >> np.uint32(8))
+    return ~crc
 
 
 def check(content: Content) -> int:
@@ -157,8 +178,8 @@ def _unpack(
         return 0
     # Blosc trusts the sizes in its header.
     fits = size >= _BLOSC_HEADER_BYTES
-    fits = fits and np.int64(_number_at(address + 4)) == out.nbytes
-    fits = fits and np.int64(_number_at(address + 12)) == size
+    fits = fits and np.int64(number_at(address + 4)) == out.nbytes
+    fits = fits and np.int64(number_at(address + 12)) == size
     target = np.int64(out.ctypes.data)
     if not fits or _decompress(decompress, address, target, out.nbytes) != out.nbytes:
         return UNFIT
@@ -216,10 +237,10 @@ def _splice(
     position = 0
     for i in range(len(addresses)):
         address, size = addresses[i], lengths[i] - 1
-        if size < head or _number_at(address + size - 3) >> np.uint32(24) != np.uint32(0):
+        if size < head or number_at(address + size - 3) >> np.uint32(24) != np.uint32(0):
             return 0
         for k in range(head - 4 + 1):
-            if _number_at(address + k) != _number_at(addresses[0] + k):
+            if number_at(address + k) != number_at(addresses[0] + k):
                 return 0
         start = head if i else 0
         _copy(out[position:], address + start, size - start)

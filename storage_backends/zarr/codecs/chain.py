@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
-from storage_backends.directory.content import CHECKSUM_BYTES, Content
+from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import one_line
 from storage_backends.zarr.codecs import blosc as native
-from storage_backends.zarr.codecs import pcodec
+from storage_backends.zarr.codecs import frame_writing, frames, packed, pcodec
 from storage_backends.zarr.codecs.encodings import (
     COMPRESSORS,
     SERIALIZERS,
@@ -25,6 +25,7 @@ from storage_backends.zarr.codecs.encodings import (
     decompress,
 )
 from storage_backends.zarr.codecs.profiles import NARROW, Codec
+from storage_backends.zarr.plan import Bound, ChunkPieces
 
 #: Constant overhead allowed for compressors, besides a share of the chunk size.
 _SLACK_BYTES = 1 << 16
@@ -52,6 +53,8 @@ class Chain:
         self._is_pcodec = native.AVAILABLE and names == ["numcodecs.pcodec", "crc32c"]
         #: Whether compiled code decodes it: numbers of the type that scdl writes, without deltas.
         self._is_pcodec_of_ours = self._is_pcodec and stored == pcodec.DTYPE and not self._delta
+        #: Whether it has frames, so that single rows can be decoded.
+        self.in_frames = names == [packed.NAME, "crc32c"]
         self._key = f"{dtype} {stored} {codecs}"
 
     def __eq__(self, other: object) -> bool:
@@ -77,16 +80,21 @@ class Chain:
             elif codec["name"] == "numcodecs.delta":
                 if np.dtype(settings["dtype"]) != stored or settings.get("astype"):
                     return None
+            elif codec["name"] == packed.NAME and names != [packed.NAME, "crc32c"]:
+                return None
             elif codec["name"] == "bytes" and settings.get("endian", "little") != "little":
                 return None
         return cls(dtype, stored, codecs)
 
-    def encode(self, values: NDArray[Any]) -> bytes:
-        """Compress one chunk of numbers of type `stored`."""
+    def encode(self, values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes:
+        """Compress one chunk of numbers of type `stored`; frames end at `ends`."""
+        if self.in_frames:
+            data = frame_writing.encode(values, ends)
+            return data + checksum(data)
         if self._delta:
             values = np.diff(values, prepend=values.dtype.type(0))
         settings = _settings(self._serializer)
-        data: bytes = SERIALIZERS[self._serializer["name"]].encode(values, settings)
+        data = SERIALIZERS[self._serializer["name"]].encode(values, settings)
         for codec in self._compressors:
             data = COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data
@@ -100,6 +108,9 @@ class Chain:
             unsigned = out.view(f"u{out.itemsize}")
             functions = native.CRC32C, native.BLOSC_DECOMPRESS
             found = native.decode_blosc(*functions, self._delta, *content[:2], unsigned)
+        elif self.in_frames:
+            self._check(packed.decode(content, needed, out))
+            return
         elif self._is_pcodec_of_ours:
             found = pcodec.decode(content, needed, out)
         else:
@@ -110,6 +121,22 @@ class Chain:
         if problem is not None:
             raise DamagedChunkError(*problem)
         self._decode_with_packages(content, out)
+
+    def place(self, content: Content, pieces: ChunkPieces, bound: Bound, out: NDArray[Any]) -> int:
+        """Decode pieces of chunks in frames to `out`.
+
+        Returns the position of the first chunk with a number out of bounds, or -1.
+        """
+        found = packed.place(content, pieces, self.stored, bound, out)
+        if found >= frames.BEYOND:
+            return found % frames.BEYOND
+        self._check(found)
+        return -1
+
+    @staticmethod
+    def _check(found: int) -> None:
+        if found != native.SOUND:
+            raise DamagedChunkError(*packed.problem_at(found))
 
     def _decode_with_packages(self, content: Content, out: NDArray[Any]) -> None:
         if self._is_pcodec:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
 from storage_backends.zarr.codecs import blosc as native
+from storage_backends.zarr.codecs import packed
 from storage_backends.zarr.codecs.profiles import Codec
 from storage_backends.zarr.guards import zstd_size
 
@@ -203,7 +204,11 @@ class _Gzip:
 
 
 #: Codecs from numbers to bytes.
-SERIALIZERS: dict[str, Any] = {"bytes": _Bytes, "numcodecs.pcodec": PcodecPackage}
+SERIALIZERS: dict[str, Any] = {
+    "bytes": _Bytes,
+    "numcodecs.pcodec": PcodecPackage,
+    packed.NAME: packed.Packed,
+}
 
 
 #: Codecs from bytes to bytes.

@@ -21,6 +21,9 @@ Codec = Mapping[str, Any]
 #: Type in which integral values are stored if all of them fit.
 NARROW = np.dtype(np.uint16)
 
+#: The codec of frames, see :mod:`storage_backends.zarr.codecs.frames`.
+PACKED = "scdl.packed"
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -31,7 +34,8 @@ class Profile:
     chunk_items
         Numbers per chunk.
     compressor
-        Compressor of numbers: ``"pcodec"``, or the Blosc compressor ``"lz4hc"`` or ``"zstd"``.
+        Compressor of numbers: ``"pcodec"``, ``"scdl.packed"`` for values and ids in frames, or the
+        Blosc compressor ``"lz4hc"`` or ``"zstd"``.
     by_detection
         Whether genes are stored in order of decreasing detection rate.
     portable
@@ -45,7 +49,7 @@ class Profile:
 
     def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
         """Whether values of an array may be stored in 16 bits if all of them fit."""
-        return not self.portable and name.endswith("data") and dtype.itemsize > NARROW.itemsize
+        return self.compressor != PACKED and not self.portable and name.endswith("data") and dtype.itemsize > NARROW.itemsize
 
     def codecs(self, name: str, dtype: np.dtype[Any], *, narrow: bool) -> list[Codec]:
         """The chain of an array, chosen by the last part of its name."""
@@ -57,6 +61,10 @@ class Profile:
         # Slow compressors of Blosc gain nothing on the noisy low bits of floats.
         hard = stored.kind in "ui" and part != "indptr"
         compressor = self.compressor
+        if compressor == PACKED:
+            if part in ("data", "indices"):
+                return [_codec(PACKED), _codec("crc32c")]
+            compressor = "zstd"
         if compressor == "pcodec" and stored.itemsize > 1 and part != "indptr":
             return [*filters, _pcodec(ascending), _codec("crc32c")]
         if compressor == "lz4hc" and not hard:
@@ -75,6 +83,8 @@ class Profile:
 PROFILES = {
     "fast": Profile(1 << 14, "lz4hc"),
     "balanced": Profile(1 << 14, "pcodec"),
+    "packed": Profile(1 << 14, PACKED, by_detection=True),
+    "packed-fast": Profile(1 << 14, PACKED),
     "archive": Profile(1 << 14, "pcodec", by_detection=True),
     "portable": Profile(1 << 14, "zstd", portable=True),
 }

@@ -1,0 +1,251 @@
+"""Writing chunks as frames, see :mod:`storage_backends.zarr.codecs.frames`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_backends.compute.jit import kernel
+from storage_backends.directory.content import checksum
+from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at
+from storage_backends.zarr.codecs.frames import (
+    BLOCK,
+    ENTRY_BYTES,
+    GAP_BITS,
+    GAPS,
+    HEADER_BYTES,
+    MAGIC,
+    MOST_ITEMS,
+    OFFSETS,
+    RAW,
+    SUM_BYTES,
+    TABLE,
+    VERSION,
+    WIDE,
+)
+
+#: Least items of a frame, but for the last of a chunk: each has 13 bytes or more of its own.
+_LEAST_ITEMS = 128
+#: Items of a frame if it is not known where rows end.
+_FRAME_ITEMS = 1 << 10
+#: Most distinct items in a table, and slots to find them, a power of two.
+_MOST_DISTINCT, _SLOTS = 1 << 11, 1 << 13
+#: Integers of these magnitudes are exact as floats.
+_EXACT = {4: 1 << 24, 8: 1 << 53}
+
+
+def encode(values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes:
+    """Encode a chunk, without the checksum of the whole.
+
+    Parameters
+    ----------
+    values
+        The items, one-dimensional numbers.
+    ends
+        Where rows end, in ascending order; the end of the chunk may be left out. Frames end there,
+        but short rows share one, and long ones have several. Default: after every 1,024 items.
+    """
+    n, itemsize = len(values), values.itemsize
+    if ends is None:
+        ends = np.arange(_FRAME_ITEMS, n, _FRAME_ITEMS)
+    edges = _edges(np.append(ends[(ends > 0) & (ends < n)], n))
+    bits = values.view(f"u{itemsize}")
+    numbers, exact = _numbers(values)
+    directory = np.empty((len(edges), 2), "<u2")
+    out = np.empty(len(edges) * (16 + SUM_BYTES) + n * (itemsize + 1) + 64, np.uint8)
+    size = _write_frames(CRC32C, bits, numbers, exact, edges, directory, out)
+    head = np.array([MAGIC | VERSION << 24, len(edges)], "<u4").tobytes() + directory.tobytes()
+    assert len(head) == HEADER_BYTES + ENTRY_BYTES * len(edges)
+    return head + checksum(head) + out[:size].tobytes()
+
+
+def _numbers(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The items as integers, and which of them these represent bit by bit; empty if all."""
+    if values.dtype.kind != "f":
+        return values.astype(np.int64), np.empty(0, np.bool_)
+    exact = np.zeros(len(values), np.bool_)
+    limit = _EXACT.get(values.itemsize)
+    if limit is None:
+        return np.zeros(len(values), np.int64), exact
+    with np.errstate(invalid="ignore"):
+        numbers = values.astype(np.int64)
+    bits = f"u{values.itemsize}"
+    exact = (np.abs(values) <= limit) & (numbers.astype(values.dtype).view(bits) == values.view(bits))
+    return numbers, np.empty(0, np.bool_) if exact.all() else exact
+
+
+@kernel
+def _edges(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ends of frames, from those of rows."""
+    n = ends[-1]
+    edges = np.empty(n // _LEAST_ITEMS + 2, np.int64)
+    count = last = 0
+    for k in range(len(ends)):
+        while ends[k] - last > MOST_ITEMS:
+            last += MOST_ITEMS
+            edges[count] = last
+            count += 1
+        if ends[k] - last >= _LEAST_ITEMS or (ends[k] == n and last < n):
+            edges[count] = last = ends[k]
+            count += 1
+    return edges[:count]
+
+
+@kernel
+def _bit_length(number: int) -> int:
+    word, length = np.uint64(number), 0
+    while word:
+        word >>= np.uint64(1)
+        length += 1
+    return length
+
+
+@kernel
+def _widths(numbers: NDArray[np.uint64], n: int, widths: NDArray[np.uint8]) -> tuple[int, int]:
+    """Find the widths of blocks; returns the bytes of packed numbers, and the largest width."""
+    size = most = 0
+    for block in range((n + BLOCK - 1) // BLOCK):
+        start, stop = block * BLOCK, min(n, block * BLOCK + BLOCK)
+        union = np.uint64(0)
+        for k in range(start, stop):
+            union |= numbers[k]
+        width = _bit_length(union)
+        widths[block] = width
+        size += ((stop - start) * width + 7) >> 3
+        most = max(most, width)
+    n_blocks = (n + BLOCK - 1) // BLOCK
+    return size + (n_blocks if most > 15 else (n_blocks + 1) // 2), most
+
+
+@kernel
+def _pack(numbers: NDArray[np.uint64], n: int, widths: NDArray[np.uint8], wide: bool,
+          out: NDArray[np.uint8], at: int) -> int:  # fmt: skip
+    """Write packed numbers; returns the position after them."""
+    n_blocks = (n + BLOCK - 1) // BLOCK
+    for block in range(n_blocks):
+        if wide:
+            out[at + block] = widths[block]
+        elif block & 1:
+            out[at + (block >> 1)] |= widths[block] << np.uint8(4)
+        else:
+            out[at + (block >> 1)] = widths[block]
+    at += n_blocks if wide else (n_blocks + 1) // 2
+    for block in range(n_blocks):
+        width, word, filled = np.int64(widths[block]), np.uint64(0), 0
+        for k in range(block * BLOCK, min(n, block * BLOCK + BLOCK)):
+            # Halves, so that what is left of a byte and a half never exceed a word.
+            for half in range(2):
+                low = min(width, 32)
+                taken = low if half == 0 else width - low
+                part = numbers[k] >> np.uint64(32 * half)
+                word |= (part & ((np.uint64(1) << np.uint64(taken)) - np.uint64(1))) << np.uint64(
+                    filled
+                )
+                filled += taken
+                while filled >= 8:
+                    out[at] = word & np.uint64(0xFF)
+                    word, filled, at = word >> np.uint64(8), filled - 8, at + 1
+        if filled:
+            out[at] = word
+            at += 1
+    return at
+
+
+@kernel
+def _find_table(
+    bits: NDArray[Any], slots: NDArray[np.int64], distinct: NDArray[np.uint64]
+) -> int:
+    """Find the distinct items, in ascending order of their bits; 0 if they are too many."""
+    slots[:] = -1
+    n = 0
+    for k in range(len(bits)):
+        item = np.uint64(bits[k])
+        at = np.int64((item * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(51))
+        while slots[at] >= 0 and distinct[slots[at]] != item:
+            at = (at + 1) % _SLOTS
+        if slots[at] < 0:
+            if n == _MOST_DISTINCT:
+                return 0
+            slots[at], distinct[n] = n, item
+            n += 1
+    distinct[:n] = np.sort(distinct[:n])
+    return n
+
+
+@kernel
+def _put(word: int, n_bytes: int, out: NDArray[np.uint8], at: int) -> int:
+    for k in range(n_bytes):
+        out[at + k] = (np.uint64(word) >> np.uint64(8 * k)) & np.uint64(0xFF)
+    return at + n_bytes
+
+
+@kernel
+def _write_frames(
+    crc32c: int,
+    bits: NDArray[Any],
+    values: NDArray[np.int64],
+    exact: NDArray[np.bool_],
+    edges: NDArray[np.int64],
+    directory: NDArray[np.uint16],
+    out: NDArray[np.uint8],
+) -> int:
+    """Write frames and the directory of a chunk; returns the size of the frames.
+
+    Each frame has the kind that takes the fewest bytes.
+    """
+    at = first = 0
+    itemsize = bits.itemsize
+    numbers, gaps = np.empty(MOST_ITEMS, np.uint64), np.empty(MOST_ITEMS, np.uint64)
+    widths, other = np.empty((2, MOST_ITEMS // BLOCK), np.uint8)
+    slots, distinct = np.empty(_SLOTS, np.int64), np.empty(_MOST_DISTINCT, np.uint64)
+    for frame in range(len(edges)):
+        stop, begin = edges[frame], at
+        n = stop - first
+        size, kind, n_table, n_base, most = n * itemsize, RAW, 0, 0, 0
+        base = np.int64(0)
+        is_exact = len(exact) == 0 or exact[first:stop].all()
+        if is_exact:
+            base = values[first:stop].min()
+            for k in range(n):
+                numbers[k] = np.uint64(values[first + k] - base)
+            found, largest = _widths(numbers, n, widths)
+            # One more bit for the sign.
+            n_base = (_bit_length(base if base >= 0 else ~base) + 8) // 8
+            if found + 1 + n_base < size:
+                size, kind, most = found + 1 + n_base, OFFSETS, largest
+            previous, ascends = np.int64(-1), True
+            for k in range(n):
+                ascends = ascends and values[first + k] > previous
+                gaps[k] = np.uint64(values[first + k] - previous - 1)
+                previous = values[first + k]
+            if ascends:
+                found, largest = _widths(gaps, n, other)
+                if found < size and largest <= GAP_BITS:
+                    size, kind, most = found, GAPS, largest
+                    numbers[:n], widths[:] = gaps[:n], other
+        else:
+            n_table = _find_table(bits[first:stop], slots, distinct)
+            if n_table:
+                for k in range(n):
+                    numbers[k] = np.searchsorted(distinct[:n_table], np.uint64(bits[first + k]))
+                found, largest = _widths(numbers, n, widths)
+                if found + 2 + n_table * itemsize < size:
+                    kind, most = TABLE, largest
+        at = _put(kind | (WIDE if most > 15 and kind != RAW else 0), 1, out, at)
+        if kind == OFFSETS:
+            at = _put(base, n_base, out, _put(n_base, 1, out, at))
+        if kind == TABLE:
+            at = _put(n_table, 2, out, at)
+            for k in range(n_table):
+                at = _put(distinct[k], itemsize, out, at)
+        if kind == RAW:
+            for k in range(first, stop):
+                at = _put(bits[k], itemsize, out, at)
+        else:
+            at = _pack(numbers, n, widths, most > 15, out, at)
+        at = _put(crc32c_at(crc32c, out.ctypes.data + begin, at - begin), SUM_BYTES, out, at)
+        directory[frame, 0], directory[frame, 1] = n, at - begin
+        first = stop
+    return at

@@ -1,0 +1,366 @@
+"""Frames: a chunk of numbers in pieces that are packed, checked and decoded on their own.
+
+All numbers are little-endian. A chunk consists of a header, a directory, the CRC32C of both, the
+frames, and the CRC32C of all bytes before. The header has the bytes ``scp``, one byte for the
+version of the format, 1, and as uint32 the number of frames. The directory has two uint16 for each
+frame: its number of items, at most 4,096, and of bytes.
+
+A frame is one byte for its kind, a body, and the CRC32C of both. Its items are
+
+- ``GAPS``: ascending integers; each is its number, plus one, plus the previous integer, which is
+  -1 at first;
+- ``OFFSETS``: integers; each is its number plus a base. The body starts with a byte that counts the
+  bytes of the base, a signed integer, which follows;
+- ``TABLE``: any items; each number is a position in a table at the start of the body, a uint16 that
+  counts its items, and these;
+- ``RAW``: items as they are, which are the body.
+
+Numbers are packed in blocks of 32. First come the widths of the blocks, of four bits each, the
+first of a pair in the low ones, and padded to a byte; or of a byte each if 8 is added to the kind.
+Then come the blocks: number `j` of a block of width `w` has bits ``[j w, (j + 1) w)``, from the
+lowest bit of the first byte on, and each block is padded to a byte.
+
+Lengths follow from the directory and the widths, so frames and blocks can be decoded in any order.
+``docs/format.md`` describes the format for readers in other languages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numpy.typing import NDArray
+
+from storage_backends.compute.jit import fetch_ahead, fetch_line, intrinsic, kernel
+from storage_backends.zarr.codecs.blosc import SOUND, UNFIT, byte_at, is_intact, number_at, word_at
+from storage_backends.zarr.plan import Bound
+
+#: First bytes of a chunk, with the version, as a little-endian number.
+MAGIC, VERSION = 0x706373, 1
+HEADER_BYTES, ENTRY_BYTES, SUM_BYTES = 8, 4, 4
+GAPS, OFFSETS, TABLE, RAW = range(4)
+#: Added to the kind if widths take a byte each.
+WIDE = 8
+BLOCK = 32
+#: Most items of a frame, and most bits of a gap: the sum of so many does not overflow.
+MOST_ITEMS, GAP_BITS = 1 << 12, 40
+#: Types of items: unsigned and signed integers, and floats.
+UNSIGNED, SIGNED, FLOAT = range(3)
+
+#: Added to the position of a chunk that another version of the format wrote, or with an id that is
+#: out of bounds.
+OTHER_VERSION, BEYOND = 1 << 34, 1 << 35
+
+_WORD = np.uint64(64)
+#: Chunks to fetch ahead of the one that is decoded.
+_ROWS_AHEAD = 2
+
+
+@intrinsic
+def _bits_of_single(typingctx: Any, number: Any) -> Any:
+    """The bits of an integer as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.sitofp(arguments[0], ir.FloatType()), ir.IntType(32))
+
+    return types.uint32(types.int64), codegen
+
+
+@intrinsic
+def _bits_of_double(typingctx: Any, number: Any) -> Any:
+    """The bits of an integer as float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.sitofp(arguments[0], ir.DoubleType()), ir.IntType(64))
+
+    return types.uint64(types.int64), codegen
+
+
+@kernel
+def _unpack(address: int, width: int, out: NDArray[Any], first: int, n: int) -> None:
+    """Unpack a block of `n` numbers of at most 57 bits, from `first` on."""
+    mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
+    if n == BLOCK and width <= 8:
+        # One load for eight numbers, which the compiler shifts together.
+        for group in range(4):
+            word = word_at(address + group * width)
+            for k in range(8):
+                out[first + group * 8 + k] = (word >> np.uint64(k * width)) & mask
+    elif n == BLOCK and width <= 15:
+        for group in range(8):
+            bit = group * 4 * width
+            word = word_at(address + (bit >> 3)) >> np.uint64(bit & 7)
+            for k in range(4):
+                out[first + group * 4 + k] = (word >> np.uint64(k * width)) & mask
+    else:
+        for k in range(n):
+            bit = k * width
+            out[first + k] = (word_at(address + (bit >> 3)) >> np.uint64(bit & 7)) & mask
+
+
+@kernel
+def _unpack_wide(address: int, width: int, out: NDArray[Any], first: int, n: int) -> None:
+    """The same as :func:`_unpack` for 58 to 64 bits."""
+    mask = ~np.uint64(0) >> (_WORD - np.uint64(width))
+    for k in range(n):
+        bit = k * width
+        shift = np.uint64(bit & 7)
+        word = word_at(address + (bit >> 3)) >> shift
+        if shift:
+            word |= np.uint64(byte_at(address + (bit >> 3) + 8)) << (_WORD - shift)
+        out[first + k] = word & mask
+
+
+@kernel
+def _width(address: int, block: int, is_wide: bool) -> int:
+    if is_wide:
+        return np.int64(byte_at(address + block))
+    return np.int64((byte_at(address + (block >> 1)) >> np.uint8(4 * (block & 1))) & np.uint8(15))
+
+
+@kernel
+def _unpack_all(address: int, size: int, is_wide: bool, most: int, out: NDArray[Any]) -> bool:
+    """Unpack numbers from `size` bytes; False if they are not what the widths say."""
+    n = len(out)
+    n_blocks = (n + BLOCK - 1) // BLOCK
+    n_widths = n_blocks if is_wide else (n_blocks + 1) // 2
+    if size < n_widths:
+        return False
+    at, end = address + n_widths, address + size
+    for block in range(n_blocks):
+        width = _width(address, block, is_wide)
+        start = block * BLOCK
+        items = min(BLOCK, n - start)
+        after = at + ((items * width + 7) >> 3)
+        if width > most or after > end:
+            return False
+        if width <= 57:
+            _unpack(at, width, out, start, items)
+        else:
+            _unpack_wide(at, width, out, start, items)
+        at = after
+    return at == end
+
+
+@kernel
+def _item_at(address: int, itemsize: int, kind: int) -> int:
+    """The bits of an item, extended to 64."""
+    shift, word = 64 - 8 * itemsize, np.uint64(0)
+    if itemsize == 0:
+        return 0
+    for k in range(itemsize):
+        word |= np.uint64(byte_at(address + k)) << np.uint64(8 * k)
+    return np.int64(word << np.uint64(shift)) >> np.int64(shift) if kind == SIGNED else np.int64(word)
+
+
+@kernel
+def _decode_frame(
+    address: int,
+    size: int,
+    itemsize: int,
+    kind: int,
+    out: NDArray[Any],
+) -> bool:
+    """Decode a frame without its checksum to all of `out`; False if it is invalid.
+
+    Parameters
+    ----------
+    itemsize, kind
+        Bytes of a stored item; :data:`UNSIGNED`, :data:`SIGNED` or :data:`FLOAT`.
+    out
+        Bits of the output, items of the same type or wider integers.
+    """
+    if size < 1:
+        return False
+    head = np.int64(byte_at(address))
+    is_wide, encoding = head & WIDE != 0, head & ~WIDE
+    body, end, base = address + 1, address + size, np.int64(0)
+    n, most = len(out), 8 * out.itemsize
+    if encoding == GAPS:
+        if not _unpack_all(body, end - body, is_wide, min(most, GAP_BITS), out):
+            return False
+        total = np.int64(-1)
+        for k in range(n):
+            total += np.int64(out[k]) + 1
+            out[k] = total
+        bits = 8 * itemsize - (kind == SIGNED)
+        if bits < 63 and total >> bits != 0:
+            return False
+    elif encoding == OFFSETS:
+        n_base = np.int64(byte_at(body))
+        start = body + 1 + n_base
+        if n_base > 8 or start > end:
+            return False
+        base = _item_at(body + 1, n_base, SIGNED)
+        if not _unpack_all(start, end - start, is_wide, most, out):
+            return False
+        if kind != FLOAT:
+            for k in range(n):
+                out[k] = np.int64(out[k]) + base
+    elif encoding == TABLE:
+        n_table = np.int64(byte_at(body)) | (np.int64(byte_at(body + 1)) << 8)
+        table = body + 2
+        codes = table + n_table * itemsize
+        if size < 3 or codes > end:
+            return False
+        if not _unpack_all(codes, end - codes, is_wide, min(most, 16), out):
+            return False
+        for k in range(n):
+            code = np.int64(out[k])
+            if code >= n_table:
+                return False
+            out[k] = _item_at(table + code * itemsize, itemsize, kind)
+        return True
+    elif encoding == RAW:
+        if end - body != n * itemsize:
+            return False
+        for k in range(n):
+            out[k] = _item_at(body + k * itemsize, itemsize, kind)
+        return True
+    else:
+        return False
+    if kind == FLOAT and itemsize == 4:
+        for k in range(n):
+            out[k] = _bits_of_single(np.int64(out[k]) + base)
+    elif kind == FLOAT:
+        for k in range(n):
+            out[k] = _bits_of_double(np.int64(out[k]) + base)
+    return True
+
+
+@kernel
+def _check_header(crc32c: int, address: int, length: int) -> int:
+    """SOUND, or the value to add to the position of a chunk."""
+    if length < HEADER_BYTES + 2 * SUM_BYTES or number_at(address) & 0xFFFFFF != MAGIC:
+        return UNFIT
+    if byte_at(address + 3) != VERSION:
+        return OTHER_VERSION
+    size = HEADER_BYTES + ENTRY_BYTES * np.int64(number_at(address + 4))
+    is_sound = size <= length - 2 * SUM_BYTES and is_intact(crc32c, address, size)
+    return SOUND if is_sound else 0
+
+
+@kernel
+def _entry(directory: int, frame: int) -> tuple[int, int]:
+    """Items and bytes of a frame."""
+    entry = number_at(directory + ENTRY_BYTES * frame)
+    return np.int64(entry & np.uint32(0xFFFF)), np.int64(entry >> np.uint32(16))
+
+
+@kernel
+def _locate(directory: int, n_frames: int, item: int, found: NDArray[np.int64]) -> None:
+    """Find the frame of an item: its number, and the items and bytes before it."""
+    frame = first = begin = 0
+    while frame < n_frames:
+        items, size = _entry(directory, frame)
+        if first + items > item:
+            break
+        frame, first, begin = frame + 1, first + items, begin + size
+    found[0], found[1], found[2] = frame, first, begin
+
+
+@kernel
+def _bounded(items: NDArray[Any], bound: Bound) -> bool:
+    """Replace ids by those of the bound; False if an id is out of bounds."""
+    most = items.dtype.type(0)
+    for k in range(len(items)):
+        most = max(most, items[k])
+    if np.uint64(most) >= np.uint64(bound.below):
+        return False
+    if len(bound.mapping):
+        for k in range(len(items)):
+            items[k] = bound.mapping[items[k]]
+    return True
+
+
+@kernel
+def place_frames(
+    crc32c: int,
+    addresses: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    bounds: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    itemsize: int,
+    kind: int,
+    bound: Bound,
+    out: NDArray[Any],
+) -> int:
+    """Decode the frames that pieces of chunks touch, and no others, into `out`.
+
+    Parameters
+    ----------
+    crc32c
+        :data:`~storage_backends.zarr.codecs.blosc.CRC32C`.
+    addresses, lengths
+        Addresses and lengths of the chunks.
+    bounds, sources, targets, counts
+        The pieces of a :class:`~storage_backends.zarr.plan.ChunkPlan`.
+    itemsize, kind
+        Bytes of a stored item; :data:`UNSIGNED`, :data:`SIGNED` or :data:`FLOAT`.
+    bound
+        Bounds of ids, and their replacements.
+    out
+        Bits of the output, items of the same type or wider integers.
+
+    Returns
+    -------
+    int
+        SOUND; or the position of the first damaged chunk, to which UNFIT, OTHER_VERSION or BEYOND
+        may be added.
+    """
+    n = len(addresses)
+    # The first frame of each piece: its number, and the items and bytes before it.
+    located = np.empty((bounds[n] - bounds[0], 3), np.int64)
+    for row in range(n):
+        fetch_line(addresses[min(row + _ROWS_AHEAD, n - 1)])
+        found = _check_header(crc32c, addresses[row], lengths[row])
+        if found != SOUND:
+            return row + found
+        n_frames = np.int64(number_at(addresses[row] + 4))
+        for piece in range(bounds[row], bounds[row + 1]):
+            found_at = located[piece - bounds[0]]
+            _locate(addresses[row] + HEADER_BYTES, n_frames, sources[piece], found_at)
+    for row in range(n):
+        n_frames = np.int64(number_at(addresses[row] + 4))
+        directory = addresses[row] + HEADER_BYTES
+        frames = directory + ENTRY_BYTES * n_frames + SUM_BYTES
+        room = addresses[row] + lengths[row] - SUM_BYTES - frames
+        for piece in range(bounds[row], bounds[row + 1]):
+            start, stop = sources[piece], sources[piece] + counts[piece]
+            target = targets[piece] - start
+            frame, first, begin = located[piece - bounds[0]]
+            while start < stop:
+                if frame >= n_frames:
+                    return row + UNFIT
+                items, size = _entry(directory, frame)
+                last, end = first + items, begin + size
+                if items > MOST_ITEMS or end > room or size <= SUM_BYTES or last <= start:
+                    return row + UNFIT
+                if not is_intact(crc32c, frames + begin, size - SUM_BYTES):
+                    return row
+                upto = min(stop, last)
+                is_whole = start == first and last <= stop
+                if is_whole:
+                    part = out[target + first : target + last]
+                else:
+                    part = np.empty(items, out.dtype)
+                if not _decode_frame(frames + begin, size - SUM_BYTES, itemsize, kind, part):
+                    return row + UNFIT
+                if bound.below and not _bounded(part, bound):
+                    return row + BEYOND
+                if not is_whole:
+                    out[target + start : target + upto] = part[start - first : upto - first]
+                start, first, begin, frame = upto, last, end, frame + 1
+        if row + _ROWS_AHEAD < n:
+            later = row + _ROWS_AHEAD
+            at = addresses[later] + HEADER_BYTES
+            n_frames = np.int64(number_at(addresses[later] + 4))
+            frame, _, begin = located[bounds[later] - bounds[0]]
+            if frame < n_frames:
+                _, size = _entry(at, frame)
+                fetch_ahead(at + ENTRY_BYTES * n_frames + SUM_BYTES + begin, size)
+    return SOUND
