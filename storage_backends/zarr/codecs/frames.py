@@ -1,27 +1,11 @@
 """Frames: a chunk of numbers in pieces that are packed, checked and decoded on their own.
 
-All numbers are little-endian. A chunk consists of a header, a directory, the CRC32C of both, the
-frames, and the CRC32C of all bytes before. The header has the bytes ``scp``, one byte for the
-version of the format, 1, and as uint32 the number of frames. The directory has two uint16 for each
-frame: its number of items, at most 4,096, and of bytes.
+``docs/format.md`` describes them byte by byte. A chunk has a header, a directory with the number of
+items and bytes of each frame, their checksum, and the frames. A frame has a kind, a body and a
+checksum. Its numbers are packed in blocks of 32, each with a width of its own.
 
-A frame is one byte for its kind, a body, and the CRC32C of both. Its items are
-
-- ``GAPS``: ascending integers; each is its number, plus one, plus the previous integer, which is
-  -1 at first;
-- ``OFFSETS``: integers; each is its number plus a base. The body starts with a byte that counts the
-  bytes of the base, a signed integer, which follows;
-- ``TABLE``: any items; each number is a position in a table at the start of the body, a uint16 that
-  counts its items, and these;
-- ``RAW``: items as they are, which are the body.
-
-Numbers are packed in blocks of 32. First come the widths of the blocks, of four bits each, the
-first of a pair in the low ones, and padded to a byte; or of a byte each if 8 is added to the kind.
-Then come the blocks: number `j` of a block of width `w` has bits ``[j w, (j + 1) w)``, from the
-lowest bit of the first byte on, and each block is padded to a byte.
-
-Lengths follow from the directory and the widths, so frames and blocks can be decoded in any order.
-``docs/format.md`` describes the format for readers in other languages.
+Lengths follow from the directory and the widths, so frames and blocks can be decoded in any order,
+and so can the numbers of a block.
 """
 
 from __future__ import annotations
