@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
 
-
 #: Bounds, sources, targets and lengths of pieces of consecutive chunks, see :class:`ChunkPlan`.
 ChunkPieces = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 

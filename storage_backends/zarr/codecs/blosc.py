@@ -35,6 +35,7 @@ CRC32C = c_function("google_crc32c._crc32c", "crc32c_value")
 
 AVAILABLE = bool(BLOSC_DECOMPRESS and CRC32C)
 
+
 def _crc_table() -> NDArray[np.uint32]:
     """CRC32C of every byte, without the inversions."""
     table = np.arange(256, dtype=np.uint32)
@@ -113,7 +114,7 @@ def is_intact(crc32c: int, address: int, size: int) -> bool:
 
 
 @kernel
-def crc32c_at(function: int, address: int, size: int) -> int:
+def crc32c_at(function: int, address: int, size: int) -> Any:
     """CRC32C of memory, by a C function if there is one."""
     if function:
         return _crc32c(function, address, size)

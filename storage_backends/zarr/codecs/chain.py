@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
-from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
+from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.errors import one_line
 from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs import frame_writing, frames, packed, pcodec
@@ -54,7 +54,7 @@ class Chain:
         #: Whether compiled code decodes it: numbers of the type that scdl writes, without deltas.
         self._is_pcodec_of_ours = self._is_pcodec and stored == pcodec.DTYPE and not self._delta
         #: Whether it has frames, so that single rows can be decoded.
-        self.in_frames = names == [packed.NAME, "crc32c"]
+        self.in_frames = names == [packed.NAME]
         self._key = f"{dtype} {stored} {codecs}"
 
     def __eq__(self, other: object) -> bool:
@@ -68,6 +68,8 @@ class Chain:
         """The chain of an array; None if its codecs or their order are not supported."""
         names = [codec["name"] for codec in codecs]
         kinds = [_kind(name) for name in names]
+        if packed.NAME in names and len(names) > 1:
+            return None
         if None in kinds or kinds != sorted(kinds, key=str) or kinds.count("b serializer") != 1:
             return None
         stored = dtype
@@ -80,8 +82,6 @@ class Chain:
             elif codec["name"] == "numcodecs.delta":
                 if np.dtype(settings["dtype"]) != stored or settings.get("astype"):
                     return None
-            elif codec["name"] == packed.NAME and names != [packed.NAME, "crc32c"]:
-                return None
             elif codec["name"] == "bytes" and settings.get("endian", "little") != "little":
                 return None
         return cls(dtype, stored, codecs)
@@ -89,12 +89,11 @@ class Chain:
     def encode(self, values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes:
         """Compress one chunk of numbers of type `stored`; frames end at `ends`."""
         if self.in_frames:
-            data = frame_writing.encode(values, ends)
-            return data + checksum(data)
+            return frame_writing.encode(values, ends)
         if self._delta:
             values = np.diff(values, prepend=values.dtype.type(0))
         settings = _settings(self._serializer)
-        data = SERIALIZERS[self._serializer["name"]].encode(values, settings)
+        data: bytes = SERIALIZERS[self._serializer["name"]].encode(values, settings)
         for codec in self._compressors:
             data = COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data

@@ -12,10 +12,8 @@ from storage_backends.directory.content import checksum
 from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at
 from storage_backends.zarr.codecs.frames import (
     BLOCK,
-    ENTRY_BYTES,
     GAP_BITS,
     GAPS,
-    HEADER_BYTES,
     MAGIC,
     MOST_ITEMS,
     OFFSETS,
@@ -24,6 +22,7 @@ from storage_backends.zarr.codecs.frames import (
     TABLE,
     VERSION,
     WIDE,
+    Integer,
 )
 
 #: Least items of a frame, but for the last of a chunk: each has 13 bytes or more of its own.
@@ -37,7 +36,7 @@ _EXACT = {4: 1 << 24, 8: 1 << 53}
 
 
 def encode(values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes:
-    """Encode a chunk, without the checksum of the whole.
+    """Encode a chunk.
 
     Parameters
     ----------
@@ -56,9 +55,8 @@ def encode(values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes
     directory = np.empty((len(edges), 2), "<u2")
     out = np.empty(len(edges) * (16 + SUM_BYTES) + n * (itemsize + 1) + 64, np.uint8)
     size = _write_frames(CRC32C, bits, numbers, exact, edges, directory, out)
-    head = np.array([MAGIC | VERSION << 24, len(edges)], "<u4").tobytes() + directory.tobytes()
-    assert len(head) == HEADER_BYTES + ENTRY_BYTES * len(edges)
-    return head + checksum(head) + out[:size].tobytes()
+    tail = directory.tobytes() + np.array([len(edges), MAGIC | VERSION << 24], "<u4").tobytes()
+    return out[:size].tobytes() + tail + checksum(tail)
 
 
 def _numbers(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -72,7 +70,9 @@ def _numbers(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]
     with np.errstate(invalid="ignore"):
         numbers = values.astype(np.int64)
     bits = f"u{values.itemsize}"
-    exact = (np.abs(values) <= limit) & (numbers.astype(values.dtype).view(bits) == values.view(bits))
+    exact = (np.abs(values) <= limit) & (
+        numbers.astype(values.dtype).view(bits) == values.view(bits)
+    )
     return numbers, np.empty(0, np.bool_) if exact.all() else exact
 
 
@@ -94,7 +94,7 @@ def _edges(ends: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @kernel
-def _bit_length(number: int) -> int:
+def _bit_length(number: Integer) -> Integer:
     word, length = np.uint64(number), 0
     while word:
         word >>= np.uint64(1)
@@ -103,7 +103,9 @@ def _bit_length(number: int) -> int:
 
 
 @kernel
-def _widths(numbers: NDArray[np.uint64], n: int, widths: NDArray[np.uint8]) -> tuple[int, int]:
+def _widths(
+    numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8]
+) -> tuple[Integer, Integer]:
     """Find the widths of blocks; returns the bytes of packed numbers, and the largest width."""
     size = most = 0
     for block in range((n + BLOCK - 1) // BLOCK):
@@ -120,8 +122,8 @@ def _widths(numbers: NDArray[np.uint64], n: int, widths: NDArray[np.uint8]) -> t
 
 
 @kernel
-def _pack(numbers: NDArray[np.uint64], n: int, widths: NDArray[np.uint8], wide: bool,
-          out: NDArray[np.uint8], at: int) -> int:  # fmt: skip
+def _pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wide: bool,
+          out: NDArray[np.uint8], at: Integer) -> Integer:  # fmt: skip
     """Write packed numbers; returns the position after them."""
     n_blocks = (n + BLOCK - 1) // BLOCK
     for block in range(n_blocks):
@@ -156,7 +158,7 @@ def _pack(numbers: NDArray[np.uint64], n: int, widths: NDArray[np.uint8], wide: 
 @kernel
 def _find_table(
     bits: NDArray[Any], slots: NDArray[np.int64], distinct: NDArray[np.uint64]
-) -> int:
+) -> Integer:
     """Find the distinct items, in ascending order of their bits; 0 if they are too many."""
     slots[:] = -1
     n = 0
@@ -175,7 +177,7 @@ def _find_table(
 
 
 @kernel
-def _put(word: int, n_bytes: int, out: NDArray[np.uint8], at: int) -> int:
+def _put(word: Integer, n_bytes: Integer, out: NDArray[np.uint8], at: Integer) -> Integer:
     for k in range(n_bytes):
         out[at + k] = (np.uint64(word) >> np.uint64(8 * k)) & np.uint64(0xFF)
     return at + n_bytes
@@ -183,14 +185,14 @@ def _put(word: int, n_bytes: int, out: NDArray[np.uint8], at: int) -> int:
 
 @kernel
 def _write_frames(
-    crc32c: int,
+    crc32c: Integer,
     bits: NDArray[Any],
     values: NDArray[np.int64],
     exact: NDArray[np.bool_],
     edges: NDArray[np.int64],
     directory: NDArray[np.uint16],
     out: NDArray[np.uint8],
-) -> int:
+) -> Integer:
     """Write frames and the directory of a chunk; returns the size of the frames.
 
     Each frame has the kind that takes the fewest bytes.

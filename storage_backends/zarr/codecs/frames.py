@@ -1,8 +1,9 @@
 """Frames: a chunk of numbers in pieces that are packed, checked and decoded on their own.
 
-``docs/format.md`` describes them byte by byte. A chunk has a header, a directory with the number of
-items and bytes of each frame, their checksum, and the frames. A frame has a kind, a body and a
-checksum. Its numbers are packed in blocks of 32, each with a width of its own.
+``docs/format.md`` describes them byte by byte. A chunk has frames, a directory with the number of
+items and bytes of each, and a tail. A frame has a kind, a body and a checksum. Its numbers are
+packed in blocks of 32, each with a width of its own. Numbers are loaded as words, which may end
+after the last frame, but not after the tail.
 
 Lengths follow from the directory and the widths, so frames and blocks can be decoded in any order,
 and so can the numbers of a block.
@@ -21,9 +22,12 @@ from storage_backends.compute.jit import fetch_ahead, fetch_line, intrinsic, ker
 from storage_backends.zarr.codecs.blosc import SOUND, UNFIT, byte_at, is_intact, number_at, word_at
 from storage_backends.zarr.plan import Bound
 
-#: First bytes of a chunk, with the version, as a little-endian number.
+#: An integer of compiled code, of any width.
+Integer = Any
+
+#: Near the end of a chunk, with the version, as a little-endian number.
 MAGIC, VERSION = 0x706373, 1
-HEADER_BYTES, ENTRY_BYTES, SUM_BYTES = 8, 4, 4
+TAIL_BYTES, ENTRY_BYTES, SUM_BYTES = 12, 4, 4
 GAPS, OFFSETS, TABLE, RAW = range(4)
 #: Added to the kind if widths take a byte each.
 WIDE = 8
@@ -63,7 +67,9 @@ def _bits_of_double(typingctx: Any, number: Any) -> Any:
 
 
 @kernel
-def _unpack(address: int, width: int, out: NDArray[Any], first: int, n: int) -> None:
+def _unpack(
+    address: Integer, width: Integer, out: NDArray[Any], first: Integer, n: Integer
+) -> None:
     """Unpack a block of `n` numbers of at most 57 bits, from `first` on."""
     mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
     if n == BLOCK and width <= 8:
@@ -85,7 +91,9 @@ def _unpack(address: int, width: int, out: NDArray[Any], first: int, n: int) -> 
 
 
 @kernel
-def _unpack_wide(address: int, width: int, out: NDArray[Any], first: int, n: int) -> None:
+def _unpack_wide(
+    address: Integer, width: Integer, out: NDArray[Any], first: Integer, n: Integer
+) -> None:
     """The same as :func:`_unpack` for 58 to 64 bits."""
     mask = ~np.uint64(0) >> (_WORD - np.uint64(width))
     for k in range(n):
@@ -98,14 +106,16 @@ def _unpack_wide(address: int, width: int, out: NDArray[Any], first: int, n: int
 
 
 @kernel
-def _width(address: int, block: int, is_wide: bool) -> int:
+def _width(address: Integer, block: Integer, is_wide: bool) -> Integer:
     if is_wide:
         return np.int64(byte_at(address + block))
     return np.int64((byte_at(address + (block >> 1)) >> np.uint8(4 * (block & 1))) & np.uint8(15))
 
 
 @kernel
-def _unpack_all(address: int, size: int, is_wide: bool, most: int, out: NDArray[Any]) -> bool:
+def _unpack_all(
+    address: Integer, size: Integer, is_wide: bool, most: Integer, out: NDArray[Any]
+) -> bool:
     """Unpack numbers from `size` bytes; False if they are not what the widths say."""
     n = len(out)
     n_blocks = (n + BLOCK - 1) // BLOCK
@@ -125,26 +135,28 @@ def _unpack_all(address: int, size: int, is_wide: bool, most: int, out: NDArray[
         else:
             _unpack_wide(at, width, out, start, items)
         at = after
-    return at == end
+    return bool(at == end)
 
 
 @kernel
-def _item_at(address: int, itemsize: int, kind: int) -> int:
+def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
     """The bits of an item, extended to 64."""
     shift, word = 64 - 8 * itemsize, np.uint64(0)
     if itemsize == 0:
         return 0
     for k in range(itemsize):
         word |= np.uint64(byte_at(address + k)) << np.uint64(8 * k)
-    return np.int64(word << np.uint64(shift)) >> np.int64(shift) if kind == SIGNED else np.int64(word)
+    return (
+        np.int64(word << np.uint64(shift)) >> np.int64(shift) if kind == SIGNED else np.int64(word)
+    )
 
 
 @kernel
 def _decode_frame(
-    address: int,
-    size: int,
-    itemsize: int,
-    kind: int,
+    address: Integer,
+    size: Integer,
+    itemsize: Integer,
+    kind: Integer,
     out: NDArray[Any],
 ) -> bool:
     """Decode a frame without its checksum to all of `out`; False if it is invalid.
@@ -215,26 +227,40 @@ def _decode_frame(
 
 
 @kernel
-def _check_header(crc32c: int, address: int, length: int) -> int:
+def _check_tail(crc32c: Integer, address: Integer, length: Integer) -> Integer:
     """SOUND, or the value to add to the position of a chunk."""
-    if length < HEADER_BYTES + 2 * SUM_BYTES or number_at(address) & 0xFFFFFF != MAGIC:
+    tail = address + length - TAIL_BYTES
+    if length < TAIL_BYTES or number_at(tail + 4) & 0xFFFFFF != MAGIC:
         return UNFIT
-    if byte_at(address + 3) != VERSION:
+    if byte_at(tail + 7) != VERSION:
         return OTHER_VERSION
-    size = HEADER_BYTES + ENTRY_BYTES * np.int64(number_at(address + 4))
-    is_sound = size <= length - 2 * SUM_BYTES and is_intact(crc32c, address, size)
-    return SOUND if is_sound else 0
+    n_frames = np.int64(number_at(tail))
+    directory = tail - ENTRY_BYTES * n_frames
+    if directory < address or not is_intact(crc32c, directory, tail + 8 - directory):
+        return 0
+    n_bytes = 0
+    for frame in range(n_frames):
+        n_bytes += _entry(directory, frame)[1]
+    return SOUND if n_bytes == directory - address else UNFIT
 
 
 @kernel
-def _entry(directory: int, frame: int) -> tuple[int, int]:
+def _entry(directory: Integer, frame: Integer) -> tuple[Integer, Integer]:
     """Items and bytes of a frame."""
     entry = number_at(directory + ENTRY_BYTES * frame)
     return np.int64(entry & np.uint32(0xFFFF)), np.int64(entry >> np.uint32(16))
 
 
 @kernel
-def _locate(directory: int, n_frames: int, item: int, found: NDArray[np.int64]) -> None:
+def _directory(address: Integer, length: Integer) -> tuple[Integer, Integer]:
+    """Address of the directory of a chunk with a checked tail, and its number of frames."""
+    tail = address + length - TAIL_BYTES
+    n_frames = np.int64(number_at(tail))
+    return tail - ENTRY_BYTES * n_frames, n_frames
+
+
+@kernel
+def _locate(directory: Integer, n_frames: Integer, item: Integer, found: NDArray[np.int64]) -> None:
     """Find the frame of an item: its number, and the items and bytes before it."""
     frame = first = begin = 0
     while frame < n_frames:
@@ -261,18 +287,18 @@ def _bounded(items: NDArray[Any], bound: Bound) -> bool:
 
 @kernel
 def place_frames(
-    crc32c: int,
+    crc32c: Integer,
     addresses: NDArray[np.int64],
     lengths: NDArray[np.int64],
     bounds: NDArray[np.int64],
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     counts: NDArray[np.int64],
-    itemsize: int,
-    kind: int,
+    itemsize: Integer,
+    kind: Integer,
     bound: Bound,
     out: NDArray[Any],
-) -> int:
+) -> Integer:
     """Decode the frames that pieces of chunks touch, and no others, into `out`.
 
     Parameters
@@ -300,19 +326,17 @@ def place_frames(
     # The first frame of each piece: its number, and the items and bytes before it.
     located = np.empty((bounds[n] - bounds[0], 3), np.int64)
     for row in range(n):
-        fetch_line(addresses[min(row + _ROWS_AHEAD, n - 1)])
-        found = _check_header(crc32c, addresses[row], lengths[row])
+        later = min(row + _ROWS_AHEAD, n - 1)
+        fetch_line(addresses[later] + lengths[later] - TAIL_BYTES)
+        found = _check_tail(crc32c, addresses[row], lengths[row])
         if found != SOUND:
             return row + found
-        n_frames = np.int64(number_at(addresses[row] + 4))
         for piece in range(bounds[row], bounds[row + 1]):
             found_at = located[piece - bounds[0]]
-            _locate(addresses[row] + HEADER_BYTES, n_frames, sources[piece], found_at)
+            _locate(*_directory(addresses[row], lengths[row]), sources[piece], found_at)
     for row in range(n):
-        n_frames = np.int64(number_at(addresses[row] + 4))
-        directory = addresses[row] + HEADER_BYTES
-        frames = directory + ENTRY_BYTES * n_frames + SUM_BYTES
-        room = addresses[row] + lengths[row] - SUM_BYTES - frames
+        directory, n_frames = _directory(addresses[row], lengths[row])
+        frames = addresses[row]
         for piece in range(bounds[row], bounds[row + 1]):
             start, stop = sources[piece], sources[piece] + counts[piece]
             target = targets[piece] - start
@@ -322,15 +346,14 @@ def place_frames(
                     return row + UNFIT
                 items, size = _entry(directory, frame)
                 last, end = first + items, begin + size
-                if items > MOST_ITEMS or end > room or size <= SUM_BYTES or last <= start:
+                if not 0 < items <= MOST_ITEMS or size <= SUM_BYTES:
                     return row + UNFIT
                 if not is_intact(crc32c, frames + begin, size - SUM_BYTES):
                     return row
                 upto = min(stop, last)
                 is_whole = start == first and last <= stop
-                if is_whole:
-                    part = out[target + first : target + last]
-                else:
+                part = out[target + first : target + last]
+                if not is_whole:
                     part = np.empty(items, out.dtype)
                 if not _decode_frame(frames + begin, size - SUM_BYTES, itemsize, kind, part):
                     return row + UNFIT
@@ -341,10 +364,8 @@ def place_frames(
                 start, first, begin, frame = upto, last, end, frame + 1
         if row + _ROWS_AHEAD < n:
             later = row + _ROWS_AHEAD
-            at = addresses[later] + HEADER_BYTES
-            n_frames = np.int64(number_at(addresses[later] + 4))
+            directory, n_frames = _directory(addresses[later], lengths[later])
             frame, _, begin = located[bounds[later] - bounds[0]]
             if frame < n_frames:
-                _, size = _entry(at, frame)
-                fetch_ahead(at + ENTRY_BYTES * n_frames + SUM_BYTES + begin, size)
+                fetch_ahead(addresses[later] + begin, _entry(directory, frame)[1])
     return SOUND

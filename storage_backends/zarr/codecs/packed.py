@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.directory.content import CHECKSUM_BYTES, Content
+from storage_backends.directory.content import Content
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs import frame_writing, frames
@@ -81,9 +81,8 @@ class Packed:
 
     @staticmethod
     def decode(data: bytes, out: NDArray[Any]) -> None:
-        # Numbers are loaded as words, which may end after the last frame.
-        padded = np.frombuffer(data + bytes(CHECKSUM_BYTES), np.uint8)
-        content = Content(np.array([padded.ctypes.data]), np.array([padded.nbytes]), padded)
+        chunk = np.frombuffer(data, np.uint8)
+        content = Content(np.array([chunk.ctypes.data]), np.array([chunk.nbytes]), chunk)
         found = decode(content, np.array([len(out)]), out.reshape(1, -1))
         if found != native.SOUND:
             raise ArchiveFormatError(problem_at(found)[1])

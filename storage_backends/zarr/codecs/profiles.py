@@ -49,7 +49,12 @@ class Profile:
 
     def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
         """Whether values of an array may be stored in 16 bits if all of them fit."""
-        return self.compressor != PACKED and not self.portable and name.endswith("data") and dtype.itemsize > NARROW.itemsize
+        return (
+            self.compressor != PACKED
+            and not self.portable
+            and name.endswith("data")
+            and dtype.itemsize > NARROW.itemsize
+        )
 
     def codecs(self, name: str, dtype: np.dtype[Any], *, narrow: bool) -> list[Codec]:
         """The chain of an array, chosen by the last part of its name."""
@@ -63,7 +68,7 @@ class Profile:
         compressor = self.compressor
         if compressor == PACKED:
             if part in ("data", "indices"):
-                return [_codec(PACKED), _codec("crc32c")]
+                return [_codec(PACKED)]
             compressor = "zstd"
         if compressor == "pcodec" and stored.itemsize > 1 and part != "indptr":
             return [*filters, _pcodec(ascending), _codec("crc32c")]

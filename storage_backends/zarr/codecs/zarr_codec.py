@@ -52,7 +52,7 @@ class PackedCodec(ArrayBytesCodec):
         return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        out = np.empty(chunk_spec.shape, chunk_spec.dtype.to_native_dtype().newbyteorder("="))
+        out: Any = np.empty(chunk_spec.shape, chunk_spec.dtype.to_native_dtype().newbyteorder("="))
         Packed.decode(chunk_bytes.to_bytes(), out.reshape(-1))
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(out)
 
