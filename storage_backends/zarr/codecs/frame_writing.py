@@ -50,11 +50,12 @@ def encode(values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes
     if ends is None:
         ends = np.arange(_FRAME_ITEMS, n, _FRAME_ITEMS)
     edges = _edges(np.append(ends[(ends > 0) & (ends < n)], n))
-    bits = values.view(f"u{itemsize}")
+    # One type, one compiled kernel.
+    bits = values.view(f"u{itemsize}").astype(np.uint64)
     numbers, exact = _numbers(values)
     directory = np.empty((len(edges), 2), "<u2")
     out = np.empty(len(edges) * (16 + SUM_BYTES) + n * (itemsize + 1) + 64, np.uint8)
-    size = _write_frames(CRC32C, bits, numbers, exact, edges, directory, out)
+    size = _write_frames(CRC32C, bits, itemsize, numbers, exact, edges, directory, out)
     tail = directory.tobytes() + np.array([len(edges), MAGIC | VERSION << 24], "<u4").tobytes()
     return out[:size].tobytes() + tail + checksum(tail)
 
@@ -135,7 +136,8 @@ def _pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wi
             out[at + (block >> 1)] = widths[block]
     at += n_blocks if wide else (n_blocks + 1) // 2
     for block in range(n_blocks):
-        width, word, filled = np.int64(widths[block]), np.uint64(0), 0
+        width: Integer = np.int64(widths[block])
+        word, filled = np.uint64(0), 0
         for k in range(block * BLOCK, min(n, block * BLOCK + BLOCK)):
             # Halves, so that what is left of a byte and a half never exceed a word.
             for half in range(2):
@@ -157,13 +159,13 @@ def _pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wi
 
 @kernel
 def _find_table(
-    bits: NDArray[Any], slots: NDArray[np.int64], distinct: NDArray[np.uint64]
+    bits: NDArray[np.uint64], slots: NDArray[np.int64], distinct: NDArray[np.uint64]
 ) -> Integer:
     """Find the distinct items, in ascending order of their bits; 0 if they are too many."""
     slots[:] = -1
     n = 0
     for k in range(len(bits)):
-        item = np.uint64(bits[k])
+        item = bits[k]
         at = np.int64((item * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(51))
         while slots[at] >= 0 and distinct[slots[at]] != item:
             at = (at + 1) % _SLOTS
@@ -186,7 +188,8 @@ def _put(word: Integer, n_bytes: Integer, out: NDArray[np.uint8], at: Integer) -
 @kernel
 def _write_frames(
     crc32c: Integer,
-    bits: NDArray[Any],
+    bits: NDArray[np.uint64],
+    itemsize: Integer,
     values: NDArray[np.int64],
     exact: NDArray[np.bool_],
     edges: NDArray[np.int64],
@@ -198,7 +201,6 @@ def _write_frames(
     Each frame has the kind that takes the fewest bytes.
     """
     at = first = 0
-    itemsize = bits.itemsize
     numbers, gaps = np.empty(MOST_ITEMS, np.uint64), np.empty(MOST_ITEMS, np.uint64)
     widths, other = np.empty((2, MOST_ITEMS // BLOCK), np.uint8)
     slots, distinct = np.empty(_SLOTS, np.int64), np.empty(_MOST_DISTINCT, np.uint64)
@@ -231,7 +233,7 @@ def _write_frames(
             n_table = _find_table(bits[first:stop], slots, distinct)
             if n_table:
                 for k in range(n):
-                    numbers[k] = np.searchsorted(distinct[:n_table], np.uint64(bits[first + k]))
+                    numbers[k] = np.searchsorted(distinct[:n_table], bits[first + k])
                 found, largest = _widths(numbers, n, widths)
                 if found + 2 + n_table * itemsize < size:
                     kind, most = TABLE, largest
