@@ -31,9 +31,15 @@ class Chunks(ABC):
         """
 
     def place(
-        self, start: int, stop: int, pieces: ChunkPieces, bound: Bound, out: NDArray[Any]
+        self,
+        start: int,
+        stop: int,
+        pieces: ChunkPieces,
+        n_items: int,
+        bound: Bound,
+        out: NDArray[Any],
     ) -> int:
-        """Decode pieces of chunks ``[start, stop)`` to `out`, if the reader has frames.
+        """Decode pieces of chunks ``[start, stop)``, of `n_items` each, if the reader has frames.
 
         Returns the position of the first chunk with a number out of bounds, or -1.
         """
@@ -185,11 +191,17 @@ class _Fetched(Chunks):
             raise self._damage(error, first) from error
 
     def place(
-        self, start: int, stop: int, pieces: ChunkPieces, bound: Bound, out: NDArray[Any]
+        self,
+        start: int,
+        stop: int,
+        pieces: ChunkPieces,
+        n_items: int,
+        bound: Bound,
+        out: NDArray[Any],
     ) -> int:
         try:
             content = self._content.part(start, stop)
-            return self._readers[0].chain.place(content, pieces, bound, out)
+            return self._readers[0].chain.place(content, pieces, n_items, bound, out)
         except DamagedChunkError as error:
             raise self._damage(error, start) from error
 

@@ -272,7 +272,8 @@ class _Reading(NamedTuple):
         def place(start: int) -> None:
             stop = min(start + group, last)
             pieces = todo.bounds[start : stop + 1], todo.sources, todo.targets, todo.lengths
-            row = chunks.place(start - first, stop - first, pieces, bound, self.out)
+            span = start - first, stop - first
+            row = chunks.place(*span, pieces, self._chunk_length, bound, self.out)
             if row >= 0:
                 self._refuse(start + row)
 

@@ -120,8 +120,9 @@ def crc32c_at(function: int, address: int, size: int) -> Any:
         return _crc32c(function, address, size)
     crc = np.uint32(0xFFFFFFFF)
     for k in range(size):
-        crc = _CRC_TABLE[(crc ^ byte_at(address + k)) & np.uint32(0xFF)] ^ (crc >> np.uint32(8))
-    return ~crc
+        byte = (crc ^ np.uint32(byte_at(address + k))) & np.uint32(0xFF)
+        crc = np.uint32(_CRC_TABLE[byte] ^ (crc >> np.uint32(8)))
+    return np.uint32(crc ^ np.uint32(0xFFFFFFFF))
 
 
 def check(content: Content) -> int:

@@ -121,12 +121,19 @@ class Chain:
             raise DamagedChunkError(*problem)
         self._decode_with_packages(content, out)
 
-    def place(self, content: Content, pieces: ChunkPieces, bound: Bound, out: NDArray[Any]) -> int:
-        """Decode pieces of chunks in frames to `out`.
+    def place(
+        self,
+        content: Content,
+        pieces: ChunkPieces,
+        n_items: int,
+        bound: Bound,
+        out: NDArray[Any],
+    ) -> int:
+        """Decode pieces of chunks of `n_items` in frames to `out`.
 
         Returns the position of the first chunk with a number out of bounds, or -1.
         """
-        found = packed.place(content, pieces, self.stored, bound, out)
+        found = packed.place(content, pieces, n_items, self.stored, bound, out)
         if found >= frames.BEYOND:
             return found % frames.BEYOND
         self._check(found)

@@ -152,6 +152,51 @@ def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
 
 
 @kernel
+def _limits(itemsize: Integer, kind: Integer) -> tuple[Integer, Integer]:
+    """The least and the largest integer of a type; of floats those between which all are exact."""
+    if kind == FLOAT:
+        most = np.int64(1) << np.int64(53 if itemsize == 8 else 24)
+        return -most, most
+    bits = np.int64(8 * itemsize - (kind == SIGNED))
+    most = np.int64(0x7FFFFFFFFFFFFFFF) if bits >= 63 else (np.int64(1) << bits) - 1
+    return (-most - 1 if kind == SIGNED else np.int64(0)), most
+
+
+@kernel
+def _add(base: Integer, itemsize: Integer, kind: Integer, out: NDArray[Any]) -> bool:
+    """Add the base to all numbers, and convert them; False if one does not fit the type."""
+    n, (least, most) = len(out), _limits(itemsize, kind)
+    if kind != FLOAT and itemsize == 8:
+        for k in range(n):
+            out[k] = np.int64(out[k]) + base
+        return True
+    low = high = np.int64(out[0]) + base
+    for k in range(n):
+        number = np.int64(out[k]) + base
+        low, high = min(low, number), max(high, number)
+    if kind != FLOAT:
+        for k in range(n):
+            out[k] = np.int64(out[k]) + base
+    elif itemsize == 4:
+        for k in range(n):
+            out[k] = _bits_of_single(np.int64(out[k]) + base)
+    else:
+        for k in range(n):
+            out[k] = _bits_of_double(np.int64(out[k]) + base)
+    return bool(low >= least and high <= most)
+
+
+@kernel
+def _sum_gaps(itemsize: Integer, kind: Integer, out: NDArray[Any]) -> bool:
+    """Replace gaps by integers; False if the last does not fit the type."""
+    total = np.int64(-1)
+    for k in range(len(out)):
+        total += np.int64(out[k]) + 1
+        out[k] = total
+    return bool(total <= _limits(itemsize, kind)[1])
+
+
+@kernel
 def _decode_frame(
     address: Integer,
     size: Integer,
@@ -168,66 +213,43 @@ def _decode_frame(
     out
         Bits of the output, items of the same type or wider integers.
     """
-    if size < 1:
-        return False
     head = np.int64(byte_at(address))
     is_wide, encoding = head & WIDE != 0, head & ~WIDE
-    body, end, base = address + 1, address + size, np.int64(0)
-    n, most = len(out), 8 * out.itemsize
+    body, end, bits = address + 1, address + size, 8 * itemsize
+    if encoding in (GAPS, OFFSETS) and kind == FLOAT and itemsize == 2:
+        return False
     if encoding == GAPS:
-        if not _unpack_all(body, end - body, is_wide, min(most, GAP_BITS), out):
-            return False
-        total = np.int64(-1)
-        for k in range(n):
-            total += np.int64(out[k]) + 1
-            out[k] = total
-        bits = 8 * itemsize - (kind == SIGNED)
-        if bits < 63 and total >> bits != 0:
-            return False
-    elif encoding == OFFSETS:
+        is_valid = _unpack_all(body, end - body, is_wide, min(bits, GAP_BITS), out)
+        is_valid = is_valid and _sum_gaps(itemsize, kind, out)
+        return is_valid and (kind != FLOAT or _add(np.int64(0), itemsize, kind, out))
+    if encoding == OFFSETS:
         n_base = np.int64(byte_at(body))
         start = body + 1 + n_base
         if n_base > 8 or start > end:
             return False
         base = _item_at(body + 1, n_base, SIGNED)
-        if not _unpack_all(start, end - start, is_wide, most, out):
-            return False
-        if kind != FLOAT:
-            for k in range(n):
-                out[k] = np.int64(out[k]) + base
-    elif encoding == TABLE:
+        is_valid = _unpack_all(start, end - start, is_wide, bits, out)
+        return is_valid and _add(base, itemsize, kind, out)
+    if encoding == TABLE:
         n_table = np.int64(byte_at(body)) | (np.int64(byte_at(body + 1)) << 8)
-        table = body + 2
-        codes = table + n_table * itemsize
-        if size < 3 or codes > end:
+        table, codes = body + 2, body + 2 + n_table * itemsize
+        if codes > end or not _unpack_all(codes, end - codes, is_wide, min(bits, 16), out):
             return False
-        if not _unpack_all(codes, end - codes, is_wide, min(most, 16), out):
-            return False
-        for k in range(n):
+        for k in range(len(out)):
             code = np.int64(out[k])
             if code >= n_table:
                 return False
             out[k] = _item_at(table + code * itemsize, itemsize, kind)
         return True
-    elif encoding == RAW:
-        if end - body != n * itemsize:
-            return False
-        for k in range(n):
-            out[k] = _item_at(body + k * itemsize, itemsize, kind)
-        return True
-    else:
+    if encoding != RAW or end - body != len(out) * itemsize:
         return False
-    if kind == FLOAT and itemsize == 4:
-        for k in range(n):
-            out[k] = _bits_of_single(np.int64(out[k]) + base)
-    elif kind == FLOAT:
-        for k in range(n):
-            out[k] = _bits_of_double(np.int64(out[k]) + base)
+    for k in range(len(out)):
+        out[k] = _item_at(body + k * itemsize, itemsize, kind)
     return True
 
 
 @kernel
-def _check_tail(crc32c: Integer, address: Integer, length: Integer) -> Integer:
+def _check_tail(crc32c: Integer, address: Integer, length: Integer, n_items: Integer) -> Integer:
     """SOUND, or the value to add to the position of a chunk."""
     tail = address + length - TAIL_BYTES
     if length < TAIL_BYTES or number_at(tail + 4) & 0xFFFFFF != MAGIC:
@@ -238,10 +260,11 @@ def _check_tail(crc32c: Integer, address: Integer, length: Integer) -> Integer:
     directory = tail - ENTRY_BYTES * n_frames
     if directory < address or not is_intact(crc32c, directory, tail + 8 - directory):
         return 0
-    n_bytes = 0
+    total = n_bytes = 0
     for frame in range(n_frames):
-        n_bytes += _entry(directory, frame)[1]
-    return SOUND if n_bytes == directory - address else UNFIT
+        items, size = _entry(directory, frame)
+        total, n_bytes = total + items, n_bytes + size
+    return SOUND if total == n_items and n_bytes == directory - address else UNFIT
 
 
 @kernel
@@ -294,6 +317,7 @@ def place_frames(
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     counts: NDArray[np.int64],
+    n_items: Integer,
     itemsize: Integer,
     kind: Integer,
     bound: Bound,
@@ -309,6 +333,8 @@ def place_frames(
         Addresses and lengths of the chunks.
     bounds, sources, targets, counts
         The pieces of a :class:`~storage_backends.zarr.plan.ChunkPlan`.
+    n_items
+        Items of each chunk.
     itemsize, kind
         Bytes of a stored item; :data:`UNSIGNED`, :data:`SIGNED` or :data:`FLOAT`.
     bound
@@ -328,7 +354,7 @@ def place_frames(
     for row in range(n):
         later = min(row + _ROWS_AHEAD, n - 1)
         fetch_line(addresses[later] + lengths[later] - TAIL_BYTES)
-        found = _check_tail(crc32c, addresses[row], lengths[row])
+        found = _check_tail(crc32c, addresses[row], lengths[row], n_items)
         if found != SOUND:
             return row + found
         for piece in range(bounds[row], bounds[row + 1]):
@@ -357,13 +383,14 @@ def place_frames(
                     part = np.empty(items, out.dtype)
                 if not _decode_frame(frames + begin, size - SUM_BYTES, itemsize, kind, part):
                     return row + UNFIT
-                if bound.below and not _bounded(part, bound):
+                # Items behind the end of the array have any value.
+                if bound.below and not _bounded(part[start - first : upto - first], bound):
                     return row + BEYOND
                 if not is_whole:
                     out[target + start : target + upto] = part[start - first : upto - first]
                 start, first, begin, frame = upto, last, end, frame + 1
-        if row + _ROWS_AHEAD < n:
-            later = row + _ROWS_AHEAD
+        later = min(row + _ROWS_AHEAD, n - 1)
+        if bounds[later] < bounds[later + 1]:
             directory, n_frames = _directory(addresses[later], lengths[later])
             frame, _, begin = located[bounds[later] - bounds[0]]
             if frame < n_frames:

@@ -15,13 +15,14 @@ from storage_backends.zarr.codecs.profiles import PACKED
 from storage_backends.zarr.plan import Bound, ChunkPieces
 
 NAME = PACKED
-_KINDS = {"u": frames.UNSIGNED, "b": frames.UNSIGNED, "i": frames.SIGNED, "f": frames.FLOAT}
+_KINDS = {"u": frames.UNSIGNED, "i": frames.SIGNED, "f": frames.FLOAT}
 _EVERYTHING = Bound(0, np.empty(0, np.uint32))
 
 
 def place(
     content: Content,
     pieces: ChunkPieces,
+    n_items: int,
     dtype: np.dtype[Any],
     bound: Bound,
     out: NDArray[Any],
@@ -32,6 +33,8 @@ def place(
     ----------
     pieces
         The bounds, sources, targets and lengths of the pieces.
+    n_items
+        Items of each chunk.
     dtype
         Type of the stored items.
     bound
@@ -44,6 +47,7 @@ def place(
             addresses,
             lengths,
             *pieces,
+            n_items,
             dtype.itemsize,
             _KINDS[dtype.kind],
             bound,
@@ -57,7 +61,7 @@ def decode(content: Content, needed: NDArray[np.int64], out: NDArray[Any]) -> in
     n, length = out.shape
     starts = np.zeros(n, np.int64)
     pieces = np.arange(n + 1), starts, np.arange(n) * length, np.minimum(needed, length)
-    return place(content, pieces, out.dtype, _EVERYTHING, out.reshape(-1))
+    return place(content, pieces, length, out.dtype, _EVERYTHING, out.reshape(-1))
 
 
 def problem_at(found: int) -> tuple[int, str]:
