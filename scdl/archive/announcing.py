@@ -43,9 +43,11 @@ def _read_ahead(addresses: Addresses, which: NDArray[np.int64], rows: NDArray[np
 
     def locate(chosen: slice) -> NDArray[np.int64]:
         """Addresses of values and ids of rows, and their number, up to the first damaged row."""
-        n = len(rows[chosen])
+        # Contiguous, as the kernel is compiled for such arrays already.
+        cells = np.ascontiguousarray(which[chosen]), np.ascontiguousarray(rows[chosen])
+        n = len(cells[0])
         located, indptr = np.empty((n, 4), np.int64), np.empty(n + 1, np.int64)
-        bad = kernels.locate_rows(which[chosen], rows[chosen], table, *sizes, located, indptr)
+        bad = kernels.locate_rows(*cells, table, *sizes, located, indptr)
         return located[: n if bad < 0 else bad, :3]
 
     sample = slice(None, None, max(1, len(rows) // _SAMPLE))

@@ -29,13 +29,19 @@ def pointer_to(typingctx: Any, address: Any, like: Any) -> Any:
     return pointer(types.int64, like), codegen
 
 
-@kernel
-def pointer_in(numbers: NDArray[Any], start: int) -> Any:
-    """A pointer to an element of an array.
+@intrinsic
+def pointer_in(typingctx: Any, numbers: Any, start: Any) -> Any:
+    """A pointer to an element of a one-dimensional contiguous array.
 
     Loops over rows use pointers because reference counting of slices costs as much as ten values.
     """
-    return pointer_to(numbers.ctypes.data + start * numbers.itemsize, numbers)
+    pointer: Any = types.CPointer(numbers.dtype)  # type: ignore[no-untyped-call]
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.gep(array.data, [arguments[1]])
+
+    return pointer(numbers, types.int64), codegen
 
 
 @intrinsic
@@ -132,14 +138,15 @@ def locate_rows(
     """
     indptr[0] = 0
     for i in range(len(rows)):
-        size = arrays[which[i], 3]
+        number = which[i]
+        size = arrays[number, 3]
         if size != 0:
-            at = arrays[which[i], 2] + rows[i] * size
+            at = arrays[number, 2] + rows[i] * size
             start, stop = _offset_at(at, size), _offset_at(at + size, size)
-            if start < 0 or stop < start or stop > arrays[which[i], 4]:
+            if start < 0 or stop < start or stop > arrays[number, 4]:
                 return i
-            out[i, 0] = arrays[which[i], 0] + start * value_bytes
-            out[i, 1] = arrays[which[i], 1] + start * id_bytes
+            out[i, 0] = arrays[number, 0] + start * value_bytes
+            out[i, 1] = arrays[number, 1] + start * id_bytes
             out[i, 2] = stop - start
         indptr[i + 1] = indptr[i] + out[i, 2]
     return -1
@@ -191,7 +198,7 @@ def copy_rows(
     """
     largest = np.uint64(0)
     for i in range(len(rows)):
-        following = min(i + 1, len(rows) - 1)
+        following = i + 1 if i + 1 < len(rows) else i
         length = indptr[i + 1] - indptr[i]
         # Prefetch between the loops: a core supports a limited number of outstanding cache lines.
         fetch_ahead(rows[following, 0], rows[following, 2] * out_data.itemsize)
@@ -202,9 +209,10 @@ def copy_rows(
         ids, target_ids = pointer_to(rows[i, 1], like), pointer_in(out_indices, indptr[i])
         most = like.dtype.type(0)
         for k in range(length):
-            most = max(most, ids[k])
-            target_ids[k] = ids[k]
-        largest = max(largest, np.uint64(most))
+            number = ids[k]
+            most = number if number > most else most
+            target_ids[k] = number
+        largest = np.uint64(most) if most > largest else largest
     return largest
 
 

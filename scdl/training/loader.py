@@ -19,7 +19,7 @@ from scdl.archive.gene_space import is_own
 from scdl.archive.schema import INDEX
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import LoaderError, OrderError, ResumeError
-from scdl.kernels import dense as dense_kernels
+from scdl.kernels import hashing
 from scdl.training import orders
 from scdl.training.assembly import Assembly
 from scdl.training.batch import TrainingBatch
@@ -46,9 +46,7 @@ __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 #: to this many consecutive positions.
 _FINGERPRINT_SAMPLES, _SAMPLE_LENGTH = 1 << 10, 1 << 10
 # numba imports most of its modules at the first call of a kernel: now rather than in a batch.
-dense_kernels.scale_rows(
-    np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0), 1.0, np.empty(0, np.float32)
-)
+hashing.permuted(np.empty(0, np.int64), 1, 0)
 
 
 class SingleCellLoader:

@@ -51,10 +51,11 @@ def plan(
     chunk_length
         Numbers per chunk.
     """
-    n_pieces = _count_pieces(starts, stops, chunk_length)
-    pieces = np.empty((4, n_pieces), np.int64)
-    _cut(starts, stops, targets, chunk_length, *pieces)
-    return _grouped(*pieces.take(np.argsort(pieces[0], kind="stable"), axis=1))
+    # At most: a range that begins and ends within chunks has one piece more than it fills chunks.
+    most = 2 * len(starts) + int(np.add.reduce(stops - starts)) // chunk_length
+    pieces = np.empty((4, most), np.int64)
+    n = _cut(starts, stops, targets, chunk_length, *pieces)
+    return _grouped(*pieces.take(np.argsort(pieces[0, :n], kind="stable"), axis=1))
 
 
 def _grouped(
@@ -72,15 +73,6 @@ def _grouped(
 
 
 @kernel
-def _count_pieces(starts: NDArray[np.int64], stops: NDArray[np.int64], chunk_length: int) -> int:
-    n = 0
-    for i in range(len(starts)):
-        if stops[i] > starts[i]:
-            n += (stops[i] - 1) // chunk_length - starts[i] // chunk_length + 1
-    return n
-
-
-@kernel
 def _cut(
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
@@ -90,19 +82,21 @@ def _cut(
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     lengths: NDArray[np.int64],
-) -> None:
+) -> int:
     """Write the pieces of ranges, one after the other, each up to the end of its chunk."""
     n = 0
     for i in range(len(starts)):
         position, target = starts[i], begin[i]
         while position < stops[i]:
             chunk = position // chunk_length
-            end = min(stops[i], (chunk + 1) * chunk_length)
-            chunks[n], sources[n] = chunk, position - chunk * chunk_length
+            first = chunk * chunk_length
+            end = stops[i] if stops[i] < first + chunk_length else first + chunk_length
+            chunks[n], sources[n] = chunk, position - first
             targets[n], lengths[n] = target, end - position
             target += end - position
             position = end
             n += 1
+    return n
 
 
 def plan_numpy(
@@ -152,7 +146,6 @@ class Bound(NamedTuple):
         return cls(len(mapping), mapping)
 
 
-@kernel
 def place(
     chunks: NDArray[Any],
     bounds: NDArray[np.int64],
@@ -178,20 +171,56 @@ def place(
     int
         Position of the first chunk with a number out of bounds, or -1.
     """
+    if bound.below:
+        return _place_bounded(chunks, bounds, sources, targets, lengths, *bound, out)
+    _place(chunks, bounds, sources, targets, lengths, out)
+    return -1
+
+
+@kernel
+def _place(
+    chunks: NDArray[Any],
+    bounds: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """Copy pieces; divided from the copy with bounds since each type is compiled separately."""
     for row in range(len(chunks)):
         for i in range(bounds[row], bounds[row + 1]):
             piece = chunks[row, sources[i] : sources[i] + lengths[i]]
             target = out[targets[i] : targets[i] + lengths[i]]
-            if bound.below:
-                # One comparison per piece: a branch per number costs more than the copy.
-                least = most = chunks.dtype.type(0)
-                for k in range(len(piece)):
-                    least, most = min(least, piece[k]), max(most, piece[k])
-                if least < 0 or most >= bound.below:
-                    return row
-            if len(bound.mapping):
+            for k in range(len(target)):
+                target[k] = piece[k]
+
+
+@kernel
+def _place_bounded(
+    chunks: NDArray[Any],
+    bounds: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    below: int,
+    mapping: NDArray[Any],
+    out: NDArray[Any],
+) -> int:
+    for row in range(len(chunks)):
+        for i in range(bounds[row], bounds[row + 1]):
+            piece = chunks[row, sources[i] : sources[i] + lengths[i]]
+            target = out[targets[i] : targets[i] + lengths[i]]
+            # One comparison per piece: a branch per number costs more than the copy.
+            least = most = piece[0]
+            for k in range(len(piece)):
+                number = piece[k]
+                least = number if number < least else least
+                most = number if number > most else most
+            if least < 0 or most >= below:
+                return row
+            if len(mapping):
                 for k in range(len(target)):
-                    target[k] = bound.mapping[np.uint64(piece[k])]
+                    target[k] = mapping[np.uint64(piece[k])]
             else:
                 for k in range(len(target)):
                     target[k] = piece[k]
