@@ -49,8 +49,8 @@ def convert_directory(
 
     These are ``*.h5ad``, ``*.h5mu`` and ``*.loom`` files, outputs of 10x Genomics' Cell Ranger
     (``*.h5`` and ``matrix.mtx``, compressed or not), Parquet files with lists of genes, of which
-    those of a directory become one archive, data sets of Hugging Face, and files of formats of
-    third parties.
+    those of a directory become one archive, data sets of Hugging Face, TileDB-SOMA experiments, and
+    files of formats of third parties.
 
     The largest files are converted first. If a file cannot be converted, the others still are, and
     their archives are kept.

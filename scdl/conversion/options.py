@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict
@@ -95,7 +96,8 @@ class ConversionReport(Report):
     nbytes
         Size on disk in bytes.
     seconds
-        Duration in seconds.
+        Duration in seconds. Of a dry run, NaN if no part of the matrix can be converted alone, as
+        of a dense one whose chunks have all cells, and of some genes of one in CSC form.
     requires
         Packages that other programs need to read the archive.
     changed_columns
@@ -114,7 +116,7 @@ class ConversionReport(Report):
         estimates, as is `nnz` of a dense matrix, and what is said of values is that of a sample.
     sampled_cells
         Number of cells of that sample. 0 if rows cannot be read alone, since all matrices are
-        stored by columns: then `nbytes` is an upper bound, and `seconds` is NaN.
+        stored by columns: then `nbytes` is an upper bound.
     """
 
     path: str
@@ -182,12 +184,14 @@ class ConversionReport(Report):
     def _expected(self) -> str:
         """What a dry run says of size and duration."""
         size = f"{self.nbytes / 1e6:,.1f} MB"
+        sample = f"estimated from {self.sampled_cells:,} cells"
         if not self.sampled_cells:
-            return f"dry run: at most {size}; the time is unknown, as no cell can be read alone"
-        return (
-            f"dry run: about {size} in about {self.seconds:.1f} s in one process, estimated from "
-            f"{self.sampled_cells:,} cells; nothing was written"
-        )
+            size, sample = f"at most {size}", "as cells cannot be read alone"
+        time = f"in about {self.seconds:.1f} s in one process"
+        if math.isnan(self.seconds):
+            time = "in a time that is unknown, as no part of the matrix can be converted alone"
+        about = "about " * bool(self.sampled_cells)
+        return f"dry run: {about}{size} {time}, {sample}; nothing was written"
 
 
 @dataclass(frozen=True)

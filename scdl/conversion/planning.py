@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, INDPTR, smallest_un
 from scdl.conversion.options import ConversionReport, Settings, storage_options
 from scdl.conversion.run import Conversion
 from scdl.conversion.tables import United
+from scdl.conversion.trials import seconds_of
 from scdl.conversion.var_tables import write_var
 from scdl.sources.base import Source, SparseParts, in_memory
 from scdl.sources.matrices import Bounds, CsrPart, Reader
@@ -52,7 +52,10 @@ def plan(
         As the conversion, as far as the sources and a sample of their values tell.
     """
     with ExitStack() as stack:
-        return _Plan(opening(stack), path, settings).report(n_values)
+        started = time.perf_counter()
+        files = opening(stack)
+        opened = time.perf_counter() - started
+        return _Plan(files, path, settings, opened).report(n_values)
 
 
 class _Sample(NamedTuple):
@@ -64,19 +67,19 @@ class _Sample(NamedTuple):
         The rows in their final form.
     nnz
         Estimated number of stored values of all rows.
-    seconds
-        Seconds that reading a stored value takes.
     """
 
     rows: SparseRows
     nnz: int
-    seconds: float
 
 
 class _Plan(Conversion):
     """A conversion of which only a sample of rows is read."""
 
-    def __init__(self, files: Sequence[Source], path: str, settings: Settings) -> None:
+    def __init__(
+        self, files: Sequence[Source], path: str, settings: Settings, opening_seconds: float
+    ) -> None:
+        self._opening_seconds, self._settings = opening_seconds, settings
         self._path, self._target = path, registry.for_target(path, settings.backend)
         self._opened = files
         self._storage = storage_options(settings.options, self._target)
@@ -95,10 +98,9 @@ class _Plan(Conversion):
         n_vars = [block.n_vars for block in blocks]
         sample = self._sample(n_values)
         n_cells = len(sample.rows.indptr) - 1
-        nbytes, encoding = self._encoded(sample, max(n_vars))
-        others = self._table_bytes() + self._element_bytes()
-        seconds = (sample.seconds + encoding) * sample.nnz * (1 + self._order.moves)
-        tally = self.tally
+        nbytes = self._encoded(sample, max(n_vars))
+        elements, tally = self._element_bytes(), self.tally
+        seconds = self._seconds(sample.nnz, elements / nbytes if nbytes else 0.0)
         return ConversionReport(
             path=self._path,
             backend=self._target.name,
@@ -114,8 +116,8 @@ class _Plan(Conversion):
             not_carried=(*self.not_carried, *(f"var/{name}" for name in left_out)),
             unmatched=tuple(line for source in self._opened for line in source.unmatched),
             max_rounding=tally.max_rounding,
-            nbytes=nbytes + others,
-            seconds=seconds if n_cells else math.nan,
+            nbytes=nbytes + elements + self._table_bytes(),
+            seconds=seconds,
             is_counts=tally.is_counts,
             cells_left_out=sum(self.left_out[0]),
             genes_left_out=self.left_out[1],
@@ -126,14 +128,12 @@ class _Plan(Conversion):
 
     def _sample(self, n_values: int) -> _Sample:
         """Read rows of all sources, in proportion to their values."""
-        found, rates, nnz = [_no_rows(self.caster.dtype)], [0.0], 0
+        found, nnz = [_no_rows(self.caster.dtype)], 0
         for file, order in zip(self._files, self._gene_orders, strict=True):
             share = math.ceil(n_values * file.matrix.size / max(self._rows.n_values, 1))
-            stored, first, started = 0, len(found), time.perf_counter()
+            stored, first = 0, len(found)
             for n, rows in self._rows.sample(file, order, share):
-                ended = time.perf_counter()
-                rates.append((ended - started) / max(n, 1))
-                started, stored = ended, stored + n
+                stored += n
                 # The memory of blocks is used again.
                 data, indices, indptr = (part.copy() for part in rows[:3])
                 found.append(SparseRows(data, indices, indptr))
@@ -143,24 +143,28 @@ class _Plan(Conversion):
                 nnz += file.matrix.size * kept // stored if stored else file.matrix.size
             else:
                 nnz += file.n_obs * kept // n_cells
-        return _Sample(_joined(found), nnz, statistics.median(rates[1:] or rates))
+        return _Sample(_joined(found), nnz)
 
-    def _encoded(self, sample: _Sample, n_vars: int) -> tuple[int, float]:
-        """Bytes of the whole matrix, and the seconds that a stored value takes to encode."""
+    def _seconds(self, nnz: int, elements: float) -> float:
+        """Expected duration; `elements` is the size of those that are kept, over the matrix."""
+        how = self._opened, self._path, self._settings, self.caster, nnz
+        seconds = seconds_of(*how, only_matrix=self._whole)
+        if seconds is None:
+            return math.nan
+        return self._opening_seconds + seconds * (1 + elements * self._whole)
+
+    def _encoded(self, sample: _Sample, n_vars: int) -> int:
+        """Bytes of the whole matrix."""
         rows, n_obs = sample.rows, sum(file.n_obs for file in self._files)
         offsets = smallest_unsigned(sample.nnz)
         lengths = {DATA: sample.nnz, INDICES: sample.nnz, INDPTR: n_obs + 1}
         if not len(rows.data):
             dtypes = self.caster.dtype, smallest_unsigned(n_vars - 1), offsets
             sizes = zip(lengths.values(), dtypes, strict=True)
-            return sum(n * dtype.itemsize for n, dtype in sizes), 0.0
-        # Not to measure how long it takes to import and to compile.
-        self._encode(SparseRows(rows.data[:1], rows.indices[:1], np.arange(2)), n_vars)
-        started = time.perf_counter()
+            return sum(n * dtype.itemsize for n, dtype in sizes)
         found = self._encode(rows._replace(indptr=rows.indptr.astype(offsets)), n_vars)
-        seconds = (time.perf_counter() - started) / len(rows.data)
         held = {DATA: len(rows.data), INDICES: len(rows.data), INDPTR: len(rows.indptr)}
-        return sum(found[name] * n // held[name] for name, n in lengths.items()), seconds
+        return sum(found[name] * n // held[name] for name, n in lengths.items())
 
     def _encode(self, rows: SparseRows, n_vars: int) -> Mapping[str, int]:
         arrays = {DATA: rows.data, INDICES: rows.indices, INDPTR: rows.indptr}

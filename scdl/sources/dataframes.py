@@ -126,7 +126,7 @@ class H5Table(TableSource):
         path = f"{OLD_CATEGORIES}/{name}"
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             return column
-        with suppress(hdf5_guard.ElsewhereError):
+        with suppress(hdf5_guard.UnreadableError):
             labels = reader.member(path)
             if labels is None:
                 return column
@@ -167,7 +167,7 @@ class H5Frame(FrameReader):
     """Reads dataframes from HDF5; every element is validated before it is used."""
 
     error = SourceError
-    unreadable = hdf5_guard.ElsewhereError
+    unreadable = hdf5_guard.UnreadableError
 
     @property
     def attributes(self) -> Any:

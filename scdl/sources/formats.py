@@ -84,7 +84,9 @@ MUDATA_OBJECT = SourceFormat(
 )
 MUDATA = SourceFormat("MuData", mudata.is_mudata, mudata.open_sources, mudata.OPTIONS, mudata.FILES)
 LOOM = SourceFormat("Loom", loom.is_loom, loom.open_sources, loom.OPTIONS, loom.FILES)
-SOMA = SourceFormat("TileDB-SOMA", soma.is_soma, soma.open_sources, soma.OPTIONS)
+SOMA = SourceFormat(
+    "TileDB-SOMA", soma.is_soma, soma.open_sources, soma.OPTIONS, below=soma.sources_below
+)
 H5AD = SourceFormat("h5ad", other_formats.is_hdf5, h5ad.open_sources, files=("*.h5ad",))
 ARCHIVE = SourceFormat("archive", registry.is_archive, archive.open_sources)
 COLUMNAR = SourceFormat(

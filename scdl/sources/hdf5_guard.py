@@ -49,8 +49,8 @@ _FILTERS = {
 }
 
 
-class ElsewhereError(SourceError):
-    """The data of an element is in another file or missing."""
+class UnreadableError(SourceError):
+    """The data of an element is in another file, missing, or of a type that is not read."""
 
 
 def element(holder: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
@@ -170,7 +170,7 @@ def _resolve(
         elif kind is None:
             return None
         else:
-            raise ElsewhereError(
+            raise UnreadableError(
                 f"{file.filename}: {at.name}/{name} is a link to another file, or part of a long "
                 "chain of links; copy its target into this file"
             )
@@ -213,7 +213,10 @@ def _check_attributes(part: h5py.Group | h5py.Dataset, file_size: int) -> None:
 
 
 def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
-    """Raise SourceError for non-native number types, on which the library may loop forever."""
+    """Raise UnreadableError for non-native number types, on which the library may loop forever.
+
+    Files of R may have them: its logical values are integers of two bits.
+    """
     kind = type_.get_class()
     if kind == h5py.h5t.COMPOUND:
         for i in range(type_.get_nmembers()):
@@ -221,9 +224,9 @@ def _check_type(where: str, type_: h5py.h5t.TypeID) -> None:
     elif kind in (h5py.h5t.ENUM, h5py.h5t.ARRAY, h5py.h5t.VLEN):
         _check_type(where, type_.get_super())
     elif kind in _NUMBERS and not h5py.h5t.py_create(type_.dtype).equal(type_):
-        raise SourceError(
+        raise UnreadableError(
             f"{where}: expected standard integers or floats, found a non-standard number type of "
-            f"{type_.get_size()} bytes; the file is damaged"
+            f"{type_.get_size()} bytes; write it with a type of 8, 16, 32 or 64 bits"
         )
 
 
@@ -250,14 +253,14 @@ def _has_plugin(number: int) -> bool:
 
 
 def _declared_size(dataset: h5py.Dataset) -> int:
-    """Declared size of a dataset in bytes; raise ElsewhereError if it is in another file."""
+    """Declared size of a dataset in bytes; raise UnreadableError if it is in another file."""
     where = f"{dataset.file.filename}: {dataset.name}"
     layout = dataset.id.get_create_plist()
     external = layout.get_layout() == h5py.h5d.VIRTUAL or (
         layout.get_layout() == h5py.h5d.CONTIGUOUS and layout.get_external_count()
     )
     if external:
-        raise ElsewhereError(
+        raise UnreadableError(
             f"{where} is stored in another file, and virtual or external datasets are not read; "
             "copy it into this file"
         )

@@ -73,10 +73,11 @@ class MarketMatrix(ByEntry):
                 )
             self.dtype = np.dtype(np.float64 if is_real else np.int64)
             first = next((self._parsed(piece) for piece in pieces), None)
-        self._is_by_cell = first is None or bool((first.rows[1:] >= first.rows[:-1]).all())
+        # The first rows can be read alone, then.
+        self.by_rows = first is None or bool((first.rows[1:] >= first.rows[:-1]).all())
 
     def blocks(self, bounds: Bounds) -> Iterator[SparseRows]:
-        if not self._is_by_cell:
+        if not self.by_rows:
             yield from super().blocks(bounds)
             return
         empty, begin = np.empty(0, np.int64), 0
@@ -97,7 +98,7 @@ class MarketMatrix(ByEntry):
         yield from _rows(left, begin, self.shape[0], bounds)
 
     def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
-        if self._is_by_cell:
+        if self.by_rows:
             return Matrix.chosen(self, rows, bounds)
         return super().chosen(rows, bounds)
 

@@ -92,6 +92,13 @@ class Matrix(ABC):
         """Rows ``[start, stop)`` as a matrix; None if they cannot be read separately."""
         return self if (start, stop) == (0, self.shape[0]) else None
 
+    def beginning(self, n_values: int) -> Matrix | None:
+        """A matrix of this shape with about the first stored values, which is cheap to read.
+
+        None if it is not known how many of the stored values these are.
+        """
+        return None
+
 
 def pieces(reader: Reader, n_values: int) -> Iterator[NDArray[Any]]:
     """Read an array in pieces of about `n_values` numbers; an empty array is one empty piece."""

@@ -8,7 +8,7 @@ Census.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,16 +18,21 @@ from scdl.errors import MissingPackageError, OptionError, SourceError
 from scdl.sources.base import Source, choose_matrix
 from scdl.sources.matrices import Matrix, Reader
 from scdl.sources.soma_arrays import JOINID, SomaMatrix, SomaTable, SomaVectors, joinids, readable
+from scdl.sources.soma_uns import SomaUns
+from storage_backends.compute.caching import cached_property
 from storage_backends.errors import one_line
 from storage_backends.paths import is_url
 
 OPTIONS = ("measurement", "obs_query")
 #: Files and directories of TileDB groups and arrays.
-_MARKERS = ("__tiledb_group.tdb", "__group", "__schema")
+_SCHEMA = "__schema"
+_MARKERS = ("__tiledb_group.tdb", "__group", _SCHEMA)
 #: The measurement that is taken by default, as in the Census.
 _RNA = "RNA"
 #: Layers of X that are taken by default: that of tiledbsoma.io, and that of the Census.
 _DEFAULTS = ("data", "raw")
+#: Collections of arrays of cells or genes.
+_KINDS = ("obsm", "varm", "obsp", "varp")
 
 
 def is_soma(path: str) -> bool:
@@ -38,6 +43,21 @@ def is_soma(path: str) -> bool:
             n == "soma" or n.endswith(".soma") for n in names
         )
     return any(os.path.exists(os.path.join(path, name)) for name in _MARKERS)
+
+
+def sources_below(directory: str) -> Iterator[str]:
+    """Paths of the experiments in a directory: groups with a table of cells and measurements."""
+    seen = set()
+    for path, below, _ in os.walk(directory, followlinks=True):
+        real = os.path.realpath(path)
+        is_group = is_soma(path)
+        if is_group and is_soma(os.path.join(path, "obs")) and is_soma(os.path.join(path, "ms")):
+            yield path
+            below.clear()
+        elif real in seen or (is_group and _SCHEMA in below):
+            # The files of an array are no sources.
+            below.clear()
+        seen.add(real)
 
 
 def open_sources(
@@ -137,40 +157,46 @@ class SomaSource(Source):
             raise SourceError(
                 f"{self.path}: obsm/{key} is missing; obsm has: {', '.join(known) or 'nothing'}"
             )
-        where = f"{self.path}: obsm/{key}"
-        return SomaVectors(where, self._measurement.obsm[key], self._cells)
+        return self._vectors(f"obsm/{key}")
 
     @property
     def unread(self) -> Sequence[str]:
-        """Columns of other types than those of archives, and what belongs to genes."""
+        """Columns of other types than those of archives."""
         tables = {"obs": self._obs, "var": self._var}
-        lost = [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
-        lost += [f"{name}/{key}" for name in ("varm", "varp") for key in self._keys(name)]
-        if "uns" in self._measurement:
-            uns = self._measurement["uns"]
-            # Numbers and text are attributes of the collection.
-            is_empty = not len(uns) and all(name.startswith("soma_") for name in uns.metadata)
-            lost += [] if is_empty else ["uns"]
-        return lost
+        return [f"{name}/{column}" for name, table in tables.items() for column in table.unread]
 
     def names_of_rest(self) -> Sequence[str]:
         names = [name for name in self._layers if name != self.element]
-        return [*names, *(f"{kind}/{key}" for kind in ("obsm", "obsp") for key in self._keys(kind))]
+        names += [f"{kind}/{key}" for kind in _KINDS for key in self._keys(kind)]
+        return [*names, *(f"uns/{name}" for name in self._uns.names)] if self._uns else names
 
-    def element_of_rest(self, name: str) -> Matrix | Reader:
+    def element_of_rest(self, name: str) -> Matrix | Reader | Any:
         kind, _, key = name.partition("/")
-        return self.vectors(key) if kind == "obsm" else self._matrix(name)
+        if kind == "uns" and self._uns:
+            return self._uns.read(key)
+        return self._vectors(name) if kind in ("obsm", "varm") else self._matrix(name)
+
+    @cached_property
+    def _uns(self) -> SomaUns | None:
+        where = f"{self.path}: uns"
+        return SomaUns(where, self._measurement["uns"]) if "uns" in self._measurement else None
 
     def _keys(self, collection: str) -> list[str]:
         return list(self._measurement[collection]) if collection in self._measurement else []
+
+    def _vectors(self, name: str) -> SomaVectors:
+        kind, _, key = name.partition("/")
+        ids = self._cells if kind == "obsm" else self._genes
+        return SomaVectors(f"{self.path}: {name}", self._measurement[kind][key], ids)
 
     def _matrix(self, name: str) -> SomaMatrix:
         where = f"{self.path}: {name}"
         if name in self._layers:
             array = self._measurement.X[self._layers[name]]
             return SomaMatrix(where, array, self._cells, self._genes)
-        array = self._measurement.obsp[name.partition("/")[2]]
-        return SomaMatrix(where, array, self._cells, self._cells)
+        kind, _, key = name.partition("/")
+        ids = self._cells if kind == "obsp" else self._genes
+        return SomaMatrix(where, self._measurement[kind][key], ids, ids)
 
 
 def _measurement(path: str, names: Sequence[str], chosen: str | None) -> str:

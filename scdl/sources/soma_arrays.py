@@ -25,7 +25,7 @@ from storage_backends.errors import one_line
 
 JOINID = "soma_joinid"
 _SPARSE = "SOMASparseNDArray"
-_INDEX_NAMED = "soma_dataframe_original_index_name"
+INDEX_NAMED = "soma_dataframe_original_index_name"
 #: Values of a sparse array that are read together, as a multiple of those that are processed
 #: together: arrays are stored in tiles, each of which is read for every range that it is part of.
 _READ_AHEAD = 2
@@ -87,7 +87,7 @@ class SomaTable(TableSource):
         self._where, self._frame, self._ids = where, frame, ids
         self.num_rows = len(ids)
         fields = {field.name: field for field in frame.schema}
-        original = json.loads(frame.metadata.get(_INDEX_NAMED, "null"))
+        original = json.loads(frame.metadata.get(INDEX_NAMED, "null"))
         self._index = original if original in fields else next(
             (name for name in names if name in fields), JOINID
         )  # fmt: skip

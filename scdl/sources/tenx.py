@@ -109,21 +109,30 @@ class TenxSource(Source):
         Name of the matrix that the user chose; only ``X`` exists.
     features
         The features.
-    barcodes
-        Names of the cells.
+    cells
+        Names of the cells, and other columns of obs.
     values
         The matrix of cells by all features.
+    outside
+        Names of contents of the file that are not converted.
     """
 
     def __init__(
-        self, path: str, matrix: str | None, features: Features, barcodes: pa.Array, values: Matrix
+        self,
+        path: str,
+        matrix: str | None,
+        features: Features,
+        cells: Mapping[str, pa.Array],
+        values: Matrix,
+        outside: Sequence[str] = (),
     ) -> None:
         if matrix not in (None, "X"):
             raise SourceError(f"{path}: there is no matrix {matrix}; the file has: X")
         self.path = self.label = path
         self.matrix_name = self.element = "X"
         self._features = features
-        self.obs: TableSource = TableInMemory(pa.table({INDEX: barcodes}))
+        self.obs: TableSource = TableInMemory(pa.table(dict(cells)))
+        self.outside = outside
         self.matrix = features.select(values)
 
     def var(self) -> pa.Table:

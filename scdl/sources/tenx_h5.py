@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import h5py
 import pyarrow as pa
 
-from scdl.archive.schema import MATRIX
+from scdl.archive.schema import INDEX, MATRIX
 from scdl.errors import OptionError, SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.base import Source
@@ -25,8 +25,11 @@ from storage_backends.compute import arrow
 FILES = ("*.h5",)
 #: Group of the matrix since version 3, and of its features.
 _MATRIX, _FEATURES = "matrix", "features"
-#: Datasets of features that scanpy names differently.
-_RENAMED = {"id": "gene_ids", "feature_type": "feature_types"}
+#: Datasets of features that scanpy names differently, of genes and of probes.
+_OF_GENES = {"id": "gene_ids", "feature_type": "feature_types"}
+_OF_PROBES = {"gene_id": "gene_ids", "id": "probe_ids", "feature_type": "feature_types"}
+#: Whether each barcode is that of a cell, in files of probes.
+_FILTERED = "filtered_barcodes"
 
 
 def is_tenx(path: str) -> bool:
@@ -74,7 +77,7 @@ def open_sources(
             name = _genome_of(path, names, genome)
         where, group = f"{path}: {name}", hdf5_guard.group(file, name)
         barcodes = _texts(where, group, "barcodes")
-        label, columns = _columns(where, group, name)
+        label, columns, outside = _columns(where, group, name)
         features = Features(path, label, columns, genome, feature_types)
         shape = len(barcodes), features.n_all
         found = tuple(int(n) for n in _dataset(where, group, "shape")[()])
@@ -85,7 +88,10 @@ def open_sources(
             )
         # Columns of the file are cells.
         values = Csr(where, readers(where, group, *MATRIX), shape)
-    return [TenxSource(path, matrix, features, barcodes, values)]
+        cells = {INDEX: barcodes}
+        if _FILTERED in group:
+            cells[_FILTERED] = _values(where, group, _FILTERED)
+        return [TenxSource(path, matrix, features, cells, values, outside)]
 
 
 def _genome_of(path: str, names: Sequence[str], genome: str | None) -> str:
@@ -102,27 +108,37 @@ def _genome_of(path: str, names: Sequence[str], genome: str | None) -> str:
     return genome or names[0]
 
 
-def _columns(where: str, group: h5py.Group, name: str) -> tuple[pa.Array, Mapping[str, pa.Array]]:
-    """Names of the features, and the other columns of var."""
+def _columns(
+    where: str, group: h5py.Group, name: str
+) -> tuple[pa.Array, Mapping[str, pa.Array], Sequence[str]]:
+    """Names of the features, the other columns of var, and names of what is no column."""
     if name != _MATRIX:
         ids = _texts(where, group, "genes")
-        return _texts(where, group, "gene_names"), {
-            "gene_ids": ids,
-            "genome": pa.array([name] * len(ids), pa.large_string()),
-        }
+        genome = pa.array([name] * len(ids), pa.large_string())
+        return _texts(where, group, "gene_names"), {"gene_ids": ids, "genome": genome}, []
     features = hdf5_guard.group(group, _FEATURES)
     where = f"{where}/{_FEATURES}"
     if not isinstance(features, h5py.Group):
         raise SourceError(f"{where} is missing; the file is damaged")
+    renamed = _OF_PROBES if "gene_id" in features else _OF_GENES
     # Datasets that begin with "_" list the tags, which are datasets too.
-    others = [n for n in features if n not in ("name", *_RENAMED) and not n.startswith("_")]
-    columns = {_RENAMED.get(n, n): _texts(where, features, n) for n in (*_RENAMED, *others)}
-    return _texts(where, features, "name"), columns
+    others = [n for n in features if n not in ("name", *renamed) and not n.startswith("_")]
+    # A targeted panel is a group with the numbers of its features.
+    groups = [n for n in others if isinstance(hdf5_guard.group(features, n), h5py.Group)]
+    columns = {renamed.get(n, n): _values(where, features, n)
+               for n in (*renamed, *others) if n not in groups}  # fmt: skip
+    return _texts(where, features, "name"), columns, [f"{_FEATURES}/{n}" for n in groups]
 
 
 def _texts(where: str, group: h5py.Group, name: str) -> pa.Array:
-    values = _dataset(where, group, name)[()]
-    return arrow.text(values.tolist())
+    return arrow.text(_dataset(where, group, name)[()].tolist())
+
+
+def _values(where: str, group: h5py.Group, name: str) -> pa.Array:
+    """A column of text, numbers or truth values."""
+    dataset = _dataset(where, group, name)
+    is_text = dataset.dtype.kind not in "biuf"
+    return _texts(where, group, name) if is_text else arrow.numbers(dataset[()])
 
 
 def _dataset(where: str, group: h5py.Group, name: str) -> h5py.Dataset:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import pyarrow as pa
 import pyarrow.csv
 
+from scdl.archive.schema import INDEX
 from scdl.errors import SourceError, SourceNotFoundError
 from scdl.sources.base import Source
 from scdl.sources.market import MarketMatrix, opened, readable
@@ -77,7 +78,7 @@ def open_sources(
     features = Features(path, names, columns, genome, feature_types)
     cells = barcodes.column(0).combine_chunks()
     values = MarketMatrix(files[0], (len(cells), features.n_all))
-    return [TenxSource(path, matrix, features, cells, values)]
+    return [TenxSource(path, matrix, features, {INDEX: cells}, values)]
 
 
 def _table(path: str, prefix: str, names: Sequence[str]) -> pa.Table:

@@ -49,6 +49,9 @@ class ByEntry(Matrix):
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         raise NotImplementedError
 
+    def beginning(self, n_values: int) -> Matrix | None:
+        return _FirstEntries(self, n_values)
+
     def chosen(self, rows: NDArray[np.int64], bounds: Bounds) -> Iterator[SparseRows]:
         # Entries of other rows are dropped before they are sorted.
         return _ChosenEntries(self, rows).blocks(bounds)
@@ -111,6 +114,26 @@ class _ChosenEntries(ByEntry):
             places = self._places[rows]
             kept = places >= 0
             yield Entries(places[kept], columns[kept], None if values is None else values[kept])
+
+    def beginning(self, n_values: int) -> Matrix | None:
+        return None
+
+
+class _FirstEntries(ByEntry):
+    """The first entries of a matrix."""
+
+    def __init__(self, matrix: ByEntry, n_values: int) -> None:
+        self.where, self.dtype, self.shape = matrix.where, matrix.dtype, matrix.shape
+        self.size = min(matrix.size, n_values)
+        self._matrix = matrix
+
+    def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
+        left, few = self.size, bounds._replace(values=min(bounds.values, max(self.size, 1)))
+        for rows, columns, values in self._matrix._entries(few, with_values=with_values):
+            yield Entries(rows[:left], columns[:left], None if values is None else values[:left])
+            left -= len(rows)
+            if left <= 0:
+                return
 
 
 class Csc(ByEntry):
@@ -193,6 +216,9 @@ class DenseTiles(ByEntry):
         self._is_transposed = is_transposed
         self.dtype = dataset.dtype
         self.size = shape[0] * shape[1]
+
+    def beginning(self, n_values: int) -> Matrix | None:
+        return None
 
     def _entries(self, bounds: Bounds, *, with_values: bool) -> Iterator[Entries]:
         height, width = self._dataset.chunks

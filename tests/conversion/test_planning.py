@@ -7,6 +7,7 @@ import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,10 @@ from sources import Encoding, names, random_cells, write_h5ad
 
 import scdl
 from scdl.archive.csr import SparseRows
-from scdl.conversion import planning
+from scdl.conversion import planning, trials
 from scdl.errors import ArchiveExistsError, ArchiveWriteError, CastError, SourceError
+from scdl.sources.h5ad import H5adFile
+from scdl.sources.matrices import Bounds
 from storage_backends import registry
 from storage_backends.zarr.codecs.profiles import PROFILES
 
@@ -76,16 +79,63 @@ def test_dense_matrices_are_sampled(tmp_path: Path) -> None:
     assert abs(plan.nnz - report.nnz) < 0.1 * report.nnz
 
 
-def test_matrices_by_column_have_no_sample(tmp_path: Path) -> None:
-    source = write(tmp_path / "csc.h5ad", layout="csc")
+@pytest.mark.parametrize("layout", ["csc", "coo"])
+def test_matrices_by_column(tmp_path: Path, layout: str) -> None:
+    """No cell can be read alone, so that the size is a bound, but some entries can be converted."""
+    source = write(tmp_path / "x.h5ad", layout=layout)
     plan = scdl.convert(source, tmp_path / "a.zarr", dry_run=True, only_matrix=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["csc.h5ad"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.h5ad"]
     report = scdl.convert(source, tmp_path / "a.zarr", only_matrix=True)
     assert plan.nnz == report.nnz
     assert plan.nbytes >= report.nbytes - 200_000
-    assert (plan.sampled_cells, math.isnan(plan.seconds)) == (0, True)
+    assert plan.sampled_cells == 0
+    assert 0 < plan.seconds < 60
     assert "at most" in str(plan)
+
+
+def test_what_cannot_be_timed(tmp_path: Path) -> None:
+    source = write(tmp_path / "csc.h5ad", layout="csc")
+    plan = scdl.convert(source, tmp_path / "a", dry_run=True, cells=slice(9))
+    assert (plan.sampled_cells, math.isnan(plan.seconds)) == (0, True)
+    assert "a time that is unknown" in str(plan)
     assert json.loads(plan.to_json())["seconds"] is None
+
+
+def test_entries_of_a_trial_are_the_first(tmp_path: Path) -> None:
+    """A trial of a matrix by columns converts as many values as it was asked for."""
+    source = write(tmp_path / "csc.h5ad", layout="csc")
+    with H5adFile(source) as file:
+        for n in (1, 7, 10**9):
+            part = file.matrix.beginning(n)
+            assert part is not None
+            blocks = [*part.blocks(Bounds(1000, 100))]
+            assert sum(len(block.data) for block in blocks) == min(n, file.matrix.size)
+            assert sum(len(block.indptr) - 1 for block in blocks) == 3000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": True},
+        {"shuffle": 3},
+        {"obsm": "X_pca"},
+        {"genes": "union", "missing": "zero"},
+        {"where": "type == 'T'"},
+    ],
+)
+def test_trials_take_the_options(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Trials that fail would leave the time unknown."""
+    monkeypatch.setattr(trials, "_SECOND", 1 << 12)
+    monkeypatch.setattr(trials, "_FEWEST", 1 << 13)
+    if "obsm" in options:
+        vectors = {"X_pca": np.ones((3000, 2), "f4")}
+        source = write_h5ad(tmp_path / "o.h5ad", random_cells(3000, 200, seed=1), obsm=vectors)
+    before = {*tmp_path.iterdir()}
+    plan = scdl.convert(source, tmp_path / "a", dry_run=True, **options)
+    assert plan.seconds > 0
+    assert {*tmp_path.iterdir()} == before
 
 
 def test_several_sources(source: Path, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ LEFT_OUT = {
     "a virtual dataset": "obs/age",
     "external storage": "obs/age",
     "bytes that are objects": "obs/age",
+    "floats of no processor": "obs/score",
 }
 
 

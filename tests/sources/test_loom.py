@@ -242,6 +242,25 @@ def test_directories_and_commands(tmp_path: Path, run_command: Callable[..., Any
     assert scdl.open(target).var_names[0] == "ENSG0"
 
 
+def test_logical_values_of_r(tmp_path: Path) -> None:
+    """Their type has two bits, which HDF5 is not asked to convert."""
+    source = made(tmp_path / "x.loom")
+    with h5py.File(source, "r+") as file:
+        two_bits = h5py.h5t.STD_U8LE.copy()
+        two_bits.set_precision(2)
+        logical = h5py.h5t.enum_create(two_bits)
+        for value, name in enumerate((b"FALSE", b"TRUE", b"NA")):
+            logical.enum_insert(name, value)
+        table = h5py.h5t.create(h5py.h5t.COMPOUND, 1)
+        table.insert(b"regulon", 0, logical)
+        space = h5py.h5s.create_simple((N_GENES,))
+        for name, type_ in ((b"Seen", logical), (b"Regulons", table)):
+            h5py.h5d.create(file["row_attrs"].id, name, type_, space)
+    report = scdl.convert(source, tmp_path / "a")
+    assert {"var/Seen", "var/Regulons"} <= {*report.not_carried}
+    assert report.n_obs == N_CELLS
+
+
 def test_those_of_another_name(tmp_path: Path) -> None:
     source = made(tmp_path / "a.h5")
     assert scdl.convert(source, tmp_path / "a").n_obs == N_CELLS

@@ -31,6 +31,13 @@ tiledbsoma = pytest.importorskip("tiledbsoma")
 tiledbsoma_io = pytest.importorskip("tiledbsoma.io")
 
 N_CELLS, N_GENES = 60, 15
+UNS = {
+    "title": "made",
+    "type_colors": np.array(["#111", "#222", "#333", "#444"], object),
+    "grid": np.array([["a", "b"], ["c", "d"], ["e", "f"]], object),
+    "pca": {"variance": np.arange(4.0), "params": {"n": 3, "ratio": 0.5, "empty": {}}},
+    "markers": pd.DataFrame({"p": [0.5, 0.1], "gene": ["g1", "g0"]}, index=["up", "down"]),
+}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -52,7 +59,8 @@ def cells(n_obs: int = N_CELLS, n_vars: int = N_GENES) -> anndata.AnnData:
         obsm={"X_pca": rng.random((n_obs, 3))},
         varm={"PCs": rng.random((n_vars, 3))},
         obsp={"near": sp.random(n_obs, n_obs, 0.1, "csr", rng=rng)},
-        uns={"title": "made"},
+        varp={"corr": sp.random(n_vars, n_vars, 0.3, "csr", rng=rng)},
+        uns=UNS,
     )
 
 
@@ -100,19 +108,70 @@ def test_what_tiledbsoma_reads(shared: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(pca, expected.obsm["X_pca"])
     assert (report.n_obs, report.n_vars, report.matrices) == (N_CELLS, [N_GENES], ["X"])
     assert report.rows_sorted == 0
-    assert set(report.not_carried) == {"layers/twice", "varm/PCs", "uns"}
+    assert set(report.not_carried) == {"layers/twice", "varm/PCs", "varp/corr", "uns"}
+
+
+def same_uns(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            same_uns(ours[key], theirs[key])
+    elif isinstance(theirs, pd.DataFrame):
+        pd.testing.assert_frame_equal(ours, theirs)
+    else:
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.ndim(ours) == np.ndim(theirs)
 
 
 def test_all_is_kept_in_zarr(shared: Path, tmp_path: Path) -> None:
     expected = read(shared, extra_X_layer_names=["twice"])
     report = scdl.convert(shared, tmp_path / "a.zarr")
-    assert set(report.not_carried) == {"varm/PCs", "uns"}
+    assert report.not_carried == ()
     adata = scdl.open(tmp_path / "a.zarr").to_anndata()
     np.testing.assert_array_equal(dense(adata.X), dense(expected.X))
     np.testing.assert_array_equal(dense(adata.layers["twice"]), dense(expected.layers["twice"]))
     np.testing.assert_array_equal(dense(adata.obsp["near"]), dense(expected.obsp["near"]))
+    np.testing.assert_array_equal(dense(adata.varp["corr"]), dense(expected.varp["corr"]))
     np.testing.assert_array_equal(adata.obsm["X_pca"], expected.obsm["X_pca"])
+    np.testing.assert_array_equal(adata.varm["PCs"], expected.varm["PCs"])
     pd.testing.assert_frame_equal(adata.obs, expected.obs)
+    same_uns(adata.uns, expected.uns)
+
+
+def test_entries_of_uns_that_anndata_cannot_have(source: Path, tmp_path: Path) -> None:
+    with tiledbsoma.Experiment.open(str(source), "w") as experiment:
+        pca = experiment.ms["RNA"]["uns"]["pca"]
+        pca.add_new_sparse_ndarray("coordinates", type=pa.float32(), shape=(3, 3))
+    report = scdl.convert(source, tmp_path / "a.zarr")
+    assert report.not_carried == ("uns/pca/coordinates",)
+    same_uns(scdl.open(tmp_path / "a.zarr").to_anndata().uns["pca"], UNS["pca"])
+
+
+def test_chosen_genes_and_cells(shared: Path, tmp_path: Path) -> None:
+    expected = read(shared)
+    wanted = expected[expected.obs["type"] == "B", expected.var["long"] > 4]
+    scdl.convert(shared, tmp_path / "a.zarr", where="type == 'B'", genes_where="long > 4")
+    adata = scdl.open(tmp_path / "a.zarr").to_anndata()
+    np.testing.assert_array_equal(dense(adata.X), dense(wanted.X))
+    np.testing.assert_array_equal(adata.varm["PCs"], wanted.varm["PCs"])
+    np.testing.assert_array_equal(dense(adata.varp["corr"]), dense(wanted.varp["corr"]))
+
+
+def test_directories(shared: Path, tmp_path: Path) -> None:
+    """Experiments are found wherever they are; collections and arrays are none."""
+    inside = tmp_path / "in" / "census"
+    for name in ("mouse", "human.soma"):
+        shutil.copytree(shared, inside / name)
+    tiledbsoma.Collection.create(str(tmp_path / "in" / "empty")).close()
+    shutil.copytree(shared / "obs", tmp_path / "in" / "frame")
+    (inside / "again").symlink_to(inside)
+    report = scdl.convert_directory(tmp_path / "in", tmp_path / "out", workers=1)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "census_mouse.scdl", "census_human.scdl"
+    }  # fmt: skip
+    assert sorted(report.archives) == sorted(map(str, (inside / "human.soma", inside / "mouse")))
+    for path in report.archives.values():
+        np.testing.assert_array_equal(values(path), dense(cells().X))
 
 
 def test_layers(shared: Path, tmp_path: Path) -> None:

@@ -60,6 +60,35 @@ def test_h5_of_version_3(tmp_path: Path) -> None:
     check(scdl.convert(source, tmp_path / "e", genome="mm10"), [2, 5])
 
 
+def test_probes(tmp_path: Path) -> None:
+    """Files of probes have truth values, ids of genes beside those of probes, and panels."""
+    source = h5_of_version_3(tmp_path / "raw_probe_bc_matrix.h5")
+    probes = [f"{gene}|{i}" for i, gene in enumerate(IDS)]
+    with h5py.File(source, "r+") as file:
+        file["matrix/filtered_barcodes"] = np.arange(9) % 2 == 0
+        features = file["matrix/features"]
+        features["gene_id"], features["filtered_probes"] = features["id"][()], np.arange(6) > 2
+        features["id"][...] = np.array(probes, features["id"].dtype)
+        features["feature_type"][...] = b"Gene Expression"
+        features.create_group("target_sets")["a panel"] = np.arange(3, dtype="u4")
+    report = scdl.convert(source, tmp_path / "a")
+    assert report.not_carried == ("features/target_sets",)
+    ds = check(report)
+    # Columns and their names are those that scanpy gives.
+    assert list(ds.obs.columns) == ["filtered_barcodes"]
+    assert ds.obs["filtered_barcodes"].tolist() == [i % 2 == 0 for i in range(9)]
+    assert list(ds.var.columns) == [
+        "gene_ids", "probe_ids", "feature_types", "filtered_probes", "genome", "pattern"
+    ]  # fmt: skip
+    assert ds.var["probe_ids"].tolist() == probes
+    assert ds.var["filtered_probes"].tolist() == [False] * 3 + [True] * 3
+    with h5py.File(source, "r+") as file:
+        del file["matrix/filtered_barcodes"]
+        file["matrix/filtered_barcodes"] = np.ones(8, bool)
+    with pytest.raises(SourceError, match="filtered_barcodes"):
+        scdl.convert(source, tmp_path / "b")
+
+
 def test_h5_of_version_2(tmp_path: Path) -> None:
     source = h5_of_version_2(tmp_path / "matrix.h5")
     ds = check(scdl.convert(source, tmp_path / "a"))

@@ -1,0 +1,129 @@
+"""How long a conversion would take, from conversions of parts of its sources that are removed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scdl.archive.casting import Caster
+from scdl.archive.tables import NoTable
+from scdl.conversion.options import ConversionReport, ConvertOptions, Settings
+from scdl.conversion.writing import write_archive
+from scdl.errors import ScdlError
+from scdl.sources.base import Source
+from scdl.sources.chosen import Chosen
+from scdl.sources.cuts import Cut
+from scdl.sources.matrices import Matrix
+from scdl.sources.wrapped import Wrapped
+from storage_backends.compute.warning_filters import ignore_warnings
+from storage_backends.paths import absolute
+
+#: Stored values of the first conversions: one that does not count, since it compiles, and one that
+#: tells how many values the last one may have.
+_FIRST, _SECOND = 1 << 13, 1 << 17
+#: Fewest and most values of the last conversion, and the seconds that it may take.
+_FEWEST, _MOST, _SECONDS = 1 << 18, 1 << 22, 0.7
+
+
+class _Trial(NamedTuple):
+    """Stored values and seconds of a conversion."""
+
+    n_values: int
+    seconds: float
+
+
+def seconds_of(
+    sources: Sequence[Source],
+    path: str,
+    settings: Settings,
+    caster: Caster,
+    nnz: int,
+    *,
+    only_matrix: bool,
+) -> float | None:
+    """Seconds that the conversion of open sources would take on this machine now.
+
+    The first cells are converted to a hidden directory beside `path`, or in the system's temporary
+    directory if that is not writable, which is removed. Of a matrix that is not stored by rows,
+    the first entries are converted.
+
+    Parameters
+    ----------
+    path, settings
+        As for the conversion.
+    caster
+        Caster of the conversion, whose dtype is used.
+    nnz
+        Number of stored values of all sources in the archive.
+    only_matrix
+        Whether elements that are not asked for are left out of the conversions.
+
+    Returns
+    -------
+    float or None
+        None if not even a part of a matrix can be read without reading all of it.
+    """
+    part = _part_of(sources)
+    if part is None:
+        return None
+    options: ConvertOptions = {**settings.options}
+    if only_matrix:
+        options["only_matrix"] = True
+    dtype = caster.dtype
+
+    def convert(n_values: int) -> _Trial:
+        taken = part(n_values / max(nnz, 1))
+        own = dataclasses.replace(settings, options=options, caster=Caster(dtype, np.inf))
+        name = os.path.join(scratch, os.path.basename(path))
+        with ignore_warnings(""):
+            report: ConversionReport = write_archive(lambda _: taken, name, own, replace=True)
+        return _Trial(report.nnz, report.seconds)
+
+    parent = os.path.dirname(absolute(path))
+    beside = parent if os.access(parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".scdl-trial-", dir=beside) as scratch:
+        try:
+            convert(_FIRST)
+            few = convert(_SECOND)
+            if few.n_values >= nnz:
+                return few.seconds
+            wanted = _SECOND * _SECONDS / max(few.seconds, 1e-3)
+            many = convert(int(np.clip(wanted, _FEWEST, _MOST)))
+        except ScdlError:
+            return None
+    added = many.n_values - few.n_values
+    rate = (many.seconds - few.seconds) / added if added > 0 else 0.0
+    # On a machine that does other work, the larger part may have been the faster.
+    rate = max(rate, many.seconds / max(many.n_values, 1) / 2)
+    return many.seconds + rate * (nnz - many.n_values)
+
+
+def _part_of(sources: Sequence[Source]) -> Callable[[float], list[Source]] | None:
+    """A function that gives a share of each source; None if that needs reading all of one."""
+    matrices = [matrix for source in sources for matrix in (source.matrix, *source.fields.values())]
+    if all(matrix.by_rows for matrix in matrices):
+        return lambda share: [_first_cells(source, share) for source in sources]
+    if all(source.matrix.beginning(1) for source in sources):
+        return lambda share: [_FirstEntries(source, share) for source in sources]
+    return None
+
+
+def _first_cells(source: Source, share: float) -> Source:
+    n = min(source.n_obs, max(1, round(share * source.n_obs)))
+    return Chosen(source, Cut(np.arange(n)))
+
+
+class _FirstEntries(Wrapped):
+    """A source with the first entries of its matrix, and nothing else of its cells."""
+
+    def __init__(self, source: Source, share: float) -> None:
+        super().__init__(source)
+        matrix = source.matrix.beginning(max(1, round(share * source.matrix.size)))
+        assert isinstance(matrix, Matrix)
+        self.matrix, self.fields = matrix, {}
+        self.obs, self.labelled = NoTable(source.n_obs), None
