@@ -17,17 +17,18 @@ from scdl.conversion.writing import write_archive
 from scdl.errors import ScdlError
 from scdl.sources.base import Source
 from scdl.sources.chosen import Chosen
+from scdl.sources.chosen_tables import taken
 from scdl.sources.cuts import Cut
 from scdl.sources.matrices import Matrix
 from scdl.sources.wrapped import Wrapped
 from storage_backends.compute.warning_filters import ignore_warnings
 from storage_backends.paths import absolute
 
-#: Stored values of the first conversions: one that does not count, since it compiles, and one that
-#: tells how many values the last one may have.
-_FIRST, _SECOND = 1 << 13, 1 << 17
-#: Fewest and most values of the last conversion, and the seconds that it may take.
-_FEWEST, _MOST, _SECONDS = 1 << 18, 1 << 22, 0.7
+#: Stored values of the first conversions, of which one does not count, since it compiles, and the
+#: other tells what a conversion takes however few values there are; and those of the later ones.
+_FEW, _MANY = 1 << 13, (1 << 20, 1 << 23)
+#: A conversion that takes so many seconds longer than that of few values is the last.
+_SECONDS = 0.2
 
 
 class _Trial(NamedTuple):
@@ -88,19 +89,20 @@ def seconds_of(
     beside = parent if os.access(parent, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".scdl-trial-", dir=beside) as scratch:
         try:
-            convert(_FIRST)
-            few = convert(_SECOND)
-            if few.n_values >= nnz:
-                return few.seconds
-            wanted = _SECOND * _SECONDS / max(few.seconds, 1e-3)
-            many = convert(int(np.clip(wanted, _FEWEST, _MOST)))
+            convert(_FEW)
+            few = many = convert(_FEW)
+            for n_values in _MANY:
+                if many.n_values < nnz and many.seconds < few.seconds + _SECONDS:
+                    many = convert(n_values)
         except ScdlError:
             return None
-    added = many.n_values - few.n_values
-    rate = (many.seconds - few.seconds) / added if added > 0 else 0.0
-    # On a machine that does other work, the larger part may have been the faster.
-    rate = max(rate, many.seconds / max(many.n_values, 1) / 2)
-    return many.seconds + rate * (nnz - many.n_values)
+    if many.n_values >= nnz:
+        return many.seconds
+    added, longer = many.n_values - few.n_values, many.seconds - few.seconds
+    if added <= 0 or longer <= 0:
+        # A machine that does other work may take longer for fewer values.
+        added, longer = max(many.n_values, 1), many.seconds
+    return many.seconds + longer / added * (nnz - many.n_values)
 
 
 def _part_of(sources: Sequence[Source]) -> Callable[[float], list[Source]] | None:
@@ -115,7 +117,10 @@ def _part_of(sources: Sequence[Source]) -> Callable[[float], list[Source]] | Non
 
 def _first_cells(source: Source, share: float) -> Source:
     n = min(source.n_obs, max(1, round(share * source.n_obs)))
-    return Chosen(source, Cut(np.arange(n)))
+    rows = np.arange(n)
+    cells = Chosen(source, Cut(rows))
+    cells.labelled = None if source.labelled is None else taken(source.labelled, rows)
+    return cells
 
 
 class _FirstEntries(Wrapped):

@@ -89,7 +89,7 @@ def open_sources(
         # Columns of the file are cells.
         values = Csr(where, readers(where, group, *MATRIX), shape)
         cells = {INDEX: barcodes}
-        if _FILTERED in group:
+        if hdf5_guard.is_present(file, f"{name}/{_FILTERED}"):
             cells[_FILTERED] = _values(where, group, _FILTERED)
         return [TenxSource(path, matrix, features, cells, values, outside)]
 

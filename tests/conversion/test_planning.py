@@ -120,15 +120,14 @@ def test_entries_of_a_trial_are_the_first(tmp_path: Path) -> None:
         {"shuffle": 3},
         {"obsm": "X_pca"},
         {"genes": "union", "missing": "zero"},
-        {"where": "type == 'T'"},
+        {"label": "from", "keys": ["one"]},
     ],
 )
 def test_trials_take_the_options(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """Trials that fail would leave the time unknown."""
-    monkeypatch.setattr(trials, "_SECOND", 1 << 12)
-    monkeypatch.setattr(trials, "_FEWEST", 1 << 13)
+    monkeypatch.setattr(trials, "_MANY", [1 << 14])
     if "obsm" in options:
         vectors = {"X_pca": np.ones((3000, 2), "f4")}
         source = write_h5ad(tmp_path / "o.h5ad", random_cells(3000, 200, seed=1), obsm=vectors)
