@@ -24,11 +24,11 @@ from scdl.sources.wrapped import Wrapped
 from storage_backends.compute.warning_filters import ignore_warnings
 from storage_backends.paths import absolute
 
-#: Stored values of the first conversions, of which one does not count, since it compiles, and the
-#: other tells what a conversion takes however few values there are; and those of the later ones.
-_FEW, _MANY = 1 << 13, (1 << 20, 1 << 23)
-#: A conversion that takes so many seconds longer than that of few values is the last.
-_SECONDS = 0.2
+#: Stored values of a conversion that tells what one takes however few there are, of one that reads
+#: a block, and of one that reads while it writes.
+_FEW, _BLOCK, _BLOCKS = 1 << 13, 1 << 20, 1 << 22
+#: If a block takes more seconds, it is the last conversion.
+_SECONDS = 0.5
 
 
 class _Trial(NamedTuple):
@@ -89,11 +89,11 @@ def seconds_of(
     beside = parent if os.access(parent, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".scdl-trial-", dir=beside) as scratch:
         try:
+            # The first one compiles, and does not count.
             convert(_FEW)
-            few = many = convert(_FEW)
-            for n_values in _MANY:
-                if many.n_values < nnz and many.seconds < few.seconds + _SECONDS:
-                    many = convert(n_values)
+            few, many = convert(_FEW), convert(_BLOCK)
+            if many.n_values < nnz and many.seconds < _SECONDS:
+                few, many = many, convert(_BLOCKS)
         except ScdlError:
             return None
     if many.n_values >= nnz:

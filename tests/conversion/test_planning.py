@@ -127,7 +127,7 @@ def test_trials_take_the_options(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """Trials that fail would leave the time unknown."""
-    monkeypatch.setattr(trials, "_MANY", [1 << 14])
+    monkeypatch.setattr(trials, "_BLOCK", 1 << 14)
     if "obsm" in options:
         vectors = {"X_pca": np.ones((3000, 2), "f4")}
         source = write_h5ad(tmp_path / "o.h5ad", random_cells(3000, 200, seed=1), obsm=vectors)
