@@ -68,7 +68,8 @@ def test_probes(tmp_path: Path) -> None:
         file["matrix/filtered_barcodes"] = np.arange(9) % 2 == 0
         features = file["matrix/features"]
         features["gene_id"], features["filtered_probes"] = features["id"][()], np.arange(6) > 2
-        features["id"][...] = np.array(probes, features["id"].dtype)
+        del features["id"]
+        features["id"] = np.array(probes, "S")
         features["feature_type"][...] = b"Gene Expression"
         features.create_group("target_sets")["a panel"] = np.arange(3, dtype="u4")
     report = scdl.convert(source, tmp_path / "a")
