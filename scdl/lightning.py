@@ -135,9 +135,7 @@ class SingleCellDataModule(LightningDataModule):
         return {part: loader.stats() for part, loader in self._loaders.items()}
 
     def __repr__(self) -> str:
-        order = type(self._order).__name__
-        if self._order is None or isinstance(self._order, str):
-            order = order_name(self._order, self._options)
+        order = order_name(self._order, self._options)
         parts = [
             f"  {part}: {len(rows):,} cells" + (f", order {order}" if part == "train" else "")
             for part, rows in self._rows.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
 from scdl.training.batch import Tokenizer, TrainingBatch
 from scdl.training.layouts import Choice, Laid, LayoutOptions
+from scdl.training.options import LoaderOptions
 from scdl.training.transforms import Log1p, NormalizeTotal
 from storage_backends.compute.caching import cached_property
 
@@ -55,6 +56,11 @@ class Assembly:
     transforms: Sequence[Any] = ()
     tokenizer: Tokenizer | None = None
     fields: Mapping[str, str | Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: LoaderOptions) -> Assembly:
+        """The assembly that the options of a loader describe; LoaderError if they contradict."""
+        return cls(**{field.name: options[field.name] for field in fields(cls)})  # type: ignore[literal-required]
 
     def __post_init__(self) -> None:
         self.laid  # noqa: B018 - checks the options, as of the matrix so of each field

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from scdl.training.progress import Iteration, Progress
+from scdl.training.progress import Iteration, Progress, parse_state
 
 if TYPE_CHECKING:
     from scdl.training.loader import SingleCellLoader
@@ -89,7 +89,7 @@ class LoaderDataset(IterableDataset[Any]):
         ResumeError
             As for :meth:`SingleCellLoader.load_state_dict`.
         """
-        epoch, batch = self._loader._parse_state(state)
+        epoch, batch = parse_state(state, self._loader._fingerprint)
         self._apply_shared_start()
         self._progress.set(epoch, batch)
         # Workers that are started afterwards begin with the next epoch.

@@ -22,7 +22,7 @@ from scdl.training.layouts import LAYOUTS
 from scdl.training.loader import SingleCellLoader
 from scdl.training.options import DEFAULTS
 from scdl.training.orders import Order, Random
-from scdl.training.reading import EpochReading
+from scdl.training.statistics import EpochStatistics
 from scdl.training.vocabulary import label_codes
 from storage_backends.compute.threads import n_threads
 from storage_backends.compute.traffic import TRAFFIC, Counts
@@ -189,7 +189,7 @@ class _Run(NamedTuple):
     @classmethod
     def of(cls, make: Callable[[], SingleCellLoader], seconds: float) -> _Run:
         """Take batches for some seconds, and for several times as long as the first one takes."""
-        reading, counts = EpochReading(), TRAFFIC.counts()
+        reading, counts = EpochStatistics(), TRAFFIC.counts()
         began, cpu = time.perf_counter(), time.process_time()
         loader, first_batch = make(), 0.0
         cells, waited, queued, most = 0, 0.0, 0.0, 0
@@ -203,7 +203,7 @@ class _Run(NamedTuple):
                         break
                 # Before the threads that read ahead are waited for.
                 ended, cpu_ended = time.perf_counter() - began, time.process_time() - cpu
-                stats, read = loader.stats(), reading.measured().read_bytes
+                stats, read = loader.stats(), reading.stats().read_bytes
                 queued += queue.seconds()
             cells, waited = cells + stats.cells, waited + stats.waited
             most = max(most, stats.in_flight_bytes or 0)

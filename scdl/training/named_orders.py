@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scdl.dataset.cells import Storage
-from scdl.dataset.reader import CellReader
 from scdl.errors import LoaderError, OptionError, OrderError
 from scdl.training import grouped_orders
 from scdl.training import orders as order_kinds
+from scdl.training.content import BatchContent
 from scdl.training.grouping import Groups, group_cells
+from scdl.training.options import LoaderOptions
 
 #: Default number of blocks in a buffer; batches are then nearly as random as single random cells.
 _BLOCKS = 512
@@ -34,14 +34,22 @@ ORDER_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def order_name(order: str | None, options: Mapping[str, Any]) -> str:
-    """The name of the order; without a name, the order that the options imply.
+def order_name(order: str | order_kinds.Order | None, options: Mapping[str, Any]) -> str:
+    """The name of the order, or of the one that the options imply.
 
     Raises
     ------
     LoaderError
-        There is no order of that name, or it does not use an option that is given.
+        There is no order of that name, it is not an order, or it does not use an option that is
+        given.
     """
+    if order is not None and not isinstance(order, str):
+        if isinstance(order, type) or not hasattr(order, "positions"):
+            raise LoaderError(
+                f"order must be a name or an object with positions(n, seed, epoch), not {order!r}"
+            )
+        _check_unused("a custom order", options, ())
+        return type(order).__name__
     if order is None:
         order = "weighted" if options["weights"] is not None else "block"
         described = "the default order"
@@ -49,13 +57,13 @@ def order_name(order: str | None, options: Mapping[str, Any]) -> str:
         described = f"order={order!r}"
     if order not in ORDER_OPTIONS:
         raise LoaderError(f"order must be one of {', '.join(ORDER_OPTIONS)}, not {order!r}")
-    check_unused(described, options, ORDER_OPTIONS[order])
+    _check_unused(described, options, ORDER_OPTIONS[order])
     if options["match"] is not None and options["control"] is None:
         raise LoaderError("match= selects the control of each cell, and requires control=")
     return order
 
 
-def check_unused(described: str, options: Mapping[str, Any], used: Sequence[str]) -> None:
+def _check_unused(described: str, options: Mapping[str, Any], used: Sequence[str]) -> None:
     """Raise LoaderError if an option is given that the order does not use."""
     for name in dict.fromkeys(name for names in ORDER_OPTIONS.values() for name in names):
         if options[name] is not None and name not in used:
@@ -65,34 +73,33 @@ def check_unused(described: str, options: Mapping[str, Any], used: Sequence[str]
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OrderMaker:
     """Creates the named orders.
 
     Parameters
     ----------
-    cells
-        The dataset.
-    rows
-        Cells of the dataset to use; None: all.
+    content
+        The cells, and the options ``block``, ``buffer``, ``memory_mb``, ``weights``, ``by``,
+        ``control``, ``match`` and ``remainder`` as for :class:`scdl.SingleCellLoader`.
     batch_size
         Cells per batch.
-    bytes_per_cell, memory
-        Average bytes of a cell in memory; bytes for cells.
     drop_last
         Whether only full batches are wanted.
-    options
-        ``block``, ``buffer``, ``weights``, ``by``, ``control``, ``match`` and ``remainder`` as for
-        :class:`scdl.SingleCellLoader`.
     """
 
-    cells: CellReader
-    rows: NDArray[np.int64] | None
+    content: BatchContent
     batch_size: int
-    bytes_per_cell: float
-    memory: float
+    _: KW_ONLY
     drop_last: bool
-    options: Mapping[str, Any]
+
+    @property
+    def _options(self) -> LoaderOptions:
+        return self.content.options
+
+    @property
+    def _memory(self) -> float:
+        return self._options["memory_mb"] * 1e6
 
     def make(self, name: str) -> order_kinds.Order:
         """Create the order of that name.
@@ -115,20 +122,17 @@ class OrderMaker:
         return known[name]()
 
     @property
-    def _n(self) -> int:
-        return self.cells.n_obs if self.rows is None else len(self.rows)
-
-    @property
     def budget(self) -> int:
         """Half the cells that fit into memory: a second buffer of them is read ahead."""
-        return max(1, int(self.memory / 2 / max(self.bytes_per_cell, 1)))
+        return max(1, int(self._memory / 2 / max(self.content.bytes_per_cell, 1)))
 
     def _block(self) -> order_kinds.Order:
-        block, buffer, storage = *(self.options[k] for k in ("block", "buffer")), self.cells.storage
+        block, buffer = self._options["block"], self._options["buffer"]
+        storage = self.content.cells.storage
         if block is None and buffer is None and storage.request_bytes:
             return self._blocks_of_requests(storage)
         buffer = self.budget if buffer is None else buffer
-        buffer = max(1, min(max(buffer, self.batch_size), self._n))
+        buffer = max(1, min(max(buffer, self.batch_size), len(self.content)))
         return order_kinds.Block(block or max(1, min(buffer // _BLOCKS, _MAX_BLOCK)), buffer)
 
     def _blocks_of_requests(self, storage: Storage) -> order_kinds.Order:
@@ -138,48 +142,48 @@ class OrderMaker:
         """
         window = max(self.budget // 2 // self.batch_size, 1) * self.batch_size
         # Fields take in the storage what they take of a cell in memory.
-        share = self.bytes_per_cell / max(self.cells.bytes_per_cell, 1)
+        share = self.content.bytes_per_cell / max(self.content.cells.bytes_per_cell, 1)
         per_cell = max(storage.bytes_per_cell * max(share, 1), 1)
-        n_windows = max(1, int(self.memory / 4 / per_cell) // window)
+        n_windows = max(1, int(self._memory / 4 / per_cell) // window)
         block = min(int(storage.request_bytes / per_cell), n_windows * window // _COMPRESSED_BLOCKS)
         piece = max(1, min(window // _PIECES, _MAX_BLOCK))
         return order_kinds.Block(max(block, piece), n_windows * window, piece, window)
 
     def _weighted(self) -> order_kinds.Order:
-        if self.options["weights"] is None:
+        if self._options["weights"] is None:
             raise LoaderError("order='weighted' needs weights, one per cell")
-        weights = np.asarray(self.options["weights"])
-        if weights.shape == (self.cells.n_obs,) and self.rows is not None:
-            weights = weights[self.rows]
-        if weights.shape != (self._n,):
-            raise OrderError(f"weights has shape {weights.shape}, expected ({self._n},)")
+        weights = np.asarray(self._options["weights"])
+        if weights.shape == (self.content.cells.n_obs,) and self.content.rows is not None:
+            weights = weights[self.content.rows]
+        if weights.shape != (len(self.content),):
+            raise OrderError(f"weights has shape {weights.shape}, expected ({len(self.content)},)")
         return order_kinds.Weighted(weights)
 
-    def _groups(self, order: str, option: str) -> Groups:
+    def _groups(self, order: str, option: Literal["by", "match"]) -> Groups:
         """Groups of the used cells by columns of obs."""
-        by = self.options[option]
+        by = self._options[option]
         if by is None:
             raise LoaderError(f"order={order!r} needs {option}=, a column of obs or several")
         try:
-            return group_cells(self.cells, by, option, self.rows)
+            return group_cells(self.content.cells, by, option, self.content.rows)
         except OptionError as error:
             raise LoaderError(str(error)) from error
 
     def _grouped(self) -> order_kinds.Order:
-        groups, remainder = self._groups("grouped", "by"), self.options["remainder"]
+        groups, remainder = self._groups("grouped", "by"), self._options["remainder"]
         if remainder == "smaller" and self.drop_last:
             raise LoaderError("remainder='smaller' and drop_last=True contradict each other")
-        control = self.options["control"]
+        control = self._options["control"]
         try:
             code = None if control is None else groups.code_of(control, "control")
         except OptionError as error:
-            raise LoaderError(f"{error}, in {self.options['by']!r}") from error
+            raise LoaderError(f"{error}, in {self._options['by']!r}") from error
         return grouped_orders.Grouped(
             groups.values,
             self.batch_size,
             control=code,
             match=None
-            if self.options["match"] is None
+            if self._options["match"] is None
             else self._groups("grouped", "match").values,
             remainder=remainder,
             names=groups.names,

@@ -1,11 +1,10 @@
-"""Options and statistics of a loader."""
+"""Options of a loader."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -96,73 +95,6 @@ DEFAULTS: LoaderOptions = {
     "rank": None,
     "world_size": None,
 }
-
-
-@dataclass(frozen=True)
-class LoaderStats:
-    """Statistics of the last epoch of a loader, finished or not.
-
-    Parameters
-    ----------
-    cells, batches
-        Number of cells and batches so far.
-    nbytes
-        Bytes of the stored values and column ids of these cells.
-    seconds
-        Seconds since the epoch began.
-    waited
-        Seconds in which the consumer waited for a batch.
-    cells_read, asked_bytes
-        Number of cells that were read from the storage, which is ahead of `cells` until the end of
-        an epoch; bytes of the storage that hold them: ranges of mapped files, or whole chunks,
-        compressed if they are. None if the backend does not count them, or if all of them were in
-        memory, decoded.
-    read_bytes
-        Bytes that were read for them. From remote storage: the bytes received. Otherwise, on Linux:
-        the bytes read from disks, and not from the page cache, which file systems in user space
-        do not tell. None if unknown.
-    requests
-        Number of requests to remote storage; None without any.
-    in_flight_bytes
-        Most bytes that these asked for at once; None without any.
-
-    Notes
-    -----
-    The last four count all that the process did since the epoch began, so that loaders in use at
-    once count each other's. With ``workers=…`` they are None: the workers read.
-    """
-
-    cells: int = 0
-    batches: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    cells_read: int | None = None
-    asked_bytes: int | None = None
-    read_bytes: int | None = None
-    requests: int | None = None
-    in_flight_bytes: int | None = None
-
-    @property
-    def cells_per_second(self) -> float:
-        """Cells per second."""
-        return self.cells / self.seconds if self.seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the time in which the consumer waited."""
-        return self.waited / self.seconds if self.seconds else 0.0
-
-    @property
-    def read_amplification(self) -> float | None:
-        """Bytes read over bytes asked of the storage; None if either is unknown.
-
-        Less than 1 if the page cache held some of them; more than 1 if the system or a request
-        also read what lies between.
-        """
-        if self.read_bytes is None or not self.asked_bytes:
-            return None
-        return self.read_bytes / self.asked_bytes
 
 
 #: Minimum of each integer option.

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from scdl.archive.gene_space import OWN
 from scdl.dataset.batch import CellBatch
-from scdl.dataset.reader import CellReader
 from scdl.kernels import hashing
-from scdl.training.assembly import Assembly
+from scdl.training.content import BatchContent
 from scdl.training.epochs import Epoch, ReadPlan
-from scdl.training.modalities import Modality
+from scdl.training.schedule import Schedule
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.threads import ahead, pool_of
 
@@ -67,54 +64,27 @@ class Pipeline:
 
     Parameters
     ----------
-    cells, rows
-        Dataset, and its rows to use, or None for all.
-    modalities
-        Other datasets of its cells, by the name of the field that they become.
-    run
-        Division of the epoch into batches.
-    epoch, seed, rank
-        Keys of random numbers.
-    batch_size
-        Cells per batch.
-    assembly
-        Assembles batches from cells.
-    columns, gene_names
-        Columns of obs to include; names of genes, for a tokenizer.
-    obsm, neighbors, own_genes
-        Keys of obsm to include; neighbours to sample per cell; whether each cell is read in the
-        genes of its own gene space.
+    content, schedule
+        What batches hold, and the batches of all epochs.
+    epoch, run
+        The epoch, and its batches to yield.
     buffer, window
         Cells that are planned together and announced to the storage; cells that are read together
         if they are stored in chunks.
-    threads, prefetch
-        Number of threads, and of batches to assemble ahead.
     """
 
-    cells: CellReader
-    modalities: Mapping[str, Modality]
-    rows: NDArray[np.int64] | None
-    run: Epoch
+    content: BatchContent
+    schedule: Schedule
     epoch: int
-    seed: int
-    rank: int
-    batch_size: int
-    assembly: Assembly
-    columns: Mapping[str, NDArray[Any]]
-    gene_names: NDArray[Any] | None
-    obsm: Sequence[str]
-    neighbors: int
-    own_genes: bool
+    run: Epoch
     buffer: int
     window: int
-    threads: int
-    prefetch: int
 
     def __iter__(self) -> Generator[Any]:
         # Reading chunks uses its own threads; two concurrent reads would only block each other.
         chunks = self._reads_chunks
         with (
-            pool_of(self.threads, THREADS) as pool,
+            pool_of(self.content.options["threads"], THREADS) as pool,
             pool_of(1, THREADS) if chunks else nullcontext(pool) as reader,
         ):
             buffers = self._buffers()
@@ -125,7 +95,7 @@ class Pipeline:
     def _buffers(self) -> Iterator[range]:
         """Batches that are planned together, at first few, so that an epoch begins at once."""
         for batches in self.run.windows(self.buffer):
-            n = max(1, _FIRST_CELLS // self.batch_size)
+            n = max(1, _FIRST_CELLS // self.schedule.batch_size)
             if batches.start == self.run.first and not self._reads_chunks and n < len(batches):
                 yield batches[:n]
                 batches = batches[n:]
@@ -135,98 +105,63 @@ class Pipeline:
         self, plans: Iterable[ReadPlan], reader: ThreadPoolExecutor, pool: ThreadPoolExecutor
     ) -> Iterator[Any]:
         """Yield batches; the batches of one read may be assembled by several tasks."""
-        at_once = self._task_batches
-        if self._reads_chunks or self.assembly.is_large:
+        at_once, is_large = self._task_batches, self.content.assembly.is_large
+        if self._reads_chunks or is_large:
             # Assembled batches may be many times larger than the cells read for them.
-            at_once = 1 if self.assembly.is_large else at_once
+            at_once = 1 if is_large else at_once
             reads = ahead(reader, (partial(self._read, plan) for plan in plans), 1)
             parts = itertools.chain.from_iterable(read.split(at_once) for read in reads)
             tasks = (partial(self._assemble, part) for part in parts)
         else:
             tasks = (partial(self._read_and_assemble, plan) for plan in plans)
-        n_ahead = max(self.threads, self.prefetch // at_once)
+        options = self.content.options
+        n_ahead = max(options["threads"], options["prefetch"] // at_once)
         return itertools.chain.from_iterable(ahead(pool, tasks, n_ahead))
 
     @cached_property
     def _reads_chunks(self) -> bool:
         """Whether the archive is stored in chunks of several cells, best read together."""
-        datasets = [self.cells, *(modality.cells for modality in self.modalities.values())]
-        return any(cells.storage.cells_per_chunk > 1 for cells in datasets)
+        return self.content.cells_per_chunk > 1
 
     @cached_property
     def _task_batches(self) -> int:
-        return -(-_TASK_CELLS // self.batch_size)
-
-    @cached_property
-    def _n_cells(self) -> int:
-        return self.cells.n_obs if self.rows is None else len(self.rows)
-
-    @cached_property
-    def _fields(self) -> tuple[str, ...]:
-        """Names of the fields of the dataset itself."""
-        return tuple(name for name in self.assembly.fields if name not in self.modalities)
-
-    def _read_rows(self, rows: NDArray[np.int64]) -> CellBatch:
-        """Read cells, with their modalities as fields."""
-        read = self._read_own_rows(rows)
-        if not self.modalities:
-            return read
-        how = {"ordered": self.assembly.needs_order, "sum_dtype": self.assembly.sum_dtype}
-        others = {name: modality.read(read, **how) for name, modality in self.modalities.items()}
-        return replace(read, fields={**read.fields, **others})
-
-    @cached_property
-    def _read_own_rows(self) -> partial[CellBatch]:
-        # Read column ids with the dtype of CSR tensors if it holds them all.
-        fits = np.can_cast(self.cells.index_dtype, np.int32, "safe")
-        return partial(
-            self.cells.read_rows,
-            obsm=self.obsm,
-            fields=self._fields,
-            genes=OWN if self.own_genes else None,
-            ordered=self.assembly.needs_order,
-            index_dtype=np.int32 if fits and self.assembly.layout == "csr" else None,
-            sum_dtype=self.assembly.sum_dtype,
-            totals=self.assembly.needs_totals,
-        )
+        return -(-_TASK_CELLS // self.schedule.batch_size)
 
     def _plan(self, batches: range) -> list[ReadPlan]:
         """Plan which cells of a buffer are read together, and announce them to the storage."""
+        content = self.content
         plans: list[ReadPlan] = []
         for window in self.run.windows(self.window, batches):
             at_once = len(window) if self._reads_chunks else self._task_batches
-            plans += self.run.read_plans(window, at_once, self._n_cells)
-        if self.rows is not None:
-            plans = [plan._replace(cells=self.rows[plan.cells]) for plan in plans]
+            plans += self.run.read_plans(window, at_once, len(content))
+        if content.rows is not None:
+            plans = [plan._replace(cells=content.rows[plan.cells]) for plan in plans]
         if not plans:
             return plans
         rows = np.concatenate([plan.cells for plan in plans])
-        others = [one.cells.will_need(one.places(rows)) for one in self.modalities.values()]
-        fetched = [self.cells.will_need(rows, self._fields), *others]
+        fetched = content.will_need(rows)
         return [plan._replace(fetched=fetched) for plan in plans]
 
     def _read(self, plan: ReadPlan) -> CellsRead:
         """Read the cells of some batches, and their neighbours."""
-        cells, sizes = self._read_rows(plan.cells), plan.sizes
+        content, seed = self.content, self.schedule.seed
+        cells, sizes = content.read_rows(plan.cells), plan.sizes
         # Computing a key takes time for each batch, so only random batches get one.
         keys = [0] * len(sizes)
-        if self.assembly.is_random:
-            keys = [
-                hashing.mixed(self.seed, self.epoch, self.rank, batch) for batch in plan.batches
-            ]
-        if not self.neighbors:
+        if content.assembly.is_random:
+            epoch_key = seed, self.epoch, self.schedule.rank
+            keys = [hashing.mixed(*epoch_key, batch) for batch in plan.batches]
+        n_neighbors, graph = content.options["neighbors"], content.cells.graph
+        if not n_neighbors:
             return CellsRead(cells, None, sizes, keys)
-        assert self.cells.graph is not None
-        draws = hashing.draws(plan.positions, self.neighbors, self.seed, self.epoch)
-        neighbors = self.cells.graph.sample_many(plan.cells, draws)
-        return CellsRead(cells, self._read_rows(neighbors.ravel()), sizes, keys)
+        assert graph is not None
+        draws = hashing.draws(plan.positions, n_neighbors, seed, self.epoch)
+        neighbors = graph.sample_many(plan.cells, draws)
+        return CellsRead(cells, content.read_rows(neighbors.ravel()), sizes, keys)
 
     def _assemble(self, read: CellsRead) -> list[Any]:
         parts = read.split(1) if len(read.sizes) > 1 else (read,)
-        return [
-            self.assembly(part.cells, part.neighbors, self.gene_names, self.columns, part.keys[0])
-            for part in parts
-        ]
+        return [self.content.assemble(part.cells, part.neighbors, part.keys[0]) for part in parts]
 
     def _read_and_assemble(self, plan: ReadPlan) -> list[Any]:
         return self._assemble(self._read(plan))

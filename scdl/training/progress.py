@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from scdl.errors import ResumeError
 
 
 @dataclass(eq=False)
@@ -84,3 +87,21 @@ class Progress:
     def __getstate__(self) -> dict[str, Any]:
         # Iterations are not sent to other processes.
         return {**self.__dict__, "_in_use": []}
+
+
+def parse_state(state: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> tuple[int, int]:
+    """Epoch and batch of a saved state; ResumeError if it has another fingerprint."""
+    try:
+        epoch, batch, saved = int(state["epoch"]), int(state["batch"]), state["loader"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeError(f"this is not the state of a loader: {error!r}") from error
+    theirs = dict(saved) if isinstance(saved, Mapping) else {}
+    if theirs != fingerprint:
+        other = [name for name in fingerprint if theirs.get(name) != fingerprint[name]]
+        raise ResumeError(
+            "the state belongs to another loader: "
+            + ", ".join(f"{n} was {theirs.get(n)!r} and is {fingerprint[n]!r}" for n in other)
+        )
+    if epoch < 0 or batch < 0:
+        raise ResumeError(f"there is no batch {batch} of epoch {epoch}")
+    return epoch, batch
