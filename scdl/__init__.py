@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scdl.conversion.creation import create as create
     from scdl.conversion.many.in_parts import convert_in_parts as convert_in_parts
     from scdl.conversion.many.report import DirectoryReport as DirectoryReport
-    from scdl.conversion.options import ConversionReport as ConversionReport
+    from scdl.conversion.reporting import ConversionReport as ConversionReport
     from scdl.dataset.batch import CellBatch as CellBatch
     from scdl.dataset.bionemo import SingleCellMemMapDataset as SingleCellMemMapDataset
     from scdl.dataset.collate import (
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from scdl.sources.mudata import modalities as modalities
     from scdl.training.loader import SingleCellLoader as SingleCellLoader
     from scdl.training.splits import Splits as Splits
-    from scdl.training.splits import split as split
+    from scdl.training.splitting import split as split
     from scdl.training.transforms import Log1p as Log1p
     from scdl.training.transforms import NormalizeTotal as NormalizeTotal
     from scdl.verification.verify import VerificationReport as VerificationReport
 
 _HOMES = {
     "CellBatch": "scdl.dataset.batch",
-    "ConversionReport": "scdl.conversion.options",
+    "ConversionReport": "scdl.conversion.reporting",
     "DirectoryReport": "scdl.conversion.many.report",
     "Log1p": "scdl.training.transforms",
     "NeighborSamplingStrategy": "scdl.archive.graph",
@@ -59,7 +59,7 @@ _HOMES = {
     "modalities": "scdl.sources.mudata",
     "create": "scdl.conversion.creation",
     "open": "scdl.opening",
-    "split": "scdl.training.splits",
+    "split": "scdl.training.splitting",
     "verify": "scdl.collection.verification",
 }
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from scdl.archive import csr
-from scdl.archive.requests import OFFSET_SIZE, Addresses, Request
+from scdl.archive.requests import OFFSET_SIZE, Addresses, Request, RowForm
 from scdl.archive.stored_rows import MANY_VALUES, StoredRows
 from scdl.errors import ArchiveFormatError, OutputError
 from scdl.kernels import memory as recycled
@@ -43,31 +43,13 @@ class Lookup(NamedTuple):
     table_of: NDArray[np.int64]
 
 
-def read_rows(
-    request: Request,
-    index_dtype: DTypeLike | None = None,
-    *,
-    ordered: bool = False,
-    sum_dtype: np.dtype[Any] | None = None,
-    concurrently: bool = False,
-) -> csr.SparseRows:
-    """Read rows of archives in the order of a request.
-
-    Parameters
-    ----------
-    index_dtype
-        A wider integer dtype for the column ids; None: the stored dtype.
-    ordered
-        Whether to sort the genes of each cell and sum the values of repeated genes.
-    sum_dtype
-        Dtype of the values if repeated genes are summed; None: the stored dtype.
-    concurrently
-        Whether to copy half of the rows in a second thread if there are many values.
+def read_rows(request: Request, form: RowForm) -> csr.SparseRows:
+    """Read rows of archives in the order of a request, without totals.
 
     Raises
     ------
     OutputError
-        `index_dtype` cannot hold the column ids.
+        The dtype cannot hold the column ids.
     ArchiveFormatError
         An archive is damaged.
     CastError
@@ -75,23 +57,23 @@ def read_rows(
     """
     matrices = request.matrices
     stored = matrices.index_dtype
-    wide = stored if index_dtype is None else np.dtype(index_dtype)
+    wide = stored if form.index_dtype is None else np.dtype(form.index_dtype)
     if wide != stored and not np.can_cast(stored, wide, "safe"):
         raise OutputError(
             f"{request.where}: index_dtype {wide} cannot hold the column ids, which are "
             f"stored as {stored}; choose a wider dtype"
         )
-    sorts = ordered and not matrices.is_sorted
+    sorts = form.ordered and not matrices.is_sorted
     # Sorting also casts the column ids to the wider dtype.
     read_as = stored if sorts else wide
     addresses = matrices.addresses()
     parts = unmapped(request, addresses)
     if len(parts) == 1 and parts[0].is_all and parts[0].dtypes == addresses.dtypes:
-        rows = parts[0].rows.read(read_as, concurrently=concurrently)
+        rows = parts[0].rows.read(read_as, concurrently=form.concurrently)
     else:
-        rows = _copy(request, addresses, parts, read_as, concurrently=concurrently)
+        rows = _copy(request, addresses, parts, read_as, concurrently=form.concurrently)
     if sorts:
-        return csr.clean(rows, matrices.n_vars, request.where, wide, sum_dtype)
+        return csr.clean(rows, matrices.n_vars, request.where, wide, form.sum_dtype)
     return rows
 
 

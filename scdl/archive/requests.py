@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive.schema import DATA, INDICES, MATRIX
 from storage_backends.base import ArrayStore
@@ -155,6 +155,30 @@ class Matrices:
         if found is None or found.is_full:
             found = self._addresses[dtype] = Addresses(self.archives, dtype, self.index_dtype)
         return found
+
+
+class RowForm(NamedTuple):
+    """The form in which rows are read.
+
+    Attributes
+    ----------
+    ordered
+        Whether to sort the genes of each cell and sum the values of repeated genes.
+    index_dtype
+        A wider integer dtype for the column ids; None: the stored dtype.
+    sum_dtype
+        Dtype of the values if they are summed; None: the stored dtype.
+    totals
+        Whether the total of each row over all its genes is wanted.
+    concurrently
+        Whether to read in a second thread, too, if there are many values.
+    """
+
+    ordered: bool = False
+    index_dtype: DTypeLike | None = None
+    sum_dtype: np.dtype[Any] | None = None
+    totals: bool = False
+    concurrently: bool = False
 
 
 class Request(NamedTuple):

@@ -21,13 +21,9 @@ from scdl.collection.member_obs import obs_tables
 from scdl.collection.opened import OpenedCollection
 from scdl.collection.paths import resolved
 from scdl.conversion.cell_names import CellNames, rename_cells
-from scdl.conversion.comparison import (
-    check_copied,
-    check_removable,
-    check_unchanged,
-    open_for_check,
-)
+from scdl.conversion.comparison import check_copied
 from scdl.conversion.concatenation import concatenate
+from scdl.conversion.removal import check_removable, check_unchanged, open_for_check
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.sharding import concatenate_in_shards
 from scdl.conversion.shuffled_comparison import check_comparable, check_shuffled

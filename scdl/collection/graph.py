@@ -12,7 +12,7 @@ from scdl.archive import csr
 from scdl.archive.graph import NeighborGraph, NeighborStats
 from scdl.archive.joining import read_rows
 from scdl.archive.neighbor_choice import NeighborSamplingStrategy, choose
-from scdl.archive.requests import Matrices, Request
+from scdl.archive.requests import Matrices, Request, RowForm
 from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES
 from scdl.collection.members import Members
 from scdl.errors import NeighborError
@@ -99,7 +99,7 @@ class MemberGraph(NeighborGraph):
         paths = [graph.store.path for graph in graphs]
         data, indices = dtypes.pop()
         matrices = Matrices(graphs, paths, data, indices, self.n_obs, is_sorted=False)
-        near = read_rows(Request(matrices, which, local))
+        near = read_rows(Request(matrices, which, local), RowForm())
         chosen, bad = choose(self._strategy, near.indptr, draws, lambda: near.data)
         has_one = chosen[:, 0] >= 0
         if bad >= 0 or not (self._fallback or has_one.all()):

@@ -236,14 +236,6 @@ class JoinedCells(CellReader):
         tables = self._tables
         return ObsFeatures(tables, self.info, OBS_INDEX_NAMES, tables.encoded)
 
-    def var_features(self) -> VarFeatures:
-        """Columns of var by cell."""
-        return self._var
-
-    def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell, null if a member lacks them; None if no member has obs."""
-        return self._obs
-
     def _obs_batches(
         self, chosen: Callable[[Sequence[str]], list[str]]
     ) -> Iterator[tuple[int, pa.Table]]:

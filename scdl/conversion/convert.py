@@ -10,13 +10,13 @@ from scdl.archive.gene_space import Duplicates, Genes, Missing
 from scdl.conversion.opening import open_sources
 from scdl.conversion.options import (
     TARGET,
-    ConversionReport,
     ConvertOptions,
     Settings,
     check_options,
 )
 from scdl.conversion.origins import origins_of
 from scdl.conversion.planning import plan
+from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.conversion.writing import check_free, write_archive
 from scdl.errors import SourceError

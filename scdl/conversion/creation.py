@@ -15,8 +15,8 @@ from tqdm import tqdm
 from scdl.archive.casting import Caster
 from scdl.archive.gene_names import order_onto
 from scdl.archive.schema import INDEX, OBS, Info, names_of, obsm_array, smallest_unsigned
-from scdl.conversion.options import TARGET, ConversionReport
-from scdl.conversion.reporting import report_of
+from scdl.conversion.options import TARGET
+from scdl.conversion.reporting import ConversionReport, report_of
 from scdl.conversion.source_rows import CleanRows, MatrixWriter
 from scdl.conversion.staged_tables import StagedTables
 from scdl.conversion.tables import United
@@ -247,8 +247,7 @@ class NewArchive:
         # A table without columns cannot have rows.
         if any(piece.schema.names for piece in self._obs.pieces):
             united = United(self._obs.pieces)
-            united.warn(self._writer.path)
-            self._changed = tuple(f"obs/{change}" for change in united.changes)
+            self._changed = united.warn(self._writer.path)
             self._writer.write_table(OBS, united.reader())
         self._rows.finish()
         info = Info(blocks, is_sorted=True, matrices=(self._matrix,), element="X")

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from scdl.archive.casting import Caster
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
 from scdl.archive.fields import fields_of
 from scdl.archive.schema import (
     DATA,
-    INDICES,
-    INDPTR,
+    MATRIX,
     OBS,
     Info,
     field_element,
@@ -31,16 +29,16 @@ from scdl.conversion.fitting import fitted
 from scdl.conversion.grown_matrices import GrownMatrices, growing_matrices
 from scdl.conversion.opening import open_sources
 from scdl.conversion.options import (
-    ConversionReport,
     ConvertOptions,
     Meter,
     Settings,
+    bounds_of,
     check_options,
     layers_of,
 )
 from scdl.conversion.origins import origins_of
-from scdl.conversion.reporting import report_of
-from scdl.conversion.source_rows import graph_rows
+from scdl.conversion.reporting import ConversionReport, report_of
+from scdl.conversion.source_rows import MatrixWriter, graph_rows
 from scdl.conversion.tables import United
 from scdl.conversion.writing import write_archive
 from scdl.errors import NeighborError, OptionError, SourceError
@@ -48,7 +46,7 @@ from scdl.progress import progress_bar
 from scdl.sources.base import Source, is_matrix, sum_tallies
 from scdl.sources.formats import sources_of
 from scdl.sources.gene_selection import gene_choice
-from scdl.sources.matrices import BLOCK_VALUES, Bounds, pieces
+from scdl.sources.matrices import pieces
 from storage_backends import registry
 from storage_backends.base import ArrayStore, ArrayWriter
 
@@ -147,19 +145,14 @@ class Growth:
             self._settings = replace(settings, options=options)
         self._tolerance = settings.options.get("data_dtype_tolerance", 1e-8)
         self._caster = Caster.keeping(store.spec(DATA).dtype, self._tolerance)
-        options = settings.options
-        self._bounds = Bounds(
-            options.get("block_values", BLOCK_VALUES),
-            options.get("block_rows", Bounds().rows),
-            store.path,
-        )
+        self._bounds = bounds_of(settings.options, store.path)
 
     def run(self, opening: Sequence[Any], meter: Meter) -> ConversionReport:
         """Add the cells of sources, given by path or as objects."""
         started = time.perf_counter()
+        self._check_elements(by_rewriting=False)
         store, target = self._store, registry.of(self._store)
         with ExitStack() as stack:
-            self._check_elements(by_rewriting=False)
             writer = store.grow()
             if writer is None:
                 return self._rewrite(opening, meter)
@@ -168,18 +161,8 @@ class Growth:
             matrices = (m for source in sources for m in (source.matrix, *source.fields.values()))
             meter.reset(sum(matrix.size for matrix in matrices))
             info, more = self._write(writer, sources, meter)
-        n_obs, nnz = info.n_obs - self._info.n_obs, more.pop("nnz")
         return report_of(
-            store.path,
-            writer.path,
-            target,
-            info,
-            self._caster.dtype,
-            more.pop("tally"),
-            started,
-            n_obs=n_obs,
-            nnz=nnz,
-            **more,
+            store.path, writer.path, target, info, self._caster.dtype, started=started, **more
         )
 
     @property
@@ -187,8 +170,6 @@ class Growth:
         """Names of the elements that get further cells."""
         graphs = {f"obsp/{key}" for key in self._graphs}
         return graphs | {*map(obsm_array, self._vectors)} | {*self._matrices.values()}
-
-    # -- checks ------------------------------------------------------------------------------
 
     def _check_elements(self, *, by_rewriting: bool) -> None:
         """Raise SourceError if the archive has elements that cannot get further cells."""
@@ -213,8 +194,6 @@ class Growth:
         """Open the sources, as far as they fit the archive."""
         sources = open_sources(opening, self._settings, self._store.path, stack)
         return fitted(sources, self._store, self._info, self._genes)
-
-    # -- writing -----------------------------------------------------------------------------
 
     def _write(
         self, writer: ArrayWriter, sources: Sequence[Source], meter: Meter
@@ -243,6 +222,7 @@ class Growth:
         carried = self._carried | {*layers.values()}
         lost = dict.fromkeys(name for source in sources for name in source.not_carried(carried))
         return info, {
+            "n_obs": info.n_obs - self._info.n_obs,
             "nnz": nnz,
             "tally": clean.tally,
             "not_carried": tuple(lost),
@@ -264,37 +244,35 @@ class Growth:
 
     def _write_obs(self, writer: ArrayWriter, cells: Sequence[TableSource]) -> tuple[str, ...]:
         """Add the rows of tables to obs; returns descriptions of changed columns."""
-        n_before = self._info.n_obs
-        has_obs = OBS in self._store.tables
-        old: TableSource = StoredTable(self._store, OBS, n_before) if has_obs else NoTable(n_before)
+        store, n_before = self._store, self._info.n_obs
+        has_obs = OBS in store.tables
+        old: TableSource = StoredTable(store, OBS, n_before) if has_obs else NoTable(n_before)
         united = United([old, *cells])
         if not united.schema.names:
             return ()
-        united.warn(writer.path)
+        changes = united.warn(writer.path)
         if has_obs and united.extends(old.schema, old.categories):
-            writer.extend_table(OBS, _as_stored(united.reader(1), old.schema))
+            writer.extend_table(OBS, united.extension(old.schema))
         else:
             writer.write_table(OBS, united.reader())
-        return tuple(f"obs/{change}" for change in united.changes)
+        return changes
 
     def _write_graph(self, writer: ArrayWriter, key: str, sources: Sequence[Source]) -> None:
         """Add the rows of a graph; those of sources without it are empty."""
-        specs = {part: self._store.spec(graph_array(key, part)) for part in (DATA, INDICES, INDPTR)}
+        prefix = graph_array(key, "")
+        data, indices, indptr = (self._store.spec(prefix + part) for part in MATRIX)
         n_obs = self._info.n_obs + sum(source.n_obs for source in sources)
-        if n_obs - 1 > np.iinfo(specs[INDICES].dtype).max:
+        if n_obs - 1 > np.iinfo(indices.dtype).max:
             raise NeighborError(
-                f"{writer.path}: obsp/{key} stores neighbours as {specs[INDICES].dtype}, which "
-                f"cannot count {n_obs:,} cells"
+                f"{writer.path}: obsp/{key} stores neighbours as {indices.dtype}, which cannot "
+                f"count {n_obs:,} cells"
             )
         graphs = [source.graph(key) for source in sources]
-        caster = Caster.keeping(specs[DATA].dtype, np.inf)
-        total = specs[DATA].length
-        for rows in graph_rows(sources, graphs, caster, self._bounds, self._info.n_obs):
-            offsets = rows.indptr[1:] + total
-            total += len(rows.data)
-            writer.append(graph_array(key, DATA), rows.data)
-            writer.append(graph_array(key, INDICES), rows.indices.astype(specs[INDICES].dtype))
-            writer.append(graph_array(key, INDPTR), offsets.astype(specs[INDPTR].dtype))
+        caster, dtypes = Caster.keeping(data.dtype, np.inf), (data.dtype, indices.dtype)
+        with MatrixWriter(writer, dtypes, self._bounds, prefix, data.length) as out:
+            for rows in graph_rows(sources, graphs, caster, self._bounds, self._info.n_obs):
+                out.write(rows._replace(indices=rows.indices.astype(indices.dtype)))
+            out.finish(indptr.dtype)
 
     def _rewrite(self, opening: Sequence[Any], meter: Meter) -> ConversionReport:
         """Write the archive anew, with the new cells."""
@@ -316,22 +294,3 @@ class Growth:
         report = write_archive(both, store.path, settings, meter, instead_of=store)
         n_obs, nnz = self._info.n_obs, store.spec(DATA).length
         return replace(report, n_obs=report.n_obs - n_obs, nnz=report.nnz - nnz)
-
-
-def _as_stored(reader: pa.RecordBatchReader, schema: pa.Schema) -> pa.RecordBatchReader:
-    """Batches with the stored types of codes of categories."""
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for batch in reader:
-            columns = []
-            for field, column in zip(schema, batch.columns, strict=True):
-                if pa.types.is_dictionary(field.type):
-                    codes = column.indices.cast(field.type.index_type)
-                    ordered = field.type.ordered
-                    column = pa.DictionaryArray.from_arrays(
-                        codes, column.dictionary, ordered=ordered
-                    )
-                columns.append(column)
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-    return pa.RecordBatchReader.from_batches(schema, batches())

@@ -13,6 +13,7 @@ from scdl.archive import csr
 from scdl.archive.casting import Caster
 from scdl.archive.csr import SparseRows
 from scdl.archive.graph import NeighborGraph
+from scdl.archive.requests import RowForm
 from scdl.archive.schema import (
     DATA,
     GRAPH_DTYPES,
@@ -102,7 +103,7 @@ class JoinedRows:
                 spans = csr.row_spans(store, field_prefix(field), info.n_obs, self.at_once)
                 for start, stop in spans:
                     at = np.arange(first + start, first + stop)
-                    batch = self.view._read(at, True, None, field=field)
+                    batch = self.view._read(at, RowForm(ordered=True), field)
                     yield store.path, SparseRows(batch.data, batch.indices, batch.indptr)
             first += info.n_obs
 

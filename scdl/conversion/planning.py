@@ -13,7 +13,8 @@ import numpy as np
 from scdl.archive import csr
 from scdl.archive.csr import SparseRows
 from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, INDPTR, smallest_unsigned
-from scdl.conversion.options import ConversionReport, Settings, storage_options
+from scdl.conversion.options import Settings, storage_options
+from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.run import Conversion
 from scdl.conversion.tables import United
 from scdl.conversion.trials import seconds_of

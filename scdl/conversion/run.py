@@ -213,8 +213,7 @@ class Conversion:
         # A table without columns cannot have rows.
         if any(table.schema.names for table in self._cells):
             united = United(self._cells)
-            united.warn(self._writer.path)
-            self.changed_columns = tuple(f"obs/{change}" for change in united.changes)
+            self.changed_columns = united.warn(self._writer.path)
             self._writer.write_table(OBS, self._order.table(united))
         # Otherwise Arrow's allocator keeps the memory of the tables during the whole conversion.
         pa.default_memory_pool().release_unused()

@@ -51,9 +51,9 @@ class United:
             f"{column.name} ({column.change})" for column in self._columns if column.change
         )
 
-    def reader(self, first: int = 0) -> pa.RecordBatchReader:
-        """Read all rows in batches, or those of the tables from the `first` on."""
-        return pa.RecordBatchReader.from_batches(self.schema, self._batches(first))
+    def reader(self) -> pa.RecordBatchReader:
+        """Read all rows in batches."""
+        return pa.RecordBatchReader.from_batches(self.schema, self._batches())
 
     def encoded(self, name: str) -> Encoded | pa.Array:
         """All rows of one column, labels as codes; the tables are read one after the other.
@@ -71,7 +71,7 @@ class United:
         ]
         return pa.chunked_array(chunks, column.field.type).combine_chunks()
 
-    def _batches(self, first: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, first: int = 0) -> Iterator[pa.RecordBatch]:
         for source in self._sources[first:]:
             yield from map(self._convert, source.batches())
         # An empty batch passes on the categories even if there are no rows.
@@ -103,6 +103,23 @@ class United:
                 return False
         return True
 
+    def extension(self, schema: pa.Schema) -> pa.RecordBatchReader:
+        """Read the rows of all tables but the first, as a table of that `schema` stores them."""
+
+        def as_stored(column: pa.Array, type_: pa.DataType) -> pa.Array:
+            if not pa.types.is_dictionary(type_):
+                return column
+            codes = column.indices.cast(type_.index_type)
+            return pa.DictionaryArray.from_arrays(codes, column.dictionary, ordered=type_.ordered)
+
+        batches = (
+            pa.RecordBatch.from_arrays(
+                list(map(as_stored, batch.columns, schema.types)), schema=schema
+            )
+            for batch in self._batches(1)
+        )
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
     def estimate_bytes(self) -> int:
         """Size of all rows in memory, estimated from the first rows of each table."""
         nbytes = 0
@@ -111,8 +128,8 @@ class United:
                 nbytes += bytes_of(self._convert(source.read(0, n))) * source.num_rows // n
         return nbytes
 
-    def warn(self, where: str) -> None:
-        """Warn about converted columns; the message starts with `where`."""
+    def warn(self, where: str) -> tuple[str, ...]:
+        """Warn about converted columns, and return them; the message starts with `where`."""
         if self.changes:
             warnings.warn(
                 f"{where}: columns of obs with different types were converted to a common type: "
@@ -120,6 +137,7 @@ class United:
                 ScdlWarning,
                 stacklevel=3,
             )
+        return tuple(f"obs/{change}" for change in self.changes)
 
 
 def bytes_of(batch: pa.RecordBatch) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 
 from scdl.archive.casting import Caster
 from scdl.archive.tables import NoTable
-from scdl.conversion.options import ConversionReport, ConvertOptions, Settings
+from scdl.conversion.options import ConvertOptions, Settings
+from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.writing import write_archive
 from scdl.errors import ScdlError
 from scdl.sources.base import Source

@@ -15,14 +15,13 @@ from tqdm import tqdm
 from scdl.conversion.opening import open_sources
 from scdl.conversion.options import (
     TARGET,
-    ConversionReport,
     ConvertOptions,
     Meter,
     Settings,
     keywords,
     storage_options,
 )
-from scdl.conversion.reporting import report_of
+from scdl.conversion.reporting import ConversionReport, report_of
 from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, BackendOptionError
 from scdl.sources.base import Source

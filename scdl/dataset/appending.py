@@ -10,8 +10,9 @@ from typing import Any
 
 from scdl.archive.tables import TableSource
 from scdl.conversion.cell_names import CellNames, rename_cells
-from scdl.conversion.comparison import check_copied, check_removable, open_for_check
+from scdl.conversion.comparison import check_copied
 from scdl.conversion.concatenation import obs_tables
+from scdl.conversion.removal import check_removable, open_for_check
 from scdl.dataset.opened import OpenedArchive
 from scdl.dataset.reader import CellReader
 from scdl.errors import CollectionError

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class CellTable(ABC):
     """The table of cells of one or many archives."""
 
+    _obs: ObsFeatures | None
+
     @property
     def obs(self) -> pd.DataFrame:
         """The table of cells, indexed by their names if these are stored; not cached.
@@ -145,6 +147,6 @@ class CellTable(ABC):
             raise FeatureNotFoundError(f"{self!r}: there is no obs")
         return features
 
-    @abstractmethod
     def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell; None if the archive has no obs."""
+        """Columns of obs by cell, null if an archive lacks them; None if there is no obs."""
+        return self._obs

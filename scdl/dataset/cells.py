@@ -64,10 +64,11 @@ class Cells(CellTable):
 
     #: Feature blocks and other metadata from the attributes of the archives.
     info: Info
+    _var: VarFeatures
 
-    @abstractmethod
     def var_features(self) -> VarFeatures:
         """Columns of var by cell."""
+        return self._var
 
     @property
     @abstractmethod

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from pyarrow.compute import Expression
 
-    from scdl.conversion.options import ConversionReport, ConvertOptions
+    from scdl.conversion.options import ConvertOptions
+    from scdl.conversion.reporting import ConversionReport
     from scdl.verification.verify import VerificationReport
 
 

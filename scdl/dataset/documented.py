@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.features import VarFeatures
+from scdl.archive.requests import RowForm
 from scdl.archive.schema import check_columns
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.map_dataset import MapDataset
@@ -103,9 +104,8 @@ class DocumentedReader(RowReader, MapDataset):
         # The dtype of values in tensors of cells, see tensors.row_values.
         summed = np.dtype(np.int64) if self.data_dtype.kind != "f" else None
         # Read concurrently, as a DataLoader process reads nothing else meanwhile.
-        batch = self._read(
-            at, True, np.int64 if safe else None, concurrently=True, sum_dtype=summed
-        )
+        form = RowForm(True, np.int64 if safe else None, summed, concurrently=True)
+        batch = self._read(at, form)
         return self._with_spaces(batch, compared=True)
 
     def get_row(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from scdl.archive import csr
 from scdl.archive.features import ObsFeatures, VarFeatures
@@ -25,7 +25,7 @@ from scdl.archive.gene_space import (
 from scdl.archive.gene_space import Genes as Genes
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.joining import Lookup, read_mapped_rows
-from scdl.archive.requests import Request
+from scdl.archive.requests import Request, RowForm
 from scdl.archive.schema import INDEX, Block, Info, smallest_unsigned
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
@@ -156,12 +156,9 @@ class GeneView(CellReader):
 
     @cached_property
     def _var(self) -> VarFeatures:
+        """The vocabulary, as the only column of var."""
         names = Vocabulary(self._space.names)
         return VarFeatures(names, self.info, ("feature_id", "var_feature_id"))
-
-    def var_features(self) -> VarFeatures:
-        """The vocabulary, as the only column of var."""
-        return self._var
 
     def origins(self) -> list[Origin]:
         """Origins of the cells, in order."""
@@ -185,19 +182,9 @@ class GeneView(CellReader):
     def _field(self, name: str) -> Field:
         return self._cells._field(name)._replace(index_dtype=self.index_dtype.name)
 
-    def _read(
-        self,
-        at: NDArray[np.int64],
-        ordered: bool,
-        index_dtype: DTypeLike | None,
-        *,
-        concurrently: bool = False,
-        sum_dtype: np.dtype[Any] | None = None,
-        totals: bool = False,
-        field: str = "",
-    ) -> CellBatch:
+    def _read(self, at: NDArray[np.int64], form: RowForm, field: str = "") -> CellBatch:
         space, n_vars = self._space, self.info.max_n_vars
-        given = self.index_dtype if index_dtype is None else np.dtype(index_dtype)
+        given = self.index_dtype if form.index_dtype is None else np.dtype(form.index_dtype)
         if not np.can_cast(self.index_dtype, given, "safe"):
             raise OutputError(f"index_dtype {given} cannot represent the ids of {n_vars} genes")
         if not field:
@@ -206,11 +193,11 @@ class GeneView(CellReader):
         # Dtype in which the values of genes that map to one can be added.
         wide = self._sum_dtype(request.matrices.data_dtype) if field else self.data_dtype
         lookup = Lookup(space.genes, space.bounds, space.in_order, tables)
-        sums = np.empty(len(at), np.float64) if totals else None
-        how: dict[str, Any] = {"ordered": ordered, "sum_dtype": sum_dtype or wide}
+        sums = np.empty(len(at), np.float64) if form.totals else None
+        how: dict[str, Any] = {"ordered": form.ordered, "sum_dtype": form.sum_dtype or wide}
         rows = read_mapped_rows(request, lookup, n_vars, given, totals=sums, **how)
         data = rows.data
-        if sum_dtype is None and data.dtype != wide and not totals:
+        if form.sum_dtype is None and data.dtype != wide and not form.totals:
             data = data.astype(wide)
         # The kernel returns only ids of the vocabulary.
         batch = CellBatch(data, *rows[1:3], n_vars=n_vars, rows=at, largest=n_vars - 1, totals=sums)
@@ -251,7 +238,7 @@ class GeneView(CellReader):
         counted = 0
         for start, stop in csr.spans(self.n_obs, _COUNTED_CELLS):
             # Ordered rows have the sums of duplicate genes.
-            counted += len(self._read(np.arange(start, stop), True, None).data)
+            counted += len(self._read(np.arange(start, stop), RowForm(ordered=True)).data)
         return counted
 
     @cached_property

@@ -217,14 +217,6 @@ class OpenedArchive(StoredCells):
         """Gene space of each feature block, as stated by the archive or derived from gene names."""
         return spaces_of(self._store, self.info)
 
-    def var_features(self) -> VarFeatures:
-        """Columns of var by cell."""
-        return self._var
-
-    def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell; None if the archive has no obs."""
-        return self._obs
-
     def _obs_batches(
         self, chosen: Callable[[Sequence[str]], list[str]]
     ) -> Iterator[tuple[int, pa.Table]]:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from scdl.archive.gene_space import Duplicates, Missing
     from scdl.conversion.cell_names import CellNames
     from scdl.conversion.convert import Convertible
-    from scdl.conversion.options import ConversionReport, ConvertOptions
+    from scdl.conversion.options import ConvertOptions
+    from scdl.conversion.reporting import ConversionReport
 
 
 class RewritableArchive(OpenedArchive):

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from scdl.archive import csr
 from scdl.archive.gene_space import is_own
 from scdl.archive.joining import read_rows
-from scdl.archive.requests import Request
+from scdl.archive.requests import Request, RowForm
 from scdl.archive.schema import names_of
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.cells import Cells
@@ -108,8 +108,8 @@ class RowReader(Cells):
         if genes is not None and not own:
             cells = self.select_genes(genes)
         summed = None if sum_dtype is None else np.dtype(sum_dtype)
-        at = csr.positions(rows, self.n_obs)
-        batch = cells._read(at, ordered, index_dtype, sum_dtype=summed, totals=totals)
+        form = RowForm(ordered, index_dtype, summed, totals)
+        batch = cells._read(csr.positions(rows, self.n_obs), form)
         batch = cells._with_spaces(batch, own=own)
         if totals and batch.totals is None:
             batch = replace(batch, totals=batch.row_totals())
@@ -123,43 +123,24 @@ class RowReader(Cells):
             },
             obsm={key: self._vectors(key, batch.rows) for key in names_of(obsm, "obsm")},
             fields={
-                name: cells._read_field(name, batch, ordered, index_dtype, summed)
-                for name in names_of(fields, "fields")
+                name: cells._read_field(name, batch, form) for name in names_of(fields, "fields")
             },
         )
 
-    def _read_field(
-        self,
-        name: str,
-        batch: CellBatch,
-        ordered: bool,
-        index_dtype: DTypeLike | None,
-        sum_dtype: np.dtype[Any] | None,
-    ) -> CellBatch:
+    def _read_field(self, name: str, batch: CellBatch, form: RowForm) -> CellBatch:
         """Read a field of the cells of a batch, in the genes of the batch."""
-        stored = self._field(name).index_dtype
-        if index_dtype is not None and not np.can_cast(stored, index_dtype, "safe"):
-            index_dtype = None
-        read = self._read(batch.rows, ordered, index_dtype, sum_dtype=sum_dtype, field=name)
+        form, stored = form._replace(totals=False), self._field(name).index_dtype
+        if form.index_dtype is not None and not np.can_cast(stored, form.index_dtype, "safe"):
+            form = form._replace(index_dtype=None)
         return replace(
-            read,
+            self._read(batch.rows, form, name),
             n_vars=batch.n_vars,
             present=batch.present,
             spaces=batch.spaces,
             own_genes=batch.own_genes,
         )
 
-    def _read(
-        self,
-        at: NDArray[np.int64],
-        ordered: bool,
-        index_dtype: DTypeLike | None,
-        *,
-        concurrently: bool = False,
-        sum_dtype: np.dtype[Any] | None = None,
-        totals: bool = False,
-        field: str = "",
-    ) -> CellBatch:
+    def _read(self, at: NDArray[np.int64], form: RowForm, field: str = "") -> CellBatch:
         """Read the matrix or a field of cells at positions, without obs, obsm and gene spaces.
 
         The caller computes totals if the batch has all genes.
@@ -167,9 +148,7 @@ class RowReader(Cells):
         if not field:
             TRAFFIC.read(len(at))
         request = self._request(at, field)
-        data, indices, indptr, largest = read_rows(
-            request, index_dtype, ordered=ordered, sum_dtype=sum_dtype, concurrently=concurrently
-        )
+        data, indices, indptr, largest = read_rows(request, form)
         n_vars = request.matrices.n_vars
         return CellBatch(data, indices, indptr, n_vars=n_vars, rows=at, largest=largest)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,10 +14,11 @@ from scdl.archive.tables import Extended, TableInMemory, TableSource
 from scdl.errors import OptionError, SourceError, SourceNotFoundError
 from scdl.sources.anndata_object import storable
 from scdl.sources.base import Source
+from scdl.sources.damage import readable_by
+from scdl.sources.gene_tables import SEPARATORS, read_parquet, suffix_of
 from scdl.sources.gene_vocabulary import index_of_pandas
 from scdl.sources.wrapped import Wrapped
 from storage_backends.base import is_column_type
-from storage_backends.errors import one_line
 from storage_backends.paths import Path, path_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 #: A table with the names of cells or genes, or the path of one.
 Table: TypeAlias = "Path | pd.DataFrame | pa.Table"
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
-_PACKED = (".gz", ".bz2", ".zst", ".xz")
+_SEPARATORS = {**SEPARATORS, ".txt": "\t"}
+#: Errors of pandas and Arrow for damaged files.
+_DAMAGED = (OSError, EOFError, ValueError, pa.ArrowException)
 
 
 class Beside:
@@ -112,10 +113,10 @@ class _Named:
 
     def _with_names(self, given: str | pa.Table) -> tuple[pa.Table, list[str]]:
         """A table with its names, and the columns of other kinds than those of archives."""
-        if isinstance(given, str) and not given.endswith(".parquet"):
-            found, left_out = storable(self._kind, _read_text(given))
+        table = _read_file(given) if isinstance(given, str) else given
+        if not isinstance(table, pa.Table):
+            found, left_out = storable(self._kind, table)
             return found.table, left_out
-        table = _read_parquet(given) if isinstance(given, str) else given
         if not table.num_columns:
             raise SourceError(f"{self._where}: the table has no columns, expected one with names")
         # The index that pandas stored, else the first column.
@@ -173,39 +174,29 @@ class _Taken:
         return self._values.take(self._places.slice(start, stop - start))
 
 
-def _read_text(path: str) -> pd.DataFrame:
-    """Read text in columns, of which the first has names."""
-    import pandas as pd
-
-    stem, packed = os.path.splitext(path)
-    suffix = os.path.splitext(stem)[1] if packed in _PACKED else packed
-    if suffix not in _SEPARATORS:
+def _read_file(path: str) -> pd.DataFrame | pa.Table:
+    """Read Parquet, or text in columns, of which the first has names."""
+    suffix = suffix_of(path)
+    if suffix not in _SEPARATORS and suffix != ".parquet":
         known = ", ".join([*_SEPARATORS, ".parquet"])
         raise SourceError(f"{path}: expected a table in a file that ends in one of {known}")
+    with readable_by("cannot be read as a table", path, errors=_DAMAGED):
+        try:
+            return read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
+        except FileNotFoundError as error:
+            raise SourceNotFoundError(f"{path}: the file does not exist") from error
+
+
+def _read_text(path: str, suffix: str) -> pd.DataFrame:
+    import pandas as pd
 
     def read(**options: Any) -> pd.DataFrame:
         frame: pd.DataFrame = pd.read_csv(path, sep=_SEPARATORS[suffix], **options)
         return frame
 
-    try:
-        first = read(nrows=1)
-        # R writes no header above the names of rows.
-        names = [*([] if isinstance(first.index, pd.RangeIndex) else [""]), *first.columns]
-        # Names that are numbers would lose leading zeros, and the name NA would be a missing one.
-        frame = read(names=names, header=0, converters={0: "|{}".format})
-        return frame.set_index(frame.pop(names[0]).astype(str).str[1:])
-    except FileNotFoundError as error:
-        raise SourceNotFoundError(f"{path}: the file does not exist") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{path}: cannot be read as a table: {one_line(error):.300}") from error
-
-
-def _read_parquet(path: str) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path)
-    except FileNotFoundError as error:
-        raise SourceNotFoundError(f"{path}: the file does not exist") from error
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path}: cannot be read as a table: {one_line(error):.300}") from error
+    first = read(nrows=1)
+    # R writes no header above the names of rows.
+    names = [*([] if isinstance(first.index, pd.RangeIndex) else [""]), *first.columns]
+    # Names that are numbers would lose leading zeros, and the name NA would be a missing one.
+    frame = read(names=names, header=0, converters={0: "|{}".format})
+    return frame.set_index(frame.pop(names[0]).astype(str).str[1:])

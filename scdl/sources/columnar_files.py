@@ -8,16 +8,16 @@ from __future__ import annotations
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scdl.archive.csr import spans
-from scdl.errors import ScdlError, SourceError
+from scdl.errors import SourceError
+from scdl.sources.damage import CUT_SHORT, readable_by
 from storage_backends.compute.threads import n_threads
-from storage_backends.errors import one_line
 
 #: First bytes of files.
 PARQUET, FEATHER, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
@@ -151,7 +151,8 @@ class _Arrow(_File):
         found = {field.name: 0 for field in self.schema if is_list(field.type)}
         for batch in self._stored():
             for name in found:
-                found[name] += _n_values(batch.column(name))
+                # Or an upper bound, without reading them.
+                found[name] += len(batch.column(name).values)
         return {name: (n, n / max(self.num_rows, 1)) for name, n in found.items()}
 
     def batches(self, columns: Sequence[str], at_once: int, start: int) -> Iterator[pa.RecordBatch]:
@@ -262,17 +263,8 @@ def _next(path: str, row: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBa
     return rows
 
 
-@contextmanager
-def readable(where: str) -> Iterator[None]:
-    """Convert whatever Arrow raises for a damaged file to a SourceError."""
-    try:
-        yield
-    except ScdlError:
-        raise
-    except Exception as error:
-        raise SourceError(
-            f"{where}: the file cannot be read, or is cut short: {one_line(error):.300}"
-        ) from error
+#: Converts whatever Arrow raises for a damaged file to a SourceError.
+readable = partial(readable_by, CUT_SHORT)
 
 
 def _open(path: str) -> _File:
@@ -304,8 +296,3 @@ def is_list(type_: pa.DataType) -> bool:
     """Whether values of a type are lists of any kind."""
     return str(type_).startswith(("list<", "large_list<", "fixed_size_list<", "list_view<",
                                   "large_list_view<"))  # fmt: skip
-
-
-def _n_values(lists: pa.Array) -> int:
-    """Number of values of lists, or an upper bound, without reading them."""
-    return len(lists.values)

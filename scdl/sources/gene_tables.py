@@ -19,8 +19,9 @@ from storage_backends.paths import Path, is_url, path_of
 #: Genes in order, ids by gene, or the path of a file with either.
 Genes = Path | Sequence[str] | Mapping[str, int]
 #: Suffixes of compressed files of text.
-_PACKED = (".gz", ".bz2", ".zst", ".lz4")
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_PACKED = (".gz", ".bz2", ".zst", ".lz4", ".xz")
+#: What separates columns of text, by suffix.
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
 def table_of_genes(given: Genes) -> tuple[str, pa.Table]:
@@ -50,7 +51,7 @@ def table_of_genes(given: Genes) -> tuple[str, pa.Table]:
 def _read(path: str) -> pa.Table:
     if is_url(path) or not os.path.isfile(path):
         raise GeneListNotFoundError(f"{path}: this file of genes does not exist")
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix in (".pkl", ".pickle"):
         raise OptionError(
             f"{path}: a pickle can run any code when it is read; load it yourself, and pass the "
@@ -58,15 +59,11 @@ def _read(path: str) -> pa.Table:
         )
     with readable(path):
         if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.ParquetFile(path, page_checksum_verification=True).read()
-            table.validate(full=True)
-            return table
+            return read_parquet(path)
         with pa.input_stream(path, compression="detect") as stream:
             data = stream.read()
-    if suffix in _SEPARATORS:
-        return _of_lines(path, data, _SEPARATORS[suffix])
+    if suffix in SEPARATORS:
+        return _of_lines(path, data, SEPARATORS[suffix])
     try:
         text = data.decode()
         if suffix in (".jsonl", ".ndjson"):
@@ -76,6 +73,16 @@ def _read(path: str) -> pa.Table:
     except (ValueError, RecursionError) as error:
         raise GeneError(f"{path}: expected UTF-8 text of genes ({error!s:.200})") from error
     return _of_names(path, [line.strip() for line in text.rstrip().splitlines()])
+
+
+def read_parquet(path: str) -> pa.Table:
+    """Read a Parquet file; Arrow trusts what it reads, so the table is checked."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read()
+    table.validate(full=True)
+    return table
 
 
 def _of_lines(path: str, data: bytes, separator: str) -> pa.Table:
@@ -121,10 +128,10 @@ def _of_ids(where: str, ids: Mapping[str, int]) -> pa.Table:
 
 def has_heading(where: str) -> bool:
     """Whether the first line of a file names its columns."""
-    return _suffix(where) in _SEPARATORS
+    return suffix_of(where) in SEPARATORS
 
 
-def _suffix(path: str) -> str:
+def suffix_of(path: str) -> str:
     """The suffix of a file, without that of compression."""
     stem = path.lower()
     stem = next((stem.removesuffix(p) for p in _PACKED if stem.endswith(p)), stem)

@@ -11,8 +11,8 @@ import errno
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import h5py
@@ -21,9 +21,10 @@ from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from scdl.errors import ScdlError, SourceError, SourceNotFoundError
+from scdl.errors import SourceError, SourceNotFoundError
 from scdl.kernels.memory import recyclable
 from scdl.sources import hdf5_guard
+from scdl.sources.damage import readable_by
 from scdl.sources.ranges import RangeReader as RangeReader
 from storage_backends import other_formats
 from storage_backends.compute import threads
@@ -32,15 +33,8 @@ from storage_backends.errors import one_line
 _T = TypeVar("_T")
 
 
-@contextmanager
-def readable(where: str) -> Iterator[None]:
-    """Convert errors of HDF5, as for damaged files, to a SourceError with one sentence."""
-    try:
-        yield
-    except ScdlError:
-        raise
-    except Exception as error:
-        raise SourceError(f"{where}: HDF5 cannot read it: {one_line(error):.300}") from error
+#: Converts errors of HDF5, as for damaged files, to a SourceError.
+readable = partial(readable_by, "HDF5 cannot read it")
 
 
 def open_file(path: str) -> h5py.File:
@@ -200,3 +194,25 @@ def field_reader(dataset: h5py.Dataset, name: str) -> RangeReader:
 
     field: np.dtype[Any] = dataset.dtype[name]
     return RangeReader(read, int(dataset.shape[0]), field.base, field.shape)
+
+
+def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
+    """Return the dataset; raise SourceError if it is not numeric."""
+    if dataset.dtype.kind not in "biuf":
+        raise SourceError(f"{where}: expected numbers, found {dataset.dtype} values")
+    return dataset
+
+
+def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
+    """Create readers of the datasets of a sparse matrix; the first has the values."""
+    found = {}
+    for part in parts:
+        dataset = group.get(part)
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
+            raise SourceError(
+                f"{where}: expected a one-dimensional dataset {part}, found {dataset}"
+            )
+        if part != parts[0] and dataset.dtype.kind not in "iu":
+            raise SourceError(f"{where}/{part}: expected integers, found {dataset.dtype} values")
+        found[part] = RowReader(numbers(f"{where}/{part}", dataset))
+    return found

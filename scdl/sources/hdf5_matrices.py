@@ -12,8 +12,8 @@ import h5py
 from scdl.archive.schema import DATA, MATRIX
 from scdl.errors import SourceError
 from scdl.sources.base import SparseParts
-from scdl.sources.hdf5 import RowReader
-from scdl.sources.matrices import Csr, Dense, Matrix, Reader, check_shape, numbers, readers
+from scdl.sources.hdf5 import RowReader, numbers, readers
+from scdl.sources.matrices import Csr, Dense, Matrix, Reader, check_shape
 from scdl.sources.transposed import Coo, Csc, DenseTiles
 from storage_backends.anndata_format.names import encoding_of, text
 from storage_backends.base import DTYPES

@@ -23,8 +23,8 @@ from scdl.errors import OptionError, SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.base import Source, choose_matrix
 from scdl.sources.dataframes import H5Frame, H5Table
-from scdl.sources.hdf5 import RowReader, open_file, readable
-from scdl.sources.matrices import Dense, Matrix, Reader, check_shape, numbers
+from scdl.sources.hdf5 import RowReader, numbers, open_file, readable
+from scdl.sources.matrices import Dense, Matrix, Reader, check_shape
 from scdl.sources.transposed import Columns, Coo, DenseTiles
 from storage_backends import other_formats
 from storage_backends.anndata_format.dataframes import Column, as_text

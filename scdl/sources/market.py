@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +18,16 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, spans
 from scdl.errors import SourceError
+from scdl.sources.damage import CUT_SHORT, readable_by
 from scdl.sources.matrices import Bounds, Matrix, check_ids
 from scdl.sources.transposed import ByEntry, Entries
 from storage_backends.compute.threads import prefetch
-from storage_backends.errors import one_line
 
 #: Bytes of text to parse at once.
 PIECE = 4 << 20
 #: Errors of reading and decompressing; the stubs of isal have no types of errors.
 _DAMAGED: Any = (OSError, EOFError, pa.ArrowException, isal_zlib.error)
+readable = partial(readable_by, CUT_SHORT, errors=_DAMAGED)
 #: Powers of ten that float64 represents exactly, and its largest exact integer.
 _POWERS, _EXACT = 10.0 ** np.arange(23), 1 << 53
 
@@ -233,14 +235,3 @@ def _header(path: str, pieces: Iterator[bytes]) -> tuple[_Header, Iterator[bytes
         ) from None
     header = _Header(kind != "pattern", kind == "real", n_genes, n_cells, n)
     return header, itertools.chain([text], pieces)
-
-
-@contextmanager
-def readable(path: str) -> Iterator[None]:
-    """Convert errors of reading and decompressing to a SourceError."""
-    try:
-        yield
-    except _DAMAGED as error:
-        raise SourceError(
-            f"{path}: the file cannot be read, or is cut short: {one_line(error):.300}"
-        ) from error

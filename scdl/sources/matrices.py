@@ -10,14 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, groups, spans
 from scdl.archive.schema import MATRIX
 from scdl.errors import SourceError
-from scdl.sources.hdf5 import RowReader
 from scdl.sources.ranges import RangeReader as RangeReader
 from scdl.sources.ranges import Reader as Reader
 from scdl.sources.ranges import read_ranges, within
@@ -264,28 +262,6 @@ def check_shape(where: str, found: tuple[int, ...], expected: tuple[int, int]) -
     """Raise SourceError if the shape of a matrix does not match obs and var."""
     if found != expected:
         raise SourceError(f"{where} has shape {found}, expected {expected} from obs and var")
-
-
-def numbers(where: str, dataset: h5py.Dataset) -> h5py.Dataset:
-    """Return the dataset; raise SourceError if it is not numeric."""
-    if dataset.dtype.kind not in "biuf":
-        raise SourceError(f"{where}: expected numbers, found {dataset.dtype} values")
-    return dataset
-
-
-def readers(where: str, group: h5py.Group, *parts: str) -> dict[str, RowReader]:
-    """Create readers of the datasets of a sparse matrix; the first has the values."""
-    found = {}
-    for part in parts:
-        dataset = group.get(part)
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1:
-            raise SourceError(
-                f"{where}: expected a one-dimensional dataset {part}, found {dataset}"
-            )
-        if part != parts[0] and dataset.dtype.kind not in "iu":
-            raise SourceError(f"{where}/{part}: expected integers, found {dataset.dtype} values")
-        found[part] = RowReader(numbers(f"{where}/{part}", dataset))
-    return found
 
 
 def check_offsets(where: str, parts: Mapping[str, Reader], n: int, axis: str) -> int:

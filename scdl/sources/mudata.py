@@ -17,11 +17,12 @@ import h5py
 import numpy as np
 
 from scdl.archive.tables import NoTable
-from scdl.errors import ArchiveFormatError, ScdlError, SourceError
+from scdl.errors import ArchiveFormatError, SourceError
 from scdl.sources import archive, hdf5_guard
 from scdl.sources.anndata_elements import read_element
 from scdl.sources.anndata_object import AnnDataObject, storable
 from scdl.sources.base import Source
+from scdl.sources.damage import readable_by
 from scdl.sources.dataframes import H5Table
 from scdl.sources.h5ad import H5adFile
 from scdl.sources.hdf5 import open_file, readable
@@ -219,10 +220,7 @@ def _check_sizes(path: str, root: Any, *names: str) -> None:
 def _zarr_readable(path: str) -> Iterator[None]:
     """Convert errors of Zarr, as for damaged stores, to a SourceError with one sentence."""
     try:
-        yield
+        with readable_by("zarr cannot read it", path):
+            yield
     except ArchiveFormatError as error:
         raise SourceError(one_line(error)) from error
-    except ScdlError:
-        raise
-    except Exception as error:
-        raise SourceError(f"{path}: zarr cannot read it: {one_line(error):.300}") from error

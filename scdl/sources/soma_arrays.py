@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scdl.archive.csr import SparseRows, groups
 from scdl.archive.schema import INDEX, INDEX_NAME
 from scdl.archive.tables import TableSource
-from scdl.errors import ScdlError, SourceError
+from scdl.errors import SourceError
+from scdl.sources.damage import readable_by
 from scdl.sources.matrices import Bounds, Matrix
 from storage_backends.base import is_column_type
 from storage_backends.compute import arrow, uniting
-from storage_backends.errors import one_line
 
 JOINID = "soma_joinid"
 _SPARSE = "SOMASparseNDArray"
@@ -33,15 +33,8 @@ _READ_AHEAD = 2
 _FIRST_ROWS = 256
 
 
-@contextmanager
-def readable(where: str) -> Iterator[None]:
-    """Convert errors of TileDB, as for damaged arrays, to a SourceError with one sentence."""
-    try:
-        yield
-    except ScdlError:
-        raise
-    except Exception as error:
-        raise SourceError(f"{where}: tiledbsoma cannot read it: {one_line(error):.300}") from error
+#: Converts errors of TileDB, as for damaged arrays, to a SourceError.
+readable = partial(readable_by, "tiledbsoma cannot read it")
 
 
 def joinids(frame: Any, query: str | None = None) -> NDArray[np.int64]:

@@ -16,8 +16,8 @@ from scdl.archive.schema import INDEX, MATRIX
 from scdl.errors import OptionError, SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.base import Source
-from scdl.sources.hdf5 import open_file, readable
-from scdl.sources.matrices import Csr, readers
+from scdl.sources.hdf5 import open_file, readable, readers
+from scdl.sources.matrices import Csr
 from scdl.sources.tenx import Features, TenxSource
 from storage_backends import other_formats
 from storage_backends.compute import arrow

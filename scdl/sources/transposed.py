@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scdl.archive.csr import SparseRows, groups, spans
 from scdl.errors import SourceError
-from scdl.sources.hdf5 import readable
+from scdl.sources.hdf5 import numbers, readable, readers
 from scdl.sources.matrices import (
     Bounds,
     Matrix,
@@ -26,8 +26,6 @@ from scdl.sources.matrices import (
     check_ids,
     check_offsets,
     compressed_ranges,
-    numbers,
-    readers,
     scratch_file,
 )
 

@@ -19,7 +19,7 @@ from storage_backends import registry
 from storage_backends.paths import Path, absolute
 
 if TYPE_CHECKING:
-    from scdl.conversion.options import ConversionReport
+    from scdl.conversion.reporting import ConversionReport
     from scdl.dataset.dataset import SingleCellDataset
 
 #: Characters that names of archives do not take from names of parts.

@@ -22,6 +22,7 @@ from storage_backends.base import ArraySpec, ArrayStore
 from storage_backends.directory import integrity, locks, publication
 from storage_backends.directory.checksums import BLOCK, Table
 from storage_backends.directory.recorder import CheckedFile, Recorder
+from storage_backends.directory.staging import link_tree
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import ArchiveFormatError, OutputError, refused_write
 
@@ -133,7 +134,7 @@ class GrowingWriter(DirectoryWriter):
             writer._published = os.stat(store.path)
             writer._store = store
             with refused_write(writer.path):
-                integrity.link_tree(store.path, writer.directory)
+                link_tree(store.path, writer.directory)
                 for key in filter(None, (cls.checksums, cls.marker)):
                     publication.remove(os.path.join(writer.directory, key))
                 writer.recorder = Recorder(writer.directory, before)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -29,7 +27,7 @@ from storage_backends.directory.comparison import (
     Comparison,
     unreadable_finding,
 )
-from storage_backends.directory.staging import Staging, remove_leftovers
+from storage_backends.directory.staging import remove_leftovers, rewriting
 from storage_backends.errors import (
     ArchiveChangedError,
     ArchiveFormatError,
@@ -251,48 +249,6 @@ def matches_checksums(root: str, checksums: str, key: str, data: bytes) -> bool 
         return None
     actual, expected = file_checksums(data, table.block), table.files[key]
     return actual.size == expected.size and np.array_equal(actual.blocks, expected.blocks)
-
-
-@contextlib.contextmanager
-def rewriting(root: str) -> Iterator[str]:
-    """Context manager: a copy of an archive of hard links, which replaces the archive at the end.
-
-    To change a file, remove it and write a new one; hard links share their content.
-    """
-    root = os.path.realpath(root)
-    staging = Staging.create(root, replace=True)
-    try:
-        link_tree(root, staging.path)
-        yield staging.path
-        staging.publish()
-    finally:
-        staging.discard()
-
-
-def link_tree(source: str, target: str) -> None:
-    """Hard-link a directory tree, or copy files that cannot be linked.
-
-    Unlike ``shutil.copytree`` this raises the original error.
-    """
-    with os.scandir(source) as entries:
-        for entry in entries:
-            path = os.path.join(target, entry.name)
-            if entry.is_dir(follow_symlinks=False):
-                os.mkdir(path)
-                link_tree(entry.path, path)
-            else:
-                _link(entry.path, path)
-    shutil.copystat(source, target)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
-            raise
-        # The file system does not support this hard link.
-        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _replace_file(path: str, data: bytes) -> None:

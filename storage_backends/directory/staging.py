@@ -139,3 +139,45 @@ def _is_abandoned(path: str, *, strict: bool) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             unlock(descriptor)
+
+
+@contextlib.contextmanager
+def rewriting(root: str) -> Iterator[str]:
+    """Context manager: a copy of an archive of hard links, which replaces the archive at the end.
+
+    To change a file, remove it and write a new one; hard links share their content.
+    """
+    root = os.path.realpath(root)
+    staging = Staging.create(root, replace=True)
+    try:
+        link_tree(root, staging.path)
+        yield staging.path
+        staging.publish()
+    finally:
+        staging.discard()
+
+
+def link_tree(source: str, target: str) -> None:
+    """Hard-link a directory tree, or copy files that cannot be linked.
+
+    Unlike ``shutil.copytree`` this raises the original error.
+    """
+    with os.scandir(source) as entries:
+        for entry in entries:
+            path = os.path.join(target, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                os.mkdir(path)
+                link_tree(entry.path, path)
+            else:
+                _link(entry.path, path)
+    shutil.copystat(source, target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+            raise
+        # The file system does not support this hard link.
+        shutil.copy2(source, target, follow_symlinks=False)

@@ -121,7 +121,6 @@ class MemmapStore(DirectoryStore):
     def _describe_tables(self) -> Contents:
         """Find the tables, and check that their blocks have the right number of rows."""
         files = self.table_files
-        tables = files.names
         attrs: Mapping[str, Any]
         if self.manifest:
             attrs = self.manifest["attrs"]
@@ -131,7 +130,7 @@ class MemmapStore(DirectoryStore):
             files.check_blocks([block["stop"] for block in attrs["blocks"]])
         else:
             attrs = LazyMapping(self, ["blocks"], lambda store, _: store._documented_blocks)
-        schemas = LazyMapping(self, tables, lambda store, name: store._table(name).schema)
+        schemas = LazyMapping(self, files.names, lambda store, name: store._table(name).schema)
         return Contents(MappingProxyType(self._specs), schemas, MappingProxyType(attrs))
 
     def _is_stale(self, header: Header) -> bool:

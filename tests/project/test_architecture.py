@@ -34,7 +34,7 @@ storage_backends.directory   storage_backends.anndata_format
 storage_backends.checks
 storage_backends.base
 storage_backends.capabilities
-storage_backends.findings    storage_backends.growth
+storage_backends.findings    storage_backends.growth    storage_backends.placement
 storage_backends.backend     storage_backends.contents
 storage_backends.compute     storage_backends.other_formats
 storage_backends.paths

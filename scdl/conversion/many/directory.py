@@ -197,14 +197,7 @@ def convert_files(
     with drafts_beside(dest) as drafts:
         jobs = [
             # The label begins with `directory` as given.
-            Job.of(
-                [path],
-                [_label(directory, path)],
-                target,
-                drafts,
-                settings,
-                replace=replace,
-            )
+            Job.of([path], [_label(directory, path)], target, drafts, settings, replace=replace)
             for path, target in targets.items()
         ]
         share = sum(job.nbytes for job in jobs) / n_workers(workers)

@@ -12,8 +12,9 @@ from scdl.conversion.many.drafts import drafts_beside, sweep
 from scdl.conversion.many.jobs import Job, run
 from scdl.conversion.many.options import DirectoryOptions, WorkersLike, n_workers, settings_of
 from scdl.conversion.many.report import one_line
-from scdl.conversion.options import TARGET, ConversionReport
+from scdl.conversion.options import TARGET
 from scdl.conversion.origins import origins_of
+from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
 from scdl.errors import ArchiveExistsError, ScdlWarning, SourceError, SourceNotFoundError
 from storage_backends import other_formats, registry

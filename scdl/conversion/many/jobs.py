@@ -21,7 +21,8 @@ from scdl.conversion.many.options import WorkersLike, workers_of
 from scdl.conversion.many.parts import JOINING, Part, Whole, parts_of, size_of
 from scdl.conversion.many.worker_process import Outcome, Task
 from scdl.conversion.opening import open_sources
-from scdl.conversion.options import ConversionReport, Settings
+from scdl.conversion.options import Settings
+from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.run import Conversion
 from scdl.errors import ArchiveExistsError, ClusterError, ScdlError
 from scdl.progress import progress_bar

@@ -23,7 +23,8 @@ from scdl.archive.casting import DATA_DTYPES, Caster
 from scdl.archive.csr import SparseRows
 from scdl.archive.tables import NoTable
 from scdl.conversion.opening import open_sources
-from scdl.conversion.options import ConversionReport, ConvertOptions, Meter, Settings
+from scdl.conversion.options import ConvertOptions, Meter, Settings
+from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.writing import write_archive
 from scdl.sources import formats
 from scdl.sources.archive import StoredRows

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scdl.conversion.many.jobs import Job
-from scdl.conversion.options import ConversionReport
+from scdl.conversion.reporting import ConversionReport
 from scdl.errors import ConversionFailedError, ScdlError, ScdlWarning
 from scdl.reports import Report
 
