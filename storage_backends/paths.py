@@ -101,7 +101,9 @@ def paths_of(paths: object, wanted: str = "a path or a list of paths") -> list[s
     """
     if isinstance(paths, str | bytes | os.PathLike):
         return [path_of(paths, wanted)]
-    is_list = isinstance(paths, list | tuple) or bool(_type_names(paths) & _LISTS)
+    is_list = isinstance(paths, list | tuple) or any(
+        _class_name(base) in _LISTS for base in type(paths).__mro__
+    )
     if not isinstance(paths, Iterable) or not (is_list or _advice(paths) is None):
         raise _type_error(paths, wanted)
     try:
@@ -133,10 +135,6 @@ def _advice(value: object) -> str | None:
     if known is None and isinstance(value, list | tuple):
         return "give one path; SingleCellCollection combines several archives"
     return known
-
-
-def _type_names(value: object) -> set[str]:
-    return {_class_name(base) for base in type(value).__mro__}
 
 
 def _package(class_: type) -> str:

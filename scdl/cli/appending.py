@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scdl.cli.conversion_options import Key
 from scdl.cli.output import Json, Quiet, Verbose, show
 from storage_backends.paths import path_of
 
@@ -37,12 +38,7 @@ def append(
         str | None,
         typer.Option(help="Name of a column of obs, new or not, for the source of each cell."),
     ] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Name of a source in that column; repeat it for each source. [default: 0, 1, …]"
-        ),
-    ] = None,
+    key: Key = None,
     where: Annotated[
         str | None, typer.Option(metavar="CONDITION", help="Condition on obs of the cells to add.")
     ] = None,

@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scdl.cli.conversion_options import Backend, Compression
-from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
+from scdl.cli.output import (
+    Archive,
+    GeneColumn,
+    Json,
+    NewArchive,
+    Overwrite,
+    Quiet,
+    Verbose,
+    show,
+)
 from storage_backends.paths import path_of
 
 if TYPE_CHECKING:
     from scdl.dataset.dataset import SingleCellDataset
-
-Archive = Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")]
 
 
 def cast(
@@ -51,7 +58,7 @@ def cast(
 
 def subset(
     path: Archive,
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="Path of the new archive.")],
+    dest: NewArchive,
     where: Annotated[
         str | None,
         typer.Option(
@@ -62,9 +69,7 @@ def subset(
     genes: Annotated[
         str | None, typer.Option(metavar="FILE", help="File with one gene id per line.")
     ] = None,
-    gene_column: Annotated[
-        str | None, typer.Option(help="Column of var with the gene ids. [default: gene names]")
-    ] = None,
+    gene_column: GeneColumn = None,
     backend: Backend = None,
     compression: Compression = None,
     overwrite: Overwrite = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scdl.cli.conversion_options import Backend, Compression, RowColumn, ShardCells, Shuffle
-from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
+from scdl.cli.output import GeneColumn, Json, NewArchive, Overwrite, Quiet, Verbose, show
 from storage_backends.paths import path_of
 
 
@@ -19,7 +19,7 @@ def flatten(
             metavar="COLLECTION", help="A directory of archives, or one with a manifest."
         ),
     ],
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="Path of the new archive.")],
+    dest: NewArchive,
     backend: Backend = None,
     compression: Compression = None,
     cell_names: Annotated[
@@ -37,9 +37,7 @@ def flatten(
             help="Write one gene space: union, intersection, or a file with one gene id per line."
         ),
     ] = None,
-    gene_column: Annotated[
-        str | None, typer.Option(help="Column of var with the gene ids. [default: gene names]")
-    ] = None,
+    gene_column: GeneColumn = None,
     missing: Annotated[
         str, typer.Option(metavar="error|zero", help="Treatment of genes that an archive lacks.")
     ] = "error",

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from scdl.cli import diagnostics
-from scdl.cli.output import Json, Overwrite, Quiet, Verbose, show
+from scdl.cli.output import Archive, Json, Overwrite, Quiet, Verbose, show
 from scdl.errors import ScdlError
 from storage_backends.paths import path_of
 
 
 def export(
-    path: Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")],
+    path: Archive,
     dest: Annotated[
         str, typer.Argument(metavar="OUT", help="Path of the output: FILE.h5ad or DIRECTORY.zarr.")
     ],

@@ -9,6 +9,11 @@ import typer
 
 from scdl.cli.diagnostics import be_verbose
 
+Archive = Annotated[str, typer.Argument(metavar="ARCHIVE", help="An archive.")]
+NewArchive = Annotated[str, typer.Argument(metavar="DEST", help="Path of the new archive.")]
+GeneColumn = Annotated[
+    str | None, typer.Option(help="Column of var with the gene ids. [default: gene names]")
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the archive that is at DEST, atomically.")
 ]

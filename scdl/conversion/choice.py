@@ -95,7 +95,7 @@ class Choice:
         if self.where is not None:
             found = matching(self.where, sources, rows, figures)
             figures = [one and one.chosen(at) for one, at in zip(figures, found, strict=True)]
-            rows = [_then(old, at) for old, at in zip(rows, found, strict=True)]
+            rows = [at if old is None else old[at] for old, at in zip(rows, found, strict=True)]
         cuts = [*map(Cut, rows, self._genes(sources))]
         if self.quality is not None and not is_known:
             figures = [*self._empty_figures(sources, rows)]
@@ -195,10 +195,6 @@ def _groups(quality: Any) -> Groups | None:
             f"{quality!r:.100}"
         )
     return Groups(quality)
-
-
-def _then(rows: _Positions | None, at: _Positions) -> _Positions:
-    return at if rows is None else rows[at]
 
 
 def _check_columns(option: str, kept: Mapping[str, str], schemas: Sequence[pa.Schema]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import anndata
@@ -18,7 +17,7 @@ from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info
 from scdl.conversion.exported_view import ArchiveView, blocks_of_one_space
 from scdl.conversion.options import Settings
 from scdl.conversion.writing import write_archive
-from scdl.errors import ArchiveExistsError, PathError
+from scdl.errors import PathError
 from scdl.sources.anndata_elements import writing_strings
 from scdl.sources.archive import ArchiveSource, stored_array
 from scdl.sources.matrices import pieces
@@ -78,11 +77,7 @@ def export(store: ArrayStore, path: Path, *, replace: bool = False, gzip: int | 
         settings = Settings("zarr", None, {"compression": "portable"})
         write_archive(lambda stack: sources, target, settings, replace=replace)
         return
-    if os.path.lexists(target) and not replace:
-        raise ArchiveExistsError(
-            f"{target}: something exists here already; give replace=True (--overwrite) to replace "
-            "it, or choose another path"
-        )
+    publication.require_absent(target, replace=replace)
     view = ArchiveView(store)
     with refused_write(target):
         publication.require_parent(target)

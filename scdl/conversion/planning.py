@@ -212,10 +212,6 @@ class _Plan(Conversion):
         return (found[DATA] + found[INDICES]) * nnz // len(rows.data)
 
 
-def _no_rows(dtype: np.dtype[Any]) -> SparseRows:
-    return SparseRows(np.empty(0, dtype), np.empty(0, np.uint8), np.zeros(1, np.int64))
-
-
 def _joined(parts: Sequence[SparseRows]) -> SparseRows:
     """Rows of several blocks as one."""
     starts = np.cumsum([0, *(len(part.data) for part in parts)])

@@ -30,7 +30,8 @@ def with_unique_names(tables: Sequence[TableSource]) -> list[TableSource]:
     per row, and about 60 more per row whose name is repeated; 4 bytes per row stay.
     """
     named = [table for table in tables if INDEX in table.schema.names]
-    hashes = _concatenated([_hashes(names, _KEYS[0]) for names in _names(named)])
+    parts = [_hashes(names, _KEYS[0]) for names in _names(named)]
+    hashes = np.concatenate([np.empty(0, np.uint64), *parts])
     ordered = np.sort(hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     del ordered
@@ -53,10 +54,6 @@ def _hashes(names: pa.Array, key: str) -> NDArray[np.uint64]:
 
     texts = names.fill_null("").to_numpy(zero_copy_only=False)
     return np.asarray(hash_array(texts, hash_key=key, categorize=False), np.uint64)
-
-
-def _concatenated(arrays: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    return np.concatenate([np.empty(0, np.uint64), *arrays])
 
 
 class _Repeated(NamedTuple):

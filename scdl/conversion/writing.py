@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from scdl.conversion.options import (
 )
 from scdl.conversion.reporting import ConversionReport, report_of
 from scdl.conversion.run import Conversion
-from scdl.errors import ArchiveExistsError, BackendOptionError
+from scdl.errors import BackendOptionError
 from scdl.sources.base import Source
 from storage_backends import registry
 from storage_backends.base import ArrayStore
@@ -120,11 +119,7 @@ def check_free(path: str, *, replace: bool) -> None:
         As for :func:`convert`.
     """
     registry.check_target(path, replace=replace)
-    if os.path.lexists(path) and not replace:
-        raise ArchiveExistsError(
-            f"{path}: something exists here already; give replace=True (--overwrite) to replace "
-            "it, or choose another path"
-        )
+    publication.require_absent(path, replace=replace)
     with refused_write(path):
         publication.require_parent(absolute(path))
 

@@ -80,7 +80,7 @@ def head_of(cells: RowReader, n: int, genes: int) -> Head:
     if n < 0 or genes < 0:
         raise OptionError(f"n and genes must not be negative, but are {n} and {genes}")
     n = min(n, cells.n_obs)
-    batch = cells.read_rows(np.arange(n), genes=None if _is_one_space(cells) else "own")
+    batch = cells.read_rows(np.arange(n), genes=None if len(cells.info.blocks) == 1 else "own")
     obs = _first_obs(cells, n)
     found = []
     for row in range(n):
@@ -99,10 +99,6 @@ def head_of(cells: RowReader, n: int, genes: int) -> Head:
             )
         )
     return Head(cells.n_obs, tuple(found))
-
-
-def _is_one_space(cells: RowReader) -> bool:
-    return len(cells.info.blocks) == 1
 
 
 def _labels(cells: RowReader, row: int, ids: Any) -> list[str]:

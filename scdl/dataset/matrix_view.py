@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +21,11 @@ from storage_backends.compute.caching import LazyMapping, cached_property
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def _of_archive(name: str) -> Any:
+    """A property as of the archive."""
+    return property(attrgetter(f"_store.{name}"))
 
 
 class MatrixView(ArrayStore):
@@ -86,20 +92,10 @@ class MatrixView(ArrayStore):
         """Not supported: views are created from open archives."""
         raise OptionError(f"{path}: a view of a matrix is created from an open archive")
 
-    @property
-    def identity(self) -> Any:
-        """As of the archive."""
-        return self._store.identity
-
-    @property
-    def is_current(self) -> bool:
-        """As of the archive."""
-        return self._store.is_current
-
-    @property
-    def fingerprint(self) -> str | None:
-        """As of the archive."""
-        return self._store.fingerprint
+    identity = _of_archive("identity")
+    is_current = _of_archive("is_current")
+    fingerprint = _of_archive("fingerprint")
+    request_bytes = _of_archive("request_bytes")
 
     @cached_property
     def contents(self) -> Contents:
@@ -141,11 +137,6 @@ class MatrixView(ArrayStore):
     def chunk_length(self, name: str) -> int:
         """As of the archive."""
         return self._store.chunk_length(self._names.get(name, name))
-
-    @property
-    def request_bytes(self) -> int:
-        """As of the archive."""
-        return self._store.request_bytes
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
         """As of the archive."""

@@ -54,7 +54,8 @@ class GeneVocabulary:
         self, where: str, names: pa.Array, ids: pa.Array, columns: Mapping[str, pa.Array]
     ) -> None:
         if ids.null_count:
-            raise GeneError(f"{where}: row {_first_null(ids)} has no id; give every gene an id")
+            row = pc.index(ids.is_null(), True)
+            raise GeneError(f"{where}: row {row} has no id; give every gene an id")
         counts = pc.value_counts(ids)
         if len(counts) < len(ids):
             repeated = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
@@ -216,7 +217,3 @@ def _column(where: str, table: pa.Table, name: str, option: str) -> pa.Array:
             f"{where}: {option}={name!r} is not one of its columns: {', '.join(table.schema.names)}"
         )
     return table[name].combine_chunks()
-
-
-def _first_null(values: pa.Array) -> int:
-    return int(pc.index(values.is_null(), True).as_py())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+from scdl.sources.base import Source
 
-from scdl.sources.base import Source, SparseParts
-from scdl.sources.matrices import Matrix, Reader
+
+def _from_source(name: str) -> Any:
+    """A method or property that is that of the other source."""
+    return property(attrgetter(f"_source.{name}"))
 
 
 class Wrapped(Source):
@@ -32,41 +33,15 @@ class Wrapped(Source):
         self.fields = source.fields
         self.outside = source.outside
 
-    def var(self) -> pa.Table:
-        return self._source.var()
-
-    def graph(self, key: str) -> Matrix | None:
-        return self._source.graph(key)
-
-    def vectors(self, key: str) -> Reader:
-        return self._source.vectors(key)
-
-    @property
-    def kept_graphs(self) -> Sequence[str]:
-        return self._source.kept_graphs
-
-    @property
-    def kept_vectors(self) -> Sequence[str]:
-        return self._source.kept_vectors
-
-    @property
-    def kept_dtypes(self) -> Mapping[str, np.dtype[Any]]:
-        return self._source.kept_dtypes
-
-    @property
-    def unread(self) -> Sequence[str]:
-        return self._source.unread
-
-    @property
-    def unmatched(self) -> Sequence[str]:
-        return self._source.unmatched
-
-    @property
-    def dropped(self) -> Sequence[str]:
-        return self._source.dropped
-
-    def names_of_rest(self) -> Sequence[str]:
-        return self._source.names_of_rest()
-
-    def element_of_rest(self, name: str) -> SparseParts | Matrix | Reader | Any:
-        return self._source.element_of_rest(name)
+    # What the other source may know only later.
+    var = _from_source("var")
+    graph = _from_source("graph")
+    vectors = _from_source("vectors")
+    kept_graphs = _from_source("kept_graphs")
+    kept_vectors = _from_source("kept_vectors")
+    kept_dtypes = _from_source("kept_dtypes")
+    unread = _from_source("unread")
+    unmatched = _from_source("unmatched")
+    dropped = _from_source("dropped")
+    names_of_rest = _from_source("names_of_rest")
+    element_of_rest = _from_source("element_of_rest")

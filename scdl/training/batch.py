@@ -117,7 +117,10 @@ class TrainingBatch:
 
         def change(part: torch.Tensor, field_name: str) -> torch.Tensor:
             casts = field_name in _VALUES or (
-                field_name in _FLOATS and part.is_floating_point() and _is_floating(dtype)
+                dtype is not None
+                and dtype.is_floating_point
+                and field_name in _FLOATS
+                and part.is_floating_point()
             )
             return part.to(device, dtype if casts else None, **moved)
 
@@ -152,10 +155,6 @@ class TrainingBatch:
 #: Parts that `to` casts, and those of which it casts the floats.
 _VALUES = ("x", "fields")
 _FLOATS = ("obsm", "extra", "tokens")
-
-
-def _is_floating(dtype: torch.dtype | None) -> bool:
-    return dtype is not None and dtype.is_floating_point
 
 
 def _shown(part: Any) -> str:

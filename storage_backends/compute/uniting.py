@@ -151,10 +151,6 @@ def _value_type(type_: pa.DataType) -> pa.DataType:
     return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
-def _no_codes(n: int) -> pa.Array:
-    return pa.nulls(n, pa.int32())
-
-
 def _type_kind(type_: pa.DataType) -> str:
     if is_text(type_):
         return "text"

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 
-from storage_backends.errors import ArchiveWriteError
+from storage_backends.errors import ArchiveExistsError, ArchiveWriteError
 
 #: Suffix of hidden files and directories that are not published yet, or were replaced.
 PART = ".scdl-part"
@@ -29,6 +29,15 @@ def hidden_beside(target: str) -> str:
     """A new hidden path in the directory of a target; its name contains that of the target."""
     parent, name = os.path.split(target)
     return os.path.join(parent, f".{name}.{secrets.token_hex(4)}{PART}")
+
+
+def require_absent(target: str, *, replace: bool) -> None:
+    """Raise ArchiveExistsError if something is at the target, and is not to be replaced."""
+    if os.path.lexists(target) and not replace:
+        raise ArchiveExistsError(
+            f"{target}: something exists here already; give replace=True (--overwrite) to replace "
+            "it, or choose another path"
+        )
 
 
 def require_parent(target: str) -> None:

@@ -50,11 +50,7 @@ class Staging:
         """
         # Replace the archive, not a link to it.
         target = os.path.realpath(target) if replace else os.path.abspath(target)
-        if os.path.lexists(target) and not replace:
-            raise ArchiveExistsError(
-                f"{target}: something exists here already; give replace=True (--overwrite) to "
-                "replace it, or choose another path"
-            )
+        publication.require_absent(target, replace=replace)
         with refused_write(target):
             publication.require_parent(target)
             remove_leftovers(target)

@@ -16,8 +16,9 @@ from scdl.conversion.options import TARGET
 from scdl.conversion.origins import origins_of
 from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.row_order import SOURCE_ROW, Shuffle
-from scdl.errors import ArchiveExistsError, ScdlWarning, SourceError, SourceNotFoundError
+from scdl.errors import ScdlWarning, SourceError, SourceNotFoundError
 from storage_backends import other_formats, registry
+from storage_backends.directory import publication
 from storage_backends.paths import Path, absolute, is_url, paths_of
 
 
@@ -65,10 +66,7 @@ def convert_in_parts(
     if os.path.lexists(target) and not replace:
         # A process that was killed after publishing the archive may have left drafts.
         sweep(directory)
-        raise ArchiveExistsError(
-            f"{target}: something exists here already; give replace=True (--overwrite) to replace "
-            "it, or choose another path"
-        )
+    publication.require_absent(target, replace=replace)
     other_formats.check_target(target, registry.for_target(target, settings.backend).suffix)
     labels, origins = origins_of(
         sources, label, keys, lambda given: paths_of(given, "the paths of h5ad files")
