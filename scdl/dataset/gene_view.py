@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -25,7 +25,7 @@ from scdl.archive.gene_space import (
 from scdl.archive.gene_space import Genes as Genes
 from scdl.archive.graph import NeighborGraph
 from scdl.archive.joining import Lookup, read_mapped_rows
-from scdl.archive.requests import Request, RowForm
+from scdl.archive.requests import RowForm
 from scdl.archive.schema import INDEX, Block, Info, smallest_unsigned
 from scdl.dataset import summary
 from scdl.dataset.batch import CellBatch
@@ -34,11 +34,11 @@ from scdl.dataset.reader import CellReader
 from scdl.dataset.rows import RowReader
 from scdl.errors import OutputError
 from storage_backends.compute.caching import cached_property
+from storage_backends.compute.delegation import delegated
 from storage_backends.compute.traffic import TRAFFIC
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 
 class GeneOptions(TypedDict, total=False):
@@ -171,8 +171,11 @@ class GeneView(CellReader):
             return np.zeros(len(at), np.int64)
         return self._space.table_of[self._blocks.blocks_of(at)]
 
-    def _request(self, at: NDArray[np.int64], field: str = "") -> Request:
-        return self._cells._request(at, field)
+    _request = delegated("_cells._request")
+    _vectors = delegated("_cells._vectors")
+    _vector_keys = delegated("_cells._vector_keys")
+    _obs_batches = delegated("_cells._obs_batches")
+    _graph_of = delegated("_cells._graph_of")
 
     @property
     def fields(self) -> list[str]:
@@ -205,20 +208,9 @@ class GeneView(CellReader):
             return batch
         return replace(batch, present=space.present, spaces=tables)
 
-    def _vectors(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        return self._cells._vectors(key, rows)
-
-    def _vector_keys(self) -> list[str]:
-        return self._cells._vector_keys()
-
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell; None if there is no obs."""
         return self._cells.obs_features()
-
-    def _obs_batches(
-        self, chosen: Callable[[Sequence[str]], list[str]]
-    ) -> Iterator[tuple[int, pa.Table]]:
-        return self._cells._obs_batches(chosen)
 
     @property
     def graph(self) -> NeighborGraph | None:
@@ -229,9 +221,6 @@ class GeneView(CellReader):
     def neighbor_keys(self) -> list[str]:
         """Keys of the neighbour graphs of the cells."""
         return self._cells.neighbor_keys
-
-    def _graph_of(self, key: str) -> NeighborGraph | None:
-        return self._cells._graph_of(key)
 
     def number_nonzero_values(self) -> int:
         """Number of stored values in this gene space; counting them reads all cells."""

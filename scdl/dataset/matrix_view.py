@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,14 +17,10 @@ from scdl.sources.base import genes_of
 from storage_backends.base import ArrayStore, ColumnNames, Contents
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import LazyMapping, cached_property
+from storage_backends.compute.delegation import delegated
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-def _of_archive(name: str) -> Any:
-    """A property as of the archive."""
-    return property(attrgetter(f"_store.{name}"))
 
 
 class MatrixView(ArrayStore):
@@ -92,10 +87,10 @@ class MatrixView(ArrayStore):
         """Not supported: views are created from open archives."""
         raise OptionError(f"{path}: a view of a matrix is created from an open archive")
 
-    identity = _of_archive("identity")
-    is_current = _of_archive("is_current")
-    fingerprint = _of_archive("fingerprint")
-    request_bytes = _of_archive("request_bytes")
+    identity = delegated("_store.identity")
+    is_current = delegated("_store.is_current")
+    fingerprint = delegated("_store.fingerprint")
+    request_bytes = delegated("_store.request_bytes")
 
     @cached_property
     def contents(self) -> Contents:

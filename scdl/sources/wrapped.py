@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import Any
-
 from scdl.sources.base import Source
-
-
-def _from_source(name: str) -> Any:
-    """A method or property that is that of the other source."""
-    return property(attrgetter(f"_source.{name}"))
+from storage_backends.compute.delegation import delegated
 
 
 class Wrapped(Source):
@@ -34,14 +27,14 @@ class Wrapped(Source):
         self.outside = source.outside
 
     # What the other source may know only later.
-    var = _from_source("var")
-    graph = _from_source("graph")
-    vectors = _from_source("vectors")
-    kept_graphs = _from_source("kept_graphs")
-    kept_vectors = _from_source("kept_vectors")
-    kept_dtypes = _from_source("kept_dtypes")
-    unread = _from_source("unread")
-    unmatched = _from_source("unmatched")
-    dropped = _from_source("dropped")
-    names_of_rest = _from_source("names_of_rest")
-    element_of_rest = _from_source("element_of_rest")
+    var = delegated("_source.var")
+    graph = delegated("_source.graph")
+    vectors = delegated("_source.vectors")
+    kept_graphs = delegated("_source.kept_graphs")
+    kept_vectors = delegated("_source.kept_vectors")
+    kept_dtypes = delegated("_source.kept_dtypes")
+    unread = delegated("_source.unread")
+    unmatched = delegated("_source.unmatched")
+    dropped = delegated("_source.dropped")
+    names_of_rest = delegated("_source.names_of_rest")
+    element_of_rest = delegated("_source.element_of_rest")
