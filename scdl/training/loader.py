@@ -150,7 +150,9 @@ class SingleCellLoader:
     @cached_property
     def order(self) -> orders.Order:
         """Order in which cells are visited."""
-        return self._custom_order or self._order_maker.make(self._order_name)
+        if self._custom_order is not None:
+            return self._custom_order
+        return self._order_maker.make(self._order_name)
 
     @property
     def _order_maker(self) -> OrderMaker:

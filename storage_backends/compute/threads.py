@@ -130,14 +130,14 @@ def ahead(
         yield futures.popleft().result()
 
 
-def prefetch(items: Iterable[_T], depth: int = 1) -> Iterator[_T]:
-    """Draw items in a thread, `depth` ahead of the consumer.
+def prefetch(items: Iterable[_T]) -> Iterator[_T]:
+    """Draw items in a thread, one ahead of the consumer.
 
     An exception of the iterator is raised in the consumer; leaving the loop ends the thread.
     """
     iterator, end = iter(items), object()
     with pool_of(1, "scdl-prefetch") as pool:
-        for item in ahead(pool, itertools.repeat(partial(next, iterator, end)), depth):
+        for item in ahead(pool, itertools.repeat(partial(next, iterator, end)), 1):
             if item is end:
                 return
             yield item

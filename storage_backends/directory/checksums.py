@@ -49,12 +49,12 @@ class RunningChecksums:
         self._last = 0
 
     @classmethod
-    def continued(cls, sums: FileChecksums, block: int = BLOCK) -> Self:
+    def continued(cls, sums: FileChecksums) -> Self:
         """Checksums of a file that was written before and grows."""
-        running = cls(block)
+        running = cls()
         running._size = sums.size
-        running._done = sums.blocks[: sums.size // block].tolist()
-        running._last = int(sums.blocks[-1]) if sums.size % block else 0
+        running._done = sums.blocks[: sums.size // BLOCK].tolist()
+        running._last = int(sums.blocks[-1]) if sums.size % BLOCK else 0
         return running
 
     def update(self, data: bytes | memoryview) -> None:

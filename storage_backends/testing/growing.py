@@ -45,11 +45,6 @@ def cells(n_obs: int = 60) -> Contents:
     return small_archive(n_obs, parts=parts)
 
 
-def long_table(n_obs: int = 70_000) -> Contents:
-    """Make an archive of many cells with few values."""
-    return small_archive(n_obs, 2, {"obs": every_type(n_obs).select(_COLUMNS)}, density=0.1)
-
-
 def part_of(contents: Contents, start: int | None, stop: int) -> Contents:
     """Cells ``[start, stop)``, to add to an archive of those before; None: a whole archive."""
     first = start or 0
@@ -111,7 +106,9 @@ class GrowingTests(BackendHarness):
         self.assert_sound(path)
 
     def test_long_table(self, path: str) -> None:
-        contents = long_table()
+        n_obs = 70_000
+        table = every_type(n_obs).select(_COLUMNS)
+        contents = small_archive(n_obs, 2, {"obs": table}, density=0.1)
         self.write(path, part_of(contents, None, 66_000)).close()
         self.grow(path, contents, [66_000, 66_001, 70_000])
         with self.open(path) as store:
