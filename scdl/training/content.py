@@ -82,7 +82,7 @@ class BatchContent:
         return cls(cells, selected, options, Assembly.of(options), modalities, identity)
 
     def check(self) -> None:
-        """Read what is wrong with the options now, and not in the first batch.
+        """Find out now, and not in the first batch, what the cells do not have.
 
         Raises
         ------
