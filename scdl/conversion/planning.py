@@ -129,7 +129,10 @@ class _Plan(Conversion):
 
     def _sample(self, n_values: int) -> _Sample:
         """Read rows of all sources, in proportion to their values."""
-        found, nnz = [_no_rows(self.caster.dtype)], 0
+        no_rows = SparseRows(
+            np.empty(0, self.caster.dtype), np.empty(0, np.uint8), np.zeros(1, np.int64)
+        )
+        found, nnz = [no_rows], 0
         for file, order in zip(self._files, self._gene_orders, strict=True):
             share = math.ceil(n_values * file.matrix.size / max(self._rows.n_values, 1))
             stored, first = 0, len(found)

@@ -7,6 +7,7 @@ possibly of several genomes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,20 @@ from scdl.sources.base import Source
 from scdl.sources.cuts import Mapped
 from scdl.sources.matrices import Matrix
 
-#: Options of a conversion for these formats.
-OPTIONS = ("genome", "feature_types")
 #: The type of features that are genes.
 GENES = "Gene Expression"
 #: Value of `feature_types` for all of them.
 ALL = "all"
+
+
+class TenxOptions(TypedDict, total=False):
+    """Options of a conversion for these formats, as for :func:`scdl.convert`."""
+
+    genome: str
+    feature_types: str | Sequence[str]
+
+
+OPTIONS = tuple(TenxOptions.__annotations__)
 
 
 class Features:
@@ -37,8 +46,8 @@ class Features:
         Names of the features.
     columns
         Other columns by name: ``gene_ids``, and ``feature_types`` and ``genome`` if known.
-    genome, feature_types
-        As for :func:`scdl.convert`.
+    **options
+        Which genome and types to choose.
 
     Raises
     ------
@@ -51,22 +60,21 @@ class Features:
         where: str,
         names: pa.Array,
         columns: Mapping[str, pa.Array],
-        genome: str | None,
-        feature_types: str | Sequence[str] | None,
+        **options: Unpack[TenxOptions],
     ) -> None:
         n = len(names)
         for name, column in columns.items():
             if len(column) != n:
                 raise SourceError(f"{where}: {name} has {len(column)} values, expected {n} genes")
         chosen = np.ones(n, bool)
-        types = columns.get("feature_types")
+        types, feature_types = columns.get("feature_types"), options.get("feature_types")
         if feature_types is None and types is not None:
             # As scanpy's readers do.
             feature_types = GENES if GENES in set(types.to_pylist()) else ALL
         wanted = [feature_types] if isinstance(feature_types, str) else list(feature_types or ())
         if wanted and ALL not in wanted:
             chosen &= _among(where, "feature type", types, wanted)
-        if genome is not None:
+        if (genome := options.get("genome")) is not None:
             chosen &= _among(where, "genome", columns.get("genome"), [genome])
         self.table = pa.table({INDEX: names, **columns}).filter(pa.array(chosen))
         self.n_all = n

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Unpack
 
 import h5py
 import pyarrow as pa
@@ -18,7 +19,7 @@ from scdl.sources import hdf5_guard
 from scdl.sources.base import Source
 from scdl.sources.hdf5 import open_file, readable, readers
 from scdl.sources.matrices import Csr
-from scdl.sources.tenx import Features, TenxSource
+from scdl.sources.tenx import Features, TenxOptions, TenxSource
 from storage_backends import other_formats
 from storage_backends.compute import arrow
 
@@ -53,12 +54,7 @@ def _matrices(file: h5py.File) -> list[str]:
 
 
 def open_sources(
-    path: str,
-    matrix: str | None,
-    stack: ExitStack,
-    *,
-    genome: str | None = None,
-    feature_types: str | Sequence[str] | None = None,
+    path: str, matrix: str | None, stack: ExitStack, **options: Unpack[TenxOptions]
 ) -> list[Source]:
     """Open a file as a source; see :func:`scdl.convert` for the options.
 
@@ -74,11 +70,11 @@ def open_sources(
         names = _matrices(file)
         name = names[0]
         if name != _MATRIX:
-            name = _genome_of(path, names, genome)
+            name = _genome_of(path, names, options.get("genome"))
         where, group = f"{path}: {name}", hdf5_guard.group(file, name)
         barcodes = _texts(where, group, "barcodes")
         label, columns, outside = _columns(where, group, name)
-        features = Features(path, label, columns, genome, feature_types)
+        features = Features(path, label, columns, **options)
         shape = len(barcodes), features.n_all
         found = tuple(int(n) for n in _dataset(where, group, "shape")[()])
         if found != shape[::-1]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Unpack
 
 import pyarrow as pa
 import pyarrow.csv
@@ -17,7 +18,7 @@ from scdl.archive.schema import INDEX
 from scdl.errors import SourceError, SourceNotFoundError
 from scdl.sources.base import Source
 from scdl.sources.market import MarketMatrix, opened, readable
-from scdl.sources.tenx import Features, TenxSource
+from scdl.sources.tenx import Features, TenxOptions, TenxSource
 
 #: Suffixes of compressed files.
 _PACKED = ("", ".gz", ".bz2", ".zst", ".lz4")
@@ -45,12 +46,7 @@ def _matrix_files(path: str) -> list[str]:
 
 
 def open_sources(
-    path: str,
-    matrix: str | None,
-    stack: ExitStack,
-    *,
-    genome: str | None = None,
-    feature_types: str | Sequence[str] | None = None,
+    path: str, matrix: str | None, stack: ExitStack, **options: Unpack[TenxOptions]
 ) -> list[Source]:
     """Open a directory, or its matrix, as a source; see :func:`scdl.convert` for the options.
 
@@ -75,7 +71,7 @@ def open_sources(
     if genes.num_columns > 2:
         columns["feature_types"] = genes.column(2).combine_chunks()
     names = genes.column(1).combine_chunks()
-    features = Features(path, names, columns, genome, feature_types)
+    features = Features(path, names, columns, **options)
     cells = barcodes.column(0).combine_chunks()
     values = MarketMatrix(files[0], (len(cells), features.n_all))
     return [TenxSource(path, matrix, features, {INDEX: cells}, values)]
