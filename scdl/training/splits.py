@@ -34,6 +34,15 @@ _READ_ERRORS = (
 class Splits(Mapping[str, NDArray[np.int64]]):
     """Disjoint parts of the cells of a dataset: name to sorted rows, int64, read-only.
 
+    Parameters
+    ----------
+    parts
+        Rows of each part.
+    n_obs, how
+        See below.
+    copy
+        Whether to copy the rows; otherwise the given arrays become read-only.
+
     Attributes
     ----------
     n_obs
