@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -10,9 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec
-from storage_backends.compute.caching import LRUCache
 from storage_backends.compute.threads import for_each, n_threads
 from storage_backends.errors import ArchiveFormatError
+from storage_backends.zarr.chunks.decoded import (
+    CACHE_BYTES,
+    CHUNKS,
+    GROUP_BYTES,
+    KEPT_BYTES,
+    narrowed,
+    scratch,
+)
 from storage_backends.zarr.chunks.fetching import ChunkReader, Chunks
 from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
 
@@ -20,22 +26,8 @@ from storage_backends.zarr.plan import Bound, ChunkPlan, place, plan
 _WINDOW_CHUNKS = 1024
 #: Maximum of chunks in a read that uses the cache.
 _FEW_CHUNKS = 16
-#: Bytes of chunks that a thread decodes at once: few enough for the CPU's cache, and enough that
-#: threads seldom contend for the GIL.
-_GROUP_BYTES = 1 << 20
 #: Groups of chunks in frames for each thread, so that threads end at about the same time.
 _GROUPS_PER_THREAD = 4
-
-#: Has the attribute `memory` in threads that decode groups of chunks.
-_scratch = threading.local()
-
-#: Bytes of decoded chunks that a process keeps.
-_CACHE_BYTES = 64 << 20
-#: Bytes of a kept number of most arrays.
-_KEPT_BYTES = 4
-#: Decoded chunks that were used last, by array and number. All archives share them, since a
-#: collection may have thousands.
-_chunks = LRUCache[tuple[object, int], NDArray[Any]](_CACHE_BYTES, lambda chunk: chunk.nbytes)
 
 
 class ZarrArray:
@@ -80,7 +72,7 @@ class ZarrArray:
 
     def forget(self) -> None:
         """Release its chunks in the cache."""
-        _chunks.remove(lambda key: key[0] is self.key)
+        CHUNKS.remove(lambda key: key[0] is self.key)
 
 
 def read(
@@ -117,7 +109,7 @@ def will_need(
         reading, readers = _Reading.of(kind, ranges, nowhere), [array.reader for array in kind]
         which, chunks = reading.located(0, len(reading.todo.chunks))
         if reading.is_cached:
-            missing = [i for i, key in enumerate(reading.keys(which, chunks)) if key not in _chunks]
+            missing = [i for i, key in enumerate(reading.keys(which, chunks)) if key not in CHUNKS]
             which, chunks = which[missing], chunks[missing]
         if len(chunks):
             kept.append(readers[0].will_need(readers, which, chunks))
@@ -193,8 +185,8 @@ class _Reading(NamedTuple):
         """
         last = self.arrays[-1]
         n_chunks = int(self.first[-1]) - (-last.spec.length // last.chunk_rows)
-        kept_bytes = n_chunks * self._chunk_length * min(last.reader.dtype.itemsize, _KEPT_BYTES)
-        are_kept = self.arrays[0].is_offsets and kept_bytes <= _CACHE_BYTES
+        kept_bytes = n_chunks * self._chunk_length * min(last.reader.dtype.itemsize, KEPT_BYTES)
+        are_kept = self.arrays[0].is_offsets and kept_bytes <= CACHE_BYTES
         return are_kept or len(self.todo.chunks) <= _FEW_CHUNKS
 
     def keys(self, which: NDArray[np.int64], chunks: NDArray[np.int64]) -> list[tuple[object, int]]:
@@ -225,7 +217,7 @@ class _Reading(NamedTuple):
         keys = self.keys(which, chunks)
         missing = []
         for i, key in enumerate(keys):
-            chunk = _chunks.get(key)
+            chunk = CHUNKS.get(key)
             if chunk is None:
                 missing.append(i)
             else:
@@ -239,8 +231,8 @@ class _Reading(NamedTuple):
             i = missing[position]
             chunk = np.empty((1, self._chunk_length), self.arrays[0].reader.dtype)
             fetched.decode(position, position + 1, whole, chunk)
-            chunk = _narrowed(chunk)
-            _chunks.setdefault(keys[i], chunk)
+            chunk = narrowed(chunk)
+            CHUNKS.setdefault(keys[i], chunk)
             self._place(chunk, i)
 
         for_each(decode, range(len(missing)))
@@ -253,11 +245,11 @@ class _Reading(NamedTuple):
         chunks = self._fetch(*self.located(first, last))
         dtype = self.arrays[0].reader.dtype
         chunk_bytes = self._chunk_length * dtype.itemsize
-        group = max(1, min(_GROUP_BYTES // chunk_bytes, -(-(last - first) // n_threads())))
+        group = max(1, min(GROUP_BYTES // chunk_bytes, -(-(last - first) // n_threads())))
 
         def decode(start: int) -> None:
             stop = min(start + group, last)
-            memory = _memory((stop - start, self._chunk_length), dtype)
+            memory = scratch((stop - start, self._chunk_length), dtype)
             chunks.decode(start - first, stop - first, self.todo.needed[start:stop], memory)
             self._place(memory, start)
 
@@ -297,21 +289,3 @@ class _Reading(NamedTuple):
             f"{self.arrays[which].where}: chunk {number} holds a gene that is not below "
             f"{self.arrays[which].bound.below}; convert the source again"
         )
-
-
-def _narrowed(chunk: NDArray[Any]) -> NDArray[Any]:
-    """A chunk as it is kept: 64-bit numbers take half the memory if they fit 32 bits."""
-    if chunk.dtype.kind not in "iu" or chunk.itemsize <= _KEPT_BYTES:
-        return chunk
-    fits = chunk.size and chunk.min() >= 0 and chunk.max() <= np.iinfo(np.uint32).max
-    return chunk.astype(np.uint32) if fits else chunk
-
-
-def _memory(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Memory of this thread for a group of chunks; it is used again by the next call."""
-    n_bytes = shape[0] * shape[1] * dtype.itemsize
-    if n_bytes > _GROUP_BYTES:
-        return np.empty(shape, dtype)
-    if not hasattr(_scratch, "memory"):
-        _scratch.memory = np.empty(_GROUP_BYTES, np.uint8)
-    return np.ndarray(shape, dtype, _scratch.memory)

@@ -16,7 +16,7 @@ from storage_backends.compute.jit import kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.errors import one_line
 from storage_backends.zarr.codecs import blosc as native
-from storage_backends.zarr.codecs import frame_writing, frames, packed, pcodec
+from storage_backends.zarr.codecs import frame_format, frame_writing, packed, pcodec
 from storage_backends.zarr.codecs.encodings import (
     COMPRESSORS,
     SERIALIZERS,
@@ -134,8 +134,8 @@ class Chain:
         Returns the position of the first chunk with a number out of bounds, or -1.
         """
         found = packed.place(content, pieces, n_items, self.stored, bound, out)
-        if found >= frames.BEYOND:
-            return found % frames.BEYOND
+        if found >= frame_format.BEYOND:
+            return found % frame_format.BEYOND
         self._check(found)
         return -1
 

@@ -1,4 +1,4 @@
-"""Writing chunks as frames, see :mod:`storage_backends.zarr.codecs.frames`."""
+"""Writing chunks as frames, see :mod:`storage_backends.zarr.codecs.frame_format`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from storage_backends.compute.jit import kernel
 from storage_backends.directory.content import checksum
 from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at
-from storage_backends.zarr.codecs.frames import (
+from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
     GAP_BITS,
     GAPS,

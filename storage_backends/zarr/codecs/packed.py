@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from storage_backends.directory.content import Content
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.codecs import blosc as native
-from storage_backends.zarr.codecs import frame_writing, frames
+from storage_backends.zarr.codecs import frame_format, frame_writing, frames
 from storage_backends.zarr.codecs.profiles import PACKED
 from storage_backends.zarr.plan import Bound, ChunkPieces
 
 NAME = PACKED
-_KINDS = {"u": frames.UNSIGNED, "i": frames.SIGNED, "f": frames.FLOAT}
+_KINDS = {"u": frame_format.UNSIGNED, "i": frame_format.SIGNED, "f": frame_format.FLOAT}
 _EVERYTHING = Bound(0, np.empty(0, np.uint32))
 
 
@@ -66,10 +66,10 @@ def decode(content: Content, needed: NDArray[np.int64], out: NDArray[Any]) -> in
 
 def problem_at(found: int) -> tuple[int, str]:
     """Position and problem of a damaged chunk, from the result of :func:`place`."""
-    if found >= frames.OTHER_VERSION:
-        return found % frames.OTHER_VERSION, (
+    if found >= frame_format.OTHER_VERSION:
+        return found % frame_format.OTHER_VERSION, (
             f"another version of the codec {NAME} wrote it, this release of scdl-store reads "
-            f"version {frames.VERSION}; update scdl-store"
+            f"version {frame_format.VERSION}; update scdl-store"
         )
     problem = native.problem_at(found)
     assert problem is not None

@@ -21,7 +21,7 @@ Codec = Mapping[str, Any]
 #: Type in which integral values are stored if all of them fit.
 NARROW = np.dtype(np.uint16)
 
-#: The codec of frames, see :mod:`storage_backends.zarr.codecs.frames`.
+#: The codec of frames, see :mod:`storage_backends.zarr.codecs.frame_format`.
 PACKED = "scdl.packed"
 
 

@@ -17,7 +17,7 @@ from storage_backends.zarr.codecs.packed import NAME, Packed
 
 @dataclass(frozen=True)
 class PackedCodec(ArrayBytesCodec):
-    """Encodes chunks of numbers as frames, see :mod:`storage_backends.zarr.codecs.frames`.
+    """Encodes chunks of numbers as frames, see :mod:`storage_backends.zarr.codecs.frame_format`.
 
     Frames have 1,024 items, as zarr does not know where rows end.
 

@@ -21,7 +21,7 @@ from storage_backends.directory.content import Content, checksum
 from storage_backends.directory.recorder import Recorder
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import plan
-from storage_backends.zarr.chunks import reading, spans
+from storage_backends.zarr.chunks import decoded, reading, spans
 from storage_backends.zarr.chunks.files import LocalFiles, Pieces
 from storage_backends.zarr.chunks.page_cache import PageCache
 from storage_backends.zarr.chunks.reading import ZarrArray
@@ -274,7 +274,7 @@ def test_offsets_are_read_through_the_cache(tmp_path_factory, dtype, start, at):
     zeros = np.zeros(len(at), np.int64)
     assert reading.will_need([array], zeros, starts, starts + 1) is False
     array.forget()
-    assert not any(key[0] is array.key for key in reading._chunks._items)
+    assert not any(key[0] is array.key for key in decoded.CHUNKS._items)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> None:
