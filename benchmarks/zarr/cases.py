@@ -19,15 +19,20 @@ from benchmarks.common.libraries import ANNBATCH, BLOCK, MEMMAP, conversion_opti
 from benchmarks.common.measure import Spread, epoch_rate, spreads, take_turns
 from benchmarks.common.report import Outcome, at_least, at_most, figure, ratio
 
-PROFILES = ("fast", "balanced", "archive", "portable")
+#: Profiles that read single cells, and those that programs without scdl read.
+FRAMES, INTERCHANGE = ("packed", "packed-fast"), ("fast", "balanced", "archive", "portable")
+PROFILES = (*FRAMES, *INTERCHANGE)
 
 BATCH, DENSE_BATCH = 1_024, 64
 _RANDOM_BATCHES = 8
 _RATE = "k cells/s"
 
-_BITS = {"fast": 11.5, "balanced": 8.5, "archive": 5.8}
+_BITS = {"packed": 7.5, "packed-fast": 11.7, "fast": 11.5, "balanced": 8.5, "archive": 5.8}
 _EPOCH = {"fast": 2.5, "balanced": 1.25, "archive": 0.8}
 _COLD = 2.0
+#: Of profiles that read single cells, over memmap: speed of epochs, and time of a conversion.
+_OVER_MEMMAP = {"CSR epoch": 0.8, "dense epoch": 0.9, "random cells": 0.8}
+_CONVERSION = 1.5
 _MEGABYTES = 500
 
 
@@ -129,7 +134,7 @@ def theirs_on_ours(bench: ZarrBench) -> list[Outcome]:
     if bench.theirs is None:
         return []
     outcomes: list[Outcome] = []
-    for profile in PROFILES:
+    for profile in INTERCHANGE:
         path = bench.archive(profile)
         expected = bench.ours.ask("sums", path=path)["sums"][:3]
         runs = [bench.theirs.ask("train_from_ours", path=path) for _ in range(bench.repeats)]
@@ -156,7 +161,7 @@ def dense(bench: ZarrBench) -> list[Outcome]:
 
 
 def random_cells(bench: ZarrBench) -> list[Outcome]:
-    names = [name for name in ("balanced", MEMMAP, ANNBATCH) if name in bench.names]
+    names = [name for name in (*FRAMES, "balanced", MEMMAP, ANNBATCH) if name in bench.names]
     options = {"block": 1, "batch": BATCH, "preload": PRELOAD_CELLS, "limit": _RANDOM_BATCHES}
     return _over_theirs("random cells", _rates(bench, names, **options), {})
 
@@ -184,18 +189,25 @@ def _rate(bench: ZarrBench, name: str, path: Path, options: dict[str, Any]) -> C
 
 def _over_theirs(what: str, rates: dict[str, Spread], required: dict[str, float]) -> list[Outcome]:
     """Compare each of our archives with annbatch's; without that, only their own rates."""
-    theirs = rates.pop(ANNBATCH, None)
+    theirs, memmap = rates.pop(ANNBATCH, None), rates[MEMMAP]
+    bound = at_least(_OVER_MEMMAP[what], "x")
+    over = [
+        Outcome(
+            f"{what}, {name} over memmap", bound, rates[name].over(memmap), rates[name], None, _RATE
+        )
+        for name in FRAMES
+    ]
     if theirs is None:
-        return [figure(f"{what}, {name}", _RATE, ours) for name, ours in rates.items()]
+        return [figure(f"{what}, {name}", _RATE, ours) for name, ours in rates.items()] + over
     return [
         ratio(f"{what}, {name}", ours, theirs, _RATE, required=required.get(name))
         for name, ours in rates.items()
-    ]
+    ] + over
 
 
 def convert(bench: ZarrBench) -> list[Outcome]:
     source = bench.workspace.h5ad()
-    names = ("balanced", *((ANNBATCH,) if bench.theirs else ()))
+    names = ("balanced", *FRAMES, MEMMAP, *((ANNBATCH,) if bench.theirs else ()))
     measures = {name: partial(bench.conversion, name, source) for name in names}
     runs = take_turns(measures, bench.repeats)
     seconds = {name: Spread.of([run.report["seconds"] for run in runs[name]]) for name in names}
@@ -205,8 +217,24 @@ def convert(bench: ZarrBench) -> list[Outcome]:
         speed: Outcome = figure(what, "s", ours)
     else:
         speed = Outcome(what, at_least(1, "x"), theirs.over(ours), ours, theirs, "s", note)
+    bound, memmap = at_most(_CONVERSION, "x"), seconds[MEMMAP]
+    over = [
+        Outcome(
+            f"convert to {name}: time over memmap's",
+            bound,
+            seconds[name].over(memmap),
+            seconds[name],
+            None,
+            "s",
+        )
+        for name in FRAMES
+    ]
     what = "convert to balanced: memory"
-    return [speed, *memory_outcome(what, _MEGABYTES, runs["balanced"], runs.get(ANNBATCH, []))]
+    return [
+        speed,
+        *over,
+        *memory_outcome(what, _MEGABYTES, runs["balanced"], runs.get(ANNBATCH, [])),
+    ]
 
 
 def convert_large(bench: ZarrBench) -> list[Outcome]:
