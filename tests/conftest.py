@@ -146,7 +146,8 @@ def command_server(child_environment: dict[str, str]) -> Iterator[subprocess.Pop
         text=True,
     ) as server:
         yield server
-        server.stdin.close()
+        # Not the end of its input: processes that were forked meanwhile have this end of it, too.
+        server.kill()
 
 
 @pytest.fixture
