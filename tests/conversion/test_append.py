@@ -289,6 +289,7 @@ def assert_same_matrices(grown, whole):
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("chunks", ["small", "default"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
+@pytest.mark.sampled
 @settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
