@@ -10,7 +10,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import intrinsic, kernel
-from storage_backends.zarr.codecs.blosc import byte_at, word_at
+from storage_backends.zarr.codecs.blosc import byte_at, number_at, word_at
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
     FLOAT,
@@ -121,15 +121,14 @@ def _unpack_all(
 
 @kernel
 def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
-    """The bits of an item, extended to 64."""
-    shift, word = 64 - 8 * itemsize, np.uint64(0)
+    """The bits of an item of at most eight bytes, extended to 64."""
     if itemsize == 0:
-        return 0
-    for k in range(itemsize):
-        word |= np.uint64(byte_at(address + k)) << np.uint64(8 * k)
-    return (
-        np.int64(word << np.uint64(shift)) >> np.int64(shift) if kind == SIGNED else np.int64(word)
-    )
+        return np.int64(0)
+    shift = np.uint64(64 - 8 * itemsize)
+    word = word_at(address) << shift
+    if kind == SIGNED:
+        return np.int64(word) >> np.int64(shift)
+    return np.int64(word >> shift)
 
 
 @kernel
@@ -178,6 +177,26 @@ def _sum_gaps(itemsize: Integer, kind: Integer, out: NDArray[Any]) -> bool:
 
 
 @kernel
+def _look_up(
+    table: Integer, n_table: Integer, itemsize: Integer, kind: Integer, out: NDArray[Any]
+) -> bool:
+    """Replace positions by the items of a table; False if one lies beyond it."""
+    most = out.dtype.type(0)
+    for k in range(len(out)):
+        most = max(most, out[k])
+    if np.uint64(most) >= np.uint64(n_table):
+        return False
+    if itemsize == 4 and kind != SIGNED:
+        # Most floats are of this size, and such a loop takes a fourth of the time.
+        for k in range(len(out)):
+            out[k] = number_at(table + np.int64(out[k]) * 4)
+    else:
+        for k in range(len(out)):
+            out[k] = _item_at(table + np.int64(out[k]) * itemsize, itemsize, kind)
+    return True
+
+
+@kernel
 def decode_frame(
     address: Integer,
     size: Integer,
@@ -216,12 +235,7 @@ def decode_frame(
         table, codes = body + 2, body + 2 + n_table * itemsize
         if codes > end or not _unpack_all(codes, end - codes, is_wide, min(bits, 16), out):
             return False
-        for k in range(len(out)):
-            code = np.int64(out[k])
-            if code >= n_table:
-                return False
-            out[k] = _item_at(table + code * itemsize, itemsize, kind)
-        return True
+        return _look_up(table, n_table, itemsize, kind, out)
     if encoding != RAW or end - body != len(out) * itemsize:
         return False
     for k in range(len(out)):
