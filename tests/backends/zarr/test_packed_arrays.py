@@ -28,7 +28,9 @@ CHILD = """
 import sys
 import numpy as np, zarr, zarr.registry
 if sys.argv[3] == "without":
-    getattr(zarr.registry, "__codec_registries").pop("scdl.packed", None)
+    names = "__codec_registries", "_codec_registries"
+    registries = next(getattr(zarr.registry, n) for n in names if hasattr(zarr.registry, n))
+    registries.pop("scdl.packed", None)
 np.save(sys.argv[2], zarr.open_array(sys.argv[1], mode="r")[:])
 """
 
