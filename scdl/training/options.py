@@ -21,7 +21,7 @@ from scdl.training.orders import Remainder
 
 
 class FieldOptions(TypedDict, total=False):
-    """How a field is laid out; what is left out is as for the matrix."""
+    """The layout of a field; keys that are missing take the value of the matrix."""
 
     layout: str
     length: int

@@ -71,7 +71,8 @@ class ZarrWriter(DirectoryWriter):
         profile = _profile(compression)
         if profile.by_detection:
             rows = gene_order.reordered(rows, n_vars)
-        return {name: encoded_bytes(name, values, profile) for name, values in rows.items()}
+        ends = rows["indptr"][1:].astype(np.int64)
+        return {name: encoded_bytes(name, values, profile, ends) for name, values in rows.items()}
 
     def _begin(self) -> None:
         with layout.ignore_zarr_warnings():

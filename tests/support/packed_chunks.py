@@ -28,7 +28,7 @@ SPECIAL += [2.0**63, -(2.0**63), 2.0**64, 0.5, np.inf, -np.inf, np.nan, 5e-324, 
 
 @np.errstate(all="ignore")
 def values_of(kind: str, dtype: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Items of one kind, of which there are at least `n` bits at random."""
+    """Make `n` random items of one kind."""
     any_bits = np.frombuffer(rng.bytes(n * np.dtype(dtype).itemsize), dtype)
     if kind == "extremes":
         if dtype[0] == "f":

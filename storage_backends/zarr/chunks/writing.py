@@ -266,15 +266,25 @@ class ArrayBuilder:
         self._recorder.remove(narrow_directory)
 
 
-def encoded_bytes(name: str, values: NDArray[Any], profile: Profile) -> int:
-    """Bytes that an array of numbers takes with a profile; see :class:`ArrayBuilder`."""
+def encoded_bytes(
+    name: str, values: NDArray[Any], profile: Profile, ends: NDArray[np.int64]
+) -> int:
+    """Bytes that an array takes with a profile, whose rows end at `ends`.
+
+    See :class:`ArrayBuilder`.
+    """
     narrow = fits_narrow(values) if profile.may_narrow(name, values.dtype) else None
     codecs = profile.codecs(name, values.dtype, narrow=narrow is not None)
     chain = Chain.of(codecs, values.dtype)
     assert chain is not None, "a profile has unknown codecs"
-    stored, length = values if narrow is None else narrow, profile.chunk_items
-    chunks = (stored[i : i + length] for i in range(0, len(stored), length))
-    return sum(len(data.result()) for data in [threads.submit(chain.encode, c) for c in chunks])
+    stored, length, rows = values if narrow is None else narrow, profile.chunk_items, RowEnds()
+    rows.extend(ends)
+    tasks = []
+    for start in range(0, len(stored), length):
+        chunk = stored[start : start + length]
+        within = rows.within(start, start + len(chunk)) if chain.in_frames else None
+        tasks.append(threads.submit(chain.encode, chunk, within))
+    return sum(len(task.result()) for task in tasks)
 
 
 #: Codecs from numbers to numbers.

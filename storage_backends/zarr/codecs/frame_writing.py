@@ -139,7 +139,7 @@ def _pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wi
         width: Integer = np.int64(widths[block])
         word, filled = np.uint64(0), 0
         for k in range(block * BLOCK, min(n, block * BLOCK + BLOCK)):
-            # Halves, so that what is left of a byte and a half never exceed a word.
+            # At most 32 bits at once: with up to 7 that wait, they fit a word.
             for half in range(2):
                 low = min(width, 32)
                 taken = low if half == 0 else width - low

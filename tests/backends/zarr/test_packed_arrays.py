@@ -22,6 +22,7 @@ from zarr.codecs import Crc32cCodec
 
 import scdl
 from storage_backends.zarr.codecs.zarr_codec import PackedCodec
+from storage_backends.zarr.writer import ZarrWriter
 
 #: Saves an array that zarr-python reads, which finds codecs by their entry points.
 CHILD = """
@@ -168,3 +169,15 @@ def test_zarr_finds_the_codec_by_its_entry_point(tmp_path: Path) -> None:
     found = child("with")
     assert found.returncode == 0, found.stderr
     np.testing.assert_array_equal(np.load(result), zarr.open_array(array, mode="r")[:])
+
+
+def test_size_without_writing(tmp_path: Path) -> None:
+    X = counts(9_000, 300, np.random.default_rng(2))
+    scdl.convert(anndata.AnnData(X), tmp_path / "a.zarr", compression="packed-fast")
+    store = scdl.open(tmp_path / "a.zarr").store
+    rows = {name: store.read(name) for name in ("data", "indices", "indptr")}
+    expected = ZarrWriter.encoded_bytes(rows, n_vars=300, compression="packed-fast")
+    for name in ("data", "indices"):
+        (shard,) = (tmp_path / "a.zarr" / "X" / name / "c").iterdir()
+        # Besides chunks the file has an index, and the last chunk is filled up.
+        assert expected[name] == pytest.approx(shard.stat().st_size, rel=0.02)
