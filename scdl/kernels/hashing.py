@@ -83,8 +83,7 @@ def permuted_numpy(at: Numbers, n: int, key: int) -> Numbers:
 def _network(n: int, key: int) -> tuple[np.uint64, np.uint64, NDArray[np.uint64]]:
     """Bounds of the two digits of positions, and the keys of the rounds."""
     high, low = (np.uint64(digits) for digits in _factors(n))
-    keys = [mixed(key, i) for i in range(_ROUNDS[n > _FEW])]
-    return high, low, np.array(keys, np.uint64)
+    return high, low, hashed(np.arange(_ROUNDS[n > _FEW]), mixed(key))
 
 
 def _factors(n: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ that refers to it is deleted. Recently returned memory is reused first.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -23,6 +24,8 @@ _LEAST = 1 << 17
 _STEP = 1 << 19
 #: Largest number of idle bytes to keep for reuse.
 _MOST_IDLE = 512 << 20
+
+_SIZE = operator.attrgetter("nbytes")
 
 _idle: list[NDArray[np.uint8]] = []
 _lock = threading.Lock()
@@ -70,7 +73,7 @@ def _found(n_bytes: int) -> NDArray[np.uint8] | None:
     if not _lock.acquire(blocking=False):
         return None
     try:
-        while len(_idle) > 1 and sum(memory.nbytes for memory in _idle) > _MOST_IDLE:
+        while len(_idle) > 1 and sum(map(_SIZE, _idle)) > _MOST_IDLE:
             del _idle[0]
         for i in range(len(_idle) - 1, -1, -1):
             if n_bytes <= _idle[i].nbytes <= n_bytes + n_bytes // 4 + _STEP:

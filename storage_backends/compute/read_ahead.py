@@ -40,21 +40,14 @@ def are_cold(addresses: NDArray[np.int64]) -> bool:
     for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
         # Only this page is read: touching it first would read as much as the device reads ahead.
         library.madvise(address - address % mmap.PAGESIZE, mmap.PAGESIZE, _WILLNEED)
-        before = _waits()
+        # Waits, not time: other work may take the core of this thread.
+        before = resource.getrusage(_WAITING).ru_nvcsw
         ctypes.string_at(address, 1)
         # This thread may have waited for a lock of the system once.
-        n_waited += _waits() > before
+        n_waited += resource.getrusage(_WAITING).ru_nvcsw > before
         if n_waited > 1:
             return True
     return False
-
-
-def _waits() -> int:
-    """How often this thread gave up its core to wait, as for a disk.
-
-    Times would also tell that other work took its core.
-    """
-    return resource.getrusage(_WAITING).ru_nvcsw
 
 
 def will_need(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
