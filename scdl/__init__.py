@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
     from scdl.dataset.collate import collate_sparse_matrix_batch as collate_sparse_matrix_batch
     from scdl.dataset.dataset import SingleCellDataset as SingleCellDataset
+    from scdl.inspection.survey import DataReport as DataReport
+    from scdl.inspection.survey import report as report
     from scdl.opening import open as open
     from scdl.sources.mudata import modalities as modalities
     from scdl.training.loader import SingleCellLoader as SingleCellLoader
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CellBatch": "scdl.dataset.batch",
     "ConversionReport": "scdl.conversion.reporting",
+    "DataReport": "scdl.inspection.survey",
     "DirectoryReport": "scdl.conversion.many.report",
     "Log1p": "scdl.training.transforms",
     "NeighborSamplingStrategy": "scdl.archive.graph",
@@ -59,6 +62,7 @@ _HOMES = {
     "modalities": "scdl.sources.mudata",
     "create": "scdl.conversion.creation",
     "open": "scdl.opening",
+    "report": "scdl.inspection.survey",
     "split": "scdl.training.splitting",
     "verify": "scdl.collection.verification",
 }

@@ -23,6 +23,7 @@ COMMANDS = {
     "head": "inspection",
     "info": "inspection",
     "manifest": "manifests",
+    "report": "inspection",
     "split": "copies",
     "subset": "copies",
     "verify": "inspection",

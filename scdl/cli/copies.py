@@ -49,7 +49,7 @@ def cast(
         raise typer.BadParameter("give either DEST or --in-place", param_hint="DEST")
     if in_place and overwrite:
         raise typer.BadParameter("--overwrite replaces what is at DEST; leave it out")
-    from scdl.cli.description import summary_of
+    from scdl.inspection.description import summary_of
 
     target = None if dest is None else path_of(dest)
     _open(path).cast_data_to_dtype(dtype, target, replace=overwrite)

@@ -58,10 +58,10 @@ def flatten(
     verbose: Verbose = False,
 ) -> None:
     """Write all archives of a collection as one archive."""
-    from scdl.cli.description import summary_of
     from scdl.collection.collection import SingleCellCollection
     from scdl.collection.paths import is_collection
     from scdl.errors import ArchiveNotFoundError, CollectionError
+    from scdl.inspection.description import summary_of
     from storage_backends import registry
 
     path = path_of(path)

@@ -1,4 +1,4 @@
-"""``scdl export``, ``scdl head``, ``scdl info`` and ``scdl verify``."""
+"""``scdl export``, ``scdl head``, ``scdl info``, ``scdl report`` and ``scdl verify``."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def info(
     Shows the numbers of cells and genes, types, sizes, tables and graphs.
     """
     if as_json:
-        from scdl.cli.description import describe
+        from scdl.inspection.description import describe
 
         show(describe(path_of(path)), quiet=quiet, as_json=True)
         return
@@ -102,6 +102,46 @@ def info(
         table.add_row(key, Text(value))
     if not quiet:
         Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def report(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An archive, or a collection.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The page to write: FILE.html.")],
+    cells: Annotated[
+        int, typer.Option(min=1, help="Number of random cells to count distributions from.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of their choice.")] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Verify the structure.")
+    ] = True,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare every byte with its checksum, too.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that is at OUT.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a page that shows what an archive or a collection holds.
+
+    One HTML file: contents and sizes, distributions of genes and sums per cell, values and columns
+    of obs, graphs, and whether the archive is sound.
+    """
+    from scdl.inspection.survey import report as run
+
+    found = run(
+        path_of(path),
+        out,
+        cells=cells,
+        seed=seed,
+        verify=verify,
+        deep=deep,
+        replace=overwrite,
+        progress=not quiet,
+    )
+    show(found, quiet=quiet, as_json=as_json)
 
 
 def verify(

@@ -24,7 +24,7 @@ Layout = Literal["csr", "coo", "dense"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CellBatch:
+class CellBatch(summary.Summarized):
     """Cells in compressed sparse row form.
 
     Plain arrays are cheap to send between processes; consumers build sparse tensors from them.
@@ -107,6 +107,9 @@ class CellBatch:
         )
 
     def __repr__(self) -> str:
+        return summary.text(*self._summary())
+
+    def _summary(self) -> tuple[str, summary.Facts]:
         n, genes = len(self.data), len(self) * self.n_vars
         facts = {
             "values": summary.values(n, genes, self.data.dtype, self.indices.dtype),
@@ -115,7 +118,7 @@ class CellBatch:
             "obsm": summary.names([f"{key} ({v.shape[1]})" for key, v in self.obsm.items()]),
             "fields": summary.names(list(self.fields)),
         }
-        return summary.text(f"CellBatch: {summary.size(len(self), [self.n_vars])}", facts)
+        return f"CellBatch: {summary.size(len(self), [self.n_vars])}", facts
 
     @property
     def shape(self) -> tuple[int, int]:

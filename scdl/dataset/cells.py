@@ -59,7 +59,7 @@ class Storage(NamedTuple):
     request_bytes: int
 
 
-class Cells(CellTable):
+class Cells(CellTable, summary.Summarized):
     """Cells of one or many archives: their number, tables, genes and graphs."""
 
     #: Feature blocks and other metadata from the attributes of the archives.
@@ -195,11 +195,14 @@ class Cells(CellTable):
         return self.n_obs
 
     def __str__(self) -> str:
+        return summary.text(*self._summary())
+
+    def _summary(self) -> tuple[str, summary.Facts]:
         title = f"{type(self).__name__}: {summary.size(self.n_obs, self.n_vars)}"
-        return summary.text(title, self._facts())
+        return title, self._facts()
 
     def _facts(self) -> summary.Facts:
-        """The lines shown by ``str()``; only what is fast to determine."""
+        """The facts of the summary; only what is fast to determine."""
         obs = self.obs_features()
         return {
             "obs": summary.names(obs.columns.names) if obs else "none",

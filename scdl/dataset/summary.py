@@ -1,7 +1,9 @@
-"""Multi-line summaries of datasets, collections and batches for printing."""
+"""Summaries of datasets, collections, loaders and batches, as text and for notebooks."""
 
 from __future__ import annotations
 
+import html
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,29 @@ def text(title: str, facts: Facts) -> str:
     told = {name: fact for name, fact in facts.items() if fact}
     width = max(map(len, told), default=0)
     return "\n".join([title, *(f"  {name:<{width}}  {fact}" for name, fact in told.items())])
+
+
+def table(facts: Facts) -> str:
+    """An HTML table with a row for each fact."""
+    rows = [
+        f'<tr><th style="text-align: left">{html.escape(name)}</th>'
+        f'<td style="text-align: left">{html.escape(fact)}</td></tr>'
+        for name, fact in facts.items()
+        if fact
+    ]
+    return f"<table>{''.join(rows)}</table>"
+
+
+class Summarized:
+    """An object that notebooks show as a title with a table."""
+
+    @abstractmethod
+    def _summary(self) -> tuple[str, Facts]:
+        """Title and facts, which are fast to determine."""
+
+    def _repr_html_(self) -> str:
+        title, facts = self._summary()
+        return f"<div><strong>{html.escape(title)}</strong>{table(facts)}</div>"
 
 
 def names(found: Sequence[object] | NDArray[Any]) -> str:

@@ -80,8 +80,10 @@ def read_parquet(path: str) -> pa.Table:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read()
+        table, n_rows = file.read(), file.metadata.num_rows
     table.validate(full=True)
+    if table.num_columns and table.num_rows != n_rows:
+        raise ValueError(f"expected {n_rows} rows, found {table.num_rows}")
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from scdl.dataset.summary import Facts, Summarized
 from scdl.errors import BatchKeyError
 
 #: Function of the cells of a batch and their gene names; returns any input of a model.
@@ -15,7 +16,7 @@ Tokenizer = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingBatch:
+class TrainingBatch(Summarized):
     """A batch of n cells as tensors.
 
     Attributes
@@ -94,13 +95,17 @@ class TrainingBatch:
         return replace(self, **changed, extra=extra)
 
     def __repr__(self) -> str:
-        parts = [
-            f"{f.name}: {_shown(value)}"
+        title, facts = self._summary()
+        return f"{title} ({'; '.join(f'{name}: {fact}' for name, fact in facts.items())})"
+
+    def _summary(self) -> tuple[str, Facts]:
+        facts = {
+            f.name: _shown(value)
             for f in fields(self)
             if (value := getattr(self, f.name)) is not None
             and not (isinstance(value, Mapping) and not value)
-        ]
-        return f"TrainingBatch of {len(self)} cells ({'; '.join(parts)})"
+        }
+        return f"TrainingBatch of {len(self)} cells", facts
 
     def to(self, *args: Any, **kwargs: Any) -> TrainingBatch:
         """Move or cast all tensors of the batch, as ``torch.Tensor.to`` does.

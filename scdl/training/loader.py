@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from scdl.archive import csr
 from scdl.dataset.reader import CellReader
+from scdl.dataset.summary import Facts, Summarized
 from scdl.errors import LoaderError
 from scdl.kernels import hashing
 from scdl.training import orders
@@ -31,7 +32,7 @@ __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 hashing.permuted(np.empty(0, np.int64), 1, 0)
 
 
-class SingleCellLoader:
+class SingleCellLoader(Summarized):
     """Iterable over training batches of cells; yields :class:`TrainingBatch`.
 
     Threads read and assemble cells while the model computes. The order is a pure function of the
@@ -182,16 +183,20 @@ class SingleCellLoader:
         return self._schedule.n_batches(self.epoch)
 
     def __repr__(self) -> str:
+        title, facts = self._summary()
+        return "\n".join([title, *(f"  {name}: {fact}" for name, fact in facts.items())])
+
+    def _summary(self) -> tuple[str, Facts]:
         content = self._content
         of_all = "" if content.rows is None else f"{len(content):,} cells of "
         ranks = "" if self.world_size == 1 else f", rank {self.rank} of {self.world_size}"
         last = ", the last one left out if not whole" if self.drop_last else ""
-        return (
-            f"SingleCellLoader of {of_all}{self.cells!r}\n"
-            f"  batches: {len(self):,} an epoch of {self.batch_size} cells{last}{ranks}\n"
-            f"  order: {self._order_name}, seed {self.seed}, epoch {self.epoch}\n"
-            f"  gives: {content}"
-        )
+        facts = {
+            "batches": f"{len(self):,} per epoch of {self.batch_size} cells{last}{ranks}",
+            "order": f"{self._order_name}, seed {self.seed}, epoch {self.epoch}",
+            "gives": str(content),
+        }
+        return f"SingleCellLoader of {of_all}{self.cells!r}", facts
 
     def __getitem__(self, index: object) -> NoReturn:
         # A DataLoader treats an object with a length as a dataset of items.

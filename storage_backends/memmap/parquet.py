@@ -183,7 +183,12 @@ def _read(file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None
 
     A thread of Arrow may release our memory only at interpreter exit, which makes the process fail.
     """
-    return file.read_row_groups(groups, columns, use_threads=False)
+    table = file.read_row_groups(groups, columns, use_threads=False)
+    # Arrow skips a page if a damaged header claims that it belongs to something else.
+    n_rows = sum(file.metadata.row_group(i).num_rows for i in groups)
+    if table.num_columns and table.num_rows != n_rows:
+        raise ValueError(f"expected {n_rows} rows, found {table.num_rows}")
+    return table
 
 
 class readable(contextlib.AbstractContextManager[None]):

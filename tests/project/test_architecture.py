@@ -14,6 +14,7 @@ from places import ROOT
 LAYERS = """
 scdl.__main__
 scdl.cli
+scdl.inspection
 scdl.opening
 scdl.lightning
 scdl.training

@@ -1443,7 +1443,7 @@ def test_repr(memmap: Any) -> None:
     first, *others = text.splitlines()
     assert first.startswith("SingleCellLoader of 337 cells of SingleCellDataset(")
     assert others == [
-        "  batches: 7 an epoch of 50 cells",
+        "  batches: 7 per epoch of 50 cells",
         "  order: random, seed 7, epoch 0",
         "  gives: csr bfloat16, obs 'type' (4 labels), obs 'age', 2 neighbours a cell",
     ]

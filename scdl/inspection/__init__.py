@@ -1,0 +1,1 @@
+"""Looking at archives: what they hold, and reports of it."""

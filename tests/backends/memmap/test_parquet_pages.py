@@ -1,0 +1,57 @@
+"""Damaged headers of Parquet pages, which no checksum of the page covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scdl.sources.gene_tables import read_parquet
+from storage_backends.errors import ArchiveFormatError
+from storage_backends.memmap.parquet import ParquetFile
+
+VALUES = np.arange(100)
+#: Bytes of a file that hold its mark and the header of the first page.
+HEADER = range(4, 40)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "table.parquet"
+    table = pa.table({"value": VALUES})
+    pq.write_table(table, path, use_dictionary=False, write_page_checksum=True)
+    return path
+
+
+def test_pages_that_arrow_skips_are_no_missing_rows(path: Path) -> None:
+    data, skipped = path.read_bytes(), 0
+    for bit in range(8 * HEADER.start, 8 * HEADER.stop):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = ParquetFile(str(path), {}).read(["value"], 0, len(VALUES))
+        except ArchiveFormatError as error:
+            skipped += "expected 100 rows, found 0" in str(error)
+            continue
+        np.testing.assert_array_equal(found["value"], VALUES)
+    assert skipped
+    path.write_bytes(data)
+
+
+def test_nor_in_tables_of_genes(path: Path) -> None:
+    data, refused = path.read_bytes(), 0
+    for bit in range(8 * HEADER.start, 8 * HEADER.stop):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_parquet(str(path))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            refused += "expected 100 rows, found 0" in str(error)
+            continue
+        np.testing.assert_array_equal(found["value"], VALUES)
+    assert refused
