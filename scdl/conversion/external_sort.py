@@ -11,8 +11,7 @@ import ctypes
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from scdl.conversion.tables import bytes_of
 from scdl.sources.matrices import Bounds, scratch_file
 from storage_backends.compute import arrow
+from storage_backends.compute.c_library import c_function
 from storage_backends.compute.threads import prefetch
 
 #: Bytes of rows that are sorted at once.
@@ -137,14 +137,7 @@ def _buckets(file: BinaryIO, written: list[list[int]]) -> Iterator[pa.RecordBatc
 
 def _free(file: BinaryIO, start: int, stop: int) -> None:
     """Free the space of a range of a file, where the system and the file system can."""
-    if fallocate := _fallocate():
+    types = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
+    # Only Linux has it.
+    if fallocate := c_function("fallocate", *types):
         fallocate(file.fileno(), _PUNCH_HOLE, start, stop - start)
-
-
-@cache
-def _fallocate() -> Any:
-    """The function of the C library, or None; it only exists on Linux."""
-    function = getattr(ctypes.CDLL(None), "fallocate", None)
-    if function is not None:
-        function.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
-    return function

@@ -105,7 +105,7 @@ def check_heaps(path: str) -> None:
     """
     if not 0 < os.path.getsize(path) <= _LARGEST_SEARCHED:
         return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for start in _find_word(file, _HEAP[:4]):
             if data[start : start + len(_HEAP)] != _HEAP:
                 continue

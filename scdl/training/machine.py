@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from scdl.kernels import memory as recycled
+from storage_backends.compute.c_library import c_function
 from storage_backends.compute.threads import pool_of
 
 #: Bytes that are copied or read at once, and threads that read.
@@ -118,9 +119,9 @@ def _release() -> None:
     """Return unused memory to the system, so that using it again counts."""
     gc.collect()
     recycled.release()
-    with suppress(OSError, AttributeError, TypeError):
-        # Of the GNU C library.
-        ctypes.CDLL(None).malloc_trim(0)
+    # Only the GNU C library has it.
+    if malloc_trim := c_function("malloc_trim", ctypes.c_size_t):
+        malloc_trim(0)
 
 
 class MemoryWatch:

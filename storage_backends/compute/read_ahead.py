@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import resource
 import sys
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +13,15 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
+from storage_backends.compute.c_library import c_function
 from storage_backends.compute.jit import intrinsic, kernel
 from storage_backends.compute.threads import for_each
+
+try:
+    import resource
+except ImportError:
+    # Windows, where nothing is advised either.
+    resource = None  # type: ignore[assignment]
 
 #: Ranges with a gap of at most this many bytes are read as one.
 _MAX_GAP = 1 << 16
@@ -28,23 +33,22 @@ _RANGES_AT_ONCE = 256
 _SAMPLE = 16
 #: The advice to read pages that are not in memory; None on systems without it.
 _WILLNEED: Any = getattr(mmap, "MADV_WILLNEED", None)
-#: Whose waits are counted: those of this thread, or of all where the system does not tell.
-_WAITING = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
 def are_cold(addresses: NDArray[np.int64]) -> bool:
     """Whether sampled bytes at addresses are not in memory; advising cached ranges wastes time."""
-    if not _madvise():
+    if (madvise := _madvise()) is None:
         return False
-    library, n_waited = _library(), 0
+    # The waits of this thread, or of all where the system does not tell.
+    who, n_waited = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF), 0
     for address in addresses[:: max(1, len(addresses) // _SAMPLE)].tolist():
         # Only this page is read: touching it first would read as much as the device reads ahead.
-        library.madvise(address - address % mmap.PAGESIZE, mmap.PAGESIZE, _WILLNEED)
+        madvise(address - address % mmap.PAGESIZE, mmap.PAGESIZE, _WILLNEED)
         # Waits, not time: other work may take the core of this thread.
-        before = resource.getrusage(_WAITING).ru_nvcsw
+        before = resource.getrusage(who).ru_nvcsw
         ctypes.string_at(address, 1)
         # This thread may have waited for a lock of the system once.
-        n_waited += resource.getrusage(_WAITING).ru_nvcsw > before
+        n_waited += resource.getrusage(who).ru_nvcsw > before
         if n_waited > 1:
             return True
     return False
@@ -116,15 +120,16 @@ class SinglePages:
 
 def _advise_whole(array: NDArray[Any], advice: str) -> None:
     """Advise on all pages of an array."""
-    if _madvise():
+    if madvise := _madvise():
         start = array.ctypes.data - array.ctypes.data % mmap.PAGESIZE
-        _library().madvise(start, array.ctypes.data + array.nbytes - start, getattr(mmap, advice))
+        madvise(start, array.ctypes.data + array.nbytes - start, getattr(mmap, advice))
 
 
 def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
-    advise = _madvise()
-    if not advise:
+    if (madvise := _madvise()) is None:
         return
+    advise = ctypes.cast(madvise, ctypes.c_void_p).value
+    assert advise is not None
 
     def start(part: slice) -> None:
         _advise(advise, begin[part], end[part], _WILLNEED)
@@ -137,22 +142,10 @@ def _start(begin: NDArray[np.int64], end: NDArray[np.int64]) -> None:
     for_each(start, [slice(i, i + _RANGES_AT_ONCE) for i in range(0, len(begin), _RANGES_AT_ONCE)])
 
 
-@cache
-def _madvise() -> int:
-    """Address of ``int madvise(void *addr, size_t length, int advice)``; 0 if there is none."""
-    try:
-        function = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError, TypeError):
-        return 0
-    return (ctypes.cast(function, ctypes.c_void_p).value or 0) if _WILLNEED is not None else 0
-
-
-@cache
-def _library() -> Any:
-    """The C library, called without releasing the GIL, which another thread could keep for long."""
-    library = ctypes.PyDLL(None)
-    library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return library
+def _madvise() -> Any:
+    """``int madvise(void *addr, size_t length, int advice)``; None if there is none."""
+    types = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return None if _WILLNEED is None else c_function("madvise", *types, keeps_gil=True)
 
 
 @intrinsic

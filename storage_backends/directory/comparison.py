@@ -135,15 +135,10 @@ def _read_piece(path: str, start: int, nbytes: int) -> memoryview:
     if buffer is None or len(buffer) < nbytes:
         buffer = _thread_local.buffer = bytearray(max(nbytes, PIECE))
     view, filled = memoryview(buffer)[:nbytes], 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        while filled < nbytes:
-            n = os.preadv(descriptor, [view[filled:]], start + filled)
-            if n == 0:
-                break
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while n := file.readinto(view[filled:]):
             filled += n
-    finally:
-        os.close(descriptor)
     return view[:filled]
 
 

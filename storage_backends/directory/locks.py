@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
 
 from storage_backends.errors import ArchiveLockedError, refused_write
+
+try:
+    import fcntl
+except ImportError:
+    # Windows, which does not lock directories.
+    fcntl = None  # type: ignore[assignment]
 
 #: Error codes of file systems that cannot lock directories, such as some network file systems.
 #: There, writers do not exclude each other, and no directory counts as left by a dead process.
@@ -42,7 +47,7 @@ def lock(path: str, *, wait: bool = False, strict: bool = False) -> int | None:
     OSError
         The path cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = _opened(path)
     try:
         if _flock(descriptor, wait=wait, unsupported=not strict) and is_at(descriptor, path):
             return descriptor
@@ -62,7 +67,7 @@ def writer_lock(path: str) -> int:
         Another process or thread holds the lock.
     """
     while True:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = _opened(path)
         try:
             acquired = _flock(descriptor)
             is_same = is_at(descriptor, path)
@@ -80,8 +85,18 @@ def writer_lock(path: str) -> int:
             )
 
 
+def _opened(path: str) -> int:
+    """Descriptor of a path; without locks one that stands for it, as Windows opens only files."""
+    if fcntl is None:
+        os.stat(path)
+        return os.open(os.devnull, os.O_RDONLY)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+
 def _flock(descriptor: int, *, wait: bool = False, unsupported: bool = True) -> bool:
     """Acquire a lock; False if another holds it, `unsupported` if there are no locks."""
+    if fcntl is None:
+        return unsupported
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -112,13 +127,16 @@ def create_locked(new_path: Callable[[], str], mode: int | None = None) -> tuple
 
 def unlock(descriptor: int) -> None:
     """Unlock and close a descriptor; effective even if a forked process still has it open."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 def is_at(descriptor: int, path: str) -> bool:
-    """Whether an open descriptor is still of the file or directory at a path."""
+    """Whether a descriptor to which a path was locked is still of what is at that path."""
+    if fcntl is None:
+        return os.path.lexists(path)
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends.compute.c_library import c_function
 from storage_backends.directory import files as archive_files
 from storage_backends.errors import ArchiveFormatError
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.argtypes = (
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+_mmap = c_function(
+    *("mmap", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
     ctypes.c_long,
+    result=ctypes.c_void_p,
 )
-_libc.mmap.restype = ctypes.c_void_p
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_munmap = c_function("munmap", ctypes.c_void_p, ctypes.c_size_t)
 _FAILED = ctypes.c_void_p(-1).value
 
 #: Maximum number of files that an open archive keeps mapped; 64 open archives use half of the
@@ -67,7 +67,7 @@ class MappedFile:
         try:
             size = os.fstat(descriptor).st_size
             self.data: NDArray[np.uint8] = (
-                np.asarray(_Region(descriptor, size)) if size else np.empty(0, np.uint8)
+                _mapped(descriptor, size) if size else np.empty(0, np.uint8)
             )
         finally:
             os.close(descriptor)
@@ -75,12 +75,19 @@ class MappedFile:
         self.address, self.size = self.data.ctypes.data, len(self.data)
 
 
+def _mapped(descriptor: int, size: int) -> NDArray[np.uint8]:
+    if _mmap is None:
+        region = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        return np.frombuffer(region, np.uint8).view()
+    return np.asarray(_Region(descriptor, size))
+
+
 class _Region:
     """A memory mapping, unmapped when nothing refers to it."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._size = size
-        self._address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        self._address = _mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
         if self._address == _FAILED:
             self._size = 0
             code = ctypes.get_errno()
@@ -90,4 +97,4 @@ class _Region:
 
     def __del__(self) -> None:
         if self._size:
-            _libc.munmap(self._address, self._size)
+            _munmap(self._address, self._size)

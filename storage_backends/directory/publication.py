@@ -9,8 +9,10 @@ import glob
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 
+from storage_backends.compute.c_library import c_function
 from storage_backends.errors import ArchiveExistsError, ArchiveWriteError
 
 #: Suffix of hidden files and directories that are not published yet, or were replaced.
@@ -117,7 +119,8 @@ def _swap_or_rename(a: str, b: str) -> None:
 
 def swap(a: str, b: str) -> bool:
     """Swap two paths atomically; False if the system does not support it."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    paths = ctypes.c_int, ctypes.c_char_p
+    rename = c_function("renameat2", *paths, *paths, ctypes.c_uint)
     if rename is None:
         return False
     done = rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
@@ -152,6 +155,9 @@ def remove(path: str) -> None:
 
 def flush(path: str) -> None:
     """Flush the content of a file, or the entries of a directory, to the disk."""
+    if sys.platform == "win32":
+        # Windows flushes only files that are open for writing.
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,10 +6,9 @@ import contextlib
 import ctypes
 import os
 import shutil
-from collections.abc import Callable
-from functools import cache
 from typing import Any, Self
 
+from storage_backends.compute.c_library import c_function
 from storage_backends.directory.checksums import BLOCK, RunningChecksums, Table
 
 #: Bytes after which the operating system is asked to start writing them to the disk.
@@ -168,17 +167,7 @@ def write_behind(descriptor: int, start: int, n_bytes: int) -> None:
     Otherwise it starts only when many bytes are waiting, or when the file is flushed, and flushing
     then takes long. Errors are ignored: flushing the file reports them.
     """
-    if sync_file_range := _sync_file_range():
+    types = ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
+    # Only Linux has it.
+    if sync_file_range := c_function("sync_file_range", *types):
         sync_file_range(descriptor, start, n_bytes, _SYNC_FILE_RANGE_WRITE)
-
-
-@cache
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """The Linux function ``sync_file_range``, or None if it does not exist."""
-    try:
-        function = ctypes.CDLL(None).sync_file_range
-    except (OSError, AttributeError, TypeError):
-        return None
-    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    typed: Callable[[int, int, int, int], int] = function
-    return typed

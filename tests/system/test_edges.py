@@ -122,9 +122,6 @@ class TestFileSystems:
         """The second of two renames fails, as may happen on network file systems."""
         rename, calls = os.rename, []
 
-        class NoLibrary:
-            renameat2 = None
-
         def failing(a: str, b: str) -> None:
             calls.append((a, b))
             if len(calls) == 2:
@@ -132,7 +129,7 @@ class TestFileSystems:
             rename(a, b)
 
         ds = scdl.open(archive)
-        monkeypatch.setattr(publication.ctypes, "CDLL", lambda *_, **__: NoLibrary)
+        monkeypatch.setattr(publication, "c_function", lambda *_, **__: None)
         exchange = publication._swap_or_rename
         monkeypatch.setattr(
             publication,

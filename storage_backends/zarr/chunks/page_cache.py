@@ -118,7 +118,8 @@ class PageCache:
         available = np.empty(len(numbers), np.int64)
         with open(path + _PAGES, "rb", buffering=0) as file:
             for first, stop in _runs(np.diff(numbers) != 1):
-                n = os.preadv(file.fileno(), [data[first:stop].data], int(numbers[first]) * size)
+                file.seek(int(numbers[first]) * size)
+                n = file.readinto(data[first:stop].data)
                 available[first:stop] = n - np.arange(stop - first) * size
         addresses = data.ctypes.data + np.arange(len(numbers)) * size
         is_sound = available >= lengths

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from storage_backends.compute.c_library import c_function
 from storage_backends.directory import recorder
 from storage_backends.directory.recorder import Recorder
 
@@ -28,10 +30,11 @@ def test_every_byte_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no such function")
 def test_sync_file_range(tmp_path: Path) -> None:
-    function = recorder._sync_file_range()
-    assert function is not None
+    types = ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
+    function = c_function("sync_file_range", *types)
     with (tmp_path / "file").open("wb", buffering=0) as file:
         file.write(b"1" * 100_000)
+        recorder.write_behind(file.fileno(), 0, 100_000)
         assert function(file.fileno(), 0, 100_000, recorder._SYNC_FILE_RANGE_WRITE) == 0
     assert (tmp_path / "file").read_bytes() == b"1" * 100_000
 
@@ -42,5 +45,5 @@ def test_errors_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(read)
     os.close(write)
     recorder.write_behind(write, 0, 10)
-    monkeypatch.setattr(recorder, "_sync_file_range", lambda: None)
+    monkeypatch.setattr(recorder, "c_function", lambda *_: None)
     recorder.write_behind(write, 0, 10)
