@@ -29,6 +29,8 @@ _VALUES_AT_ONCE = 1 << 20
 _BANDS_PER_OCTAVE = 2
 #: Cells sampled for co-expression of genes, and rounds of subspace iteration.
 _SAMPLE_CELLS, _ROUNDS = 2_048, 10
+#: Cells to which tables are fitted.
+_FITTED_CELLS = 1_024
 
 
 class Rows(NamedTuple):
@@ -67,8 +69,7 @@ def reordered(rows: Mapping[str, NDArray[Any]], n_vars: int) -> dict[str, NDArra
     ones = np.ones(len(ids), np.float32)
     cells = sp.csr_matrix((ones, ids, offsets), (len(offsets) - 1, n_vars))
     order = _in_bands(np.bincount(ids, minlength=n_vars), cells[:_SAMPLE_CELLS])
-    rank = np.empty(n_vars, indices.dtype)
-    rank[order] = np.arange(n_vars, dtype=indices.dtype)
+    rank = _ranks(order, indices.dtype)
     sorted_data, sorted_ids = np.empty_like(data), np.empty_like(indices)
     sort_rows(data, rank[ids], offsets, n_vars, sorted_data, sorted_ids)
     return {"data": sorted_data, "indices": sorted_ids, "indptr": indptr}
@@ -78,18 +79,25 @@ def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:
     """Binary expression matrix of cells sampled evenly across the archive."""
     import scipy.sparse as sp
 
-    indptr, indices = rows.indptr.reader(), rows.indices.reader()
-    n_obs = indptr.spec.length - 1
-    chosen = np.unique(np.linspace(0, n_obs, _SAMPLE_CELLS, endpoint=False).astype(np.int64))
-    chosen = chosen[chosen < n_obs]
-    bounds = np.empty(2 * len(chosen), indptr.spec.dtype)
-    indptr.read(chosen, chosen + 2, bounds)
-    starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
-    offsets = np.concatenate([[0], np.cumsum(stops - starts)])
-    ids = np.empty(offsets[-1], indices.spec.dtype)
-    indices.read(starts, stops, ids)
-    shape = len(chosen), n_vars
+    offsets, ids = sampled(rows.indptr, _SAMPLE_CELLS, rows.indices)
+    shape = len(offsets) - 1, n_vars
     return sp.csr_matrix((np.ones(len(ids), np.float32), ids.astype(np.int64), offsets), shape)
+
+
+def sampled(indptr: ArrayBuilder, n: int, *parts: ArrayBuilder) -> list[NDArray[Any]]:
+    """Offsets, and items of parts, of `n` rows at most that are evenly apart."""
+    stored = indptr.reader()
+    n_obs = stored.spec.length - 1
+    chosen = np.unique(np.linspace(0, n_obs, n, endpoint=False).astype(np.int64))
+    chosen = chosen[chosen < n_obs]
+    bounds = np.empty(2 * len(chosen), stored.spec.dtype)
+    stored.read(chosen, chosen + 2, bounds)
+    starts, stops = bounds.reshape(-1, 2).T.astype(np.int64, order="C")
+    found = [np.concatenate([[0], np.cumsum(stops - starts)])]
+    for part in parts:
+        found.append(np.empty(found[0][-1], part.spec.dtype))
+        part.reader().read(starts, stops, found[-1])
+    return found
 
 
 def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
@@ -122,9 +130,7 @@ def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any 
             for values in _pieces(draft.reader()):
                 final.append(values)
         return
-    dtype = drafts.indices.spec.dtype
-    rank = np.empty(len(order), dtype)
-    rank[order] = np.arange(len(order), dtype=dtype)
+    rank = _ranks(order, drafts.indices.spec.dtype)
     read_data, read_indices = drafts.data.reader(), drafts.indices.reader()
     for indptr in _row_blocks(drafts.indptr.reader()):
         values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
@@ -134,6 +140,23 @@ def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any 
         for final, items in ((data, sorted_values), (indices, sorted_ids)):
             final.append(items)
             final.end_rows(ends)
+
+
+def sample(drafts: Rows, order: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
+    """Some rows of drafts, as :func:`rewrite` writes them."""
+    offsets, values, ids = sampled(drafts.indptr, _FITTED_CELLS, drafts.data, drafts.indices)
+    if order is not None:
+        rank, data, indices = _ranks(order, ids.dtype), np.empty_like(values), np.empty_like(ids)
+        sort_rows(values, rank[ids], offsets, len(order), data, indices)
+        values, ids = data, indices
+    return {"data": values, "indices": ids, "ends": offsets[1:]}
+
+
+def _ranks(order: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Position of each gene in the new order."""
+    rank = np.empty(len(order), dtype)
+    rank[order] = np.arange(len(order), dtype=dtype)
+    return rank
 
 
 def permute(name: str, value: Any, order: NDArray[np.int64]) -> Any:

@@ -94,9 +94,10 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
         node = self._group.nodes[path]
         where = f"{self.path}: {name}"
         stored = array_of(where, node, self._store.files, complete=True)
-        builder = ArrayBuilder(self.recorder, path, name, like[:0], profile)
         assert node.array is not None
         assert node.array.grid is not None
+        profile = profile.resuming(node.array.grid.codecs)
+        builder = ArrayBuilder(self.recorder, path, name, like[:0], profile)
         builder.resume(stored, node.array.grid.codecs)
         return builder
 

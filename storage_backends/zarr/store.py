@@ -36,7 +36,7 @@ from storage_backends.zarr import remote as remote_files
 from storage_backends.zarr.chunks import reading
 from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
-from storage_backends.zarr.codecs.profiles import PACKED, PROFILES
+from storage_backends.zarr.codecs.profiles import ANS, PACKED, PROFILES
 from storage_backends.zarr.contents import GroupContents
 from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.nodes import array_at, describe, shard_keys
@@ -272,7 +272,7 @@ class ZarrStore(DirectoryStore):
         self._opened()
         grids = (node.array.grid for node in self.group.nodes.values() if node.array is not None)
         codecs = {str(codec["name"]) for grid in grids if grid for codec in grid.codecs}
-        packages = {"numcodecs.pcodec": "pcodec", PACKED: "scdl-store"}
+        packages = {"numcodecs.pcodec": "pcodec", ANS: "scdl-store", PACKED: "scdl-store"}
         return [package for codec, package in packages.items() if codec in codecs]
 
     def describe(self, name: str) -> str:

@@ -22,6 +22,7 @@ from storage_backends.errors import BackendOptionError, refused_write
 from storage_backends.zarr import detection, elements, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder, encoded_bytes
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
+from storage_backends.zarr.fitting import fitted
 from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.local_stores import RecordingStore
 from storage_backends.zarr.tables import writing
@@ -71,8 +72,12 @@ class ZarrWriter(DirectoryWriter):
         profile = _profile(compression)
         if profile.by_detection:
             rows = gene_order.reordered(rows, n_vars)
-        ends = rows["indptr"][1:].astype(np.int64)
-        return {name: encoded_bytes(name, values, profile, ends) for name, values in rows.items()}
+        ends, found = rows["indptr"][1:].astype(np.int64), {}
+        for name, values in rows.items():
+            is_part = name in ("data", "indices")
+            each = fitted(profile, name, values, ends, len(values)) if is_part else profile
+            found[name] = encoded_bytes(name, values, each, ends)
+        return found
 
     def _begin(self) -> None:
         with layout.ignore_zarr_warnings():
@@ -168,10 +173,16 @@ class ZarrWriter(DirectoryWriter):
             order = gene_order.by_detection(matrix, attrs["blocks"][0]["n_vars"])
         for prefix in prefixes:
             parts = [self._arrays[prefix + part] for part in MATRIX_PARTS]
-            ordered = order is not None and prefix in aligned
-            finals = [self._builder(b.name, b.empty(), self._profile) for b in parts[:2]]
+            new_order = order if prefix in aligned else None
             rows = gene_order.Rows(*parts)
-            gene_order.rewrite(rows, finals[0], finals[1], order if ordered else None)
+            sample = gene_order.sample(rows, new_order)
+            finals = []
+            for part, b in zip(MATRIX_PARTS, parts[:2], strict=False):
+                profile = fitted(
+                    self._profile, b.name, sample[part], sample["ends"], b.spec.length
+                )
+                finals.append(self._builder(b.name, b.empty(), profile))
+            gene_order.rewrite(rows, finals[0], finals[1], new_order)
             for draft, final in zip(parts, finals, strict=False):
                 final.close()
                 draft.remove()

@@ -172,7 +172,22 @@ class _Fetched(Chunks):
         self._written = None if written.all() else written
 
     def decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
-        decode, first = self._readers[0].chain.decode, start
+        first = start
+        while first < stop:
+            last = self._end_of_tables(first, stop)
+            part = slice(first - start, last - start)
+            self._decode(first, last, needed[part], out[part])
+            first = last
+
+    def _end_of_tables(self, start: int, stop: int) -> int:
+        """End of the chunks from `start` on whose arrays have the same tables."""
+        if self._readers[0].chain.fitted is None or len(self._readers) == 1:
+            return stop
+        tables = [self._readers[which].chain.fitted for which in self._which[start:stop]]
+        return start + next((k for k, other in enumerate(tables) if other != tables[0]), len(tables))
+
+    def _decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
+        decode, first = self._readers[self._which[start]].chain.decode, start
         try:
             if self._written is None:
                 decode(self._content.part(start, stop), needed, out)

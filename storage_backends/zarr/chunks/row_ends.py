@@ -19,7 +19,7 @@ class RowEnds:
     """
 
     def __init__(self) -> None:
-        self._ends: deque[NDArray[np.int64]] = deque()
+        self._ends: deque[NDArray[np.int64]] = deque([np.zeros(1, np.int64)])
         self.known = 0
 
     def extend(self, ends: NDArray[Any]) -> None:
@@ -29,17 +29,18 @@ class RowEnds:
             self.known = int(ends[-1])
 
     def within(self, start: int, stop: int) -> NDArray[np.int64] | None:
-        """The ends in ``(start, stop)``, from `start` on; later calls ask for later items.
+        """The ends in ``(start, stop)``, and one on each side of them, from `start` on.
 
-        None if they are not all known.
+        Later calls ask for later items. None if the ends are not all known.
         """
         if stop > self.known:
             return None
-        while self._ends and self._ends[0][-1] <= start:
+        while len(self._ends) > 1 and self._ends[1][0] <= start:
             self._ends.popleft()
         found = []
         for ends in self._ends:
-            found.append(ends[slice(*np.searchsorted(ends, (start + 1, stop)))] - start)
+            first, last = np.searchsorted(ends, (start + 1, stop))
+            found.append(ends[max(0, first - 1) : last + 1] - start)
             if ends[-1] >= stop:
                 break
         return np.concatenate(found)

@@ -209,7 +209,7 @@ class ArrayBuilder:
 
     def end_rows(self, ends: NDArray[Any]) -> None:
         """Say where further rows end, in items of the whole array and in ascending order."""
-        if self._chain.in_frames:
+        if self._chain.knows_rows:
             self.ends.extend(ends)
             self._release(_MOST_WAITING)
 
@@ -218,7 +218,7 @@ class ArrayBuilder:
         while self._full:
             first, chunk = self._full[0]
             ends = None
-            if self._chain.in_frames:
+            if self._chain.knows_rows:
                 ends = self.ends.within(first, min(first + len(chunk), self.length))
                 if ends is None and len(self._full) <= most:
                     return
@@ -234,7 +234,7 @@ class ArrayBuilder:
         if self._chain.stored == values.dtype:
             return self._chain.encode(values, ends)
         narrow = fits_narrow(values)
-        return None if narrow is None else self._chain.encode(narrow)
+        return None if narrow is None else self._chain.encode(narrow, ends)
 
     def _drain(self, most: int) -> None:
         """Write compressed chunks until at most `most` are pending."""
@@ -282,7 +282,7 @@ def encoded_bytes(
     tasks = []
     for start in range(0, len(stored), length):
         chunk = stored[start : start + length]
-        within = rows.within(start, start + len(chunk)) if chain.in_frames else None
+        within = rows.within(start, start + len(chunk)) if chain.knows_rows else None
         tasks.append(threads.submit(chain.encode, chunk, within))
     return sum(len(task.result()) for task in tasks)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ from storage_backends.compute.jit import kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.errors import one_line
 from storage_backends.zarr.codecs import blosc as native
-from storage_backends.zarr.codecs import frame_format, frame_writing, packed, pcodec
+from storage_backends.zarr.codecs import ans, frame_format, frame_writing, packed, pcodec
 from storage_backends.zarr.codecs.encodings import (
     COMPRESSORS,
     SERIALIZERS,
@@ -55,7 +56,14 @@ class Chain:
         self._is_pcodec_of_ours = self._is_pcodec and stored == pcodec.DTYPE and not self._delta
         #: Whether it has frames, so that single rows can be decoded.
         self.in_frames = names == [packed.NAME]
-        self._key = f"{dtype} {stored} {codecs}"
+        #: The codec whose tables were fitted to the array.
+        self.fitted = ans.Ans.of(_settings(self._serializer)) if ans.NAME in names else None
+        #: Whether the codecs are told where rows end.
+        self.knows_rows = self.in_frames or self.fitted is not None
+        # Arrays are read together whatever their tables.
+        others = [codec for codec in codecs if codec["name"] != ans.NAME]
+        fitted = self.fitted and self.fitted._replace(text="")
+        self._key = f"{dtype} {stored} {others} {fitted}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chain) and self._key == other._key
@@ -69,6 +77,8 @@ class Chain:
         names = [codec["name"] for codec in codecs]
         kinds = [_kind(name) for name in names]
         if packed.NAME in names and len(names) > 1:
+            return None
+        if ans.NAME in names and not _is_fitted(codecs, names):
             return None
         if None in kinds or kinds != sorted(kinds, key=str) or kinds.count("b serializer") != 1:
             return None
@@ -87,13 +97,16 @@ class Chain:
         return cls(dtype, stored, codecs)
 
     def encode(self, values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes:
-        """Compress one chunk of numbers of type `stored`; frames end at `ends`."""
+        """Compress one chunk of numbers of type `stored`, whose rows end at `ends`."""
         if self.in_frames:
             return frame_writing.encode(values, ends)
-        if self._delta:
-            values = np.diff(values, prepend=values.dtype.type(0))
-        settings = _settings(self._serializer)
-        data: bytes = SERIALIZERS[self._serializer["name"]].encode(values, settings)
+        if self.fitted is not None:
+            data = self.fitted.encode(values, ends)
+        else:
+            if self._delta:
+                values = np.diff(values, prepend=values.dtype.type(0))
+            settings = _settings(self._serializer)
+            data = SERIALIZERS[self._serializer["name"]].encode(values, settings)
         for codec in self._compressors:
             data = COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data
@@ -110,6 +123,10 @@ class Chain:
         elif self.in_frames:
             self._check(packed.decode(content, needed, out))
             return
+        elif self.fitted is not None:
+            found = self.fitted.decode(content, needed, out)
+            if found != native.SOUND:
+                raise DamagedChunkError(*ans.problem_at(found))
         elif self._is_pcodec_of_ours:
             found = pcodec.decode(content, needed, out)
         else:
@@ -184,6 +201,17 @@ def undo_delta_numpy(values: NDArray[Any]) -> None:
 
 def _settings(codec: Codec) -> dict[str, Any]:
     return dict(codec.get("configuration", {}))
+
+
+def _is_fitted(codecs: Sequence[Codec], names: Sequence[str]) -> bool:
+    """Whether these are codecs with tables that are valid, and chunks end in a checksum."""
+    at = names.index(ans.NAME)
+    if list(names[at:]) != [ans.NAME, "crc32c"] or "numcodecs.delta" in names:
+        return False
+    with suppress(ValueError):
+        ans.Ans.of(_settings(codecs[at]))
+        return True
+    return False
 
 
 def _kind(name: str) -> str | None:

@@ -115,8 +115,8 @@ def _decode_page(
             if position > 8 * end:
                 return -1
             in_tail = True
-            position, end = _move_to(scratch.tail, position, end)
-        position = _read_bins_of(position, scratch, n)
+            position, end = move_to(scratch.tail, position, end)
+        position = read_bins_of(position, scratch.states, scratch.current, scratch.batch, n)
         done = 0
         if _IN_LANES:
             done = n & -LANES
@@ -135,7 +135,7 @@ def _decode_page(
 
 
 @kernel
-def _move_to(tail: NDArray[np.uint8], position: Int, end: Int) -> tuple[Int, Int]:
+def move_to(tail: NDArray[np.uint8], position: Int, end: Int) -> tuple[Int, Int]:
     """Copy the rest of a file; returns the position and the end in the copy."""
     first = position >> 3
     for k in range(len(tail)):
@@ -145,9 +145,20 @@ def _move_to(tail: NDArray[np.uint8], position: Int, end: Int) -> tuple[Int, Int
 
 
 @kernel
-def _read_bins_of(position: Int, scratch: Scratch, n: Int) -> Int:
-    """Decode the bin of each number with four interleaved states, which share each load."""
-    states, at, batch = scratch.states, scratch.current, scratch.batch
+def read_bins_of(
+    position: Int,
+    states: NDArray[np.uint64],
+    at: NDArray[np.uint64],
+    batch: NDArray[np.uint32],
+    n: Int,
+) -> Int:
+    """Decode the bins of `n` numbers with four interleaved states, which share each load.
+
+    Parameters
+    ----------
+    states, at, batch
+        Table of the states, the four states, and the output, as in :class:`Scratch`.
+    """
     a, b, c, d = at[0], at[1], at[2], at[3]
     place = np.uint64(position)
     n_by_four = n & ~3

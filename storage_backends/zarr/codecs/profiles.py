@@ -8,8 +8,8 @@ Sources: Zarr v3 specification, core codecs; numcodecs for those called ``numcod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ NARROW = np.dtype(np.uint16)
 
 #: The codec of frames, see :mod:`storage_backends.zarr.codecs.frame_format`.
 PACKED = "scdl.packed"
+#: The codec with fitted tables, see :mod:`storage_backends.zarr.codecs.ans_format`.
+ANS = "scdl.ans"
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,19 @@ class Profile:
         Whether genes are stored in order of decreasing detection rate.
     portable
         Whether to use only core codecs, which every reader of Zarr v3 has.
+    fits
+        Whether values and ids of sparse matrices are coded with tables that are fitted to them, see
+        :mod:`storage_backends.zarr.fitting`.
+    tables
+        Such tables of an array.
     """
 
     chunk_items: int
     compressor: str
     by_detection: bool = False
     portable: bool = False
+    fits: bool = False
+    tables: str = ""
 
     def may_narrow(self, name: str, dtype: np.dtype[Any]) -> bool:
         """Whether values of an array may be stored in 16 bits if all of them fit."""
@@ -55,6 +64,11 @@ class Profile:
             and name.endswith("data")
             and dtype.itemsize > NARROW.itemsize
         )
+
+    def resuming(self, codecs: Sequence[Codec]) -> Profile:
+        """The profile with the tables of a stored array, if it has any."""
+        tables = (c["configuration"]["tables"] for c in codecs if c["name"] == ANS)
+        return replace(self, tables=next(tables, ""))
 
     def codecs(self, name: str, dtype: np.dtype[Any], *, narrow: bool) -> list[Codec]:
         """The chain of an array, chosen by the last part of its name."""
@@ -66,6 +80,10 @@ class Profile:
         # Slow compressors of Blosc gain nothing on the noisy low bits of floats.
         hard = stored.kind in "ui" and part != "indptr"
         compressor = self.compressor
+        if self.tables and part in ("data", "indices") and stored.kind in "iu":
+            differences = part == "indices"
+            fitted = _codec(ANS, tables=self.tables, differences=differences)
+            return [*filters, fitted, _codec("crc32c")]
         if compressor == PACKED:
             if part in ("data", "indices"):
                 return [_codec(PACKED)]
@@ -90,7 +108,7 @@ PROFILES = {
     "balanced": Profile(1 << 14, "pcodec"),
     "packed": Profile(1 << 14, PACKED, by_detection=True),
     "packed-fast": Profile(1 << 14, PACKED),
-    "archive": Profile(1 << 14, "pcodec", by_detection=True),
+    "archive": Profile(1 << 14, "pcodec", by_detection=True, fits=True),
     "portable": Profile(1 << 14, "zstd", portable=True),
 }
 DEFAULT_PROFILE = "balanced"
