@@ -178,9 +178,7 @@ class ZarrWriter(DirectoryWriter):
             sample = gene_order.sample(rows, new_order)
             finals = []
             for part, b in zip(MATRIX_PARTS, parts[:2], strict=False):
-                profile = fitted(
-                    self._profile, b.name, sample[part], sample["ends"], b.spec.length
-                )
+                profile = fitted(self._profile, b.name, sample[part], sample["ends"], b.spec.length)
                 finals.append(self._builder(b.name, b.empty(), profile))
             gene_order.rewrite(rows, finals[0], finals[1], new_order)
             for draft, final in zip(parts, finals, strict=False):

@@ -184,7 +184,9 @@ class _Fetched(Chunks):
         if self._readers[0].chain.fitted is None or len(self._readers) == 1:
             return stop
         tables = [self._readers[which].chain.fitted for which in self._which[start:stop]]
-        return start + next((k for k, other in enumerate(tables) if other != tables[0]), len(tables))
+        return start + next(
+            (k for k, other in enumerate(tables) if other != tables[0]), len(tables)
+        )
 
     def _decode(self, start: int, stop: int, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
         decode, first = self._readers[self._which[start]].chain.decode, start

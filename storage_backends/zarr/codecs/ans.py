@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from storage_backends.directory.content import Content, checksum
 from storage_backends.errors import ArchiveFormatError
-from storage_backends.zarr.codecs import ans_reading, ans_writing
+from storage_backends.zarr.codecs import ans_reading, ans_states, ans_writing
 from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs.ans_format import OTHER_VERSION, VERSION, Tables
 from storage_backends.zarr.codecs.profiles import ANS
@@ -108,5 +108,5 @@ def _tables(text: str) -> Tables:
 def _states(codec: Ans, itemsize: int) -> NDArray[np.uint64]:
     """Tables of states, each computed once."""
     weights = _tables(codec.text).weights
-    states: NDArray[np.uint64] = ans_reading.states_of(weights, itemsize, codec.differences)
+    states: NDArray[np.uint64] = ans_states.states_of(weights, itemsize, codec.differences)
     return states

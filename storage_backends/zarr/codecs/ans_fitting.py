@@ -20,7 +20,7 @@ from storage_backends.zarr.codecs.ans_format import (
 from storage_backends.zarr.codecs.ans_writing import rows_of, tokens_of
 
 #: Numbers of tables to try, and rounds of clustering.
-_N_TABLES, _ROUNDS = (1, 2, 4, 8, 16, 32), 10
+_N_TABLES, _ROUNDS = (1, 2, 4, 8, 16), 10
 #: Weight of the tokens of all contexts in those of a cluster, which may not have all of them.
 _PRIOR = 0.3
 #: Times that the metadata of an archive hold the tables, in bits for a byte.
@@ -108,7 +108,8 @@ def _weights(counts: NDArray[np.float64]) -> NDArray[np.uint16]:
         possible = (weights > 0) & (weights + step > 0)
         changed = np.where(possible, weights + step, 1) / np.maximum(weights, 1)
         weights[np.where(possible, -counts * np.log2(changed), np.inf).argmin()] += step
-    return weights.astype(np.uint16)
+    fitted: NDArray[np.uint16] = weights.astype(np.uint16)
+    return fitted
 
 
 def _spread_out(used: NDArray[np.int64], cluster: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -117,12 +118,13 @@ def _spread_out(used: NDArray[np.int64], cluster: NDArray[np.int64]) -> NDArray[
         return np.zeros(N_DEPTHS * N_PLACES, np.uint8)
     depth, place = np.divmod(np.arange(N_DEPTHS * N_PLACES), N_PLACES)
     apart = 4 * abs(depth[:, None] - depth[used]) + abs(place[:, None] - place[used])
-    return cluster[apart.argmin(axis=1)].astype(np.uint8)
+    nearest: NDArray[np.uint8] = cluster[apart.argmin(axis=1)].astype(np.uint8)
+    return nearest
 
 
 def _bits(counts: NDArray[np.int64], tables: Tables) -> float:
     """Bits of tokens by their weights; those without one cost the escape and an offset."""
     weights = tables.weights.astype(np.float64)
     cost = -np.log2(np.maximum(weights, 1) / N_STATES)
-    cost = np.where(weights > 0, cost, cost[:, ESCAPE :] + 16)
+    cost = np.where(weights > 0, cost, cost[:, ESCAPE:] + 16)
     return float((counts * cost[tables.contexts]).sum())

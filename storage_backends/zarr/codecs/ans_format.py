@@ -11,7 +11,6 @@ Sources: J. Duda, Asymmetric numeral systems, 2013; the tables are spread as in 
 from __future__ import annotations
 
 import base64
-import binascii
 import zlib
 from typing import NamedTuple, Self
 
@@ -30,7 +29,7 @@ OTHER_VERSION = 1 << 34
 
 #: States of the coders, and bits that count them.
 N_STATES, STATE_BITS = 1 << 10, 10
-N_CODERS = 4
+N_CODERS = 8
 #: Tokens of numbers below `DIRECT` are the numbers; then there are two for each factor of two.
 DIRECT, DIRECT_BITS, MOST_BITS = 16, 4, 16
 #: Token of all other numbers, and of those whose token has no weight.
@@ -70,12 +69,15 @@ class Tables(NamedTuple):
     def from_text(cls, text: str) -> Self:
         """The tables of an array; ValueError if they are invalid."""
         most = _CONTEXTS + MOST_TABLES * N_TOKENS * 2
+        stream = zlib.decompressobj()
         try:
-            content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), most)
-        except (TypeError, binascii.Error, zlib.error) as error:
+            content = stream.decompress(base64.b64decode(text, validate=True), most + 1)
+        except (ValueError, zlib.error) as error:
             raise ValueError(f"the tables of the codec {ANS} are damaged: {error}") from error
+        if len(content) > most:
+            raise ValueError(f"the codec {ANS} has more than {MOST_TABLES} tables")
         n_tables, rest = divmod(len(content) - _CONTEXTS, N_TOKENS * 2)
-        if n_tables < 1 or rest:
+        if n_tables < 1 or rest or not stream.eof:
             raise ValueError(f"the tables of the codec {ANS} are incomplete")
         contexts = np.frombuffer(content, np.uint8, _CONTEXTS).copy()
         weights = np.frombuffer(content, "<u2", offset=_CONTEXTS).reshape(n_tables, N_TOKENS)

@@ -20,16 +20,14 @@ from storage_backends.zarr.codecs.ans_format import (
     STATE_BITS,
     VERSION,
     context_of,
-    least_of,
-    spread,
 )
+from storage_backends.zarr.codecs.ans_states import MIDDLE, read_tokens
 from storage_backends.zarr.codecs.bit_lanes import LANES
 from storage_backends.zarr.codecs.blosc import (
     SOUND,
     UNFIT,
     byte_at,
     is_intact,
-    leading_zeros,
     number_at,
     word_at,
 )
@@ -37,7 +35,6 @@ from storage_backends.zarr.codecs.pcodec import (
     add_offsets,
     add_offsets_in_lanes,
     move_to,
-    read_bins_of,
     sum_up,
     sum_up_in_lanes,
 )
@@ -48,29 +45,6 @@ _BATCH_BYTES = BATCH * (STATE_BITS + 64) // 8 + bit_lanes.LOADED_BYTES
 _STATE_BYTES = 2 * N_CODERS
 
 _IN_LANES = bit_lanes.IS_KNOWN
-#: Differences are summed around the middle of 16-bit numbers, as in pcodec.
-_MIDDLE = 1 << 15
-
-
-@kernel
-def states_of(weights: NDArray[np.uint16], itemsize: Int, differences: bool) -> NDArray[np.uint64]:
-    """Tables of states as :func:`~.pcodec.read_bins_of` takes them, one for each row of weights.
-
-    Differences of 16-bit numbers have the lower bound that :func:`~.pcodec.sum_up` takes.
-    """
-    states = np.empty((len(weights), N_STATES), np.uint64)
-    added = 1 + _MIDDLE if differences and itemsize == 2 else 0
-    for table in range(len(weights)):
-        tokens, visits = spread(weights[table]), weights[table].astype(np.uint64)
-        for state in range(N_STATES):
-            visit = visits[tokens[state]]
-            visits[tokens[state]] += ONE
-            n_bits = np.uint64(STATE_BITS) + leading_zeros(visit) - np.uint64(63)
-            following = (visit << n_bits) - np.uint64(N_STATES)
-            least, width = least_of(tokens[state], itemsize)
-            content = np.uint64(((least + added) & 0xFFFF) << 16 | width << 8)
-            states[table, state] = n_bits | content | following << np.uint64(32)
-    return states
 
 
 @kernel
@@ -91,7 +65,7 @@ def decode(
     needed
         Numbers to decode of each chunk; a few more may be decoded.
     contexts, states
-        Table of each context, and the tables of :func:`states_of`.
+        Table of each context, and the tables of :func:`~.ans_states.states_of`.
     out
         Unsigned integers.
 
@@ -114,7 +88,8 @@ def decode(
 @kernel
 def _number(address: Int, end: Int) -> tuple[Int, Int]:
     """A number in groups of seven bits, and the address after it; -1 if it is invalid."""
-    number = shift = 0
+    number: Int = 0
+    shift = 0
     while address < end and shift < 42:
         byte = np.int64(byte_at(address))
         number |= (byte & 127) << shift
@@ -132,7 +107,8 @@ def _check_rows(address: Int, end: Int, n_items: Int) -> tuple[Int, Int, Int, In
     """
     n_rows, at = _number(address + 1, end)
     before, at = _number(at, end)
-    first, left, last = at, n_items + before, np.int64(0)
+    last: Int = 0
+    first, left = at, n_items + before
     if before < 0:
         return -1, 0, 0, 0
     for row in range(n_rows):
@@ -183,8 +159,8 @@ def _decode_chunk(
             n = min(BATCH, stop - first)
             for k in range(0, n, GROUP):
                 table = contexts[context_of(before + first - start + k, length)]
-                part = batch[k : k + GROUP]
-                position = read_bins_of(position, states[table], current, part, min(GROUP, n - k))
+                where = states.ctypes.data + 8 * N_STATES * np.int64(table)
+                position = read_tokens(position, where, current, batch, k, min(k + GROUP, n))
             position, previous = _place(position, batch, n, differences, previous, out, first)
             if position > 8 * end:
                 return UNFIT
@@ -217,7 +193,7 @@ def _place(
     # Each number is stored before the next difference is added.
     width = (batch[0] >> np.uint64(8)) & BYTE
     word = word_at(position >> 3) >> np.uint64(position & 7)
-    moment = np.uint64(previous + _MIDDLE) + (batch[0] >> np.uint64(16))
+    moment = np.uint64(np.int64(previous) + MIDDLE) + (batch[0] >> np.uint64(16))
     moment += word & ((ONE << width) - ONE)
     position, rest = position + np.int64(width), batch[1:]
     if _IN_LANES:
@@ -244,7 +220,7 @@ def _place_any(
         number = np.uint64(batch[k] >> np.uint64(16))
         # In two halves, as one load has 57 bits at least.
         for shift in range(0, width, 32):
-            taken = min(32, width - shift)
+            taken: Int = min(32, width - shift)
             word = np.uint64(number_at(position >> 3))
             word |= np.uint64(byte_at((position >> 3) + 4)) << np.uint64(32)
             word >>= np.uint64(position & 7)

@@ -53,9 +53,8 @@ def encode(
     size, states = _write(numbers, itemsize, edges, n_known, tables, differences, out)
     lengths = np.diff(edges).tolist()
     head = [len(lengths), max(0, -int(edges[0])), *lengths]
-    return b"".join(
-        (bytes([VERSION]), *map(_in_sevens, head), states.astype("<u2").tobytes(), out[:size])
-    )
+    begin = states.astype("<u2").tobytes()
+    return b"".join([bytes([VERSION]), *map(_in_sevens, head), begin, out[:size].tobytes()])
 
 
 def rows_of(n: int, ends: NDArray[np.int64] | None) -> NDArray[np.int64]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from storage_backends.compute.jit import kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.errors import one_line
-from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs import ans, frame_format, frame_writing, packed, pcodec
+from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs.encodings import (
     COMPRESSORS,
     SERIALIZERS,

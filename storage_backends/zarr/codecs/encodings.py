@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
-from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs import ans, packed
+from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs.profiles import Codec
 from storage_backends.zarr.guards import zstd_size
 

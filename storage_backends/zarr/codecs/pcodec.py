@@ -116,7 +116,7 @@ def _decode_page(
                 return -1
             in_tail = True
             position, end = move_to(scratch.tail, position, end)
-        position = read_bins_of(position, scratch.states, scratch.current, scratch.batch, n)
+        position = _read_bins_of(position, scratch, n)
         done = 0
         if _IN_LANES:
             done = n & -LANES
@@ -145,20 +145,9 @@ def move_to(tail: NDArray[np.uint8], position: Int, end: Int) -> tuple[Int, Int]
 
 
 @kernel
-def read_bins_of(
-    position: Int,
-    states: NDArray[np.uint64],
-    at: NDArray[np.uint64],
-    batch: NDArray[np.uint32],
-    n: Int,
-) -> Int:
-    """Decode the bins of `n` numbers with four interleaved states, which share each load.
-
-    Parameters
-    ----------
-    states, at, batch
-        Table of the states, the four states, and the output, as in :class:`Scratch`.
-    """
+def _read_bins_of(position: Int, scratch: Scratch, n: Int) -> Int:
+    """Decode the bin of each number with four interleaved states, which share each load."""
+    states, at, batch = scratch.states, scratch.current, scratch.batch
     a, b, c, d = at[0], at[1], at[2], at[3]
     place = np.uint64(position)
     n_by_four = n & ~3

@@ -31,7 +31,7 @@ import numpy as np, zarr, zarr.registry
 if sys.argv[3] == "without":
     names = "__codec_registries", "_codec_registries"
     registries = next(getattr(zarr.registry, n) for n in names if hasattr(zarr.registry, n))
-    registries.pop("scdl.packed", None)
+    registries.pop(sys.argv[4], None)
 np.save(sys.argv[2], zarr.open_array(sys.argv[1], mode="r")[:])
 """
 
@@ -141,23 +141,24 @@ def read(path: Path) -> anndata.AnnData:
         return anndata.read_zarr(path)
 
 
-def test_zarr_finds_the_codec_by_its_entry_point(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("profile", "codec"), [("packed", "scdl.packed"), ("archive", "scdl.ans")])
+def test_zarr_finds_the_codec_by_its_entry_point(profile: str, codec: str, tmp_path: Path) -> None:
     """And names it where the package is not installed."""
-    cells = anndata.AnnData(counts(300, 90, np.random.default_rng(0)))
-    scdl.convert(cells, tmp_path / "cells.zarr", compression="packed")
+    cells = anndata.AnnData(counts(900, 90, np.random.default_rng(0)))
+    scdl.convert(cells, tmp_path / "cells.zarr", compression=profile)
     array, result = tmp_path / "cells.zarr" / "X" / "data", tmp_path / "found.npy"
     info = tmp_path / "site" / "scdl_tests-1.0.dist-info"
     info.mkdir(parents=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (name, target), *others = project["entry-points"]["zarr.codecs"].items()
-    assert not others
+    codecs = project["entry-points"]["zarr.codecs"].items()
+    lines = "".join(f"{name} = {target}\n" for name, target in codecs)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scdl-tests\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[zarr.codecs]\n{name} = {target}\n")
+    (info / "entry_points.txt").write_text(f"[zarr.codecs]\n{lines}")
 
     def child(how: str) -> subprocess.CompletedProcess[str]:
         places = os.pathsep.join(map(str, [info.parent, ROOT]))
         return subprocess.run(
-            [sys.executable, "-c", CHILD, str(array), str(result), how],
+            [sys.executable, "-c", CHILD, str(array), str(result), how, codec],
             env=os.environ | {"PYTHONPATH": places},
             capture_output=True,
             text=True,
@@ -165,7 +166,7 @@ def test_zarr_finds_the_codec_by_its_entry_point(tmp_path: Path) -> None:
 
     without = child("without")
     assert without.returncode != 0
-    assert "scdl.packed" in without.stderr.splitlines()[-1]
+    assert codec in without.stderr.splitlines()[-1]
     found = child("with")
     assert found.returncode == 0, found.stderr
     np.testing.assert_array_equal(np.load(result), zarr.open_array(array, mode="r")[:])
