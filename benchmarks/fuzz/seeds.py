@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -21,6 +22,7 @@ import scipy.sparse as sp
 import scdl
 from storage_backends.directory.checksums import Table, file_checksums
 from storage_backends.memmap.header import Header, HeaderArray, HeaderIndex
+from storage_backends.zarr.codecs import ans_fitting
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import PROFILES, Codec
 
@@ -30,12 +32,19 @@ TABLE_CHUNKS = ("obs/_index/c/0", "obs/kind/codes/c/0", "obs/kind/categories/c/0
 #: Numbers of a chunk.
 CHUNK_LENGTH = 256
 _CRC: Codec = {"name": "crc32c"}
+#: The profile whose arrays have tables.
+_FITTED = replace(
+    PROFILES["archive"],
+    tables=ans_fitting.fit(
+        np.arange(200, dtype=np.uint16), np.array([200]), 200, differences=True
+    ).to_text(),
+)
 _LITTLE: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
 #: Chains of codecs and types of numbers, of our archives and of others.
 CHAINS: list[tuple[Sequence[Codec], str]] = [
     *(
         (profile.codecs(name, np.dtype(dtype), narrow=False), dtype)
-        for profile in PROFILES.values()
+        for profile in (*PROFILES.values(), _FITTED)
         for name, dtype in (("indices", "<u2"), ("data", "<u2"), ("data", "<f4"), ("indptr", "<u4"))
     ),
     ([_LITTLE, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}], "<f4"),

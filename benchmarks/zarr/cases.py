@@ -27,7 +27,7 @@ BATCH, DENSE_BATCH = 1_024, 64
 _RANDOM_BATCHES = 8
 _RATE = "k cells/s"
 
-_BITS = {"packed": 7.5, "packed-fast": 11.7, "fast": 11.5, "balanced": 8.5, "archive": 5.8}
+_BITS = {"packed": 7.5, "packed-fast": 11.7, "fast": 11.5, "balanced": 8.5, "archive": 5.2}
 _EPOCH = {"fast": 2.5, "balanced": 1.25, "archive": 0.8}
 _COLD = 2.0
 #: Of profiles that read single cells, over memmap: speed of epochs, and time of a conversion.
