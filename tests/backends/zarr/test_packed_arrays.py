@@ -146,7 +146,7 @@ def test_zarr_finds_the_codec_by_its_entry_point(profile: str, codec: str, tmp_p
     """And names it where the package is not installed."""
     cells = anndata.AnnData(counts(900, 90, np.random.default_rng(0)))
     scdl.convert(cells, tmp_path / "cells.zarr", compression=profile)
-    array, result = tmp_path / "cells.zarr" / "X" / "data", tmp_path / "found.npy"
+    array, result = tmp_path / "cells.zarr" / "X" / "indices", tmp_path / "found.npy"
     info = tmp_path / "site" / "scdl_tests-1.0.dist-info"
     info.mkdir(parents=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
