@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,28 +62,6 @@ def _spread(x: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-def sample_rows_numpy(
-    indptr: NDArray[np.int64],
-    most: int,
-    key: np.uint64,
-    chosen: NDArray[np.int64],
-    chosen_indptr: NDArray[np.int64],
-) -> None:
-    """The same as :func:`sample_rows` in NumPy."""
-    keys = hashing.hashed(np.arange(len(indptr) - 1), int(key))
-    sampled: list[int] = []
-    chosen_indptr[0] = 0
-    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
-        draws = hashing.uniform(hashing.hashed(np.arange(stop - start), int(keys[row])))
-        wanted = min(stop - start, most)
-        for k, drawn in enumerate(draws.tolist()):
-            if drawn * (stop - start - k) < wanted:
-                sampled.append(start + k)
-                wanted -= 1
-        chosen_indptr[row + 1] = len(sampled)
-    chosen[: len(sampled)] = sampled
-
-
 @kernel
 def choose_by_weight(
     weights: NDArray[Any],
@@ -130,23 +107,4 @@ def choose_by_weight(
             # Rounding may make `drawn` equal to the total; `last` is then the correct entry.
             drawn = draws[row, i] * total
             chosen[row, i] = min(np.searchsorted(ends[:n], drawn, side="right"), last)
-    return -1
-
-
-def choose_by_weight_numpy(
-    weights: NDArray[Any],
-    indptr: NDArray[np.int64],
-    draws: NDArray[np.float64],
-    chosen: NDArray[np.int64],
-) -> int:
-    """The same as :func:`choose_by_weight` in NumPy."""
-    bad = np.flatnonzero(~((weights >= 0) & (weights < np.inf)))
-    if len(bad):
-        return int(bad[0])
-    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
-        ends = np.cumsum(weights[start:stop], dtype=np.float64)
-        last = np.flatnonzero(weights[start:stop] > 0)[-1:]
-        drawn = draws[row] * (ends[-1] if len(ends) else 0.0)
-        positions = np.searchsorted(ends, drawn, side="right")
-        chosen[row] = np.minimum(positions, last[0] if len(last) else -1)
     return -1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,34 +58,6 @@ def fill_dense(
     return 0
 
 
-def fill_dense_numpy(
-    data: NDArray[Any],
-    indices: NDArray[Any],
-    indptr: NDArray[np.int64],
-    whole: bool,
-    out: NDArray[Any],
-) -> int:
-    """The same as :func:`fill_dense` in NumPy."""
-    out[:] = 0
-    if len(indices) and int(indices.max()) >= out.shape[1]:
-        return OUT_OF_RANGE
-    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    places = rows, indices.astype(np.int64)
-    if whole:
-        # Sum as Python integers, which do not overflow.
-        sums = np.zeros(out.shape, object)
-        np.add.at(sums, places, data.astype(object))
-        limits = np.iinfo(out.dtype)
-        if ((sums < limits.min) | (sums > limits.max)).any():
-            return OVERFLOW
-        out[:] = sums
-        return 0
-    np.add.at(out, places, data)
-    is_zero = (data == 0) & (out[places] == 0)
-    out[rows[is_zero], places[1][is_zero]] = data[is_zero]
-    return 0
-
-
 @kernel
 def sum_values(values: Any, n: int) -> float:
     """Sum the first `n` values of an array or pointer."""
@@ -111,12 +82,6 @@ def sum_rows(data: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[np.floa
         out[row] = sum_values(values, len(values))
 
 
-def sum_rows_numpy(data: NDArray[Any], indptr: NDArray[np.int64], out: NDArray[np.float64]) -> None:
-    """The same as :func:`sum_rows` in NumPy."""
-    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
-        out[row] = data[start:stop].sum(dtype=np.float64)
-
-
 @kernel
 def scale_rows(
     data: NDArray[Any],
@@ -132,18 +97,6 @@ def scale_rows(
         scale = target / totals[row] if totals[row] != 0.0 else 1.0
         for k in range(len(values)):
             scaled[k] = values[k] * scale
-
-
-def scale_rows_numpy(
-    data: NDArray[Any],
-    indptr: NDArray[np.int64],
-    totals: NDArray[np.float64],
-    target: float,
-    out: NDArray[Any],
-) -> None:
-    """The same as :func:`scale_rows` in NumPy."""
-    for start, stop, total in zip(indptr[:-1].tolist(), indptr[1:].tolist(), totals, strict=True):
-        out[start:stop] = data[start:stop] * (target / total if total else 1.0)
 
 
 @kernel
@@ -177,20 +130,6 @@ def take_columns(
             out[row, k] = dense[columns[row, k]]
         for k in range(start, stop):
             dense[indices[k]] = 0
-
-
-def take_columns_numpy(
-    data: NDArray[Any],
-    indices: NDArray[Any],
-    indptr: NDArray[np.int64],
-    n_vars: int,
-    columns: NDArray[np.int64],
-    out: NDArray[Any],
-) -> None:
-    """The same as :func:`take_columns` in NumPy."""
-    dense = np.zeros((len(out), n_vars + 1), out.dtype)
-    dense[np.repeat(np.arange(len(out)), np.diff(indptr)), indices.astype(np.int64)] = data
-    out[:] = np.take_along_axis(dense, columns, axis=1)
 
 
 @kernel
@@ -228,20 +167,3 @@ def fill_padded(
             for k in range(n):
                 values[row, k] = data[start + k]
                 genes[row, k] = indices[start + k]
-
-
-def fill_padded_numpy(
-    data: NDArray[Any],
-    indices: NDArray[Any],
-    indptr: NDArray[np.int64],
-    keys: NDArray[Any],
-    values: NDArray[Any],
-    genes: NDArray[np.int64],
-) -> None:
-    """The same as :func:`fill_padded` in NumPy."""
-    for row, (start, stop) in enumerate(pairwise(indptr.tolist())):
-        order = np.arange(stop - start)
-        if len(keys):
-            order = np.argsort(keys[start:stop], kind="stable")
-        order = start + order[: values.shape[1]]
-        values[row, : len(order)], genes[row, : len(order)] = data[order], indices[order]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scdl.kernels import lanes
 from scdl.kernels.lanes import LANES, map_lanes
-from scdl.kernels.rows import array_at, pointer_in, pointer_to
+from scdl.kernels.rows import pointer_in, pointer_to
 from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
 from storage_backends.compute.rowsort import count_bits
 
@@ -140,30 +140,6 @@ def _all_below(ids: Any, length: int, n: int) -> bool:
     return bool(least >= 0 and np.uint64(most) < np.uint64(n))
 
 
-def map_rows_numpy(
-    rows: NDArray[np.int64],
-    lookup: NDArray[np.int32],
-    bounds: NDArray[np.int64],
-    like: NDArray[Any],
-    out_data: NDArray[Any],
-    out_indices: NDArray[Any],
-) -> int:
-    """The same as :func:`map_rows` in NumPy."""
-    place = 0
-    for i, (data, indices, length, table) in enumerate(rows.tolist()):
-        ids = array_at(indices, length, like).astype(np.int64)
-        genes = lookup[bounds[table] : bounds[table + 1]]
-        if len(ids) and not 0 <= ids.min() <= ids.max() < len(genes):
-            return OUT_OF_RANGE
-        new = genes[ids]
-        rows[i, 2] = (new >= 0).sum()
-        stop = place + int(rows[i, 2])
-        out_data[place:stop] = array_at(data, length, out_data)[new >= 0]
-        out_indices[place:stop] = new[new >= 0]
-        place = stop
-    return 0
-
-
 @kernel
 def map_rows_sorted(
     rows: NDArray[np.int64],
@@ -227,26 +203,3 @@ def _mark(
         before[word] = count
         count += int(count_bits(seen[word]))
     return count == n
-
-
-def map_rows_sorted_numpy(
-    rows: NDArray[np.int64],
-    lookup: NDArray[np.int32],
-    bounds: NDArray[np.int64],
-    like: NDArray[Any],
-    out_data: NDArray[Any],
-    out_indices: NDArray[Any],
-    n_columns: int,
-) -> int:
-    """The same as :func:`map_rows_sorted` in NumPy."""
-    if map_rows_numpy(rows, lookup, bounds, like, out_data, out_indices) == OUT_OF_RANGE:
-        return OUT_OF_RANGE
-    place = 0
-    for length in rows[:, 2].tolist():
-        part = slice(place, place + length)
-        order = np.argsort(out_indices[part], kind="stable")
-        out_data[part], out_indices[part] = out_data[part][order], out_indices[part][order]
-        if (out_indices[part][1:] == out_indices[part][:-1]).any():
-            return REPEATED
-        place += length
-    return 0

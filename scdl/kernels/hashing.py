@@ -60,26 +60,6 @@ def permuted(at: Numbers, n: int, key: int) -> Numbers:
     return out
 
 
-def permuted_numpy(at: Numbers, n: int, key: int) -> Numbers:
-    """The same as :func:`permuted` in NumPy; the reference for tests of the kernel."""
-    high, low, keys = _network(n, key)
-
-    def walk(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left = x // low
-        right = x - left * low
-        for i in range(0, len(keys), 2):
-            left = _shifted(left, _stir(right, keys[i], high), high)
-            right = _shifted(right, _stir(left, keys[i + 1], low), low)
-        return left * low + right
-
-    out = walk(at.view(np.uint64))
-    outside = np.flatnonzero(out >= np.uint64(n))
-    while len(outside):
-        out[outside] = walk(out[outside])
-        outside = outside[out[outside] >= np.uint64(n)]
-    return out.view(np.int64)
-
-
 def _network(n: int, key: int) -> tuple[np.uint64, np.uint64, NDArray[np.uint64]]:
     """Bounds of the two digits of positions, and the keys of the rounds."""
     high, low = (np.uint64(digits) for digits in _factors(n))
@@ -90,25 +70,6 @@ def _factors(n: int) -> tuple[int, int]:
     """Two factors of similar size whose product is at least `n`, and not much larger."""
     low = max(math.isqrt(max(n - 1, 0)) + 1, 2)
     return max(-(-n // low), 1), low
-
-
-def _shifted(x: NDArray[np.uint64], by: NDArray[np.uint64], n: np.uint64) -> NDArray[np.uint64]:
-    """``(x + by) % n`` for numbers below `n`; uses that unsigned differences wrap around."""
-    by += x
-    np.minimum(by, by - n, out=by)
-    return by
-
-
-def _stir(x: NDArray[np.uint64], key: np.uint64, n: np.uint64) -> NDArray[np.uint64]:
-    """Hash numbers and a key to numbers below `n`, which must be less than 2**32."""
-    x = x ^ key
-    x *= np.uint64(FIRST)
-    x ^= x >> np.uint64(32)
-    x *= np.uint64(SECOND)
-    x >>= np.uint64(32)
-    x *= n
-    x >>= np.uint64(32)
-    return x
 
 
 def draws(at: Numbers, k: int, seed: int, epoch: int) -> NDArray[np.float64]:

@@ -84,18 +84,6 @@ def row_order(
     return n_unsorted
 
 
-def row_order_numpy(
-    indptr: NDArray[np.int64], indices: NDArray[Any], n_vars: int, order: NDArray[np.int64]
-) -> int:
-    """The same as :func:`row_order` in NumPy."""
-    if len(indices) and int(indices.max()) >= n_vars:
-        return OUT_OF_RANGE
-    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    order[:] = np.lexsort((indices, rows))
-    falls = indices[1:] < indices[:-1]
-    return len(np.unique(rows[1:][falls & (rows[1:] == rows[:-1])]))
-
-
 @kernel
 def misplaced(indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rises: bool) -> int:
     """Find the first id that is out of range or out of order.
@@ -144,17 +132,3 @@ def _first_misplaced(ids: NDArray[Any], below: int, rises: bool) -> int:
         if number < 0 or number >= below or (rises and i > 0 and ids[i] <= ids[i - 1]):
             return i
     return -1
-
-
-def misplaced_numpy(
-    indices: NDArray[Any], indptr: NDArray[np.int64], below: int, rises: bool
-) -> int:
-    """The same as :func:`misplaced` in NumPy."""
-    numbers = indices.astype(np.int64)
-    wrong = (numbers < 0) | (numbers >= below)
-    if rises:
-        falls = numbers[1:] <= numbers[:-1]
-        starts = indptr[(indptr > 0) & (indptr < len(numbers))]
-        falls[starts - 1] = False
-        wrong[1:] |= falls
-    return int(wrong.argmax()) if wrong.any() else -1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -92,17 +91,6 @@ def find_archives(
         rows[i] = at[i] - starts[which[i]]
 
 
-def find_archives_numpy(
-    at: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    which: NDArray[np.int64],
-    rows: NDArray[np.int64],
-) -> None:
-    """The same as :func:`find_archives` in NumPy."""
-    which[:] = np.searchsorted(starts, at, side="right") - 1
-    rows[:] = at - starts[which]
-
-
 @kernel
 def locate_rows(
     which: NDArray[np.int64],
@@ -152,28 +140,6 @@ def locate_rows(
     return -1
 
 
-def locate_rows_numpy(
-    which: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    arrays: NDArray[np.int64],
-    value_bytes: int,
-    id_bytes: int,
-    out: NDArray[np.int64],
-    indptr: NDArray[np.int64],
-) -> int:
-    """The same as :func:`locate_rows` in NumPy."""
-    for i, (number, row) in enumerate(zip(which.tolist(), rows.tolist(), strict=True)):
-        data, indices, offsets, size, n_values = arrays[number].tolist()
-        if size:
-            pair = array_at(offsets + row * size, 2, np.empty(0, f"u{size}")).astype(np.int64)
-            start, stop = pair.tolist()
-            if start < 0 or stop < start or stop > n_values:
-                return i
-            out[i, :3] = data + start * value_bytes, indices + start * id_bytes, stop - start
-    indptr[:] = np.concatenate([[0], np.cumsum(out[:, 2])])
-    return -1
-
-
 @kernel
 def copy_rows(
     rows: NDArray[np.int64],
@@ -216,22 +182,6 @@ def copy_rows(
     return largest
 
 
-def copy_rows_numpy(
-    rows: NDArray[np.int64],
-    indptr: NDArray[np.int64],
-    like: NDArray[Any],
-    out_data: NDArray[Any],
-    out_indices: NDArray[Any],
-) -> np.uint64:
-    """The same as :func:`copy_rows` in NumPy."""
-    largest = 0
-    for i, (data, indices, length, _) in enumerate(rows.tolist()):
-        part, ids = slice(indptr[i], indptr[i + 1]), array_at(indices, length, like)
-        out_data[part], out_indices[part] = array_at(data, length, out_data), ids
-        largest = max(largest, int(ids.max(initial=0)))
-    return np.uint64(largest)
-
-
 @kernel
 def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
     """Sum the values of rows.
@@ -249,14 +199,3 @@ def sum_rows(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float6
         following = min(i + 1, len(rows) - 1)
         fetch_ahead(rows[following, 0], rows[following, 2] * like.itemsize)
         out[i] = sum_values(pointer_to(rows[i, 0], like), rows[i, 2])
-
-
-def sum_rows_numpy(rows: NDArray[np.int64], like: NDArray[Any], out: NDArray[np.float64]) -> None:
-    """The same as :func:`sum_rows` in NumPy."""
-    for i, (address, _, length, _) in enumerate(rows.tolist()):
-        out[i] = array_at(address, length, like).sum(dtype=np.float64)
-
-
-def array_at(address: int, length: int, like: NDArray[Any]) -> NDArray[Any]:
-    """Copy numbers from an address to a new array."""
-    return np.frombuffer(ctypes.string_at(address, length * like.itemsize), like.dtype)

@@ -51,21 +51,3 @@ def translate(
         start = stop
         indptr[i + 1] = kept
     return int(kept)
-
-
-def translate_numpy(
-    ids: NDArray[np.int64],
-    values: NDArray[Any],
-    indptr: NDArray[np.int64],
-    places: NDArray[np.int32],
-    out_ids: NDArray[np.unsignedinteger[Any]],
-    out: NDArray[Any],
-) -> int:
-    """The same as :func:`translate` in NumPy."""
-    known = (ids >= 0) & (ids < len(places))
-    found = np.full(len(ids), -1, np.int32)
-    found[known] = places[ids[known]]
-    kept = found >= 0
-    indptr[:] = np.concatenate([[0], np.cumsum(kept)])[indptr]
-    out_ids[: indptr[-1]], out[: indptr[-1]] = found[kept], values[kept]
-    return int(indptr[-1])

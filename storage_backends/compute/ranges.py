@@ -17,9 +17,3 @@ def total_length(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int
             return -1 - i
         total += stops[i] - starts[i]
     return total
-
-
-def total_length_numpy(starts: NDArray[np.int64], stops: NDArray[np.int64], limit: int) -> int:
-    """The same as :func:`total_length` in NumPy."""
-    bad = (starts < 0) | (stops < starts) | (stops > limit)
-    return -1 - int(bad.argmax()) if bad.any() else int((stops - starts).sum())

@@ -128,24 +128,3 @@ def _sort(
             sorted_data[position] = values[k]
         seen[:] = np.uint64(0)
     return n_unsorted
-
-
-def sort_rows_numpy(
-    data: NDArray[Any],
-    indices: NDArray[Any],
-    indptr: NDArray[np.int64],
-    n_columns: int,
-    out_data: NDArray[Any],
-    out_indices: NDArray[Any],
-) -> int:
-    """The same as :func:`sort_rows` in NumPy."""
-    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n_columns:
-        return OUT_OF_RANGE
-    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    same_row = rows[1:] == rows[:-1]
-    falls = same_row & (indices[1:] <= indices[:-1])
-    order = np.lexsort((indices, rows))
-    out_data[:], out_indices[:] = data[order], indices[order]
-    if (same_row & (out_indices[1:] == out_indices[:-1])).any():
-        return REPEATED
-    return len(np.unique(rows[1:][falls]))

@@ -53,15 +53,6 @@ def _copy_ranges(
         position += length
 
 
-def gather_ranges_numpy(
-    source: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64], out: NDArray[Any]
-) -> None:
-    """The same as :func:`gather_ranges` in NumPy; the reference for tests of the kernel."""
-    lengths = stops - starts
-    ends = np.cumsum(lengths)
-    out[:] = source[np.arange(len(out)) + np.repeat(starts - (ends - lengths), lengths)]
-
-
 def read_ahead(
     array: NDArray[Any], starts: NDArray[np.int64], stops: NDArray[np.int64]
 ) -> SinglePages | Literal[False]:

@@ -99,31 +99,6 @@ def _cut(
     return n
 
 
-def plan_numpy(
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    chunk_length: int,
-) -> ChunkPlan:
-    """The same as :func:`plan` in NumPy."""
-    lengths = stops - starts
-    if not lengths.all():
-        kept = lengths > 0
-        starts, stops, targets = starts[kept], stops[kept], targets[kept]
-    first = starts // chunk_length
-    spans = (stops - 1) // chunk_length - first + 1
-    # One piece for every chunk that a range touches.
-    range_of = np.repeat(np.arange(len(starts)), spans)
-    chunk_of = np.arange(len(range_of)) - np.repeat(np.cumsum(spans) - spans - first, spans)
-    order = np.argsort(chunk_of, kind="stable")
-    range_of, chunk_of = range_of[order], chunk_of[order]
-    edges = chunk_of * chunk_length
-    begin = np.maximum(starts[range_of], edges)
-    end = np.minimum(stops[range_of], edges + chunk_length)
-    targets = targets[range_of] + begin - starts[range_of]
-    return _grouped(chunk_of, begin - edges, targets, end - begin)
-
-
 class Bound(NamedTuple):
     """Bounds that the numbers of an array must satisfy, and their replacements.
 
@@ -224,24 +199,4 @@ def _place_bounded(
             else:
                 for k in range(len(target)):
                     target[k] = piece[k]
-    return -1
-
-
-def place_numpy(
-    chunks: NDArray[Any],
-    bounds: NDArray[np.int64],
-    sources: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    bound: Bound,
-    out: NDArray[Any],
-) -> int:
-    """The same as :func:`place` in NumPy."""
-    for row, chunk in enumerate(chunks):
-        for i in range(bounds[row], bounds[row + 1]):
-            piece = chunk[sources[i] : sources[i] + lengths[i]]
-            if bound.below and ((piece < 0) | (piece >= bound.below)).any():
-                return row
-            target = slice(targets[i], targets[i] + lengths[i])
-            out[target] = bound.mapping[piece] if len(bound.mapping) else piece
     return -1

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import twins
 from hypothesis import given
 from hypothesis import strategies as st
 from reading import rewritten
@@ -68,7 +69,7 @@ class TestKernel:
         draws = np.array(flat, np.float64).reshape(len(counts), k)
         ours, twin = np.full((2, *draws.shape), -7)
         bad = choice_kernels.choose_by_weight(weights, indptr, draws, ours)
-        assert bad == choice_kernels.choose_by_weight_numpy(weights, indptr, draws, twin)
+        assert bad == twins.choose_by_weight(weights, indptr, draws, twin)
         if bad >= 0:
             assert not 0 <= weights[bad] < np.inf
             return

@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+import twins
 from budget import sample
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +69,7 @@ def test_archives_are_found(lengths: list[int], times: int, data: st.DataObject)
     last = int(starts[-1]) - 1
     at = np.array(data.draw(st.lists(st.integers(0, last), max_size=20)) if last >= 0 else [], int)
     results = []
-    for function in (row_kernels.find_archives, row_kernels.find_archives_numpy):
+    for function in (row_kernels.find_archives, twins.find_archives):
         which, rows = np.empty_like(at), np.empty_like(at)
         function(at, starts, which, rows)
         results.append((which.tolist(), rows.tolist()))
@@ -104,7 +105,7 @@ def locate(problem: dict[str, Any], function: Any, *, limit: int | None = None) 
 @given(problems())
 def test_rows_are_located(problem: dict[str, Any]) -> None:
     found, bad = locate(problem, row_kernels.locate_rows)
-    expected, bad_too = locate(problem, row_kernels.locate_rows_numpy)
+    expected, bad_too = locate(problem, twins.locate_rows)
     assert bad == bad_too == -1
     np.testing.assert_array_equal(found, expected)
 
@@ -113,7 +114,7 @@ def test_rows_are_located(problem: dict[str, Any]) -> None:
 def test_rows_behind_the_end_are_told(problem: dict[str, Any]) -> None:
     """An archive that is shorter than its offsets say."""
     bad = locate(problem, row_kernels.locate_rows, limit=3)[1]
-    assert bad == locate(problem, row_kernels.locate_rows_numpy, limit=3)[1]
+    assert bad == locate(problem, twins.locate_rows, limit=3)[1]
     stops = [
         int(problem["archives"][w][2][r + 1])
         for w, r in zip(problem["which"], problem["rows"], strict=True)
@@ -143,7 +144,7 @@ def test_offsets_are_checked(
         not w and not 0 <= start <= stop <= n_values
         for w, (start, stop) in zip(which, ranges, strict=True)
     ]
-    for function in (row_kernels.locate_rows, row_kernels.locate_rows_numpy):
+    for function in (row_kernels.locate_rows, twins.locate_rows):
         out, indptr = np.full((len(rows), 4), 3), np.full(len(rows) + 1, -7)
         assert function(which, rows, arrays, 4, 2, out, indptr) == (
             wrong.index(True) if any(wrong) else -1
@@ -163,7 +164,7 @@ def test_values_of_rows_are_summed(problem: dict[str, Any]) -> None:
     rows, _ = locate(problem, row_kernels.locate_rows)
     found, twin = np.full((2, len(rows)), np.nan)
     row_kernels.sum_rows(rows, np.empty(0, "u4"), found)
-    row_kernels.sum_rows_numpy(rows, np.empty(0, "u4"), twin)
+    twins.sum_addressed_rows(rows, np.empty(0, "u4"), twin)
     expected = []
     for w, r in zip(problem["which"], problem["rows"], strict=True):
         values, _, offsets = problem["archives"][w]
@@ -182,7 +183,7 @@ def test_rows_are_copied(problem: dict[str, Any], out_dtype: str) -> None:
         ids.append(columns[part])
     expected, columns = np.concatenate(data), np.concatenate(ids)
     indptr = np.cumsum([0, *rows[:, 2]])
-    for function in (row_kernels.copy_rows, row_kernels.copy_rows_numpy):
+    for function in (row_kernels.copy_rows, twins.copy_rows):
         out, out_ids = np.zeros(len(expected), "u4"), np.zeros(len(expected), out_dtype)
         largest = function(rows, indptr, np.empty(0, problem["dtype"]), out, out_ids)
         np.testing.assert_array_equal(out, expected)
@@ -249,7 +250,7 @@ def test_rows_of_any_length_are_mapped(length: int) -> None:
     ids = rng.permutation(9_000)[:length].astype("u2")
     values = rng.integers(0, 1 << 32, length, "u4")
     outputs = []
-    for function in (kernels.map_rows, kernels.map_rows_numpy):
+    for function in (kernels.map_rows, twins.map_rows):
         rows = np.array([[values.ctypes.data, ids.ctypes.data, length, 0]])
         # One more, which nobody may write to.
         out, out_ids = np.full(length + 1, 7, "u4"), np.full(length + 1, 7, np.int32)
@@ -264,7 +265,7 @@ def test_rows_of_any_length_are_mapped(length: int) -> None:
 def test_rows_are_mapped(problem: dict[str, Any]) -> None:
     found = mapped(problem, kernels.map_rows)
     assert found[0] == 0
-    assert found == mapped(problem, kernels.map_rows_numpy)
+    assert found == mapped(problem, twins.map_rows)
 
 
 def test_the_memory_of_a_long_row_lives_as_long_as_it_is_used() -> None:
@@ -290,7 +291,7 @@ assert (out[: len(kept)] == kept).all() and (out_ids[: len(kept)] == lookup[kept
 def test_rows_are_mapped_and_sorted(problem: dict[str, Any]) -> None:
     found = mapped(problem, kernels.map_rows_sorted, problem["n_columns"])
     assert found[0] == 0
-    assert found == mapped(problem, kernels.map_rows_sorted_numpy, problem["n_columns"])
+    assert found == mapped(problem, twins.map_rows_sorted, problem["n_columns"])
     start = 0
     for length in found[1]:
         assert (np.diff(found[3][start : start + length]) > 0).all()
@@ -315,7 +316,7 @@ def test_what_cannot_be_mapped(name: str, ids: list[int], table: list[int], expe
         "which": np.zeros(1, np.int64), "rows": np.zeros(1, np.int64), "dtype": np.dtype(np.int32),
         "lookup": np.array(table, np.int32), "bounds": np.array([0, len(table)]),
     }  # fmt: skip
-    for function in (getattr(kernels, name), getattr(kernels, f"{name}_numpy")):
+    for function in (getattr(kernels, name), getattr(twins, name)):
         more = (3,) if name == "map_rows_sorted" else ()
         done = mapped(problem, function, *more)[0]
         # What keeps the order of the rows has nothing against genes that come twice.

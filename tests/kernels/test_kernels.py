@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import scipy.stats
+import twins
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import UNSIGNED, csr_rows
@@ -23,7 +24,7 @@ def test_row_order(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> None
     _, indices, indptr, n_vars = rows
     order, twin = np.full((2, len(indices)), -7, np.int64)
     unsorted = order_kernels.row_order(indptr, indices, n_vars, order)
-    assert unsorted == order_kernels.row_order_numpy(indptr, indices, n_vars, twin)
+    assert unsorted == twins.row_order(indptr, indices, n_vars, twin)
     np.testing.assert_array_equal(order, twin)
     pieces = [slice(a, b) for a, b in pairwise(indptr)]
     falls = [bool((np.diff(indices[piece].astype(int)) < 0).any()) for piece in pieces]
@@ -39,7 +40,7 @@ def test_fill_dense(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> Non
     out, twin = np.full((2, len(indptr) - 1, n_vars), 7, data.dtype)
     whole = data.dtype.kind in "iu"
     done = dense_kernels.fill_dense(data, indices, indptr, whole, out)
-    assert done == dense_kernels.fill_dense_numpy(data, indices, indptr, whole, twin)
+    assert done == twins.fill_dense(data, indices, indptr, whole, twin)
     if done == 0:
         np.testing.assert_array_equal(out, twin)
         assert out.sum(dtype=np.float64) == data.sum(dtype=np.float64)
@@ -49,7 +50,7 @@ def test_fill_dense(rows: tuple[np.ndarray, np.ndarray, np.ndarray, int]) -> Non
 
 def test_dense_rows_have_the_sign_of_zeros() -> None:
     data, indices = np.array([-0.0, 1, -0.0, 3, -3], "f4"), np.array([0, 1, 2, 2, 1], "u1")
-    for fill in (dense_kernels.fill_dense, dense_kernels.fill_dense_numpy):
+    for fill in (dense_kernels.fill_dense, twins.fill_dense):
         out = np.full((2, 3), 7, "f4")
         assert fill(data, indices, np.array([0, 2, 5]), False, out) == 0
         np.testing.assert_array_equal(out, [[0, 1, 0], [0, -3, 3]])
@@ -61,9 +62,9 @@ def test_dense_rows_have_the_sign_of_zeros() -> None:
 def test_column_out_of_range(dtype: str, column: int) -> None:
     indices = np.array([4, column], dtype)
     indptr = np.array([0, 2])
-    for kernel in (order_kernels.row_order, order_kernels.row_order_numpy):
+    for kernel in (order_kernels.row_order, twins.row_order):
         assert kernel(indptr, indices, 5, np.empty(2, np.int64)) == order_kernels.OUT_OF_RANGE
-    for fill in (dense_kernels.fill_dense, dense_kernels.fill_dense_numpy):
+    for fill in (dense_kernels.fill_dense, twins.fill_dense):
         guarded = np.zeros((3, 5), "f4")
         found = fill(np.ones(2, "f4"), indices, indptr, False, guarded[1:2])
         assert found == order_kernels.OUT_OF_RANGE
@@ -95,10 +96,10 @@ def test_sum_and_scale_rows(
     twin = np.full_like(values, 7)
     totals, totals_twin = np.empty((2, len(indptr) - 1))
     dense_kernels.sum_rows(values, indptr, totals)
-    dense_kernels.sum_rows_numpy(values, indptr, totals_twin)
+    twins.sum_rows(values, indptr, totals_twin)
     np.testing.assert_allclose(totals, totals_twin, rtol=1e-6)
     dense_kernels.scale_rows(out if in_place else values, indptr, totals, target, out)
-    dense_kernels.scale_rows_numpy(values, indptr, totals, target, twin)
+    twins.scale_rows(values, indptr, totals, target, twin)
     np.testing.assert_allclose(out, twin, rtol=1e-6)
     for start, stop in pairwise(indptr):
         total = values[start:stop].sum()
@@ -107,7 +108,7 @@ def test_sum_and_scale_rows(
 
 def test_normalized_rows_that_sum_to_zero_stay() -> None:
     values = np.array([3, -3, 1, 1], "f4")
-    for scale in (dense_kernels.scale_rows, dense_kernels.scale_rows_numpy):
+    for scale in (dense_kernels.scale_rows, twins.scale_rows):
         out = np.empty_like(values)
         scale(values, np.array([0, 2, 2, 4]), np.array([0.0, 0.0, 2.0]), 10.0, out)
         assert out.tolist() == [3, -3, 5, 5]
@@ -123,7 +124,7 @@ def test_fill_padded(
     keys = -data.astype(np.float64) if by_value else data[:0].astype(np.float64)
     n = len(indptr) - 1
     found = []
-    for fill in (dense_kernels.fill_padded, dense_kernels.fill_padded_numpy):
+    for fill in (dense_kernels.fill_padded, twins.fill_padded):
         values, genes = np.zeros((n, length), data.dtype), np.full((n, length), n_vars)
         fill(data, indices, indptr, keys, values, genes)
         found.append((values, genes))
@@ -146,7 +147,7 @@ def test_take_columns(
     seed = draw.draw(st.integers(0, 2**32 - 1))
     columns = np.random.default_rng(seed).integers(0, n_vars + 1, shape)
     found = []
-    for take in (dense_kernels.take_columns, dense_kernels.take_columns_numpy):
+    for take in (dense_kernels.take_columns, twins.take_columns):
         found.append(np.full(shape, 7, data.dtype))
         take(data, indices, indptr, n_vars, columns, found[-1])
     np.testing.assert_array_equal(*found)
@@ -162,7 +163,7 @@ def test_sample_rows(
     indptr = rows[2]
     kept = np.minimum(np.diff(indptr), most)
     found = []
-    for sample in (choice_kernels.sample_rows, choice_kernels.sample_rows_numpy):
+    for sample in (choice_kernels.sample_rows, twins.sample_rows):
         chosen, offsets = np.full(kept.sum(), -1), np.full(len(indptr), -1)
         sample(indptr, most, np.uint64(key), chosen, offsets)
         found.append((chosen, offsets))
@@ -213,7 +214,7 @@ def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]])
     starts = np.array([start for start, _ in ranges], np.int64)
     stops = np.array([stop for _, stop in ranges], np.int64)
     expected = np.concatenate([source[:0], *(source[a:b] for a, b in ranges)])
-    for gather in (gather_ranges.gather_ranges, gather_ranges.gather_ranges_numpy):
+    for gather in (gather_ranges.gather_ranges, twins.gather_ranges):
         out = np.full_like(expected, 111)
         gather(source, starts, stops, out)
         np.testing.assert_array_equal(out, expected)
@@ -230,7 +231,7 @@ def test_gather(item: tuple[np.dtype, tuple[int, ...]], ranges: list[list[int]])
 def test_total_length(ranges: list[tuple[int, int]], limit: int) -> None:
     starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
     found = range_checks.total_length(starts, stops, limit)
-    assert found == range_checks.total_length_numpy(starts, stops, limit)
+    assert found == twins.total_length(starts, stops, limit)
     bad = [not 0 <= start <= stop <= limit for start, stop in ranges]
     assert found == (-1 - bad.index(True) if any(bad) else sum(b - a for a, b in ranges))
 
@@ -244,7 +245,7 @@ def test_misplaced(
     below = data.draw(st.sampled_from([n_vars, n_vars // 2]))
     for rises in (False, True):
         found = order_kernels.misplaced(indices, indptr, below, rises)
-        assert found == order_kernels.misplaced_numpy(indices, indptr, below, rises)
+        assert found == twins.misplaced(indices, indptr, below, rises)
         good = []
         for start, stop in pairwise(indptr):
             ids = indices[start:stop].tolist()
@@ -256,5 +257,5 @@ def test_misplaced(
 def test_negative_ids_are_misplaced(wrong: int) -> None:
     for dtype in ("i8", "u8"):
         ids = np.array([3, wrong, 5], "i8").astype(dtype)
-        for kernel in (order_kernels.misplaced, order_kernels.misplaced_numpy):
+        for kernel in (order_kernels.misplaced, twins.misplaced):
             assert kernel(ids, np.array([0, 3]), 10, False) == 1

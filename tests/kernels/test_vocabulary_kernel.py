@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import twins
 from budget import examples, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ def test_translate(dtype: str, data: st.DataObject) -> None:
     values = data.draw(hnp.arrays(dtype, n))
     places = data.draw(hnp.arrays(np.int32, st.integers(0, 8), elements=st.integers(-1, 5)))
     results: list[Any] = []
-    for function in (vocabulary.translate, vocabulary.translate_numpy):
+    for function in (vocabulary.translate, twins.translate):
         offsets, columns, out = indptr.copy(), np.zeros(n, np.uint32), np.zeros(n, dtype)
         kept = function(ids, values, offsets, places, columns, out)
         results.append([kept, *(a.tolist() for a in (offsets, columns[:kept], out[:kept]))])

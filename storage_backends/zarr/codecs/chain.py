@@ -194,11 +194,6 @@ def undo_delta(values: NDArray[Any]) -> None:
             chunk[i] = total
 
 
-def undo_delta_numpy(values: NDArray[Any]) -> None:
-    """The same as :func:`undo_delta` in NumPy."""
-    np.cumsum(values, axis=1, out=values)
-
-
 def _settings(codec: Codec) -> dict[str, Any]:
     return dict(codec.get("configuration", {}))
 

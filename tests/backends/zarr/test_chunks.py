@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import twins
 import zarr
 from budget import sample
 from hypothesis import given
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the 
 def test_sort_rows(rows):
     data, indices, indptr, n_vars = rows
     results = []
-    for sort in (rowsort.sort_rows, rowsort.sort_rows_numpy):
+    for sort in (rowsort.sort_rows, twins.sort_rows):
         out = np.empty_like(data), np.empty_like(indices)
         results.append((sort(data, indices, indptr, n_vars, *out), *out))
     ours, theirs = results
@@ -62,7 +63,7 @@ def test_sort_rows(rows):
 @pytest.mark.parametrize("column", [-1, 5, 2**40])
 def test_sort_rows_refuses_other_columns(column):
     indices = np.array([3, column, 1], np.int64)
-    for sort in (rowsort.sort_rows, rowsort.sort_rows_numpy):
+    for sort in (rowsort.sort_rows, twins.sort_rows):
         out = np.empty(3), np.empty(3, np.int64)
         assert sort(np.ones(3), indices, np.array([0, 3]), 5, *out) == rowsort.OUT_OF_RANGE
 
@@ -74,7 +75,7 @@ def test_sort_rows_in_threads(monkeypatch):
     indices = np.concatenate([rng.permutation(200)[:50] for _ in range(40)])
     indptr = np.arange(41) * 50
     results = []
-    for sort in (rowsort.sort_rows, rowsort.sort_rows_numpy):
+    for sort in (rowsort.sort_rows, twins.sort_rows):
         out = np.empty(2000), np.empty_like(indices)
         assert sort(np.arange(2000.0), indices, indptr, 200, *out) == 40
         results.append(out)
@@ -93,7 +94,7 @@ def ranges_of(pairs):
 @given(ranges, st.integers(1, 120))
 def test_plan(pairs, chunk_length):
     ours = plan.plan(*ranges_of(pairs), chunk_length)
-    theirs = plan.plan_numpy(*ranges_of(pairs), chunk_length)
+    theirs = twins.plan(*ranges_of(pairs), chunk_length)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -112,7 +113,7 @@ def test_negative_ids_are_out_of_bounds(dtype):
     chunks = np.array([[0, 3, 1, 2], [0, 3, -1, 2]], dtype)
     where = [np.array(n) for n in ([0, 1, 2], [0, 0], [0, 4], [4, 4])]
     for bound in (Bound.of(4), Bound.of(mapping=np.arange(4, dtype=dtype))):
-        for place in (plan.place, plan.place_numpy):
+        for place in (plan.place, twins.place):
             assert place(chunks, *where, bound, np.zeros(8, dtype)) == 1
             assert place(chunks[:1], *where, bound, np.zeros(8, dtype)) == -1
 
@@ -130,7 +131,7 @@ def test_place(pairs, chunk_length, dtype):
     for bound in bounds:
         where = todo.bounds, todo.sources, todo.targets, todo.lengths, bound
         found = plan.place(chunks, *where, outs[0])
-        assert found == plan.place_numpy(chunks, *where, outs[1])
+        assert found == twins.place(chunks, *where, outs[1])
         if found < 0:
             np.testing.assert_array_equal(*outs)
     plan.place(chunks, *where[:4], Bound.of(), outs[0])
@@ -143,7 +144,7 @@ def test_undo_delta(dtype):
     values = np.frombuffer(np.random.default_rng(0).bytes(3 * 40 * 8), dtype)[: 3 * 40]
     ours, theirs = values.reshape(3, 40).copy(), values.reshape(3, 40).copy()
     chain.undo_delta(ours)
-    chain.undo_delta_numpy(theirs)
+    twins.undo_delta(theirs)
     np.testing.assert_array_equal(ours, theirs)
 
 
