@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.kernels.order import OUT_OF_RANGE as OUT_OF_RANGE
+from scdl.kernels.order import stable_order
 from storage_backends.compute.jit import kernel
 
 #: Returned if the dtype of the output cannot represent a sum.
@@ -159,7 +160,7 @@ def fill_padded(
         start, stop = indptr[row], indptr[row + 1]
         n = min(stop - start, length)
         if len(keys):
-            order = np.argsort(keys[start:stop], kind="mergesort")
+            order = stable_order(keys[start:stop])
             for k in range(n):
                 values[row, k] = data[start + order[k]]
                 genes[row, k] = indices[start + order[k]]

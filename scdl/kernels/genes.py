@@ -163,7 +163,9 @@ def map_rows_sorted(
         0, :data:`OUT_OF_RANGE`, or :data:`REPEATED` if a row has two values of the same gene.
         Unless it is 0, the contents of `rows` and the outputs are undefined.
     """
-    longest = rows[:, 2].max() if len(rows) else 0
+    longest = 0
+    for i in range(len(rows)):
+        longest = max(longest, rows[i, 2])
     values, genes = np.empty(longest, out_data.dtype), np.empty(longest, np.int32)
     seen = np.zeros(n_columns // 64 + 1, np.uint64)
     before = np.empty(len(seen), np.int64)

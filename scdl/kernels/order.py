@@ -20,6 +20,12 @@ for _bit in range(64):
 
 
 @kernel
+def stable_order(keys: NDArray[Any]) -> NDArray[np.int64]:
+    """Positions of keys in ascending order; apart, as compiling it takes a second."""
+    return np.argsort(keys, kind="mergesort")
+
+
+@kernel
 def row_order(
     indptr: NDArray[np.int64], indices: NDArray[Any], n_vars: int, order: NDArray[np.int64]
 ) -> int:
@@ -80,7 +86,9 @@ def row_order(
                 position += 1
                 word ^= lowest
         if repeated:
-            order[start:stop] = start + np.argsort(indices[start:stop], kind="mergesort")
+            by_column = stable_order(indices[start:stop].astype(np.int64))
+            for k in range(stop - start):
+                order[start + k] = start + by_column[k]
     return n_unsorted
 
 

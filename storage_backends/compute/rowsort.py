@@ -101,8 +101,11 @@ def _sort(
             # The row is sorted, so its first and last ids are the extremes.
             if len(ids) and (ids[0] < 0 or np.uint64(ids[-1]) >= limit):
                 return OUT_OF_RANGE
-            sorted_ids[:] = ids
-            sorted_data[:] = values
+            # Loops, as numba compiles the error of assigned slices of other lengths for seconds.
+            for k in range(len(ids)):
+                sorted_ids[k] = ids[k]
+            for k in range(len(ids)):
+                sorted_data[k] = values[k]
             continue
         n_unsorted += 1
         # Set one bit per id; the sorted position of an id is the number of bits below its own.

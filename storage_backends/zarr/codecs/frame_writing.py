@@ -174,7 +174,7 @@ def _find_table(
                 return 0
             slots[at], distinct[n] = n, item
             n += 1
-    distinct[:n] = np.sort(distinct[:n])
+    distinct[:n].sort()
     return n
 
 

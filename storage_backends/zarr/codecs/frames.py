@@ -169,7 +169,8 @@ def place_frames(
                 if bound.below and not _bounded(part[start - first : upto - first], bound):
                     return row + BEYOND
                 if not is_whole:
-                    out[target + start : target + upto] = part[start - first : upto - first]
+                    for k in range(start, upto):
+                        out[target + k] = part[k - first]
                 start, first, begin, frame = upto, last, end, frame + 1
         later = min(row + _ROWS_AHEAD, n - 1)
         if bounds[later] < bounds[later + 1]:
