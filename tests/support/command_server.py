@@ -21,11 +21,22 @@ from storage_backends.compute import ranges
 #: What the commands import when they are called.
 NEEDED = (
     "anndata",
+    "pyarrow.pandas_compat",
     "pyarrow.parquet",
+    "pydantic.fields",
     "pydantic.type_adapter",
+    "pydantic.types",
+    "rich.console",
     "rich.table",
+    "scdl.cli.appending",
+    "scdl.cli.bench",
+    "scdl.cli.conversion",
+    "scdl.cli.copies",
     "scdl.cli.facts",
+    "scdl.cli.flattening",
+    "scdl.cli.inspection",
     "scdl.cli.main",
+    "scdl.cli.manifests",
     "scdl.collection.directory",
     "scdl.collection.verification",
     "scdl.conversion.convert",
@@ -33,9 +44,13 @@ NEEDED = (
     "scdl.dataset.dataset",
     "scdl.kernels.order",
     "scdl.verification.verify",
+    "storage_backends.memmap.store",
+    "storage_backends.memmap.table_files",
     "storage_backends.memmap.tables",
     "storage_backends.memmap.writer",
+    "storage_backends.zarr.store",
     "storage_backends.zarr.writer",
+    "typer._adapters",
 )
 
 #: Seconds after which a command that goes on is killed.

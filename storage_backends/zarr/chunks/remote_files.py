@@ -13,7 +13,7 @@ from zarr.core.sync import sync
 
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, RefusedError
-from storage_backends.zarr.chunks import spans
+from storage_backends.zarr.chunks import fetch_queue, spans
 from storage_backends.zarr.chunks.files import Pieces
 from storage_backends.zarr.chunks.page_cache import PageCache
 from storage_backends.zarr.chunks.spans import FILE_NUMBERS, PAGE_BITS, RemoteFile, Span
@@ -22,7 +22,7 @@ from storage_backends.zarr.chunks.spans import FILE_NUMBERS, PAGE_BITS, RemoteFi
 #: pages are kept in a local directory, as each is then fetched only once.
 PAGE_BYTES, CACHED_PAGE_BYTES = 1 << 12, 1 << 14
 
-_free = asyncio.Semaphore(spans.CONCURRENCY)
+_free = asyncio.Semaphore(fetch_queue.CONCURRENCY)
 
 
 class RemoteFiles:

@@ -1,26 +1,22 @@
-"""Spans of remote files: fetched by many threads, and found again as long as they are kept."""
+"""Spans of remote files, which are found again as long as they are kept."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute import threads
-from storage_backends.errors import RemoteError
+from storage_backends.zarr.chunks import fetch_queue
 from storage_backends.zarr.chunks.page_cache import PageCache
 
-#: Maximum bytes between pages of one request, maximum bytes of a request, and requests at once.
+#: Maximum bytes between pages of one request, and maximum bytes of a request.
 GAP_BYTES = 1 << 16
 REQUEST_BYTES = 1 << 20
-CONCURRENCY = 128
 
 #: Pages of all files have different numbers: that of the file, above as many bits of that in it.
 PAGE_BITS = 40
@@ -192,7 +188,7 @@ def begin(
     at_ready, is_ready = ready.find(missing)
     new = _requests(files, missing[~is_ready], (at + at_ready)[~is_ready])
     _know(Spans.joined([ready, new]))
-    _start(new.spans)
+    fetch_queue.start(new.spans)
     return Spans.joined([kept, ready, new])
 
 
@@ -276,49 +272,3 @@ def _requests(
     last = pages[np.append(ends, len(pages) - 1)[: len(pages)]]
     pairs = zip(first.tolist(), last.tolist(), strict=True)
     return Spans(first, last, [Span(files[a >> PAGE_BITS], a, b) for a, b in pairs])
-
-
-#: The requests of each announcement that have not begun; announcements take turns.
-_waiting: deque[Iterator[weakref.ref[Span]]] = deque()
-
-
-def _start(spans: Sequence[Span]) -> None:
-    """Begin to fetch spans, without waiting."""
-    _waiting.append(iter([span.reference for span in spans]))
-    pool = threads.pool("scdl-fetch", CONCURRENCY)
-    try:
-        for _ in spans[:CONCURRENCY]:
-            pool.submit(_work)
-    except RuntimeError:
-        if threading.main_thread().is_alive():
-            raise
-        # The process ends; but other threads may still read.
-        for span in spans:
-            span.fetch()
-
-
-def _work() -> None:
-    """Fetch spans that are still kept until no request waits."""
-    while (reference := _next()) is not None:
-        if (span := reference()) is None:
-            continue
-        if threading.main_thread().is_alive():
-            span.fetch()
-        else:
-            # The process waits for this thread to end.
-            span.end(RemoteError(f"{span.key}: not read, since the process ends"))
-
-
-def _next() -> weakref.ref[Span] | None:
-    """The next request to begin."""
-    while True:
-        try:
-            _waiting.rotate(-1)
-            turn = _waiting[0]
-        except IndexError:
-            return None
-        if (reference := next(turn, None)) is not None:
-            return reference
-        # Another thread may have removed it.
-        with contextlib.suppress(ValueError):
-            _waiting.remove(turn)
