@@ -304,7 +304,7 @@ class TestLoader:
         assert one.cells.identity[:2] == cells.identity[:2]
 
 
-@pytest.mark.parametrize("layout", sample(["csr", "coo", "dense"], 2))
+@pytest.mark.parametrize("layout", sample(["dense", "csr", "coo"], 1))
 def test_repeated_genes_of_float16_are_summed(tmp_path: Path, layout: str) -> None:
     pytest.importorskip("torch")
     var = pd.DataFrame({"id": ["a", "a", "b", "c"]}, index=list("wxyz"))

@@ -101,17 +101,20 @@ def splits(ds: Any) -> scdl.Splits:
 
 @pytest.fixture(scope="module")
 def expected(ds: Any, splits: scdl.Splits) -> list[float]:
-    return trained(ds, splits, "dense")[1]
+    accuracy, losses = trained(ds, splits, "dense")
+    assert accuracy >= ACCURACY
+    return losses
 
 
-@pytest.mark.parametrize("layout", sample(LAYERS))
+@pytest.mark.parametrize("layout", sample(["csr", "coo", "padded", "tokens"], 2))
 def test_learns(ds: Any, splits: scdl.Splits, expected: list[float], layout: str) -> None:
+    """As from dense batches."""
     accuracy, losses = trained(ds, splits, layout)
     assert accuracy >= ACCURACY
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("order", ["random", "balanced"])
+@pytest.mark.parametrize("order", sample(["balanced", "random"], 1))
 def test_learns_in_other_orders(ds: Any, splits: scdl.Splits, order: str) -> None:
     accuracy, _ = trained(ds, splits, "dense", order, LABEL if order == "balanced" else None)
     assert accuracy >= ACCURACY

@@ -179,9 +179,9 @@ def _find_table(
 
 
 @kernel
-def _put(word: Integer, n_bytes: Integer, out: NDArray[np.uint8], at: Integer) -> Integer:
+def _put(word: np.uint64, n_bytes: Integer, out: NDArray[np.uint8], at: Integer) -> Integer:
     for k in range(n_bytes):
-        out[at + k] = (np.uint64(word) >> np.uint64(8 * k)) & np.uint64(0xFF)
+        out[at + k] = (word >> np.uint64(8 * k)) & np.uint64(0xFF)
     return at + n_bytes
 
 
@@ -211,7 +211,9 @@ def _write_frames(
         base = np.int64(0)
         is_exact = len(exact) == 0 or exact[first:stop].all()
         if is_exact:
-            base = values[first:stop].min()
+            base = values[first]
+            for k in range(first + 1, stop):
+                base = min(base, values[k])
             for k in range(n):
                 numbers[k] = np.uint64(values[first + k] - base)
             found, largest = _widths(numbers, n, widths)
@@ -228,7 +230,11 @@ def _write_frames(
                 found, largest = _widths(gaps, n, other)
                 if found < size and largest <= GAP_BITS:
                     size, kind, most = found, GAPS, largest
-                    numbers[:n], widths[:] = gaps[:n], other
+                    # numba compiles the error of assigned slices of other lengths for seconds.
+                    for k in range(n):
+                        numbers[k] = gaps[k]
+                    for k in range(len(widths)):
+                        widths[k] = other[k]
         else:
             n_table = _find_table(bits[first:stop], slots, distinct)
             if n_table:
@@ -237,11 +243,12 @@ def _write_frames(
                 found, largest = _widths(numbers, n, widths)
                 if found + 2 + n_table * itemsize < size:
                     kind, most = TABLE, largest
-        at = _put(kind | (WIDE if most > 15 and kind != RAW else 0), 1, out, at)
+        form = kind | (WIDE if most > 15 and kind != RAW else 0)
+        at = _put(np.uint64(form), 1, out, at)
         if kind == OFFSETS:
-            at = _put(base, n_base, out, _put(n_base, 1, out, at))
+            at = _put(np.uint64(base), n_base, out, _put(np.uint64(n_base), 1, out, at))
         if kind == TABLE:
-            at = _put(n_table, 2, out, at)
+            at = _put(np.uint64(n_table), 2, out, at)
             for k in range(n_table):
                 at = _put(distinct[k], itemsize, out, at)
         if kind == RAW:
@@ -249,7 +256,8 @@ def _write_frames(
                 at = _put(bits[k], itemsize, out, at)
         else:
             at = _pack(numbers, n, widths, most > 15, out, at)
-        at = _put(crc32c_at(crc32c, out.ctypes.data + begin, at - begin), SUM_BYTES, out, at)
+        found = crc32c_at(crc32c, out.ctypes.data + begin, at - begin)
+        at = _put(np.uint64(found), SUM_BYTES, out, at)
         directory[frame, 0], directory[frame, 1] = n, at - begin
         first = stop
     return at
