@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from budget import examples
+from budget import examples, sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -104,7 +104,7 @@ def small_chunks(monkeypatch):
 # anndata: of codecs in stores that it reads
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("compression", PROFILES)
+@pytest.mark.parametrize("compression", sample(PROFILES))
 def test_full_shards_stay(tmp_path, compression):
     options = {"backend": "zarr", "compression": compression}
     first, *rest = (cells(n, i) for i, n in enumerate([61, 1, 30, 7]))
