@@ -117,7 +117,8 @@ class Bound(NamedTuple):
     def of(cls, below: int = 0, mapping: NDArray[Any] | None = None) -> Bound:
         """The bound of a mapping, or of numbers that stay as they are."""
         if mapping is None:
-            return cls(below, np.empty(0, np.uint16))
+            # Of the type that frames take, as a kernel is compiled for each type.
+            return cls(below, np.empty(0, np.uint32))
         return cls(len(mapping), mapping)
 
 
