@@ -16,12 +16,22 @@ from storage_backends.zarr.codecs.frame_format import (
     FLOAT,
     GAP_BITS,
     GAPS,
+    INVALID,
+    MIXED,
     OFFSETS,
     RAW,
     SIGNED,
     TABLE,
     WIDE,
     Integer,
+)
+from storage_backends.zarr.codecs.frame_lanes import (
+    MOST_BITS,
+    MOST_GAP_BITS,
+    PATTERNS,
+    put_floats,
+    put_numbers,
+    put_sums,
 )
 
 _WORD = np.uint64(64)
@@ -51,37 +61,17 @@ def _bits_of_double(typingctx: Any, number: Any) -> Any:
 def _unpack(
     address: Integer, width: Integer, out: NDArray[Any], first: Integer, n: Integer
 ) -> None:
-    """Unpack a block of `n` numbers of at most 57 bits, from `first` on."""
-    mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
-    if n == BLOCK and width <= 8:
-        # One load for eight numbers, which the compiler shifts together.
-        for group in range(4):
-            word = word_at(address + group * width)
-            for k in range(8):
-                out[first + group * 8 + k] = (word >> np.uint64(k * width)) & mask
-    elif n == BLOCK and width <= 15:
-        for group in range(8):
-            bit = group * 4 * width
-            word = word_at(address + (bit >> 3)) >> np.uint64(bit & 7)
-            for k in range(4):
-                out[first + group * 4 + k] = (word >> np.uint64(k * width)) & mask
-    else:
+    """Unpack a block of `n` numbers of any width, from `first` on, one by one."""
+    if width == 0:
         for k in range(n):
-            bit = k * width
-            out[first + k] = (word_at(address + (bit >> 3)) >> np.uint64(bit & 7)) & mask
-
-
-@kernel
-def _unpack_wide(
-    address: Integer, width: Integer, out: NDArray[Any], first: Integer, n: Integer
-) -> None:
-    """The same as :func:`_unpack` for 58 to 64 bits."""
+            out[first + k] = 0
+        return
     mask = ~np.uint64(0) >> (_WORD - np.uint64(width))
     for k in range(n):
         bit = k * width
         shift = np.uint64(bit & 7)
         word = word_at(address + (bit >> 3)) >> shift
-        if shift:
+        if width > 57 and shift:
             word |= np.uint64(byte_at(address + (bit >> 3) + 8)) << (_WORD - shift)
         out[first + k] = word & mask
 
@@ -94,29 +84,28 @@ def _width(address: Integer, block: Integer, is_wide: bool) -> Integer:
 
 
 @kernel
-def _unpack_all(
-    address: Integer, size: Integer, is_wide: bool, most: Integer, out: NDArray[Any]
-) -> bool:
-    """Unpack numbers from `size` bytes; False if they are not what the widths say."""
-    n = len(out)
+def _measure(
+    address: Integer, size: Integer, is_wide: bool, n: Integer, most: Integer
+) -> tuple[Integer, Integer]:
+    """Address of the first block of packed numbers, and the largest width.
+
+    The width is -1 if it is more than `most`, or if the numbers do not take all of `size` bytes.
+    """
     n_blocks = (n + BLOCK - 1) // BLOCK
     n_widths = n_blocks if is_wide else (n_blocks + 1) // 2
     if size < n_widths:
-        return False
-    at, end = address + n_widths, address + size
+        return address, -1
+    n_bits = width = largest = 0
     for block in range(n_blocks):
         width = _width(address, block, is_wide)
-        start = block * BLOCK
-        items = min(BLOCK, n - start)
-        after = at + ((items * width + 7) >> 3)
-        if width > most or after > end:
-            return False
-        if width <= 57:
-            _unpack(at, width, out, start, items)
-        else:
-            _unpack_wide(at, width, out, start, items)
-        at = after
-    return bool(at == end)
+        n_bits += width * BLOCK
+        largest = max(largest, width)
+    # The last block may be shorter.
+    n_bits -= width * (n_blocks * BLOCK - n)
+    is_valid = largest <= most and (n_bits + 7) >> 3 == size - n_widths
+    return address + n_widths, largest if is_valid else -1
+
+
 
 
 @kernel
@@ -143,37 +132,79 @@ def _limits(itemsize: Integer, kind: Integer) -> tuple[Integer, Integer]:
 
 
 @kernel
-def _add(base: Integer, itemsize: Integer, kind: Integer, out: NDArray[Any]) -> bool:
-    """Add the base to all numbers, and convert them; False if one does not fit the type."""
-    n, (least, most) = len(out), _limits(itemsize, kind)
-    if kind != FLOAT and itemsize == 8:
-        for k in range(n):
+def _add(base: Integer, as_floats: bool, out: NDArray[Any]) -> None:
+    """Add the base to all numbers, and convert them to floats if these are wanted."""
+    if not as_floats:
+        for k in range(len(out)):
             out[k] = np.int64(out[k]) + base
-        return True
-    low = high = np.int64(out[0]) + base
-    for k in range(n):
-        number = np.int64(out[k]) + base
-        low, high = min(low, number), max(high, number)
-    if kind != FLOAT:
-        for k in range(n):
-            out[k] = np.int64(out[k]) + base
-    elif itemsize == 4:
-        for k in range(n):
+    elif out.itemsize == 4:
+        for k in range(len(out)):
             out[k] = _bits_of_single(np.int64(out[k]) + base)
     else:
-        for k in range(n):
+        for k in range(len(out)):
             out[k] = _bits_of_double(np.int64(out[k]) + base)
-    return bool(low >= least and high <= most)
 
 
 @kernel
-def _sum_gaps(itemsize: Integer, kind: Integer, out: NDArray[Any]) -> bool:
-    """Replace gaps by integers; False if the last does not fit the type."""
+def _put(
+    address: Integer, widths: Integer, is_wide: bool, base: Integer, as_floats: bool,
+    out: NDArray[Any],
+) -> None:  # fmt: skip
+    """Unpack measured numbers, add the base, and convert them to floats if these are wanted."""
+    for block in range((len(out) + BLOCK - 1) // BLOCK):
+        width, first = _width(widths, block, is_wide), block * BLOCK
+        n = min(BLOCK, len(out) - first)
+        if n == BLOCK and width <= MOST_BITS:
+            if as_floats:
+                put_floats(address, width, base, PATTERNS.ctypes.data, out, first)
+            else:
+                put_numbers(address, width, base, PATTERNS.ctypes.data, out, first)
+        else:
+            _unpack(address, width, out, first, n)
+            _add(base, as_floats, out[first : first + n])
+        address += (n * width + 7) >> 3
+
+
+@kernel
+def _put_sums(
+    address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any]
+) -> Integer:
+    """Sum up measured gaps; returns the last integer."""
     total = np.int64(-1)
+    for block in range((len(out) + BLOCK - 1) // BLOCK):
+        width, first = _width(widths, block, is_wide), block * BLOCK
+        n = min(BLOCK, len(out) - first)
+        if n == BLOCK and width <= MOST_GAP_BITS:
+            total = put_sums(address, width, total, PATTERNS.ctypes.data, out, first)
+        else:
+            _unpack(address, width, out, first, n)
+            part = out[first : first + n]
+            for k in range(n):
+                total += np.int64(part[k]) + 1
+                part[k] = total
+        address += (n * width + 7) >> 3
+    return total
+
+
+@kernel
+def _put_within(
+    address: Integer, widths: Integer, is_wide: bool, largest: Integer, base: Integer,
+    itemsize: Integer, kind: Integer, out: NDArray[Any],
+) -> bool:  # fmt: skip
+    """As :func:`_put`, of numbers of a largest width; False if one does not fit the type."""
+    least, most = _limits(itemsize, kind)
+    fits = kind != FLOAT and itemsize == 8
+    # Most frames are far from the limits.
+    fits = fits or (largest < 32 and base >= least and base <= most - (np.int64(1) << largest))
+    _put(address, widths, is_wide, base if fits else np.int64(0), fits and kind == FLOAT, out)
+    if fits:
+        return True
+    low = high = np.int64(out[0]) + base
     for k in range(len(out)):
-        total += np.int64(out[k]) + 1
-        out[k] = total
-    return bool(total <= _limits(itemsize, kind)[1])
+        number = np.int64(out[k]) + base
+        low, high = min(low, number), max(high, number)
+    _add(base, kind == FLOAT, out)
+    return bool(low >= least and high <= most)
 
 
 @kernel
@@ -203,8 +234,8 @@ def decode_frame(
     itemsize: Integer,
     kind: Integer,
     out: NDArray[Any],
-) -> bool:
-    """Decode a frame without its checksum to all of `out`; False if it is invalid.
+) -> Integer:
+    """Decode a frame without its checksum to all of `out`.
 
     Parameters
     ----------
@@ -212,32 +243,54 @@ def decode_frame(
         Bytes of a stored item; :data:`UNSIGNED`, :data:`SIGNED` or :data:`FLOAT`.
     out
         Bits of the output, items of the same type or wider integers.
+
+    Returns
+    -------
+    int
+        :data:`INVALID`; the largest integer if they ascend; or :data:`MIXED`.
     """
     head = np.int64(byte_at(address))
     is_wide, encoding = head & WIDE != 0, head & ~WIDE
     body, end, bits = address + 1, address + size, 8 * itemsize
-    if encoding in (GAPS, OFFSETS) and kind == FLOAT and itemsize == 2:
-        return False
+    if encoding == RAW:
+        if end - body != len(out) * itemsize:
+            return INVALID
+        for k in range(len(out)):
+            out[k] = _item_at(body + k * itemsize, itemsize, kind)
+        return MIXED
+    widths, base, n_table, most = body, np.int64(0), 0, bits
     if encoding == GAPS:
-        is_valid = _unpack_all(body, end - body, is_wide, min(bits, GAP_BITS), out)
-        is_valid = is_valid and _sum_gaps(itemsize, kind, out)
-        return is_valid and (kind != FLOAT or _add(np.int64(0), itemsize, kind, out))
-    if encoding == OFFSETS:
+        most = min(bits, GAP_BITS)
+    elif encoding == OFFSETS:
         n_base = np.int64(byte_at(body))
-        start = body + 1 + n_base
-        if n_base > 8 or start > end:
-            return False
+        widths += 1 + n_base
+        if n_base > 8 or widths > end:
+            return INVALID
         base = _item_at(body + 1, n_base, SIGNED)
-        is_valid = _unpack_all(start, end - start, is_wide, bits, out)
-        return is_valid and _add(base, itemsize, kind, out)
-    if encoding == TABLE:
+    elif encoding == TABLE:
         n_table = np.int64(byte_at(body)) | (np.int64(byte_at(body + 1)) << 8)
-        table, codes = body + 2, body + 2 + n_table * itemsize
-        if codes > end or not _unpack_all(codes, end - codes, is_wide, min(bits, 16), out):
-            return False
-        return _look_up(table, n_table, itemsize, kind, out)
-    if encoding != RAW or end - body != len(out) * itemsize:
-        return False
-    for k in range(len(out)):
-        out[k] = _item_at(body + k * itemsize, itemsize, kind)
-    return True
+        widths, most = body + 2 + n_table * itemsize, min(bits, 16)
+        if widths > end:
+            return INVALID
+    else:
+        return INVALID
+    if encoding != TABLE and kind == FLOAT and itemsize == 2:
+        return INVALID
+    at, largest = _measure(widths, end - widths, is_wide, len(out), most)
+    if largest < 0:
+        return INVALID
+    if encoding == GAPS:
+        last = _put_sums(at, widths, is_wide, out)
+        if last > _limits(itemsize, kind)[1]:
+            return INVALID
+        if kind != FLOAT:
+            return last
+        _add(np.int64(0), True, out)
+    elif encoding == OFFSETS:
+        if not _put_within(at, widths, is_wide, largest, base, itemsize, kind, out):
+            return INVALID
+    else:
+        _put(at, widths, is_wide, base, False, out)
+        if not _look_up(body + 2, n_table, itemsize, kind, out):
+            return INVALID
+    return MIXED

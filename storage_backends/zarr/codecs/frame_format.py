@@ -2,8 +2,8 @@
 
 ``docs/format.md`` describes them byte by byte. A chunk has frames, a directory with the number of
 items and bytes of each, and a tail. A frame has a kind, a body and a checksum. Its numbers are
-packed in blocks of 32, each with a width of its own. Numbers are loaded as words, which may end
-after the last frame, but not after the tail.
+packed in blocks of 32, each with a width of its own. Numbers are loaded as words or as 16 bytes,
+which may end after the last frame, but not after the tail.
 
 Lengths follow from the directory and the widths, so frames and blocks can be decoded in any order,
 and so can the numbers of a block.
@@ -27,6 +27,9 @@ BLOCK = 32
 MOST_ITEMS, GAP_BITS = 1 << 12, 40
 #: Types of items: unsigned and signed integers, and floats.
 UNSIGNED, SIGNED, FLOAT = range(3)
+
+#: Instead of the largest item of a frame: it is invalid, or its items do not ascend.
+INVALID, MIXED = -1, -2
 
 #: Added to the position of a chunk that another version of the format wrote, or with an id that is
 #: out of bounds.

@@ -16,6 +16,7 @@ from storage_backends.zarr.codecs.frame_bodies import decode_frame
 from storage_backends.zarr.codecs.frame_format import (
     BEYOND,
     ENTRY_BYTES,
+    INVALID,
     MAGIC,
     MOST_ITEMS,
     OTHER_VERSION,
@@ -163,7 +164,8 @@ def place_frames(
                 part = out[target + first : target + last]
                 if not is_whole:
                     part = np.empty(items, out.dtype)
-                if not decode_frame(frames + begin, size - SUM_BYTES, itemsize, kind, part):
+                largest = decode_frame(frames + begin, size - SUM_BYTES, itemsize, kind, part)
+                if largest == INVALID:
                     return row + UNFIT
                 # Items behind the end of the array have any value.
                 if bound.below and not _bounded(part[start - first : upto - first], bound):
