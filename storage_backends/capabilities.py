@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,12 @@ from storage_backends.placement import TableStore as TableStore
 
 if TYPE_CHECKING:
     from storage_backends.base import ArraySpec
+
+
+class RowsRead(IntEnum):
+    """What a backend has read of rows: nothing, the rows as they are stored, or sorted."""
+
+    NOTHING, AS_STORED, SORTED = range(3)
 
 
 class _Store:
@@ -94,6 +101,42 @@ class Chunked(_Store):
             part = np.empty((int((stops - starts)[chosen].sum()), *out.shape[1:]), out.dtype)
             store.read_ranges(name, starts[chosen], stops[chosen], part)
             out[np.repeat(chosen, stops - starts)] = part
+
+    @classmethod
+    def read_rows_across(
+        cls,
+        stores: Sequence[Any],
+        prefix: str,
+        which: Positions,
+        starts: Positions,
+        stops: Positions,
+        out: tuple[NDArray[Any], NDArray[Any]],
+        *,
+        ordered: bool,
+    ) -> RowsRead:
+        """Read the values and column ids of rows of a sparse matrix of several archives together.
+
+        Backends that decode single rows implement it, so that rows are located once, and sorted
+        while they are in the cache of the processor. By default nothing is read, and the caller
+        reads the two arrays.
+
+        Parameters
+        ----------
+        prefix
+            Prefix of the names of the arrays ``data`` and ``indices``.
+        which, starts, stops
+            As for `read_across`.
+        out
+            Outputs of the values, and of the ids, whose integer dtype may be wider.
+        ordered
+            Whether to sort each row by its ids. Rows that repeat an id may be left as they are.
+
+        Returns
+        -------
+        RowsRead
+            SORTED if each row is known to have strictly ascending ids.
+        """
+        return RowsRead.NOTHING
 
     @classmethod
     def will_need_across(

@@ -22,13 +22,15 @@ Rows = SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
 class SparseRows(NamedTuple):
     """Rows in compressed sparse row form; `indptr` is int64 and starts at 0.
 
-    `largest` is an upper bound of the column ids, or None if unknown.
+    `largest` is an upper bound of the column ids, or None if unknown; `is_sorted` tells whether the
+    ids of each row are known to ascend.
     """
 
     data: NDArray[Any]
     indices: NDArray[Any]
     indptr: NDArray[np.int64]
     largest: int | None = None
+    is_sorted: bool = False
 
 
 def position(index: SupportsIndex, n_obs: int) -> int:

@@ -64,15 +64,15 @@ def read_rows(request: Request, form: RowForm) -> csr.SparseRows:
             f"stored as {stored}; choose a wider dtype"
         )
     sorts = form.ordered and not matrices.is_sorted
-    # Sorting also casts the column ids to the wider dtype.
-    read_as = stored if sorts else wide
     addresses = matrices.addresses()
     parts = unmapped(request, addresses)
     if len(parts) == 1 and parts[0].is_all and parts[0].dtypes == addresses.dtypes:
-        rows = parts[0].rows.read(read_as, concurrently=form.concurrently)
+        rows = parts[0].rows.read(wide, ordered=sorts, concurrently=form.concurrently)
     else:
+        # Sorting also casts the column ids to the wider dtype.
+        read_as = stored if sorts else wide
         rows = _copy(request, addresses, parts, read_as, concurrently=form.concurrently)
-    if sorts:
+    if sorts and not rows.is_sorted:
         return csr.clean(rows, matrices.n_vars, request.where, wide, form.sum_dtype)
     return rows
 

@@ -13,6 +13,7 @@ from scdl.archive.schema import DATA, INDICES, INDPTR
 from scdl.errors import ArchiveFormatError
 from scdl.kernels import memory as recycled
 from storage_backends.base import ArraySpec, ArrayStore
+from storage_backends.capabilities import RowsRead
 from storage_backends.compute.threads import for_each
 
 #: Number of values above which reading values and column ids in two threads saves time.
@@ -120,14 +121,18 @@ class StoredRows(NamedTuple):
         self,
         index_dtype: np.dtype[Any] | None = None,
         *,
+        ordered: bool = False,
         concurrently: bool = False,
     ) -> SparseRows:
-        """Read rows of sparse matrices in the requested order, without sorting their genes.
+        """Read rows of sparse matrices in the requested order.
 
         Parameters
         ----------
         index_dtype
             A wider integer dtype for the column ids; None: the stored dtype.
+        ordered
+            Whether to sort the genes of each row if the storage does; ``is_sorted`` of the result
+            tells. Other rows are read in the stored dtype.
         concurrently
             Whether to read values and column ids in two threads if there are many.
         """
@@ -139,14 +144,22 @@ class StoredRows(NamedTuple):
         values, ids = (arrays[0][self.prefix + name] for name in (DATA, INDICES))
         data = recycled.empty(total, values.dtype)
         indices = recycled.empty(total, index_dtype or ids.dtype)
+        largest = _largest([one[self.prefix + INDICES].below for one in arrays])
+        read_rows = type(self.stores[0]).read_rows_across
+        found = read_rows(
+            self.stores, self.prefix, self.which, starts, stops, (data, indices), ordered=ordered
+        )
+        if found != RowsRead.NOTHING:
+            return SparseRows(data, indices, indptr, largest, found == RowsRead.SORTED)
+        if ordered:
+            indices = recycled.empty(total, ids.dtype)
         parts = [(DATA, data), (INDICES, indices)]
         if concurrently and total >= MANY_VALUES:
             for_each(lambda part: self._read(part[0], starts, stops, part[1]), parts)
         else:
             for name, out in parts:
                 self._read(name, starts, stops, out)
-        below = [one[self.prefix + INDICES].below for one in arrays]
-        return SparseRows(data, indices, indptr, _largest(below))
+        return SparseRows(data, indices, indptr, largest)
 
 
 def _largest(below: Sequence[int | None]) -> int | None:

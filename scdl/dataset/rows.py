@@ -148,7 +148,7 @@ class RowReader(Cells):
         if not field:
             TRAFFIC.read(len(at))
         request = self._request(at, field)
-        data, indices, indptr, largest = read_rows(request, form)
+        data, indices, indptr, largest, _ = read_rows(request, form)
         n_vars = request.matrices.n_vars
         return CellBatch(data, indices, indptr, n_vars=n_vars, rows=at, largest=largest)
 

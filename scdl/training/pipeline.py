@@ -18,7 +18,7 @@ from scdl.training.content import BatchContent
 from scdl.training.epochs import Epoch, ReadPlan
 from scdl.training.schedule import Schedule
 from storage_backends.compute.caching import cached_property
-from storage_backends.compute.threads import ahead, pool_of
+from storage_backends.compute.threads import ahead, n_threads, pool_of, work_alone
 
 #: Minimum number of cells per task; smaller batches are combined.
 _TASK_CELLS = 512
@@ -82,9 +82,10 @@ class Pipeline:
 
     def __iter__(self) -> Generator[Any]:
         # Reading chunks uses its own threads; two concurrent reads would only block each other.
-        chunks = self._reads_chunks
+        chunks, n = self._reads_chunks, self.content.options["threads"]
+        alone = {"initializer": work_alone} if not chunks and n >= n_threads() else {}
         with (
-            pool_of(self.content.options["threads"], THREADS) as pool,
+            pool_of(n, THREADS, **alone) as pool,
             pool_of(1, THREADS) if chunks else nullcontext(pool) as reader,
         ):
             buffers = self._buffers()

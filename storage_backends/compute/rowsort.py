@@ -85,9 +85,7 @@ def _sort(
     out_indices: NDArray[Any],
 ) -> int:
     n_words = (n_columns + 63) // 64
-    seen = np.zeros(n_words, np.uint64)
-    before = np.empty(n_words, np.int64)
-    one, low, high = np.uint64(1), np.uint64(63), np.uint64(6)
+    seen, before = np.zeros(n_words, np.uint64), np.empty(n_words, np.int64)
     limit = np.uint64(n_columns)
     n_unsorted = 0
     for row in range(len(indptr) - 1):
@@ -108,26 +106,52 @@ def _sort(
                 sorted_data[k] = values[k]
             continue
         n_unsorted += 1
-        # Set one bit per id; the sorted position of an id is the number of bits below its own.
+        most = np.uint64(0)
         for k in range(len(ids)):
             # Negative ids become large ones.
-            column = np.uint64(ids[k])
-            if column >= limit:
-                return OUT_OF_RANGE
-            seen[column >> high] |= one << (column & low)
-        count = np.int64(0)
-        for word_index in range(n_words):
-            before[word_index] = count
-            count += np.int64(count_bits(seen[word_index]))
-        if count != len(ids):
+            most = max(most, np.uint64(ids[k]))
+        if most >= limit:
+            return OUT_OF_RANGE
+        if not sort_row(values, ids, seen, before, sorted_data, sorted_ids):
             return REPEATED
-        for k in range(len(ids)):
-            column = np.uint64(ids[k])
-            word = column >> high
-            position = before[word] + np.int64(
-                count_bits(seen[word] & ((one << (column & low)) - one))
-            )
-            sorted_ids[position] = ids[k]
-            sorted_data[position] = values[k]
-        seen[:] = np.uint64(0)
     return n_unsorted
+
+
+@kernel
+def sort_row(
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    seen: NDArray[np.uint64],
+    before: NDArray[np.int64],
+    out_data: NDArray[Any],
+    out_indices: NDArray[Any],
+) -> bool:
+    """Copy a row with its ids sorted; False if one repeats, and nothing is copied.
+
+    Parameters
+    ----------
+    data, indices
+        The row; its ids are less than 64 for each word of `seen`.
+    seen, before
+        Memory of the caller; `seen` is zero before and afterwards.
+    """
+    one, low, high = np.uint64(1), np.uint64(63), np.uint64(6)
+    # Set one bit per id; the sorted position of an id is the number of bits below its own.
+    for k in range(len(indices)):
+        column = np.uint64(indices[k])
+        seen[column >> high] |= one << (column & low)
+    count = np.int64(0)
+    for word_index in range(len(seen)):
+        before[word_index] = count
+        count += np.int64(count_bits(seen[word_index]))
+    is_sound = count == len(indices)
+    if is_sound:
+        for k in range(len(indices)):
+            column = np.uint64(indices[k])
+            word = column >> high
+            bits_below = count_bits(seen[word] & ((one << (column & low)) - one))
+            position = np.uint64(before[word]) + bits_below
+            out_indices[position] = indices[k]
+            out_data[position] = data[k]
+    seen[:] = np.uint64(0)
+    return is_sound

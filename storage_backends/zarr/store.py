@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import ColumnNames, Contents
-from storage_backends.capabilities import Examination, Sparse
+from storage_backends.capabilities import Examination, RowsRead, Sparse
 from storage_backends.checks import check_ranges, check_rows
 from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.contents import Positions
@@ -33,7 +33,7 @@ from storage_backends.errors import (
 )
 from storage_backends.zarr import BACKEND, detection, gene_order, layout, upkeep
 from storage_backends.zarr import remote as remote_files
-from storage_backends.zarr.chunks import reading
+from storage_backends.zarr.chunks import reading, rows
 from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.codecs.profiles import ANS, PACKED, PROFILES
@@ -139,6 +139,29 @@ class ZarrStore(DirectoryStore):
         same, stored = out.dtype == longest.dtype, arrays[0].spec.dtype
         reading.read(arrays, which, starts, stops, out.view(stored) if same else out)
 
+    @classmethod
+    def read_rows_across(
+        cls,
+        stores: Sequence[Any],
+        prefix: str,
+        which: Positions,
+        starts: Positions,
+        stops: Positions,
+        out: tuple[NDArray[Any], NDArray[Any]],
+        *,
+        ordered: bool,
+    ) -> RowsRead:
+        values, ids = (
+            cls._checked_arrays(stores, prefix + part, which, starts, stops)
+            for part in ("data", "indices")
+        )
+        is_bounded = ids[0].bound.below or not ordered
+        if not (is_bounded and rows.are_together(values, ids) and out[0].dtype == values[0].spec.dtype):
+            return RowsRead.NOTHING
+        n_columns = ids[0].bound.below if ordered else 0
+        # Reading one array after the other tells which chunk is damaged.
+        return rows.read(values, ids, which, starts, stops, out, n_columns) or RowsRead.NOTHING
+
     @property
     def request_bytes(self) -> int:
         return self.files.request_bytes
@@ -171,6 +194,9 @@ class ZarrStore(DirectoryStore):
 
     def chunk_length(self, name: str) -> int:
         self.spec(name)
+        if not self.request_bytes and self.group.array(name).reader.in_frames:
+            # Items are read with those of their frame; remote chunks are fetched whole.
+            return 1
         node = self.group.nodes[self.group.paths[name]]
         assert node.array is not None
         return node.array.chunks[0]

@@ -30,6 +30,10 @@ class Chunks(ABC):
         Of each chunk its item of `needed` says how many numbers the caller will use.
         """
 
+    def content(self) -> Content:
+        """The encoded bytes, if the reader has frames."""
+        raise NotImplementedError
+
     def place(
         self,
         start: int,
@@ -206,6 +210,9 @@ class _Fetched(Chunks):
             raise MissingCodecError(f"{where}: {error}") from error
         except DamagedChunkError as error:
             raise self._damage(error, first) from error
+
+    def content(self) -> Content:
+        return self._content
 
     def place(
         self,

@@ -151,14 +151,15 @@ def _put(
     out: NDArray[Any],
 ) -> None:  # fmt: skip
     """Unpack measured numbers, add the base, and convert them to floats if these are wanted."""
+    patterns = PATTERNS.ctypes.data
     for block in range((len(out) + BLOCK - 1) // BLOCK):
         width, first = _width(widths, block, is_wide), block * BLOCK
         n = min(BLOCK, len(out) - first)
         if n == BLOCK and width <= MOST_BITS:
             if as_floats:
-                put_floats(address, width, base, PATTERNS.ctypes.data, out, first)
+                put_floats(address, width, base, patterns, out, first)
             else:
-                put_numbers(address, width, base, PATTERNS.ctypes.data, out, first)
+                put_numbers(address, width, base, patterns, out, first)
         else:
             _unpack(address, width, out, first, n)
             _add(base, as_floats, out[first : first + n])
@@ -170,12 +171,13 @@ def _put_sums(
     address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any]
 ) -> Integer:
     """Sum up measured gaps; returns the last integer."""
+    patterns = PATTERNS.ctypes.data
     total = np.int64(-1)
     for block in range((len(out) + BLOCK - 1) // BLOCK):
         width, first = _width(widths, block, is_wide), block * BLOCK
         n = min(BLOCK, len(out) - first)
         if n == BLOCK and width <= MOST_GAP_BITS:
-            total = put_sums(address, width, total, PATTERNS.ctypes.data, out, first)
+            total = put_sums(address, width, total, patterns, out, first)
         else:
             _unpack(address, width, out, first, n)
             part = out[first : first + n]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import fetch_ahead, fetch_line, kernel
+from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
 from storage_backends.zarr.codecs.blosc import SOUND, UNFIT, byte_at, is_intact, number_at
 from storage_backends.zarr.codecs.frame_bodies import decode_frame
 from storage_backends.zarr.codecs.frame_format import (
@@ -18,6 +18,7 @@ from storage_backends.zarr.codecs.frame_format import (
     ENTRY_BYTES,
     INVALID,
     MAGIC,
+    MIXED,
     MOST_ITEMS,
     OTHER_VERSION,
     SUM_BYTES,
@@ -27,27 +28,8 @@ from storage_backends.zarr.codecs.frame_format import (
 )
 from storage_backends.zarr.plan import Bound
 
-#: Chunks to fetch ahead of the one that is decoded.
-_ROWS_AHEAD = 2
-
-
-@kernel
-def _check_tail(crc32c: Integer, address: Integer, length: Integer, n_items: Integer) -> Integer:
-    """SOUND, or the value to add to the position of a chunk."""
-    tail = address + length - TAIL_BYTES
-    if length < TAIL_BYTES or number_at(tail + 4) & 0xFFFFFF != MAGIC:
-        return UNFIT
-    if byte_at(tail + 7) != VERSION:
-        return OTHER_VERSION
-    n_frames = np.int64(number_at(tail))
-    directory = tail - ENTRY_BYTES * n_frames
-    if directory < address or not is_intact(crc32c, directory, tail + 8 - directory):
-        return 0
-    total = n_bytes = 0
-    for frame in range(n_frames):
-        items, size = _entry(directory, frame)
-        total, n_bytes = total + items, n_bytes + size
-    return SOUND if total == n_items and n_bytes == directory - address else UNFIT
+#: Chunks to fetch ahead of the one whose directory is read, and of the one that is decoded.
+TAILS_AHEAD, FRAMES_AHEAD = 8, 2
 
 
 @kernel
@@ -66,29 +48,123 @@ def _directory(address: Integer, length: Integer) -> tuple[Integer, Integer]:
 
 
 @kernel
-def _locate(directory: Integer, n_frames: Integer, item: Integer, found: NDArray[np.int64]) -> None:
-    """Find the frame of an item: its number, and the items and bytes before it."""
+def bounded(
+    items: NDArray[Any], largest: Integer, below: Integer, mapping: NDArray[np.uint32]
+) -> bool:
+    """Replace ids by those of a mapping, if there is one; False if an id is out of bounds.
+
+    `largest` is that of ascending ids, or MIXED.
+    """
+    if not 0 <= largest < below:
+        most = items.dtype.type(0)
+        for k in range(len(items)):
+            most = max(most, items[k])
+        if np.uint64(most) >= np.uint64(below):
+            return False
+    if len(mapping):
+        for k in range(len(items)):
+            items[k] = mapping[np.uint64(items[k])]
+    return True
+
+
+@kernel
+def fetch_tail(address: Integer, length: Integer) -> None:
+    """Prefetch the directory of a chunk."""
+    fetch_line(address + length - TAIL_BYTES)
+    fetch_line(address + length - TAIL_BYTES - LINE)
+
+
+@kernel
+def find_frame(
+    crc32c: Integer, address: Integer, length: Integer, n_items: Integer, item: Integer,
+    found: NDArray[np.int64], k: Integer,
+) -> Integer:  # fmt: skip
+    """Check the tail of a chunk, and find the frame of an item.
+
+    Returns SOUND, or the value to add to the position of the chunk. Row `k` of `found` gets the
+    number of the frame, and the items and bytes before it.
+    """
+    tail = address + length - TAIL_BYTES
+    if length < TAIL_BYTES or number_at(tail + 4) & 0xFFFFFF != MAGIC:
+        return UNFIT
+    if byte_at(tail + 7) != VERSION:
+        return OTHER_VERSION
+    n_frames = np.int64(number_at(tail))
+    directory = tail - ENTRY_BYTES * n_frames
+    if directory < address or not is_intact(crc32c, directory, tail + 8 - directory):
+        return 0
     frame = first = begin = 0
     while frame < n_frames:
         items, size = _entry(directory, frame)
         if first + items > item:
             break
         frame, first, begin = frame + 1, first + items, begin + size
-    found[0], found[1], found[2] = frame, first, begin
+    found[k, 0], found[k, 1], found[k, 2] = frame, first, begin
+    while frame < n_frames and first <= n_items:
+        items, size = _entry(directory, frame)
+        frame, first, begin = frame + 1, first + items, begin + size
+    return SOUND if first == n_items and begin == directory - address else UNFIT
 
 
 @kernel
-def _bounded(items: NDArray[Any], bound: Bound) -> bool:
-    """Replace ids by those of the bound; False if an id is out of bounds."""
-    most = items.dtype.type(0)
-    for k in range(len(items)):
-        most = max(most, items[k])
-    if np.uint64(most) >= np.uint64(bound.below):
-        return False
-    if len(bound.mapping):
-        for k in range(len(items)):
-            items[k] = bound.mapping[items[k]]
-    return True
+def fetch_frame(
+    address: Integer, length: Integer, found: NDArray[np.int64], k: Integer
+) -> None:
+    """Prefetch a frame that was found."""
+    directory, n_frames = _directory(address, length)
+    if found[k, 0] < n_frames:
+        fetch_ahead(address + found[k, 2], _entry(directory, found[k, 0])[1])
+
+
+@kernel
+def decode_items(
+    crc32c: Integer,
+    address: Integer,
+    length: Integer,
+    found: NDArray[np.int64],
+    k: Integer,
+    start: Integer,
+    itemsize: Integer,
+    kind: Integer,
+    out: NDArray[Any],
+) -> tuple[Integer, Integer]:
+    """Decode the items of a chunk from `start` on, as many as `out` takes.
+
+    Parameters
+    ----------
+    found, k
+        Where the frame of the first item is, see :func:`find_frame`.
+
+    Returns
+    -------
+    problem, largest
+        SOUND, or the value to add to the position of the chunk; the largest item of frames if each
+        ascends, or MIXED.
+    """
+    directory, n_frames = _directory(address, length)
+    frame, first, begin = found[k, 0], found[k, 1], found[k, 2]
+    stop, largest = start + len(out), np.int64(0)
+    at = start
+    while at < stop:
+        if frame >= n_frames:
+            return UNFIT, MIXED
+        items, size = _entry(directory, frame)
+        last = first + items
+        if not 0 < items <= MOST_ITEMS or size <= SUM_BYTES:
+            return UNFIT, MIXED
+        if not is_intact(crc32c, address + begin, size - SUM_BYTES):
+            return 0, MIXED
+        is_whole = at == first and last <= stop
+        part = out[first - start : last - start] if is_whole else np.empty(items, out.dtype)
+        most = decode_frame(address + begin, size - SUM_BYTES, itemsize, kind, part)
+        if most == INVALID:
+            return UNFIT, MIXED
+        largest = MIXED if most == MIXED or largest == MIXED else max(largest, most)
+        if not is_whole:
+            upto = min(stop, last)
+            out[at - start : upto - start] = part[at - first : upto - first]
+        at, first, begin, frame = min(stop, last), last, begin + size, frame + 1
+    return SOUND, largest
 
 
 @kernel
@@ -132,52 +208,29 @@ def place_frames(
         may be added.
     """
     n = len(addresses)
-    # The first frame of each piece: its number, and the items and bytes before it.
-    located = np.empty((bounds[n] - bounds[0], 3), np.int64)
+    found = np.empty((bounds[n] - bounds[0], 3), np.int64)
     for row in range(n):
-        later = min(row + _ROWS_AHEAD, n - 1)
-        fetch_line(addresses[later] + lengths[later] - TAIL_BYTES)
-        found = _check_tail(crc32c, addresses[row], lengths[row], n_items)
-        if found != SOUND:
-            return row + found
+        later = min(row + TAILS_AHEAD, n - 1)
+        fetch_tail(addresses[later], lengths[later])
         for piece in range(bounds[row], bounds[row + 1]):
-            found_at = located[piece - bounds[0]]
-            _locate(*_directory(addresses[row], lengths[row]), sources[piece], found_at)
+            k = piece - bounds[0]
+            problem = find_frame(
+                crc32c, addresses[row], lengths[row], n_items, sources[piece], found, k
+            )
+            if problem != SOUND:
+                return row + problem
     for row in range(n):
-        directory, n_frames = _directory(addresses[row], lengths[row])
-        frames = addresses[row]
-        for piece in range(bounds[row], bounds[row + 1]):
-            start, stop = sources[piece], sources[piece] + counts[piece]
-            target = targets[piece] - start
-            frame, first, begin = located[piece - bounds[0]]
-            while start < stop:
-                if frame >= n_frames:
-                    return row + UNFIT
-                items, size = _entry(directory, frame)
-                last, end = first + items, begin + size
-                if not 0 < items <= MOST_ITEMS or size <= SUM_BYTES:
-                    return row + UNFIT
-                if not is_intact(crc32c, frames + begin, size - SUM_BYTES):
-                    return row
-                upto = min(stop, last)
-                is_whole = start == first and last <= stop
-                part = out[target + first : target + last]
-                if not is_whole:
-                    part = np.empty(items, out.dtype)
-                largest = decode_frame(frames + begin, size - SUM_BYTES, itemsize, kind, part)
-                if largest == INVALID:
-                    return row + UNFIT
-                # Items behind the end of the array have any value.
-                if bound.below and not _bounded(part[start - first : upto - first], bound):
-                    return row + BEYOND
-                if not is_whole:
-                    for k in range(start, upto):
-                        out[target + k] = part[k - first]
-                start, first, begin, frame = upto, last, end, frame + 1
-        later = min(row + _ROWS_AHEAD, n - 1)
+        later = min(row + FRAMES_AHEAD, n - 1)
         if bounds[later] < bounds[later + 1]:
-            directory, n_frames = _directory(addresses[later], lengths[later])
-            frame, _, begin = located[bounds[later] - bounds[0]]
-            if frame < n_frames:
-                fetch_ahead(addresses[later] + begin, _entry(directory, frame)[1])
+            fetch_frame(addresses[later], lengths[later], found, bounds[later] - bounds[0])
+        for piece in range(bounds[row], bounds[row + 1]):
+            part = out[targets[piece] : targets[piece] + counts[piece]]
+            problem, largest = decode_items(
+                crc32c, addresses[row], lengths[row], found, piece - bounds[0], sources[piece],
+                itemsize, kind, part,
+            )  # fmt: skip
+            if problem != SOUND:
+                return row + problem
+            if bound.below and not bounded(part, largest, bound.below, bound.mapping):
+                return row + BEYOND
     return SOUND

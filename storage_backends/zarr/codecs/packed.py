@@ -19,6 +19,11 @@ _KINDS = {"u": frame_format.UNSIGNED, "i": frame_format.SIGNED, "f": frame_forma
 _EVERYTHING = Bound(0, np.empty(0, np.uint32))
 
 
+def kind_of(dtype: np.dtype[Any]) -> int:
+    """Kind of the items of a type."""
+    return _KINDS[dtype.kind]
+
+
 def place(
     content: Content,
     pieces: ChunkPieces,
@@ -49,7 +54,7 @@ def place(
             *pieces,
             n_items,
             dtype.itemsize,
-            _KINDS[dtype.kind],
+            kind_of(dtype),
             bound,
             out.view(f"u{out.itemsize}"),
         )
