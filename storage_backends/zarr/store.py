@@ -156,7 +156,9 @@ class ZarrStore(DirectoryStore):
             for part in ("data", "indices")
         )
         is_bounded = ids[0].bound.below or not ordered
-        if not (is_bounded and rows.are_together(values, ids) and out[0].dtype == values[0].spec.dtype):
+        if not (
+            is_bounded and rows.are_together(values, ids) and out[0].dtype == values[0].spec.dtype
+        ):
             return RowsRead.NOTHING
         n_columns = ids[0].bound.below if ordered else 0
         # Reading one array after the other tells which chunk is damaged.

@@ -98,6 +98,19 @@ def word_at(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def put_word(typingctx: Any, out: Any, at: Any, word: Any) -> Any:
+    """Store a uint64 as little-endian bytes in an array of bytes from a position on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        builder.store(arguments[2], builder.bitcast(pointer, arguments[2].type.as_pointer()), 1)
+        return context.get_dummy_value()
+
+    return types.none(out, types.int64, types.uint64), codegen
+
+
+@intrinsic
 def leading_zeros(typingctx: Any, word: Any) -> Any:
     """Number of leading zero bits; 64 for zero."""
 

@@ -28,7 +28,6 @@ from storage_backends.zarr.codecs.frame_format import (
 from storage_backends.zarr.codecs.frame_lanes import (
     MOST_BITS,
     MOST_GAP_BITS,
-    PATTERNS,
     put_floats,
     put_numbers,
     put_sums,
@@ -106,8 +105,6 @@ def _measure(
     return address + n_widths, largest if is_valid else -1
 
 
-
-
 @kernel
 def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
     """The bits of an item of at most eight bytes, extended to 64."""
@@ -132,17 +129,16 @@ def _limits(itemsize: Integer, kind: Integer) -> tuple[Integer, Integer]:
 
 
 @kernel
-def _add(base: Integer, as_floats: bool, out: NDArray[Any]) -> None:
-    """Add the base to all numbers, and convert them to floats if these are wanted."""
-    if not as_floats:
-        for k in range(len(out)):
-            out[k] = np.int64(out[k]) + base
-    elif out.itemsize == 4:
-        for k in range(len(out)):
-            out[k] = _bits_of_single(np.int64(out[k]) + base)
-    else:
-        for k in range(len(out)):
-            out[k] = _bits_of_double(np.int64(out[k]) + base)
+def _add(base: Integer, as_floats: bool, out: NDArray[Any], first: Integer, n: Integer) -> None:
+    """Add the base to numbers, and convert them to floats if these are wanted."""
+    for k in range(np.uint64(first), np.uint64(first + n)):
+        number = np.int64(out[k]) + base
+        if not as_floats:
+            out[k] = number
+        elif out.itemsize == 4:
+            out[k] = _bits_of_single(number)
+        else:
+            out[k] = _bits_of_double(number)
 
 
 @kernel
@@ -151,39 +147,34 @@ def _put(
     out: NDArray[Any],
 ) -> None:  # fmt: skip
     """Unpack measured numbers, add the base, and convert them to floats if these are wanted."""
-    patterns = PATTERNS.ctypes.data
     for block in range((len(out) + BLOCK - 1) // BLOCK):
         width, first = _width(widths, block, is_wide), block * BLOCK
         n = min(BLOCK, len(out) - first)
         if n == BLOCK and width <= MOST_BITS:
             if as_floats:
-                put_floats(address, width, base, patterns, out, first)
+                put_floats(address, width, base, out, first)
             else:
-                put_numbers(address, width, base, patterns, out, first)
+                put_numbers(address, width, base, out, first)
         else:
             _unpack(address, width, out, first, n)
-            _add(base, as_floats, out[first : first + n])
+            _add(base, as_floats, out, first, n)
         address += (n * width + 7) >> 3
 
 
 @kernel
-def _put_sums(
-    address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any]
-) -> Integer:
+def _put_sums(address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any]) -> Integer:
     """Sum up measured gaps; returns the last integer."""
-    patterns = PATTERNS.ctypes.data
     total = np.int64(-1)
     for block in range((len(out) + BLOCK - 1) // BLOCK):
         width, first = _width(widths, block, is_wide), block * BLOCK
         n = min(BLOCK, len(out) - first)
         if n == BLOCK and width <= MOST_GAP_BITS:
-            total = put_sums(address, width, total, patterns, out, first)
+            total = put_sums(address, width, total, out, first)
         else:
             _unpack(address, width, out, first, n)
-            part = out[first : first + n]
-            for k in range(n):
-                total += np.int64(part[k]) + 1
-                part[k] = total
+            for k in range(first, first + n):
+                total += np.int64(out[k]) + 1
+                out[k] = total
         address += (n * width + 7) >> 3
     return total
 
@@ -205,7 +196,7 @@ def _put_within(
     for k in range(len(out)):
         number = np.int64(out[k]) + base
         low, high = min(low, number), max(high, number)
-    _add(base, kind == FLOAT, out)
+    _add(base, kind == FLOAT, out, 0, len(out))
     return bool(low >= least and high <= most)
 
 
@@ -287,7 +278,7 @@ def decode_frame(
             return INVALID
         if kind != FLOAT:
             return last
-        _add(np.int64(0), True, out)
+        _add(np.int64(0), True, out, 0, len(out))
     elif encoding == OFFSETS:
         if not _put_within(at, widths, is_wide, largest, base, itemsize, kind, out):
             return INVALID

@@ -34,7 +34,7 @@ _BYTE, _NUMBER, _WORD, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
 def _patterns() -> NDArray[np.uint16]:
-    """For each width the bytes of eight numbers, the factors that align them, and their mask."""
+    """Of each width the bytes of eight numbers, the factors that align these, and their masks."""
     found = np.zeros((_PICKED_BITS + 1, 3, 8), np.uint16)
     for width, (picked, factors, masks) in enumerate(found):
         at, shift = np.divmod(np.arange(8) * width, 8)
@@ -44,29 +44,38 @@ def _patterns() -> NDArray[np.uint16]:
     return found
 
 
-#: Compiled code loads them from here, a row of 48 bytes for each width.
-PATTERNS = _patterns()
-_PATTERN_BYTES = PATTERNS[0].nbytes
+_PATTERNS = _patterns()
+_PATTERN_BYTES = _PATTERNS[0].nbytes
+
+
+def _pattern_address(builder: Any) -> Any:
+    """Address of a constant of compiled code with the patterns."""
+    kind, name = ir.ArrayType(_NUMBER, _PATTERNS.size), ".scdl.patterns"
+    constant = builder.module.globals.get(name)
+    if constant is None:
+        constant = ir.GlobalVariable(builder.module, kind, name)
+        constant.initializer = ir.Constant(kind, _PATTERNS.ravel().tolist())
+        constant.linkage, constant.global_constant = "internal", True
+    return builder.ptrtoint(constant, _LONG)
 
 
 def _intrinsic(result: Any, body: Callable[..., Any]) -> Any:
-    """An intrinsic of the address of a block, its width, a number, :data:`PATTERNS`, and outputs.
+    """An intrinsic of the address of a block, its width, a number, an output, and a position in it.
 
     `body` generates its code from the builder, the unpacked numbers, the number, and the pointer to
     the output.
     """
 
     @intrinsic
-    def put(typingctx: Any, address: Any, width: Any, number: Any, patterns: Any, out: Any,
-            at: Any) -> Any:  # fmt: skip
+    def put(typingctx: Any, address: Any, width: Any, number: Any, out: Any, at: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address, width, number, patterns, out, at = arguments
-            array = context.make_array(signature.args[4])(context, builder, out)
-            numbers = _unpacked(builder, address, width, patterns)
+            address, width, number, out, at = arguments
+            array = context.make_array(signature.args[3])(context, builder, out)
+            numbers = _unpacked(builder, address, width)
             done = body(builder, numbers, number, builder.gep(array.data, [at]))
             return context.get_dummy_value() if done is None else done
 
-        integers = (types.int64,) * 4
+        integers = (types.int64,) * 3
         return result(*integers, out, types.int64), codegen
 
     return put
@@ -74,7 +83,9 @@ def _intrinsic(result: Any, body: Callable[..., Any]) -> Any:
 
 def _put_numbers(builder: Any, numbers: Any, base: Any, target: Any) -> None:
     kind = target.type.pointee
-    _store(builder, builder.add(_resized(builder, numbers, kind), _splat(builder, base, kind)), target)
+    _store(
+        builder, builder.add(_resized(builder, numbers, kind), _splat(builder, base, kind)), target
+    )
 
 
 def _put_floats(builder: Any, numbers: Any, base: Any, target: Any) -> None:
@@ -94,28 +105,29 @@ def _put_sums(builder: Any, gaps: Any, before: Any, target: Any) -> Any:
     for step in (1, 2, 4, 8, 16):
         moved = [k - step if k >= step else BLOCK for k in range(BLOCK)]
         sums = builder.add(sums, _shuffled(builder, sums, _all(_NUMBER, 0), moved))
-    _store(builder, builder.add(_resized(builder, sums, kind), _splat(builder, before, kind)), target)
+    _store(
+        builder, builder.add(_resized(builder, sums, kind), _splat(builder, before, kind)), target
+    )
     last = builder.zext(builder.extract_element(sums, _WORD(BLOCK - 1)), _LONG)
     return builder.add(before, last)
 
 
 #: Store the sum of each number and another one; as float32 or float64 where the output has the
 #: bits of these; or the sums of all gaps up to each, and return the last. The arguments are the
-#: address and width of a block, the number to add, the address of :data:`PATTERNS`, the output, and
-#: the position of the first.
+#: address and width of a block, the number to add, the output, and the position of the first.
 put_numbers = _intrinsic(types.none, _put_numbers)
 put_floats = _intrinsic(types.none, _put_floats)
 put_sums = _intrinsic(types.int64, _put_sums)
 
 
-def _unpacked(builder: Any, address: Any, width: Any, patterns: Any) -> Any:
+def _unpacked(builder: Any, address: Any, width: Any) -> Any:
     """The numbers of a block, each in 16 bits."""
     if PICK is None:
         return _from_words(builder, address, width)
     is_narrow = builder.icmp_unsigned("<=", width, _LONG(_PICKED_BITS))
     with builder.if_else(is_narrow, likely=True) as (narrow, wide):
         with narrow:
-            picked = _picked(builder, address, width, patterns)
+            picked = _picked(builder, address, width)
             narrow_block = builder.block
         with wide:
             words = _from_words(builder, address, width)
@@ -126,7 +138,7 @@ def _unpacked(builder: Any, address: Any, width: Any, patterns: Any) -> Any:
     return numbers
 
 
-def _picked(builder: Any, address: Any, width: Any, patterns: Any) -> Any:
+def _picked(builder: Any, address: Any, width: Any) -> Any:
     """Numbers of up to nine bits: two bytes each, shifted together."""
     assert PICK is not None
     name, n_bytes = PICK
@@ -135,7 +147,7 @@ def _picked(builder: Any, address: Any, width: Any, patterns: Any) -> Any:
         _loaded(builder, builder.add(address, builder.mul(width, _LONG(group))), _BYTE, 16)
         for group in range(BLOCK // 8)
     ]
-    row = builder.add(patterns, builder.mul(width, _LONG(_PATTERN_BYTES)))
+    row = builder.add(_pattern_address(builder), builder.mul(width, _LONG(_PATTERN_BYTES)))
     indexes, factors, masks = (
         _joined(builder, [_loaded(builder, builder.add(row, _LONG(at)), kind, n)] * 4)
         for at, kind, n in ((0, _BYTE, 16), (16, _NUMBER, 8), (32, _NUMBER, 8))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
 from storage_backends.directory.content import checksum
-from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at
+from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at, leading_zeros, put_word
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
     GAP_BITS,
@@ -96,11 +96,7 @@ def _edges(ends: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @kernel
 def _bit_length(number: Integer) -> Integer:
-    word, length = np.uint64(number), 0
-    while word:
-        word >>= np.uint64(1)
-        length += 1
-    return length
+    return 64 - np.int64(leading_zeros(np.uint64(number)))
 
 
 @kernel
@@ -136,24 +132,19 @@ def _pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wi
             out[at + (block >> 1)] = widths[block]
     at += n_blocks if wide else (n_blocks + 1) // 2
     for block in range(n_blocks):
-        width: Integer = np.int64(widths[block])
-        word, filled = np.uint64(0), 0
+        width = np.int64(widths[block])
+        word, filled = np.uint64(0), np.int64(0)
         for k in range(block * BLOCK, min(n, block * BLOCK + BLOCK)):
-            # At most 32 bits at once: with up to 7 that wait, they fit a word.
-            for half in range(2):
-                low = min(width, 32)
-                taken = low if half == 0 else width - low
-                part = numbers[k] >> np.uint64(32 * half)
-                word |= (part & ((np.uint64(1) << np.uint64(taken)) - np.uint64(1))) << np.uint64(
-                    filled
-                )
-                filled += taken
-                while filled >= 8:
-                    out[at] = word & np.uint64(0xFF)
-                    word, filled, at = word >> np.uint64(8), filled - 8, at + 1
-        if filled:
-            out[at] = word
-            at += 1
+            word |= numbers[k] << np.uint64(filled)
+            filled += width
+            if filled >= 64:
+                put_word(out, at, word)
+                at, filled = at + 8, filled - 64
+                # A shift by 64 would have no effect.
+                word = numbers[k] >> np.uint64(width - filled) if filled else np.uint64(0)
+        # What is written beyond the last byte is written again.
+        put_word(out, at, word)
+        at += (filled + 7) >> 3
     return at
 
 
@@ -202,7 +193,8 @@ def _write_frames(
     """
     at = first = 0
     numbers, gaps = np.empty(MOST_ITEMS, np.uint64), np.empty(MOST_ITEMS, np.uint64)
-    widths, other = np.empty((2, MOST_ITEMS // BLOCK), np.uint8)
+    widths = np.empty(MOST_ITEMS // BLOCK, np.uint8)
+    other = np.empty(MOST_ITEMS // BLOCK, np.uint8)
     slots, distinct = np.empty(_SLOTS, np.int64), np.empty(_MOST_DISTINCT, np.uint64)
     for frame in range(len(edges)):
         stop, begin = edges[frame], at
@@ -211,30 +203,26 @@ def _write_frames(
         base = np.int64(0)
         is_exact = len(exact) == 0 or exact[first:stop].all()
         if is_exact:
-            base = values[first]
-            for k in range(first + 1, stop):
-                base = min(base, values[k])
+            items = values[first:stop]
+            base = items[0]
             for k in range(n):
-                numbers[k] = np.uint64(values[first + k] - base)
+                base = min(base, items[k])
+            for k in range(n):
+                numbers[k] = np.uint64(items[k] - base)
             found, largest = _widths(numbers, n, widths)
             # One more bit for the sign.
             n_base = (_bit_length(base if base >= 0 else ~base) + 8) // 8
             if found + 1 + n_base < size:
                 size, kind, most = found + 1 + n_base, OFFSETS, largest
-            previous, ascends = np.int64(-1), True
-            for k in range(n):
-                ascends = ascends and values[first + k] > previous
-                gaps[k] = np.uint64(values[first + k] - previous - 1)
-                previous = values[first + k]
-            if ascends:
+            previous, k = np.int64(-1), 0
+            while k < n and items[k] > previous:
+                gaps[k] = np.uint64(items[k] - previous - 1)
+                previous, k = items[k], k + 1
+            if k == n:
                 found, largest = _widths(gaps, n, other)
                 if found < size and largest <= GAP_BITS:
                     size, kind, most = found, GAPS, largest
-                    # numba compiles the error of assigned slices of other lengths for seconds.
-                    for k in range(n):
-                        numbers[k] = gaps[k]
-                    for k in range(len(widths)):
-                        widths[k] = other[k]
+                    numbers, gaps, widths, other = gaps, numbers, other, widths
         else:
             n_table = _find_table(bits[first:stop], slots, distinct)
             if n_table:

@@ -107,9 +107,7 @@ def find_frame(
 
 
 @kernel
-def fetch_frame(
-    address: Integer, length: Integer, found: NDArray[np.int64], k: Integer
-) -> None:
+def fetch_frame(address: Integer, length: Integer, found: NDArray[np.int64], k: Integer) -> None:
     """Prefetch a frame that was found."""
     directory, n_frames = _directory(address, length)
     if found[k, 0] < n_frames:
@@ -155,14 +153,18 @@ def decode_items(
         if not is_intact(crc32c, address + begin, size - SUM_BYTES):
             return 0, MIXED
         is_whole = at == first and last <= stop
-        part = out[first - start : last - start] if is_whole else np.empty(items, out.dtype)
-        most = decode_frame(address + begin, size - SUM_BYTES, itemsize, kind, part)
+        if is_whole and items == len(out):
+            # Without a slice, which is counted.
+            most = decode_frame(address + begin, size - SUM_BYTES, itemsize, kind, out)
+        else:
+            part = out[first - start : last - start] if is_whole else np.empty(items, out.dtype)
+            most = decode_frame(address + begin, size - SUM_BYTES, itemsize, kind, part)
+            if not is_whole:
+                upto = min(stop, last)
+                out[at - start : upto - start] = part[at - first : upto - first]
         if most == INVALID:
             return UNFIT, MIXED
         largest = MIXED if most == MIXED or largest == MIXED else max(largest, most)
-        if not is_whole:
-            upto = min(stop, last)
-            out[at - start : upto - start] = part[at - first : upto - first]
         at, first, begin, frame = min(stop, last), last, begin + size, frame + 1
     return SOUND, largest
 
