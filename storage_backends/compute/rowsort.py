@@ -144,7 +144,7 @@ def sort_row(
     for word_index in range(len(seen)):
         before[word_index] = count
         count += np.int64(count_bits(seen[word_index]))
-    is_sound = count == len(indices)
+    is_sound = bool(count == len(indices))
     if is_sound:
         for k in range(len(indices)):
             column = np.uint64(indices[k])

@@ -151,18 +151,13 @@ class ZarrStore(DirectoryStore):
         *,
         ordered: bool,
     ) -> RowsRead:
+        if not stores[0].group.array(f"{prefix}data").reader.in_frames:
+            return RowsRead.NOTHING
         values, ids = (
             cls._checked_arrays(stores, prefix + part, which, starts, stops)
             for part in ("data", "indices")
         )
-        is_bounded = ids[0].bound.below or not ordered
-        if not (
-            is_bounded and rows.are_together(values, ids) and out[0].dtype == values[0].spec.dtype
-        ):
-            return RowsRead.NOTHING
-        n_columns = ids[0].bound.below if ordered else 0
-        # Reading one array after the other tells which chunk is damaged.
-        return rows.read(values, ids, which, starts, stops, out, n_columns) or RowsRead.NOTHING
+        return rows.read(values, ids, which, starts, stops, out, ordered=ordered)
 
     @property
     def request_bytes(self) -> int:

@@ -21,18 +21,20 @@ _WINDOW_ROWS = 4096
 _GROUPS_PER_THREAD, _LEAST_NUMBERS = 3, 1 << 15
 
 
-def are_together(values: Sequence[ZarrArray], ids: Sequence[ZarrArray]) -> bool:
-    """Whether the arrays of matrices can be read together: frames of equal chunks."""
-    first = values[0]
-    return all(
+def _are_together(
+    values: Sequence[ZarrArray], ids: Sequence[ZarrArray], out: tuple[NDArray[Any], NDArray[Any]]
+) -> bool:
+    """Whether the arrays of matrices are in frames of equal chunks, and of the type to read."""
+    equal = [len({array.kind for array in arrays}) == 1 for arrays in (values, ids)]
+    pairs = list(zip(values, ids, strict=True))
+    return all(equal) and all(
         one.reader.in_frames
-        and one.kind == kind[0].kind
+        and other.reader.in_frames
         and (one.chunk_rows, one.spec.length) == (other.chunk_rows, other.spec.length)
-        and one.reader.dtype == one.spec.dtype
-        and one.width == 1
-        for kind, others in ((values, ids), (ids, values))
-        for one, other in zip(kind, others, strict=True)
-    ) and (first.chunk_rows == ids[0].chunk_rows)
+        and one.reader.dtype == out[0].dtype
+        and other.reader.dtype.itemsize <= out[1].dtype.itemsize
+        for one, other in pairs
+    )
 
 
 def read(
@@ -42,17 +44,24 @@ def read(
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
     out: tuple[NDArray[Any], NDArray[Any]],
-    n_columns: int,
-) -> RowsRead | None:
-    """Read checked ranges, sorted if there are `n_columns`; None if a chunk is damaged.
+    *,
+    ordered: bool,
+) -> RowsRead:
+    """Read checked ranges, sorted if they should be `ordered`.
+
+    Nothing is read if the arrays are not in frames, or if a chunk is damaged: reading one array
+    after the other tells which.
 
     Parameters
     ----------
     values, ids
-        The arrays of each matrix; :func:`are_together`.
+        The arrays of each matrix.
     which
         The matrix of each range.
     """
+    n_columns = ids[0].bound.below if ordered else 0
+    if (ordered and not n_columns) or not _are_together(values, ids, out):
+        return RowsRead.NOTHING
     length, n = values[0].chunk_rows, len(starts)
     targets = np.cumsum(stops - starts)
     n_numbers = int(targets[-1]) if n else 0
@@ -72,10 +81,11 @@ def read(
         n_distinct = frame_rows.cut_rows(
             window, starts, stops, targets, length, bounds, pieces, distinct
         )
-        chunks = distinct[:n_distinct]
-        results.append(_decode(values, ids, first, chunks, (bounds, pieces, bits), n_columns))
+        if n_distinct:
+            chunks, rows = distinct[:n_distinct], (bounds, pieces, bits)
+            results.append(_decode(values, ids, first, chunks, rows, n_columns))
     if frame_rows.DAMAGED in results:
-        return None
+        return RowsRead.NOTHING
     return RowsRead.AS_STORED if frame_rows.STORED in results else RowsRead.SORTED
 
 

@@ -251,7 +251,8 @@ def decode_frame(
         for k in range(len(out)):
             out[k] = _item_at(body + k * itemsize, itemsize, kind)
         return MIXED
-    widths, base, n_table, most = body, np.int64(0), 0, bits
+    n_table: Integer = 0
+    widths, base, most = body, np.int64(0), bits
     if encoding == GAPS:
         most = min(bits, GAP_BITS)
     elif encoding == OFFSETS:

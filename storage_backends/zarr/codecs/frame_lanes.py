@@ -180,8 +180,8 @@ def _from_words(builder: Any, address: Any, width: Any) -> Any:
     for group in range(BLOCK // 8):
         first = builder.add(address, builder.mul(width, _LONG(group)))
         second = builder.add(first, builder.lshr(width, _LONG(1)))
-        halves = [_loaded(builder, at, _LONG, 1) for at in (first, second)]
-        words = _shuffled(builder, *halves, [0] * 4 + [1] * 4)
+        one, other = (_loaded(builder, at, _LONG, 1) for at in (first, second))
+        words = _shuffled(builder, one, other, [0] * 4 + [1] * 4)
         parts.append(builder.trunc(builder.lshr(words, shifts), ir.VectorType(_NUMBER, 8)))
     mask = builder.sub(builder.shl(_LONG(1), width), _LONG(1))
     return builder.and_(_joined(builder, parts), _splat(builder, mask, _NUMBER))

@@ -130,7 +130,7 @@ def decode_rows(
             )  # fmt: skip
             if problem != SOUND:
                 return DAMAGED
-    longest = 0
+    longest: Integer = 0
     for row in range(first, last):
         longest = max(longest, pieces[3, bounds[row] : bounds[row + 1]].sum())
     n_words = (n_columns + 63) // 64
@@ -143,7 +143,7 @@ def decode_rows(
         n_row = 0
         for piece in range(bounds[row], bounds[row + 1]):
             k, chunk, source = piece - begin, pieces[0, piece], pieces[1, piece]
-            ahead = min(k + FRAMES_AHEAD, n - 1)
+            ahead: Integer = min(k + FRAMES_AHEAD, n - 1)
             later = pieces[0, begin + ahead]
             fetch_frame(places[2, later], places[3, later], found, 2 * ahead + 1)
             fetch_frame(places[0, later], places[1, later], found, 2 * ahead)

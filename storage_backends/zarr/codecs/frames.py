@@ -141,7 +141,8 @@ def decode_items(
     """
     directory, n_frames = _directory(address, length)
     frame, first, begin = found[k, 0], found[k, 1], found[k, 2]
-    stop, largest = start + len(out), np.int64(0)
+    largest: Integer = np.int64(0)
+    stop = start + len(out)
     at = start
     while at < stop:
         if frame >= n_frames:

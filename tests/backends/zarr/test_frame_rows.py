@@ -1,0 +1,195 @@
+"""Rows whose values and ids are in frames, read together, and blocks of every width."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import packed_reader as reader
+import pytest
+import scipy.sparse
+from budget import examples, whole_only
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packed_chunks import decoded
+from places import ROOT, SUPPORT
+
+import scdl
+from scdl.errors import ArchiveFormatError
+from storage_backends.capabilities import RowsRead
+from storage_backends.zarr.store import ZarrStore
+
+#: Empty and short rows that share frames, rows of several frames, and rows that chunks cut.
+LENGTHS = (0, 1, 5, 31, 127, 128, 900, 4_096, 4_097, 9_000)
+N_VARS = 9_500
+
+
+def matrix(rng: np.random.Generator, n: int, dtype: str) -> scipy.sparse.csr_matrix:
+    lengths = rng.choice(LENGTHS, n, p=[0.15, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.05, 0.05, 0.05])
+    indptr = np.append(0, np.cumsum(lengths))
+    indices = np.concatenate([np.sort(rng.permutation(N_VARS)[:k]) for k in lengths])
+    values = rng.negative_binomial(1, 0.3, len(indices)) + 1
+    data = values.astype(dtype) if dtype != "f8" else np.log1p(values / 7)
+    return scipy.sparse.csr_matrix((data, indices, indptr), (n, N_VARS))
+
+
+@pytest.fixture(scope="module", params=["packed f4", "packed-fast u2", "packed f8"])
+def archives(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Path], list[scipy.sparse.csr_matrix]]:
+    (profile, dtype), rng = request.param.split(), np.random.default_rng(0)
+    directory, paths, matrices = tmp_path_factory.mktemp("rows"), [], []
+    for n in (150, 40):
+        matrices.append(matrix(rng, n, dtype))
+        paths.append(directory / f"{n}.zarr")
+        scdl.convert(anndata.AnnData(matrices[-1]), paths[-1], compression=profile)
+    return paths, matrices
+
+
+@given(data=st.data())
+@settings(max_examples=examples(60), deadline=None)
+def test_rows(
+    archives: tuple[list[Path], list[scipy.sparse.csr_matrix]], data: st.DataObject
+) -> None:
+    (path, _), (expected, _) = archives
+    cells = scdl.open(path)
+    chosen = st.lists(st.integers(0, len(cells) - 1), max_size=40)
+    rows = data.draw(chosen | st.just(list(range(len(cells)))))
+    dtype = data.draw(st.sampled_from([None, np.int32, np.int64]))
+    batch = cells.read_rows(rows, index_dtype=dtype)
+    part = expected[rows]
+    np.testing.assert_array_equal(batch.indptr, part.indptr)
+    np.testing.assert_array_equal(batch.indices, part.indices)
+    assert batch.data.tobytes() == part.data.tobytes()
+    assert dtype is None or batch.indices.dtype == dtype
+    unordered = cells.read_rows(rows, ordered=False)
+    assert (unordered.to_scipy() != part).nnz == 0
+
+
+@given(data=st.data())
+@settings(max_examples=examples(40), deadline=None)
+def test_rows_of_several_archives(
+    archives: tuple[list[Path], list[scipy.sparse.csr_matrix]], data: st.DataObject
+) -> None:
+    paths, matrices = archives
+    stores = [scdl.open(path).store for path in paths]
+    n = data.draw(st.integers(1, 30))
+    which = np.array(data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)), np.int64)
+    rows = [data.draw(st.integers(0, matrices[k].shape[0] - 1)) for k in which.tolist()]
+    pairs = list(zip(which.tolist(), rows, strict=True))
+    ends = np.array([matrices[k].indptr[r : r + 2] for k, r in pairs], np.int64).reshape(-1, 2)
+    starts, stops = np.ascontiguousarray(ends.T)
+    total = int((stops - starts).sum())
+    specs = stores[0].contents.arrays
+    out = np.empty(total, specs["data"].dtype), np.empty(total, np.int64)
+    found = ZarrStore.read_rows_across(stores, "", which, starts, stops, out, ordered=False)
+    is_reordered = stores[0].group.order is not None
+    # Each archive has an order of its own, so that those of `packed` cannot be read together.
+    assert found == (RowsRead.NOTHING if is_reordered else RowsRead.AS_STORED)
+    if found == RowsRead.AS_STORED:
+        expected = scipy.sparse.vstack([matrices[k][r] for k, r in pairs]).tocsr()
+        np.testing.assert_array_equal(out[1], expected.indices)
+        np.testing.assert_array_equal(out[0], expected.data)
+
+
+def test_damaged_rows(
+    archives: tuple[list[Path], list[scipy.sparse.csr_matrix]], tmp_path: Path
+) -> None:
+    """The error names the array and the chunk, whichever is damaged; other rows are read."""
+    _, matrices = archives
+    profile = scdl.open(archives[0][0]).store.options["compression"]
+    for name in ("data", "indices"):
+        path = tmp_path / f"{name}.zarr"
+        scdl.convert(anndata.AnnData(matrices[0]), path, compression=profile)
+        file = path / "X" / name / "c" / "0"
+        content = bytearray(file.read_bytes())
+        content[2] ^= 1
+        file.write_bytes(content)
+        cells = scdl.open(path)
+        first = int(np.flatnonzero(np.diff(matrices[0].indptr))[0])
+        for rows in ([first], list(range(len(cells)))):
+            with pytest.raises(ArchiveFormatError, match=rf"{name}: chunk 0 is damaged"):
+                cells.read_rows(rows)
+        last = len(cells) - 1
+        assert (cells.read_rows([last]).to_scipy() != matrices[0][last]).nnz == 0
+
+
+def test_repeated_genes_are_summed(tmp_path: Path) -> None:
+    """Sorting rows while they are decoded finds them, and leaves them to those who sum."""
+    path = tmp_path / "cells.zarr"
+    X = matrix(np.random.default_rng(1), 60, "f4")
+    scdl.convert(anndata.AnnData(X), path, compression="packed")
+    store = scdl.open(path).store
+    starts, stops = X.indptr[:-1].astype(np.int64), X.indptr[1:].astype(np.int64)
+    # One row more, that is the end of a row and the beginning of the next.
+    starts, stops = np.append(starts, starts[20]), np.append(stops, stops[30])
+    total = int((stops - starts).sum())
+    out = np.empty(total, np.float32), np.empty(total, np.uint32)
+    which = np.zeros(len(starts), np.int64)
+    found = ZarrStore.read_rows_across([store], "", which, starts, stops, out, ordered=True)
+    assert found == RowsRead.AS_STORED
+    assert sorted(out[1][-int(stops[-1] - starts[-1]) :]) == sorted(
+        X.indices[starts[20] : stops[30]]
+    )
+
+
+def test_blocks_of_every_width() -> None:
+    rng = np.random.default_rng(0)
+    for dtype, bits in (("u1", 8), ("u2", 16), ("u4", 32), ("u8", 64), ("f4", 24), ("f8", 53)):
+        for width in range(bits + 1):
+            for kind, n in ((0, 100), (1, 64), (1, 97)):
+                if width > (40 if kind == 0 else bits):
+                    continue
+                chunk, items = block(kind, width, n, dtype, rng)
+                if items is not None:
+                    assert decoded(chunk, dtype, n).tobytes() == items.tobytes(), (dtype, width)
+
+
+def block(
+    kind: int, width: int, n: int, dtype: str, rng: np.random.Generator
+) -> tuple[bytes, np.ndarray | None]:
+    """A chunk of numbers of one width, and what the second reader decodes; None if none fits."""
+    top = (1 << width) - 1
+    numbers = [int(rng.integers(0, top, endpoint=True, dtype=np.uint64)) for _ in range(n)]
+    numbers[-1] = top
+    packed = b""
+    for first in range(0, n, 32):
+        part = numbers[first : first + 32]
+        joined = sum(number << (width * k) for k, number in enumerate(part))
+        packed += joined.to_bytes((width * len(part) + 7) // 8, "little")
+    head = bytes([kind | 8]) + (b"\0" if kind == 1 else b"") + bytes([width]) * -(-n // 32)
+    chunk = reader.seal([(n, head + packed)])
+    try:
+        return chunk, reader.decode(chunk, dtype)
+    except ValueError:
+        return chunk, None
+
+
+@whole_only
+def test_other_processors(tmp_path: Path) -> None:
+    """Without the instructions that pick bytes, blocks are decoded from words."""
+    code = (
+        "from storage_backends.zarr.codecs import frame_lanes; assert frame_lanes.PICK is None; "
+        "import test_frame_rows; test_frame_rows.test_blocks_of_every_width()"
+    )
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parent, SUPPORT, ROOT])),
+    }
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_empty_rows(archives: tuple[list[Path], list[scipy.sparse.csr_matrix]]) -> None:
+    (path, _), (expected, _) = archives
+    cells, empty = scdl.open(path), np.flatnonzero(np.diff(expected.indptr) == 0)
+    assert len(empty) > 1
+    for rows in ([], empty[:1], empty):
+        batch = cells.read_rows(rows)
+        assert batch.data.size == batch.indices.size == 0
+        assert batch.indptr.tolist() == [0] * (len(rows) + 1)
