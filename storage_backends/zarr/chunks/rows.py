@@ -115,7 +115,7 @@ def _decode(
         places[2 * k], places[2 * k + 1] = fetched[k].addresses, fetched[k].lengths
         types += [readers[0].dtype.itemsize, kind_of(readers[0].dtype)]
     below, mapping = ids[0].bound
-    settings = (
+    settings: tuple[Any, ...] = (
         bounds,
         pieces,
         values[0].chunk_rows,
@@ -130,11 +130,11 @@ def _decode(
     if n_threads() > 1:
         n_groups = min(_GROUPS_PER_THREAD * n_threads(), 1 + len(out[0]) // _LEAST_NUMBERS)
     edges = np.linspace(0, len(bounds) - 1, n_groups + 1).astype(np.int64).tolist()
-    results = []
+    results: list[int] = []
 
     def decode(group: int) -> None:
         ends = edges[group], edges[group + 1]
-        results.append(frame_rows.decode_rows(blosc.CRC32C, *ends, *settings))
+        results.append(int(frame_rows.decode_rows(blosc.CRC32C, *ends, *settings)))
 
     for_each(decode, range(n_groups))
     if frame_rows.DAMAGED in results:
