@@ -142,8 +142,9 @@ def decode_rows(
     for row in range(first, last):
         n_row = 0
         for piece in range(bounds[row], bounds[row + 1]):
-            k, chunk, source = piece - begin, pieces[0, piece], pieces[1, piece]
-            ahead: Integer = min(k + FRAMES_AHEAD, n - 1)
+            at: Integer = piece - begin
+            chunk, source = pieces[0, piece], pieces[1, piece]
+            ahead: Integer = min(at + FRAMES_AHEAD, n - 1)
             later = pieces[0, begin + ahead]
             fetch_frame(places[2, later], places[3, later], found, 2 * ahead + 1)
             fetch_frame(places[0, later], places[1, later], found, 2 * ahead)
@@ -153,13 +154,13 @@ def decode_rows(
             else:
                 values, ids = data[target : target + length], indices[target : target + length]
             problem, largest = decode_items(
-                crc32c, places[2, chunk], places[3, chunk], found, 2 * k + 1, source, types[2],
+                crc32c, places[2, chunk], places[3, chunk], found, 2 * at + 1, source, types[2],
                 types[3], ids,
             )  # fmt: skip
             if problem != SOUND or (below and not bounded(ids, largest, below, mapping)):
                 return DAMAGED
             problem, _ = decode_items(
-                crc32c, places[0, chunk], places[1, chunk], found, 2 * k, source, types[0],
+                crc32c, places[0, chunk], places[1, chunk], found, 2 * at, source, types[0],
                 types[1], values,
             )  # fmt: skip
             if problem != SOUND:
