@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         genes=options.genes,
         nnz_per_cell=options.nnz_per_cell,
         compression=options.compression,
-        raw=not options.no_raw,
+        # Other formats hold the counts alone.
+        raw=not options.no_raw and options.format in (None, "h5mu"),
         neighbors=options.neighbors,
         seed=options.seed,
     )

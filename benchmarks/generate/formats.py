@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 BLOCK_ROWS = 1_024
 _CHUNK = 1 << 14
+#: Cells of each fragment of a TileDB array. Readers open all fragments.
+_SOMA_ROWS = 1 << 13
 
 
 class Cells(NamedTuple):
@@ -35,11 +37,11 @@ class Cells(NamedTuple):
         matrix, var = ("raw/X", "raw/var") if "raw" in file else ("X", "var")
         return cls(file[matrix], read_elem(file["obs"]), read_elem(file[var]))
 
-    def blocks(self) -> Iterator[tuple[slice, sp.csr_matrix]]:
+    def blocks(self, n_rows: int = BLOCK_ROWS) -> Iterator[tuple[slice, sp.csr_matrix]]:
         """Consecutive rows as a matrix of int32."""
         offsets = self.matrix["indptr"][:]
-        for start in tqdm(range(0, len(self.obs), BLOCK_ROWS), disable=None, unit="block"):
-            rows = slice(start, min(start + BLOCK_ROWS, len(self.obs)))
+        for start in tqdm(range(0, len(self.obs), n_rows), disable=None, unit="block"):
+            rows = slice(start, min(start + n_rows, len(self.obs)))
             first, last = offsets[rows.start], offsets[rows.stop]
             values = self.matrix["data"][first:last].astype(np.int32)
             indices, indptr = self.matrix["indices"][first:last], offsets[start : rows.stop + 1]
@@ -151,10 +153,34 @@ def loom(cells: Cells, out: Path) -> None:
 
 
 def soma(cells: Cells, out: Path) -> None:
-    """An experiment of TileDB-SOMA, as the package converts the file: counts are in ``raw``."""
-    import tiledbsoma.io
+    """An experiment of TileDB-SOMA as the CELLxGENE Census: counts are the layer ``raw`` of RNA."""
+    import tiledbsoma
 
-    tiledbsoma.io.from_h5ad(str(out), cells.matrix.file.filename, measurement_name="RNA")
+    tables = {"obs": _soma_table("obs_id", cells.obs), "var": _soma_table("var_id", cells.var)}
+    with tiledbsoma.Experiment.create(str(out)) as experiment:
+        rna = experiment.add_new_collection("ms").add_new_collection("RNA", tiledbsoma.Measurement)
+        for name, parent in (("obs", experiment), ("var", rna)):
+            table = tables[name]
+            domain = [(0, len(table) - 1)]
+            parent.add_new_dataframe(name, schema=table.schema, domain=domain)
+        shape = len(cells.obs), len(cells.var)
+        layers = rna.add_new_collection("X")
+        layers.add_new_sparse_ndarray("raw", type=pa.float32(), shape=shape)
+    # Opened again: categories are lost that are written at the time of the creation.
+    for name, place in (("obs", "obs"), ("var", "ms/RNA/var")):
+        with tiledbsoma.open(f"{out}/{place}", "w") as to:
+            to.write(tables[name])
+    with tiledbsoma.open(f"{out}/ms/RNA/X/raw", "w") as matrix:
+        for rows, block in cells.blocks(_SOMA_ROWS):
+            cell = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
+            gene, count = block.indices.astype(np.int64), block.data.astype(np.float32)
+            matrix.write(pa.table({"soma_dim_0": cell, "soma_dim_1": gene, "soma_data": count}))
+
+
+def _soma_table(index: str, frame: pd.DataFrame) -> pa.Table:
+    """A table of cells or genes, with a column of their names."""
+    table = pa.Table.from_pandas(frame.rename_axis(index).reset_index(), preserve_index=False)
+    return table.append_column("soma_joinid", pa.array(np.arange(len(frame))))
 
 
 #: Writers of formats by name, with the suffix of their files.

@@ -75,8 +75,6 @@ def _seconds(runs: list[ChildRun]) -> Spread:
 
 def _options(bench: SourcesBench, name: str, source: Path) -> dict[str, Any]:
     """Options of the conversion of a format."""
-    if name == "soma":
-        return {"measurement": "raw"}
     if name != "parquet":
         return {}
     genes = gene_file(source, bench.workspace.spec.genes)

@@ -317,7 +317,7 @@ def test_the_generator_writes_each_format(tmp_path: Path, name: str) -> None:
     generator.generate(tmp_path / "a.h5ad", spec, TEMPLATES)
     out = tmp_path / f"a{FORMATS[name][1]}"
     write_as(name, tmp_path / "a.h5ad", out)
-    options: dict[str, Any] = {"measurement": "raw"} if name == "soma" else {}
+    options: dict[str, Any] = {}
     if name == "parquet":
         options = {
             "gene_ids": "genes",
