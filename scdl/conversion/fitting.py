@@ -1,19 +1,22 @@
-"""Fitting the genes and vectors of sources to those of an archive that gets their cells."""
+"""Fitting the genes and elements of sources to those of an archive that gets their cells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from scdl.archive.elements import dense_vectors
+from scdl.archive.frames import table_of
 from scdl.archive.gene_names import order_onto, strings
 from scdl.archive.schema import INDEX, Info, obsm_array, var_table
 from scdl.errors import GeneError, SourceError
-from scdl.sources.base import Source
+from scdl.sources.base import Source, genes_of, in_memory, is_matrix, matrix_of
 from scdl.sources.gene_selection import GeneChoice, SelectedGenes, select_source_genes
+from scdl.sources.matrices import Matrix, check_shape
+from scdl.sources.wrapped import Wrapped
 from storage_backends.base import ArrayStore
 from storage_backends.compute import arrow
 
@@ -48,11 +51,113 @@ def fitted(
         )
     for source in sources:
         _check_vectors(source, store)
-    var = store.read_table(var_table(len(info.blocks) - 1))
+    return _onto(sources, store.read_table(var_table(len(info.blocks) - 1)), store.path, genes)
+
+
+class Others(NamedTuple):
+    """What the elements of an archive get whose columns are not the genes of its matrix.
+
+    Attributes
+    ----------
+    matrices
+        For each element the matrix of every source, with the columns of the element.
+    carried, lost
+        Names of the tables of genes that the sources share with the archive, and of the columns of
+        those tables that differ.
+    """
+
+    matrices: Mapping[str, Sequence[Matrix]]
+    carried: Collection[str]
+    lost: Sequence[str]
+
+
+def fitted_others(
+    sources: Sequence[Source],
+    store: ArrayStore,
+    elements: Sequence[str],
+    genes: Mapping[str, Any] | None,
+) -> Others:
+    """The elements of sources that an archive has besides matrices of its genes, with its columns.
+
+    Parameters
+    ----------
+    elements
+        Names of the elements, see :func:`~scdl.conversion.grown_matrices.growing_elements`.
+    genes
+        As for :func:`fitted`.
+
+    Raises
+    ------
+    SourceError
+        A source lacks an element, or has another number of columns.
+    GeneError
+        Genes differ, or cannot be mapped.
+    """
+    for source in sources:
+        if missing := sorted({*elements}.difference(source.names_of_rest())):
+            raise SourceError(
+                f"{source.path}: {', '.join(missing)} is missing, which {store.path} has for all "
+                "of its cells; add it to the source, or write another archive without it with "
+                "scdl.convert([archive, source], path)"
+            )
+    found: dict[str, Sequence[Matrix]] = {}
+    tables, lost = dict.fromkeys(genes_of(name) for name in elements if is_matrix(name)), []
+    for table in tables:
+        own = [name for name in elements if is_matrix(name) and genes_of(name) == table]
+        others = [_OfOtherGenes(source, own) for source in sources]
+        fitting = _onto(others, table_of(store.read_element(table)), store.path, genes)
+        found |= {name: [one.fields[name] for one in fitting] for name in own}
+        lost += [name for one in fitting for name in one.not_carried(set())]
+    for name in elements:
+        if not is_matrix(name):
+            found[name] = [
+                _of_width(source, name, store.sparse[name].shape[1]) for source in sources
+            ]
+    return Others(found, [*tables], lost)
+
+
+class _OfOtherGenes(Wrapped):
+    """The matrices of a source that have other genes than its main one, as fields.
+
+    Parameters
+    ----------
+    source, elements
+        The source, and names of these matrices, which have the same genes.
+    """
+
+    def __init__(self, source: Source, elements: Sequence[str]) -> None:
+        super().__init__(source)
+        self.element = elements[0]
+        self.fields = {name: _matrix(source, name) for name in elements}
+        self.matrix = self.fields[self.element]
+        frame: Any = source.element_of_rest(self.genes)
+        self._var = table_of(frame)
+
+    def var(self) -> pa.Table:
+        return self._var
+
+    def not_carried(self, carried: set[str]) -> list[str]:
+        return []
+
+
+def _matrix(source: Source, name: str) -> Matrix:
+    return matrix_of(f"{source.path}: {name}", in_memory(name, source.element_of_rest(name)))
+
+
+def _of_width(source: Source, name: str, n: int) -> Matrix:
+    matrix = _matrix(source, name)
+    check_shape(matrix.where, matrix.shape, (source.n_obs, n))
+    return matrix
+
+
+def _onto(
+    sources: Sequence[Source], var: pa.Table, path: str, genes: Mapping[str, Any] | None
+) -> list[Source]:
+    """Sources with the genes, and the table of genes, of the archive at a path."""
     if genes is None:
         return [_same_genes(source, var) for source in sources]
     if INDEX not in var.schema.names:
-        raise GeneError(f"{store.path}: its genes have no names to map genes to")
+        raise GeneError(f"{path}: its genes have no names to map genes to")
     ids = strings(var[INDEX].combine_chunks()).to_pylist()
     selected = select_source_genes(sources, GeneChoice(ids, **genes))
     # Such a source has only the names of genes; the archive has the columns of var.

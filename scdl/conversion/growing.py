@@ -25,8 +25,8 @@ from scdl.archive.schema import (
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.convert import convert
-from scdl.conversion.fitting import fitted
-from scdl.conversion.grown_matrices import GrownMatrices, growing_matrices
+from scdl.conversion.fitting import Others, fitted, fitted_others
+from scdl.conversion.grown_matrices import GrownMatrices, growing_elements
 from scdl.conversion.opening import open_sources
 from scdl.conversion.options import (
     ConvertOptions,
@@ -126,7 +126,7 @@ class Growth:
         self._info = Info.of(store)
         self._graphs, self._vectors = graph_keys(store), dense_vectors(store)
         self._fields = fields_of(store, self._info)
-        matrices = growing_matrices(store, self._info)
+        matrices, self._others = growing_elements(store, self._info)
         names = unique_names(name.removeprefix(field_element("")) for name in matrices)
         #: Elements that are further matrices with the genes of the archive, by a name in sources.
         self._matrices = dict(zip(names, matrices, strict=True))
@@ -157,10 +157,13 @@ class Growth:
             if writer is None:
                 return self._rewrite(opening, meter)
             stack.enter_context(writer)
-            sources = self._open(opening, stack)
-            matrices = (m for source in sources for m in (source.matrix, *source.fields.values()))
+            found = open_sources(opening, self._settings, store.path, stack)
+            sources = fitted(found, store, self._info, self._genes)
+            others = fitted_others(found, store, self._others, self._genes)
+            matrices = [m for source in sources for m in (source.matrix, *source.fields.values())]
+            matrices += [matrix for several in others.matrices.values() for matrix in several]
             meter.reset(sum(matrix.size for matrix in matrices))
-            info, more = self._write(writer, sources, meter)
+            info, more = self._write(writer, sources, others, meter)
         return report_of(
             store.path, writer.path, target, info, self._caster.dtype, started=started, **more
         )
@@ -169,14 +172,15 @@ class Growth:
     def _carried(self) -> set[str]:
         """Names of the elements that get further cells."""
         graphs = {f"obsp/{key}" for key in self._graphs}
-        return graphs | {*map(obsm_array, self._vectors)} | {*self._matrices.values()}
+        vectors = {*map(obsm_array, self._vectors)}
+        return graphs | vectors | {*self._matrices.values(), *self._others}
 
     def _check_elements(self, *, by_rewriting: bool) -> None:
         """Raise SourceError if the archive has elements that cannot get further cells."""
         kept = self._carried
         if by_rewriting:
             # Other matrices would become fields, which are stored by rows.
-            kept -= {*self._matrices.values()} - {*map(field_element, self._fields)}
+            kept -= {*self._matrices.values(), *self._others} - {*map(field_element, self._fields)}
         refused = [
             name
             for name in elements_of(self._store)
@@ -190,13 +194,8 @@ class Growth:
                 "them: scdl.convert([archive, source], path)"
             )
 
-    def _open(self, opening: Sequence[Any], stack: ExitStack) -> list[Source]:
-        """Open the sources, as far as they fit the archive."""
-        sources = open_sources(opening, self._settings, self._store.path, stack)
-        return fitted(sources, self._store, self._info, self._genes)
-
     def _write(
-        self, writer: ArrayWriter, sources: Sequence[Source], meter: Meter
+        self, writer: ArrayWriter, sources: Sequence[Source], others: Others, meter: Meter
     ) -> tuple[Info, dict[str, Any]]:
         """Add all cells and commit; the new description, and fields of the report."""
         for key in self._vectors:
@@ -212,6 +211,8 @@ class Growth:
         clean, nnz = grown.add_rows("", matrices, self._caster, tally)
         for name, element in self._matrices.items():
             grown.add(element, [source.fields[name] for source in sources])
+        for element, several in others.matrices.items():
+            grown.add(element, several)
         # Figures of quality are known when the matrix was read.
         changes = self._write_obs(writer, [source.cells for source in sources])
         info = self._grown(sources)
@@ -219,8 +220,9 @@ class Growth:
         self._caster.warn(writer.path)
         writer.commit(info.to_attrs())
         layers = layers_of(self._settings.options.get("layers")) or {}
-        carried = self._carried | {*layers.values()}
+        carried = self._carried | {*layers.values(), *others.carried}
         lost = dict.fromkeys(name for source in sources for name in source.not_carried(carried))
+        lost |= dict.fromkeys(others.lost)
         return info, {
             "n_obs": info.n_obs - self._info.n_obs,
             "nnz": nnz,
@@ -283,7 +285,8 @@ class Growth:
 
         def both(stack: ExitStack) -> list[Source]:
             own = open_sources([store.path], Settings(options=bounds), store.path, stack)
-            return [*own, *self._open(opening, stack)]
+            added = open_sources(opening, self._settings, store.path, stack)
+            return [*own, *fitted(added, store, self._info, self._genes)]
 
         options: Any = {**bounds, **store.options, "obsm": self._vectors}
         keys = self._graphs or None

@@ -14,29 +14,39 @@ from scdl.archive.fields import fields_of
 from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info, field_element
 from scdl.conversion.options import Meter
 from scdl.conversion.source_rows import CleanRows, MatrixWriter
-from scdl.sources.base import Tally, is_matrix
+from scdl.sources.base import Tally, genes_of, is_matrix
 from scdl.sources.matrices import Bounds, Matrix
 from scdl.sources.transposed import ByEntry, Entries
 from storage_backends.base import ArrayStore, ArrayWriter
 from storage_backends.compute.threads import prefetch
 
 
-def growing_matrices(store: ArrayStore, info: Info) -> list[str]:
-    """Elements that are further matrices of the genes of an archive, to which rows can be added.
+def growing_elements(store: ArrayStore, info: Info) -> tuple[list[str], list[str]]:
+    """Elements besides the matrix, dense vectors and graphs to which rows can be added.
 
-    Besides fields, these are matrices of an AnnData that are dense, or stored by columns.
+    Returns
+    -------
+    own
+        Further matrices of the genes of the archive: fields, and those of an AnnData that are
+        dense, or stored by columns.
+    others
+        Elements with other columns: matrices beside raw or raw beside another matrix, and sparse
+        matrices in obsm.
     """
-    found = [field_element(name) for name in fields_of(store, info)]
-    if info.element.startswith("raw/"):
-        # Other matrices have the genes of var, and the cells to add those of raw/var.
-        return found
-    for name, element in elements_of(store).items():
-        if is_matrix(name) and name not in found and element.kind is not Kind.OTHER:
+    elements, genes = elements_of(store), genes_of(info.element)
+    own, others = [field_element(name) for name in fields_of(store, info)], []
+    for name, element in elements.items():
+        if name in own or element.kind is Kind.OTHER:
+            continue
+        if not is_matrix(name):
+            others += [name] if element.kind is Kind.SPARSE and name.startswith("obsm/") else []
+        elif genes_of(name) != genes:
+            others += [name] if genes_of(name) in elements else []
+        else:
             is_dense = element.kind is Kind.DENSE
             shape = store.spec(name).item_shape if is_dense else store.sparse[name].shape[1:]
-            if shape == (info.max_n_vars,):
-                found.append(name)
-    return found
+            own += [name] if shape == (info.max_n_vars,) else []
+    return own, others
 
 
 class GrownMatrices(NamedTuple):

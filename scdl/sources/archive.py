@@ -26,9 +26,9 @@ from scdl.archive.schema import (
 )
 from scdl.archive.tables import NoTable, StoredTable
 from scdl.errors import ArchiveFormatError, SourceError
-from scdl.sources.base import BY_FORMAT, Source, SparseParts, genes_of, in_memory, is_matrix
+from scdl.sources.base import Source, SparseParts, genes_of, in_memory, is_matrix, matrix_of
 from scdl.sources.hdf5 import RangeReader
-from scdl.sources.matrices import CsrPart, Dense, Matrix, Reader, Values, check_shape, reader_part
+from scdl.sources.matrices import CsrPart, Matrix, Reader, Values, check_shape, reader_part
 from storage_backends import registry
 from storage_backends.base import ArrayStore, is_column_type
 from storage_backends.capabilities import Sparse
@@ -182,17 +182,9 @@ class ArchiveSource(Source):
         if getattr(value, "dtype", None) == np.dtype(bool):
             # Archives do not store booleans.
             value = value.astype(np.uint8)
-        element = in_memory(name, value)
-        if isinstance(element, SparseParts):
-            check_shape(where, element.sparse.shape, shape)
-            return BY_FORMAT[element.sparse.format](where, element.parts, shape)
-        if not isinstance(element, Reader) or len(element.item_shape) != 1:
-            found = getattr(value, "dtype", type(value).__name__)
-            raise SourceError(
-                f"{where}: expected a matrix of numbers, dense or in CSR or CSC form, found {found}"
-            )
-        check_shape(where, (len(element), *element.item_shape), shape)
-        return Dense(where, element, shape)
+        matrix = matrix_of(where, in_memory(name, value))
+        check_shape(where, matrix.shape, shape)
+        return matrix
 
     @cached_property
     def n_vars(self) -> int:

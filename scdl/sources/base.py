@@ -14,7 +14,7 @@ from scdl.archive.schema import INDEX, MATRIX
 from scdl.archive.tables import TableSource
 from scdl.errors import SourceError
 from scdl.sources.cuts import Cut
-from scdl.sources.matrices import Csr, Matrix, Reader, Values, check_shape
+from scdl.sources.matrices import Csr, Dense, Matrix, Reader, Values, check_shape
 from scdl.sources.transposed import Csc
 from storage_backends.base import DTYPES
 from storage_backends.capabilities import Sparse
@@ -229,6 +229,20 @@ def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
         parts = {part: Values(getattr(element, part)) for part in MATRIX}
         return SparseParts(Sparse(element.format, element.shape), parts)
     return Values(element) if isinstance(element, np.ndarray) else element
+
+
+def matrix_of(where: str, element: Any) -> Matrix:
+    """An element of two dimensions as a matrix; raise SourceError if it is none of numbers."""
+    if isinstance(element, SparseParts):
+        return BY_FORMAT[element.sparse.format](where, element.parts, element.sparse.shape)
+    if isinstance(element, Reader) and len(element.item_shape) == 1:
+        return Dense(where, element, (len(element), *element.item_shape))
+    if isinstance(element, Matrix):
+        return element
+    found = getattr(element, "dtype", type(element).__name__)
+    raise SourceError(
+        f"{where}: expected a matrix of numbers, dense or in CSR or CSC form, found {found}"
+    )
 
 
 def choose_matrix(path: str, kind: str, name: str | None, available: Sequence[str]) -> str:

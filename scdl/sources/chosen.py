@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scdl.archive.schema import DATA, INDEX, OBS
 from scdl.archive.tables import TableInMemory, TableSource
 from scdl.errors import SourceError
-from scdl.sources.base import BY_FORMAT, Source, SparseParts, axes_of, in_memory
+from scdl.sources.base import Source, SparseParts, axes_of, in_memory, matrix_of
 from scdl.sources.chosen_tables import Renamed, Trimmed, kept_columns, taken
 from scdl.sources.cuts import ChosenItems, Cut, Mapped, cut_matrix, places
 from scdl.sources.matrices import Matrix, Reader
@@ -146,8 +146,7 @@ class Chosen(Wrapped):
         self._check(name, element, axes)
         rows, columns = (*cuts, None)[:2]
         if isinstance(element, SparseParts):
-            where = f"{self.path}: {name}"
-            element = BY_FORMAT[element.sparse.format](where, element.parts, element.sparse.shape)
+            element = matrix_of(f"{self.path}: {name}", element)
         if isinstance(element, Matrix):
             return cut_matrix(element, rows, columns)
         if isinstance(element, Reader):

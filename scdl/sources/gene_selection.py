@@ -127,7 +127,7 @@ class SelectedGenes(Wrapped):
 
     def not_carried(self, carried: set[str]) -> list[str]:
         columns = [name for name in self._source.var().schema.names if name not in self._kept]
-        return [*self._source.not_carried(carried), *(f"var/{name}" for name in columns)]
+        return [*self._source.not_carried(carried), *(f"{self.genes}/{name}" for name in columns)]
 
     def names_of_rest(self) -> Sequence[str]:
         return ()

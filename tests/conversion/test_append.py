@@ -377,6 +377,156 @@ def test_layers_stay_after_an_error(tmp_path):
     assert reader.verify(deep=True).verdict == 0
 
 
+def with_raw(n, seed=0):
+    """Matrices of other genes beside raw/X in every form, and sparse vectors."""
+    raw, rng = with_elements(n, seed), np.random.default_rng(seed + 1)
+    adata = raw[:, [7, 2, 5, 11]].copy()
+    adata.raw = raw
+    adata.X = np.log1p(adata.X.toarray())
+    adata.layers["by columns"] = (2 * sp.csr_matrix(adata.X)).tocsc()
+    adata.layers["by rows"] = sp.csr_matrix(adata.X * 3)
+    for form in ("csr", "csc"):
+        vectors = sp.random(n, 6, 0.4, form, np.float32, rng=rng)
+        adata.obsm[form] = getattr(sp, f"{form}_matrix")(vectors)
+    return adata
+
+
+def joined(parts):
+    """The concatenation of parts of `with_raw`, with every element in its form."""
+    whole = ad.concat(parts, merge="same", pairwise=True)
+    raw = ad.concat([part.raw.to_adata() for part in parts], merge="same")
+    whole.raw = raw[:, parts[0].raw.var_names].copy()
+    for mapping in ("layers", "obsm"):
+        for name, first in getattr(parts[0], mapping).items():
+            if name is not None and sp.issparse(first):
+                dense = [getattr(part, mapping)[name].toarray() for part in parts]
+                form = getattr(sp, f"{first.format}_matrix")
+                getattr(whole, mapping)[name] = form(np.concatenate(dense))
+    return whole
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("sizes", [(9, 7, 25), (0, 3, 0), (25, 0, 1)])
+@pytest.mark.parametrize("block_values", [7, 1 << 20])
+@pytest.mark.parametrize("matrix", ["raw/X", "X"])
+@pytest.mark.parametrize("kind", ["fast", "archive"])
+@pytest.mark.sampled
+def test_elements_of_other_columns(tmp_path, kind, matrix, block_values, sizes):
+    """Matrices beside raw/X, raw/X beside X, and sparse matrices in obsm grow."""
+    parts = [with_raw(n, i) for i, n in enumerate(sizes)]
+    scdl.convert(parts[0], tmp_path / "grown.zarr", matrix=matrix, **KINDS[kind])
+    data = scdl.open(tmp_path / "grown.zarr")
+    for i, part in enumerate(parts[1:]):
+        # Genes of both tables in other orders; from an object, and from a file.
+        source = part[:, ::-1].copy()
+        source.raw = part.raw.to_adata()[:, ::-1]
+        if i:
+            source.write_h5ad(tmp_path / "part.h5ad")
+            source = tmp_path / "part.h5ad"
+        report = data.append(source, matrix=matrix, block_values=block_values)
+        assert report.n_obs == part.n_obs
+        assert [name for name in report.not_carried if not name.startswith("obs/")] == []
+    assert data.verify(deep=True).verdict == 0
+    found, whole = ad.read_zarr(tmp_path / "grown.zarr"), joined(parts)
+    for element in ("X", "raw/X", "layers/by columns", "layers/by rows", "obsm/csr", "obsm/csc"):
+        a, b = whole_element(found, element), whole_element(whole, element)
+        # The matrix itself is stored by rows.
+        form = sp.csr_matrix if element == matrix else type(b)
+        assert (type(a), a.dtype) == (form, b.dtype), element
+        columns = slice(None)
+        if not element.startswith("obsm"):
+            tables = [one.raw if element == "raw/X" else one for one in (found, whole)]
+            columns = tables[0].var_names.get_indexer(tables[1].var_names)
+        np.testing.assert_array_equal(_dense(a)[:, columns], _dense(b), element)
+
+
+def whole_element(adata, name):
+    if name == "raw/X":
+        return adata.raw.X
+    mapping, _, key = name.partition("/")
+    return getattr(adata, mapping)[key] if key else adata.X
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_what_a_source_lacks_of_other_columns(tmp_path):
+    """Errors change nothing, and genes are mapped by name if asked."""
+    scdl.convert(with_raw(9), tmp_path / "a.zarr")
+    files = {path: path.read_bytes() for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()}
+    without, narrow, other = (with_raw(5, 1) for _ in range(3))
+    without.X = None
+    del without.obsm["csr"]
+    narrow.obsm["csc"] = narrow.obsm["csc"][:, :3]
+    other.var_names = ["new", *other.var_names[1:]]
+    data = scdl.open(tmp_path / "a.zarr")
+    for wrong, error, told in (
+        (without, SourceError, "X, obsm/csr is missing"),
+        (narrow, SourceError, r"obsm/csc.*\(5, 3\)"),
+        (other, GeneError, r"lacks 1 \(g7\); it has in addition 1 \(new\)"),
+    ):
+        with pytest.raises(error, match=told):
+            data.append(wrong)
+    with pytest.raises(GeneError, match="g7"):
+        data.append(other, genes="archive")
+    assert files == {
+        path: path.read_bytes() for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()
+    }
+    data.append(other, genes="archive", missing="zero", where="n < 100")
+    grown = ad.read_zarr(tmp_path / "a.zarr")
+    expected = np.where(np.array(other.var_names) == "new", 0, other.X)
+    np.testing.assert_array_equal(grown.X[9:], expected)
+    np.testing.assert_array_equal(grown.raw.X[9:].toarray(), other.raw.X.toarray())
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_chosen_cells_of_other_columns(tmp_path):
+    parts = [with_raw(9), with_raw(20, 1)]
+    scdl.convert(parts[0], tmp_path / "a.zarr")
+    data = scdl.open(tmp_path / "a.zarr")
+    report = data.append(parts[1], where="n > 4", quality=True)
+    chosen = parts[1][parts[1].obs["n"] > 4]
+    assert 0 < report.n_obs == chosen.n_obs < 20
+    grown = ad.read_zarr(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(grown.X[9:], chosen.X)
+    np.testing.assert_array_equal(grown.obsm["csr"][9:].toarray(), chosen.obsm["csr"].toarray())
+    archive = scdl.open(tmp_path / "a.zarr")
+    # An archive is a source as well, of itself.
+    archive.append(tmp_path / "a.zarr")
+    twice = ad.read_zarr(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(twice.X, np.concatenate([grown.X, grown.X]))
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_genes_of_raw_in_another_order_than_those_of_x(tmp_path):
+    """Each matrix has the genes of its own table, also if both tables are as long."""
+
+    def part(n, seed):
+        adata = cells(n, seed)
+        adata.raw = cells(n, seed)[:, ::-1]
+        return adata
+
+    parts = [part(5, 0), part(4, 1)]
+    parts[1].raw = parts[1].raw.to_adata()[:, ::-1]
+    scdl.convert(parts[0], tmp_path / "a.zarr", matrix="X")
+    scdl.open(tmp_path / "a.zarr").append(parts[1], matrix="X")
+    grown = ad.read_zarr(tmp_path / "a.zarr")
+    for raw in (False, True):
+        found = grown.raw.to_adata() if raw else grown
+        expected = np.concatenate([part.X.toarray() for part in parts])
+        np.testing.assert_array_equal(found[:, GENES].X.toarray(), expected)
+
+
+def test_raw_of_archives_of_the_matrix_alone(tmp_path):
+    """Sources with X and layers beside raw/X: the archive holds raw/X."""
+    parts = [with_raw(9), with_raw(6, 1)]
+    scdl.convert(parts[0], tmp_path / "a", obsm="X_pca")
+    data = scdl.open(tmp_path / "a")
+    report = data.append(parts[1])
+    assert {"X", "layers/by rows", "obsm/csr", "var"} <= {*report.not_carried}
+    scdl.convert(parts, tmp_path / "b", obsm="X_pca")
+    assert_same(data, scdl.open(tmp_path / "b"))
+
+
 def with_layer(n, seed=0, form="csr"):
     adata = with_elements(n, seed)
     adata.layers["doubled"] = (2 * adata.X).asformat(form)
@@ -415,21 +565,16 @@ def test_fields_of_other_layers_and_of_none(tmp_path):
 
 
 def test_what_cannot_grow(tmp_path):
-    """Matrices of other genes, truth values, graphs by columns, and archives that are rewritten."""
+    """Truth values, tables, graphs by columns, and archives that are rewritten."""
     adata = with_layer(5, form="csc")
     adata.layers["true"] = adata.X.toarray() > 0
     adata.obsp["by columns"] = adata.obsp["knn"].tocsc()
-    adata.obsm["sparse"] = adata.X
+    adata.obsm["table"] = pd.DataFrame({"a": range(5)}, index=adata.obs_names)
     scdl.convert(adata, tmp_path / "a.zarr")
     with pytest.raises(SourceError) as error:
         scdl.open(tmp_path / "a.zarr").append(adata)
     named = str(error.value).split("elements ")[1].split(";")[0].split(", ")
-    assert sorted(named) == ["layers/true", "obsm/sparse", "obsp/by columns"]
-    adata = with_layer(5, form="csc")
-    adata.raw = adata
-    scdl.convert(adata[:, :4].copy(), tmp_path / "b.zarr")
-    with pytest.raises(SourceError, match="elements X, layers/doubled; convert"):
-        scdl.open(tmp_path / "b.zarr").append(adata)
+    assert sorted(named) == ["layers/true", "obsm/table", "obsp/by columns"]
     scdl.convert(with_layer(5, form="csc"), tmp_path / "c.zarr")
     os.remove(tmp_path / "c.zarr/scdl.checksums")
     with pytest.raises(SourceError, match="elements layers/doubled; convert"):
