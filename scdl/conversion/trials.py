@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from scdl.sources.cuts import Cut
 from scdl.sources.matrices import Matrix
 from scdl.sources.wrapped import Wrapped
 from storage_backends.compute.warning_filters import ignore_warnings
+from storage_backends.directory.scratch import scratch_beside
 from storage_backends.paths import absolute
 
 #: Stored values of a conversion that tells what one takes however few there are, of one that reads
@@ -86,9 +86,7 @@ def seconds_of(
             report: ConversionReport = write_archive(lambda _: taken, name, own, replace=True)
         return _Trial(report.nnz, report.seconds)
 
-    parent = os.path.dirname(absolute(path))
-    beside = parent if os.access(parent, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix=".scdl-trial-", dir=beside) as scratch:
+    with scratch_beside(absolute(path)) as scratch:
         try:
             # The first one compiles, and does not count.
             convert(_FEW)

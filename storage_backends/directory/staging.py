@@ -127,7 +127,8 @@ def _is_abandoned(path: str, *, strict: bool) -> Iterator[bool]:
     """Context manager: whether the writer of a directory is dead; holds its lock meanwhile."""
     try:
         descriptor = lock(path, strict=strict)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # It is gone, or belongs to another user.
         yield False
         return
     try:

@@ -23,6 +23,7 @@ from scdl.errors import ArchiveExistsError, ArchiveWriteError, CastError, Source
 from scdl.sources.h5ad import H5adFile
 from scdl.sources.matrices import Bounds
 from storage_backends import registry
+from storage_backends.directory.scratch import scratch_beside
 from storage_backends.zarr.codecs.profiles import PROFILES
 
 #: Fields of a report that a dry run knows exactly.
@@ -145,6 +146,49 @@ def test_several_sources(source: Path, tmp_path: Path) -> None:
     )
     for name in (*EXACT, "differing_var", "reordered"):
         assert getattr(plan, name) == getattr(report, name), name
+
+
+KILLED = """
+import os, signal, sys, tempfile
+import scdl
+from scdl.conversion import trials
+
+write = trials.write_archive
+
+def die(*arguments, **options):
+    write(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+trials.write_archive = die
+if sys.argv[3]:
+    tempfile.tempdir, access = sys.argv[3], os.access
+    os.access = lambda path, mode, **more: mode != os.W_OK and access(path, mode, **more)
+scdl.convert(sys.argv[1], sys.argv[2], dry_run=True)
+"""
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+@pytest.mark.parametrize("after", ["dry run", "conversion"])
+def test_what_a_killed_dry_run_left_is_removed(
+    source: Path,
+    tmp_path: Path,
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+    place: str,
+    after: str,
+) -> None:
+    """By the next command that writes, or would write, the same archive."""
+    for directory in ("beside", "elsewhere"):
+        (tmp_path / directory).mkdir()
+    # Another process that is at work keeps its directory.
+    with scratch_beside(str(tmp_path / place / "a.scdl")) as used:
+        dest = tmp_path / "beside" / "a.scdl"
+        temporary = tmp_path / place if place == "elsewhere" else ""
+        assert run_python("-c", KILLED, source, dest, temporary).returncode == -9
+        (scratch,) = {*(tmp_path / place).iterdir()} - {Path(used)}
+        assert (scratch / "a.scdl" / "data.npy").exists()
+        scdl.convert(source, tmp_path / place / "a.scdl", dry_run=after == "dry run")
+        assert [*(tmp_path / place).glob(".*")] == [Path(used)]
+    assert [*(tmp_path / place).glob(".*")] == []
 
 
 def test_errors_are_those_of_the_conversion(source: Path, tmp_path: Path) -> None:

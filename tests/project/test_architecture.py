@@ -49,6 +49,7 @@ SEAM = {
     "storage_backends.compute",
     "storage_backends.directory.locks",
     "storage_backends.directory.publication",
+    "storage_backends.directory.scratch",
     "storage_backends.errors",
     "storage_backends.other_formats",
     "storage_backends.paths",
