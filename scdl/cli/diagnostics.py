@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from typing import Any
 
@@ -11,12 +13,14 @@ from scdl.errors import ScdlWarning
 
 #: Name of the command that runs, with which each line begins.
 _command = "scdl"
+#: When it began, if it is verbose.
+_started: float | None = None
 
 
 def begin(command: str) -> None:
     """Begin a command: its errors, warnings and log go to the standard error."""
-    global _command
-    _command = command
+    global _command, _started
+    _command, _started = command, None
     warnings.showwarning = _show_warning
 
 
@@ -27,8 +31,22 @@ def tell(level: str, message: str) -> None:
 
 def be_verbose(value: bool) -> None:
     """Show what is logged with the levels ``INFO`` and ``DEBUG``, too."""
+    global _started
     if value:
+        _started = time.monotonic()
         _logger().setLevel("DEBUG")
+
+
+def end() -> None:
+    """End a command: a verbose one says what it took."""
+    if _started is not None:
+        import resource
+
+        # In kB; macOS counts bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        megabytes = peak / (1e6 if sys.platform == "darwin" else 1e3)
+        seconds = time.monotonic() - _started
+        tell("info", f"it took {seconds:.1f} s, and at most {megabytes:,.0f} MB of memory")
 
 
 def tell_where() -> None:

@@ -25,6 +25,7 @@ def export(
         ),
     ] = 4,
     overwrite: Overwrite = False,
+    as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -32,12 +33,13 @@ def export(
 
     All elements are written, to an h5ad file or a Zarr store.
     """
+    from scdl.cli.description import exported
     from scdl.collection.paths import is_collection
     from scdl.conversion.export import export as run
     from scdl.errors import SourceError
     from storage_backends import registry
 
-    path = path_of(path)
+    path, dest = path_of(path), path_of(dest)
     if is_collection(path):
         raise SourceError(
             f"{path}: this is a collection; `scdl flatten {path} OUT` writes it as one archive, "
@@ -45,6 +47,7 @@ def export(
         )
     with registry.open_archive(path) as store:
         run(store, dest, gzip=gzip or None, replace=overwrite)
+    show(exported(path, dest), quiet=quiet, as_json=as_json)
 
 
 def head(

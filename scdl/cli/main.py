@@ -19,6 +19,8 @@ def _run(command: Callable[[], Any], name: str) -> None:
         diagnostics.tell("error", str(error))
         diagnostics.tell_where()
         sys.exit(1)
+    finally:
+        diagnostics.end()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scdl.cli.output import Quiet, Verbose
+from scdl.cli.output import Json, Quiet, Verbose, show
 from storage_backends.paths import path_of
 
 
@@ -20,10 +20,12 @@ def manifest(
             "from every archive; may be repeated. [default: the columns that are kept already]",
         ),
     ] = None,
+    as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Write the manifest of a collection, with which it opens at once."""
+    from scdl.cli.description import summary_of
     from scdl.collection.collection import SingleCellCollection
     from scdl.collection.paths import is_collection
     from scdl.errors import CollectionError
@@ -32,3 +34,4 @@ def manifest(
     if not is_collection(path):
         raise CollectionError(f"{path}: this is not a directory of archives; pass a collection")
     SingleCellCollection(path).save_manifest(obs=obs or None)
+    show(summary_of(path), quiet=quiet, as_json=as_json)

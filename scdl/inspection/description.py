@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
@@ -44,6 +45,13 @@ def summary_of(path: str) -> Summary:
         dtype=described["dtypes"][DATA],
         **{name: described[name] for name in names},
     )
+
+
+def exported(path: str, dest: str) -> Summary:
+    """The summary of an AnnData that was written from an archive."""
+    if not os.path.isfile(dest):
+        return summary_of(dest)
+    return replace(summary_of(path), path=dest, backend="h5ad", nbytes=os.path.getsize(dest))
 
 
 def describe(path: str) -> dict[str, Any]:

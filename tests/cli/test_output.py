@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
+import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from typer.testing import CliRunner
 import scdl
 from scdl import progress
 from scdl.cli.app import COMMANDS, app_for
+from scdl.cli.main import main
 from scdl.conversion.many.report import DirectoryReport
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -117,19 +122,82 @@ class TestJson:
         assert json.loads(report.to_json())["seconds"] is None
 
 
+#: A use of each command, in the directory `ground`.
+USES = {
+    "append": ["atlas/one.scdl", "cells.h5ad"],
+    "bench": ["atlas/one.scdl", "--seconds", "0.01", "--order", "block"],
+    "cast": ["atlas/one.scdl", "out.scdl", "--dtype", "uint16"],
+    "convert": ["cells.h5ad", "out.scdl"],
+    "export": ["atlas/one.scdl", "out.h5ad"],
+    "flatten": ["atlas", "out.scdl"],
+    "head": ["atlas/one.scdl"],
+    "info": ["atlas"],
+    "manifest": ["atlas"],
+    "split": ["atlas/one.scdl", "out", "--by", "type"],
+    "subset": ["atlas/one.scdl", "out.scdl", "--where", "type == 'B'"],
+    "verify": ["atlas", "--deep"],
+}
+
+
+@pytest.fixture
+def ground(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[str, str]]]:
+    """Runs a command in this process, in a directory of its own: what it writes to the streams."""
+    logger, runs = logging.getLogger("scdl"), count()
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    # What is usually told after a while is told at once.
+    monkeypatch.setattr(progress, "INTERVAL", 0)
+
+    def run(*command: str) -> tuple[str, str]:
+        place = archive.with_name(str(next(runs)))
+        shutil.copytree(archive, place / "atlas" / "one.scdl")
+        shutil.copy(archive.with_name("cells.h5ad"), place)
+        monkeypatch.chdir(place)
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as error,
+            pytest.raises(SystemExit) as ended,
+        ):
+            main(command)
+        assert ended.value.code == 0, error.getvalue()
+        return out.getvalue(), error.getvalue()
+
+    before = logger.level, logger.propagate, [*logger.handlers]
+    yield run
+    logger.level, logger.propagate, logger.handlers = before
+
+
 class TestVerbosity:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_command_takes_the_options(self, command: str) -> None:
         told = help_of(command)
-        for option in ("-q, --quiet", "-v, --verbose"):
+        for option in ("-q, --quiet", "-v, --verbose", "--json"):
             assert option in told
 
-    def test_quiet(self, archive: Path, scdl_command: Run) -> None:
-        for command in (["info"], ["verify"], ["head"]):
-            done = scdl_command(*command, "a.scdl", "-q")
-            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        done = scdl_command("convert", "cells.h5ad", "b.scdl", "--quiet")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_every_command_honours_the_options(
+        self, ground: Callable[..., tuple[str, str]], command: str
+    ) -> None:
+        """Quiet commands say nothing but the JSON that is asked for; verbose ones log besides."""
+        if command == "bench":
+            pytest.importorskip("torch")
+        use = [command, *USES[command]]
+        out, error = ground(*use)
+        assert out.strip()
+        assert "scdl: info" not in error
+        assert ground(*use, "--quiet") == ("", "")
+        out, error = ground(*use, "--quiet", "--json")
+        assert isinstance(json.loads(out), dict)
+        assert error == ""
+        out, error = ground(*use, "--quiet", "--verbose")
+        assert out == ""
+        *_, last = lines = error.splitlines()
+        assert all(line.startswith("scdl: info: ") for line in lines)
+        assert "it took" in last
+        out, error = ground(*use, "--verbose")
+        assert out.strip()
+        assert "scdl: info: it took" in error
 
     def test_verbose_logs_steps(self, source: Path, scdl_command: Run) -> None:
         done = scdl_command("convert", "cells.h5ad", "b.scdl", "-v")
