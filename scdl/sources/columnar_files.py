@@ -6,6 +6,7 @@ Arrow files are streams, as Hugging Face's datasets writes them, or files with a
 from __future__ import annotations
 
 import mmap
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from scdl.sources.damage import CUT_SHORT, readable_by
 from storage_backends.compute.threads import n_threads
 
 #: First bytes of files.
-PARQUET, FEATHER, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+PARQUET, FEATHER = b"PAR1", b"ARROW1"
 #: Bytes of a column that are read at once, so that a row group need not fit into memory.
 _BUFFER = 1 << 20
 
@@ -268,7 +269,8 @@ readable = partial(readable_by, CUT_SHORT)
 
 
 def _open(path: str) -> _File:
-    return _Parquet(path) if _begins(path).startswith(PARQUET) else _Arrow(path)
+    is_parquet = _begins(path).startswith(PARQUET) or path.lower().endswith(".parquet")
+    return _Parquet(path) if is_parquet else _Arrow(path)
 
 
 def _begins(path: str) -> bytes:
@@ -278,12 +280,13 @@ def _begins(path: str) -> bytes:
 
 def is_columnar_file(path: str) -> bool:
     """Whether a path is a Parquet or Arrow file."""
+    if path.lower().endswith((".parquet", ".arrow", ".feather", ".ipc")):
+        # Opening a damaged one says what is wrong.
+        return os.path.isfile(path)
     try:
-        start = _begins(path)
+        return _begins(path).startswith((PARQUET, FEATHER))
     except OSError:
         return False
-    is_named = path.lower().endswith((".arrow", ".feather", ".ipc"))
-    return start.startswith((PARQUET, FEATHER)) or (is_named and start.startswith(STREAM))
 
 
 def schema_of(path: str) -> pa.Schema:

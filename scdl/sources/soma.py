@@ -126,7 +126,7 @@ class SomaSource(Source):
         self._measurement = experiment.ms[name]
         self.outside = [f"ms/{other}" for other in experiment.ms if other != name]
         self.outside += [key for key in experiment if key not in ("obs", "ms")]
-        self._cells = _selected(path, experiment.obs, obs_query)
+        self._cells, self._is_query = _selected(path, experiment.obs, obs_query), bool(obs_query)
         self._genes = joinids(self._measurement.var)
         self.obs = self._obs = SomaTable(f"{path}: obs", experiment.obs, self._cells, ("obs_id",))
         # The Census has no names of genes but these.
@@ -193,7 +193,10 @@ class SomaSource(Source):
         where = f"{self.path}: {name}"
         if name in self._layers:
             array = self._measurement.X[self._layers[name]]
-            return SomaMatrix(where, array, self._cells, self._genes)
+            matrix = SomaMatrix(where, array, self._cells, self._genes, "var")
+            if not self._is_query:
+                matrix.check_rows("obs")
+            return matrix
         kind, _, key = name.partition("/")
         ids = self._cells if kind == "obsp" else self._genes
         return SomaMatrix(where, self._measurement[kind][key], ids, ids)

@@ -139,14 +139,21 @@ class SomaMatrix(Matrix):
     array
         The open array.
     rows, columns
-        Sorted ids of the rows and columns; values elsewhere are left out.
+        Sorted ids of the rows and columns.
+    outside
+        What values in other columns are of, which are an error then; None: they are left out.
     """
 
     def __init__(
-        self, where: str, array: Any, rows: NDArray[np.int64], columns: NDArray[np.int64]
+        self,
+        where: str,
+        array: Any,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        outside: str | None = None,
     ) -> None:
         self.where, self._array = where, array
-        self._rows, self._columns = rows, columns
+        self._rows, self._columns, self._outside = rows, columns, outside
         self.shape = len(rows), len(columns)
         with readable(where):
             self._is_sparse = array.soma_type == _SPARSE
@@ -178,6 +185,17 @@ class SomaMatrix(Matrix):
     def part(self, start: int, stop: int) -> Matrix | None:
         return None
 
+    def check_rows(self, table: str) -> None:
+        """Raise SourceError if there are values below the last row, which a table has."""
+        if not (self._is_sparse and self.size):
+            return
+        with readable(self.where):
+            last = int(self._array.non_empty_domain()[0][1])
+        if not len(self._rows) or last > int(self._rows[-1]):
+            raise SourceError(
+                f"{self.where}: it has values of the {JOINID} {last}, which {table} does not have"
+            )
+
     def _read(self, start: int, stop: int) -> SparseRows:
         ids = self._rows[start:stop]
         if self._is_sparse:
@@ -190,6 +208,11 @@ class SomaMatrix(Matrix):
             values, row = tile[row, column], ids[row]
         places, known = _positions(self._columns, column)
         if not known.all():
+            if self._outside is not None:
+                raise SourceError(
+                    f"{self.where}: it has values of the {JOINID} {column[~known][0]}, which "
+                    f"{self._outside} does not have"
+                )
             row, places, values = row[known], places[known], values[known]
         row, _ = _positions(ids, row)
         if (np.diff(row) < 0).any():
