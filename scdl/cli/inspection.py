@@ -33,10 +33,10 @@ def export(
 
     All elements are written, to an h5ad file or a Zarr store.
     """
-    from scdl.cli.description import exported
     from scdl.collection.paths import is_collection
     from scdl.conversion.export import export as run
     from scdl.errors import SourceError
+    from scdl.inspection.description import exported
     from storage_backends import registry
 
     path, dest = path_of(path), path_of(dest)

@@ -25,10 +25,10 @@ def manifest(
     verbose: Verbose = False,
 ) -> None:
     """Write the manifest of a collection, with which it opens at once."""
-    from scdl.cli.description import summary_of
     from scdl.collection.collection import SingleCellCollection
     from scdl.collection.paths import is_collection
     from scdl.errors import CollectionError
+    from scdl.inspection.description import summary_of
 
     path = path_of(path)
     if not is_collection(path):

@@ -133,6 +133,7 @@ USES = {
     "head": ["atlas/one.scdl"],
     "info": ["atlas"],
     "manifest": ["atlas"],
+    "report": ["atlas", "page.html"],
     "split": ["atlas/one.scdl", "out", "--by", "type"],
     "subset": ["atlas/one.scdl", "out.scdl", "--where", "type == 'B'"],
     "verify": ["atlas", "--deep"],
