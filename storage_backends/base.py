@@ -166,7 +166,7 @@ class ArrayWriter(ElementsWriter, Extender, ABC):
         """Begin an archive at `path`.
 
         With `replace`, an existing archive stays readable until the commit replaces it. A backend
-        may take further keywords, listed in :attr:`Backend.options`.
+        may take further keywords, listed in ``options`` of the :class:`~storage_backends.backend.Backend`.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class ArrayWriter(ElementsWriter, Extender, ABC):
         ------
         OutputError
             The dtype or item shape differs from the first call, or the dtype is not in
-            :data:`DTYPES`.
+            ``DTYPES``.
         ArchiveWriteError
             The operating system refuses the write, for example because the disk is full.
         """
@@ -198,7 +198,7 @@ class ArrayWriter(ElementsWriter, Extender, ABC):
         Raises
         ------
         OutputError
-            A column has a type that :func:`is_column_type` rejects, column names repeat, or the
+            A column has a type that :func:`~storage_backends.contents.is_column_type` rejects, column names repeat, or the
             table was already written.
         """
 

@@ -14,7 +14,7 @@ from scdl.errors import NeighborError
 
 
 class NeighborSamplingStrategy(StrEnum):
-    """How :meth:`NeighborGraph.sample` chooses among the neighbours of a cell."""
+    """How :meth:`~scdl.archive.graph.NeighborGraph.sample` chooses among the neighbours of a cell."""
 
     #: All neighbours with equal probability.
     RANDOM = "random"

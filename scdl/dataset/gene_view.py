@@ -53,7 +53,7 @@ class GeneView(CellReader):
     """The cells of a dataset or a collection in one gene space, without a copy.
 
     It supports the methods of a dataset, with a single feature block, whose genes are the
-    vocabulary. It is created by :meth:`CellReader.select_genes`.
+    vocabulary. It is created by :meth:`~scdl.SingleCellDataset.select_genes`.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ def cache_options(cache_dir: Path | None, cache_mb: float) -> CacheOptions | Non
 class OpenedArchive(StoredCells):
     """An open archive, read by row and by batch.
 
-    A subclass sets the path and the options, and calls :meth:`_open`.
+    A subclass sets the path and the options, and calls ``_open``.
     """
 
     data_path: str
@@ -145,7 +145,7 @@ class OpenedArchive(StoredCells):
         return Request(self._matrices_of(field), np.zeros(len(at), np.int64), at)
 
     def matrix_of(self, field: str = "") -> StoredMatrix:
-        """The arrays of the matrix that is read, or of a field; errors as for :meth:`_field`."""
+        """The arrays of the matrix that is read, or of a field, by name."""
         return self._matrices_of(field).archives[0]
 
     def _matrices_of(self, field: str) -> Matrices:

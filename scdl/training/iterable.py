@@ -87,7 +87,7 @@ class LoaderDataset(IterableDataset[Any]):
         Raises
         ------
         ResumeError
-            As for :meth:`SingleCellLoader.load_state_dict`.
+            As for :meth:`scdl.SingleCellLoader.load_state_dict`.
         """
         epoch, batch = parse_state(state, self._loader._fingerprint)
         self._apply_shared_start()

@@ -33,7 +33,7 @@ hashing.permuted(np.empty(0, np.int64), 1, 0)
 
 
 class SingleCellLoader(Summarized):
-    """Iterable over training batches of cells; yields :class:`TrainingBatch`.
+    """Iterable over training batches of cells; yields :class:`~scdl.training.batch.TrainingBatch`.
 
     Threads read and assemble cells while the model computes. The order is a pure function of the
     number of cells, the seed and the epoch: batches do not depend on threads or workers. Blocks and

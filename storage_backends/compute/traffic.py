@@ -54,7 +54,7 @@ class Counts(NamedTuple):
 class Traffic:
     """Counts what the threads of a process ask of storages, and what these return.
 
-    A backend adds to :data:`TRAFFIC`: once for each read of many rows, and once for each request.
+    A backend adds to ``TRAFFIC``: once for each read of many rows, and once for each request.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from storage_backends.errors import (
 class DirectoryStore(ArrayStore):
     """An open archive that is a local directory.
 
-    Subclasses set the class attributes and implement :meth:`_open`. The inode of the directory and
+    Subclasses set the class attributes and implement ``_open``. The inode of the directory and
     the inode and modification time of a marker file identify the archive.
     """
 
@@ -44,7 +44,7 @@ class DirectoryStore(ArrayStore):
         hold
             Whether files stay readable when the archive is replaced or removed.
         **options
-            Passed to :meth:`_open`.
+            Passed to ``_open``.
         """
         path = os.path.realpath(path)
         while os.path.isdir(path):

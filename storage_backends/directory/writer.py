@@ -25,8 +25,8 @@ _MATRIX = ("data", "indices", "indptr")
 class DirectoryWriter(ArrayWriter):
     """Writes files to a hidden directory, which becomes the archive when it is committed.
 
-    A subclass writes its files to :attr:`directory` through :attr:`recorder`, which records their
-    checksums, and the last files in :meth:`_complete`.
+    A subclass writes its files to :attr:`directory` through ``recorder``, which records their
+    checksums, and the last files in ``_complete``.
     """
 
     #: Name of the file with the checksums of all others.
