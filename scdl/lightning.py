@@ -55,6 +55,14 @@ class SingleCellDataModule(LightningDataModule):
         dataset.
     LoaderError
         An option does not exist or has an invalid value.
+
+    Examples
+    --------
+    >>> from scdl.lightning import SingleCellDataModule
+    >>> parts = scdl.split(data, {"train": 0.5, "val": 0.5}, seed=1)
+    >>> module = SingleCellDataModule(data, parts, batch_size=2, obs=["cell_type"])
+    >>> len(module.train_dataloader()), len(module.val_dataloader())
+    (1, 2)
     """
 
     def __init__(

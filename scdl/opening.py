@@ -53,6 +53,16 @@ def open(
         `path` is not an archive, or the archive is damaged.
     OptionError
         There is no such matrix, or `matrix` is given for a collection, or `label` for one archive.
+
+    Examples
+    --------
+    >>> dataset = scdl.open("cells.scdl")
+    >>> dataset
+    SingleCellDataset('.../cells.scdl'): 6 cells x 4 genes
+    >>> len(dataset), dataset.n_vars
+    (6, [4])
+    >>> len(scdl.open("atlas"))
+    12
     """
     path = path_of(path, "the path of an archive, or of a directory of archives")
     options: dict[str, Any] = {

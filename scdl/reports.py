@@ -14,11 +14,24 @@ class Report:
     """Base class of reports, which are dataclasses; ``str()`` is their text."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as types that JSON has; members of enumerations by their name."""
+        """The fields by name, as types that JSON has; members of enumerations by their name.
+
+        Examples
+        --------
+        >>> scdl.convert("cells.h5ad", "planned.scdl", dry_run=True).to_dict()["n_obs"]
+        6
+        """
         return _fields(self)
 
     def to_json(self) -> str:
-        """The fields as a JSON document."""
+        """The fields as a JSON document.
+
+        Examples
+        --------
+        >>> import json
+        >>> json.loads(data.verify().to_json())["verdict"]
+        'sound'
+        """
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
 

@@ -27,6 +27,12 @@ class CacheOptions:
         Path of the cache.
     megabytes
         Maximum size of the cache in megabytes.
+
+    Examples
+    --------
+    >>> from storage_backends.backend import CacheOptions
+    >>> CacheOptions("/scratch/cells", 200_000).megabytes
+    200000
     """
 
     directory: str
@@ -52,6 +58,13 @@ class Backend:
     elsewhere
         Returns whether a path that is not a directory, such as a URL, is an archive. It must be
         cheap and never raise.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> backend = registry.backend("zarr")
+    >>> backend.suffix, backend.options
+    ('.zarr', ('compression',))
     """
 
     name: str

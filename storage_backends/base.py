@@ -51,6 +51,17 @@ class ArrayStore(Inventory, Mapped, Chunked, Growing, Elements, Checked, Placed,
 
     Stores may be used from several threads at once and after a fork; a pickled store contains only
     the path. Arrays and tables that a store returns never change.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> store = registry.open_archive("cells.scdl")
+    >>> sorted(store.arrays)[:3]
+    ['data', 'graphs/connectivities/data', 'graphs/connectivities/indices']
+    >>> store.read("data", 0, 3)
+    array([2., 1., 3.], dtype=float32)
+    >>> store.read_table("obs", ["donor"], 0, 2).to_pydict()
+    {'donor': ['d1', 'd1']}
     """
 
     path: str
@@ -156,6 +167,16 @@ class ArrayWriter(ElementsWriter, Extender, ABC):
 
     The complete archive appears at its path at ``commit``. Leaving the context without a commit
     removes everything written.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> with registry.create("ram:numbers", registry.backend("memory")) as writer:
+    ...     writer.append("data", np.arange(2.0))
+    ...     writer.append("data", np.ones(1))
+    ...     writer.commit({"title": "numbers"})
+    >>> registry.open_archive("ram:numbers").read("data")
+    array([0., 1., 1.])
     """
 
     path: str
@@ -166,7 +187,8 @@ class ArrayWriter(ElementsWriter, Extender, ABC):
         """Begin an archive at `path`.
 
         With `replace`, an existing archive stays readable until the commit replaces it. A backend
-        may take further keywords, listed in ``options`` of the :class:`~storage_backends.backend.Backend`.
+        may take further keywords, listed in ``options`` of its
+        :class:`~storage_backends.backend.Backend`.
 
         Raises
         ------
@@ -198,8 +220,8 @@ class ArrayWriter(ElementsWriter, Extender, ABC):
         Raises
         ------
         OutputError
-            A column has a type that :func:`~storage_backends.contents.is_column_type` rejects, column names repeat, or the
-            table was already written.
+            A column has a type that :func:`~storage_backends.contents.is_column_type` rejects,
+            column names repeat, or the table was already written.
         """
 
     @abstractmethod

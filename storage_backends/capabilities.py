@@ -42,7 +42,13 @@ class _Store:
 
 
 class Mapped(_Store):
-    """Arrays in memory, or mapped to it."""
+    """Arrays in memory, or mapped to it.
+
+    Examples
+    --------
+    >>> data.store.view("data")[:3]
+    array([2., 1., 3.], dtype=float32)
+    """
 
     def view(self, name: str) -> NDArray[Any] | None:
         """The whole array as a read-only view without a copy; None if that is impossible."""
@@ -51,7 +57,13 @@ class Mapped(_Store):
 
 
 class Chunked(_Store):
-    """Arrays stored in chunks, and information about their storage."""
+    """Arrays stored in chunks, and information about their storage.
+
+    Examples
+    --------
+    >>> data.store.chunk_length("data"), scdl.open("cells.zarr").store.chunk_length("data")
+    (1, 11)
+    """
 
     def chunk_length(self, name: str) -> int:
         """Number of items that are always read together; 1 if each item is read on its own."""
@@ -175,7 +187,16 @@ class Chunked(_Store):
 
 
 class Elements(_Store):
-    """Further elements of an AnnData."""
+    """Further elements of an AnnData.
+
+    Examples
+    --------
+    >>> store = scdl.open("cells.zarr").store
+    >>> store.elements
+    ['uns']
+    >>> store.read_element("uns")
+    {'title': 'six cells'}
+    """
 
     @property
     def sparse(self) -> Mapping[str, Sparse]:
@@ -205,7 +226,14 @@ class Elements(_Store):
 
 
 class ElementsWriter:
-    """Writes further elements of an AnnData."""
+    """Writes further elements of an AnnData.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> registry.backend("zarr").writer.keeps_elements
+    True
+    """
 
     path: str
 

@@ -27,7 +27,15 @@ def check_ranges(
     stops: NDArray[np.int64],
     out: NDArray[Any],
 ) -> None:
-    """Check the arguments of ``read_ranges``; error messages begin with `where`."""
+    """Check the arguments of ``read_ranges``; error messages begin with `where`.
+
+    Examples
+    --------
+    >>> from storage_backends.checks import check_ranges
+    >>> starts, stops = np.array([0, 4]), np.array([2, 9])
+    >>> out = np.empty(7, np.float32)
+    >>> check_ranges("cells.scdl: data", data.store.spec("data"), starts, stops, out)
+    """
     if starts.shape != stops.shape or starts.ndim != 1:
         raise RangeError(f"{where}: starts {starts.shape} and stops {stops.shape} differ in shape")
     if starts.dtype != np.int64 or stops.dtype != np.int64:
@@ -66,7 +74,14 @@ def little_endian(where: str, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_columns(where: str, schema: pa.Schema) -> None:
-    """Raise OutputError for unsupported columns; error messages begin with `where`."""
+    """Raise OutputError for unsupported columns; error messages begin with `where`.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> from storage_backends.checks import check_columns
+    >>> check_columns("cells.scdl: obs", pa.schema({"donor": pa.string()}))
+    """
     repeated = [name for name, n in Counter(schema.names).items() if n > 1]
     if repeated:
         raise OutputError(f"{where}: duplicate column names: {', '.join(map(repr, repeated))}")
@@ -135,6 +150,12 @@ def check_rows(
         Number of rows, and columns of the table.
     start, stop, columns
         Requested rows and columns.
+
+    Examples
+    --------
+    >>> from storage_backends.checks import check_rows
+    >>> check_rows("cells.scdl: obs", 6, 2, None)
+    6
     """
     for column in columns or ():
         if column not in names:

@@ -36,6 +36,13 @@ def is_column_type(type_: pa.DataType) -> bool:
     """Whether every backend stores columns of a type, which are the types of an AnnData.
 
     They are booleans, integers, floats, text, and categories of these; all may have nulls.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> from storage_backends.contents import is_column_type
+    >>> is_column_type(pa.string()), is_column_type(pa.date32())
+    (True, False)
     """
     import pyarrow as pa
 
@@ -64,6 +71,12 @@ class ArraySpec:
     below
         Exclusive upper bound of the numbers; reading larger ones raises ArchiveFormatError. None:
         not checked.
+
+    Examples
+    --------
+    >>> spec = data.store.spec("data")
+    >>> spec.dtype, spec.length, spec.nbytes
+    (dtype('float32'), 11, 44)
     """
 
     dtype: np.dtype[Any]
@@ -91,6 +104,12 @@ class Contents:
         The JSON object given to ``commit``, or the attributes of a foreign archive. A backend that
         stores the values of a row in a different order than they were appended sets
         ``"sorted": false``.
+
+    Examples
+    --------
+    >>> contents = data.store.contents
+    >>> contents.arrays["data"].length, list(contents.tables)
+    (11, ['obs', 'var/0'])
     """
 
     arrays: Mapping[str, ArraySpec]
@@ -108,6 +127,11 @@ class Sparse:
         ``"csr"`` or ``"csc"``: whether ``<name>/indptr`` delimits rows or columns.
     shape
         Number of rows and columns.
+
+    Examples
+    --------
+    >>> scdl.open("cells.zarr").store.sparse["layers/spliced"]
+    Sparse(format='csr', shape=(6, 4))
     """
 
     format: str
@@ -115,7 +139,15 @@ class Sparse:
 
 
 class Inventory:
-    """Access to :attr:`contents` by name."""
+    """Access to :attr:`contents` by name.
+
+    Examples
+    --------
+    >>> data.store.tables
+    ['obs', 'var/0']
+    >>> data.store.table_schema("obs").names
+    ['_index', 'cell_type', 'donor']
+    """
 
     path: str
 

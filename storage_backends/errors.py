@@ -133,7 +133,18 @@ class RefusedError(RemoteError):
 
 @contextlib.contextmanager
 def refused_write(path: str) -> Iterator[None]:
-    """Context manager that converts an OSError of a write to an ArchiveWriteError."""
+    """Context manager that converts an OSError of a write to an ArchiveWriteError.
+
+    Examples
+    --------
+    >>> from storage_backends.errors import ArchiveWriteError, refused_write
+    >>> try:
+    ...     with refused_write("cells.scdl"):
+    ...         raise OSError(28, "No space left on device")
+    ... except ArchiveWriteError as error:
+    ...     print(error)
+    cells.scdl: cannot write: No space left on device
+    """
     try:
         yield
     except ScdlError:
@@ -144,7 +155,14 @@ def refused_write(path: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Message of another library's error on one line, as a part of a sentence."""
+    r"""Message of another library's error on one line, as a part of a sentence.
+
+    Examples
+    --------
+    >>> from storage_backends.errors import one_line
+    >>> one_line(ValueError("damaged\n  at byte 3"))
+    'damaged at byte 3'
+    """
     message: object = error
     if isinstance(error, KeyError) and error.args:
         # The text of a KeyError is the repr of the key.

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 
 class Verdict(IntEnum):
-    """Result of a verification; the numbers are exit codes."""
+    """Result of a verification; the numbers are exit codes.
+
+    Examples
+    --------
+    >>> from storage_backends.findings import Verdict
+    >>> scdl.verify("cells.scdl").verdict is Verdict.SOUND
+    True
+    """
 
     SOUND = 0
     DAMAGED = 1
@@ -34,6 +41,11 @@ class Finding:
         What the finding means for the archive; SOUND for a remark.
     mendable
         Whether ``ArrayStore.repair`` repairs it.
+
+    Examples
+    --------
+    >>> scdl.verify("cells.scdl").findings
+    ()
     """
 
     message: str
@@ -50,6 +62,12 @@ class Piece(NamedTuple):
         Number of bytes.
     check
         Reads the bytes and compares them with their checksums; returns None if they match.
+
+    Examples
+    --------
+    >>> examination = type(data.store).examine("cells.scdl")
+    >>> [piece.check() for piece in examination.pieces][:1]  # no finding
+    [None]
     """
 
     nbytes: int
@@ -74,6 +92,12 @@ class Examination:
         Opens the archive for reading before all pieces are checked. Reading first checks the bytes
         that it needs, and raises ArchiveFormatError if they are damaged. None if the archive can
         only be opened after the check.
+
+    Examples
+    --------
+    >>> examination = type(data.store).examine("cells.scdl")
+    >>> examination.findings, examination.nbytes > 0
+    ([], True)
     """
 
     findings: Sequence[Finding] = ()
@@ -84,7 +108,15 @@ class Examination:
 
 
 class Checked:
-    """Verification of an archive, by path, since a damaged one may not open."""
+    """Verification of an archive, by path, since a damaged one may not open.
+
+    Examples
+    --------
+    >>> store = type(data.store)
+    >>> examination = store.examine("cells.scdl")
+    >>> examination.has_checksums
+    True
+    """
 
     #: Irregularities of the archive that were accepted, as sentences; opening warns of each.
     remarks: Sequence[str] = ()

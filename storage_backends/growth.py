@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 
 class Growing:
-    """Adding cells to an archive without rewriting it."""
+    """Adding cells to an archive without rewriting it.
+
+    Examples
+    --------
+    >>> _ = scdl.convert("cells.h5ad", "growing.scdl")
+    >>> with scdl.open("growing.scdl").store.grow() as writer:
+    ...     writer.abort()
+    """
 
     def grow(self) -> ArrayWriter | None:
         """Begin to add cells; None if the archive has to be rewritten instead.
@@ -38,7 +45,16 @@ class Growing:
 
 
 class Extender:
-    """Changes tables and arrays of an archive that grows."""
+    """Changes tables and arrays of an archive that grows.
+
+    Examples
+    --------
+    >>> from storage_backends.growth import Extender
+    >>> _ = scdl.convert("cells.h5ad", "extended.scdl")
+    >>> with scdl.open("extended.scdl").store.grow() as writer:
+    ...     assert isinstance(writer, Extender)
+    ...     writer.abort()
+    """
 
     path: str
 

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class TableReader(Protocol):
-    """An object with tables to read: an archive, a part of one, or several."""
+    """An object with tables to read: an archive, a part of one, or several.
+
+    Examples
+    --------
+    >>> data.store.read_table("var/0", ["_index"]).num_rows
+    4
+    """
 
     path: str
 
@@ -27,14 +33,30 @@ class TableReader(Protocol):
 
 
 class TableStore(TableReader, Protocol):
-    """The tables of one archive."""
+    """The tables of one archive.
+
+    Examples
+    --------
+    >>> import os
+    >>> store = data.store
+    >>> tables = store.open_tables(os.path.realpath("cells.scdl"), store.fingerprint, 6, 11)
+    >>> tables.table_fingerprint("obs") == store.table_fingerprint("obs")
+    True
+    """
 
     def table_fingerprint(self, name: str, /) -> str | None:
         """Hash that only equal tables share; None if it takes as long as reading the table."""
 
 
 class Placed:
-    """Identity of the archive at a path, and its removal."""
+    """Identity of the archive at a path, and its removal.
+
+    Examples
+    --------
+    >>> store = data.store
+    >>> store.is_current, store.has_content("cells.scdl", store.fingerprint)
+    (True, True)
+    """
 
     path: str
 

@@ -56,12 +56,26 @@ def _cached_names(search_path: tuple[str, ...]) -> list[str]:
 
 
 def names() -> list[str]:
-    """Names of the installed backends, built-in ones first."""
+    """Names of the installed backends, built-in ones first.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> registry.names()
+    ['memmap', 'memory', 'zarr']
+    """
     return [*_BUILTIN, *_entry_points()]
 
 
 def backend(name: str) -> Backend:
-    """The backend named `name`; BackendNotFoundError lists the installed backends."""
+    """The backend named `name`; BackendNotFoundError lists the installed backends.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> registry.backend("memmap").name
+    'memmap'
+    """
     if name in _BUILTIN:
         builtin: Backend = import_module(_BUILTIN[name]).BACKEND
         return builtin
@@ -127,6 +141,17 @@ def create(
         The backend does not support an option.
     PathError
         The suffix of the path is that of another format.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> from storage_backends.testing import small_archive
+    >>> contents = small_archive()
+    >>> with registry.create("made.scdl", registry.backend("memmap")) as writer:
+    ...     contents.write(writer)
+    ...     writer.commit(contents.attrs)
+    >>> len(scdl.open("made.scdl"))
+    60
     """
     path = path_of(path)
     check_target(path, replace=replace)
@@ -210,7 +235,14 @@ def check_place(path: str) -> None:
 
 
 def is_archive(path: str) -> bool:
-    """Whether a path is an archive of an installed backend."""
+    """Whether a path is an archive of an installed backend.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> registry.is_archive("cells.scdl"), registry.is_archive("cells.h5ad")
+    (True, False)
+    """
     return known(path) is not None
 
 
@@ -223,6 +255,14 @@ def open_archive(
     ----------
     cache
         Local cache for data from a URL; backends that read URLs take this keyword.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> with registry.open_archive("cells.scdl") as store:
+    ...     ids = store.read("indices")
+    >>> ids.dtype, len(ids)
+    (dtype('uint8'), 11)
     """
     path = path_of(path, "the path of an archive")
     # Local archives need no cache.
@@ -242,6 +282,12 @@ def detect(path: str | os.PathLike[str]) -> Backend:
         `path` does not exist.
     ArchiveFormatError
         `path` is not an archive of an installed backend.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> registry.detect("cells.scdl").name
+    'memmap'
     """
     path = path_of(path, "the path of an archive")
     other_format = other_formats.described(path) if is_url(path) else None

@@ -42,7 +42,7 @@ def is_foreign(
     if not callable(member):
         return None
     home = getattr(member, "__objclass__", inspect.unwrap(member))
-    own = home.__module__.partition(".")[0] in ("scdl", "storage_backends")
+    own = str(home.__module__).partition(".")[0] in ("scdl", "storage_backends")
     return None if own else True
 
 

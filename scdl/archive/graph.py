@@ -35,7 +35,13 @@ def key_of(graphs: Sequence[str], asked: str) -> str | None:
 
 
 class NeighborStats(NamedTuple):
-    """Statistics of the number of neighbours per cell."""
+    """Statistics of the number of neighbours per cell.
+
+    Examples
+    --------
+    >>> data.graph.stats()
+    NeighborStats(total=5, least=0, most=1, n_isolated=1)
+    """
 
     total: int
     least: int
@@ -62,6 +68,16 @@ class NeighborGraph:
     ------
     NeighborError
         The archive has no such graph, or it is not cells x cells.
+
+    Examples
+    --------
+    >>> graph = data.graph
+    >>> graph.neighbors(0).indices
+    array([1], dtype=uint32)
+    >>> graph.sample_batch(np.array([0, 1]), rng=0)
+    array([1, 2])
+    >>> graph.stats().n_isolated
+    1
     """
 
     def __init__(

@@ -14,7 +14,15 @@ from scdl.errors import NeighborError
 
 
 class NeighborSamplingStrategy(StrEnum):
-    """How :meth:`~scdl.archive.graph.NeighborGraph.sample` chooses among the neighbours of a cell."""
+    """How :meth:`~scdl.archive.graph.NeighborGraph.sample` chooses among the neighbours of a cell.
+
+    Examples
+    --------
+    >>> weighted = scdl.NeighborSamplingStrategy.WEIGHTED
+    >>> dataset = scdl.open("cells.scdl", neighbor_sampling_strategy=weighted)
+    >>> dataset.sample_neighbor_index(0)
+    1
+    """
 
     #: All neighbours with equal probability.
     RANDOM = "random"

@@ -42,6 +42,14 @@ class ConvertedCollection(OpenedCollection):
             As for :class:`scdl.SingleCellMemMapDataset`.
         **options
             As for :func:`scdl.convert`; the default of ``data_dtype`` is float32.
+
+        Examples
+        --------
+        >>> samples = scdl.SingleCellCollection("samples")
+        >>> samples.load_h5ad("cells.h5ad")
+        >>> samples.load_h5ad("more.h5ad")
+        >>> samples.member_names
+        ['cells', 'more']
         """
         from scdl.conversion.convert import convert
 
@@ -82,6 +90,13 @@ class ConvertedCollection(OpenedCollection):
             There is no such file.
         ConversionFailedError
             A file cannot be converted. The others are members nevertheless; see ``report``.
+
+        Examples
+        --------
+        >>> samples = scdl.SingleCellCollection("of-files")
+        >>> samples.load_h5ad_multi("files", max_workers=1)
+        >>> len(samples)
+        12
         """
         from scdl.conversion.many.directory import convert_files, source_files
         from scdl.conversion.many.report import failure

@@ -131,9 +131,16 @@ def convert_directory(
 
     Examples
     --------
-    >>> scdl.convert_directory(
-    ...     "samples", "mixed", shuffle=42, shard_cells=100_000
-    ... )  # doctest: +SKIP
+    >>> import os
+    >>> report = scdl.convert_directory("files", "archives", workers=1)
+    >>> sorted(os.listdir("archives"))
+    ['cells.scdl', 'more.scdl']
+
+    The cells of all files in one random order, in archives of at most eight cells:
+
+    >>> _ = scdl.convert_directory("files", "mixed", workers=1, shuffle=42, shard_cells=8)
+    >>> [member.n_obs for member in scdl.open("mixed").fname_to_mmap.values()]
+    [8, 4]
     """
     work: dict[str, Any] = {
         "workers": workers,

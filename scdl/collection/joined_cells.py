@@ -98,7 +98,13 @@ class JoinedCells(CellReader):
         return Info(blocks, is_sorted=all(r.is_sorted for r in self._members.records))
 
     def origins(self) -> list[Origin]:
-        """The members, or the feature blocks of those that have several."""
+        """The members, or the feature blocks of those that have several.
+
+        Examples
+        --------
+        >>> [(origin.name, origin.n_obs) for origin in atlas.origins()]
+        [('cells.scdl', 6), ('more.scdl', 6)]
+        """
         out = []
         blocks, at = self._blocks, -1
         for number, record in enumerate(self._members.records):
@@ -135,7 +141,13 @@ class JoinedCells(CellReader):
         return self._members.max_n_vars
 
     def number_nonzero_values(self) -> int:
-        """Number of stored values."""
+        """Number of stored values.
+
+        Examples
+        --------
+        >>> atlas.number_nonzero_values()
+        22
+        """
         return sum(record.values for record in self._members.records)
 
     @property
@@ -156,7 +168,7 @@ class JoinedCells(CellReader):
 
     @property
     def storage(self) -> Storage:
-        """How the cells are stored: as of the first member, with the largest chunks of all."""
+        """How the cells of the first member are stored, with the largest chunks of all members."""
         records = self._members.records
         if not records:
             return Storage(0.0, 0.0, 0)
@@ -164,7 +176,13 @@ class JoinedCells(CellReader):
         return self._members[0].storage._replace(cells_per_chunk=per_chunk)
 
     def version(self) -> str:
-        """Version of this package."""
+        """Version of this package.
+
+        Examples
+        --------
+        >>> atlas.version() == scdl.__version__
+        True
+        """
         return __version__
 
     # -- reading ---------------------------------------------------------------------------
@@ -214,7 +232,13 @@ class JoinedCells(CellReader):
         return [key for key, shape in first.items() if all(o.get(key) == shape for o in found)]
 
     def will_need(self, rows: NDArray[np.int64], fields: Sequence[str] = ()) -> Any:
-        """Announce cells that will be read soon, so that the storage can prefetch them."""
+        """Announce cells that will be read soon, so that the storage can prefetch them.
+
+        Examples
+        --------
+        >>> announced = atlas.will_need(np.array([3, 9]))  # keep it until the cells were read
+        >>> _ = atlas.read_rows([3, 9])
+        """
         return [will_need(self._request(rows, name)) for name in ("", *fields) if len(rows)]
 
     # -- tables ----------------------------------------------------------------------------

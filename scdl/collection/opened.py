@@ -144,13 +144,25 @@ class OpenedCollection(JoinedCells):
             An archive does not exist or is damaged.
         ArchiveLockedError, ArchiveChangedError
             Another process or thread is changing the manifest, or has changed it since it was read.
+
+        Examples
+        --------
+        >>> pair = scdl.SingleCellCollection(["cells.scdl"])
+        >>> pair.add("atlas/more.scdl")
+        >>> len(pair)
+        12
         """
         more = paths_of(paths, "the path of an archive, or a list of them")
         with self._locked():
             self._append(more, save=self._has_manifest)
 
     def refresh(self) -> None:
-        """Update the descriptions of all members, after one was changed on purpose."""
+        """Update the descriptions of all members, after one was changed on purpose.
+
+        Examples
+        --------
+        >>> atlas.refresh()
+        """
         with self._locked():
             paths = [record.path for record in self._members.records]
             self._replace_members(describe_all([], paths, self.data_path), save=self._has_manifest)
@@ -164,6 +176,10 @@ class OpenedCollection(JoinedCells):
             A member changed, or cannot be read.
         ArchiveNotFoundError, ArchiveFormatError
             A member is missing or damaged.
+
+        Examples
+        --------
+        >>> atlas.check()
         """
         for record, store in zip(self._members.records, self._members.stores(), strict=True):
             record.check(store, genes=True)
@@ -198,9 +214,9 @@ class OpenedCollection(JoinedCells):
 
         Examples
         --------
-        >>> atlas = scdl.open("atlas")
-        >>> atlas.save_manifest(obs=["cell_type", "donor"])
-        >>> loader = scdl.SingleCellLoader(scdl.open("atlas"), obs=["cell_type"])
+        >>> pair = scdl.SingleCellCollection(["cells.scdl", "atlas/more.scdl"])
+        >>> pair.save_manifest("pair", obs=["cell_type", "donor"])
+        >>> loader = scdl.SingleCellLoader(scdl.open("pair"), 4, obs=["cell_type"])
         """
         wanted = None if obs is None else names_of(obs, "obs")
         target = self.data_path if directory is None else resolved(directory)

@@ -68,6 +68,12 @@ def verify(
     OutputError
         Checksums are to be added but exist already, or the backend does not support them. In a
         collection existing checksums are kept, and other problems are in the report.
+
+    Examples
+    --------
+    >>> report = scdl.verify("cells.scdl", deep=True)
+    >>> report.verdict.name, report.is_sound
+    ('SOUND', True)
     """
     path = path_of(path, "the path of an archive or a collection")
     how = {"deep": deep, "repair": repair, "add_checksums": add_checksums, "progress": progress}

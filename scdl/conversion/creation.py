@@ -90,8 +90,12 @@ def create(
 
     Examples
     --------
-    >>> with scdl.create("cells.scdl", var=["CD3E", "MS4A1"]) as archive:  # doctest: +SKIP
+    >>> with scdl.create("new.scdl", var=["CD3E", "MS4A1"]) as archive:
     ...     archive.append(np.array([[3, 0], [0, 1]]), obs={"type": ["T", "B"]})
+    >>> archive.report.n_obs
+    2
+    >>> scdl.open("new.scdl").obs["type"].to_list()
+    ['T', 'B']
     """
     path = path_of(path, TARGET)
     backend_ = registry.for_target(path, backend)

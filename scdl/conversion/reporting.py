@@ -67,6 +67,14 @@ class ConversionReport(Report):
     sampled_cells
         Number of cells of that sample. 0 if rows cannot be read alone, since all matrices are
         stored by columns: then `nbytes` is an upper bound.
+
+    Examples
+    --------
+    >>> report = scdl.convert("cells.h5ad", "reported.scdl")
+    >>> report.n_obs, report.n_vars, report.nnz, report.dtype
+    (6, [4], 11, 'float32')
+    >>> report.not_carried
+    ('uns', 'layers/spliced', 'obsm/X_pca', 'obsp/connectivities')
     """
 
     path: str

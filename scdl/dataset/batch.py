@@ -63,6 +63,16 @@ class CellBatch(summary.Summarized):
         Requested fields, further matrices of the same cells and genes, by name. Values and column
         ids have their own dtypes; `rows`, the number of genes and the gene spaces are those of
         this batch.
+
+    Examples
+    --------
+    >>> batch = data.read_rows([0, 2])
+    >>> len(batch), batch.shape
+    (2, (2, 4))
+    >>> batch.data, batch.indices, batch.indptr
+    (array([2., 1., 5., 1.], dtype=float32), array([1, 3, 2, 3], dtype=uint8), array([0, 2, 4]))
+    >>> batch[1:].to_dense()
+    array([[0., 0., 5., 1.]], dtype=float32)
     """
 
     data: NDArray[Any]
@@ -126,7 +136,13 @@ class CellBatch(summary.Summarized):
         return len(self.rows), self.n_vars
 
     def row_totals(self) -> NDArray[np.float64]:
-        """Sum of the values of each cell in this batch."""
+        """Sum of the values of each cell in this batch.
+
+        Examples
+        --------
+        >>> data.read_rows([0, 1]).row_totals()
+        array([3., 3.])
+        """
         from scdl.kernels import dense as dense_kernels
 
         data = self.data.astype(computable(self.data.dtype), copy=False)
@@ -135,12 +151,22 @@ class CellBatch(summary.Summarized):
         return out
 
     def check_genes(self) -> None:
-        """Raise GeneError if cells of different gene spaces would share a column axis."""
+        """Raise GeneError if cells of different gene spaces would share a column axis.
+
+        Examples
+        --------
+        >>> data.read_rows([0, 1]).check_genes()
+        """
         if self.spaces is not None and self.present is None and not self.own_genes:
             check_one_space(self.spaces, "the cells of this batch")
 
     def check_columns(self) -> None:
-        """Raise ArchiveFormatError if a column id is not below `n_vars`."""
+        """Raise ArchiveFormatError if a column id is not below `n_vars`.
+
+        Examples
+        --------
+        >>> data.read_rows([0]).check_columns()
+        """
         if self.largest is None or self.largest >= self.n_vars:
             check_columns(self.indices, self.n_vars)
 
@@ -151,6 +177,12 @@ class CellBatch(summary.Summarized):
         ------
         GeneError
             The cells are of different gene spaces.
+
+        Examples
+        --------
+        >>> matrix = data.read_rows([0, 1]).to_scipy()
+        >>> matrix.shape, matrix.nnz
+        ((2, 4), 3)
         """
         import scipy.sparse
 
@@ -171,6 +203,12 @@ class CellBatch(summary.Summarized):
             The cells are of different gene spaces.
         CastError
             The dtype cannot represent a value, or the sum of repeated entries.
+
+        Examples
+        --------
+        >>> data.read_rows([0, 1]).to_dense("uint8")
+        array([[0, 2, 0, 1],
+               [3, 0, 0, 0]], dtype=uint8)
         """
         from scdl.kernels import dense as dense_kernels
         from scdl.kernels import memory as recycled
@@ -199,13 +237,24 @@ class CellBatch(summary.Summarized):
 
         Values keep their dtype if torch computes with it; unsigned integers wider than uint8
         become the next wider signed dtype.
+
+        Examples
+        --------
+        >>> data.read_rows([0, 1]).to_torch("dense")
+        tensor([[0., 2., 0., 1.],
+                [3., 0., 0., 0.]])
         """
         from scdl.dataset import tensors
 
         return tensors.batch_tensor(self, layout)
 
     def pin_memory(self) -> CellBatch:
-        """Copy the batch to page-locked memory; without a GPU return the batch itself."""
+        """Copy the batch to page-locked memory; without a GPU return the batch itself.
+
+        Examples
+        --------
+        >>> batch = data.read_rows([0, 1]).pin_memory()
+        """
         from scdl.dataset import tensors
 
         return tensors.pinned(self)

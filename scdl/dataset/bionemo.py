@@ -47,6 +47,14 @@ class SingleCellMemMapDataset(SingleCellDataset):
     ----------
     mode
         As given.
+
+    Examples
+    --------
+    >>> dataset = scdl.SingleCellMemMapDataset("migrated", "cells.h5ad")
+    >>> dataset.get_row(0)
+    ((array([2., 1.], dtype=float32), array([1, 3], dtype=uint8)), None)
+    >>> scdl.SingleCellMemMapDataset("migrated").number_of_rows()
+    6
     """
 
     def __init__(

@@ -66,7 +66,8 @@ class CellTable(ABC):
 
         Examples
         --------
-        >>> data.read_obs("donor", index=False)["donor"].value_counts()
+        >>> data.read_obs("donor", index=False)["donor"].value_counts().to_dict()
+        {'d1': 2, 'd2': 2, 'd3': 2}
         """
         names = None if columns is None else names_of(columns, "columns")
         columns_of_obs = self._required_obs().columns
@@ -108,8 +109,10 @@ class CellTable(ABC):
 
         Examples
         --------
-        >>> rows = data.where("cell_type in ['T', 'B'] and not doublet")
-        >>> loader = scdl.SingleCellLoader(data, rows=rows)
+        >>> rows = data.where("cell_type in ['T', 'B'] and donor != 'd3'")
+        >>> rows
+        array([0, 1, 3])
+        >>> loader = scdl.SingleCellLoader(data, 2, rows=rows)
         """
         from scdl.archive.filters import Filter
 
@@ -148,5 +151,11 @@ class CellTable(ABC):
         return features
 
     def obs_features(self) -> ObsFeatures | None:
-        """Columns of obs by cell, null if an archive lacks them; None if there is no obs."""
+        """Columns of obs by cell, null if an archive lacks them; None if there is no obs.
+
+        Examples
+        --------
+        >>> data.obs_features()[0]
+        (['B', 'd1'], 'cells.h5ad')
+        """
         return self._obs

@@ -67,7 +67,13 @@ class Cells(CellTable, summary.Summarized):
     _var: VarFeatures
 
     def var_features(self) -> VarFeatures:
-        """Columns of var by cell."""
+        """Columns of var by cell.
+
+        Examples
+        --------
+        >>> data.var_features().lookup(0, "var_feature_id")
+        ([array(['CD19', 'CD3E', 'GNLY', 'LYZ'], dtype=object)], 'cells.h5ad')
+        """
         return self._var
 
     @property
@@ -129,7 +135,13 @@ class Cells(CellTable, summary.Summarized):
         """How the cells are stored, which determines how they are best read."""
 
     def origins(self) -> list[Origin]:
-        """Origins of the cells, in order."""
+        """Origins of the cells, in order.
+
+        Examples
+        --------
+        >>> [(origin.name, origin.n_obs) for origin in data.origins()]
+        [('cells.h5ad', 6)]
+        """
         pairs = zip(self.info.blocks, self.info.block_lengths, strict=True)
         return [Origin(block.label or f"block {i}", i, n) for i, (block, n) in enumerate(pairs)]
 
@@ -142,7 +154,13 @@ class Cells(CellTable, summary.Summarized):
         """
 
     def spaces_of(self, rows: csr.Rows) -> NDArray[np.int64] | None:
-        """Gene space of cells, as numbered by :attr:`gene_spaces`; None if all cells share one."""
+        """Gene space of cells, as numbered by :attr:`gene_spaces`; None if all cells share one.
+
+        Examples
+        --------
+        >>> data.spaces_of([0, 3]) is None  # all cells have the same genes
+        True
+        """
         if len(self.info.blocks) == 1 or not self.gene_spaces.any():
             return None
         at = csr.positions(rows, self.n_obs)

@@ -171,6 +171,14 @@ def collate_sparse_matrix_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
     ------
     GeneError
         The cells are of different gene spaces.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> loader = DataLoader(data, batch_size=3, collate_fn=scdl.collate_sparse_matrix_batch)
+    >>> batch = next(iter(loader))
+    >>> batch.shape, batch.layout
+    (torch.Size([3, 4]), torch.sparse_csr)
     """
     if isinstance(batch, RowTensors) and batch.untouched:
         return batch.collated()
@@ -211,6 +219,16 @@ def collate_neighbor_sparse_matrix_batch(batch: Sequence[Mapping[str, Any]]) -> 
     ------
     GeneError
         The cells are of different gene spaces, or the neighbours are.
+
+    Examples
+    --------
+    >>> pairs = [data.get_row_with_neighbor(i) for i in (0, 1)]
+    >>> batch = scdl.collate_neighbor_sparse_matrix_batch(pairs)
+    >>> batch["current_cell_indices"], batch["next_cell_indices"]
+    ([0, 1], [1, 2])
+    >>> batch["next_cells"].to_dense()
+    tensor([[3., 0., 0., 0.],
+            [0., 0., 5., 1.]])
     """
     if isinstance(batch, RowPairs) and batch.untouched:
         return {

@@ -32,27 +32,63 @@ class DocumentedReader(RowReader, MapDataset):
     """The methods for reading cells that BioNeMo-SCDL documents."""
 
     def features(self) -> VarFeatures:
-        """The same as :meth:`var_features`."""
+        """The same as :meth:`var_features`.
+
+        Examples
+        --------
+        >>> data.features().lookup(0, "var_feature_id")
+        ([array(['CD19', 'CD3E', 'GNLY', 'LYZ'], dtype=object)], 'cells.h5ad')
+        """
         return self.var_features()
 
     def number_of_rows(self) -> int:
-        """Number of cells."""
+        """Number of cells.
+
+        Examples
+        --------
+        >>> data.number_of_rows()
+        6
+        """
         return self.n_obs
 
     def number_of_variables(self) -> list[int]:
-        """Number of genes of each feature block."""
+        """Number of genes of each feature block.
+
+        Examples
+        --------
+        >>> data.number_of_variables()
+        [4]
+        """
         return self.n_vars
 
     def number_of_values(self) -> int:
-        """Cells times genes, summed over the feature blocks."""
+        """Cells times genes, summed over the feature blocks.
+
+        Examples
+        --------
+        >>> data.number_of_values()
+        24
+        """
         return sum(self.var_features().number_of_values())
 
     def shape(self) -> tuple[int, list[int]]:
-        """Number of cells, and number of genes of each feature block."""
+        """Number of cells, and number of genes of each feature block.
+
+        Examples
+        --------
+        >>> data.shape()
+        (6, [4])
+        """
         return self.n_obs, self.n_vars
 
     def sparsity(self) -> float:
-        """Share of the values that are not stored; 1.0 if there are no values at all."""
+        """Share of the values that are not stored; 1.0 if there are no values at all.
+
+        Examples
+        --------
+        >>> round(data.sparsity(), 3)
+        0.542
+        """
         values = self.number_of_values()
         return 1.0 - self.number_nonzero_values() / values if values else 1.0
 
@@ -149,6 +185,15 @@ class DocumentedReader(RowReader, MapDataset):
             The row is out of range.
         FeatureNotFoundError
             There is no such column.
+
+        Examples
+        --------
+        >>> (values, genes), _ = data.get_row(0)
+        >>> values, genes
+        (array([2., 1.], dtype=float32), array([1, 3], dtype=uint8))
+        >>> (values, genes), features = data.get_row(0, return_features=True)
+        >>> features[0][genes]
+        array(['CD3E', 'LYZ'], dtype=object)
         """
         obs, renamed = (
             (return_obs_features, obs_feature_names),
@@ -170,7 +215,14 @@ class DocumentedReader(RowReader, MapDataset):
         return_var_features: bool | None = None,
         var_feature_names: Sequence[str] | None = None,
     ) -> tuple[NDArray[Any], *Features]:
-        """One cell as a dense array of its block's n_vars; otherwise as :meth:`get_row`."""
+        """One cell as a dense array of its block's n_vars; otherwise as :meth:`get_row`.
+
+        Examples
+        --------
+        >>> cell, _ = data.get_row_padded(-2)
+        >>> cell
+        array([0., 4., 0., 2.], dtype=float32)
+        """
         documented, obs = (return_features, feature_vars), (return_obs_features, obs_feature_names)
         renamed = return_var_features, var_feature_names
         features = self._features(index, documented, obs, renamed)
@@ -183,7 +235,15 @@ class DocumentedReader(RowReader, MapDataset):
     def get_row_column(
         self, index: SupportsIndex, column: SupportsIndex, impute_missing_zeros: bool = True
     ) -> float | None:
-        """One value; if none is stored 0.0, or None without `impute_missing_zeros`."""
+        """One value; if none is stored 0.0, or None without `impute_missing_zeros`.
+
+        Examples
+        --------
+        >>> data.get_row_column(0, 1), data.get_row_column(0, 2)
+        (2.0, 0.0)
+        >>> data.get_row_column(0, 2, impute_missing_zeros=False) is None
+        True
+        """
         values, columns = self._row(index)
         n_vars = self._n_vars_of(index)
         gene = int(column.__index__())

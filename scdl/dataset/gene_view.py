@@ -63,6 +63,16 @@ class GeneView(CellReader):
         The vocabulary.
     **options
         ``gene_column``, ``missing`` and ``duplicates``.
+
+    Examples
+    --------
+    >>> genes = atlas.select_genes(["LYZ", "CD3E", "FOXP3"], missing="zero")
+    >>> genes
+    GeneView(SingleCellCollection('.../atlas'): 2 archives, 12 cells): 3 genes
+    >>> genes.read_rows([0]).to_dense()
+    array([[1., 2., 0.]], dtype=float32)
+    >>> genes.coverage()["present"].to_list()
+    [2, 2]
     """
 
     def __init__(self, cells: RowReader, genes: Genes, **options: Unpack[GeneOptions]) -> None:

@@ -31,6 +31,12 @@ class HeadCell(Report):
     genes
         The largest values by the name of their gene, descending. A gene without a name has the
         number of its column, and one whose name repeats has it in addition: ``"MATR3 (412)"``.
+
+    Examples
+    --------
+    >>> cell = data.head(1).cells[0]
+    >>> cell.obs, cell.genes
+    ({'cell_type': 'B', 'donor': 'd1'}, {'CD3E': 2.0, 'LYZ': 1.0})
     """
 
     name: str | None
@@ -60,6 +66,12 @@ class Head(Report):
         Number of all cells.
     cells
         The first of them.
+
+    Examples
+    --------
+    >>> head = data.head(2)
+    >>> [cell.name for cell in head.cells]
+    ['cell0', 'cell1']
     """
 
     n_obs: int

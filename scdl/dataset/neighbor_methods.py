@@ -26,6 +26,12 @@ class CellReader(DocumentedReader):
         ------
         NeighborError
             There is no graph, or none with that key, or it is not cells x cells.
+
+        Examples
+        --------
+        >>> graph = data.neighbor_graph("connectivities")
+        >>> graph.n_obs
+        6
         """
         graph = self._graph_of(key) if key is not None else self.graph
         if graph is None:
@@ -39,13 +45,25 @@ class CellReader(DocumentedReader):
     def get_neighbor_indices_for_cell(
         self, cell_index: SupportsIndex, *, key: str | None = None
     ) -> NDArray[Any]:
-        """Rows of a cell's neighbours, uint32; empty if it has none."""
+        """Rows of a cell's neighbours, uint32; empty if it has none.
+
+        Examples
+        --------
+        >>> data.get_neighbor_indices_for_cell(0)
+        array([1], dtype=uint32)
+        """
         return self.neighbor_graph(key).neighbors(cell_index).indices
 
     def get_neighbor_weights_for_cell(
         self, cell_index: SupportsIndex, *, key: str | None = None
     ) -> NDArray[Any]:
-        """Weights of a cell's neighbours, float32; empty if it has none."""
+        """Weights of a cell's neighbours, float32; empty if it has none.
+
+        Examples
+        --------
+        >>> data.get_neighbor_weights_for_cell(0)
+        array([1.], dtype=float32)
+        """
         return self.neighbor_graph(key).neighbors(cell_index).data
 
     def sample_neighbor_index(
@@ -54,6 +72,11 @@ class CellReader(DocumentedReader):
         """Sample one neighbour of a cell by the chosen strategy; the cell itself if it has none.
 
         Without `rng` every process uses its own generator.
+
+        Examples
+        --------
+        >>> data.sample_neighbor_index(0)
+        1
         """
         return self.neighbor_graph(key).sample(cell_index, rng)
 
@@ -88,6 +111,13 @@ class CellReader(DocumentedReader):
             There is no such graph; a cell has no neighbours and is not its
             own; or the graph is invalid: a neighbour is not a cell, or a weight that is
             used is negative or not finite.
+
+        Examples
+        --------
+        >>> data.sample_neighbors([0, 3, 5], k=2, rng=0)  # cell 5 has no neighbour but itself
+        array([[1, 1],
+               [4, 4],
+               [5, 5]])
         """
         if k < 1:
             raise NeighborError(f"k, the neighbours of each cell, must be at least 1, not {k}")
@@ -115,6 +145,14 @@ class CellReader(DocumentedReader):
             ``current_cell``, ``next_cell``, ``current_cell_index``, ``next_cell_index``,
             ``features``; or ``var_features`` and ``obs_features`` instead of the last, if one
             of the argument names of BioNeMo-SCDL 0.1.3 is used.
+
+        Examples
+        --------
+        >>> pair = data.get_row_with_neighbor(0)
+        >>> pair["current_cell_index"], pair["next_cell_index"]
+        (0, 1)
+        >>> pair["next_cell"]
+        (array([3.], dtype=float32), array([0], dtype=uint8))
         """
         neighbor = self._neighbor_of(index, rng, key)
         positional = return_features, feature_vars, return_obs_features, obs_feature_names
@@ -141,7 +179,14 @@ class CellReader(DocumentedReader):
         rng: Rng = None,
         key: str | None = None,
     ) -> dict[str, Any]:
-        """One cell and one sampled neighbour, both dense; otherwise as the sparse form."""
+        """One cell and one sampled neighbour, both dense; otherwise as the sparse form.
+
+        Examples
+        --------
+        >>> pair = data.get_row_padded_with_neighbor(0)
+        >>> pair["current_cell"], pair["next_cell"]
+        (array([0., 2., 0., 1.], dtype=float32), array([3., 0., 0., 0.], dtype=float32))
+        """
         neighbor = self._neighbor_of(index, rng, key)
         positional = return_features, feature_vars, return_obs_features, obs_feature_names
         named = {"return_var_features": return_var_features, "var_feature_names": var_feature_names}
@@ -173,11 +218,25 @@ class CellReader(DocumentedReader):
         )
 
     def neighbor_pairs(self) -> NeighborPairs:
-        """Cells with a sampled neighbour each, as a dataset for a ``DataLoader``."""
+        """Cells with a sampled neighbour each, as a dataset for a ``DataLoader``.
+
+        Examples
+        --------
+        >>> pairs = data.neighbor_pairs()
+        >>> len(pairs), pairs[0]["next_cell_index"]
+        (6, 1)
+        """
         return NeighborPairs(self)
 
     def get_neighbor_stats(self, *, key: str | None = None) -> dict[str, Any]:
-        """Statistics of a neighbour graph, in constant memory, or only ``has_neighbors: False``."""
+        """Statistics of a neighbour graph, in constant memory, or only ``has_neighbors: False``.
+
+        Examples
+        --------
+        >>> stats = data.get_neighbor_stats()
+        >>> stats["total_connections"], stats["cells_with_no_neighbors"]
+        (5, 1)
+        """
         if key is None and self.graph is None:
             return {"has_neighbors": False}
         stats = self.neighbor_graph(key).stats()
@@ -201,6 +260,14 @@ class NeighborPairs(MapDataset):
     ----------
     cells
         A dataset with a neighbour graph.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> collate = scdl.collate_neighbor_sparse_matrix_batch
+    >>> pairs = DataLoader(data.neighbor_pairs(), batch_size=3, collate_fn=collate)
+    >>> next(iter(pairs))["next_cell_indices"]
+    [1, 2, 3]
     """
 
     def __init__(self, cells: CellReader) -> None:

@@ -97,6 +97,12 @@ class OpenedArchive(StoredCells):
         ------
         OptionError
             The archive has no such matrix.
+
+        Examples
+        --------
+        >>> spliced = scdl.open("cells.zarr").select_matrix("layers/spliced")
+        >>> spliced.get_row_padded(0)[0]
+        array([0., 1., 0., 0.], dtype=float32)
         """
         chosen = type(self).__new__(type(self))
         chosen.__setstate__({**self.__getstate__(), "_matrix": matrix})
@@ -145,7 +151,10 @@ class OpenedArchive(StoredCells):
         return Request(self._matrices_of(field), np.zeros(len(at), np.int64), at)
 
     def matrix_of(self, field: str = "") -> StoredMatrix:
-        """The arrays of the matrix that is read, or of a field, by name."""
+        """The arrays of the matrix that is read, or of a field, by name.
+
+        :meta private:
+        """
         return self._matrices_of(field).archives[0]
 
     def _matrices_of(self, field: str) -> Matrices:
@@ -160,7 +169,7 @@ class OpenedArchive(StoredCells):
 
     @property
     def fields(self) -> list[str]:
-        """Names of the fields: further matrices of all cells, with the same genes."""
+        """Names of the fields, which are further matrices of all cells with the same genes."""
         return list(self._fields)
 
     @cached_property
@@ -258,15 +267,33 @@ class OpenedArchive(StoredCells):
     # -- the archive -----------------------------------------------------------------------
 
     def will_need(self, rows: NDArray[np.int64], fields: Sequence[str] = ()) -> Any:
-        """Announce cells that will be read soon, so that the storage can prefetch them."""
+        """Announce cells that will be read soon, so that the storage can prefetch them.
+
+        Examples
+        --------
+        >>> announced = data.will_need(np.array([3, 4]))  # keep it until the cells were read
+        >>> _ = data.read_rows([3, 4])
+        """
         return [will_need(self._request(rows, name)) for name in ("", *fields) if len(rows)]
 
     def version(self) -> str:
-        """Version of this package."""
+        """Version of this package.
+
+        Examples
+        --------
+        >>> data.version() == scdl.__version__
+        True
+        """
         return __version__
 
     def close(self) -> None:
-        """Release files and memory."""
+        """Release files and memory.
+
+        Examples
+        --------
+        >>> dataset = scdl.open("cells.scdl")
+        >>> dataset.close()
+        """
         matrix = replace(self._matrices[""], archives=(StoredMatrix(self._store, True),))
         self._matrices = {"": matrix}
         self._graph_matrices = {}

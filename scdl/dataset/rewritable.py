@@ -50,6 +50,13 @@ class RewritableArchive(OpenedArchive):
             `output_path` is inside an archive, possibly this one.
         ArchiveLockedError, ArchiveChangedError
             As for :meth:`cast_data_to_dtype`, in place.
+
+        Examples
+        --------
+        >>> data.save("copy.scdl")
+        True
+        >>> len(scdl.open("copy.scdl"))
+        6
         """
         if output_path is not None or self._store.stale:
             self._write([self._store], output_path, replace=replace)
@@ -80,6 +87,12 @@ class RewritableArchive(OpenedArchive):
             now at its path is not changed.
         ArchiveExistsError, ArchivePlaceError
             As for :meth:`save`.
+
+        Examples
+        --------
+        >>> data.cast_data_to_dtype("uint16", "small.scdl")
+        >>> scdl.open("small.scdl").data_dtype
+        dtype('uint16')
         """
         self._write([self._store], output_path, replace=replace, dtype=dtype)
 
@@ -129,6 +142,12 @@ class RewritableArchive(OpenedArchive):
         CollectionError
             Names of cells must be unique but are not; or the result cannot store a part of the
             archives to be removed, or differs from them. No archive is removed then.
+
+        Examples
+        --------
+        >>> data.concat(scdl.open("atlas/more.scdl"), output_path="joined.scdl")
+        >>> len(scdl.open("joined.scdl"))
+        12
         """
         from scdl.conversion.writing import check_storage
         from scdl.dataset.appending import archives, concatenated
@@ -204,8 +223,11 @@ class RewritableArchive(OpenedArchive):
 
         Examples
         --------
-        >>> data = scdl.open("cells.scdl")  # doctest: +SKIP
-        >>> data.append("more.h5ad")  # doctest: +SKIP
+        >>> _ = scdl.convert("cells.h5ad", "grown.scdl")
+        >>> grown = scdl.open("grown.scdl")
+        >>> report = grown.append("more.h5ad")
+        >>> report.n_obs, len(grown)
+        (6, 12)
         """
         from scdl.conversion.growing import grow
 

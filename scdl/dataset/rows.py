@@ -101,8 +101,17 @@ class RowReader(Cells):
 
         Examples
         --------
-        >>> batch = data.read_rows([5, 3], fields=["spliced"])  # doctest: +SKIP
-        >>> batch.to_scipy(), batch.fields["spliced"].to_scipy()  # doctest: +SKIP
+        >>> batch = data.read_rows([4, 0], obs=["donor"], fields=["spliced"])
+        >>> batch.data, batch.indices, batch.indptr
+        (array([4., 2., 2., 1.], dtype=float32), array([1, 3, 1, 3], dtype=uint8), array([0, 2, 4]))
+        >>> batch.to_dense()
+        array([[0., 4., 0., 2.],
+               [0., 2., 0., 1.]], dtype=float32)
+        >>> batch.obs["donor"]
+        array(['d3', 'd1'], dtype=object)
+        >>> batch.fields["spliced"].to_dense()
+        array([[0., 2., 0., 1.],
+               [0., 1., 0., 0.]], dtype=float32)
         """
         cells, own = self, is_own(genes)
         if genes is not None and not own:
@@ -183,6 +192,12 @@ class RowReader(Cells):
             A row is out of range.
         GeneError
             The cells have different genes; use :meth:`select_genes` to map them to one gene space.
+
+        Examples
+        --------
+        >>> cells = scdl.open("atlas", load_neighbors=False)
+        >>> cells.to_anndata(rows=slice(4, 8)).obs_names.to_list()
+        ['cell4', 'cell5', 'more0', 'more1']
         """
         from scdl.dataset.anndata_assembly import assemble
 
@@ -210,7 +225,13 @@ class RowReader(Cells):
 
         Examples
         --------
-        >>> print(data.head(2))  # doctest: +SKIP
+        >>> print(data.head(1))
+        the first 1 of 6 cells
+        <BLANKLINE>
+        cell0
+          obs    cell_type B, donor d1
+          genes  2 stored, sum 3
+          most   CD3E 2, LYZ 1
         """
         from scdl.dataset.head import head_of
 
@@ -252,16 +273,31 @@ class RowReader(Cells):
             The file does not exist.
         FeatureNotFoundError
             A feature block lacks the column.
+
+        Examples
+        --------
+        >>> chosen = data.select_genes(["LYZ", "CD3E"])
+        >>> chosen.read_rows([0, 1]).to_dense()
+        array([[1., 2.],
+               [0., 0.]], dtype=float32)
         """
         from scdl.dataset.gene_view import GeneView
 
         return GeneView(self, genes, **options)
 
     def select_matrix(self, matrix: str) -> Self:
-        """The same cells with another matrix; raises OptionError except for single archives."""
+        """The same cells with another matrix; raises OptionError except for single archives.
+
+        Examples
+        --------
+        >>> atlas.select_matrix("layers/spliced")
+        Traceback (most recent call last):
+            ...
+        scdl.errors.OptionError: ...
+        """
         raise OptionError(
-            f"{self}: there is no other matrix to choose; select the matrix of one archive first, "
-            f"with scdl.open(path, matrix={matrix!r})"
+            f"{self!r}: there is no other matrix to choose; select the matrix of one archive "
+            f"first, with scdl.open(path, matrix={matrix!r})"
         )
 
     def _with_spaces(

@@ -67,7 +67,13 @@ class StoredCells(CellReader):
         return {"num_rows": self.n_obs}
 
     def number_nonzero_values(self) -> int:
-        """Number of stored values."""
+        """Number of stored values.
+
+        Examples
+        --------
+        >>> data.number_nonzero_values()
+        11
+        """
         return self._store.spec(DATA).length
 
     @property

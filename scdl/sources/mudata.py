@@ -131,8 +131,16 @@ def modalities(source: Path | MuData) -> list[str]:
 
     Examples
     --------
-    >>> for name in scdl.modalities("cells.h5mu"):  # doctest: +SKIP
-    ...     scdl.convert("cells.h5mu", f"{name}.scdl", modality=name)
+    >>> import mudata
+    >>> rna = ad.read_h5ad("cells.h5ad")
+    >>> protein = ad.AnnData(np.ones((6, 2), np.float32), obs=rna.obs)
+    >>> protein.var_names = ["ADT-CD3", "ADT-CD19"]
+    >>> with mudata.set_options(pull_on_update=False):
+    ...     mudata.MuData({"rna": rna, "protein": protein}).write("cells.h5mu")
+    >>> for name in scdl.modalities("cells.h5mu"):
+    ...     print(scdl.convert("cells.h5mu", f"{name}.scdl", modality=name).n_vars)
+    [4]
+    [2]
     """
     if is_object(source):
         return list(source.mod)  # type: ignore[union-attr]

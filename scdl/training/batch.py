@@ -52,6 +52,17 @@ class TrainingBatch(Summarized):
         length values if it is ``padded``, and those of `genes` if it is ``aligned``.
     field_genes, field_lengths
         For each padded field the gene of each value, and the number of values of each cell, int64.
+
+    Examples
+    --------
+    >>> batch = next(iter(scdl.SingleCellLoader(data, 2, order="sequential", layout="dense")))
+    >>> batch.x
+    tensor([[0., 2., 0., 1.],
+            [3., 0., 0., 0.]])
+    >>> batch.rows
+    tensor([0, 1])
+    >>> batch.to("cpu").with_(target=batch.x > 0)["target"].sum()
+    tensor(3)
     """
 
     x: torch.Tensor | None
@@ -87,7 +98,14 @@ class TrainingBatch(Summarized):
         return getattr(self, name)
 
     def with_(self, **named: Any) -> TrainingBatch:
-        """Copy of the batch with fields replaced, such as `x`; other names go to `extra`."""
+        """Copy of the batch with fields replaced, such as `x`; other names go to `extra`.
+
+        Examples
+        --------
+        >>> batch = next(iter(scdl.SingleCellLoader(data, 2, layout="dense")))
+        >>> batch.with_(mask=batch.x > 0)["mask"].shape
+        torch.Size([2, 4])
+        """
         own = {f.name for f in fields(self)}
         changed = {name: value for name, value in named.items() if name in own}
         added = {name: value for name, value in named.items() if name not in own}
@@ -113,6 +131,13 @@ class TrainingBatch(Summarized):
         A dtype applies to the values: to `x` and `fields`, and to the floats in `obsm`, `extra` and
         `tokens`.
         Rows, genes, labels and other columns of obs keep their dtypes.
+
+        Examples
+        --------
+        >>> import torch
+        >>> batch = next(iter(scdl.SingleCellLoader(data, 2, layout="dense")))
+        >>> batch.to(torch.bfloat16).x.dtype
+        torch.bfloat16
         """
         copy = kwargs.pop("copy", False)
         device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
@@ -132,7 +157,12 @@ class TrainingBatch(Summarized):
         return self._map(change)
 
     def pin_memory(self) -> TrainingBatch:
-        """Copy the batch to page-locked memory; without a GPU return the batch itself."""
+        """Copy the batch to page-locked memory; without a GPU return the batch itself.
+
+        Examples
+        --------
+        >>> batch = next(iter(scdl.SingleCellLoader(data, 2))).pin_memory()
+        """
         if not torch.cuda.is_available():
             return self
         return self._map(lambda part, _: part.pin_memory())

@@ -82,6 +82,13 @@ class Measurement:
         Peak of anonymous memory over that before; None if unknown.
     entropy_share
         Mean label entropy of the batches over that of random order; None if not asked for.
+
+    Examples
+    --------
+    >>> from scdl.training.measurement import Options, measure
+    >>> measured = next(measure(data, ["random"], options=Options(seconds=0.01)))
+    >>> measured.order, measured.layout
+    ('random', 'csr')
     """
 
     order: str

@@ -34,6 +34,14 @@ class Balanced(Weighted):
         Label code of each cell, from 0; cells with a negative code are never drawn.
     length
         Cells per epoch; default the number of cells.
+
+    Examples
+    --------
+    >>> from scdl.training.grouped_orders import Balanced
+    >>> codes = data.obs["cell_type"].cat.codes.to_numpy()
+    >>> loader = scdl.SingleCellLoader(data, 3, order=Balanced(codes, length=30))
+    >>> len(loader)
+    10
     """
 
     _kind = "balanced"
@@ -75,6 +83,14 @@ class Grouped:
         group without any batch is an error.
     names
         Names of the groups, for messages.
+
+    Examples
+    --------
+    >>> from scdl.training.grouped_orders import Grouped
+    >>> codes = data.obs["donor"].astype("category").cat.codes.to_numpy()
+    >>> loader = scdl.SingleCellLoader(data, 2, order=Grouped(codes, batch_size=2))
+    >>> all(len(set(codes[batch.rows])) == 1 for batch in loader)
+    True
     """
 
     def __init__(

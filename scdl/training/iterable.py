@@ -24,6 +24,14 @@ class LoaderDataset(IterableDataset[Any]):
     ----------
     loader
         The loader; the first iteration begins at its current epoch and batch.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> batches = DataLoader(scdl.SingleCellLoader(data, 2).dataset(), batch_size=None)
+    >>> for epoch in range(2):
+    ...     batches.dataset.set_epoch(epoch)
+    ...     assert sum(len(batch) for batch in batches) == len(data)
     """
 
     def __init__(self, loader: SingleCellLoader) -> None:

@@ -120,6 +120,17 @@ class SingleCellLoader(Summarized):
         `rows` are not cells of the dataset.
     DatasetTypeError
         `dataset` is neither a dataset nor a collection, such as a path or an AnnData.
+
+    Examples
+    --------
+    >>> loader = scdl.SingleCellLoader(data, batch_size=2, layout="dense", obs=["cell_type"])
+    >>> len(loader)
+    3
+    >>> for batch in loader:
+    ...     assert batch.x.shape == (2, 4)
+    ...     assert batch.obs["cell_type"].dtype == batch.rows.dtype  # int64
+    >>> loader.vocabulary["cell_type"]
+    ('B', 'NK', 'T')
     """
 
     def __init__(
@@ -256,7 +267,16 @@ class SingleCellLoader(Summarized):
         )
 
     def dataset(self) -> LoaderDataset:
-        """The dataset for ``DataLoader(loader.dataset(), batch_size=None, num_workers=…)``."""
+        """The dataset for ``DataLoader(loader.dataset(), batch_size=None, num_workers=…)``.
+
+        Examples
+        --------
+        >>> from torch.utils.data import DataLoader
+        >>> loader = scdl.SingleCellLoader(data, batch_size=2)
+        >>> batches = DataLoader(loader.dataset(), batch_size=None)
+        >>> len(list(batches))
+        3
+        """
         return LoaderDataset(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -266,7 +286,15 @@ class SingleCellLoader(Summarized):
     # -- progress --------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Start the next iteration at the beginning of an epoch."""
+        """Start the next iteration at the beginning of an epoch.
+
+        Examples
+        --------
+        >>> loader = scdl.SingleCellLoader(data, batch_size=2)
+        >>> loader.set_epoch(3)
+        >>> loader.epoch
+        3
+        """
         self._progress.set(int(epoch))
 
     @property
@@ -275,7 +303,16 @@ class SingleCellLoader(Summarized):
         return self._progress.current[0]
 
     def stats(self) -> LoaderStats:
-        """Statistics of the last epoch, finished or not."""
+        """Statistics of the last epoch, finished or not.
+
+        Examples
+        --------
+        >>> loader = scdl.SingleCellLoader(data, batch_size=2)
+        >>> _ = list(loader)
+        >>> stats = loader.stats()
+        >>> stats.cells, stats.batches
+        (6, 3)
+        """
         return LoaderStats() if self._statistics is None else self._statistics.stats()
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,6 +320,15 @@ class SingleCellLoader(Summarized):
 
         With several iterations in use, the state is that of the one that yielded a batch last. An
         abandoned iteration, such as ``next(iter(loader))``, does not count while another is in use.
+
+        Examples
+        --------
+        >>> loader = scdl.SingleCellLoader(data, batch_size=2)
+        >>> batches = iter(loader)
+        >>> _ = next(batches)
+        >>> state = loader.state_dict()
+        >>> state["epoch"], state["batch"]
+        (0, 1)
         """
         return self._state(*self._progress.current)
 
@@ -299,6 +345,16 @@ class SingleCellLoader(Summarized):
         ------
         ResumeError
             The state belongs to a loader with other data, cells, batches, order or seed.
+
+        Examples
+        --------
+        >>> loader = scdl.SingleCellLoader(data, batch_size=2)
+        >>> batches = iter(loader)
+        >>> _ = next(batches)
+        >>> later = scdl.SingleCellLoader(data, batch_size=2)
+        >>> later.load_state_dict(loader.state_dict())
+        >>> len(list(later))  # the rest of the epoch
+        2
         """
         epoch, batch = parse_state(state, self._fingerprint)
         n_batches = self._schedule.n_batches(epoch)

@@ -55,6 +55,12 @@ class Options:
         As for :class:`~scdl.SingleCellLoader`.
     obs
         Column of obs whose entropy in batches is compared with that of random order.
+
+    Examples
+    --------
+    >>> from scdl.training.measurement import Options
+    >>> Options(seconds=10, batch_size=1024, obs="cell_type").threads
+    2
     """
 
     seconds: float = 3.0
@@ -100,10 +106,9 @@ def measure(
 
     Examples
     --------
-    ::
-
-        for measured in measure(scdl.open("cells.scdl"), ["block"]):
-            print(measured.cells_per_second)
+    >>> from scdl.training.measurement import Options, measure
+    >>> for measured in measure(data, ["block"], options=Options(seconds=0.01)):
+    ...     assert measured.cells_per_second > 0
     """
     options = options or Options()
     codes = None if options.obs is None else label_codes(data, options.obs).values

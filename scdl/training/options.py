@@ -29,7 +29,16 @@ class FieldOptions(TypedDict, total=False):
 
 
 class LoaderOptions(TypedDict, total=False):
-    """Options of :class:`~scdl.SingleCellLoader`; every key may be left out."""
+    """Options of :class:`~scdl.SingleCellLoader`; every key may be left out.
+
+    Examples
+    --------
+    >>> from scdl.training.options import LoaderOptions
+    >>> options: LoaderOptions = {"layout": "padded", "length": 3, "choose": "largest"}
+    >>> next(iter(scdl.SingleCellLoader(data, 2, order="sequential", **options))).x
+    tensor([[2., 1., 0.],
+            [3., 0., 0.]])
+    """
 
     layout: str
     dtype: torch.dtype | DTypeLike | None

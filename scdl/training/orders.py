@@ -35,7 +35,15 @@ _AT_ONCE = 1 << 12
 
 
 class Positions(Protocol):
-    """Positions of cells, in order; for example an int64 array."""
+    """Positions of cells, in order; for example an int64 array.
+
+    Examples
+    --------
+    >>> from scdl.training.orders import Random
+    >>> positions = Random().positions(6, seed=0, epoch=0)
+    >>> len(positions), positions[:3].dtype
+    (6, dtype('int64'))
+    """
 
     def __len__(self) -> int: ...
 
@@ -43,7 +51,16 @@ class Positions(Protocol):
 
 
 class Order(Protocol):
-    """The order in which cells are visited."""
+    """The order in which cells are visited.
+
+    Examples
+    --------
+    >>> class Backwards:
+    ...     def positions(self, n, seed, epoch):
+    ...         return np.arange(n)[::-1]
+    >>> next(iter(scdl.SingleCellLoader(data, 3, order=Backwards()))).rows
+    tensor([5, 4, 3])
+    """
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """Positions below `n`; a pure function of the arguments."""
@@ -73,7 +90,14 @@ class Lazy:
 
 
 class Sequential:
-    """Visit all cells in stored order."""
+    """Visit all cells in stored order.
+
+    Examples
+    --------
+    >>> from scdl.training.orders import Sequential
+    >>> Sequential().positions(6, seed=0, epoch=0)[2:5]
+    array([2, 3, 4])
+    """
 
     def fingerprint(self) -> str:
         """Name of the order, which has no parameters."""
@@ -85,7 +109,14 @@ class Sequential:
 
 
 class Random:
-    """Visit all cells in a uniformly random order; each cell is read on its own."""
+    """Visit all cells in a uniformly random order; each cell is read on its own.
+
+    Examples
+    --------
+    >>> from scdl.training.orders import Random
+    >>> sorted(Random().positions(6, seed=0, epoch=0)[:]) == list(range(6))
+    True
+    """
 
     def fingerprint(self) -> str:
         """Name of the order, which has no parameters."""
@@ -115,6 +146,13 @@ class Block:
         Shuffle a buffer in two steps, so that only `window` of its cells must be in memory
         uncompressed: first pieces of `piece` consecutive cells of all blocks, then the cells of
         each `window`. By default, all cells of the buffer are shuffled in one step.
+
+    Examples
+    --------
+    >>> from scdl.training.orders import Block
+    >>> loader = scdl.SingleCellLoader(data, 2, order=Block(block=2, buffer=4))
+    >>> sum(len(batch) for batch in loader)
+    6
     """
 
     block: int
@@ -203,6 +241,14 @@ class Weighted:
         One weight per cell, finite and not negative; not all zero.
     length
         Cells per epoch; default the number of weights.
+
+    Examples
+    --------
+    >>> from scdl.training.orders import Weighted
+    >>> weights = np.array([0, 1, 0, 1, 0, 1])
+    >>> loader = scdl.SingleCellLoader(data, 3, order=Weighted(weights, length=30))
+    >>> {int(row) % 2 for batch in loader for row in batch.rows}
+    {1}
     """
 
     _kind = "weighted"

@@ -49,6 +49,14 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         Number of cells of the dataset.
     how
         Arguments that created the split.
+
+    Examples
+    --------
+    >>> parts = scdl.split(data, (0.5, 0.5), seed=0)
+    >>> list(parts), len(parts["train"])
+    (['train', 'validation'], 3)
+    >>> parts.hash == scdl.split(data, (0.5, 0.5), seed=0).hash
+    True
     """
 
     def __init__(
@@ -87,7 +95,12 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the split to a NumPy npz file; replaces an existing file atomically."""
+        """Write the split to a NumPy npz file; replaces an existing file atomically.
+
+        Examples
+        --------
+        >>> scdl.split(data, (0.5, 0.5)).save("saved.npz")
+        """
         part_of = np.full(self.n_obs, NO_PART, np.uint8)
         for i, rows in enumerate(self.values()):
             part_of[rows] = i
@@ -141,8 +154,10 @@ class Splits(Mapping[str, NDArray[np.int64]]):
 
         Examples
         --------
-        >>> parts = scdl.split(data, {"train": 0.8, "test": 0.2}, by="donor")
-        >>> parts.write(data, "parts")  # doctest: +SKIP
+        >>> parts = scdl.split(data, {"train": 0.7, "test": 0.3}, by="donor")
+        >>> reports = parts.write(data, "parts")
+        >>> {name: report.n_obs for name, report in reports.items()}
+        {'train': 4, 'test': 2}
         """
         from scdl.training.split_archives import write_parts
 
@@ -164,6 +179,13 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         ------
         SplitError
             The file does not exist, is not a split, is damaged, or is of another dataset.
+
+        Examples
+        --------
+        >>> parts = scdl.split(data, (0.5, 0.5))
+        >>> parts.save("split.npz")
+        >>> scdl.Splits.load("split.npz", data).hash == parts.hash
+        True
         """
         path = path_of(path, "the path of a split")
         try:

@@ -73,6 +73,14 @@ def split(
         There is no such column, or it holds no labels.
     RowIndexError
         `rows` are not cells of the dataset.
+
+    Examples
+    --------
+    >>> parts = scdl.split(data, {"train": 0.6, "test": 0.4}, by="donor", seed=0)
+    >>> {name: len(rows) for name, rows in parts.items()}
+    {'train': 4, 'test': 2}
+    >>> set(data.obs["donor"].iloc[parts["test"]])
+    {'d3'}
     """
     if by is not None and not fractions and held_out is control is stratify is None:
         return _split_by_value(dataset, by, rows)

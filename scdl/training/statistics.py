@@ -43,6 +43,14 @@ class LoaderStats:
     -----
     The last four count all that the process did since the epoch began, so that loaders in use at
     once count each other's. With ``workers=…`` they are None: the workers read.
+
+    Examples
+    --------
+    >>> loader = scdl.SingleCellLoader(data, 2)
+    >>> _ = list(loader)
+    >>> stats = loader.stats()
+    >>> stats.cells, 0 <= stats.wait_share <= 1
+    (6, True)
     """
 
     cells: int = 0

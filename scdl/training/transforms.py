@@ -29,8 +29,13 @@ class NormalizeTotal:
 
     Examples
     --------
-    >>> NormalizeTotal(1e4, over="selected")
+    >>> scdl.NormalizeTotal(1e4, over="selected")
     NormalizeTotal(target_sum=10000.0, over='selected')
+    >>> loader = scdl.SingleCellLoader(
+    ...     data, 6, layout="dense", transforms=[scdl.NormalizeTotal(10)]
+    ... )
+    >>> next(iter(loader)).x.sum(1)
+    tensor([10., 10., 10., 10., 10., 10.])
     """
 
     target_sum: float = 1e4
@@ -45,4 +50,14 @@ class NormalizeTotal:
 
 @dataclass(frozen=True)
 class Log1p:
-    """Replace each value x by log(1 + x), as ``scanpy.pp.log1p`` does."""
+    """Replace each value x by log(1 + x), as ``scanpy.pp.log1p`` does.
+
+    Examples
+    --------
+    >>> loader = scdl.SingleCellLoader(
+    ...     data, 2, order="sequential", layout="dense", transforms=[scdl.Log1p()]
+    ... )
+    >>> next(iter(loader)).x
+    tensor([[0.0000, 1.0986, 0.0000, 0.6931],
+            [1.3863, 0.0000, 0.0000, 0.0000]])
+    """

@@ -68,6 +68,11 @@ class VerificationReport(Report):
         Bytes that were compared with their checksums.
     seconds
         Duration in seconds.
+
+    Examples
+    --------
+    >>> print(scdl.verify("cells.scdl"))
+    cells.scdl (memmap): sound; only the structure was checked; ...
     """
 
     path: str
@@ -80,7 +85,7 @@ class VerificationReport(Report):
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the findings: damaged, unknown or sound."""
+        """The worst verdict of the findings, of damaged, unknown and sound."""
         verdicts = {finding.verdict for finding in self.findings}
         return next((v for v in (Verdict.DAMAGED, Verdict.UNKNOWN) if v in verdicts), Verdict.SOUND)
 
@@ -90,7 +95,13 @@ class VerificationReport(Report):
         return self.verdict is Verdict.SOUND
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and the ``verdict``, as types that JSON has."""
+        """The fields, and the ``verdict``, as types that JSON has.
+
+        Examples
+        --------
+        >>> scdl.verify("cells.scdl").to_dict()["verdict"]
+        'sound'
+        """
         return super().to_dict() | {"verdict": self.verdict.name.lower()}
 
     def __str__(self) -> str:

@@ -30,6 +30,12 @@ class Counts(NamedTuple):
         Sum of their durations.
     busy_seconds
         Time in which at least one of them was under way.
+
+    Examples
+    --------
+    >>> from storage_backends.compute.traffic import Counts
+    >>> Counts(rows=5, asked=80).since(Counts(rows=2, asked=32))
+    Counts(rows=3, asked=48, requests=0, received=0, request_seconds=0.0, busy_seconds=0.0)
     """
 
     rows: int = 0
@@ -55,6 +61,17 @@ class Traffic:
     """Counts what the threads of a process ask of storages, and what these return.
 
     A backend adds to ``TRAFFIC``: once for each read of many rows, and once for each request.
+
+    Examples
+    --------
+    >>> from storage_backends.compute.traffic import Traffic
+    >>> traffic = Traffic()
+    >>> traffic.ask(4096)
+    >>> with traffic.request(4096):
+    ...     traffic.receive(4096)
+    >>> counts = traffic.counts()
+    >>> counts.asked, counts.requests, counts.received
+    (4096, 1, 4096)
     """
 
     def __init__(self) -> None:

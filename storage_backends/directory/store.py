@@ -26,6 +26,12 @@ class DirectoryStore(ArrayStore):
 
     Subclasses set the class attributes and implement ``_open``. The inode of the directory and
     the inode and modification time of a marker file identify the archive.
+
+    Examples
+    --------
+    >>> from storage_backends.directory.store import DirectoryStore
+    >>> isinstance(data.store, DirectoryStore), data.store.is_current
+    (True, True)
     """
 
     #: Names of files; every archive has at least one, an intact archive the first.

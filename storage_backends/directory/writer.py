@@ -27,6 +27,13 @@ class DirectoryWriter(ArrayWriter):
 
     A subclass writes its files to :attr:`directory` through ``recorder``, which records their
     checksums, and the last files in ``_complete``.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> from storage_backends.directory.writer import DirectoryWriter
+    >>> issubclass(registry.backend("memmap").writer, DirectoryWriter)
+    True
     """
 
     #: Name of the file with the checksums of all others.

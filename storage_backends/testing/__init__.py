@@ -1,5 +1,7 @@
 """Conformance tests for storage backends; subclass :class:`BackendTests`."""
 
+__all__ = ["BackendTests", "Contents", "small_archive"]
+
 try:
     from storage_backends.testing.archives import Contents as Contents
     from storage_backends.testing.archives import small_archive as small_archive

@@ -27,7 +27,17 @@ N_OBS = 2000
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of an example archive."""
+    """Contents of an example archive.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> from storage_backends.testing import small_archive
+    >>> contents = small_archive()
+    >>> with registry.create("example.scdl", registry.backend("memmap")) as writer:
+    ...     contents.write(writer, pieces=2)
+    ...     writer.commit(contents.attrs)
+    """
 
     arrays: Mapping[str, NDArray[Any]]
     tables: Mapping[str, pa.Table]
@@ -117,6 +127,13 @@ def small_archive(
 
     `dtypes` are those of data, indices and indptr. `parts` are arrays, tables or attributes to add
     or replace, by name.
+
+    Examples
+    --------
+    >>> from storage_backends.testing import small_archive
+    >>> contents = small_archive(n_obs=5, n_vars=3)
+    >>> sorted(contents.arrays), sorted(contents.tables)
+    (['data', 'indices', 'indptr'], ['obs', 'var/0'])
     """
     stored = np.random.default_rng(n_obs).random((n_obs, n_vars)) < density
     indptr = np.concatenate([[0], np.cumsum(stored.sum(axis=1))])

@@ -72,7 +72,15 @@ from storage_backends.testing.tables import TableTests
 
 
 class BackendTests(ReadingTests, TableTests, PublicationTests, GrowingTests):
-    """Subclass this, and set ``backend``."""
+    """Subclass this, and set ``backend``.
+
+    Examples
+    --------
+    >>> from storage_backends import registry
+    >>> from storage_backends.testing import BackendTests
+    >>> class TestMine(BackendTests):
+    ...     backend = registry.backend("memmap")
+    """
 
     @pytest.mark.parametrize("data", [*UNSIGNED, *FLOATS])
     @pytest.mark.parametrize("ids", UNSIGNED)

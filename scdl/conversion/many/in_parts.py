@@ -58,6 +58,12 @@ def convert_in_parts(
         A worker process died while running a task, and again when the task was repeated.
     ScdlError
         As :func:`scdl.convert`.
+
+    Examples
+    --------
+    >>> report = scdl.convert_in_parts("cells.h5ad", "in-parts.scdl", workers=1)
+    >>> report.n_obs
+    6
     """
     settings, split_bytes = settings_of(options, convert_in_parts)
     target = absolute(path, TARGET)

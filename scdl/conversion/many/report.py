@@ -34,6 +34,12 @@ class DirectoryReport(Report):
         Duration in seconds, also of a dry run.
     dry_run
         Whether nothing was written, so that the reports are expectations.
+
+    Examples
+    --------
+    >>> report = scdl.convert_directory("files", "dry", dry_run=True)
+    >>> sorted(report.archives), len(report.reports), report.failed
+    ([], 2, {})
     """
 
     path: str
@@ -74,7 +80,10 @@ class DirectoryReport(Report):
 
     @classmethod
     def of(cls, path: str, jobs: Sequence[Job], seconds: float) -> DirectoryReport:
-        """Create the report of jobs with one file each; also emits the warnings of their tasks."""
+        """Create the report of jobs with one file each; also emits the warnings of their tasks.
+
+        :meta private:
+        """
         reports, failed = {}, {}
         for job in jobs:
             (source,) = job.whole.sources
