@@ -23,7 +23,7 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-whole lint format types bench torture soak fuzz roundtrip compositions test-next wheel lock clean
+.PHONY: help demo docs test test-whole lint format types bench torture soak fuzz roundtrip compositions test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,12 +105,16 @@ test-next: ## Run the tests on the newest Python here, with the newest dependenc
 environments: ## Set up what tests need, now
 	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.installed-test test-next NEXT_GOAL=$(NEXT)/.installed
 
+# Warnings are errors, among them links that lead nowhere.
+docs: $(VENV)/.installed-docs ## Build the documentation site into docs/_build/html
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
 wheel: $(VENV)/.installed-test ## Build wheel and sdist into dist/
 	$(BIN)/python -m build --no-isolation
 
 lock: ## Resolve constraints.txt anew, from the newest releases
 	$(PYTHON) -m venv --clear $(LOCK)
-	$(LOCK)/bin/python $(PIP_INSTALL) --editable '.[test,bench]' $(TORCH)
+	$(LOCK)/bin/python $(PIP_INSTALL) --editable '.[test,bench,docs]' $(TORCH)
 	$(LOCK)/bin/python $(PIP_INSTALL) --no-deps $(DEMO_DATA) $(BENCH_DATA)
 	{ echo "# Versions tested together on Python 3.11; written by \`make lock\`."; \
 	  $(LOCK)/bin/python -m pip list --format=freeze --exclude-editable --exclude pip \
@@ -118,7 +122,7 @@ lock: ## Resolve constraints.txt anew, from the newest releases
 	rm -rf $(LOCK)
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) $(NEXT) $(LOCK) .venv-annbatch build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEXT) $(LOCK) .venv-annbatch build dist docs/_build docs/api/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -135,6 +139,11 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.compiled: $(VENV)/.installed-test
 	@$(BIN)/python $(COMPILE) $(VENV)/lib >/dev/null || true
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing what the documentation needs ..."
+	@$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

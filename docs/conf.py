@@ -35,6 +35,7 @@ html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "home_page_in
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

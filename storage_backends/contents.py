@@ -139,7 +139,7 @@ class Sparse:
 
 
 class Inventory:
-    """Access to :attr:`contents` by name.
+    """Access to ``contents`` by name.
 
     Examples
     --------

@@ -50,8 +50,10 @@ class TrainingBatch(Summarized):
     fields
         Values of further matrices of the cells, n x n_vars, as stored, each in its layout: n x
         length values if it is ``padded``, and those of `genes` if it is ``aligned``.
-    field_genes, field_lengths
-        For each padded field the gene of each value, and the number of values of each cell, int64.
+    field_genes
+        For each padded field the gene of each value, int64.
+    field_lengths
+        For each padded field the number of values of each cell, int64.
 
     Examples
     --------

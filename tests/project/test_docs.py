@@ -21,8 +21,13 @@ import scipy.sparse as sp
 import tenx
 from places import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
+]
+# A language, or a directive of the site; its options begin with colons.
+BLOCK = re.compile(r"^```(\w*|\{.*?)\n(?:^:.*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What CI itself runs, or a person would in another place.
 ELSEWHERE = {"make", "pip"}
 # Shown, not run.
@@ -136,12 +141,12 @@ def test_code_blocks_run(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for language, code in blocks:
-        if language == "python":
+        if language in ("python", "{code-cell}"):
             exec(compile(code, f"{page.name}", "exec"), names)
         elif language == "console":
             run_console(code, run_command)
         else:
-            assert language in SHOWN, f"{page.name} has a block of {language!r} that nothing runs"
+            assert language in SHOWN or language.startswith("{"), f"{page.name} has a block of {language!r} that nothing runs"
 
 
 def test_links_lead_somewhere() -> None:
