@@ -30,7 +30,12 @@ nitpicky = True
 
 html_theme = "sphinx_book_theme"
 html_title = "scdl"
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {
+    "home_page_in_toc": True,
+    "navbar_persistent": [],
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+}
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
