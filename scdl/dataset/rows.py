@@ -257,12 +257,12 @@ class RowReader(Cells):
             ``"intersection"`` in the order of the first block, a list of gene ids, or the path of a
             text file with one gene id per line.
         **options
-            ``gene_column``: column of var with the gene ids; default: the names of the genes.
-            ``missing``: how to treat genes that a feature block lacks. ``"error"`` (default) raises
-            GeneError; ``"zero"`` treats them as not expressed; ``"mask"`` does the same, and
-            batches report the existing genes in ``present`` and ``spaces``.
-            ``duplicates``: how to treat several genes of a block with the same id: ``"error"``
-            (default), ``"sum"`` of their values, or only the ``"first"``.
+            - ``gene_column``: column of var with the gene ids; default: the names of the genes.
+            - ``missing``: how to treat genes that a feature block lacks. ``"error"`` (default)
+              raises GeneError; ``"zero"`` treats them as not expressed; ``"mask"`` does the same,
+              and batches report the existing genes in ``present`` and ``spaces``.
+            - ``duplicates``: how to treat several genes of a block with the same id: ``"error"``
+              (default), ``"sum"`` of their values, or only the ``"first"``.
 
         Raises
         ------

@@ -63,46 +63,46 @@ class SingleCellLoader(Summarized):
     drop_last
         Whether to leave out an incomplete last batch; by default the ranks share its cells.
     **options
-        ``layout``: ``"csr"``, ``"coo"``, ``"dense"`` or ``"padded"``, which holds `length` values
-        of each cell and their genes. ``choose`` selects them in cells that have more:
-        ``"first"``, the default: those with the lowest gene ids; ``"largest"`` (also
-        ``by_value=True``): the largest values, in descending order; ``"random"``: a new random
-        sample in every epoch.
-        ``dtype``: torch or NumPy dtype of the values, default ``torch.float32``; None keeps the
-        stored one. A value that it cannot represent is an error.
-        ``obs``, ``obsm``: one or several columns and dense vectors to include;
-        :attr:`vocabulary` holds the labels of their codes.
-        ``fields``: one or several further matrices of the cells to include in ``fields`` of the
-        batch, as stored: names of ``dataset.fields``, in the layout of the loader, or a dict of
-        name to layout. A padded field has the length and choice of the matrix, or its own, as in
-        ``{"spliced": {"layout": "padded", "length": 64, "choose": "largest"}}``, and its genes in
-        ``field_genes``. ``"aligned"``: the values of the genes that the batch has of a padded
-        matrix.
-        ``modalities``: further datasets of the same cells by name, such as
-        ``{"protein": protein}``, matched by the names of cells, in any order. Each is in ``fields``
-        of the batch, with the genes of its dataset; `fields` may name its layout.
-        ``matrix``: another matrix of an AnnData that the archive keeps completely, such as
-        ``layers/counts``.
-        ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
-        different genes, as for :meth:`~scdl.SingleCellDataset.select_genes`; ``genes="own"`` gives
-        column ids in each cell's own genes instead, and ``spaces`` in the batch.
-        ``neighbors``: how many neighbours to sample for each cell.
-        ``transforms``: :class:`~scdl.training.transforms.NormalizeTotal`,
-        :class:`~scdl.training.transforms.Log1p`, then any functions of the batch. A function with
-        a parameter `rng` gets a :class:`numpy.random.Generator` that depends only on the seed, the
-        epoch, the rank and the batch.
-        ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names, and `rng` if it has
-        such a parameter; its result is the batch's ``tokens``.
-        ``remainder``: for the order ``"grouped"``, how to treat cells of a group that do not fill
-        a batch: ``"smaller"``: give a smaller batch; ``"fill"``: fill it with other cells of the
-        group, drawn with replacement; ``"drop"``: leave them out of the epoch. By default they are
-        left out, different ones in each epoch, and a group smaller than a batch is an error.
-        ``memory_mb``: megabytes for cells in memory or in the page cache, default 256; determines
-        `block` and `buffer` of the block order, in cells, unless they are given.
-        ``prefetch``: batches to assemble ahead, default 4; small batches are assembled in tasks of
-        some 500 cells, and each of the ``threads``, default 2, is one task ahead. ``workers``:
-        processes that do so instead, default 0.
-        ``rank``, ``world_size``: default to those of ``torch.distributed``, if initialised.
+        - ``layout``: ``"csr"``, ``"coo"``, ``"dense"`` or ``"padded"``, which holds `length` values
+          of each cell and their genes. ``choose`` selects them in cells that have more:
+          ``"first"``, the default: those with the lowest gene ids; ``"largest"`` (also
+          ``by_value=True``): the largest values, in descending order; ``"random"``: a new random
+          sample in every epoch.
+        - ``dtype``: torch or NumPy dtype of the values, default ``torch.float32``; None keeps the
+          stored one. A value that it cannot represent is an error.
+        - ``obs``, ``obsm``: one or several columns and dense vectors to include; :attr:`vocabulary`
+          holds the labels of their codes.
+        - ``fields``: one or several further matrices of the cells to include in ``fields`` of the
+          batch, as stored: names of ``dataset.fields``, in the layout of the loader, or a dict of
+          name to layout. A padded field has the length and choice of the matrix, or its own, as in
+          ``{"spliced": {"layout": "padded", "length": 64, "choose": "largest"}}``, and its genes in
+          ``field_genes``. ``"aligned"``: the values of the genes that the batch has of a padded
+          matrix.
+        - ``modalities``: further datasets of the same cells by name, such as ``{"protein":
+          protein}``, matched by the names of cells, in any order. Each is in ``fields`` of the
+          batch, with the genes of its dataset; `fields` may name its layout.
+        - ``matrix``: another matrix of an AnnData that the archive keeps completely, such as
+          ``layers/counts``.
+        - ``genes``, ``gene_column``, ``missing``, ``duplicates``: one gene space for cells of
+          different genes, as for :meth:`~scdl.SingleCellDataset.select_genes`; ``genes="own"``
+          gives column ids in each cell's own genes instead, and ``spaces`` in the batch.
+        - ``neighbors``: how many neighbours to sample for each cell.
+        - ``transforms``: :class:`~scdl.training.transforms.NormalizeTotal`,
+          :class:`~scdl.training.transforms.Log1p`, then any functions of the batch. A function with
+          a parameter `rng` gets a :class:`numpy.random.Generator` that depends only on the seed,
+          the epoch, the rank and the batch.
+        - ``tokenizer``: takes a :class:`~scdl.CellBatch` and the gene names, and `rng` if it has
+          such a parameter; its result is the batch's ``tokens``.
+        - ``remainder``: for the order ``"grouped"``, how to treat cells of a group that do not fill
+          a batch: ``"smaller"``: give a smaller batch; ``"fill"``: fill it with other cells of the
+          group, drawn with replacement; ``"drop"``: leave them out of the epoch. By default they
+          are left out, different ones in each epoch, and a group smaller than a batch is an error.
+        - ``memory_mb``: megabytes for cells in memory or in the page cache, default 256; determines
+          `block` and `buffer` of the block order, in cells, unless they are given.
+        - ``prefetch``: batches to assemble ahead, default 4; small batches are assembled in tasks
+          of some 500 cells, and each of the ``threads``, default 2, is one task ahead.
+        - ``workers``: processes that do so instead, default 0.
+        - ``rank``, ``world_size``: default to those of ``torch.distributed``, if initialised.
 
     Raises
     ------
