@@ -53,7 +53,6 @@ class CommandReference(SphinxDirective):
         """One command."""
         command = context.command
         section = nodes.section(ids=[nodes.make_id(name)], names=[name])
-        self.state.document.note_explicit_target(section)
         section += nodes.title("", "", nodes.literal(text=name))
         section += list(paragraphs(command.help or ""))
         usage = context.get_usage().removeprefix("Usage: ")
