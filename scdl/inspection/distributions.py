@@ -33,6 +33,12 @@ class Distribution(Report):
         below ``edges[1]``; the last bin includes its end.
     counts
         Number of values in each bin.
+
+    Examples
+    --------
+    >>> genes = scdl.report("cells.scdl").genes_per_cell
+    >>> genes.least, genes.median, genes.most
+    (1.0, 2.0, 2.0)
     """
 
     n: int
@@ -112,6 +118,11 @@ class Labels(Report):
         Number of different labels.
     largest
         The most frequent labels, with their number, descending.
+
+    Examples
+    --------
+    >>> scdl.report("cells.scdl").obs["cell_type"]
+    Labels(n=6, n_missing=0, n_labels=3, largest={'T': 3, 'B': 2, 'NK': 1})
     """
 
     n: int
