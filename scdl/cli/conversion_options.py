@@ -12,7 +12,9 @@ Backend = Annotated[
 ]
 Compression = Annotated[
     str | None,
-    typer.Option(help="Compression of the zarr backend: fast, balanced, archive or portable."),
+    typer.Option(
+        help="Profile of the zarr backend: fast, balanced, packed, packed-fast, archive, portable."
+    ),
 ]
 Shuffle = Annotated[
     int | None,

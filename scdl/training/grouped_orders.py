@@ -12,16 +12,8 @@ from scdl.errors import OrderError
 from scdl.kernels import hashing
 from scdl.kernels.hashing import Numbers
 from scdl.training.grouping import cells_by_code, count_codes
-from scdl.training.orders import (
-    MAX_GROUPS_SHOWN,
-    Lazy,
-    Positions,
-    Remainder,
-    Weighted,
-    as_integers,
-    digest,
-    draw_below,
-)
+from scdl.training.lazy_positions import Lazy, as_integers, digest, draw_below
+from scdl.training.orders import MAX_GROUPS_SHOWN, Positions, Remainder, Weighted
 from scdl.training.vocabulary import narrow_type
 
 

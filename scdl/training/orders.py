@@ -11,8 +11,7 @@ An optional method ``fingerprint()`` returns a string that identifies the order 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from scdl.errors import OrderError
 from scdl.kernels import hashing
 from scdl.kernels.hashing import Numbers
+from scdl.training.lazy_positions import Lazy, digest
 
 #: How to treat the cells of a group that do not fill a batch.
 Remainder = Literal["smaller", "fill", "drop"]
@@ -30,8 +30,6 @@ Remainder = Literal["smaller", "fill", "drop"]
 MAX_GROUPS_SHOWN = 5
 #: Weights that are checked together.
 _WEIGHTS_AT_ONCE = 1 << 18
-#: Positions that are computed together: few enough for the cache of a core.
-_AT_ONCE = 1 << 12
 
 
 class Positions(Protocol):
@@ -64,29 +62,6 @@ class Order(Protocol):
 
     def positions(self, n: int, seed: int, epoch: int) -> Positions:
         """Positions below `n`; a pure function of the arguments."""
-
-
-class Lazy:
-    """Positions that a function computes for any range of consecutive indices."""
-
-    def __init__(
-        self,
-        length: int,
-        compute: Callable[[Numbers], Numbers],
-        starts: Sequence[int] | Numbers | None = None,
-    ) -> None:
-        self._length, self._compute, self.starts = length, compute, starts
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, part: slice, /) -> Numbers:
-        start, stop, _ = part.indices(self._length)
-        found = np.empty(max(stop - start, 0), np.int64)
-        for a in range(start, stop, _AT_ONCE):
-            b = min(a + _AT_ONCE, stop)
-            found[a - start : b - start] = self._compute(np.arange(a, b))
-        return found
 
 
 class Sequential:
@@ -301,12 +276,6 @@ class Weighted:
         return Lazy(self._length, compute)
 
 
-def draw_below(counts: Numbers, at: Numbers, key: int) -> Numbers:
-    """Draw a number below each count, for each position."""
-    drawn: Numbers = (hashing.uniform(hashing.hashed(at, key)) * counts).astype(np.int64)
-    return drawn
-
-
 def _floats(weights: NDArray[Any]) -> NDArray[np.float64]:
     try:
         if weights.dtype.kind in "biufO":
@@ -318,25 +287,3 @@ def _floats(weights: NDArray[Any]) -> NDArray[np.float64]:
 
 def _bad_weights(found: str) -> OrderError:
     return OrderError(f"weights must be one finite number >= 0 per cell, found {found}")
-
-
-def as_integers(codes: Any, name: str) -> NDArray[Any]:
-    """Codes as a one-dimensional array of integers; OrderError if they are not integers."""
-    array = np.asarray(codes)
-    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-        raise OrderError(
-            f"{name} must be one integer per cell, found {array.dtype} of {array.ndim} dimensions"
-        )
-    return array if array.size else array.astype(np.int64)
-
-
-def digest(*parts: Any) -> str:
-    """Hash of numbers and arrays."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype.str}{part.shape}".encode())
-            sha.update(np.ascontiguousarray(part).data)
-        else:
-            sha.update(repr(part).encode())
-    return sha.hexdigest()[:16]

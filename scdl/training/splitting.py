@@ -11,8 +11,8 @@ import numpy as np
 from scdl.archive import csr
 from scdl.dataset.reader import CellReader, as_cells
 from scdl.errors import OptionError, ScdlWarning, SplitError
-from scdl.training import orders
 from scdl.training.grouping import group_cells
+from scdl.training.lazy_positions import digest
 from scdl.training.split_drawing import NO_PART, Drawing
 from scdl.training.splits import Splits
 
@@ -129,7 +129,7 @@ def split(
     how: dict[str, Any] = {"fractions": shares, "by": _to_json(by), "seed": int(seed)}
     more = {"stratify": _to_json(stratify), "held_out": _to_json(parts) or None, "control": control}
     if at is not None:
-        more["rows"] = orders.digest(at)
+        more["rows"] = digest(at)
     how.update({name: _to_json(value) for name, value in more.items() if value is not None})
     return Splits(found, n, how, copy=False)
 
@@ -150,7 +150,7 @@ def _split_by_value(dataset: CellReader, by: str | Sequence[str], rows: csr.Rows
             ScdlWarning,
             stacklevel=3,
         )
-    how = {"by": _to_json(by)} | ({} if rows is None else {"rows": orders.digest(at)})
+    how = {"by": _to_json(by)} | ({} if rows is None else {"rows": digest(at)})
     return Splits(found, n, how, copy=False)
 
 
