@@ -24,7 +24,7 @@ _METADATA = ("zarr.json", ".zarray", ".zmetadata")
 _SAFE = {
     *("adler32", "astype", "bitround", "bytes", "crc32", "crc32c", "delta", "fixedscaleoffset"),
     *("fletcher32", "jenkins_lookup3", "packbits", "pcodec", "quantize", "sharding_indexed"),
-    *("scdl.ans", "scdl.packed", "shuffle", "transpose"),
+    *("scdl.ans", "scdl.of", "scdl.packed", "scdl.same", "shuffle", "transpose"),
 }
 #: Size of an entry of a shard index in bytes.
 _ENTRY_BYTES = 16

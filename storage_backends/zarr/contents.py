@@ -14,18 +14,23 @@ from storage_backends.base import ArraySpec
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
-from storage_backends.errors import ArchiveFormatError
-from storage_backends.zarr import layout
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
+from storage_backends.zarr import gene_order, layout
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
 from storage_backends.zarr.detection import CHECKSUMS
-from storage_backends.zarr.nodes import Node, array_at, array_of
+from storage_backends.zarr.codecs.profiles import SAME
+from storage_backends.zarr.codecs.repeating_codec import Repetition
+from storage_backends.zarr.nodes import Node, array_at, array_of, repeating, repetition_of
 from storage_backends.zarr.opening import Nodes, scdl_attribute, unreadable
 from storage_backends.zarr.plan import Bound
 
 if TYPE_CHECKING:
     from storage_backends.zarr.tables.reading import ZarrTable
+
+#: Kinds of two types of integers.
+_INTEGERS = ("ii", "iu", "ui", "uu")
 
 
 class GroupContents:
@@ -78,6 +83,8 @@ class GroupContents:
                 self.matrix = str(self.scdl_attrs["attrs"].get("element", "X"))
                 for block in self.scdl_attrs["attrs"]["blocks"]:
                     check_claim(f"{path}: genes", (block["n_vars"],), 8, self._stored)
+            #: Whether X and layers beside raw/X have the order of its genes.
+            self.follows = self.matrix == "raw/X" and bool(self.scdl_attrs.get("var_reordered"))
             self.var_path = "raw/var" if self.matrix == "raw/X" else "var"
             exposed = self._find_sparse()
             matrix = self.sparse.get(self.matrix)
@@ -183,7 +190,7 @@ class GroupContents:
         """Complete the specifications: ids that are checked when read, and unsigned numbers."""
         ids, reordered = ["indices"], bool(self.scdl_attrs.get("reordered"))
         for path, other in self.sparse.items():
-            if self.matrix == "X" and path.startswith("layers/") and other.format == "csr":
+            if other.format == "csr" and self.is_reordered(path):
                 ids.append(f"{path}/indices")
         for name in ids if reordered else {"indices"}.intersection(self.specs):
             spec = self.specs[name]
@@ -219,6 +226,11 @@ class GroupContents:
         if self.scdl_attrs.get("obs", "obs" in self.nodes):
             self.table_paths["obs"] = "obs"
 
+    def is_reordered(self, path: str) -> bool:
+        """Whether an element beside the matrix has its order of genes, if that is another one."""
+        beside = self.matrix == "X" or self.follows
+        return beside and path != self.matrix and (path == "X" or path.startswith("layers/"))
+
     def array(self, name: str) -> ZarrArray:
         """The reader of an array, which is created and checked on first use."""
         return self._arrays.get(name) or self._arrays.setdefault(name, self._open_array(name))
@@ -232,8 +244,11 @@ class GroupContents:
     def _open_array(self, name: str) -> ZarrArray:
         where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
         with unreadable(where):
-            complete = bool(self.scdl_attrs)
-            array = array_of(where, node, self._files, complete=complete)
+            found = repetition_of(node)
+            array = self.stored(name)
+            if found is not None and found.codec == SAME:
+                # Decoded chunks are kept once.
+                array.key = self.array(self._other(where, name, found)).key
             if (below := self.specs[name].below) is not None:
                 dtype = np.uint32 if array.reader.in_frames else array.spec.dtype
                 mapping = None if self.order is None else self.order.astype(dtype)
@@ -242,6 +257,37 @@ class GroupContents:
             if name == "indptr" and self.is_archive:
                 self._check_ends(array)
         return array
+
+    def stored(self, name: str) -> ZarrArray:
+        """A new reader of an array, with the numbers as they are stored."""
+        where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
+        found = repetition_of(node)
+        if found is None:
+            return array_of(where, node, self._files, complete=bool(self.scdl_attrs))
+        other = self.stored(self._other(where, name, found))
+        if found.codec == SAME:
+            assert node.spec is not None
+            return ZarrArray(where, node.spec, other.chunk_rows, other.reader)
+        return repeating(where, node, self._files, other)
+
+    def _other(self, where: str, name: str, repeats: Repetition) -> str:
+        """Name of the array that another one repeats."""
+        path = repeats.target(self.paths[name])
+        other = next((other for other, at in self.paths.items() if at == path), None)
+        if other is None:
+            raise ArchiveFormatError(f"{where}: it repeats {path}, which is missing; {COPY_AGAIN}")
+        if repetition_of(self.nodes[path]) is not None:
+            raise ArchiveFormatError(
+                f"{where}: it repeats {path}, which repeats another array; {COPY_AGAIN}"
+            )
+        spec, expected = self.specs[name], self.specs[other]
+        has_type = spec.dtype == expected.dtype or spec.dtype.kind + expected.dtype.kind in _INTEGERS
+        if spec.length != expected.length or (repeats.codec == SAME and not has_type):
+            raise ArchiveFormatError(
+                f"{where}: it repeats {path}, which has {expected.length:,} numbers of type "
+                f"{expected.dtype}, not {spec.length:,} of {spec.dtype}; {COPY_AGAIN}"
+            )
+        return other
 
     def _check_ends(self, offsets: ZarrArray) -> None:
         """Compare the first and last offset with the number of values."""

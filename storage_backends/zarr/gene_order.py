@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     # It takes long to import, and only the writer orders genes.
     import scipy.sparse as sp
 
-#: Elements that are aligned with the genes, by the element that contains the matrix.
-ALIGNED = {"X": ("varm/", "varp/"), "raw/X": ("raw/varm/",)}
-
 _VALUES_AT_ONCE = 1 << 20
 #: Bands of similar detection rates per factor of two.
 _BANDS_PER_OCTAVE = 2
@@ -117,17 +114,24 @@ def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
     return place
 
 
-def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any | None) -> None:
+def rewrite(
+    drafts: Rows,
+    data: ArrayBuilder | None,
+    indices: ArrayBuilder | None,
+    order: NDArray[np.int64] | None,
+) -> None:
     """Append drafts to the builders of the final arrays, with genes reordered.
 
     Parameters
     ----------
+    data, indices
+        None for an array that is not written.
     order
         Original position of each gene in the new order; None keeps the order.
     """
     if order is None:
         for draft, final in ((drafts.data, data), (drafts.indices, indices)):
-            for values in _pieces(draft.reader()):
+            for values in _pieces(draft.reader()) if final is not None else ():
                 final.append(values)
         return
     rank = _ranks(order, drafts.indices.spec.dtype)
@@ -136,10 +140,24 @@ def rewrite(drafts: Rows, data: ArrayBuilder, indices: ArrayBuilder, order: Any 
         values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
         sorted_values, sorted_ids = np.empty_like(values), np.empty_like(ids)
         sort_rows(values, rank[ids], indptr - indptr[0], len(order), sorted_values, sorted_ids)
-        ends = indptr[1:] - indptr[0] + data.length
         for final, items in ((data, sorted_values), (indices, sorted_ids)):
-            final.append(items)
-            final.end_rows(ends)
+            if final is not None:
+                ends = indptr[1:] - indptr[0] + final.length
+                final.append(items)
+                final.end_rows(ends)
+
+
+def is_same(draft: ArrayBuilder, other: ArrayBuilder) -> bool:
+    """Whether two arrays have the same integers, or the same numbers of one type bit by bit."""
+    dtypes = draft.spec.dtype, other.spec.dtype
+    kinds = {dtype.kind for dtype in dtypes}
+    if draft.spec.length != other.spec.length or not (len({*dtypes}) == 1 or kinds <= {*"iu"}):
+        return False
+    pieces = zip(_pieces(draft.reader()), _pieces(other.reader()), strict=True)
+    if len({*dtypes}) == 1:
+        bits = f"u{dtypes[0].itemsize}"
+        return all(np.array_equal(one.view(bits), two.view(bits)) for one, two in pieces)
+    return all(np.array_equal(one, two) for one, two in pieces)
 
 
 def sample(drafts: Rows, order: NDArray[np.int64] | None) -> dict[str, NDArray[Any]]:
@@ -157,6 +175,21 @@ def _ranks(order: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
     rank = np.empty(len(order), dtype)
     rank[order] = np.arange(len(order), dtype=dtype)
     return rank
+
+
+def aligned(element: str, *, follows: bool) -> tuple[str, ...]:
+    """Prefixes of further elements that are aligned with the genes.
+
+    Parameters
+    ----------
+    element
+        The element that contains the matrix.
+    follows
+        Whether the genes of the AnnData have the order of those of raw/X.
+    """
+    if element == "raw/X":
+        return ("raw/varm/", "var") if follows else ("raw/varm/",)
+    return ("varm/", "varp/") if element == "X" else ()
 
 
 def permute(name: str, value: Any, order: NDArray[np.int64]) -> Any:

@@ -21,7 +21,7 @@ from storage_backends.zarr import detection, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DRAFT, Profile
 from storage_backends.zarr.local_stores import RecordingStore
-from storage_backends.zarr.nodes import array_of
+from storage_backends.zarr.nodes import repetition_of
 from storage_backends.zarr.tables import writing
 from storage_backends.zarr.writer import ZarrWriter, numbered
 
@@ -72,8 +72,8 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
 
     def _is_reordered(self, prefix: str) -> bool:
         """Whether the genes of a matrix are stored in another order, as those of the archive."""
-        follows = self._group.matrix == "X" and prefix.startswith("layers/")
-        return self._order is not None and (not prefix or follows)
+        is_reordered = not prefix or self._group.is_reordered(prefix.rstrip("/"))
+        return self._order is not None and is_reordered
 
     def _append_local(self, prefix: str, offsets: NDArray[Any]) -> None:
         if prefix not in self._local:
@@ -92,8 +92,7 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
             return super()._builder(name, like, profile)
         path = self._group.paths[name]
         node = self._group.nodes[path]
-        where = f"{self.path}: {name}"
-        stored = array_of(where, node, self._store.files, complete=True)
+        stored = self._group.stored(name)
         assert node.array is not None
         assert node.array.grid is not None
         profile = profile.resuming(node.array.grid.codecs)
@@ -104,6 +103,7 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
     def _complete(self, attrs: Mapping[str, Any]) -> None:
         n_obs = self.specs["indptr"].length - 1
         with refused_write(self.path), layout.ignore_zarr_warnings():
+            self._separate()
             if self._order is not None:
                 self._join_drafts(self._order)
             for builder in self._arrays.values():
@@ -115,6 +115,15 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
                 self._extend("obs", numbered(n_obs, self._store.spec("indptr").length - 1))
             self._update_root(attrs)
             zarr.consolidate_metadata(self._root.store)
+
+    def _separate(self) -> None:
+        """Store arrays that repeat others, which may have grown without them, on their own."""
+        for name, path in self._group.paths.items():
+            if repetition_of(self._group.nodes[path]) is not None:
+                holder, slash, _ = name.rpartition("/")
+                for part in (f"{holder}{slash}data", f"{holder}{slash}indices"):
+                    if part not in self._arrays:
+                        self.append(part, np.empty(0, self._store.spec(part).dtype))
 
     def _join_drafts(self, order: NDArray[np.int64]) -> None:
         """Append new rows to the matrix and fields, with their order of genes."""

@@ -10,14 +10,16 @@ import numpy as np
 import zarr
 
 from storage_backends.base import DTYPES, ArraySpec
-from storage_backends.errors import ArchiveFormatError
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 from storage_backends.zarr.chunks.fetching import DirectReader
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
+from storage_backends.zarr.chunks.repeating import OfReader
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.through_zarr import ZarrReader
 from storage_backends.zarr.codecs.chain import Chain
-from storage_backends.zarr.codecs.profiles import Codec
+from storage_backends.zarr.codecs.profiles import OF, Codec
+from storage_backends.zarr.codecs.repeating_codec import Repetition
 
 _SHARDING = "sharding_indexed"
 #: Codecs of shard indexes that can be read without zarr-python.
@@ -99,11 +101,15 @@ class Node(NamedTuple):
         if isinstance(node, zarr.Array):
             shape, chunks = tuple(map(int, node.shape)), tuple(map(int, node.chunks))
             shards = node.shards and tuple(map(int, node.shards))
+            metadata: Mapping[str, Any] = node.metadata.to_dict()
+            pieces = _pieces_of(metadata.get("codecs", ()))
+            if shards is None and pieces is not None:
+                chunks, shards = pieces, chunks
             dtype = np.dtype(node.dtype)
             is_number = dtype.kind in "iuf" and dtype.newbyteorder("=") in DTYPES
             if shape and is_number:
                 spec = ArraySpec(dtype.newbyteorder("="), shape[0], shape[1:])
-            grid = _grid_of(node.path, shape, chunks, shards, node.metadata.to_dict())
+            grid = _grid_of(node.path, shape, chunks, shards, metadata)
             sizes = shape, chunks, shards
             array = ArrayMetadata(max(1, dtype.itemsize), *sizes, node.fill_value, grid)
         return cls(node.path, node.attrs.asdict(), array, spec, lambda: node)
@@ -131,10 +137,9 @@ class Node(NamedTuple):
         shape = tuple(map(operator.index, metadata["shape"]))
         chunks = tuple(map(operator.index, regular["configuration"]["chunk_shape"]))
         # Codecs may also be given by their names alone, which raises a TypeError here.
-        shards, names = None, list(map(_NAME, codecs))
-        if names[0] == _SHARDING:
-            shards, inner = chunks, codecs[0]["configuration"]["chunk_shape"]
-            chunks = tuple(map(operator.index, inner))
+        shards, pieces = None, _pieces_of(codecs)
+        if pieces is not None:
+            shards, chunks = chunks, pieces
         steps = chunks + (shards or ())
         if regular["name"] != "regular" or not len(shape) == len(chunks) == len(shards or shape):
             raise ValueError("not in the form that archives use")
@@ -150,6 +155,35 @@ class Node(NamedTuple):
             fill, itemsize = spec.dtype.type(metadata["fill_value"]), spec.dtype.itemsize
         array = ArrayMetadata(itemsize, shape, chunks, shards, fill, grid)
         return cls(path, attrs, array, spec, opened)
+
+
+def _pieces_of(codecs: Sequence[Codec]) -> tuple[int, ...] | None:
+    """Shape of the pieces of chunks, in which they are encoded; None if they are not in pieces."""
+    if not {_SHARDING, OF}.intersection(list(map(_NAME, codecs))[:1]):
+        return None
+    return tuple(map(operator.index, codecs[0]["configuration"]["chunk_shape"]))
+
+
+def repetition_of(node: Node) -> Repetition | None:
+    """What an array repeats, if it repeats another one."""
+    grid = node.array.grid if node.array is not None else None
+    return Repetition.of(grid.codecs[0]) if grid is not None and len(grid.codecs) == 1 else None
+
+
+def repeating(where: str, node: Node, files: Files, other: ZarrArray) -> ZarrArray:
+    """Create the reader of an array that follows from another one by tables."""
+    assert node.array is not None
+    assert node.spec is not None
+    grid = node.array.grid
+    assert grid is not None
+    if other.chunk_rows != grid.chunk_rows:
+        raise ArchiveFormatError(
+            f"{where}: it has chunks of {grid.chunk_rows:,} items, but the array that it repeats of "
+            f"{other.chunk_rows:,}; {COPY_AGAIN}"
+        )
+    chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=True)
+    reader = OfReader(where, chunks, node.spec, grid.chunk_rows, other.reader)
+    return ZarrArray(where, node.spec, grid.chunk_rows, reader)
 
 
 def array_of(
@@ -213,6 +247,8 @@ def _grid_of(
         return None
     suffix = "/0" * (len(shape) - 1)
     codecs: Sequence[Codec] = metadata["codecs"]
+    if codecs[0]["name"] == OF:
+        return Grid(inner[0], outer[0] // inner[0], codecs, f"{path}/c/", suffix)
     if codecs[0]["name"] != _SHARDING:
         return Grid(inner[0], 0, codecs, f"{path}/c/", suffix)
     settings = codecs[0]["configuration"]

@@ -36,7 +36,7 @@ from storage_backends.zarr import remote as remote_files
 from storage_backends.zarr.chunks import reading, rows
 from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
-from storage_backends.zarr.codecs.profiles import ANS, PACKED, PROFILES
+from storage_backends.zarr.codecs.profiles import ANS, OF, PACKED, PROFILES, SAME
 from storage_backends.zarr.contents import GroupContents
 from storage_backends.zarr.detection import METADATA_FILES
 from storage_backends.zarr.nodes import array_at, describe, shard_keys
@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 
     from storage_backends.base import ArrayWriter
     from storage_backends.zarr.tables.reading import ZarrTable
+
+
+#: Codecs of this package.
+_CODECS = (ANS, OF, PACKED, SAME)
 
 
 class ZarrStore(DirectoryStore):
@@ -191,12 +195,9 @@ class ZarrStore(DirectoryStore):
 
     def chunk_length(self, name: str) -> int:
         self.spec(name)
-        if not self.request_bytes and self.group.array(name).reader.in_frames:
-            # Items are read with those of their frame; remote chunks are fetched whole.
-            return 1
-        node = self.group.nodes[self.group.paths[name]]
-        assert node.array is not None
-        return node.array.chunks[0]
+        array = self.group.array(name)
+        # Items in frames are read with those of their frame; remote chunks are fetched whole.
+        return 1 if not self.request_bytes and array.reader.in_frames else array.chunk_rows
 
     # -- tables ----------------------------------------------------------------------------
 
@@ -268,7 +269,7 @@ class ZarrStore(DirectoryStore):
         self._check_chunks(name)
         with unreadable(f"{self.path}: {name}"), layout.ignore_zarr_warnings():
             value = stored_elements.read(self.group.nodes[name].opened())
-        aligned = gene_order.ALIGNED.get(self.group.matrix, ())
+        aligned = gene_order.aligned(self.group.matrix, follows=self.group.follows)
         if self.group.order is not None and name.startswith(aligned):
             value = gene_order.permute(name, value, np.argsort(self.group.order))
         return value
@@ -295,8 +296,9 @@ class ZarrStore(DirectoryStore):
         self._opened()
         grids = (node.array.grid for node in self.group.nodes.values() if node.array is not None)
         codecs = {str(codec["name"]) for grid in grids if grid for codec in grid.codecs}
-        packages = {"numcodecs.pcodec": "pcodec", ANS: "scdl-store", PACKED: "scdl-store"}
-        return [package for codec, package in packages.items() if codec in codecs]
+        packages = {"numcodecs.pcodec": "pcodec", **dict.fromkeys(_CODECS, "scdl-store")}
+        found = (package for codec, package in packages.items() if codec in codecs)
+        return list(dict.fromkeys(found))
 
     def describe(self, name: str) -> str:
         self.spec(name)

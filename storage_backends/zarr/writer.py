@@ -25,6 +25,7 @@ from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFIL
 from storage_backends.zarr.fitting import fitted
 from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.local_stores import RecordingStore
+from storage_backends.zarr.repeats import Compression
 from storage_backends.zarr.tables import writing
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class ZarrWriter(DirectoryWriter):
         self._sparse: dict[str, Sparse] = {}
         self._var: dict[str, pa.Table] = {}
         self._elements: dict[str, Any] = {}
+        #: Whether X and layers beside raw/X have the order of its genes.
+        self._follows = False
         #: Arrays of uint64 that are stored as int64, which has the same bits.
         self._unsigned: set[str] = set()
 
@@ -111,7 +114,7 @@ class ZarrWriter(DirectoryWriter):
     def _is_draft(self, name: str) -> bool:
         """Whether an array belongs to a sparse matrix whose genes may be reordered."""
         is_part = self._is_part(name, "data", "indices")
-        return is_part and ("/" not in name or name.startswith("layers/"))
+        return is_part and ("/" not in name or name.startswith(("X/", "layers/")))
 
     def _builder(self, name: str, like: NDArray[Any], profile: Profile) -> ArrayBuilder:
         path = layout.array_path(name)
@@ -150,6 +153,8 @@ class ZarrWriter(DirectoryWriter):
             self._write_genes(attrs, order)
             for name, value in self._elements.items():
                 elements.write(self._root, layout.element_path(name), value)
+            if order is not None and self._follows:
+                self._write_order("var", order)
             self._write_root(attrs, n_obs, reordered=order is not None)
             zarr.consolidate_metadata(self._root.store)
 
@@ -162,48 +167,58 @@ class ZarrWriter(DirectoryWriter):
         """
         if not self._profile.by_detection:
             return None
-        drafts = [name for name in self._arrays if self._is_draft(name)]
-        prefixes = [n.removesuffix("indices") for n in drafts if self._is_part(n, "indices")]
-        element = _element(attrs)
-        # Matrices that share their genes with the main matrix.
-        aligned = ["", *(p for p in prefixes if p and element == "X")]
-        order = None
-        if self._can_order(attrs, element, aligned):
-            matrix = gene_order.Rows(*(self._arrays[part] for part in MATRIX_PARTS))
-            order = gene_order.by_detection(matrix, attrs["blocks"][0]["n_vars"])
-        for prefix in prefixes:
-            parts = [self._arrays[prefix + part] for part in MATRIX_PARTS]
-            new_order = order if prefix in aligned else None
-            rows = gene_order.Rows(*parts)
-            sample = gene_order.sample(rows, new_order)
-            finals = []
-            for part, b in zip(MATRIX_PARTS, parts[:2], strict=False):
-                profile = fitted(self._profile, b.name, sample[part], sample["ends"], b.spec.length)
-                finals.append(self._builder(b.name, b.empty(), profile))
-            gene_order.rewrite(rows, finals[0], finals[1], new_order)
-            for draft, final in zip(parts, finals, strict=False):
-                final.close()
-                draft.remove()
-                self._arrays[final.name] = final
+        names = [name for name in self._arrays if self._is_draft(name)]
+        prefixes = [n.removesuffix("indices") for n in names if self._is_part(n, "indices")]
+        drafts = {
+            prefix: gene_order.Rows(*(self._arrays[prefix + part] for part in MATRIX_PARTS))
+            for prefix in prefixes
+        }
+        element, followers, order = _element(attrs), self._followers(attrs, prefixes), None
+        if followers is not None:
+            order = gene_order.by_detection(drafts[""], attrs["blocks"][0]["n_vars"])
+        compression = Compression(
+            self.recorder,
+            self._profile,
+            lambda name: (layout.array_path(name), layout.element_path(_placed(name, element))),
+            drafts,
+            order,
+            ["", *(followers or ())],
+        )
+        self._arrays |= compression.run()
         if order is not None:
+            self._follows = element == "raw/X" and bool(followers)
+            aligned = gene_order.aligned(element, follows=self._follows)
             for name, value in self._elements.items():
-                if name.startswith(gene_order.ALIGNED.get(element, ())):
+                if name.startswith(aligned):
                     self._elements[name] = gene_order.permute(name, value, order)
         return order
 
-    def _can_order(self, attrs: Mapping[str, Any], element: str, aligned: list[str]) -> bool:
-        """Whether genes can be reordered: one block, sorted rows, and layers that can follow."""
-        layers = {name for name in self._arrays if name.startswith("layers/")} | {
-            name for name in self._elements if name.startswith("layers/")
+    def _followers(self, attrs: Mapping[str, Any], prefixes: list[str]) -> list[str] | None:
+        """Prefixes of the matrices that follow the order of genes; None if it cannot be changed.
+
+        It can be in one block with sorted rows, if all matrices with these genes follow.
+        """
+        element = _element(attrs)
+        if len(attrs["blocks"]) > 1 or attrs.get("sorted") is not True:
+            return None
+        beside = {
+            name
+            for name in (*self._arrays, *self._elements)
+            if name == "X" or name.startswith(("X/", "layers/"))
         }
-        by_rows = {
-            prefix + part
-            for prefix in aligned
-            for part in MATRIX_PARTS
-            if prefix and self._sparse[prefix.rstrip("/")].format == "csr"
-        }
-        follows = element == "raw/X" or (element == "X" and layers <= by_rows)
-        return follows and len(attrs["blocks"]) == 1 and attrs.get("sorted") is True
+        by_rows = [p for p in prefixes if p and self._sparse[p.rstrip("/")].format == "csr"]
+        all_follow = beside <= {prefix + part for prefix in by_rows for part in MATRIX_PARTS}
+        if element == "raw/X":
+            return by_rows if all_follow and self._has_genes_of_raw(by_rows) else []
+        return by_rows if all_follow and element == "X" else None
+
+    def _has_genes_of_raw(self, prefixes: list[str]) -> bool:
+        """Whether var has the genes of raw/var in the same order."""
+        var, table = self._elements.get("var"), self._var["var/0"]
+        if var is None or INDEX not in table.column_names or layout.ORDER in var.columns:
+            return False
+        widths = {self._sparse[prefix.rstrip("/")].shape[1] for prefix in prefixes}
+        return widths <= {len(var)} and list(var.index) == table.column(INDEX).to_pylist()
 
     def _place_arrays(self, attrs: Mapping[str, Any], n_obs: int) -> None:
         """Move the matrix to its element and write metadata of arrays and sparse matrices."""
@@ -211,7 +226,7 @@ class ZarrWriter(DirectoryWriter):
         n_vars = max(block["n_vars"] for block in attrs["blocks"])
         for name, builder in self._arrays.items():
             if name in MATRIX_PARTS:
-                builder.move(f"{element}/{name}")
+                builder.move(_placed(name, element))
             builder.write_metadata(self._root)
         self.recorder.remove(os.path.join(self.directory, layout.MATRIX))
         sparse = {element: Sparse("csr", (n_obs, n_vars))}
@@ -236,12 +251,16 @@ class ZarrWriter(DirectoryWriter):
             group = self._root.require_group(parent) if parent else self._root
             writing.write(group, key, table)
             if order is not None:
-                self._root.create_array(
-                    f"{path}/{layout.ORDER}",
-                    data=order,
-                    compressors=layout.CHECKED,
-                    config={"write_empty_chunks": True},
-                )
+                self._write_order(path, order)
+
+    def _write_order(self, path: str, order: NDArray[np.int64]) -> None:
+        """Write the original position of each gene next to the columns of a table."""
+        self._root.create_array(
+            f"{path}/{layout.ORDER}",
+            data=order,
+            compressors=layout.CHECKED,
+            config={"write_empty_chunks": True},
+        )
 
     @cached_property
     def _shared_var(self) -> pa.Table:
@@ -267,6 +286,7 @@ class ZarrWriter(DirectoryWriter):
             "compression": self._compression,
             "obs": has_obs,
             "reordered": reordered,
+            **({"var_reordered": True} if self._follows else {}),
             **({"shared_var": True} if len(self._var) > 1 and self._is_anndata(attrs) else {}),
             **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
             "attrs": {**attrs, **({"sorted": False} if reordered else {})},
@@ -301,6 +321,11 @@ def _profile(compression: str) -> Profile:
             f"there is no compression {compression!r}; choose one of: {', '.join(PROFILES)}"
         )
     return PROFILES[compression]
+
+
+def _placed(name: str, element: str) -> str:
+    """Path of an array of a matrix in the finished store, by its name."""
+    return f"{element}/{name}" if name in MATRIX_PARTS else name
 
 
 def _element(attrs: Mapping[str, Any]) -> str:

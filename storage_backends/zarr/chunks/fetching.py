@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,21 @@ class ChunkReader(ABC):
         """Announce chunks, as for `fetch`; returns an object to keep until they were read."""
 
 
+class Located(Protocol):
+    """What has chunks in a grid.
+
+    Attributes
+    ----------
+    where
+        Opens the message of an error.
+    grid
+        The chunks.
+    """
+
+    where: str
+    grid: ShardedChunks
+
+
 class DirectReader(ChunkReader):
     """Reads files and decodes chunks without zarr-python."""
 
@@ -128,7 +143,7 @@ def encoded(reader: DirectReader, start: int, stop: int) -> Iterator[bytes]:
 
 
 def locate(
-    readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
+    readers: Sequence[Located], which: NDArray[np.int64], chunks: NDArray[np.int64]
 ) -> tuple[Pieces, NDArray[np.bool_]]:
     """Locate chunks, and tell which of them were written."""
     shards = chunks // np.array([reader.grid.per_file for reader in readers])[which]

@@ -22,7 +22,10 @@ from storage_backends.zarr.chunks.row_ends import RowEnds
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import Codec, Profile, fits_narrow
+from storage_backends.zarr.codecs.repeating_codec import Repetition
 
+#: Attributes of an array of an AnnData.
+ENCODING = {"encoding-type": "array", "encoding-version": "0.2.0"}
 #: Chunks per shard: files have tens of megabytes, and an index of 16 kB.
 _CHUNKS_PER_SHARD = 1024
 #: Items of a stored array that are encoded again at once.
@@ -73,16 +76,18 @@ class ArrayBuilder:
         """Begin with the items of a stored array, of which this directory has hard links.
 
         Full shards stay, and other full chunks are copied as they are encoded. Only an array whose
-        single shard has short chunks, or that has another type, is encoded again.
+        single shard has short chunks, that has another type, or that repeats another array, is
+        encoded again.
         """
-        reader, rows = stored.reader, stored.chunk_rows
-        assert isinstance(reader, DirectReader)
-        length, per_shard = stored.spec.length, reader.grid.per_file
+        reader, rows, length = stored.reader, stored.chunk_rows, stored.spec.length
+        is_alone = Repetition.of(codecs[0]) is None
+        per_shard = reader.grid.per_file if isinstance(reader, DirectReader) else 0
         has_full_shards = length >= rows * per_shard and (
             length > rows * per_shard or per_shard == self._most
         )
-        start = 0
-        if self._dtype == stored.spec.dtype and (has_full_shards or rows == self._chunk_rows):
+        start, is_same = 0, is_alone and self._dtype == stored.spec.dtype
+        if is_same and (has_full_shards or rows == self._chunk_rows):
+            assert isinstance(reader, DirectReader)
             if has_full_shards:
                 self._chunk_rows, self._most = rows, per_shard
             self._codecs, self._chain = list(codecs), reader.chain
@@ -102,6 +107,11 @@ class ArrayBuilder:
             values = np.empty((stop - first, *self._item_shape), stored.spec.dtype)
             stored.read(np.array([first]), np.array([stop]), values)
             self.append(values.astype(self._dtype, copy=False))
+
+    @property
+    def knows_rows(self) -> bool:
+        """Whether chunks are compressed once it is known where their rows end."""
+        return self._chain.knows_rows
 
     @property
     def spec(self) -> ArraySpec:
@@ -152,7 +162,7 @@ class ArrayBuilder:
             serializer=serializer,
             compressors=compressors,
             fill_value=0,
-            attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
+            attributes=ENCODING,
         )
 
     def move(self, path: str) -> None:
@@ -209,7 +219,7 @@ class ArrayBuilder:
 
     def end_rows(self, ends: NDArray[Any]) -> None:
         """Say where further rows end, in items of the whole array and in ascending order."""
-        if self._chain.knows_rows:
+        if self.knows_rows:
             self.ends.extend(ends)
             self._release(_MOST_WAITING)
 
@@ -218,7 +228,7 @@ class ArrayBuilder:
         while self._full:
             first, chunk = self._full[0]
             ends = None
-            if self._chain.knows_rows:
+            if self.knows_rows:
                 ends = self.ends.within(first, min(first + len(chunk), self.length))
                 if ends is None and len(self._full) <= most:
                     return

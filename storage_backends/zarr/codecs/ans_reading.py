@@ -86,7 +86,7 @@ def decode(
 
 
 @kernel
-def _number(address: Int, end: Int) -> tuple[Int, Int]:
+def number_in_sevens(address: Int, end: Int) -> tuple[Int, Int]:
     """A number in groups of seven bits, and the address after it; -1 if it is invalid."""
     number: Int = 0
     shift = 0
@@ -105,14 +105,14 @@ def _check_rows(address: Int, end: Int, n_items: Int) -> tuple[Int, Int, Int, In
 
     The number of rows is -1 if these are invalid, or not as many as the items.
     """
-    n_rows, at = _number(address + 1, end)
-    before, at = _number(at, end)
+    n_rows, at = number_in_sevens(address + 1, end)
+    before, at = number_in_sevens(at, end)
     last: Int = 0
     first, left = at, n_items + before
     if before < 0:
         return -1, 0, 0, 0
     for row in range(n_rows):
-        last, at = _number(at, end)
+        last, at = number_in_sevens(at, end)
         # The first row has items in this chunk, and so has the last.
         if last < 1 or last >= MOST_LENGTH or left < 1 or (row == 0 and last <= before):
             return -1, 0, 0, 0
@@ -148,7 +148,7 @@ def _decode_chunk(
     lengths_end = position
     position, start = 8 * (position + _STATE_BYTES), 0
     for _ in range(n_rows):
-        length, at = _number(at, lengths_end)
+        length, at = number_in_sevens(at, lengths_end)
         previous, stop = np.int64(-1), min(start + length - before, len(out))
         for first in range(start, stop, BATCH):
             if first >= needed:

@@ -54,7 +54,7 @@ def encode(
     lengths = np.diff(edges).tolist()
     head = [len(lengths), max(0, -int(edges[0])), *lengths]
     begin = states.astype("<u2").tobytes()
-    return b"".join([bytes([VERSION]), *map(_in_sevens, head), begin, out[:size].tobytes()])
+    return b"".join([bytes([VERSION]), *map(in_sevens, head), begin, out[:size].tobytes()])
 
 
 def rows_of(n: int, ends: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -67,7 +67,7 @@ def rows_of(n: int, ends: NDArray[np.int64] | None) -> NDArray[np.int64]:
     return edges if n and edges[-1] > 0 else np.append(0, [n] * bool(n)).astype(np.int64)
 
 
-def _in_sevens(number: int) -> bytes:
+def in_sevens(number: int) -> bytes:
     """A number in groups of seven bits, the lowest first; all but the last have a bit more."""
     groups = bytearray()
     while number > 127:

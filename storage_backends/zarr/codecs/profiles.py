@@ -25,6 +25,9 @@ NARROW = np.dtype(np.uint16)
 PACKED = "scdl.packed"
 #: The codec with fitted tables, see :mod:`storage_backends.zarr.codecs.ans_format`.
 ANS = "scdl.ans"
+#: Codecs of an array that is the same as another one, and of one that follows from another by
+#: tables, see :mod:`storage_backends.zarr.codecs.repeating_codec`.
+SAME, OF = "scdl.same", "scdl.of"
 
 
 @dataclass(frozen=True)
