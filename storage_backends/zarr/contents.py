@@ -15,13 +15,13 @@ from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
-from storage_backends.zarr import gene_order, layout
+from storage_backends.zarr import layout
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
-from storage_backends.zarr.detection import CHECKSUMS
 from storage_backends.zarr.codecs.profiles import SAME
 from storage_backends.zarr.codecs.repeating_codec import Repetition
+from storage_backends.zarr.detection import CHECKSUMS
 from storage_backends.zarr.nodes import Node, array_at, array_of, repeating, repetition_of
 from storage_backends.zarr.opening import Nodes, scdl_attribute, unreadable
 from storage_backends.zarr.plan import Bound
@@ -281,7 +281,9 @@ class GroupContents:
                 f"{where}: it repeats {path}, which repeats another array; {COPY_AGAIN}"
             )
         spec, expected = self.specs[name], self.specs[other]
-        has_type = spec.dtype == expected.dtype or spec.dtype.kind + expected.dtype.kind in _INTEGERS
+        has_type = (
+            spec.dtype == expected.dtype or spec.dtype.kind + expected.dtype.kind in _INTEGERS
+        )
         if spec.length != expected.length or (repeats.codec == SAME and not has_type):
             raise ArchiveFormatError(
                 f"{where}: it repeats {path}, which has {expected.length:,} numbers of type "

@@ -66,10 +66,20 @@ def reordered(rows: Mapping[str, NDArray[Any]], n_vars: int) -> dict[str, NDArra
     ones = np.ones(len(ids), np.float32)
     cells = sp.csr_matrix((ones, ids, offsets), (len(offsets) - 1, n_vars))
     order = _in_bands(np.bincount(ids, minlength=n_vars), cells[:_SAMPLE_CELLS])
-    rank = _ranks(order, indices.dtype)
-    sorted_data, sorted_ids = np.empty_like(data), np.empty_like(indices)
-    sort_rows(data, rank[ids], offsets, n_vars, sorted_data, sorted_ids)
-    return {"data": sorted_data, "indices": sorted_ids, "indptr": indptr}
+    found = _sorted(data, _ranks(order, indices.dtype)[ids], offsets, n_vars)
+    return {"data": found[0], "indices": found[1], "indptr": indptr}
+
+
+def _sorted(
+    values: NDArray[Any], ids: NDArray[Any], offsets: NDArray[np.int64], n_vars: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Values and ids of rows, sorted by id; values with the same id keep their order."""
+    found = np.empty_like(values), np.empty_like(ids)
+    if sort_rows(values, ids, offsets, n_vars, *found) < 0:
+        rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        order = np.lexsort((ids, rows))
+        return values[order], ids[order]
+    return found
 
 
 def _sample(rows: Rows, n_vars: int) -> sp.csr_matrix:
@@ -138,9 +148,8 @@ def rewrite(
     read_data, read_indices = drafts.data.reader(), drafts.indices.reader()
     for indptr in _row_blocks(drafts.indptr.reader()):
         values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
-        sorted_values, sorted_ids = np.empty_like(values), np.empty_like(ids)
-        sort_rows(values, rank[ids], indptr - indptr[0], len(order), sorted_values, sorted_ids)
-        for final, items in ((data, sorted_values), (indices, sorted_ids)):
+        values, ids = _sorted(values, rank[ids], indptr - indptr[0], len(order))
+        for final, items in ((data, values), (indices, ids)):
             if final is not None:
                 ends = indptr[1:] - indptr[0] + final.length
                 final.append(items)
@@ -164,9 +173,7 @@ def sample(drafts: Rows, order: NDArray[np.int64] | None) -> dict[str, NDArray[A
     """Some rows of drafts, as :func:`rewrite` writes them."""
     offsets, values, ids = sampled(drafts.indptr, _FITTED_CELLS, drafts.data, drafts.indices)
     if order is not None:
-        rank, data, indices = _ranks(order, ids.dtype), np.empty_like(values), np.empty_like(ids)
-        sort_rows(values, rank[ids], offsets, len(order), data, indices)
-        values, ids = data, indices
+        values, ids = _sorted(values, _ranks(order, ids.dtype)[ids], offsets, len(order))
     return {"data": values, "indices": ids, "ends": offsets[1:]}
 
 

@@ -22,7 +22,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.registry import get_codec_class, register_codec
 
-import storage_backends.zarr.codecs.repeating_codec  # noqa: F401 - registers the codecs
+import storage_backends.zarr.codecs.repeating_codec
 import storage_backends.zarr.codecs.zarr_codec  # noqa: F401 - registers the codec
 from storage_backends.compute.claims import BYTES_PER_BYTE, FREE_BYTES
 

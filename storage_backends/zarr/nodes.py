@@ -178,8 +178,8 @@ def repeating(where: str, node: Node, files: Files, other: ZarrArray) -> ZarrArr
     assert grid is not None
     if other.chunk_rows != grid.chunk_rows:
         raise ArchiveFormatError(
-            f"{where}: it has chunks of {grid.chunk_rows:,} items, but the array that it repeats of "
-            f"{other.chunk_rows:,}; {COPY_AGAIN}"
+            f"{where}: it has chunks of {grid.chunk_rows:,} items, but the array that it repeats "
+            f"has chunks of {other.chunk_rows:,}; {COPY_AGAIN}"
         )
     chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=True)
     reader = OfReader(where, chunks, node.spec, grid.chunk_rows, other.reader)

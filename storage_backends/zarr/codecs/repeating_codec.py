@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import posixpath
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -70,7 +69,9 @@ class Repetition(NamedTuple):
         """Path of the other array, from that of this one; ValueError if it is out of the store."""
         found = posixpath.normpath(posixpath.join(path, self.array))
         if found.startswith(("..", "/")):
-            raise ValueError(f"the codec {self.codec} names an array out of the store: {self.array}")
+            raise ValueError(
+                f"the codec {self.codec} names an array out of the store: {self.array}"
+            )
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,19 +116,17 @@ class _RepeatingCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
             raise ValueError(f"{path} repeats {other.path}, which repeats another array")
         (chosen,) = selection if isinstance(selection, tuple) else (selection,)
         if isinstance(chosen, slice):
-            within = range(*chosen.indices(chunk_spec.shape[0]))
-            ends = (within[0], within[-1]) if len(within) else (0, -1)
+            places = range(*chosen.indices(chunk_spec.shape[0]))
+            ends = (places[0], places[-1]) if len(places) else (0, -1)
         else:
             chosen = np.asarray(chosen)
             chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
             ends = (int(chosen.min()), int(chosen.max())) if chosen.size else (0, -1)
         start, stop = min(ends), max(ends) + 1
         values = await self._read(byte_getter, other, start, stop, chunk_spec)
-        if isinstance(chosen, slice):
-            values = values[:: chosen.step or 1]
-        else:
-            values = values[chosen - start]
-        return chunk_spec.prototype.nd_buffer.from_ndarray_like(np.ascontiguousarray(values))  # type: ignore[arg-type]
+        within = slice(None, None, chosen.step) if isinstance(chosen, slice) else chosen - start
+        found: Any = np.asarray(values[within])
+        return chunk_spec.prototype.nd_buffer.from_ndarray_like(found)
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         raise ValueError(f"the codec {self.repeats.codec} needs the store of the array")
