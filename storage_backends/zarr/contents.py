@@ -14,23 +14,19 @@ from storage_backends.base import ArraySpec
 from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
+from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr import layout
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
-from storage_backends.zarr.codecs.profiles import SAME
-from storage_backends.zarr.codecs.repeating_codec import Repetition
 from storage_backends.zarr.detection import CHECKSUMS
-from storage_backends.zarr.nodes import Node, array_at, array_of, repeating, repetition_of
+from storage_backends.zarr.nodes import Node, array_at, array_of
 from storage_backends.zarr.opening import Nodes, scdl_attribute, unreadable
 from storage_backends.zarr.plan import Bound
+from storage_backends.zarr.repeated import Repeated, repeated
 
 if TYPE_CHECKING:
     from storage_backends.zarr.tables.reading import ZarrTable
-
-#: Kinds of two types of integers.
-_INTEGERS = ("ii", "iu", "ui", "uu")
 
 
 class GroupContents:
@@ -242,13 +238,11 @@ class GroupContents:
             array.forget()
 
     def _open_array(self, name: str) -> ZarrArray:
-        where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
-        with unreadable(where):
-            found = repetition_of(node)
-            array = self.stored(name)
-            if found is not None and found.codec == SAME:
+        with unreadable(f"{self.path}: {name}"):
+            array, found = self.stored(name), self._repeated(name)
+            if found is not None and found.is_same:
                 # Decoded chunks are kept once.
-                array.key = self.array(self._other(where, name, found)).key
+                array.key = self.array(found.other).key
             if (below := self.specs[name].below) is not None:
                 dtype = np.uint32 if array.reader.in_frames else array.spec.dtype
                 mapping = None if self.order is None else self.order.astype(dtype)
@@ -261,35 +255,13 @@ class GroupContents:
     def stored(self, name: str) -> ZarrArray:
         """A new reader of an array, with the numbers as they are stored."""
         where, node = f"{self.path}: {name}", self.nodes[self.paths[name]]
-        found = repetition_of(node)
+        found = self._repeated(name)
         if found is None:
             return array_of(where, node, self._files, complete=bool(self.scdl_attrs))
-        other = self.stored(self._other(where, name, found))
-        if found.codec == SAME:
-            assert node.spec is not None
-            return ZarrArray(where, node.spec, other.chunk_rows, other.reader)
-        return repeating(where, node, self._files, other)
+        return found.reader(where, self._files, self.stored(found.other))
 
-    def _other(self, where: str, name: str, repeats: Repetition) -> str:
-        """Name of the array that another one repeats."""
-        path = repeats.target(self.paths[name])
-        other = next((other for other, at in self.paths.items() if at == path), None)
-        if other is None:
-            raise ArchiveFormatError(f"{where}: it repeats {path}, which is missing; {COPY_AGAIN}")
-        if repetition_of(self.nodes[path]) is not None:
-            raise ArchiveFormatError(
-                f"{where}: it repeats {path}, which repeats another array; {COPY_AGAIN}"
-            )
-        spec, expected = self.specs[name], self.specs[other]
-        has_type = (
-            spec.dtype == expected.dtype or spec.dtype.kind + expected.dtype.kind in _INTEGERS
-        )
-        if spec.length != expected.length or (repeats.codec == SAME and not has_type):
-            raise ArchiveFormatError(
-                f"{where}: it repeats {path}, which has {expected.length:,} numbers of type "
-                f"{expected.dtype}, not {spec.length:,} of {spec.dtype}; {COPY_AGAIN}"
-            )
-        return other
+    def _repeated(self, name: str) -> Repeated | None:
+        return repeated(f"{self.path}: {name}", name, self.paths, self.nodes, self.specs)
 
     def _check_ends(self, offsets: ZarrArray) -> None:
         """Compare the first and last offset with the number of values."""

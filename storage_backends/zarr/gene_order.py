@@ -7,18 +7,22 @@ AnnData see only a different order of var.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends.base import INDEX
 from storage_backends.compute.rowsort import sort_rows
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.writing import ArrayBuilder
+from storage_backends.zarr.layout import MATRIX_PARTS, ORDER
 
 if TYPE_CHECKING:
-    # It takes long to import, and only the writer orders genes.
+    # They take long to import, and only the writer orders genes.
+    import pandas as pd
+    import pyarrow as pa
     import scipy.sparse as sp
 
 _VALUES_AT_ONCE = 1 << 20
@@ -141,8 +145,9 @@ def rewrite(
     """
     if order is None:
         for draft, final in ((drafts.data, data), (drafts.indices, indices)):
-            for values in _pieces(draft.reader()) if final is not None else ():
-                final.append(values)
+            if final is not None:
+                for values in _pieces(draft.reader()):
+                    final.append(values)
         return
     rank = _ranks(order, drafts.indices.spec.dtype)
     read_data, read_indices = drafts.data.reader(), drafts.indices.reader()
@@ -197,6 +202,20 @@ def aligned(element: str, *, follows: bool) -> tuple[str, ...]:
     if element == "raw/X":
         return ("raw/varm/", "var") if follows else ("raw/varm/",)
     return ("varm/", "varp/") if element == "X" else ()
+
+
+def can_follow(names: Iterable[str], prefixes: Sequence[str]) -> bool:
+    """Whether X and layers beside the matrix, among the names, are matrices with these prefixes."""
+    beside = {name for name in names if name == "X" or name.startswith(("X/", "layers/"))}
+    return beside <= {prefix + part for prefix in prefixes for part in MATRIX_PARTS}
+
+
+def has_genes(var: pd.DataFrame, raw_var: pa.Table, widths: Sequence[int]) -> bool:
+    """Whether var, of matrices of some widths, has the genes of raw/var in the same order."""
+    if INDEX not in raw_var.column_names or ORDER in var.columns or {*widths} - {len(var)}:
+        return False
+    names: list[str] = raw_var.column(INDEX).to_pylist()
+    return names == list(var.index)
 
 
 def permute(name: str, value: Any, order: NDArray[np.int64]) -> Any:

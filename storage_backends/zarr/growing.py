@@ -21,7 +21,7 @@ from storage_backends.zarr import detection, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DRAFT, Profile
 from storage_backends.zarr.local_stores import RecordingStore
-from storage_backends.zarr.nodes import repetition_of
+from storage_backends.zarr.repeated import repetition_of
 from storage_backends.zarr.tables import writing
 from storage_backends.zarr.writer import ZarrWriter, numbered
 

@@ -10,16 +10,14 @@ import numpy as np
 import zarr
 
 from storage_backends.base import DTYPES, ArraySpec
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
+from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.chunks.fetching import DirectReader
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
-from storage_backends.zarr.chunks.repeating import OfReader
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.through_zarr import ZarrReader
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.profiles import OF, Codec
-from storage_backends.zarr.codecs.repeating_codec import Repetition
 
 _SHARDING = "sharding_indexed"
 #: Codecs of shard indexes that can be read without zarr-python.
@@ -162,28 +160,6 @@ def _pieces_of(codecs: Sequence[Codec]) -> tuple[int, ...] | None:
     if not {_SHARDING, OF}.intersection(list(map(_NAME, codecs))[:1]):
         return None
     return tuple(map(operator.index, codecs[0]["configuration"]["chunk_shape"]))
-
-
-def repetition_of(node: Node) -> Repetition | None:
-    """What an array repeats, if it repeats another one."""
-    grid = node.array.grid if node.array is not None else None
-    return Repetition.of(grid.codecs[0]) if grid is not None and len(grid.codecs) == 1 else None
-
-
-def repeating(where: str, node: Node, files: Files, other: ZarrArray) -> ZarrArray:
-    """Create the reader of an array that follows from another one by tables."""
-    assert node.array is not None
-    assert node.spec is not None
-    grid = node.array.grid
-    assert grid is not None
-    if other.chunk_rows != grid.chunk_rows:
-        raise ArchiveFormatError(
-            f"{where}: it has chunks of {grid.chunk_rows:,} items, but the array that it repeats "
-            f"has chunks of {other.chunk_rows:,}; {COPY_AGAIN}"
-        )
-    chunks = ShardedChunks(where, files, grid.files, grid.suffix, grid.per_shard, complete=True)
-    reader = OfReader(where, chunks, node.spec, grid.chunk_rows, other.reader)
-    return ZarrArray(where, node.spec, grid.chunk_rows, reader)
 
 
 def array_of(

@@ -130,14 +130,14 @@ class Compression:
         """Write the arrays of a matrix that are not given, and those of values by tables."""
         rows = self._drafts[prefix]
         values, ids = values or self._alone(rows.data), ids or self._alone(rows.indices)
-        written = [None if isinstance(each, SameBuilder) else each for each in (values, ids)]
-        if written != [None, None]:
+        data, indices = (None if isinstance(b, SameBuilder) else b for b in (values, ids))
+        if data or indices:
             try:
-                gene_order.rewrite(rows, *written, self._orders[prefix])
+                gene_order.rewrite(rows, data, indices, self._orders[prefix])
                 values.close()
                 ids.close()
             except UnrelatedError:
-                for builder in filter(None, written):
+                for builder in filter(None, (data, indices)):
                     builder.abort()
                     builder.remove()
                 raise

@@ -194,31 +194,20 @@ class ZarrWriter(DirectoryWriter):
         return order
 
     def _followers(self, attrs: Mapping[str, Any], prefixes: list[str]) -> list[str] | None:
-        """Prefixes of the matrices that follow the order of genes; None if it cannot be changed.
-
-        It can be in one block with sorted rows, if all matrices with these genes follow.
-        """
-        element = _element(attrs)
+        """Prefixes of the matrices that follow the order of genes; None if it cannot be changed."""
         if len(attrs["blocks"]) > 1 or attrs.get("sorted") is not True:
             return None
-        beside = {
-            name
-            for name in (*self._arrays, *self._elements)
-            if name == "X" or name.startswith(("X/", "layers/"))
-        }
+        names = (*self._arrays, *self._elements)
         by_rows = [p for p in prefixes if p and self._sparse[p.rstrip("/")].format == "csr"]
-        all_follow = beside <= {prefix + part for prefix in by_rows for part in MATRIX_PARTS}
-        if element == "raw/X":
-            return by_rows if all_follow and self._has_genes_of_raw(by_rows) else []
-        return by_rows if all_follow and element == "X" else None
-
-    def _has_genes_of_raw(self, prefixes: list[str]) -> bool:
-        """Whether var has the genes of raw/var in the same order."""
-        var, table = self._elements.get("var"), self._var["var/0"]
-        if var is None or INDEX not in table.column_names or layout.ORDER in var.columns:
-            return False
-        widths = {self._sparse[prefix.rstrip("/")].shape[1] for prefix in prefixes}
-        return widths <= {len(var)} and list(var.index) == table.column(INDEX).to_pylist()
+        all_follow = gene_order.can_follow(names, by_rows)
+        if _element(attrs) == "X":
+            return by_rows if all_follow else None
+        if _element(attrs) != "raw/X":
+            return None
+        widths = [self._sparse[prefix.rstrip("/")].shape[1] for prefix in by_rows]
+        var, raw_var = self._elements.get("var"), self._var["var/0"]
+        has_genes = var is not None and gene_order.has_genes(var, raw_var, widths)
+        return by_rows if all_follow and has_genes else []
 
     def _place_arrays(self, attrs: Mapping[str, Any], n_obs: int) -> None:
         """Move the matrix to its element and write metadata of arrays and sparse matrices."""

@@ -25,7 +25,7 @@ from storage_backends.zarr.codecs.profiles import Codec, Profile, fits_narrow
 from storage_backends.zarr.codecs.repeating_codec import Repetition
 
 #: Attributes of an array of an AnnData.
-ENCODING = {"encoding-type": "array", "encoding-version": "0.2.0"}
+ENCODING: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
 #: Chunks per shard: files have tens of megabytes, and an index of 16 kB.
 _CHUNKS_PER_SHARD = 1024
 #: Items of a stored array that are encoded again at once.
