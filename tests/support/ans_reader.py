@@ -101,6 +101,7 @@ def _sevens(chunk: bytes, at: int) -> tuple[int, int]:
 def _rows(lengths: list[int], before: int, n_items: int) -> list[tuple[int, int, int]]:
     """The first place, number of items in the chunk, and length of each row."""
     rows, left = [], n_items
+    _check(bool(lengths) or not before, "items before without a row")
     for length in lengths:
         _check(left > 0 and before < length, "a row without items")
         n = min(length - before, left)
