@@ -247,6 +247,15 @@ def test_archives_that_are_converted_again(tmp_path: Path) -> None:
     ).nnz == 0
 
 
+def test_archives_with_raw_grow(tmp_path: Path) -> None:
+    adata = with_raw(normalised(COUNTS), COUNTS, layers={"counts": COUNTS})
+    path = archived(adata[:500].copy(), tmp_path / "a.zarr")
+    assert len(codecs(path)) == 4
+    scdl.open(path).append(adata[500:].copy())
+    assert not codecs(path)
+    check(path, adata)
+
+
 def test_archives_that_grow_store_matrices_on_their_own(tmp_path: Path) -> None:
     X = normalised(COUNTS)
     adata = annotated(X, layers={"counts": COUNTS})
