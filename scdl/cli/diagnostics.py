@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -40,13 +41,16 @@ def be_verbose(value: bool) -> None:
 def end() -> None:
     """End a command: a verbose one says what it took."""
     if _started is not None:
-        import resource
+        took = f"it took {time.monotonic() - _started:.1f} s"
+        # Windows has no such module.
+        with suppress(ImportError):
+            import resource
 
-        # In kB; macOS counts bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        megabytes = peak / (1e6 if sys.platform == "darwin" else 1e3)
-        seconds = time.monotonic() - _started
-        tell("info", f"it took {seconds:.1f} s, and at most {megabytes:,.0f} MB of memory")
+            # In kB; macOS counts bytes.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            megabytes = peak / (1e6 if sys.platform == "darwin" else 1e3)
+            took += f", and at most {megabytes:,.0f} MB of memory"
+        tell("info", took)
 
 
 def tell_where() -> None:

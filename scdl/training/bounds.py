@@ -191,7 +191,8 @@ def _times_needed(measured: Measurement, kind: Kind) -> float:
     asked, read = measured.asked_bytes or 0.0, measured.read_bytes or 0.0
     # Chunks that several buffers ask for may be decoded often, and received once.
     moved = {"decoding": asked, "disk": max(asked, read)}.get(kind, read)
-    return moved / measured.needed_bytes
+    # A cell without values needs next to nothing.
+    return moved / max(measured.needed_bytes, 1.0)
 
 
 def _disk_share(measured: Measurement, machine: Machine) -> float:

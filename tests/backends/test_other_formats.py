@@ -154,7 +154,7 @@ OTHERS: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
 
 #: Those that can be converted, if they are complete.
 CONVERTIBLE = {"filtered.h5", "old_10x.h5", "matrix.mtx", "matrix.mtx.gz", "outs"}
-CONVERTIBLE |= {"x.parquet", "x.feather"}
+CONVERTIBLE |= {"x.parquet", "x.feather", "tables"}
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,8 @@ def ground(
         return out.getvalue(), error.getvalue()
 
     before = logger.level, logger.propagate, [*logger.handlers]
+    # Commands of other tests may have run in this process.
+    logger.handlers = []
     yield run
     logger.level, logger.propagate, logger.handlers = before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -36,8 +37,8 @@ from scdl.verification import verify as verification
 from storage_backends import registry
 from storage_backends.capabilities import Finding, Verdict
 from storage_backends.compute import threads
+from storage_backends.directory import comparison, locks
 from storage_backends.directory import content as content_sums
-from storage_backends.directory import locks
 from storage_backends.directory.checksums import RunningChecksums, Table, file_checksums
 from storage_backends.directory.content import crc32c
 from storage_backends.directory.recorder import Recorder
@@ -450,11 +451,12 @@ def test_number_of_listed_findings_is_limited(archive: tuple[str, Path]) -> None
 def test_files_that_cannot_be_read(
     archive: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, code: int, verdict: Verdict
 ) -> None:
-    def refuse(*_: Any) -> int:
-        raise OSError(code, os.strerror(code))
+    class Unreadable(io.BytesIO):
+        def readinto(self, _: Any) -> int:
+            raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "preadv", refuse)
+        patched.setattr(comparison, "open", lambda *_, **__: Unreadable(), raising=False)
         report = scdl.verify(archive[1], deep=True)
     assert report.verdict is verdict
     assert os.strerror(code) in report.findings[0].message
