@@ -29,6 +29,8 @@ _SCHEMA = "__schema"
 _MARKERS = ("__tiledb_group.tdb", "__group", _SCHEMA)
 #: The measurement that is taken by default, as in the Census.
 _RNA = "RNA"
+#: Size of the buffer of each column that TileDB reads.
+_BUFFER, _BUFFER_BYTES = "soma.init_buffer_bytes", 1 << 26
 #: Layers of X that are taken by default: that of tiledbsoma.io, and that of the Census.
 _DEFAULTS = ("data", "raw")
 #: Collections of arrays of cells or genes.
@@ -89,7 +91,10 @@ def open_sources(
     with readable(path):
         # TileDB does not know when the working directory changes.
         uri = path if is_url(path) else os.path.abspath(path)
-        experiment = stack.enter_context(tiledbsoma.open(uri))
+        # By default every column that is read takes 1 GiB of address space, of which too much is
+        # in use while an error is handled for the process to be forked.
+        context = tiledbsoma.SOMATileDBContext(tiledb_config={_BUFFER: _BUFFER_BYTES})
+        experiment = stack.enter_context(tiledbsoma.open(uri, context=context))
         if not isinstance(experiment, tiledbsoma.Experiment):
             members = list(experiment) if isinstance(experiment, tiledbsoma.Collection) else []
             inside = f"; give the path of one in it: {', '.join(members)}" if members else ""

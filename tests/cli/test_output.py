@@ -165,8 +165,8 @@ def ground(
         return out.getvalue(), error.getvalue()
 
     before = logger.level, logger.propagate, [*logger.handlers]
-    # Commands of other tests may have run in this process.
-    logger.handlers = []
+    # A verbose command of another test may have run in this process.
+    logger.setLevel("WARNING")
     yield run
     logger.level, logger.propagate, logger.handlers = before
 
