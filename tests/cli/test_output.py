@@ -168,7 +168,9 @@ def ground(
     # A verbose command of another test may have run in this process.
     logger.setLevel("WARNING")
     yield run
-    logger.level, logger.propagate, logger.handlers = before
+    # Unlike an assignment, this also forgets which levels were enabled.
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers = before[1:]
 
 
 class TestVerbosity:
