@@ -152,6 +152,7 @@ class StoredRows(NamedTuple):
         if found != RowsRead.NOTHING:
             return SparseRows(data, indices, indptr, largest, found == RowsRead.SORTED)
         if ordered:
+            # The caller sorts them, and casts them to the wider dtype with that.
             indices = recycled.empty(total, ids.dtype)
         parts = [(DATA, data), (INDICES, indices)]
         if concurrently and total >= MANY_VALUES:

@@ -157,7 +157,8 @@ class Node(NamedTuple):
 
 def _pieces_of(codecs: Sequence[Codec]) -> tuple[int, ...] | None:
     """Shape of the pieces of chunks, in which they are encoded; None if they are not in pieces."""
-    if not {_SHARDING, OF}.intersection(list(map(_NAME, codecs))[:1]):
+    names = list(map(_NAME, codecs))
+    if not names or names[0] not in (_SHARDING, OF):
         return None
     return tuple(map(operator.index, codecs[0]["configuration"]["chunk_shape"]))
 

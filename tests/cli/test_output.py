@@ -147,7 +147,7 @@ def ground(
     """Runs a command in this process, in a directory of its own: what it writes to the streams."""
     logger, runs = logging.getLogger("scdl"), count()
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    # What is usually told after a while is told at once.
+    # Report progress at once instead of after some seconds.
     monkeypatch.setattr(progress, "INTERVAL", 0)
 
     def run(*command: str) -> tuple[str, str]:

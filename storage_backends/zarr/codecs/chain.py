@@ -58,7 +58,7 @@ class Chain:
         self.in_frames = names == [packed.NAME]
         #: The codec whose tables were fitted to the array.
         self.fitted = ans.Ans.of(_settings(self._serializer)) if ans.NAME in names else None
-        #: Whether the codecs are told where rows end.
+        #: Whether encoding takes the ends of rows.
         self.knows_rows = self.in_frames or self.fitted is not None
         # Arrays are read together whatever their tables.
         others = [codec for codec in codecs if codec["name"] != ans.NAME]

@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_pages_that_arrow_skips_are_no_missing_rows(path: Path) -> None:
+def test_skipped_pages_of_archives(path: Path) -> None:
     data, skipped = path.read_bytes(), 0
     for bit in range(8 * HEADER.start, 8 * HEADER.stop):
         damaged = bytearray(data)
@@ -42,7 +42,7 @@ def test_pages_that_arrow_skips_are_no_missing_rows(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_nor_in_tables_of_genes(path: Path) -> None:
+def test_skipped_pages_of_tables_of_genes(path: Path) -> None:
     data, refused = path.read_bytes(), 0
     for bit in range(8 * HEADER.start, 8 * HEADER.stop):
         damaged = bytearray(data)
