@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from annotated import names_of_layers
 from budget import examples, sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -264,11 +265,6 @@ def layered(n, seed=0):
     adata.layers["indptr"] = (3 * adata.X).tocsc()
     adata.layers["by rows"] = 2 * adata.X
     return adata
-
-
-def names_of_layers(adata):
-    """Names of layers; newer releases of anndata list X among them as None."""
-    return [name for name in adata.layers if name is not None]
 
 
 def whole_matrix(adata, element):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from annotated import names_of_layers
 from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,8 +72,7 @@ def write(place: Path, name: str, adata: anndata.AnnData, **options: Any) -> Pat
         options["neighbor_key"] = graphs or None
         dense = [key for key, value in adata.obsm.items() if isinstance(value, np.ndarray)]
         options["obsm"] = dense or None
-        # anndata 0.13 lists X as the layer of no name.
-        options["layers"] = [key for key in adata.layers if key is not None]
+        options["layers"] = names_of_layers(adata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScdlWarning)
         scdl.convert(place / f"{name}.h5ad", path, **{k: v for k, v in options.items() if v})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,14 @@ def lines_without(path: Path) -> None:
 def columns_of(path: Path, table: str) -> list[str]:
     """Names of the columns of a table of an AnnData, with its index."""
     with h5py.File(path) as file:
-        group = file[table]
-        codes = [f"{table}/{n}/codes" for n in group if isinstance(group[n], h5py.Group)]
-        return codes + [f"{table}/{n}" for n in group if isinstance(group[n], h5py.Dataset)]
+        names = []
+        for name, column in file[table].items():
+            # Columns of two arrays: categories, and values that may be missing.
+            if isinstance(column, h5py.Group):
+                names += [f"{table}/{name}/{part}" for part in column if part != "categories"]
+            else:
+                names.append(f"{table}/{name}")
+        return names
 
 
 def soma_without(path: Path, table: str) -> None:
@@ -182,8 +188,13 @@ def zarr_without(path: Path, table: str) -> None:
     from anndata.io import read_elem, write_elem
 
     group = zarr.open_group(path, mode="r+", use_consolidated=False)
-    write_elem(group, table, read_elem(group[table]).iloc[:-1])
-    zarr.consolidate_metadata(group.store)
+    rows = read_elem(group[table]).iloc[:-1]
+    del group[table]
+    write_elem(group, table, rows)
+    with warnings.catch_warnings():
+        # Zarr 3 does not specify consolidated metadata yet.
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(group.store)
 
 
 def vocabulary_without(path: Path) -> None:
