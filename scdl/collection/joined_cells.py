@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from scdl.archive.requests import Request
 from scdl.archive.schema import NEIGHBOR_KEY, Block, Info, obsm_array
 from scdl.collection.graph import MemberGraph
 from scdl.collection.member_obs import obs_table
+from scdl.collection.member_property import member_property
 from scdl.collection.member_tables import MemberTables
 from scdl.collection.members import Members
 from scdl.dataset.cells import Origin, Storage
@@ -30,34 +31,7 @@ from storage_backends import __version__
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_T = TypeVar("_T")
 _NO_CELLS = Info((Block(0, 0),), is_sorted=True)
-
-
-class _member_property(Generic[_T]):
-    """A cached property that is computed again when the members change."""
-
-    def __init__(self, compute: Callable[[Any], _T]) -> None:
-        self._compute, self.__doc__ = compute, compute.__doc__
-        self._attribute = f"_cached{compute.__name__}"
-
-    @overload
-    def __get__(self, cells: None, owner: type[Any] | None = None) -> Self: ...
-    @overload
-    def __get__(self, cells: JoinedCells, owner: type[Any] | None = None) -> _T: ...
-    def __get__(self, cells: JoinedCells | None, owner: type[Any] | None = None) -> Self | _T:
-        if cells is None:
-            return self
-        while True:
-            members = cells._members
-            known: tuple[Members | None, Any] = cells.__dict__.get(self._attribute, (None, None))
-            if known[0] is members:
-                value: _T = known[1]
-                return value
-            value = self._compute(cells)
-            # If another thread changed the members meanwhile, compute the value again.
-            if cells._members is members:
-                cells.__dict__[self._attribute] = members, value
 
 
 class JoinedCells(CellReader):
@@ -72,7 +46,7 @@ class JoinedCells(CellReader):
 
     # -- contents --------------------------------------------------------------------------
 
-    @_member_property
+    @member_property
     def _blocks(self) -> list[tuple[int, int, Block]]:
         """For each feature block the first member with it, its index there, and the block."""
         members = self._members
@@ -89,7 +63,7 @@ class JoinedCells(CellReader):
                 found.append((number, i, replace(block, stop=stop)))
         return found
 
-    @_member_property
+    @member_property
     def info(self) -> Info:
         """Feature blocks of all members; adjacent blocks of the same genes are merged."""
         if not self._blocks:
@@ -119,7 +93,7 @@ class JoinedCells(CellReader):
                 start = block.stop
         return out
 
-    @_member_property
+    @member_property
     def gene_spaces(self) -> NDArray[np.int64]:
         """Gene space of each feature block, numbered from 0."""
         blocks = self._blocks
@@ -190,7 +164,7 @@ class JoinedCells(CellReader):
     def _request(self, at: NDArray[np.int64], field: str = "") -> Request:
         return self._members.request(at, field)
 
-    @_member_property
+    @member_property
     def fields(self) -> list[str]:
         """Names of the fields that all members with cells have."""
         members = self._members
@@ -243,16 +217,16 @@ class JoinedCells(CellReader):
 
     # -- tables ----------------------------------------------------------------------------
 
-    @_member_property
+    @member_property
     def _tables(self) -> MemberTables:
         places = [(number, i) for number, i, _ in self._blocks]
         return MemberTables(repr(self), self._members, places)
 
-    @_member_property
+    @member_property
     def _var(self) -> VarFeatures:
         return VarFeatures(self._tables, self.info, VAR_INDEX_NAMES)
 
-    @_member_property
+    @member_property
     def _obs(self) -> ObsFeatures | None:
         has_obs = any(record.has_obs for record in self._members.records)
         if not has_obs and self._members.origins is None:
@@ -269,14 +243,14 @@ class JoinedCells(CellReader):
 
     # -- neighbours ------------------------------------------------------------------------
 
-    @_member_property
+    @member_property
     def neighbor_keys(self) -> list[str]:
         """Keys of the graphs of all members; empty if `load_neighbors` is False."""
         if self._neighbors["load_neighbors"] is False:
             return []
         return list(dict.fromkeys(key for r in self._members.records for key in r.graphs))
 
-    @_member_property
+    @member_property
     def graph(self) -> NeighborGraph | None:
         """The joint graph of the members; None if no member has the requested one.
 
@@ -298,7 +272,7 @@ class JoinedCells(CellReader):
             )
         return None
 
-    @_member_property
+    @member_property
     def _graphs(self) -> dict[str, NeighborGraph]:
         return {}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from scdl.collection.member import MAX_COUNT, Member, count_in
-from scdl.collection.paths import KEPT_PREFIX, MANIFEST
-from scdl.errors import ArchiveFormatError
+from scdl.collection.paths import KEPT_PREFIX, MANIFEST, archives_below, has_manifest, resolved
+from scdl.errors import ArchiveChangedError, ArchiveFormatError
 from storage_backends.directory import locks, publication
 from storage_backends.errors import refused_write
 
@@ -82,6 +82,41 @@ def locked(directory: str) -> Iterator[None]:
                 publication.remove(leftover)
         publication.finish_removals(directory)
         yield
+
+
+def check_unchanged(
+    directory: str, identity: tuple[int, int] | None, members: Collection[str] | None
+) -> None:
+    """Compare a locked directory with what was read from it.
+
+    Parameters
+    ----------
+    directory
+        The directory of the manifest.
+    identity
+        Identity of the manifest that was read.
+    members
+        Paths that a new manifest will list; None if one is written only in place of another.
+
+    Raises
+    ------
+    ArchiveChangedError
+        The manifest was changed since it was read, or an archive was added that the new manifest
+        would leave out.
+    """
+    file = os.path.join(directory, MANIFEST)
+    if manifest_identity(directory) != identity:
+        raise ArchiveChangedError(
+            f"{file}: another process or thread changed the manifest since the collection was "
+            "opened, and its changes would be lost; open it again"
+        )
+    if members is not None and not has_manifest(directory):
+        for path in archives_below(directory):
+            if resolved(path) not in members:
+                raise ArchiveChangedError(
+                    f"{path}: this archive was added since the collection was opened, and the "
+                    "manifest would omit it; add it, or open the collection again"
+                )
 
 
 def write_manifest(directory: str, members: Iterable[Member]) -> None:

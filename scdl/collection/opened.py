@@ -13,20 +13,20 @@ from scdl.archive.schema import NEIGHBOR_KEY, names_of
 from scdl.collection.discovery import describe_all, find_members
 from scdl.collection.joined_cells import JoinedCells
 from scdl.collection.kept_columns import kept_names, remove_kept, write_kept
-from scdl.collection.manifest import locked, manifest_identity, write_manifest
+from scdl.collection.manifest import (
+    check_unchanged,
+    locked,
+    manifest_identity,
+    write_manifest,
+)
 from scdl.collection.member import Member
 from scdl.collection.member_obs import obs_columns
 from scdl.collection.members import Datasets, Members
-from scdl.collection.paths import MANIFEST, archives_below, has_manifest, resolved
+from scdl.collection.paths import has_manifest, resolved
 from scdl.dataset import summary
 from scdl.dataset.dataset import SingleCellDataset
 from scdl.dataset.opened import CACHE_MB
-from scdl.errors import (
-    ArchiveChangedError,
-    ArchiveNotFoundError,
-    CollectionError,
-    OptionError,
-)
+from scdl.errors import ArchiveNotFoundError, CollectionError, OptionError
 from storage_backends.errors import refused_write
 from storage_backends.paths import Path, is_url, paths_of
 from storage_backends.registry import is_archive
@@ -262,37 +262,14 @@ class OpenedCollection(JoinedCells):
     def _locked(self, *, saves: bool = False) -> Iterator[None]:
         """Context manager that locks the directory, if any, and checks that it is unchanged.
 
-        Parameters
-        ----------
-        saves
-            Whether a manifest will be written even if there is none.
-
-        Raises
-        ------
-        ArchiveLockedError
-            Another process or thread is changing the directory.
-        ArchiveChangedError
-            The manifest was changed since it was read, or an archive was added that the new
-            manifest would leave out.
+        `saves`: whether a manifest will be written even if there is none.
         """
         if self.data_path is None or not os.path.isdir(self.data_path):
             yield
             return
         with locked(self.data_path):
-            if manifest_identity(self.data_path) != self._manifest:
-                raise ArchiveChangedError(
-                    f"{os.path.join(self.data_path, MANIFEST)}: another process or thread changed "
-                    "the manifest since the collection was opened, and its changes would be lost; "
-                    "open it again"
-                )
-            if saves and not self._has_manifest:
-                known = {record.path for record in self._members.records}
-                for path in archives_below(self.data_path):
-                    if resolved(path) not in known:
-                        raise ArchiveChangedError(
-                            f"{path}: this archive was added since the collection was opened, and "
-                            "the manifest would omit it; add it, or open the collection again"
-                        )
+            known = [record.path for record in self._members.records]
+            check_unchanged(self.data_path, self._manifest, known if saves else None)
             yield
 
     def _append(self, paths: Sequence[Path], *, save: bool) -> None:

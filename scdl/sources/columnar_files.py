@@ -96,11 +96,10 @@ class _Parquet(_File):
             else:
                 start -= n_rows
         types = [self.schema.field(name).type for name in columns]
+        parts = [groups] if groups else []
         if any(is_list(t) and pa.types.is_dictionary(t.value_type) for t in types):
             # Arrow does not read lists of categories of several row groups together.
             parts = [[i] for i in groups]
-        else:
-            parts = [groups] if groups else []
         for part in parts:
             for batch in self._file.iter_batches(
                 at_once, part, [*columns], use_threads=n_threads() > 1
@@ -297,5 +296,5 @@ def schema_of(path: str) -> pa.Schema:
 
 def is_list(type_: pa.DataType) -> bool:
     """Whether values of a type are lists of any kind."""
-    return str(type_).startswith(("list<", "large_list<", "fixed_size_list<", "list_view<",
-                                  "large_list_view<"))  # fmt: skip
+    name = str(type_).partition("<")[0].removeprefix("large_")
+    return name in {"list", "fixed_size_list", "list_view"}

@@ -15,7 +15,7 @@ from storage_backends.capabilities import Sparse
 from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.errors import ArchiveFormatError
-from storage_backends.zarr import layout
+from storage_backends.zarr import extents, layout
 from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
@@ -90,7 +90,8 @@ class GroupContents:
             if self.is_archive:
                 if not by_rows or not self.specs.keys() >= set(layout.MATRIX_PARTS):
                     self._refuse_matrix()
-                self._check_lengths(exposed)
+                lengths = {at: self.specs[name].length for name, at in self.paths.items()}
+                extents.check_lengths(path, self.matrix, self.sparse, lengths, exposed)
             self._bound_ids()
             self._find_tables()
 
@@ -161,27 +162,6 @@ class GroupContents:
             "dtype that archives do not support"
         )
 
-    def _check_lengths(self, exposed: set[str]) -> None:
-        """Compare the lengths of arrays with the shapes of matrices, and with each other."""
-        lengths = {}
-        for name, path in self.paths.items():
-            lengths[path] = self.specs[name].length
-        for path, matrix in self.sparse.items():
-            lengths[path], along = matrix.shape[0], matrix.shape[matrix.format == "csc"]
-            values, ids = lengths[f"{path}/data"], lengths[f"{path}/indices"]
-            offsets = lengths[f"{path}/indptr"]
-            if values != ids or offsets != along + 1:
-                raise ArchiveFormatError(
-                    f"{self.path}: {path} has {matrix.shape[0]} rows and {matrix.shape[1]} "
-                    f"columns, but {offsets} offsets, {values} values and {ids} indices"
-                )
-        n_obs = self.specs["indptr"].length - 1
-        for path, found in lengths.items():
-            if path in exposed and found != n_obs:
-                raise ArchiveFormatError(
-                    f"{self.path}: {path} has {found} rows, but {self.matrix} has {n_obs}"
-                )
-
     def _bound_ids(self) -> None:
         """Complete the specifications: ids that are checked when read, and unsigned numbers."""
         ids, reordered = ["indices"], bool(self.scdl_attrs.get("reordered"))
@@ -249,7 +229,7 @@ class GroupContents:
                 array.bound = Bound.of(below, mapping)
             array.is_offsets = name.endswith("indptr")
             if name == "indptr" and self.is_archive:
-                self._check_ends(array)
+                extents.check_ends(self.path, array, self.specs["data"].length)
         return array
 
     def stored(self, name: str) -> ZarrArray:
@@ -262,17 +242,6 @@ class GroupContents:
 
     def _repeated(self, name: str) -> Repeated | None:
         return repeated(f"{self.path}: {name}", name, self.paths, self.nodes, self.specs)
-
-    def _check_ends(self, offsets: ZarrArray) -> None:
-        """Compare the first and last offset with the number of values."""
-        length, nnz = offsets.spec.length, self.specs["data"].length
-        ends = np.empty(2, offsets.spec.dtype)
-        offsets.read(np.array([0, length - 1]), np.array([1, length]), ends)
-        if ends.tolist() != [0, nnz]:
-            raise ArchiveFormatError(
-                f"{self.path}: offsets run from {ends[0]} to {ends[1]}, for {nnz} values; convert "
-                "the source again"
-            )
 
     @cached_property
     def order(self) -> NDArray[np.int64] | None:

@@ -16,7 +16,6 @@ from zarr.storage import LocalStore
 from storage_backends.anndata_format.names import encoding
 from storage_backends.base import INDEX
 from storage_backends.capabilities import Sparse
-from storage_backends.compute.caching import cached_property
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import BackendOptionError, refused_write
 from storage_backends.zarr import detection, elements, gene_order, layout
@@ -27,6 +26,7 @@ from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.local_stores import RecordingStore
 from storage_backends.zarr.repeats import Compression
 from storage_backends.zarr.tables import writing
+from storage_backends.zarr.tables.genes import GeneTables, write_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +55,7 @@ class ZarrWriter(DirectoryWriter):
         self._profile = profile
         self._arrays: dict[str, ArrayBuilder] = {}
         self._sparse: dict[str, Sparse] = {}
-        self._var: dict[str, pa.Table] = {}
+        self._genes = GeneTables()
         self._elements: dict[str, Any] = {}
         #: Whether X and layers beside raw/X have the order of its genes.
         self._follows = False
@@ -125,8 +125,7 @@ class ZarrWriter(DirectoryWriter):
     def write_table(self, name: str, table: pa.Table | pa.RecordBatchReader) -> None:
         self._check_table(name, table.schema)
         if name != "obs":
-            self._var[name] = table.read_all() if hasattr(table, "read_all") else table
-            self.table_rows[name] = self._var[name].num_rows
+            self.table_rows[name] = self._genes.add(name, table)
             return
         with refused_write(self.path), layout.ignore_zarr_warnings():
             self.table_rows[name] = writing.write(self._root, name, table)
@@ -150,11 +149,12 @@ class ZarrWriter(DirectoryWriter):
                 builder.close()
             order = self._order_genes(attrs)
             self._place_arrays(attrs, n_obs)
-            self._write_genes(attrs, order)
+            var_path = "raw/var" if _element(attrs) == "raw/X" else "var"
+            self._genes.write(self._root, var_path, attrs["blocks"], order)
             for name, value in self._elements.items():
                 elements.write(self._root, layout.element_path(name), value)
             if order is not None and self._follows:
-                self._write_order("var", order)
+                write_order(self._root, "var", order)
             self._write_root(attrs, n_obs, reordered=order is not None)
             zarr.consolidate_metadata(self._root.store)
 
@@ -205,7 +205,7 @@ class ZarrWriter(DirectoryWriter):
         if _element(attrs) != "raw/X":
             return None
         widths = [self._sparse[prefix.rstrip("/")].shape[1] for prefix in by_rows]
-        var, raw_var = self._elements.get("var"), self._var["var/0"]
+        var, raw_var = self._elements.get("var"), self._genes.by_name["var/0"]
         has_genes = var is not None and gene_order.has_genes(var, raw_var, widths)
         return by_rows if all_follow and has_genes else []
 
@@ -226,48 +226,8 @@ class ZarrWriter(DirectoryWriter):
             group = self._root.require_group(layout.element_path(name))
             group.attrs.update(encoding(f"{matrix.format}_matrix", shape=list(matrix.shape)))
 
-    def _write_genes(self, attrs: Mapping[str, Any], order: NDArray[np.int64] | None) -> None:
-        """Write var next to the matrix, and one table for each of several blocks."""
-        raw = "raw/" if _element(attrs) == "raw/X" else ""
-        alone = len(attrs["blocks"]) == 1
-        if not alone and self._is_anndata(attrs):
-            writing.write(self._root, "var", self._shared_var)
-        for name, table in self._var.items():
-            path = f"{raw}var" if alone else layout.block_path(name, self._is_anndata(attrs))
-            if order is not None:
-                table = table.take(order)
-            parent, _, key = path.rpartition("/")
-            group = self._root.require_group(parent) if parent else self._root
-            writing.write(group, key, table)
-            if order is not None:
-                self._write_order(path, order)
-
-    def _write_order(self, path: str, order: NDArray[np.int64]) -> None:
-        """Write the original position of each gene next to the columns of a table."""
-        self._root.create_array(
-            f"{path}/{layout.ORDER}",
-            data=order,
-            compressors=layout.CHECKED,
-            config={"write_empty_chunks": True},
-        )
-
-    @cached_property
-    def _shared_var(self) -> pa.Table:
-        """The columns that the var tables of all blocks share; once all are written."""
-        from storage_backends.compute import arrow
-
-        return arrow.shared_columns(self._var.values())
-
-    def _is_anndata(self, attrs: Mapping[str, Any]) -> bool:
-        """Whether all blocks share one list of genes, as an AnnData requires."""
-        spaces = {block.get("space") for block in attrs["blocks"]}
-        is_shared = len(spaces) == 1 and None not in spaces
-        # A column of that name would collide with the group of block tables.
-        free = is_shared and layout.BLOCKS not in self._shared_var.schema.names
-        return len(attrs["blocks"]) == 1 or free
-
     def _write_root(self, attrs: Mapping[str, Any], n_obs: int, *, reordered: bool) -> None:
-        has_obs = "obs" in self.table_rows
+        has_obs, is_anndata = "obs" in self.table_rows, self._genes.are_shared(attrs["blocks"])
         if not has_obs:
             writing.write(self._root, "obs", numbered(n_obs))
         attribute: dict[str, Any] = {
@@ -276,12 +236,12 @@ class ZarrWriter(DirectoryWriter):
             "obs": has_obs,
             "reordered": reordered,
             **({"var_reordered": True} if self._follows else {}),
-            **({"shared_var": True} if len(self._var) > 1 and self._is_anndata(attrs) else {}),
+            **({"shared_var": True} if len(self._genes.by_name) > 1 and is_anndata else {}),
             **({"unsigned": sorted(self._unsigned)} if self._unsigned else {}),
             "attrs": {**attrs, **({"sorted": False} if reordered else {})},
         }
         self._root.attrs.update({layout.ATTRIBUTE: attribute})
-        if not self._is_anndata(attrs):
+        if not is_anndata:
             return
         for name in layout.MAPPINGS:
             group = self._root.require_group(name)

@@ -142,6 +142,15 @@ def encoded(reader: DirectReader, start: int, stop: int) -> Iterator[bytes]:
         start = last
 
 
+def decoded(reader: DirectReader, n: int, length: int) -> Iterator[NDArray[Any]]:
+    """The first `n` chunks of an array of one dimension, each of `length` items."""
+    for number in range(n):
+        chunk = np.empty((1, length), reader.chain.stored)
+        fetched = reader.fetch([reader], np.array([0]), np.array([number]))
+        fetched.decode(0, 1, np.array([length]), chunk)
+        yield chunk[0]
+
+
 def locate(
     readers: Sequence[Located], which: NDArray[np.int64], chunks: NDArray[np.int64]
 ) -> tuple[Pieces, NDArray[np.bool_]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from storage_backends.base import ArraySpec
 from storage_backends.compute import threads
 from storage_backends.directory.recorder import Recorder
-from storage_backends.zarr.chunks.fetching import DirectReader, encoded
+from storage_backends.zarr.chunks.fetching import DirectReader, decoded, encoded
 from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.row_ends import RowEnds
@@ -30,6 +30,8 @@ ENCODING: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0
 _CHUNKS_PER_SHARD = 1024
 #: Items of a stored array that are encoded again at once.
 _ITEMS_AT_ONCE = 1 << 18
+#: Codecs from numbers to numbers.
+_FILTERS = ("numcodecs.astype", "numcodecs.delta")
 #: Full chunks that wait for the ends of their rows: writers append these after some values.
 _MOST_WAITING = 256
 
@@ -267,9 +269,8 @@ class ArrayBuilder:
         self._use_chain()
         self._shards = self._new_shards(self._directory)
         unfinished, self._pending = self._pending, deque()
-        for chunk in _decoded(
-            self._grid(narrow_directory, per_shard), narrow, written, self._chunk_rows
-        ):
+        grid = self._grid(narrow_directory, per_shard)
+        for chunk in decoded(DirectReader("", grid, narrow, 0), written, self._chunk_rows):
             self._submit(chunk.astype(self._dtype).reshape(-1, *self._item_shape))
         for chunk, _ in unfinished:
             self._submit(chunk)
@@ -295,16 +296,3 @@ def encoded_bytes(
         within = rows.within(start, start + len(chunk)) if chain.knows_rows else None
         tasks.append(threads.submit(chain.encode, chunk, within))
     return sum(len(task.result()) for task in tasks)
-
-
-#: Codecs from numbers to numbers.
-_FILTERS = ("numcodecs.astype", "numcodecs.delta")
-
-
-def _decoded(grid: ShardedChunks, chain: Chain, n: int, length: int) -> Iterator[NDArray[Any]]:
-    reader = DirectReader("", grid, chain, 0)
-    for number in range(n):
-        chunk = np.empty((1, length), chain.stored)
-        fetched = reader.fetch([reader], np.array([0]), np.array([number]))
-        fetched.decode(0, 1, np.array([length]), chunk)
-        yield chunk[0]
