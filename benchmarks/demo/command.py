@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -69,8 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("h5ad", nargs="?", type=Path, help="default: the cells of scanpy")
     parser.add_argument("--dest", type=Path, help="keep the archive here")
     options = parser.parse_args(arguments)
-    # torch warns once of every layout.
-    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
     h5ad = options.h5ad or packaged_h5ad()
     with tempfile.TemporaryDirectory(prefix="scdl-demo-") as scratch:
         demo(h5ad, options.dest or Path(scratch, h5ad.stem))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,11 @@ from scdl.kernels import memory as recycled
 
 if TYPE_CHECKING:
     from scdl.dataset.batch import CellBatch, Layout
+
+with warnings.catch_warnings():
+    # torch warns once per process that CSR tensors are in beta. Batches are, by default.
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
 
 _LARGEST_EXACT_FLOAT32 = 2**24
 _SIGNED = {2: np.int32, 4: np.int64, 8: np.int64}

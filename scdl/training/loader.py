@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NoReturn, Unpack
+from weakref import WeakSet
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -30,6 +32,17 @@ __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 
 # numba imports most of its modules at the first call of a kernel: now rather than in a batch.
 hashing.permuted(np.empty(0, np.int64), 1, 0)
+
+#: Epochs that were begun, which are closed while Python can still run what closes them.
+_UNFINISHED: WeakSet[Generator[Any]] = WeakSet()
+
+
+@atexit.register
+def _close_unfinished() -> None:
+    for batches in list(_UNFINISHED):
+        # One that another thread is in cannot be closed.
+        with contextlib.suppress(ValueError):
+            batches.close()
 
 
 class SingleCellLoader(Summarized):
@@ -223,6 +236,11 @@ class SingleCellLoader(Summarized):
 
         Several iterations may be in use at once: each is a different epoch.
         """
+        batches = self._epoch_batches()
+        _UNFINISHED.add(batches)
+        return batches
+
+    def _epoch_batches(self) -> Generator[Any]:
         iteration, in_workers = self._progress.begin(), self._options["workers"] > 0
         run = self._from_workers if in_workers else self._batches
         self._statistics = statistics = EpochStatistics(

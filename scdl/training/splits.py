@@ -55,7 +55,7 @@ class Splits(Mapping[str, NDArray[np.int64]]):
     >>> parts = scdl.split(data, (0.5, 0.5), seed=0)
     >>> list(parts), len(parts["train"])
     (['train', 'validation'], 3)
-    >>> parts.hash == scdl.split(data, (0.5, 0.5), seed=0).hash
+    >>> parts == scdl.split(data, (0.5, 0.5), seed=0)
     True
     """
 
@@ -80,6 +80,12 @@ class Splits(Mapping[str, NDArray[np.int64]]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Splits) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {len(rows):,}" for name, rows in self.items())

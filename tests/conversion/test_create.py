@@ -63,7 +63,7 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:Transforming to str")
+@pytest.mark.filterwarnings("ignore:Transforming to str")
 @pytest.mark.parametrize("kind", KINDS)
 def test_matrix_of_any_kind(tmp_path, kind):
     X = counts(5)

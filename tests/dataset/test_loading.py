@@ -13,9 +13,7 @@ from sources import Cells, random_cells, write_h5ad
 import scdl
 
 torch = pytest.importorskip("torch")
-# torch calls its own CSR layout a beta.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta"),
     # Newer Pythons warn of any fork beside threads, torch's among them.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]

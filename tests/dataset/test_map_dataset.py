@@ -21,8 +21,6 @@ from scdl.errors import RowIndexError
 torch = pytest.importorskip("torch")
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-
 N_OBS, N_VARS = 12, 7
 DENSE = random_cells(N_OBS, N_VARS).csr().toarray()
 

@@ -483,3 +483,16 @@ def test_widths_are_those_of_the_dataset(ds: Any) -> None:
     rows = np.flatnonzero(DENSE[:, -1] == 0)[:3].tolist()
     (batch,) = drop_in(torch.utils.data.Subset(ds, rows))
     assert batch.shape == (3, N_VARS)
+
+
+def test_a_process_that_ends_in_an_epoch_says_nothing(archives: dict[str, Path]) -> None:
+    """Also with the notice of torch that tensors in CSR form are in beta."""
+    code = f"""if True:
+        import warnings, scdl
+        warnings.simplefilter("error")
+        batches = iter(scdl.SingleCellLoader(scdl.open({str(archives["memmap"])!r}), 2))
+        next(batches).x.to_dense()
+        warnings.kept = batches  # until all of Python ends
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -157,8 +157,12 @@ class TestSaved:
             scdl.split(ds, (0.4, 0.6)),
             scdl.split(ds, {"a": 0.5, "b": 0.5}),
         ]
-        assert len({s.hash for s in splits}) == len(splits)
-        assert splits[0].hash == scdl.split(ds, (0.5, 0.5)).hash
+        assert len({s.hash for s in splits}) == len({*splits}) == len(splits)
+        again = scdl.split(ds, (0.5, 0.5))
+        assert splits[0].hash == again.hash
+        assert splits[0] == again
+        assert splits[0] != splits[1]
+        assert splits[0] != dict(again)
 
     def test_of_another_dataset(self, ds: Any, tmp_path: Path) -> None:
         rows = {"train": np.arange(5)}
