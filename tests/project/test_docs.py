@@ -125,6 +125,8 @@ def run_console(block: str, run_command: Callable[..., Any]) -> None:
 @pytest.mark.filterwarnings("ignore:.*rounded them by up to:UserWarning")
 # anndata: of its own defaults, where a Zarr archive keeps a whole AnnData
 @pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")
+# anndata: of the loader that a page says how to leave
+@pytest.mark.filterwarnings("ignore:The function AnnLoader is deprecated:FutureWarning")
 def test_code_blocks_run(
     page: Path,
     files: Path,
@@ -135,8 +137,9 @@ def test_code_blocks_run(
     blocks = BLOCK.findall(page.read_text())
     if any(word in code for word in ("torch", "collate", "Loader(") for _, code in blocks):
         pytest.importorskip("torch")
-    if any("distributed" in code for language, code in blocks if language == "python"):
-        pytest.importorskip("distributed")
+    for package in ("distributed", "bionemo.scdl"):
+        if any(package in code for language, code in blocks if language == "python"):
+            pytest.importorskip(package)
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
