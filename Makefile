@@ -23,7 +23,7 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo docs test test-whole lint format types bench torture soak fuzz roundtrip compositions test-next wheel lock clean
+.PHONY: help demo docs test test-whole lint format types bench figures torture soak fuzz roundtrip compositions test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ types: $(VENV)/.installed-test ## Check types
 # Without a subject, the list of them.
 bench: $(VENV)/.installed-bench ## Run a benchmark, or list them [SUBJECT=zarr] [ARGS=...]
 	@$(BIN)/python -m benchmarks $(SUBJECT) $(ARGS)
+
+# Without reports, from the summaries that are kept beside the figures.
+figures: $(VENV)/.installed-bench ## Draw the figures of the documentation [REPORTS="benchmarks/results/*.json"]
+	$(BIN)/python -m benchmarks figures $(REPORTS)
 
 torture: $(VENV)/.installed-bench ## Damage archives, and count what is found [ARGS=...]
 	$(BIN)/python -m benchmarks torture $(ARGS)

@@ -9,7 +9,7 @@ from importlib import import_module
 
 SUBJECTS = (
     *("readers", "zarr", "loaders", "collections", "scale", "many_files", "sources"),
-    *("torture", "soak", "fuzz", "compositions", "roundtrip", "demo", "generate"),
+    *("torture", "soak", "fuzz", "compositions", "roundtrip", "demo", "generate", "figures"),
 )
 
 
