@@ -16,6 +16,7 @@ from storage_backends.errors import ArrayNotFoundError as ArrayNotFoundError
 from storage_backends.errors import BackendNotFoundError as BackendNotFoundError
 from storage_backends.errors import BackendOptionError as BackendOptionError
 from storage_backends.errors import MissingCodecError as MissingCodecError
+from storage_backends.errors import NewerFormatError as NewerFormatError
 from storage_backends.errors import OutputError as OutputError
 from storage_backends.errors import PathError as PathError
 from storage_backends.errors import PathTypeError as PathTypeError

@@ -4,4 +4,4 @@
 ``testing`` is the conformance suite that every backend passes.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

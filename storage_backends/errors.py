@@ -28,6 +28,7 @@ __all__ = [
     "BackendNotFoundError",
     "BackendOptionError",
     "MissingCodecError",
+    "NewerFormatError",
     "OutputError",
     "PathError",
     "PathTypeError",
@@ -35,6 +36,7 @@ __all__ = [
     "RemoteError",
     "ScdlError",
     "ScdlWarning",
+    "newer_format",
     "one_line",
     "refused_write",
 ]
@@ -62,6 +64,10 @@ class ArchivePlaceError(ScdlError, ValueError):
 
 class ArchiveFormatError(ScdlError, ValueError):
     """A path is not an archive, or the archive is damaged."""
+
+
+class NewerFormatError(ArchiveFormatError):
+    """A newer release wrote the archive, in a format that this release does not read."""
 
 
 class ArchiveLinkError(ArchiveFormatError):
@@ -152,6 +158,20 @@ def refused_write(path: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ArchiveWriteError(error.errno, f"cannot write: {reason}", path) from error
+
+
+def newer_format(where: str, found: object, most: object) -> NewerFormatError:
+    """The error for a file whose format is newer than the newest that this release reads.
+
+    Examples
+    --------
+    >>> from storage_backends.errors import newer_format
+    >>> print(newer_format("cells.zarr", 3, 1))
+    cells.zarr: its format is 3, this release reads up to 1; upgrade scdl-store
+    """
+    return NewerFormatError(
+        f"{where}: its format is {found}, this release reads up to {most}; upgrade scdl-store"
+    )
 
 
 def one_line(error: BaseException) -> str:

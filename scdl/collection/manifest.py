@@ -12,7 +12,7 @@ from scdl.collection.member import MAX_COUNT, Member, count_in
 from scdl.collection.paths import KEPT_PREFIX, MANIFEST, archives_below, has_manifest, resolved
 from scdl.errors import ArchiveChangedError, ArchiveFormatError
 from storage_backends.directory import locks, publication
-from storage_backends.errors import refused_write
+from storage_backends.errors import newer_format, refused_write
 
 _FORMAT = 1
 
@@ -37,10 +37,7 @@ def parse_manifest(data: bytes, directory: str) -> list[Member]:
         manifest = json.loads(data)
         version = count_in(manifest["format"])
         if version > _FORMAT:
-            raise ArchiveFormatError(
-                f"{file}: its format is {version}, this release reads up to {_FORMAT}; "
-                "upgrade scdl-store"
-            )
+            raise newer_format(file, version, _FORMAT)
         directory = os.path.realpath(directory)
         members = [Member.from_json(entry, directory) for entry in manifest["members"]]
         if sum(member.n_obs for member in members) > MAX_COUNT:

@@ -197,13 +197,21 @@ class Splits(Mapping[str, NDArray[np.int64]]):
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 part_of, metadata = stored["part_of"], json.loads(stored["about"].tobytes())
-            parts = {str(n): np.flatnonzero(part_of == i) for i, n in enumerate(metadata["parts"])}
-            splits = cls(parts, len(part_of), metadata["how"], copy=False)
-            sound = metadata["format"] == _FORMAT and metadata["hash"] == splits.hash
+            newer = metadata["format"] != _FORMAT
+            if not newer:
+                names = enumerate(metadata["parts"])
+                parts = {str(name): np.flatnonzero(part_of == i) for i, name in names}
+                splits = cls(parts, len(part_of), metadata["how"], copy=False)
+                sound = metadata["hash"] == splits.hash
         except FileNotFoundError as error:
             raise SplitError(f"{path}: there is no split here") from error
         except _READ_ERRORS as error:
             raise SplitError(f"{path}: this is not a split: {error!r}") from error
+        if newer:
+            raise SplitError(
+                f"{path}: its format is {metadata['format']!r:.50}, this release reads {_FORMAT!r}; "
+                "upgrade scdl-store"
+            )
         if not sound:
             raise SplitError(f"{path}: the split was changed or is damaged; create it again")
         if dataset is not None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from storage_backends.errors import ArchiveFormatError
+from storage_backends.errors import ArchiveFormatError, newer_format
 
 MAGIC = b"SCDL"
 VERSION = (0, 1, 0)
@@ -91,10 +91,7 @@ class Header:
             raise reader.error(f"it starts with {buffer[:4]!r}, not with {MAGIC!r}")
         version = reader.unpack("3B", "version")
         if version[:2] > VERSION[:2]:
-            raise reader.error(
-                f"its format version is {'.'.join(map(str, version))}, this release reads up to "
-                f"{'.'.join(map(str, VERSION))}; upgrade scdl-store"
-            )
+            raise newer_format(where, *(".".join(map(str, v)) for v in (version, VERSION)))
         endianness, backend = reader.unpack("BI", "endianness and backend")
         if endianness != _BIG_ENDIAN:
             raise reader.error(f"its endianness is {endianness}, expected {_BIG_ENDIAN}")

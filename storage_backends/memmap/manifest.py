@@ -15,7 +15,7 @@ import numpy as np
 
 from storage_backends.base import DTYPES, ArraySpec
 from storage_backends.directory import files as archive_files
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
+from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, newer_format
 from storage_backends.memmap.layout import MATRIX, keeps_sparse
 
 FILE = os.path.join("scdl", "manifest.json")
@@ -40,10 +40,7 @@ def read(path: str) -> Mapping[str, Any]:
         return {}
     manifest = parse(archive_files.read_file(path, FILE), file)
     if manifest["format"] > FORMAT:
-        raise ArchiveFormatError(
-            f"{file}: its format is {manifest['format']}, this release reads up to "
-            f"{FORMAT}; upgrade scdl-store"
-        )
+        raise newer_format(file, manifest["format"], FORMAT)
     return manifest
 
 

@@ -13,7 +13,7 @@ import zarr
 
 from storage_backends import other_formats
 from storage_backends.directory import files as archive_files
-from storage_backends.errors import ArchiveFormatError, ScdlError, one_line
+from storage_backends.errors import ArchiveFormatError, ScdlError, newer_format, one_line
 from storage_backends.zarr import layout
 from storage_backends.zarr.chunks.files import Files, LocalFiles
 from storage_backends.zarr.claims import BoundedStore, check_array
@@ -143,10 +143,7 @@ def scdl_attribute(path: str, store: Nodes, *, may_be_old: bool) -> Mapping[str,
     if not isinstance(attribute, Mapping) or not isinstance(attribute.get("format"), int):
         raise damaged
     if attribute["format"] > layout.FORMAT:
-        raise ArchiveFormatError(
-            f"{path}: its format {attribute['format']} is newer than {layout.FORMAT}, which this "
-            "release of scdl reads; install a newer one"
-        )
+        raise newer_format(path, attribute["format"], layout.FORMAT)
     try:
         blocks, unsigned = attribute["attrs"]["blocks"], attribute.get("unsigned", [])
         if not isinstance(blocks, list) or not blocks or not isinstance(unsigned, list):

@@ -390,7 +390,7 @@ class TestDamaged:
         about["format"] = "scdl split 2"
         with path.open("wb") as file:
             np.savez(file, part_of=part_of, about=np.frombuffer(json.dumps(about).encode(), "u1"))
-        with pytest.raises(SplitError):
+        with pytest.raises(SplitError, match="'scdl split 2', this release reads 'scdl split 1'"):
             scdl.Splits.load(path)
 
 

@@ -316,13 +316,6 @@ class TestDamage:
         edit_metadata(path, "X/data", edit)
         assert "novel" in refused(path)
 
-    def test_a_newer_format(self, copy: Callable[..., Path]) -> None:
-        path = copy()
-        edit_metadata(path, "", lambda m: m["attributes"]["scdl"].update(format=2))
-        assert "newer than 1" in refused(path)
-        with pytest.raises(SourceError, match="newer than 1"):
-            scdl.convert(path, path.parent / "b")
-
     def test_without_pcodec(
         self, copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
