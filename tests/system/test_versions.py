@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from places import GOLDEN
+from release_archives import ARCHIVES, GROWN, N_OBS, cells
 
 import scdl
+from scdl.collection.manifest import _FORMAT
 from scdl.errors import NewerFormatError, SourceError
 from storage_backends.directory import integrity
-from storage_backends.memmap import header, layout
+from storage_backends.memmap import header, layout, manifest
 from storage_backends.zarr import detection
+from storage_backends.zarr import layout as zarr_layout
 
 GENES = pd.DataFrame(index=[f"gene{i}" for i in range(6)])
 
@@ -35,7 +40,7 @@ def edit(file: Path, change: Callable[[Any], None]) -> None:
 
 def newer_manifest(path: Path) -> tuple[str, str]:
     file = path / "scdl" / "manifest.json"
-    edit(file, lambda manifest: manifest.update(format=99))
+    edit(file, lambda content: content.update(format=99))
     return layout.CHECKSUMS, f"{file}: its format is 99, this release reads up to 2"
 
 
@@ -89,3 +94,63 @@ def test_a_newer_archive_is_told_and_not_touched(
         assert not report.done
     assert content_of(path) == before
     assert not (tmp_path / "copy.scdl").exists()
+
+
+@pytest.fixture(scope="module", params=sorted(GOLDEN.glob("release_*.zip")), ids=lambda f: f.stem)
+def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an earlier release wrote."""
+    place = tmp_path_factory.mktemp("released")
+    shutil.unpack_archive(request.param, place)
+    return place
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_of_an_earlier_release(released: Path, name: str) -> None:
+    expected, rows = cells(), np.arange(N_OBS)[::-1]
+    data = scdl.open(released / name)
+    batch = data.read_rows(rows, obs=["kind", "depth"], obsm=["X_pca"])
+    assert (batch.to_scipy() != expected.X[rows]).nnz == 0
+    assert list(batch.obs["kind"]) == list(expected.obs["kind"].iloc[rows])
+    np.testing.assert_array_equal(batch.obs["depth"], expected.obs["depth"].to_numpy()[rows])
+    np.testing.assert_array_equal(batch.obsm["X_pca"], expected.obsm["X_pca"][rows])
+    adata = data.to_anndata()
+    for found, table in ((adata.obs, expected.obs), (adata.var, expected.var)):
+        pd.testing.assert_frame_equal(found, table, check_index_type=False)
+    if name != GROWN:
+        assert (adata.obsp["connectivities"] != expected.obsp["connectivities"]).nnz == 0
+    assert scdl.verify(released / name, deep=True).is_sound
+
+
+def test_a_collection_and_a_split_of_an_earlier_release(released: Path) -> None:
+    data = scdl.open(released)
+    assert len(data) == len(ARCHIVES) * N_OBS
+    assert list(data.read_obs(["kind"])["kind"]) == list(cells().obs["kind"]) * len(ARCHIVES)
+    parts = scdl.Splits.load(released / "split.npz", scdl.open(released / "cells.scdl"))
+    assert {name: len(rows) for name, rows in parts.items()} == {
+        "train": 30,
+        "validation": 10,
+    }
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(N_OBS))
+
+
+@pytest.mark.parametrize("name", ["cells.scdl", "balanced.zarr"])
+def test_an_archive_of_an_earlier_release_grows(released: Path, tmp_path: Path, name: str) -> None:
+    path = shutil.copytree(released / name, tmp_path / name)
+    scdl.open(path).append(cells()[:7].copy())
+    data = scdl.open(path)
+    assert (data.read_rows(range(N_OBS, N_OBS + 7)).to_scipy() != cells().X[:7]).nnz == 0
+    assert scdl.verify(path, deep=True).is_sound
+
+
+def test_every_format_that_is_written_has_an_archive_that_never_changes(tmp_path: Path) -> None:
+    found: dict[str, set[int]] = {"memmap": set(), "zarr": set(), "collection": set()}
+    for archive in GOLDEN.glob("release_*.zip"):
+        place = tmp_path / archive.stem
+        shutil.unpack_archive(archive, place)
+        for file in place.glob("*.scdl/scdl/manifest.json"):
+            found["memmap"].add(json.loads(file.read_text())["format"])
+        for file in place.glob("*.zarr/zarr.json"):
+            found["zarr"].add(json.loads(file.read_text())["attributes"]["scdl"]["format"])
+        found["collection"].add(json.loads((place / "collection.json").read_text())["format"])
+    written = {"memmap": manifest.FORMAT, "zarr": zarr_layout.FORMAT, "collection": _FORMAT}
+    assert {kind: max(formats) for kind, formats in found.items()} == written
