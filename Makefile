@@ -23,7 +23,7 @@ BENCH_DATA := celltypist==1.7.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo docs test test-whole lint format types bench figures torture soak fuzz roundtrip compositions test-next wheel lock clean
+.PHONY: help demo docs test test-whole coverage lint format types bench figures torture soak fuzz roundtrip compositions test-next wheel lock clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,13 @@ test: $(VENV)/.installed-test ## Run lint, types and tests
 # CONTRIBUTING.md says what `make test` leaves out.
 test-whole: $(VENV)/.compiled ## Run the tests, whole where `make test` takes a sample
 	SCDL_TESTS=whole $(BIN)/$(PYTEST)
+
+# Children, threads and workers are measured, too: see pyproject.toml, which also has the least.
+coverage: $(VENV)/.installed-test ## Run the tests, and list the lines of the library that none of them runs
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m $(PYTEST)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(VENV)/.installed-test ## Check style and format
 	$(BIN)/ruff check
@@ -126,7 +133,7 @@ lock: ## Resolve constraints.txt anew, from the newest releases
 	rm -rf $(LOCK)
 
 clean: ## Remove environments, caches and builds
-	rm -rf $(VENV) $(NEXT) $(LOCK) .venv-annbatch build dist docs/_build docs/api/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .coverage .coverage.* $(VENV) $(NEXT) $(LOCK) .venv-annbatch build dist docs/_build docs/api/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python

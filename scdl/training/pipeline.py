@@ -24,6 +24,12 @@ from storage_backends.compute.threads import ahead, n_threads, pool_of, work_alo
 _TASK_CELLS = 512
 #: Cells that are planned first in an epoch.
 _FIRST_CELLS = 1 << 12
+#: What to do where memory ends, added to the error of what asked for it.
+_OUT_OF_MEMORY = (
+    "the loader holds several batches of {:,} cells ahead of the model: take fewer cells for a batch "
+    "(batch_size), less ahead (prefetch=1, threads=1, a smaller memory_mb), or layout='csr' instead "
+    "of 'dense'"
+)
 #: Name prefix of the threads that read ahead.
 THREADS = "scdl-loader"
 
@@ -91,7 +97,11 @@ class Pipeline:
             buffers = self._buffers()
             # The storage fetches the cells of the next buffer while those of this one are used.
             planned = ahead(pool, (partial(self._plan, batches) for batches in buffers), 1)
-            yield from self._produce(itertools.chain.from_iterable(planned), reader, pool)
+            try:
+                yield from self._produce(itertools.chain.from_iterable(planned), reader, pool)
+            except MemoryError as error:
+                error.add_note(_OUT_OF_MEMORY.format(self.schedule.batch_size))
+                raise
 
     def _buffers(self) -> Iterator[range]:
         """Batches that are planned together, at first few, so that an epoch begins at once."""

@@ -1250,6 +1250,17 @@ def test_positions_of_any_integers(memmap: Any) -> None:
         assert flat(rows_of(SingleCellLoader(memmap, order=Positions(found)))) == list(range(90))
 
 
+def test_out_of_memory_says_what_takes_less(memmap: Any) -> None:
+    def grow(batch: Any) -> Any:
+        return np.empty(1 << 60, np.uint8)
+
+    with pytest.raises(MemoryError, match="Unable to allocate") as raised:
+        next(iter(scdl.SingleCellLoader(memmap, 16, transforms=[grow])))
+    (note,) = raised.value.__notes__
+    assert "several batches of 16 cells" in note
+    assert "prefetch=1" in note
+
+
 class TestNames:
     """A single name is accepted where several names are."""
 
