@@ -26,9 +26,9 @@ _TASK_CELLS = 512
 _FIRST_CELLS = 1 << 12
 #: What to do where memory ends, added to the error of what asked for it.
 _OUT_OF_MEMORY = (
-    "the loader holds several batches of {:,} cells ahead of the model: take fewer cells for a batch "
-    "(batch_size), less ahead (prefetch=1, threads=1, a smaller memory_mb), or layout='csr' instead "
-    "of 'dense'"
+    "the loader holds several batches of {:,} cells ahead of the model: take fewer cells for a "
+    "batch (batch_size), less ahead (prefetch=1, threads=1, a smaller memory_mb), or "
+    "layout='csr' instead of 'dense'"
 )
 #: Name prefix of the threads that read ahead.
 THREADS = "scdl-loader"

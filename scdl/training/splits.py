@@ -209,8 +209,8 @@ class Splits(Mapping[str, NDArray[np.int64]]):
             raise SplitError(f"{path}: this is not a split: {error!r}") from error
         if newer:
             raise SplitError(
-                f"{path}: its format is {metadata['format']!r:.50}, this release reads {_FORMAT!r}; "
-                "upgrade scdl-store"
+                f"{path}: its format is {metadata['format']!r:.50}, this release reads "
+                f"{_FORMAT!r}; upgrade scdl-store"
             )
         if not sound:
             raise SplitError(f"{path}: the split was changed or is damaged; create it again")

@@ -28,7 +28,6 @@ from scdl.errors import (
     ArchiveNotFoundError,
     MissingCodecError,
     ScdlError,
-    SourceError,
 )
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.codecs import encodings
