@@ -32,6 +32,7 @@ html_theme = "sphinx_book_theme"
 html_title = "scdl"
 html_theme_options = {
     "home_page_in_toc": True,
+    "collapse_navbar": True,
     "navbar_persistent": [],
     "show_navbar_depth": 1,
     "show_toc_level": 2,

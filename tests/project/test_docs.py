@@ -27,7 +27,9 @@ PAGES = [
     *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
 ]
 # A language, or a directive of the site; its options begin with colons.
-BLOCK = re.compile(r"^```(\w*|\{.*?)\n(?:^:.*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```(\w*|\{[^\n]*)\n(?:^:[^\n]*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 # What CI itself runs, or a person would in another place.
 ELSEWHERE = {"make", "pip"}
 # Shown, not run.
@@ -112,10 +114,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run_console(block: str, run_command: Callable[..., Any]) -> None:
+def run_console(block: str, run_command: Callable[..., Any], prompt: str = "$ ") -> None:
     for line in block.splitlines():
-        assert line.startswith("$ "), f"not a command: {line}"
-        name, *arguments = shlex.split(line[2:])
+        assert line.startswith(prompt), f"not a command: {line}"
+        name, *arguments = shlex.split(line.removeprefix(prompt))
         if name not in ELSEWHERE:
             done = run_command(name, *arguments)
             assert done.returncode == 0, f"{line}\n{done.stderr}"
@@ -144,7 +146,9 @@ def test_code_blocks_run(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for language, code in blocks:
-        if language in ("python", "{code-cell}"):
+        if language == "{code-cell}" and code.lstrip().startswith("!"):
+            run_console(code.strip(), run_command, prompt="!")
+        elif language in ("python", "{code-cell}"):
             exec(compile(code, f"{page.name}", "exec"), names)
         elif language == "console":
             run_console(code, run_command)
