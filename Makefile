@@ -118,7 +118,7 @@ environments: ## Set up what tests need, now
 
 # Warnings are errors, among them links that lead nowhere.
 docs: $(VENV)/.installed-docs ## Build the documentation site into docs/_build/html
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	$(BIN)/sphinx-build --jobs auto --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 wheel: $(VENV)/.installed-test ## Build wheel and sdist into dist/
 	$(BIN)/python -m build --no-isolation

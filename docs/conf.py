@@ -1,11 +1,15 @@
 """Settings of the documentation site, which `make docs` builds."""
 
+import os
 import sys
 from pathlib import Path
 
 import scdl
 
 sys.path.append(str(Path(__file__).parent / "_extensions"))
+# Cells of pages call commands of this environment, whose output is that of a plain, wide terminal.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
 project = "scdl"
 author = "The scdl-store developers"
@@ -30,8 +34,11 @@ nitpicky = True
 
 html_theme = "sphinx_book_theme"
 html_title = "scdl"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "home_page_in_toc": True,
+    # Each page would otherwise hold links to all others, which takes half of the time of a build.
     "collapse_navbar": True,
     "navbar_persistent": [],
     "show_navbar_depth": 1,
@@ -44,6 +51,7 @@ nb_execution_mode = "cache"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_merge_streams = True
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -65,7 +73,7 @@ nitpick_ignore_regex = [
     ("py:class", r"numpy\..*\._\w+|numpy\.random\._generator\.Generator"),
     ("py:class", r"(np|pa|pd|csr|orders)\..*|(NDArray|DTypeLike|Expression|MuData)"),
     ("py:class", r"CellNames|Columns|Convertible|Duplicates|Genes|Missing|Names|NewArchive|Path"),
-    ("py:class", r"Remainder|WorkersLike|\w*Options|CellReader|OpenedArchive|RowReader"),
+    ("py:class", r"Remainder|WorkersLike|\w*Options|CellReader|OpenedArchive|RowReader|RowsRead"),
     ("py:class", r"scdl\.dataset\.(cells\.(Origin|Storage)|neighbor_methods\.CellReader)"),
     ("py:class", r"scdl\.archive\.(features|schema|requests|csr)\.\w+"),
 ]

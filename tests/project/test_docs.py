@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import budget
 import lists
 import loompy
 import mudata
@@ -26,10 +27,9 @@ PAGES = [
     ROOT / "README.md",
     *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
 ]
+TUTORIALS = sorted(DOCS.glob("tutorials/*.md"))
 # A language, or a directive of the site; its options begin with colons.
-BLOCK = re.compile(
-    r"^```(\w*|\{[^\n]*)\n(?:^:[^\n]*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"^```(\w*|\{[^\n]*)\n(?:^:[^\n]*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What CI itself runs, or a person would in another place.
 ELSEWHERE = {"make", "pip"}
 # Shown, not run.
@@ -129,6 +129,8 @@ def run_console(block: str, run_command: Callable[..., Any], prompt: str = "$ ")
 @pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")
 # anndata: of the loader that a page says how to leave
 @pytest.mark.filterwarnings("ignore:The function AnnLoader is deprecated:FutureWarning")
+# matplotlib: of plots by scanpy
+@pytest.mark.filterwarnings("ignore:.*will be deprecated in a future:PendingDeprecationWarning")
 def test_code_blocks_run(
     page: Path,
     files: Path,
@@ -137,6 +139,8 @@ def test_code_blocks_run(
     run_command: Callable[..., Any],
 ) -> None:
     blocks = BLOCK.findall(page.read_text())
+    if page in TUTORIALS and not budget.WHOLE:
+        pytest.skip("long; `make docs` and `make test-whole` run it")
     if any(word in code for word in ("torch", "collate", "Loader(") for _, code in blocks):
         pytest.importorskip("torch")
     for package in ("distributed", "bionemo.scdl"):
@@ -155,6 +159,20 @@ def test_code_blocks_run(
         else:
             is_shown = language in SHOWN or language.startswith("{")
             assert is_shown, f"{page.name} has a block of {language!r} that nothing runs"
+
+
+@pytest.mark.parametrize("page", [DOCS / "start.md", *TUTORIALS], ids=lambda page: page.stem)
+def test_site_runs_the_cells_of_a_page(page: Path) -> None:
+    text = page.read_text()
+    assert text.startswith("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n")
+    cells = [code for language, code in BLOCK.findall(text) if language == "{code-cell}"]
+    assert len(cells) == text.count("\n```{code-cell}\n") > 5
+    for code in cells:
+        if not code.lstrip().startswith("!"):
+            compile(code, page.name, "exec")
+    settings = (DOCS / "conf.py").read_text()
+    assert 'nb_execution_mode = "cache"\n' in settings
+    assert "nb_execution_raise_on_error = True\n" in settings
 
 
 def test_links_lead_somewhere() -> None:
