@@ -10,6 +10,8 @@ sys.path.append(str(Path(__file__).parent / "_extensions"))
 # Cells of pages call commands of this environment, whose output is that of a plain, wide terminal.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+# Pages run side by side: threads of PyTorch that wait for a core would only take it from others.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 project = "scdl"
 author = "The scdl-store developers"
